@@ -1,0 +1,1 @@
+"""Networks, their training, evaluation and export. Runs offline; imports torch."""

@@ -1,0 +1,1 @@
+"""One module per command of `convoy`; each is imported when its command is chosen."""

@@ -1,0 +1,150 @@
+"""The server's configuration: one frozen struct per section, filled once at start from a TOML file and `--set`."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from service.errors import BadConfig
+
+Port = Annotated[int, Meta(ge=0, le=65_535)]
+MIB = 1 << 20
+T = TypeVar("T")
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the server listens and how it stops."""
+
+    host: str = "127.0.0.1"
+    grpc_port: Port = 8001
+    http_port: Port = 8000
+    metrics_port: Port = 8002
+    frontends: Annotated[int, Meta(ge=1, le=64)] = 1  # processes that speak gRPC, all on one port
+    lame_duck_seconds: Annotated[float, Meta(ge=0, le=300)] = 1.0  # still accepts for so long after SIGTERM
+    grace_seconds: Annotated[float, Meta(ge=0, le=3600)] = 20.0  # for what was accepted to be answered
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one request and one front end may hold."""
+
+    max_message_bytes: Annotated[int, Meta(ge=1024, le=2**31 - 1)] = 64 * MIB
+    max_pixels: Annotated[int, Meta(ge=1)] = 50_000_000  # height times width of one image
+    max_images: Annotated[int, Meta(ge=1, le=65_536)] = 256  # of one request
+    max_requests: Annotated[int, Meta(ge=1, le=1_000_000)] = 1024  # in flight in one front end
+    slot_bytes: Annotated[int, Meta(ge=MIB)] = 512 * MIB  # shared memory of one front end, taken as it is used
+    decode_threads: Annotated[int, Meta(ge=0, le=256)] = 0  # of one front end; 0: one per core
+
+
+class BatchingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a batch closes."""
+
+    max_batch_size: Annotated[int, Meta(ge=1, le=1024)] = 32  # images
+    max_queue_delay_ms: Annotated[float, Meta(ge=0, le=10_000)] = 5.0  # only while more images are on their way
+    max_queue: Annotated[int, Meta(ge=1, le=10_000_000)] = 1024  # images that wait, per model
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The device and how onnxruntime uses it."""
+
+    provider: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA where it works; cuda: not ready without it
+    device: Annotated[int, Meta(ge=0, le=1023)] = 0  # CUDA device
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0  # onnxruntime's, within one run; 0: one per core
+
+
+class RepositoryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the model repository is watched."""
+
+    poll_seconds: Annotated[float, Meta(gt=0, le=3600)] = 5.0  # a full look besides the notifications
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything the server can be told."""
+
+    server: ServerConfig = ServerConfig()
+    limits: LimitsConfig = LimitsConfig()
+    batching: BatchingConfig = BatchingConfig()
+    engine: EngineConfig = EngineConfig()
+    repository: RepositoryConfig = RepositoryConfig()
+
+
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`<root>/<model>/model.toml`: what one model does differently. Left out: as the server's configuration says."""
+
+    max_batch_size: Annotated[int, Meta(ge=1, le=1024)] | None = None
+    max_queue_delay_ms: Annotated[float, Meta(ge=0, le=10_000)] | None = None
+    max_queue: Annotated[int, Meta(ge=1, le=10_000_000)] | None = None
+    provider: Literal["auto", "cpu", "cuda"] | None = None
+
+
+def load(
+    file: Path | None = None, settings: Sequence[str] = (), overrides: Mapping[str, object] | None = None
+) -> Config:
+    """The configuration of a TOML file, over it `section.key=value` settings, over them `overrides` by dotted key.
+
+    Raises BadConfig, naming the key and what was wanted.
+    """
+    values: dict[str, Any] = _read(file) if file is not None else {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise BadConfig(f"setting {setting!r}, want section.key=value")
+        _put(values, key.strip(), _value(text.strip()))
+    for key, value in (overrides or {}).items():
+        _put(values, key, value)
+    return _convert(values, Config)
+
+
+def load_model_config(text: str) -> ModelConfig:
+    """The configuration in the text of a `model.toml`. Raises BadConfig."""
+    try:
+        return _convert(tomllib.loads(text), ModelConfig)
+    except tomllib.TOMLDecodeError as error:
+        raise BadConfig(f"model.toml: {error}") from None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text())
+    except OSError as error:
+        raise BadConfig(f"configuration file {str(file)!r}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadConfig(f"configuration file {str(file)!r} is not TOML: {error}") from None
+
+
+def _value(text: str) -> object:
+    # A setting's value is TOML where it parses (numbers, true, "text"), else plain text.
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _put(values: dict[str, Any], key: str, value: object) -> None:
+    section, dot, name = key.partition(".")
+    if not (dot and section and name):
+        raise BadConfig(f"setting {key!r}, want section.key")
+    place = values.setdefault(section, {})
+    if not isinstance(place, dict):
+        raise BadConfig(f"configuration key {section!r} is not a section")
+    place[name] = value
+
+
+def _convert(values: dict[str, Any], kind: type[T]) -> T:
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as error:
+        raise BadConfig(f"configuration: {_in_words(str(error))}") from None
+
+
+def _in_words(message: str) -> str:
+    # msgspec says "Expected `int` <= 1024 - at `$.batching.max_batch_size`": the key goes first.
+    what, at, path = message.partition(" - at `$")
+    where = path.strip("`.")
+    if what.startswith("Object contains unknown field"):
+        name = what.split("`")[1]
+        return f"unknown key {f'{where}.{name}' if where else name!r}".replace("'", "")
+    return f"{where}: {what[0].lower()}{what[1:]}" if at else what

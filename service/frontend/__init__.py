@@ -1,0 +1,1 @@
+"""The process that speaks gRPC: receive, check, decode, preprocess, postprocess, reply."""
