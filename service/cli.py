@@ -1,1 +1,1 @@
-"""The `convoy` command: finds the module of the command that was chosen, and turns errors into one line and an exit code."""
+"""The `convoy` command: finds the chosen command's module; turns errors into one line and an exit code."""
