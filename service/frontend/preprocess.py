@@ -1,0 +1,110 @@
+"""Fit an image into the input of a network the way the network's metadata say, and bring a mask back from there."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.metadata import InputSpec, Interpolation
+
+RESAMPLING: dict[Interpolation, Image.Resampling] = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+class Placement(NamedTuple):
+    """The rectangle of the input, in its pixels, that the whole source image was resized to.
+
+    It lies inside the input (`stretch`, `letterbox`, `pad`) or sticks out of it evenly on both sides (`crop`: `top`
+    or `left` is then negative).
+    """
+
+    source_height: int
+    source_width: int
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def input_size(spec: InputSpec, height: int, width: int) -> tuple[int, int]:
+    """The (height, width) at the input of an image of `height` x `width` pixels."""
+    if spec.height is not None and spec.width is not None:
+        return spec.height, spec.width
+    return -(-height // spec.multiple) * spec.multiple, -(-width // spec.multiple) * spec.multiple
+
+
+def preprocess(image: NDArray[np.uint8], spec: InputSpec, out: NDArray[np.uint8]) -> Placement:
+    """Fit one image into its slot the way `spec.fit` says, and tell where it went.
+
+    image    (H, W, C), C = spec.channels, 0..255
+    out      (h, w, C), (h, w) = input_size(spec, H, W), every byte written in place; the graph normalises
+    returns  where the image lies in `out`, with which `restore` maps a mask back to (H, W)
+
+    Resampling is Pillow's: its filters grow with the reduction, so a smaller picture is free of aliasing, and pixel
+    centres stay where they are. An image that needs no resizing is copied once.
+    """
+    placed = _place(spec, image.shape[0], image.shape[1], out.shape[0], out.shape[1])
+    top, bottom = max(placed.top, 0), min(placed.top + placed.height, out.shape[0])
+    left, right = max(placed.left, 0), min(placed.left + placed.width, out.shape[1])
+    out[:top] = spec.fill
+    out[bottom:] = spec.fill
+    out[top:bottom, :left] = spec.fill
+    out[top:bottom, right:] = spec.fill
+    window = out[top:bottom, left:right]
+    top, bottom, left, right = top - placed.top, bottom - placed.top, left - placed.left, right - placed.left
+    if image.shape[:2] == (placed.height, placed.width):
+        window[...] = image[top:bottom, left:right]
+        return placed
+    # The part of the source, in its own pixels, that the window shows. Pillow's filters see beyond this box, so
+    # the result is that of resizing everything and cutting the window out.
+    down, across = image.shape[0] / placed.height, image.shape[1] / placed.width
+    box = (left * across, top * down, min(right * across, image.shape[1]), min(bottom * down, image.shape[0]))
+    source = Image.fromarray(image if spec.channels == 3 else image[:, :, 0])
+    resized = source.resize((right - left, bottom - top), RESAMPLING[spec.interpolation], box)
+    window[...] = np.asarray(resized).reshape(window.shape)
+    return placed
+
+
+def restore(mask: NDArray[np.uint8], placement: Placement) -> NDArray[np.uint8]:
+    """A map of the input, (h, w), brought back to the source image, (H, W), by nearest neighbour.
+
+    Class indices are never blended. What was padding is cut off; what `crop` cut off repeats the border. The result
+    may be a view of `mask`.
+    """
+    placed = placement
+    if (placed.height, placed.width) == (placed.source_height, placed.source_width) and min(
+        placed.top, placed.left
+    ) >= 0:
+        return mask[placed.top : placed.top + placed.height, placed.left : placed.left + placed.width]
+    rows = _nearest(placed.source_height, placed.top, placed.height, mask.shape[0])
+    columns = _nearest(placed.source_width, placed.left, placed.width, mask.shape[1])
+    # Rows are gathered by memcpy, columns byte by byte: do those on the fewer rows.
+    if len(rows) < mask.shape[0]:
+        return mask.take(rows, axis=0).take(columns, axis=1)
+    return mask.take(columns, axis=1).take(rows, axis=0)
+
+
+def _place(spec: InputSpec, height: int, width: int, input_height: int, input_width: int) -> Placement:
+    placed_height, placed_width = input_height, input_width
+    if spec.fit == "pad":
+        return Placement(height, width, 0, 0, height, width)
+    if spec.fit != "stretch":
+        # In whole numbers: which side decides the scale, and the other one rounded to the nearest pixel.
+        by_height = (input_height * width <= input_width * height) == (spec.fit == "letterbox")
+        if by_height:
+            placed_width = max(1, (2 * width * input_height + height) // (2 * height))
+        else:
+            placed_height = max(1, (2 * height * input_width + width) // (2 * width))
+    top, left = (input_height - placed_height) // 2, (input_width - placed_width) // 2
+    return Placement(height, width, top, left, placed_height, placed_width)
+
+
+def _nearest(source: int, offset: int, placed: int, limit: int) -> NDArray[np.intp]:
+    # floor of the source pixel's centre in the input's pixels: offset + (i + 1/2) * placed / source, in whole numbers.
+    index = offset + (2 * np.arange(source, dtype=np.int64) + 1) * placed // (2 * source)
+    return np.clip(index, 0, limit - 1).astype(np.intp, copy=False)
