@@ -103,7 +103,7 @@ def load_model_config(text: str) -> ModelConfig:
     try:
         return _convert(tomllib.loads(text), ModelConfig)
     except tomllib.TOMLDecodeError as error:
-        raise BadConfig(f"model.toml: {error}") from None
+        raise BadConfig(f"not TOML: {error}") from None
 
 
 def _read(file: Path) -> dict[str, Any]:

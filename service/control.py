@@ -1,0 +1,59 @@
+"""What the supervisor and its processes tell each other: small JSON messages, some with a socket handed over."""
+
+import os
+import socket
+
+import msgspec
+
+from service.config import Config
+
+_MAX_MESSAGE = 65_536
+
+
+class Start(msgspec.Struct, frozen=True, tag=True):
+    """To a process, first: what it is."""
+
+    config: Config
+    repository: str
+    grpc_address: str
+    metrics_directory: str
+
+
+class Link(msgspec.Struct, frozen=True, tag=True):
+    """To a process: the socket that travels with this is your channel to the other kind (`peer`: which front end)."""
+
+    peer: int
+
+
+class Drain(msgspec.Struct, frozen=True, tag=True):
+    """To a front end: be not ready at once, answer what you accepted, end."""
+
+
+class Status(msgspec.Struct, frozen=True, tag=True):
+    """To the supervisor, whenever it changes: whether a front end can be sent requests, and if not why."""
+
+    listening: bool
+    ready: bool
+    reason: str
+
+
+Message = Start | Link | Drain | Status
+_decoder = msgspec.json.Decoder(Message)
+
+
+def send(connection: socket.socket, message: Message, descriptor: int | None = None) -> None:
+    """Send a message; the descriptor is duplicated on the way. Raises ConnectionError where the other side has gone."""
+    socket.send_fds(connection, [msgspec.json.encode(message)], [] if descriptor is None else [descriptor])
+
+
+def receive(connection: socket.socket) -> tuple[Message, socket.socket | None] | None:
+    """One message and the socket that came with it; None where none is there now. Raises ConnectionError at the end."""
+    try:
+        data, descriptors, _, _ = socket.recv_fds(connection, _MAX_MESSAGE, 1)
+    except BlockingIOError:
+        return None
+    if not data:
+        raise ConnectionError("the supervisor closed the channel")
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)
+    return _decoder.decode(data), socket.socket(fileno=descriptors[0]) if descriptors else None

@@ -1,0 +1,200 @@
+"""Which requests run now: one queue per model, version and shape, and when the batch at its head closes.
+
+Plain code. Time comes in as an argument (seconds, monotonic), decisions go out: no clock, lock or I/O.
+
+A batch closes when it is full; when its oldest request has waited `max_queue_delay`; when waiting longer would make a
+request miss its deadline; or as soon as nothing more is on its way, because then waiting gains nothing. The front ends
+say with each request how many more of that model they have already accepted.
+"""
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from service.errors import QueueFull
+
+_RUN_TIME_WEIGHT = 0.2  # of the newest measurement in the moving average
+_RUN_TIME_KEYS = 1024  # shapes whose run times are remembered; clients may send any number of sizes
+
+
+class Key(NamedTuple):
+    """Requests with the same key can run together."""
+
+    model: str
+    version: int
+    shape: Hashable  # of the inputs, without the batch dimension
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How one model's requests are put together."""
+
+    max_batch_size: int  # rows
+    max_queue_delay: float
+    max_queue: int  # rows that may wait
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request in a queue. `id` is the caller's own and unique; `payload` is not looked at."""
+
+    id: Hashable
+    source: Hashable  # the front end it came from
+    rows: int
+    arrived: float
+    deadline: float  # math.inf where there is none
+    payload: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Requests to run together, oldest first."""
+
+    key: Key
+    requests: list[Request]
+
+    @property
+    def rows(self) -> int:
+        return sum(request.rows for request in self.requests)
+
+
+@dataclass(slots=True)
+class _Queue:
+    limits: Limits
+    waiting: dict[Hashable, Request] = field(default_factory=dict)  # in the order of arrival
+    deadlines: list[tuple[float, int, Hashable]] = field(default_factory=list)  # heap; ended requests leave lazily
+    rows: int = 0
+
+    def oldest(self) -> Request:
+        return next(iter(self.waiting.values()))
+
+    def earliest_deadline(self) -> float:
+        while self.deadlines and self.deadlines[0][2] not in self.waiting:
+            heapq.heappop(self.deadlines)
+        return self.deadlines[0][0] if self.deadlines else math.inf
+
+
+class Batcher:
+    """All queues of one device. One writer: the engine's loop."""
+
+    def __init__(self) -> None:
+        self._queues: dict[Key, _Queue] = {}  # none of them empty
+        self._homes: dict[Hashable, Key] = {}  # of each waiting request, by its id
+        self._rows: Counter[str] = Counter()  # that wait, by model
+        self._following: dict[str, dict[Hashable, int]] = {}  # model -> source -> requests on their way
+        self._run_times: dict[Key, dict[int, float]] = {}  # seconds, moving average, by rows
+        self._arrivals = 0
+
+    def __len__(self) -> int:
+        return len(self._homes)
+
+    def waiting(self, model: str) -> int:
+        """Rows of a model that wait, over all its versions and shapes."""
+        return self._rows[model]
+
+    def add(self, key: Key, request: Request, limits: Limits) -> None:
+        """Queue a request. Raises QueueFull, with the time after which there should be room."""
+        waiting = self._rows[key.model]
+        if waiting + request.rows > limits.max_queue:
+            batches = math.ceil(waiting / limits.max_batch_size)
+            hint = min(10.0, max(0.01, batches * self.run_time(key, limits.max_batch_size)))
+            raise QueueFull(
+                f"queue of model {key.model!r} holds {waiting} images, want at most {limits.max_queue}",
+                retry_after=hint,
+            )
+        queue = self._queues.setdefault(key, _Queue(limits))
+        queue.waiting[request.id] = request
+        queue.rows += request.rows
+        self._homes[request.id] = key
+        self._rows[key.model] += request.rows
+        self._arrivals += 1
+        if request.deadline < math.inf:
+            heapq.heappush(queue.deadlines, (request.deadline, self._arrivals, request.id))
+
+    def expect(self, model: str, source: Hashable, following: int) -> None:
+        """`source` has said that it will send `following` more requests of `model`."""
+        self._following.setdefault(model, {})[source] = following
+
+    def forget(self, source: Hashable) -> None:
+        """`source` has gone: nothing more is expected from it, and what it sent is not run."""
+        for sources in self._following.values():
+            sources.pop(source, None)
+        for key, queue in list(self._queues.items()):
+            for request in [waiting for waiting in queue.waiting.values() if waiting.source == source]:
+                self._remove(key, request.id)
+
+    def cancel(self, request_id: Hashable) -> Request | None:
+        """Take a request out of its queue; None where it does not wait (any more)."""
+        key = self._homes.get(request_id)
+        return None if key is None else self._remove(key, request_id)
+
+    def expired(self, now: float) -> list[Request]:
+        """Take out the requests whose deadline has passed: they are never run."""
+        gone = []
+        for key, queue in list(self._queues.items()):
+            while queue.earliest_deadline() <= now:
+                gone.append(self._remove(key, queue.deadlines[0][2]))
+        return gone
+
+    def next(self, now: float) -> Batch | float | None:
+        """The batch to run on an idle device now; or the time at which to ask again; or None where nothing waits.
+
+        Among the queues that are ready, the one whose oldest request has waited longest goes first.
+        """
+        ready: Key | None = None
+        oldest = again = math.inf
+        for key, queue in self._queues.items():
+            close_at = self._close_at(key, queue)
+            if close_at > now:
+                again = min(again, close_at)
+            elif queue.oldest().arrived < oldest:
+                ready, oldest = key, queue.oldest().arrived
+        if ready is not None:
+            return self._take(ready)
+        return again if self._queues else None
+
+    def ran(self, key: Key, rows: int, seconds: float) -> None:
+        """A batch of `rows` took `seconds`, gather to scatter."""
+        times = self._run_times.pop(key, {})
+        before = times.get(rows, seconds)
+        times[rows] = before + _RUN_TIME_WEIGHT * (seconds - before)
+        self._run_times[key] = times  # the newest stands last
+        if len(self._run_times) > _RUN_TIME_KEYS:
+            del self._run_times[next(iter(self._run_times))]
+
+    def run_time(self, key: Key, rows: int) -> float:
+        """What a batch of `rows` should take, in seconds: as the nearest size that was measured; 0 before any was."""
+        times = self._run_times.get(key)
+        return times[min(times, key=lambda measured: (abs(measured - rows), measured))] if times else 0.0
+
+    def _close_at(self, key: Key, queue: _Queue) -> float:
+        if queue.rows >= queue.limits.max_batch_size or not any(self._following.get(key.model, {}).values()):
+            return -math.inf
+        latest_start = queue.earliest_deadline() - self.run_time(key, queue.rows)
+        return min(queue.oldest().arrived + queue.limits.max_queue_delay, latest_start)
+
+    def _take(self, key: Key) -> Batch:
+        queue = self._queues[key]
+        taken: list[Request] = []
+        rows = 0
+        for request in queue.waiting.values():
+            if taken and rows + request.rows > queue.limits.max_batch_size:
+                break
+            taken.append(request)
+            rows += request.rows
+        for request in taken:
+            self._remove(key, request.id)
+        return Batch(key, taken)
+
+    def _remove(self, key: Key, request_id: Hashable) -> Request:
+        queue = self._queues[key]
+        request = queue.waiting.pop(request_id)
+        queue.rows -= request.rows
+        self._rows[key.model] -= request.rows
+        del self._homes[request_id]
+        if not queue.waiting:
+            del self._queues[key]
+        return request

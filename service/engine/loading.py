@@ -1,0 +1,182 @@
+"""Keeps the sessions in step with the model repository, and tells what it has: the table of versions."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from service import repository
+from service.config import Config
+from service.engine import session as sessions
+from service.engine.batching import Limits
+from service.engine.session import Session
+from service.errors import BadMetadata, BadModelFile
+from service.metrics import MODEL_READY
+from service.repository import Listing, Stamp, State, Table, Version
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A version that can run."""
+
+    session: Session
+    stamp: Stamp
+    limits: Limits
+
+
+@dataclass(slots=True)
+class _Model:
+    listing: Listing = field(default_factory=Listing)
+    serving: int | None = None
+    loading: int | None = None
+    failed: dict[tuple[int, Stamp], str] = field(default_factory=dict)  # reasons
+
+
+class Loader:
+    """Loads what should serve and retires what should not.
+
+    One writer: the thread that calls `refresh`. `versions` is read by the engine's loop; entries are put and taken out
+    whole. A retired version stays in `versions` until `drop` is called for it, because requests may be on their way.
+    """
+
+    def __init__(self, root: Path, config: Config, publish: Callable[[Table], None]) -> None:
+        self.versions: dict[tuple[str, int], Loaded] = {}
+        self._root = root
+        self._config = config
+        self._publish = publish
+        self._models: dict[str, _Model] = {}
+        self._complete = False
+        self._published: Table | None = None
+
+    def refresh(self) -> None:
+        """Look at the repository and load what has come. Publishes the table whenever it has changed."""
+        try:
+            listings = repository.scan(self._root)
+        except OSError as error:
+            log.error("model repository cannot be read: %s; what is loaded goes on serving", error.strerror)
+            return
+        for name in self._models.keys() - listings.keys():
+            self._retire(name, self._models[name])
+            del self._models[name]
+        for name, listing in listings.items():
+            model = self._models.setdefault(name, _Model())
+            model.listing = listing
+            present = set(listing.files.items())
+            model.failed = {key: reason for key, reason in model.failed.items() if key in present}
+            if not self._complete:
+                model.loading = repository.choose(listing, model.failed)
+        self._tell()
+        for name, model in self._models.items():
+            self._bring_up(name, model)
+        self._complete = True
+        self._tell()
+
+    def drop(self, model: str, version: int) -> None:
+        """Forget a retired version: nothing refers to it any more."""
+        self.versions.pop((model, version), None)
+
+    def is_retired(self, model: str, version: int) -> bool:
+        """Whether a loaded version no longer serves."""
+        entry = self._models.get(model)
+        return (model, version) in self.versions and (entry is None or entry.serving != version)
+
+    def table(self) -> Table:
+        """What there is now."""
+        rows = [
+            self._row(name, model, version)
+            for name, model in sorted(self._models.items())
+            for version in sorted({*model.listing.files, *model.listing.missing}, reverse=True)
+        ]
+        return Table(tuple(rows), self._complete)
+
+    def _bring_up(self, name: str, model: _Model) -> None:
+        while (version := repository.choose(model.listing, model.failed)) is not None:
+            stamp = model.listing.files[version]
+            if model.serving == version and self.versions[name, version].stamp == stamp:
+                break
+            model.loading = version
+            self._tell()
+            loaded = self._load(name, model, version, stamp)
+            model.loading = None
+            if loaded is not None:
+                before, model.serving = model.serving, version
+                self.versions[name, version] = loaded
+                MODEL_READY.labels(name, version, loaded.session.provider).set(1)
+                if before is not None and before != version:
+                    self._mark_unready(name, before)
+                break
+        model.loading = None
+        if version is None:
+            self._retire(name, model)
+        self._tell()
+
+    def _load(self, name: str, model: _Model, version: int, stamp: Stamp) -> Loaded | None:
+        settings, engine, batching = model.listing.config, self._config.engine, self._config.batching
+        provider = settings.provider or engine.provider
+        try:
+            session = sessions.load(
+                repository.model_file(self._root, name, version), provider, engine.device, engine.threads
+            )
+        except (BadModelFile, BadMetadata) as error:
+            model.failed[version, stamp] = error.message
+            log.error("model %s version %d is not served: %s", name, version, error.message)
+            return None
+        delay_ms = settings.max_queue_delay_ms
+        limits = Limits(
+            max_batch_size=(settings.max_batch_size or batching.max_batch_size) if session.batched else 1,
+            max_queue_delay=(batching.max_queue_delay_ms if delay_ms is None else delay_ms) / 1000,
+            max_queue=settings.max_queue or batching.max_queue,
+        )
+        fields = {"model": name, "version": version, "provider": session.provider}
+        log.info("model %s version %d serves on %s", name, version, session.provider, extra={"fields": fields})
+        return Loaded(session, stamp, limits)
+
+    def _retire(self, name: str, model: _Model) -> None:
+        if model.serving is not None:
+            self._mark_unready(name, model.serving)
+            log.info("model %s version %d no longer serves", name, model.serving)
+            model.serving = None
+
+    def _mark_unready(self, name: str, version: int) -> None:
+        MODEL_READY.labels(name, version, self.versions[name, version].session.provider).set(0)
+
+    def _row(self, name: str, model: _Model, version: int) -> Version:
+        state, reason = self._state(model, version)
+        loaded = self.versions.get((name, version))
+        if state != "READY" or loaded is None:
+            return Version(model=name, version=version, state=state, reason=reason)
+        session = loaded.session
+        return Version(
+            model=name,
+            version=version,
+            state=state,
+            provider=session.provider,
+            document=session.document,
+            inputs=session.inputs,
+            outputs=session.outputs,
+            batched=session.batched,
+            max_batch_size=loaded.limits.max_batch_size,
+            max_queue_delay_ms=loaded.limits.max_queue_delay * 1000,
+        )
+
+    def _state(self, model: _Model, version: int) -> tuple[State, str]:
+        stamp = model.listing.files.get(version)
+        if model.serving == version:
+            return "READY", ""
+        if model.loading == version:
+            return "LOADING", "loading"
+        if model.listing.problem:
+            return "UNAVAILABLE", model.listing.problem
+        if stamp is None:
+            return "UNAVAILABLE", f"{repository.MODEL_FILE} is missing"
+        if (version, stamp) in model.failed:
+            return "UNAVAILABLE", model.failed[version, stamp]
+        return "UNAVAILABLE", f"version {model.serving} serves"
+
+    def _tell(self) -> None:
+        table = self.table()
+        if table != self._published:
+            self._published = table
+            self._publish(table)

@@ -1,0 +1,261 @@
+"""The engine process: owns one device, its sessions, its queues; speaks with every front end over its channel."""
+
+import asyncio
+import logging
+import math
+import os
+import socket
+import sys
+import time
+from collections.abc import Hashable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import uvloop
+from watchfiles import awatch
+
+from service import control, log, metrics
+from service.channel import NEVER, Cancel, Cancelled, Failure, Hello, Packet, Record, Release, Submit, Wire
+from service.channel import Table as TableRecord
+from service.config import Config
+from service.engine.batching import Batch, Batcher, Key, Request
+from service.engine.loading import Loader
+from service.engine.running import Ran, Work, run
+from service.errors import ConvoyError, DeadlinePassed, UnknownModel
+from service.repository import Table, encode_table
+from service.slots import Mapping, memory_file
+
+logger = logging.getLogger(__name__)
+
+
+class Peer:
+    """A front end as the engine sees it. One writer: the engine's loop."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.wire: Wire
+        self.memory: Mapping | None = None
+
+
+class Engine:
+    """One device: the queue, the loop around it and the one thread that runs batches."""
+
+    def __init__(self, root: Path, config: Config) -> None:
+        self._root = root
+        self._config = config
+        self._loop = asyncio.get_running_loop()
+        self._batcher = Batcher()
+        self._peers: dict[Hashable, Peer] = {}  # numbers are never used twice
+        self._table = Table()
+        self._loader = Loader(root, config, lambda table: self._loop.call_soon_threadsafe(self._publish, table))
+        self._unreleased: dict[
+            tuple[str, int], set[Hashable]
+        ] = {}  # retired versions -> front ends that may refer to them
+        self._runner = ThreadPoolExecutor(1, "run")
+        self._running = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def serve(self) -> None:
+        """Load what the repository holds and follow its changes, for ever."""
+        loader = ThreadPoolExecutor(1, "load")
+        await self._loop.run_in_executor(loader, self._loader.refresh)
+        poll_ms = round(self._config.repository.poll_seconds * 1000)
+        while True:
+            try:
+                async for _ in awatch(self._root, rust_timeout=poll_ms, yield_on_timeout=True, debounce=200, step=50):
+                    await self._loop.run_in_executor(loader, self._loader.refresh)
+            except OSError as error:
+                logger.error("model repository cannot be watched: %s; it is looked at by polling", error.strerror)
+            await asyncio.sleep(self._config.repository.poll_seconds)
+            await self._loop.run_in_executor(loader, self._loader.refresh)
+
+    def attach(self, number: int, connection: socket.socket) -> None:
+        """A front end's channel."""
+        peer = Peer(number)
+        peer.wire = Wire(connection, lambda packet: self._read(peer, packet), lambda: self._detach(peer))
+        self._peers[number] = peer
+        self._send_table(peer)
+
+    def _detach(self, peer: Peer) -> None:
+        self._peers.pop(peer.number, None)
+        self._batcher.forget(peer.number)
+        for (model, version), unreleased in list(self._unreleased.items()):
+            unreleased.discard(peer.number)
+            self._drop_if_released(model, version)
+
+    def _publish(self, table: Table) -> None:
+        self._table = table
+        for (model, version), _ in list(self._loader.versions.items()):
+            if self._loader.is_retired(model, version):
+                self._unreleased.setdefault((model, version), set(self._peers))
+                self._drop_if_released(model, version)
+            else:
+                self._unreleased.pop((model, version), None)
+        for peer in self._peers.values():
+            self._send_table(peer)
+
+    def _send_table(self, peer: Peer) -> None:
+        data = encode_table(self._table)
+        descriptor = memory_file(len(data))
+        os.pwrite(descriptor, data, 0)
+        peer.wire.send([TableRecord(len(data))], [descriptor])
+        os.close(descriptor)
+
+    def _drop_if_released(self, model: str, version: int) -> None:
+        if not self._unreleased.get((model, version), {0}):
+            del self._unreleased[model, version]
+            self._loader.drop(model, version)
+
+    def _read(self, peer: Peer, packet: Packet) -> None:
+        descriptors = iter(packet.descriptors)
+        failures: list[Record] = []
+        for record in packet.records:
+            match record:
+                case Submit():
+                    try:
+                        self._queue(peer, record)
+                    except ConvoyError as error:
+                        failures.append(Failure(record.id, error))
+                case Cancel(id=id_):
+                    if self._batcher.cancel((peer.number, id_)):
+                        failures.append(Failure(id_, Cancelled("the caller has gone")))
+                case Hello(arena_bytes=nbytes):
+                    descriptor = next(descriptors)
+                    peer.memory = Mapping(descriptor, nbytes)
+                    os.close(descriptor)
+                case Release(model=model, version=version):
+                    self._unreleased.get((model, version), set()).discard(peer.number)
+                    self._drop_if_released(model, version)
+        if failures:
+            peer.wire.send(failures)
+        self._pump()
+
+    def _queue(self, peer: Peer, submit: Submit) -> None:
+        self._batcher.expect(submit.model, peer.number, submit.following)
+        loaded = self._loader.versions.get((submit.model, submit.version))
+        if loaded is None:
+            raise UnknownModel(f"version {submit.version} of model {submit.model!r} is no longer served")
+        assert peer.memory is not None, "a front end says hello before it submits"
+        first = 1 if loaded.session.batched else 0
+        shape = tuple((span.shape[first:], span.dtype) for span in submit.inputs)
+        deadline = math.inf if submit.deadline == NEVER else submit.deadline / 1e9
+        request = Request(
+            id=(peer.number, submit.id),
+            source=peer.number,
+            rows=submit.rows,
+            arrived=submit.arrived / 1e9,
+            deadline=deadline,
+            payload=Work(submit, peer.memory),
+        )
+        self._batcher.add(Key(submit.model, submit.version, shape), request, loaded.limits)
+        metrics.QUEUE_DEPTH.labels(submit.model).set(self._batcher.waiting(submit.model))
+
+    def _pump(self) -> None:
+        """Run a batch if the device is idle and one has closed; else come back when one does."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        now = time.monotonic()
+        for request in self._batcher.expired(now):
+            self._end(request, DeadlinePassed("deadline passed while the image waited for the device"))
+        if self._running:
+            return
+        match self._batcher.next(now):
+            case Batch() as batch:
+                self._start(batch)
+            case float(at) if at < math.inf:
+                self._timer = self._loop.call_later(max(0.0, at - now), self._pump)
+
+    def _start(self, batch: Batch) -> None:
+        loaded = self._loader.versions.get((batch.key.model, batch.key.version))
+        metrics.QUEUE_DEPTH.labels(batch.key.model).set(self._batcher.waiting(batch.key.model))
+        if loaded is None:
+            for request in batch.requests:
+                self._end(request, UnknownModel(f"model {batch.key.model!r} was taken away"))
+            self._pump()
+            return
+        self._running = True
+        works = [request.payload for request in batch.requests]
+        future = self._loop.run_in_executor(self._runner, run, loaded.session, works)
+        future.add_done_callback(lambda done: self._finish(batch, done.result()))
+
+    def _finish(self, batch: Batch, ran: Ran) -> None:
+        self._running = False
+        _count(batch.key, ran)
+        for size, times in ran.batches:
+            self._batcher.ran(batch.key, size, (times.done - times.gather) / 1e9)
+        records: dict[Hashable, tuple[list[Record], list[int]]] = {}
+        for request, done in zip(batch.requests, ran.ends, strict=True):
+            own, descriptors = records.setdefault(request.source, ([], []))
+            own.append(done.record)
+            descriptors.extend(done.descriptors)
+        for number, (own, descriptors) in records.items():
+            if number in self._peers:
+                self._peers[number].wire.send(own, descriptors)
+            for descriptor in descriptors:
+                os.close(descriptor)
+        self._pump()
+
+    def _end(self, request: Request, error: ConvoyError) -> None:
+        peer = self._peers.get(request.source)
+        if peer is not None:
+            peer.wire.send([Failure(request.payload.submit.id, error)])
+        model = request.payload.submit.model
+        metrics.QUEUE_DEPTH.labels(model).set(self._batcher.waiting(model))
+
+
+def _count(key: Key, ran: Ran) -> None:
+    # Before the answers leave: a caller that has its answer finds it counted.
+    version = str(key.version)
+    for size, times in ran.batches:
+        metrics.BATCH_SIZE.labels(key.model, version).observe(size)
+        metrics.BATCHES.labels(key.model, version, size).inc()
+        stages = {
+            "gather": times.run - times.gather,
+            "run": times.scatter - times.run,
+            "scatter": times.done - times.scatter,
+        }
+        for stage, nanoseconds in stages.items():
+            metrics.BATCH_STAGE.labels(key.model, version, size, stage).inc(nanoseconds / 1e9)
+        metrics.LAST_INFERENCE.labels(key.model, version).set(time.time())
+
+
+async def _main(supervisor: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    received = control.receive(supervisor)
+    assert received is not None
+    start = received[0]
+    assert isinstance(start, control.Start)
+    log.configure(start.config.server.log_level, "engine")
+    supervisor.setblocking(False)
+    engine = Engine(Path(start.repository), start.config)
+    over = loop.create_future()
+
+    def read() -> None:
+        try:
+            while received := control.receive(supervisor):
+                message, connection = received
+                if isinstance(message, control.Link) and connection is not None:
+                    engine.attach(message.peer, connection)
+        except ConnectionError:
+            # The supervisor closes the channel when nothing is left to do, and when it has died: either way, end.
+            over.cancel()
+
+    loop.add_reader(supervisor, read)
+    serving = asyncio.ensure_future(engine.serve())
+    await asyncio.wait([over, serving], return_when=asyncio.FIRST_COMPLETED)
+    if serving.done():
+        serving.result()
+
+
+def main() -> None:
+    """Run an engine; the first argument is the descriptor of the channel to the supervisor."""
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_main(connection))
+    # Threads may still be inside onnxruntime; nothing waits for their results any more.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""One loaded onnxruntime session: what a model file takes and gives, and running it."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from service import metadata
+from service.errors import BadModelFile
+from service.metadata import Document
+from service.repository import TensorSpec
+from service.slots import DTYPES, MAX_RANK
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+
+_DTYPES = {
+    "tensor(bool)": "bool",
+    "tensor(uint8)": "uint8",
+    "tensor(uint16)": "uint16",
+    "tensor(uint32)": "uint32",
+    "tensor(uint64)": "uint64",
+    "tensor(int8)": "int8",
+    "tensor(int16)": "int16",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(float16)": "float16",
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+}
+assert {np.dtype(name) for name in _DTYPES.values()} == set(DTYPES)
+
+_WARM_UP_SIDE = 64  # pixels, rounded up to the model's multiple: any size does where the model takes any
+
+
+class Session:
+    """A network on its device. Not for two threads at once."""
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self._session = session
+        self.provider: str = session.get_providers()[0]
+        self.inputs = tuple(_spec(argument) for argument in session.get_inputs())
+        self.outputs = tuple(_spec(argument) for argument in session.get_outputs())
+        self.document = metadata.decode(session.get_modelmeta().custom_metadata_map)
+        self.batched = _batched(self.inputs, self.outputs)
+
+    def run(self, arrays: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+        """The network's outputs, on the CPU, for `arrays`, one per input, contiguous. Raises RuntimeError and kin."""
+        binding = self._session.io_binding()
+        for spec, values in zip(self.inputs, arrays, strict=True):
+            binding.bind_cpu_input(spec.name, values)
+        for spec in self.outputs:
+            # Outputs end on the CPU whatever the provider: onnxruntime copies from the device as part of the run.
+            binding.bind_output(spec.name, "cpu")
+        self._session.run_with_iobinding(binding)
+        return [value.numpy() for value in binding.get_outputs()]
+
+
+def load(file: Path, provider: str, device: int, threads: int) -> Session:
+    """The session of a model file on `provider` (auto, cpu, cuda). `threads` 0 means one per core.
+
+    `cuda` never becomes the CPU in silence: raises BadModelFile where the file, its metadata or the provider do not
+    hold, naming what was wanted.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.inter_op_num_threads = 1
+    # Spinning would win a few microseconds a run and take the cores from the front ends.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3  # errors only: what matters of the rest is in BadModelFile
+    if CUDA in onnxruntime.get_available_providers():
+        onnxruntime.preload_dlls()  # CUDA and cuDNN from their Python packages, where those are installed
+    try:
+        session = onnxruntime.InferenceSession(str(file), options, providers=_providers(provider, device))
+    except Exception as error:  # onnxruntime's errors share no base class; a bad file must not end the engine
+        raise BadModelFile(f"onnxruntime cannot load it: {_first_line(error, file)}") from error
+    if provider == "cuda" and session.get_providers()[0] != CUDA:
+        raise BadModelFile(_why_no_cuda())
+    loaded = Session(session)
+    _check(loaded)
+    _warm_up(loaded)
+    return loaded
+
+
+def input_side(document: Document) -> tuple[int, int]:
+    """A (height, width) that the network surely takes."""
+    spec = document.input
+    if spec.height is not None and spec.width is not None:
+        return spec.height, spec.width
+    side = -(-_WARM_UP_SIDE // spec.multiple) * spec.multiple
+    return side, side
+
+
+def _providers(provider: str, device: int) -> list[str | tuple[str, dict[str, str]]]:
+    cuda = (
+        CUDA,
+        {"device_id": str(device), "arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"},
+    )
+    if provider == "cpu" or CUDA not in onnxruntime.get_available_providers():
+        return [CPU]
+    return [cuda, CPU]
+
+
+def _why_no_cuda() -> str:
+    offered = ", ".join(onnxruntime.get_available_providers())
+    if CUDA not in onnxruntime.get_available_providers():
+        return f"provider cuda was asked for, but this onnxruntime offers only {offered}: install onnxruntime-gpu"
+    return "provider cuda was asked for, but no CUDA device could be used: see the log, or set engine.provider=cpu"
+
+
+def _first_line(error: Exception, file: Path) -> str:
+    text = str(error).replace(str(file), "the file").strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__
+
+
+def _spec(argument: onnxruntime.NodeArg) -> TensorSpec:
+    if argument.type not in _DTYPES:
+        raise BadModelFile(f"tensor {argument.name!r} is {argument.type}, want one of {', '.join(_DTYPES)}")
+    if len(argument.shape) > MAX_RANK:
+        raise BadModelFile(f"tensor {argument.name!r} has rank {len(argument.shape)}, want at most {MAX_RANK}")
+    shape = tuple(side if isinstance(side, int) else None for side in argument.shape)
+    names = tuple(side if isinstance(side, str) else "" for side in argument.shape)
+    return TensorSpec(argument.name, _DTYPES[argument.type], shape, names)
+
+
+def _batched(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> bool:
+    # Requests may ride side by side only where the file itself says that the first side is one and the same
+    # free dimension everywhere.
+    first = {(spec.names[0] if spec.names else "") for spec in (*inputs, *outputs)}
+    return len(first) == 1 and first != {""}
+
+
+def _check(session: Session) -> None:
+    """The tensors are what the document says. Raises BadModelFile."""
+    document = session.document
+    if document is None:
+        return
+    wanted = _wanted_outputs(document)
+    names = {spec.name: spec for spec in session.outputs}
+    image = session.inputs[0]
+    spec = document.input
+    sides = (None, spec.height, spec.width, spec.channels)
+    if len(session.inputs) != 1 or image.name != metadata.IMAGE or image.dtype != "uint8":
+        raise BadModelFile(f"inputs are {[i.name for i in session.inputs]}, want one uint8 tensor {metadata.IMAGE!r}")
+    if len(image.shape) != 4 or any(
+        want not in (None, got) for want, got in zip(sides[1:], image.shape[1:], strict=True)
+    ):
+        raise BadModelFile(f"input 'image' has shape {list(image.shape)}, the document wants {list(sides)}")
+    if not session.batched:
+        raise BadModelFile("the first dimension of every tensor must be free and have one name")
+    for name, dtype in wanted.items():
+        if name not in names or names[name].dtype != dtype:
+            raise BadModelFile(f"outputs are {sorted(names)}, a {document.task} document wants {name!r} as {dtype}")
+
+
+def _wanted_outputs(document: Document) -> Mapping[str, str]:
+    if document.task == "classification":
+        return {metadata.PROBABILITIES: "float32"}
+    return {metadata.MASK: "uint8", metadata.CONFIDENCE: "uint8"}
+
+
+def _warm_up(session: Session) -> None:
+    """One run before the model is ready: no caller meets the first-run stall, and the answer's shape is checked."""
+    document = session.document
+    if document is None:
+        return
+    height, width = input_side(document)
+    image = np.zeros((2, height, width, document.input.channels), np.uint8)
+    try:
+        outputs = dict(zip((spec.name for spec in session.outputs), session.run([image]), strict=True))
+    except Exception as error:  # as in load: whatever it is, this version does not serve
+        raise BadModelFile(f"the first run failed: {_first_line(error, Path('/'))}") from error
+    classification = document.task == "classification"
+    name = metadata.PROBABILITIES if classification else metadata.MASK
+    wanted = (2, len(document.labels)) if classification else (2, height, width)
+    if outputs[name].shape != wanted:
+        raise BadModelFile(f"output {name!r} came as {list(outputs[name].shape)}, the document wants {list(wanted)}")

@@ -1,0 +1,45 @@
+"""Log records on stderr: one line each whatever a client put into them; JSON, or plain words on a terminal."""
+
+import logging
+import sys
+import time
+from typing import Any
+
+import msgspec
+
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+def configure(level: str, process: str) -> None:
+    """Send this process's records to stderr. `process` names it in each of them."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter(process, as_json=not sys.stderr.isatty()))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(_LEVELS[level])
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)
+
+
+class _Formatter(logging.Formatter):
+    def __init__(self, process: str, *, as_json: bool) -> None:
+        super().__init__()
+        self._process = process
+        self._as_json = as_json
+
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
+        entry: dict[str, Any] = {
+            "time": stamp,
+            "level": record.levelname.lower(),
+            "process": self._process,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        if self._as_json:
+            return msgspec.json.encode(entry).decode()
+        fields = " ".join(f"{key}={value!r}" for key, value in getattr(record, "fields", {}).items())
+        message = record.getMessage().encode("unicode_escape").decode("ascii")
+        trace = "\n" + entry["traceback"] if record.exc_info else ""
+        return f"{stamp} {record.levelname.lower():7} {self._process}: {message} {fields}".rstrip() + trace

@@ -1,0 +1,194 @@
+"""Every metric of Convoy, for all its processes.
+
+Each process writes its values into files of its own in one folder (prometheus_client's multiprocess mode); the
+supervisor adds them up when it is scraped. So the sums are exact over all processes and survive a killed one.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
+
+DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus_client when a process imports it
+
+# Seconds, 100 us to 10 s, about three to a factor of ten.
+_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_IMAGES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024)
+
+STAGES = ("receive", "decode", "preprocess", "queue", "gather", "run", "scatter", "postprocess")
+
+REQUEST_DURATION = Histogram(
+    "convoy_request_duration_seconds",
+    "Time from a request's arrival to its reply.",
+    ["model", "version", "method", "code"],
+    buckets=_SECONDS,
+)
+STAGE_DURATION = Histogram(
+    "convoy_stage_duration_seconds",
+    "Time one image spent in a stage.",
+    ["model", "version", "stage"],
+    buckets=_SECONDS,
+)
+BATCH_SIZE = Histogram("convoy_batch_size", "Images in a batch that ran.", ["model", "version"], buckets=_IMAGES)
+BATCHES = Counter("convoy_batches_total", "Batches that ran, by their exact size.", ["model", "version", "batch_size"])
+BATCH_STAGE = Counter(
+    "convoy_batch_stage_seconds_total",
+    "Time of the engine's stages (gather, run, scatter), added up over batches of one size.",
+    ["model", "version", "batch_size", "stage"],
+)
+IMAGES = Counter("convoy_images_total", "Images answered.", ["model", "version"])
+REFUSALS = Counter("convoy_refusals_total", "Images and requests that were not served, by reason.", ["model", "reason"])
+DEADLINE_MISSES = Counter(
+    "convoy_deadline_misses_total", "Images whose deadline passed before they ran, which were never run.", ["model"]
+)
+CANCELLED = Counter("convoy_cancelled_total", "Images whose caller had gone before they were answered.", ["model"])
+PADDING = Counter("convoy_padding_pixels_total", "Pixels of padding that were run beside images.", ["model", "version"])
+RETRIES = Counter("convoy_retries_total", "Images sent again to a restarted engine.", ["model"])
+QUEUE_DEPTH = Gauge("convoy_queue_depth", "Images that wait for the device.", ["model"], multiprocess_mode="livesum")
+IN_FLIGHT = Gauge("convoy_requests_in_flight", "Requests accepted and not yet answered.", multiprocess_mode="livesum")
+SLOT_BYTES = Gauge("convoy_slot_bytes", "Slot memory in use.", multiprocess_mode="livesum")
+SLOTS = Gauge("convoy_slots", "Slots claimed and not yet freed.", multiprocess_mode="livesum")
+MODEL_READY = Gauge(
+    "convoy_model_ready",
+    "1 where a version serves, 0 where it does not.",
+    ["model", "version", "provider"],
+    multiprocess_mode="livemostrecent",
+)
+LAST_INFERENCE = Gauge(
+    "convoy_last_inference_timestamp_seconds", "When a batch last ended.", ["model", "version"], multiprocess_mode="max"
+)
+
+
+def forget_process(pid: int, directory: Path) -> None:
+    """A process has ended: its gauges go, its counts stay."""
+    mark_process_dead(pid, str(directory))  # type: ignore[no-untyped-call]
+
+
+def collect(directory: Path) -> list[Metric]:
+    """What all processes have counted up to now."""
+    return list(MultiProcessCollector(None, str(directory)).collect())  # type: ignore[no-untyped-call]
+
+
+class ServerCollector(Collector):
+    """All processes' metrics, the restarts that the supervisor counts, and Triton's names beside them."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.restarts = {"engine": 0, "frontend": 0}
+
+    def collect(self) -> Iterator[Metric]:
+        families = collect(self._directory)
+        yield from families
+        restarts = CounterMetricFamily(
+            "convoy_engine_restarts", "Engines started again after one ended unasked.", self.restarts["engine"]
+        )
+        yield restarts
+        yield CounterMetricFamily(
+            "convoy_frontend_restarts", "Front ends started again after one ended unasked.", self.restarts["frontend"]
+        )
+        yield from _triton_names(statistics(families))
+
+
+def registry(directory: Path) -> tuple[CollectorRegistry, ServerCollector]:
+    """What the supervisor exposes, and the collector behind it."""
+    collector = ServerCollector(directory)
+    result = CollectorRegistry()
+    result.register(collector)
+    return result, collector
+
+
+@dataclass(slots=True)
+class Duration:
+    """How often, and how long in all."""
+
+    count: int = 0
+    seconds: float = 0.0
+
+    def add(self, count: float, seconds: float) -> None:
+        self.count += round(count)
+        self.seconds += seconds
+
+
+@dataclass(slots=True)
+class Statistics:
+    """One version's counts, as the Open Inference Protocol's ModelStatistics wants them."""
+
+    success: Duration = field(default_factory=Duration)  # requests
+    fail: Duration = field(default_factory=Duration)
+    stages: dict[str, Duration] = field(default_factory=lambda: {stage: Duration() for stage in STAGES})  # images
+    images: int = 0  # that ran
+    batches: int = 0
+    last_inference: float = 0.0  # seconds since the epoch
+    # by batch size: batches and seconds of gather, run and scatter
+    by_batch_size: dict[int, dict[str, Duration]] = field(default_factory=dict)
+
+
+def statistics(families: Iterable[Metric]) -> dict[tuple[str, str], Statistics]:
+    """The metrics read back as statistics by (model, version): one source, so that the two always agree."""
+    found: dict[tuple[str, str], Statistics] = {}
+    for family in families:
+        for sample in family.samples:
+            labels = sample.labels
+            if not labels.get("model") or not labels.get("version"):
+                continue
+            entry = found.setdefault((labels["model"], labels["version"]), Statistics())
+            _read_sample(entry, sample.name, labels, sample.value)
+    return found
+
+
+def _read_sample(entry: Statistics, name: str, labels: dict[str, str], value: float) -> None:
+    match name:
+        case "convoy_request_duration_seconds_count":
+            (entry.success if labels["code"] == "OK" else entry.fail).add(value, 0)
+        case "convoy_request_duration_seconds_sum":
+            (entry.success if labels["code"] == "OK" else entry.fail).add(0, value)
+        case "convoy_stage_duration_seconds_count":
+            entry.stages[labels["stage"]].add(value, 0)
+        case "convoy_stage_duration_seconds_sum":
+            entry.stages[labels["stage"]].add(0, value)
+        case "convoy_batch_size_sum":
+            entry.images = round(value)
+        case "convoy_batch_size_count":
+            entry.batches = round(value)
+        case "convoy_last_inference_timestamp_seconds":
+            entry.last_inference = value
+        case "convoy_batches_total":
+            for duration in _of_batch_size(entry, labels).values():
+                duration.add(value, 0)
+        case "convoy_batch_stage_seconds_total":
+            _of_batch_size(entry, labels)[labels["stage"]].add(0, value)
+
+
+def _of_batch_size(entry: Statistics, labels: dict[str, str]) -> dict[str, Duration]:
+    stages = {stage: Duration() for stage in ("gather", "run", "scatter")}
+    return entry.by_batch_size.setdefault(int(labels["batch_size"]), stages)
+
+
+def _triton_names(found: dict[tuple[str, str], Statistics]) -> Iterator[Metric]:
+    """The names that Triton's dashboards expect. Its counters carry no `_total`, so they go out untyped."""
+    for name, text, read in _TRITON:
+        family = Metric(name, text, "unknown")
+        for (model, version), entry in sorted(found.items()):
+            family.add_sample(name, {"model": model, "version": version}, read(entry))
+        yield family
+
+
+def _us(*durations: Duration) -> int:
+    return round(1e6 * sum(duration.seconds for duration in durations))
+
+
+_TRITON = (
+    ("nv_inference_request_success", "Requests answered.", lambda s: s.success.count),
+    ("nv_inference_request_failure", "Requests that failed.", lambda s: s.fail.count),
+    ("nv_inference_count", "Images that ran.", lambda s: s.images),
+    ("nv_inference_exec_count", "Batches that ran.", lambda s: s.batches),
+    ("nv_inference_request_duration_us", "Time of requests answered.", lambda s: _us(s.success)),
+    ("nv_inference_queue_duration_us", "Time in the queue.", lambda s: _us(s.stages["queue"])),
+    ("nv_inference_compute_input_duration_us", "Time of gathering batches.", lambda s: _us(s.stages["gather"])),
+    ("nv_inference_compute_infer_duration_us", "Time of running batches.", lambda s: _us(s.stages["run"])),
+    ("nv_inference_compute_output_duration_us", "Time of scattering results.", lambda s: _us(s.stages["scatter"])),
+)

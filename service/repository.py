@@ -1,0 +1,166 @@
+"""The model repository: what lies in its folders, and the table of versions that all processes share."""
+
+import re
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from service.config import ModelConfig, load_model_config
+from service.errors import BadConfig, ModelUnavailable, UnknownModel
+from service.metadata import Document
+
+MODEL_FILE = "model.onnx"
+CONFIG_FILE = "model.toml"
+
+_NAME = re.compile(r"[a-z0-9_-]{1,64}")
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+
+State = Literal["LOADING", "READY", "UNAVAILABLE"]
+
+
+class TensorSpec(msgspec.Struct, frozen=True):
+    """An input or output of a network. A side is None where it is free; `names` tells which free sides are the same."""
+
+    name: str
+    dtype: str  # as numpy names it: uint8, float32, ...
+    shape: tuple[int | None, ...]
+    names: tuple[str, ...]  # the name of each free side, else ""
+
+
+class Version(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of the table: a version of a model, and how it serves. The engine writes it, front ends read it."""
+
+    model: str
+    version: int
+    state: State
+    reason: str = ""  # why it is not READY
+    provider: str = ""  # the onnxruntime execution provider
+    document: Document | None = None  # None: an ONNX file that says nothing about itself
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    batched: bool = False  # several requests may run side by side along the first dimension
+    max_batch_size: int = 1
+    max_queue_delay_ms: float = 0.0
+
+
+class Table(msgspec.Struct, frozen=True):
+    """Every version there is, by model and then from the highest down, and whether the first look is complete."""
+
+    versions: tuple[Version, ...] = ()
+    complete: bool = False
+
+    def serving(self, model: str, version: int = 0) -> Version:
+        """The row that serves `model`; `version` 0 means whichever does.
+
+        Raises UnknownModel where there is none, ModelUnavailable while it loads.
+        """
+        rows = [row for row in self.versions if row.model == model]
+        if not rows:
+            if not self.complete:
+                raise ModelUnavailable(f"model {model!r} may still be loading", retry_after=1.0)
+            raise UnknownModel(f"model {model!r} is unknown")
+        if version:
+            rows = [row for row in rows if row.version == version]
+            if not rows:
+                raise UnknownModel(f"model {model!r} has no version {version}")
+        for row in rows:
+            if row.state == "READY":
+                return row
+        if any(row.state == "LOADING" for row in rows):
+            raise ModelUnavailable(f"model {model!r} is loading", retry_after=1.0)
+        if version:
+            raise UnknownModel(f"version {version} of model {model!r} is not served: {rows[0].reason}")
+        raise ModelUnavailable(f"model {model!r} is not served: {rows[0].reason}")
+
+    @property
+    def ready(self) -> bool:
+        """Whether this server can be sent requests: the first look is complete and something serves."""
+        return self.complete and any(row.state == "READY" for row in self.versions)
+
+
+def encode_table(table: Table) -> bytes:
+    """The table as JSON."""
+    return msgspec.json.encode(table)
+
+
+def decode_table(data: bytes) -> Table:
+    """The table in `encode_table`'s JSON."""
+    return msgspec.json.decode(data, type=Table)
+
+
+class Stamp(msgspec.Struct, frozen=True):
+    """Tells one state of a file from another without reading it."""
+
+    inode: int
+    nbytes: int
+    modified_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What lies in one model's folder."""
+
+    config: ModelConfig = field(default_factory=ModelConfig)
+    problem: str = ""  # why nothing of this model can be served
+    files: dict[int, Stamp] = field(default_factory=dict)  # by version, those with a model file
+    missing: tuple[int, ...] = ()  # versions without one
+
+
+def scan(root: Path) -> dict[str, Listing]:
+    """What lies in the repository now, by model name. Folders whose names are no model's or version's are passed over.
+
+    Raises OSError where `root` cannot be read.
+    """
+    found = {}
+    for folder in sorted(root.iterdir()):
+        if _NAME.fullmatch(folder.name) and folder.is_dir():
+            found[folder.name] = _scan_model(folder)
+    return found
+
+
+def model_file(root: Path, model: str, version: int) -> Path:
+    """Where a version's file is. Only for names that `scan` found."""
+    return root / model / str(version) / MODEL_FILE
+
+
+def _scan_model(folder: Path) -> Listing:
+    settings = ModelConfig()
+    problem = ""
+    files: dict[int, Stamp] = {}
+    missing = []
+    for entry in folder.iterdir():
+        if _VERSION.fullmatch(entry.name) and entry.is_dir():
+            stamp = _stamp(entry / MODEL_FILE)
+            if stamp:
+                files[int(entry.name)] = stamp
+            else:
+                missing.append(int(entry.name))
+    try:
+        if (folder / CONFIG_FILE).exists():
+            settings = load_model_config((folder / CONFIG_FILE).read_text())
+    except BadConfig as error:
+        problem = f"{CONFIG_FILE}: {error.message}"
+    except (OSError, UnicodeDecodeError) as error:
+        problem = f"{CONFIG_FILE} cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}"
+    return Listing(settings, problem, files, tuple(missing))
+
+
+def _stamp(file: Path) -> Stamp | None:
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return Stamp(status.st_ino, status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
+
+
+def choose(listing: Listing, failed: Iterable[tuple[int, Stamp]]) -> int | None:
+    """The version that should serve: the highest that has a file and has not failed as it is now."""
+    if listing.problem:
+        return None
+    broken = set(failed)
+    sound = [version for version, stamp in listing.files.items() if (version, stamp) not in broken]
+    return max(sound, default=None)

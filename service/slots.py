@@ -1,0 +1,111 @@
+"""Space for images that front ends and the engine share: a front end's memory file, and who may touch what in it.
+
+A front end owns one memory file (`Arena`) and allocates the input and output space of its slots in it. The engine maps
+the same memory (`Mapping`), only reads inputs and only writes outputs. Nothing has a name in the file system.
+"""
+
+import mmap
+import os
+import threading
+from bisect import bisect_left, insort
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import BadTensor, QueueFull
+
+ALIGNMENT = 64  # bytes; a cache line, and what vector loads like
+MAX_RANK = 8
+SPILLED = (1 << 64) - 1  # offset of an output whose size was not known: it travels in a memory file of its own
+
+# The dtypes that tensors may have, by their number in a descriptor.
+DTYPES = tuple(
+    np.dtype(name)
+    for name in ("bool", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8")
+)  # fmt: skip
+
+
+class Span(NamedTuple):
+    """A tensor in shared memory: where it is, and what it is. `number` counts the network's inputs or outputs."""
+
+    number: int
+    offset: int  # bytes from the start of the arena, or SPILLED
+    nbytes: int  # of an output in a Submit: the room there is
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+
+
+def memory_file(nbytes: int) -> int:
+    """A file descriptor of anonymous memory, `nbytes` long. Pages are taken when they are first written."""
+    descriptor = os.memfd_create("convoy", os.MFD_CLOEXEC)
+    os.ftruncate(descriptor, nbytes)
+    return descriptor
+
+
+class Mapping:
+    """Shared memory as this process sees it. Both sides have one; the front end's is inside its Arena."""
+
+    def __init__(self, descriptor: int, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self._memory = mmap.mmap(descriptor, nbytes)
+
+    def array(self, span: Span) -> NDArray[np.generic]:
+        """The tensor at `span`, a view. Raises BadTensor where it would reach beyond the memory."""
+        try:
+            return np.ndarray(span.shape, span.dtype, buffer=self._memory, offset=span.offset)
+        except (TypeError, ValueError, OverflowError):
+            raise BadTensor(f"tensor of shape {list(span.shape)} does not fit into its slot") from None
+
+    def bytes_at(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
+        """`nbytes` bytes at `offset`, a view."""
+        return np.ndarray((nbytes,), np.uint8, buffer=self._memory, offset=offset)
+
+
+class Arena:
+    """A front end's shared memory and the map of what is in use: first fit, lowest address first.
+
+    One writer: the front end that made it. Safe to call from its threads.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self.used_bytes = 0
+        self.descriptor = memory_file(nbytes)
+        self.mapping = Mapping(self.descriptor, nbytes)
+        self._lock = threading.Lock()
+        self._free: list[tuple[int, int]] = [(0, nbytes)]  # (offset, bytes), by offset, never touching each other
+
+    def allocate(self, nbytes: int) -> tuple[int, int]:
+        """The (offset, bytes) of a block of at least `nbytes`, aligned. Raises QueueFull where there is none."""
+        size = max(1, -(-nbytes // ALIGNMENT)) * ALIGNMENT
+        with self._lock:
+            for place, (offset, room) in enumerate(self._free):
+                if room >= size:
+                    if room == size:
+                        del self._free[place]
+                    else:
+                        self._free[place] = (offset + size, room - size)
+                    self.used_bytes += size
+                    return offset, size
+        if size > self.nbytes:
+            raise BadTensor(f"request needs {nbytes} bytes of slot memory, want at most {self.nbytes}")
+        raise QueueFull(f"slot memory of {self.nbytes} bytes is in use", retry_after=0.05)
+
+    def free(self, block: tuple[int, int]) -> None:
+        """Give back what `allocate` gave."""
+        offset, size = block
+        with self._lock:
+            place = bisect_left(self._free, block)
+            before = self._free[place - 1] if place else None
+            after = self._free[place] if place < len(self._free) else None
+            if (before and before[0] + before[1] > offset) or (after and offset + size > after[0]):
+                raise AssertionError("a slot's block was freed twice")
+            self.used_bytes -= size
+            if after and offset + size == after[0]:
+                size += after[1]
+                del self._free[place]
+            if before and before[0] + before[1] == offset:
+                del self._free[place - 1]
+                offset, size = before[0], before[1] + size
+            insort(self._free, (offset, size))
