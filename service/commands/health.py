@@ -1,0 +1,36 @@
+"""`convoy health`: asks a server whether it serves, as an orchestrator's probe does."""
+
+from typing import Annotated
+
+import grpc
+import typer
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
+# A probe's answer is worth nothing once the prober has given up.
+DEADLINE = 2.0
+# Straight to the server: a proxy from the environment would answer for itself.
+OPTIONS = (("grpc.enable_http_proxy", 0),)
+
+
+def health(
+    server: Annotated[str, typer.Option(help="HOST:PORT of the server's gRPC port")] = "127.0.0.1:8001",
+    service: Annotated[str, typer.Option(help="Name to ask about, such as a model's; empty: the whole server")] = "",
+) -> None:
+    """Ask a server whether it serves: prints the status, exit code 0 when it is SERVING, else 1."""
+    status = check(server, service)
+    typer.echo(status)
+    raise typer.Exit(0 if status == "SERVING" else 1)
+
+
+def check(server: str, service: str = "") -> str:
+    """What grpc.health.v1 Check answers: a ServingStatus by name, or the gRPC status code's name where it failed.
+
+    NOT_FOUND is a service the server does not know; UNAVAILABLE or DEADLINE_EXCEEDED is nobody there.
+    """
+    with grpc.insecure_channel(server, options=OPTIONS) as channel:
+        try:
+            answer = HealthStub(channel).Check(HealthCheckRequest(service=service), timeout=DEADLINE)
+        except grpc.RpcError as error:
+            return str(error.code().name)
+        return str(HealthCheckResponse.ServingStatus.Name(answer.status))
