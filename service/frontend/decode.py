@@ -1,0 +1,139 @@
+"""From the bytes of a request to the pixels of one image: JPEG, PNG or raw, in the colours the network wants."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.errors import BadImage
+from service.frontend import jpeg, png
+from service.frontend.exif import is_turned, upright
+from service.frontend.limits import check_size
+
+Colour = Literal["RGB", "L"]
+
+RAW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+# Other formats, by (offset, first bytes), to name them when they come.
+OTHER_FORMATS = [
+    ("GIF", 0, b"GIF8"),
+    ("WebP", 8, b"WEBP"),
+    ("BMP", 0, b"BM"),
+    ("TIFF", 0, b"II*\0"),
+    ("TIFF", 0, b"MM\0*"),
+    ("AVIF", 4, b"ftypavi"),
+    ("HEIC", 4, b"ftyphei"),
+    ("HEIC", 4, b"ftyphev"),
+    ("HEIF", 4, b"ftypmif1"),
+    ("HEIF", 4, b"ftypmsf1"),
+    ("JPEG 2000", 4, b"jP  \r\n"),
+    ("JPEG 2000", 0, b"\xff\x4f\xff\x51"),
+    ("JPEG XL", 0, b"\xff\x0a"),
+    ("JPEG XL", 4, b"JXL \r\n"),
+    ("ICO", 0, b"\0\0\1\0"),
+    ("PSD", 0, b"8BPS"),
+    ("PDF", 0, b"%PDF"),
+    ("SVG", 0, b"<svg"),
+]
+
+
+class Header(NamedTuple):
+    """What a file says of its picture: `height` and `width` as it is meant to be seen (after its EXIF rotation)."""
+
+    format: Literal["JPEG", "PNG"]
+    height: int
+    width: int
+
+
+def inspect(data: bytes, max_pixels: int) -> Header:
+    """The header of an encoded image whose structure is whole, without decoding its pixels.
+
+    Raises BadImage for what is no JPEG or PNG file, is truncated, larger than `max_pixels` (height times width) or
+    built to be slow.
+    """
+    return _read_structure(data, max_pixels)[0]
+
+
+def decode(data: bytes, colour: Colour, max_pixels: int) -> NDArray[np.uint8]:
+    """The picture of a JPEG or PNG file as a person would see it on white paper.
+
+    colour   "RGB": (H, W, 3); "L": (H, W, 1), the luma of ITU-R BT.601
+    returns  contiguous pixels, 0..255, turned the way EXIF says; 16 bits are scaled to 8; may be read-only
+
+    Raises BadImage.
+    """
+    header, structure = _read_structure(data, max_pixels)
+    try:
+        if isinstance(structure, jpeg.Structure):
+            stored = jpeg.read_pixels(data, structure, colour)
+        else:
+            stored = _in_colour(png.read_image(data, structure), colour)
+        pixels = upright(stored, structure.orientation)
+    except BadImage:
+        raise
+    except Exception:
+        # Decoders raise whatever they like, in words that name their own parts.
+        raise BadImage(f"image is damaged: the pixels of its {header.format} file cannot be decoded") from None
+    if pixels.shape[:2] != (header.height, header.width):
+        raise BadImage(f"image is damaged: its {header.format} file holds another size than its header says")
+    return pixels
+
+
+def from_raw(  # noqa: PLR0917 (in the order of the message's fields)
+    pixels: bytes, height: int, width: int, channels: int, colour: Colour, max_pixels: int
+) -> NDArray[np.uint8]:
+    """Pixels that came row by row, 8 bits a channel (1 grey, 3 RGB, 4 RGBA), as `decode` returns them.
+
+    Where they are in the wanted colours already, the result is a read-only view of `pixels`. Raises BadImage.
+    """
+    if channels not in RAW_MODES:
+        raise BadImage(f"raw image has {channels} channels, want 1, 3 or 4")
+    check_size(height, width, max_pixels)
+    wanted = height * width * channels
+    if len(pixels) != wanted:
+        raise BadImage(
+            f"raw image is {len(pixels)} bytes, want {wanted} = {height} high x {width} wide x {channels} channels"
+        )
+    if RAW_MODES[channels] == colour:
+        return np.frombuffer(pixels, np.uint8).reshape(height, width, channels)
+    return _in_colour(Image.frombuffer(RAW_MODES[channels], (width, height), pixels), colour)
+
+
+def _read_structure(data: bytes, max_pixels: int) -> tuple[Header, jpeg.Structure | png.Structure]:
+    if data.startswith(jpeg.SIGNATURE):
+        return _described("JPEG", jpeg.read_structure, data, max_pixels)
+    if data.startswith(png.SIGNATURE):
+        return _described("PNG", png.read_structure, data, max_pixels)
+    if not data:
+        raise BadImage("image is 0 bytes, want a JPEG or PNG file")
+    for name, offset, signature in OTHER_FORMATS:
+        if data.startswith(signature, offset):
+            raise BadImage(f"image is {name}, want JPEG or PNG")
+    raise BadImage(f"image starts with the bytes {data[:8].hex(' ')}, want JPEG or PNG")
+
+
+def _described(
+    kind: Literal["JPEG", "PNG"],
+    read: Callable[[bytes, int], jpeg.Structure | png.Structure],
+    data: bytes,
+    max_pixels: int,
+) -> tuple[Header, jpeg.Structure | png.Structure]:
+    structure = read(data, max_pixels)
+    height, width = structure.height, structure.width
+    if is_turned(structure.orientation):
+        height, width = width, height
+    return Header(kind, height, width), structure
+
+
+def _in_colour(image: Image.Image, colour: Colour) -> NDArray[np.uint8]:
+    if image.mode in ("LA", "RGBA"):
+        paper = Image.new("RGB", image.size, "white")
+        paper.paste(image, mask=image.getchannel("A"))
+        image = paper
+    elif image.mode == "P":
+        image = image.convert("RGB")
+    if image.mode != colour:
+        image = image.convert(colour)
+    return np.asarray(image).reshape(image.height, image.width, -1)

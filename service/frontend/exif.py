@@ -1,0 +1,53 @@
+"""Which way up a picture is: the one EXIF tag that changes what a person sees.
+
+EXIF is a TIFF file's directory (EXIF 2.32, section 4.6; TIFF 6.0, section 2).
+"""
+
+import struct
+
+import numpy as np
+from numpy.typing import NDArray
+
+UPRIGHT = 1
+ORIENTATION = 0x0112
+SHORT = 3
+MAX_ENTRIES = 1000  # a camera writes some dozens
+BLOCK = 64  # columns turned at a time
+
+
+def orientation(exif: bytes | memoryview) -> int:
+    """The orientation, 1 to 8, that a block of EXIF (from its byte order mark on) gives; 1 where it gives none."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(bytes(exif[:4]))
+    try:
+        if order is None:
+            return UPRIGHT
+        (directory,) = struct.unpack_from(f"{order}I", exif, 4)
+        (entries,) = struct.unpack_from(f"{order}H", exif, directory)
+        for position in range(directory + 2, directory + 2 + 12 * min(entries, MAX_ENTRIES), 12):
+            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", exif, position)
+            if tag == ORIENTATION:
+                return value if kind == SHORT and 1 <= value <= 8 else UPRIGHT
+    except struct.error:  # it ends early: then it says nothing
+        pass
+    return UPRIGHT
+
+
+def is_turned(orientation: int) -> bool:
+    """Whether height and width change places."""
+    return orientation >= 5
+
+
+def upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """The picture (H, W, C) as it is meant to be seen, contiguous; itself where `orientation` is 1."""
+    view = pixels.transpose(1, 0, 2) if is_turned(orientation) else pixels
+    if orientation in (3, 4, 7, 8):
+        view = view[::-1]
+    if orientation in (2, 3, 6, 7):
+        view = view[:, ::-1]
+    if view is pixels:
+        return pixels
+    # By blocks of columns: copied whole, a turned picture misses the cache at every pixel: three times as slow.
+    turned = np.empty(view.shape, np.uint8)
+    for left in range(0, view.shape[1], BLOCK):
+        turned[:, left : left + BLOCK] = view[:, left : left + BLOCK]
+    return turned

@@ -1,0 +1,117 @@
+"""From what a network answered for one image to what its caller gets: ranked labels, or a class map."""
+
+from collections.abc import Sequence
+from io import BytesIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco
+
+from service.errors import BadRequest, RunFailed
+from service.frontend.preprocess import Placement, restore
+from service.metadata import MAX_MASK_CLASSES, Document
+from service.pb.convoy.v1 import vision_pb2 as pb
+
+DEFAULT_TOP_K = 5
+
+
+def classification(probabilities: NDArray[np.float32], labels: Sequence[str], top_k: int) -> pb.Classification:
+    """The `top_k` most probable labels (0: five; at most all), ties in the order of the classes.
+
+    probabilities  (classes,), 0..1
+
+    Raises RunFailed where there is not one finite probability for each label.
+    """
+    if probabilities.shape != (len(labels),):
+        raise RunFailed(f"the network answered {probabilities.size} probabilities for {len(labels)} labels")
+    if not np.isfinite(probabilities).all():
+        raise RunFailed("the network answered probabilities that are not numbers")
+    count = min(top_k or DEFAULT_TOP_K, len(labels))
+    # Of a thousand classes only those that can be among the first are sorted; all that tie with the last one can.
+    least = np.partition(probabilities, -count)[-count]
+    candidates = np.flatnonzero(probabilities >= least)
+    ranked = candidates[np.argsort(-probabilities[candidates], kind="stable")][:count].tolist()
+    return pb.Classification(
+        labels=[pb.Label(index=i, name=labels[i], probability=float(probabilities[i])) for i in ranked]
+    )
+
+
+def segmentation(
+    mask: NDArray[np.uint8],
+    confidence: NDArray[np.uint8] | None,
+    document: Document,
+    placement: Placement,
+    format: pb.MaskFormat,  # noqa: A002 (the field's name on the wire)
+) -> pb.Segmentation:
+    """The class map at the size of the image that was sent, in the form that was asked for.
+
+    mask        (h, w), a class index a pixel, at the size of the input
+    confidence  (h, w), 0..255, or None where it was not asked for
+
+    Raises RunFailed where the network answered a class that has no label.
+    """
+    classes = np.ascontiguousarray(restore(mask, placement))
+    # Pillow counts bytes as bytes; np.bincount would first make 8 bytes of each, and takes five times as long.
+    counts = Image.fromarray(classes).histogram()
+    present = [index for index, pixels in enumerate(counts) if pixels]
+    if present[-1] >= len(document.labels):
+        raise RunFailed(f"the network answered class {present[-1]}, its metadata name {len(document.labels)} classes")
+    answer = pb.Segmentation(
+        height_px=placement.source_height,
+        width_px=placement.source_width,
+        format=format or pb.MASK_FORMAT_RAW,
+        class_pixels=[
+            pb.ClassPixels(class_index=index, name=name, pixels=counts[index])
+            for index, name in enumerate(document.labels)
+        ],
+    )
+    if answer.format == pb.MASK_FORMAT_RAW:
+        answer.mask = classes.tobytes()
+    elif answer.format == pb.MASK_FORMAT_PNG:
+        answer.mask = _palette_png(classes, document.palette or default_palette(len(document.labels)))
+    elif answer.format == pb.MASK_FORMAT_RLE:
+        answer.run_lengths.extend(_run_lengths(classes, present))
+    else:
+        raise BadRequest(f"format is {format}, want one of {', '.join(pb.MaskFormat.keys())}")
+    if confidence is not None:
+        restored = np.ascontiguousarray(restore(confidence, placement))
+        grey_png = answer.format == pb.MASK_FORMAT_PNG
+        answer.confidence = _png(Image.fromarray(restored)) if grey_png else restored.tobytes()
+    return answer
+
+
+def default_palette(classes: int) -> list[tuple[int, int, int]]:
+    """(red, green, blue) of each class where the metadata give none: the colours of PASCAL VOC, class 0 black.
+
+    The bits of the index are dealt out to red, green and blue in turn, the lowest ones to the highest bits, so that
+    any two of 256 classes differ and neighbours differ much.
+    """
+    assert classes <= MAX_MASK_CLASSES
+    return [(_dealt(index), _dealt(index >> 1), _dealt(index >> 2)) for index in range(classes)]
+
+
+def _dealt(index: int) -> int:
+    # Bits 0, 3 and 6 become bits 7, 6 and 5.
+    return (index & 1) << 7 | (index >> 3 & 1) << 6 | (index >> 6 & 1) << 5
+
+
+def _palette_png(classes: NDArray[np.uint8], palette: Sequence[tuple[int, int, int]]) -> bytes:
+    height, width = classes.shape
+    image = Image.frombuffer("P", (width, height), classes)
+    image.putpalette([value for colour in palette for value in colour])
+    return _png(image)
+
+
+def _png(image: Image.Image) -> bytes:
+    file = BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def _run_lengths(classes: NDArray[np.uint8], present: Sequence[int]) -> list[pb.RunLengths]:
+    columns = np.asfortranarray(classes)[:, :, None]  # COCO counts down the columns
+    return [
+        pb.RunLengths(class_index=index, counts=coco.encode((columns == index).view(np.uint8))[0]["counts"])
+        for index in present
+    ]
