@@ -1,0 +1,249 @@
+"""What the server answers, as plain values: read from the messages of `convoy.v1.Vision` and from gRPC errors."""
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
+import msgspec
+import numpy as np
+import PIL.Image
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from numpy.typing import NDArray
+from pycocotools import mask as run_lengths
+
+from service.errors import ConvoyError
+from service.pb.convoy.v1 import vision_pb2 as pb
+
+Mask = NDArray[np.uint8]
+_STATUS = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class ServerError(ConvoyError):
+    """The server's refusal of a request or of one image of it, or a server that does not answer.
+
+    code         grpc.StatusCode, what to do about it: INVALID_ARGUMENT fix the request, RESOURCE_EXHAUSTED back off,
+                 UNAVAILABLE try another replica, ...
+    reason       machine-readable: BAD_IMAGE, QUEUE_FULL, ...; the code's name where the server gave none
+    retry_after  seconds after which trying again makes sense, or None
+    """
+
+    def __init__(self, code: Any, reason: str, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.code = code
+        self.reason = reason
+
+
+class Timings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where one image's time went in the server, in seconds; `total` runs from the request's arrival to the result."""
+
+    receive: float
+    decode: float
+    preprocess: float
+    queue: float
+    gather: float
+    run: float
+    scatter: float
+    postprocess: float
+    total: float
+    batch_size: int  # images in the batch it ran in
+
+
+class Label(msgspec.Struct, frozen=True, kw_only=True):
+    """One class and its probability, 0..1."""
+
+    index: int
+    name: str
+    probability: float
+
+
+class Classification(msgspec.Struct, frozen=True, kw_only=True):
+    """One image's ranked labels, most probable first."""
+
+    model: str
+    version: int
+    labels: tuple[Label, ...]
+    timings: Timings
+
+
+class ClassPixels(msgspec.Struct, frozen=True, kw_only=True):
+    """How many pixels of a mask belong to one class."""
+
+    index: int
+    name: str
+    pixels: int
+
+
+class Segmentation(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """One image's class per pixel, of the size of the image that was sent (after its EXIF rotation).
+
+    mask          (H, W) uint8, class indices
+    confidence    (H, W) uint8, the winning class's probability times 255, or None where it was not asked for
+    class_pixels  one of each class, also those without a pixel
+    """
+
+    model: str
+    version: int
+    mask: Mask
+    confidence: Mask | None
+    class_pixels: tuple[ClassPixels, ...]
+    timings: Timings
+
+
+class Input(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model's input takes. `height` and `width` are 0 where any size is taken."""
+
+    height: int
+    width: int
+    multiple: int
+    colour: str  # RGB or L
+    fit: str  # stretch, crop, letterbox or pad
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """One version of one model. `palette[i]` is the (red, green, blue) of class i in pictures, 0..255; may be empty."""
+
+    model: str
+    version: int
+    state: str  # loading, ready or unavailable
+    reason: str  # why it is not ready
+    task: str  # classification, segmentation or tensors
+    provider: str
+    labels: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    input: Input
+    architecture: str
+    data: str
+    metrics: Mapping[str, float]
+    max_batch_size: int
+
+
+def read_classifications(response: pb.ClassifyResponse) -> list[Classification | ServerError]:
+    """A result or an error for each image, in the order of the request."""
+    return [
+        _image_error(result.error)
+        if result.HasField("error")
+        else Classification(
+            model=response.model,
+            version=response.version,
+            labels=tuple(
+                Label(index=label.index, name=label.name, probability=label.probability)
+                for label in result.classification.labels
+            ),
+            timings=_timings(result.timings),
+        )
+        for result in response.results
+    ]
+
+
+def read_segmentations(response: pb.SegmentResponse) -> list[Segmentation | ServerError]:
+    """A result or an error for each image, in the order of the request; masks are decoded whatever their format."""
+    return [
+        _image_error(result.error)
+        if result.HasField("error")
+        else Segmentation(
+            model=response.model,
+            version=response.version,
+            mask=_mask(result.segmentation),
+            confidence=_confidence(result.segmentation),
+            class_pixels=tuple(
+                ClassPixels(index=entry.class_index, name=entry.name, pixels=entry.pixels)
+                for entry in result.segmentation.class_pixels
+            ),
+            timings=_timings(result.timings),
+        )
+        for result in response.results
+    ]
+
+
+def read_models(response: pb.ListModelsResponse) -> list[Model]:
+    """Every version of every model, in the server's order."""
+    return [
+        Model(
+            model=info.model,
+            version=info.version,
+            state=pb.ModelState.Name(info.state).removeprefix("MODEL_STATE_").lower(),
+            reason=info.reason,
+            task=pb.Task.Name(info.task).removeprefix("TASK_").lower(),
+            provider=info.provider,
+            labels=tuple(info.labels),
+            palette=tuple((colour.red, colour.green, colour.blue) for colour in info.palette),
+            input=Input(
+                height=info.input.height_px,
+                width=info.input.width_px,
+                multiple=info.input.multiple,
+                colour=info.input.colour,
+                fit=info.input.fit,
+            ),
+            architecture=info.architecture,
+            data=info.data,
+            metrics=dict(info.metrics),
+            max_batch_size=info.max_batch_size,
+        )
+        for info in response.models
+    ]
+
+
+def read_error(error: Any, target: str, deadline: float | None) -> ServerError:
+    """The ServerError in a grpc.RpcError of a call to `target` that was given `deadline` seconds."""
+    code, message = error.code(), error.details() or ""
+    reason, retry_after, told = code.name, None, False
+    status = rpc_status.from_call(error)
+    for detail in status.details if status is not None else ():
+        info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+        if detail.Unpack(info):
+            reason, told = info.reason, True
+        elif detail.Unpack(retry):
+            retry_after = retry.retry_delay.ToTimedelta().total_seconds()
+    # What gRPC itself says of these two is long or empty; a server's own words are left as they are.
+    if not told and code is grpc.StatusCode.UNAVAILABLE:
+        message = f"no answer from {target} ({message.rpartition(': ')[2]}): is a Convoy server running there?"
+    if not told and code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        message = f"no answer from {target} within {deadline:g} seconds" if deadline is not None else message
+    return ServerError(code, reason, message, retry_after)
+
+
+def _image_error(error: pb.ImageError) -> ServerError:
+    code = _STATUS.get(error.code, grpc.StatusCode.UNKNOWN)
+    return ServerError(code, error.reason or code.name, error.message)
+
+
+def _timings(timings: pb.Timings) -> Timings:
+    return Timings(
+        receive=timings.receive_seconds,
+        decode=timings.decode_seconds,
+        preprocess=timings.preprocess_seconds,
+        queue=timings.queue_seconds,
+        gather=timings.gather_seconds,
+        run=timings.run_seconds,
+        scatter=timings.scatter_seconds,
+        postprocess=timings.postprocess_seconds,
+        total=timings.total_seconds,
+        batch_size=timings.batch_size,
+    )
+
+
+def _mask(segmentation: pb.Segmentation) -> Mask:
+    shape = (segmentation.height_px, segmentation.width_px)
+    if segmentation.format == pb.MASK_FORMAT_PNG:
+        return _png(segmentation.mask)
+    if segmentation.format == pb.MASK_FORMAT_RLE:
+        mask = np.zeros(shape, np.uint8)
+        for run in segmentation.run_lengths:
+            mask[run_lengths.decode({"size": shape, "counts": run.counts}) == 1] = run.class_index
+        return mask
+    return np.frombuffer(segmentation.mask, np.uint8).reshape(shape)
+
+
+def _confidence(segmentation: pb.Segmentation) -> Mask | None:
+    if not segmentation.confidence:
+        return None
+    if segmentation.format == pb.MASK_FORMAT_PNG:
+        return _png(segmentation.confidence)
+    return np.frombuffer(segmentation.confidence, np.uint8).reshape(segmentation.height_px, segmentation.width_px)
+
+
+def _png(data: bytes) -> Mask:
+    # A palette file's array holds its indices, a grey one's its values.
+    return np.asarray(PIL.Image.open(io.BytesIO(data)), np.uint8)
