@@ -1,1 +1,122 @@
 """The `convoy` command: finds the chosen command's module; turns errors into one line and an exit code."""
+
+import difflib
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import typer
+from typer.exceptions import TyperException
+
+from service.errors import ConvoyError
+
+
+class Command(NamedTuple):
+    """Where a command is, and what it is for. The function in the module has the command's name."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "serve": Command("service.commands.serve", "Serve a model repository over gRPC"),
+    "classify": Command("service.commands.classify", "Ask a server what is in images"),
+    "segment": Command("service.commands.segment", "Ask a server for the class of every pixel of an image"),
+    "models": Command("service.commands.models", "List what a server serves"),
+    "health": Command("service.commands.health", "Ask a server whether it serves; the exit code says so"),
+    "health": Command("service.commands.health", "Ask a server whether it serves"),
+    "bench": Command("service.commands.bench", "Load a server and measure how it answers"),
+    "train": Command("models.commands.train", "Train a network"),
+    "evaluate": Command("models.commands.evaluate", "Measure a trained network on its held-out images"),
+    "export": Command("models.commands.export", "Export a trained network into a model repository"),
+}
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs `convoy` with these arguments and returns its exit code.
+
+    0 done; 1 the command says that some of it failed; 2 it cannot be done as asked, told in one line on stderr;
+    130 interrupted.
+    """
+    name = arguments[0] if arguments else None
+    if name in ("--help", "-h"):
+        print(_overview())
+        return 0
+    if name == "--version":
+        print(f"convoy {importlib.metadata.version('convoy')}")
+        return 0
+    if name not in COMMANDS:
+        return _refuse("convoy", _unknown(name))
+    try:
+        return _call(name, arguments[1:])
+    except KeyboardInterrupt:
+        return 130
+    except ConvoyError as error:
+        return _refuse(f"convoy {name}", error.message)
+    except TyperException as error:
+        return _refuse(f"convoy {name}", _in_words(error, name))
+
+
+def _call(name: str, arguments: Sequence[str]) -> int:
+    function = _function(name)
+    # Plain help: with markup a word in brackets, such as convoy[train], would vanish from it.
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command(name)(function)
+    result = typer.main.get_command(app).main(list(arguments), prog_name=f"convoy {name}", standalone_mode=False)
+    return result if isinstance(result, int) else 0
+
+
+def _function(name: str) -> Callable[..., None]:
+    path = COMMANDS[name].module
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        # Where the serving packages are alone, `models` or what it imports is missing; a missing file of ours is a bug.
+        if not path.startswith("models.") or (error.name or "").startswith(("models.", "service")):
+            raise
+        raise ConvoyError("needs the training packages: install convoy[train]") from None
+    function: Callable[..., None] = getattr(module, name)
+    return function
+
+
+def _overview() -> str:
+    lines = [
+        "Usage: convoy COMMAND [OPTIONS]",
+        "",
+        "Serves convolutional networks over gRPC: image classification and per-pixel segmentation, in batches.",
+        "",
+        "Commands:",
+        *(f"  {name:<9} {command.summary}" for name, command in COMMANDS.items()),
+        "",
+        "'convoy COMMAND --help' tells a command's options; 'convoy --version' the version.",
+    ]
+    return "\n".join(lines)
+
+
+def _unknown(name: str | None) -> str:
+    if name is None:
+        return f"which command? One of {', '.join(COMMANDS)}; see 'convoy --help'"
+    kind = "option" if name.startswith("-") else "command"
+    close = difflib.get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1)
+    return f"no {kind} {name!r}; " + (f"did you mean {close[0]!r}?" if close else "see 'convoy --help'")
+
+
+def _in_words(error: TyperException, name: str) -> str:
+    close = getattr(error, "possibilities", None)  # only of an unknown option
+    if close:
+        return f"{error.message}; did you mean {close[0]!r}?"
+    # Typer hands on the words of its validator, which names the Python exception.
+    message = error.format_message().replace("Value error, ", "").rstrip(".")
+    return f"{message}; see 'convoy {name} --help'"
+
+
+def _refuse(who: str, message: str) -> int:
+    print(f"{who}: {' '.join(message.split())}", file=sys.stderr)
+    return 2

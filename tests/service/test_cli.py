@@ -1,0 +1,151 @@
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import typer
+
+from service import cli
+from service.errors import BadConfig
+
+ROOT = Path(cli.__file__).parents[1]
+SERVING = sorted(name for name in cli.COMMANDS if (ROOT / "service" / "commands" / f"{name}.py").exists())
+TRAINING_PACKAGES = ("torch", "onnx", "lightning", "sklearn", "models")
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Which of the training packages a fresh interpreter has loaded after `statement`."""
+    code = f"import sys\nfrom service import cli\n{statement}\nprint('\\n', *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(TRAINING_PACKAGES) & set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Makes a function a command of `convoy`."""
+
+    def add(function):
+        name = function.__name__
+        module = types.ModuleType(f"service.commands.{name}")
+        setattr(module, name, function)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setitem(cli.COMMANDS, name, cli.Command(module.__name__, "For a test"))
+
+    return add
+
+
+def one_line(capsys) -> str:
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return err
+
+
+def test_serving_commands_are_all_found():
+    assert {"classify", "segment", "models", "bench"} <= set(SERVING)
+
+
+@pytest.mark.parametrize("name", SERVING)
+def test_serving_command_loads_no_training_package(name):
+    assert loaded_by(f"assert cli.run([{name!r}, '--help']) == 0") == set()
+
+
+def test_a_training_package_that_is_loaded_would_be_seen():
+    assert loaded_by("import models; import onnx") == {"models", "onnx"}
+
+
+def test_overview_names_every_command_and_imports_none():
+    code = (
+        "import sys\nfrom service import cli\ncli.run(['--help'])\nprint([m for m in sys.modules if '.commands.' in m])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "[]"
+    for name, command in cli.COMMANDS.items():
+        assert any(line.split() == [name, *command.summary.split()] for line in done.stdout.splitlines())
+
+
+def test_console_script_is_main():
+    script = Path(sys.executable).with_name("convoy")
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
+    assert (done.stdout.split()[0], done.stderr) == ("convoy", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "which command?"),
+        (["clasify"], "did you mean 'classify'?"),
+        (["--verison"], "did you mean '--version'?"),
+        (["quux"], "see 'convoy --help'"),
+        (["classify"], "Missing argument 'IMAGE'"),
+        (["classify", "a.png", "--modle", "x"], "did you mean '--model'?"),
+        (["classify", "a.png", "--quux"], "see 'convoy classify --help'"),
+        (["classify", "a.png", "--top-k", "many"], "'--top-k'"),
+        (["classify", "a.png", "--top-k", "0"], "'--top-k'"),
+        (["segment", "a.png"], "'--out'"),
+        (["segment", "a.png", "-o", "b.png", "--format", "gif"], "'raw', 'png', 'rle'"),
+        (["bench", "--model", "x"], "give either --concurrency N"),
+        (["bench", "--model", "x", "--rate", "1", "--concurrency", "1"], "give either --concurrency N"),
+    ],
+)
+def test_what_cannot_be_done_as_asked_is_one_line_and_exit_code_2(capsys, arguments, said):
+    assert cli.run(arguments) == 2
+    assert said in one_line(capsys)
+
+
+def test_error_of_ours_is_one_line_even_where_its_message_has_several(capsys, command):
+    def failing() -> None:
+        raise BadConfig("port is\n  70000, want 0 to 65535")
+
+    command(failing)
+    assert cli.run(["failing"]) == 2
+    assert one_line(capsys) == "convoy failing: port is 70000, want 0 to 65535\n"
+
+
+def test_mistake_of_ours_is_not_hidden(command):
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    command(broken)
+    with pytest.raises(ZeroDivisionError):
+        cli.run(["broken"])
+
+
+def test_exit_code_and_arguments_reach_and_leave_the_command(command):
+    def leaving(code: Annotated[int, typer.Option("--code")] = 0) -> None:
+        raise typer.Exit(code)
+
+    command(leaving)
+    assert (cli.run(["leaving"]), cli.run(["leaving", "--code", "7"])) == (0, 7)
+
+
+def test_interrupted_command_is_silent_and_exits_130(capsys, command):
+    def waiting() -> None:
+        raise KeyboardInterrupt
+
+    command(waiting)
+    assert cli.run(["waiting"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("missing", ["torch", "models", "lightning.pytorch"])
+def test_training_command_without_its_packages_says_what_to_install(capsys, monkeypatch, missing):
+    monkeypatch.setattr(cli.importlib, "import_module", _not_found(missing))
+    assert cli.run(["train"]) == 2
+    assert one_line(capsys) == "convoy train: needs the training packages: install convoy[train]\n"
+
+
+@pytest.mark.parametrize(("name", "missing"), [("train", "models.trian"), ("classify", "grpc")])
+def test_other_missing_modules_are_not_taken_for_training_packages(monkeypatch, name, missing):
+    monkeypatch.setattr(cli.importlib, "import_module", _not_found(missing))
+    with pytest.raises(ModuleNotFoundError):
+        cli.run([name])
+
+
+def _not_found(name):
+    def import_module(path):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    return import_module
