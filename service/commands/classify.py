@@ -1,0 +1,114 @@
+"""`convoy classify`: pictures with their ranked labels."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from service.client import DEFAULT_TARGET, Classification, Client, Label, ServerError, read_image
+from service.commands.options import DEADLINE, Deadline, Json, ModelName, Server
+from service.commands.picture import characters, half_blocks, read_pixels
+from service.commands.terminal import bar, console, plain, shows_colours, stage_line
+from service.config import LimitsConfig
+from service.errors import BadImage
+
+_LIMITS = LimitsConfig()  # a server's, unless it was told otherwise
+_PICTURE_COLUMNS, _PICTURE_LINES = 28, 14
+_NAME_COLUMNS = 24
+
+
+def classify(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="JPEG or PNG files.")],
+    *,
+    model: ModelName = "",
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="How many labels to show.")] = 5,
+    server: Server = DEFAULT_TARGET,
+    deadline: Deadline = DEADLINE,
+    json: Json = False,
+    picture: Annotated[bool, typer.Option("--picture/--no-picture", help="Show the images too.")] = True,
+) -> None:
+    """Ask a server what is in images: the most probable labels of each, and where the time went."""
+    files = [(str(path), read_image(path)) for path in images]
+    out, refused = console(), 0
+    with Client(server) as client:
+        for part in requests(files, _LIMITS.max_images, _LIMITS.max_message_bytes):
+            for (name, data), answer in zip(part, _ask(client, part, model, top_k, deadline), strict=True):
+                refused += isinstance(answer, ServerError)
+                if json:
+                    sys.stdout.write(json_line(name, answer))
+                else:
+                    show(out, name, data if picture else None, answer)
+    if refused:
+        raise typer.Exit(1)
+
+
+def requests(
+    files: Sequence[tuple[str, bytes]], max_images: int, max_message_bytes: int
+) -> Iterator[list[tuple[str, bytes]]]:
+    """The files in the fewest requests, in order, that the limits allow; a file over the limit goes alone."""
+    part: list[tuple[str, bytes]] = []
+    room = max_message_bytes
+    for name, data in files:
+        needed = len(data) + 64  # the field numbers and lengths around it, and the request's other fields
+        if part and (len(part) == max_images or needed > room):
+            yield part
+            part, room = [], max_message_bytes
+        part.append((name, data))
+        room -= needed
+    yield part
+
+
+def json_line(name: str, answer: Classification | ServerError) -> str:
+    """One image's answer as a JSON object in a line of its own."""
+    if isinstance(answer, ServerError):
+        error = {"code": answer.code.name, "reason": answer.reason, "message": answer.message}
+        return msgspec.json.encode({"image": name, "error": error}).decode() + "\n"
+    return msgspec.json.encode({"image": name, **msgspec.to_builtins(answer)}).decode() + "\n"
+
+
+def show(out: Console, name: str, data: bytes | None, answer: Classification | ServerError) -> None:
+    """Prints one image's answer, with the picture where `data`, the image file, is given."""
+    if isinstance(answer, ServerError):
+        out.print(Text.assemble((plain(name), "bold"), "  ", (plain(answer.message), "red")))
+        return
+    out.print(Text.assemble((plain(name), "bold"), (f"  {plain(answer.model)} version {answer.version}", "dim")))
+    pixels = read_pixels(data) if data is not None else None
+    ranked = Group(*_bars(answer.labels, out.width - (_PICTURE_COLUMNS + 2 if pixels is not None else 0)))
+    if pixels is None:
+        out.print(ranked)
+    else:
+        draw = half_blocks if shows_colours(out) else characters
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        grid.add_row(draw(pixels, _PICTURE_COLUMNS, _PICTURE_LINES), ranked)
+        out.print(grid)
+    out.print(stage_line(answer.timings, out.width))
+    out.print()
+
+
+def _ask(
+    client: Client, files: Sequence[tuple[str, bytes]], model: str, top_k: int, deadline: float
+) -> list[Classification | ServerError]:
+    try:
+        return client.classify([data for _, data in files], model, top_k=top_k, deadline=deadline)
+    except ServerError as error:
+        # A request with a single image fails as a whole where its image does.
+        if len(files) == 1 and error.reason == BadImage.reason:
+            return [error]
+        raise
+
+
+def _bars(labels: Sequence[Label], columns: int) -> Iterator[Text]:
+    names = [plain(label.name) for label in labels]
+    widest = min(max(map(len, names), default=0), _NAME_COLUMNS)
+    length = max(10, min(40, columns - widest - 12))
+    for rank, (name, label) in enumerate(zip(names, labels, strict=True)):
+        style = "bold green" if rank == 0 else ""
+        shown = name if len(name) <= widest else name[: widest - 1] + "…"
+        line = f"{shown:<{widest}}  {bar(label.probability, length)} {label.probability:>7.1%}"
+        yield Text(line, style, no_wrap=True, overflow="ellipsis")

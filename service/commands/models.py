@@ -1,0 +1,60 @@
+"""`convoy models`: what a server serves."""
+
+import sys
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from service.client import DEFAULT_TARGET, Client, Input, Model
+from service.commands.options import DEADLINE, Deadline, Json, Server
+from service.commands.terminal import console, plain
+
+_TASK = {"classification": "classify", "segmentation": "segment", "tensors": "tensors"}  # the command's name
+_STATE_STYLE = {"ready": "green", "loading": "yellow", "unavailable": "red"}
+
+
+def models(*, server: Server = DEFAULT_TARGET, deadline: Deadline = DEADLINE, json: Json = False) -> None:
+    """List what a server serves: each version of each model, its input, where it runs, how good it is."""
+    with Client(server) as client:
+        served = client.models(deadline)
+    if json:
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(served), indent=2).decode() + "\n")
+    else:
+        show(console(), served)
+
+
+def show(out: Console, served: list[Model]) -> None:
+    """Prints the table, and below it why versions are not ready."""
+    if not served:
+        out.print("The server's model repository is empty.")
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("model", "version", "state", "task", "provider", "input", "labels"):
+        table.add_column(name, justify="right" if name in ("version", "labels") else "left", no_wrap=True)
+    table.add_column("metrics")
+    for one in served:
+        table.add_row(
+            Text(plain(one.model), "bold"),
+            str(one.version),
+            Text(one.state, _STATE_STYLE.get(one.state, "")),
+            _TASK.get(one.task, ""),
+            plain(one.provider).removesuffix("ExecutionProvider"),
+            input_size(one.input),
+            str(len(one.labels)) if one.labels else "",
+            ", ".join(f"{plain(name)} {value:.3g}" for name, value in sorted(one.metrics.items())),
+        )
+    out.print(table)
+    for one in served:
+        if one.reason:
+            out.print(Text(f"{plain(one.model)} {one.version}: {plain(one.reason)}"))
+
+
+def input_size(taken: Input) -> str:
+    """What an input takes, in words: 32×32 L, any size RGB; empty where it is not known."""
+    if not taken.colour:
+        return ""
+    if taken.height and taken.width:
+        return f"{taken.width}×{taken.height} {taken.colour}"
+    return f"any size {taken.colour}"

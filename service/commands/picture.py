@@ -1,0 +1,77 @@
+"""Images as text: two pixels a cell in colour, or characters from dark to bright."""
+
+import io
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+from numpy.typing import NDArray
+from rich.color import Color
+from rich.style import Style
+from rich.text import Text
+
+_RAMP = " .:-=+*#%@"
+Pixels = NDArray[np.uint8]
+
+
+def read_pixels(data: bytes) -> Pixels | None:
+    """(H, W, 3) RGB of an image file, turned as its EXIF says, or None where Pillow cannot read it."""
+    try:
+        with PIL.Image.open(io.BytesIO(data)) as image:
+            return np.asarray(PIL.ImageOps.exif_transpose(image).convert("RGB"))
+    # Pillow's readers raise all of these on files that are damaged.
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError):
+        return None
+
+
+def cells(height: int, width: int, columns: int, lines: int) -> tuple[int, int]:
+    """How many lines and columns a picture of this size takes, so that it fits and keeps its sides' ratio.
+
+    A cell is twice as high as wide.
+    """
+    scale = min(columns / width, 2 * lines / height)
+    return max(1, round(height * scale / 2)), max(1, round(width * scale))
+
+
+def half_blocks(pixels: Pixels, columns: int, lines: int) -> Text:
+    """A picture with two pixels in each cell: the upper half block's colour over its background's.
+
+    pixels  (H, W, 3) RGB
+    """
+    height, width = cells(pixels.shape[0], pixels.shape[1], columns, lines)
+    small = _resized(pixels, 2 * height, width).astype(int)
+    text = Text(no_wrap=True)
+    for line in range(height):
+        for upper, lower in zip(small[2 * line].tolist(), small[2 * line + 1].tolist(), strict=True):
+            text.append("▀", Style(color=Color.from_rgb(*upper), bgcolor=Color.from_rgb(*lower)))
+        text.append("\n" if line < height - 1 else "")
+    return text
+
+
+def characters(pixels: Pixels, columns: int, lines: int) -> Text:
+    """A picture in characters, from a space for black to @ for white.
+
+    pixels  (H, W, 3) RGB
+    """
+    height, width = cells(pixels.shape[0], pixels.shape[1], columns, lines)
+    small = _resized(pixels, height, width).astype(float)
+    brightness = small @ (0.299, 0.587, 0.114)  # luma, ITU-R BT.601
+    steps = np.minimum(brightness / 256 * len(_RAMP), len(_RAMP) - 1).astype(int)
+    return Text("\n".join("".join(_RAMP[step] for step in row) for row in steps.tolist()), no_wrap=True)
+
+
+def symbols(mask: Pixels, names: dict[int, str], columns: int, lines: int) -> Text:
+    """A mask in characters, `names[i]` for class i.
+
+    mask  (H, W) class indices
+    """
+    height, width = cells(mask.shape[0], mask.shape[1], columns, lines)
+    small = np.asarray(PIL.Image.fromarray(mask).resize((width, height), PIL.Image.Resampling.NEAREST))
+    return Text("\n".join("".join(names[index] for index in row) for row in small.tolist()), no_wrap=True)
+
+
+def _resized(pixels: Pixels, height: int, width: int) -> Pixels:
+    # Areas are averaged where the picture shrinks; where it grows its pixels stay squares.
+    shrinks = height * width < pixels.shape[0] * pixels.shape[1]
+    method = PIL.Image.Resampling.BOX if shrinks else PIL.Image.Resampling.NEAREST
+    return np.asarray(PIL.Image.fromarray(pixels).resize((width, height), method))

@@ -1,0 +1,132 @@
+"""`convoy segment`: a class for every pixel of an image, as files and on the terminal."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import PIL.Image
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from service.client import DEFAULT_TARGET, Client, MaskFormat, Model, Segmentation, ServerError, read_image
+from service.commands.masks import Palette, Pixels, mask_png, overlay, palette_of, png
+from service.commands.options import DEADLINE, Deadline, ModelName, Server
+from service.commands.picture import half_blocks, read_pixels, symbols
+from service.commands.terminal import bar, console, plain, shows_colours, stage_line
+from service.errors import BadConfig, BadImage
+
+_TABLE_COLUMNS = 46
+_PICTURE_LINES = 24
+_SYMBOLS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def segment(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A JPEG or PNG file.")],
+    *,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="OUT.png", help="The mask; the overlay goes to OUT-overlay.png.")
+    ],
+    model: ModelName = "",
+    format: Annotated[  # noqa: A002  the option's name
+        MaskFormat, typer.Option("--format", help="How the mask travels; the files are the same.")
+    ] = "png",
+    confidence: Annotated[
+        Path | None, typer.Option("--confidence", metavar="FILE.png", help="How sure each pixel is, as a grey picture.")
+    ] = None,
+    server: Server = DEFAULT_TARGET,
+    deadline: Deadline = DEADLINE,
+) -> None:
+    """Ask a server for the class of every pixel: writes the mask and its overlay, and shows which classes there are."""
+    data = read_image(image)
+    screen = console()
+    with Client(server) as client:
+        try:
+            answer = client.segment(
+                data, model, format=format, with_confidence=confidence is not None, deadline=deadline
+            )
+        except ServerError as error:
+            if error.reason != BadImage.reason:
+                raise
+            screen.print(Text.assemble((plain(str(image)), "bold"), "  ", (plain(error.message), "red")))
+            raise typer.Exit(1) from None
+        served = client.models(deadline)
+    palette = palette_of(_colours(served, answer), len(answer.class_pixels))
+    pixels = read_pixels(data)
+    if pixels is None or pixels.shape[:2] != answer.mask.shape:
+        raise BadImage(f"{str(image)!r} cannot be drawn under its mask of {_size(answer.mask)}")
+    blended = overlay(pixels, answer.mask, palette)
+    files = {
+        out: mask_png(answer.mask, palette),
+        out.with_name(f"{out.stem}-overlay.png"): png(PIL.Image.fromarray(blended)),
+    }
+    if confidence is not None and answer.confidence is not None:
+        files[confidence] = png(PIL.Image.fromarray(answer.confidence))
+    _write(files)
+    show(screen, str(image), answer, blended, palette)
+    screen.print(Text.assemble("wrote ", ", ".join(plain(str(path)) for path in files)))
+
+
+def show(screen: Console, name: str, answer: Segmentation, blended: Pixels, palette: Palette) -> None:
+    """Prints a segmented image: the picture under its mask, the classes in it, where the time went.
+
+    blended  (H, W, 3) RGB, the mask's colours over the image
+    """
+    title = f"  {plain(answer.model)} version {answer.version} · {_size(answer.mask)}"
+    screen.print(Text.assemble((plain(name), "bold"), (title, "dim")))
+    colours = shows_colours(screen)
+    marks = _marks(answer)
+    columns = max(20, min(64, screen.width - _TABLE_COLUMNS - 2))
+    picture = (
+        half_blocks(blended, columns, _PICTURE_LINES)
+        if colours
+        else symbols(answer.mask, marks, columns, _PICTURE_LINES)
+    )
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_row(picture, _classes(answer, palette if colours else None, marks))
+    screen.print(grid)
+    screen.print(stage_line(answer.timings, screen.width))
+
+
+def _colours(served: list[Model], answer: Segmentation) -> tuple[tuple[int, int, int], ...]:
+    return next((one.palette for one in served if (one.model, one.version) == (answer.model, answer.version)), ())
+
+
+def _classes(answer: Segmentation, palette: Palette | None, marks: Mapping[int, str]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    table.add_column("")
+    table.add_column("class", max_width=16, no_wrap=True, overflow="ellipsis")
+    table.add_column("pixels", justify="right", no_wrap=True)
+    table.add_column("share", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    total = answer.mask.size
+    for entry in sorted(answer.class_pixels, key=lambda entry: -entry.pixels):
+        if entry.pixels:
+            share = entry.pixels / total
+            swatch = Text("  ", f"on #{palette[entry.index].tobytes().hex()}") if palette is not None else Text("")
+            mark = swatch if palette is not None else Text(marks[entry.index])
+            table.add_row(mark, Text(plain(entry.name)), f"{entry.pixels:,}", f"{share:.1%}", bar(share, 8))
+    return table
+
+
+def _marks(answer: Segmentation) -> dict[int, str]:
+    # The largest class is the ground that the others stand out from. The others are marked by their names' letters.
+    ranked = sorted(answer.class_pixels, key=lambda entry: -entry.pixels)
+    marks = {ranked[0].index: "·"}
+    for entry in ranked[1:]:
+        free = [mark for mark in (*entry.name, *_SYMBOLS) if mark in _SYMBOLS and mark not in marks.values()]
+        marks[entry.index] = free[0] if free else "?"
+    return marks
+
+
+def _write(files: Mapping[Path, bytes]) -> None:
+    for path, data in files.items():
+        try:
+            path.write_bytes(data)
+        except OSError as error:
+            raise BadConfig(f"cannot write {str(path)!r}: {error.strerror}") from None
+
+
+def _size(mask: Pixels) -> str:
+    return f"{mask.shape[1]}×{mask.shape[0]}"
