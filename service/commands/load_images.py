@@ -1,0 +1,42 @@
+"""The images a load test sends: those of a folder, or generated ones that suit a model's input."""
+
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+
+from service.client import Input, read_image
+from service.commands.masks import png
+from service.errors import BadConfig
+
+_DISTINCT = 16  # generated images: enough that no cache answers for the server
+_ANY_SIZE = 256  # pixels a side where the model takes any size
+_SUFFIXES = (".jpeg", ".jpg", ".png")
+
+
+def from_folder(folder: Path) -> list[bytes]:
+    """The JPEG and PNG files of a folder as they are, by name. Raises BadConfig where there are none."""
+    if not folder.is_dir():
+        raise BadConfig(f"{str(folder)!r} is not a folder")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+    if not paths:
+        raise BadConfig(f"folder {str(folder)!r} holds no JPEG or PNG file")
+    return [read_image(path) for path in paths]
+
+
+def generated(taken: Input) -> list[bytes]:
+    """PNG files of the model's size and colour, the same at every call.
+
+    Soft blotches with a little noise: about as large for their size as photographs.
+    """
+    random = np.random.default_rng(0)
+    height, width = taken.height or _ANY_SIZE, taken.width or _ANY_SIZE
+    return [_blotches(random, height, width, "L" if taken.colour == "L" else "RGB") for _ in range(_DISTINCT)]
+
+
+def _blotches(random: np.random.Generator, height: int, width: int, mode: str) -> bytes:
+    channels = 1 if mode == "L" else 3
+    coarse = random.integers(0, 256, (max(2, height // 32), max(2, width // 32), channels), np.uint8)
+    soft = PIL.Image.fromarray(coarse.squeeze()).resize((width, height), PIL.Image.Resampling.BICUBIC)
+    noise = random.normal(0, 3, np.asarray(soft).shape)
+    return png(PIL.Image.fromarray(np.clip(np.asarray(soft) + noise, 0, 255).astype(np.uint8)))
