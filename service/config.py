@@ -32,7 +32,8 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """What one request and one front end may hold."""
 
     max_message_bytes: Annotated[int, Meta(ge=1024, le=2**31 - 1)] = 64 * MIB
-    max_pixels: Annotated[int, Meta(ge=1)] = 50_000_000  # height times width of one image
+    max_pixels: Annotated[int, Meta(ge=1)] = 50_000_000  # height times width of one image, as it is sent
+    max_input_pixels: Annotated[int, Meta(ge=1)] = 4 * MIB  # the same at the input of a model that takes any size
     max_images: Annotated[int, Meta(ge=1, le=65_536)] = 256  # of one request
     max_requests: Annotated[int, Meta(ge=1, le=1_000_000)] = 1024  # in flight in one front end
     slot_bytes: Annotated[int, Meta(ge=MIB)] = 512 * MIB  # shared memory of one front end, taken as it is used

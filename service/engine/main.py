@@ -47,7 +47,7 @@ class Engine:
         self._batcher = Batcher()
         self._peers: dict[Hashable, Peer] = {}  # numbers are never used twice
         self._table = Table()
-        self._loader = Loader(root, config, lambda table: self._loop.call_soon_threadsafe(self._publish, table))
+        self._loader = Loader(root, config, self._publish_soon)
         self._unreleased: dict[
             tuple[str, int], set[Hashable]
         ] = {}  # retired versions -> front ends that may refer to them
@@ -82,6 +82,10 @@ class Engine:
         for (model, version), unreleased in list(self._unreleased.items()):
             unreleased.discard(peer.number)
             self._drop_if_released(model, version)
+
+    def _publish_soon(self, table: Table) -> None:
+        # The loader calls this in its own thread.
+        self._loop.call_soon_threadsafe(self._publish, table)
 
     def _publish(self, table: Table) -> None:
         self._table = table

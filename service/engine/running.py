@@ -101,7 +101,7 @@ def _scatter(work: Work, outputs: Sequence[NDArray[np.generic]]) -> tuple[tuple[
 
 def _spill(values: NDArray[np.generic]) -> int:
     descriptor = memory_file(max(1, values.nbytes))
-    data = memoryview(values.reshape(-1).view(np.uint8))
+    data = memoryview(values.reshape(-1).view(np.uint8).data)
     while data:
         data = data[os.write(descriptor, data) :]
     return descriptor

@@ -41,7 +41,7 @@ class _Frame(NamedTuple):
 def read_structure(data: bytes, max_pixels: int) -> Structure:
     """Walk the markers up to the end of the image. Raises BadImage; takes at most some 20 ms for 64 MiB."""
     frame: _Frame | None = None
-    turned = UPRIGHT
+    turned: int | None = None
     scans = 0
     position = len(SIGNATURE) - 1
     for _ in range(MAX_SEGMENTS):
@@ -51,7 +51,7 @@ def read_structure(data: bytes, max_pixels: int) -> Structure:
         if code == EOI:
             if frame is None or not scans:
                 raise BadImage("image has no picture: the JPEG file ends before its first scan")
-            return Structure(*frame, turned)
+            return Structure(*frame, turned or UPRIGHT)
         if code == 0xFF or code in BARE:
             position += 1 if code == 0xFF else 2
             continue
@@ -59,7 +59,7 @@ def read_structure(data: bytes, max_pixels: int) -> Structure:
         position += 4 + len(body)
         if code in FRAMES and frame is None:
             frame = _frame(body, max_pixels)
-        elif code == APP1 and body.startswith(EXIF) and turned == UPRIGHT:
+        elif code == APP1 and turned is None and body.startswith(EXIF):
             turned = orientation(body[len(EXIF) :])
         elif code == SOS:
             if frame is None:

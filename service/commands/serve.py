@@ -1,0 +1,27 @@
+"""`convoy serve`: serves a model repository."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from service import config, log, supervisor
+
+
+def serve(
+    repository: Annotated[Path, typer.Option(help="The model repository: DIR/<model>/<version>/model.onnx.")],
+    host: Annotated[str | None, typer.Option(help="Where to listen.  [default: 127.0.0.1]")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="0 takes a free one.  [default: 8001]")] = None,
+    http_port: Annotated[int | None, typer.Option(help="For /livez and /readyz.  [default: 8000]")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="For /metrics.  [default: 8002]")] = None,
+    config_file: Annotated[Path | None, typer.Option("--config", help="A TOML file.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="One setting, over the file's.")
+    ] = None,
+) -> None:
+    """Serve a model repository over gRPC, until SIGTERM or Ctrl-C."""
+    options = {"host": host, "grpc_port": grpc_port, "http_port": http_port, "metrics_port": metrics_port}
+    overrides = {f"server.{name}": value for name, value in options.items() if value is not None}
+    settled = config.load(config_file, settings or (), overrides)
+    log.configure(settled.server.log_level, "supervisor")
+    raise typer.Exit(supervisor.serve(settled, repository))

@@ -1,0 +1,73 @@
+"""What a front end knows of the models: the engine's table, and which versions its own requests refer to."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from service.errors import BadRequest, UnknownModel
+from service.metadata import Document, Task
+from service.repository import Table, Version
+
+
+class Catalogue:
+    """The newest table and the requests under way. One writer: the front end's loop.
+
+    A version that no longer serves is released once the last request that refers to it has ended.
+    """
+
+    def __init__(self, release: Callable[[str, int], None]) -> None:
+        self.table = Table()
+        self._release = release
+        self._users: Counter[tuple[str, int]] = Counter()
+        self._leaving: set[tuple[str, int]] = set()
+
+    def update(self, table: Table) -> None:
+        """Take a new table. While a restarted engine still loads, the one before stays: its requests are held."""
+        if self.table.complete and not table.complete:
+            return
+        before, after = _ready(self.table), _ready(table)
+        self.table = table
+        self._leaving = (self._leaving | before) - after
+        for version in list(self._leaving):
+            self._release_if_unused(version)
+
+    @contextmanager
+    def using(self, row: Version) -> Iterator[None]:
+        """A request refers to `row` for as long as it lasts."""
+        version = (row.model, row.version)
+        self._users[version] += 1
+        try:
+            yield
+        finally:
+            self._users[version] -= 1
+            self._release_if_unused(version)
+
+    def for_task(self, model: str, version: int, task: Task) -> tuple[Version, Document]:
+        """The version that serves `model`, which must be for `task`; an empty name stands for the only such model.
+
+        Raises UnknownModel, ModelUnavailable, and BadRequest where the model is for something else.
+        """
+        if version < 0:
+            raise BadRequest(f"version is {version}, want 0 or more")
+        row = self.table.serving(model or self._only(task), version)
+        if row.document is None:
+            raise BadRequest(f"model {row.model!r} carries no metadata: it is served over ModelInfer, as tensors")
+        if row.document.task != task:
+            raise BadRequest(f"model {row.model!r} is for {row.document.task}, want {task}")
+        return row, row.document
+
+    def _only(self, task: Task) -> str:
+        names = {row.model for row in self.table.versions if row.document is not None and row.document.task == task}
+        if len(names) != 1:
+            raise UnknownModel(f"model is not named, and {len(names)} models for {task} are served: name one")
+        return names.pop()
+
+    def _release_if_unused(self, version: tuple[str, int]) -> None:
+        if version in self._leaving and not self._users[version]:
+            self._leaving.discard(version)
+            del self._users[version]
+            self._release(*version)
+
+
+def _ready(table: Table) -> set[tuple[str, int]]:
+    return {(row.model, row.version) for row in table.versions if row.state == "READY"}

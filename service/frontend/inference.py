@@ -1,0 +1,271 @@
+"""inference.GRPCInferenceService: the Open Inference Protocol, version 2, over the same slots and engine."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version as package_version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service import metadata, metrics
+from service.channel import Answer
+from service.config import LimitsConfig
+from service.errors import BadRequest, BadTensor
+from service.frontend import tensors
+from service.frontend.catalogue import Catalogue
+from service.frontend.link import EngineLink
+from service.frontend.rpc import Call
+from service.frontend.servicer import observe_stages
+from service.metrics import Duration, Statistics
+from service.pb import inference_pb2 as pb
+from service.repository import MODEL_FILE, Version
+
+# What is offered beyond the protocol's core, by the names its clients know.
+EXTENSIONS = ("classification", "model_configuration", "parameters", "statistics")
+
+_PLATFORM = "onnxruntime_onnx"
+_DATA_TYPES = {name: f"TYPE_{datatype}" for name, datatype in tensors.DATATYPES.items()}
+_LARGE = 1 << 18  # bytes; copying more than this leaves the loop
+
+
+class InferenceService:
+    """The servicer. `ready` says whether this front end wants requests."""
+
+    def __init__(
+        self,
+        *,
+        catalogue: Catalogue,
+        link: EngineLink,
+        limits: LimitsConfig,
+        threads: ThreadPoolExecutor,
+        metrics_directory: Path,
+        ready: Callable[[], bool],
+    ) -> None:
+        self._catalogue = catalogue
+        self._link = link
+        self._limits = limits
+        self._threads = threads
+        self._metrics_directory = metrics_directory
+        self._ready = ready
+
+    async def ServerLive(self, request: pb.ServerLiveRequest, call: Call) -> pb.ServerLiveResponse:
+        """True as long as the process answers, also while it drains."""
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: pb.ServerReadyRequest, call: Call) -> pb.ServerReadyResponse:
+        """Whether the server wants requests."""
+        return pb.ServerReadyResponse(ready=self._ready())
+
+    async def ModelReady(self, request: pb.ModelReadyRequest, call: Call) -> pb.ModelReadyResponse:
+        """Whether a version serves; false, not an error, where there is none such."""
+        number = _version(request.version)
+        rows = self._catalogue.table.versions
+        serves = any(row.state == "READY" and row.model == request.name and number in (0, row.version) for row in rows)
+        return pb.ModelReadyResponse(ready=serves and self._ready())
+
+    async def ServerMetadata(self, request: pb.ServerMetadataRequest, call: Call) -> pb.ServerMetadataResponse:
+        """Name, version and what is offered beyond the core."""
+        return pb.ServerMetadataResponse(name="convoy", version=package_version("convoy"), extensions=EXTENSIONS)
+
+    async def ModelMetadata(self, request: pb.ModelMetadataRequest, call: Call) -> pb.ModelMetadataResponse:
+        """The tensors of the version that serves, its provider, and its metadata document."""
+        row = self._serving(request.name, request.version, call)
+        properties = {"provider": row.provider}
+        if row.document is not None:
+            properties |= {"task": row.document.task, metadata.KEY: metadata.encode(row.document)}
+        kind = pb.ModelMetadataResponse.TensorMetadata
+        inputs, outputs = (
+            [
+                kind(name=spec.name, datatype=tensors.DATATYPES[spec.dtype], shape=tensors.metadata_shape(spec))
+                for spec in specs
+            ]
+            for specs in (row.inputs, row.outputs)
+        )
+        return pb.ModelMetadataResponse(
+            name=row.model,
+            versions=[str(row.version)],
+            platform=_PLATFORM,
+            inputs=inputs,
+            outputs=outputs,
+            properties=properties,
+        )
+
+    async def ModelConfig(self, request: pb.ModelConfigRequest, call: Call) -> pb.ModelConfigResponse:
+        """The part of a model's configuration that clients read."""
+        row = self._serving(request.name, request.version, call)
+        first = 1 if row.batched else 0  # with max_batch_size > 0 the batch dimension is left out
+        config = pb.ModelConfig(
+            name=row.model,
+            platform=_PLATFORM,
+            backend="onnxruntime",
+            max_batch_size=row.max_batch_size if row.batched else 0,
+            default_model_filename=MODEL_FILE,
+            input=[
+                pb.ModelInput(
+                    name=spec.name, data_type=_DATA_TYPES[spec.dtype], dims=tensors.metadata_shape(spec)[first:]
+                )
+                for spec in row.inputs
+            ],
+            output=[
+                pb.ModelOutput(
+                    name=spec.name, data_type=_DATA_TYPES[spec.dtype], dims=tensors.metadata_shape(spec)[first:]
+                )
+                for spec in row.outputs
+            ],
+            parameters={"provider": pb.ModelParameter(string_value=row.provider)},
+        )
+        if row.batched:
+            config.dynamic_batching.max_queue_delay_microseconds = round(row.max_queue_delay_ms * 1000)
+        return pb.ModelConfigResponse(config=config)
+
+    async def ModelInfer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
+        """Tensors in, tensors out, for any model."""
+        row = self._serving(request.model_name, request.model_version, call)
+        if "timeout" in request.parameters:
+            call.within(request.parameters["timeout"].int64_param / 1e6)  # microseconds
+        with self._catalogue.using(row):
+            read = tensors.read(request, row, self._limits.max_input_pixels)
+            wanted = tensors.wanted_outputs(request, row)
+            numbers = sorted({number for number, _ in wanted})
+            call.check_deadline()
+            began = time.monotonic_ns()
+            with self._link.coming(row.model):
+                slot = self._link.claim(
+                    [
+                        (np.dtype(spec.dtype), values.shape)
+                        for spec, values in zip(row.inputs, read.arrays, strict=True)
+                    ],
+                    [(number, tensors.output_bytes(row, read.arrays, number)) for number in numbers],
+                )
+            with slot:
+                await self._copy(read.arrays, slot.inputs)
+                copied = time.monotonic_ns()
+                answer, outputs, _ = await slot.run(row, read.rows, call.deadline)
+                response = pb.ModelInferResponse(model_name=row.model, model_version=str(row.version), id=request.id)
+                for number, classes in wanted:
+                    _put(response, row, number, outputs[number], classes)
+            _put_timings(response, call, (began, copied), answer)
+            return response
+
+    async def ModelStatistics(self, request: pb.ModelStatisticsRequest, call: Call) -> pb.ModelStatisticsResponse:
+        """Counts and times of every version that has run, read back from the metrics of all processes."""
+        if request.name:
+            self._serving(request.name, request.version, call)
+        found = await asyncio.get_running_loop().run_in_executor(
+            self._threads, lambda: metrics.statistics(metrics.collect(self._metrics_directory))
+        )
+        wanted = {
+            (row.model, str(row.version))
+            for row in self._catalogue.table.versions
+            if row.state == "READY" and request.name in ("", row.model)
+        }
+        return pb.ModelStatisticsResponse(
+            model_stats=[_statistics(*key, found.get(key, Statistics())) for key in sorted(wanted)]
+        )
+
+    async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, call: Call) -> pb.RepositoryIndexResponse:
+        """Every version there is, and why it does not serve."""
+        kind = pb.RepositoryIndexResponse.ModelIndex
+        return pb.RepositoryIndexResponse(
+            models=[
+                kind(name=row.model, version=str(row.version), state=row.state, reason=row.reason)
+                for row in self._catalogue.table.versions
+                if row.state == "READY" or not request.ready
+            ]
+        )
+
+    def _serving(self, name: str, version: str, call: Call) -> Version:
+        row = self._catalogue.table.serving(name, _version(version))
+        call.serves(row)
+        return row
+
+    async def _copy(self, arrays: list[NDArray[np.generic]], views: list[NDArray[np.generic]]) -> None:
+        def copy() -> None:
+            for values, view in zip(arrays, views, strict=True):
+                view[...] = values
+
+        if sum(values.nbytes for values in arrays) <= _LARGE:
+            copy()
+            return
+        copying = asyncio.get_running_loop().run_in_executor(self._threads, copy)
+        try:
+            await asyncio.shield(copying)
+        except asyncio.CancelledError:
+            await asyncio.wait([copying])  # it writes into the slot
+            raise
+
+
+def _version(text: str) -> int:
+    if not text:
+        return 0
+    if not (text.isascii() and text.isdigit() and len(text) <= 18 and int(text) > 0):
+        raise BadRequest(f"version is {text[:32]!r}, want a positive whole number, or nothing")
+    return int(text)
+
+
+def _put(response: pb.ModelInferResponse, row: Version, number: int, values: NDArray[np.generic], classes: int) -> None:
+    spec = row.outputs[number]
+    if not classes:
+        response.outputs.add(name=spec.name, datatype=tensors.DATATYPES[spec.dtype], shape=values.shape)
+        response.raw_output_contents.append(values.tobytes())
+        return
+    if values.ndim < 2:
+        raise BadTensor(f"output {spec.name!r} has rank {values.ndim}, want 2 or more for classification")
+    labels = row.document.labels if row.document is not None and spec.name == metadata.PROBABILITIES else []
+    texts = tensors.ranked(values, classes, labels)
+    response.outputs.add(name=spec.name, datatype="BYTES", shape=texts.shape)
+    response.raw_output_contents.append(tensors.byte_strings(texts))
+
+
+def _put_timings(response: pb.ModelInferResponse, call: Call, prepared: tuple[int, int], answer: Answer) -> None:
+    began, copied = prepared
+    times = answer.times
+    done = time.monotonic_ns()
+    stages = {
+        "receive": began - call.arrived,
+        "preprocess": copied - began,
+        "queue": times.gather - copied,
+        "gather": times.run - times.gather,
+        "run": times.scatter - times.run,
+        "scatter": times.done - times.scatter,
+        "postprocess": done - times.done,
+    }
+    for stage, seconds in observe_stages(call, stages).items():
+        response.parameters[f"convoy_{stage}_seconds"].double_param = seconds
+    response.parameters["convoy_total_seconds"].double_param = (done - call.arrived) / 1e9
+    response.parameters["convoy_batch_size"].int64_param = answer.batch_size
+
+
+def _statistics(model: str, version: str, found: Statistics) -> pb.ModelStatistics:
+    stages = found.stages
+    return pb.ModelStatistics(
+        name=model,
+        version=version,
+        last_inference=round(found.last_inference * 1000),
+        inference_count=found.images,
+        execution_count=found.batches,
+        inference_stats=pb.InferStatistics(
+            success=_duration(found.success),
+            fail=_duration(found.fail),
+            queue=_duration(stages["queue"]),
+            compute_input=_duration(stages["gather"]),
+            compute_infer=_duration(stages["run"]),
+            compute_output=_duration(stages["scatter"]),
+        ),
+        batch_stats=[
+            pb.InferBatchStatistics(
+                batch_size=size,
+                compute_input=_duration(durations["gather"]),
+                compute_infer=_duration(durations["run"]),
+                compute_output=_duration(durations["scatter"]),
+            )
+            for size, durations in sorted(found.by_batch_size.items())
+        ],
+    )
+
+
+def _duration(duration: Duration) -> pb.StatisticDuration:
+    return pb.StatisticDuration(count=duration.count, ns=round(duration.seconds * 1e9))

@@ -1,0 +1,267 @@
+"""A front end's side of the engine: claims slots, hands them over, waits for their answers, outlives a dead engine."""
+
+import asyncio
+import itertools
+import logging
+import mmap
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service import metrics
+from service.channel import Answer, Cancel, Failure, Hello, Packet, Record, Release, Submit, Wire
+from service.channel import Table as TableRecord
+from service.errors import ModelUnavailable, RunFailed
+from service.repository import Table, Version, decode_table
+from service.slots import ALIGNMENT, SPILLED, Arena, Span
+
+log = logging.getLogger(__name__)
+
+_ATTEMPTS = 3  # submissions of one slot: an input that kills the engine must not kill it for ever
+_HOLD = 30.0  # seconds that requests wait for an engine that does not come back
+
+
+class Slot:
+    """The place of one request's tensors in shared memory. Use as a context manager: leaving it ends the slot once.
+
+    `inputs` are views to be filled before `run`; the arrays that `run` gives are views too, valid until the slot ends.
+    """
+
+    def __init__(self, link: "EngineLink", block: tuple[int, int], inputs: Sequence[Span], outputs: Sequence[Span]):
+        self._link = link
+        self._block = block
+        self._spans = (tuple(inputs), tuple(outputs))
+        self._id = 0  # 0: never submitted
+        self.inputs = [link.arena.mapping.array(span) for span in inputs]
+
+    async def run(self, version: Version, rows: int, deadline: int) -> tuple[Answer, dict[int, NDArray[Any]], int]:
+        """Submit and wait: the answer, the outputs by their number, and when it came (CLOCK_MONOTONIC, ns).
+
+        deadline   CLOCK_MONOTONIC, ns, or NEVER
+        Raises what the engine answered: QueueFull, DeadlinePassed, RunFailed, ModelUnavailable, UnknownModel.
+        """
+        self._id = self._link.next_id()
+        submit = Submit(self._id, version.model, version.version, rows, 0, time.monotonic_ns(), deadline, *self._spans)
+        return await self._link.submit(self, submit)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.inputs = []
+        if not self._link.abandon(self._id):
+            self.free()
+
+    def free(self) -> None:
+        """Give the memory back. Only once nobody reads or writes it any more."""
+        self._link.arena.free(self._block)
+        metrics.SLOTS.dec()
+        metrics.SLOT_BYTES.dec(self._block[1])
+
+
+class _Waiting:
+    """A submitted slot whose last word from the engine has not come."""
+
+    def __init__(self, slot: Slot, submit: Submit) -> None:
+        self.slot = slot
+        self.submit = submit
+        self.answer: asyncio.Future[tuple[Answer, dict[int, NDArray[Any]], int]] = (
+            asyncio.get_running_loop().create_future()
+        )
+        self.attempts = 0  # submissions to an engine
+        self.sent = False  # to the engine that is there now
+        self.abandoned = False
+
+
+class EngineLink:
+    """The memory that this front end shares with the engine, and what waits for it.
+
+    One writer: the front end's loop; only `claim` may be called from its threads.
+    """
+
+    def __init__(self, slot_bytes: int, on_table: Callable[[Table], None], on_loss: Callable[[], None]) -> None:
+        self.arena = Arena(slot_bytes)
+        self._on_table = on_table
+        self._on_loss = on_loss
+        self._wire: Wire | None = None
+        self._ready: set[tuple[str, int]] = set()  # versions that the engine there is now can run
+        self._waiting: dict[int, _Waiting] = {}
+        self._unsent: list[_Waiting] = []
+        self._coming: Counter[str] = Counter()
+        self._ids = itertools.count(1)
+        self._loop = asyncio.get_running_loop()
+        self._hold: asyncio.TimerHandle | None = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is an engine."""
+        return self._wire is not None
+
+    def attach(self, connection: socket.socket) -> None:
+        """A new engine's channel. What waits is sent again as soon as that engine has loaded the version."""
+        self._wire = Wire(connection, self._read, self._lost)
+        self._wire.send([Hello(self.arena.nbytes)], [self.arena.descriptor])
+
+    @contextmanager
+    def coming(self, model: str) -> Iterator[None]:
+        """A request of `model` is being prepared: batches of it may wait a little."""
+        self._coming[model] += 1
+        try:
+            yield
+        finally:
+            self._coming[model] -= 1
+
+    def claim(
+        self, inputs: Iterable[tuple[np.dtype[np.generic], tuple[int, ...]]], output_bytes: Iterable[tuple[int, int]]
+    ) -> Slot:
+        """A slot for inputs of these (dtype, shape) and outputs of these (number, bytes). Raises QueueFull.
+
+        An output whose size is not known has 0 bytes: it comes in memory of its own.
+        """
+        at = 0
+        spans: tuple[list[Span], list[Span]] = ([], [])
+        for number, (dtype, shape) in enumerate(inputs):
+            nbytes = dtype.itemsize
+            for side in shape:
+                nbytes *= side
+            spans[0].append(Span(number, at, nbytes, dtype, shape))
+            at += -(-nbytes // ALIGNMENT) * ALIGNMENT
+        for number, nbytes in output_bytes:
+            spans[1].append(Span(number, at, nbytes, np.dtype(np.uint8), (nbytes,)))
+            at += -(-nbytes // ALIGNMENT) * ALIGNMENT
+        block = self.arena.allocate(at)
+        metrics.SLOTS.inc()
+        metrics.SLOT_BYTES.inc(block[1])
+        placed = [[span._replace(offset=span.offset + block[0]) for span in side] for side in spans]
+        return Slot(self, block, *placed)
+
+    def next_id(self) -> int:
+        """A number that no other submission of this front end has had."""
+        return next(self._ids)
+
+    async def submit(self, slot: Slot, submit: Submit) -> tuple[Answer, dict[int, NDArray[Any]], int]:
+        """See Slot.run."""
+        waiting = self._waiting[submit.id] = _Waiting(slot, submit)
+        self._queue(waiting)
+        return await waiting.answer
+
+    def abandon(self, submit_id: int) -> bool:
+        """The caller of a slot has gone. True where the engine may still use it: then its last word frees the slot."""
+        waiting = self._waiting.get(submit_id)
+        if waiting is None:
+            return False
+        if not waiting.sent:
+            del self._waiting[submit_id]
+            return False
+        waiting.abandoned = True
+        if self._wire is not None:
+            self._wire.send([Cancel(submit_id)])
+        return True
+
+    def release(self, model: str, version: int) -> None:
+        """Nothing of this front end refers to a version any more."""
+        if self._wire is not None:
+            self._wire.send([Release(model, version)])
+
+    def _queue(self, waiting: _Waiting) -> None:
+        # What is submitted within one turn of the loop leaves in one packet.
+        if self._wire is None or (waiting.submit.model, waiting.submit.version) not in self._ready:
+            return
+        if not self._unsent:
+            self._loop.call_soon(self._send_unsent)
+        self._unsent.append(waiting)
+
+    def _send_unsent(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        records: list[Record] = []
+        for waiting in unsent:
+            if self._wire is None or waiting.submit.id not in self._waiting:
+                continue  # the engine has died, or the caller has gone, within this turn of the loop
+            waiting.sent = True
+            waiting.attempts += 1
+            records.append(waiting.submit._replace(following=self._coming[waiting.submit.model]))
+        if self._wire is not None and records:
+            self._wire.send(records)
+
+    def _read(self, packet: Packet) -> None:
+        descriptors = iter(packet.descriptors)
+        now = time.monotonic_ns()
+        for record in packet.records:
+            match record:
+                case Answer(outputs=spans):
+                    outputs = {span.number: self._output(span, descriptors) for span in spans}
+                    self._end(record.id, (record, outputs, now))
+                case Failure(error=error):
+                    self._end(record.id, error)
+                case TableRecord(nbytes=nbytes):
+                    descriptor = next(descriptors)
+                    table = decode_table(os.pread(descriptor, nbytes, 0))
+                    os.close(descriptor)
+                    self._update(table)
+
+    def _output(self, span: Span, descriptors: Iterator[int]) -> NDArray[np.generic]:
+        if span.offset != SPILLED:
+            return self.arena.mapping.array(span)
+        descriptor = next(descriptors)
+        memory = mmap.mmap(descriptor, max(1, span.nbytes), prot=mmap.PROT_READ)
+        os.close(descriptor)
+        return np.ndarray(span.shape, span.dtype, buffer=memory)
+
+    def _end(self, submit_id: int, result: tuple[Answer, dict[int, NDArray[Any]], int] | Exception) -> None:
+        waiting = self._waiting.pop(submit_id)
+        if waiting.abandoned:
+            waiting.slot.free()
+        elif waiting.answer.done():
+            pass  # cancelled within this turn of the loop: leaving the slot frees it
+        elif isinstance(result, Exception):
+            waiting.answer.set_exception(result)
+        else:
+            waiting.answer.set_result(result)
+
+    def _update(self, table: Table) -> None:
+        self._ready = {(row.model, row.version) for row in table.versions if row.state == "READY"}
+        self._on_table(table)
+        if table.complete and self._hold is not None:
+            self._hold.cancel()
+            self._hold = None
+        for waiting in list(self._waiting.values()):
+            if waiting.sent or waiting in self._unsent:
+                continue
+            if (waiting.submit.model, waiting.submit.version) in self._ready:
+                if waiting.attempts:
+                    metrics.RETRIES.labels(waiting.submit.model).inc()
+                self._queue(waiting)
+            elif table.complete:
+                self._end(waiting.submit.id, ModelUnavailable(f"model {waiting.submit.model!r} is no longer served"))
+
+    def _lost(self) -> None:
+        """The engine has died: nobody writes into the slots any more, and what waits is sent to the next one."""
+        self._wire = None
+        self._ready = set()
+        self._unsent = []
+        for waiting in list(self._waiting.values()):
+            waiting.sent = False
+            if waiting.abandoned:
+                self._end(waiting.submit.id, RunFailed("the engine died"))
+            elif waiting.attempts >= _ATTEMPTS:
+                log.error("giving up on a request that was with the engine %d times when it died", waiting.attempts)
+                self._end(waiting.submit.id, RunFailed(f"the engine died {waiting.attempts} times on this request"))
+        if self._hold is None:
+            self._hold = self._loop.call_later(_HOLD, self._give_up)
+        self._on_loss()
+
+    def _give_up(self) -> None:
+        self._hold = None
+        for waiting in list(self._waiting.values()):
+            if not waiting.sent and not waiting.abandoned:
+                self._end(waiting.submit.id, ModelUnavailable("the engine does not come back", retry_after=5.0))

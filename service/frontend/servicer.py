@@ -1,0 +1,281 @@
+"""convoy.v1.Vision: one image from the wire to its slot, through the engine, and back as labels or a class map."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service import metadata, metrics
+from service.channel import Answer
+from service.config import LimitsConfig
+from service.errors import BadImage, BadRequest, ConvoyError
+from service.frontend import status
+from service.frontend.catalogue import Catalogue
+from service.frontend.decode import Colour, decode, from_raw
+from service.frontend.link import EngineLink, Slot
+from service.frontend.postprocess import classification, segmentation
+from service.frontend.preprocess import Placement, input_size, preprocess
+from service.frontend.rpc import Call, count_refusal
+from service.metadata import Document
+from service.pb.convoy.v1 import vision_pb2 as pb
+from service.repository import Version
+
+_TASKS = {
+    None: pb.TASK_TENSORS,
+    "classification": pb.TASK_CLASSIFICATION,
+    "segmentation": pb.TASK_SEGMENTATION,
+}
+_STATES = {
+    "LOADING": pb.MODEL_STATE_LOADING,
+    "READY": pb.MODEL_STATE_READY,
+    "UNAVAILABLE": pb.MODEL_STATE_UNAVAILABLE,
+}
+
+Result = TypeVar("Result", pb.ClassifyResult, pb.SegmentResult)
+
+
+class _Prepared(NamedTuple):
+    """An image in its slot; times are CLOCK_MONOTONIC, ns."""
+
+    slot: Slot
+    placement: Placement
+    began: int
+    decoded: int
+    preprocessed: int
+
+
+class _Ran(NamedTuple):
+    """The network's outputs for one image, without the batch dimension: views, valid until the slot ends."""
+
+    outputs: dict[str, NDArray[Any]]
+    answer: Answer
+    came: int
+
+
+class Vision:
+    """The servicer. Decodes and postprocesses in `threads`; everything else on the loop."""
+
+    def __init__(
+        self, catalogue: Catalogue, link: EngineLink, limits: LimitsConfig, threads: ThreadPoolExecutor
+    ) -> None:
+        self._catalogue = catalogue
+        self._link = link
+        self._limits = limits
+        self._threads = threads
+
+    async def Classify(self, request: pb.ClassifyRequest, call: Call) -> pb.ClassifyResponse:
+        """Ranked labels for each image."""
+        row, document = self._catalogue.for_task(request.model, request.version, "classification")
+        call.serves(row)
+
+        async def one(image: pb.Image) -> pb.ClassifyResult:
+            prepared = await self._prepare(image, row, document, call)
+            with prepared.slot:
+                ran = await self._run(prepared, row, call)
+                labels = classification(ran.outputs[metadata.PROBABILITIES], document.labels, request.top_k)
+            return pb.ClassifyResult(classification=labels, timings=_timings(call, prepared, ran))
+
+        with self._catalogue.using(row):
+            results = await self._each(request.images, one, call, pb.ClassifyResult)
+        return pb.ClassifyResponse(model=row.model, version=row.version, results=results)
+
+    async def Segment(self, request: pb.SegmentRequest, call: Call) -> pb.SegmentResponse:
+        """A class map, of the size that was sent, for each image."""
+        row, document = self._catalogue.for_task(request.model, request.version, "segmentation")
+        call.serves(row)
+        if request.format not in pb.MaskFormat.values():
+            raise BadRequest(f"format is {request.format}, want one of MaskFormat's values")
+
+        async def one(image: pb.Image) -> pb.SegmentResult:
+            prepared = await self._prepare(image, row, document, call)
+            with prepared.slot:
+                ran = await self._run(prepared, row, call)
+                outputs = ran.outputs
+                confidence = outputs[metadata.CONFIDENCE] if request.with_confidence else None
+                # Waited for to its end even where the caller goes: it reads the slot.
+                class_map = await _to_its_end(
+                    self._threads,
+                    lambda: segmentation(
+                        outputs[metadata.MASK], confidence, document, prepared.placement, request.format
+                    ),
+                )
+            return pb.SegmentResult(segmentation=class_map, timings=_timings(call, prepared, ran))
+
+        with self._catalogue.using(row):
+            results = await self._each(request.images, one, call, pb.SegmentResult)
+        return pb.SegmentResponse(model=row.model, version=row.version, results=results)
+
+    async def ListModels(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
+        """Every version in the repository."""
+        return pb.ListModelsResponse(models=[_describe(row) for row in self._catalogue.table.versions])
+
+    async def _each(
+        self,
+        images: Sequence[pb.Image],
+        one: Callable[[pb.Image], Awaitable[Result]],
+        call: Call,
+        result: type[Result],
+    ) -> list[Result]:
+        """One result an image. A single image's error is the request's; of several, each has its own."""
+        if not 1 <= len(images) <= self._limits.max_images:
+            raise BadRequest(f"request has {len(images)} images, want 1 to {self._limits.max_images}")
+
+        async def guarded(image: pb.Image) -> Result:
+            try:
+                return await one(image)
+            except ConvoyError as error:
+                count_refusal(call, error)
+                number = status.number_of(error)
+                return result(error=pb.ImageError(code=number, reason=error.reason, message=error.message))
+
+        if len(images) == 1:
+            return [await one(images[0])]
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(guarded(image)) for image in images]
+        return [task.result() for task in tasks]
+
+    async def _prepare(self, image: pb.Image, row: Version, document: Document, call: Call) -> _Prepared:
+        """Decode, claim a slot, preprocess into it: in one thread, so that an image changes hands once."""
+        with self._link.coming(row.model):
+            preparing = asyncio.get_running_loop().run_in_executor(
+                self._threads, self._prepare_in_thread, image, row, document, call
+            )
+            try:
+                return await asyncio.shield(preparing)
+            except asyncio.CancelledError:
+                # The thread goes on, and may still claim: what it claims is given back.
+                preparing.add_done_callback(_end_slot)
+                raise
+
+    def _prepare_in_thread(self, image: pb.Image, row: Version, document: Document, call: Call) -> _Prepared:
+        began = time.monotonic_ns()
+        call.check_deadline()
+        spec = document.input
+        # Decoding comes before the claim: a broken image never occupies a slot.
+        pixels = self._decode(image, spec.colour)
+        decoded = time.monotonic_ns()
+        size = input_size(spec, *pixels.shape[:2])
+        if spec.fit == "pad" and size[0] * size[1] > self._limits.max_input_pixels:
+            raise BadImage(
+                f"image is {pixels.shape[1]}x{pixels.shape[0]} pixels for a model that takes any size,"
+                f" want at most {self._limits.max_input_pixels} in all"
+            )
+        shape = (1, *size, spec.channels)
+        slot = self._link.claim([(np.dtype(np.uint8), shape)], _output_bytes(row, document, size))
+        try:
+            target = slot.inputs[0][0]
+            placement = preprocess(pixels, spec, target)
+        except BaseException:
+            slot.free()
+            raise
+        if spec.fit in ("pad", "letterbox"):
+            padding = size[0] * size[1] - placement.height * placement.width
+            metrics.PADDING.labels(row.model, str(row.version)).inc(padding)
+        return _Prepared(slot, placement, began, decoded, time.monotonic_ns())
+
+    def _decode(self, image: pb.Image, colour: Colour) -> NDArray[np.uint8]:
+        match image.WhichOneof("source"):
+            case "encoded":
+                return decode(image.encoded, colour, self._limits.max_pixels)
+            case "raw":
+                raw = image.raw
+                return from_raw(raw.pixels, raw.height_px, raw.width_px, raw.channels, colour, self._limits.max_pixels)
+        raise BadImage("image is empty, want a JPEG or PNG file, or raw pixels")
+
+    async def _run(self, prepared: _Prepared, row: Version, call: Call) -> _Ran:
+        answer, outputs, came = await prepared.slot.run(row, 1, call.deadline)
+        return _Ran({row.outputs[number].name: values[0] for number, values in outputs.items()}, answer, came)
+
+
+async def _to_its_end(threads: ThreadPoolExecutor, work: Callable[[], pb.Segmentation]) -> pb.Segmentation:
+    future = asyncio.get_running_loop().run_in_executor(threads, work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.wait([future])
+        raise
+
+
+def _end_slot(preparing: asyncio.Future[_Prepared]) -> None:
+    if not preparing.cancelled() and preparing.exception() is None:
+        preparing.result().slot.free()
+
+
+def _output_bytes(row: Version, document: Document, size: tuple[int, int]) -> list[tuple[int, int]]:
+    """The (number, bytes) of the outputs for one image whose input has `size`."""
+    pixels = size[0] * size[1]
+    sizes = {
+        metadata.PROBABILITIES: 4 * len(document.labels),
+        metadata.MASK: pixels,
+        metadata.CONFIDENCE: pixels,
+    }
+    return [(number, sizes[spec.name]) for number, spec in enumerate(row.outputs) if spec.name in sizes]
+
+
+def _timings(call: Call, prepared: _Prepared, ran: _Ran) -> pb.Timings:
+    """Where the time went. The stages follow each other without a gap: their sum is the total."""
+    done = time.monotonic_ns()
+    times = ran.answer.times
+    stages = {
+        "receive": prepared.began - call.arrived,  # parsing, and the wait for a thread
+        "decode": prepared.decoded - prepared.began,
+        "preprocess": prepared.preprocessed - prepared.decoded,
+        "queue": times.gather - prepared.preprocessed,
+        "gather": times.run - times.gather,
+        "run": times.scatter - times.run,
+        "scatter": times.done - times.scatter,
+        "postprocess": done - times.done,  # with the way back from the engine
+    }
+    seconds = observe_stages(call, stages)
+    return pb.Timings(
+        total_seconds=(done - call.arrived) / 1e9,
+        batch_size=ran.answer.batch_size,
+        **{f"{stage}_seconds": value for stage, value in seconds.items()},
+    )
+
+
+def observe_stages(call: Call, nanoseconds: dict[str, int]) -> dict[str, float]:
+    """Count one answered image, and its stages; they come back in seconds."""
+    metrics.IMAGES.labels(call.model, call.version).inc()
+    seconds = {stage: value / 1e9 for stage, value in nanoseconds.items()}
+    for stage, value in seconds.items():
+        metrics.STAGE_DURATION.labels(call.model, call.version, stage).observe(value)
+    return seconds
+
+
+def _describe(row: Version) -> pb.ModelInfo:
+    info = pb.ModelInfo(
+        model=row.model,
+        version=row.version,
+        state=_STATES[row.state],
+        reason=row.reason,
+        provider=row.provider,
+        max_batch_size=row.max_batch_size,
+    )
+    if row.state != "READY":
+        return info
+    document = row.document
+    info.task = _TASKS[document.task if document else None]
+    if document is None:
+        return info
+    spec = document.input
+    info.labels.extend(document.labels)
+    info.palette.extend(pb.Colour(red=red, green=green, blue=blue) for red, green, blue in document.palette or ())
+    info.input.CopyFrom(
+        pb.InputSize(
+            height_px=spec.height or 0,
+            width_px=spec.width or 0,
+            multiple=spec.multiple,
+            colour=spec.colour,
+            fit=spec.fit,
+        )
+    )
+    if document.provenance is not None:
+        info.architecture = document.provenance.architecture
+        info.data = document.provenance.data
+        info.metrics.update(document.provenance.metrics)
+    return info

@@ -1,0 +1,68 @@
+"""The one table from errors to gRPC status, with the machine-readable details that travel along."""
+
+import math
+
+import grpc
+from google.protobuf.any_pb2 import Any
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2
+from google.rpc.status_pb2 import Status
+from grpc import StatusCode
+
+from service.channel import Cancelled
+from service.errors import (
+    BadImage,
+    BadRequest,
+    BadTensor,
+    ConvoyError,
+    DeadlinePassed,
+    ModelUnavailable,
+    QueueFull,
+    RunFailed,
+    UnknownModel,
+)
+
+STATUS: dict[type[ConvoyError], StatusCode] = {
+    BadRequest: StatusCode.INVALID_ARGUMENT,  # fix the request
+    BadImage: StatusCode.INVALID_ARGUMENT,
+    BadTensor: StatusCode.INVALID_ARGUMENT,
+    UnknownModel: StatusCode.NOT_FOUND,
+    QueueFull: StatusCode.RESOURCE_EXHAUSTED,  # back off
+    DeadlinePassed: StatusCode.DEADLINE_EXCEEDED,
+    ModelUnavailable: StatusCode.UNAVAILABLE,  # loading or draining: try another replica
+    RunFailed: StatusCode.INTERNAL,
+    Cancelled: StatusCode.CANCELLED,
+}
+DOMAIN = "convoy"  # of ErrorInfo: who gives the reasons their meaning
+
+
+def code_of(error: ConvoyError) -> StatusCode:
+    """The gRPC status of an error."""
+    return STATUS.get(type(error), StatusCode.INTERNAL)
+
+
+def number_of(error: ConvoyError) -> int:
+    """The same as google.rpc.Code."""
+    number: int = code_of(error).value[0]
+    return number
+
+
+def trailers(error: ConvoyError) -> grpc.aio.Metadata:
+    """The trailing metadata: google.rpc.Status with ErrorInfo, and RetryInfo where trying again makes sense."""
+    details = [_any(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))]
+    pairs: list[tuple[str, str | bytes]] = []
+    if error.retry_after is not None:
+        milliseconds = math.ceil(error.retry_after * 1000)
+        delay = Duration()
+        delay.FromMilliseconds(milliseconds)
+        details.append(_any(error_details_pb2.RetryInfo(retry_delay=delay)))
+        pairs.append(("grpc-retry-pushback-ms", str(milliseconds)))
+    status = Status(code=number_of(error), message=error.message, details=details)
+    return grpc.aio.Metadata(*pairs, ("grpc-status-details-bin", status.SerializeToString()))
+
+
+def _any(message: Message) -> Any:
+    packed = Any()
+    packed.Pack(message)
+    return packed

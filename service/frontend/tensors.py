@@ -1,0 +1,222 @@
+"""Tensors of the Open Inference Protocol: a request checked against a model's inputs, and the bytes of both ways."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import BadTensor
+from service.metadata import Document
+from service.pb import inference_pb2 as pb
+from service.repository import TensorSpec, Version
+
+DATATYPES = {
+    "bool": "BOOL",
+    "uint8": "UINT8",
+    "uint16": "UINT16",
+    "uint32": "UINT32",
+    "uint64": "UINT64",
+    "int8": "INT8",
+    "int16": "INT16",
+    "int32": "INT32",
+    "int64": "INT64",
+    "float16": "FP16",
+    "float32": "FP32",
+    "float64": "FP64",
+}
+# The field of InferTensorContents that holds a datatype's values; FP16 travels raw only.
+_CONTENTS = {
+    "bool": "bool_contents",
+    "int8": "int_contents",
+    "int16": "int_contents",
+    "int32": "int_contents",
+    "int64": "int64_contents",
+    "uint8": "uint_contents",
+    "uint16": "uint_contents",
+    "uint32": "uint_contents",
+    "uint64": "uint64_contents",
+    "float32": "fp32_contents",
+    "float64": "fp64_contents",
+}
+
+
+class Tensors(NamedTuple):
+    """The inputs of a request, checked: one (dtype, shape) and one array per input of the model, in its order."""
+
+    rows: int  # the batch dimension; 1 where requests of the model do not ride side by side
+    arrays: list[NDArray[np.generic]]  # read only; they share the request's memory
+
+
+def read(request: pb.ModelInferRequest, row: Version, max_input_pixels: int) -> Tensors:
+    """Check the inputs of a request and read them.
+
+    Raises BadTensor, naming the tensor, where a name, dtype, rank, side or byte count is not what the model takes.
+    """
+    by_name = _by_name(request, row.inputs)
+    raw = request.raw_input_contents
+    if raw and any(tensor.HasField("contents") for tensor in request.inputs):
+        named = next(tensor.name for tensor in request.inputs if tensor.HasField("contents"))
+        raise BadTensor(f"input {named!r} has contents beside raw_input_contents, want one of the two")
+    if raw and len(raw) != len(request.inputs):
+        raise BadTensor(f"raw_input_contents has {len(raw)} entries for {len(request.inputs)} inputs")
+    free: dict[str, tuple[int, str]] = {}
+    arrays = []
+    for spec in row.inputs:
+        place, tensor = by_name[spec.name]
+        shape = _shape(tensor, spec, free)
+        if raw:
+            arrays.append(_from_raw(raw[place], spec, shape))
+        else:
+            arrays.append(_from_contents(tensor, spec, shape))
+    rows = arrays[0].shape[0] if row.batched else 1
+    if row.batched and not 1 <= rows <= row.max_batch_size:
+        raise BadTensor(f"input {row.inputs[0].name!r} has a batch of {rows}, want 1 to {row.max_batch_size}")
+    if row.document is not None:
+        _check_image(row.document, arrays[0].shape, max_input_pixels)
+    return Tensors(rows, arrays)
+
+
+def output_bytes(row: Version, inputs: Sequence[NDArray[np.generic]], number: int) -> int:
+    """How many bytes output `number` takes for these inputs; 0 where its sides do not follow from theirs."""
+    sides = {
+        name: side
+        for spec, values in zip(row.inputs, inputs, strict=True)
+        for name, side in zip(spec.names, values.shape, strict=True)
+        if name
+    }
+    spec = row.outputs[number]
+    nbytes = np.dtype(spec.dtype).itemsize
+    for fixed, name in zip(spec.shape, spec.names, strict=True):
+        side = fixed if fixed is not None else sides.get(name)
+        if side is None:
+            return 0
+        nbytes *= side
+    return nbytes
+
+
+def wanted_outputs(request: pb.ModelInferRequest, row: Version) -> list[tuple[int, int]]:
+    """The (number, classes) of the outputs to answer, in the order asked for; classes > 0 asks for ranked labels.
+
+    Raises BadTensor for an output that the model does not have, or a parameter that is not offered.
+    """
+    if not request.outputs:
+        return [(number, 0) for number in range(len(row.outputs))]
+    numbers = {spec.name: number for number, spec in enumerate(row.outputs)}
+    wanted = []
+    for output in request.outputs:
+        if output.name not in numbers:
+            raise BadTensor(f"output {output.name!r} is unknown, want one of {sorted(numbers)}")
+        wanted.append((numbers[output.name], _classes(output)))
+    return wanted
+
+
+def ranked(values: NDArray[Any], classes: int, labels: Sequence[str]) -> NDArray[np.object_]:
+    """(N, classes) scores as (N, min(classes, ...)) texts `value:index:label`, the highest first."""
+    flat = values.reshape(values.shape[0], -1)
+    order = np.argsort(-flat.astype(np.float64), axis=1, kind="stable")[:, :classes]
+    texts = [
+        [f"{flat[row, index]:f}:{index}" + (f":{labels[index]}" if index < len(labels) else "") for index in order[row]]
+        for row in range(flat.shape[0])
+    ]
+    return np.array(texts, dtype=object)
+
+
+def byte_strings(texts: NDArray[np.object_]) -> bytes:
+    """Texts as the protocol's BYTES: each with its length before it, 4 bytes, little-endian."""
+    encoded = [text.encode() for text in texts.reshape(-1)]
+    return b"".join(len(text).to_bytes(4, "little") + text for text in encoded)
+
+
+def metadata_shape(spec: TensorSpec) -> list[int]:
+    """The shape as the protocol says it: -1 where a side is free."""
+    return [-1 if side is None else side for side in spec.shape]
+
+
+def _by_name(
+    request: pb.ModelInferRequest, specs: Sequence[TensorSpec]
+) -> Mapping[str, tuple[int, pb.ModelInferRequest.InferInputTensor]]:
+    names = [spec.name for spec in specs]
+    found: dict[str, tuple[int, pb.ModelInferRequest.InferInputTensor]] = {}
+    for place, tensor in enumerate(request.inputs):
+        if tensor.name not in names:
+            raise BadTensor(f"input {tensor.name[:64]!r} is unknown, want {names}")
+        if tensor.name in found:
+            raise BadTensor(f"input {tensor.name!r} is given twice")
+        found[tensor.name] = (place, tensor)
+    for name in names:
+        if name not in found:
+            raise BadTensor(f"input {name!r} is missing, want {names}")
+    return found
+
+
+def _shape(
+    tensor: pb.ModelInferRequest.InferInputTensor, spec: TensorSpec, free: dict[str, tuple[int, str]]
+) -> tuple[int, ...]:
+    if tensor.datatype != DATATYPES[spec.dtype]:
+        raise BadTensor(f"input {spec.name!r} has datatype {tensor.datatype[:16]!r}, want {DATATYPES[spec.dtype]!r}")
+    shape = tuple(tensor.shape)
+    wanted = f"want {metadata_shape(spec)}"
+    if len(shape) != len(spec.shape):
+        raise BadTensor(f"input {spec.name!r} has rank {len(shape)}, {wanted}")
+    for side, fixed, name in zip(shape, spec.shape, spec.names, strict=True):
+        if side < 1 or fixed not in (None, side):
+            raise BadTensor(f"input {spec.name!r} has shape {list(shape)}, {wanted}")
+        before, whose = free.setdefault(name, (side, spec.name)) if name else (side, "")
+        if before != side:
+            raise BadTensor(f"input {spec.name!r} has {name} = {side}, input {whose!r} has {before}")
+    return shape
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    # Python's integers: a product of sides never wraps.
+    count = 1
+    for side in shape:
+        count *= side
+    return count
+
+
+def _from_raw(data: bytes, spec: TensorSpec, shape: tuple[int, ...]) -> NDArray[np.generic]:
+    dtype = np.dtype(spec.dtype).newbyteorder("<")
+    wanted = _count(shape) * dtype.itemsize
+    if len(data) != wanted:
+        raise BadTensor(f"input {spec.name!r} has {len(data)} bytes, want {wanted} for shape {list(shape)}")
+    values: NDArray[np.generic] = np.frombuffer(data, dtype).reshape(shape)
+    return values
+
+
+def _from_contents(
+    tensor: pb.ModelInferRequest.InferInputTensor, spec: TensorSpec, shape: tuple[int, ...]
+) -> NDArray[np.generic]:
+    field = _CONTENTS.get(spec.dtype)
+    if field is None:
+        raise BadTensor(f"input {spec.name!r} is {DATATYPES[spec.dtype]}, want it in raw_input_contents")
+    values = getattr(tensor.contents, field)
+    count = _count(shape)
+    if len(values) != count:
+        raise BadTensor(f"input {spec.name!r} has {len(values)} {field}, want {count} for shape {list(shape)}")
+    try:
+        return np.array(values, np.dtype(spec.dtype)).reshape(shape)
+    except (OverflowError, ValueError):
+        raise BadTensor(f"input {spec.name!r} has values outside {DATATYPES[spec.dtype]}") from None
+
+
+def _check_image(document: Document, shape: tuple[int, ...], max_input_pixels: int) -> None:
+    multiple = document.input.multiple
+    height, width = shape[1:3]
+    if height % multiple or width % multiple:
+        raise BadTensor(f"input 'image' has sides {[height, width]}, want multiples of {multiple}")
+    if document.input.fit == "pad" and height * width > max_input_pixels:
+        raise BadTensor(f"input 'image' is {width}x{height} pixels, want at most {max_input_pixels} in all")
+
+
+def _classes(output: pb.ModelInferRequest.InferRequestedOutputTensor) -> int:
+    for name, parameter in output.parameters.items():
+        if name.startswith("shared_memory"):
+            raise BadTensor(f"output {output.name!r} asks for shared memory, which is not offered")
+        if name == "classification":
+            classes: int = parameter.int64_param
+            if classes < 1:
+                raise BadTensor(f"output {output.name!r} asks for {classes} classes, want 1 or more")
+            return classes
+    return 0

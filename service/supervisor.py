@@ -1,0 +1,347 @@
+"""Starts, watches, restarts and drains a server's processes; answers /livez, /readyz and /metrics over HTTP."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Literal
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from service import control, metrics
+from service.channel import channel_pair
+from service.config import Config, ServerConfig
+from service.errors import BadConfig
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["engine", "frontend"]
+
+_MODULES: dict[Kind, str] = {"engine": "service.engine.main", "frontend": "service.frontend.main"}
+_BACKOFF = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds before another start, by how many came in quick succession
+_STEADY = 30.0  # seconds after which a process counts as one that runs
+_LAST_GRACE = 3.0  # seconds beyond the front ends' own grace, after which they are killed
+_SCRAPE_TIMEOUT = 10  # seconds that an HTTP client may take for its request
+
+
+_STARTING = control.Status(listening=False, ready=False, reason="starting")
+
+
+@dataclass(slots=True)
+class Child:
+    """A process of the server. One writer: the supervisor's loop."""
+
+    kind: Kind
+    number: int  # never used twice
+    process: asyncio.subprocess.Process
+    channel: socket.socket
+    started: float = field(default_factory=time.monotonic)
+    status: control.Status = _STARTING
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where the server listens, once the ports are known."""
+
+    grpc: str
+    http: str
+    metrics: str
+
+
+class Supervisor:
+    """All processes of one server. One writer of everything here: its loop; the HTTP threads only read."""
+
+    def __init__(self, config: Config, repository: Path, sockets: "Sockets", directory: Path) -> None:
+        self._config = config
+        self._repository = repository
+        self._addresses = sockets.addresses
+        self._directory = directory
+        self._registry, self._collector = metrics.registry(directory)
+        self._children: dict[int, Child] = {}
+        self._numbers = 0
+        self._quick_ends: dict[Kind, int] = {"engine": 0, "frontend": 0}
+        self._draining = False
+        self._was_ready = False
+        self._loop = asyncio.get_running_loop()
+        self._watchers: set[asyncio.Task[None]] = set()
+        self._ended = asyncio.Event()
+        self._serve_http(sockets)
+
+    async def serve(self) -> int:
+        """Run until a signal; the exit code."""
+        stopping = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._on_signal, stopping)
+        addresses = self._addresses
+        fields = {"grpc": addresses.grpc, "http": addresses.http, "metrics": addresses.metrics}
+        log.info("listening", extra={"fields": fields})
+        await self._start("engine")
+        for _ in range(self._config.server.frontends):
+            await self._start("frontend")
+        await stopping.wait()
+        return await self._drain()
+
+    def ready(self) -> tuple[bool, str]:
+        """Whether every front end wants requests, and if not why."""
+        if self._draining:
+            return False, "draining"
+        front_ends = [child for child in list(self._children.values()) if child.kind == "frontend"]
+        if len(front_ends) < self._config.server.frontends:
+            return False, "front ends are starting"
+        for child in front_ends:
+            if not child.status.ready:
+                return False, child.status.reason
+        return True, ""
+
+    def _on_signal(self, stopping: asyncio.Event) -> None:
+        if stopping.is_set():
+            log.warning("second signal: ending at once")
+            for child in self._children.values():
+                child.process.kill()
+            os._exit(1)
+        self._draining = True
+        stopping.set()
+
+    async def _start(self, kind: Kind) -> None:
+        ours, theirs = channel_pair()
+        self._numbers += 1
+        environment = {**os.environ, metrics.DIRECTORY_VARIABLE: str(self._directory)}
+        # spawn, not fork: gRPC's and onnxruntime's threads do not survive a fork. A session of its own keeps a
+        # terminal's Ctrl-C away from it.
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            _MODULES[kind],
+            str(theirs.fileno()),
+            pass_fds=[theirs.fileno()],
+            env=environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        theirs.close()
+        child = self._children[self._numbers] = Child(kind, self._numbers, process, ours)
+        start = control.Start(
+            config=self._config,
+            repository=str(self._repository),
+            grpc_address=self._addresses.grpc,
+            metrics_directory=str(self._directory),
+        )
+        with suppress(ConnectionError):  # it has died already: _watch sees to that
+            control.send(ours, start)
+        ours.setblocking(False)
+        self._loop.add_reader(ours, self._read, child)
+        for other in list(self._children.values()):
+            self._link(child, other)
+        watcher = self._loop.create_task(self._watch(child))
+        self._watchers.add(watcher)
+        watcher.add_done_callback(self._watchers.discard)
+
+    def _link(self, one: Child, other: Child) -> None:
+        """Give a front end and the engine the two ends of a new channel."""
+        if one.kind == other.kind:
+            return
+        engine, front_end = (one, other) if one.kind == "engine" else (other, one)
+        engine_end, front_end_end = channel_pair()
+        with engine_end, front_end_end, suppress(ConnectionError):
+            control.send(engine.channel, control.Link(front_end.number), engine_end.fileno())
+            control.send(front_end.channel, control.Link(front_end.number), front_end_end.fileno())
+
+    def _read(self, child: Child) -> None:
+        try:
+            while received := control.receive(child.channel):
+                message, _ = received
+                if isinstance(message, control.Status):
+                    child.status = message
+                    self._tell_readiness()
+        except ConnectionError:
+            self._loop.remove_reader(child.channel)
+
+    def _tell_readiness(self) -> None:
+        ready, reason = self.ready()
+        if ready and not self._was_ready:
+            log.info("ready", extra={"fields": {"grpc": self._addresses.grpc}})
+        elif self._was_ready and not ready:
+            log.warning("not ready: %s", reason)
+        elif not ready and reason.startswith("no model serves"):
+            log.error("not ready: %s", reason)
+        self._was_ready = ready
+
+    async def _watch(self, child: Child) -> None:
+        """Wait for a process to end; start another unless the server is ending."""
+        code = await child.process.wait()
+        self._loop.remove_reader(child.channel)
+        child.channel.close()
+        del self._children[child.number]
+        metrics.forget_process(child.process.pid, self._directory)
+        self._ended.set()
+        if self._draining:
+            return
+        self._tell_readiness()
+        steady = time.monotonic() - child.started > _STEADY
+        quick = self._quick_ends[child.kind] = 0 if steady else self._quick_ends[child.kind] + 1
+        delay = _BACKOFF[min(quick, len(_BACKOFF) - 1)]
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        log.error("%s %d ended with %s; another starts in %g s", child.kind, child.process.pid, how, delay)
+        self._collector.restarts[child.kind] += 1
+        await asyncio.sleep(delay)
+        if not self._draining:
+            await self._start(child.kind)
+
+    async def _drain(self) -> int:
+        """Let the front ends answer what they accepted, then end the engine. 0 where everything was answered."""
+        log.info("draining")
+        server = self._config.server
+        front_ends = [child for child in self._children.values() if child.kind == "frontend"]
+        for child in front_ends:
+            with suppress(ConnectionError):
+                control.send(child.channel, control.Drain())
+        complete = await self._wait_for(front_ends, server.lame_duck_seconds + server.grace_seconds + _LAST_GRACE)
+        engines = [child for child in self._children.values() if child.kind == "engine"]
+        for child in engines:
+            child.channel.shutdown(socket.SHUT_RDWR)
+        complete &= await self._wait_for(engines, _LAST_GRACE)
+        log.info("ended")
+        return 0 if complete else 1
+
+    async def _wait_for(self, children: list[Child], seconds: float) -> bool:
+        """Wait for processes to end, kill those that do not; whether all ended by themselves, and well."""
+        _, late = await asyncio.wait(
+            [self._loop.create_task(child.process.wait()) for child in children]
+            or [self._loop.create_task(_nothing())],
+            timeout=seconds,
+        )
+        for child in children:
+            if child.process.returncode is None:
+                log.error("%s %d does not end: killed", child.kind, child.process.pid)
+                child.process.kill()
+                await child.process.wait()
+        return not late and all(child.process.returncode == 0 for child in children)
+
+    def _serve_http(self, sockets: "Sockets") -> None:
+        for listener, handler in (
+            (sockets.http, _health_handler(self)),
+            (sockets.metrics, _metrics_handler(self._registry)),
+        ):
+            server = ThreadingHTTPServer(listener.getsockname()[:2], handler, bind_and_activate=False)
+            server.socket.close()
+            server.socket = listener
+            server.daemon_threads = True
+            server.server_activate()
+            threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
+
+
+async def _nothing() -> int:
+    return 0
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = _SCRAPE_TIMEOUT
+    server_version = "convoy"
+    sys_version = ""
+
+    def answer(self, status: int, content_type: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
+        log.debug("http: " + format, *args)
+
+
+def _health_handler(supervisor: Supervisor) -> type[_Handler]:
+    class Handler(_Handler):
+        def do_GET(self) -> None:
+            match self.path.partition("?")[0]:
+                case "/livez":
+                    self.answer(200, "application/json", b'{"live": true}\n')
+                case "/readyz":
+                    ready, reason = supervisor.ready()
+                    body = json.dumps({"ready": ready, **({"reason": reason} if reason else {})}) + "\n"
+                    self.answer(200 if ready else 503, "application/json", body.encode())
+                case _:
+                    self.answer(404, "text/plain", b"not found: want /livez or /readyz\n")
+
+    return Handler
+
+
+def _metrics_handler(registry: CollectorRegistry) -> type[_Handler]:
+    class Handler(_Handler):
+        def do_GET(self) -> None:
+            if self.path.partition("?")[0] == "/metrics":
+                self.answer(200, CONTENT_TYPE_LATEST, generate_latest(registry))
+            else:
+                self.answer(404, "text/plain", b"not found: want /metrics\n")
+
+    return Handler
+
+
+class Sockets:
+    """The three ports of a server, taken. The gRPC port is only reserved: the front ends listen on it."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.reserved = _take(config.host, config.grpc_port, "server.grpc_port", shared=True)
+        self.http = _take(config.host, config.http_port, "server.http_port")
+        self.metrics = _take(config.host, config.metrics_port, "server.metrics_port")
+        self.addresses = Addresses(*(_address(taken) for taken in (self.reserved, self.http, self.metrics)))
+
+
+def _take(host: str, port: int, key: str, *, shared: bool = False) -> socket.socket:
+    """A bound socket. Raises BadConfig where the host or the port cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise BadConfig(f"server.host is {host!r}: {error.strerror}") from None
+    taken = socket.socket(family, kind, protocol)
+    try:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(address)
+        if shared:
+            # Bound without SO_REUSEPORT first: with it, two servers would share the port without a word.
+            address = taken.getsockname()
+            taken.close()
+            taken = socket.socket(family, kind, protocol)
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            taken.bind(address)
+    except OSError as error:
+        taken.close()
+        raise BadConfig(
+            f"port {port} on {host} cannot be used ({error.strerror}): end what uses it, or set {key}"
+        ) from None
+    return taken
+
+
+def _address(taken: socket.socket) -> str:
+    host, port = taken.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def serve(config: Config, repository: Path) -> int:
+    """Serve a model repository until SIGTERM or SIGINT; the exit code.
+
+    Raises BadConfig where the repository or a port cannot be used.
+    """
+    if not repository.is_dir():
+        raise BadConfig(f"model repository {str(repository)!r} is not a directory: make it, or name another")
+    sockets = Sockets(config.server)
+    root = repository.resolve()
+
+    async def run(directory: str) -> int:
+        return await Supervisor(config, root, sockets, Path(directory)).serve()
+
+    with tempfile.TemporaryDirectory(prefix="convoy-metrics-") as directory:
+        return asyncio.run(run(directory))

@@ -1,0 +1,161 @@
+"""Small ONNX files whose answers a test can work out by hand, made with onnx's helper."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from service import metadata
+from service.metadata import Document, InputSpec
+
+SIDE = 8
+CLASSES = 10
+
+
+def classifier_weights() -> np.ndarray:
+    """(64, 10): class k looks at the pixels whose index is k modulo 10."""
+    weights = np.zeros((SIDE * SIDE, CLASSES), np.float32)
+    weights[np.arange(SIDE * SIDE), np.arange(SIDE * SIDE) % CLASSES] = 0.01
+    return weights
+
+
+def classifier(labels: Sequence[str] = tuple("abcdefghij"), scale: float = 1.0) -> onnx.ModelProto:
+    """8x8 grey images to ten classes: softmax of pixels times `classifier_weights`."""
+    nodes = [
+        helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["floats"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    document = Document(
+        task="classification", labels=list(labels), input=InputSpec(colour="L", height=SIDE, width=SIDE)
+    )
+    return _model(
+        nodes,
+        [("image", TensorProto.UINT8, ["N", SIDE, SIDE, 1])],
+        [("probabilities", TensorProto.FLOAT, ["N", CLASSES])],
+        {"weights": classifier_weights() * np.float32(scale)},
+        document,
+    )
+
+
+def segmenter() -> onnx.ModelProto:
+    """RGB images of any size (a multiple of 4) to three classes: which channel is the brightest."""
+    nodes = [
+        helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("ArgMax", ["floats"], ["index"], axis=3, keepdims=0),
+        helper.make_node("Cast", ["index"], ["mask"], to=TensorProto.UINT8),
+        helper.make_node("ReduceMax", ["floats", "axis"], ["most"], keepdims=0),
+        helper.make_node("Cast", ["most"], ["confidence"], to=TensorProto.UINT8),
+    ]
+    document = Document(
+        task="segmentation",
+        labels=["red", "green", "blue"],
+        palette=[(200, 0, 0), (0, 200, 0), (0, 0, 200)],
+        input=InputSpec(colour="RGB", multiple=4, fit="pad"),
+    )
+    return _model(
+        nodes,
+        [("image", TensorProto.UINT8, ["N", "H", "W", 3])],
+        [("mask", TensorProto.UINT8, ["N", "H", "W"]), ("confidence", TensorProto.UINT8, ["N", "H", "W"])],
+        {"axis": np.array([3], np.int64)},
+        document,
+    )
+
+
+def doubler(batched: bool = True) -> onnx.ModelProto:
+    """A file that says nothing about itself: y = 2 x, float32; and `total`, the sum over everything else."""
+    first: str | int = "N" if batched else 3
+    nodes = [
+        helper.make_node("Add", ["x", "x"], ["y"]),
+        helper.make_node("ReduceSum", ["x", "axis"], ["total"], keepdims=1),
+    ]
+    return _model(
+        nodes,
+        [("x", TensorProto.FLOAT, [first, 4])],
+        [("y", TensorProto.FLOAT, [first, 4]), ("total", TensorProto.FLOAT, [first, 1])],
+        {"axis": np.array([1], np.int64)},
+        None,
+    )
+
+
+def compressor() -> onnx.ModelProto:
+    """Picks the positive values of a vector: how many there are, nobody knows before it has run."""
+    nodes = [
+        helper.make_node("Greater", ["x", "zero"], ["mask"]),
+        helper.make_node("Compress", ["x", "mask"], ["positive"], axis=0),
+    ]
+    return _model(
+        nodes,
+        [("x", TensorProto.FLOAT, ["length"])],
+        [("positive", TensorProto.FLOAT, ["some"])],
+        {"zero": np.zeros(1, np.float32)},
+        None,
+    )
+
+
+def slow(rounds: int = 40) -> onnx.ModelProto:
+    """As `classifier`, but each run first multiplies matrices for a while, however many images it has."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["going"], ["still_going"]),
+            helper.make_node("MatMul", ["carried", "big"], ["next"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("round", TensorProto.INT64, []),
+            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("carried", TensorProto.FLOAT, [1024, 1024]),
+        ],
+        [
+            helper.make_tensor_value_info("still_going", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", TensorProto.FLOAT, [1024, 1024]),
+        ],
+    )
+    model = classifier()
+    nodes = [
+        helper.make_node("ConstantOfShape", ["shape"], ["big"], value=numpy_helper.from_array(np.zeros(1, np.float32))),
+        helper.make_node("Loop", ["rounds", "true", "big"], ["zeros"], body=body),
+        helper.make_node("ReduceSum", ["zeros"], ["zero"], keepdims=0),
+        helper.make_node("Add", ["logits", "zero"], ["same_logits"]),
+    ]
+    graph = model.graph
+    softmax = graph.node.pop()
+    graph.node.extend(nodes)
+    softmax.input[0] = "same_logits"
+    graph.node.append(softmax)
+    constants = {"shape": np.array([1024, 1024], np.int64), "rounds": np.array(rounds), "true": np.array(True)}
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    return model
+
+
+def save(model: onnx.ModelProto, repository: Path, name: str, version: int = 1) -> Path:
+    """Put a model into a repository, whole or not at all."""
+    folder = repository / name / str(version)
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / "part"
+    onnx.save(model, part)
+    return part.rename(folder / "model.onnx")
+
+
+def _model(
+    nodes: list[onnx.NodeProto],
+    inputs: list[tuple[str, int, list[str | int]]],
+    outputs: list[tuple[str, int, list[str | int]]],
+    constants: dict[str, np.ndarray],
+    document: Document | None,
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "network",
+        [helper.make_tensor_value_info(*spec) for spec in inputs],
+        [helper.make_tensor_value_info(*spec) for spec in outputs],
+        [numpy_helper.from_array(values, name) for name, values in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    if document is not None:
+        helper.set_model_props(model, {metadata.KEY: metadata.encode(document)})
+    onnx.checker.check_model(model)
+    return model

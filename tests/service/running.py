@@ -1,0 +1,131 @@
+"""A real server in processes of its own, for tests: started on free ports, stopped by process id."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from prometheus_client.parser import text_string_to_metric_families
+
+START_SECONDS = 60.0
+
+
+class Server:
+    """`convoy serve` on a repository. `grpc` is HOST:PORT; `http` and `metrics` are base URLs."""
+
+    def __init__(self, repository: Path, settings: Sequence[str] = (), *, wait: bool = True) -> None:
+        self.repository = repository
+        self.log: list[dict[str, Any]] = []
+        command = [sys.executable, "-m", "service.cli", "serve", "--repository", str(repository)]
+        ports = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
+        options = [part for setting in settings for part in ("--set", setting)]
+        self.process = subprocess.Popen(
+            [*command, *ports, *options], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        self._changed = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        fields = self.wait_for_log("listening")
+        self.grpc: str = fields["grpc"]
+        self.http = f"http://{fields['http']}"
+        self.metrics = f"http://{fields['metrics']}"
+        if wait:
+            self.wait_for_log("ready")
+
+    def wait_for_log(self, message: str, seconds: float = START_SECONDS, after: int = 0) -> dict[str, Any]:
+        """The first record, from number `after` on, whose message begins so."""
+        deadline = time.monotonic() + seconds
+        with self._changed:
+            while True:
+                for record in self.log[after:]:
+                    if record["message"].startswith(message):
+                        return record
+                left = deadline - time.monotonic()
+                ended = self.process.poll() is not None and not self._reader.is_alive()
+                if left <= 0 or ended or not self._changed.wait(min(left, 0.5)) and left <= 0:
+                    raise AssertionError(f"no {message!r} in the log: {self.log[-5:]}")
+
+    def children(self) -> dict[str, int]:
+        """Process ids of the server's processes, by kind (engine, frontend)."""
+        found = {}
+        listing = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        for pid in map(int, listing.split()):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            kind = next((word.decode().split(".")[1] for word in words if word.startswith(b"service.")), "")
+            if kind:
+                found[kind] = pid
+        return found
+
+    def get(self, url: str) -> tuple[int, str]:
+        """Status and body of a GET."""
+        try:
+            with urllib.request.urlopen(url, timeout=10) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def samples(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+        """The metrics: value by (name, labels)."""
+        _, text = self.get(f"{self.metrics}/metrics")
+        return {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    def total(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that carry these labels."""
+        return sum(
+            value for (found, having), value in self.samples().items() if found == name and labels.items() <= having
+        )
+
+    def wait_for_total(self, name: str, wanted: float, seconds: float = 10.0, **labels: str) -> float:
+        """Ask for `total` until it is `wanted`, at most so long; what it is then."""
+        deadline = time.monotonic() + seconds
+        while (value := self.total(name, **labels)) != wanted and time.monotonic() < deadline:
+            threading.Event().wait(0.02)
+        return value
+
+    def stop(self, number: int = signal.SIGTERM, seconds: float = 30.0) -> int:
+        """Signal the server and wait for its end; its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            return self.process.wait(seconds)
+        finally:
+            self._kill()
+
+    def _kill(self) -> None:
+        if self.process.poll() is None:
+            for pid in self.children().values():
+                os.kill(pid, signal.SIGKILL)
+            self.process.kill()
+            self.process.wait()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = {"message": line.rstrip(), "level": "raw"}
+            with self._changed:
+                self.log.append(record)
+                self._changed.notify_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
