@@ -26,7 +26,6 @@ COMMANDS = {
     "segment": Command("service.commands.segment", "Ask a server for the class of every pixel of an image"),
     "models": Command("service.commands.models", "List what a server serves"),
     "health": Command("service.commands.health", "Ask a server whether it serves; the exit code says so"),
-    "health": Command("service.commands.health", "Ask a server whether it serves"),
     "bench": Command("service.commands.bench", "Load a server and measure how it answers"),
     "train": Command("models.commands.train", "Train a network"),
     "evaluate": Command("models.commands.evaluate", "Measure a trained network on its held-out images"),
