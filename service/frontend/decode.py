@@ -81,7 +81,7 @@ def decode(data: bytes, colour: Colour, max_pixels: int) -> NDArray[np.uint8]:
     return pixels
 
 
-def from_raw(  # noqa: PLR0917 (in the order of the message's fields)
+def from_raw(
     pixels: bytes, height: int, width: int, channels: int, colour: Colour, max_pixels: int
 ) -> NDArray[np.uint8]:
     """Pixels that came row by row, 8 bits a channel (1 grey, 3 RGB, 4 RGBA), as `decode` returns them.
