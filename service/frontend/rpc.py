@@ -91,7 +91,9 @@ class _Received(NamedTuple):
 class _Context(Protocol):
     def time_remaining(self) -> float | None: ...
 
-    async def abort(self, code: grpc.StatusCode, details: str, trailing_metadata: grpc.aio.Metadata) -> None: ...
+    async def abort(
+        self, code: grpc.StatusCode, details: str, trailing_metadata: tuple[tuple[str, str | bytes], ...]
+    ) -> None: ...
 
 
 Implementation = Callable[[Any, Call], Awaitable[Message]]

@@ -2,7 +2,6 @@
 
 import math
 
-import grpc
 from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
@@ -48,7 +47,7 @@ def number_of(error: ConvoyError) -> int:
     return number
 
 
-def trailers(error: ConvoyError) -> grpc.aio.Metadata:
+def trailers(error: ConvoyError) -> tuple[tuple[str, str | bytes], ...]:
     """The trailing metadata: google.rpc.Status with ErrorInfo, and RetryInfo where trying again makes sense."""
     details = [_any(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))]
     pairs: list[tuple[str, str | bytes]] = []
@@ -59,7 +58,7 @@ def trailers(error: ConvoyError) -> grpc.aio.Metadata:
         details.append(_any(error_details_pb2.RetryInfo(retry_delay=delay)))
         pairs.append(("grpc-retry-pushback-ms", str(milliseconds)))
     status = Status(code=number_of(error), message=error.message, details=details)
-    return grpc.aio.Metadata(*pairs, ("grpc-status-details-bin", status.SerializeToString()))
+    return (*pairs, ("grpc-status-details-bin", status.SerializeToString()))
 
 
 def _any(message: Message) -> Any:

@@ -25,7 +25,7 @@ class Server:
     def __init__(self, repository: Path, settings: Sequence[str] = (), *, wait: bool = True) -> None:
         self.repository = repository
         self.log: list[dict[str, Any]] = []
-        command = [sys.executable, "-m", "service.cli", "serve", "--repository", str(repository)]
+        command = [str(Path(sys.executable).with_name("convoy")), "serve", "--repository", str(repository)]
         ports = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
         options = [part for setting in settings for part in ("--set", setting)]
         self.process = subprocess.Popen(
