@@ -1,6 +1,7 @@
 # make demo   trains, exports and serves two networks in front of you   (ARGS=--once: ends by itself)
 # make test   the whole test suite
 # make check  lint, format, types, and that the stubs are what proto/ gives
+# make image  the serving image, measured; with docker, or without any container engine   (RUNTIME=cuda: for a GPU)
 
 PYTHON ?= python3
 RUNTIME ?= cpu# cuda: onnxruntime-gpu with its CUDA and cuDNN packages
@@ -51,6 +52,9 @@ stubs-check: $(STAMP)
 	@rm -rf .cache/stubs && $(MAKE) --no-print-directory stubs STUBS=.cache/stubs
 	@diff -r -x __init__.py -x __pycache__ .cache/stubs service/pb || { echo "service/pb is not what proto/ gives: run 'make stubs' and commit" >&2; exit 1; }
 	@echo "service/pb is what proto/ gives"
+
+image:
+	@RUNTIME=$(RUNTIME) deploy/image.sh build
 
 clean:
 	rm -rf .venv .cache build dist *.egg-info
