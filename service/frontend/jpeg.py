@@ -1,11 +1,13 @@
 """JPEG files: their structure, checked without decoding, and their pixels (ITU-T T.81, annex B)."""
 
+from io import BytesIO
 from typing import Literal, NamedTuple
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from service.errors import BadImage
 from service.frontend.exif import UPRIGHT, orientation
@@ -73,13 +75,22 @@ def read_structure(data: bytes, max_pixels: int) -> Structure:
 
 def read_pixels(data: bytes, structure: Structure, colour: Literal["RGB", "L"]) -> NDArray[np.uint8]:
     """The pixels as stored, (H, W, 3) or (H, W, 1). Raises what the decoder raises, also for what it could patch up."""
+    try:
+        simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        # It knows the usual ways to thin out colour (4:4:4, 4:2:2, 4:2:0 ...) only; 3:1:1 and 4:1:0 are as valid.
+        return _pixels(JpegImageFile(BytesIO(data)), colour)
     if structure.components == 4:
         # Every writer of CMYK files follows Adobe, which stores them inverted.
         inks = simplejpeg.decode_jpeg(data, "CMYK", strict=True)
-        image = Image.frombuffer("CMYK", inks.shape[1::-1], np.invert(inks, out=inks)).convert("RGB").convert(colour)
-        return np.asarray(image).reshape(structure.height, structure.width, -1)
+        return _pixels(Image.frombuffer("CMYK", inks.shape[1::-1], np.invert(inks, out=inks)), colour)
     pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "GRAY" if colour == "L" else "RGB", strict=True)
     return pixels
+
+
+def _pixels(image: Image.Image, colour: Literal["RGB", "L"]) -> NDArray[np.uint8]:
+    # Through RGB: from CMYK there is no direct way to grey.
+    return np.asarray(image.convert("RGB").convert(colour)).reshape(image.height, image.width, -1)
 
 
 def _marker(data: bytes, position: int) -> tuple[int, int]:

@@ -208,6 +208,44 @@ def test_print_colours_as_luma_and_chroma_are_read() -> None:
     assert (decode(data, "RGB", LIMIT) != decode(cmyk, "RGB", LIMIT)).any()
 
 
+def plain_jpeg(height: int, width: int, sampling: Sequence[tuple[int, int]]) -> bytes:
+    """A grey JPEG whose components have (across, down) samples each: a way Pillow does not offer.
+
+    Both Huffman tables hold one code, `0`: no difference to the last block, no more coefficients.
+    """
+    across, down = (max(factors) for factors in zip(*sampling, strict=True))
+    blocks = -(-width // (8 * across)) * -(-height // (8 * down)) * sum(h * v for h, v in sampling)
+    frame = struct.pack(">BHHB", 8, height, width, len(sampling))
+    frame += b"".join(bytes([i, h << 4 | v, 0]) for i, (h, v) in enumerate(sampling, 1))
+    tables = [bytes([kind, 1, *bytes(15), 0]) for kind in (0x00, 0x10)]
+    scan = bytes([len(sampling), *(b for i in range(1, len(sampling) + 1) for b in (i, 0)), 0, 63, 0])
+    segments = [(0xDB, bytes([0] + [16] * 64)), (0xC0, frame), *((0xC4, table) for table in tables), (0xDA, scan)]
+    head = b"".join(bytes([0xFF, code]) + struct.pack(">H", len(body) + 2) + body for code, body in segments)
+    padding = -2 * blocks % 8
+    data = (2**padding - 1).to_bytes((2 * blocks + padding) // 8)
+    return b"\xff\xd8" + head + data + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("colour", ["RGB", "L"])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        [(1, 1)],
+        [(2, 2)],
+        [(2, 2), (1, 1), (1, 1)],
+        [(4, 1), (1, 1), (1, 1)],
+        [(3, 1), (1, 1), (1, 1)],
+        [(4, 2), (1, 1), (1, 1)],
+        [(1, 1), (2, 1), (2, 1)],
+    ],
+)
+def test_colour_may_be_thinned_out_in_any_way(sampling: Sequence[tuple[int, int]], colour: Colour) -> None:
+    pixels = decode(plain_jpeg(30, 50, sampling), colour, LIMIT)
+    assert pixels.shape == (30, 50, 3 if colour == "RGB" else 1)
+    assert (pixels == 128).all()
+    assert pixels.flags.c_contiguous
+
+
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("orientation", range(1, 9))
