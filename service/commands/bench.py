@@ -113,13 +113,10 @@ def sender(client: AsyncClient, model: Model, files: Sequence[bytes], batch: int
 
 def show(out: Console, report: Report) -> None:
     """Prints the figures."""
-    out.print(
-        Text.assemble(
-            (f"{report.images_per_second:,.1f} images/s", "bold green" if report.images else "bold red"),
-            f"  {report.images:,} images of {report.requests:,} requests answered in {report.seconds:g} s",
-            f", mean batch {report.mean_batch_size:.1f}" if report.images else "",
-        )
-    )
+    throughput = (f"{report.images_per_second:,.1f} images/s", "bold green" if report.images else "bold red")
+    mean_batch = f" in batches of {report.mean_batch_size:.1f} (mean)" if report.images else ""
+    out.print(Text.assemble(throughput, mean_batch))
+    out.print(f"{report.images:,} images of {report.requests:,} requests answered in {report.seconds:g} s")
     if report.latency is not None:
         latency = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
         latency.add_column("latency, ms")

@@ -194,7 +194,7 @@ def test_bench_sends_the_models_kind_of_request_and_prints_the_figures(
     done = convoy("bench", "--model", model, *load, "--seconds", 0.3, "--server", vision_target)
     assert done.returncode == 0
     assert {type(request).__name__ for request in fake_vision.requests} == {task}
-    for wanted in ("images/s", "mean batch 4.0", "p50", "p99.9", "max", "queue", "outside the server"):
+    for wanted in ("images/s", "in batches of 4.0", "p50", "p99.9", "max", "queue", "outside the server"):
         assert wanted in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "refused" not in done.stdout
