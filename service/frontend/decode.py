@@ -130,7 +130,7 @@ def _described(
 def _in_colour(image: Image.Image, colour: Colour) -> NDArray[np.uint8]:
     if image.mode in ("LA", "RGBA"):
         paper = Image.new("RGB", image.size, "white")
-        paper.paste(image, mask=image.getchannel("A"))
+        paper.paste(image, mask=image)
         image = paper
     elif image.mode == "P":
         image = image.convert("RGB")

@@ -22,6 +22,7 @@ BITS = {GREY: (1, 2, 4, 8, 16), RGB: (8, 16), PALETTE: (1, 2, 4, 8), GREY_ALPHA:
 SAMPLES = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGB_ALPHA: 4}
 
 MAX_CHUNKS = 16_384  # 64 MiB in pieces of 4 KiB
+ROWS = 64  # of 16 bits a sample that are scaled at a time
 MAX_INFLATION = 1032  # deflate's best: 258 bytes in 2 bits
 
 _CHUNK = struct.Struct(">I4s")
@@ -84,7 +85,8 @@ def read_image(data: bytes, png: Structure) -> Image.Image:
     if key is None:
         return image
     pixels = np.array(image.convert("L") if png.kind == GREY else image)
-    return Image.fromarray(_whitened(pixels, pixels.reshape(*pixels.shape[:2], -1) == key * (255 // (2**png.bits - 1))))
+    samples = pixels.reshape(png.height, png.width, -1)
+    return Image.fromarray(_whitened(pixels, samples == key * (255 // (2**png.bits - 1))))
 
 
 def _header(name: bytes, data: bytes, chunk: slice, max_pixels: int) -> tuple[int, ...]:
@@ -177,11 +179,15 @@ def _halves(data: bytes, png: Structure) -> tuple[NDArray[np.uint8], NDArray[np.
 
 
 def _eight_bits(high: NDArray[np.uint8], low: NDArray[np.uint8], key: NDArray[np.uint16] | None) -> NDArray[np.uint8]:
-    # (256 high + low) / 257 = high + (low - high) / 257, rounded.
-    pixels = high + ((low > high) & (low - high > 128)) - ((high > low) & (high - low > 128))
-    if key is not None:
-        _whitened(pixels, (high == key >> 8) & (low == key & 0xFF))
-    return pixels[..., 0] if pixels.shape[2] == 1 else pixels
+    # (256 high + low) / 257 = high + (low - high) / 257, rounded; some rows at a time, for what is in between.
+    pixels = np.empty(high.shape, np.uint8)
+    for top in range(0, len(pixels), ROWS):
+        hi, lo = high[top : top + ROWS], low[top : top + ROWS]
+        rows = pixels[top : top + ROWS]
+        rows[...] = hi + ((lo > hi) & (lo - hi > 128)) - ((hi > lo) & (hi - lo > 128))
+        if key is not None:
+            _whitened(rows, (hi == key >> 8) & (lo == key & 0xFF))
+    return pixels[..., 0] if high.shape[2] == 1 else pixels
 
 
 def _whitened(pixels: NDArray[np.uint8], matches: NDArray[np.bool_]) -> NDArray[np.uint8]:

@@ -498,6 +498,7 @@ FILES = [
 ]
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200), st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", JPEG[:200], PNG[:60]]))
 @example(b"", JPEG)
 @example(b"", PNG)
@@ -505,7 +506,7 @@ def test_random_bytes_are_refused_in_our_own_words(data: bytes, prefix: bytes) -
     assert outcome(prefix + data) == ("decoded" if prefix in (JPEG, PNG) else "refused")
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(st.sampled_from(FILES), st.sampled_from(["RGB", "L"]), st.data())
 def test_flipped_bits_never_give_another_error_or_another_size(
     file: bytes, colour: Colour, data: st.DataObject

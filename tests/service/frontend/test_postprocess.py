@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -55,6 +55,7 @@ def decoded(answer: pb.Segmentation) -> NDArray[np.uint8]:
     return classes
 
 
+@settings(deadline=None)
 @given(PROBABILITIES, st.integers(0, 50))
 def test_labels_are_ranked_by_probability_and_ties_by_index(probabilities: NDArray[np.float32], top_k: int) -> None:
     labels = [f"class {i}" for i in range(len(probabilities))]
@@ -93,6 +94,7 @@ def test_class_map_comes_out_of_every_format(kind: pb.MaskFormat, classes: int, 
     assert (decoded(answer) == mask).all()
 
 
+@settings(deadline=None)
 @given(MASKS, st.sampled_from(FORMATS))
 def test_any_class_map_survives_and_is_counted(mask: NDArray[np.uint8], kind: pb.MaskFormat) -> None:
     answer = segmentation(mask, None, document(5), whole(mask), kind)

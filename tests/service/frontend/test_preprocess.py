@@ -5,7 +5,7 @@ from math import floor
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -92,6 +92,7 @@ def test_pad_keeps_every_pixel_and_fills_right_and_bottom() -> None:
     assert (restore(out[:, :, 0], placement) == image[:, :, 0]).all()
 
 
+@settings(deadline=None)
 @given(height=SIDES, width=SIDES, multiple=st.integers(1, 40))
 def test_free_size_is_rounded_up_to_the_multiple(height: int, width: int, multiple: int) -> None:
     for side, padded in zip((height, width), input_size(spec("pad", multiple=multiple), height, width), strict=True):
@@ -99,12 +100,14 @@ def test_free_size_is_rounded_up_to_the_multiple(height: int, width: int, multip
         assert side <= padded < side + multiple
 
 
+@settings(deadline=None)
 @given(SIDES, SIDES, SIDES, SIDES, st.sampled_from(["stretch", "crop", "letterbox"]))
 def test_every_byte_of_the_slot_is_written(height: int, width: int, to_height: int, to_width: int, fit: str) -> None:
     out, _ = fitted(noise(height, width), spec(fit, to_height, to_width, fill=3))
     assert (out != UNTOUCHED).all()
 
 
+@settings(deadline=None)
 @given(SIDES, SIDES, SIDES, SIDES, st.sampled_from(["stretch", "crop", "letterbox"]))
 def test_restored_pixel_is_the_one_its_centre_falls_into(
     height: int, width: int, to_height: int, to_width: int, fit: str
