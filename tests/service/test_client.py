@@ -7,10 +7,22 @@ import pytest
 
 from service.client import AsyncClient, Client, ServerError, Timings
 from service.errors import BadImage
+from tests.service.fake_vision import FakeVision, serving
 
 
 def grey(value, height=4, width=6):
     return np.full((height, width), value, np.uint8)
+
+
+@pytest.fixture
+def fake_vision():
+    return FakeVision()
+
+
+@pytest.fixture
+def vision_target(fake_vision):
+    with serving(fake_vision) as target:
+        yield target
 
 
 @pytest.fixture

@@ -1,10 +1,22 @@
-"""`convoy` run in this process, as on a plain terminal of 80 columns."""
+"""`convoy` run in this process, as on a plain terminal of 80 columns, and a server whose answers are known."""
 
 import subprocess
 
 import pytest
 
 from service import cli
+from tests.service.fake_vision import FakeVision, serving
+
+
+@pytest.fixture
+def fake_vision():
+    return FakeVision()
+
+
+@pytest.fixture
+def vision_target(fake_vision):
+    with serving(fake_vision) as target:
+        yield target
 
 
 @pytest.fixture
