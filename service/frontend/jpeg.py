@@ -18,6 +18,8 @@ SIGNATURE = b"\xff\xd8\xff"
 SOI, EOI, SOS, APP1 = 0xD8, 0xD9, 0xDA, 0xE1
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 BARE = frozenset(range(0xD0, SOI)) | {0x01}  # markers without a length
+# What a decoder needs not know: all application segments but JFIF's (APP0) and Adobe's (APP14), and comments.
+NOTES = frozenset(range(APP1, 0xF0)) - {0xEE} | {0xFE}
 EXIF = b"Exif\0\0"
 
 MAX_SEGMENTS = 4096  # 64 MiB hold 1025 of the longest kind
@@ -32,6 +34,7 @@ class Structure(NamedTuple):
     width: int
     components: int  # 1 grey, 3 colour, 4 CMYK
     orientation: int
+    notes: list[slice]  # segments that say nothing of the pixels
 
 
 class _Frame(NamedTuple):
@@ -44,6 +47,7 @@ def read_structure(data: bytes, max_pixels: int) -> Structure:
     """Walk the markers up to the end of the image. Raises BadImage; takes at most some 20 ms for 64 MiB."""
     frame: _Frame | None = None
     turned: int | None = None
+    notes: list[slice] = []
     scans = 0
     position = len(SIGNATURE) - 1
     for _ in range(MAX_SEGMENTS):
@@ -53,12 +57,15 @@ def read_structure(data: bytes, max_pixels: int) -> Structure:
         if code == EOI:
             if frame is None or not scans:
                 raise BadImage("image has no picture: the JPEG file ends before its first scan")
-            return Structure(*frame, turned or UPRIGHT)
+            return Structure(*frame, turned or UPRIGHT, notes)
         if code == 0xFF or code in BARE:
             position += 1 if code == 0xFF else 2
             continue
         body = _body(data, position)
-        position += 4 + len(body)
+        segment = slice(position, position + 4 + len(body))
+        position = segment.stop
+        if code in NOTES:
+            notes.append(segment)
         if code in FRAMES and frame is None:
             frame = _frame(body, max_pixels)
         elif code == APP1 and turned is None and body.startswith(EXIF):
@@ -79,7 +86,7 @@ def read_pixels(data: bytes, structure: Structure, colour: Literal["RGB", "L"]) 
         simplejpeg.decode_jpeg_header(data)
     except ValueError:
         # It knows the usual ways to thin out colour (4:4:4, 4:2:2, 4:2:0 ...) only; 3:1:1 and 4:1:0 are as valid.
-        return _pixels(JpegImageFile(BytesIO(data)), colour)
+        return _pixels(JpegImageFile(BytesIO(_without(data, structure.notes))), colour)
     if structure.components == 4:
         # Every writer of CMYK files follows Adobe, which stores them inverted.
         inks = simplejpeg.decode_jpeg(data, "CMYK", strict=True)
@@ -91,6 +98,13 @@ def read_pixels(data: bytes, structure: Structure, colour: Literal["RGB", "L"]) 
 def _pixels(image: Image.Image, colour: Literal["RGB", "L"]) -> NDArray[np.uint8]:
     # Through RGB: from CMYK there is no direct way to grey.
     return np.asarray(image.convert("RGB").convert(colour)).reshape(image.height, image.width, -1)
+
+
+def _without(data: bytes, notes: list[slice]) -> bytes:
+    # Pillow reads more of a file than its pixels, and warns of what it finds there.
+    starts = [0, *(note.stop for note in notes)]
+    stops = [*(note.start for note in notes), len(data)]
+    return b"".join(memoryview(data)[start:stop] for start, stop in zip(starts, stops, strict=True))
 
 
 def _marker(data: bytes, position: int) -> tuple[int, int]:
