@@ -51,7 +51,7 @@ class Server:
                         return record
                 left = deadline - time.monotonic()
                 ended = self.process.poll() is not None and not self._reader.is_alive()
-                if left <= 0 or ended or not self._changed.wait(min(left, 0.5)) and left <= 0:
+                if left <= 0 or ended or (not self._changed.wait(min(left, 0.5)) and left <= 0):
                     raise AssertionError(f"no {message!r} in the log: {self.log[-5:]}")
 
     def children(self) -> dict[str, int]:

@@ -1,0 +1,43 @@
+"""gRPC calls by hand, for what the client does not let one do."""
+
+from typing import Any
+
+import grpc
+from google.protobuf.message_factory import GetMessageClass
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from service.pb import inference_pb2
+from service.pb.convoy.v1 import vision_pb2
+
+VISION = vision_pb2.DESCRIPTOR.services_by_name["Vision"]
+INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+
+
+def method(channel: grpc.Channel, name: str) -> Any:
+    """The unary method of either service with this name."""
+    service = VISION if name in VISION.methods_by_name else INFERENCE
+    found = service.methods_by_name[name]
+    return channel.unary_unary(
+        f"/{service.full_name}/{name}",
+        request_serializer=lambda request: request if isinstance(request, bytes) else request.SerializeToString(),
+        response_deserializer=GetMessageClass(found.output_type).FromString,
+    )
+
+
+def reason(error: grpc.RpcError) -> str:
+    """The machine-readable reason that travels with an error."""
+    return _detail(error, error_details_pb2.ErrorInfo()).reason
+
+
+def retry_delay(error: grpc.RpcError) -> float:
+    """Seconds after which the server says trying again makes sense."""
+    return _detail(error, error_details_pb2.RetryInfo()).retry_delay.ToNanoseconds() / 1e9
+
+
+def _detail(error: grpc.RpcError, message: Any) -> Any:
+    status = rpc_status.from_call(error)
+    for detail in status.details if status else ():
+        if detail.Unpack(message):
+            return message
+    raise AssertionError(f"no {type(message).__name__} in {status}")

@@ -1,0 +1,175 @@
+"""Deadlines, callers that go, and a full queue: what is refused never reaches the device, and nothing is lost."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from service.client import AsyncClient, Classification, Client, ServerError
+from service.pb.convoy.v1 import vision_pb2 as pb
+from tests.service import networks
+from tests.service.calls import method, reason, retry_delay
+from tests.service.running import Server
+from tests.service.test_vision import encoded, grey
+
+
+@pytest.fixture(scope="module")
+def busy(small_repository: Path) -> Iterator[Server]:
+    """A server whose queues are short: four images wait at most."""
+    settings = ["batching.max_queue=4", "batching.max_batch_size=2", "server.lame_duck_seconds=0"]
+    with Server(small_repository, settings) as server:
+        yield server
+
+
+def request(seed: int) -> pb.ClassifyRequest:
+    return pb.ClassifyRequest(model="slow", images=[pb.Image(encoded=encoded(grey(seed)))])
+
+
+def ran(server: Server, model: str = "slow") -> float:
+    return server.total("convoy_batch_size_sum", model=model)
+
+
+def assert_all_slots_are_freed(server: Server) -> None:
+    assert server.wait_for_total("convoy_slots", 0) == 0
+    assert server.total("convoy_slot_bytes") == 0
+    assert server.total("convoy_requests_in_flight") == 0
+    assert server.total("convoy_queue_depth") == 0
+
+
+def test_a_request_whose_deadline_passes_in_the_queue_never_runs_and_is_counted(busy: Server) -> None:
+    before, misses = ran(busy), busy.total("convoy_deadline_misses_total")
+    with grpc.insecure_channel(busy.grpc) as channel:
+        classify = method(channel, "Classify")
+        running = classify.future(request(1))
+        _wait_until(lambda: busy.total("convoy_requests_in_flight") == 1)
+        late = [classify.future(request(seed), timeout=0.02) for seed in range(2, 5)]
+        for call in late:
+            assert call.exception().code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        assert running.result().results[0].classification.labels
+    assert_all_slots_are_freed(busy)
+    assert ran(busy) - before == 1
+    assert busy.total("convoy_deadline_misses_total") - misses == 3
+
+
+def test_a_deadline_that_has_passed_on_arrival_never_reaches_the_engine(busy: Server) -> None:
+    before = ran(busy)
+    with Client(busy.grpc) as client:
+        for _ in range(5):
+            with pytest.raises(ServerError) as caught:
+                client.classify(grey(1), "slow", deadline=1e-6)
+            assert caught.value.code == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert_all_slots_are_freed(busy)
+    assert ran(busy) == before
+
+
+def test_a_cancelled_caller_leaves_its_neighbours_alone_and_is_counted(busy: Server) -> None:
+    before, cancelled = ran(busy), busy.total("convoy_cancelled_total")
+    with grpc.insecure_channel(busy.grpc) as channel:
+        classify = method(channel, "Classify")
+        first = classify.future(request(1))
+        _wait_until(lambda: busy.total("convoy_requests_in_flight") == 1)
+        gone, stays = classify.future(request(2)), classify.future(request(3))
+        _wait_until(lambda: busy.total("convoy_queue_depth", model="slow") == 2)
+        gone.cancel()
+        for call, seed in ((first, 1), (stays, 3)):
+            labels = call.result().results[0].classification.labels
+            assert [label.index for label in labels] == _best(seed)
+    assert_all_slots_are_freed(busy)
+    assert ran(busy) - before == 2
+    assert busy.total("convoy_cancelled_total") - cancelled == 1
+
+
+def test_a_caller_that_goes_while_its_batch_runs_frees_its_slot(busy: Server) -> None:
+    with grpc.insecure_channel(busy.grpc) as channel:
+        before = busy.total("convoy_batches_total", model="slow")
+        call = method(channel, "Classify").future(request(1))
+        _wait_until(lambda: busy.total("convoy_requests_in_flight") == 1)
+        call.cancel()
+        _wait_until(lambda: busy.total("convoy_batches_total", model="slow") == before + 1)
+    assert_all_slots_are_freed(busy)
+
+
+def test_a_full_queue_refuses_with_a_hint_and_the_others_are_answered(busy: Server) -> None:
+    with grpc.insecure_channel(busy.grpc) as channel:
+        calls = [method(channel, "Classify").future(request(seed)) for seed in range(12)]
+        errors = [error for call in calls if (error := call.exception())]
+        answered = [(seed, call) for seed, call in enumerate(calls) if call.exception() is None]
+    assert errors
+    for error in errors:
+        assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert reason(error) == "QUEUE_FULL"
+        assert 0.01 <= retry_delay(error) <= 10
+        assert int(dict(error.trailing_metadata())["grpc-retry-pushback-ms"]) >= 10
+    assert len(answered) >= 4
+    for seed, call in answered:
+        labels = call.result().results[0].classification.labels
+        assert [label.index for label in labels] == _best(seed)
+    assert_all_slots_are_freed(busy)
+
+
+def test_slot_memory_that_is_in_use_refuses_with_a_hint(small_repository: Path) -> None:
+    settings = ["limits.slot_bytes=1048576", "server.lame_duck_seconds=0"]
+    image = np.zeros((400, 400, 3), np.uint8)  # 800 kB of input and outputs: one fits, two do not
+    with Server(small_repository, settings) as server, Client(server.grpc) as client:
+        answers = client.segment([image] * 8, "colours")
+        refused = [answer for answer in answers if isinstance(answer, ServerError)]
+        assert 0 < len(refused) < 8
+        assert {answer.code for answer in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert_all_slots_are_freed(server)
+        with pytest.raises(ServerError, match="bytes of slot memory, want at most 1048576"):
+            client.segment(np.zeros((1024, 1024, 3), np.uint8), "colours")
+
+
+def test_too_many_requests_at_once_are_refused_with_a_hint(small_repository: Path) -> None:
+    settings = ["limits.max_requests=2", "server.lame_duck_seconds=0"]
+    with Server(small_repository, settings) as server, grpc.insecure_channel(server.grpc) as channel:
+        calls = [method(channel, "Classify").future(request(seed)) for seed in range(6)]
+        errors = [error for call in calls if (error := call.exception())]
+        assert len(errors) == 4
+        assert {error.code() for error in errors} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert all(retry_delay(error) > 0 for error in errors)
+
+
+def test_a_storm_of_cancels_at_every_stage_leaves_nothing_behind_and_mixes_nothing_up(small: Server) -> None:
+    rng = np.random.default_rng(5)
+
+    async def run() -> None:
+        async with AsyncClient(small.grpc) as client:
+
+            async def one(seed: int, patience: float) -> None:
+                task = asyncio.ensure_future(client.classify(grey(seed), "letters", top_k=1))
+                done, _ = await asyncio.wait([task], timeout=patience)
+                if not done:
+                    task.cancel()
+                    await asyncio.wait([task])
+                elif task.exception() is None:
+                    answer = task.result()
+                    assert isinstance(answer, Classification)
+                    assert answer.labels[0].index == _best(seed)[0]
+
+            for _ in range(15):
+                await asyncio.gather(*(one(seed, float(rng.exponential(0.01))) for seed in range(40)))
+
+    asyncio.run(run())
+    assert_all_slots_are_freed(small)
+    assert small.total("convoy_cancelled_total") > 0
+    with Client(small.grpc) as client:
+        assert client.classify(grey(1), "letters").labels[0].index == _best(1)[0]
+
+
+def _best(seed: int) -> list[int]:
+    logits = grey(seed).reshape(-1).astype(np.float32) @ networks.classifier_weights()
+    return [int(index) for index in np.argsort(-logits, kind="stable")[:5]]
+
+
+def _wait_until(holds: object, seconds: float = 10.0) -> None:
+    turn = threading.Event()
+    for _ in range(round(seconds / 0.01)):
+        if holds():  # type: ignore[operator]
+            return
+        turn.wait(0.01)
+    raise AssertionError("it did not come about")

@@ -1,0 +1,257 @@
+"""Processes that die, signals, ports and options: what an operator sees."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from service.client import Client, ServerError
+from service.pb.convoy.v1 import vision_pb2 as pb
+from tests.service.calls import method
+from tests.service.running import Server
+from tests.service.test_overload import _best, _wait_until, assert_all_slots_are_freed, request
+from tests.service.test_vision import encoded, grey
+
+PROMPT = ("server.lame_duck_seconds=0",)
+CONVOY = str(Path(sys.executable).with_name("convoy"))
+
+
+def convoy(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([CONVOY, *words], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_killed_engine_is_restarted_and_those_who_waited_get_their_right_answers(small_repository: Path) -> None:
+    with (
+        Server(small_repository, PROMPT) as server,
+        grpc.insecure_channel(server.grpc) as channel,
+    ):
+        classify = method(channel, "Classify")
+        calls = [classify.future(request(seed)) for seed in range(6)]
+        others = [
+            classify.future(pb.ClassifyRequest(model="letters", images=[pb.Image(encoded=encoded(grey(seed)))]))
+            for seed in range(6)
+        ]
+        _wait_until(lambda: server.total("convoy_slots") >= 6)
+        engine = server.children()["engine"]
+        os.kill(engine, signal.SIGKILL)
+        for seed, call in [*enumerate(calls), *enumerate(others)]:
+            labels = call.result(timeout=60).results[0].classification.labels
+            assert [label.index for label in labels] == _best(seed)
+        assert server.children()["engine"] != engine
+        assert server.total("convoy_engine_restarts_total") == 1
+        assert server.total("convoy_retries_total") >= 1
+        assert_all_slots_are_freed(server)
+        # Counted once each, however often they were sent to an engine.
+        assert server.total("convoy_images_total") == 12
+
+
+def test_requests_that_come_while_there_is_no_engine_wait_for_the_next_one(small_repository: Path) -> None:
+    with Server(small_repository, PROMPT) as server, Client(server.grpc) as client:
+        client.classify(grey(1), "letters")
+        seen = len(server.log)
+        os.kill(server.children()["engine"], signal.SIGKILL)
+        server.wait_for_log("engine", after=seen)
+        assert client.classify(grey(2), "letters").labels[0].index == _best(2)[0]
+
+
+def test_an_input_that_kills_the_engine_every_time_is_given_up(small_repository: Path) -> None:
+    with (
+        Server(small_repository, PROMPT) as server,
+        grpc.insecure_channel(server.grpc) as channel,
+    ):
+        call = method(channel, "Classify").future(request(1))
+        for _ in range(3):
+            running = server.total("convoy_engine_restarts_total")
+            _wait_until(lambda: server.total("convoy_slots") == 1 and "engine" in server.children(), 30)
+            server.wait_for_log("model slow version 1 serves", after=_last_start(server))
+            turn = threading.Event()
+            turn.wait(0.05)  # the slow run takes several times as long: it is under way
+            os.kill(server.children()["engine"], signal.SIGKILL)
+            _wait_until(lambda before=running: server.total("convoy_engine_restarts_total") == before + 1, 30)
+        error = call.exception(timeout=60)
+        assert error.code() == grpc.StatusCode.INTERNAL
+        assert "the engine died 3 times on this request" in error.details()
+        assert_all_slots_are_freed(server)
+
+
+def _last_start(server: Server) -> int:
+    starts = [
+        number for number, record in enumerate(server.log) if record["message"].startswith(("listening", "engine"))
+    ]
+    return starts[-1]
+
+
+def test_a_killed_front_end_is_restarted_and_what_it_had_waiting_is_not_run(small_repository: Path) -> None:
+    with Server(small_repository, PROMPT) as server:
+        with Client(server.grpc) as client:
+            client.classify(grey(1), "letters")
+        counted = server.total("convoy_images_total")
+        with grpc.insecure_channel(server.grpc) as channel:
+            call = method(channel, "Classify").future(request(1))
+            _wait_until(lambda: server.total("convoy_slots") == 1)
+            front_end = server.children()["frontend"]
+            seen = len(server.log)
+            os.kill(front_end, signal.SIGKILL)
+            assert call.exception().code() == grpc.StatusCode.UNAVAILABLE
+        server.wait_for_log("ready", after=seen)
+        with Client(server.grpc) as client:
+            assert client.classify(grey(2), "letters").labels[0].index == _best(2)[0]
+        assert server.total("convoy_frontend_restarts_total") == 1
+        # What the dead process had counted stays counted; what it had claimed is gone with it.
+        assert server.total("convoy_images_total") == counted + 1
+        assert_all_slots_are_freed(server)
+
+
+def test_sigterm_is_not_ready_at_once_answers_what_was_accepted_and_ends_with_0(small_repository: Path) -> None:
+    with Server(small_repository, ["server.lame_duck_seconds=0.5"]) as server:
+        children = server.children()
+        with grpc.insecure_channel(server.grpc) as channel:
+            classify = method(channel, "Classify")
+            accepted = [classify.future(request(seed)) for seed in range(4)]
+            _wait_until(lambda: server.total("convoy_slots") == 4)
+            server.process.send_signal(signal.SIGTERM)
+            server.wait_for_log("draining", 5)
+            status, body = server.get(f"{server.http}/readyz")
+            assert (status, "draining" in body) == (503, True)
+            assert server.get(f"{server.http}/livez")[0] == 200
+            # For a little while it still accepts: whoever sends requests has not heard of it yet.
+            lame_duck = classify.future(request(9))
+            for seed, call in [*enumerate(accepted), (9, lame_duck)]:
+                labels = call.result(timeout=30).results[0].classification.labels
+                assert [label.index for label in labels] == _best(seed)
+        assert server.process.wait(30) == 0
+        assert not any(_alive(pid) for pid in children.values())
+
+
+def test_an_idle_server_ends_well_within_five_seconds_of_sigterm(small_repository: Path) -> None:
+    with Server(small_repository) as server:
+        began = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - began < 5
+
+
+def test_requests_after_the_lame_duck_period_are_unavailable(small_repository: Path) -> None:
+    with (
+        Server(small_repository, PROMPT) as server,
+        grpc.insecure_channel(server.grpc) as channel,
+    ):
+        classify = method(channel, "Classify")
+        accepted = classify.future(request(1))
+        _wait_until(lambda: server.total("convoy_slots") == 1)
+        server.process.send_signal(signal.SIGTERM)
+        _wait_until(lambda: _refused(classify))
+        assert accepted.result(timeout=30)
+        assert server.process.wait(30) == 0
+
+
+def _refused(classify: object) -> bool:
+    try:
+        classify(pb.ClassifyRequest(model="letters", images=[pb.Image(encoded=encoded(grey(1)))]))  # type: ignore[operator]
+    except grpc.RpcError as error:
+        return error.code() == grpc.StatusCode.UNAVAILABLE
+    return False
+
+
+def test_ctrl_c_ends_the_server_like_sigterm(small_repository: Path) -> None:
+    with Server(small_repository, PROMPT) as server:
+        assert server.stop(signal.SIGINT) == 0
+
+
+def test_a_killed_supervisor_takes_its_processes_with_it(small_repository: Path) -> None:
+    with Server(small_repository) as server:
+        children = server.children()
+        server.process.kill()
+        server.process.wait()
+        _wait_until(lambda: not any(_alive(pid) for pid in children.values()))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.parametrize("key", ["grpc", "http", "metrics"])
+def test_a_port_that_is_taken_is_one_line_and_exit_code_2(small_repository: Path, key: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ports = {"grpc": "0", "http": "0", "metrics": "0"} | {key: str(taken.getsockname()[1])}
+        options = [word for name, port in ports.items() for word in (f"--{name}-port", port)]
+        ended = convoy("serve", "--repository", str(small_repository), *options)
+    _assert_one_line(ended, f"server.{key}_port")
+
+
+def test_a_port_that_another_convoy_serves_on_is_not_shared_in_silence(small: Server, small_repository: Path) -> None:
+    ended = convoy("serve", "--repository", str(small_repository), "--grpc-port", small.grpc.rpartition(":")[2])
+    _assert_one_line(ended, "server.grpc_port")
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["--repository", "/no/such/place"], "is not a directory"),
+        (["--repository", ".", "--grcp-port", "1"], "--grpc-port"),
+        ([], "--repository"),
+        (["--repository", ".", "--set", "batching.max_batchsize=3"], "batching.max_batchsize"),
+        (["--repository", ".", "--set", "batching.max_batch_size=0"], "batching.max_batch_size"),
+        (["--repository", ".", "--config", "/no/such/file.toml"], "/no/such/file.toml"),
+        (["--repository", ".", "--host", "no.such.host.invalid"], "server.host"),
+    ],
+)
+def test_a_wrong_option_is_one_line_that_says_what_to_do_and_exit_code_2(words: list[str], wanted: str) -> None:
+    _assert_one_line(convoy("serve", *words), wanted)
+
+
+def _assert_one_line(ended: subprocess.CompletedProcess[str], wanted: str) -> None:
+    assert ended.returncode == 2, ended
+    assert ended.stderr.count("\n") == 1, ended.stderr
+    assert wanted in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert ended.stdout == ""
+
+
+def test_a_server_told_to_use_cuda_without_it_is_not_ready_and_says_why(small_repository: Path) -> None:
+    with Server(small_repository, ["engine.provider=cuda", "server.lame_duck_seconds=0"], wait=False) as server:
+        record = server.wait_for_log("not ready: no model serves")
+        assert "provider cuda was asked for" in record["message"]
+        status, body = server.get(f"{server.http}/readyz")
+        assert status == 503
+        assert "provider cuda was asked for" in body
+        with Client(server.grpc) as client:
+            with pytest.raises(ServerError, match="provider cuda was asked for") as caught:
+                client.classify(grey(1), "letters")
+            assert caught.value.code == grpc.StatusCode.UNAVAILABLE
+            assert {model.state for model in client.models()} == {"unavailable"}
+
+
+def test_no_process_of_the_server_loads_torch_or_onnx(small: Server) -> None:
+    for pid in small.children().values():
+        mapped = Path(f"/proc/{pid}/maps").read_text()
+        assert "onnxruntime" in mapped or "cygrpc" in mapped  # the control: libraries do show in this file
+        assert "/torch/" not in mapped
+        assert "/onnx/" not in mapped
+
+
+def test_only_the_engine_loads_onnxruntime_and_only_front_ends_load_grpc(small: Server) -> None:
+    children = small.children()
+    engine, front_end = (Path(f"/proc/{children[kind]}/maps").read_text() for kind in ("engine", "frontend"))
+    assert "onnxruntime" in engine
+    assert "cygrpc" not in engine
+    assert "cygrpc" in front_end
+    assert "onnxruntime" not in front_end
+
+
+def test_nothing_of_the_server_has_a_name_in_shared_memory(small: Server) -> None:
+    with Client(small.grpc) as client:
+        client.segment(np.zeros((64, 64, 3), np.uint8), "colours")
+    held = [str(link.readlink()) for pid in small.children().values() for link in Path(f"/proc/{pid}/fd").iterdir()]
+    assert any("memfd:convoy" in target for target in held)  # the control
+    assert not any(target.startswith("/dev/shm") for target in held)
