@@ -1,0 +1,78 @@
+"""What a checkpoint says about itself, so that the network can be built again from the file alone."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import torch
+from torch import nn
+
+from models import registry
+from models.errors import BadCheckpoint
+from models.graph import Pixels
+from service.metadata import InputSpec, Task
+
+KEY = "convoy"
+PREFIX = "network."  # of the network's weights in the checkpoint's state
+
+
+class Description(msgspec.Struct, frozen=True, kw_only=True):
+    """Plain values only: a checkpoint is read with `torch.load(weights_only=True)`.
+
+    `mean` and `std` are per channel, of pixels in 0..1. `commit` is that of the source tree, empty where there is none.
+    """
+
+    schema_version: Literal[1] = 1
+    architecture: str
+    arguments: dict[str, int]
+    task: Task
+    input: InputSpec
+    data: str
+    labels: list[str]
+    palette: list[tuple[int, int, int]] | None
+    mean: list[float]
+    std: list[float]
+    commit: str = ""
+
+    def build(self) -> nn.Module:
+        """A fresh network."""
+        return registry.build(self.architecture, self.input.channels, len(self.labels), self.arguments)
+
+    def pixels(self) -> Pixels:
+        return Pixels(self.mean, self.std)
+
+
+def put(description: Description, checkpoint: dict[str, Any]) -> None:
+    """Lay the description into a checkpoint that is about to be written."""
+    checkpoint[KEY] = msgspec.to_builtins(description)
+
+
+def load(path: Path) -> tuple[Description, nn.Module]:
+    """The description in a checkpoint and its network, in eval mode, on the CPU. Raises BadCheckpoint."""
+    checkpoint = _read(path)
+    try:
+        description = msgspec.convert(checkpoint[KEY], Description)
+        network = description.build()
+        weights = checkpoint["state_dict"].items()
+        network.load_state_dict(
+            {name.removeprefix(PREFIX): value for name, value in weights if name.startswith(PREFIX)}
+        )
+    except (KeyError, TypeError, RuntimeError, AttributeError, msgspec.ValidationError) as error:
+        raise BadCheckpoint(f"{path} is not a checkpoint of this version of `convoy train`: {_line(error)}") from None
+    return description, network.eval()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise BadCheckpoint(f"there is no checkpoint {path}, want a .ckpt file that `convoy train` wrote")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a file that is no checkpoint makes the unpickler raise
+        raise BadCheckpoint(f"{path} is not a checkpoint: {_line(error)}") from None
+    if not isinstance(content, dict):
+        raise BadCheckpoint(f"{path} holds a {type(content).__name__}, want a checkpoint of `convoy train`")
+    return content
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

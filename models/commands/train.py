@@ -1,0 +1,75 @@
+"""`convoy train`: an architecture, a data set, a folder of checkpoints and logs."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import typer
+
+from models import registry
+from models.errors import BadTraining
+from models.registry import ARCHITECTURES, Recipe
+from models.run import RunFolder, Settings
+from models.train import train as run
+
+
+def train(
+    architecture: Annotated[str, typer.Argument(help=f"One of: {', '.join(ARCHITECTURES)}")],
+    data: Annotated[str, typer.Option(help="Data set: digits or digit-scenes")],
+    output: Annotated[Path | None, typer.Option(help="Folder of the run  [default: runs/ARCHITECTURE-DATA]")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Checkpoint to go on from, in its folder")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="How often to go through the data")] = None,
+    optimizer: Annotated[Literal["sgd", "adamw"] | None, typer.Option(help="What updates the weights")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--lr", min=0, help="The highest learning rate")] = None,
+    weight_decay: Annotated[float | None, typer.Option(min=0, help="Pull of the weights towards 0")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images a step")] = None,
+    patience: Annotated[int | None, typer.Option(min=1, help="Epochs without progress before it stops early")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Maps at full resolution (unet)")] = None,
+    depth: Annotated[int | None, typer.Option(min=1, max=8, help="How often the resolution is halved (unet)")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, order and augmentation")] = 0,
+) -> None:
+    """Train a network. What is not given is as the architecture's recipe has it."""
+    row = registry.architecture(architecture)
+    settings = Settings(
+        architecture=architecture,
+        arguments=_arguments(architecture, width=width, depth=depth),
+        data=data,
+        recipe=_recipe(
+            row.recipe,
+            epochs=epochs,
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            batch_size=batch_size,
+            patience=patience,
+        ),
+        seed=seed,
+    )
+    folder = RunFolder(output or (resume.parent if resume is not None else Path("runs") / f"{architecture}-{data}"))
+    try:
+        note = run(settings, folder.root, resume)
+    except KeyboardInterrupt:
+        if folder.last.is_file():
+            again = f"convoy train {architecture} --data {data} --resume {folder.last}"
+            print(f"interrupted; go on with:  {again}  and the other options as they were", file=sys.stderr)
+        raise
+    scores = "  ".join(f"{name} {value:.4f}" for name, value in note.validation.items())
+    print(f"trained {note.epochs} epochs in {note.seconds:.0f} s; the best one: {scores}")
+    print(f"checkpoint  {folder.best}")
+    print(f"next        convoy evaluate {folder.best}")
+    print(f"            convoy export {folder.best} --repository repository")
+
+
+def _arguments(name: str, **given: int | None) -> dict[str, int]:
+    arguments = dict(registry.architecture(name).arguments)
+    for key, value in given.items():
+        if value is not None and key not in arguments:
+            raise BadTraining(f"--{key} {value}: {name} has no such argument")
+        if value is not None:
+            arguments[key] = value
+    return arguments
+
+
+def _recipe(recipe: Recipe, **given: object) -> Recipe:
+    return msgspec.structs.replace(recipe, **{name: value for name, value in given.items() if value is not None})

@@ -1,0 +1,28 @@
+"""Changes to training batches that leave the class as it is."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def jitter(images: Tensor, degrees: float, scale: float, shift: float) -> Tensor:
+    """Turn, scale, shear a little and shift each image of (N, C, H, W) by its own uniform draw.
+
+    `degrees` and `scale` bound the change to either side; `shift` is a share of the side. What comes in from outside
+    repeats the border.
+    """
+    count = len(images)
+
+    def draw(bound: float) -> Tensor:
+        return (torch.rand(count, device=images.device) * 2 - 1) * bound
+
+    angle = torch.deg2rad(draw(degrees))
+    skew = torch.deg2rad(draw(degrees))
+    across, down = 1 + draw(scale), 1 + draw(scale)
+    # grid_sample's coordinates run from -1 to 1, so a share of the side counts twice.
+    rows = (
+        torch.stack((across * angle.cos(), -down * (angle + skew).sin(), draw(2 * shift)), dim=1),
+        torch.stack((across * angle.sin(), down * (angle + skew).cos(), draw(2 * shift)), dim=1),
+    )
+    grid = F.affine_grid(torch.stack(rows, dim=1), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)

@@ -1,0 +1,85 @@
+"""Batches as training and evaluation take them: every image brought to the input by the very code that serving runs."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from models.data.dataset import Split
+from models.metrics import IGNORE
+from service.frontend.preprocess import input_size, preprocess
+from service.metadata import InputSpec
+
+
+class Batch(NamedTuple):
+    """`images` (N, H, W, C) uint8; `targets` int64, (N,) or, for segmentation, (N, H, W) with IGNORE in the padding."""
+
+    images: Tensor
+    targets: Tensor
+
+
+def loader(split: Split, spec: InputSpec, batch_size: int, seed: int | None = None) -> Iterable[Batch]:
+    """Batches of a split, the images of one batch of one size; shuffled by epoch where there is a seed."""
+    fitted = _Fitted(split, spec)
+    sizes = [input_size(spec, *split.size(index)) for index in range(len(split))]
+    # The images are small and made or kept in this process: worker processes would cost more than they bring.
+    return DataLoader(fitted, batch_sampler=SameSize(sizes, batch_size, seed), collate_fn=_collate)
+
+
+class SameSize(Sampler[list[int]]):
+    """Indices in batches, each of one size; in their order, or shuffled as the seed and the epoch say."""
+
+    def __init__(self, sizes: list[tuple[int, int]], batch_size: int, seed: int | None) -> None:
+        self.groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, size in enumerate(sizes):
+            self.groups[size].append(index)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return sum(-(-len(group) // self.batch_size) for group in self.groups.values())
+
+    def __iter__(self) -> Iterator[list[int]]:
+        groups = list(self.groups.values())
+        if self.seed is None:
+            yield from (batch for group in groups for batch in self._batches(group))
+            return
+        random = np.random.default_rng((self.seed, self.epoch))
+        batches = [batch for group in groups for batch in self._batches(random.permutation(group).tolist())]
+        yield from (batches[turn] for turn in random.permutation(len(batches)))
+
+    def _batches(self, group: list[int]) -> Iterator[list[int]]:
+        return (group[start : start + self.batch_size] for start in range(0, len(group), self.batch_size))
+
+
+class _Fitted(Dataset[tuple[np.ndarray, np.ndarray]]):
+    def __init__(self, split: Split, spec: InputSpec) -> None:
+        self.split, self.spec = split, spec
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        image, target = self.split[index]
+        height, width = input_size(self.spec, *image.shape[:2])
+        out = np.empty((height, width, self.spec.channels), np.uint8)
+        placed = preprocess(image, self.spec, out)
+        if not isinstance(target, np.ndarray):
+            return out, np.asarray(target)
+        mask = np.full((height, width), IGNORE, np.uint8)
+        mask[placed.top : placed.top + placed.height, placed.left : placed.left + placed.width] = target
+        return out, mask
+
+
+def _collate(pairs: list[tuple[np.ndarray, np.ndarray]]) -> Batch:
+    images, targets = zip(*pairs, strict=True)
+    return Batch(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(targets)).long())

@@ -1,0 +1,27 @@
+"""What can go wrong offline, each a ConvoyError: the command line prints it as one line."""
+
+from service.errors import ConvoyError
+
+
+class BadTraining(ConvoyError):
+    """What was asked to be trained does not go together."""
+
+    reason = "BAD_TRAINING"
+
+
+class BadCheckpoint(ConvoyError):
+    """A checkpoint is missing, or is not one that `convoy train` wrote."""
+
+    reason = "BAD_CHECKPOINT"
+
+
+class ParityRefused(ConvoyError):
+    """The exported graph does not answer as the network does."""
+
+    reason = "PARITY_REFUSED"
+
+
+class BadModelName(ConvoyError):
+    """A model's name is not one that a model repository takes."""
+
+    reason = "BAD_MODEL_NAME"

@@ -1,0 +1,53 @@
+"""How good a trained network is on the images that neither training nor the choice of a checkpoint has seen."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from models import threads
+from models.checkpoint import Description, load
+from models.data.batches import loader
+from models.data.registry import data_set
+from models.metrics import confusion, measures
+
+BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`scores` by name, 0..1, as `models.metrics.measures` defines them; `confusion[true, answered]` counts images or
+    pixels."""
+
+    description: Description
+    images: int
+    scores: dict[str, float]
+    confusion: NDArray[np.int64]
+
+
+def evaluate_checkpoint(path: Path) -> Evaluation:
+    """The network of a checkpoint on the whole held-out split of its data set. Raises BadCheckpoint."""
+    description, network = load(path)
+    return evaluate(description, network)
+
+
+def evaluate(description: Description, network: nn.Module) -> Evaluation:
+    """A network on the whole held-out split, its images brought to the input as serving would bring them."""
+    threads.limit()
+    split = data_set(description.data).split("test")
+    pixels, scores = description.pixels(), measures(description.task, len(description.labels))
+    counts = confusion(len(description.labels))
+    with torch.inference_mode():
+        for images, targets in loader(split, description.input, BATCH_SIZE):
+            logits = network(pixels(images))
+            scores.update(logits, targets)
+            counts.update(logits, targets)
+    return Evaluation(
+        description=description,
+        images=len(split),
+        scores={name: float(value) for name, value in scores.compute().items()},
+        confusion=counts.compute().numpy(),
+    )

@@ -1,0 +1,151 @@
+"""From a checkpoint to a version in a model repository: one ONNX file that takes pixels and says what it is."""
+
+import contextlib
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import torch
+from torch import nn
+from torch.export import Dim
+
+from models import checkpoint, parity, publish
+from models.checkpoint import Description
+from models.evaluate import evaluate
+from models.graph import served
+from service import metadata
+from service.metadata import Document, Parity, Provenance
+
+# Older than what onnxruntime takes at most: every operation these networks need has its CUDA kernel at this one.
+OPSET = 18
+SOURCE_KEY = "convoy.checkpoint"  # SHA-256 of the checkpoint a file was exported from
+OUTPUTS = {
+    "classification": (metadata.PROBABILITIES,),
+    "segmentation": (metadata.MASK, metadata.CONFIDENCE),
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The file in the repository and what it says about itself."""
+
+    path: Path
+    document: Document
+
+    @property
+    def version(self) -> int:
+        return int(self.path.parent.name)
+
+
+def export(path: Path, repository: Path, name: str | None = None) -> Exported:
+    """Export the network of a checkpoint as the next version of a model, by default named for its architecture.
+
+    Measures it on the held-out split, checks the graph and its parity with PyTorch, and only then writes. Raises
+    BadModelName, BadCheckpoint, ParityRefused; nothing is written then.
+    """
+    description, network = checkpoint.load(path)
+    name = description.architecture if name is None else name
+    publish.check_name(name)
+    scores = evaluate(description, network).scores
+    graph = onnx_graph(description, network)
+    measured = parity.check(graph, description, network)
+    document = _document(description, scores, measured)
+    onnx.helper.set_model_props(graph, {metadata.KEY: metadata.encode(document), SOURCE_KEY: _digest(path)})
+    onnx.checker.check_model(graph, full_check=True)
+    return Exported(publish.publish(graph.SerializeToString(), repository, name), document)
+
+
+def exported_from(path: Path, repository: Path, name: str) -> bool:
+    """Whether the highest version of a model was exported from this very checkpoint."""
+    numbers = publish.versions(repository, name)
+    file = repository / name / str(max(numbers, default=0)) / publish.FILE
+    if not (file.is_file() and path.is_file()):
+        return False
+    properties = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
+    return properties.get(SOURCE_KEY) == _digest(path)
+
+
+def onnx_graph(description: Description, network: nn.Module) -> onnx.ModelProto:
+    """The served form: `image` uint8 (N, H, W, C) in, `OUTPUTS` of the task out; N, and H and W where free, dynamic."""
+    spec = description.input
+    module = served(description.task, description.pixels(), network)
+    # The example's sides differ from each other and from the batch: equal numbers would be taken for one dimension.
+    height, width = spec.height or 4 * spec.multiple, spec.width or 6 * spec.multiple
+    dynamic: dict[int, object] = {0: Dim("N", min=1)}
+    if spec.height is None:
+        dynamic |= {1: _multiples("H", spec.multiple), 2: _multiples("W", spec.multiple)}
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            (torch.zeros(2, height, width, spec.channels, dtype=torch.uint8),),
+            dynamo=True,
+            input_names=[metadata.IMAGE],
+            output_names=list(OUTPUTS[description.task]),
+            dynamic_shapes=({**dynamic},),
+            opset_version=OPSET,
+            verbose=False,
+        )
+    assert program is not None
+    return _tidy(program.model_proto, free=spec.height is None)
+
+
+def _multiples(name: str, multiple: int) -> object:
+    side = Dim(name, min=1, max=65_535 // multiple)
+    return multiple * side if multiple > 1 else side
+
+
+def _tidy(graph: onnx.ModelProto, free: bool) -> onnx.ModelProto:
+    # The exporter leaves stack traces with this machine's paths on every node, and names such as 8*H.
+    del graph.graph.value_info[:]
+    del graph.graph.metadata_props[:]
+    del graph.metadata_props[:]
+    for node in graph.graph.node:
+        node.ClearField("doc_string")
+        del node.metadata_props[:]
+    for value in [*graph.graph.input, *graph.graph.output]:
+        del value.metadata_props[:]
+        dimensions = value.type.tensor_type.shape.dim
+        dimensions[0].dim_param = "N"
+        if free:
+            dimensions[1].dim_param, dimensions[2].dim_param = "H", "W"
+    for initializer in graph.graph.initializer:
+        del initializer.metadata_props[:]
+    return graph
+
+
+def _document(description: Description, scores: dict[str, float], measured: Parity) -> Document:
+    return Document(
+        task=description.task,
+        labels=description.labels,
+        palette=description.palette,
+        input=description.input,
+        provenance=Provenance(
+            architecture=description.architecture,
+            data=description.data,
+            commit=description.commit,
+            metrics={name: round(score, 6) for name, score in scores.items()},
+        ),
+        parity=measured,
+    )
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    # The exporter reports what it does not need (torchvision) and deprecations inside torch itself.
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,88 @@
+"""The folder of one training run: where its files lie, and the note that tells what ran and whether it ended."""
+
+import hashlib
+import inspect
+import subprocess
+from pathlib import Path
+
+import msgspec
+
+from models import registry
+from models.registry import Recipe
+
+PACKAGE = Path(__file__).parent
+# Besides the architecture's own file: the source that decides what comes out of a training run.
+SOURCES = ("train.py", "graph.py", "blocks.py", "data/*.py")
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a training run is told; the same settings and source give the same network on the same machine."""
+
+    architecture: str
+    arguments: dict[str, int]
+    data: str
+    recipe: Recipe
+    seed: int
+
+
+class Note(msgspec.Struct, frozen=True, kw_only=True):
+    """`run.json`. `seconds` of wall time count every session of a run that was resumed; `validation` is the best."""
+
+    settings: Settings
+    source: str
+    complete: bool
+    epochs: int
+    seconds: float
+    validation: dict[str, float]
+
+
+class RunFolder:
+    """Paths below one folder. `best` is the checkpoint of the lowest validation loss, `last` that of the last epoch."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.best = root / "best.ckpt"
+        self.last = root / "last.ckpt"
+        self.note = root / "run.json"
+
+    def read(self) -> Note | None:
+        """The note, or None where there is none that this version wrote."""
+        try:
+            return msgspec.json.decode(self.note.read_bytes(), type=Note)
+        except (OSError, msgspec.MsgspecError):
+            return None
+
+    def write(self, note: Note) -> None:
+        self.note.write_bytes(msgspec.json.format(msgspec.json.encode(note)))
+
+    def finished(self, settings: Settings) -> bool:
+        """Whether a run of these settings, with the source as it is now, has come to its end here."""
+        note = self.read()
+        return (
+            note is not None
+            and note.complete
+            and note.settings == settings
+            and note.source == source_digest(settings.architecture)
+            and self.best.is_file()
+        )
+
+
+def source_digest(architecture: str) -> str:
+    """SHA-256 of the source that decides what a run of this architecture gives."""
+    own = Path(inspect.getfile(registry.architecture(architecture).build))
+    files = [own, *sorted(path for pattern in SOURCES for path in PACKAGE.glob(pattern))]
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def commit() -> str:
+    """The commit of the source tree, `-dirty` where it was changed since; empty where there is none."""
+    git = ["git", "-C", str(PACKAGE)]
+    try:
+        # An installed package may lie inside some other project's tree.
+        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", "run.py"], capture_output=True, check=False)
+        if tracked.returncode:
+            return ""
+        describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(describe, capture_output=True, check=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

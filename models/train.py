@@ -1,0 +1,220 @@
+"""Train one architecture on one data set with Lightning: checkpoints, logs, early stopping, resuming."""
+
+import logging
+import math
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models import checkpoint, registry, threads
+from models.checkpoint import Description
+from models.data.batches import Batch, loader
+from models.data.dataset import DataSet
+from models.data.registry import data_set
+from models.errors import BadTraining
+from models.metrics import IGNORE, LEADING, measures
+from models.registry import Recipe
+from models.run import Note, RunFolder, Settings, commit, source_digest
+from service.metadata import Task
+
+WARM_UP = 0.1  # share of the steps in which the learning rate rises; it then falls along a cosine
+
+
+def train(settings: Settings, output: Path, resume: Path | None = None) -> Note:
+    """Train, leaving checkpoints, logs and a note in the folder `output`; returns the note.
+
+    `resume` is a checkpoint of a run of the same settings: it goes on behind that epoch and ends where the run would
+    have ended. Raises BadTraining where architecture, data and checkpoint do not go together, and
+    KeyboardInterrupt after an interrupted run has been put away.
+    """
+    _quieten()
+    threads.limit()
+    data = data_set(settings.data)
+    pl.seed_everything(settings.seed, verbose=False)
+    description, network = describe(settings, data)
+    if resume is not None:
+        _check_resumed(description, resume)
+    folder = RunFolder(output)
+    folder.root.mkdir(parents=True, exist_ok=True)
+    before = folder.read() if resume is not None else None
+    seconds_before = before.seconds if before is not None else 0.0
+    source = source_digest(settings.architecture)
+
+    training = Training(description, network, data, settings)
+    best = _best_checkpoint(folder)
+    trainer = pl.Trainer(
+        max_epochs=settings.recipe.epochs,
+        devices=1,
+        default_root_dir=output,
+        callbacks=[best, EarlyStopping("validation_loss", patience=settings.recipe.patience), _progress(data.task)],
+        logger=[CSVLogger(output, name="csv"), TensorBoardLogger(output, name="tensorboard")],
+        enable_progress_bar=sys.stderr.isatty(),
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+    )
+
+    def note(complete: bool) -> Note:
+        return Note(
+            settings=settings,
+            source=source,
+            complete=complete,
+            epochs=trainer.current_epoch,
+            seconds=round(seconds_before + time.monotonic() - start, 3),
+            validation=training.best,
+        )
+
+    start = time.monotonic()
+    folder.write(note(complete=False))
+    train_batches = loader(data.split("train"), description.input, settings.recipe.batch_size, settings.seed)
+    validation_batches = loader(data.split("validation"), description.input, settings.recipe.batch_size)
+    try:
+        trainer.fit(training, train_batches, validation_batches, ckpt_path=resume, weights_only=True)
+    except SystemExit:  # which is what Lightning makes of Ctrl-C
+        folder.write(note(complete=False))
+        raise KeyboardInterrupt from None
+    done = note(complete=True)
+    folder.write(done)
+    return done
+
+
+def describe(settings: Settings, data: DataSet) -> tuple[Description, nn.Module]:
+    """A fresh network and all that its checkpoints will say. Raises BadTraining where the two do not go together."""
+    row = registry.architecture(settings.architecture)
+    if row.task != data.task:
+        raise BadTraining(f"{settings.architecture} is for {row.task}, {data.name} is data for {data.task}")
+    channels = 3 if data.colour == "RGB" else 1
+    network = registry.build(settings.architecture, channels, len(data.labels), settings.arguments)
+    description = Description(
+        architecture=settings.architecture,
+        arguments=settings.arguments,
+        task=data.task,
+        input=registry.input_spec(settings.architecture, network, data.colour),
+        data=data.name,
+        labels=data.labels,
+        palette=data.palette,
+        mean=data.mean,
+        std=data.std,
+        commit=commit(),
+    )
+    return description, network
+
+
+class Training(pl.LightningModule):
+    """Cross-entropy, the measures of the task after every epoch, and the description in every checkpoint."""
+
+    def __init__(self, description: Description, network: nn.Module, data: DataSet, settings: Settings) -> None:
+        super().__init__()
+        self.description = description
+        self.recipe: Recipe = settings.recipe
+        self.seed = settings.seed
+        self.augment = data.augment
+        self.pixels = description.pixels()
+        self.network = network
+        self.measures = measures(description.task, len(description.labels))
+        self.ignore = IGNORE if description.task == "segmentation" else -100  # classes may be more than 255
+        self.best: dict[str, float] = {}
+
+    def on_train_epoch_start(self) -> None:
+        # An epoch's draws depend on nothing before it, so a resumed run makes the same ones.
+        torch.manual_seed(self.seed * 100_003 + self.current_epoch)
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        images = self.pixels(batch.images)
+        if self.augment is not None:
+            images = self.augment(images)
+        loss = F.cross_entropy(self.network(images), batch.targets, ignore_index=self.ignore)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images))
+        return loss
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        logits = self.network(self.pixels(batch.images))
+        loss = F.cross_entropy(logits, batch.targets, ignore_index=self.ignore)
+        self.measures.update(logits, batch.targets)
+        self.log("validation_loss", loss, prog_bar=True, batch_size=len(logits))
+
+    def on_validation_epoch_end(self) -> None:
+        scores = {f"validation_{name}": value for name, value in self.measures.compute().items()}
+        self.log_dict(scores, prog_bar=True)
+        self.measures.reset()
+        loss = self.trainer.callback_metrics["validation_loss"]
+        if loss < self.best.get("validation_loss", math.inf):
+            self.best = {name: float(value) for name, value in (scores | {"validation_loss": loss}).items()}
+
+    def configure_optimizers(self) -> Any:
+        recipe = self.recipe
+        rate, decay = recipe.learning_rate, recipe.weight_decay
+        optimizer: torch.optim.Optimizer
+        if recipe.optimizer == "sgd":
+            optimizer = torch.optim.SGD(self.parameters(), rate, momentum=0.9, nesterov=True, weight_decay=decay)
+        else:
+            optimizer = torch.optim.AdamW(self.parameters(), rate, weight_decay=decay)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share_of_rate(step, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
+        checkpoint.put(self.description, checkpoint_)
+        checkpoint_["best"] = self.best
+
+    def on_load_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
+        self.best = checkpoint_["best"]
+
+
+def share_of_rate(step: int, steps: int) -> float:
+    """The share of the learning rate that a step trains with: up in a line, down along a cosine, never 0."""
+    rise = max(1, round(WARM_UP * steps))
+    if step < rise:
+        return (step + 1) / rise
+    return max(1e-3, 0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+class EpochLines(Callback):
+    """A line an epoch on stderr, for where a moving bar would be noise."""
+
+    def __init__(self, task: Task) -> None:
+        self.shown = ("train_loss", "validation_loss", f"validation_{LEADING[task]}")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        scores = trainer.callback_metrics
+        text = "  ".join(f"{name} {float(scores[name]):.4f}" for name in self.shown)
+        print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {text}", file=sys.stderr, flush=True)
+
+
+def _progress(task: Task) -> Callback:
+    return RichProgressBar(console_kwargs={"stderr": True}) if sys.stderr.isatty() else EpochLines(task)
+
+
+def _best_checkpoint(folder: RunFolder) -> ModelCheckpoint:
+    return ModelCheckpoint(
+        folder.root,
+        filename=folder.best.stem,
+        monitor="validation_loss",
+        save_last=True,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,  # a second run in the same folder replaces the first
+    )
+
+
+def _check_resumed(description: Description, resume: Path) -> None:
+    other, _ = checkpoint.load(resume)
+    for name in ("architecture", "arguments", "data"):
+        was, wanted = getattr(other, name), getattr(description, name)
+        if was != wanted:
+            raise BadTraining(f"{resume} was trained with {name} {was!r}, this run has {wanted!r}")
+
+
+def _quieten() -> None:
+    # Lightning announces devices, tips and each of its guesses; what a user must know stands in our own lines.
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
