@@ -1,0 +1,1 @@
+"""Tests against clients that nobody here wrote."""
