@@ -181,7 +181,10 @@ def test_bright_16_bit_grey_is_scaled_not_clipped() -> None:
 
 @pytest.mark.parametrize("colour", ["RGB", "L"])
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 100, "subsampling": 0}, {"keep_rgb": True}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"progressive": True}, {"quality": 100, "subsampling": 0}, {"keep_rgb": True}, {"restart_marker_blocks": 1}],
+)
 def test_jpeg_shows_what_pillow_sees(mode: str, colour: Colour, options: dict[str, object]) -> None:
     data = saved(photograph().convert(mode), "JPEG", **options)
     image = Image.open(io.BytesIO(data))
