@@ -141,7 +141,7 @@ check() {
   python=.venv/bin/python
   [ -x $python ] || fail "the question from outside needs $python: run 'make install'"
   log=$(mktemp)
-  container= server= runner=
+  container='' server='' runner=''
   trap end_everything EXIT
   "start_with_$engine" "$repository"
   wait_until_healthy
