@@ -56,7 +56,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         UNet,
         task="segmentation",
         input=InputSpec(colour="RGB", fit="pad"),
-        recipe=Recipe(epochs=6, learning_rate=4e-3, batch_size=16),
+        recipe=Recipe(epochs=9, learning_rate=2e-3, batch_size=8),
         arguments={"width": 16, "depth": 3},
     ),
 }

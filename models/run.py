@@ -11,6 +11,7 @@ from models import registry
 from models.registry import Recipe
 
 PACKAGE = Path(__file__).parent
+DEFAULT_SEED = 0
 # Besides the architecture's own file: the source that decides what comes out of a training run.
 SOURCES = ("train.py", "graph.py", "blocks.py", "data/*.py")
 
@@ -65,6 +66,14 @@ class RunFolder:
             and note.source == source_digest(settings.architecture)
             and self.best.is_file()
         )
+
+
+def default_settings(architecture: str, data: str) -> Settings:
+    """What `convoy train ARCHITECTURE --data DATA` runs. Raises BadTraining."""
+    row = registry.architecture(architecture)
+    return Settings(
+        architecture=architecture, arguments=dict(row.arguments), data=data, recipe=row.recipe, seed=DEFAULT_SEED
+    )
 
 
 def source_digest(architecture: str) -> str:

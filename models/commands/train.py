@@ -7,10 +7,9 @@ from typing import Annotated, Literal
 import msgspec
 import typer
 
-from models import registry
 from models.errors import BadTraining
 from models.registry import ARCHITECTURES, Recipe
-from models.run import RunFolder, Settings
+from models.run import DEFAULT_SEED, RunFolder, Settings, default_settings
 from models.train import train as run
 
 
@@ -27,16 +26,16 @@ def train(
     patience: Annotated[int | None, typer.Option(min=1, help="Epochs without progress before it stops early")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Maps at full resolution (unet)")] = None,
     depth: Annotated[int | None, typer.Option(min=1, max=8, help="How often the resolution is halved (unet)")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, order and augmentation")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, order and augmentation")] = DEFAULT_SEED,
 ) -> None:
     """Train a network. What is not given is as the architecture's recipe has it."""
-    row = registry.architecture(architecture)
+    defaults = default_settings(architecture, data)
     settings = Settings(
         architecture=architecture,
-        arguments=_arguments(architecture, width=width, depth=depth),
+        arguments=_arguments(defaults, width=width, depth=depth),
         data=data,
-        recipe=_recipe(
-            row.recipe,
+        recipe=_changed(
+            defaults.recipe,
             epochs=epochs,
             optimizer=optimizer,
             learning_rate=learning_rate,
@@ -61,15 +60,13 @@ def train(
     print(f"            convoy export {folder.best} --repository repository")
 
 
-def _arguments(name: str, **given: int | None) -> dict[str, int]:
-    arguments = dict(registry.architecture(name).arguments)
-    for key, value in given.items():
-        if value is not None and key not in arguments:
-            raise BadTraining(f"--{key} {value}: {name} has no such argument")
-        if value is not None:
-            arguments[key] = value
-    return arguments
+def _arguments(defaults: Settings, **given: int | None) -> dict[str, int]:
+    arguments = {name: value for name, value in given.items() if value is not None}
+    for name, value in arguments.items():
+        if name not in defaults.arguments:
+            raise BadTraining(f"--{name} {value}: {defaults.architecture} has no such argument")
+    return defaults.arguments | arguments
 
 
-def _recipe(recipe: Recipe, **given: object) -> Recipe:
+def _changed(recipe: Recipe, **given: object) -> Recipe:
     return msgspec.structs.replace(recipe, **{name: value for name, value in given.items() if value is not None})

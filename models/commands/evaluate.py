@@ -1,0 +1,40 @@
+"""`convoy evaluate`: how good a checkpoint is on images that training has not seen."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from models.evaluate import evaluate_checkpoint
+from models.visualize import confusion
+
+MEANING = {
+    "top1": "share of images whose most probable class is right",
+    "top5": "share of images with the right class among the five most probable",
+    "pixel_accuracy": "share of pixels whose class is right",
+    "mean_iou": "intersection over union, mean of all classes with the background, over all pixels of the split",
+}
+
+
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A .ckpt file that `convoy train` wrote")],
+    picture: Annotated[
+        Path | None, typer.Option(help="Where the confusion matrix goes as PNG  [default: beside the checkpoint]")
+    ] = None,
+) -> None:
+    """Measure a trained network on the whole held-out split of its data."""
+    result = evaluate_checkpoint(checkpoint)
+    description = result.description
+    picture = picture or checkpoint.with_name(f"{checkpoint.stem}-confusion.png")
+    console = Console()
+    console.print(
+        f"{description.architecture} on {result.images} held-out images of {description.data}", highlight=False
+    )
+    for name, score in result.scores.items():
+        console.print(f"  {name:<15}{score:.4f}  {MEANING[name]}", highlight=False)
+    console.print(confusion.table(result.confusion, description.labels))
+    title = f"{description.architecture} on {description.data}, held out"
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    confusion.save(result.confusion, description.labels, title, picture)
+    console.print(f"picture: {picture}", highlight=False, soft_wrap=True)

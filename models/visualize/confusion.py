@@ -1,0 +1,59 @@
+"""A confusion matrix as a table in the terminal and as a picture."""
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+
+def table(counts: NDArray[np.int64], labels: list[str]) -> Table:
+    """Rows are true classes, columns answered ones, each cell the share of its row in percent."""
+    result = Table(title="answered classes, % of each true class", box=None, padding=(0, 1, 0, 0))
+    result.add_column("true", style="bold")
+    for label in labels:
+        result.add_column(_short(label), justify="right", no_wrap=True)
+    for label, row in zip(labels, _shares(counts), strict=True):
+        result.add_row(label, *map(_cell, row))
+    return result
+
+
+def save(counts: NDArray[np.int64], labels: list[str], title: str, path: Path) -> None:
+    """The matrix as a PNG file: darker is more, shares of each true class, the counts written in the cells."""
+    mpl.use("Agg")  # no window, so no display is needed
+    from matplotlib import pyplot as plt  # noqa: PLC0415  after the choice of what it draws with
+
+    shares = _shares(counts)
+    side = 3 + 0.55 * len(labels)
+    figure, axes = plt.subplots(figsize=(side + 1, side), layout="constrained")
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, label="share of the true class", shrink=0.8)
+    ticks = range(len(labels))
+    axes.set_xticks(ticks, labels, rotation=45 if max(map(len, labels)) > 2 else 0)
+    axes.set_yticks(ticks, labels)
+    axes.set(title=title, xlabel="answered", ylabel="true")
+    for true, answered in zip(*np.nonzero(counts), strict=True):
+        colour = "white" if shares[true, answered] > 0.5 else "black"
+        text = _count(int(counts[true, answered]))
+        axes.text(answered, true, text, ha="center", va="center", color=colour, fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _shares(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.asarray(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
+
+
+def _cell(share: float) -> str:
+    return "·" if share == 0 else "100" if share == 1 else f"{100 * share:.1f}"
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= 5 else f"{label[:4]}…"
+
+
+def _count(count: int) -> str:
+    if count < 10_000:
+        return str(count)
+    return f"{count / 1000:.0f}k" if count < 1_000_000 else f"{count / 1_000_000:.1f}M"
