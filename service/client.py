@@ -65,6 +65,7 @@ T = TypeVar("T")
 _OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
+    ("grpc.use_local_subchannel_pool", 1),  # a connection of its own: the kernel deals them out to the front ends
     ("grpc.enable_http_proxy", 0),  # where to connect is what the caller says, never the environment
 )
 _FORMATS = {"raw": pb.MASK_FORMAT_RAW, "png": pb.MASK_FORMAT_PNG, "rle": pb.MASK_FORMAT_RLE}

@@ -121,7 +121,6 @@ class Loader:
             )
         except (BadModelFile, BadMetadata) as error:
             model.failed[version, stamp] = error.message
-            log.error("model %s version %d is not served: %s", name, version, error.message)
             return None
         delay_ms = settings.max_queue_delay_ms
         limits = Limits(
@@ -177,6 +176,12 @@ class Loader:
 
     def _tell(self) -> None:
         table = self.table()
-        if table != self._published:
-            self._published = table
-            self._publish(table)
+        if table == self._published:
+            return
+        known = {(row.model, row.version): row for row in self._published.versions} if self._published else {}
+        for row in table.versions:
+            if row.state == "UNAVAILABLE" and row != known.get((row.model, row.version)):
+                level = logging.INFO if row.reason.startswith("version ") else logging.ERROR
+                log.log(level, "model %s version %d is not served: %s", row.model, row.version, row.reason)
+        self._published = table
+        self._publish(table)

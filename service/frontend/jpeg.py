@@ -150,4 +150,6 @@ def _end_of_scan(data: bytes, position: int) -> int:
 
 
 def _truncated(data: bytes) -> BadImage:
-    return BadImage(f"image is truncated: {len(data)} bytes of JPEG without an end-of-image marker")
+    return BadImage(
+        f"image is truncated: {len(data)} bytes of JPEG without an end-of-image marker, want the whole file"
+    )

@@ -94,7 +94,7 @@ class EngineLink:
         self._on_table = on_table
         self._on_loss = on_loss
         self._wire: Wire | None = None
-        self._ready: set[tuple[str, int]] = set()  # versions that the engine there is now can run
+        self._runnable: set[tuple[str, int]] = set()  # versions that the engine there is now has, retired ones too
         self._waiting: dict[int, _Waiting] = {}
         self._unsent: list[_Waiting] = []
         self._coming: Counter[str] = Counter()
@@ -170,12 +170,13 @@ class EngineLink:
 
     def release(self, model: str, version: int) -> None:
         """Nothing of this front end refers to a version any more."""
+        self._runnable.discard((model, version))
         if self._wire is not None:
             self._wire.send([Release(model, version)])
 
     def _queue(self, waiting: _Waiting) -> None:
         # What is submitted within one turn of the loop leaves in one packet.
-        if self._wire is None or (waiting.submit.model, waiting.submit.version) not in self._ready:
+        if self._wire is None or (waiting.submit.model, waiting.submit.version) not in self._runnable:
             return
         if not self._unsent:
             self._loop.call_soon(self._send_unsent)
@@ -229,7 +230,7 @@ class EngineLink:
             waiting.answer.set_result(result)
 
     def _update(self, table: Table) -> None:
-        self._ready = {(row.model, row.version) for row in table.versions if row.state == "READY"}
+        self._runnable |= {(row.model, row.version) for row in table.versions if row.state == "READY"}
         self._on_table(table)
         if table.complete and self._hold is not None:
             self._hold.cancel()
@@ -237,7 +238,7 @@ class EngineLink:
         for waiting in list(self._waiting.values()):
             if waiting.sent or waiting in self._unsent:
                 continue
-            if (waiting.submit.model, waiting.submit.version) in self._ready:
+            if (waiting.submit.model, waiting.submit.version) in self._runnable:
                 if waiting.attempts:
                     metrics.RETRIES.labels(waiting.submit.model).inc()
                 self._queue(waiting)
@@ -247,7 +248,7 @@ class EngineLink:
     def _lost(self) -> None:
         """The engine has died: nobody writes into the slots any more, and what waits is sent to the next one."""
         self._wire = None
-        self._ready = set()
+        self._runnable = set()
         self._unsent = []
         for waiting in list(self._waiting.values()):
             waiting.sent = False

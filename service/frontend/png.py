@@ -197,4 +197,4 @@ def _whitened(pixels: NDArray[np.uint8], matches: NDArray[np.bool_]) -> NDArray[
 
 
 def _truncated(data: bytes) -> BadImage:
-    return BadImage(f"image is truncated: {len(data)} bytes of PNG without an IEND chunk")
+    return BadImage(f"image is truncated: {len(data)} bytes of PNG without an IEND chunk, want the whole file")

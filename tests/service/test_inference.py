@@ -1,0 +1,281 @@
+"""The Open Inference Protocol over a real server: tensors in, tensors out, and what clients ask about models."""
+
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from service import metadata
+from service.pb import inference_pb2 as pb
+from tests.service import networks
+from tests.service.calls import method, reason
+
+NAMES = {
+    "ModelStreamInfer",
+    "RepositoryModelLoad",
+    "RepositoryModelUnload",
+    "SystemSharedMemoryStatus",
+    "SystemSharedMemoryRegister",
+    "SystemSharedMemoryUnregister",
+    "CudaSharedMemoryStatus",
+    "CudaSharedMemoryRegister",
+    "CudaSharedMemoryUnregister",
+    "TraceSetting",
+    "LogSettings",
+}
+Input = pb.ModelInferRequest.InferInputTensor
+Output = pb.ModelInferRequest.InferRequestedOutputTensor
+
+
+def infer_request(model: str, values: np.ndarray, name: str = "x", datatype: str = "FP32") -> pb.ModelInferRequest:
+    tensor = Input(name=name, datatype=datatype, shape=values.shape)
+    return pb.ModelInferRequest(model_name=model, id="17", inputs=[tensor], raw_input_contents=[values.tobytes()])
+
+
+def outputs(response: pb.ModelInferResponse) -> dict[str, np.ndarray]:
+    types = {"FP32": np.float32, "UINT8": np.uint8}
+    return {
+        tensor.name: np.frombuffer(raw, types[tensor.datatype]).reshape(tensor.shape)
+        for tensor, raw in zip(response.outputs, response.raw_output_contents, strict=True)
+    }
+
+
+@pytest.fixture
+def infer(channel: grpc.Channel) -> Any:
+    return method(channel, "ModelInfer")
+
+
+def test_a_file_without_metadata_serves_its_tensors_as_they_are(infer: Any) -> None:
+    values = np.arange(20, dtype=np.float32).reshape(5, 4)
+    response = infer(infer_request("doubler", values))
+    assert (response.model_name, response.model_version, response.id) == ("doubler", "1", "17")
+    found = outputs(response)
+    np.testing.assert_array_equal(found["y"], values * 2)
+    np.testing.assert_array_equal(found["total"], values.sum(1, keepdims=True))
+
+
+def test_values_in_contents_are_as_good_as_raw_ones(infer: Any) -> None:
+    request = infer_request("doubler", np.zeros((1, 4), np.float32))
+    del request.raw_input_contents[:]
+    request.inputs[0].contents.fp32_contents.extend([1, 2, 3, 4])
+    np.testing.assert_array_equal(outputs(infer(request))["y"], [[2, 4, 6, 8]])
+
+
+def test_a_file_of_fixed_batch_runs_one_request_at_a_time(infer: Any, channel: grpc.Channel) -> None:
+    values = np.arange(12, dtype=np.float32).reshape(3, 4)
+    np.testing.assert_array_equal(outputs(infer(infer_request("triple", values)))["y"], values * 2)
+    config = method(channel, "ModelConfig")(pb.ModelConfigRequest(name="triple")).config
+    assert config.max_batch_size == 0
+    assert list(config.input[0].dims) == [3, 4]
+    with pytest.raises(grpc.RpcError, match="'x' has shape"):
+        infer(infer_request("triple", values[:2]))
+
+
+def test_an_output_whose_size_nobody_knows_beforehand_comes_whole(infer: Any) -> None:
+    for length in (1, 7, 100_000):
+        values = np.random.default_rng(length).normal(size=length).astype(np.float32)
+        np.testing.assert_array_equal(
+            outputs(infer(infer_request("compressor", values)))["positive"], values[values > 0]
+        )
+
+
+def test_an_image_model_answers_tensors_too_in_any_batch(infer: Any) -> None:
+    images = np.random.default_rng(1).integers(0, 256, (9, networks.SIDE, networks.SIDE, 1), dtype=np.uint8)
+    found = outputs(infer(infer_request("letters", images, "image", "UINT8")))["probabilities"]
+    logits = images.reshape(9, -1).astype(np.float32) @ networks.classifier_weights()
+    wanted = np.exp(logits - logits.max(1, keepdims=True))
+    np.testing.assert_allclose(found, wanted / wanted.sum(1, keepdims=True), atol=1e-5)
+
+
+def test_concurrent_requests_of_several_rows_ride_together_and_stay_apart(infer: Any) -> None:
+    calls = []
+    for seed in range(60):
+        values = np.random.default_rng(seed).normal(size=(1 + seed % 5, 4)).astype(np.float32)
+        calls.append((values, infer.future(infer_request("doubler", values))))
+    for values, call in calls:
+        np.testing.assert_array_equal(outputs(call.result())["y"], values * 2)
+
+
+def test_only_the_outputs_asked_for_come_in_the_order_asked_for(infer: Any) -> None:
+    request = infer_request("doubler", np.ones((2, 4), np.float32))
+    request.outputs.extend([Output(name="total"), Output(name="y")])
+    assert [tensor.name for tensor in infer(request).outputs] == ["total", "y"]
+    del request.outputs[1]
+    assert list(outputs(infer(request))) == ["total"]
+
+
+def test_ranked_labels_come_where_classification_is_asked_for(infer: Any) -> None:
+    image = np.full((1, networks.SIDE, networks.SIDE, 1), 200, np.uint8)
+    request = infer_request("letters", image, "image", "UINT8")
+    output = Output(name="probabilities")
+    output.parameters["classification"].int64_param = 3
+    request.outputs.append(output)
+    response = infer(request)
+    assert (response.outputs[0].datatype, list(response.outputs[0].shape)) == ("BYTES", [1, 3])
+    raw, texts = response.raw_output_contents[0], []
+    while raw:
+        length = int.from_bytes(raw[:4], "little")
+        texts.append(raw[4 : 4 + length].decode())
+        raw = raw[4 + length :]
+    # Pixels 60 to 63 count for classes 0 to 3 once more: those four share the first place.
+    assert [text.split(":")[1:] for text in texts] == [["0", "a"], ["1", "b"], ["2", "c"]]
+
+
+def test_stage_timings_and_batch_size_come_as_parameters(infer: Any) -> None:
+    parameters = infer(infer_request("doubler", np.ones((3, 4), np.float32))).parameters
+    assert parameters["convoy_batch_size"].int64_param == 3
+    stages = ("receive", "preprocess", "queue", "gather", "run", "scatter", "postprocess")
+    total = sum(parameters[f"convoy_{stage}_seconds"].double_param for stage in stages)
+    assert total == pytest.approx(parameters["convoy_total_seconds"].double_param)
+
+
+def test_the_timeout_parameter_is_a_deadline_in_microseconds(infer: Any) -> None:
+    request = infer_request("doubler", np.ones((3, 4), np.float32))
+    request.parameters["timeout"].int64_param = 1
+    with pytest.raises(grpc.RpcError) as caught:
+        infer(request)
+    assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    request.parameters["timeout"].int64_param = 10_000_000
+    assert infer(request)
+
+
+def wrong(**changes: Any) -> pb.ModelInferRequest:
+    request = infer_request("doubler", np.ones((2, 4), np.float32))
+    for name, value in changes.items():
+        if name == "shape":
+            del request.inputs[0].shape[:]
+            request.inputs[0].shape.extend(value)
+        elif name == "raw":
+            del request.raw_input_contents[:]
+            request.raw_input_contents.extend(value)
+        else:
+            setattr(request.inputs[0], name, value)
+    return request
+
+
+def both() -> pb.ModelInferRequest:
+    request = wrong()
+    request.inputs[0].contents.fp32_contents.extend([1.0] * 8)
+    return request
+
+
+def twice() -> pb.ModelInferRequest:
+    request = wrong()
+    request.inputs.append(request.inputs[0])
+    request.raw_input_contents.append(request.raw_input_contents[0])
+    return request
+
+
+def odd_output(name: str = "", parameter: str = "") -> pb.ModelInferRequest:
+    request = wrong()
+    output = Output(name=name or "y")
+    if parameter:
+        output.parameters[parameter].string_param = "region"
+    request.outputs.append(output)
+    return request
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        pytest.param(wrong(name="z"), "input 'z' is unknown", id="name"),
+        pytest.param(wrong(datatype="FP64"), "input 'x' has datatype 'FP64', want 'FP32'", id="dtype"),
+        pytest.param(wrong(shape=[8]), "input 'x' has rank 1", id="rank"),
+        pytest.param(wrong(shape=[2, 5]), "input 'x' has shape [2, 5], want [-1, 4]", id="side"),
+        pytest.param(wrong(shape=[-1, 4]), "input 'x' has shape [-1, 4]", id="negative"),
+        pytest.param(wrong(shape=[0, 4], raw=[b""]), "input 'x' has shape [0, 4]", id="zero"),
+        pytest.param(wrong(shape=[2**62, 4]), "input 'x' has 32 bytes", id="overflow"),
+        pytest.param(wrong(raw=[b"123"]), "input 'x' has 3 bytes, want 32", id="bytes"),
+        pytest.param(wrong(raw=[b"1", b"2"]), "raw_input_contents has 2 entries for 1 inputs", id="entries"),
+        pytest.param(wrong(raw=[]), "input 'x' has 0 fp32_contents, want 8", id="nothing"),
+        pytest.param(both(), "input 'x' has contents beside raw_input_contents", id="both"),
+        pytest.param(twice(), "input 'x' is given twice", id="twice"),
+        pytest.param(pb.ModelInferRequest(model_name="doubler"), "input 'x' is missing", id="missing"),
+        pytest.param(odd_output("nothing"), "output 'nothing' is unknown", id="output"),
+        pytest.param(odd_output("", "shared_memory_region"), "shared memory", id="shared-memory"),
+        pytest.param(odd_output("", "classification"), "asks for 0 classes", id="classes"),
+        pytest.param(
+            infer_request("doubler", np.zeros((33, 4), np.float32)),
+            "input 'x' has a batch of 33, want 1 to 32",
+            id="batch",
+        ),
+        pytest.param(
+            infer_request("colours", np.zeros((1, 6, 8, 3), np.uint8), "image", "UINT8"),
+            "input 'image' has sides [6, 8], want multiples of 4",
+            id="multiple",
+        ),
+    ],
+)
+def test_a_wrong_tensor_is_an_invalid_argument_that_names_it(
+    infer: Any, request_: pb.ModelInferRequest, words: str
+) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        infer(request_)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert words in caught.value.details()
+    assert reason(caught.value) == "BAD_TENSOR"
+
+
+@pytest.mark.parametrize("name", ["ModelInfer", "ModelMetadata", "ModelConfig", "ModelStatistics"])
+@pytest.mark.parametrize(
+    ("model", "version", "code"),
+    [("nobody", "", "NOT_FOUND"), ("doubler", "7", "NOT_FOUND"), ("doubler", "one", "INVALID_ARGUMENT")],
+)
+def test_an_unknown_model_or_version_is_not_found(
+    channel: grpc.Channel, name: str, model: str, version: str, code: str
+) -> None:
+    kind = getattr(pb, f"{name}Request")
+    request = (
+        kind(model_name=model, model_version=version) if name == "ModelInfer" else kind(name=model, version=version)
+    )
+    with pytest.raises(grpc.RpcError) as caught:
+        method(channel, name)(request)
+    assert caught.value.code().name == code
+
+
+def test_live_ready_and_metadata(channel: grpc.Channel) -> None:
+    assert method(channel, "ServerLive")(pb.ServerLiveRequest()).live
+    assert method(channel, "ServerReady")(pb.ServerReadyRequest()).ready
+    ready = method(channel, "ModelReady")
+    assert ready(pb.ModelReadyRequest(name="letters")).ready
+    assert ready(pb.ModelReadyRequest(name="letters", version="1")).ready
+    assert not ready(pb.ModelReadyRequest(name="letters", version="2")).ready
+    assert not ready(pb.ModelReadyRequest(name="nobody")).ready
+    server = method(channel, "ServerMetadata")(pb.ServerMetadataRequest())
+    assert server.name == "convoy"
+    assert "statistics" in server.extensions
+
+
+def test_model_metadata_and_configuration_agree(channel: grpc.Channel) -> None:
+    found = method(channel, "ModelMetadata")(pb.ModelMetadataRequest(name="colours"))
+    assert [(tensor.name, tensor.datatype, list(tensor.shape)) for tensor in found.inputs] == [
+        ("image", "UINT8", [-1, -1, -1, 3])
+    ]
+    assert [tensor.name for tensor in found.outputs] == ["mask", "confidence"]
+    assert list(found.versions) == ["1"]
+    assert found.properties["provider"] == "CPUExecutionProvider"
+    document = metadata.decode(dict(found.properties))
+    assert document is not None
+    assert document.labels == ["red", "green", "blue"]
+    config = method(channel, "ModelConfig")(pb.ModelConfigRequest(name="colours")).config
+    assert config.max_batch_size == 32
+    assert list(config.input[0].dims) == [-1, -1, 3]
+    assert config.input[0].data_type == pb.TYPE_UINT8
+
+
+def test_the_index_lists_every_version(channel: grpc.Channel) -> None:
+    index = method(channel, "RepositoryIndex")(pb.RepositoryIndexRequest(ready=True))
+    assert {(entry.name, entry.version, entry.state) for entry in index.models} >= {("letters", "1", "READY")}
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_a_name_that_is_not_offered_answers_unimplemented(channel: grpc.Channel, name: str) -> None:
+    assert name in pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods_by_name
+    with pytest.raises(grpc.RpcError) as caught:
+        method(channel, name)(b"")
+    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_twenty_methods_are_declared() -> None:
+    assert len(pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods) == 20
