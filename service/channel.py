@@ -64,6 +64,7 @@ class Submit(NamedTuple):
     version: int
     rows: int
     following: int  # images of this model that the front end has accepted and not yet submitted
+    company: int  # requests of this model that the front end has accepted and not yet answered, this one among them
     arrived: int  # CLOCK_MONOTONIC, ns: when it was ready to be queued
     deadline: int  # CLOCK_MONOTONIC, ns, or NEVER
     inputs: tuple[Span, ...]
@@ -117,7 +118,7 @@ class Table(NamedTuple):
 Record = Hello | Submit | Cancel | Release | Answer | Failure | Table
 
 _HELLO = struct.Struct("<B7xQ")
-_SUBMIT = struct.Struct("<BBB5xIIQqqq64s")
+_SUBMIT = struct.Struct("<BBBxIIIQqqq64s")
 _CANCEL = struct.Struct("<B7xQ")
 _RELEASE = struct.Struct("<B7xq64s")
 _ANSWER = struct.Struct("<BB2xIQ4q")
@@ -299,6 +300,7 @@ def _pack(record: Record) -> bytes:
                 len(outputs),
                 record.rows,
                 record.following,
+                record.company,
                 record.id,
                 record.version,
                 record.arrived,
@@ -341,11 +343,12 @@ def _unpack(data: bytes) -> list[Record]:
 def _unpack_one(data: bytes, at: int) -> tuple[Record, int]:
     match data[at]:
         case _Kind.SUBMIT:
-            _, inputs, outputs, rows, following, id_, version, arrived, deadline, model = _SUBMIT.unpack_from(data, at)
+            _, inputs, outputs, rows, following, company, id_, *times, model = _SUBMIT.unpack_from(data, at)
             spans, end = _unpack_spans(data, at + _SUBMIT.size, inputs + outputs)
             name = model.rstrip(b"\0").decode()
             given, wanted = spans[:inputs], spans[inputs:]
-            return Submit(id_, name, version, rows, following, arrived, deadline, given, wanted), end
+            version, arrived, deadline = times
+            return Submit(id_, name, version, rows, following, company, arrived, deadline, given, wanted), end
         case _Kind.ANSWER:
             _, outputs, batch_size, id_, *times = _ANSWER.unpack_from(data, at)
             spans, end = _unpack_spans(data, at + _ANSWER.size, outputs)

@@ -3,8 +3,9 @@
 Plain code. Time comes in as an argument (seconds, monotonic), decisions go out: no clock, lock or I/O.
 
 A batch closes when it is full; when its oldest request has waited `max_queue_delay`; when waiting longer would make a
-request miss its deadline; or as soon as nothing more is on its way, because then waiting gains nothing. The front ends
-say with each request how many more of that model they have already accepted.
+request miss its deadline; or as soon as nothing more is on its way, because then waiting gains nothing. More is on its
+way while a front end has accepted requests that it has not sent yet, and, where callers overlap, while requests keep
+coming at their pace: a lone caller, who sends the next request after the answer, never waits.
 """
 
 import heapq
@@ -17,6 +18,9 @@ from typing import Any, NamedTuple
 from service.errors import QueueFull
 
 _RUN_TIME_WEIGHT = 0.2  # of the newest measurement in the moving average
+_GAP_WEIGHT = 0.1  # of the newest gap between arrivals in the moving average
+_GAPS = 2.0  # average gaps without an arrival after which no more is expected
+_MEMORY = 0.1  # seconds for which overlapping callers are remembered
 _RUN_TIME_KEYS = 1024  # shapes whose run times are remembered; clients may send any number of sizes
 
 
@@ -77,6 +81,29 @@ class _Queue:
         return self.deadlines[0][0] if self.deadlines else math.inf
 
 
+@dataclass(slots=True)
+class _Traffic:
+    """What is known of a model's callers."""
+
+    following: dict[Hashable, int] = field(default_factory=dict)  # source -> requests accepted there and not yet sent
+    last: float = -math.inf  # arrival
+    gap: float = math.inf  # seconds between arrivals, moving average
+    overlapping_until: float = -math.inf
+
+    def arrive(self, now: float) -> None:
+        gap = max(0.0, now - self.last)
+        self.last = now
+        # After a pause the average starts anew: what came before says nothing about now.
+        known = gap < _MEMORY and self.gap < math.inf
+        self.gap = self.gap + _GAP_WEIGHT * (gap - self.gap) if known else gap
+
+    def expected_until(self) -> float:
+        """How long it makes sense to wait for the next request, as things stand; -inf: not at all."""
+        if any(self.following.values()):
+            return math.inf
+        return self.last + _GAPS * self.gap if self.last < self.overlapping_until else -math.inf
+
+
 class Batcher:
     """All queues of one device. One writer: the engine's loop."""
 
@@ -84,7 +111,7 @@ class Batcher:
         self._queues: dict[Key, _Queue] = {}  # none of them empty
         self._homes: dict[Hashable, Key] = {}  # of each waiting request, by its id
         self._rows: Counter[str] = Counter()  # that wait, by model
-        self._following: dict[str, dict[Hashable, int]] = {}  # model -> source -> requests on their way
+        self._traffic: dict[str, _Traffic] = {}  # by model
         self._run_times: dict[Key, dict[int, float]] = {}  # seconds, moving average, by rows
         self._arrivals = 0
 
@@ -105,6 +132,7 @@ class Batcher:
                 f"queue of model {key.model!r} holds {waiting} images, want at most {limits.max_queue}",
                 retry_after=hint,
             )
+        self._traffic.setdefault(key.model, _Traffic()).arrive(request.arrived)
         queue = self._queues.setdefault(key, _Queue(limits))
         queue.waiting[request.id] = request
         queue.rows += request.rows
@@ -114,14 +142,17 @@ class Batcher:
         if request.deadline < math.inf:
             heapq.heappush(queue.deadlines, (request.deadline, self._arrivals, request.id))
 
-    def expect(self, model: str, source: Hashable, following: int) -> None:
-        """`source` has said that it will send `following` more requests of `model`."""
-        self._following.setdefault(model, {})[source] = following
+    def expect(self, model: str, source: Hashable, following: int, company: int, now: float) -> None:
+        """What `source` has said of `model`: it will send `following` more; it has not answered `company` requests."""
+        traffic = self._traffic.setdefault(model, _Traffic())
+        traffic.following[source] = following
+        if company > 1:
+            traffic.overlapping_until = now + _MEMORY
 
     def forget(self, source: Hashable) -> None:
         """`source` has gone: nothing more is expected from it, and what it sent is not run."""
-        for sources in self._following.values():
-            sources.pop(source, None)
+        for traffic in self._traffic.values():
+            traffic.following.pop(source, None)
         for key, queue in list(self._queues.items()):
             for request in [waiting for waiting in queue.waiting.values() if waiting.source == source]:
                 self._remove(key, request.id)
@@ -171,10 +202,13 @@ class Batcher:
         return times[min(times, key=lambda measured: (abs(measured - rows), measured))] if times else 0.0
 
     def _close_at(self, key: Key, queue: _Queue) -> float:
-        if queue.rows >= queue.limits.max_batch_size or not any(self._following.get(key.model, {}).values()):
+        if queue.rows >= queue.limits.max_batch_size:
             return -math.inf
-        latest_start = queue.earliest_deadline() - self.run_time(key, queue.rows)
-        return min(queue.oldest().arrived + queue.limits.max_queue_delay, latest_start)
+        return min(
+            queue.oldest().arrived + queue.limits.max_queue_delay,
+            queue.earliest_deadline() - self.run_time(key, queue.rows),
+            self._traffic[key.model].expected_until(),
+        )
 
     def _take(self, key: Key) -> Batch:
         queue = self._queues[key]

@@ -135,7 +135,7 @@ class Engine:
         self._pump()
 
     def _queue(self, peer: Peer, submit: Submit) -> None:
-        self._batcher.expect(submit.model, peer.number, submit.following)
+        self._batcher.expect(submit.model, peer.number, submit.following, submit.company, submit.arrived / 1e9)
         loaded = self._loader.versions.get((submit.model, submit.version))
         if loaded is None:
             raise UnknownModel(f"version {submit.version} of model {submit.model!r} is no longer served")

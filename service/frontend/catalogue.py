@@ -42,6 +42,10 @@ class Catalogue:
             self._users[version] -= 1
             self._release_if_unused(version)
 
+    def users(self, row: Version) -> int:
+        """Requests under way that refer to `row`."""
+        return self._users[row.model, row.version]
+
     def for_task(self, model: str, version: int, task: Task) -> tuple[Version, Document]:
         """The version that serves `model`, which must be for `task`; an empty name stands for the only such model.
 

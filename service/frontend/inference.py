@@ -143,7 +143,9 @@ class InferenceService:
             with slot:
                 await self._copy(read.arrays, slot.inputs)
                 copied = time.monotonic_ns()
-                answer, outputs, _ = await slot.run(row, read.rows, call.deadline)
+                answer, outputs, _ = await slot.run(
+                    row, rows=read.rows, company=self._catalogue.users(row), deadline=call.deadline
+                )
                 response = pb.ModelInferResponse(model_name=row.model, model_version=str(row.version), id=request.id)
                 for number, classes in wanted:
                     _put(response, row, number, outputs[number], classes)

@@ -42,14 +42,19 @@ class Slot:
         self._id = 0  # 0: never submitted
         self.inputs = [link.arena.mapping.array(span) for span in inputs]
 
-    async def run(self, version: Version, rows: int, deadline: int) -> tuple[Answer, dict[int, NDArray[Any]], int]:
+    async def run(
+        self, version: Version, *, rows: int, company: int, deadline: int
+    ) -> tuple[Answer, dict[int, NDArray[Any]], int]:
         """Submit and wait: the answer, the outputs by their number, and when it came (CLOCK_MONOTONIC, ns).
 
+        rows       images side by side in the slot
+        company    requests of this model under way in this front end, this one among them
         deadline   CLOCK_MONOTONIC, ns, or NEVER
         Raises what the engine answered: QueueFull, DeadlinePassed, RunFailed, ModelUnavailable, UnknownModel.
         """
         self._id = self._link.next_id()
-        submit = Submit(self._id, version.model, version.version, rows, 0, time.monotonic_ns(), deadline, *self._spans)
+        now = time.monotonic_ns()
+        submit = Submit(self._id, version.model, version.version, rows, 0, company, now, deadline, *self._spans)
         return await self._link.submit(self, submit)
 
     def __enter__(self) -> Self:

@@ -187,7 +187,9 @@ class Vision:
         raise BadImage("image is empty, want a JPEG or PNG file, or raw pixels")
 
     async def _run(self, prepared: _Prepared, row: Version, call: Call) -> _Ran:
-        answer, outputs, came = await prepared.slot.run(row, 1, call.deadline)
+        answer, outputs, came = await prepared.slot.run(
+            row, rows=1, company=self._catalogue.users(row), deadline=call.deadline
+        )
         return _Ran({row.outputs[number].name: values[0] for number, values in outputs.items()}, answer, came)
 
 
