@@ -4,6 +4,7 @@ import mmap
 import os
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def mapping() -> Iterator[Mapping]:
 
 def overlapping(blocks: list[tuple[int, int]]) -> bool:
     ordered = sorted(blocks)
-    return any(here[0] + here[1] > there[0] for here, there in zip(ordered, ordered[1:], strict=False))
+    return any(here[0] + here[1] > there[0] for here, there in pairwise(ordered))
 
 
 @given(ACTIONS)

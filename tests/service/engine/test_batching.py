@@ -4,7 +4,7 @@ import heapq
 import math
 import random
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 
 import pytest
 from hypothesis import given
@@ -25,10 +25,19 @@ def request(
     return Request(number, source, rows, arrived, deadline, payload=f"payload {number}")
 
 
-def fill(batcher: Batcher, *requests: Request, key: Key = KEY, limits: Limits = LIMITS, following: int = 0) -> None:
+def fill(
+    batcher: Batcher,
+    *requests: Request,
+    key: Key = KEY,
+    limits: Limits = LIMITS,
+    following: int = 0,
+    company: int = 1,
+) -> None:
+    """Queue requests as an engine does; `following` and `company` are what their front end says beside the last."""
     for each in requests:
+        said = (following, company) if each is requests[-1] else (len(requests), company)
+        batcher.expect(key.model, each.source, *said, each.arrived)
         batcher.add(key, each, limits)
-    batcher.expect(key.model, requests[-1].source, following)
 
 
 def ids(batch: Batch | float | None) -> list[Hashable]:
@@ -72,12 +81,12 @@ def test_wait_ends_with_the_queue_delay_of_the_oldest(batcher: Batcher) -> None:
 def test_wait_ends_as_soon_as_nothing_more_comes(batcher: Batcher) -> None:
     fill(batcher, request(1), following=1)
     assert isinstance(batcher.next(0.001), float)
-    batcher.expect("model", "front end", 0)
+    batcher.expect("model", "front end", 0, 1, 0.001)
     assert ids(batcher.next(0.001)) == [1]
 
 
 def test_what_another_front_end_expects_counts_too(batcher: Batcher) -> None:
-    batcher.expect("model", "second", 2)
+    batcher.expect("model", "second", 2, 1, 0.0)
     fill(batcher, request(1), following=0)
     assert isinstance(batcher.next(0.0), float)
     batcher.forget("second")
@@ -85,9 +94,60 @@ def test_what_another_front_end_expects_counts_too(batcher: Batcher) -> None:
 
 
 def test_what_is_on_its_way_to_another_model_is_not_waited_for(batcher: Batcher) -> None:
-    batcher.expect("other", "front end", 5)
+    batcher.expect("other", "front end", 5, 5, 0.0)
     fill(batcher, request(1), following=0)
     assert ids(batcher.next(0.0)) == [1]
+
+
+def test_lone_caller_never_waits(batcher: Batcher) -> None:
+    for turn in range(100):
+        fill(batcher, request(turn, arrived=turn / 1000), company=1)
+        assert ids(batcher.next(turn / 1000)) == [turn]
+
+
+def test_overlapping_callers_are_waited_for_at_their_pace(batcher: Batcher) -> None:
+    for turn in range(3):
+        fill(batcher, request(turn, arrived=turn / 1000), company=2)
+    assert batcher.next(0.002) == pytest.approx(0.004)  # two gaps of a millisecond behind the last arrival
+    assert ids(batcher.next(0.0041)) == [0, 1, 2]
+
+
+def test_callers_that_keep_coming_are_not_waited_for_beyond_the_queue_delay(batcher: Batcher) -> None:
+    limits = Limits(max_batch_size=100, max_queue_delay=0.010, max_queue=100)
+    for turn in range(10):
+        fill(batcher, request(turn, arrived=turn / 1000), limits=limits, company=9)
+    assert batcher.next(0.009) == 0.010
+    fill(batcher, request(10, arrived=0.0099), limits=limits, company=9)
+    assert len(ids(batcher.next(0.010))) == 11
+
+
+def test_overlap_of_the_past_is_forgotten(batcher: Batcher) -> None:
+    fill(batcher, request(1, arrived=0.0), request(2, arrived=0.001), company=2)
+    assert ids(batcher.next(1.0)) == [1, 2]
+    fill(batcher, request(3, arrived=0.050), company=1)
+    assert isinstance(batcher.next(0.050), float)  # not yet
+    assert ids(batcher.next(1.0)) == [3]
+    fill(batcher, request(4, arrived=0.200), company=1)
+    assert ids(batcher.next(0.200)) == [4]
+
+
+def test_pace_is_learnt_anew_after_a_pause(batcher: Batcher) -> None:
+    limits = Limits(max_batch_size=100, max_queue_delay=1.0, max_queue=100)
+    for arrived in (0.000, 0.090, 0.180):
+        fill(batcher, request(arrived, arrived=arrived), limits=limits, company=2)
+    batcher.next(5.0)
+    for arrived in (9.000, 9.001, 9.002):
+        fill(batcher, request(arrived, arrived=arrived), limits=limits, company=2)
+    again = batcher.next(9.002)
+    assert isinstance(again, float)
+    assert 9.002 < again <= 10.0
+
+
+def test_overlap_of_one_model_does_not_hold_back_another(batcher: Batcher) -> None:
+    fill(batcher, request(1, arrived=0.0), request(2, arrived=0.001), company=2)
+    fill(batcher, request(3, arrived=0.001), key=OTHER, company=1)
+    assert ids(batcher.next(0.001)) == [3]
+    assert isinstance(batcher.next(0.001), float)
 
 
 def test_batch_closes_early_enough_for_a_deadline(batcher: Batcher) -> None:
@@ -268,7 +328,7 @@ def test_batch_knows_its_rows(batcher: Batcher) -> None:
 def test_what_a_lost_front_end_sent_is_not_run(batcher: Batcher) -> None:
     fill(batcher, request(1, source="lost", rows=2), request(2, source="kept"), following=0)
     fill(batcher, request(3, source="lost", deadline=1.0), key=WIDE)
-    batcher.expect("model", "lost", 7)
+    batcher.expect("model", "lost", 7, 1, 0.0)
     batcher.forget("lost")
     assert batcher.waiting("model") == len(batcher) == 1
     assert ids(batcher.next(0.0)) == [2]
@@ -311,6 +371,7 @@ ARRIVALS = st.lists(
         st.floats(0, 0.01),  # seconds since the arrival before
         st.one_of(st.none(), st.floats(0, 0.05)),  # seconds until the deadline
         st.integers(0, 2),  # on their way
+        st.integers(1, 3),  # under way
     ),
     max_size=40,
 )
@@ -318,7 +379,7 @@ ARRIVALS = st.lists(
 
 @given(ARRIVALS, st.sampled_from([0.0, 0.001, 0.02]))
 def test_no_request_waits_longer_than_the_queue_delay_for_company(
-    arrivals: list[tuple[Key, int, float, float | None, int]], run_time: float
+    arrivals: list[tuple[Key, int, float, float | None, int, int]], run_time: float
 ) -> None:
     """Whatever arrives, an idle device is never asked to come back later than the oldest's queue delay."""
     batcher = Batcher()
@@ -326,10 +387,10 @@ def test_no_request_waits_longer_than_the_queue_delay_for_company(
         batcher.ran(key, 4, run_time)
     now = 0.0
     waiting: dict[Hashable, Request] = {}
-    for number, (key, rows, gap, span, following) in enumerate(arrivals):
+    for number, (key, rows, gap, span, following, company) in enumerate(arrivals):
         now += gap
         one = request(number, now, rows, math.inf if span is None else now + span)
-        fill(batcher, one, key=key, following=following)
+        fill(batcher, one, key=key, following=following, company=company)
         waiting[number] = one
         for gone in batcher.expired(now):
             assert gone.deadline <= now
@@ -381,7 +442,7 @@ class Simulation:
                 else:
                     for source in range(3):
                         for model in ("model", "other"):
-                            self._batcher.expect(model, source, 0)
+                            self._batcher.expect(model, source, 0, 0, now)
             for gone in self._batcher.expired(now):
                 assert gone.deadline <= now
                 self._end(gone, "expired")
@@ -412,13 +473,12 @@ class Simulation:
         deadline = now + choose.expovariate(1 / 0.02) if choose.random() < 0.5 else math.inf
         source = choose.randrange(3)
         one = Request(number, source, choose.choice((1, 1, 1, 2, 5, 16, 20)), now, deadline)
+        self._batcher.expect(key.model, source, choose.choice((0, 0, 1, 3)), choose.choice((1, 1, 2, 9)), now)
         try:
             self._batcher.add(key, one, self.LIMITS)
             self.alive[number] = (key, one)
-        except QueueFull as full:
-            assert full.retry_after is not None
+        except QueueFull:
             self.ended["refused"] += 1
-        self._batcher.expect(key.model, source, choose.choice((0, 0, 1, 3)))
         if choose.random() < 0.05:
             self._cancel(choose.randrange(max(0, number - 50), number + 1))
 
@@ -447,10 +507,10 @@ class Simulation:
 
 
 @pytest.fixture(scope="module", params=[0.2, 1.0, 3.0], ids=lambda load: f"load {load}")
-def simulation(request: pytest.FixtureRequest) -> Iterator[Simulation]:
+def simulation(request: pytest.FixtureRequest) -> Simulation:
     made = Simulation(seed=7, requests=40_000, load=request.param)
     made.run()
-    yield made
+    return made
 
 
 def test_every_request_ends_exactly_once_and_none_runs_after_its_deadline(simulation: Simulation) -> None:

@@ -1,0 +1,261 @@
+"""Which model files load, what they are found to take and give, and why the others are refused."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from service import metadata
+from service.engine.session import CPU, input_side, load
+from service.errors import BadMetadata, BadModelFile
+from service.metadata import Document, InputSpec
+from service.repository import TensorSpec
+from service.slots import DTYPES
+from tests.service import networks
+
+ONNX_TYPES = {np.dtype(name): helper.np_dtype_to_tensor_dtype(np.dtype(name)) for name in DTYPES}
+
+
+def put(folder: Path, data: bytes) -> Path:
+    file = folder / "model.onnx"
+    file.write_bytes(data)
+    return file
+
+
+def refusal(file: Path, provider: str = "cpu") -> str:
+    """The text with which a file is refused: one line that tells nothing of where the file lies."""
+    with pytest.raises(BadModelFile) as refused:
+        load(file, provider, 0, 1)
+    assert "\n" not in refused.value.message
+    assert str(file.parent) not in refused.value.message
+    return refused.value.message
+
+
+def with_document(model: onnx.ModelProto, document: Document) -> onnx.ModelProto:
+    helper.set_model_props(model, {metadata.KEY: metadata.encode(document)})
+    return model
+
+
+def renamed(model: onnx.ModelProto, before: str, after: str) -> onnx.ModelProto:
+    """The model with a tensor's name changed wherever it stands."""
+    graph = model.graph
+    for value in (*graph.input, *graph.output):
+        value.name = after if value.name == before else value.name
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [after if name == before else name for name in names]
+    return model
+
+
+def identity(onnx_type: int, shape: list[str | int] | None, output_shape: list[str | int] | None = None) -> bytes:
+    """A file that says nothing about itself: y = x."""
+    x = helper.make_tensor_value_info("x", onnx_type, shape)
+    y = helper.make_tensor_value_info("y", onnx_type, output_shape or shape)
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "network", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return bytes(model.SerializeToString())
+
+
+def test_sound_file_tells_what_it_takes_and_gives(tmp_path: Path) -> None:
+    session = load(networks.save(networks.segmenter(), tmp_path, "scenes"), "cpu", 0, 1)
+    assert session.inputs == (TensorSpec("image", "uint8", (None, None, None, 3), ("N", "H", "W", "")),)
+    assert [(spec.name, spec.dtype, spec.shape) for spec in session.outputs] == [
+        ("mask", "uint8", (None, None, None)),
+        ("confidence", "uint8", (None, None, None)),
+    ]
+    assert session.document is not None
+    assert session.document.labels == ["red", "green", "blue"]
+    assert session.batched
+    assert session.provider == CPU
+
+
+@pytest.mark.parametrize("provider", ["auto", "cpu"])
+def test_loaded_file_runs(tmp_path: Path, provider: str) -> None:
+    session = load(networks.save(networks.doubler(), tmp_path, "doubler"), provider, 0, 0)
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    y, total = session.run([x])
+    assert (y == 2 * x).all()
+    assert (total == x.sum(axis=1, keepdims=True)).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_tensors_of_every_dtype_go_through(tmp_path: Path, dtype: np.dtype) -> None:
+    session = load(put(tmp_path, identity(ONNX_TYPES[dtype], ["N", 3])), "cpu", 0, 1)
+    assert session.inputs[0].dtype == dtype.name
+    values = np.array([[0, 1, 1], [1, 0, 1]]).astype(dtype)
+    (found,) = session.run([values])
+    assert found.dtype == dtype
+    assert (found == values).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "output_shape", "batched"),
+    [
+        (["N", 4], ["N", 4], True),
+        (["rows"], ["rows"], True),
+        ([3, 4], [3, 4], False),
+        ([], [], False),
+        ([None, 4], [None, 4], False),
+        (["N", 4], ["M", 4], False),
+        ([4, "N"], [4, "N"], False),
+    ],
+)
+def test_requests_ride_side_by_side_only_where_the_file_says_so(
+    tmp_path: Path, shape: list[str | int], output_shape: list[str | int], batched: bool
+) -> None:
+    file = put(tmp_path, identity(TensorProto.FLOAT, shape, output_shape))
+    assert load(file, "cpu", 0, 1).batched is batched
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "No graph"),
+        (b"once upon a time\n" * 20, "parsing failed"),
+        (b"\x00" * 4096, "parsing failed"),
+        (b"PK\x03\x04" + b"weights" * 99, "parsing failed"),
+    ],
+    ids=["empty", "text", "zeros", "archive"],
+)
+def test_file_that_is_no_network_is_refused(tmp_path: Path, data: bytes, why: str) -> None:
+    assert why in refusal(put(tmp_path, data))
+
+
+def test_file_cut_anywhere_is_refused_or_still_whole_to_onnx(tmp_path: Path) -> None:
+    data = networks.classifier().SerializeToString()
+    load(put(tmp_path, data), "cpu", 0, 1)
+    messages = []
+    cuts = [*range(0, len(data), 41), *range(len(data) - 40, len(data))]
+    for cut in cuts:
+        file = put(tmp_path, data[:cut])
+        try:
+            session = load(file, "cpu", 0, 1)
+        except (BadModelFile, BadMetadata) as error:
+            messages.append(error.message)
+        else:
+            # The document stands last in the file: cut off as a whole, a sound network without one remains.
+            assert session.document is None
+            onnx.checker.check_model(onnx.load(file))
+    assert len(messages) >= len(cuts) - 1
+    assert not any(str(tmp_path) in message for message in messages)
+
+
+def test_missing_file_is_refused_without_saying_where(tmp_path: Path) -> None:
+    assert "exist" in refusal(tmp_path / "model.onnx")
+
+
+def test_folder_in_the_place_of_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").mkdir()
+    refusal(tmp_path / "model.onnx")
+
+
+def test_text_tensors_are_refused(tmp_path: Path) -> None:
+    message = refusal(put(tmp_path, identity(TensorProto.STRING, ["N"])))
+    assert "'x' is tensor(string), want one of tensor(bool)" in message
+
+
+def test_tensor_of_too_many_dimensions_is_refused(tmp_path: Path) -> None:
+    assert load(put(tmp_path, identity(TensorProto.FLOAT, [1] * 8)), "cpu", 0, 1)
+    assert "rank 9, want at most 8" in refusal(put(tmp_path, identity(TensorProto.FLOAT, [1] * 9)))
+
+
+def test_document_that_does_not_hold_is_refused(tmp_path: Path) -> None:
+    model = networks.classifier()
+    helper.set_model_props(model, {metadata.KEY: '{"task": "juggling"}'})
+    with pytest.raises(BadMetadata, match="juggling"):
+        load(put(tmp_path, model.SerializeToString()), "cpu", 0, 1)
+
+
+def labelled(count: int) -> onnx.ModelProto:
+    return networks.classifier(labels=[f"label {number}" for number in range(count)])
+
+
+def documented(document: Document) -> onnx.ModelProto:
+    return with_document(networks.classifier(), document)
+
+
+def classes(spec: InputSpec) -> Document:
+    return Document(task="classification", labels=list("abcdefghij"), input=spec)
+
+
+def float_input() -> onnx.ModelProto:
+    model = networks.classifier()
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
+    return model
+
+
+def fixed_batch() -> onnx.ModelProto:
+    model = networks.classifier()
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 2
+    return model
+
+
+def pixels_of_a_row() -> onnx.ModelProto:
+    """The image as a row of 64 pixels, three dimensions in all."""
+    model = networks.classifier()
+    del model.graph.input[0].type.tensor_type.shape.dim[1:]
+    for side in (64, 1):
+        model.graph.input[0].type.tensor_type.shape.dim.add().dim_value = side
+    return model
+
+
+SOUND = InputSpec(colour="L", height=8, width=8)
+
+
+@pytest.mark.parametrize(
+    ("build", "why"),
+    [
+        (lambda: labelled(9), r"'probabilities' came as \[2, 10\], the document wants \[2, 9\]"),
+        (lambda: labelled(11), r"came as \[2, 10\], the document wants \[2, 11\]"),
+        (lambda: renamed(networks.classifier(), "image", "picture"), r"inputs are \['picture'\], want one uint8"),
+        (lambda: renamed(networks.classifier(), "probabilities", "scores"), "wants 'probabilities' as float32"),
+        (float_input, "want one uint8 tensor 'image'"),
+        (fixed_batch, "first dimension"),
+        (pixels_of_a_row, r"has shape \[None, 64, 1\]"),
+        (lambda: documented(classes(InputSpec(colour="RGB", height=8, width=8))), r"wants \[None, 8, 8, 3\]"),
+        (lambda: documented(classes(InputSpec(colour="L", height=9, width=8))), r"wants \[None, 9, 8, 1\]"),
+        (lambda: documented(classes(InputSpec(colour="L", fit="pad", multiple=4))), "first run failed"),
+        (lambda: documented(Document(task="segmentation", labels=["a"], input=SOUND)), "wants 'mask' as uint8"),
+        (
+            lambda: with_document(
+                networks.segmenter(),
+                Document(task="classification", labels=["a"], input=InputSpec(colour="RGB", fit="pad")),
+            ),
+            "wants 'probabilities' as float32",
+        ),
+    ],
+)
+def test_document_that_does_not_fit_the_tensors_is_refused(
+    tmp_path: Path, build: Callable[[], onnx.ModelProto], why: str
+) -> None:
+    message = refusal(put(tmp_path, build().SerializeToString()))
+    assert re.search(why, message)
+
+
+def test_document_that_fits_is_taken(tmp_path: Path) -> None:
+    assert load(put(tmp_path, documented(classes(SOUND)).SerializeToString()), "cpu", 0, 1).document == classes(SOUND)
+    assert load(put(tmp_path, labelled(10).SerializeToString()), "cpu", 0, 1).document is not None
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="CUDA is there")
+def test_cuda_never_becomes_the_cpu_in_silence(tmp_path: Path) -> None:
+    file = networks.save(networks.classifier(), tmp_path, "digits")
+    message = refusal(file, provider="cuda")
+    assert "provider cuda was asked for" in message
+    assert "CPUExecutionProvider" in message  # what there is instead
+    assert "install onnxruntime-gpu" in message  # what to do
+    assert load(file, "auto", 0, 1).provider == CPU
+
+
+@pytest.mark.parametrize(("multiple", "side"), [(1, 64), (8, 64), (48, 96), (100, 100)])
+def test_first_run_is_of_a_size_that_the_network_takes(multiple: int, side: int) -> None:
+    free = Document(task="segmentation", labels=["a"], input=InputSpec(colour="L", fit="pad", multiple=multiple))
+    assert input_side(free) == (side, side)
+    fixed = Document(task="classification", labels=["a"], input=InputSpec(colour="L", height=20, width=30))
+    assert input_side(fixed) == (20, 30)
