@@ -1,0 +1,300 @@
+"""Sessions follow the repository: what serves, what does not and why, and what is kept until it is let go."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.config import Config, load
+from service.engine import session as sessions
+from service.engine.loading import Loader
+from service.engine.session import Session
+from service.repository import Table, Version
+from tests.service import networks
+
+X = np.ones((1, 4), np.float32)
+
+
+@pytest.fixture
+def tables() -> list[Table]:
+    """What the loader has published, in order."""
+    return []
+
+
+@pytest.fixture
+def loader(tmp_path: Path, tables: list[Table]) -> Loader:
+    return Loader(tmp_path, Config(), tables.append)
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that were loaded, or were tried to be, in order."""
+    files: list[Path] = []
+    real = sessions.load
+
+    def counted(file: Path, provider: str, device: int, threads: int) -> Session:
+        files.append(file)
+        return real(file, provider, device, threads)
+
+    monkeypatch.setattr(sessions, "load", counted)
+    return files
+
+
+def put(root: Path, model: str, version: int, *, corrupt: bool = False) -> Path:
+    file = networks.save(networks.doubler(), root, model, version)
+    if corrupt:
+        file.write_bytes(b"not a network")
+    return file
+
+
+def states(table: Table) -> dict[tuple[str, int], str]:
+    return {(row.model, row.version): row.state for row in table.versions}
+
+
+def row_of(loader: Loader, model: str, version: int) -> Version:
+    (row,) = (row for row in loader.table().versions if (row.model, row.version) == (model, version))
+    return row
+
+
+def touch_later(file: Path) -> None:
+    """Its modification time moves on, however coarse the file system's clock."""
+    status = file.stat()
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000_000))
+
+
+def test_highest_version_serves_and_only_it_is_loaded(tmp_path: Path, loader: Loader, loads: list[Path]) -> None:
+    for version in (1, 10, 9):
+        put(tmp_path, "doubler", version)
+    loader.refresh()
+    assert states(loader.table()) == {
+        ("doubler", 10): "READY",
+        ("doubler", 9): "UNAVAILABLE",
+        ("doubler", 1): "UNAVAILABLE",
+    }
+    assert row_of(loader, "doubler", 9).reason == "version 10 serves"
+    assert loads == [tmp_path / "doubler" / "10" / "model.onnx"]
+    (y, _) = loader.versions["doubler", 10].session.run([X])
+    assert (y == 2).all()
+
+
+def test_row_of_a_ready_version_tells_how_it_serves(tmp_path: Path, loader: Loader) -> None:
+    put(tmp_path, "doubler", 1)
+    networks.save(networks.doubler(batched=False), tmp_path, "fixed")
+    networks.save(networks.classifier(), tmp_path, "digits")
+    loader.refresh()
+    digits = row_of(loader, "digits", 1)
+    assert digits.document is not None
+    assert digits.provider == "CPUExecutionProvider"
+    assert (digits.batched, digits.max_batch_size, digits.max_queue_delay_ms) == (True, 32, 5.0)
+    assert [spec.name for spec in (*digits.inputs, *digits.outputs)] == ["image", "probabilities"]
+    assert row_of(loader, "doubler", 1).document is None
+    assert (row_of(loader, "fixed", 1).batched, row_of(loader, "fixed", 1).max_batch_size) == (False, 1)
+
+
+def test_corrupt_highest_falls_back_to_the_one_below_and_says_why(tmp_path: Path, loader: Loader) -> None:
+    put(tmp_path, "doubler", 1)
+    put(tmp_path, "doubler", 2)
+    put(tmp_path, "doubler", 3, corrupt=True)
+    put(tmp_path, "other", 1)
+    loader.refresh()
+    assert row_of(loader, "doubler", 2).state == "READY"
+    broken = row_of(loader, "doubler", 3)
+    assert broken.state == "UNAVAILABLE"
+    assert "parsing failed" in broken.reason
+    assert str(tmp_path) not in broken.reason
+    assert row_of(loader, "other", 1).state == "READY"  # the rest of the repository serves
+
+
+def test_model_of_which_nothing_loads_is_listed_with_the_reason(tmp_path: Path, loader: Loader) -> None:
+    put(tmp_path, "doubler", 1, corrupt=True)
+    (tmp_path / "empty" / "4").mkdir(parents=True)
+    loader.refresh()
+    table = loader.table()
+    assert set(states(table).values()) == {"UNAVAILABLE"}
+    assert row_of(loader, "empty", 4).reason == "model.onnx is missing"
+    assert table.complete
+    assert not table.ready
+
+
+def test_failed_file_is_not_tried_again_until_it_changes(tmp_path: Path, loader: Loader, loads: list[Path]) -> None:
+    file = put(tmp_path, "doubler", 1, corrupt=True)
+    for _ in range(3):
+        loader.refresh()
+    assert len(loads) == 1
+    touch_later(file)
+    loader.refresh()
+    assert len(loads) == 2
+    put(tmp_path, "doubler", 1)
+    loader.refresh()
+    assert len(loads) == 3
+    assert row_of(loader, "doubler", 1).state == "READY"
+
+
+def test_loaded_file_is_not_loaded_again_until_it_changes(tmp_path: Path, loader: Loader, loads: list[Path]) -> None:
+    put(tmp_path, "doubler", 1)
+    for _ in range(3):
+        loader.refresh()
+    assert len(loads) == 1
+
+
+def test_new_version_takes_over_and_the_old_one_stays_until_dropped(tmp_path: Path, loader: Loader) -> None:
+    put(tmp_path, "doubler", 1)
+    loader.refresh()
+    old = loader.versions["doubler", 1]
+    put(tmp_path, "doubler", 2)
+    loader.refresh()
+    assert row_of(loader, "doubler", 2).state == "READY"
+    assert row_of(loader, "doubler", 1).state == "UNAVAILABLE"
+    assert loader.versions["doubler", 1] is old
+    assert loader.is_retired("doubler", 1)
+    assert not loader.is_retired("doubler", 2)
+    loader.drop("doubler", 1)
+    assert set(loader.versions) == {("doubler", 2)}
+    assert not loader.is_retired("doubler", 1)
+    loader.drop("doubler", 1)  # once more does no harm
+
+
+def test_old_version_serves_while_the_new_one_loads(tmp_path: Path, loader: Loader, tables: list[Table]) -> None:
+    put(tmp_path, "doubler", 1)
+    loader.refresh()
+    tables.clear()
+    put(tmp_path, "doubler", 2)
+    loader.refresh()
+    assert [table.serving("doubler").version for table in tables] == [1] * (len(tables) - 1) + [2]
+    assert {("doubler", 1): "READY", ("doubler", 2): "LOADING"} in [states(table) for table in tables]
+
+
+def test_corrupt_new_version_leaves_the_old_one_serving(tmp_path: Path, loader: Loader, tables: list[Table]) -> None:
+    put(tmp_path, "doubler", 1)
+    loader.refresh()
+    old = loader.versions["doubler", 1]
+    put(tmp_path, "doubler", 2, corrupt=True)
+    loader.refresh()
+    assert loader.versions["doubler", 1] is old
+    assert not loader.is_retired("doubler", 1)
+    assert all(table.serving("doubler").version == 1 for table in tables[-2:])
+
+
+def test_version_whose_folder_goes_makes_way_for_the_one_below(tmp_path: Path, loader: Loader) -> None:
+    put(tmp_path, "doubler", 1)
+    put(tmp_path, "doubler", 2)
+    loader.refresh()
+    shutil.rmtree(tmp_path / "doubler" / "2")
+    loader.refresh()
+    assert states(loader.table()) == {("doubler", 1): "READY"}
+    assert loader.is_retired("doubler", 2)
+
+
+def test_file_replaced_in_place_is_loaded_again(tmp_path: Path, loader: Loader) -> None:
+    networks.save(networks.classifier(), tmp_path, "digits")
+    loader.refresh()
+    old = loader.versions["digits", 1]
+    networks.save(networks.classifier(labels="ABCDEFGHIJ"), tmp_path, "digits")
+    loader.refresh()
+    assert loader.versions["digits", 1] is not old
+    document = row_of(loader, "digits", 1).document
+    assert document is not None
+    assert document.labels[0] == "A"
+    assert row_of(loader, "digits", 1).state == "READY"
+    assert not loader.is_retired("digits", 1)
+
+
+def test_removed_model_leaves_the_table_and_stays_until_dropped(tmp_path: Path, loader: Loader) -> None:
+    put(tmp_path, "doubler", 1)
+    put(tmp_path, "other", 1)
+    loader.refresh()
+    shutil.rmtree(tmp_path / "doubler")
+    loader.refresh()
+    assert states(loader.table()) == {("other", 1): "READY"}
+    assert loader.is_retired("doubler", 1)
+    put(tmp_path, "doubler", 1)
+    loader.refresh()
+    assert row_of(loader, "doubler", 1).state == "READY"
+    assert not loader.is_retired("doubler", 1)
+
+
+def test_wrong_settings_stop_their_model_alone_and_putting_them_right_starts_it(tmp_path: Path, loader: Loader) -> None:
+    put(tmp_path, "doubler", 1)
+    put(tmp_path, "other", 1)
+    settings = tmp_path / "doubler" / "model.toml"
+    settings.write_text("max_batch_sizes = 4\n")
+    loader.refresh()
+    assert row_of(loader, "doubler", 1).state == "UNAVAILABLE"
+    assert "model.toml" in row_of(loader, "doubler", 1).reason
+    assert "max_batch_sizes" in row_of(loader, "doubler", 1).reason
+    assert row_of(loader, "other", 1).state == "READY"
+    settings.write_text("max_batch_size = 4\nmax_queue_delay_ms = 0.0\nmax_queue = 7\n")
+    loader.refresh()
+    limits = loader.versions["doubler", 1].limits
+    assert (limits.max_batch_size, limits.max_queue_delay, limits.max_queue) == (4, 0.0, 7)
+
+
+def test_settings_of_the_server_hold_where_a_model_has_none(tmp_path: Path) -> None:
+    config = load(None, ["batching.max_batch_size=9", "batching.max_queue_delay_ms=1.5", "batching.max_queue=90"])
+    loader = Loader(tmp_path, config, lambda table: None)
+    put(tmp_path, "doubler", 1)
+    loader.refresh()
+    limits = loader.versions["doubler", 1].limits
+    assert (limits.max_batch_size, limits.max_queue_delay, limits.max_queue) == (9, pytest.approx(0.0015), 90)
+
+
+def test_first_look_is_complete_only_when_everything_is_loaded(
+    tmp_path: Path, loader: Loader, tables: list[Table]
+) -> None:
+    for name in ("first", "second", "third"):
+        put(tmp_path, name, 1)
+    loader.refresh()
+    assert [table.complete for table in tables] == [False] * (len(tables) - 1) + [True]
+    assert set(states(tables[0]).values()) == {"LOADING"}
+    assert set(states(tables[-1]).values()) == {"READY"}
+    # Each serves as soon as it can, not when the last has loaded.
+    assert [list(states(table).values()).count("READY") for table in tables][-2:] == [3, 3]
+    assert {1, 2} <= {list(states(table).values()).count("READY") for table in tables}
+
+
+def test_table_is_published_only_when_it_changes(tmp_path: Path, loader: Loader, tables: list[Table]) -> None:
+    put(tmp_path, "doubler", 1)
+    loader.refresh()
+    count = len(tables)
+    assert tables[-1] == loader.table()
+    loader.refresh()
+    assert len(tables) == count
+    (tmp_path / "doubler" / "2").mkdir()
+    loader.refresh()
+    assert len(tables) == count + 1
+
+
+def test_unreadable_repository_leaves_what_is_loaded_serving(tmp_path: Path, tables: list[Table]) -> None:
+    root = tmp_path / "repository"
+    loader = Loader(root, Config(), tables.append)
+    put(root, "doubler", 1)
+    loader.refresh()
+    root.rename(tmp_path / "elsewhere")
+    loader.refresh()
+    assert loader.table().serving("doubler").version == 1
+
+
+def test_empty_repository_is_complete_and_not_ready(loader: Loader, tables: list[Table]) -> None:
+    loader.refresh()
+    assert tables[-1] == Table((), complete=True)
+    assert not tables[-1].ready
+
+
+@pytest.mark.parametrize("disturb", [lambda root: (root / "Notes").mkdir(), lambda root: (root / "README").touch()])
+def test_what_is_no_model_is_passed_over(tmp_path: Path, loader: Loader, disturb: Callable[[Path], None]) -> None:
+    put(tmp_path, "doubler", 1)
+    disturb(tmp_path)
+    loader.refresh()
+    assert states(loader.table()) == {("doubler", 1): "READY"}
+
+
+def test_provider_that_is_not_there_keeps_the_model_from_serving(tmp_path: Path, loader: Loader) -> None:
+    if "CUDAExecutionProvider" in sessions.onnxruntime.get_available_providers():
+        pytest.skip("CUDA is there")
+    put(tmp_path, "doubler", 1)
+    (tmp_path / "doubler" / "model.toml").write_text('provider = "cuda"\n')
+    loader.refresh()
+    assert "provider cuda was asked for" in row_of(loader, "doubler", 1).reason

@@ -1,0 +1,182 @@
+"""Where settings come from, which wins, and how a wrong one is told."""
+
+from pathlib import Path
+
+import pytest
+
+from service.config import BatchingConfig, Config, ModelConfig, ServerConfig, load, load_model_config
+from service.errors import BadConfig
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    written = tmp_path / "convoy.toml"
+    written.write_text("[server]\ngrpc_port = 1111\nhttp_port = 2222\nmetrics_port = 3333\nlame_duck_seconds = 2\n")
+    return written
+
+
+def refusal(*settings: str, file: Path | None = None) -> str:
+    """The one line that says what is wrong."""
+    with pytest.raises(BadConfig) as refused:
+        load(file, settings)
+    assert "\n" not in refused.value.message
+    return refused.value.message
+
+
+def test_nothing_said_is_the_defaults() -> None:
+    assert load() == Config()
+    assert load().server == ServerConfig(host="127.0.0.1", grpc_port=8001, http_port=8000, metrics_port=8002)
+
+
+def test_file_is_read(file: Path) -> None:
+    server = load(file).server
+    assert (server.grpc_port, server.http_port, server.metrics_port) == (1111, 2222, 3333)
+    assert server.lame_duck_seconds == 2.0  # a whole number is a number of seconds too
+    assert server.host == "127.0.0.1"
+
+
+def test_setting_wins_over_the_file_and_option_over_both(file: Path) -> None:
+    settings = ["server.http_port=5", "server.metrics_port=6", "server.metrics_port=7"]
+    server = load(file, settings, {"server.metrics_port": 8}).server
+    assert (server.grpc_port, server.http_port, server.metrics_port) == (1111, 5, 8)
+    assert load(file, settings).server.metrics_port == 7  # the last one counts
+
+
+def test_file_is_left_as_it_was(file: Path) -> None:
+    before = file.read_text()
+    load(file, ["server.http_port=5"])
+    assert file.read_text() == before
+    assert load(file).server.http_port == 2222
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("server.host=0.0.0.0", "0.0.0.0"),
+        ("server.host='::1'", "::1"),
+        ('server.host="127.0.0.2"', "127.0.0.2"),
+        (" server.host = localhost ", "localhost"),
+        ("server.host=a=b", "a=b"),
+    ],
+)
+def test_text_needs_no_quotes(setting: str, value: str) -> None:
+    assert load(None, [setting]).server.host == value
+
+
+def test_numbers_are_read_as_numbers() -> None:
+    config = load(None, ["batching.max_batch_size=8", "batching.max_queue_delay_ms=0.5", "engine.provider=cpu"])
+    assert (config.batching.max_batch_size, config.batching.max_queue_delay_ms) == (8, 0.5)
+    assert config.engine.provider == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("server.port=1", ["unknown key server.port"]),
+        ("serve.grpc_port=1", ["unknown key serve"]),
+        ("server.grpc_port=65536", ["server.grpc_port", "65535"]),
+        ("server.grpc_port=-1", ["server.grpc_port", "0"]),
+        ("server.grpc_port=many", ["server.grpc_port", "int", "str"]),
+        ("server.grpc_port=1.5", ["server.grpc_port", "int", "float"]),
+        ("server.grpc_port=true", ["server.grpc_port", "bool"]),
+        ("server.host=5", ["server.host", "str"]),
+        ("server.frontends=0", ["server.frontends", "1"]),
+        ("server.log_level=loud", ["server.log_level", "loud"]),
+        ("server.grace_seconds=nan", ["server.grace_seconds"]),
+        ("server.grace_seconds=inf", ["server.grace_seconds", "3600"]),
+        ("limits.max_pixels=0", ["limits.max_pixels", "1"]),
+        ("limits.max_message_bytes=2147483648", ["limits.max_message_bytes", "2147483647"]),
+        ("limits.slot_bytes=1024", ["limits.slot_bytes", "1048576"]),
+        ("batching.max_batch_size=0", ["batching.max_batch_size", "1"]),
+        ("batching.max_batch_size=1025", ["batching.max_batch_size", "1024"]),
+        ("batching.max_queue_delay_ms=-0.1", ["batching.max_queue_delay_ms", "0"]),
+        ("engine.provider=gpu", ["engine.provider", "gpu"]),
+        ("repository.poll_seconds=0", ["repository.poll_seconds", "0"]),
+        ("server.tls.key=x", ["unknown key server.tls"]),
+        ("server.grpc_port", ["'server.grpc_port'", "section.key=value"]),
+        ("grpc_port=1", ["'grpc_port'", "section.key"]),
+        ("=1", ["section.key"]),
+        ("server.=1", ["'server.'"]),
+        (".grpc_port=1", ["'.grpc_port'"]),
+        ("server.a\nb=1", ["unknown key server.a"]),
+        ("", ["section.key=value"]),
+    ],
+)
+def test_wrong_setting_is_named_in_one_line(setting: str, words: list[str]) -> None:
+    message = refusal(setting)
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[server]\nprot = 1\n", ["unknown key server.prot"]),
+        ("[sever]\n", ["unknown key sever"]),
+        ("port = 1\n", ["unknown key port"]),
+        ("server = 5\n", ["server", "object"]),
+        ("[server]\ngrpc_port = '1'\n", ["server.grpc_port"]),
+        ("[server\n", ["not TOML", "line 1"]),
+        ("[server]\na = 1\na = 2\n", ["not TOML"]),
+        ("[server]\n'a\tb' = 1\n", ["unknown key server"]),
+        ('"x\\ny" = 1\n', ["unknown key x"]),
+    ],
+)
+def test_wrong_file_is_told_in_one_line(file: Path, text: str, words: list[str]) -> None:
+    file.write_text(text)
+    message = refusal(file=file)
+    for word in words:
+        assert word in message
+
+
+def test_section_that_is_no_section_takes_no_settings(file: Path) -> None:
+    file.write_text("server = 5\n")
+    assert "'server' is not a section" in refusal("server.host=a", file=file)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    message = refusal(file=tmp_path / "nowhere.toml")
+    assert "nowhere.toml" in message
+    assert "No such file" in message
+
+
+def test_file_that_is_no_text_is_named(file: Path) -> None:
+    file.write_bytes(b"\xff\xfe\x00")
+    assert "is not TOML" in refusal(file=file)
+    assert "Is a directory" in refusal(file=file.parent)
+
+
+def test_wrong_option_is_told_as_a_setting_is() -> None:
+    with pytest.raises(BadConfig, match=r"server\.grpc_port"):
+        load(None, [], {"server.grpc_port": 70_000})
+
+
+def test_configuration_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        load().server.host = "elsewhere"  # type: ignore[misc]
+
+
+def test_model_says_only_what_it_does_differently() -> None:
+    assert load_model_config("") == ModelConfig()
+    assert load_model_config("max_queue = 5\nmax_queue_delay_ms = 0\n") == ModelConfig(
+        max_queue=5, max_queue_delay_ms=0.0
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "why"), [("max_queue = 0", "max_queue"), ("queue = 1", "unknown key queue"), ("max_queue", "not TOML")]
+)
+def test_wrong_settings_of_a_model_are_named(text: str, why: str) -> None:
+    with pytest.raises(BadConfig, match=why):
+        load_model_config(text)
+
+
+def test_model_may_set_nothing_that_the_server_may_not() -> None:
+    defaults = BatchingConfig()
+    for name in ("max_batch_size", "max_queue_delay_ms", "max_queue"):
+        for value in (-1, 10**9):
+            with pytest.raises(BadConfig):
+                load_model_config(f"{name} = {value}")
+            with pytest.raises(BadConfig):
+                load(None, [f"batching.{name}={value}"])
+        assert load_model_config(f"{name} = {getattr(defaults, name)}")

@@ -1,0 +1,184 @@
+"""What a model file may say about itself, and what is refused."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.errors import BadMetadata
+from service.metadata import KEY, MAX_MASK_CLASSES, Document, InputSpec, Parity, Provenance, decode, encode
+
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+BYTES = st.integers(0, 255)
+SIDES = st.integers(1, 65_535)
+INTERPOLATIONS = st.sampled_from(["nearest", "bilinear", "bicubic", "lanczos"])
+COLOURS = st.sampled_from(["RGB", "L"])
+FIXED = st.builds(
+    InputSpec,
+    colour=COLOURS,
+    height=SIDES,
+    width=SIDES,
+    fit=st.sampled_from(["stretch", "letterbox"]),
+    interpolation=INTERPOLATIONS,
+    fill=BYTES,
+)
+FREE = st.builds(InputSpec, colour=COLOURS, multiple=SIDES, fit=st.just("pad"), fill=BYTES)
+PROVENANCES = st.builds(
+    Provenance,
+    architecture=st.text(),
+    data=st.text(),
+    commit=st.text(),
+    metrics=st.dictionaries(st.text(), FINITE, max_size=3),
+)
+SHARES = st.none() | st.floats(0, 1)
+PARITIES = st.builds(
+    Parity,
+    images=st.integers(1, 10**6),
+    max_abs_difference=st.floats(0, 1),
+    top1_agreement=SHARES,
+    mask_agreement=SHARES,
+)
+
+
+@st.composite
+def documents(draw: st.DrawFn) -> Document:
+    labels = draw(st.lists(st.text(), min_size=1, max_size=12))
+    colours = st.lists(st.tuples(BYTES, BYTES, BYTES), min_size=len(labels), max_size=len(labels))
+    return Document(
+        task=draw(st.sampled_from(["classification", "segmentation"])),
+        labels=labels,
+        palette=draw(st.none() | colours),
+        input=draw(FIXED | FREE),
+        provenance=draw(st.none() | PROVENANCES),
+        parity=draw(st.none() | PARITIES),
+    )
+
+
+@given(documents())
+def test_document_survives_being_written_into_a_file(document: Document) -> None:
+    assert decode({"author": "someone", KEY: encode(document)}) == document
+
+
+def test_file_without_a_document_says_nothing() -> None:
+    assert decode({}) is None
+    assert decode({"author": "someone", "Convoy": "{}"}) is None
+
+
+def test_shortest_document_has_the_defaults() -> None:
+    document = decode({KEY: json.dumps(sound())})
+    assert document == Document(
+        task="classification", labels=["a", "b"], input=InputSpec(colour="L", height=8, width=8, fit="stretch")
+    )
+    assert document.input.interpolation == "bilinear"
+
+
+def sound() -> dict[str, Any]:
+    """A document that holds; the tests below spoil one thing in it."""
+    return {"task": "classification", "labels": ["a", "b"], "input": {"colour": "L", "height": 8, "width": 8}}
+
+
+def spoilt(path: str, value: Any) -> str:
+    """The document with the value at a dotted path replaced; `...` takes it out."""
+    document = sound()
+    *folders, name = path.split(".")
+    place = document
+    for folder in folders:
+        place = place.setdefault(folder, {})
+    if value is ...:
+        del place[name]
+    else:
+        place[name] = value
+    return json.dumps(document)
+
+
+PARITY = {"images": 64, "max_abs_difference": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "why"),
+    [
+        ("schema_version", 2, "2"),
+        ("schema_version", "1", "schema_version"),
+        ("task", ..., "task"),
+        ("task", "detection", "detection"),
+        ("labels", ..., "labels"),
+        ("labels", [], "labels"),
+        ("labels", "ab", "labels"),
+        ("labels", [1, 2], "labels"),
+        ("labels", None, "labels"),
+        ("palette", [[0, 0, 0]], "palette has 1 colours for 2 labels"),
+        ("palette", [[0, 0, 0], [0, 0, 256]], "palette"),
+        ("palette", [[0, 0, 0], [0, 0]], "palette"),
+        ("palette", [[0, 0, 0], [0, 0, -1]], "palette"),
+        ("input", ..., "input"),
+        ("input.colour", ..., "colour"),
+        ("input.colour", "BGR", "BGR"),
+        ("input.height", ..., "stand together"),
+        ("input.width", None, "stand together"),
+        ("input.height", 0, "height"),
+        ("input.height", 65_536, "height"),
+        ("input.height", 8.5, "height"),
+        ("input.fit", "pad", "'pad' goes with a free size"),
+        ("input.fit", "shrink", "shrink"),
+        ("input.multiple", 0, "multiple"),
+        ("input.interpolation", "area", "area"),
+        ("input.fill", 256, "fill"),
+        ("input.mean", [0.5], "mean"),
+        ("provenance", {"data": "digits"}, "architecture"),
+        ("provenance", {"architecture": "a", "data": "d", "metrics": {"top1": "high"}}, "metrics"),
+        ("parity", {**PARITY, "images": 0}, "images"),
+        ("parity", {**PARITY, "max_abs_difference": -1e-9}, "max_abs_difference"),
+        ("parity", {**PARITY, "top1_agreement": 1.01}, "top1_agreement"),
+        ("author", "someone", "author"),
+    ],
+)
+def test_document_with_one_thing_wrong_is_refused_and_named(path: str, value: Any, why: str) -> None:
+    assert decode({KEY: json.dumps(sound())}) is not None
+    with pytest.raises(BadMetadata) as refused:
+        decode({KEY: spoilt(path, value)})
+    assert why in refused.value.message
+    assert refused.value.message.startswith("metadata document 'convoy'")
+    assert "\n" not in refused.value.message
+
+
+@pytest.mark.parametrize("text", ["", "{", "null", "[]", "1", '"task"', "{}", "NaN", "\x00", "{'task': 1}", "\udcff"])
+def test_text_that_is_no_document_is_refused(text: str) -> None:
+    with pytest.raises(BadMetadata):
+        decode({KEY: text})
+
+
+@given(st.text())
+def test_whatever_stands_there_is_refused_in_one_way(text: str) -> None:
+    with pytest.raises(BadMetadata):
+        decode({KEY: text})
+
+
+def document(task: str, labels: int, spec: InputSpec) -> Document:
+    return Document(task=task, labels=[str(number) for number in range(labels)], input=spec)  # type: ignore[arg-type]
+
+
+def test_mask_has_a_byte_for_a_class() -> None:
+    free = InputSpec(colour="L", fit="pad")
+    assert document("segmentation", MAX_MASK_CLASSES, free)
+    with pytest.raises(ValueError, match="257 labels, want at most 256"):
+        document("segmentation", MAX_MASK_CLASSES + 1, free)
+    assert document("classification", MAX_MASK_CLASSES + 1, free)
+
+
+def test_class_map_covers_the_whole_image() -> None:
+    cut = InputSpec(colour="L", height=8, width=8, fit="crop")
+    assert document("classification", 2, cut)
+    with pytest.raises(ValueError, match="crop"):
+        document("segmentation", 2, cut)
+
+
+def test_free_size_is_padded() -> None:
+    with pytest.raises(ValueError, match="fixed one"):
+        document("segmentation", 2, InputSpec(colour="L"))
+
+
+@pytest.mark.parametrize(("colour", "channels"), [("RGB", 3), ("L", 1)])
+def test_colour_tells_the_channels(colour: Any, channels: int) -> None:
+    assert InputSpec(colour=colour).channels == channels
