@@ -87,14 +87,14 @@ def prepare(directory: Path) -> Path:
             folder = run_folder(directory, architecture)
             _heading(f"Train {architecture} on {data}")
             if folder.finished(default_settings(architecture, data)):
-                print(f"  done before: {folder.best}")
+                print(f"  done before: {folder.chosen()}")
             else:
                 _convoy("train", architecture, "--data", data, "--output", folder.root)
             _heading(f"Export {architecture}")
-            if export.exported_from(folder.best, repository, architecture):
+            if export.exported_from(folder.chosen(), repository, architecture):
                 print(f"  done before: {repository / architecture}")
             else:
-                _convoy("export", folder.best, "--repository", repository)
+                _convoy("export", folder.chosen(), "--repository", repository)
     return repository
 
 

@@ -17,7 +17,7 @@ from models.graph import served
 from service import metadata
 from service.metadata import Parity
 
-MOST_IMAGES = 256  # held-out images that are compared
+FEWEST_IMAGES, MOST_IMAGES = 64, 256  # held-out images that are compared
 BATCH_SIZE = 24
 MAX_DIFFERENCE = 1e-4  # of any probability
 MIN_MASK_AGREEMENT = 0.9999  # share of pixels
@@ -40,7 +40,8 @@ def check(graph: onnx.ModelProto, description: Description, network: nn.Module) 
     Classification compares the probabilities that the graph answers. Segmentation compares masks, confidences, and the
     probabilities of every class at every pixel; those a served graph keeps to itself, so here it is run with the logits
     as one more output. Raises ParityRefused, saying by how much, where a probability differs by more than 1e-4, any
-    top-1 differs, masks differ on more than 0.01 % of the pixels, or a confidence differs by more than one step.
+    top-1 differs, masks differ on more than 0.01 % of the pixels, a confidence differs by more than one step, or there
+    are fewer than 64 images.
     """
     compare = (_classifier if description.task == "classification" else _segmenter)(graph, description, network)
     found: list[Difference] = []
@@ -59,6 +60,8 @@ def _judge(description: Description, total: Difference) -> Parity:
     classification = description.task == "classification"
     agreement = total.same / total.answers
     complaints = []
+    if total.images < FEWEST_IMAGES:
+        complaints.append(f"{total.images} images say too little, want at least {FEWEST_IMAGES}")
     if not total.probabilities <= MAX_DIFFERENCE:
         complaints.append(f"probabilities differ by up to {total.probabilities:.3g}, want at most {MAX_DIFFERENCE:g}")
     if classification and agreement < 1:
@@ -68,7 +71,9 @@ def _judge(description: Description, total: Difference) -> Parity:
     if total.confidence_steps > MAX_CONFIDENCE_STEPS:
         complaints.append(f"confidences differ by up to {total.confidence_steps} of 255, want {MAX_CONFIDENCE_STEPS}")
     if complaints:
-        raise ParityRefused(f"onnxruntime and PyTorch disagree on {total.images} images: {'; '.join(complaints)}")
+        raise ParityRefused(
+            f"onnxruntime and PyTorch are not shown to agree on {total.images} images: {'; '.join(complaints)}"
+        )
     return Parity(
         images=total.images,
         max_abs_difference=total.probabilities,

@@ -49,14 +49,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         LeNet5,
         task="classification",
         input=InputSpec(colour="L", height=32, width=32),
-        recipe=Recipe(epochs=40, learning_rate=3e-3, patience=15),
+        recipe=Recipe(epochs=40, learning_rate=3e-3, patience=40),
         arguments={},
     ),
     "unet": Architecture(
         UNet,
         task="segmentation",
         input=InputSpec(colour="RGB", fit="pad"),
-        recipe=Recipe(epochs=9, learning_rate=2e-3, batch_size=8),
+        recipe=Recipe(epochs=8, learning_rate=3e-3, batch_size=8),
         arguments={"width": 16, "depth": 3},
     ),
 }

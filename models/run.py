@@ -27,13 +27,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Note(msgspec.Struct, frozen=True, kw_only=True):
-    """`run.json`. `seconds` of wall time count every session of a run that was resumed; `validation` is the best."""
+    """`run.json`. `seconds` of wall time count every session of a run that was resumed.
+
+    `checkpoint` is the file to go on with: the last epoch's where the run went to its end, for there the learning rate
+    has come down to nothing, and the choice among epochs by a small validation split is mostly noise; the best one
+    where it stopped early. `validation` holds its scores.
+    """
 
     settings: Settings
     source: str
     complete: bool
     epochs: int
     seconds: float
+    checkpoint: str
     validation: dict[str, float]
 
 
@@ -45,6 +51,11 @@ class RunFolder:
         self.best = root / "best.ckpt"
         self.last = root / "last.ckpt"
         self.note = root / "run.json"
+
+    def chosen(self) -> Path:
+        """The checkpoint to go on with, once there is a note."""
+        note = self.read()
+        return self.root / note.checkpoint if note is not None else self.last
 
     def read(self) -> Note | None:
         """The note, or None where there is none that this version wrote."""
@@ -64,7 +75,7 @@ class RunFolder:
             and note.complete
             and note.settings == settings
             and note.source == source_digest(settings.architecture)
-            and self.best.is_file()
+            and (self.root / note.checkpoint).is_file()
         )
 
 

@@ -26,6 +26,7 @@ from models.registry import Recipe
 from models.run import Note, RunFolder, Settings, commit, source_digest
 from service.metadata import Task
 
+STEPS_APART = 1_000_003  # of the random draws of one seed from those of the next
 WARM_UP = 0.1  # share of the steps in which the learning rate rises; it then falls along a cosine
 
 
@@ -50,18 +51,25 @@ def train(settings: Settings, output: Path, resume: Path | None = None) -> Note:
     source = source_digest(settings.architecture)
 
     training = Training(description, network, data, settings)
-    best = _best_checkpoint(folder)
     trainer = pl.Trainer(
         max_epochs=settings.recipe.epochs,
         devices=1,
         default_root_dir=output,
-        callbacks=[best, EarlyStopping("validation_loss", patience=settings.recipe.patience), _progress(data.task)],
+        callbacks=[
+            _checkpoint(folder.best, monitor="validation_loss"),
+            _checkpoint(folder.last),
+            EarlyStopping("validation_loss", patience=settings.recipe.patience),
+            _progress(data.task),
+        ],
         logger=[CSVLogger(output, name="csv"), TensorBoardLogger(output, name="tensorboard")],
         enable_progress_bar=sys.stderr.isatty(),
         enable_model_summary=False,
         num_sanity_val_steps=0,
         log_every_n_steps=10,
     )
+
+    def stopped_early() -> bool:
+        return trainer.current_epoch < settings.recipe.epochs
 
     def note(complete: bool) -> Note:
         return Note(
@@ -70,7 +78,8 @@ def train(settings: Settings, output: Path, resume: Path | None = None) -> Note:
             complete=complete,
             epochs=trainer.current_epoch,
             seconds=round(seconds_before + time.monotonic() - start, 3),
-            validation=training.best,
+            checkpoint=(folder.best if stopped_early() else folder.last).name,
+            validation=training.best if stopped_early() else training.latest,
         )
 
     start = time.monotonic()
@@ -122,13 +131,12 @@ class Training(pl.LightningModule):
         self.network = network
         self.measures = measures(description.task, len(description.labels))
         self.ignore = IGNORE if description.task == "segmentation" else -100  # classes may be more than 255
-        self.best: dict[str, float] = {}
-
-    def on_train_epoch_start(self) -> None:
-        # An epoch's draws depend on nothing before it, so a resumed run makes the same ones.
-        torch.manual_seed(self.seed * 100_003 + self.current_epoch)
+        self.best: dict[str, float] = {}  # validation scores of the epoch with the lowest loss
+        self.latest: dict[str, float] = {}
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
+        # A step's draws depend on nothing before it, so a resumed run makes the same ones.
+        torch.manual_seed(self.seed * STEPS_APART + self.global_step)
         images = self.pixels(batch.images)
         if self.augment is not None:
             images = self.augment(images)
@@ -146,9 +154,10 @@ class Training(pl.LightningModule):
         scores = {f"validation_{name}": value for name, value in self.measures.compute().items()}
         self.log_dict(scores, prog_bar=True)
         self.measures.reset()
-        loss = self.trainer.callback_metrics["validation_loss"]
-        if loss < self.best.get("validation_loss", math.inf):
-            self.best = {name: float(value) for name, value in (scores | {"validation_loss": loss}).items()}
+        scores["validation_loss"] = self.trainer.callback_metrics["validation_loss"]
+        self.latest = {name: float(value) for name, value in scores.items()}
+        if self.latest["validation_loss"] < self.best.get("validation_loss", math.inf):
+            self.best = self.latest
 
     def configure_optimizers(self) -> Any:
         recipe = self.recipe
@@ -164,10 +173,10 @@ class Training(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
         checkpoint.put(self.description, checkpoint_)
-        checkpoint_["best"] = self.best
+        checkpoint_["best"], checkpoint_["latest"] = self.best, self.latest
 
     def on_load_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
-        self.best = checkpoint_["best"]
+        self.best, self.latest = checkpoint_["best"], checkpoint_["latest"]
 
 
 def share_of_rate(step: int, steps: int) -> float:
@@ -194,12 +203,12 @@ def _progress(task: Task) -> Callback:
     return RichProgressBar(console_kwargs={"stderr": True}) if sys.stderr.isatty() else EpochLines(task)
 
 
-def _best_checkpoint(folder: RunFolder) -> ModelCheckpoint:
+def _checkpoint(path: Path, monitor: str | None = None) -> ModelCheckpoint:
+    # Without a monitor: every epoch. ModelCheckpoint's own save_last skips the epochs that are not the best so far.
     return ModelCheckpoint(
-        folder.root,
-        filename=folder.best.stem,
-        monitor="validation_loss",
-        save_last=True,
+        path.parent,
+        filename=path.stem,
+        monitor=monitor,
         save_on_train_epoch_end=True,
         enable_version_counter=False,  # a second run in the same folder replaces the first
     )

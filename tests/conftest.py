@@ -1,8 +1,11 @@
 """What tests of both packages use: the two networks, trained and exported once."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.service.running import Server
 
 
 @pytest.fixture(scope="session")
@@ -12,3 +15,10 @@ def trained_repository() -> Path:
     from models import demo
 
     return demo.prepare(Path(__file__).parent.parent / ".cache" / "trained")
+
+
+@pytest.fixture(scope="session")
+def server(trained_repository: Path) -> Iterator[Server]:
+    """A server with the two trained networks, for tests that leave it as it was."""
+    with Server(trained_repository, ["server.lame_duck_seconds=0"]) as server:
+        yield server

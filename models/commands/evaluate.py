@@ -27,14 +27,11 @@ def evaluate(
     result = evaluate_checkpoint(checkpoint)
     description = result.description
     picture = picture or checkpoint.with_name(f"{checkpoint.stem}-confusion.png")
-    console = Console()
-    console.print(
-        f"{description.architecture} on {result.images} held-out images of {description.data}", highlight=False
-    )
+    print(f"{description.architecture} on {result.images} held-out images of {description.data}")
     for name, score in result.scores.items():
-        console.print(f"  {name:<15}{score:.4f}  {MEANING[name]}", highlight=False)
-    console.print(confusion.table(result.confusion, description.labels))
+        print(f"  {name:<15}{score:.4f}  {MEANING[name]}")
+    Console().print(confusion.table(result.confusion, description.labels))
     title = f"{description.architecture} on {description.data}, held out"
     picture.parent.mkdir(parents=True, exist_ok=True)
     confusion.save(result.confusion, description.labels, title, picture)
-    console.print(f"picture: {picture}", highlight=False, soft_wrap=True)
+    print(f"picture: {picture}")

@@ -53,11 +53,12 @@ def train(
             again = f"convoy train {architecture} --data {data} --resume {folder.last}"
             print(f"interrupted; go on with:  {again}  and the other options as they were", file=sys.stderr)
         raise
+    checkpoint = folder.chosen()
     scores = "  ".join(f"{name} {value:.4f}" for name, value in note.validation.items())
-    print(f"trained {note.epochs} epochs in {note.seconds:.0f} s; the best one: {scores}")
-    print(f"checkpoint  {folder.best}")
-    print(f"next        convoy evaluate {folder.best}")
-    print(f"            convoy export {folder.best} --repository repository")
+    print(f"trained {note.epochs} epochs in {note.seconds:.0f} s; {scores}")
+    print(f"checkpoint  {checkpoint}")
+    print(f"next        convoy evaluate {checkpoint}")
+    print(f"            convoy export {checkpoint} --repository repository")
 
 
 def _arguments(defaults: Settings, **given: int | None) -> dict[str, int]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -24,10 +25,10 @@ class Batch(NamedTuple):
 
 def loader(split: Split, spec: InputSpec, batch_size: int, seed: int | None = None) -> Iterable[Batch]:
     """Batches of a split, the images of one batch of one size; shuffled by epoch where there is a seed."""
-    fitted = _Fitted(split, spec)
     sizes = [input_size(spec, *split.size(index)) for index in range(len(split))]
     # The images are small and made or kept in this process: worker processes would cost more than they bring.
-    return DataLoader(fitted, batch_sampler=SameSize(sizes, batch_size, seed), collate_fn=_collate)
+    # The batches are the sampler's, not a batch sampler's: Lightning tells the epoch to a sampler only.
+    return DataLoader(_Batches(split, spec), batch_size=None, sampler=SameSize(sizes, batch_size, seed))
 
 
 class SameSize(Sampler[list[int]]):
@@ -61,14 +62,17 @@ class SameSize(Sampler[list[int]]):
         return (group[start : start + self.batch_size] for start in range(0, len(group), self.batch_size))
 
 
-class _Fitted(Dataset[tuple[np.ndarray, np.ndarray]]):
+class _Batches(Dataset[Batch]):
+    """Batches by the indices of their images, which end up equally large."""
+
     def __init__(self, split: Split, spec: InputSpec) -> None:
         self.split, self.spec = split, spec
 
-    def __len__(self) -> int:
-        return len(self.split)
+    def __getitem__(self, indices: list[int]) -> Batch:
+        images, targets = zip(*map(self._fit, indices), strict=True)
+        return Batch(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(targets)).long())
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def _fit(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.generic]]:
         image, target = self.split[index]
         height, width = input_size(self.spec, *image.shape[:2])
         out = np.empty((height, width, self.spec.channels), np.uint8)
@@ -78,8 +82,3 @@ class _Fitted(Dataset[tuple[np.ndarray, np.ndarray]]):
         mask = np.full((height, width), IGNORE, np.uint8)
         mask[placed.top : placed.top + placed.height, placed.left : placed.left + placed.width] = target
         return out, mask
-
-
-def _collate(pairs: list[tuple[np.ndarray, np.ndarray]]) -> Batch:
-    images, targets = zip(*pairs, strict=True)
-    return Batch(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(targets)).long())
