@@ -1,0 +1,136 @@
+"""A record is one line whatever a client put into it."""
+
+import io
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service import log
+
+logger = logging.getLogger(__name__)
+
+NASTY = 'first line\n{"level": "error", "message": "forged"}\r\n\x1b[31mred\x1b[0m \x00 "quoted" \\ ünï \N{SNOWMAN}'
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def root() -> Iterator[logging.Logger]:
+    """The root logger, put back afterwards."""
+    found = logging.getLogger()
+    handlers, level = found.handlers[:], found.level
+    yield found
+    found.handlers[:] = handlers
+    found.setLevel(level)
+
+
+@pytest.fixture
+def stderr(monkeypatch: pytest.MonkeyPatch, root: logging.Logger) -> io.StringIO:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    log.configure("info", "engine")
+    return stream
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch, root: logging.Logger) -> Terminal:
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    log.configure("info", "engine")
+    return stream
+
+
+def records(stream: io.StringIO) -> list[dict[str, Any]]:
+    text = stream.getvalue()
+    assert text == "" or text.endswith("\n")
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def test_record_tells_when_how_bad_who_and_what(stderr: io.StringIO) -> None:
+    logger.warning("model %s failed", "digits", extra={"fields": {"model": "digits", "version": 3}})
+    (record,) = records(stderr)
+    time = record.pop("time")
+    assert time.endswith("Z")
+    assert len(time) == len("2026-01-01T00:00:00.000Z")
+    assert record == {
+        "level": "warning",
+        "process": "engine",
+        "message": "model digits failed",
+        "model": "digits",
+        "version": 3,
+    }
+
+
+def test_newline_or_escape_sequence_stays_inside_its_record(stderr: io.StringIO) -> None:
+    logger.error("model %s", NASTY, extra={"fields": {"method": NASTY}})
+    logger.error("next")
+    first, second = records(stderr)
+    assert first["message"] == f"model {NASTY}"
+    assert first["method"] == NASTY
+    assert first["level"] == "error"
+    assert second["message"] == "next"
+    assert "\x1b" not in stderr.getvalue()
+
+
+@given(text=st.text(st.characters(exclude_categories=("Cs",))))
+def test_any_text_is_one_line_and_comes_back(text: str) -> None:
+    stream = io.StringIO()
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stderr", stream)
+        log.configure("info", "test")
+        logger.error("%s", text)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    (record,) = records(stream)
+    assert record["message"] == text
+
+
+def test_traceback_is_a_field_of_its_record(stderr: io.StringIO) -> None:
+    try:
+        raise RuntimeError(NASTY)
+    except RuntimeError:
+        logger.exception("run failed")
+    (record,) = records(stderr)
+    assert record["message"] == "run failed"
+    assert "RuntimeError" in record["traceback"]
+    assert NASTY in record["traceback"]
+
+
+def test_record_on_a_terminal_is_words_without_escape_sequences(terminal: Terminal) -> None:
+    logger.info("model %s", NASTY, extra={"fields": {"method": NASTY, "version": 3}})
+    lines = terminal.getvalue().splitlines()
+    assert len(lines) == 1
+    assert " info    engine: model first line\\n" in lines[0]
+    assert "version=3" in lines[0]
+    assert "\x1b" not in lines[0]
+    assert lines[0].isprintable()
+
+
+def test_level_says_what_is_left_out(stderr: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", stderr)  # pytest puts its own in place between set-up and call
+    logger.debug("left out")
+    logger.info("kept")
+    log.configure("error", "engine")
+    logger.warning("left out")
+    log.configure("debug", "engine")
+    logger.debug("kept too")
+    assert [record["message"] for record in records(stderr)] == ["kept", "kept too"]
+
+
+def test_configuring_twice_does_not_log_twice(stderr: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", stderr)
+    log.configure("info", "frontend")
+    logger.info("once")
+    (record,) = records(stderr)
+    assert record["process"] == "frontend"

@@ -1,0 +1,194 @@
+"""What processes count adds up, whether they ended well or not, and reads back as statistics."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client import generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from service import metrics
+from service.metrics import Duration, collect, forget_process, registry, statistics
+
+# A process counts what its arguments say, tells that it has, and ends when its input does.
+COUNTING = """
+import sys
+from service import metrics
+batches, depth, moment = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+for _ in range(batches):
+    metrics.BATCH_SIZE.labels("digits", "1").observe(4)
+    metrics.BATCHES.labels("digits", "1", 4).inc()
+    metrics.BATCH_STAGE.labels("digits", "1", 4, "run").inc(0.25)
+    metrics.STAGE_DURATION.labels("digits", "1", "queue").observe(0.5)
+    metrics.REQUEST_DURATION.labels("digits", "1", "Classify", "OK").observe(2)
+metrics.REQUEST_DURATION.labels("digits", "1", "Classify", "INVALID_ARGUMENT").observe(0.125)
+metrics.QUEUE_DEPTH.labels("digits").set(depth)
+metrics.MODEL_READY.labels("digits", "1", "CPUExecutionProvider").set(1)
+metrics.LAST_INFERENCE.labels("digits", "1").set(moment)
+print("counted", flush=True)
+sys.stdin.read()
+"""
+
+
+Start = Callable[[int, int, float], subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start a process that has counted when this returns."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(batches: int, depth: int, moment: float) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", COUNTING, str(batches), str(depth), str(moment)],
+            env={**os.environ, metrics.DIRECTORY_VARIABLE: str(tmp_path)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "counted\n"
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def value(families: list[Metric], sample: str, **labels: str) -> float | None:
+    """The one sample of that name and labels; None where there is none."""
+    found = [
+        one.value
+        for family in families
+        for one in family.samples
+        if one.name == sample and labels.items() <= one.labels.items()
+    ]
+    assert len(found) <= 1, found
+    return found[0] if found else None
+
+
+def test_sums_are_exact_over_processes_that_live_ended_and_were_killed(tmp_path: Path, start: Start) -> None:
+    living, ended, killed = start(3, 1, 100.0), start(5, 2, 300.0), start(7, 4, 200.0)
+    assert value(collect(tmp_path), "convoy_queue_depth", model="digits") == 7
+    ended.communicate("")
+    assert ended.returncode == 0
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    forget_process(ended.pid, tmp_path)
+    forget_process(killed.pid, tmp_path)
+    families = collect(tmp_path)
+    assert value(families, "convoy_batch_size_count", model="digits") == 15
+    assert value(families, "convoy_batch_size_sum", model="digits") == 60
+    assert value(families, "convoy_batches_total", batch_size="4") == 15
+    assert value(families, "convoy_batch_stage_seconds_total", stage="run") == 15 * 0.25
+    assert value(families, "convoy_request_duration_seconds_count", code="OK") == 15
+    assert value(families, "convoy_request_duration_seconds_count", code="INVALID_ARGUMENT") == 3
+    # What was counted stays; what was the case then is so no longer.
+    assert value(families, "convoy_queue_depth", model="digits") == 1
+    assert value(families, "convoy_last_inference_timestamp_seconds", model="digits") == 300.0
+    living.communicate("")
+    forget_process(living.pid, tmp_path)
+    families = collect(tmp_path)
+    assert value(families, "convoy_queue_depth", model="digits") is None
+    assert value(families, "convoy_model_ready", model="digits") is None
+    assert value(families, "convoy_batches_total", batch_size="4") == 15
+
+
+def test_statistics_are_the_metrics_read_back(tmp_path: Path, start: Start) -> None:
+    start(3, 0, 100.0)
+    start(4, 0, 50.0)
+    (key, entry), *others = statistics(collect(tmp_path)).items()
+    assert not others
+    assert key == ("digits", "1")
+    assert entry.success == Duration(7, 14.0)
+    assert entry.fail == Duration(2, 0.25)
+    assert entry.stages["queue"] == Duration(7, 3.5)
+    assert entry.stages["decode"] == Duration(0, 0.0)
+    assert (entry.images, entry.batches, entry.last_inference) == (28, 7, 100.0)
+    assert entry.by_batch_size == {
+        4: {"gather": Duration(7, 0.0), "run": Duration(7, 1.75), "scatter": Duration(7, 0.0)}
+    }
+
+
+def test_statistics_and_tritons_names_agree_with_what_is_scraped(tmp_path: Path, start: Start) -> None:
+    start(3, 0, 100.0)
+    exposed, collector = registry(tmp_path)
+    collector.restarts["engine"] = 2
+    text = generate_latest(exposed).decode()
+    families = list(text_string_to_metric_families(text))
+    assert value(families, "convoy_engine_restarts_total") == 2
+    assert value(families, "convoy_frontend_restarts_total") == 0
+    digits = {"model": "digits", "version": "1"}
+    assert value(families, "nv_inference_count", **digits) == 12
+    assert value(families, "nv_inference_exec_count", **digits) == 3
+    assert value(families, "nv_inference_request_success", **digits) == 3
+    assert value(families, "nv_inference_request_failure", **digits) == 1
+    assert value(families, "nv_inference_request_duration_us", **digits) == 6_000_000
+    assert value(families, "nv_inference_queue_duration_us", **digits) == 1_500_000
+    assert statistics(families) == statistics(collect(tmp_path))
+
+
+def family(name: str, *samples: tuple[str, dict[str, str], float]) -> Metric:
+    made = Metric(name, "made for a test", "unknown")
+    for suffix, labels, number in samples:
+        made.add_sample(name + suffix, labels, number)
+    return made
+
+
+def durations(method: str, code: str, count: int, seconds: float) -> Metric:
+    labels = {"model": "m", "version": "2", "method": method, "code": code}
+    return family("convoy_request_duration_seconds", ("_count", labels, count), ("_sum", labels, seconds))
+
+
+def test_only_inference_counts_as_a_models_requests() -> None:
+    found = statistics(
+        [
+            durations("Classify", "OK", 2, 1.0),
+            durations("Segment", "OK", 3, 1.0),
+            durations("ModelInfer", "OK", 4, 1.0),
+            durations("ModelMetadata", "OK", 90, 9.0),
+            durations("ModelInfer", "CANCELLED", 5, 0.5),
+            durations("ModelConfig", "NOT_FOUND", 90, 9.0),
+        ]
+    )
+    entry = found["m", "2"]
+    assert (entry.success, entry.fail) == (Duration(9, 3.0), Duration(5, 0.5))
+
+
+def test_what_belongs_to_no_version_is_in_no_statistics() -> None:
+    nameless = {"model": "", "version": "", "method": "Classify", "code": "OK"}
+    assert statistics([family("convoy_request_duration_seconds", ("_count", nameless, 3))]) == {}
+    assert statistics([family("convoy_refusals_total", ("", {"model": "m", "reason": "BAD_IMAGE"}, 3))]) == {}
+
+
+def test_versions_and_batch_sizes_are_kept_apart() -> None:
+    found = statistics(
+        [
+            family(
+                "convoy_batches",
+                ("_total", {"model": "m", "version": "1", "batch_size": "1"}, 5),
+                ("_total", {"model": "m", "version": "1", "batch_size": "8"}, 2),
+                ("_total", {"model": "m", "version": "2", "batch_size": "8"}, 7),
+            ),
+            family(
+                "convoy_batch_stage_seconds",
+                ("_total", {"model": "m", "version": "1", "batch_size": "8", "stage": "run"}, 0.5),
+            ),
+        ]
+    )
+    assert set(found) == {("m", "1"), ("m", "2")}
+    assert set(found["m", "1"].by_batch_size) == {1, 8}
+    assert found["m", "1"].by_batch_size[8]["run"] == Duration(2, 0.5)
+    assert found["m", "2"].by_batch_size[8]["run"] == Duration(7, 0.0)
+
+
+def test_nothing_counted_is_nothing_found(tmp_path: Path) -> None:
+    assert collect(tmp_path) == []
+    assert statistics(collect(tmp_path)) == {}
