@@ -1,0 +1,86 @@
+"""`convoy train` and `convoy export` as a user types them."""
+
+from pathlib import Path
+
+import pytest
+
+from models.run import RunFolder, default_settings
+from service import cli
+
+
+def test_train_then_export_with_what_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["train", "lenet5", "--data", "tiny-digits", "--epochs", "1"]) == 0
+    out = capsys.readouterr().out
+    folder = RunFolder(Path("runs/lenet5-tiny-digits"))
+    assert "checkpoint  runs/lenet5-tiny-digits/last.ckpt" in out
+    assert folder.chosen().is_file()
+
+    next_command = out.splitlines()[-1].split()
+    assert next_command[0] == "convoy"
+    assert cli.run(next_command[1:]) == 0
+    out = capsys.readouterr().out
+    assert "repository/lenet5/1/model.onnx" in out
+    assert "100.0000% of answers are the same" in out
+    assert Path("repository/lenet5/1/model.onnx").is_file()
+
+
+def test_options_reach_the_run(tmp_path: Path) -> None:
+    options = ["--width", "4", "--depth", "2", "--epochs", "1", "--optimizer", "sgd", "--lr", "0.01", "--seed", "5"]
+    more = ["--batch-size", "24", "--patience", "3", "--weight-decay", "0.5", "--output", str(tmp_path / "run")]
+    assert cli.run(["train", "unet", "--data", "tiny-scenes", *options, *more]) == 0
+    note = RunFolder(tmp_path / "run").read()
+    assert note is not None
+    recipe = note.settings.recipe
+    assert note.settings.arguments == {"width": 4, "depth": 2}
+    assert note.settings.seed == 5
+    assert (recipe.epochs, recipe.optimizer, recipe.learning_rate, recipe.batch_size) == (1, "sgd", 0.01, 24)
+    assert (recipe.patience, recipe.weight_decay) == (3, 0.5)
+
+
+def test_resumed_run_goes_on_in_its_folder(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    train = ["train", "lenet5", "--data", "tiny-digits"]
+    assert cli.run([*train, "--epochs", "1", "--output", str(folder.root)]) == 0
+    assert cli.run([*train, "--epochs", "2", "--resume", str(folder.last)]) == 0
+    note = folder.read()
+    assert note is not None
+    assert note.epochs == 2
+
+
+def test_defaults_are_the_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = []
+
+    def run(settings: object, *_: object) -> None:
+        seen.append(settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("models.commands.train.run", run)
+    assert cli.run(["train", "unet", "--data", "digit-scenes", "--output", str(tmp_path)]) == 130
+    assert seen == [default_settings("unet", "digit-scenes")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["lenet6", "--data", "digits"], "architecture 'lenet6', want one of: lenet5, unet"),
+        (["lenet5", "--data", "mnist"], "data set 'mnist', want one of: digits, digit-scenes"),
+        (["lenet5", "--data", "digits", "--width", "8"], "--width 8: lenet5 has no such argument"),
+        (["lenet5", "--data", "digit-scenes"], "lenet5 is for classification"),
+        (["lenet5", "--data", "digits", "--resume", "none.ckpt"], "there is no checkpoint none.ckpt"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_line_and_exit_code_2(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["train", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1

@@ -1,0 +1,81 @@
+"""The two networks of the demo, trained with the defaults, are as good and as quick as they are meant to be."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from models import demo
+from models.data.batches import loader
+from models.data.registry import data_set
+from models.evaluate import evaluate_checkpoint
+from models.publish import versions
+from service import metadata
+from service.metadata import Document
+
+pytestmark = [pytest.mark.trained, pytest.mark.timeout(1200)]  # the first test trains
+
+
+def latest(repository: Path, name: str) -> Path:
+    return repository / name / str(versions(repository, name)[-1]) / "model.onnx"
+
+
+def document(path: Path) -> Document:
+    found = metadata.decode({entry.key: entry.value for entry in onnx.load(path).metadata_props})
+    assert found is not None
+    return found
+
+
+def test_lenet5_reads_98_percent_of_held_out_digits(trained_repository: Path) -> None:
+    checkpoint = demo.run_folder(trained_repository.parent, "lenet5").chosen()
+    assert evaluate_checkpoint(checkpoint).scores["top1"] >= 0.98
+
+
+def test_unet_reaches_a_mean_iou_of_85_percent_on_held_out_scenes(trained_repository: Path) -> None:
+    checkpoint = demo.run_folder(trained_repository.parent, "unet").chosen()
+    assert evaluate_checkpoint(checkpoint).scores["mean_iou"] >= 0.85
+
+
+def test_both_were_trained_within_four_minutes(trained_repository: Path) -> None:
+    notes = [demo.run_folder(trained_repository.parent, name).read() for name in demo.NETWORKS]
+    assert sum(note.seconds for note in notes if note is not None) <= 240
+    assert all(note is not None and note.complete for note in notes)
+
+
+def test_exported_lenet5_answers_as_well_without_pytorch(trained_repository: Path) -> None:
+    path = latest(trained_repository, "lenet5")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    right = [
+        session.run(["probabilities"], {"image": images.numpy()})[0].argmax(axis=1) == labels.numpy()
+        for images, labels in loader(data_set("digits").split("test"), document(path).input, 32)
+    ]
+    assert np.concatenate(right).mean() >= 0.98
+
+
+def test_exported_unet_answers_as_well_without_pytorch(trained_repository: Path) -> None:
+    path = latest(trained_repository, "unet")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    counts = np.zeros((11, 11), np.int64)
+    for images, masks in loader(data_set("digit-scenes").split("test"), document(path).input, 32):
+        (answers,) = session.run(["mask"], {"image": images.numpy()})
+        np.add.at(counts, (masks.numpy().ravel(), answers.ravel()), 1)
+    iou = counts.diagonal() / (counts.sum(axis=0) + counts.sum(axis=1) - counts.diagonal())
+    assert iou.mean() >= 0.85
+
+
+@pytest.mark.parametrize("name", ["lenet5", "unet"])
+def test_exported_file_carries_its_figures_and_its_parity(trained_repository: Path, name: str) -> None:
+    found = document(latest(trained_repository, name))
+    assert found.provenance is not None
+    assert found.parity is not None
+    assert found.provenance.metrics["top1" if name == "lenet5" else "mean_iou"] >= 0.85
+    assert found.parity.images >= 64
+    assert found.parity.max_abs_difference <= 1e-4
+
+
+def test_preparing_again_does_nothing_again(trained_repository: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in trained_repository.rglob("model.onnx")}
+    assert demo.prepare(trained_repository.parent) == trained_repository
+    assert {path: path.stat().st_mtime_ns for path in trained_repository.rglob("model.onnx")} == before
