@@ -131,18 +131,6 @@ def test_overlap_of_the_past_is_forgotten(batcher: Batcher) -> None:
     assert ids(batcher.next(0.200)) == [4]
 
 
-def test_pace_is_learnt_anew_after_a_pause(batcher: Batcher) -> None:
-    limits = Limits(max_batch_size=100, max_queue_delay=1.0, max_queue=100)
-    for arrived in (0.000, 0.090, 0.180):
-        fill(batcher, request(arrived, arrived=arrived), limits=limits, company=2)
-    batcher.next(5.0)
-    for arrived in (9.000, 9.001, 9.002):
-        fill(batcher, request(arrived, arrived=arrived), limits=limits, company=2)
-    again = batcher.next(9.002)
-    assert isinstance(again, float)
-    assert 9.002 < again <= 10.0
-
-
 def test_overlap_of_one_model_does_not_hold_back_another(batcher: Batcher) -> None:
     fill(batcher, request(1, arrived=0.0), request(2, arrived=0.001), company=2)
     fill(batcher, request(3, arrived=0.001), key=OTHER, company=1)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from prometheus_client import REGISTRY
 
 from service.config import Config, load
 from service.engine import session as sessions
@@ -298,3 +299,19 @@ def test_provider_that_is_not_there_keeps_the_model_from_serving(tmp_path: Path,
     (tmp_path / "doubler" / "model.toml").write_text('provider = "cuda"\n')
     loader.refresh()
     assert "provider cuda was asked for" in row_of(loader, "doubler", 1).reason
+
+
+def test_metric_tells_which_versions_serve(tmp_path: Path, loader: Loader) -> None:
+    def ready(version: int) -> float | None:
+        labels = {"model": "measured", "version": str(version), "provider": "CPUExecutionProvider"}
+        return REGISTRY.get_sample_value("convoy_model_ready", labels)
+
+    put(tmp_path, "measured", 1)
+    loader.refresh()
+    assert (ready(1), ready(2)) == (1, None)
+    put(tmp_path, "measured", 2)
+    loader.refresh()
+    assert (ready(1), ready(2)) == (0, 1)
+    shutil.rmtree(tmp_path / "measured")
+    loader.refresh()
+    assert (ready(1), ready(2)) == (0, 0)
