@@ -16,7 +16,8 @@ from service.metadata import Document
 MODEL_FILE = "model.onnx"
 CONFIG_FILE = "model.toml"
 
-_NAME = re.compile(r"[a-z0-9_-]{1,64}")
+MAX_NAME = 64
+_NAME = re.compile(rf"[a-z0-9_-]{{1,{MAX_NAME}}}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 State = Literal["LOADING", "READY", "UNAVAILABLE"]
@@ -59,6 +60,7 @@ class Table(msgspec.Struct, frozen=True):
         Raises UnknownModel where there is none, ModelUnavailable while it loads.
         """
         rows = [row for row in self.versions if row.model == model]
+        model = model[:MAX_NAME]  # what a caller made up goes into messages, in part
         if not rows:
             if not self.complete:
                 raise ModelUnavailable(f"model {model!r} may still be loading", retry_after=1.0)

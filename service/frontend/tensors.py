@@ -106,7 +106,7 @@ def wanted_outputs(request: pb.ModelInferRequest, row: Version) -> list[tuple[in
     wanted = []
     for output in request.outputs:
         if output.name not in numbers:
-            raise BadTensor(f"output {output.name!r} is unknown, want one of {sorted(numbers)}")
+            raise BadTensor(f"output {output.name[:64]!r} is unknown, want one of {sorted(numbers)}")
         wanted.append((numbers[output.name], _classes(output)))
     return wanted
 

@@ -1,5 +1,7 @@
 """Metrics, statistics, health and reflection of a real server."""
 
+import base64
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,7 +10,9 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from google.protobuf import json_format
 from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
@@ -18,7 +22,7 @@ from service.pb import inference_pb2 as pb
 from tests.service import networks
 from tests.service.calls import method
 from tests.service.running import Server
-from tests.service.test_vision import colourful, grey
+from tests.service.test_vision import colourful, encoded, grey
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -168,6 +172,23 @@ def test_reflection_describes_every_service_and_its_messages(counted: Server) ->
         assert (
             pool.FindMessageTypeByName("inference.ModelInferRequest").fields_by_name["raw_input_contents"].number == 7
         )
+
+
+def test_the_request_of_the_readme_can_be_built_from_reflection_alone(counted: Server) -> None:
+    """What grpcurl does: descriptors by reflection, the request from JSON, the answer back to JSON."""
+    with grpc.insecure_channel(counted.grpc) as channel:
+        pool = DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
+        classify = pool.FindServiceByName("convoy.v1.Vision").methods_by_name["Classify"]
+        image = base64.b64encode(encoded(grey(1))).decode()
+        body = json.dumps({"model": "letters", "top_k": 3, "images": [{"encoded": image}]})
+        request = json_format.Parse(body, GetMessageClass(classify.input_type)())
+        call = channel.unary_unary(
+            "/convoy.v1.Vision/Classify",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=GetMessageClass(classify.output_type).FromString,
+        )
+        answer = json_format.MessageToDict(call(request))
+    assert len(answer["results"][0]["classification"]["labels"]) == 3
 
 
 def test_http_answers_only_what_it_offers(counted: Server) -> None:
