@@ -56,7 +56,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         UNet,
         task="segmentation",
         input=InputSpec(colour="RGB", fit="pad"),
-        recipe=Recipe(epochs=8, learning_rate=3e-3, batch_size=8),
+        recipe=Recipe(epochs=6, learning_rate=3e-3, batch_size=8),
         arguments={"width": 16, "depth": 3},
     ),
 }
