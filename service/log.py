@@ -38,8 +38,20 @@ class _Formatter(logging.Formatter):
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
         if self._as_json:
+            entry = {key: _encodable(value) for key, value in entry.items()}
             return msgspec.json.encode(entry).decode()
         fields = " ".join(f"{key}={value!r}" for key, value in getattr(record, "fields", {}).items())
-        message = record.getMessage().encode("unicode_escape").decode("ascii")
-        trace = "\n" + entry["traceback"] if record.exc_info else ""
-        return f"{stamp} {record.levelname.lower():7} {self._process}: {message} {fields}".rstrip() + trace
+        head = (
+            f"{stamp} {record.levelname.lower():7} {self._process}: {_visible(record.getMessage())} {fields}".rstrip()
+        )
+        trace = [_visible(line) for line in entry["traceback"].splitlines()] if record.exc_info else []
+        return "\n".join([head, *trace])
+
+
+def _encodable(value: object) -> object:
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+def _visible(text: str) -> str:
+    """Without line breaks or anything else that a terminal would obey."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text)

@@ -39,7 +39,7 @@ class InputSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     colour: Literal["RGB", "L"]
     height: Side | None = None
     width: Side | None = None
-    multiple: Side = 1
+    multiple: Annotated[int, Meta(ge=1, le=1024)] = 1
     fit: Fit = "stretch"
     interpolation: Interpolation = "bilinear"
     fill: Byte = 0
@@ -84,6 +84,8 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError("input.height and input.width stand together or not at all")
         if (spec.height is None) != (spec.fit == "pad"):
             raise ValueError(f"input.fit is {spec.fit!r}: 'pad' goes with a free size, the others with a fixed one")
+        if any(side is not None and side % spec.multiple for side in (spec.height, spec.width)):
+            raise ValueError(f"input is {spec.height}x{spec.width}, want multiples of input.multiple {spec.multiple}")
         if self.task == "segmentation" and spec.fit == "crop":
             raise ValueError("input.fit is 'crop': a class map must cover the whole image")
         if self.task == "segmentation" and len(self.labels) > MAX_MASK_CLASSES:
@@ -93,8 +95,10 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def encode(document: Document) -> str:
-    """The JSON text that goes into `metadata_props`."""
-    return msgspec.json.encode(document).decode()
+    """The JSON text that goes into `metadata_props`. Raises BadMetadata where `decode` would refuse it."""
+    text = msgspec.json.encode(document).decode()
+    decode({KEY: text})  # a number that JSON lacks, such as NaN, would only be noticed by the server
+    return text
 
 
 def decode(properties: Mapping[str, str]) -> Document | None:
@@ -108,4 +112,5 @@ def decode(properties: Mapping[str, str]) -> Document | None:
     try:
         return msgspec.json.decode(text, type=Document)
     except (msgspec.MsgspecError, ValueError) as error:
-        raise BadMetadata(f"metadata document {KEY!r}: {error}") from None
+        # A field's name is whatever the file says: the message stays one line.
+        raise BadMetadata(f"metadata document {KEY!r}: {' '.join(str(error).split())}") from None

@@ -119,8 +119,13 @@ def scan(root: Path) -> dict[str, Listing]:
     """
     found = {}
     for folder in sorted(root.iterdir()):
-        if _NAME.fullmatch(folder.name) and folder.is_dir():
-            found[folder.name] = _scan_model(folder)
+        try:
+            if _NAME.fullmatch(folder.name) and folder.is_dir():
+                found[folder.name] = _scan_model(folder)
+        except FileNotFoundError:
+            continue  # taken away this moment
+        except OSError as error:
+            found[folder.name] = Listing(problem=f"its folder cannot be read: {error.strerror}")
     return found
 
 

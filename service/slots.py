@@ -52,14 +52,21 @@ class Mapping:
 
     def array(self, span: Span) -> NDArray[np.generic]:
         """The tensor at `span`, a view. Raises BadTensor where it would reach beyond the memory."""
-        try:
-            return np.ndarray(span.shape, span.dtype, buffer=self._memory, offset=span.offset)
-        except (TypeError, ValueError, OverflowError):
-            raise BadTensor(f"tensor of shape {list(span.shape)} does not fit into its slot") from None
+        nbytes = span.dtype.itemsize
+        for side in span.shape:
+            nbytes *= side
+        self._check(span.offset, nbytes, min(span.shape, default=0))
+        return np.ndarray(span.shape, span.dtype, buffer=self._memory, offset=span.offset)
 
     def bytes_at(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
-        """`nbytes` bytes at `offset`, a view."""
+        """`nbytes` bytes at `offset`, a view. Raises BadTensor likewise."""
+        self._check(offset, nbytes, nbytes)
         return np.ndarray((nbytes,), np.uint8, buffer=self._memory, offset=offset)
+
+    def _check(self, offset: int, nbytes: int, smallest_side: int) -> None:
+        # numpy's own check wraps where offset and size are huge.
+        if smallest_side < 0 or not 0 <= offset <= self.nbytes - nbytes:
+            raise BadTensor(f"{nbytes} bytes at {offset} do not fit into slot memory of {self.nbytes}")
 
 
 class Arena:

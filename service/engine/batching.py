@@ -75,6 +75,12 @@ class _Queue:
     def oldest(self) -> Request:
         return next(iter(self.waiting.values()))
 
+    def prune(self) -> None:
+        """Keep the ended requests in the heap fewer than those that wait, but for a handful."""
+        if len(self.deadlines) > 2 * len(self.waiting) + 64:
+            self.deadlines = [entry for entry in self.deadlines if entry[2] in self.waiting]
+            heapq.heapify(self.deadlines)
+
     def earliest_deadline(self) -> float:
         while self.deadlines and self.deadlines[0][2] not in self.waiting:
             heapq.heappop(self.deadlines)
@@ -93,15 +99,19 @@ class _Traffic:
     def arrive(self, now: float) -> None:
         gap = max(0.0, now - self.last)
         self.last = now
-        # After a pause the average starts anew: what came before says nothing about now.
-        known = gap < _MEMORY and self.gap < math.inf
-        self.gap = self.gap + _GAP_WEIGHT * (gap - self.gap) if known else gap
+        if gap >= _MEMORY:
+            self.gap = math.inf  # a pause: what came before says nothing about now, nor does its length
+        elif self.gap == math.inf:
+            self.gap = gap
+        else:
+            self.gap += _GAP_WEIGHT * (gap - self.gap)
 
     def expected_until(self) -> float:
         """How long it makes sense to wait for the next request, as things stand; -inf: not at all."""
         if any(self.following.values()):
             return math.inf
-        return self.last + _GAPS * self.gap if self.last < self.overlapping_until else -math.inf
+        known = self.last < self.overlapping_until and self.gap < math.inf
+        return self.last + _GAPS * self.gap if known else -math.inf
 
 
 class Batcher:
@@ -125,7 +135,7 @@ class Batcher:
     def add(self, key: Key, request: Request, limits: Limits) -> None:
         """Queue a request. Raises QueueFull, with the time after which there should be room."""
         waiting = self._rows[key.model]
-        if waiting + request.rows > limits.max_queue:
+        if waiting and waiting + request.rows > limits.max_queue:
             batches = math.ceil(waiting / limits.max_batch_size)
             hint = min(10.0, max(0.01, batches * self.run_time(key, limits.max_batch_size)))
             raise QueueFull(
@@ -141,6 +151,7 @@ class Batcher:
         self._arrivals += 1
         if request.deadline < math.inf:
             heapq.heappush(queue.deadlines, (request.deadline, self._arrivals, request.id))
+            queue.prune()
 
     def expect(self, model: str, source: Hashable, following: int, company: int, now: float) -> None:
         """What `source` has said of `model`: it will send `following` more; it has not answered `company` requests."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from service import repository
-from service.config import Config
+from service.config import Config, ModelConfig
 from service.engine import session as sessions
 from service.engine.batching import Limits
 from service.engine.session import Session
@@ -23,12 +23,14 @@ class Loaded:
 
     session: Session
     stamp: Stamp
+    config: ModelConfig
     limits: Limits
 
 
 @dataclass(slots=True)
 class _Model:
     listing: Listing = field(default_factory=Listing)
+    problem: str = ""  # of the folder, when it was last looked at
     serving: int | None = None
     loading: int | None = None
     failed: dict[tuple[int, Stamp], str] = field(default_factory=dict)  # reasons
@@ -62,11 +64,9 @@ class Loader:
             del self._models[name]
         for name, listing in listings.items():
             model = self._models.setdefault(name, _Model())
-            model.listing = listing
-            present = set(listing.files.items())
-            model.failed = {key: reason for key, reason in model.failed.items() if key in present}
-            if not self._complete:
-                model.loading = repository.choose(listing, model.failed)
+            self._take(name, model, listing)
+            if model.serving is None:
+                model.loading = repository.choose(model.listing, model.failed)
         self._tell()
         for name, model in self._models.items():
             self._bring_up(name, model)
@@ -75,7 +75,8 @@ class Loader:
 
     def drop(self, model: str, version: int) -> None:
         """Forget a retired version: nothing refers to it any more."""
-        self.versions.pop((model, version), None)
+        if self.is_retired(model, version):
+            del self.versions[model, version]
 
     def is_retired(self, model: str, version: int) -> bool:
         """Whether a loaded version no longer serves."""
@@ -91,11 +92,27 @@ class Loader:
         ]
         return Table(tuple(rows), self._complete)
 
+    def _take(self, name: str, model: _Model, listing: Listing) -> None:
+        """A model's folder as it is now. What is wrong with it never ends a version that serves."""
+        if listing.problem and listing.problem != model.problem:
+            goes_on = f"; version {model.serving} goes on as it is" if model.serving else ""
+            log.error("model %s: %s%s", name, listing.problem, goes_on)
+        model.problem = listing.problem
+        if listing.problem and model.serving is not None:
+            listing = model.listing
+        if listing.config != model.listing.config:
+            model.failed.clear()  # the provider, say, may have been what failed
+        present = set(listing.files.items())
+        model.failed = {key: reason for key, reason in model.failed.items() if key in present}
+        model.listing = listing
+
     def _bring_up(self, name: str, model: _Model) -> None:
         while (version := repository.choose(model.listing, model.failed)) is not None:
             stamp = model.listing.files[version]
-            if model.serving == version and self.versions[name, version].stamp == stamp:
-                break
+            if model.serving == version:
+                there = self.versions[name, version]
+                if (there.stamp, there.config) == (stamp, model.listing.config):
+                    break
             model.loading = version
             self._tell()
             loaded = self._load(name, model, version, stamp)
@@ -122,15 +139,21 @@ class Loader:
         except (BadModelFile, BadMetadata) as error:
             model.failed[version, stamp] = error.message
             return None
+        except Exception:  # one file, whatever is in it, must not end the engine for all
+            log.exception("model %s version %d cannot be loaded", name, version)
+            model.failed[version, stamp] = "loading it failed in a way that is in the log"
+            return None
         delay_ms = settings.max_queue_delay_ms
         limits = Limits(
             max_batch_size=(settings.max_batch_size or batching.max_batch_size) if session.batched else 1,
             max_queue_delay=(batching.max_queue_delay_ms if delay_ms is None else delay_ms) / 1000,
             max_queue=settings.max_queue or batching.max_queue,
         )
+        if provider == "auto" and session.fell_back:
+            log.warning("model %s version %d: CUDA is offered but could not be used", name, version)
         fields = {"model": name, "version": version, "provider": session.provider}
         log.info("model %s version %d serves on %s", name, version, session.provider, extra={"fields": fields})
-        return Loaded(session, stamp, limits)
+        return Loaded(session, stamp, settings, limits)
 
     def _retire(self, name: str, model: _Model) -> None:
         if model.serving is not None:
@@ -172,7 +195,9 @@ class Loader:
             return "UNAVAILABLE", f"{repository.MODEL_FILE} is missing"
         if (version, stamp) in model.failed:
             return "UNAVAILABLE", model.failed[version, stamp]
-        return "UNAVAILABLE", f"version {model.serving} serves"
+        if model.serving is not None:
+            return "UNAVAILABLE", f"version {model.serving} serves"
+        return "UNAVAILABLE", f"version {model.loading} is loading"
 
     def _tell(self) -> None:
         table = self.table()
@@ -181,7 +206,7 @@ class Loader:
         known = {(row.model, row.version): row for row in self._published.versions} if self._published else {}
         for row in table.versions:
             if row.state == "UNAVAILABLE" and row != known.get((row.model, row.version)):
-                level = logging.INFO if row.reason.startswith("version ") else logging.ERROR
+                level = logging.DEBUG if row.reason.startswith("version ") else logging.ERROR
                 log.log(level, "model %s version %d is not served: %s", row.model, row.version, row.reason)
         self._published = table
         self._publish(table)

@@ -181,7 +181,7 @@ class Engine:
         self._running = True
         works = [request.payload for request in batch.requests]
         future = self._loop.run_in_executor(self._runner, run, loaded.session, works)
-        future.add_done_callback(lambda done: self._finish(batch, done.result()))
+        future.add_done_callback(lambda done: self._finish(batch, _result_or_end(done)))
 
     def _finish(self, batch: Batch, ran: Ran) -> None:
         self._running = False
@@ -206,6 +206,14 @@ class Engine:
             peer.wire.send([Failure(request.payload.submit.id, error)])
         model = request.payload.submit.model
         metrics.QUEUE_DEPTH.labels(model).set(self._batcher.waiting(model))
+
+
+def _result_or_end(done: asyncio.Future[Ran]) -> Ran:
+    try:
+        return done.result()
+    except Exception:  # DeviceLost, or a mistake of ours: front ends send what waits to a fresh process
+        logger.exception("the engine cannot go on")
+        os._exit(1)
 
 
 def _count(key: Key, ran: Ran) -> None:

@@ -4,13 +4,14 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.channel import Answer, Failure, Submit, Times
-from service.engine.session import Session
+from service.engine.session import DeviceLost, Session
 from service.errors import ConvoyError, RunFailed
 from service.slots import SPILLED, Mapping, Span, memory_file
 
@@ -39,9 +40,14 @@ class Ran(NamedTuple):
 
 
 def run(session: Session, works: Sequence[Work]) -> Ran:
-    """Run a batch. Where it fails and is of several requests, each runs alone, so that a bad one fails alone."""
+    """Run a batch. Where it fails and is of several requests, each runs alone, so that a bad one fails alone.
+
+    Raises DeviceLost: then nothing may be answered, and the process has to end.
+    """
     try:
         return _run(session, works)
+    except DeviceLost:
+        raise
     except Exception as error:  # a batch ends here, whatever the network or onnxruntime did
         if len(works) > 1:
             alone = [run(session, [work]) for work in works]
@@ -65,10 +71,12 @@ def _run(session: Session, works: Sequence[Work]) -> Ran:
                 raise RunFailed(f"output {spec.name!r} came with {values.shape[:1]} rows for {rows}")
     ends = []
     row = 0
-    for work in works:
-        part = slice(row, row + work.submit.rows)
-        ends.append(_scatter(work, [values[part] if session.batched else values for values in outputs]))
-        row += work.submit.rows
+    with ExitStack() as undo:
+        for work in works:
+            part = slice(row, row + work.submit.rows)
+            ends.append(_scatter(work, [values[part] if session.batched else values for values in outputs], undo))
+            row += work.submit.rows
+        undo.pop_all()  # what was spilled now belongs to whoever sends the answers
     times = Times(gather, start, scatter, time.monotonic_ns())
     answers = [
         Done(Answer(work.submit.id, rows, times, spans), descriptors)
@@ -83,24 +91,27 @@ def _gather(works: Sequence[Work], number: int) -> NDArray[np.generic]:
     return views[0] if len(views) == 1 else np.concatenate(views)
 
 
-def _scatter(work: Work, outputs: Sequence[NDArray[np.generic]]) -> tuple[tuple[Span, ...], tuple[int, ...]]:
+def _scatter(
+    work: Work, outputs: Sequence[NDArray[np.generic]], undo: ExitStack
+) -> tuple[tuple[Span, ...], tuple[int, ...]]:
     spans = []
     descriptors = []
     for room in work.submit.outputs:
-        values = np.ascontiguousarray(outputs[room.number])
+        values = outputs[room.number]
         offset = room.offset
         if values.nbytes == room.nbytes:
             work.memory.bytes_at(offset, values.nbytes)[:] = values.reshape(-1).view(np.uint8)
         else:
             # The size was not known when the slot was claimed: the output travels in a memory file of its own.
             offset = SPILLED
-            descriptors.append(_spill(values))
+            descriptors.append(_spill(values, undo))
         spans.append(Span(room.number, offset, values.nbytes, values.dtype, values.shape))
     return tuple(spans), tuple(descriptors)
 
 
-def _spill(values: NDArray[np.generic]) -> int:
+def _spill(values: NDArray[np.generic], undo: ExitStack) -> int:
     descriptor = memory_file(max(1, values.nbytes))
+    undo.callback(os.close, descriptor)
     data = memoryview(values.reshape(-1).view(np.uint8).data)
     while data:
         data = data[os.write(descriptor, data) :]

@@ -33,29 +33,47 @@ _DTYPES = {
 }
 assert {np.dtype(name) for name in _DTYPES.values()} == set(DTYPES)
 
+_MAX_TENSORS = 64  # inputs, and outputs, of one network: what one message between processes surely carries
+_DEVICE_FAULTS = ("CUDA failure", "CUDA error", "CUDNN failure", "CUBLAS failure", "cudaError")
 _WARM_UP_SIDE = 64  # pixels, rounded up to the model's multiple: any size does where the model takes any
+
+
+class DeviceLost(Exception):
+    """The device failed under a run: nothing that this process computes on it can be trusted any more."""
 
 
 class Session:
     """A network on its device. Not for two threads at once."""
 
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+    def __init__(self, session: onnxruntime.InferenceSession, *, fell_back: bool = False) -> None:
         self._session = session
         self.provider: str = session.get_providers()[0]
+        self.fell_back = fell_back  # CUDA was tried and is not what it runs on
+        for kind, arguments in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
+            if not 1 <= len(arguments) <= _MAX_TENSORS:
+                raise BadModelFile(f"{len(arguments)} {kind}, want 1 to {_MAX_TENSORS}")
         self.inputs = tuple(_spec(argument) for argument in session.get_inputs())
         self.outputs = tuple(_spec(argument) for argument in session.get_outputs())
         self.document = metadata.decode(session.get_modelmeta().custom_metadata_map)
         self.batched = _batched(self.inputs, self.outputs)
 
     def run(self, arrays: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
-        """The network's outputs, on the CPU, for `arrays`, one per input, contiguous. Raises RuntimeError and kin."""
+        """The network's outputs, on the CPU, for `arrays`, one per input, contiguous.
+
+        Raises DeviceLost, and whatever onnxruntime raises.
+        """
         binding = self._session.io_binding()
         for spec, values in zip(self.inputs, arrays, strict=True):
             binding.bind_cpu_input(spec.name, values)
         for spec in self.outputs:
             # Outputs end on the CPU whatever the provider: onnxruntime copies from the device as part of the run.
             binding.bind_output(spec.name, "cpu")
-        self._session.run_with_iobinding(binding)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            if self.provider == CUDA and any(fault in str(error) for fault in _DEVICE_FAULTS):
+                raise DeviceLost(str(error)) from error
+            raise
         return [value.numpy() for value in binding.get_outputs()]
 
 
@@ -74,14 +92,15 @@ def load(file: Path, provider: str, device: int, threads: int) -> Session:
     if CUDA in onnxruntime.get_available_providers():
         onnxruntime.preload_dlls()  # CUDA and cuDNN from their Python packages, where those are installed
     try:
-        session = onnxruntime.InferenceSession(str(file), options, providers=_providers(provider, device))
+        providers = _providers(provider, device)
+        session = onnxruntime.InferenceSession(str(file), options, providers=providers)
     except Exception as error:  # onnxruntime's errors share no base class; a bad file must not end the engine
         raise BadModelFile(f"onnxruntime cannot load it: {_first_line(error, file)}") from error
     if provider == "cuda" and session.get_providers()[0] != CUDA:
         raise BadModelFile(_why_no_cuda())
-    loaded = Session(session)
+    loaded = Session(session, fell_back=len(providers) > 1 and session.get_providers()[0] != CUDA)
     _check(loaded)
-    _warm_up(loaded)
+    _warm_up(loaded, file)
     return loaded
 
 
@@ -112,7 +131,8 @@ def _why_no_cuda() -> str:
 
 
 def _first_line(error: Exception, file: Path) -> str:
-    text = str(error).replace(str(file), "the file").strip()
+    # Also the folder: a message may name what lies beside the file. Nothing of the server's paths leaves it.
+    text = str(error).replace(str(file), "the file").replace(str(file.parent), "its folder").strip()
     return text.splitlines()[0][:300] if text else type(error).__name__
 
 
@@ -162,7 +182,7 @@ def _wanted_outputs(document: Document) -> Mapping[str, str]:
     return {metadata.MASK: "uint8", metadata.CONFIDENCE: "uint8"}
 
 
-def _warm_up(session: Session) -> None:
+def _warm_up(session: Session, file: Path) -> None:
     """One run before the model is ready: no caller meets the first-run stall, and the answer's shape is checked."""
     document = session.document
     if document is None:
@@ -172,9 +192,9 @@ def _warm_up(session: Session) -> None:
     try:
         outputs = dict(zip((spec.name for spec in session.outputs), session.run([image]), strict=True))
     except Exception as error:  # as in load: whatever it is, this version does not serve
-        raise BadModelFile(f"the first run failed: {_first_line(error, Path('/'))}") from error
-    classification = document.task == "classification"
-    name = metadata.PROBABILITIES if classification else metadata.MASK
-    wanted = (2, len(document.labels)) if classification else (2, height, width)
-    if outputs[name].shape != wanted:
-        raise BadModelFile(f"output {name!r} came as {list(outputs[name].shape)}, the document wants {list(wanted)}")
+        raise BadModelFile(f"the first run failed: {_first_line(error, file)}") from error
+    wanted = (2, len(document.labels)) if document.task == "classification" else (2, height, width)
+    for name in _wanted_outputs(document):
+        if outputs[name].shape != wanted:
+            came = list(outputs[name].shape)
+            raise BadModelFile(f"output {name!r} came as {came}, the document wants {list(wanted)}")

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from service.errors import BadRequest, UnknownModel
+from service.errors import BadRequest, ModelUnavailable, UnknownModel
 from service.metadata import Document, Task
 from service.repository import Table, Version
 
@@ -62,6 +62,9 @@ class Catalogue:
 
     def _only(self, task: Task) -> str:
         names = {row.model for row in self.table.versions if row.document is not None and row.document.task == task}
+        loading = not self.table.complete or any(row.state == "LOADING" for row in self.table.versions)
+        if not names and loading:
+            raise ModelUnavailable("models are loading", retry_after=1.0)
         if len(names) != 1:
             raise UnknownModel(f"model is not named, and {len(names)} models for {task} are served: name one")
         return names.pop()

@@ -34,6 +34,7 @@ _INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 _REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
 _SERVICES = (_VISION, _INFERENCE)
+_MAX_REASON = 4096  # characters of what keeps the server from being ready
 _LAST_WORDS = 0.5  # seconds for gRPC to send what was answered, and to end the streams of health watchers
 
 
@@ -151,7 +152,7 @@ class FrontEnd:
             reason = "no model serves" + (f": {'; '.join(faults)}" if faults else ": the repository is empty")
         else:
             reason = ""
-        return control.Status(self._listening, not reason, reason)
+        return control.Status(self._listening, not reason, reason[:_MAX_REASON])
 
     async def _set_health(self, ready: bool) -> None:
         """Of the server (the empty name), of each service, and of each model: `NAME` and `NAME/VERSION`."""

@@ -196,7 +196,8 @@ def _from_contents(
     if len(values) != count:
         raise BadTensor(f"input {spec.name!r} has {len(values)} {field}, want {count} for shape {list(shape)}")
     try:
-        return np.array(values, np.dtype(spec.dtype)).reshape(shape)
+        # A list: from the container itself numpy would wrap what is out of range without a word.
+        return np.array(list(values), np.dtype(spec.dtype)).reshape(shape)
     except (OverflowError, ValueError):
         raise BadTensor(f"input {spec.name!r} has values outside {DATATYPES[spec.dtype]}") from None
 
