@@ -31,7 +31,7 @@ SCENES_SHOWN = ((128, 192), (96, 160), (160, 120))  # height and width: sizes no
 READY_SECONDS = 60.0
 POLL_SECONDS = 0.2
 STOP_SECONDS = 30.0
-# torch's threads sleep while they wait for each other: on a machine that is busy otherwise, spinning costs a third more.
+# torch's threads sleep while they wait for each other: on a machine that is busy, spinning takes a third longer.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
 PORTS = {"grpc": 8001, "http": 8000, "metrics": 8002}
 
