@@ -46,6 +46,7 @@ def main() -> int:
     parser.add_argument("--once", action="store_true", help="stop the server at the end; free ports are chosen")
     parser.add_argument("--directory", type=Path, default=Path("demo"), help="where everything goes")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a plain kill ends it as Ctrl-C does: server stopped
     try:
         demonstrate(options.directory, options.once)
     except StepFailed as error:
@@ -71,8 +72,10 @@ def demonstrate(directory: Path, once: bool) -> None:
         _ask(directory, pictures, ports)
         if once:
             return
-        _what_next(directory, pictures, ports)
-        _wait(server)
+        with contextlib.suppress(KeyboardInterrupt):
+            _what_next(directory, pictures, ports)
+            _until_it_ends(server)
+        print("\nstopping the server")
 
 
 def prepare(directory: Path) -> Path:
@@ -169,11 +172,8 @@ def _what_next(directory: Path, pictures: Sequence[Path], ports: dict[str, int])
     print("Ctrl-C here stops it.", flush=True)
 
 
-def _wait(server: subprocess.Popen[bytes]) -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a plain kill ends the demo as Ctrl-C does
-    with contextlib.suppress(KeyboardInterrupt):
-        raise StepFailed(f"the server ended by itself with exit code {server.wait()}")
-    print("\nstopping the server")
+def _until_it_ends(server: subprocess.Popen[bytes]) -> None:
+    raise StepFailed(f"the server ended by itself with exit code {server.wait()}")
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """The two networks of the demo, trained with the defaults, are as good and as quick as they are meant to be."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -79,3 +81,16 @@ def test_preparing_again_does_nothing_again(trained_repository: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in trained_repository.rglob("model.onnx")}
     assert demo.prepare(trained_repository.parent) == trained_repository
     assert {path: path.stat().st_mtime_ns for path in trained_repository.rglob("model.onnx")} == before
+
+
+def test_demo_runs_through_and_ends_by_itself(trained_repository: Path) -> None:
+    directory = trained_repository.parent
+    command = [sys.executable, "-m", "models.demo", "--once", "--directory", str(directory)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("done before") == 4
+    assert "digits read right" in done.stdout
+    assert "convoy_batch_size_count" in done.stdout
+    assert "server stopped with exit code 0" in done.stdout
+    for name in ("scene-1-mask.png", "scene-1-mask-overlay.png"):
+        assert (directory / name).is_file()
