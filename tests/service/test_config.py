@@ -87,6 +87,8 @@ def test_numbers_are_read_as_numbers() -> None:
         ("limits.max_pixels=0", ["limits.max_pixels", "1"]),
         ("limits.max_message_bytes=2147483648", ["limits.max_message_bytes", "2147483647"]),
         ("limits.slot_bytes=1024", ["limits.slot_bytes", "1048576"]),
+        (f"limits.slot_bytes={2**46 + 1}", ["limits.slot_bytes", str(2**46)]),
+        (f"limits.slot_bytes={2**63}", ["limits.slot_bytes", str(2**46)]),  # beyond what the operating system counts to
         ("batching.max_batch_size=0", ["batching.max_batch_size", "1"]),
         ("batching.max_batch_size=1025", ["batching.max_batch_size", "1024"]),
         ("batching.max_queue_delay_ms=-0.1", ["batching.max_queue_delay_ms", "0"]),

@@ -117,6 +117,30 @@ def test_record_on_a_terminal_is_words_without_escape_sequences(terminal: Termin
     assert lines[0].isprintable()
 
 
+def test_traceback_on_a_terminal_has_its_lines_without_escape_sequences(terminal: Terminal) -> None:
+    try:
+        raise RuntimeError(NASTY)
+    except RuntimeError:
+        logger.exception("run failed")
+    head, first, *lines = terminal.getvalue().splitlines()
+    assert head.endswith("engine: run failed")
+    assert first == "Traceback (most recent call last):"
+    assert any("\\x1b[31mred" in line for line in lines)
+    assert all(line.isprintable() for line in lines)
+
+
+def test_text_that_no_encoding_takes_is_logged_as_its_code(stderr: io.StringIO) -> None:
+    logger.error("file %s", "a\udcff", extra={"fields": {"file": "\ud800b"}})
+    (record,) = records(stderr)
+    assert record["message"] == "file a\\udcff"
+    assert record["file"] == "\\ud800b"
+
+
+def test_text_that_no_encoding_takes_is_shown_on_a_terminal_as_its_code(terminal: Terminal) -> None:
+    logger.error("file %s", "a\udcff")
+    assert terminal.getvalue().endswith("file a\\udcff\n")
+
+
 def test_level_says_what_is_left_out(stderr: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", stderr)  # pytest puts its own in place between set-up and call
     logger.debug("left out")

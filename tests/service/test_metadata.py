@@ -1,6 +1,7 @@
 """What a model file may say about itself, and what is refused."""
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -8,23 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import BadMetadata
-from service.metadata import KEY, MAX_MASK_CLASSES, Document, InputSpec, Parity, Provenance, decode, encode
+from service.metadata import KEY, MAX_MASK_CLASSES, Document, Fit, InputSpec, Parity, Provenance, decode, encode
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 BYTES = st.integers(0, 255)
-SIDES = st.integers(1, 65_535)
+MAX_SIDE = 65_535
+MULTIPLES = st.integers(1, 1024)
 INTERPOLATIONS = st.sampled_from(["nearest", "bilinear", "bicubic", "lanczos"])
 COLOURS = st.sampled_from(["RGB", "L"])
-FIXED = st.builds(
-    InputSpec,
-    colour=COLOURS,
-    height=SIDES,
-    width=SIDES,
-    fit=st.sampled_from(["stretch", "letterbox"]),
-    interpolation=INTERPOLATIONS,
-    fill=BYTES,
-)
-FREE = st.builds(InputSpec, colour=COLOURS, multiple=SIDES, fit=st.just("pad"), fill=BYTES)
+FITS: st.SearchStrategy[Fit] = st.sampled_from(["stretch", "letterbox"])
+FREE = st.builds(InputSpec, colour=COLOURS, multiple=MULTIPLES, fit=st.just("pad"), fill=BYTES)
 PROVENANCES = st.builds(
     Provenance,
     architecture=st.text(),
@@ -43,6 +37,21 @@ PARITIES = st.builds(
 
 
 @st.composite
+def fixed_inputs(draw: st.DrawFn) -> InputSpec:
+    multiple = draw(MULTIPLES)
+    counts = st.integers(1, MAX_SIDE // multiple)
+    return InputSpec(
+        colour=draw(COLOURS),
+        height=multiple * draw(counts),
+        width=multiple * draw(counts),
+        multiple=multiple,
+        fit=draw(FITS),
+        interpolation=draw(INTERPOLATIONS),
+        fill=draw(BYTES),
+    )
+
+
+@st.composite
 def documents(draw: st.DrawFn) -> Document:
     labels = draw(st.lists(st.text(), min_size=1, max_size=12))
     colours = st.lists(st.tuples(BYTES, BYTES, BYTES), min_size=len(labels), max_size=len(labels))
@@ -50,7 +59,7 @@ def documents(draw: st.DrawFn) -> Document:
         task=draw(st.sampled_from(["classification", "segmentation"])),
         labels=labels,
         palette=draw(st.none() | colours),
-        input=draw(FIXED | FREE),
+        input=draw(fixed_inputs() | FREE),
         provenance=draw(st.none() | PROVENANCES),
         parity=draw(st.none() | PARITIES),
     )
@@ -123,6 +132,8 @@ PARITY = {"images": 64, "max_abs_difference": 0.0}
         ("input.fit", "pad", "'pad' goes with a free size"),
         ("input.fit", "shrink", "shrink"),
         ("input.multiple", 0, "multiple"),
+        ("input.multiple", 1025, "multiple"),
+        ("input.multiple", 3, "input is 8x8, want multiples of input.multiple 3"),
         ("input.interpolation", "area", "area"),
         ("input.fill", 256, "fill"),
         ("input.mean", [0.5], "mean"),
@@ -147,6 +158,30 @@ def test_document_with_one_thing_wrong_is_refused_and_named(path: str, value: An
 def test_text_that_is_no_document_is_refused(text: str) -> None:
     with pytest.raises(BadMetadata):
         decode({KEY: text})
+
+
+@pytest.mark.parametrize("name", ["a\\nb", "a\\r\\nb", "\\n", "a\\u2028b"])
+def test_refusal_is_one_line_whatever_a_field_is_called(name: str) -> None:
+    with pytest.raises(BadMetadata) as refused:
+        decode({KEY: f'{{"{name}": 1}}'})
+    assert "unknown field" in refused.value.message
+    assert len(refused.value.message.splitlines()) == 1
+
+
+def measured(value: float) -> Document:
+    return Document(
+        task="classification",
+        labels=["a"],
+        input=InputSpec(colour="L", height=8, width=8),
+        provenance=Provenance(architecture="a", data="d", metrics={"top1": value}),
+    )
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_number_that_json_lacks_is_refused_when_it_is_written(value: float) -> None:
+    assert "0.98" in encode(measured(0.98))
+    with pytest.raises(BadMetadata, match="metrics"):
+        encode(measured(value))
 
 
 @given(st.text())
@@ -182,3 +217,16 @@ def test_free_size_is_padded() -> None:
 @pytest.mark.parametrize(("colour", "channels"), [("RGB", 3), ("L", 1)])
 def test_colour_tells_the_channels(colour: Any, channels: int) -> None:
     assert InputSpec(colour=colour).channels == channels
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "multiple", "holds"),
+    [(32, 64, 32, True), (33, 33, 11, True), (32, 33, 4, False), (33, 32, 4, False), (4, 4, 8, False)],
+)
+def test_fixed_size_is_one_that_the_network_takes(height: int, width: int, multiple: int, holds: bool) -> None:
+    spec = InputSpec(colour="L", height=height, width=width, multiple=multiple)
+    if holds:
+        assert document("classification", 2, spec).input == spec
+    else:
+        with pytest.raises(ValueError, match=f"input is {height}x{width}, want multiples"):
+            document("classification", 2, spec)

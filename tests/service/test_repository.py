@@ -1,6 +1,8 @@
 """What is a model in a folder, and which row of the table serves a request."""
 
+import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -147,6 +149,34 @@ def test_folder_in_the_place_of_settings_is_the_models_problem(tmp_path: Path) -
     assert "cannot be read" in scan(tmp_path)["digits"].problem
 
 
+def deny(monkeypatch: pytest.MonkeyPatch, name: str, error: OSError) -> None:
+    """Listing a folder of this name fails. (Permissions would not do: a superuser may read all.)"""
+    real = Path.iterdir
+
+    def listed(folder: Path) -> Iterator[Path]:
+        if folder.name == name:
+            raise error
+        return real(folder)
+
+    monkeypatch.setattr(Path, "iterdir", listed)
+
+
+def test_unreadable_folder_is_its_models_problem_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "digits", "1")
+    put(tmp_path, "scenes", "1")
+    deny(monkeypatch, "digits", PermissionError(errno.EACCES, "Permission denied", str(tmp_path)))
+    found = scan(tmp_path)
+    assert found["digits"] == Listing(problem="its folder cannot be read: Permission denied")
+    assert set(found["scenes"].files) == {1}
+
+
+def test_folder_that_is_taken_away_meanwhile_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "digits", "1")
+    put(tmp_path, "scenes", "1")
+    deny(monkeypatch, "digits", FileNotFoundError(errno.ENOENT, "No such file or directory"))
+    assert set(scan(tmp_path)) == {"scenes"}
+
+
 def test_missing_repository_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         scan(tmp_path / "nowhere")
@@ -217,6 +247,14 @@ def test_what_is_not_there_is_unknown(model: str, version: int, why: str) -> Non
 def test_what_may_come_is_unavailable(model: str, version: int, why: str) -> None:
     with pytest.raises(ModelUnavailable, match=why):
         TABLE.serving(model, version)
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_made_up_name_comes_back_in_part(complete: bool) -> None:
+    with pytest.raises((UnknownModel, ModelUnavailable)) as refused:
+        Table((), complete).serving("z" * 100_000)
+    assert "z" * 64 in refused.value.message
+    assert len(refused.value.message) < 128
 
 
 def test_loading_has_a_hint_when_to_try_again() -> None:

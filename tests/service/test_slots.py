@@ -221,10 +221,14 @@ def test_span_within_the_memory_is_given(mapping: Mapping, shape: tuple[int, ...
         (0, (1 << 32, 1 << 32)),  # 2**64: nothing, where a product wraps
         (SPILLED, (1,)),
         ((1 << 64) - ALIGNMENT, (ALIGNMENT,)),
+        ((1 << 63) - 1, (1,)),  # its end is beyond what numpy counts to
+        (-1, (4,)),
+        (0, (-1,)),
+        (0, (-1, -4)),  # four bytes, where only the product is looked at
     ],
 )
 def test_span_beyond_the_memory_is_refused(mapping: Mapping, offset: int, shape: tuple[int, ...]) -> None:
-    with pytest.raises(BadTensor, match="does not fit"):
+    with pytest.raises(BadTensor, match="do not fit"):
         mapping.array(Span(0, offset, 0, U1, shape))
 
 
@@ -233,5 +237,10 @@ def test_wide_dtype_counts_in_bytes(mapping: Mapping) -> None:
     mapping.array(Span(0, 0, NBYTES, doubles, (NBYTES // 8,)))
     with pytest.raises(BadTensor):
         mapping.array(Span(0, 8, NBYTES, doubles, (NBYTES // 8,)))
-    with pytest.raises(TypeError):
-        mapping.bytes_at(1, NBYTES)
+
+
+@pytest.mark.parametrize(("offset", "nbytes"), [(1, NBYTES), (NBYTES, 1), (0, -1), (-1, 1), (SPILLED, 1), (1 << 63, 1)])
+def test_bytes_beyond_the_memory_are_refused(mapping: Mapping, offset: int, nbytes: int) -> None:
+    assert len(mapping.bytes_at(0, NBYTES)) == NBYTES
+    with pytest.raises(BadTensor, match="do not fit"):
+        mapping.bytes_at(offset, nbytes)

@@ -3,6 +3,7 @@
 import heapq
 import math
 import random
+import weakref
 from collections import Counter
 from collections.abc import Hashable
 
@@ -129,6 +130,24 @@ def test_overlap_of_the_past_is_forgotten(batcher: Batcher) -> None:
     assert ids(batcher.next(1.0)) == [3]
     fill(batcher, request(4, arrived=0.200), company=1)
     assert ids(batcher.next(0.200)) == [4]
+
+
+def test_pace_is_learnt_anew_after_a_pause(batcher: Batcher) -> None:
+    limits = Limits(max_batch_size=100, max_queue_delay=1.0, max_queue=100)
+    fill(batcher, request("before"), limits=limits, company=2)
+    assert ids(batcher.next(5.0)) == ["before"]
+    for turn in range(3):
+        fill(batcher, request(turn, arrived=9 + turn / 1000), limits=limits, company=2)
+    # Two gaps of a millisecond behind the last arrival: the nine seconds of silence are no gap.
+    assert batcher.next(9.002) == pytest.approx(9.004)
+
+
+def test_first_after_a_pause_is_not_held_for_as_long_as_the_pause(batcher: Batcher) -> None:
+    limits = Limits(max_batch_size=100, max_queue_delay=1.0, max_queue=100)
+    fill(batcher, request("before"), limits=limits, company=2)
+    assert ids(batcher.next(5.0)) == ["before"]
+    fill(batcher, request("after", arrived=5.0), limits=limits, company=2)
+    assert ids(batcher.next(5.0)) == ["after"]
 
 
 def test_overlap_of_one_model_does_not_hold_back_another(batcher: Batcher) -> None:
@@ -263,6 +282,17 @@ def test_queue_is_counted_in_images_over_all_shapes_of_a_model(batcher: Batcher)
     batcher.add(OTHER, request(5, rows=8), limits)  # another model has a queue of its own
 
 
+def test_request_larger_than_the_whole_queue_waits_alone(batcher: Batcher) -> None:
+    limits = Limits(max_batch_size=32, max_queue_delay=0.010, max_queue=4)
+    batcher.add(KEY, request(1, rows=8), limits)
+    with pytest.raises(QueueFull, match="holds 8 images, want at most 4"):
+        batcher.add(KEY, request(2), limits)
+    assert ids(batcher.next(1.0)) == [1]
+    batcher.add(KEY, request(3), limits)
+    with pytest.raises(QueueFull, match="holds 1 images"):  # it does not push in where others wait
+        batcher.add(KEY, request(4, rows=8), limits)
+
+
 def test_oldest_goes_first_among_queues_that_are_ready(batcher: Batcher) -> None:
     fill(batcher, request("late", arrived=2.0), key=KEY)
     fill(batcher, request("early", arrived=1.0), key=WIDE)
@@ -350,6 +380,26 @@ def test_any_number_of_shapes_does_not_grow_the_run_times_for_ever(batcher: Batc
     assert batcher.run_time(KEY, 1) == pytest.approx(0.001)  # in use: kept
     assert batcher.run_time(Key("model", 1, (4999, 4999)), 1) == 0.002
     assert batcher.run_time(Key("model", 1, (0, 0)), 1) == 0.0  # long not in use: forgotten
+
+
+class Caller:
+    """An id whose end can be seen: nothing remembers a caller whom the batcher has forgotten."""
+
+
+def test_callers_who_cancel_are_not_remembered_until_their_deadlines(batcher: Batcher) -> None:
+    callers: weakref.WeakSet[Caller] = weakref.WeakSet()
+
+    def add(deadline: float) -> Caller:
+        caller = Caller()
+        callers.add(caller)
+        batcher.add(KEY, Request(caller, "front end", 1, 0.0, deadline), LIMITS)
+        return caller
+
+    add(deadline=1.0)  # waits all the time, so that its queue is never empty, with the nearest deadline
+    for _ in range(5000):
+        batcher.cancel(add(deadline=3600.0))
+    assert len(batcher) == 1
+    assert 1 <= len(callers) < 100
 
 
 ARRIVALS = st.lists(

@@ -1,12 +1,14 @@
 """Sessions follow the repository: what serves, what does not and why, and what is kept until it is let go."""
 
+import errno
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import helper, numpy_helper
 from prometheus_client import REGISTRY
 
 from service.config import Config, load
@@ -109,6 +111,39 @@ def test_corrupt_highest_falls_back_to_the_one_below_and_says_why(tmp_path: Path
     assert row_of(loader, "other", 1).state == "READY"  # the rest of the repository serves
 
 
+def test_file_that_fails_in_an_unheard_of_way_keeps_only_itself_from_serving(
+    tmp_path: Path, loader: Loader, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path, "doubler", 1)
+    put(tmp_path, "other", 1)
+    real = sessions.load
+
+    def fails(file: Path, provider: str, device: int, threads: int) -> Session:
+        if file.parts[-3] == "doubler":
+            raise IndexError(f"nobody thought of {file}")
+        return real(file, provider, device, threads)
+
+    monkeypatch.setattr(sessions, "load", fails)
+    loader.refresh()
+    assert loader.table().complete
+    assert states(loader.table()) == {("doubler", 1): "UNAVAILABLE", ("other", 1): "READY"}
+    assert str(tmp_path) not in row_of(loader, "doubler", 1).reason
+    assert any(record.exc_info and record.exc_info[0] is IndexError for record in caplog.records)
+
+
+def test_document_on_a_network_without_inputs_keeps_only_itself_from_serving(tmp_path: Path, loader: Loader) -> None:
+    model = networks.classifier()
+    graph = model.graph
+    graph.initializer.append(numpy_helper.from_array(np.zeros((1, 10), np.float32), "constant"))
+    del graph.node[:], graph.input[:]
+    graph.node.append(helper.make_node("Identity", ["constant"], ["probabilities"]))
+    networks.save(model, tmp_path, "constant")
+    put(tmp_path, "doubler", 1)
+    loader.refresh()
+    assert row_of(loader, "constant", 1).reason == "0 inputs, want 1 to 64"
+    assert row_of(loader, "doubler", 1).state == "READY"
+
+
 def test_model_of_which_nothing_loads_is_listed_with_the_reason(tmp_path: Path, loader: Loader) -> None:
     put(tmp_path, "doubler", 1, corrupt=True)
     (tmp_path / "empty" / "4").mkdir(parents=True)
@@ -156,6 +191,18 @@ def test_new_version_takes_over_and_the_old_one_stays_until_dropped(tmp_path: Pa
     assert set(loader.versions) == {("doubler", 2)}
     assert not loader.is_retired("doubler", 1)
     loader.drop("doubler", 1)  # once more does no harm
+
+
+def test_late_release_does_not_drop_a_version_that_serves_again(tmp_path: Path, loader: Loader) -> None:
+    put(tmp_path, "doubler", 1)
+    loader.refresh()
+    shutil.rmtree(tmp_path / "doubler")
+    loader.refresh()
+    put(tmp_path, "doubler", 1)
+    loader.refresh()
+    serving = loader.versions["doubler", 1]
+    loader.drop("doubler", 1)  # meant for the version that was there before
+    assert loader.versions["doubler", 1] is serving
 
 
 def test_old_version_serves_while_the_new_one_loads(tmp_path: Path, loader: Loader, tables: list[Table]) -> None:
@@ -233,6 +280,86 @@ def test_wrong_settings_stop_their_model_alone_and_putting_them_right_starts_it(
     assert (limits.max_batch_size, limits.max_queue_delay, limits.max_queue) == (4, 0.0, 7)
 
 
+def test_settings_that_change_are_those_it_serves_with(tmp_path: Path, loader: Loader, loads: list[Path]) -> None:
+    put(tmp_path, "doubler", 1)
+    loader.refresh()
+    settings = tmp_path / "doubler" / "model.toml"
+    settings.write_text("max_batch_size = 3\n")
+    loader.refresh()
+    assert loader.versions["doubler", 1].limits.max_batch_size == 3
+    assert row_of(loader, "doubler", 1).max_batch_size == 3
+    assert len(loads) == 2
+    settings.write_text("# in other words\nmax_batch_size = 3\n")
+    loader.refresh()
+    assert len(loads) == 2
+    settings.unlink()
+    loader.refresh()
+    assert row_of(loader, "doubler", 1).max_batch_size == 32
+
+
+def test_version_never_stops_serving_while_its_settings_change(
+    tmp_path: Path, loader: Loader, tables: list[Table]
+) -> None:
+    put(tmp_path, "doubler", 1)
+    loader.refresh()
+    tables.clear()
+    (tmp_path / "doubler" / "model.toml").write_text("max_batch_size = 3\n")
+    loader.refresh()
+    assert [states(table) for table in tables] == [{("doubler", 1): "READY"}] * len(tables)
+    assert tables[-1].serving("doubler").max_batch_size == 3
+
+
+def test_settings_that_become_wrong_leave_the_old_ones_serving(
+    tmp_path: Path, loader: Loader, loads: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path, "doubler", 1)
+    settings = tmp_path / "doubler" / "model.toml"
+    settings.write_text("max_batch_size = 3\n")
+    loader.refresh()
+    old = loader.versions["doubler", 1]
+    settings.write_text("max_batch_sizes = 4\n")
+    for _ in range(3):
+        loader.refresh()
+    assert row_of(loader, "doubler", 1).state == "READY"
+    assert loader.versions["doubler", 1] is old
+    assert len(loads) == 1
+    (told,) = (record.getMessage() for record in caplog.records if "max_batch_sizes" in record.getMessage())
+    assert "version 1 goes on as it is" in told  # once, not at every look
+    settings.write_text("max_batch_size = 4\n")
+    loader.refresh()
+    assert row_of(loader, "doubler", 1).max_batch_size == 4
+
+
+def test_failed_version_is_tried_again_with_other_settings(tmp_path: Path, loader: Loader, loads: list[Path]) -> None:
+    put(tmp_path, "doubler", 1, corrupt=True)
+    settings = tmp_path / "doubler" / "model.toml"
+    settings.write_text('provider = "auto"\n')
+    loader.refresh()
+    loader.refresh()
+    assert len(loads) == 1
+    settings.write_text('provider = "cpu"\n')  # the provider may have been what failed
+    loader.refresh()
+    assert len(loads) == 2
+
+
+def test_folder_that_becomes_unreadable_leaves_its_model_serving(
+    tmp_path: Path, loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path, "doubler", 1)
+    loader.refresh()
+    put(tmp_path, "other", 1)
+    real = Path.iterdir
+
+    def denied(folder: Path) -> Iterator[Path]:
+        if folder.name == "doubler":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(folder)
+
+    monkeypatch.setattr(Path, "iterdir", denied)
+    loader.refresh()
+    assert states(loader.table()) == {("doubler", 1): "READY", ("other", 1): "READY"}
+
+
 def test_settings_of_the_server_hold_where_a_model_has_none(tmp_path: Path) -> None:
     config = load(None, ["batching.max_batch_size=9", "batching.max_queue_delay_ms=1.5", "batching.max_queue=90"])
     loader = Loader(tmp_path, config, lambda table: None)
@@ -254,6 +381,25 @@ def test_first_look_is_complete_only_when_everything_is_loaded(
     # Each serves as soon as it can, not when the last has loaded.
     assert [list(states(table).values()).count("READY") for table in tables][-2:] == [3, 3]
     assert {1, 2} <= {list(states(table).values()).count("READY") for table in tables}
+
+
+def test_models_that_come_later_are_loading_until_they_serve(
+    tmp_path: Path, loader: Loader, tables: list[Table]
+) -> None:
+    loader.refresh()
+    tables.clear()
+    put(tmp_path, "first", 1)
+    for version in (1, 2):
+        put(tmp_path, "second", version)
+    loader.refresh()
+    assert states(tables[0]) == {
+        ("first", 1): "LOADING",
+        ("second", 2): "LOADING",
+        ("second", 1): "UNAVAILABLE",
+    }
+    passed_over = [row.reason for table in tables for row in table.versions if row.state == "UNAVAILABLE"]
+    assert set(passed_over) == {"version 2 is loading", "version 2 serves"}
+    assert states(tables[-1])["first", 1] == states(tables[-1])["second", 2] == "READY"
 
 
 def test_table_is_published_only_when_it_changes(tmp_path: Path, loader: Loader, tables: list[Table]) -> None:

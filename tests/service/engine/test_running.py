@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from service.channel import NEVER, Answer, Failure, Submit
 from service.engine.running import Done, Work, run
-from service.engine.session import Session, load
+from service.engine.session import DeviceLost, Session, load
 from service.errors import BadTensor, RunFailed
 from service.repository import TensorSpec
 from service.slots import SPILLED, Arena, Span
@@ -191,6 +191,50 @@ def test_output_in_another_memory_order_arrives_as_it_is(front_end: FrontEnd) ->
     session = FakeSession(lambda arrays: [np.asfortranarray(arrays[0])])
     (end,) = run(session, [front_end.work([values], [values.nbytes])]).ends
     assert (front_end.outputs(end)[0] == values).all()
+
+
+def test_scalar_output_keeps_its_shape(front_end: FrontEnd) -> None:
+    session = FakeSession(lambda arrays: [np.array(3, np.float32)], batched=False)
+    for nbytes in (4, 0):  # in its room, and in a file of its own
+        (end,) = run(session, [front_end.work([rows_of(1, 1)], [nbytes])]).ends
+        (found,) = front_end.outputs(end)
+        assert found.shape == ()
+        assert found == 3
+
+
+def test_failed_scatter_leaves_no_file_behind(front_end: FrontEnd) -> None:
+    works = [front_end.work([rows_of(number, 1)], [0]) for number in (1, 2)]
+    known = works[1].submit.outputs[0]
+    never_was = known._replace(number=5)
+    works[1] = works[1]._replace(submit=works[1].submit._replace(outputs=(known, never_was)))
+    before = open_descriptors()
+    good, bad = run(FakeSession(double), works).ends
+    assert isinstance(bad.record, Failure)
+    assert bad.descriptors == ()
+    assert open_descriptors() == before + 1  # the good one's, which goes with its answer
+    assert (front_end.outputs(good)[0] == rows_of(1, 1) * 2).all()
+    assert open_descriptors() == before
+
+
+@pytest.mark.parametrize("requests", [1, 3])
+def test_lost_device_is_not_tried_again_and_nothing_is_answered(front_end: FrontEnd, requests: int) -> None:
+    def lost(arrays: Arrays) -> Arrays:
+        raise DeviceLost("CUDA failure 700")
+
+    session = FakeSession(lost)
+    with pytest.raises(DeviceLost):
+        run(session, [front_end.work([rows_of(number, 1)], [16]) for number in range(requests)])
+    assert len(session.given) == 1
+
+
+def test_device_lost_while_requests_run_alone_ends_them_all(front_end: FrontEnd) -> None:
+    def network(arrays: Arrays) -> Arrays:
+        raise RuntimeError if len(arrays[0]) > 1 else DeviceLost
+
+    session = FakeSession(network)
+    with pytest.raises(DeviceLost):
+        run(session, [front_end.work([rows_of(number, 1)], [16]) for number in range(3)])
+    assert len(session.given) == 2  # together, and the first alone
 
 
 def test_bad_request_of_a_batch_fails_alone(front_end: FrontEnd) -> None:

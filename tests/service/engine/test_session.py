@@ -3,15 +3,16 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from service import metadata
-from service.engine.session import CPU, input_side, load
+from service.engine.session import CPU, CUDA, DeviceLost, Session, input_side, load
 from service.errors import BadMetadata, BadModelFile
 from service.metadata import Document, InputSpec
 from service.repository import TensorSpec
@@ -164,6 +165,45 @@ def test_tensor_of_too_many_dimensions_is_refused(tmp_path: Path) -> None:
     assert "rank 9, want at most 8" in refusal(put(tmp_path, identity(TensorProto.FLOAT, [1] * 9)))
 
 
+def star(inputs: int, outputs: int) -> bytes:
+    """A file with so many inputs, of which the first goes to so many outputs; without inputs, a constant does."""
+    constants = [] if inputs else [numpy_helper.from_array(np.zeros(1, np.float32), "x0")]
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x0"], [f"y{number}"]) for number in range(outputs)],
+        "network",
+        [helper.make_tensor_value_info(f"x{number}", TensorProto.FLOAT, ["N"]) for number in range(inputs)],
+        [helper.make_tensor_value_info(f"y{number}", TensorProto.FLOAT, ["N"]) for number in range(outputs)],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "why"),
+    [
+        (0, 1, "0 inputs, want 1 to 64"),
+        (65, 1, "65 inputs, want 1 to 64"),
+        (1, 65, "65 outputs, want 1 to 64"),
+        (1, 300, "300 outputs, want 1 to 64"),
+    ],
+)
+def test_tensors_are_at_least_one_and_as_many_as_a_message_carries(
+    tmp_path: Path, inputs: int, outputs: int, why: str
+) -> None:
+    widest = load(put(tmp_path, star(64, 64)), "cpu", 0, 1)
+    assert (len(widest.inputs), len(widest.outputs)) == (64, 64)
+    assert refusal(put(tmp_path, star(inputs, outputs))) == why
+
+
+def test_weights_missing_beside_the_file_are_refused_without_saying_where(tmp_path: Path) -> None:
+    file = tmp_path / "model.onnx"
+    onnx.save(networks.classifier(), file, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    load(file, "cpu", 0, 1)
+    (tmp_path / "weights.bin").unlink()
+    assert "weights.bin" in refusal(file)  # also: not where it lies
+
+
 def test_document_that_does_not_hold_is_refused(tmp_path: Path) -> None:
     model = networks.classifier()
     helper.set_model_props(model, {metadata.KEY: '{"task": "juggling"}'})
@@ -205,6 +245,15 @@ def pixels_of_a_row() -> onnx.ModelProto:
     return model
 
 
+def flat_confidence() -> onnx.ModelProto:
+    """A segmenter whose confidence is one number an image, not one a pixel."""
+    model = networks.segmenter()
+    (axis,) = (constant for constant in model.graph.initializer if constant.name == "axis")
+    axis.CopyFrom(numpy_helper.from_array(np.array([1, 2, 3]), "axis"))
+    del model.graph.output[1].type.tensor_type.shape.dim[1:]
+    return model
+
+
 SOUND = InputSpec(colour="L", height=8, width=8)
 
 
@@ -221,6 +270,7 @@ SOUND = InputSpec(colour="L", height=8, width=8)
         (lambda: documented(classes(InputSpec(colour="RGB", height=8, width=8))), r"wants \[None, 8, 8, 3\]"),
         (lambda: documented(classes(InputSpec(colour="L", height=9, width=8))), r"wants \[None, 9, 8, 1\]"),
         (lambda: documented(classes(InputSpec(colour="L", fit="pad", multiple=4))), "first run failed"),
+        (flat_confidence, r"'confidence' came as \[2\], the document wants \[2, 64, 64\]"),
         (lambda: documented(Document(task="segmentation", labels=["a"], input=SOUND)), "wants 'mask' as uint8"),
         (
             lambda: with_document(
@@ -241,6 +291,55 @@ def test_document_that_does_not_fit_the_tensors_is_refused(
 def test_document_that_fits_is_taken(tmp_path: Path) -> None:
     assert load(put(tmp_path, documented(classes(SOUND)).SerializeToString()), "cpu", 0, 1).document == classes(SOUND)
     assert load(put(tmp_path, labelled(10).SerializeToString()), "cpu", 0, 1).document is not None
+
+
+def test_first_run_that_fails_names_the_node_as_the_file_does(tmp_path: Path) -> None:
+    model = documented(classes(InputSpec(colour="L", fit="pad")))
+    for dimension in model.graph.input[0].type.tensor_type.shape.dim[1:3]:
+        dimension.dim_param = "side"
+    (matmul,) = (node for node in model.graph.node if node.op_type == "MatMul")
+    matmul.name = "/features/MatMul"
+    message = refusal(put(tmp_path, model.SerializeToString()))
+    assert "first run failed" in message
+    assert "/features/MatMul" in message
+
+
+class FailingDevice:
+    """onnxruntime's session of a sound file, on a device that fails every run in the words of `fault`."""
+
+    def __init__(self, file: Path, provider: str, fault: str) -> None:
+        self._sound = onnxruntime.InferenceSession(str(file), providers=[CPU])
+        self._provider = provider
+        self._fault = fault
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sound, name)
+
+    def get_providers(self) -> list[str]:
+        return [self._provider, CPU]
+
+    def run_with_iobinding(self, binding: object) -> None:
+        raise RuntimeError(self._fault)
+
+
+ILLEGAL_ACCESS = "Non-zero status code: CUDA failure 700: an illegal memory access was encountered ; GPU=0"
+BAD_SHAPE = "Non-zero status code returned while running MatMul node: dimension mismatch"
+
+
+@pytest.mark.parametrize(
+    ("provider", "fault", "error"),
+    [
+        (CUDA, ILLEGAL_ACCESS, DeviceLost),
+        (CUDA, BAD_SHAPE, RuntimeError),
+        (CPU, ILLEGAL_ACCESS, RuntimeError),  # words in a name, say: there is no device to lose
+    ],
+)
+def test_device_is_lost_only_where_cuda_says_so(
+    tmp_path: Path, provider: str, fault: str, error: type[Exception]
+) -> None:
+    session = Session(FailingDevice(networks.save(networks.doubler(), tmp_path, "doubler"), provider, fault))
+    with pytest.raises(error, match=re.escape(fault)):
+        session.run([np.ones((1, 4), np.float32)])
 
 
 @pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="CUDA is there")

@@ -143,3 +143,16 @@ def test_no_name_stands_for_the_only_model_of_the_task(catalogue: Catalogue) -> 
         catalogue.for_task("", 0, "classification")
     with pytest.raises(UnknownModel, match="0 models for segmentation"):
         catalogue.for_task("", 0, "segmentation")
+
+
+@pytest.mark.parametrize(
+    "known", [table(complete=False), table(row("digits", 1, state="LOADING"), row("scenes", 7, "segmentation"))]
+)
+def test_no_name_may_stand_for_a_model_that_still_loads(catalogue: Catalogue, known: Table) -> None:
+    catalogue.update(known)
+    with pytest.raises(ModelUnavailable) as loading:
+        catalogue.for_task("", 0, "classification")
+    assert loading.value.retry_after
+    catalogue.update(table(row("scenes", 7, "segmentation")))
+    with pytest.raises(UnknownModel):
+        catalogue.for_task("", 0, "classification")

@@ -193,6 +193,31 @@ def test_contents_of_another_field_or_count_are_named() -> None:
     assert "has 0 fp32_contents" in refusal(made, ROW)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "field", "lowest", "highest"),
+    [
+        ("int8", "int_contents", -128, 127),
+        ("int16", "int_contents", -(2**15), 2**15 - 1),
+        ("uint8", "uint_contents", 0, 255),
+        ("uint16", "uint_contents", 0, 2**16 - 1),
+    ],
+)
+def test_contents_outside_their_datatype_are_refused(dtype: str, field: str, lowest: int, highest: int) -> None:
+    row = version(spec("x", ["N", 1], dtype))
+
+    def made(value: int) -> pb.ModelInferRequest:
+        found = pb.ModelInferRequest()
+        tensor = found.inputs.add(name="x", datatype=DATATYPES[dtype], shape=[1, 1])
+        getattr(tensor.contents, field).append(value)
+        return found
+
+    for value in (lowest, highest):
+        assert read(made(value), row, PIXELS).arrays[0].tolist() == [[value]]
+    outside = [highest + 1] + ([lowest - 1] if lowest else [])
+    for value in outside:
+        assert refusal(made(value), row) == f"input 'x' has values outside {DATATYPES[dtype]}"
+
+
 def test_half_precision_is_asked_for_raw() -> None:
     made = request(("x", np.zeros((1, 2), np.float16)))
     row = version(spec("x", ["N", 2], "float16"))
@@ -277,6 +302,9 @@ def test_outputs_are_answered_in_the_order_asked_for_or_all() -> None:
     assert wanted_outputs(outputs("c", "a"), row) == [(2, 0), (0, 0)]
     with pytest.raises(BadTensor, match="'d' is unknown, want one of"):
         wanted_outputs(outputs("a", "d"), row)
+    with pytest.raises(BadTensor) as refused:
+        wanted_outputs(outputs("z" * 10**6), row)
+    assert len(refused.value.message) < 200
 
 
 def test_classification_asks_for_so_many_labels() -> None:
