@@ -51,35 +51,18 @@ def train(settings: Settings, output: Path, resume: Path | None = None) -> Note:
     source = source_digest(settings.architecture)
 
     training = Training(description, network, data, settings)
-    trainer = pl.Trainer(
-        max_epochs=settings.recipe.epochs,
-        devices=1,
-        default_root_dir=output,
-        callbacks=[
-            _checkpoint(folder.best, monitor="validation_loss"),
-            _checkpoint(folder.last),
-            EarlyStopping("validation_loss", patience=settings.recipe.patience),
-            _progress(data.task),
-        ],
-        logger=[CSVLogger(output, name="csv"), TensorBoardLogger(output, name="tensorboard")],
-        enable_progress_bar=sys.stderr.isatty(),
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=10,
-    )
-
-    def stopped_early() -> bool:
-        return trainer.current_epoch < settings.recipe.epochs
+    trainer = _trainer(settings.recipe, data.task, folder)
 
     def note(complete: bool) -> Note:
+        stopped_early = trainer.current_epoch < settings.recipe.epochs
         return Note(
             settings=settings,
             source=source,
             complete=complete,
             epochs=trainer.current_epoch,
             seconds=round(seconds_before + time.monotonic() - start, 3),
-            checkpoint=(folder.best if stopped_early() else folder.last).name,
-            validation=training.best if stopped_early() else training.latest,
+            checkpoint=(folder.best if stopped_early else folder.last).name,
+            validation=training.best if stopped_early else training.latest,
         )
 
     start = time.monotonic()
@@ -148,11 +131,12 @@ class Training(pl.LightningModule):
         logits = self.network(self.pixels(batch.images))
         loss = F.cross_entropy(logits, batch.targets, ignore_index=self.ignore)
         self.measures.update(logits, batch.targets)
-        self.log("validation_loss", loss, prog_bar=True, batch_size=len(logits))
+        self.log("validation_loss", loss, batch_size=len(logits))
 
     def on_validation_epoch_end(self) -> None:
         scores = {f"validation_{name}": value for name, value in self.measures.compute().items()}
-        self.log_dict(scores, prog_bar=True)
+        for name, value in scores.items():
+            self.log(name, value, prog_bar=name == f"validation_{LEADING[self.description.task]}")
         self.measures.reset()
         scores["validation_loss"] = self.trainer.callback_metrics["validation_loss"]
         self.latest = {name: float(value) for name, value in scores.items()}
@@ -199,8 +183,35 @@ class EpochLines(Callback):
         print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {text}", file=sys.stderr, flush=True)
 
 
-def _progress(task: Task) -> Callback:
-    return RichProgressBar(console_kwargs={"stderr": True}) if sys.stderr.isatty() else EpochLines(task)
+class Bar(RichProgressBar):
+    """A moving bar on stderr, with the loss and the score that matters, without the logger's version number."""
+
+    def __init__(self) -> None:
+        super().__init__(console_kwargs={"stderr": True})
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        shown = super().get_metrics(trainer, pl_module)
+        return {name: value for name, value in shown.items() if name != "v_num"}
+
+
+def _trainer(recipe: Recipe, task: Task, folder: RunFolder) -> pl.Trainer:
+    bar = sys.stderr.isatty()
+    return pl.Trainer(
+        max_epochs=recipe.epochs,
+        devices=1,
+        default_root_dir=folder.root,
+        callbacks=[
+            _checkpoint(folder.best, monitor="validation_loss"),
+            _checkpoint(folder.last),
+            EarlyStopping("validation_loss", patience=recipe.patience),
+            Bar() if bar else EpochLines(task),
+        ],
+        logger=[CSVLogger(folder.root, name="csv"), TensorBoardLogger(folder.root, name="tensorboard")],
+        enable_progress_bar=bar,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+    )
 
 
 def _checkpoint(path: Path, monitor: str | None = None) -> ModelCheckpoint:

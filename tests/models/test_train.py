@@ -282,7 +282,15 @@ def test_lines_on_stderr_are_one_an_epoch(tmp_path: Path, capfd: pytest.CaptureF
     assert re.match(r"epoch 1/2  train_loss \d\.\d+  validation_loss \d\.\d+  validation_top1 \d\.\d+", lines[0])
 
 
-def test_torch_uses_no_more_threads_than_there_are_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+@pytest.mark.parametrize(
+    ("cores", "quota", "expected"),
+    [(1, "max 100000", 1), (8, "max 100000", 8), (8, "300000 100000", 3), (8, "20000 100000", 1), (64, "", 16)],
+)
+def test_torch_uses_no_more_threads_than_its_share_of_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, quota: str, expected: int
+) -> None:
+    (tmp_path / "cpu.max").write_text(quota)
+    monkeypatch.setattr(threads, "QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
     threads.limit()
-    assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == expected
