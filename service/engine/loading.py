@@ -108,6 +108,8 @@ class Loader:
 
     def _bring_up(self, name: str, model: _Model) -> None:
         while (version := repository.choose(model.listing, model.failed)) is not None:
+            if _stays(model, version):
+                break
             stamp = model.listing.files[version]
             if model.serving == version:
                 there = self.versions[name, version]
@@ -125,7 +127,7 @@ class Loader:
                     self._mark_unready(name, before)
                 break
         model.loading = None
-        if version is None:
+        if version is None and not _stays(model, version):
             self._retire(name, model)
         self._tell()
 
@@ -138,6 +140,8 @@ class Loader:
             )
         except (BadModelFile, BadMetadata) as error:
             model.failed[version, stamp] = error.message
+            if version == model.serving:
+                log.error("model %s version %d goes on as it was loaded: %s", name, version, error.message)
             return None
         except Exception:  # one file, whatever is in it, must not end the engine for all
             log.exception("model %s version %d cannot be loaded", name, version)
@@ -210,3 +214,9 @@ class Loader:
                 log.log(level, "model %s version %d is not served: %s", row.model, row.version, row.reason)
         self._published = table
         self._publish(table)
+
+
+def _stays(model: _Model, version: int | None) -> bool:
+    """What serves goes on: its file is there, though it may not load any more, and nothing above it can be served."""
+    serving = model.serving
+    return serving is not None and serving in model.listing.files and (version is None or version < serving)

@@ -14,6 +14,7 @@ from service.pb.convoy.v1 import vision_pb2 as pb
 from tests.service import networks
 from tests.service.calls import method, reason, retry_delay
 from tests.service.running import Server
+from tests.service.test_inference import infer_request
 from tests.service.test_vision import encoded, grey
 
 
@@ -56,14 +57,18 @@ def test_a_request_whose_deadline_passes_in_the_queue_never_runs_and_is_counted(
 
 
 def test_a_deadline_that_has_passed_on_arrival_never_reaches_the_engine(busy: Server) -> None:
-    before = ran(busy)
-    with Client(busy.grpc) as client:
+    before, misses = ran(busy), busy.total("convoy_deadline_misses_total")
+    # gRPC rounds a caller's deadline up to milliseconds; this one counts microseconds from the arrival.
+    late = infer_request("slow", grey(1)[None, :, :, None], "image", "UINT8")
+    late.parameters["timeout"].int64_param = 1
+    with grpc.insecure_channel(busy.grpc) as channel:
         for _ in range(5):
-            with pytest.raises(ServerError) as caught:
-                client.classify(grey(1), "slow", deadline=1e-6)
-            assert caught.value.code == grpc.StatusCode.DEADLINE_EXCEEDED
+            with pytest.raises(grpc.RpcError, match="deadline passed before the image reached the queue") as caught:
+                method(channel, "ModelInfer")(late)
+            assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     assert_all_slots_are_freed(busy)
     assert ran(busy) == before
+    assert busy.total("convoy_deadline_misses_total") - misses == 5
 
 
 def test_a_cancelled_caller_leaves_its_neighbours_alone_and_is_counted(busy: Server) -> None:

@@ -330,6 +330,25 @@ def test_settings_that_become_wrong_leave_the_old_ones_serving(
     assert row_of(loader, "doubler", 1).max_batch_size == 4
 
 
+def test_serving_version_that_cannot_be_loaded_again_goes_on_as_it_was_loaded(
+    tmp_path: Path, loader: Loader, loads: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path, "doubler", 1)
+    put(tmp_path, "doubler", 2)
+    loader.refresh()
+    old = loader.versions["doubler", 2]
+    put(tmp_path, "doubler", 2, corrupt=True)
+    for _ in range(3):
+        loader.refresh()
+    assert states(loader.table()) == {("doubler", 2): "READY", ("doubler", 1): "UNAVAILABLE"}
+    assert loader.versions["doubler", 2] is old
+    assert len(loads) == 2
+    assert [record for record in caplog.records if "goes on as it was loaded" in record.getMessage()]
+    touch_later(put(tmp_path, "doubler", 2))
+    loader.refresh()
+    assert loader.versions["doubler", 2] is not old
+
+
 def test_failed_version_is_tried_again_with_other_settings(tmp_path: Path, loader: Loader, loads: list[Path]) -> None:
     put(tmp_path, "doubler", 1, corrupt=True)
     settings = tmp_path / "doubler" / "model.toml"
