@@ -153,7 +153,7 @@ class Supervisor:
             return
         engine, front_end = (one, other) if one.kind == "engine" else (other, one)
         engine_end, front_end_end = channel_pair()
-        with engine_end, front_end_end, suppress(ConnectionError):
+        with engine_end, front_end_end, suppress(OSError):  # one of the two has died: its successor gets another
             control.send(engine.channel, control.Link(front_end.number), engine_end.fileno())
             control.send(front_end.channel, control.Link(front_end.number), front_end_end.fileno())
 
@@ -195,8 +195,14 @@ class Supervisor:
         log.error("%s %d ended with %s; another starts in %g s", child.kind, child.process.pid, how, delay)
         self._collector.restarts[child.kind] += 1
         await asyncio.sleep(delay)
-        if not self._draining:
-            await self._start(child.kind)
+        while not self._draining:
+            try:
+                await self._start(child.kind)
+            except OSError as error:  # no memory or no process left: it may come back
+                log.error("%s cannot be started: %s", child.kind, error.strerror)
+                await asyncio.sleep(_BACKOFF[-1])
+            else:
+                return
 
     async def _drain(self) -> int:
         """Let the front ends answer what they accepted, then end the engine. 0 where everything was answered."""
@@ -204,7 +210,7 @@ class Supervisor:
         server = self._config.server
         front_ends = [child for child in self._children.values() if child.kind == "frontend"]
         for child in front_ends:
-            with suppress(ConnectionError):
+            with suppress(OSError):  # one that does not listen is killed when its time is up
                 control.send(child.channel, control.Drain())
         complete = await self._wait_for(front_ends, server.lame_duck_seconds + server.grace_seconds + _LAST_GRACE)
         engines = [child for child in self._children.values() if child.kind == "engine"]

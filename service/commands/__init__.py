@@ -1,1 +1,1 @@
-"""One module per command of `convoy`; each is imported when its command is chosen."""
+"""The commands of `convoy`, a module each, imported when the command is chosen; and what they are made of."""
