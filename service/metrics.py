@@ -19,7 +19,7 @@ DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus_client whe
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _IMAGES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024)
 
-_INFERENCE = ("Classify", "Segment", "ModelInfer")  # the methods whose requests count as a model's
+INFERENCE = ("Classify", "Segment", "ModelInfer")  # the methods that run a network; the others ask about one
 STAGES = ("receive", "decode", "preprocess", "queue", "gather", "run", "scatter", "postprocess")
 
 REQUEST_DURATION = Histogram(
@@ -144,7 +144,7 @@ def statistics(families: Iterable[Metric]) -> dict[tuple[str, str], Statistics]:
 def _read_sample(entry: Statistics, name: str, labels: dict[str, str], value: float) -> None:
     match name:
         case "convoy_request_duration_seconds_count" | "convoy_request_duration_seconds_sum" if (
-            labels["method"] not in _INFERENCE
+            labels["method"] not in INFERENCE
         ):
             pass
         case "convoy_request_duration_seconds_count":

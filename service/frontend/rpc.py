@@ -46,7 +46,7 @@ class Call:
 
 
 class Gate:
-    """Which requests may enter, and how many are inside. One writer: the front end's loop."""
+    """Which requests may run a network, and how many are inside. One writer: the front end's loop."""
 
     def __init__(self, max_requests: int) -> None:
         self._max_requests = max_requests
@@ -130,8 +130,10 @@ def _handler(method: MethodDescriptor, implementation: Implementation, gate: Gat
         code = grpc.StatusCode.OK
         entered = False
         try:
-            gate.enter()
-            entered = True
+            # Questions about the server and its models pass: liveness has an answer until the end.
+            if method.name in metrics.INFERENCE:
+                gate.enter()
+                entered = True
             call.check_deadline()
             if received.message is None:
                 raise BadRequest(f"request is not a {request_class.DESCRIPTOR.full_name} message")

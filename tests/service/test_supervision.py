@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from service.client import Client, ServerError
+from service.pb import inference_pb2
 from service.pb.convoy.v1 import vision_pb2 as pb
 from tests.service.calls import method
 from tests.service.running import Server
@@ -148,6 +149,9 @@ def test_requests_after_the_lame_duck_period_are_unavailable(small_repository: P
         _wait_until(lambda: server.total("convoy_slots") == 1)
         server.process.send_signal(signal.SIGTERM)
         _wait_until(lambda: _refused(classify))
+        # Liveness is another thing than readiness: who restarts dead servers must not restart one that drains.
+        if not accepted.done():
+            assert method(channel, "ServerLive")(inference_pb2.ServerLiveRequest()).live
         assert accepted.result(timeout=30)
         assert server.process.wait(30) == 0
 
