@@ -1,7 +1,9 @@
 """What the supervisor and its processes tell each other: small JSON messages, some with a socket handed over."""
 
+import asyncio
 import os
 import socket
+from collections.abc import Callable
 
 import msgspec
 
@@ -57,3 +59,31 @@ def receive(connection: socket.socket) -> tuple[Message, socket.socket | None] |
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)
     return _decoder.decode(data), socket.socket(fileno=descriptors[0]) if descriptors else None
+
+
+def receive_start(connection: socket.socket) -> Start:
+    """The first message that a process gets. Waits for it; from then on the connection no longer blocks."""
+    received = receive(connection)
+    assert received is not None
+    assert isinstance(received[0], Start), "a process is told what it is before anything else"
+    connection.setblocking(False)
+    return received[0]
+
+
+def listen(
+    connection: socket.socket,
+    on_message: Callable[[Message, socket.socket | None], None],
+    on_end: Callable[[], None],
+) -> None:
+    """Hand on every message on the running loop; `on_end` is called once, when the other side has closed or died."""
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        try:
+            while received := receive(connection):
+                on_message(*received)
+        except ConnectionError:
+            loop.remove_reader(connection)
+            on_end()
+
+    loop.add_reader(connection, read)

@@ -140,7 +140,7 @@ class Supervisor:
         with suppress(ConnectionError):  # it has died already: _watch sees to that
             control.send(ours, start)
         ours.setblocking(False)
-        self._loop.add_reader(ours, self._read, child)
+        control.listen(ours, lambda message, _: self._take(child, message), lambda: None)
         for other in list(self._children.values()):
             self._link(child, other)
         watcher = self._loop.create_task(self._watch(child))
@@ -157,15 +157,10 @@ class Supervisor:
             control.send(engine.channel, control.Link(front_end.number), engine_end.fileno())
             control.send(front_end.channel, control.Link(front_end.number), front_end_end.fileno())
 
-    def _read(self, child: Child) -> None:
-        try:
-            while received := control.receive(child.channel):
-                message, _ = received
-                if isinstance(message, control.Status):
-                    child.status = message
-                    self._tell_readiness()
-        except ConnectionError:
-            self._loop.remove_reader(child.channel)
+    def _take(self, child: Child, message: control.Message) -> None:
+        if isinstance(message, control.Status):
+            child.status = message
+            self._tell_readiness()
 
     def _tell_readiness(self) -> None:
         ready, reason = self.ready()

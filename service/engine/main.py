@@ -233,29 +233,20 @@ def _count(key: Key, ran: Ran) -> None:
 
 
 async def _main(supervisor: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    received = control.receive(supervisor)
-    assert received is not None
-    start = received[0]
-    assert isinstance(start, control.Start)
+    start = control.receive_start(supervisor)
     log.configure(start.config.server.log_level, "engine")
-    supervisor.setblocking(False)
     engine = Engine(Path(start.repository), start.config)
-    over = loop.create_future()
+    over = asyncio.Event()
 
-    def read() -> None:
-        try:
-            while received := control.receive(supervisor):
-                message, connection = received
-                if isinstance(message, control.Link) and connection is not None:
-                    engine.attach(message.peer, connection)
-        except ConnectionError:
-            # The supervisor closes the channel when nothing is left to do, and when it has died: either way, end.
-            over.cancel()
+    def take(message: control.Message, connection: socket.socket | None) -> None:
+        if isinstance(message, control.Link) and connection is not None:
+            engine.attach(message.peer, connection)
 
-    loop.add_reader(supervisor, read)
+    # The supervisor closes the channel when nothing is left to do, and when it has died: either way, end.
+    control.listen(supervisor, take, over.set)
     serving = asyncio.ensure_future(engine.serve())
-    await asyncio.wait([over, serving], return_when=asyncio.FIRST_COMPLETED)
+    ending = asyncio.ensure_future(over.wait())
+    await asyncio.wait([ending, serving], return_when=asyncio.FIRST_COMPLETED)
     if serving.done():
         serving.result()
 

@@ -18,7 +18,8 @@ from service.frontend import tensors
 from service.frontend.catalogue import Catalogue
 from service.frontend.link import EngineLink
 from service.frontend.rpc import Call
-from service.frontend.servicer import observe_stages
+from service.frontend.threads import to_its_end
+from service.frontend.timings import Marks, observe
 from service.metrics import Duration, Statistics
 from service.pb import inference_pb2 as pb
 from service.repository import MODEL_FILE, Version
@@ -143,13 +144,13 @@ class InferenceService:
             with slot:
                 await self._copy(read.arrays, slot.inputs)
                 copied = time.monotonic_ns()
-                answer, outputs, _ = await slot.run(
+                answer, outputs = await slot.run(
                     row, rows=read.rows, company=self._catalogue.users(row), deadline=call.deadline
                 )
                 response = pb.ModelInferResponse(model_name=row.model, model_version=str(row.version), id=request.id)
                 for number, classes in wanted:
                     _put(response, row, number, outputs[number], classes)
-            _put_timings(response, call, (began, copied), answer)
+            _put_timings(response, call, Marks(began, began, copied), answer)
             return response
 
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, call: Call) -> pb.ModelStatisticsResponse:
@@ -192,12 +193,7 @@ class InferenceService:
         if sum(values.nbytes for values in arrays) <= _LARGE:
             copy()
             return
-        copying = asyncio.get_running_loop().run_in_executor(self._threads, copy)
-        try:
-            await asyncio.shield(copying)
-        except asyncio.CancelledError:
-            await asyncio.wait([copying])  # it writes into the slot
-            raise
+        await to_its_end(self._threads, copy)
 
 
 def _version(text: str) -> int:
@@ -222,22 +218,11 @@ def _put(response: pb.ModelInferResponse, row: Version, number: int, values: NDA
     response.raw_output_contents.append(tensors.byte_strings(texts))
 
 
-def _put_timings(response: pb.ModelInferResponse, call: Call, prepared: tuple[int, int], answer: Answer) -> None:
-    began, copied = prepared
-    times = answer.times
-    done = time.monotonic_ns()
-    stages = {
-        "receive": began - call.arrived,
-        "preprocess": copied - began,
-        "queue": times.gather - copied,
-        "gather": times.run - times.gather,
-        "run": times.scatter - times.run,
-        "scatter": times.done - times.scatter,
-        "postprocess": done - times.done,
-    }
-    for stage, seconds in observe_stages(call, stages).items():
+def _put_timings(response: pb.ModelInferResponse, call: Call, marks: Marks, answer: Answer) -> None:
+    timings = observe(call, marks, answer.times)
+    for stage, seconds in timings.stages.items():
         response.parameters[f"convoy_{stage}_seconds"].double_param = seconds
-    response.parameters["convoy_total_seconds"].double_param = (done - call.arrived) / 1e9
+    response.parameters["convoy_total_seconds"].double_param = timings.total
     response.parameters["convoy_batch_size"].int64_param = answer.batch_size
 
 

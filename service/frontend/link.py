@@ -25,6 +25,8 @@ from service.slots import ALIGNMENT, SPILLED, Arena, Span
 
 log = logging.getLogger(__name__)
 
+Result = tuple[Answer, dict[int, NDArray[Any]]]
+
 _ATTEMPTS = 3  # submissions of one slot: an input that kills the engine must not kill it for ever
 _HOLD = 30.0  # seconds that requests wait for an engine that does not come back
 
@@ -42,10 +44,8 @@ class Slot:
         self._id = 0  # 0: never submitted
         self.inputs = [link.arena.mapping.array(span) for span in inputs]
 
-    async def run(
-        self, version: Version, *, rows: int, company: int, deadline: int
-    ) -> tuple[Answer, dict[int, NDArray[Any]], int]:
-        """Submit and wait: the answer, the outputs by their number, and when it came (CLOCK_MONOTONIC, ns).
+    async def run(self, version: Version, *, rows: int, company: int, deadline: int) -> Result:
+        """Submit and wait: the answer, and the outputs by their number.
 
         rows       images side by side in the slot
         company    requests of this model under way in this front end, this one among them
@@ -80,9 +80,7 @@ class _Waiting:
     def __init__(self, slot: Slot, submit: Submit) -> None:
         self.slot = slot
         self.submit = submit
-        self.answer: asyncio.Future[tuple[Answer, dict[int, NDArray[Any]], int]] = (
-            asyncio.get_running_loop().create_future()
-        )
+        self.answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self.attempts = 0  # submissions to an engine
         self.sent = False  # to the engine that is there now
         self.abandoned = False
@@ -154,7 +152,7 @@ class EngineLink:
         """A number that no other submission of this front end has had."""
         return next(self._ids)
 
-    async def submit(self, slot: Slot, submit: Submit) -> tuple[Answer, dict[int, NDArray[Any]], int]:
+    async def submit(self, slot: Slot, submit: Submit) -> Result:
         """See Slot.run."""
         waiting = self._waiting[submit.id] = _Waiting(slot, submit)
         self._queue(waiting)
@@ -201,12 +199,11 @@ class EngineLink:
 
     def _read(self, packet: Packet) -> None:
         descriptors = iter(packet.descriptors)
-        now = time.monotonic_ns()
         for record in packet.records:
             match record:
                 case Answer(outputs=spans):
                     outputs = {span.number: self._output(span, descriptors) for span in spans}
-                    self._end(record.id, (record, outputs, now))
+                    self._end(record.id, (record, outputs))
                 case Failure(error=error):
                     self._end(record.id, error)
                 case TableRecord(nbytes=nbytes):
@@ -223,7 +220,7 @@ class EngineLink:
         os.close(descriptor)
         return np.ndarray(span.shape, span.dtype, buffer=memory)
 
-    def _end(self, submit_id: int, result: tuple[Answer, dict[int, NDArray[Any]], int] | Exception) -> None:
+    def _end(self, submit_id: int, result: Result | Exception) -> None:
         waiting = self._waiting.pop(submit_id)
         if waiting.abandoned:
             waiting.slot.free()

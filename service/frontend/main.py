@@ -178,14 +178,10 @@ def _reflected() -> DescriptorPool:
 
 
 async def _main(supervisor: socket.socket) -> int:
-    loop = asyncio.get_running_loop()
-    received = control.receive(supervisor)
-    assert received is not None
-    start = received[0]
-    assert isinstance(start, control.Start)
+    start = control.receive_start(supervisor)
     log.configure(start.config.server.log_level, "frontend")
-    supervisor.setblocking(False)
     front_end = FrontEnd(start, supervisor)
+    loop = asyncio.get_running_loop()
     over: asyncio.Future[bool] = loop.create_future()
 
     async def drain() -> None:
@@ -195,21 +191,18 @@ async def _main(supervisor: socket.socket) -> int:
 
     draining: list[asyncio.Task[None]] = []
 
-    def read() -> None:
-        try:
-            while received := control.receive(supervisor):
-                message, connection = received
-                if isinstance(message, control.Link) and connection is not None:
-                    front_end.attach(connection)
-                elif isinstance(message, control.Drain) and not draining:
-                    draining.append(loop.create_task(drain()))
-        except ConnectionError:
-            loop.remove_reader(supervisor)
-            if not over.done():
-                over.set_result(False)
+    def take(message: control.Message, connection: socket.socket | None) -> None:
+        if isinstance(message, control.Link) and connection is not None:
+            front_end.attach(connection)
+        elif isinstance(message, control.Drain) and not draining:
+            draining.append(loop.create_task(drain()))
+
+    def end() -> None:
+        if not over.done():
+            over.set_result(False)
 
     await front_end.listen()
-    loop.add_reader(supervisor, read)
+    control.listen(supervisor, take, end)
     return 0 if await over else 1
 
 

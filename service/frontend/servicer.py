@@ -20,6 +20,8 @@ from service.frontend.link import EngineLink, Slot
 from service.frontend.postprocess import classification, segmentation
 from service.frontend.preprocess import Placement, input_size, preprocess
 from service.frontend.rpc import Call, count_refusal
+from service.frontend.threads import to_its_end
+from service.frontend.timings import Marks, observe
 from service.metadata import Document
 from service.pb.convoy.v1 import vision_pb2 as pb
 from service.repository import Version
@@ -39,13 +41,11 @@ Result = TypeVar("Result", pb.ClassifyResult, pb.SegmentResult)
 
 
 class _Prepared(NamedTuple):
-    """An image in its slot; times are CLOCK_MONOTONIC, ns."""
+    """An image in its slot."""
 
     slot: Slot
     placement: Placement
-    began: int
-    decoded: int
-    preprocessed: int
+    marks: Marks
 
 
 class _Ran(NamedTuple):
@@ -53,7 +53,6 @@ class _Ran(NamedTuple):
 
     outputs: dict[str, NDArray[Any]]
     answer: Answer
-    came: int
 
 
 class Vision:
@@ -97,7 +96,7 @@ class Vision:
                 outputs = ran.outputs
                 confidence = outputs[metadata.CONFIDENCE] if request.with_confidence else None
                 # Waited for to its end even where the caller goes: it reads the slot.
-                class_map = await _to_its_end(
+                class_map = await to_its_end(
                     self._threads,
                     lambda: segmentation(
                         outputs[metadata.MASK], confidence, document, prepared.placement, request.format
@@ -175,7 +174,7 @@ class Vision:
         if spec.fit in ("pad", "letterbox"):
             padding = size[0] * size[1] - placement.height * placement.width
             metrics.PADDING.labels(row.model, str(row.version)).inc(padding)
-        return _Prepared(slot, placement, began, decoded, time.monotonic_ns())
+        return _Prepared(slot, placement, Marks(began, decoded, time.monotonic_ns()))
 
     def _decode(self, image: pb.Image, colour: Colour) -> NDArray[np.uint8]:
         match image.WhichOneof("source"):
@@ -187,19 +186,10 @@ class Vision:
         raise BadImage("image is empty, want a JPEG or PNG file, or raw pixels")
 
     async def _run(self, prepared: _Prepared, row: Version, call: Call) -> _Ran:
-        answer, outputs, came = await prepared.slot.run(
+        answer, outputs = await prepared.slot.run(
             row, rows=1, company=self._catalogue.users(row), deadline=call.deadline
         )
-        return _Ran({row.outputs[number].name: values[0] for number, values in outputs.items()}, answer, came)
-
-
-async def _to_its_end(threads: ThreadPoolExecutor, work: Callable[[], pb.Segmentation]) -> pb.Segmentation:
-    future = asyncio.get_running_loop().run_in_executor(threads, work)
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        await asyncio.wait([future])
-        raise
+        return _Ran({row.outputs[number].name: values[0] for number, values in outputs.items()}, answer)
 
 
 def _end_slot(preparing: asyncio.Future[_Prepared]) -> None:
@@ -219,34 +209,9 @@ def _output_bytes(row: Version, document: Document, size: tuple[int, int]) -> li
 
 
 def _timings(call: Call, prepared: _Prepared, ran: _Ran) -> pb.Timings:
-    """Where the time went. The stages follow each other without a gap: their sum is the total."""
-    done = time.monotonic_ns()
-    times = ran.answer.times
-    stages = {
-        "receive": prepared.began - call.arrived,  # parsing, and the wait for a thread
-        "decode": prepared.decoded - prepared.began,
-        "preprocess": prepared.preprocessed - prepared.decoded,
-        "queue": times.gather - prepared.preprocessed,
-        "gather": times.run - times.gather,
-        "run": times.scatter - times.run,
-        "scatter": times.done - times.scatter,
-        "postprocess": done - times.done,  # with the way back from the engine
-    }
-    seconds = observe_stages(call, stages)
-    return pb.Timings(
-        total_seconds=(done - call.arrived) / 1e9,
-        batch_size=ran.answer.batch_size,
-        **{f"{stage}_seconds": value for stage, value in seconds.items()},
-    )
-
-
-def observe_stages(call: Call, nanoseconds: dict[str, int]) -> dict[str, float]:
-    """Count one answered image, and its stages; they come back in seconds."""
-    metrics.IMAGES.labels(call.model, call.version).inc()
-    seconds = {stage: value / 1e9 for stage, value in nanoseconds.items()}
-    for stage, value in seconds.items():
-        metrics.STAGE_DURATION.labels(call.model, call.version, stage).observe(value)
-    return seconds
+    timings = observe(call, prepared.marks, ran.answer.times)
+    stages = {f"{stage}_seconds": seconds for stage, seconds in timings.stages.items()}
+    return pb.Timings(total_seconds=timings.total, batch_size=ran.answer.batch_size, **stages)
 
 
 def _describe(row: Version) -> pb.ModelInfo:

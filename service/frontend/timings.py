@@ -1,0 +1,44 @@
+"""Where the time of one image went. The stages follow each other without a gap: their sum is the total."""
+
+import time
+from typing import NamedTuple
+
+from service import metrics
+from service.channel import Times
+from service.frontend.rpc import Call
+
+
+class Marks(NamedTuple):
+    """When the front end's stages ended, CLOCK_MONOTONIC in ns. Tensors need no decoding: `decoded` is then `began`."""
+
+    began: int
+    decoded: int
+    preprocessed: int
+
+
+class Timings(NamedTuple):
+    """Seconds by stage, and from the request's arrival to this image's result."""
+
+    stages: dict[str, float]
+    total: float
+
+
+def observe(call: Call, marks: Marks, times: Times) -> Timings:
+    """Count one answered image and its stages in the metrics; they come back for the response."""
+    done = time.monotonic_ns()
+    ends = (
+        marks.began,  # receive: parsing, and the wait for a thread
+        marks.decoded,
+        marks.preprocessed,
+        times.gather,  # queue: with the way to the engine
+        times.run,
+        times.scatter,
+        times.done,
+        done,  # postprocess: with the way back from the engine
+    )
+    begins = (call.arrived, *ends[:-1])
+    stages = {stage: (end - begin) / 1e9 for stage, begin, end in zip(metrics.STAGES, begins, ends, strict=True)}
+    metrics.IMAGES.labels(call.model, call.version).inc()
+    for stage, seconds in stages.items():
+        metrics.STAGE_DURATION.labels(call.model, call.version, stage).observe(seconds)
+    return Timings(stages, (done - call.arrived) / 1e9)
