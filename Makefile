@@ -8,6 +8,9 @@ RUNTIME ?= cpu# cuda: onnxruntime-gpu with its CUDA and cuDNN packages
 BIN := .venv/bin
 STAMP := .venv/.installed-$(RUNTIME)
 
+# onnxruntime sends usage data from Linux unless told not to; `convoy` says so itself.
+export ORT_DISABLE_TELEMETRY := 1
+
 .PHONY: demo test check lint types stubs stubs-check format image install clean
 .DELETE_ON_ERROR:
 

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import importlib.metadata
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -35,6 +36,8 @@ COMMANDS = {
 
 def main() -> None:
     """The console script."""
+    # onnxruntime sends usage data from Linux unless told not to, before it is imported here or in a process started here.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     sys.exit(run(sys.argv[1:]))
 
 

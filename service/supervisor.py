@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 Kind = Literal["engine", "frontend"]
 
 _MODULES: dict[Kind, str] = {"engine": "service.engine.main", "frontend": "service.frontend.main"}
-_QUIET = {"ORT_DISABLE_TELEMETRY": "1"}  # onnxruntime sends usage data from Linux unless told not to
 _BACKOFF = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds before another start, by how many came in quick succession
 _STEADY = 30.0  # seconds after which a process counts as one that runs
 _LAST_GRACE = 3.0  # seconds beyond the front ends' own grace, after which they are killed
@@ -116,7 +115,7 @@ class Supervisor:
     async def _start(self, kind: Kind) -> None:
         ours, theirs = channel_pair()
         self._numbers += 1
-        environment = {**os.environ, metrics.DIRECTORY_VARIABLE: str(self._directory), **_QUIET}
+        environment = {**os.environ, metrics.DIRECTORY_VARIABLE: str(self._directory)}
         # spawn, not fork: gRPC's and onnxruntime's threads do not survive a fork. A session of its own keeps a
         # terminal's Ctrl-C away from it.
         process = await asyncio.create_subprocess_exec(

@@ -253,6 +253,11 @@ def test_only_the_engine_loads_onnxruntime_and_only_front_ends_load_grpc(small: 
     assert "onnxruntime" not in front_end
 
 
+def test_onnxruntime_is_told_to_send_no_usage_data(small: Server) -> None:
+    environment = Path(f"/proc/{small.children()['engine']}/environ").read_bytes().split(b"\0")
+    assert b"ORT_DISABLE_TELEMETRY=1" in environment
+
+
 def test_nothing_of_the_server_has_a_name_in_shared_memory(small: Server) -> None:
     with Client(small.grpc) as client:
         client.segment(np.zeros((64, 64, 3), np.uint8), "colours")

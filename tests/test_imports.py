@@ -1,0 +1,78 @@
+"""Imports point one way: what each part of the project may know of the others, and of the large libraries."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Who may import what: a module prefix -> the files (by prefix) that may, all others may not.
+ONLY = {
+    "torch": ("models/",),
+    "lightning": ("models/",),
+    "onnx": ("models/",),
+    "sklearn": ("models/",),
+    "models": ("models/",),
+    "onnxruntime": ("service/engine/session.py", "models/parity.py"),
+    "grpc": ("service/frontend/", "service/client.py", "service/answers.py", "service/commands/"),
+    "service.frontend": ("service/frontend/", "models/data/batches.py"),
+    "service.engine": ("service/engine/",),
+    "torchvision": (),
+    "pickle": (),
+}
+
+
+def imports(source: str) -> set[str]:
+    """The modules that a file imports, wherever in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def breaches(file: str, source: str) -> set[str]:
+    """The rules that a file's imports break."""
+    return {
+        f"{file} imports {module}"
+        for module in imports(source)
+        for prefix, allowed in ONLY.items()
+        if (module == prefix or module.startswith(f"{prefix}.")) and not file.startswith(allowed or ("nowhere",))
+    }
+
+
+def sources() -> Iterator[Path]:
+    for package in ("service", "models"):
+        yield from (path for path in (ROOT / package).rglob("*.py") if "pb" not in path.relative_to(ROOT).parts)
+
+
+def test_every_import_points_the_right_way() -> None:
+    files = list(sources())
+    assert len(files) > 50
+    assert not set().union(*(breaches(str(path.relative_to(ROOT)), path.read_text()) for path in files))
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("service/metadata.py", "import torch"),
+        ("service/engine/batching.py", "from service.frontend import link"),
+        ("service/frontend/link.py", "def late():\n    import onnxruntime"),
+        ("service/slots.py", "import pickle"),
+        ("service/client.py", "from models.registry import build"),
+        ("models/train.py", "from torchvision import transforms"),
+    ],
+)
+def test_an_import_that_points_the_wrong_way_is_found(file: str, source: str) -> None:
+    assert breaches(file, source)
+
+
+def test_init_files_hold_a_docstring_and_no_imports() -> None:
+    for path in sources():
+        if path.name == "__init__.py":
+            body = ast.parse(path.read_text()).body
+            assert len(body) == 1, path
+            assert isinstance(body[0], ast.Expr), path
