@@ -36,7 +36,7 @@ COMMANDS = {
 
 def main() -> None:
     """The console script."""
-    # onnxruntime sends usage data from Linux unless told not to, before it is imported here or in a process started here.
+    # onnxruntime sends usage data from Linux unless told not to before it is imported, here or in a process of ours.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     sys.exit(run(sys.argv[1:]))
 
