@@ -46,6 +46,7 @@ class BatchingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """When a batch closes."""
 
     max_batch_size: Annotated[int, Meta(ge=1, le=1024)] = 32  # images
+    max_batch_pixels: Annotated[int, Meta(ge=1)] = 8 * MIB  # of a model that takes any size: bounds a run's memory
     max_queue_delay_ms: Annotated[float, Meta(ge=0, le=10_000)] = 5.0  # only while more images are on their way
     max_queue: Annotated[int, Meta(ge=1, le=10_000_000)] = 1024  # images that wait, per model
 

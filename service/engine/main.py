@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import uvloop
@@ -18,8 +19,8 @@ from service import control, log, metrics
 from service.channel import NEVER, Cancel, Cancelled, Failure, Hello, Packet, Record, Release, Submit, Wire
 from service.channel import Table as TableRecord
 from service.config import Config
-from service.engine.batching import Batch, Batcher, Key, Request
-from service.engine.loading import Loader
+from service.engine.batching import Batch, Batcher, Key, Limits, Request
+from service.engine.loading import Loaded, Loader
 from service.engine.running import Ran, Work, run
 from service.errors import ConvoyError, DeadlinePassed, UnknownModel
 from service.repository import Table, encode_table
@@ -151,8 +152,17 @@ class Engine:
             deadline=deadline,
             payload=Work(submit, peer.memory),
         )
-        self._batcher.add(Key(submit.model, submit.version, shape), request, loaded.limits)
+        self._batcher.add(Key(submit.model, submit.version, shape), request, self._limits(loaded, submit))
         metrics.QUEUE_DEPTH.labels(submit.model).set(self._batcher.waiting(submit.model))
+
+    def _limits(self, loaded: Loaded, submit: Submit) -> Limits:
+        """A model that takes any size takes fewer large images at once: what a run needs grows with its pixels."""
+        document = loaded.session.document
+        if document is None or document.input.fit != "pad":
+            return loaded.limits
+        _, height, width, _ = submit.inputs[0].shape
+        fitting = max(1, self._config.batching.max_batch_pixels // (height * width))
+        return replace(loaded.limits, max_batch_size=min(fitting, loaded.limits.max_batch_size))
 
     def _pump(self) -> None:
         """Run a batch if the device is idle and one has closed; else come back when one does."""

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -89,8 +90,7 @@ def load(file: Path, provider: str, device: int, threads: int) -> Session:
     # Spinning would win a few microseconds a run and take the cores from the front ends.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors only: what matters of the rest is in BadModelFile
-    if CUDA in onnxruntime.get_available_providers():
-        onnxruntime.preload_dlls()  # CUDA and cuDNN from their Python packages, where those are installed
+    _preload()
     try:
         providers = _providers(provider, device)
         session = onnxruntime.InferenceSession(str(file), options, providers=providers)
@@ -111,6 +111,13 @@ def input_side(document: Document) -> tuple[int, int]:
         return spec.height, spec.width
     side = -(-_WARM_UP_SIDE // spec.multiple) * spec.multiple
     return side, side
+
+
+@cache
+def _preload() -> None:
+    """Load CUDA and cuDNN from their Python packages, where those are installed; what is missing is told once."""
+    if CUDA in onnxruntime.get_available_providers():
+        onnxruntime.preload_dlls()
 
 
 def _providers(provider: str, device: int) -> list[str | tuple[str, dict[str, str]]]:

@@ -129,6 +129,19 @@ def test_slot_memory_that_is_in_use_refuses_with_a_hint(small_repository: Path) 
             client.segment(np.zeros((1024, 1024, 3), np.uint8), "colours")
 
 
+def test_large_images_ride_in_smaller_batches(small_repository: Path) -> None:
+    settings = ["batching.max_batch_pixels=3000", "server.lame_duck_seconds=0"]
+    with Server(small_repository, settings) as server, Client(server.grpc) as client:
+        sizes = {side: [np.zeros((side, side, 3), np.uint8)] * 24 for side in (8, 32, 64)}
+        largest = {}
+        for side, images in sizes.items():
+            answers = client.segment(images, "colours")
+            largest[side] = max(answer.timings.batch_size for answer in answers if not isinstance(answer, ServerError))
+    assert largest[8] > 2
+    assert largest[32] <= 2  # 1024 pixels each: two fit
+    assert largest[64] == 1  # more than fits still runs, alone
+
+
 def test_too_many_requests_at_once_are_refused_with_a_hint(small_repository: Path) -> None:
     settings = ["limits.max_requests=2", "server.lame_duck_seconds=0"]
     with Server(small_repository, settings) as server, grpc.insecure_channel(server.grpc) as channel:
