@@ -112,6 +112,8 @@ class EngineLink:
 
     def attach(self, connection: socket.socket) -> None:
         """A new engine's channel. What waits is sent again as soon as that engine has loaded the version."""
+        if self._wire is not None:
+            self._wire.close()  # the end of the one before has not been read yet
         self._wire = Wire(connection, self._read, self._lost)
         self._wire.send([Hello(self.arena.nbytes)], [self.arena.descriptor])
 
@@ -180,6 +182,7 @@ class EngineLink:
     def _queue(self, waiting: _Waiting) -> None:
         # What is submitted within one turn of the loop leaves in one packet.
         if self._wire is None or (waiting.submit.model, waiting.submit.version) not in self._runnable:
+            self._hold_for_a_while()
             return
         if not self._unsent:
             self._loop.call_soon(self._send_unsent)
@@ -259,9 +262,12 @@ class EngineLink:
             elif waiting.attempts >= _ATTEMPTS:
                 log.error("giving up on a request that was with the engine %d times when it died", waiting.attempts)
                 self._end(waiting.submit.id, RunFailed(f"the engine died {waiting.attempts} times on this request"))
+        self._hold_for_a_while()
+        self._on_loss()
+
+    def _hold_for_a_while(self) -> None:
         if self._hold is None:
             self._hold = self._loop.call_later(_HOLD, self._give_up)
-        self._on_loss()
 
     def _give_up(self) -> None:
         self._hold = None

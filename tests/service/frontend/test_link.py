@@ -1,0 +1,247 @@
+"""A front end's side of the engine, against an engine that is played by hand."""
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.channel import NEVER, Answer, Cancel, Channel, Failure, Hello, Record, Submit, Times, channel_pair
+from service.channel import Table as TableRecord
+from service.errors import ModelUnavailable, RunFailed
+from service.frontend import link as links
+from service.frontend.link import EngineLink
+from service.repository import Table, Version, encode_table
+from service.slots import Mapping, memory_file
+
+ROW = Version(model="letters", version=1, state="READY")
+SHAPE = (1, 4)
+
+
+class Engine:
+    """The other end of a link: takes what it is sent, answers when it is told to."""
+
+    def __init__(self, link: EngineLink) -> None:
+        ours, theirs = channel_pair()
+        self.channel = Channel(ours)
+        self.memory: Mapping | None = None
+        self.submits: list[Submit] = []
+        self.cancels: list[int] = []
+        link.attach(theirs)
+
+    async def take(self, until: Callable[[], object]) -> None:
+        """Read until something holds."""
+        for _ in range(1000):
+            await asyncio.sleep(0)
+            while packet := self.channel.receive():
+                descriptors = iter(packet.descriptors)
+                for record in packet.records:
+                    self._take(record, descriptors)
+            if until():
+                return
+        raise AssertionError("the front end did not send it")
+
+    def _take(self, record: Record, descriptors: Any) -> None:
+        match record:
+            case Hello(arena_bytes=nbytes):
+                descriptor = next(descriptors)
+                self.memory = Mapping(descriptor, nbytes)
+                os.close(descriptor)
+            case Submit():
+                self.submits.append(record)
+            case Cancel(id=id_):
+                self.cancels.append(id_)
+
+    def publish(self, *rows: Version, complete: bool = True) -> None:
+        data = encode_table(Table(rows, complete))
+        descriptor = memory_file(len(data))
+        os.pwrite(descriptor, data, 0)
+        self.channel.send([TableRecord(len(data))], [descriptor])
+        os.close(descriptor)
+
+    def answer(self, submit: Submit) -> None:
+        """Twice the input."""
+        assert self.memory is not None
+        values = self.memory.array(submit.inputs[0])
+        room = submit.outputs[0]._replace(dtype=values.dtype, shape=values.shape)
+        self.memory.array(room)[...] = values * 2
+        self.channel.send([Answer(submit.id, 1, Times(1, 2, 3, 4), (room,))])
+
+    def die(self) -> None:
+        self.channel.close()
+
+
+async def ask(link: EngineLink, value: int) -> list[int]:
+    with link.claim([(np.dtype(np.uint8), SHAPE)], [(0, 4)]) as slot:
+        slot.inputs[0][...] = value
+        _, outputs = await slot.run(ROW, rows=1, company=1, deadline=NEVER)
+        return [int(number) for number in outputs[0].reshape(-1)]
+
+
+def run(scenario: Callable[[EngineLink], Coroutine[Any, Any, None]]) -> None:
+    """Play a scenario; afterwards nothing of the slots' memory is in use."""
+
+    async def play() -> None:
+        link = EngineLink(1 << 20, lambda table: None, lambda: None)
+        await scenario(link)
+        await asyncio.sleep(0)
+        assert link.arena.used_bytes == 0
+
+    asyncio.run(asyncio.wait_for(play(), 20))
+
+
+def test_an_answer_reaches_the_one_who_asked() -> None:
+    async def scenario(link: EngineLink) -> None:
+        engine = Engine(link)
+        engine.publish(ROW)
+        asked = [asyncio.ensure_future(ask(link, value)) for value in (3, 5)]
+        await engine.take(lambda: len(engine.submits) == 2)
+        for submit in reversed(engine.submits):
+            engine.answer(submit)
+        assert await asyncio.gather(*asked) == [[6] * 4, [10] * 4]
+
+    run(scenario)
+
+
+def test_nothing_is_sent_before_the_engine_has_the_version() -> None:
+    async def scenario(link: EngineLink) -> None:
+        engine = Engine(link)
+        asked = asyncio.ensure_future(ask(link, 1))
+        await engine.take(lambda: engine.memory)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        await engine.take(lambda: True)
+        assert not engine.submits
+        engine.publish(ROW, complete=False)
+        await engine.take(lambda: engine.submits)
+        engine.answer(engine.submits[0])
+        assert await asked == [2] * 4
+
+    run(scenario)
+
+
+def test_the_next_engine_gets_what_the_dead_one_had_with_the_same_input() -> None:
+    async def scenario(link: EngineLink) -> None:
+        first = Engine(link)
+        first.publish(ROW)
+        asked = asyncio.ensure_future(ask(link, 7))
+        await first.take(lambda: first.submits)
+        first.die()
+        second = Engine(link)
+        await second.take(lambda: second.memory)
+        second.publish(ROW)
+        await second.take(lambda: second.submits)
+        assert second.submits[0].id == first.submits[0].id
+        second.answer(second.submits[0])
+        assert await asked == [14] * 4
+
+    run(scenario)
+
+
+def test_an_engine_whose_end_is_noticed_after_the_next_one_came_does_not_take_it_away() -> None:
+    async def scenario(link: EngineLink) -> None:
+        first = Engine(link)
+        second = Engine(link)
+        first.die()
+        await second.take(lambda: second.memory)
+        assert link.connected
+
+    run(scenario)
+
+
+def test_what_kills_three_engines_is_given_up() -> None:
+    async def scenario(link: EngineLink) -> None:
+        asked = asyncio.ensure_future(ask(link, 7))
+        for _ in range(3):
+            engine = Engine(link)
+            engine.publish(ROW)
+            await engine.take(lambda engine=engine: engine.submits)
+            engine.die()
+        with pytest.raises(RunFailed, match="the engine died 3 times on this request"):
+            await asked
+
+    run(scenario)
+
+
+def test_a_version_that_the_next_engine_lacks_is_unavailable() -> None:
+    async def scenario(link: EngineLink) -> None:
+        first = Engine(link)
+        first.publish(ROW)
+        asked = asyncio.ensure_future(ask(link, 7))
+        await first.take(lambda: first.submits)
+        first.die()
+        second = Engine(link)
+        second.publish()
+        with pytest.raises(ModelUnavailable, match="no longer served"):
+            await asked
+        second.die()
+
+    run(scenario)
+
+
+def test_nobody_is_held_for_ever_where_no_engine_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "_HOLD", 0.01)
+
+    async def scenario(link: EngineLink) -> None:
+        engine = Engine(link)
+        engine.publish(ROW)
+        early = asyncio.ensure_future(ask(link, 1))
+        await engine.take(lambda: engine.submits)
+        engine.die()
+        with pytest.raises(ModelUnavailable, match="the engine does not come back"):
+            await early
+        with pytest.raises(ModelUnavailable, match="the engine does not come back"):
+            await ask(link, 2)  # that came after the others were given up
+
+    run(scenario)
+
+
+def test_memory_of_a_caller_that_went_is_kept_until_the_engines_last_word() -> None:
+    async def scenario(link: EngineLink) -> None:
+        engine = Engine(link)
+        engine.publish(ROW)
+        asked = asyncio.ensure_future(ask(link, 1))
+        await engine.take(lambda: engine.submits)
+        asked.cancel()
+        await engine.take(lambda: engine.cancels)
+        assert link.arena.used_bytes > 0
+        engine.channel.send([Failure(engine.cancels[0], RunFailed("let go"))])
+        for _ in range(100):
+            await asyncio.sleep(0)
+            if not link.arena.used_bytes:
+                break
+
+    run(scenario)
+
+
+def test_an_engine_that_dies_frees_the_memory_of_callers_that_went() -> None:
+    async def scenario(link: EngineLink) -> None:
+        engine = Engine(link)
+        engine.publish(ROW)
+        asked = asyncio.ensure_future(ask(link, 1))
+        await engine.take(lambda: engine.submits)
+        asked.cancel()
+        await engine.take(lambda: engine.cancels)
+        engine.die()
+        for _ in range(100):
+            await asyncio.sleep(0)
+            if not link.arena.used_bytes:
+                break
+
+    run(scenario)
+
+
+def test_a_submit_says_how_many_more_are_being_prepared() -> None:
+    async def scenario(link: EngineLink) -> None:
+        engine = Engine(link)
+        engine.publish(ROW)
+        with link.coming("letters"), link.coming("letters"), link.coming("other"):
+            asked = asyncio.ensure_future(ask(link, 1))
+            await engine.take(lambda: engine.submits)
+        assert engine.submits[0].following == 2
+        engine.answer(engine.submits[0])
+        await asked
+
+    run(scenario)
