@@ -43,10 +43,10 @@ BATCH_STAGE = Counter(
 )
 IMAGES = Counter("convoy_images_total", "Images answered.", ["model", "version"])
 REFUSALS = Counter("convoy_refusals_total", "Images and requests that were not served, by reason.", ["model", "reason"])
-DEADLINE_MISSES = Counter(
-    "convoy_deadline_misses_total", "Images whose deadline passed before they ran, which were never run.", ["model"]
+DEADLINE_MISSES = Counter("convoy_deadline_misses_total", "Requests whose time ran out before their answer.", ["model"])
+CANCELLED = Counter(
+    "convoy_cancelled_total", "Requests whose caller went before the answer, with time left.", ["model"]
 )
-CANCELLED = Counter("convoy_cancelled_total", "Images whose caller had gone before they were answered.", ["model"])
 PADDING = Counter("convoy_padding_pixels_total", "Pixels of padding that were run beside images.", ["model", "version"])
 RETRIES = Counter("convoy_retries_total", "Images sent again to a restarted engine.", ["model"])
 QUEUE_DEPTH = Gauge("convoy_queue_depth", "Images that wait for the device.", ["model"], multiprocess_mode="livesum")

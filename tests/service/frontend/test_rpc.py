@@ -1,0 +1,52 @@
+"""What is decided about a request around its handling."""
+
+import pytest
+
+from service.channel import NEVER
+from service.errors import ModelUnavailable, QueueFull
+from service.frontend.rpc import Call, Gate, missed_deadline
+
+MS = 1_000_000
+SECOND = 1000 * MS
+
+
+@pytest.mark.parametrize(
+    ("given", "gone", "missed"),
+    [
+        (SECOND, 1000 * MS, True),
+        (SECOND, 901 * MS, True),  # the caller's clock began earlier than ours
+        (SECOND, 899 * MS, False),
+        (20 * MS, 15 * MS, True),
+        (20 * MS, 14 * MS, False),
+        (NEVER, 10**6 * SECOND, False),
+    ],
+)
+def test_a_caller_that_goes_when_its_time_is_about_over_has_missed_its_deadline(
+    given: int, gone: int, missed: bool
+) -> None:
+    arrived = 5 * SECOND
+    deadline = NEVER if given == NEVER else arrived + given
+    assert missed_deadline(Call("Classify", arrived, deadline), arrived + gone) == missed
+
+
+def test_a_timeout_only_ever_shortens_the_deadline() -> None:
+    call = Call("ModelInfer", arrived=SECOND, deadline=3 * SECOND)
+    call.within(5.0)
+    assert call.deadline == 3 * SECOND
+    call.within(0.5)
+    assert call.deadline == SECOND + SECOND // 2
+
+
+def test_the_gate_counts_who_is_inside_and_refuses_the_rest() -> None:
+    gate = Gate(max_requests=2)
+    gate.enter()
+    gate.enter()
+    with pytest.raises(QueueFull) as caught:
+        gate.enter()
+    assert caught.value.retry_after
+    gate.leave()
+    gate.enter()
+    gate.close()
+    gate.leave()
+    with pytest.raises(ModelUnavailable, match="shutting down"):
+        gate.enter()
