@@ -15,14 +15,14 @@ from service.config import LimitsConfig
 from service.errors import BadImage, BadRequest, ConvoyError
 from service.frontend import status
 from service.frontend.catalogue import Catalogue
-from service.frontend.decode import Colour, decode, from_raw
+from service.frontend.decode import decode, from_raw
 from service.frontend.link import EngineLink, Slot
 from service.frontend.postprocess import classification, segmentation
 from service.frontend.preprocess import Placement, input_size, preprocess
 from service.frontend.rpc import Call, count_refusal
 from service.frontend.threads import to_its_end
 from service.frontend.timings import Marks, observe
-from service.metadata import Document
+from service.metadata import Document, InputSpec
 from service.pb.convoy.v1 import vision_pb2 as pb
 from service.repository import Version
 
@@ -155,14 +155,9 @@ class Vision:
         call.check_deadline()
         spec = document.input
         # Decoding comes before the claim: a broken image never occupies a slot.
-        pixels = self._decode(image, spec.colour)
+        pixels = self._decode(image, spec)
         decoded = time.monotonic_ns()
         size = input_size(spec, *pixels.shape[:2])
-        if spec.fit == "pad" and size[0] * size[1] > self._limits.max_input_pixels:
-            raise BadImage(
-                f"image is {pixels.shape[1]}x{pixels.shape[0]} pixels for a model that takes any size,"
-                f" want at most {self._limits.max_input_pixels} in all"
-            )
         shape = (1, *size, spec.channels)
         slot = self._link.claim([(np.dtype(np.uint8), shape)], _output_bytes(row, document, size))
         try:
@@ -176,13 +171,16 @@ class Vision:
             metrics.PADDING.labels(row.model, str(row.version)).inc(padding)
         return _Prepared(slot, placement, Marks(began, decoded, time.monotonic_ns()))
 
-    def _decode(self, image: pb.Image, colour: Colour) -> NDArray[np.uint8]:
+    def _decode(self, image: pb.Image, spec: InputSpec) -> NDArray[np.uint8]:
+        # What a model of any size would get as it is must not be larger than its runs can be.
+        free = spec.fit == "pad"
+        max_pixels = min(self._limits.max_pixels, self._limits.max_input_pixels) if free else self._limits.max_pixels
         match image.WhichOneof("source"):
             case "encoded":
-                return decode(image.encoded, colour, self._limits.max_pixels)
+                return decode(image.encoded, spec.colour, max_pixels)
             case "raw":
                 raw = image.raw
-                return from_raw(raw.pixels, raw.height_px, raw.width_px, raw.channels, colour, self._limits.max_pixels)
+                return from_raw(raw.pixels, raw.height_px, raw.width_px, raw.channels, spec.colour, max_pixels)
         raise BadImage("image is empty, want a JPEG or PNG file, or raw pixels")
 
     async def _run(self, prepared: _Prepared, row: Version, call: Call) -> _Ran:
