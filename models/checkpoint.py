@@ -68,7 +68,8 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a file that is no checkpoint makes the unpickler raise
-        raise BadCheckpoint(f"{path} is not a checkpoint: {_line(error)}") from None
+        # Its words are about unpickling, and say nothing to whoever named the wrong file.
+        raise BadCheckpoint(f"{path} is not a checkpoint, want a .ckpt file that `convoy train` wrote") from error
     if not isinstance(content, dict):
         raise BadCheckpoint(f"{path} holds a {type(content).__name__}, want a checkpoint of `convoy train`")
     return content

@@ -62,6 +62,11 @@ def run(arguments: Sequence[str]) -> int:
         return 130
     except ConvoyError as error:
         return _refuse(f"convoy {name}", error.message)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # A file that cannot be read or written: the system's words say what to do about it.
+        return _refuse(f"convoy {name}", f"{str(error.filename)!r}: {error.strerror}")
     except TyperException as error:
         return _refuse(f"convoy {name}", _in_words(error, name))
 

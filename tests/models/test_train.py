@@ -231,7 +231,7 @@ def test_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.ckpt")
     for name, why in (
         ("none", "there is no checkpoint"),
-        ("text", "not a check"),
+        ("text", "is not a checkpoint, want a .ckpt file"),
         ("foreign", "not a"),
         ("list", "list"),
     ):

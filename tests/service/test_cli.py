@@ -104,6 +104,17 @@ def test_error_of_ours_is_one_line_even_where_its_message_has_several(capsys, co
     assert one_line(capsys) == "convoy failing: port is 70000, want 0 to 65535\n"
 
 
+def test_file_that_cannot_be_written_is_one_line_that_names_it(capsys, command, tmp_path):
+    (tmp_path / "file").write_text("")
+
+    def store() -> None:
+        (tmp_path / "file" / "below").mkdir()
+
+    command(store)
+    assert cli.run(["store"]) == 2
+    assert one_line(capsys) == f"convoy store: '{tmp_path}/file/below': Not a directory\n"
+
+
 def test_mistake_of_ours_is_not_hidden(command):
     def broken() -> None:
         raise ZeroDivisionError
