@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from models import registry
-from models.errors import BadCheckpoint
-from models.graph import Pixels
+from models.errors import BadCheckpoint, BadTraining
+from models.graph import ChannelOrder, Pixels
+from models.registry import Argument
 from service.metadata import InputSpec, Task
 
 KEY = "convoy"
@@ -19,12 +20,14 @@ PREFIX = "network."  # of the network's weights in the checkpoint's state
 class Description(msgspec.Struct, frozen=True, kw_only=True):
     """Plain values only: a checkpoint is read with `torch.load(weights_only=True)`.
 
-    `mean` and `std` are per channel, of pixels in 0..1. `commit` is that of the source tree, empty where there is none.
+    `mean` and `std` are per channel as images have them, of pixels in 0..1; the network takes the channels in
+    `channel_order`. `data` is empty where the weights were not trained here. `commit` is that of the source tree, empty
+    where there is none.
     """
 
     schema_version: Literal[1] = 1
     architecture: str
-    arguments: dict[str, int]
+    arguments: dict[str, Argument]
     task: Task
     input: InputSpec
     data: str
@@ -32,14 +35,17 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     palette: list[tuple[int, int, int]] | None
     mean: list[float]
     std: list[float]
+    channel_order: ChannelOrder = "RGB"
     commit: str = ""
 
     def build(self) -> nn.Module:
         """A fresh network."""
-        return registry.build(self.architecture, self.input.channels, len(self.labels), self.arguments)
+        height, width = self.input.height, self.input.width
+        size = (height, width) if height is not None and width is not None else None
+        return registry.build(self.architecture, self.input.channels, len(self.labels), self.arguments, size)
 
     def pixels(self) -> Pixels:
-        return Pixels(self.mean, self.std)
+        return Pixels(self.mean, self.std, self.channel_order)
 
 
 def put(description: Description, checkpoint: dict[str, Any]) -> None:
@@ -57,9 +63,15 @@ def load(path: Path) -> tuple[Description, nn.Module]:
         network.load_state_dict(
             {name.removeprefix(PREFIX): value for name, value in weights if name.startswith(PREFIX)}
         )
-    except (KeyError, TypeError, RuntimeError, AttributeError, msgspec.ValidationError) as error:
+    except (KeyError, TypeError, RuntimeError, AttributeError, BadTraining, msgspec.ValidationError) as error:
         raise BadCheckpoint(f"{path} is not a checkpoint of this version of `convoy train`: {_line(error)}") from None
     return description, network.eval()
+
+
+def epochs(path: Path) -> int:
+    """How many epochs of its run a checkpoint has behind it. Raises BadCheckpoint."""
+    done: int = _read(path)["epoch"] + 1  # Lightning counts from 0
+    return done
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,27 +1,40 @@
 """The network as it is served: uint8 pixels in, an answer out. What is trained, evaluated and exported meets here."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from service.metadata import Task
 
+ChannelOrder = Literal["RGB", "BGR"]
+
 
 class Pixels(nn.Module):
-    """Pixels as the network takes them: (N, H, W, C) uint8 -> (N, C, H, W) float32, (pixel / 255 - mean) / std."""
+    """Pixels as the network takes them: (N, H, W, C) uint8 -> (N, C, H, W) float32, (pixel / 255 - mean) / std.
+
+    `mean` and `std` are per channel as images have them, grey or RGB; `channel_order` is the one the network wants.
+    """
 
     scale: Tensor
     offset: Tensor
 
-    def __init__(self, mean: list[float], std: list[float]) -> None:
+    def __init__(self, mean: list[float], std: list[float], channel_order: ChannelOrder = "RGB") -> None:
         super().__init__()
+        self.reverse = channel_order == "BGR"
         scale = 1 / (255 * torch.tensor(std, dtype=torch.float64))
         offset = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
+        if self.reverse:
+            scale, offset = scale.flip(0), offset.flip(0)
         self.register_buffer("scale", scale.float()[:, None, None], persistent=False)
         self.register_buffer("offset", offset.float()[:, None, None], persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         # The bytes are moved before they are cast: a quarter of the traffic.
-        return image.permute(0, 3, 1, 2).float() * self.scale + self.offset
+        image = image.permute(0, 3, 1, 2)
+        if self.reverse:
+            image = image.flip(1)
+        return image.float() * self.scale + self.offset
 
 
 class Classifier(nn.Module):

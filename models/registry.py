@@ -1,8 +1,8 @@
 """Every architecture by name: how it is built, what it is for, what it takes, and how it is trained by default."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import msgspec
 from torch import nn
@@ -13,6 +13,7 @@ from models.segmentation.unet import UNet
 from service.metadata import InputSpec, Task
 
 Optimizer = Literal["sgd", "adamw"]
+Argument = int | float | str
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,8 +33,11 @@ class Architecture:
 
     build     takes `channels`, `classes` and the keyword arguments, answers a module: (N, channels, H, W) float32 to
               logits, (N, classes) or (N, classes, H, W). Where `input` has a free size, the module's attribute
-              `multiple` says of what the sides must be multiples
+              `multiple` says of what the sides must be multiples. A module with auxiliary heads answers in training
+              mode (logits, auxiliary logits, ...) and has the attribute `auxiliary_weight`, that of their loss
     input     how an image reaches it; the data set decides on the colour
+    paper     where it comes from
+    sized     the shapes of its weights follow from the input's size: `build` takes `size`, (height, width), too
     arguments what `build` takes besides, with the defaults
     """
 
@@ -41,7 +45,9 @@ class Architecture:
     task: Task
     input: InputSpec
     recipe: Recipe
-    arguments: Mapping[str, int]
+    paper: str
+    sized: bool = False
+    arguments: Mapping[str, Argument] = field(default_factory=dict)
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -50,13 +56,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         task="classification",
         input=InputSpec(colour="L", height=32, width=32),
         recipe=Recipe(epochs=40, learning_rate=3e-3, patience=40),
-        arguments={},
+        paper="LeCun et al. 1998",
     ),
     "unet": Architecture(
         UNet,
         task="segmentation",
         input=InputSpec(colour="RGB", fit="pad"),
         recipe=Recipe(epochs=6, learning_rate=3e-3, batch_size=8),
+        paper="Ronneberger et al. 2015, arXiv 1505.04597",
         arguments={"width": 16, "depth": 3},
     ),
 }
@@ -69,13 +76,61 @@ def architecture(name: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def build(name: str, channels: int, classes: int, arguments: Mapping[str, int]) -> nn.Module:
-    """A fresh network of that architecture."""
-    return architecture(name).build(channels=channels, classes=classes, **arguments)
+def build(
+    name: str,
+    channels: int,
+    classes: int,
+    arguments: Mapping[str, Argument] | None = None,
+    size: tuple[int, int] | None = None,
+) -> nn.Module:
+    """A fresh network of that architecture: its default arguments with `arguments` laid over them.
+
+    `size` is the input's height and width where they are not the architecture's own. Raises BadTraining for an argument
+    or a size that the architecture does not have or cannot be built with.
+    """
+    row = architecture(name)
+    given = merged(name, arguments or {})
+    if row.sized:
+        given["size"] = size or (row.input.height, row.input.width)
+    try:
+        return row.build(channels=channels, classes=classes, **given)
+    except ValueError as error:
+        raise BadTraining(f"{name}: {error}") from None
 
 
-def input_spec(name: str, network: nn.Module, colour: Literal["RGB", "L"]) -> InputSpec:
-    """How an image reaches this network."""
+def merged(name: str, arguments: Mapping[str, Argument]) -> dict[str, Any]:
+    """The architecture's default arguments with those given laid over them, each of the default's type.
+
+    Text is read as a number where a number is wanted. Raises BadTraining.
+    """
+    defaults = architecture(name).arguments
+    for key, value in arguments.items():
+        if key not in defaults:
+            known = f"want one of: {', '.join(defaults)}" if defaults else "it has none"
+            raise BadTraining(f"{key} = {value!r} is no argument of {name}, {known}")
+    return {key: _as(key, arguments.get(key, default), type(default)) for key, default in defaults.items()}
+
+
+def input_spec(
+    name: str, network: nn.Module, colour: Literal["RGB", "L"], size: tuple[int, int] | None = None
+) -> InputSpec:
+    """How an image reaches this network; `size` is the height and width where they are not the architecture's own.
+
+    Raises BadTraining for a size where any size goes.
+    """
     spec = msgspec.structs.replace(architecture(name).input, colour=colour)
-    multiple = getattr(network, "multiple", 1)
-    return msgspec.structs.replace(spec, multiple=multiple) if spec.fit == "pad" else spec
+    if spec.fit == "pad":
+        if size is not None:
+            raise BadTraining(f"size {size[0]}x{size[1]}: {name} takes images of any size")
+        return msgspec.structs.replace(spec, multiple=getattr(network, "multiple", 1))
+    return spec if size is None else msgspec.structs.replace(spec, height=size[0], width=size[1])
+
+
+def _as(key: str, value: Argument, kind: type[Any]) -> Argument:
+    try:
+        return msgspec.convert(value, kind, strict=False)  # type: ignore[no-any-return]
+    except msgspec.ValidationError:
+        raise BadTraining(f"{key} = {value!r}, want {_KINDS[kind]}") from None
+
+
+_KINDS = {int: "an integer", float: "a number", str: "text"}

@@ -3,27 +3,29 @@
 import hashlib
 import inspect
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from models import registry
-from models.registry import Recipe
+from models.registry import Argument, Recipe
 
 PACKAGE = Path(__file__).parent
 DEFAULT_SEED = 0
 # Besides the architecture's own file: the source that decides what comes out of a training run.
-SOURCES = ("train.py", "graph.py", "blocks.py", "data/*.py")
+SOURCES = ("train.py", "graph.py", "losses.py", "blocks.py", "data/*.py")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """All that a training run is told; the same settings and source give the same network on the same machine."""
 
     architecture: str
-    arguments: dict[str, int]
+    arguments: dict[str, Argument]
     data: str
     recipe: Recipe
     seed: int
+    size: tuple[int, int] | None = None  # height and width of the input, where not the architecture's own
 
 
 class Note(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,7 +91,8 @@ def default_settings(architecture: str, data: str) -> Settings:
 
 def source_digest(architecture: str) -> str:
     """SHA-256 of the source that decides what a run of this architecture gives."""
-    own = Path(inspect.getfile(registry.architecture(architecture).build))
+    build = registry.architecture(architecture).build
+    own = Path(inspect.getfile(build.func if isinstance(build, partial) else build))
     files = [own, *sorted(path for pattern in SOURCES for path in PACKAGE.glob(pattern))]
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
 

@@ -42,9 +42,9 @@ def train(settings: Settings, output: Path, resume: Path | None = None) -> Note:
     data = data_set(settings.data)
     pl.seed_everything(settings.seed, verbose=False)
     description, network = describe(settings, data)
-    if resume is not None:
-        _check_resumed(description, resume)
     folder = RunFolder(output)
+    if resume is not None:
+        _check_resumed(description, settings, resume)
     folder.root.mkdir(parents=True, exist_ok=True)
     before = folder.read() if resume is not None else None
     seconds_before = before.seconds if before is not None else 0.0
@@ -85,12 +85,12 @@ def describe(settings: Settings, data: DataSet) -> tuple[Description, nn.Module]
     if row.task != data.task:
         raise BadTraining(f"{settings.architecture} is for {row.task}, {data.name} is data for {data.task}")
     channels = 3 if data.colour == "RGB" else 1
-    network = registry.build(settings.architecture, channels, len(data.labels), settings.arguments)
+    network = registry.build(settings.architecture, channels, len(data.labels), settings.arguments, settings.size)
     description = Description(
         architecture=settings.architecture,
         arguments=settings.arguments,
         task=data.task,
-        input=registry.input_spec(settings.architecture, network, data.colour),
+        input=registry.input_spec(settings.architecture, network, data.colour, settings.size),
         data=data.name,
         labels=data.labels,
         palette=data.palette,
@@ -112,6 +112,7 @@ class Training(pl.LightningModule):
         self.augment = data.augment
         self.pixels = description.pixels()
         self.network = network
+        self.auxiliary_weight = float(getattr(network, "auxiliary_weight", 0.0))
         self.measures = measures(description.task, len(description.labels))
         self.ignore = IGNORE if description.task == "segmentation" else -100  # classes may be more than 255
         self.best: dict[str, float] = {}  # validation scores of the epoch with the lowest loss
@@ -123,13 +124,20 @@ class Training(pl.LightningModule):
         images = self.pixels(batch.images)
         if self.augment is not None:
             images = self.augment(images)
-        loss = F.cross_entropy(self.network(images), batch.targets, ignore_index=self.ignore)
+        loss = self._loss(self.network(images), batch.targets)
         self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images))
         return loss
 
+    def _loss(self, answer: Tensor | tuple[Tensor, ...], targets: Tensor) -> Tensor:
+        if isinstance(answer, Tensor):
+            return F.cross_entropy(answer, targets, ignore_index=self.ignore)
+        # Heads in the middle of the network, which are there in training only.
+        loss, *auxiliary = (self._loss(logits, targets) for logits in answer)
+        return loss + self.auxiliary_weight * torch.stack(auxiliary).sum()
+
     def validation_step(self, batch: Batch, _: int) -> None:
         logits = self.network(self.pixels(batch.images))
-        loss = F.cross_entropy(logits, batch.targets, ignore_index=self.ignore)
+        loss = self._loss(logits, batch.targets)
         self.measures.update(logits, batch.targets)
         self.log("validation_loss", loss, batch_size=len(logits))
 
@@ -225,12 +233,17 @@ def _checkpoint(path: Path, monitor: str | None = None) -> ModelCheckpoint:
     )
 
 
-def _check_resumed(description: Description, resume: Path) -> None:
+def _check_resumed(description: Description, settings: Settings, resume: Path) -> None:
     other, _ = checkpoint.load(resume)
-    for name in ("architecture", "arguments", "data"):
+    for name in ("architecture", "arguments", "data", "input"):
         was, wanted = getattr(other, name), getattr(description, name)
         if was != wanted:
             raise BadTraining(f"{resume} was trained with {name} {was!r}, this run has {wanted!r}")
+    done, epochs = checkpoint.epochs(resume), settings.recipe.epochs
+    if done >= epochs:
+        raise BadTraining(
+            f"{resume} has {done} epochs of {epochs}: nothing is left to train, want --epochs above {done}"
+        )
 
 
 def _quieten() -> None:

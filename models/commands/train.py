@@ -1,5 +1,6 @@
 """`convoy train`: an architecture, a data set, a folder of checkpoints and logs."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,9 +8,10 @@ from typing import Annotated, Literal
 import msgspec
 import typer
 
-from models.errors import BadTraining
+from models import registry
+from models.commands.options import assignments, parse_size
 from models.registry import ARCHITECTURES, Recipe
-from models.run import DEFAULT_SEED, RunFolder, Settings, default_settings
+from models.run import RunFolder, Settings, default_settings
 from models.train import train as run
 
 
@@ -24,15 +26,19 @@ def train(
     weight_decay: Annotated[float | None, typer.Option(min=0, help="Pull of the weights towards 0")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images a step")] = None,
     patience: Annotated[int | None, typer.Option(min=1, help="Epochs without progress before it stops early")] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="Maps at full resolution (unet)")] = None,
-    depth: Annotated[int | None, typer.Option(min=1, max=8, help="How often the resolution is halved (unet)")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, order and augmentation")] = DEFAULT_SEED,
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Of the images as the network takes them  [default: its own]")
+    ] = None,
+    arguments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An argument of the architecture")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of weights, order and augmentation")] = None,
 ) -> None:
-    """Train a network. What is not given is as the architecture's recipe has it."""
-    defaults = default_settings(architecture, data)
+    """Train a network. What is not given is as the architecture's recipe has it, or as the resumed run was told."""
+    defaults = _defaults(architecture, data, resume)
     settings = Settings(
         architecture=architecture,
-        arguments=_arguments(defaults, width=width, depth=depth),
+        arguments=registry.merged(architecture, defaults.arguments | assignments(arguments or [])),
         data=data,
         recipe=_changed(
             defaults.recipe,
@@ -43,15 +49,16 @@ def train(
             batch_size=batch_size,
             patience=patience,
         ),
-        seed=seed,
+        seed=defaults.seed if seed is None else seed,
+        size=defaults.size if size is None else parse_size(size),
     )
     folder = RunFolder(output or (resume.parent if resume is not None else Path("runs") / f"{architecture}-{data}"))
     try:
         note = run(settings, folder.root, resume)
     except KeyboardInterrupt:
         if folder.last.is_file():
-            again = f"convoy train {architecture} --data {data} --resume {folder.last}"
-            print(f"interrupted; go on with:  {again}  and the other options as they were", file=sys.stderr)
+            again = shlex.join(["convoy", "train", architecture, "--data", data, "--resume", str(folder.last)])
+            print(f"interrupted; go on with:  {again}", file=sys.stderr)
         raise
     checkpoint = folder.chosen()
     scores = "  ".join(f"{name} {value:.4f}" for name, value in note.validation.items())
@@ -61,12 +68,11 @@ def train(
     print(f"            convoy export {checkpoint} --repository repository")
 
 
-def _arguments(defaults: Settings, **given: int | None) -> dict[str, int]:
-    arguments = {name: value for name, value in given.items() if value is not None}
-    for name, value in arguments.items():
-        if name not in defaults.arguments:
-            raise BadTraining(f"--{name} {value}: {defaults.architecture} has no such argument")
-    return defaults.arguments | arguments
+def _defaults(architecture: str, data: str, resume: Path | None) -> Settings:
+    note = RunFolder(resume.parent).read() if resume is not None else None
+    if note is not None and (note.settings.architecture, note.settings.data) == (architecture, data):
+        return note.settings
+    return default_settings(architecture, data)
 
 
 def _changed(recipe: Recipe, **given: object) -> Recipe:

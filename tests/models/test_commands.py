@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from models.run import RunFolder, default_settings
@@ -28,7 +29,20 @@ def test_train_then_export_with_what_is_printed(
 
 
 def test_options_reach_the_run(tmp_path: Path) -> None:
-    options = ["--width", "4", "--depth", "2", "--epochs", "1", "--optimizer", "sgd", "--lr", "0.01", "--seed", "5"]
+    options = [
+        "--set",
+        "width=4",
+        "--set",
+        "depth=2",
+        "--epochs",
+        "1",
+        "--optimizer",
+        "sgd",
+        "--lr",
+        "0.01",
+        "--seed",
+        "5",
+    ]
     more = ["--batch-size", "24", "--patience", "3", "--weight-decay", "0.5", "--output", str(tmp_path / "run")]
     assert cli.run(["train", "unet", "--data", "tiny-scenes", *options, *more]) == 0
     note = RunFolder(tmp_path / "run").read()
@@ -50,6 +64,39 @@ def test_resumed_run_goes_on_in_its_folder(tmp_path: Path) -> None:
     assert note.epochs == 2
 
 
+def test_resumed_run_keeps_the_options_it_was_told(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    train = ["train", "unet", "--data", "tiny-scenes"]
+    told = ["--set", "width=4", "--set", "depth=2", "--seed", "5", "--lr", "0.01", "--epochs", "1"]
+    assert cli.run([*train, *told, "--output", str(folder.root)]) == 0
+    first = folder.read()
+    assert cli.run([*train, "--epochs", "2", "--resume", str(folder.last)]) == 0
+    second = folder.read()
+    assert first is not None
+    assert second is not None
+    longer = msgspec.structs.replace(first.settings.recipe, epochs=2)
+    assert second.settings == msgspec.structs.replace(first.settings, recipe=longer)
+
+
+def test_finished_run_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = RunFolder(tmp_path / "run")
+    train = ["train", "lenet5", "--data", "tiny-digits", "--epochs", "1"]
+    assert cli.run([*train, "--output", str(folder.root)]) == 0
+    capsys.readouterr()
+    new = tmp_path / "new"
+    assert cli.run([*train, "--resume", str(folder.last), "--output", str(new)]) == 2
+    assert "last.ckpt has 1 epochs of 1: nothing is left to train, want --epochs above 1" in capsys.readouterr().err
+    assert not new.exists()
+
+
+def test_size_of_the_input_reaches_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = ["train", "unet", "--data", "tiny-scenes", "--epochs", "1", "--output", str(tmp_path / "run")]
+    assert cli.run([*train, "--size", "64x96"]) == 2
+    assert "size 64x96: unet takes images of any size" in capsys.readouterr().err
+    assert cli.run([*train, "--size", "64x"]) == 2
+    assert "--size '64x', want HEIGHTxWIDTH" in capsys.readouterr().err
+
+
 def test_defaults_are_the_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen = []
 
@@ -65,9 +112,12 @@ def test_defaults_are_the_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["lenet6", "--data", "digits"], "architecture 'lenet6', want one of: lenet5, unet"),
+        (["lenet6", "--data", "digits"], "architecture 'lenet6', want one of: lenet5, "),
         (["lenet5", "--data", "mnist"], "data set 'mnist', want one of: digits, digit-scenes"),
-        (["lenet5", "--data", "digits", "--width", "8"], "--width 8: lenet5 has no such argument"),
+        (["lenet5", "--data", "digits", "--set", "width=8"], "width = '8' is no argument of lenet5, it has none"),
+        (["unet", "--data", "digit-scenes", "--set", "width"], "--set 'width', want NAME=VALUE"),
+        (["unet", "--data", "digit-scenes", "--set", "width=x"], "width = 'x', want an integer"),
+        (["unet", "--data", "digit-scenes", "--set", "with=8"], "want one of: width, depth"),
         (["lenet5", "--data", "digit-scenes"], "lenet5 is for classification"),
         (["lenet5", "--data", "digits", "--resume", "none.ckpt"], "there is no checkpoint none.ckpt"),
     ],
