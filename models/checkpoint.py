@@ -53,6 +53,16 @@ def put(description: Description, checkpoint: dict[str, Any]) -> None:
     checkpoint[KEY] = msgspec.to_builtins(description)
 
 
+def save(path: Path, description: Description, network: nn.Module) -> None:
+    """Write a checkpoint of weights that no run of `convoy train` made: `load` reads it, no run goes on from it."""
+    content: dict[str, Any] = {
+        "state_dict": {PREFIX + name: value for name, value in network.state_dict().items()},
+        "epoch": -1,
+    }
+    put(description, content)
+    torch.save(content, path)
+
+
 def load(path: Path) -> tuple[Description, nn.Module]:
     """The description in a checkpoint and its network, in eval mode, on the CPU. Raises BadCheckpoint."""
     checkpoint = _read(path)

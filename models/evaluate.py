@@ -12,6 +12,7 @@ from models import threads
 from models.checkpoint import Description, load
 from models.data.batches import loader
 from models.data.registry import data_set
+from models.errors import BadCheckpoint
 from models.metrics import confusion, measures
 
 BATCH_SIZE = 32
@@ -31,6 +32,8 @@ class Evaluation:
 def evaluate_checkpoint(path: Path) -> Evaluation:
     """The network of a checkpoint on the whole held-out split of its data set. Raises BadCheckpoint."""
     description, network = load(path)
+    if not description.data:
+        raise BadCheckpoint(f"{path} holds weights that were not trained here, want a checkpoint of `convoy train`")
     return evaluate(description, network)
 
 

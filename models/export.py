@@ -44,13 +44,13 @@ class Exported:
 def export(path: Path, repository: Path, name: str | None = None) -> Exported:
     """Export the network of a checkpoint as the next version of a model, by default named for its architecture.
 
-    Measures it on the held-out split, checks the graph and its parity with PyTorch, and only then writes. Raises
-    BadModelName, BadCheckpoint, ParityRefused; nothing is written then.
+    Measures it on the held-out split of its data, where it has data; checks the graph and its parity with PyTorch, and
+    only then writes. Raises BadModelName, BadCheckpoint, ParityRefused; nothing is written then.
     """
     description, network = checkpoint.load(path)
     name = description.architecture if name is None else name
     publish.check_name(name)
-    scores = evaluate(description, network).scores
+    scores = evaluate(description, network).scores if description.data else {}
     graph = onnx_graph(description, network)
     measured = parity.check(graph, description, network)
     document = _document(description, scores, measured)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from models.checkpoint import Description
 from models.data.batches import loader
+from models.data.dataset import Split
+from models.data.generated import GeneratedSplit
 from models.data.registry import data_set
 from models.errors import ParityRefused
 from models.graph import served
@@ -35,7 +37,8 @@ class Difference(NamedTuple):
 
 
 def check(graph: onnx.ModelProto, description: Description, network: nn.Module) -> Parity:
-    """Compare both on held-out images, on the CPU, and measure how far apart they are.
+    """Compare both on held-out images, on the CPU, and measure how far apart they are. Weights that were not trained
+    here have no such images: for them they are generated.
 
     Classification compares the probabilities that the graph answers. Segmentation compares masks, confidences, and the
     probabilities of every class at every pixel; those a served graph keeps to itself, so here it is run with the logits
@@ -46,7 +49,7 @@ def check(graph: onnx.ModelProto, description: Description, network: nn.Module) 
     compare = (_classifier if description.task == "classification" else _segmenter)(graph, description, network)
     found: list[Difference] = []
     with torch.inference_mode():
-        for batch, _ in loader(data_set(description.data).split("test"), description.input, BATCH_SIZE):
+        for batch, _ in loader(_images(description), description.input, BATCH_SIZE):
             found.append(compare(batch))
             if sum(difference.images for difference in found) >= MOST_IMAGES:
                 break
@@ -54,6 +57,10 @@ def check(graph: onnx.ModelProto, description: Description, network: nn.Module) 
     # numpy's max, not Python's: it keeps a NaN, which then passes no test.
     total = Difference(sum(images), float(np.max(probabilities)), max(steps), sum(answers), sum(same))
     return _judge(description, total)
+
+
+def _images(description: Description) -> Split:
+    return data_set(description.data).split("test") if description.data else GeneratedSplit(description.input)
 
 
 def _judge(description: Description, total: Difference) -> Parity:

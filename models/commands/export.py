@@ -21,9 +21,10 @@ def export(
     agreement = parity.top1_agreement if parity.mask_agreement is None else parity.mask_agreement
     scores = "  ".join(f"{score} {value:.4f}" for score, value in provenance.metrics.items())
     print(f"file      {exported.path}  ({exported.path.stat().st_size / 1024:.0f} KiB, version {exported.version})")
-    print(f"held out  {scores}")
+    print(f"held out  {scores or 'not measured: the weights came without data'}")
+    kind = "images" if provenance.data else "generated images"
     print(
-        f"parity    onnxruntime against PyTorch on {parity.images} images: probabilities differ by at most "
+        f"parity    onnxruntime against PyTorch on {parity.images} {kind}: probabilities differ by at most "
         f"{parity.max_abs_difference:.1e}, {agreement:.4%} of answers are the same"
     )
     print(f"next      convoy serve --repository {repository}")

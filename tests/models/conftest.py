@@ -73,10 +73,6 @@ def untrained(folder: Path, architecture: str = "lenet5", data: str = "tiny-digi
         for name, parameter in network.named_parameters():
             if name.endswith("bias"):
                 parameter.uniform_(-0.2, 0.2)
-    content: dict[str, object] = {
-        "state_dict": {checkpoint.PREFIX + name: value for name, value in network.state_dict().items()}
-    }
-    checkpoint.put(description, content)
     path = folder / f"{architecture}.ckpt"
-    torch.save(content, path)
+    checkpoint.save(path, description, network)
     return path

@@ -1,0 +1,45 @@
+"""Images of nothing in particular, for where weights came without the pictures they were trained on."""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.metadata import InputSpec
+
+SEED = 1966
+COUNT = 64
+SIZES = ((64, 96), (97, 65), (80, 80))  # height and width by turns, where any size goes
+CELLS = (32, 8, 2)  # pixels, of the coarse, middle and fine texture
+
+
+class GeneratedSplit:
+    """Colour or grey textures of several scales, the size the input has; the same ones every time. They show nothing:
+    the class of all of them is 0."""
+
+    def __init__(self, spec: InputSpec) -> None:
+        self.spec = spec
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def size(self, index: int) -> tuple[int, int]:
+        if self.spec.height is None or self.spec.width is None:
+            return SIZES[index % len(SIZES)]
+        return self.spec.height, self.spec.width
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
+        random = np.random.default_rng((SEED, index))
+        height, width = self.size(index)
+        image = np.full((height, width, self.spec.channels), random.uniform(60, 190), np.float32)
+        for cell in CELLS:
+            coarse = random.normal(0, 45, (height // cell + 2, width // cell + 2, self.spec.channels))
+            image += _enlarged(coarse.astype(np.float32), height, width)
+        return np.clip(np.rint(image), 0, 255).astype(np.uint8), 0
+
+
+def _enlarged(coarse: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    channels = [
+        Image.fromarray(channel).resize((width, height), Image.Resampling.BICUBIC)
+        for channel in np.moveaxis(coarse, -1, 0)
+    ]
+    return np.stack([np.asarray(channel) for channel in channels], axis=-1)
