@@ -108,7 +108,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     state: str  # loading, ready or unavailable
     reason: str  # why it is not ready
-    task: str  # classification, segmentation or tensors
+    task: str  # classification, segmentation, matching or tensors
     provider: str
     labels: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]

@@ -16,10 +16,15 @@ IMAGE = "image"  # uint8 (N, H, W, C)
 PROBABILITIES = "probabilities"  # float32 (N, classes)
 MASK = "mask"  # uint8 (N, H, W)
 CONFIDENCE = "confidence"  # uint8 (N, H, W), the winning probability times 255, rounded
+HEAT_MAP = (
+    "heat_map"  # float32 (N, H - h + 1, W - w + 1), -1..1: how well a template of h x w fits with its corner there
+)
+LOCATION = "location"  # int64 (N, 2), the row and the column of the highest value of the heat map
+SCORE = "score"  # float32 (N), that value
 
 MAX_MASK_CLASSES = 256  # a class index is one byte of the mask
 
-Task = Literal["classification", "segmentation"]
+Task = Literal["classification", "segmentation", "matching"]
 Fit = Literal["stretch", "crop", "letterbox", "pad"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Byte = Annotated[int, Meta(ge=0, le=255)]
@@ -33,13 +38,16 @@ class InputSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     With `height` and `width`, `fit` says how an image of another size is brought to them: `stretch` resizes both sides
     freely, `crop` resizes until the image covers the input and cuts the middle out, `letterbox` resizes until it fits
     inside and fills the rest with `fill`. Without them (`fit` is `pad`) the image keeps its size and is padded at its
-    right and bottom with `fill` to the next `multiple`.
+    right and bottom with `fill` to the next `multiple`, and to `min_height` and `min_width`, the least that the network
+    takes.
     """
 
     colour: Literal["RGB", "L"]
     height: Side | None = None
     width: Side | None = None
     multiple: Annotated[int, Meta(ge=1, le=1024)] = 1
+    min_height: Side = 1
+    min_width: Side = 1
     fit: Fit = "stretch"
     interpolation: Interpolation = "bilinear"
     fill: Byte = 0
@@ -68,7 +76,10 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The whole document. `labels[i]` names class i; `palette[i]` is its (red, green, blue) in pictures."""
+    """The whole document.
+
+    `labels[i]` names class i, or the one thing that is looked for; `palette[i]` is its (red, green, blue) in pictures.
+    """
 
     schema_version: Literal[1] = 1
     task: Task
@@ -86,6 +97,10 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError(f"input.fit is {spec.fit!r}: 'pad' goes with a free size, the others with a fixed one")
         if any(side is not None and side % spec.multiple for side in (spec.height, spec.width)):
             raise ValueError(f"input is {spec.height}x{spec.width}, want multiples of input.multiple {spec.multiple}")
+        if spec.height is not None and (spec.min_height, spec.min_width) != (1, 1):
+            raise ValueError("input.min_height and input.min_width go with a free size")
+        if self.task == "matching" and (spec.fit != "pad" or len(self.labels) != 1):
+            raise ValueError(f"matching has input.fit {spec.fit!r} and {len(self.labels)} labels, want 'pad' and 1")
         if self.task == "segmentation" and spec.fit == "crop":
             raise ValueError("input.fit is 'crop': a class map must cover the whole image")
         if self.task == "segmentation" and len(self.labels) > MAX_MASK_CLASSES:

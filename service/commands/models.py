@@ -11,7 +11,12 @@ from service.client import DEFAULT_TARGET, Client, Input, Model
 from service.commands.options import DEADLINE, Deadline, Json, Server
 from service.commands.terminal import console, plain
 
-_TASK = {"classification": "classify", "segmentation": "segment", "tensors": "tensors"}  # the command's name
+_TASK = {
+    "classification": "classify",
+    "segmentation": "segment",
+    "matching": "locate",
+    "tensors": "tensors",
+}  # the command's name
 _STATE_STYLE = {"ready": "green", "loading": "yellow", "unavailable": "red"}
 
 

@@ -109,8 +109,10 @@ def input_side(document: Document) -> tuple[int, int]:
     spec = document.input
     if spec.height is not None and spec.width is not None:
         return spec.height, spec.width
-    side = -(-_WARM_UP_SIDE // spec.multiple) * spec.multiple
-    return side, side
+    height, width = (
+        -(-max(_WARM_UP_SIDE, least) // spec.multiple) * spec.multiple for least in (spec.min_height, spec.min_width)
+    )
+    return height, width
 
 
 @cache
@@ -178,15 +180,26 @@ def _check(session: Session) -> None:
         raise BadModelFile(f"input 'image' has shape {list(image.shape)}, the document wants {list(sides)}")
     if not session.batched:
         raise BadModelFile("the first dimension of every tensor must be free and have one name")
-    for name, dtype in wanted.items():
+    for name, (dtype, _) in wanted.items():
         if name not in names or names[name].dtype != dtype:
             raise BadModelFile(f"outputs are {sorted(names)}, a {document.task} document wants {name!r} as {dtype}")
 
 
-def _wanted_outputs(document: Document) -> Mapping[str, str]:
-    if document.task == "classification":
-        return {metadata.PROBABILITIES: "float32"}
-    return {metadata.MASK: "uint8", metadata.CONFIDENCE: "uint8"}
+def _wanted_outputs(document: Document) -> Mapping[str, tuple[str, tuple[int, ...]]]:
+    """The dtype of each output, and the shape of its row in the first run."""
+    height, width = input_side(document)
+    match document.task:
+        case "classification":
+            return {metadata.PROBABILITIES: ("float32", (len(document.labels),))}
+        case "segmentation":
+            return {metadata.MASK: ("uint8", (height, width)), metadata.CONFIDENCE: ("uint8", (height, width))}
+        case "matching":
+            places = (height - document.input.min_height + 1, width - document.input.min_width + 1)
+            return {
+                metadata.HEAT_MAP: ("float32", places),
+                metadata.LOCATION: ("int64", (2,)),
+                metadata.SCORE: ("float32", ()),
+            }
 
 
 def _warm_up(session: Session, file: Path) -> None:
@@ -200,8 +213,7 @@ def _warm_up(session: Session, file: Path) -> None:
         outputs = dict(zip((spec.name for spec in session.outputs), session.run([image]), strict=True))
     except Exception as error:  # as in load: whatever it is, this version does not serve
         raise BadModelFile(f"the first run failed: {_first_line(error, file)}") from error
-    wanted = (2, len(document.labels)) if document.task == "classification" else (2, height, width)
-    for name in _wanted_outputs(document):
-        if outputs[name].shape != wanted:
+    for name, (_, row) in _wanted_outputs(document).items():
+        if outputs[name].shape != (2, *row):
             came = list(outputs[name].shape)
-            raise BadModelFile(f"output {name!r} came as {came}, the document wants {list(wanted)}")
+            raise BadModelFile(f"output {name!r} came as {came}, the document wants {[2, *row]}")

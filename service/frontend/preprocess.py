@@ -35,6 +35,7 @@ def input_size(spec: InputSpec, height: int, width: int) -> tuple[int, int]:
     """The (height, width) at the input of an image of `height` x `width` pixels."""
     if spec.height is not None and spec.width is not None:
         return spec.height, spec.width
+    height, width = max(height, spec.min_height), max(width, spec.min_width)
     return -(-height // spec.multiple) * spec.multiple, -(-width // spec.multiple) * spec.multiple
 
 

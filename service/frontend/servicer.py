@@ -30,6 +30,7 @@ _TASKS = {
     None: pb.TASK_TENSORS,
     "classification": pb.TASK_CLASSIFICATION,
     "segmentation": pb.TASK_SEGMENTATION,
+    "matching": pb.TASK_MATCHING,
 }
 _STATES = {
     "LOADING": pb.MODEL_STATE_LOADING,

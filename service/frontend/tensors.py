@@ -203,11 +203,13 @@ def _from_contents(
 
 
 def _check_image(document: Document, shape: tuple[int, ...], max_input_pixels: int) -> None:
-    multiple = document.input.multiple
+    spec, multiple = document.input, document.input.multiple
     height, width = shape[1:3]
+    if height < spec.min_height or width < spec.min_width:
+        raise BadTensor(f"input 'image' has sides {[height, width]}, want at least {[spec.min_height, spec.min_width]}")
     if height % multiple or width % multiple:
         raise BadTensor(f"input 'image' has sides {[height, width]}, want multiples of {multiple}")
-    if document.input.fit == "pad" and height * width > max_input_pixels:
+    if spec.fit == "pad" and height * width > max_input_pixels:
         raise BadTensor(f"input 'image' is {width}x{height} pixels, want at most {max_input_pixels} in all")
 
 

@@ -209,6 +209,21 @@ def test_class_map_covers_the_whole_image() -> None:
         document("segmentation", 2, cut)
 
 
+def test_matching_looks_for_one_thing_in_images_of_any_size() -> None:
+    free = InputSpec(colour="L", fit="pad", min_height=12, min_width=7)
+    assert document("matching", 1, free)
+    with pytest.raises(ValueError, match="2 labels, want 'pad' and 1"):
+        document("matching", 2, free)
+    with pytest.raises(ValueError, match="'stretch' and 1 labels"):
+        document("matching", 1, InputSpec(colour="L", height=12, width=7))
+
+
+@pytest.mark.parametrize("least", [{"min_height": 2}, {"min_width": 2}])
+def test_least_size_goes_with_a_free_size(least: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="go with a free size"):
+        document("classification", 2, InputSpec(colour="L", height=8, width=8, **least))
+
+
 def test_free_size_is_padded() -> None:
     with pytest.raises(ValueError, match="fixed one"):
         document("segmentation", 2, InputSpec(colour="L"))

@@ -358,3 +358,8 @@ def test_first_run_is_of_a_size_that_the_network_takes(multiple: int, side: int)
     assert input_side(free) == (side, side)
     fixed = Document(task="classification", labels=["a"], input=InputSpec(colour="L", height=20, width=30))
     assert input_side(fixed) == (20, 30)
+
+
+def test_first_run_is_not_smaller_than_the_least_that_the_network_takes() -> None:
+    least = InputSpec(colour="L", fit="pad", min_height=20, min_width=65)
+    assert input_side(Document(task="matching", labels=["a"], input=least)) == (64, 65)

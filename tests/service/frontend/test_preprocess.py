@@ -100,6 +100,14 @@ def test_free_size_is_rounded_up_to_the_multiple(height: int, width: int, multip
         assert side <= padded < side + multiple
 
 
+def test_small_image_is_padded_to_the_least_that_the_network_takes() -> None:
+    least = spec("pad", min_height=24, min_width=9)
+    assert input_size(least, 5, 30) == (24, 30)
+    assert input_size(spec("pad", min_height=24, min_width=9, multiple=16), 30, 5) == (32, 16)
+    out, placement = fitted(noise(5, 4), least)
+    assert (restore(out[:, :, 0], placement) == noise(5, 4)[:, :, 0]).all()
+
+
 @settings(deadline=None)
 @given(SIDES, SIDES, SIDES, SIDES, st.sampled_from(["stretch", "crop", "letterbox"]))
 def test_every_byte_of_the_slot_is_written(height: int, width: int, to_height: int, to_width: int, fit: str) -> None:

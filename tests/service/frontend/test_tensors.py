@@ -272,6 +272,20 @@ def test_image_of_a_size_that_the_network_does_not_take_is_refused() -> None:
     assert "12x12 pixels, want at most 96" in refusal(image(12, 12), row, 96)
 
 
+def test_image_smaller_than_the_network_takes_is_refused() -> None:
+    least = InputSpec(colour="L", fit="pad", min_height=8, min_width=5)
+    row = version(
+        spec("image", ["N", "H", "W", 1], "uint8"), document=Document(task="matching", labels=["a"], input=least)
+    )
+
+    def image(height: int, width: int) -> pb.ModelInferRequest:
+        return request(("image", np.zeros((1, height, width, 1), np.uint8)))
+
+    read(image(8, 5), row, PIXELS)
+    for height, width in ((7, 5), (8, 4)):
+        assert f"sides [{height}, {width}], want at least [8, 5]" in refusal(image(height, width), row)
+
+
 def test_size_of_an_output_follows_from_the_inputs() -> None:
     x = spec("x", ["N", "H", "W", 3], "uint8")
     outputs = [

@@ -20,6 +20,7 @@ class Task(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TASK_CLASSIFICATION: _ClassVar[Task]
     TASK_SEGMENTATION: _ClassVar[Task]
     TASK_TENSORS: _ClassVar[Task]
+    TASK_MATCHING: _ClassVar[Task]
 
 class ModelState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -35,6 +36,7 @@ TASK_UNSPECIFIED: Task
 TASK_CLASSIFICATION: Task
 TASK_SEGMENTATION: Task
 TASK_TENSORS: Task
+TASK_MATCHING: Task
 MODEL_STATE_UNSPECIFIED: ModelState
 MODEL_STATE_LOADING: ModelState
 MODEL_STATE_READY: ModelState
