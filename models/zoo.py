@@ -1,0 +1,55 @@
+"""Any architecture as a checkpoint of random weights: what can be said and tried of a network before its training."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models import checkpoint, registry
+from models.checkpoint import Description
+from models.data.generated import GeneratedSplit
+from models.random_weights import randomise
+from models.registry import Argument
+
+IMAGES = 4  # that the random weights are settled on
+
+
+def untrained(
+    name: str,
+    path: Path,
+    classes: int,
+    size: tuple[int, int] | None = None,
+    arguments: Mapping[str, Argument] | None = None,
+) -> Description:
+    """Write a checkpoint of an architecture with random weights that tell images apart; the same every time.
+
+    `size` and `arguments` are as for `registry.build`. Raises BadTraining.
+    """
+    torch.manual_seed(0)
+    row = registry.architecture(name)
+    given = registry.merged(name, arguments or {})
+    channels = row.input.channels
+    network = registry.build(name, channels, classes, given, size)
+    description = Description(
+        architecture=name,
+        arguments=given,
+        task=row.task,
+        input=registry.input_spec(name, network, row.input.colour, size),
+        data="",
+        labels=[f"class {index}" for index in range(classes)],
+        palette=None,
+        mean=[0.5] * channels,
+        std=[0.25] * channels,
+    )
+    randomise(network, description.pixels()(_images(description)))
+    checkpoint.save(path, description, network)
+    return description
+
+
+def _images(description: Description) -> torch.Tensor:
+    split = GeneratedSplit(description.input)
+    first, multiple = split[0][0], description.input.multiple
+    height, width = (-(-side // multiple) * multiple for side in first.shape[:2])
+    images = [np.pad(split[index][0], ((0, height), (0, width), (0, 0)), mode="wrap") for index in range(IMAGES * 3)]
+    return torch.from_numpy(np.stack([image[:height, :width] for image in images[::3]]))

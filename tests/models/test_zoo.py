@@ -1,0 +1,101 @@
+"""Every network of the registry exports, answers as PyTorch does, and is served."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from models import zoo
+from models.data.generated import GeneratedSplit
+from models.export import Exported, export
+from models.registry import ARCHITECTURES, Argument
+from service.client import Client
+from tests.service.running import Server
+
+CLASSES = 10
+LARGEST = 96  # pixels: networks for larger images are built for this size, where they permit it
+# What is smaller here than the paper has it, so that all of them are exported within minutes.
+SIZES: dict[str, tuple[int, int]] = {}
+ARGUMENTS: dict[str, dict[str, Argument]] = {}
+
+
+class Zoo:
+    """A repository into which each architecture is exported once, when it is first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.repository = folder / "repository"
+        self.exported: dict[str, Exported] = {}
+
+    def export(self, name: str) -> Exported:
+        if name not in self.exported:
+            path = self.folder / "untrained.ckpt"
+            zoo.untrained(name, path, CLASSES, _size(name), ARGUMENTS.get(name))
+            self.exported[name] = export(path, self.repository)
+        return self.exported[name]
+
+
+def _size(name: str) -> tuple[int, int] | None:
+    spec = ARCHITECTURES[name].input
+    large = spec.height is not None and spec.height > LARGEST
+    return SIZES.get(name, (LARGEST, LARGEST) if large else None)
+
+
+def run(exported: Exported, image: NDArray[np.uint8]) -> list[NDArray[np.generic]]:
+    """The exported file's outputs for one image, straight from onnxruntime."""
+    session = onnxruntime.InferenceSession(exported.path, providers=["CPUExecutionProvider"])
+    outputs: list[NDArray[np.generic]] = session.run(None, {"image": image[None]})
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
+    return Zoo(tmp_path_factory.mktemp("zoo"))
+
+
+@pytest.fixture(scope="module")
+def client(exports: Zoo) -> Iterator[Client]:
+    """Of one server that has all of them."""
+    for name in ARCHITECTURES:
+        exports.export(name)
+    with Server(exports.repository, ["server.lame_duck_seconds=0"]) as server, Client(server.grpc) as client:
+        yield client
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_exported_network_answers_as_pytorch_does(name: str, exports: Zoo) -> None:
+    parity = exports.export(name).document.parity
+    assert parity is not None
+    assert parity.max_abs_difference <= 1e-4
+    if ARCHITECTURES[name].task == "segmentation":
+        assert parity.mask_agreement is not None
+        assert parity.mask_agreement >= 0.9999
+    else:
+        assert parity.top1_agreement == 1
+
+
+@pytest.mark.parametrize("name", [name for name, row in ARCHITECTURES.items() if row.task == "classification"])
+def test_classifier_is_served(name: str, exports: Zoo, client: Client) -> None:
+    exported = exports.export(name)
+    image, _ = GeneratedSplit(exported.document.input)[0]
+    (expected,) = run(exported, image)[0]
+    result = client.classify(image, model=name, top_k=CLASSES)
+    served = {label.index: label.probability for label in result.labels}
+    assert served == pytest.approx(dict(enumerate(expected.tolist())), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name, row in ARCHITECTURES.items() if row.task == "segmentation"])
+def test_segmenter_is_served(name: str, exports: Zoo, client: Client) -> None:
+    exported = exports.export(name)
+    image, _ = GeneratedSplit(exported.document.input)[1]
+    multiple = exported.document.input.multiple
+    height, width = image.shape[:2]
+    assert height % 2 == width % 2 == 1
+    padded = np.pad(image, ((0, -height % multiple), (0, -width % multiple), (0, 0)))
+    (expected,) = run(exported, padded)[0]
+    served = client.segment(image, model=name).mask
+    assert served.shape == (height, width)
+    assert (served == expected[:height, :width]).mean() >= 0.9999
