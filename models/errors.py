@@ -25,3 +25,9 @@ class BadModelName(ConvoyError):
     """A model's name is not one that a model repository takes."""
 
     reason = "BAD_MODEL_NAME"
+
+
+class BadWeights(ConvoyError):
+    """A file of weights is not one of this network, or cannot be read."""
+
+    reason = "BAD_WEIGHTS"

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
 from torch import nn
 
 from models.classification.lenet5 import LeNet5
+from models.classification.vgg import VGG
 from models.errors import BadTraining
 from models.segmentation.unet import UNet
 from service.metadata import InputSpec, Task
@@ -57,6 +59,22 @@ ARCHITECTURES: dict[str, Architecture] = {
         input=InputSpec(colour="L", height=32, width=32),
         recipe=Recipe(epochs=40, learning_rate=3e-3, patience=40),
         paper="LeCun et al. 1998",
+    ),
+    "vgg16": Architecture(
+        partial(VGG, layers=(2, 2, 3, 3, 3)),
+        task="classification",
+        input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
+        recipe=Recipe(epochs=74, optimizer="sgd", learning_rate=0.01, weight_decay=5e-4, batch_size=64),
+        paper="Simonyan and Zisserman 2014, arXiv 1409.1556",
+        sized=True,
+    ),
+    "vgg19": Architecture(
+        partial(VGG, layers=(2, 2, 4, 4, 4)),
+        task="classification",
+        input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
+        recipe=Recipe(epochs=74, optimizer="sgd", learning_rate=0.01, weight_decay=5e-4, batch_size=64),
+        paper="Simonyan and Zisserman 2014, arXiv 1409.1556",
+        sized=True,
     ),
     "unet": Architecture(
         UNet,

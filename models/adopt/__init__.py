@@ -1,0 +1,1 @@
+"""Weights that other libraries saved, read without those libraries."""

@@ -1,0 +1,149 @@
+"""Weights that Keras saved give our networks Keras' answers: the same network built twice, by two hands."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from models.adopt import keras_file, weights
+
+pytestmark = [
+    pytest.mark.oracle,
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # Keras' own
+]
+
+CLASSES = 10
+IMAGES = 4
+TOLERANCE = 1e-4  # of the largest logit
+APART = 0.02  # of the largest logit: how far the answers to two images are apart at least
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A network of ours and its name in keras.applications; `options` are what Keras' function takes besides."""
+
+    name: str
+    theirs: str
+    size: tuple[int, int] = (64, 96)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+TWINS = [
+    Twin("vgg16", "VGG16"),
+    Twin("vgg19", "VGG19", size=(33, 65)),
+]
+
+
+def save_weights(model: Any, folder: Path) -> Path:
+    path = folder / "network.weights.h5"
+    model.save_weights(path)
+    return path
+
+
+def save_whole(model: Any, folder: Path) -> Path:
+    path = folder / "network.h5"
+    model.save(path)
+    return path
+
+
+def save_legacy_weights(model: Any, folder: Path) -> Path:
+    from keras.src.legacy.saving import legacy_h5_format  # the published files have this form; Keras 3 only reads it
+
+    path = folder / "legacy.h5"
+    with h5py.File(path, "w") as file:
+        legacy_h5_format.save_weights_to_hdf5_group(file, model)
+    return path
+
+
+FORMATS: dict[str, Callable[[Any, Path], Path]] = {
+    "weights": save_weights,
+    "whole": save_whole,
+    "legacy": save_legacy_weights,
+}
+
+
+@pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.name)
+def test_network_answers_as_the_one_of_keras_whose_weights_it_takes(twin: Twin, tmp_path: Path) -> None:
+    model = built(twin)
+    images = pictures(twin.size)
+    expected = model.predict(images, verbose=0)
+    scale = np.abs(expected).max()
+    # Answers that hardly depend on the image, or are the same for all classes, would agree for many a wrong network.
+    assert np.ptp(expected, axis=0).min() > APART * scale
+    assert np.ptp(expected, axis=1).min() > APART * scale
+    for save in FORMATS.values():
+        path = save(model, tmp_path)
+        _, network = weights.adopt(twin.name, path, size=twin.size, arguments=twin.arguments)
+        path.unlink()
+        assert np.abs(answers(network, images) - expected).max() <= TOLERANCE * scale
+
+
+def test_two_layers_changed_for_each_other_are_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    twin = TWINS[0]
+    model = built(twin)
+    images = pictures(twin.size)
+    expected = model.predict(images, verbose=0)
+    path = save_weights(model, tmp_path)
+    read = keras_file.read
+
+    def swapped(path: Path) -> keras_file.Layers:
+        layers = read(path)
+        queue = layers[keras_file.CONVOLUTION]
+        queue[-1], queue[-2] = queue[-2], queue[-1]
+        return layers
+
+    monkeypatch.setattr(keras_file, "read", swapped)
+    _, network = weights.adopt(twin.name, path, size=twin.size)
+    assert np.abs(answers(network, images) - expected).max() > 100 * TOLERANCE * np.abs(expected).max()
+
+
+def built(twin: Twin) -> Any:
+    """The network in Keras with random weights, moving statistics too."""
+    os.environ["KERAS_BACKEND"] = "torch"
+    import keras  # costs seconds, which only these tests shall pay
+
+    make = getattr(keras.applications, twin.theirs)
+    shape = (*twin.size, 3)
+    model = make(weights=None, classes=CLASSES, input_shape=shape, classifier_activation=None, **twin.options)
+    random = np.random.default_rng(7)
+    for variable in model.weights:
+        variable.assign(_values(random, variable.path.rsplit("/", 1)[-1], tuple(variable.shape)))
+    return model
+
+
+def _values(random: np.random.Generator, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    match name:
+        case "gamma":
+            values = random.uniform(0.6, 1.4, shape)
+        case "moving_variance":
+            values = random.uniform(0.5, 1.5, shape)
+        case "bias" | "beta" | "moving_mean":
+            values = random.normal(0, 0.1, shape)
+        case _:
+            # He et al.: signals keep their size on the way through, however deep.
+            outputs = shape[-2] if name == "depthwise_kernel" else shape[-1]
+            values = random.normal(0, np.sqrt(2 * outputs / np.prod(shape)), shape)
+    return values.astype(np.float32)
+
+
+def pictures(size: tuple[int, int]) -> NDArray[np.float32]:
+    """(IMAGES, height, width, 3): patches of colour, each image with colours of its own, and noise."""
+    random = np.random.default_rng(3)
+    coarse = random.normal(0, 1, (IMAGES, 4, 4, 3)) + random.normal(0, 1, (IMAGES, 1, 1, 3))
+    height, width = size
+    patches = coarse.repeat(-(-height // 4), axis=1).repeat(-(-width // 4), axis=2)[:, :height, :width]
+    return (patches + random.normal(0, 0.3, patches.shape)).astype(np.float32)
+
+
+def answers(network: torch.nn.Module, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    with torch.inference_mode():
+        logits: torch.Tensor = network(torch.from_numpy(images).permute(0, 3, 1, 2))
+    return logits.numpy()
