@@ -22,6 +22,7 @@ from service.metadata import Document, Parity, Provenance
 
 # Older than what onnxruntime takes at most: every operation these networks need has its CUDA kernel at this one.
 OPSET = 18
+EXAMPLE_SIDE = 160  # pixels, of the image a network of any size is traced with: five times the largest stride
 SOURCE_KEY = "convoy.checkpoint"  # SHA-256 of the checkpoint a file was exported from
 OUTPUTS = {
     "classification": (metadata.PROBABILITIES,),
@@ -74,7 +75,9 @@ def onnx_graph(description: Description, network: nn.Module) -> onnx.ModelProto:
     spec = description.input
     module = served(description.task, description.pixels(), network)
     # The example's sides differ from each other and from the batch: equal numbers would be taken for one dimension.
-    height, width = spec.height or 4 * spec.multiple, spec.width or 6 * spec.multiple
+    # And they are large: one that shrinks to 1 inside the network would be taken for a constant.
+    blocks = max(4, EXAMPLE_SIDE // spec.multiple)
+    height, width = spec.height or blocks * spec.multiple, spec.width or (blocks + 2) * spec.multiple
     dynamic: dict[int, object] = {0: Dim("N", min=1)}
     if spec.height is None:
         dynamic |= {1: _multiples("H", spec.multiple), 2: _multiples("W", spec.multiple)}
