@@ -1,5 +1,6 @@
 """The server's configuration: one frozen struct per section, filled once at start from a TOML file and `--set`."""
 
+import itertools
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     lame_duck_seconds: Annotated[float, Meta(ge=0, le=300)] = 1.0  # still accepts for so long after SIGTERM
     grace_seconds: Annotated[float, Meta(ge=0, le=3600)] = 20.0  # for what was accepted to be answered
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    def __post_init__(self) -> None:
+        ports = {"grpc_port": self.grpc_port, "http_port": self.http_port, "metrics_port": self.metrics_port}
+        for (one, port), (other, same) in itertools.combinations(ports.items(), 2):
+            if port and port == same:
+                raise ValueError(f"server.{one} and server.{other} are both {port}, want different ports")
 
 
 class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -151,4 +158,6 @@ def _in_words(message: str) -> str:
     if what.startswith("Object contains unknown field"):
         name = what.split("`")[1]
         return f"unknown key {f'{where}.{name}' if where else name!r}".replace("'", "")
+    if what.startswith(f"{where}."):
+        return what  # ours, of several keys at once
     return f"{where}: {what[0].lower()}{what[1:]}" if at else what

@@ -139,7 +139,7 @@ class Supervisor:
         with suppress(ConnectionError):  # it has died already: _watch sees to that
             control.send(ours, start)
         ours.setblocking(False)
-        control.listen(ours, lambda message, _: self._take(child, message), lambda: None)
+        control.listen(ours, lambda message, _: self._on_message(child, message), lambda: None)
         for other in list(self._children.values()):
             self._link(child, other)
         watcher = self._loop.create_task(self._watch(child))
@@ -156,7 +156,7 @@ class Supervisor:
             control.send(engine.channel, control.Link(front_end.number), engine_end.fileno())
             control.send(front_end.channel, control.Link(front_end.number), front_end_end.fileno())
 
-    def _take(self, child: Child, message: control.Message) -> None:
+    def _on_message(self, child: Child, message: control.Message) -> None:
         if isinstance(message, control.Status):
             child.status = message
             self._tell_readiness()
@@ -237,7 +237,6 @@ class Supervisor:
             server.socket.close()
             server.socket = listener
             server.daemon_threads = True
-            server.server_activate()
             threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
 
 
@@ -292,14 +291,15 @@ class Sockets:
     """The three ports of a server, taken. The gRPC port is only reserved: the front ends listen on it."""
 
     def __init__(self, config: ServerConfig) -> None:
-        self.reserved = _take(config.host, config.grpc_port, "server.grpc_port", shared=True)
-        self.http = _take(config.host, config.http_port, "server.http_port")
-        self.metrics = _take(config.host, config.metrics_port, "server.metrics_port")
+        # The reserved one last: nobody listens on it yet, so it alone could be bound once more by one of the others.
+        self.http = _bound(config.host, config.http_port, "server.http_port")
+        self.metrics = _bound(config.host, config.metrics_port, "server.metrics_port")
+        self.reserved = _bound(config.host, config.grpc_port, "server.grpc_port", shared=True)
         self.addresses = Addresses(*(_address(taken) for taken in (self.reserved, self.http, self.metrics)))
 
 
-def _take(host: str, port: int, key: str, *, shared: bool = False) -> socket.socket:
-    """A bound socket. Raises BadConfig where the host or the port cannot be had."""
+def _bound(host: str, port: int, key: str, *, shared: bool = False) -> socket.socket:
+    """A bound socket, which listens unless it is `shared`. Raises BadConfig where the host or port cannot be had."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -318,6 +318,8 @@ def _take(host: str, port: int, key: str, *, shared: bool = False) -> socket.soc
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             taken.bind(address)
+        else:
+            taken.listen()  # now: with SO_REUSEADDR, a port that is only bound could be bound once more
     except OSError as error:
         taken.close()
         raise BadConfig(

@@ -131,6 +131,17 @@ def test_wrong_file_is_told_in_one_line(file: Path, text: str, words: list[str])
         assert word in message
 
 
+@pytest.mark.parametrize(("one", "other"), [("grpc", "http"), ("grpc", "metrics"), ("http", "metrics")])
+def test_two_ports_that_are_the_same_are_both_named(one: str, other: str) -> None:
+    message = refusal(f"server.{one}_port=7000", f"server.{other}_port=7000")
+    assert message.endswith(f"server.{one}_port and server.{other}_port are both 7000, want different ports")
+
+
+def test_all_ports_may_be_free_ones() -> None:
+    server = load(None, [f"server.{name}_port=0" for name in ("grpc", "http", "metrics")]).server
+    assert (server.grpc_port, server.http_port, server.metrics_port) == (0, 0, 0)
+
+
 def test_section_that_is_no_section_takes_no_settings(file: Path) -> None:
     file.write_text("server = 5\n")
     assert "'server' is not a section" in refusal("server.host=a", file=file)

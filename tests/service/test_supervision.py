@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 
 from service.client import Client, ServerError
+from service.config import ServerConfig
+from service.errors import BadConfig
 from service.pb import inference_pb2
 from service.pb.convoy.v1 import vision_pb2 as pb
+from service.supervisor import Sockets
 from tests.service.calls import method
 from tests.service.running import Server
 from tests.service.test_overload import _best, _wait_until, assert_all_slots_are_freed, request
@@ -191,6 +194,31 @@ def test_a_port_that_is_taken_is_one_line_and_exit_code_2(small_repository: Path
         options = [word for name, port in ports.items() for word in (f"--{name}-port", port)]
         ended = convoy("serve", "--repository", str(small_repository), *options)
     _assert_one_line(ended, f"server.{key}_port")
+
+
+@pytest.mark.parametrize(("one", "other"), [("grpc", "http"), ("grpc", "metrics"), ("http", "metrics")])
+def test_one_port_given_twice_is_one_line_and_exit_code_2(small_repository: Path, one: str, other: str) -> None:
+    ports = {"grpc": "0", "http": "0", "metrics": "0"} | dict.fromkeys((one, other), str(_free_port()))
+    options = [word for name, port in ports.items() for word in (f"--{name}-port", port)]
+    ended = convoy("serve", "--repository", str(small_repository), *options)
+    _assert_one_line(ended, f"server.{one}_port and server.{other}_port are both")
+
+
+def test_a_port_is_taken_as_soon_as_it_is_bound() -> None:
+    """Also from whoever binds it with SO_REUSEADDR, as every server does."""
+    taken = Sockets(ServerConfig(grpc_port=0, http_port=0, metrics_port=0))
+    with taken.http, taken.metrics, taken.reserved:
+        for one in (taken.http, taken.metrics):
+            with pytest.raises(BadConfig, match=r"server\.grpc_port"):
+                Sockets(ServerConfig(grpc_port=one.getsockname()[1], http_port=0, metrics_port=0))
+            with pytest.raises(BadConfig, match=r"server\.http_port"):
+                Sockets(ServerConfig(grpc_port=0, http_port=one.getsockname()[1], metrics_port=0))
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
 
 
 def test_a_port_that_another_convoy_serves_on_is_not_shared_in_silence(small: Server, small_repository: Path) -> None:
