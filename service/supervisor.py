@@ -32,8 +32,6 @@ _BACKOFF = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds before another start, by h
 _STEADY = 30.0  # seconds after which a process counts as one that runs
 _LAST_GRACE = 3.0  # seconds beyond the front ends' own grace, after which they are killed
 _SCRAPE_TIMEOUT = 10  # seconds that an HTTP client may take for its request
-
-
 _STARTING = control.Status(listening=False, ready=False, reason="starting")
 
 
@@ -70,11 +68,12 @@ class Supervisor:
         self._children: dict[int, Child] = {}
         self._numbers = 0
         self._quick_ends: dict[Kind, int] = {"engine": 0, "frontend": 0}
-        self._draining = False
+        self._draining = False  # a front end that ends is not started again
+        self._ending = False  # nor is an engine: the front ends have ended
+        self._starts = asyncio.Lock()  # one at a time; who holds it sees every process there is
         self._was_ready = False
         self._loop = asyncio.get_running_loop()
         self._watchers: set[asyncio.Task[None]] = set()
-        self._ended = asyncio.Event()
         self._serve_http(sockets)
 
     async def serve(self) -> int:
@@ -85,9 +84,10 @@ class Supervisor:
         addresses = self._addresses
         fields = {"grpc": addresses.grpc, "http": addresses.http, "metrics": addresses.metrics}
         log.info("listening", extra={"fields": fields})
-        await self._start("engine")
-        for _ in range(self._config.server.frontends):
-            await self._start("frontend")
+        async with self._starts:
+            await self._start("engine")
+            for _ in range(self._config.server.frontends):
+                await self._start("frontend")
         await stopping.wait()
         return await self._drain()
 
@@ -95,13 +95,16 @@ class Supervisor:
         """Whether every front end wants requests, and if not why."""
         if self._draining:
             return False, "draining"
-        front_ends = [child for child in list(self._children.values()) if child.kind == "frontend"]
+        front_ends = self._children_of("frontend")
         if len(front_ends) < self._config.server.frontends:
             return False, "front ends are starting"
         for child in front_ends:
             if not child.status.ready:
                 return False, child.status.reason
         return True, ""
+
+    def _children_of(self, kind: Kind) -> list[Child]:
+        return [child for child in list(self._children.values()) if child.kind == kind]
 
     def _on_signal(self, stopping: asyncio.Event) -> None:
         if stopping.is_set():
@@ -172,14 +175,13 @@ class Supervisor:
         self._was_ready = ready
 
     async def _watch(self, child: Child) -> None:
-        """Wait for a process to end; start another unless the server is ending."""
+        """Wait for a process to end; start another while one is wanted."""
         code = await child.process.wait()
         self._loop.remove_reader(child.channel)
         child.channel.close()
         del self._children[child.number]
         metrics.forget_process(child.process.pid, self._directory)
-        self._ended.set()
-        if self._draining:
+        if not self._wanted(child.kind):
             return
         self._tell_readiness()
         steady = time.monotonic() - child.started > _STEADY
@@ -188,26 +190,40 @@ class Supervisor:
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         log.error("%s %d ended with %s; another starts in %g s", child.kind, child.process.pid, how, delay)
         self._collector.restarts[child.kind] += 1
-        await asyncio.sleep(delay)
-        while not self._draining:
+        settled = False
+        while not settled:
+            await asyncio.sleep(delay)
+            settled = await self._start_if_wanted(child.kind)
+            delay = _BACKOFF[-1]
+
+    def _wanted(self, kind: Kind) -> bool:
+        # Front ends that drain have requests that an engine must answer.
+        return not (self._ending if kind == "engine" else self._draining)
+
+    async def _start_if_wanted(self, kind: Kind) -> bool:
+        """Whether it was started, or is not wanted any more; False where it could not be started now."""
+        async with self._starts:
             try:
-                await self._start(child.kind)
+                if self._wanted(kind):
+                    await self._start(kind)
             except OSError as error:  # no memory or no process left: it may come back
-                log.error("%s cannot be started: %s", child.kind, error.strerror)
-                await asyncio.sleep(_BACKOFF[-1])
-            else:
-                return
+                log.error("%s cannot be started: %s", kind, error.strerror)
+                return False
+        return True
 
     async def _drain(self) -> int:
         """Let the front ends answer what they accepted, then end the engine. 0 where everything was answered."""
         log.info("draining")
         server = self._config.server
-        front_ends = [child for child in self._children.values() if child.kind == "frontend"]
+        async with self._starts:
+            front_ends = self._children_of("frontend")
         for child in front_ends:
             with suppress(OSError):  # one that does not listen is killed when its time is up
                 control.send(child.channel, control.Drain())
         complete = await self._wait_for(front_ends, server.lame_duck_seconds + server.grace_seconds + _LAST_GRACE)
-        engines = [child for child in self._children.values() if child.kind == "engine"]
+        async with self._starts:
+            self._ending = True
+            engines = self._children_of("engine")
         for child in engines:
             child.channel.shutdown(socket.SHUT_RDWR)
         complete &= await self._wait_for(engines, _LAST_GRACE)
@@ -216,10 +232,10 @@ class Supervisor:
 
     async def _wait_for(self, children: list[Child], seconds: float) -> bool:
         """Wait for processes to end, kill those that do not; whether all ended by themselves, and well."""
+        if not children:
+            return True
         _, late = await asyncio.wait(
-            [self._loop.create_task(child.process.wait()) for child in children]
-            or [self._loop.create_task(_nothing())],
-            timeout=seconds,
+            [self._loop.create_task(child.process.wait()) for child in children], timeout=seconds
         )
         for child in children:
             if child.process.returncode is None:
@@ -238,10 +254,6 @@ class Supervisor:
             server.socket = listener
             server.daemon_threads = True
             threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
-
-
-async def _nothing() -> int:
-    return 0
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -135,6 +135,39 @@ def test_sigterm_is_not_ready_at_once_answers_what_was_accepted_and_ends_with_0(
         assert not any(_alive(pid) for pid in children.values())
 
 
+@pytest.mark.parametrize("killed", ["before the signal", "after it"])
+def test_what_was_accepted_is_answered_where_the_engine_dies_while_the_server_drains(
+    small_repository: Path, killed: str
+) -> None:
+    with Server(small_repository, PROMPT) as server, grpc.insecure_channel(server.grpc) as channel:
+        classify = method(channel, "Classify")
+        accepted = [classify.future(request(seed)) for seed in range(4)]
+        _wait_until(lambda: server.total("convoy_slots") == 4)
+        engine = server.children()["engine"]
+        if killed == "after it":
+            server.process.send_signal(signal.SIGTERM)
+            server.wait_for_log("draining", 5)
+        os.kill(engine, signal.SIGKILL)
+        if killed == "before the signal":
+            server.wait_for_log("engine", 5)
+            server.process.send_signal(signal.SIGTERM)
+        for seed, call in enumerate(accepted):
+            labels = call.result(timeout=30).results[0].classification.labels
+            assert [label.index for label in labels] == _best(seed)
+        assert server.process.wait(30) == 0
+        assert sum("another starts" in record["message"] for record in server.log) == 1
+
+
+def test_a_front_end_that_dies_while_the_server_drains_is_not_followed_by_another(small_repository: Path) -> None:
+    with Server(small_repository, ["server.lame_duck_seconds=20"]) as server:
+        front_end = server.children()["frontend"]
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for_log("draining", 5)
+        os.kill(front_end, signal.SIGKILL)
+        assert server.process.wait(10) == 1
+        assert not any("another starts" in record["message"] for record in server.log)
+
+
 def test_an_idle_server_ends_well_within_five_seconds_of_sigterm(small_repository: Path) -> None:
     with Server(small_repository) as server:
         began = time.monotonic()
