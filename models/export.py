@@ -97,8 +97,11 @@ def onnx_graph(description: Description, network: nn.Module) -> onnx.ModelProto:
 
 
 def _multiples(name: str, multiple: int) -> object:
-    side = Dim(name, min=1, max=65_535 // multiple)
-    return multiple * side if multiple > 1 else side
+    if multiple == 1:
+        # Of a named one the exporter would rather change the range, down to a single number, than say that it cannot
+        # prove something for all of it. This one may get a lower end, which the file does not keep, but never a number.
+        return Dim.DYNAMIC
+    return multiple * Dim(name, min=1, max=65_535 // multiple)
 
 
 def _tidy(graph: onnx.ModelProto, free: bool) -> onnx.ModelProto:
@@ -113,7 +116,7 @@ def _tidy(graph: onnx.ModelProto, free: bool) -> onnx.ModelProto:
         del value.metadata_props[:]
         dimensions = value.type.tensor_type.shape.dim
         dimensions[0].dim_param = "N"
-        if free:
+        if free and len(dimensions) > 2:  # a classifier answers nothing as large as its image
             dimensions[1].dim_param, dimensions[2].dim_param = "H", "W"
     for initializer in graph.graph.initializer:
         del initializer.metadata_props[:]
