@@ -8,7 +8,10 @@ from typing import Any, Literal
 import msgspec
 from torch import nn
 
+from models.classification.densenet import DenseNet
 from models.classification.lenet5 import LeNet5
+from models.classification.mobilenet import MobileNet
+from models.classification.resnet import ResNet
 from models.classification.vgg import VGG
 from models.errors import BadTraining
 from models.segmentation.unet import UNet
@@ -75,6 +78,73 @@ ARCHITECTURES: dict[str, Architecture] = {
         recipe=Recipe(epochs=74, optimizer="sgd", learning_rate=0.01, weight_decay=5e-4, batch_size=64),
         paper="Simonyan and Zisserman 2014, arXiv 1409.1556",
         sized=True,
+    ),
+    "resnet18": Architecture(
+        partial(ResNet, layers=(2, 2, 2, 2), bottleneck=False, form="v1.5"),
+        task="classification",
+        input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
+        recipe=Recipe(epochs=90, optimizer="sgd", learning_rate=0.05, weight_decay=1e-4),
+        paper="He et al. 2015, arXiv 1512.03385",
+    ),
+    "resnet34": Architecture(
+        partial(ResNet, layers=(3, 4, 6, 3), bottleneck=False, form="v1.5"),
+        task="classification",
+        input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
+        recipe=Recipe(epochs=90, optimizer="sgd", learning_rate=0.05, weight_decay=1e-4),
+        paper="He et al. 2015, arXiv 1512.03385",
+    ),
+    "resnet50": Architecture(
+        partial(ResNet, layers=(3, 4, 6, 3)),
+        task="classification",
+        input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
+        recipe=Recipe(epochs=90, optimizer="sgd", learning_rate=0.05, weight_decay=1e-4),
+        paper="He et al. 2015, arXiv 1512.03385",
+        arguments={"form": "v1"},
+    ),
+    "resnet101": Architecture(
+        partial(ResNet, layers=(3, 4, 23, 3)),
+        task="classification",
+        input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
+        recipe=Recipe(epochs=90, optimizer="sgd", learning_rate=0.05, weight_decay=1e-4),
+        paper="He et al. 2015, arXiv 1512.03385",
+        arguments={"form": "v1"},
+    ),
+    "resnet152": Architecture(
+        partial(ResNet, layers=(3, 8, 36, 3)),
+        task="classification",
+        input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
+        recipe=Recipe(epochs=90, optimizer="sgd", learning_rate=0.05, weight_decay=1e-4),
+        paper="He et al. 2015, arXiv 1512.03385",
+        arguments={"form": "v1"},
+    ),
+    "densenet121": Architecture(
+        partial(DenseNet, layers=(6, 12, 24, 16)),
+        task="classification",
+        input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
+        recipe=Recipe(epochs=90, optimizer="sgd", learning_rate=0.05, weight_decay=1e-4),
+        paper="Huang et al. 2016, arXiv 1608.06993",
+    ),
+    "densenet169": Architecture(
+        partial(DenseNet, layers=(6, 12, 32, 32)),
+        task="classification",
+        input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
+        recipe=Recipe(epochs=90, optimizer="sgd", learning_rate=0.05, weight_decay=1e-4),
+        paper="Huang et al. 2016, arXiv 1608.06993",
+    ),
+    "densenet201": Architecture(
+        partial(DenseNet, layers=(6, 12, 48, 32)),
+        task="classification",
+        input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
+        recipe=Recipe(epochs=90, optimizer="sgd", learning_rate=0.05, weight_decay=1e-4),
+        paper="Huang et al. 2016, arXiv 1608.06993",
+    ),
+    "mobilenet": Architecture(
+        MobileNet,
+        task="classification",
+        input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
+        recipe=Recipe(epochs=90, optimizer="sgd", learning_rate=0.05, weight_decay=4e-5),
+        paper="Howard et al. 2017, arXiv 1704.04861",
+        arguments={"alpha": 1.0},
     ),
     "unet": Architecture(
         UNet,
