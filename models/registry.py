@@ -8,10 +8,17 @@ from typing import Any, Literal
 import msgspec
 from torch import nn
 
+from models.classification.alexnet import AlexNet
+from models.classification.convpool import ConvPool
 from models.classification.densenet import DenseNet
 from models.classification.lenet5 import LeNet5
+from models.classification.lenet1989 import LeNet1989
+from models.classification.locally_connected import DeepFace
+from models.classification.maxout import Maxout
 from models.classification.mobilenet import MobileNet
+from models.classification.pattern import DEFAULT, Pattern
 from models.classification.resnet import ResNet
+from models.classification.spatial_pyramid import SpatialPyramidNet
 from models.classification.vgg import VGG
 from models.errors import BadTraining
 from models.segmentation.unet import UNet
@@ -62,6 +69,64 @@ ARCHITECTURES: dict[str, Architecture] = {
         input=InputSpec(colour="L", height=32, width=32),
         recipe=Recipe(epochs=40, learning_rate=3e-3, patience=40),
         paper="LeCun et al. 1998",
+    ),
+    "lenet1989": Architecture(
+        LeNet1989,
+        task="classification",
+        input=InputSpec(colour="L", height=28, width=28),
+        recipe=Recipe(epochs=40, learning_rate=1e-2, patience=40),
+        paper="LeCun et al. 1989, NIPS 2",
+        sized=True,
+    ),
+    "convpool": Architecture(
+        ConvPool,
+        task="classification",
+        input=InputSpec(colour="L", height=28, width=28),
+        recipe=Recipe(epochs=20, patience=20),
+        paper="LeCun et al. 1998, in the form of Jia et al. 2014, arXiv 1408.5093",
+        sized=True,
+    ),
+    "alexnet": Architecture(
+        AlexNet,
+        task="classification",
+        input=InputSpec(colour="RGB", height=227, width=227, fit="crop"),
+        recipe=Recipe(epochs=90, optimizer="sgd", learning_rate=0.01, weight_decay=5e-4, batch_size=128),
+        paper="Krizhevsky et al. 2012",
+        sized=True,
+    ),
+    "locally_connected": Architecture(
+        partial(DeepFace, kernels=(5, 5, 3, 3, 3), maps=(16, 16, 16, 16, 16), dense=128),
+        task="classification",
+        input=InputSpec(colour="L", height=32, width=32),
+        recipe=Recipe(epochs=20, patience=20),
+        paper="Taigman et al. 2014, CVPR",
+        sized=True,
+    ),
+    "maxout": Architecture(
+        Maxout,
+        task="classification",
+        input=InputSpec(colour="L", height=32, width=32),
+        recipe=Recipe(epochs=20, patience=20),
+        paper="Goodfellow et al. 2013, arXiv 1302.4389",
+        sized=True,
+        arguments={"width": 24, "pieces": 2},
+    ),
+    "pattern": Architecture(
+        Pattern,
+        task="classification",
+        input=InputSpec(colour="RGB", height=32, width=32),
+        recipe=Recipe(epochs=20, patience=20),
+        paper="Karpathy et al., CS231n",
+        sized=True,
+        arguments={"pattern": DEFAULT, "widths": "", "dense": ""},
+    ),
+    "spatial_pyramid": Architecture(
+        SpatialPyramidNet,
+        task="classification",
+        input=InputSpec(colour="RGB", fit="pad"),
+        recipe=Recipe(epochs=12, patience=12),
+        paper="He et al. 2014, arXiv 1406.4729",
+        arguments={"width": 16},
     ),
     "vgg16": Architecture(
         partial(VGG, layers=(2, 2, 3, 3, 3)),

@@ -46,7 +46,7 @@ class LeNet5(nn.Module):
         self.f6 = nn.Linear(120, 84)
         self.output = nn.Linear(84, classes)
         for layer in (self.c1, self.c5, self.f6, self.output):
-            _initialise(layer.weight, fan_in=layer.weight[0].numel())
+            initialise(layer.weight, fan_in=layer.weight[0].numel())
             nn.init.constant_(layer.get_parameter("bias"), 0)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class PartialConv2d(nn.Module):
         count = 0
         for i, row in enumerate(table):
             place[i, list(row)] = torch.arange(count, count + len(row))
-            _initialise(self.kernels[count : count + len(row)], fan_in=len(row) * kernel * kernel)
+            initialise(self.kernels[count : count + len(row)], fan_in=len(row) * kernel * kernel)
             count += len(row)
         self.register_buffer("place", place, persistent=False)
 
@@ -114,6 +114,6 @@ def scaled_tanh(x: Tensor) -> Tensor:
     return 1.7159 * torch.tanh(2 / 3 * x)
 
 
-def _initialise(weight: Tensor, fan_in: int) -> None:
+def initialise(weight: Tensor, fan_in: int) -> None:
     # Appendix A: uniform between -2.4 / fan_in and 2.4 / fan_in.
     nn.init.uniform_(weight.detach(), -2.4 / fan_in, 2.4 / fan_in)

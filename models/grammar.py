@@ -1,0 +1,150 @@
+"""The grammar of classic networks: `INPUT -> [[CONV -> RELU]*2 -> POOL]*3 -> [FC -> RELU]*2 -> FC` as a row of layers.
+
+A pattern is items with arrows between them. An item is a layer, or a row of items in brackets that is repeated as often
+as the number behind it says (0 leaves it out). Written out, the layers have to be those of
+
+    INPUT -> [[CONV -> RELU]*N -> POOL?]*M -> [FC -> RELU]*K -> FC
+"""
+
+import re
+from typing import Literal, NamedTuple, NoReturn, cast, get_args
+
+from models.errors import BadTraining
+
+Kind = Literal["INPUT", "CONV", "RELU", "POOL", "FC"]
+MAX_LAYERS = 256  # written out; more is a slip of the keyboard
+MAX_DEPTH = 16  # of brackets
+
+
+class Layer(NamedTuple):
+    """One layer and the column, from 1, where the pattern names it. `optional` is the question mark of `POOL?`."""
+
+    kind: Kind
+    column: int
+    optional: bool = False
+
+
+def parse(pattern: str) -> list[Layer]:
+    """The layers behind INPUT, repetitions written out. Raises BadTraining, naming the column of what is wrong."""
+    layers = _Parser(pattern).pattern()
+    _check_order(layers, end=len(pattern.rstrip()) + 1)
+    return layers[1:]
+
+
+def refuse(column: int, complaint: str) -> NoReturn:
+    """Raise BadTraining for what stands in that column of a pattern."""
+    raise BadTraining(f"pattern, column {column}: {complaint}")
+
+
+class _Token(NamedTuple):
+    text: str  # empty behind the last one
+    column: int
+
+
+class _Parser:
+    """Reads from left to right, one method a rule."""
+
+    def __init__(self, pattern: str) -> None:
+        self.tokens = _tokens(pattern)
+        self.next = 0
+        self.depth = 0
+
+    def pattern(self) -> list[Layer]:
+        layers = self.row()
+        if self.here.text:
+            refuse(self.here.column, f"{self.here.text!r}, want -> or the end")
+        return layers
+
+    def row(self) -> list[Layer]:
+        layers = self.item()
+        while self.accept("->"):
+            column = self.here.column
+            layers += self.item()
+            if len(layers) > MAX_LAYERS:
+                refuse(column, f"more than {MAX_LAYERS} layers so far")
+        return layers
+
+    def item(self) -> list[Layer]:
+        token = self.take()
+        if token.text == "[":
+            return self.group(token)
+        if token.text not in get_args(Kind):
+            refuse(token.column, f"{_shown(token)}, want [, {', '.join(get_args(Kind))}")
+        mark = self.here
+        optional = self.accept("?")
+        if optional and token.text != "POOL":
+            refuse(mark.column, f"? behind {token.text}, only POOL may be left out")
+        return [Layer(cast(Kind, token.text), token.column, optional)]
+
+    def group(self, bracket: _Token) -> list[Layer]:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            refuse(bracket.column, f"brackets {self.depth} deep, want at most {MAX_DEPTH}")
+        layers = self.row()
+        closing = self.take()
+        if closing.text != "]":
+            refuse(closing.column, f"{_shown(closing)}, want -> or the ] of the [ in column {bracket.column}")
+        self.depth -= 1
+        if not self.accept("*"):
+            return layers
+        count = self.take()
+        if not count.text.isdigit():
+            refuse(count.column, f"{_shown(count)}, want how often to repeat, 0 or more")
+        # Compared as text first: a number of a thousand digits is not worth reading.
+        if len(count.text) > 4 or len(layers) * int(count.text) > MAX_LAYERS:
+            refuse(count.column, f"{len(layers)} layers {count.text[:20]} times, want at most {MAX_LAYERS} layers")
+        return layers * int(count.text)
+
+    @property
+    def here(self) -> _Token:
+        return self.tokens[self.next]
+
+    def take(self) -> _Token:
+        token = self.here
+        self.next = min(self.next + 1, len(self.tokens) - 1)
+        return token
+
+    def accept(self, text: str) -> bool:
+        found = self.here.text == text
+        self.next += found
+        return found
+
+
+def _tokens(pattern: str) -> list[_Token]:
+    tokens = []
+    for match in _TOKEN.finditer(pattern):
+        if match.lastgroup == "other":
+            refuse(match.start() + 1, f"{match[0]!r}, want a layer, ->, [, ], * or ?")
+        if match.lastgroup == "token":
+            tokens.append(_Token(match[0], match.start() + 1))
+    return [*tokens, _Token("", len(pattern.rstrip()) + 1)]
+
+
+_TOKEN = re.compile(r"(?P<token>->|[][*?]|[A-Za-z]+|[0-9]+)|(?P<space>\s+)|(?P<other>.)", re.DOTALL)
+
+
+def _check_order(layers: list[Layer], end: int) -> None:
+    state = ""
+    for kind, column, _ in layers:
+        if kind not in _FOLLOWERS[state]:
+            behind = f"behind {state.rsplit(maxsplit=1)[-1]}" if state else "at the beginning"
+            refuse(column, f"{kind} {behind}, want {' or '.join(_FOLLOWERS[state]) or 'the end'}")
+        # What may follow a rectifier depends on what it rectifies.
+        state = f"{state} RELU" if kind == "RELU" else kind
+    if state != "FC":
+        refuse(end, f"ends with {layers[-1].kind if layers else 'nothing'}, want FC, which gives the logits")
+
+
+_FOLLOWERS: dict[str, tuple[Kind, ...]] = {
+    "": ("INPUT",),
+    "INPUT": ("CONV", "POOL", "FC"),
+    "CONV": ("RELU",),
+    "CONV RELU": ("CONV", "POOL", "FC"),
+    "POOL": ("CONV", "POOL", "FC"),
+    "FC": ("RELU",),
+    "FC RELU": ("FC",),
+}
+
+
+def _shown(token: _Token) -> str:
+    return repr(token.text) if token.text else "the end"
