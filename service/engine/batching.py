@@ -160,13 +160,12 @@ class Batcher:
         if company > 1:
             traffic.overlapping_until = now + _MEMORY
 
-    def forget(self, source: Hashable) -> None:
-        """`source` has gone: nothing more is expected from it, and what it sent is not run."""
+    def forget(self, source: Hashable) -> list[Request]:
+        """`source` has gone: nothing more is expected from it. Takes out what it sent: it is never run."""
         for traffic in self._traffic.values():
             traffic.following.pop(source, None)
-        for key, queue in list(self._queues.items()):
-            for request in [waiting for waiting in queue.waiting.values() if waiting.source == source]:
-                self._remove(key, request.id)
+        gone = [request for queue in self._queues.values() for request in queue.waiting.values()]
+        return [self._remove(self._homes[request.id], request.id) for request in gone if request.source == source]
 
     def cancel(self, request_id: Hashable) -> Request | None:
         """Take a request out of its queue; None where it does not wait (any more)."""

@@ -79,7 +79,8 @@ class Engine:
 
     def _detach(self, peer: Peer) -> None:
         self._peers.pop(peer.number, None)
-        self._batcher.forget(peer.number)
+        for request in self._batcher.forget(peer.number):
+            self._end(request, Cancelled("the front end has gone"))
         for (model, version), unreleased in list(self._unreleased.items()):
             unreleased.discard(peer.number)
             self._drop_if_released(model, version)
@@ -107,6 +108,7 @@ class Engine:
         os.close(descriptor)
 
     def _drop_if_released(self, model: str, version: int) -> None:
+        # A version that is not retired at all stands in no set: that is not the empty one that everybody has left.
         if not self._unreleased.get((model, version), {0}):
             del self._unreleased[model, version]
             self._loader.drop(model, version)
@@ -122,8 +124,8 @@ class Engine:
                     except ConvoyError as error:
                         failures.append(Failure(record.id, error))
                 case Cancel(id=id_):
-                    if self._batcher.cancel((peer.number, id_)):
-                        failures.append(Failure(id_, Cancelled("the caller has gone")))
+                    if request := self._batcher.cancel((peer.number, id_)):
+                        self._end(request, Cancelled("the caller has gone"))
                 case Hello(arena_bytes=nbytes):
                     descriptor = next(descriptors)
                     peer.memory = Mapping(descriptor, nbytes)
@@ -211,6 +213,7 @@ class Engine:
         self._pump()
 
     def _end(self, request: Request, error: ConvoyError) -> None:
+        """What has left the queue and will not run: tell its front end, if that still lives."""
         peer = self._peers.get(request.source)
         if peer is not None:
             peer.wire.send([Failure(request.payload.submit.id, error)])

@@ -82,7 +82,6 @@ class FrontEnd:
     async def drain(self) -> bool:
         """Not ready at once; accept a little longer; answer what was accepted. Whether all of it was."""
         self._draining = True
-        await self._health.enter_graceful_shutdown()
         self._report_soon()
         server = self._config.server
         # Whoever sends requests here learns of it with a delay: until then they are answered.

@@ -93,6 +93,18 @@ def test_a_cancelled_caller_leaves_its_neighbours_alone_and_is_counted(busy: Ser
     assert busy.total("convoy_cancelled_total") - cancelled == 1
 
 
+def test_a_cancelled_caller_that_waited_alone_is_no_longer_counted_as_waiting(busy: Server) -> None:
+    with grpc.insecure_channel(busy.grpc) as channel:
+        classify = method(channel, "Classify")
+        running = classify.future(request(1))
+        _wait_until(lambda: busy.total("convoy_requests_in_flight") == 1)
+        gone = classify.future(request(2))
+        _wait_until(lambda: busy.total("convoy_queue_depth", model="slow") == 1)
+        gone.cancel()
+        assert running.result().results[0].classification.labels
+    assert_all_slots_are_freed(busy)
+
+
 def test_a_caller_that_goes_while_its_batch_runs_frees_its_slot(busy: Server) -> None:
     with grpc.insecure_channel(busy.grpc) as channel:
         before = busy.total("convoy_batches_total", model="slow")

@@ -21,7 +21,7 @@ from service.pb.convoy.v1 import vision_pb2 as pb
 from service.supervisor import Sockets
 from tests.service.calls import method
 from tests.service.running import Server
-from tests.service.test_overload import _best, _wait_until, assert_all_slots_are_freed, request
+from tests.service.test_overload import _best, _wait_until, assert_all_slots_are_freed, ran, request
 from tests.service.test_vision import encoded, grey
 
 PROMPT = ("server.lame_duck_seconds=0",)
@@ -94,20 +94,23 @@ def _last_start(server: Server) -> int:
 
 
 def test_a_killed_front_end_is_restarted_and_what_it_had_waiting_is_not_run(small_repository: Path) -> None:
-    with Server(small_repository, PROMPT) as server:
+    with Server(small_repository, [*PROMPT, "batching.max_batch_size=1"]) as server:
         with Client(server.grpc) as client:
             client.classify(grey(1), "letters")
         counted = server.total("convoy_images_total")
         with grpc.insecure_channel(server.grpc) as channel:
-            call = method(channel, "Classify").future(request(1))
-            _wait_until(lambda: server.total("convoy_slots") == 1)
-            front_end = server.children()["frontend"]
+            calls = [method(channel, "Classify").future(request(seed)) for seed in range(6)]
+            _wait_until(lambda: server.total("convoy_queue_depth", model="slow") >= 3)
             seen = len(server.log)
-            os.kill(front_end, signal.SIGKILL)
-            assert call.exception().code() == grpc.StatusCode.UNAVAILABLE
+            os.kill(server.children()["frontend"], signal.SIGKILL)
+            assert {call.exception().code() for call in calls} == {grpc.StatusCode.UNAVAILABLE}
         server.wait_for_log("ready", after=seen)
+        assert server.wait_for_total("convoy_queue_depth", 0) == 0
         with Client(server.grpc) as client:
-            assert client.classify(grey(2), "letters").labels[0].index == _best(2)[0]
+            # First come, first served: once this is answered, whatever still waited has run too.
+            assert client.classify(grey(2), "slow").labels[0].index == _best(2)[0]
+        # Seven with this one; of the three that waited, one may have begun before the kill.
+        assert ran(server) <= 5
         assert server.total("convoy_frontend_restarts_total") == 1
         # What the dead process had counted stays counted; what it had claimed is gone with it.
         assert server.total("convoy_images_total") == counted + 1
@@ -175,7 +178,9 @@ def test_an_idle_server_ends_well_within_five_seconds_of_sigterm(small_repositor
         assert time.monotonic() - began < 5
 
 
-def test_requests_after_the_lame_duck_period_are_unavailable(small_repository: Path) -> None:
+def test_requests_after_the_lame_duck_period_are_refused_while_what_was_accepted_is_answered(
+    small_repository: Path,
+) -> None:
     with (
         Server(small_repository, PROMPT) as server,
         grpc.insecure_channel(server.grpc) as channel,
@@ -183,21 +188,19 @@ def test_requests_after_the_lame_duck_period_are_unavailable(small_repository: P
         classify = method(channel, "Classify")
         accepted = classify.future(request(1))
         _wait_until(lambda: server.total("convoy_slots") == 1)
+        engine = server.children()["engine"]
+        os.kill(engine, signal.SIGSTOP)  # what was accepted stays so for as long as this takes
         server.process.send_signal(signal.SIGTERM)
-        _wait_until(lambda: _refused(classify))
+        # An image that is none never gets as far as the engine.
+        late = pb.ClassifyRequest(model="letters", images=[pb.Image(encoded=b"none")])
+        _wait_until(lambda: classify.future(late).exception().details() == "server is shutting down")
+        assert classify.future(late).exception().code() == grpc.StatusCode.UNAVAILABLE
         # Liveness is another thing than readiness: who restarts dead servers must not restart one that drains.
-        if not accepted.done():
-            assert method(channel, "ServerLive")(inference_pb2.ServerLiveRequest()).live
-        assert accepted.result(timeout=30)
+        assert method(channel, "ServerLive")(inference_pb2.ServerLiveRequest()).live
+        assert not accepted.done()
+        os.kill(engine, signal.SIGCONT)
+        assert accepted.result(timeout=30).results[0].classification.labels[0].index == _best(1)[0]
         assert server.process.wait(30) == 0
-
-
-def _refused(classify: object) -> bool:
-    try:
-        classify(pb.ClassifyRequest(model="letters", images=[pb.Image(encoded=encoded(grey(1)))]))  # type: ignore[operator]
-    except grpc.RpcError as error:
-        return error.code() == grpc.StatusCode.UNAVAILABLE
-    return False
 
 
 def test_ctrl_c_ends_the_server_like_sigterm(small_repository: Path) -> None:
