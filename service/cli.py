@@ -15,7 +15,7 @@ from service.errors import ConvoyError
 
 
 class Command(NamedTuple):
-    """Where a command is, and what it is for. The function in the module has the command's name."""
+    """Where a command is, and what it is for. The function in the module has the command's name, - being _ there."""
 
     module: str
     summary: str
@@ -31,6 +31,7 @@ COMMANDS = {
     "train": Command("models.commands.train", "Train a network"),
     "evaluate": Command("models.commands.evaluate", "Measure a trained network on its held-out images"),
     "export": Command("models.commands.export", "Export a trained network into a model repository"),
+    "adopt-weights": Command("models.commands.adopt_weights", "Take over weights that Keras or torchvision saved"),
 }
 
 
@@ -89,7 +90,7 @@ def _function(name: str) -> Callable[..., None]:
         if not path.startswith("models.") or (error.name or "").startswith(("models.", "service")):
             raise
         raise ConvoyError("needs the training packages: install convoy[train]") from None
-    function: Callable[..., None] = getattr(module, name)
+    function: Callable[..., None] = getattr(module, name.replace("-", "_"))
     return function
 
 
@@ -100,7 +101,7 @@ def _overview() -> str:
         "Serves convolutional networks over gRPC: image classification and per-pixel segmentation, in batches.",
         "",
         "Commands:",
-        *(f"  {name:<9} {command.summary}" for name, command in COMMANDS.items()),
+        *(f"  {name:<{max(map(len, COMMANDS))}}  {command.summary}" for name, command in COMMANDS.items()),
         "",
         "'convoy COMMAND --help' tells a command's options; 'convoy --version' the version.",
     ]

@@ -4,7 +4,7 @@ from typing import Literal, NamedTuple
 
 from models.graph import ChannelOrder
 
-Name = Literal["plain", "imagenet", "caffe", "symmetric"]
+PixelForm = Literal["plain", "imagenet", "caffe", "symmetric"]
 
 
 class Preprocessing(NamedTuple):
@@ -15,11 +15,16 @@ class Preprocessing(NamedTuple):
     order: ChannelOrder = "RGB"
 
 
-PREPROCESSING: dict[Name, Preprocessing] = {
-    "plain": Preprocessing((0, 0, 0), (1, 1, 1)),  # 0..1
-    # Mean and deviation of the pictures of ImageNet.
+PREPROCESSING: dict[PixelForm, Preprocessing] = {
+    "plain": Preprocessing((0, 0, 0), (1, 1, 1)),
     "imagenet": Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    # Pixels stay in 0..255, less the mean picture's colour; blue comes first, as OpenCV reads files.
+    # The mean colour of ImageNet in 0..255; OpenCV, with which Caffe read files, has blue first.
     "caffe": Preprocessing((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3, "BGR"),
-    "symmetric": Preprocessing((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # -1..1
+    "symmetric": Preprocessing((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+MEANING: dict[PixelForm, str] = {
+    "plain": "0..1",
+    "imagenet": "0..1, less the mean of ImageNet's pictures, over their deviation",
+    "caffe": "0..255, blue first, less the mean colour of ImageNet's pictures",
+    "symmetric": "-1..1",
 }

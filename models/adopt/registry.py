@@ -1,12 +1,14 @@
 """Whose weights can be adopted: one row per architecture and library that publishes it."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
 
-from models.adopt import preprocessing
 from models.adopt.keras import Entry, Flattened, registration_order
+from models.adopt.preprocessing import PixelForm
+from models.adopt.torchvision import Rename
 from models.classification.resnet import Bottleneck, ResNet
 from models.classification.vgg import VGG
 from models.registry import Argument
@@ -16,15 +18,31 @@ from models.registry import Argument
 class Published:
     """How Keras has a network.
 
-    preprocessing   of the published ImageNet weights
+    pixels          as the published ImageNet weights expect them
     order           our layers with weights in the order of Keras' `model.layers`, which is by depth below the output
                     and then by creation
     arguments       with which our network is Keras'
     """
 
-    preprocessing: preprocessing.Name
+    pixels: PixelForm
     order: Callable[[nn.Module], list[Entry]] = registration_order
     arguments: Mapping[str, Argument] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PublishedState:
+    """How torchvision has a network.
+
+    rename          its names of tensors to ours
+    head            its name of the last layer
+    arguments       with which our network is torchvision's
+    pixels          as the published ImageNet weights expect them
+    """
+
+    rename: Rename
+    head: str
+    arguments: Mapping[str, Argument] = field(default_factory=dict)
+    pixels: PixelForm = "imagenet"
 
 
 def _vgg(network: nn.Module) -> list[Entry]:
@@ -54,4 +72,56 @@ KERAS: dict[str, Published] = {
     "densenet169": Published("imagenet"),
     "densenet201": Published("imagenet"),
     "mobilenet": Published("symmetric"),
+}
+
+
+def renamed(*rules: tuple[str, str]) -> Rename:
+    """The first of these regular expressions that matches the beginning of a name is replaced; other names stay."""
+    compiled = [(re.compile(pattern), replacement) for pattern, replacement in rules]
+
+    def rename(name: str, network: nn.Module) -> str:
+        for pattern, replacement in compiled:
+            if match := pattern.match(name):
+                return match.expand(replacement) + name[match.end() :]
+        return name
+
+    return rename
+
+
+def _flat_stacks(name: str, network: nn.Module) -> str:
+    """torchvision's features of VGG are one chain, ours are a chain of stacks."""
+    assert isinstance(network, VGG)
+    places = [f"features.{place}" for place, _ in network.features.named_modules() if "." in place]
+    match = re.match(r"features\.(\d+)", name)
+    return places[int(match[1])] + name[match.end() :] if match and int(match[1]) < len(places) else name
+
+
+_RESNET = renamed(
+    (r"conv1\.", "stem.conv."),
+    (r"bn1\.", "stem.norm."),
+    (r"layer(\d)\.(\d+)\.conv(\d)\.", r"stages.stage\1.\2.step\3.conv."),
+    (r"layer(\d)\.(\d+)\.bn(\d)\.", r"stages.stage\1.\2.step\3.norm."),
+    (r"layer(\d)\.(\d+)\.downsample\.0\.", r"stages.stage\1.\2.shortcut.conv."),
+    (r"layer(\d)\.(\d+)\.downsample\.1\.", r"stages.stage\1.\2.shortcut.norm."),
+    (r"fc\.", "classifier."),
+)
+_DENSENET = renamed(
+    (r"features\.(conv|norm)0\.", r"stem.\1."),
+    # The published files are from when a layer's parts were called norm.1, conv.1, ..
+    (r"features\.denseblock(\d+)\.denselayer(\d+)\.(norm|conv)\.?([12])\.", r"body.block\1.layer\2.\3\4."),
+    (r"features\.transition(\d)\.", r"body.transition\1."),
+    (r"features\.norm5\.", "norm."),
+)
+
+TORCHVISION: dict[str, PublishedState] = {
+    "vgg16": PublishedState(_flat_stacks, head="classifier.6"),
+    "vgg19": PublishedState(_flat_stacks, head="classifier.6"),
+    "resnet18": PublishedState(_RESNET, head="fc"),
+    "resnet34": PublishedState(_RESNET, head="fc"),
+    "resnet50": PublishedState(_RESNET, head="fc", arguments={"form": "v1.5"}),
+    "resnet101": PublishedState(_RESNET, head="fc", arguments={"form": "v1.5"}),
+    "resnet152": PublishedState(_RESNET, head="fc", arguments={"form": "v1.5"}),
+    "densenet121": PublishedState(_DENSENET, head="classifier"),
+    "densenet169": PublishedState(_DENSENET, head="classifier"),
+    "densenet201": PublishedState(_DENSENET, head="classifier"),
 }

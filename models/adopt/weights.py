@@ -1,15 +1,17 @@
 """From a file of weights that another library saved to a network of ours and all that its checkpoint will say."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import h5py
 import torch
 from torch import nn
 
 from models import registry
-from models.adopt import keras, keras_file, preprocessing
-from models.adopt.preprocessing import PREPROCESSING
-from models.adopt.registry import KERAS, Published
+from models.adopt import keras, keras_file, torchvision
+from models.adopt.preprocessing import PREPROCESSING, PixelForm
+from models.adopt.registry import KERAS, TORCHVISION, Published, PublishedState
 from models.checkpoint import Description
 from models.errors import BadWeights
 from models.registry import Argument
@@ -18,34 +20,48 @@ from models.run import commit
 CHANNELS = 3
 
 
+class Adopted(NamedTuple):
+    """`network` is in eval mode; `library` saved its weights; `pixels` says how it takes images."""
+
+    description: Description
+    network: nn.Module
+    library: str
+    pixels: PixelForm
+
+
 def adopt(
     architecture: str,
     path: Path,
     labels: Sequence[str] | None = None,
     size: tuple[int, int] | None = None,
     arguments: Mapping[str, Argument] | None = None,
-    pixels: preprocessing.Name | None = None,
-) -> tuple[Description, nn.Module]:
-    """A network of that architecture with the weights in a file of Keras, in eval mode, and its description.
+    pixels: PixelForm | None = None,
+) -> Adopted:
+    """A network of that architecture with the weights in a file of Keras or torchvision.
 
     The file says how many classes there are; without `labels` they are called `class 0` and so on. `size` (height,
-    width) and `arguments` are the architecture's own unless given; `pixels` is how the weights expect them, by default
-    as the published ones do. Raises BadWeights where the file is not of this network, BadTraining for what the
-    architecture does not have.
+    width) is the architecture's own unless given, `arguments` and `pixels` are those of the library's published
+    network. Raises BadWeights where the file is not of this network, BadTraining for what the architecture does not
+    have.
     """
-    row = _row(architecture)
-    given = dict(row.arguments) | dict(arguments or {})
-    layers = keras_file.read(path)
-    with torch.device("meta"):
-        entries = row.order(registry.build(architecture, CHANNELS, 1000, given, size))
-    classes = keras.classes(layers, entries)
-    network = registry.build(architecture, CHANNELS, classes, given, size)
-    keras.copy(layers, network, row.order(network))
-    mean, std, order = PREPROCESSING[pixels or row.preprocessing]
+    task = registry.architecture(architecture).task
+    if not path.is_file():
+        raise BadWeights(f"there is no file {path}, want weights that Keras or torchvision saved")
+    library = "Keras" if h5py.is_hdf5(path) else "torchvision"
+    row = _row(architecture, library)
+    given = registry.merged(architecture, {**row.arguments, **(arguments or {})})
+
+    def build(classes: int) -> nn.Module:
+        return registry.build(architecture, CHANNELS, classes, given, size)
+
+    from_file = _from_keras(path, row, build) if isinstance(row, Published) else _from_torchvision(path, row, build)
+    network, classes = from_file
+    name = pixels or row.pixels
+    mean, std, order = PREPROCESSING[name]
     description = Description(
         architecture=architecture,
-        arguments=registry.merged(architecture, given),
-        task=registry.architecture(architecture).task,
+        arguments=given,
+        task=task,
         input=registry.input_spec(architecture, network, "RGB", size),
         data="",
         labels=_labels(labels, classes),
@@ -55,14 +71,43 @@ def adopt(
         channel_order=order,
         commit=commit(),
     )
-    return description, network.eval()
+    return Adopted(description, network.eval(), library, name)
 
 
-def _row(architecture: str) -> Published:
-    registry.architecture(architecture)
-    if architecture not in KERAS:
-        raise BadWeights(f"Keras has no {architecture}, want one of: {', '.join(KERAS)}")
-    return KERAS[architecture]
+def read_labels(path: Path) -> list[str]:
+    """The labels in a text file, one a line, class 0 first. Raises BadWeights."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
+    except UnicodeDecodeError:
+        raise BadWeights(f"labels {path} are not UTF-8 text, want one label a line") from None
+    if "" in lines:
+        raise BadWeights(f"line {lines.index('') + 1} of labels {path} is empty, want one label a line")
+    return lines
+
+
+def _row(architecture: str, library: str) -> Published | PublishedState:
+    table: Mapping[str, Published | PublishedState] = KERAS if library == "Keras" else TORCHVISION
+    if architecture not in table:
+        raise BadWeights(f"{architecture} is not among the networks taken from {library}: {', '.join(table)}")
+    return table[architecture]
+
+
+def _from_keras(path: Path, row: Published, build: Callable[[int], nn.Module]) -> tuple[nn.Module, int]:
+    layers = keras_file.read(path)
+    with torch.device("meta"):
+        entries = row.order(build(1))
+    classes = keras.classes(layers, entries)
+    network = build(classes)
+    keras.copy(layers, network, row.order(network))
+    return network, classes
+
+
+def _from_torchvision(path: Path, row: PublishedState, build: Callable[[int], nn.Module]) -> tuple[nn.Module, int]:
+    state = torchvision.read(path)
+    classes = torchvision.classes(state, row.head)
+    network = build(classes)
+    torchvision.copy(state, network, row.rename)
+    return network, classes
 
 
 def _labels(labels: Sequence[str] | None, classes: int) -> list[str]:

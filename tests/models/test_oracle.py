@@ -1,5 +1,6 @@
 """Weights that Keras saved give our networks Keras' answers: the same network built twice, by two hands."""
 
+import importlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,11 +9,16 @@ from typing import Any
 
 import h5py
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
 
 from models.adopt import keras_file, weights
+from models.adopt.preprocessing import PREPROCESSING, PixelForm
+from models.adopt.registry import KERAS
+from models.export import onnx_graph
+from models.graph import Pixels
 
 pytestmark = [
     pytest.mark.oracle,
@@ -88,9 +94,38 @@ def test_network_answers_as_the_one_of_keras_whose_weights_it_takes(twin: Twin, 
     assert min(apart, np.ptp(expected, axis=1).min()) > APART * np.abs(expected).max()
     for save in FORMATS.values():
         path = save(model, tmp_path)
-        _, network = weights.adopt(twin.name, path, size=twin.size, arguments=twin.arguments)
+        network = weights.adopt(twin.name, path, size=twin.size, arguments=twin.arguments).network
         path.unlink()
         assert np.abs(answers(network, images) - expected).max() <= TOLERANCE * apart
+
+
+@pytest.mark.parametrize("name", sorted({twin.name for twin in TWINS}))
+def test_published_weights_get_the_pixels_that_keras_prepares_for_them(name: str) -> None:
+    image = np.random.default_rng(2).integers(0, 256, (2, 4, 5, 3), np.uint8)
+    theirs = next(twin.theirs for twin in TWINS if twin.name == name)
+    module = importlib.import_module(getattr(keras_of_torch().applications, theirs).__module__)
+    expected = module.preprocess_input(image.astype(np.float32))
+    ours = Pixels(*map(list, PREPROCESSING[KERAS[name].pixels][:2]), PREPROCESSING[KERAS[name].pixels].order)
+    np.testing.assert_allclose(ours(torch.from_numpy(image)).permute(0, 2, 3, 1), expected, atol=1e-4)
+
+
+# Every network is small here: what is asked is whether the graph in front of it does what Keras does.
+@pytest.mark.parametrize(("pixels", "mode"), [("caffe", "caffe"), ("imagenet", "torch"), ("symmetric", "tf")])
+def test_served_graph_takes_plain_images_to_the_answers_of_keras(pixels: PixelForm, mode: str, tmp_path: Path) -> None:
+    twin = Twin("mobilenet", "MobileNet", options={"alpha": 0.25}, arguments={"alpha": 0.25})
+    model = built(twin)
+    image = np.random.default_rng(2).integers(0, 256, (IMAGES, *twin.size, 3), np.uint8)
+    prepare = keras_of_torch().applications.imagenet_utils.preprocess_input
+    logits = model.predict(prepare(image.astype(np.float32), mode=mode), verbose=0)
+
+    path = save_weights(model, tmp_path)
+    adopted = weights.adopt(twin.name, path, size=twin.size, arguments=twin.arguments, pixels=pixels)
+    graph = onnx_graph(adopted.description, adopted.network).SerializeToString()
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    (probabilities,) = session.run(["probabilities"], {"image": image})
+    np.testing.assert_allclose(probabilities, torch.softmax(torch.from_numpy(logits), dim=1), atol=1e-5)
+    (other_order,) = session.run(["probabilities"], {"image": image[..., ::-1]})
+    assert np.abs(other_order - probabilities).max() > 1e-3
 
 
 def test_two_layers_changed_for_each_other_are_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,16 +143,20 @@ def test_two_layers_changed_for_each_other_are_found_out(tmp_path: Path, monkeyp
         return layers
 
     monkeypatch.setattr(keras_file, "read", swapped)
-    _, network = weights.adopt(twin.name, path, size=twin.size)
+    network = weights.adopt(twin.name, path, size=twin.size).network
     assert np.abs(answers(network, images) - expected).max() > 100 * TOLERANCE * np.ptp(expected, axis=0).mean()
+
+
+def keras_of_torch() -> Any:
+    os.environ["KERAS_BACKEND"] = "torch"
+    import keras  # costs seconds, which only these tests shall pay
+
+    return keras
 
 
 def built(twin: Twin) -> Any:
     """The network in Keras with random weights, moving statistics too."""
-    os.environ["KERAS_BACKEND"] = "torch"
-    import keras  # costs seconds, which only these tests shall pay
-
-    make = getattr(keras.applications, twin.theirs)
+    make = getattr(keras_of_torch().applications, twin.theirs)
     shape = (*twin.size, 3)
     model = make(weights=None, classes=CLASSES, input_shape=shape, classifier_activation=None, **twin.options)
     random = np.random.default_rng(7)

@@ -1,0 +1,57 @@
+"""`convoy adopt-weights`: weights that Keras or torchvision saved become a checkpoint that `convoy export` takes."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from models import checkpoint
+from models.adopt.preprocessing import MEANING, PixelForm
+from models.adopt.registry import KERAS, TORCHVISION
+from models.adopt.weights import adopt, read_labels
+from models.commands.options import assignments, parse_size
+from models.parameters import count
+
+
+def adopt_weights(
+    architecture: Annotated[str, typer.Argument(help=f"One of: {', '.join(KERAS | TORCHVISION)}")],
+    file: Annotated[Path, typer.Argument(help="A .weights.h5 or .h5 file of Keras, or a .pth file of torchvision")],
+    labels: Annotated[
+        Path | None, typer.Option(help="Names of the classes, one a line  [default: class 0, class 1, ..]")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Where the checkpoint goes  [default: ARCHITECTURE.ckpt]")] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Of the images as the network takes them  [default: its own]")
+    ] = None,
+    arguments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An argument of the architecture")
+    ] = None,
+    pixels: Annotated[
+        PixelForm | None,
+        typer.Option(
+            "--preprocessing",
+            help="How the weights expect pixels: "
+            + "; ".join(f"{name} is {meaning}" for name, meaning in MEANING.items())
+            + "  [default: as the published weights do]",
+        ),
+    ] = None,
+) -> None:
+    """Take over weights that another library saved, if every one of them has its place in the network."""
+    adopted = adopt(
+        architecture,
+        file,
+        labels=None if labels is None else read_labels(labels),
+        size=None if size is None else parse_size(size),
+        arguments=assignments(arguments or []),
+        pixels=pixels,
+    )
+    output = output or Path(f"{architecture}.ckpt")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.save(output, adopted.description, adopted.network)
+    numbers, classes = count(adopted.network).total, len(adopted.description.labels)
+    print(f"found       {architecture} of {adopted.library}: {numbers:,} numbers, {classes} classes")
+    print(f"pixels      {adopted.pixels}: {MEANING[adopted.pixels]}")
+    if labels is None:
+        print("labels      none: classes are called by their numbers, want --labels FILE for their names")
+    print(f"checkpoint  {output}")
+    print(f"next        convoy export {output} --repository repository")
