@@ -37,7 +37,7 @@ from service.answers import (
     read_models,
     read_segmentations,
 )
-from service.errors import BadImage
+from service.errors import BadImage, BadRequest
 from service.pb.convoy.v1 import vision_pb2 as pb
 
 __all__ = [
@@ -59,6 +59,8 @@ __all__ = [
 ImageSource = str | Path | bytes | NDArray[np.uint8]
 MaskFormat = Literal["raw", "png", "rle"]
 DEFAULT_TARGET = "127.0.0.1:8001"
+MAX_TOP_K = 2**32 - 1  # what the message's field holds; a server gives as many labels as the model has
+_MAX_VERSION = 2**63 - 1
 T = TypeVar("T")
 
 # The server's own limit decides how large a request may be, and an answer is as large as what was asked for.
@@ -121,7 +123,8 @@ class Client:
         """The `top_k` most probable labels of each image.
 
         `model` may be empty where the server has one classification model; `version` 0 is the one that serves.
-        Raises BadImage for a file that cannot be read or an array that is no image, ServerError.
+        Raises BadImage for a file that cannot be read or an array that is no image, BadRequest for a `version` or
+        `top_k` that no server takes, ServerError.
         """
         request = _classify_request(images, model, version, top_k)
         return _as_asked(read_classifications(self._call("Classify", request, deadline)), images)
@@ -302,12 +305,15 @@ def _methods(channel: Any) -> dict[str, Callable[..., Any]]:
 def _classify_request(
     images: ImageSource | Sequence[ImageSource], model: str, version: int, top_k: int
 ) -> pb.ClassifyRequest:
+    _check("version", version, _MAX_VERSION)
+    _check("top_k", top_k, MAX_TOP_K)
     return pb.ClassifyRequest(model=model, version=version, images=_messages(images), top_k=top_k)
 
 
 def _segment_request(
     images: ImageSource | Sequence[ImageSource], model: str, version: int, mask: MaskFormat, with_confidence: bool
 ) -> pb.SegmentRequest:
+    _check("version", version, _MAX_VERSION)
     return pb.SegmentRequest(
         model=model,
         version=version,
@@ -315,6 +321,11 @@ def _segment_request(
         format=_FORMATS[mask],
         with_confidence=with_confidence,
     )
+
+
+def _check(name: str, value: int, largest: int) -> None:
+    if not 0 <= value <= largest:
+        raise BadRequest(f"{name} is {value}, want 0 to {largest}")
 
 
 def _messages(images: ImageSource | Sequence[ImageSource]) -> list[pb.Image]:

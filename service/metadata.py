@@ -9,7 +9,6 @@ from msgspec import Meta
 from service.errors import BadMetadata
 
 KEY = "convoy"
-SCHEMA_VERSION = 1
 
 # The tensors of an exported file: `image` in, the task's names out.
 IMAGE = "image"  # uint8 (N, H, W, C)

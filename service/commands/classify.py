@@ -11,7 +11,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from service.client import DEFAULT_TARGET, Classification, Client, Label, ServerError, read_image
+from service.client import DEFAULT_TARGET, MAX_TOP_K, Classification, Client, Label, ServerError, read_image
 from service.commands.options import DEADLINE, Deadline, Json, ModelName, Server
 from service.commands.picture import characters, half_blocks, read_pixels
 from service.commands.terminal import bar, console, plain, shows_colours, stage_line
@@ -27,7 +27,7 @@ def classify(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="JPEG or PNG files.")],
     *,
     model: ModelName = "",
-    top_k: Annotated[int, typer.Option("--top-k", min=1, help="How many labels to show.")] = 5,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, max=MAX_TOP_K, help="How many labels to show.")] = 5,
     server: Server = DEFAULT_TARGET,
     deadline: Deadline = DEADLINE,
     json: Json = False,

@@ -84,6 +84,7 @@ def test_console_script_is_main():
         (["classify", "a.png", "--quux"], "see 'convoy classify --help'"),
         (["classify", "a.png", "--top-k", "many"], "'--top-k'"),
         (["classify", "a.png", "--top-k", "0"], "'--top-k'"),
+        (["classify", "a.png", "--top-k", "99999999999"], "'--top-k'"),
         (["segment", "a.png"], "'--out'"),
         (["segment", "a.png", "-o", "b.png", "--format", "gif"], "'raw', 'png', 'rle'"),
         (["bench", "--model", "x"], "give either --concurrency N"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from service.client import AsyncClient, Client, ServerError, Timings
-from service.errors import BadImage
+from service.errors import BadImage, BadRequest
 from tests.service.fake_vision import FakeVision, serving
 
 
@@ -97,6 +97,22 @@ def test_array_that_is_no_image_is_refused_before_it_is_sent(client, fake_vision
     with pytest.raises(BadImage, match="want uint8"):
         client.classify(array)
     assert fake_vision.requests == []
+
+
+@pytest.mark.parametrize("numbers", [{"top_k": 2**32}, {"top_k": -1}, {"version": 2**63}, {"version": -1}])
+def test_number_that_no_server_takes_is_refused_before_it_is_sent(client, fake_vision, numbers):
+    (name,) = numbers
+    with pytest.raises(BadRequest, match=f"{name} is {numbers[name]}, want 0 to "):
+        client.classify(grey(1), **numbers)
+    if name == "version":
+        with pytest.raises(BadRequest, match="version is "):
+            client.segment(grey(1), **numbers)
+    assert fake_vision.requests == []
+
+
+def test_largest_numbers_that_a_message_holds_are_sent(client, fake_vision):
+    client.classify([], version=2**63 - 1, top_k=2**32 - 1)
+    assert (fake_vision.requests[0].version, fake_vision.requests[0].top_k) == (2**63 - 1, 2**32 - 1)
 
 
 def test_file_that_cannot_be_read_is_named(client, tmp_path):
