@@ -1,5 +1,6 @@
 """`convoy segment`: a class for every pixel of an image, as files and on the terminal."""
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -39,6 +40,10 @@ def segment(
     deadline: Deadline = DEADLINE,
 ) -> None:
     """Ask a server for the class of every pixel: writes the mask and its overlay, and shows which classes there are."""
+    if not out.name:
+        raise BadConfig(f"--out is {str(out)!r}, want a file's name")
+    overlaid = out.with_name(f"{out.stem}-overlay.png")
+    _check_different({"IMAGE": image, "--out": out, "its overlay": overlaid, "--confidence": confidence})
     data = read_image(image)
     screen = console()
     with Client(server) as client:
@@ -59,7 +64,7 @@ def segment(
     blended = overlay(pixels, answer.mask, palette)
     files = {
         out: mask_png(answer.mask, palette),
-        out.with_name(f"{out.stem}-overlay.png"): png(PIL.Image.fromarray(blended)),
+        overlaid: png(PIL.Image.fromarray(blended)),
     }
     if confidence is not None and answer.confidence is not None:
         files[confidence] = png(PIL.Image.fromarray(answer.confidence))
@@ -87,6 +92,14 @@ def show(screen: Console, name: str, answer: Segmentation, blended: Pixels, pale
     grid.add_row(picture, _classes(answer, palette if colours else None, marks))
     screen.print(grid)
     screen.print(stage_line(answer.timings, screen.width))
+
+
+def _check_different(files: Mapping[str, Path | None]) -> None:
+    """One of them would be written over another. Raises BadConfig."""
+    named = {name: (path, path.resolve()) for name, path in files.items() if path is not None}
+    for (one, (path, place)), (other, (_, same)) in itertools.combinations(named.items(), 2):
+        if place == same:
+            raise BadConfig(f"{one} and {other} are both {str(path)!r}, want different files")
 
 
 def _colours(served: list[Model], answer: Segmentation) -> tuple[tuple[int, int, int], ...]:

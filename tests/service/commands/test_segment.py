@@ -114,7 +114,31 @@ def test_refused_image_is_a_line_and_exit_code_1_and_writes_nothing(convoy, visi
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["-o", "o.png", "--confidence", "o.png"], "--out and --confidence are both 'o.png'"),
+        (["-o", "o.png", "--confidence", "../{folder}/o.png"], "--out and --confidence are both 'o.png'"),
+        (["-o", "o.png", "--confidence", "o-overlay.png"], "its overlay and --confidence are both 'o-overlay.png'"),
+        (["-o", "scene.png"], "IMAGE and --out are both 'scene.png'"),
+        (["-o", "o.png", "--confidence", "scene.png"], "IMAGE and --confidence are both 'scene.png'"),
+    ],
+)
+def test_file_that_would_be_written_over_another_is_refused_before_asking(
+    convoy, vision_target, fake_vision, folder, scene, arguments, said
+):
+    before = (folder / "scene.png").read_bytes()
+    words = [word.format(folder=folder.name) for word in arguments]
+    done = convoy("segment", "scene.png", *words, "--server", vision_target)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"convoy segment: {said}, want different files\n"
+    assert [path.name for path in folder.iterdir()] == ["scene.png"]
+    assert (folder / "scene.png").read_bytes() == before
+    assert fake_vision.requests == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
         (["absent.png", "-o", "out.png"], "absent.png"),
+        (["scene.png", "-o", "."], "--out is '.', want a file's name"),
         (["scene.png", "-o", "no/folder/out.png"], "cannot write 'no/folder/out.png'"),
         (["scene.png", "-o", "out.png", "--model", "missing"], "no model 'missing'"),
     ],
