@@ -198,10 +198,20 @@ def read_error(error: Any, target: str, deadline: float | None) -> ServerError:
             retry_after = retry.retry_delay.ToTimedelta().total_seconds()
     # What gRPC itself says of these two is long or empty; a server's own words are left as they are.
     if not told and code is grpc.StatusCode.UNAVAILABLE:
-        message = f"no answer from {target} ({message.rpartition(': ')[2]}): is a Convoy server running there?"
+        message = _unavailable(target, message)
     if not told and code is grpc.StatusCode.DEADLINE_EXCEEDED:
         message = f"no answer from {target} within {deadline:g} seconds" if deadline is not None else message
     return ServerError(code, reason, message, retry_after)
+
+
+def _unavailable(target: str, message: str) -> str:
+    if message.startswith("failed to connect"):
+        why = message.rpartition(": ")[2]
+    elif "resol" in message:  # "errors resolving foo: [field:hostname lookup error:address lookup failed ...]"
+        why = message.rpartition("lookup error:")[2].rstrip("]")
+    else:
+        return f"{target} broke the call off ({message}): it ended, or the connection to it did"
+    return f"no answer from {target} ({why}): is a Convoy server running there?"
 
 
 def _image_error(error: pb.ImageError) -> ServerError:

@@ -1,13 +1,16 @@
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 
+from service.answers import read_error
 from service.client import AsyncClient, Client, ServerError, Timings
 from service.errors import BadImage, BadRequest
 from tests.service.fake_vision import FakeVision, serving
+from tests.service.test_overload import _wait_until
 
 
 def grey(value, height=4, width=6):
@@ -172,6 +175,46 @@ def test_absent_server_is_named_with_what_to_check():
         pytest.raises(ServerError, match=r"no answer from 127\.0\.0\.1:1 .*is a Convoy"),
     ):
         client.models()
+
+
+@pytest.mark.parametrize(
+    ("details", "said"),
+    [
+        (
+            "errors resolving foo: [field:hostname lookup error:address lookup failed for foo: Domain name not found]",
+            "no answer from foo (address lookup failed for foo: Domain name not found): is a Convoy server running "
+            "there?",
+        ),
+        (
+            "errors resolving foo: [field:hostname lookup error:Failed to parse port in name: foo:bar]",
+            "no answer from foo (Failed to parse port in name: foo:bar): is a Convoy server running there?",
+        ),
+        (
+            "failed to connect to all addresses; last error: UNKNOWN: ipv6:%5B::1%5D:1: Failed to connect to remote "
+            "host: Connection refused",
+            "no answer from foo (Connection refused): is a Convoy server running there?",
+        ),
+        (
+            "Cancelling all calls",
+            "foo broke the call off (Cancelling all calls): it ended, or the connection to it did",
+        ),
+        ("Socket closed", "foo broke the call off (Socket closed): it ended, or the connection to it did"),
+    ],
+)
+def test_what_grpc_says_of_an_absent_server_is_told_in_short_and_whole(details, said):
+    error = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
+    assert read_error(error, "foo", None).message == said
+
+
+def test_server_that_ends_under_a_call_is_not_taken_for_absent(fake_vision):
+    with ThreadPoolExecutor(1) as threads:
+        with serving(fake_vision) as target:
+            client = Client(target)
+            call = threads.submit(client.classify, grey(1), "never")
+            _wait_until(lambda: fake_vision.requests)
+        with client, pytest.raises(ServerError, match="broke the call off") as caught:
+            call.result(20)
+    assert caught.value.code is grpc.StatusCode.UNAVAILABLE
 
 
 @pytest.mark.parametrize("mask_format", ["raw", "png", "rle"])
