@@ -85,6 +85,20 @@ def test_rectifiers_that_the_paper_names_start_biased() -> None:
     assert math.isclose(float(layers["conv3"].weight.detach().std()), 0.01, rel_tol=0.02)
 
 
+def test_layers_come_in_the_papers_order(network: AlexNet) -> None:
+    # Section 3.5: normalisation behind the first two rectifiers, pooling behind both normalisations and behind conv5.
+    assert [name.rstrip("0123456789") for name, _ in network.features.named_children()] == [
+        *("conv", "relu", "norm", "pool"),
+        *("conv", "relu", "norm", "pool"),
+        *("conv", "relu", "conv", "relu", "conv", "relu", "pool"),
+    ]
+    kinds = {"conv": nn.Conv2d, "relu": nn.ReLU, "norm": nn.LocalResponseNorm, "pool": nn.MaxPool2d}
+    for name, layer in network.features.named_children():
+        assert type(layer) is kinds[name.rstrip("0123456789")]
+    dense = [nn.Linear, nn.ReLU, nn.Dropout]
+    assert [type(layer) for layer in network.classifier] == [*dense, *dense, nn.Linear]
+
+
 def test_pooling_windows_overlap(network: AlexNet) -> None:
     pools = [layer for layer in network.features if isinstance(layer, nn.MaxPool2d)]
     assert [(pool.kernel_size, pool.stride) for pool in pools] == [(3, 2)] * 3

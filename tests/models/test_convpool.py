@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from models import registry
 from models.classification.convpool import ConvPool
@@ -31,6 +32,15 @@ def test_shapes_are_those_of_the_example() -> None:
         "dense": (500,),
         "output": (10,),
     }
+
+
+def test_every_layer_but_the_output_is_rectified() -> None:
+    network = ConvPool()
+    image = torch.randn(2, 1, 28, 28)
+    x = image
+    for name in ("conv1", "conv2"):
+        x = F.max_pool2d(network.get_submodule(f"features.{name}")(x).relu(), 2)
+    assert torch.equal(network(image), network.output(network.dense(x.flatten(1)).relu()))
 
 
 def test_dense_layer_follows_the_size() -> None:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from models import registry
+from models.classification.lenet5 import scaled_tanh
 from models.classification.lenet1989 import LeNet1989
 from models.errors import BadTraining
 from models.parameters import count
@@ -64,6 +65,15 @@ def test_halves_do_not_meet_before_the_output() -> None:
     changed = network.h4(network.h3(network.h2(network.h1(image))))
     assert torch.equal(half[:, 6:], changed[:, 6:])
     assert not torch.isclose(half[:, :6], changed[:, :6]).any(dim=(2, 3)).all()
+
+
+def test_every_layer_but_the_output_is_squashed() -> None:
+    network = LeNet1989()
+    image = torch.randn(2, 1, 28, 28)
+    x = image
+    for name in ("h1", "h2", "h3", "h4"):
+        x = scaled_tanh(network.get_submodule(name)(x))
+    assert torch.equal(network(image), network.output(x.flatten(1)))
 
 
 def test_another_size_is_taken_down_to_16x16() -> None:

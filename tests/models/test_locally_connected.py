@@ -75,6 +75,19 @@ def test_deepface_has_the_papers_maps_and_the_parameters_that_follow_from_them()
     assert sum(positions.values()) > 0.6 * count(network).total
 
 
+def test_every_layer_but_the_last_is_rectified() -> None:
+    network = DeepFace(1, 10, size=(32, 32), kernels=(5, 5, 3, 3, 3), dense=32).eval()
+    least: dict[str, float] = {}
+    for name in ("shared.m2", "l4", "l5", "l6", "f7", "f8"):
+        network.get_submodule(name).register_forward_pre_hook(
+            lambda _, inputs, name=name: least.__setitem__(name, float(inputs[0].detach().min()))
+        )
+    logits = network(torch.randn(8, 1, 32, 32))
+    assert least == dict.fromkeys(least, 0.0)
+    assert len(least) == 6
+    assert logits.min() < 0
+
+
 def test_row_is_a_small_one_for_images_of_32x32() -> None:
     with torch.device("meta"):
         assert count(registry.build("locally_connected", channels=1, classes=10)).total == 181_978
