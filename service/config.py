@@ -13,6 +13,7 @@ from service.errors import BadConfig
 
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 MIB = 1 << 20
+_EXAMPLE = "such as batching.max_batch_size=16"
 T = TypeVar("T")
 
 
@@ -102,7 +103,7 @@ def load(
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
-            raise BadConfig(f"setting {setting!r}, want section.key=value")
+            raise BadConfig(f"setting {setting!r} gives no value, want section.key=value {_EXAMPLE}")
         _put(values, key.strip(), _value(text.strip()))
     for key, value in (overrides or {}).items():
         _put(values, key, value)
@@ -137,7 +138,7 @@ def _value(text: str) -> object:
 def _put(values: dict[str, Any], key: str, value: object) -> None:
     section, dot, name = key.partition(".")
     if not (dot and section and name):
-        raise BadConfig(f"setting {key!r}, want section.key")
+        raise BadConfig(f"setting {key!r} names no section and key, want section.key=value {_EXAMPLE}")
     place = values.setdefault(section, {})
     if not isinstance(place, dict):
         raise BadConfig(f"configuration key {section!r} is not a section")

@@ -17,6 +17,7 @@ MODEL_FILE = "model.onnx"
 CONFIG_FILE = "model.toml"
 
 MAX_NAME = 64
+_NAMED = 8  # models that a message names: it travels in a header
 _NAME = re.compile(rf"[a-z0-9_-]{{1,{MAX_NAME}}}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
@@ -64,7 +65,7 @@ class Table(msgspec.Struct, frozen=True):
         if not rows:
             if not self.complete:
                 raise ModelUnavailable(f"model {model!r} may still be loading", retry_after=1.0)
-            raise UnknownModel(f"model {model!r} is unknown")
+            raise UnknownModel(f"model {model!r} is unknown: {self._names()}")
         if version:
             rows = [row for row in rows if row.version == version]
             if not rows:
@@ -77,6 +78,12 @@ class Table(msgspec.Struct, frozen=True):
         if version:
             raise UnknownModel(f"version {version} of model {model!r} is not served: {rows[0].reason}")
         raise ModelUnavailable(f"model {model!r} is not served: {rows[0].reason}")
+
+    def _names(self) -> str:
+        names = sorted({row.model for row in self.versions})
+        if len(names) > _NAMED:
+            return f"the server has {', '.join(names[:_NAMED])} and {len(names) - _NAMED} more; ListModels names them"
+        return f"the server has {', '.join(names) or 'none'}"
 
     @property
     def ready(self) -> bool:

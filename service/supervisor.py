@@ -1,6 +1,7 @@
 """Starts, watches, restarts and drains a server's processes; answers /livez, /readyz and /metrics over HTTP."""
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -317,7 +318,7 @@ def _bound(host: str, port: int, key: str, *, shared: bool = False) -> socket.so
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except OSError as error:
-        raise BadConfig(f"server.host is {host!r}: {error.strerror}") from None
+        raise _bad_host(host, error) from None
     taken = socket.socket(family, kind, protocol)
     try:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -334,10 +335,17 @@ def _bound(host: str, port: int, key: str, *, shared: bool = False) -> socket.so
             taken.listen()  # now: with SO_REUSEADDR, a port that is only bound could be bound once more
     except OSError as error:
         taken.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise _bad_host(host, error) from None
         raise BadConfig(
             f"port {port} on {host} cannot be used ({error.strerror}): end what uses it, or set {key}"
         ) from None
     return taken
+
+
+def _bad_host(host: str, error: OSError) -> BadConfig:
+    wanted = "want an address or a name of this machine such as 127.0.0.1, or 0.0.0.0 for all of its addresses"
+    return BadConfig(f"server.host is {host!r} ({error.strerror}), {wanted}")
 
 
 def _address(taken: socket.socket) -> str:

@@ -220,7 +220,7 @@ def test_version_that_serves_is_found(model: str, version: int, serves: int) -> 
 @pytest.mark.parametrize(
     ("model", "version", "why"),
     [
-        ("nothing", 0, "'nothing' is unknown"),
+        ("nothing", 0, "'nothing' is unknown: the server has broken, digits, loading, swapping$"),
         ("nothing", 1, "'nothing' is unknown"),
         ("", 0, "'' is unknown"),
         ("digit", 0, "'digit' is unknown"),
@@ -247,6 +247,21 @@ def test_what_is_not_there_is_unknown(model: str, version: int, why: str) -> Non
 def test_what_may_come_is_unavailable(model: str, version: int, why: str) -> None:
     with pytest.raises(ModelUnavailable, match=why):
         TABLE.serving(model, version)
+
+
+@pytest.mark.parametrize(
+    ("models", "said"),
+    [
+        (0, "the server has none"),
+        (8, "the server has m0, m1, m2, m3, m4, m5, m6, m7"),
+        (10, "the server has m0, m1, m2, m3, m4, m5, m6, m7 and 2 more; ListModels names them"),
+    ],
+)
+def test_unknown_model_is_told_which_there_are(models: int, said: str) -> None:
+    table = Table(tuple(row(f"m{number}", 1, "READY") for number in range(models)), complete=True)
+    with pytest.raises(UnknownModel) as refused:
+        table.serving("digits")
+    assert refused.value.message == f"model 'digits' is unknown: {said}"
 
 
 @pytest.mark.parametrize("complete", [True, False])

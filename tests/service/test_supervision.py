@@ -271,7 +271,9 @@ def test_a_port_that_another_convoy_serves_on_is_not_shared_in_silence(small: Se
         (["--repository", ".", "--set", "batching.max_batchsize=3"], "batching.max_batchsize"),
         (["--repository", ".", "--set", "batching.max_batch_size=0"], "batching.max_batch_size"),
         (["--repository", ".", "--config", "/no/such/file.toml"], "/no/such/file.toml"),
-        (["--repository", ".", "--host", "no.such.host.invalid"], "server.host"),
+        (["--repository", ".", "--host", "no.such.host.invalid"], "server.host is 'no.such.host.invalid'"),
+        (["--repository", ".", "--host", ""], "want an address or a name of this machine such as 127.0.0.1"),
+        (["--repository", ".", "--host", "192.0.2.1"], "want an address or a name of this machine such as 127.0.0.1"),
     ],
 )
 def test_a_wrong_option_is_one_line_that_says_what_to_do_and_exit_code_2(words: list[str], wanted: str) -> None:

@@ -251,7 +251,7 @@ def test_a_colour_image_reaches_a_grey_model_as_its_luma(client: Client) -> None
 @pytest.mark.parametrize(
     ("request_", "code", "words"),
     [
-        (pb.ClassifyRequest(model="nobody", images=[pb.Image()]), "NOT_FOUND", "model 'nobody' is unknown"),
+        (pb.ClassifyRequest(model="nobody", images=[pb.Image()]), "NOT_FOUND", "'nobody' is unknown: the server has c"),
         (pb.ClassifyRequest(model="letters", version=9, images=[pb.Image()]), "NOT_FOUND", "no version 9"),
         (pb.ClassifyRequest(model="letters", version=-1, images=[pb.Image()]), "INVALID_ARGUMENT", "version is -1"),
         (pb.ClassifyRequest(model="letters"), "INVALID_ARGUMENT", "request has 0 images, want 1 to 256"),
