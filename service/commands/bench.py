@@ -15,7 +15,7 @@ from rich.text import Text
 
 from service.client import DEFAULT_TARGET, AsyncClient, Model, ServerError
 from service.commands.arrivals import poisson
-from service.commands.drive import Outcome, Sample, Send, closed_loop, open_loop
+from service.commands.drive import Outcome, Refusal, Sample, Send, closed_loop, open_loop
 from service.commands.load_images import from_folder, generated
 from service.commands.options import Json, Server
 from service.commands.report import Report, summarise
@@ -102,10 +102,10 @@ def sender(client: AsyncClient, model: Model, files: Sequence[bytes], batch: int
                 else await client.segment(images, model.model, version=model.version, deadline=deadline)
             )
         except ServerError as error:
-            return Outcome((), (_name(error),) * batch)
+            return Outcome((), (_refusal(error),) * batch)
         return Outcome(
             tuple(answer.timings for answer in answers if not isinstance(answer, ServerError)),
-            tuple(_name(answer) for answer in answers if isinstance(answer, ServerError)),
+            tuple(_refusal(answer) for answer in answers if isinstance(answer, ServerError)),
         )
 
     return send
@@ -129,7 +129,7 @@ def show(out: Console, report: Report) -> None:
     if report.sent_late_p99 > _LATE:
         out.print(Text(f"\nrequests left up to {milliseconds(report.sent_late_p99)} ms late (p99)", "yellow"))
     if report.errors:
-        out.print("", _errors(report.errors))
+        out.print("", _errors(report))
 
 
 def _drive(concurrency: int | None, rate: float | None, seconds: float) -> Drive:
@@ -159,9 +159,9 @@ async def _measure(
     return summarise(samples, _WARM_UP, seconds), model
 
 
-def _name(error: ServerError) -> str:
+def _refusal(error: ServerError) -> Refusal:
     code: str = error.code.name
-    return code if error.reason == code else f"{code} {error.reason}"
+    return Refusal(code if error.reason == code else f"{code} {error.reason}", error.message)
 
 
 def _stages(report: Report) -> Table:
@@ -176,10 +176,11 @@ def _stages(report: Report) -> Table:
     return table
 
 
-def _errors(errors: dict[str, int]) -> Table:
+def _errors(report: Report) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("images refused")
     table.add_column("", justify="right")
-    for name, count in errors.items():
-        table.add_row(Text(plain(name), "red"), f"{count:,}")
+    table.add_column("the first was told")
+    for name, count in report.errors.items():
+        table.add_row(Text(plain(name), "red"), f"{count:,}", Text(plain(report.messages[name])))
     return table

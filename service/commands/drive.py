@@ -7,11 +7,18 @@ from typing import NamedTuple
 from service.client import Timings
 
 
+class Refusal(NamedTuple):
+    """Why an image was not answered: `name` is the error's code and reason, its `message` may tell more."""
+
+    name: str
+    message: str
+
+
 class Outcome(NamedTuple):
-    """What came of one request: the timings of its answered images, and for each of the others its error's name."""
+    """What came of one request: the timings of its answered images, and why the others were refused."""
 
     answered: tuple[Timings, ...]
-    errors: tuple[str, ...]
+    refused: tuple[Refusal, ...]
 
 
 class Sample(NamedTuple):

@@ -30,6 +30,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     latency: Latency | None  # None where nothing was answered
     sent_late_p99: float  # seconds: by how much the load generator itself was late
     errors: dict[str, int]  # images, by code and reason
+    messages: dict[str, str]  # the first one of each of these
     mean_batch_size: float  # images a batch
     stage_seconds: dict[str, float]  # mean of the images, in the server
     outside_seconds: float  # mean of the images: in the client, in gRPC and on the wire
@@ -42,6 +43,7 @@ def summarise(samples: Sequence[Sample], start: float, seconds: float) -> Report
     answered = [sample for sample in due if sample.outcome.answered]
     images = [(sample, timings) for sample in answered for timings in sample.outcome.answered]
     arrived = sum(len(sample.outcome.answered) for sample in samples if start <= sample.finished < end)
+    refused = [refusal for sample in due for refusal in sample.outcome.refused]
     # A batch of b images shows up b times, so each counts for 1/b of it.
     batches = sum(1 / timings.batch_size for _, timings in images if timings.batch_size)
     return Report(
@@ -51,7 +53,8 @@ def summarise(samples: Sequence[Sample], start: float, seconds: float) -> Report
         images_per_second=arrived / seconds,
         latency=_latency([sample.finished - sample.due for sample in answered]),
         sent_late_p99=percentile([sample.sent - sample.due for sample in due], 99),
-        errors=dict(Counter(error for sample in due for error in sample.outcome.errors).most_common()),
+        errors=dict(Counter(refusal.name for refusal in refused).most_common()),
+        messages={refusal.name: refusal.message for refusal in reversed(refused)},
         mean_batch_size=len(images) / batches if batches else 0.0,
         stage_seconds={stage: _mean([getattr(timings, stage) for _, timings in images]) for stage in STAGES},
         outside_seconds=_mean([sample.finished - sample.sent - timings.total for sample, timings in images]),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from service.client import Input, Timings
 from service.commands import bench
 from service.commands.arrivals import poisson
-from service.commands.drive import Outcome, Sample, closed_loop, open_loop
+from service.commands.drive import Outcome, Refusal, Sample, closed_loop, open_loop
 from service.commands.load_images import generated
 from service.commands.report import percentile, summarise
 
@@ -44,6 +44,7 @@ def timings(batch_size=1, **seconds):
 
 
 ANSWERED = Outcome((timings(),), ())
+A, B, C = (Refusal(name, f"{name} happened") for name in "ABC")
 
 
 def run(drive):
@@ -146,12 +147,13 @@ def test_mean_batch_size_is_of_batches_and_not_of_images():
 
 def test_report_tells_errors_by_name_and_stages_by_mean():
     samples = [
-        Sample(0.0, 0.1, 0.6, Outcome((timings(queue=0.1, run=0.2, total=0.4),), ("A", "B"))),
-        Sample(0.1, 0.1, 0.4, Outcome((timings(queue=0.3, run=0.2, total=0.2),), ("A",))),
-        Sample(0.2, 0.2, 0.3, Outcome((), ("C",))),
+        Sample(0.0, 0.1, 0.6, Outcome((timings(queue=0.1, run=0.2, total=0.4),), (A, B))),
+        Sample(0.1, 0.1, 0.4, Outcome((timings(queue=0.3, run=0.2, total=0.2),), (Refusal("A", "a second time"),))),
+        Sample(0.2, 0.2, 0.3, Outcome((), (C,))),
     ]
     report = summarise(samples, 0.0, 1.0)
     assert report.errors == {"A": 2, "B": 1, "C": 1}
+    assert report.messages == {"A": "A happened", "B": "B happened", "C": "C happened"}
     assert (report.requests, report.images) == (3, 2)
     assert report.stage_seconds["queue"] == pytest.approx(0.2)
     assert report.stage_seconds["run"] == pytest.approx(0.2)
@@ -161,7 +163,7 @@ def test_report_tells_errors_by_name_and_stages_by_mean():
 
 
 def test_report_of_nothing_answered_has_no_latency():
-    report = summarise([Sample(0, 0, 1, Outcome((), ("A",)))], 0, 1)
+    report = summarise([Sample(0, 0, 1, Outcome((), (A,)))], 0, 1)
     assert (report.latency, report.images, report.mean_batch_size, report.images_per_second) == (None, 0, 0.0, 0.0)
 
 
@@ -222,6 +224,8 @@ def test_bench_where_everything_failed_counts_the_errors_and_exits_1(convoy, vis
     done = convoy("bench", "--model", "full", "--rate", 50, "--seconds", 0.2, "--server", vision_target)
     assert done.returncode == 1
     assert "RESOURCE_EXHAUSTED QUEUE_FULL" in done.stdout
+    assert "1024 images wait already" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
     assert done.stdout.startswith("0.0 images/s")
 
 
@@ -234,6 +238,7 @@ def test_bench_where_some_images_failed_counts_them_and_exits_0(convoy, vision_t
     figures = json.loads(done.stdout)
     assert done.returncode == 0
     assert figures["errors"] == {"INVALID_ARGUMENT BAD_IMAGE": figures["images"]}
+    assert figures["messages"] == {"INVALID_ARGUMENT BAD_IMAGE": "image is not a PNG, want a JPEG or PNG file"}
 
 
 @pytest.mark.parametrize(
