@@ -8,6 +8,7 @@ from rich.console import Console
 
 from models.evaluate import evaluate_checkpoint
 from models.visualize import confusion
+from service.errors import BadConfig
 
 MEANING = {
     "top1": "share of images whose most probable class is right",
@@ -24,6 +25,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure a trained network on the whole held-out split of its data."""
+    if picture is not None and not picture.parent.is_dir():  # told now, not after minutes of measuring
+        raise BadConfig(f"cannot write {str(picture)!r}: there is no folder {str(picture.parent)!r}")
     result = evaluate_checkpoint(checkpoint)
     description = result.description
     picture = picture or checkpoint.with_name(f"{checkpoint.stem}-confusion.png")
@@ -32,6 +35,5 @@ def evaluate(
         print(f"  {name:<15}{score:.4f}  {MEANING[name]}")
     Console().print(confusion.table(result.confusion, description.labels))
     title = f"{description.architecture} on {description.data}, held out"
-    picture.parent.mkdir(parents=True, exist_ok=True)
     confusion.save(result.confusion, description.labels, title, picture)
     print(f"picture: {picture}")

@@ -110,6 +110,14 @@ def test_command_prints_the_measures_and_saves_the_picture(tmp_path: Path, capsy
     assert pixels.std() > 10
 
 
+def test_command_makes_no_folder_for_its_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["evaluate", str(tmp_path / "none.ckpt"), "--picture", str(tmp_path / "no" / "x.png")]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"convoy evaluate: cannot write '{tmp_path}/no/x.png': there is no folder '{tmp_path}/no'\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_command_refuses_a_missing_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["evaluate", str(tmp_path / "none.ckpt")]) == 2
     assert "there is no checkpoint" in capsys.readouterr().err
