@@ -7,6 +7,7 @@ from torch import Tensor, nn
 WIDTHS = (64, 128, 256, 512)
 STRIDES = (1, 2, 2, 2)
 STEM_STRIDE = 4
+BRANCH = 0.2  # scale at which a block's part of the sum begins
 
 
 class Form(NamedTuple):
@@ -33,6 +34,9 @@ class ResNet(nn.Module):
     (3, 4, 6, 3) of bottlenecks ResNet-50. `form` is one of `FORMS`. Where `output_stride`, the reduction of the sides
     by all stages, is 16 or 8 instead of 32, the last stages keep the sides and dilate their kernels instead (Chen et
     al., arXiv 1706.05587, section 3.1), with the same weights.
+
+    Every block begins close to the identity, which keeps rounding errors and gradients of the deep networks in bounds,
+    by the scale of its last normalisation (Goyal et al., arXiv 1706.02677, section 5.1, where it is 0).
     """
 
     def __init__(
@@ -106,6 +110,7 @@ class Basic(nn.Module):
         self.step2 = ConvNorm(width, width, 3, form, padding=dilation, dilation=dilation)
         self.shortcut = _shortcut(in_channels, width, stride, form)
         self.activation = nn.ReLU(inplace=True)
+        nn.init.constant_(self.step2.norm.weight, BRANCH)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.activation(self.step1(x))
@@ -131,6 +136,7 @@ class Bottleneck(nn.Module):
         self.step3 = ConvNorm(width, out_channels, 1, form)
         self.shortcut = _shortcut(in_channels, out_channels, stride, form)
         self.activation = nn.ReLU(inplace=True)
+        nn.init.constant_(self.step3.norm.weight, BRANCH)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.activation(self.step1(x))

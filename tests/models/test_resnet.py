@@ -76,6 +76,19 @@ def test_dilated_network_sees_what_the_strided_one_sees() -> None:
     torch.testing.assert_close(fine[:, :, ::2, ::2], coarse, rtol=1e-4, atol=1e-4)
 
 
+def test_deep_network_begins_close_to_the_identity() -> None:
+    # With every block at full scale a difference in the input grows thirty times as far on its way down.
+    torch.manual_seed(0)
+    network = ResNet((3, 8, 36, 3), form="v1.5", classes=2)
+    x = torch.randn(4, 3, 64, 64)
+    with torch.inference_mode():
+        network.train()
+        one, other = (
+            network.stages(network.pool(network.stem(image))) for image in (x, x + 1e-3 * torch.randn_like(x))
+        )
+    assert (one - other).norm() < 0.1 * one.norm()
+
+
 def test_unknown_form_is_refused_with_those_there_are() -> None:
     with pytest.raises(BadTraining, match=r"form is 'v2', want one of: v1, v1\.5"):
         on_meta("resnet50", form="v2")
