@@ -92,13 +92,34 @@ class Segmentation(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 
 class Input(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model's input takes. `height` and `width` are 0 where any size is taken."""
+    """How a model takes images; `colour` is empty where it takes none. `height` and `width` are 0 where any size is
+    taken."""
 
     height: int
     width: int
     multiple: int
     colour: str  # RGB or L
     fit: str  # stretch, crop, letterbox or pad
+
+
+class Axis(msgspec.Struct, frozen=True, kw_only=True):
+    """An axis of a tensor. `size` is 0 where any length goes; `spacing` is from one place to the next, in `unit`, 0
+    where it is not told; `labels` of the places may be empty."""
+
+    name: str  # channel, time, depth, height or width
+    size: int
+    spacing: float
+    unit: str
+    labels: tuple[str, ...]
+
+
+class Tensor(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model takes that takes no images: a tensor whose first side is N and whose others are `axes`."""
+
+    name: str
+    datatype: str  # FP32 or UINT8
+    axes: tuple[Axis, ...]
+    unit: str  # of its numbers
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,6 +134,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     labels: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     input: Input
+    tensor: Tensor | None
     architecture: str
     data: str
     metrics: Mapping[str, float]
@@ -176,6 +198,7 @@ def read_models(response: pb.ListModelsResponse) -> list[Model]:
                 colour=info.input.colour,
                 fit=info.input.fit,
             ),
+            tensor=_tensor(info.tensor) if info.HasField("tensor") else None,
             architecture=info.architecture,
             data=info.data,
             metrics=dict(info.metrics),
@@ -232,6 +255,14 @@ def _timings(timings: pb.Timings) -> Timings:
         total=timings.total_seconds,
         batch_size=timings.batch_size,
     )
+
+
+def _tensor(tensor: pb.TensorInput) -> Tensor:
+    axes = tuple(
+        Axis(name=axis.name, size=axis.size, spacing=axis.spacing, unit=axis.unit, labels=tuple(axis.labels))
+        for axis in tensor.axes
+    )
+    return Tensor(name=tensor.name, datatype=tensor.datatype, axes=axes, unit=tensor.unit)
 
 
 def _mask(segmentation: pb.Segmentation) -> Mask:

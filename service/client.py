@@ -24,6 +24,7 @@ from google.protobuf.message_factory import GetMessageClass
 from numpy.typing import NDArray
 
 from service.answers import (
+    Axis,
     Classification,
     ClassPixels,
     Input,
@@ -31,6 +32,7 @@ from service.answers import (
     Model,
     Segmentation,
     ServerError,
+    Tensor,
     Timings,
     read_classifications,
     read_error,
@@ -42,6 +44,7 @@ from service.pb.convoy.v1 import vision_pb2 as pb
 
 __all__ = [
     "AsyncClient",
+    "Axis",
     "ClassPixels",
     "Classification",
     "Client",
@@ -52,6 +55,7 @@ __all__ = [
     "Model",
     "Segmentation",
     "ServerError",
+    "Tensor",
     "Timings",
     "read_image",
 ]

@@ -1,6 +1,8 @@
 """What an exported ONNX file says about itself: the JSON document under the key `convoy` of its `metadata_props`."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Annotated, Literal
 
 import msgspec
@@ -29,6 +31,7 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Byte = Annotated[int, Meta(ge=0, le=255)]
 Side = Annotated[int, Meta(ge=1, le=65_535)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+AxisName = Literal["channel", "time", "depth", "height", "width"]
 
 
 class InputSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -56,6 +59,69 @@ class InputSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return 3 if self.colour == "RGB" else 1
 
 
+class Axis(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One axis of a tensor, `size` places long, or of any length.
+
+    `spacing` is the distance of one place to the next, in `unit`: 0.01 s where there are 100 samples a second. `labels`
+    names the places one by one, such as the joint whose angle each channel is.
+    """
+
+    name: AxisName
+    size: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    spacing: Annotated[float, Meta(gt=0)] | None = None
+    unit: str = ""
+    labels: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.labels is not None and len(self.labels) != self.size:
+            raise ValueError(f"axis {self.name!r} has {len(self.labels)} labels for size {self.size}")
+        if self.unit and self.spacing is None:
+            raise ValueError(f"axis {self.name!r} has unit {self.unit!r} and no spacing")
+
+
+class TensorInput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a network takes that is no image: a tensor whose first side is N and whose others are `axes`, in order.
+
+    `unit` is that of its numbers. One axis is the channels', and the network takes as many as that says.
+    """
+
+    name: Annotated[str, Meta(min_length=1)]
+    dtype: Literal["float32", "uint8"]
+    axes: Annotated[tuple[Axis, ...], Meta(min_length=2, max_length=7)]
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        names = [axis.name for axis in self.axes]
+        if len(set(names)) < len(names):
+            raise ValueError(f"tensor.axes are {names}, want each name once")
+        if not any(axis.name == "channel" and axis.size is not None for axis in self.axes):
+            raise ValueError(f"tensor.axes are {names}, want 'channel' among them, with its size")
+
+    @property
+    def channel_axis(self) -> int:
+        """Which of `axes` is the channels'."""
+        return next(place for place, axis in enumerate(self.axes) if axis.name == "channel")
+
+    @property
+    def channels(self) -> int:
+        size = self.axes[self.channel_axis].size
+        assert size is not None
+        return size
+
+    @property
+    def free(self) -> bool:
+        """Whether any axis may be of any length."""
+        return any(axis.size is None for axis in self.axes)
+
+    def places(self, shape: Sequence[int]) -> int:
+        """How many places there are for each channel in one tensor of `shape`, which is without N."""
+        return math.prod(side for side, axis in zip(shape, self.axes, strict=True) if axis.name != "channel")
+
+    def __str__(self) -> str:
+        sides = ", ".join(axis.name if axis.size is None else str(axis.size) for axis in self.axes)
+        return f"{self.dtype} tensor {self.name!r} [N, {sides}]"
+
+
 class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the network came from. `metrics` were measured on the held-out split (`top1`, `mean_iou`, ...)."""
 
@@ -66,7 +132,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How far onnxruntime's answers were from PyTorch's at export, over `images` held-out images."""
+    """How far onnxruntime's answers were from PyTorch's at export, over `images` held-out images, or tensors."""
 
     images: Annotated[int, Meta(ge=1)]
     max_abs_difference: Annotated[float, Meta(ge=0)]  # of probabilities
@@ -75,7 +141,7 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The whole document.
+    """The whole document. Either `input` says how an image reaches the network, or `tensor` what it takes instead.
 
     `labels[i]` names class i, or the one thing that is looked for; `palette[i]` is its (red, green, blue) in pictures.
     """
@@ -84,12 +150,33 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     task: Task
     labels: Annotated[list[str], Meta(min_length=1)]
     palette: list[tuple[Byte, Byte, Byte]] | None = None
-    input: InputSpec
+    input: InputSpec | None = None
+    tensor: TensorInput | None = None
     provenance: Provenance | None = None
     parity: Parity | None = None
 
+    @property
+    def image(self) -> InputSpec:
+        """`input`, of a document that is known to take images."""
+        assert self.input is not None
+        return self.input
+
+    @property
+    def takes(self) -> TensorInput:
+        """The tensor at the network's input, also where images are brought to it."""
+        return self.tensor if self.tensor is not None else _image_tensor(self.image)
+
     def __post_init__(self) -> None:
-        spec = self.input
+        if (self.input is None) == (self.tensor is None):
+            raise ValueError("input and tensor: want exactly one of the two")
+        if self.palette is not None and len(self.palette) != len(self.labels):
+            raise ValueError(f"palette has {len(self.palette)} colours for {len(self.labels)} labels")
+        if self.input is not None:
+            self._check_image(self.input)
+        elif self.task != "classification":
+            raise ValueError(f"task is {self.task!r}: it goes with images, a tensor with 'classification'")
+
+    def _check_image(self, spec: InputSpec) -> None:
         if (spec.height is None) != (spec.width is None):
             raise ValueError("input.height and input.width stand together or not at all")
         if (spec.height is None) != (spec.fit == "pad"):
@@ -104,8 +191,12 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError("input.fit is 'crop': a class map must cover the whole image")
         if self.task == "segmentation" and len(self.labels) > MAX_MASK_CLASSES:
             raise ValueError(f"{len(self.labels)} labels, want at most {MAX_MASK_CLASSES} for a mask")
-        if self.palette is not None and len(self.palette) != len(self.labels):
-            raise ValueError(f"palette has {len(self.palette)} colours for {len(self.labels)} labels")
+
+
+@cache
+def _image_tensor(spec: InputSpec) -> TensorInput:
+    height, width = Axis(name="height", size=spec.height), Axis(name="width", size=spec.width)
+    return TensorInput(name=IMAGE, dtype="uint8", axes=(height, width, Axis(name="channel", size=spec.channels)))
 
 
 def encode(document: Document) -> str:

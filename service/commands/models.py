@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from service.client import DEFAULT_TARGET, Client, Input, Model
+from service.client import DEFAULT_TARGET, Client, Input, Model, Tensor
 from service.commands.options import DEADLINE, Deadline, Json, Server
 from service.commands.terminal import console, plain
 
@@ -44,9 +44,9 @@ def show(out: Console, served: list[Model]) -> None:
             Text(plain(one.model), "bold"),
             str(one.version),
             Text(one.state, _STATE_STYLE.get(one.state, "")),
-            _TASK.get(one.task, ""),
+            "infer" if one.tensor else _TASK.get(one.task, ""),
             plain(one.provider).removesuffix("ExecutionProvider"),
-            input_size(one.input),
+            tensor_size(one.tensor) if one.tensor else input_size(one.input),
             str(len(one.labels)) if one.labels else "",
             ", ".join(f"{plain(name)} {value:.3g}" for name, value in sorted(one.metrics.items())),
         )
@@ -63,3 +63,9 @@ def input_size(taken: Input) -> str:
     if taken.height and taken.width:
         return f"{taken.width}×{taken.height} {taken.colour}"
     return f"any size {taken.colour}"
+
+
+def tensor_size(taken: Tensor) -> str:
+    """What an input takes that is no image, in words: [3, time] FP32."""
+    sides = ", ".join(str(axis.size or plain(axis.name)) for axis in taken.axes)
+    return f"[{sides}] {plain(taken.datatype)}"

@@ -160,10 +160,10 @@ class Engine:
     def _limits(self, loaded: Loaded, submit: Submit) -> Limits:
         """A model that takes any size takes fewer large images at once: what a run needs grows with its pixels."""
         document = loaded.session.document
-        if document is None or document.input.fit != "pad":
+        if document is None or not document.takes.free:
             return loaded.limits
-        _, height, width, _ = submit.inputs[0].shape
-        fitting = max(1, self._config.batching.max_batch_pixels // (height * width))
+        places = document.takes.places(submit.inputs[0].shape[1:])
+        fitting = max(1, self._config.batching.max_batch_pixels // places)
         return replace(loaded.limits, max_batch_size=min(fitting, loaded.limits.max_batch_size))
 
     def _pump(self) -> None:

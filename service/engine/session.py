@@ -36,7 +36,7 @@ assert {np.dtype(name) for name in _DTYPES.values()} == set(DTYPES)
 
 _MAX_TENSORS = 64  # inputs, and outputs, of one network: what one message between processes surely carries
 _DEVICE_FAULTS = ("CUDA failure", "CUDA error", "CUDNN failure", "CUBLAS failure", "cudaError")
-_WARM_UP_SIDE = 64  # pixels, rounded up to the model's multiple: any size does where the model takes any
+_WARM_UP_SIDE = 64  # places of a free axis, rounded up to the model's multiple: any size does where it takes any
 
 
 class DeviceLost(Exception):
@@ -104,15 +104,17 @@ def load(file: Path, provider: str, device: int, threads: int) -> Session:
     return loaded
 
 
-def input_side(document: Document) -> tuple[int, int]:
-    """A (height, width) that the network surely takes."""
-    spec = document.input
+def input_shape(document: Document) -> tuple[int, ...]:
+    """The shape, without N, of an input that the network surely takes."""
+    if document.tensor is not None:
+        return tuple(axis.size or _WARM_UP_SIDE for axis in document.tensor.axes)
+    spec = document.image
     if spec.height is not None and spec.width is not None:
-        return spec.height, spec.width
+        return spec.height, spec.width, spec.channels
     height, width = (
         -(-max(_WARM_UP_SIDE, least) // spec.multiple) * spec.multiple for least in (spec.min_height, spec.min_width)
     )
-    return height, width
+    return height, width, spec.channels
 
 
 @cache
@@ -169,15 +171,15 @@ def _check(session: Session) -> None:
         return
     wanted = _wanted_outputs(document)
     names = {spec.name: spec for spec in session.outputs}
-    image = session.inputs[0]
-    spec = document.input
-    sides = (None, spec.height, spec.width, spec.channels)
-    if len(session.inputs) != 1 or image.name != metadata.IMAGE or image.dtype != "uint8":
-        raise BadModelFile(f"inputs are {[i.name for i in session.inputs]}, want one uint8 tensor {metadata.IMAGE!r}")
-    if len(image.shape) != 4 or any(
-        want not in (None, got) for want, got in zip(sides[1:], image.shape[1:], strict=True)
+    taken, given = document.takes, session.inputs[0]
+    sides = [None, *(axis.size for axis in taken.axes)]
+    if len(session.inputs) != 1 or (given.name, given.dtype) != (taken.name, taken.dtype):
+        inputs = [f"{spec.dtype} {spec.name!r}" for spec in session.inputs]
+        raise BadModelFile(f"inputs are {', '.join(inputs)}, want one {taken.dtype} tensor {taken.name!r}")
+    if len(given.shape) != len(sides) or any(
+        want not in (None, got) for want, got in zip(sides[1:], given.shape[1:], strict=True)
     ):
-        raise BadModelFile(f"input 'image' has shape {list(image.shape)}, the document wants {list(sides)}")
+        raise BadModelFile(f"input {given.name!r} has shape {list(given.shape)}, the document wants {sides}")
     if not session.batched:
         raise BadModelFile("the first dimension of every tensor must be free and have one name")
     for name, (dtype, _) in wanted.items():
@@ -187,14 +189,15 @@ def _check(session: Session) -> None:
 
 def _wanted_outputs(document: Document) -> Mapping[str, tuple[str, tuple[int, ...]]]:
     """The dtype of each output, and the shape of its row in the first run."""
-    height, width = input_side(document)
     match document.task:
         case "classification":
             return {metadata.PROBABILITIES: ("float32", (len(document.labels),))}
         case "segmentation":
+            height, width, _ = input_shape(document)
             return {metadata.MASK: ("uint8", (height, width)), metadata.CONFIDENCE: ("uint8", (height, width))}
         case "matching":
-            places = (height - document.input.min_height + 1, width - document.input.min_width + 1)
+            height, width, _ = input_shape(document)
+            places = (height - document.image.min_height + 1, width - document.image.min_width + 1)
             return {
                 metadata.HEAT_MAP: ("float32", places),
                 metadata.LOCATION: ("int64", (2,)),
@@ -207,10 +210,9 @@ def _warm_up(session: Session, file: Path) -> None:
     document = session.document
     if document is None:
         return
-    height, width = input_side(document)
-    image = np.zeros((2, height, width, document.input.channels), np.uint8)
+    values = np.zeros((2, *input_shape(document)), document.takes.dtype)
     try:
-        outputs = dict(zip((spec.name for spec in session.outputs), session.run([image]), strict=True))
+        outputs = dict(zip((spec.name for spec in session.outputs), session.run([values]), strict=True))
     except Exception as error:  # as in load: whatever it is, this version does not serve
         raise BadModelFile(f"the first run failed: {_first_line(error, file)}") from error
     for name, (_, row) in _wanted_outputs(document).items():

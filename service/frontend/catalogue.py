@@ -47,7 +47,8 @@ class Catalogue:
         return self._users[row.model, row.version]
 
     def for_task(self, model: str, version: int, task: Task) -> tuple[Version, Document]:
-        """The version that serves `model`, which must be for `task`; an empty name stands for the only such model.
+        """The version that serves `model`, which must be for `task` and take images; an empty name stands for the only
+        such model.
 
         Raises UnknownModel, ModelUnavailable, and BadRequest where the model is for something else.
         """
@@ -58,10 +59,13 @@ class Catalogue:
             raise BadRequest(f"model {row.model!r} carries no metadata: it is served over ModelInfer, as tensors")
         if row.document.task != task:
             raise BadRequest(f"model {row.model!r} is for {row.document.task}, want {task}")
+        if row.document.input is None:
+            raise BadRequest(f"model {row.model!r} takes no images but a {row.document.takes}, over ModelInfer")
         return row, row.document
 
     def _only(self, task: Task) -> str:
-        names = {row.model for row in self.table.versions if row.document is not None and row.document.task == task}
+        documents = [(row.model, row.document) for row in self.table.versions if row.document is not None]
+        names = {model for model, document in documents if document.task == task and document.input is not None}
         loading = not self.table.complete or any(row.state == "LOADING" for row in self.table.versions)
         if not names and loading:
             raise ModelUnavailable("models are loading", retry_after=1.0)

@@ -20,9 +20,10 @@ from service.frontend.link import EngineLink, Slot
 from service.frontend.postprocess import classification, segmentation
 from service.frontend.preprocess import Placement, input_size, preprocess
 from service.frontend.rpc import Call, count_refusal
+from service.frontend.tensors import DATATYPES
 from service.frontend.threads import to_its_end
 from service.frontend.timings import Marks, observe
-from service.metadata import Document, InputSpec
+from service.metadata import Document, InputSpec, TensorInput
 from service.pb.convoy.v1 import vision_pb2 as pb
 from service.repository import Version
 
@@ -154,7 +155,7 @@ class Vision:
     def _prepare_in_thread(self, image: pb.Image, row: Version, document: Document, call: Call) -> _Prepared:
         began = time.monotonic_ns()
         call.check_deadline()
-        spec = document.input
+        spec = document.image
         # Decoding comes before the claim: a broken image never occupies a slot.
         pixels = self._decode(image, spec)
         decoded = time.monotonic_ns()
@@ -228,20 +229,34 @@ def _describe(row: Version) -> pb.ModelInfo:
     info.task = _TASKS[document.task if document else None]
     if document is None:
         return info
-    spec = document.input
     info.labels.extend(document.labels)
     info.palette.extend(pb.Colour(red=red, green=green, blue=blue) for red, green, blue in document.palette or ())
-    info.input.CopyFrom(
-        pb.InputSize(
-            height_px=spec.height or 0,
-            width_px=spec.width or 0,
-            multiple=spec.multiple,
-            colour=spec.colour,
-            fit=spec.fit,
-        )
-    )
+    if document.input is not None:
+        info.input.CopyFrom(_input_size(document.input))
+    if document.tensor is not None:
+        info.tensor.CopyFrom(_tensor_input(document.tensor))
     if document.provenance is not None:
         info.architecture = document.provenance.architecture
         info.data = document.provenance.data
         info.metrics.update(document.provenance.metrics)
     return info
+
+
+def _input_size(spec: InputSpec) -> pb.InputSize:
+    return pb.InputSize(
+        height_px=spec.height or 0,
+        width_px=spec.width or 0,
+        multiple=spec.multiple,
+        colour=spec.colour,
+        fit=spec.fit,
+    )
+
+
+def _tensor_input(tensor: TensorInput) -> pb.TensorInput:
+    axes = (
+        pb.TensorAxis(
+            name=axis.name, size=axis.size or 0, spacing=axis.spacing or 0, unit=axis.unit, labels=axis.labels or ()
+        )
+        for axis in tensor.axes
+    )
+    return pb.TensorInput(name=tensor.name, datatype=DATATYPES[tensor.dtype], axes=axes, unit=tensor.unit)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import BadTensor
-from service.metadata import Document
+from service.metadata import Document, InputSpec
 from service.pb import inference_pb2 as pb
 from service.repository import TensorSpec, Version
 
@@ -73,7 +73,7 @@ def read(request: pb.ModelInferRequest, row: Version, max_input_pixels: int) -> 
     if row.batched and not 1 <= rows <= row.max_batch_size:
         raise BadTensor(f"input {row.inputs[0].name!r} has a batch of {rows}, want 1 to {row.max_batch_size}")
     if row.document is not None:
-        _check_image(row.document, arrays[0].shape, max_input_pixels)
+        _check_sides(row.document, arrays[0].shape[1:], max_input_pixels)
     return Tensors(rows, arrays)
 
 
@@ -202,15 +202,21 @@ def _from_contents(
         raise BadTensor(f"input {spec.name!r} has values outside {DATATYPES[spec.dtype]}") from None
 
 
-def _check_image(document: Document, shape: tuple[int, ...], max_input_pixels: int) -> None:
-    spec, multiple = document.input, document.input.multiple
-    height, width = shape[1:3]
+def _check_sides(document: Document, shape: tuple[int, ...], max_input_pixels: int) -> None:
+    taken = document.takes
+    if document.input is not None:
+        _check_image(document.input, *shape[:2])
+    if taken.free and taken.places(shape) > max_input_pixels:
+        sides = "x".join(str(side) for side, axis in zip(shape, taken.axes, strict=True) if axis.name != "channel")
+        unit = "places" if document.input is None else "pixels"
+        raise BadTensor(f"input {taken.name!r} is {sides} {unit}, want at most {max_input_pixels} in all")
+
+
+def _check_image(spec: InputSpec, height: int, width: int) -> None:
     if height < spec.min_height or width < spec.min_width:
         raise BadTensor(f"input 'image' has sides {[height, width]}, want at least {[spec.min_height, spec.min_width]}")
-    if height % multiple or width % multiple:
-        raise BadTensor(f"input 'image' has sides {[height, width]}, want multiples of {multiple}")
-    if spec.fit == "pad" and height * width > max_input_pixels:
-        raise BadTensor(f"input 'image' is {width}x{height} pixels, want at most {max_input_pixels} in all")
+    if height % spec.multiple or width % spec.multiple:
+        raise BadTensor(f"input 'image' has sides {[height, width]}, want multiples of {spec.multiple}")
 
 
 def _classes(output: pb.ModelInferRequest.InferRequestedOutputTensor) -> int:

@@ -15,6 +15,7 @@ def fill(repository: Path) -> Path:
     """A repository with the small networks."""
     networks.save(networks.classifier(), repository, "letters")
     networks.save(networks.segmenter(), repository, "colours")
+    networks.save(networks.waves(), repository, "waves")
     networks.save(networks.doubler(), repository, "doubler")
     networks.save(networks.doubler(batched=False), repository, "triple")
     networks.save(networks.compressor(), repository, "compressor")

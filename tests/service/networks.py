@@ -8,7 +8,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from service import metadata
-from service.metadata import Document, InputSpec
+from service.metadata import Axis, Document, InputSpec, TensorInput
 
 SIDE = 8
 CLASSES = 10
@@ -62,6 +62,33 @@ def segmenter() -> onnx.ModelProto:
         [("mask", TensorProto.UINT8, ["N", "H", "W"]), ("confidence", TensorProto.UINT8, ["N", "H", "W"])],
         {"axis": np.array([3], np.int64)},
         document,
+    )
+
+
+JOINTS = ("hip", "knee", "ankle")
+WAVES = TensorInput(
+    name="waveform",
+    dtype="float32",
+    unit="degrees",
+    axes=(
+        Axis(name="channel", size=len(JOINTS), labels=list(JOINTS)),
+        Axis(name="time", spacing=0.01, unit="s"),
+    ),
+)
+
+
+def waves(tensor: TensorInput = WAVES) -> onnx.ModelProto:
+    """Waveforms of any length to the joint that is bent most: softmax of the means over time."""
+    nodes = [
+        helper.make_node("ReduceMean", ["waveform", "axis"], ["means"], keepdims=0),
+        helper.make_node("Softmax", ["means"], ["probabilities"], axis=1),
+    ]
+    return _model(
+        nodes,
+        [("waveform", TensorProto.FLOAT, ["N", len(JOINTS), "time"])],
+        [("probabilities", TensorProto.FLOAT, ["N", len(JOINTS)])],
+        {"axis": np.array([2], np.int64)},
+        Document(task="classification", labels=list(JOINTS), tensor=tensor),
     )
 
 

@@ -105,6 +105,14 @@ def test_only_the_outputs_asked_for_come_in_the_order_asked_for(infer: Any) -> N
     assert list(outputs(infer(request))) == ["total"]
 
 
+def test_a_model_of_tensors_takes_any_length_of_its_free_axis(infer: Any) -> None:
+    for length in (1, 40, 700):
+        values = np.random.default_rng(length).normal(size=(4, 3, length)).astype(np.float32)
+        found = outputs(infer(infer_request("waves", values, "waveform")))["probabilities"]
+        wanted = np.exp(values.mean(2))
+        np.testing.assert_allclose(found, wanted / wanted.sum(1, keepdims=True), atol=1e-6)
+
+
 def test_ranked_labels_come_where_classification_is_asked_for(infer: Any) -> None:
     image = np.full((1, networks.SIDE, networks.SIDE, 1), 200, np.uint8)
     request = infer_request("letters", image, "image", "UINT8")
@@ -201,6 +209,11 @@ def odd_output(name: str = "", parameter: str = "") -> pb.ModelInferRequest:
             id="batch",
         ),
         pytest.param(
+            infer_request("waves", np.zeros((1, 2, 40), np.float32), "waveform"),
+            "input 'waveform' has shape [1, 2, 40], want [-1, 3, -1]",
+            id="axis",
+        ),
+        pytest.param(
             infer_request("colours", np.zeros((1, 6, 8, 3), np.uint8), "image", "UINT8"),
             "input 'image' has sides [6, 8], want multiples of 4",
             id="multiple",
@@ -262,6 +275,16 @@ def test_model_metadata_and_configuration_agree(channel: grpc.Channel) -> None:
     assert config.max_batch_size == 32
     assert list(config.input[0].dims) == [-1, -1, 3]
     assert config.input[0].data_type == pb.TYPE_UINT8
+
+
+def test_metadata_of_a_model_of_tensors_carry_its_document(channel: grpc.Channel) -> None:
+    found = method(channel, "ModelMetadata")(pb.ModelMetadataRequest(name="waves"))
+    assert [(tensor.name, tensor.datatype, list(tensor.shape)) for tensor in found.inputs] == [
+        ("waveform", "FP32", [-1, 3, -1])
+    ]
+    document = metadata.decode(dict(found.properties))
+    assert document is not None
+    assert document.tensor == networks.WAVES
 
 
 def test_the_index_lists_every_version(channel: grpc.Channel) -> None:

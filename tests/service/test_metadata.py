@@ -9,7 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import BadMetadata
-from service.metadata import KEY, MAX_MASK_CLASSES, Document, Fit, InputSpec, Parity, Provenance, decode, encode
+from service.metadata import (
+    KEY,
+    MAX_MASK_CLASSES,
+    Axis,
+    Document,
+    Fit,
+    InputSpec,
+    Parity,
+    Provenance,
+    TensorInput,
+    decode,
+    encode,
+)
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 BYTES = st.integers(0, 255)
@@ -80,7 +92,7 @@ def test_shortest_document_has_the_defaults() -> None:
     assert document == Document(
         task="classification", labels=["a", "b"], input=InputSpec(colour="L", height=8, width=8, fit="stretch")
     )
-    assert document.input.interpolation == "bilinear"
+    assert document.image.interpolation == "bilinear"
 
 
 def sound() -> dict[str, Any]:
@@ -245,3 +257,56 @@ def test_fixed_size_is_one_that_the_network_takes(height: int, width: int, multi
     else:
         with pytest.raises(ValueError, match=f"input is {height}x{width}, want multiples"):
             document("classification", 2, spec)
+
+
+CHANNELS = Axis(name="channel", size=2, labels=["hip", "knee"])
+TIME = Axis(name="time", spacing=0.01, unit="s")
+WAVES = TensorInput(name="waveform", dtype="float32", axes=(CHANNELS, TIME), unit="degrees")
+
+
+def test_document_of_a_tensor_survives_being_written_into_a_file() -> None:
+    written = Document(task="classification", labels=["a", "b"], tensor=WAVES)
+    assert decode({KEY: encode(written)}) == written
+    assert written.takes is WAVES
+    assert str(WAVES) == "float32 tensor 'waveform' [N, 2, time]"
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"input": {"colour": "L", "height": 8, "width": 8}}, "exactly one"),
+        ({"tensor": None}, "exactly one"),
+        ({"task": "segmentation"}, "goes with images"),
+        ({"tensor": {"name": ""}}, "name"),
+        ({"tensor": {"dtype": "float64"}}, "float64"),
+        ({"tensor": {"axes": []}}, "axes"),
+        ({"tensor": {"axes": [{"name": "time"}, {"name": "depth"}]}}, "want 'channel' among them"),
+        ({"tensor": {"axes": [{"name": "time"}, {"name": "channel"}]}}, "want 'channel' among them, with its size"),
+        ({"tensor": {"axes": [{"name": "channel", "size": 1}, {"name": "channel", "size": 1}]}}, "each name once"),
+        ({"tensor": {"axes": [{"name": "channel", "size": 1}, {"name": "frequency"}]}}, "frequency"),
+        ({"tensor": {"axes": [{"name": "channel", "size": 0}, {"name": "time"}]}}, "size"),
+        ({"tensor": {"axes": [{"name": "channel", "size": 1}, {"name": "time", "spacing": 0}]}}, "spacing"),
+        ({"tensor": {"axes": [{"name": "channel", "size": 1}, {"name": "time", "unit": "s"}]}}, "no spacing"),
+        ({"tensor": {"axes": [{"name": "channel", "size": 1}, {"name": "time", "labels": ["a"]}]}}, "1 labels"),
+        ({"tensor": {"axes": [{"name": "channel", "size": 1, "labels": []}, {"name": "time"}]}}, "0 labels"),
+    ],
+)
+def test_document_of_a_tensor_with_one_thing_wrong_is_refused_and_named(change: dict[str, Any], why: str) -> None:
+    tensor = {"name": "w", "dtype": "float32", "axes": [{"name": "channel", "size": 1}, {"name": "time"}]}
+    sound: dict[str, Any] = {"task": "classification", "labels": ["a"], "tensor": tensor}
+    assert decode({KEY: json.dumps(sound)}) is not None
+    if isinstance(change.get("tensor"), dict):
+        change = {"tensor": tensor | change["tensor"]}
+    with pytest.raises(BadMetadata) as refused:
+        decode({KEY: json.dumps(sound | change)})
+    assert why in refused.value.message
+
+
+def test_image_is_a_tensor_too() -> None:
+    free = Document(task="classification", labels=["a"], input=InputSpec(colour="RGB", fit="pad"))
+    assert str(free.takes) == "uint8 tensor 'image' [N, height, width, 3]"
+    assert (free.takes.free, free.takes.channels, free.takes.channel_axis) == (True, 3, 2)
+    assert free.takes.places((5, 7, 3)) == 35
+    fixed = Document(task="classification", labels=["a"], input=InputSpec(colour="L", height=8, width=9))
+    assert str(fixed.takes) == "uint8 tensor 'image' [N, 8, 9, 1]"
+    assert not fixed.takes.free

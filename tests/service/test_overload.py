@@ -159,6 +159,19 @@ def test_large_images_ride_in_smaller_batches(small_repository: Path) -> None:
     assert largest[64] == 1  # more than fits still runs, alone
 
 
+def test_long_tensors_ride_in_smaller_batches(small_repository: Path) -> None:
+    settings = ["batching.max_batch_pixels=100", "server.lame_duck_seconds=0"]
+    with Server(small_repository, settings) as server, grpc.insecure_channel(server.grpc) as channel:
+        largest = {}
+        for length in (1, 50, 101):
+            one = infer_request("waves", np.zeros((1, 3, length), np.float32), "waveform")
+            calls = [method(channel, "ModelInfer").future(one) for _ in range(24)]
+            largest[length] = max(call.result().parameters["convoy_batch_size"].int64_param for call in calls)
+    assert largest[1] > 2
+    assert largest[50] <= 2
+    assert largest[101] == 1
+
+
 def test_too_many_requests_at_once_are_refused_with_a_hint(small_repository: Path) -> None:
     settings = ["limits.max_requests=2", "server.lame_duck_seconds=0"]
     with Server(small_repository, settings) as server, grpc.insecure_channel(server.grpc) as channel:

@@ -166,11 +166,19 @@ def test_the_only_model_of_a_task_needs_no_name_and_several_do(client: Client) -
 
 def test_models_are_listed_with_what_they_say_of_themselves(client: Client) -> None:
     rows = {model.model: model for model in client.models()}
-    assert set(rows) == {"letters", "colours", "doubler", "triple", "compressor", "slow"}
+    assert set(rows) == {"letters", "colours", "waves", "doubler", "triple", "compressor", "slow"}
     assert rows["letters"].task == "classification"
     assert rows["letters"].labels == tuple("abcdefghij")
     assert rows["letters"].provider == "CPUExecutionProvider"
     assert rows["doubler"].task == "tensors"
+    assert rows["letters"].tensor is None
+    tensor = rows["waves"].tensor
+    assert tensor is not None
+    assert (tensor.name, tensor.datatype, tensor.unit) == ("waveform", "FP32", "degrees")
+    channel, time = tensor.axes
+    assert (channel.name, channel.size, channel.labels) == ("channel", 3, networks.JOINTS)
+    assert (time.name, time.size, time.spacing, time.unit) == ("time", 0, 0.01, "s")
+    assert rows["waves"].input.colour == ""
 
 
 WHOLE = encoded(colourful(1, 60, 60))
@@ -252,6 +260,11 @@ def test_a_colour_image_reaches_a_grey_model_as_its_luma(client: Client) -> None
     ("request_", "code", "words"),
     [
         (pb.ClassifyRequest(model="nobody", images=[pb.Image()]), "NOT_FOUND", "'nobody' is unknown: the server has c"),
+        (
+            pb.ClassifyRequest(model="waves", images=[pb.Image()]),
+            "INVALID_ARGUMENT",
+            "model 'waves' takes no images but a float32 tensor 'waveform' [N, 3, time], over ModelInfer",
+        ),
         (pb.ClassifyRequest(model="letters", version=9, images=[pb.Image()]), "NOT_FOUND", "no version 9"),
         (pb.ClassifyRequest(model="letters", version=-1, images=[pb.Image()]), "INVALID_ARGUMENT", "version is -1"),
         (pb.ClassifyRequest(model="letters"), "INVALID_ARGUMENT", "request has 0 images, want 1 to 256"),

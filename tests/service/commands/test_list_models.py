@@ -6,6 +6,7 @@ from rich.console import Console
 
 from service.client import Client
 from service.commands.models import show
+from service.pb.convoy.v1 import vision_pb2 as pb
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -19,6 +20,17 @@ def test_table_has_a_row_for_each_version_and_the_reason_below(vision_target, wi
     assert pets == ["pets", "2", "ready", "segment", "CPU", "any", "size", "RGB", "3"]
     assert lines[-2] == ["broken", "1", "unavailable"]
     assert lines[-1] == ["broken", "1:", "model.onnx", "is", "cut", "short"]
+
+
+def test_model_of_tensors_tells_their_sides(vision_target, fake_vision):
+    axes = [pb.TensorAxis(name="channel", size=3), pb.TensorAxis(name="time", spacing=0.01, unit="s")]
+    tensor = pb.TensorInput(name="waveform", datatype="FP32", axes=axes)
+    fake_vision.models = [pb.ModelInfo(model="gait", version=1, task=pb.TASK_CLASSIFICATION, tensor=tensor)]
+    file = io.StringIO()
+    with Client(vision_target) as client:
+        show(Console(file=file, width=80), client.models())
+    assert "infer  " in file.getvalue()
+    assert "[3, time] FP32" in file.getvalue()
 
 
 def test_command_prints_the_table(convoy, vision_target):

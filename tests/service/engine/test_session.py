@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime
@@ -12,9 +13,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from service import metadata
-from service.engine.session import CPU, CUDA, DeviceLost, Session, input_side, load
+from service.engine.session import CPU, CUDA, DeviceLost, Session, input_shape, load
 from service.errors import BadMetadata, BadModelFile
-from service.metadata import Document, InputSpec
+from service.metadata import Axis, Document, InputSpec
 from service.repository import TensorSpec
 from service.slots import DTYPES
 from tests.service import networks
@@ -255,6 +256,8 @@ def flat_confidence() -> onnx.ModelProto:
 
 
 SOUND = InputSpec(colour="L", height=8, width=8)
+TIMELESS = (Axis(name="channel", size=4), Axis(name="time", size=9), Axis(name="depth"))
+WIDE = msgspec.structs.replace(networks.WAVES, axes=(Axis(name="channel", size=4), Axis(name="time")))
 
 
 @pytest.mark.parametrize(
@@ -262,7 +265,7 @@ SOUND = InputSpec(colour="L", height=8, width=8)
     [
         (lambda: labelled(9), r"'probabilities' came as \[2, 10\], the document wants \[2, 9\]"),
         (lambda: labelled(11), r"came as \[2, 10\], the document wants \[2, 11\]"),
-        (lambda: renamed(networks.classifier(), "image", "picture"), r"inputs are \['picture'\], want one uint8"),
+        (lambda: renamed(networks.classifier(), "image", "picture"), "inputs are uint8 'picture', want one uint8"),
         (lambda: renamed(networks.classifier(), "probabilities", "scores"), "wants 'probabilities' as float32"),
         (float_input, "want one uint8 tensor 'image'"),
         (fixed_batch, "first dimension"),
@@ -270,6 +273,9 @@ SOUND = InputSpec(colour="L", height=8, width=8)
         (lambda: documented(classes(InputSpec(colour="RGB", height=8, width=8))), r"wants \[None, 8, 8, 3\]"),
         (lambda: documented(classes(InputSpec(colour="L", height=9, width=8))), r"wants \[None, 9, 8, 1\]"),
         (lambda: documented(classes(InputSpec(colour="L", fit="pad", multiple=4))), "first run failed"),
+        (lambda: networks.waves(WIDE), r"has shape \[None, 3, None\], the document wants \[None, 4, None\]"),
+        (lambda: networks.waves(msgspec.structs.replace(networks.WAVES, dtype="uint8")), "want one uint8 tensor 'wave"),
+        (lambda: networks.waves(msgspec.structs.replace(networks.WAVES, axes=TIMELESS)), r"wants \[None, 4, 9, None\]"),
         (flat_confidence, r"'confidence' came as \[2\], the document wants \[2, 64, 64\]"),
         (lambda: documented(Document(task="segmentation", labels=["a"], input=SOUND)), "wants 'mask' as uint8"),
         (
@@ -355,11 +361,17 @@ def test_cuda_never_becomes_the_cpu_in_silence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("multiple", "side"), [(1, 64), (8, 64), (48, 96), (100, 100)])
 def test_first_run_is_of_a_size_that_the_network_takes(multiple: int, side: int) -> None:
     free = Document(task="segmentation", labels=["a"], input=InputSpec(colour="L", fit="pad", multiple=multiple))
-    assert input_side(free) == (side, side)
+    assert input_shape(free) == (side, side, 1)
     fixed = Document(task="classification", labels=["a"], input=InputSpec(colour="L", height=20, width=30))
-    assert input_side(fixed) == (20, 30)
+    assert input_shape(fixed) == (20, 30, 1)
+
+
+def test_first_run_of_a_tensor_has_the_sizes_of_its_axes(tmp_path: Path) -> None:
+    document = load(networks.save(networks.waves(), tmp_path, "waves"), "cpu", 0, 1).document
+    assert document is not None
+    assert input_shape(document) == (3, 64)
 
 
 def test_first_run_is_not_smaller_than_the_least_that_the_network_takes() -> None:
     least = InputSpec(colour="L", fit="pad", min_height=20, min_width=65)
-    assert input_side(Document(task="matching", labels=["a"], input=least)) == (64, 65)
+    assert input_shape(Document(task="matching", labels=["a"], input=least)) == (64, 65, 1)

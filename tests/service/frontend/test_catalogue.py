@@ -6,6 +6,7 @@ from service.errors import BadRequest, ModelUnavailable, UnknownModel
 from service.frontend.catalogue import Catalogue
 from service.metadata import Document, InputSpec, Task
 from service.repository import State, Table, Version
+from tests.service import networks
 
 Released = list[tuple[str, int]]
 
@@ -155,4 +156,16 @@ def test_no_name_may_stand_for_a_model_that_still_loads(catalogue: Catalogue, kn
     assert loading.value.retry_after
     catalogue.update(table(row("scenes", 7, "segmentation")))
     with pytest.raises(UnknownModel):
+        catalogue.for_task("", 0, "classification")
+
+
+def test_model_of_tensors_is_not_one_of_images(catalogue: Catalogue) -> None:
+    document = Document(task="classification", labels=["a"], tensor=networks.WAVES)
+    waves = Version(model="waves", version=1, state="READY", document=document)
+    catalogue.update(table(NEW, waves))
+    assert catalogue.for_task("", 0, "classification")[0] == NEW
+    with pytest.raises(BadRequest, match=r"takes no images but a float32 tensor 'waveform' \[N, 3, time\], over Model"):
+        catalogue.for_task("waves", 0, "classification")
+    catalogue.update(table(waves))
+    with pytest.raises(UnknownModel, match="0 models for classification"):
         catalogue.for_task("", 0, "classification")

@@ -21,9 +21,10 @@ from service.frontend.tensors import (
     read,
     wanted_outputs,
 )
-from service.metadata import Document, InputSpec
+from service.metadata import Axis, Document, InputSpec, TensorInput
 from service.pb import inference_pb2 as pb
 from service.repository import TensorSpec, Version
+from tests.service import networks
 
 FIELDS = {
     "BOOL": "bool_contents",
@@ -358,3 +359,24 @@ def test_texts_are_read_back_from_their_lengths(texts: list[str]) -> None:
 
 def test_free_sides_are_told_as_minus_one() -> None:
     assert metadata_shape(spec("x", ["N", 4, "W"])) == [-1, 4, -1]
+
+
+def waves(*shape: int) -> pb.ModelInferRequest:
+    return request(("waveform", np.zeros(shape, np.float32)))
+
+
+def test_axes_of_a_tensor_are_free_or_fixed_as_its_document_says() -> None:
+    document = Document(task="classification", labels=["a"], tensor=networks.WAVES)
+    row = version(spec("waveform", ["N", 3, "time"]), document=document)
+    assert read(waves(2, 3, 40), row, 40).rows == 2
+    assert "has shape [2, 4, 40], want [-1, 3, -1]" in refusal(waves(2, 4, 40), row)
+    assert "has rank 2" in refusal(waves(3, 40), row)
+    assert "input 'waveform' is 41 places, want at most 40 in all" in refusal(waves(2, 3, 41), row, 40)
+
+
+def test_length_of_a_fixed_axis_is_not_limited_by_what_goes_for_free_ones() -> None:
+    axes = (Axis(name="channel", size=3), Axis(name="time", size=100))
+    tensor = TensorInput(name="waveform", dtype="float32", axes=axes)
+    document = Document(task="classification", labels=["a"], tensor=tensor)
+    row = version(spec("waveform", ["N", 3, 100]), document=document)
+    assert read(waves(1, 3, 100), row, 40).rows == 1

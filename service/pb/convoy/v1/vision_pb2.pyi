@@ -225,7 +225,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("model", "version", "state", "reason", "task", "provider", "labels", "palette", "input", "architecture", "data", "metrics", "max_batch_size")
+    __slots__ = ("model", "version", "state", "reason", "task", "provider", "labels", "palette", "input", "architecture", "data", "metrics", "max_batch_size", "tensor")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -246,6 +246,7 @@ class ModelInfo(_message.Message):
     DATA_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     state: ModelState
@@ -259,7 +260,8 @@ class ModelInfo(_message.Message):
     data: str
     metrics: _containers.ScalarMap[str, float]
     max_batch_size: int
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., state: _Optional[_Union[ModelState, str]] = ..., reason: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., provider: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., palette: _Optional[_Iterable[_Union[Colour, _Mapping]]] = ..., input: _Optional[_Union[InputSize, _Mapping]] = ..., architecture: _Optional[str] = ..., data: _Optional[str] = ..., metrics: _Optional[_Mapping[str, float]] = ..., max_batch_size: _Optional[int] = ...) -> None: ...
+    tensor: TensorInput
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., state: _Optional[_Union[ModelState, str]] = ..., reason: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., provider: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., palette: _Optional[_Iterable[_Union[Colour, _Mapping]]] = ..., input: _Optional[_Union[InputSize, _Mapping]] = ..., architecture: _Optional[str] = ..., data: _Optional[str] = ..., metrics: _Optional[_Mapping[str, float]] = ..., max_batch_size: _Optional[int] = ..., tensor: _Optional[_Union[TensorInput, _Mapping]] = ...) -> None: ...
 
 class Colour(_message.Message):
     __slots__ = ("red", "green", "blue")
@@ -284,3 +286,29 @@ class InputSize(_message.Message):
     colour: str
     fit: str
     def __init__(self, height_px: _Optional[int] = ..., width_px: _Optional[int] = ..., multiple: _Optional[int] = ..., colour: _Optional[str] = ..., fit: _Optional[str] = ...) -> None: ...
+
+class TensorInput(_message.Message):
+    __slots__ = ("name", "datatype", "axes", "unit")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DATATYPE_FIELD_NUMBER: _ClassVar[int]
+    AXES_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    datatype: str
+    axes: _containers.RepeatedCompositeFieldContainer[TensorAxis]
+    unit: str
+    def __init__(self, name: _Optional[str] = ..., datatype: _Optional[str] = ..., axes: _Optional[_Iterable[_Union[TensorAxis, _Mapping]]] = ..., unit: _Optional[str] = ...) -> None: ...
+
+class TensorAxis(_message.Message):
+    __slots__ = ("name", "size", "spacing", "unit", "labels")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    SPACING_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    size: int
+    spacing: float
+    unit: str
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ..., spacing: _Optional[float] = ..., unit: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
