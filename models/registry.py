@@ -21,6 +21,7 @@ from models.classification.resnet import ResNet
 from models.classification.spatial_pyramid import SpatialPyramidNet
 from models.classification.vgg import VGG
 from models.errors import BadTraining
+from models.losses import ClassWeights, Loss
 from models.segmentation.unet import UNet
 from service.metadata import InputSpec, Task
 
@@ -29,7 +30,8 @@ Argument = int | float | str
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
-    """How a network is trained. `learning_rate` is the highest one; `patience` counts epochs without progress."""
+    """How a network is trained. `learning_rate` is the highest one; `patience` counts epochs without progress; `gamma`
+    is the focal loss's."""
 
     epochs: int
     optimizer: Optimizer = "adamw"
@@ -37,6 +39,9 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     weight_decay: float = 0.01
     batch_size: int = 32
     patience: int = 10
+    loss: Loss = "cross-entropy"
+    gamma: float = 2.0
+    class_weights: ClassWeights = "none"
 
 
 @dataclass(frozen=True)

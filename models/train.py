@@ -13,9 +13,8 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from models import checkpoint, registry, threads
+from models import checkpoint, losses, registry, threads
 from models.checkpoint import Description
 from models.data.batches import Batch, loader
 from models.data.dataset import DataSet
@@ -102,7 +101,7 @@ def describe(settings: Settings, data: DataSet) -> tuple[Description, nn.Module]
 
 
 class Training(pl.LightningModule):
-    """Cross-entropy, the measures of the task after every epoch, and the description in every checkpoint."""
+    """The loss, the measures of the task after every epoch, and the description in every checkpoint."""
 
     def __init__(self, description: Description, network: nn.Module, data: DataSet, settings: Settings) -> None:
         super().__init__()
@@ -114,7 +113,9 @@ class Training(pl.LightningModule):
         self.network = network
         self.auxiliary_weight = float(getattr(network, "auxiliary_weight", 0.0))
         self.measures = measures(description.task, len(description.labels))
-        self.ignore = IGNORE if description.task == "segmentation" else -100  # classes may be more than 255
+        ignore = IGNORE if description.task == "segmentation" else -100  # classes may be more than 255
+        weights = class_weights(data) if self.recipe.class_weights == "balanced" else None
+        self.loss = losses.loss(self.recipe.loss, self.recipe.gamma, ignore, weights)
         self.best: dict[str, float] = {}  # validation scores of the epoch with the lowest loss
         self.latest: dict[str, float] = {}
 
@@ -130,7 +131,7 @@ class Training(pl.LightningModule):
 
     def _loss(self, answer: Tensor | tuple[Tensor, ...], targets: Tensor) -> Tensor:
         if isinstance(answer, Tensor):
-            return F.cross_entropy(answer, targets, ignore_index=self.ignore)
+            return self.loss(answer, targets)
         # Heads in the middle of the network, which are there in training only.
         loss, *auxiliary = (self._loss(logits, targets) for logits in answer)
         return loss + self.auxiliary_weight * torch.stack(auxiliary).sum()
@@ -169,6 +170,16 @@ class Training(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
         self.best, self.latest = checkpoint_["best"], checkpoint_["latest"]
+
+
+def class_weights(data: DataSet) -> Tensor:
+    """Balanced weights (classes,) of the images, or of the pixels, of the training split."""
+    counts = torch.zeros(len(data.labels), dtype=torch.int64)
+    split = data.split("train")
+    for index in range(len(split)):
+        target = torch.as_tensor(split[index][1]).flatten()
+        counts += torch.bincount(target[target < len(counts)], minlength=len(counts))
+    return losses.balanced(counts)
 
 
 def share_of_rate(step: int, steps: int) -> float:

@@ -10,6 +10,8 @@ import typer
 
 from models import registry
 from models.commands.options import assignments, parse_size
+from models.data.registry import DATA
+from models.losses import ClassWeights, Loss
 from models.registry import ARCHITECTURES, Recipe
 from models.run import RunFolder, Settings, default_settings
 from models.train import train as run
@@ -17,7 +19,7 @@ from models.train import train as run
 
 def train(
     architecture: Annotated[str, typer.Argument(help=f"One of: {', '.join(ARCHITECTURES)}")],
-    data: Annotated[str, typer.Option(help="Data set: digits or digit-scenes")],
+    data: Annotated[str, typer.Option(help=f"One of: {', '.join(DATA)}")],
     output: Annotated[Path | None, typer.Option(help="Folder of the run  [default: runs/ARCHITECTURE-DATA]")] = None,
     resume: Annotated[Path | None, typer.Option(help="Checkpoint to go on from, in its folder")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="How often to go through the data")] = None,
@@ -26,6 +28,9 @@ def train(
     weight_decay: Annotated[float | None, typer.Option(min=0, help="Pull of the weights towards 0")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images a step")] = None,
     patience: Annotated[int | None, typer.Option(min=1, help="Epochs without progress before it stops early")] = None,
+    loss: Annotated[Loss | None, typer.Option(help="What training makes small")] = None,
+    gamma: Annotated[float | None, typer.Option(min=0, help="Of the focal loss: how little easy ones count")] = None,
+    class_weights: Annotated[ClassWeights | None, typer.Option(help="balanced: rare classes count more")] = None,
     size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Of the images as the network takes them  [default: its own]")
     ] = None,
@@ -48,6 +53,9 @@ def train(
             weight_decay=weight_decay,
             batch_size=batch_size,
             patience=patience,
+            loss=loss,
+            gamma=gamma,
+            class_weights=class_weights,
         ),
         seed=defaults.seed if seed is None else seed,
         size=defaults.size if size is None else parse_size(size),

@@ -28,6 +28,9 @@ def test_train_then_export_with_what_is_printed(
     assert Path("repository/lenet5/1/model.onnx").is_file()
 
 
+LOSS = ["--loss", "focal", "--gamma", "1.5", "--class-weights", "balanced"]
+
+
 def test_options_reach_the_run(tmp_path: Path) -> None:
     options = [
         "--set",
@@ -43,7 +46,7 @@ def test_options_reach_the_run(tmp_path: Path) -> None:
         "--seed",
         "5",
     ]
-    more = ["--batch-size", "24", "--patience", "3", "--weight-decay", "0.5", "--output", str(tmp_path / "run")]
+    more = ["--batch-size", "24", "--patience", "3", "--weight-decay", "0.5", *LOSS, "--output", str(tmp_path / "run")]
     assert cli.run(["train", "unet", "--data", "tiny-scenes", *options, *more]) == 0
     note = RunFolder(tmp_path / "run").read()
     assert note is not None
@@ -52,6 +55,7 @@ def test_options_reach_the_run(tmp_path: Path) -> None:
     assert note.settings.seed == 5
     assert (recipe.epochs, recipe.optimizer, recipe.learning_rate, recipe.batch_size) == (1, "sgd", 0.01, 24)
     assert (recipe.patience, recipe.weight_decay) == (3, 0.5)
+    assert (recipe.loss, recipe.gamma, recipe.class_weights) == ("focal", 1.5, "balanced")
 
 
 def test_resumed_run_goes_on_in_its_folder(tmp_path: Path) -> None:

@@ -1,0 +1,79 @@
+"""What training makes small: cross-entropy, focal and Dice loss, with weights for classes that are rare."""
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Loss = Literal["cross-entropy", "focal", "dice", "cross-entropy+dice"]
+LOSSES: tuple[Loss, ...] = get_args(Loss)
+ClassWeights = Literal["none", "balanced"]
+
+SMOOTHING = 1.0  # pixels, added to both parts of the Dice ratio: a class that is nowhere in a batch has no gradient
+
+
+def loss(name: Loss, gamma: float, ignore: int, weights: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of that name: takes logits (N, classes, ...) float and targets (N, ...) int64, answers a scalar.
+
+    gamma     of the focal loss, 0 or more; 0 makes it the cross-entropy
+    ignore    a target that counts for nothing
+    weights   (classes,), how much each class counts; the mean is over the weights, so their scale changes nothing
+    """
+
+    def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits, targets, weights, ignore_index=ignore)
+
+    losses: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {
+        "cross-entropy": cross_entropy,
+        "focal": lambda logits, targets: focal(logits, targets, gamma, ignore, weights),
+        "dice": lambda logits, targets: dice(logits, targets, ignore, weights),
+        "cross-entropy+dice": lambda logits, targets: (
+            cross_entropy(logits, targets) + dice(logits, targets, ignore, weights)
+        ),
+    }
+    return losses[name]
+
+
+def focal(logits: Tensor, targets: Tensor, gamma: float, ignore: int, weights: Tensor | None = None) -> Tensor:
+    """Mean of -(1 - p)^gamma log p, p the probability of the right class (Lin et al., arXiv 1708.02002, section 3).
+
+    What is easy counts less. Shapes are those of `loss`. Where every target is ignored the answer is 0.
+    """
+    log_probabilities = F.log_softmax(logits, dim=1)
+    counted = targets != ignore
+    right = log_probabilities.gather(1, targets.where(counted, 0)[:, None])[:, 0]
+    share = (
+        counted.to(logits.dtype) if weights is None else weights.to(logits.dtype)[targets.where(counted, 0)] * counted
+    )
+    # expm1 keeps the digits of 1 - p where p is nearly 1; the power of an exact 0 has no finite gradient.
+    hardness = (-torch.expm1(right)).clamp_min(torch.finfo(logits.dtype).tiny) ** gamma if gamma > 0 else 1.0
+    return -(share * hardness * right).sum() / share.sum().clamp_min(torch.finfo(logits.dtype).tiny)
+
+
+def dice(logits: Tensor, targets: Tensor, ignore: int, weights: Tensor | None = None) -> Tensor:
+    """1 - the mean over classes of 2 sum(p g) / (sum(p^2) + sum(g)), g 1 where the class is right and 0 elsewhere
+    (Milletari et al., arXiv 1606.04797, section 3, for several classes); sums are over the pixels of the batch.
+
+    Shapes are those of `loss`; 0 is perfect, 1 the worst.
+    """
+    classes = logits.shape[1]
+    counted = (targets != ignore)[:, None]
+    probabilities = F.softmax(logits, dim=1) * counted
+    right = F.one_hot(targets.where(targets != ignore, 0), classes).movedim(-1, 1).to(logits.dtype) * counted
+    axes = [axis for axis in range(logits.dim()) if axis != 1]
+    overlap = (probabilities * right).sum(axes)
+    whole = (probabilities**2).sum(axes) + right.sum(axes)
+    ratios = (2 * overlap + SMOOTHING) / (whole + SMOOTHING)
+    share = torch.ones_like(ratios) if weights is None else weights.to(logits.dtype)
+    return 1 - (ratios * share).sum() / share.sum()
+
+
+def balanced(counts: Tensor) -> Tensor:
+    """Weights (classes,) from how often each class is there, (classes,) int: the median count over each class's own,
+    at most 10, and 1 for a class that is nowhere (median frequency balancing, Eigen and Fergus, arXiv 1411.4734,
+    section 6.3.2, here over counts of the whole split)."""
+    there = counts > 0
+    median = counts[there].double().median()
+    return torch.where(there, (median / counts.clamp_min(1)).clamp_max(10.0), 1.0).float()
