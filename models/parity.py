@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from models.checkpoint import Description
 from models.data.batches import loader
 from models.data.dataset import Split
-from models.data.generated import GeneratedSplit
+from models.data.generated import generated
 from models.data.registry import data_set
 from models.errors import ParityRefused
 from models.graph import served
+from models.segmentation.segnet import Pool
 from service import metadata
 from service.metadata import Parity
 
@@ -42,14 +43,15 @@ def check(graph: onnx.ModelProto, description: Description, network: nn.Module) 
 
     Classification compares the probabilities that the graph answers. Segmentation compares masks, confidences, and the
     probabilities of every class at every pixel; those a served graph keeps to itself, so here it is run with the logits
-    as one more output. Raises ParityRefused, saying by how much, where a probability differs by more than 1e-4, any
-    top-1 differs, masks differ on more than 0.01 % of the pixels, a confidence differs by more than one step, or there
-    are fewer than 64 images.
+    as one more output. Where the network goes on from positions of maxima, PyTorch takes those that onnxruntime found,
+    as long as they are maxima to it too, but for rounding. Raises ParityRefused, saying by how much, where a
+    probability differs by more than 1e-4, any top-1 differs, masks differ on more than 0.01 % of the pixels, a
+    confidence differs by more than one step, or there are fewer than 64 images.
     """
     compare = (_classifier if description.task == "classification" else _segmenter)(graph, description, network)
     found: list[Difference] = []
     with torch.inference_mode():
-        for batch, _ in loader(_images(description), description.input, BATCH_SIZE):
+        for batch, _ in loader(_images(description), description.spec, BATCH_SIZE):
             found.append(compare(batch))
             if sum(difference.images for difference in found) >= MOST_IMAGES:
                 break
@@ -60,7 +62,7 @@ def check(graph: onnx.ModelProto, description: Description, network: nn.Module) 
 
 
 def _images(description: Description) -> Split:
-    return data_set(description.data).split("test") if description.data else GeneratedSplit(description.input)
+    return data_set(description.data).split("test") if description.data else generated(description.spec)
 
 
 def _judge(description: Description, total: Difference) -> Parity:
@@ -91,11 +93,11 @@ def _judge(description: Description, total: Difference) -> Parity:
 
 def _classifier(graph: onnx.ModelProto, description: Description, network: nn.Module) -> Callable[[Tensor], Difference]:
     session = _session(graph)
-    module = served(description.task, description.pixels(), network)
+    module = served(description.task, description.normalisation(), network)
 
     def compare(batch: Tensor) -> Difference:
         ours = module(batch).numpy()
-        (theirs,) = session.run([metadata.PROBABILITIES], {metadata.IMAGE: batch.numpy()})
+        (theirs,) = session.run([metadata.PROBABILITIES], {description.takes.name: batch.numpy()})
         same = int((ours.argmax(axis=1) == theirs.argmax(axis=1)).sum())
         return Difference(len(batch), float(np.abs(ours - theirs).max()), 0, len(batch), same)
 
@@ -103,16 +105,23 @@ def _classifier(graph: onnx.ModelProto, description: Description, network: nn.Mo
 
 
 def _segmenter(graph: onnx.ModelProto, description: Description, network: nn.Module) -> Callable[[Tensor], Difference]:
-    graph, logits = _with_logits(graph)
+    graph, logits, choices = _with_logits(graph)
     session = _session(graph)
-    pixels = description.pixels()
+    pools = getattr(network, "pools", ())
+    assert len(pools) == len(choices), "a choice of the graph that nothing in the network answers to"
+    pixels = description.normalisation()
     module = served(description.task, pixels, network)
 
     def compare(batch: Tensor) -> Difference:
+        names = [logits, metadata.MASK, metadata.CONFIDENCE, *choices]
+        their_logits, their_mask, their_confidence, *chosen = session.run(names, {metadata.IMAGE: batch.numpy()})
+        hooks = [
+            pool.register_forward_hook(_choosing(torch.from_numpy(c))) for pool, c in zip(pools, chosen, strict=True)
+        ]
         mask, confidence = (tensor.numpy() for tensor in module(batch))
-        names = [logits, metadata.MASK, metadata.CONFIDENCE]
-        their_logits, their_mask, their_confidence = session.run(names, {metadata.IMAGE: batch.numpy()})
         ours = torch.softmax(network(pixels(batch)), dim=1)
+        for hook in hooks:
+            hook.remove()
         theirs = torch.softmax(torch.from_numpy(their_logits), dim=1)
         return Difference(
             images=len(batch),
@@ -125,13 +134,29 @@ def _segmenter(graph: onnx.ModelProto, description: Description, network: nn.Mod
     return compare
 
 
-def _with_logits(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
-    # The logits are what the one argmax of the graph reads.
-    (argmax,) = (node for node in graph.graph.node if node.op_type == "ArgMax")
+def _choosing(theirs: Tensor) -> Callable[[Pool, tuple[Tensor], tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
+    """A hook with which a pool that remembers where its maxima were chooses as onnxruntime did, where the values that
+    it chooses from are equal but for rounding: of these each runtime takes another one."""
+
+    def choose(pool: Pool, inputs: tuple[Tensor], outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        best, winner = outputs
+        value = pool.blocks(*inputs).gather(2, theirs[:, :, None])[:, :, 0]
+        return best, torch.where(best - value <= MAX_DIFFERENCE, theirs, winner)
+
+    return choose
+
+
+def _with_logits(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, str, list[str]]:
+    # The logits are what the argmax reads that the mask comes from; the others are choices inside the network.
+    makers = {output: node for node in graph.graph.node for output in node.output}
+    argmax = makers[metadata.MASK]
+    while argmax.op_type != "ArgMax":
+        argmax = makers[argmax.input[0]]
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)
-    copy.graph.output.append(onnx.helper.make_empty_tensor_value_info(argmax.input[0]))
-    return copy, argmax.input[0]
+    choices = [node.output[0] for node in graph.graph.node if node.op_type == "ArgMax" and node != argmax]
+    copy.graph.output.extend(map(onnx.helper.make_empty_tensor_value_info, [argmax.input[0], *choices]))
+    return copy, argmax.input[0], choices
 
 
 def _session(graph: onnx.ModelProto) -> onnxruntime.InferenceSession:

@@ -22,6 +22,9 @@ from models.classification.spatial_pyramid import SpatialPyramidNet
 from models.classification.vgg import VGG
 from models.errors import BadTraining
 from models.losses import ClassWeights, Loss
+from models.segmentation.deeplab_v3 import DeepLabV3
+from models.segmentation.fcn import FCN
+from models.segmentation.segnet import SegNet
 from models.segmentation.unet import UNet
 from service.metadata import InputSpec, Task
 
@@ -223,6 +226,46 @@ ARCHITECTURES: dict[str, Architecture] = {
         recipe=Recipe(epochs=6, learning_rate=3e-3, batch_size=8),
         paper="Ronneberger et al. 2015, arXiv 1505.04597",
         arguments={"width": 16, "depth": 3},
+    ),
+    "fcn32s": Architecture(
+        partial(FCN, 32),
+        task="segmentation",
+        input=InputSpec(colour="RGB", fit="pad"),
+        recipe=Recipe(epochs=60, learning_rate=3e-4, batch_size=8),
+        paper="Long et al. 2014, arXiv 1411.4038",
+        arguments={"width": 64},
+    ),
+    "fcn16s": Architecture(
+        partial(FCN, 16),
+        task="segmentation",
+        input=InputSpec(colour="RGB", fit="pad"),
+        recipe=Recipe(epochs=60, learning_rate=3e-4, batch_size=8),
+        paper="Long et al. 2014, arXiv 1411.4038",
+        arguments={"width": 64},
+    ),
+    "fcn8s": Architecture(
+        partial(FCN, 8),
+        task="segmentation",
+        input=InputSpec(colour="RGB", fit="pad"),
+        recipe=Recipe(epochs=60, learning_rate=3e-4, batch_size=8),
+        paper="Long et al. 2014, arXiv 1411.4038",
+        arguments={"width": 64},
+    ),
+    "segnet": Architecture(
+        SegNet,
+        task="segmentation",
+        input=InputSpec(colour="RGB", fit="pad"),
+        recipe=Recipe(epochs=60, batch_size=8),
+        paper="Badrinarayanan et al. 2015, arXiv 1511.00561",
+        arguments={"width": 64},
+    ),
+    "deeplab_v3": Architecture(
+        DeepLabV3,
+        task="segmentation",
+        input=InputSpec(colour="RGB", fit="pad"),
+        recipe=Recipe(epochs=60, batch_size=8),
+        paper="Chen et al. 2017, arXiv 1706.05587",
+        arguments={"width": 64, "output_stride": 16, "form": "paper"},
     ),
 }
 

@@ -35,12 +35,13 @@ class SegNet(nn.Module):
             decoder.append(_convolutions([*maps, before] if level else maps))
             before = scale * width
         self.encoder = nn.ModuleList(encoder)
+        self.pools = nn.ModuleList(Pool() for _ in LEVELS)
         self.decoder = nn.ModuleList(reversed(decoder))
         self.output = nn.Conv2d(width, classes, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         sizes, winners = [], []
-        for level in self.encoder:
+        for level, pool in zip(self.encoder, self.pools, strict=True):
             x = level(x)
             sizes.append(x.shape[-2:])
             x, winner = pool(x)  # (N, maps, ceil(H / 2), ceil(W / 2))
@@ -52,7 +53,7 @@ class SegNet(nn.Module):
         return logits
 
 
-def pool(x: Tensor) -> tuple[Tensor, Tensor]:
+class Pool(nn.Module):
     """The maximum of every 2x2 block, and which of its four pixels, row by row, was the first to have it.
 
     (N, C, H, W) -> both (N, C, ceil(H / 2), ceil(W / 2)), the second int64, 0..3
@@ -60,16 +61,21 @@ def pool(x: Tensor) -> tuple[Tensor, Tensor]:
     What `max_pool2d(x, 2, ceil_mode=True, return_indices=True)` says, with the index counted inside the block: laid
     down as plain operations, since onnxruntime has no MaxUnpool for CUDA.
     """
-    height, width = x.shape[-2:]
-    rows, columns = (height + 1) // 2, (width + 1) // 2
-    # Beyond an odd side nothing wins.
-    x = F.pad(x, (0, 2 * columns - width, 0, 2 * rows - height), value=-torch.inf)
-    best, winner = F.pixel_unshuffle(x, 2).reshape(len(x), -1, 4, rows, columns).max(dim=2)
-    return best, winner
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        best, winner = self.blocks(x).max(dim=2)
+        return best, winner
+
+    def blocks(self, x: Tensor) -> Tensor:
+        """(N, C, 4, ceil(H / 2), ceil(W / 2)), the pixels of each block; beyond an odd side nothing wins."""
+        height, width = x.shape[-2:]
+        rows, columns = (height + 1) // 2, (width + 1) // 2
+        x = F.pad(x, (0, 2 * columns - width, 0, 2 * rows - height), value=-torch.inf)
+        return F.pixel_unshuffle(x, 2).reshape(len(x), -1, 4, rows, columns)
 
 
 def unpool(x: Tensor, winner: Tensor, height: int, width: int) -> Tensor:
-    """Each value at the pixel of its 2x2 block that `pool` found to be the maximum, 0 at the others.
+    """Each value at the pixel of its 2x2 block that `Pool` found to be the maximum, 0 at the others.
 
     (N, C, ceil(height / 2), ceil(width / 2)) twice -> (N, C, height, width), as `max_unpool2d`
     """

@@ -19,7 +19,13 @@ CLASSES = 10
 LARGEST = 96  # pixels: networks for larger images are built for this size, where they permit it
 # What is smaller here than the paper has it, so that all of them are exported within minutes.
 SIZES: dict[str, tuple[int, int]] = {}
-ARGUMENTS: dict[str, dict[str, Argument]] = {}
+ARGUMENTS: dict[str, dict[str, Argument]] = {
+    "fcn32s": {"width": 8},
+    "fcn16s": {"width": 8},
+    "fcn8s": {"width": 8},
+    "segnet": {"width": 8},
+    "deeplab_v3": {"width": 8},
+}
 
 
 class Zoo:
