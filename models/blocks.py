@@ -1,5 +1,6 @@
 """Layers that several networks are made of."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -86,3 +87,17 @@ class ShiftNorm2d(nn.BatchNorm2d):
         super().__init__(maps, eps=eps, momentum=momentum)
         del self.weight
         self.register_parameter("weight", None)
+
+
+class Branches(nn.ModuleList):
+    """The same input through each of several branches, their maps one behind the other (the Inception module of
+    Szegedy et al., arXiv 1409.4842, section 4).
+
+    (N, in_channels, H, W) -> (N, the branches' maps together, H', W')
+    """
+
+    def __init__(self, *branches: nn.Module) -> None:
+        super().__init__(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([branch(x) for branch in self], dim=1)

@@ -11,6 +11,9 @@ from torch import nn
 from models.classification.alexnet import AlexNet
 from models.classification.convpool import ConvPool
 from models.classification.densenet import DenseNet
+from models.classification.googlenet import GoogLeNet
+from models.classification.inception_resnet_v2 import InceptionResNetV2
+from models.classification.inception_v3 import InceptionV3
 from models.classification.lenet5 import LeNet5
 from models.classification.lenet1989 import LeNet1989
 from models.classification.locally_connected import DeepFace
@@ -20,6 +23,7 @@ from models.classification.pattern import DEFAULT, Pattern
 from models.classification.resnet import ResNet
 from models.classification.spatial_pyramid import SpatialPyramidNet
 from models.classification.vgg import VGG
+from models.classification.xception import Xception
 from models.errors import BadTraining
 from models.losses import ClassWeights, Loss
 from models.segmentation.deeplab_v3 import DeepLabV3
@@ -218,6 +222,36 @@ ARCHITECTURES: dict[str, Architecture] = {
         recipe=Recipe(epochs=90, optimizer="sgd", learning_rate=0.05, weight_decay=4e-5),
         paper="Howard et al. 2017, arXiv 1704.04861",
         arguments={"alpha": 1.0},
+    ),
+    "googlenet": Architecture(
+        GoogLeNet,
+        task="classification",
+        input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
+        recipe=Recipe(epochs=60, optimizer="sgd", learning_rate=0.01, weight_decay=2e-4),
+        paper="Szegedy et al. 2014, arXiv 1409.4842",
+        sized=True,
+    ),
+    "inception_v3": Architecture(
+        InceptionV3,
+        task="classification",
+        input=InputSpec(colour="RGB", height=299, width=299, fit="crop"),
+        recipe=Recipe(epochs=100, optimizer="sgd", learning_rate=0.045, weight_decay=4e-5),
+        paper="Szegedy et al. 2015, arXiv 1512.00567",
+        arguments={"form": "keras"},
+    ),
+    "inception_resnet_v2": Architecture(
+        InceptionResNetV2,
+        task="classification",
+        input=InputSpec(colour="RGB", height=299, width=299, fit="crop"),
+        recipe=Recipe(epochs=100, optimizer="sgd", learning_rate=0.045, weight_decay=4e-5),
+        paper="Szegedy et al. 2016, arXiv 1602.07261",
+    ),
+    "xception": Architecture(
+        Xception,
+        task="classification",
+        input=InputSpec(colour="RGB", height=299, width=299, fit="crop"),
+        recipe=Recipe(epochs=100, optimizer="sgd", learning_rate=0.045, weight_decay=1e-5),
+        paper="Chollet 2016, arXiv 1610.02357",
     ),
     "unet": Architecture(
         UNet,
