@@ -38,7 +38,8 @@ Argument = int | float | str
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     """How a network is trained. `learning_rate` is the highest one; `patience` counts epochs without progress; `gamma`
-    is the focal loss's."""
+    is the focal loss's; `crop` is the side in pixels of the squares that are cut out of the images, None takes them
+    whole."""
 
     epochs: int
     optimizer: Optimizer = "adamw"
@@ -49,6 +50,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     loss: Loss = "cross-entropy"
     gamma: float = 2.0
     class_weights: ClassWeights = "none"
+    crop: int | None = None
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,9 @@ def train(settings: Settings, output: Path, resume: Path | None = None) -> Note:
 
     start = time.monotonic()
     folder.write(note(complete=False))
-    train_batches = loader(data.split("train"), description.input, settings.recipe.batch_size, settings.seed)
-    validation_batches = loader(data.split("validation"), description.input, settings.recipe.batch_size)
+    recipe = settings.recipe
+    train_batches = loader(data.split("train"), description.input, recipe.batch_size, settings.seed, recipe.crop)
+    validation_batches = loader(data.split("validation"), description.input, recipe.batch_size)
     try:
         trainer.fit(training, train_batches, validation_batches, ckpt_path=resume, weights_only=True)
     except SystemExit:  # which is what Lightning makes of Ctrl-C
@@ -83,6 +84,8 @@ def describe(settings: Settings, data: DataSet) -> tuple[Description, nn.Module]
     row = registry.architecture(settings.architecture)
     if row.task != data.task:
         raise BadTraining(f"{settings.architecture} is for {row.task}, {data.name} is data for {data.task}")
+    if settings.recipe.crop is not None and (row.task != "segmentation" or row.input.fit != "pad"):
+        raise BadTraining(f"crop {settings.recipe.crop}: {settings.architecture} takes whole images")
     channels = 3 if data.colour == "RGB" else 1
     network = registry.build(settings.architecture, channels, len(data.labels), settings.arguments, settings.size)
     description = Description(

@@ -31,6 +31,9 @@ def train(
     loss: Annotated[Loss | None, typer.Option(help="What training makes small")] = None,
     gamma: Annotated[float | None, typer.Option(min=0, help="Of the focal loss: how little easy ones count")] = None,
     class_weights: Annotated[ClassWeights | None, typer.Option(help="balanced: rare classes count more")] = None,
+    crop: Annotated[
+        int | None, typer.Option(min=1, help="Train with squares cut out of the images, so many pixels a side")
+    ] = None,
     size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Of the images as the network takes them  [default: its own]")
     ] = None,
@@ -56,6 +59,7 @@ def train(
             loss=loss,
             gamma=gamma,
             class_weights=class_weights,
+            crop=crop,
         ),
         seed=defaults.seed if seed is None else seed,
         size=defaults.size if size is None else parse_size(size),

@@ -23,18 +23,29 @@ class Batch(NamedTuple):
     targets: Tensor
 
 
-def loader(split: Split, spec: InputSpec, batch_size: int, seed: int | None = None) -> Iterable[Batch]:
-    """Batches of a split, the images of one batch of one size; shuffled by epoch where there is a seed."""
-    sizes = [input_size(spec, *split.size(index)) for index in range(len(split))]
+def loader(
+    split: Split, spec: InputSpec, batch_size: int, seed: int | None = None, crop: int | None = None
+) -> Iterable[Batch]:
+    """Batches of a split, the images of one batch of one size; shuffled by epoch where there is a seed.
+
+    With `crop`, of each image a square of that side, elsewhere in every epoch; what an image is too small for is
+    padding. It goes with a seed and an input of any size.
+    """
+    if crop is None:
+        sizes = [input_size(spec, *split.size(index)) for index in range(len(split))]
+    else:
+        sizes = [input_size(spec, crop, crop)] * len(split)
+    sampler = SameSize(sizes, batch_size, seed)
     # The images are small and made or kept in this process: worker processes would cost more than they bring.
     # The batches are the sampler's, not a batch sampler's: Lightning tells the epoch to a sampler only.
-    return DataLoader(_Batches(split, spec), batch_size=None, sampler=SameSize(sizes, batch_size, seed))
+    return DataLoader(_Batches(split, spec, sampler, crop), batch_size=None, sampler=sampler)
 
 
 class SameSize(Sampler[list[int]]):
     """Indices in batches, each of one size; in their order, or shuffled as the seed and the epoch say."""
 
     def __init__(self, sizes: list[tuple[int, int]], batch_size: int, seed: int | None) -> None:
+        self.sizes = sizes
         self.groups: dict[tuple[int, int], list[int]] = defaultdict(list)
         for index, size in enumerate(sizes):
             self.groups[size].append(index)
@@ -65,8 +76,8 @@ class SameSize(Sampler[list[int]]):
 class _Batches(Dataset[Batch]):
     """Batches by the indices of their images, which end up equally large."""
 
-    def __init__(self, split: Split, spec: InputSpec) -> None:
-        self.split, self.spec = split, spec
+    def __init__(self, split: Split, spec: InputSpec, sampler: SameSize, crop: int | None) -> None:
+        self.split, self.spec, self.sampler, self.crop = split, spec, sampler, crop
 
     def __getitem__(self, indices: list[int]) -> Batch:
         images, targets = zip(*map(self._fit, indices), strict=True)
@@ -74,7 +85,12 @@ class _Batches(Dataset[Batch]):
 
     def _fit(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.generic]]:
         image, target = self.split[index]
-        height, width = input_size(self.spec, *image.shape[:2])
+        height, width = self.sampler.sizes[index]
+        if self.crop is not None and isinstance(target, np.ndarray):
+            # By the epoch and the index alone, so that a resumed run sees the same ones.
+            random = np.random.default_rng((self.sampler.seed or 0, self.sampler.epoch, index))
+            window = _window(random, image, self.crop)
+            image, target = image[window], target[window]
         out = np.empty((height, width, self.spec.channels), np.uint8)
         placed = preprocess(image, self.spec, out)
         if not isinstance(target, np.ndarray):
@@ -82,3 +98,8 @@ class _Batches(Dataset[Batch]):
         mask = np.full((height, width), IGNORE, np.uint8)
         mask[placed.top : placed.top + placed.height, placed.left : placed.left + placed.width] = target
         return out, mask
+
+
+def _window(random: np.random.Generator, image: NDArray[np.uint8], side: int) -> tuple[slice, slice]:
+    top, left = (int(random.integers(max(1, length - side + 1))) for length in image.shape[:2])
+    return slice(top, top + side), slice(left, left + side)

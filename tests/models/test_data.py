@@ -183,6 +183,52 @@ def test_image_is_padded_as_serving_pads_it_and_padding_counts_for_nothing() -> 
     assert (batch.targets == IGNORE).sum() == 16 * 32 - 200
 
 
+class Places:
+    """Images of several sizes whose red and mask are both the place in the image."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def size(self, index: int) -> tuple[int, int]:
+        return 9 + index, 14 - index
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        height, width = self.size(index)
+        places = np.arange(height * width, dtype=np.uint8).reshape(height, width)
+        return np.repeat(places[..., None], 3, axis=2), places
+
+
+def crops(epoch: int, side: int = 8, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """All of `Places` as one batch."""
+    batches = loader(Places(), InputSpec(colour="RGB", multiple=4, fit="pad"), 6, seed, crop=side)
+    batches.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+    (batch,) = batches
+    return batch.images, batch.targets
+
+
+def test_crops_of_images_of_several_sizes_are_one_batch_with_their_masks() -> None:
+    images, masks = crops(0)
+    assert images.shape == (6, 8, 8, 3)
+    assert torch.equal(images[..., 0], masks)
+
+
+def test_crops_change_with_the_epoch_and_the_seed_alone() -> None:
+    assert torch.equal(crops(0)[0], crops(0)[0])
+    order = [
+        sorted(image.sum().item() for image in crops(epoch, seed=seed)[0]) for epoch, seed in ((0, 1), (1, 1), (0, 2))
+    ]
+    assert order[0] != order[1]
+    assert order[0] != order[2]
+
+
+def test_what_a_crop_does_not_find_in_a_small_image_counts_for_nothing() -> None:
+    images, masks = crops(0, side=12)
+    assert images.shape == (6, 12, 12, 3)
+    assert sorted((masks == IGNORE).flatten(1).sum(dim=1).tolist()) == sorted(
+        12 * 12 - min(12, 9 + index) * min(12, 14 - index) for index in range(6)
+    )
+
+
 def test_jitter_keeps_the_digit_and_its_surroundings_black() -> None:
     torch.manual_seed(0)
     image = torch.from_numpy(digits.draw(0, 32)[0]).permute(2, 0, 1)[None].float() / 255
