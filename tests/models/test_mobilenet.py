@@ -43,3 +43,10 @@ def test_relu_stops_at_six() -> None:
 def test_width_that_leaves_a_layer_without_maps_is_refused() -> None:
     with pytest.raises(BadTraining, match=r"alpha is 0\.01, want at least 0\.03125"):
         on_meta(0.01)
+
+
+def test_fresh_network_is_undecided_among_few_classes() -> None:
+    torch.manual_seed(0)
+    network = registry.build("mobilenet", channels=3, classes=4, arguments={"alpha": 0.25}).train()
+    with torch.inference_mode():
+        assert network(torch.randn(8, 3, 64, 64)).std() < 2
