@@ -9,9 +9,9 @@ from torch import nn
 
 from models import registry
 from models.errors import BadCheckpoint, BadTraining
-from models.graph import ChannelOrder, Pixels
+from models.graph import ChannelOrder, Pixels, Values
 from models.registry import Argument
-from service.metadata import InputSpec, Task
+from service.metadata import InputSpec, Task, TensorInput, image_tensor
 
 KEY = "convoy"
 PREFIX = "network."  # of the network's weights in the checkpoint's state
@@ -20,7 +20,8 @@ PREFIX = "network."  # of the network's weights in the checkpoint's state
 class Description(msgspec.Struct, frozen=True, kw_only=True):
     """Plain values only: a checkpoint is read with `torch.load(weights_only=True)`.
 
-    `mean` and `std` are per channel as images have them, of pixels in 0..1; the network takes the channels in
+    What it takes is as in `service.metadata.Document`. `mean` and `std` are per channel as images have them, of pixels
+    in 0..1, or of the numbers of a tensor (bytes in 0..1, too); the network takes an image's channels in
     `channel_order`. `data` is empty where the weights were not trained here. `commit` is that of the source tree, empty
     where there is none.
     """
@@ -29,7 +30,8 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     architecture: str
     arguments: dict[str, Argument]
     task: Task
-    input: InputSpec
+    input: InputSpec | None = None
+    tensor: TensorInput | None = None
     data: str
     labels: list[str]
     palette: list[tuple[int, int, int]] | None
@@ -40,11 +42,27 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
 
     def build(self) -> nn.Module:
         """A fresh network."""
-        height, width = self.input.height, self.input.width
-        size = (height, width) if height is not None and width is not None else None
-        return registry.build(self.architecture, self.input.channels, len(self.labels), self.arguments, size)
+        return registry.build(
+            self.architecture, self.takes.channels, len(self.labels), self.arguments, registry.sides(self.spec)
+        )
 
-    def pixels(self) -> Pixels:
+    @property
+    def spec(self) -> InputSpec | TensorInput:
+        """How an image reaches the input, or what goes there instead."""
+        spec = self.input if self.tensor is None else self.tensor
+        assert spec is not None
+        return spec
+
+    @property
+    def takes(self) -> TensorInput:
+        """The tensor at the input, also where images are brought to it."""
+        spec = self.spec
+        return image_tensor(spec) if isinstance(spec, InputSpec) else spec
+
+    def normalisation(self) -> Pixels | Values:
+        """What stands before the network: what is served in, what the network takes out."""
+        if self.tensor is not None:
+            return Values(self.mean, self.std, self.tensor)
         return Pixels(self.mean, self.std, self.channel_order)
 
 

@@ -1,4 +1,4 @@
-"""How good a trained network is on the images that neither training nor the choice of a checkpoint has seen."""
+"""How good a trained network is on what neither training nor the choice of a checkpoint has seen."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,8 @@ BATCH_SIZE = 32
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`scores` by name, 0..1, as `models.metrics.measures` defines them; `confusion[true, answered]` counts images or
-    pixels."""
+    """`scores` by name, 0..1, as `models.metrics.measures` defines them, of so many images, or tensors;
+    `confusion[true, answered]` counts those or pixels."""
 
     description: Description
     images: int
@@ -38,14 +38,14 @@ def evaluate_checkpoint(path: Path) -> Evaluation:
 
 
 def evaluate(description: Description, network: nn.Module) -> Evaluation:
-    """A network on the whole held-out split, its images brought to the input as serving would bring them."""
+    """A network on the whole held-out split, images brought to the input as serving would bring them."""
     threads.limit()
     split = data_set(description.data).split("test")
-    pixels, scores = description.pixels(), measures(description.task, len(description.labels))
+    normalise, scores = description.normalisation(), measures(description.task, len(description.labels))
     counts = confusion(len(description.labels))
     with torch.inference_mode():
-        for images, targets in loader(split, description.input, BATCH_SIZE):
-            logits = network(pixels(images))
+        for images, targets in loader(split, description.spec, BATCH_SIZE):
+            logits = network(normalise(images))
             scores.update(logits, targets)
             counts.update(logits, targets)
     return Evaluation(

@@ -1,4 +1,5 @@
-"""From a checkpoint to a version in a model repository: one ONNX file that takes pixels and says what it is."""
+"""From a checkpoint to a version in a model repository: one ONNX file that takes pixels, or what a sensor tells as it
+is, and says what it is."""
 
 import contextlib
 import hashlib
@@ -18,10 +19,12 @@ from models.checkpoint import Description
 from models.evaluate import evaluate
 from models.graph import served
 from service import metadata
-from service.metadata import Document, Parity, Provenance
+from service.metadata import AxisName, Document, Parity, Provenance
 
 # Older than what onnxruntime takes at most: every operation these networks need has its CUDA kernel at this one.
 OPSET = 18
+# What the free axes are called in the graph.
+DIMENSIONS: dict[AxisName, str] = {"channel": "C", "time": "T", "depth": "D", "height": "H", "width": "W"}
 EXAMPLE_SIDE = 160  # pixels, of the image a network of any size is traced with: five times the largest stride
 SOURCE_KEY = "convoy.checkpoint"  # SHA-256 of the checkpoint a file was exported from
 OUTPUTS = {
@@ -71,29 +74,30 @@ def exported_from(path: Path, repository: Path, name: str) -> bool:
 
 
 def onnx_graph(description: Description, network: nn.Module) -> onnx.ModelProto:
-    """The served form: `image` uint8 (N, H, W, C) in, `OUTPUTS` of the task out; N, and H and W where free, dynamic."""
-    spec = description.input
-    module = served(description.task, description.pixels(), network)
+    """The served form: in goes `image` uint8 (N, H, W, C), or the description's tensor; out come the `OUTPUTS` of the
+    task. N and the free axes are dynamic."""
+    taken = description.takes
+    multiple = 1 if description.input is None else description.input.multiple
+    module = served(description.task, description.normalisation(), network)
     # The example's sides differ from each other and from the batch: equal numbers would be taken for one dimension.
     # And they are large: one that shrinks to 1 inside the network would be taken for a constant.
-    blocks = max(4, EXAMPLE_SIDE // spec.multiple)
-    height, width = spec.height or blocks * spec.multiple, spec.width or (blocks + 2) * spec.multiple
-    dynamic: dict[int, object] = {0: Dim("N", min=1)}
-    if spec.height is None:
-        dynamic |= {1: _multiples("H", spec.multiple), 2: _multiples("W", spec.multiple)}
+    blocks = max(4, EXAMPLE_SIDE // multiple)
+    shape = [axis.size or (blocks + 2 * place) * multiple for place, axis in enumerate(taken.axes)]
+    free = {place: DIMENSIONS[axis.name] for place, axis in enumerate(taken.axes, start=1) if axis.size is None}
+    dynamic = {0: Dim("N", min=1), **{place: _multiples(name, multiple) for place, name in free.items()}}
     with _quiet():
         program = torch.onnx.export(
             module,
-            (torch.zeros(2, height, width, spec.channels, dtype=torch.uint8),),
+            (torch.zeros(2, *shape, dtype=getattr(torch, taken.dtype)),),
             dynamo=True,
-            input_names=[metadata.IMAGE],
+            input_names=[taken.name],
             output_names=list(OUTPUTS[description.task]),
             dynamic_shapes=({**dynamic},),
             opset_version=OPSET,
             verbose=False,
         )
     assert program is not None
-    return _tidy(program.model_proto, free=spec.height is None)
+    return _tidy(program.model_proto, free)
 
 
 def _multiples(name: str, multiple: int) -> object:
@@ -104,7 +108,7 @@ def _multiples(name: str, multiple: int) -> object:
     return multiple * Dim(name, min=1, max=65_535 // multiple)
 
 
-def _tidy(graph: onnx.ModelProto, free: bool) -> onnx.ModelProto:
+def _tidy(graph: onnx.ModelProto, free: dict[int, str]) -> onnx.ModelProto:
     # The exporter leaves stack traces with this machine's paths on every node, and names such as 8*H.
     del graph.graph.value_info[:]
     del graph.graph.metadata_props[:]
@@ -116,8 +120,9 @@ def _tidy(graph: onnx.ModelProto, free: bool) -> onnx.ModelProto:
         del value.metadata_props[:]
         dimensions = value.type.tensor_type.shape.dim
         dimensions[0].dim_param = "N"
-        if free and len(dimensions) > 2:  # a classifier answers nothing as large as its image
-            dimensions[1].dim_param, dimensions[2].dim_param = "H", "W"
+        if len(dimensions) > 2:  # a classifier answers nothing as large as its input
+            for place, name in free.items():
+                dimensions[place].dim_param = name
     for initializer in graph.graph.initializer:
         del initializer.metadata_props[:]
     return graph
@@ -129,6 +134,7 @@ def _document(description: Description, scores: dict[str, float], measured: Pari
         labels=description.labels,
         palette=description.palette,
         input=description.input,
+        tensor=description.tensor,
         provenance=Provenance(
             architecture=description.architecture,
             data=description.data,

@@ -1,11 +1,11 @@
-"""The network as it is served: uint8 pixels in, an answer out. What is trained, evaluated and exported meets here."""
+"""The network as it is served: bytes or floats in, answers out. What is trained, evaluated and exported meets here."""
 
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from service.metadata import Task
+from service.metadata import Task, TensorInput
 
 ChannelOrder = Literal["RGB", "BGR"]
 
@@ -22,12 +22,11 @@ class Pixels(nn.Module):
     def __init__(self, mean: list[float], std: list[float], channel_order: ChannelOrder = "RGB") -> None:
         super().__init__()
         self.reverse = channel_order == "BGR"
-        scale = 1 / (255 * torch.tensor(std, dtype=torch.float64))
-        offset = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
+        scale, offset = _scale_and_offset(mean, std, full=255, sides=2)
         if self.reverse:
             scale, offset = scale.flip(0), offset.flip(0)
-        self.register_buffer("scale", scale.float()[:, None, None], persistent=False)
-        self.register_buffer("offset", offset.float()[:, None, None], persistent=False)
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("offset", offset, persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         # The bytes are moved before they are cast: a quarter of the traffic.
@@ -37,32 +36,62 @@ class Pixels(nn.Module):
         return image.float() * self.scale + self.offset
 
 
-class Classifier(nn.Module):
-    """(N, H, W, C) uint8 -> probabilities (N, classes) float32."""
+class Values(nn.Module):
+    """The numbers of a tensor as the network takes them: (N, *axes) -> (N, C, *the other axes) float32, normalised as
+    (value - mean) / std; bytes count as value / 255.
 
-    def __init__(self, pixels: Pixels, network: nn.Module) -> None:
+    `mean` and `std` are per channel.
+    """
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, mean: list[float], std: list[float], tensor: TensorInput) -> None:
         super().__init__()
-        self.pixels, self.network = pixels, network
+        self.axis = 1 + tensor.channel_axis
+        full = 255 if tensor.dtype == "uint8" else 1
+        scale, offset = _scale_and_offset(mean, std, full, sides=len(tensor.axes) - 1)
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("offset", offset, persistent=False)
 
-    def forward(self, image: Tensor) -> Tensor:
-        return torch.softmax(self.network(self.pixels(image)), dim=1)
+    def forward(self, values: Tensor) -> Tensor:
+        # The bytes are moved before they are cast, as pixels are.
+        return values.movedim(self.axis, 1).float() * self.scale + self.offset
+
+
+class Classifier(nn.Module):
+    """What is served -> probabilities (N, classes) float32."""
+
+    def __init__(self, normalise: nn.Module, network: nn.Module) -> None:
+        super().__init__()
+        self.normalise, self.network = normalise, network
+
+    def forward(self, served: Tensor) -> Tensor:
+        return torch.softmax(self.network(self.normalise(served)), dim=1)
 
 
 class Segmenter(nn.Module):
     """(N, H, W, C) uint8 -> mask (N, H, W) uint8 and confidence (N, H, W) uint8, the winning probability times 255."""
 
-    def __init__(self, pixels: Pixels, network: nn.Module) -> None:
+    def __init__(self, normalise: nn.Module, network: nn.Module) -> None:
         super().__init__()
-        self.pixels, self.network = pixels, network
+        self.normalise, self.network = normalise, network
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.network(self.pixels(image))
+        logits = self.network(self.normalise(image))
         best = logits.amax(dim=1, keepdim=True)
         # The winner's softmax without the other classes' divisions: 1 / sum(exp(logit - best)).
         confidence = 255 / (logits - best).exp().sum(dim=1)
         return logits.argmax(dim=1).to(torch.uint8), confidence.round().to(torch.uint8)
 
 
-def served(task: Task, pixels: Pixels, network: nn.Module) -> nn.Module:
-    """What is exported, in eval mode."""
-    return (Classifier if task == "classification" else Segmenter)(pixels, network).eval()
+def served(task: Task, normalise: nn.Module, network: nn.Module) -> nn.Module:
+    """What is exported, in eval mode; `normalise` is `Pixels` or `Values`."""
+    return (Classifier if task == "classification" else Segmenter)(normalise, network).eval()
+
+
+def _scale_and_offset(mean: list[float], std: list[float], full: int, sides: int) -> tuple[Tensor, Tensor]:
+    # value * scale + offset is (value / full - mean) / std; both (C, 1, ...) with as many ones as there are sides.
+    middle, spread = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+    shape = (-1, *(1,) * sides)
+    return (1 / (full * spread)).float().view(shape), (-middle / spread).float().view(shape)

@@ -30,7 +30,7 @@ from models.segmentation.deeplab_v3 import DeepLabV3
 from models.segmentation.fcn import FCN
 from models.segmentation.segnet import SegNet
 from models.segmentation.unet import UNet
-from service.metadata import InputSpec, Task
+from service.metadata import InputSpec, Task, TensorInput, image_tensor
 
 Optimizer = Literal["sgd", "adamw"]
 Argument = int | float | str
@@ -57,19 +57,22 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
 class Architecture:
     """One row of the table.
 
-    build     takes `channels`, `classes` and the keyword arguments, answers a module: (N, channels, H, W) float32 to
-              logits, (N, classes) or (N, classes, H, W). Where `input` has a free size, the module's attribute
-              `multiple` says of what the sides must be multiples. A module with auxiliary heads answers in training
-              mode (logits, auxiliary logits, ...) and has the attribute `auxiliary_weight`, that of their loss
-    input     how an image reaches it; the data set decides on the colour
+    build     takes `channels`, `classes` and the keyword arguments, answers a module: (N, channels, H, W) float32, or
+              other sides where it takes tensors, to logits, (N, classes) or (N, classes, H, W). Where images of any
+              size go, the module's attribute `multiple` says of what the sides must be multiples. A module with
+              auxiliary heads answers in training mode (logits, auxiliary logits, ...) and has the attribute
+              `auxiliary_weight`, that of their loss
+    input     how an image reaches it, where the data set decides on the colour; or a tensor such as it takes, where
+              the data set decides on what the axes are
     paper     where it comes from
-    sized     the shapes of its weights follow from the input's size: `build` takes `size`, (height, width), too
+    sized     the shapes of its weights follow from the input's size: `build` takes `size`, too, which is (height,
+              width), or the sides of the tensor without its channels
     arguments what `build` takes besides, with the defaults
     """
 
     build: Callable[..., nn.Module]
     task: Task
-    input: InputSpec
+    input: InputSpec | TensorInput
     recipe: Recipe
     paper: str
     sized: bool = False
@@ -318,17 +321,17 @@ def build(
     channels: int,
     classes: int,
     arguments: Mapping[str, Argument] | None = None,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, ...] | None = None,
 ) -> nn.Module:
     """A fresh network of that architecture: its default arguments with `arguments` laid over them.
 
-    `size` is the input's height and width where they are not the architecture's own. Raises BadTraining for an argument
-    or a size that the architecture does not have or cannot be built with.
+    `size` are the input's sides where they are not the architecture's own. Raises BadTraining for an argument or a size
+    that the architecture does not have or cannot be built with.
     """
     row = architecture(name)
     given = merged(name, arguments or {})
     if row.sized:
-        given["size"] = size or (row.input.height, row.input.width)
+        given["size"] = size or sides(row.input)
     try:
         return row.build(channels=channels, classes=classes, **given)
     except ValueError as error:
@@ -348,14 +351,24 @@ def merged(name: str, arguments: Mapping[str, Argument]) -> dict[str, Any]:
     return {key: _as(key, arguments.get(key, default), type(default)) for key, default in defaults.items()}
 
 
+def sides(spec: InputSpec | TensorInput) -> tuple[int, ...] | None:
+    """Height and width of an input, or the sides of a tensor without its channels; None where any is free."""
+    tensor = image_tensor(spec) if isinstance(spec, InputSpec) else spec
+    found = tuple(axis.size for axis in tensor.axes if axis.name != "channel" and axis.size is not None)
+    return None if tensor.free else found
+
+
 def input_spec(
     name: str, network: nn.Module, colour: Literal["RGB", "L"], size: tuple[int, int] | None = None
 ) -> InputSpec:
     """How an image reaches this network; `size` is the height and width where they are not the architecture's own.
 
-    Raises BadTraining for a size where any size goes.
+    Raises BadTraining for a size where any size goes, and where it takes no images.
     """
-    spec = msgspec.structs.replace(architecture(name).input, colour=colour)
+    own = architecture(name).input
+    if not isinstance(own, InputSpec):
+        raise BadTraining(f"{name} takes no images but tensors")
+    spec = msgspec.structs.replace(own, colour=colour)
     if spec.fit == "pad":
         if size is not None:
             raise BadTraining(f"size {size[0]}x{size[1]}: {name} takes images of any size")

@@ -23,7 +23,7 @@ from models.errors import BadTraining
 from models.metrics import IGNORE, LEADING, measures
 from models.registry import Recipe
 from models.run import Note, RunFolder, Settings, commit, source_digest
-from service.metadata import Task
+from service.metadata import InputSpec, Task, TensorInput
 
 STEPS_APART = 1_000_003  # of the random draws of one seed from those of the next
 WARM_UP = 0.1  # share of the steps in which the learning rate rises; it then falls along a cosine
@@ -67,8 +67,8 @@ def train(settings: Settings, output: Path, resume: Path | None = None) -> Note:
     start = time.monotonic()
     folder.write(note(complete=False))
     recipe = settings.recipe
-    train_batches = loader(data.split("train"), description.input, recipe.batch_size, settings.seed, recipe.crop)
-    validation_batches = loader(data.split("validation"), description.input, recipe.batch_size)
+    train_batches = loader(data.split("train"), description.spec, recipe.batch_size, settings.seed, recipe.crop)
+    validation_batches = loader(data.split("validation"), description.spec, recipe.batch_size)
     try:
         trainer.fit(training, train_batches, validation_batches, ckpt_path=resume, weights_only=True)
     except SystemExit:  # which is what Lightning makes of Ctrl-C
@@ -84,15 +84,17 @@ def describe(settings: Settings, data: DataSet) -> tuple[Description, nn.Module]
     row = registry.architecture(settings.architecture)
     if row.task != data.task:
         raise BadTraining(f"{settings.architecture} is for {row.task}, {data.name} is data for {data.task}")
-    if settings.recipe.crop is not None and (row.task != "segmentation" or row.input.fit != "pad"):
+    _check_kind(settings, row.input, data)
+    if settings.recipe.crop is not None and (row.task != "segmentation" or registry.sides(row.input)):
         raise BadTraining(f"crop {settings.recipe.crop}: {settings.architecture} takes whole images")
-    channels = 3 if data.colour == "RGB" else 1
-    network = registry.build(settings.architecture, channels, len(data.labels), settings.arguments, settings.size)
+    size = settings.size if data.tensor is None else registry.sides(data.tensor)
+    network = registry.build(settings.architecture, data.channels, len(data.labels), settings.arguments, size)
     description = Description(
         architecture=settings.architecture,
         arguments=settings.arguments,
         task=data.task,
-        input=registry.input_spec(settings.architecture, network, data.colour, settings.size),
+        input=data.colour and registry.input_spec(settings.architecture, network, data.colour, settings.size),
+        tensor=data.tensor,
         data=data.name,
         labels=data.labels,
         palette=data.palette,
@@ -101,6 +103,20 @@ def describe(settings: Settings, data: DataSet) -> tuple[Description, nn.Module]
         commit=commit(),
     )
     return description, network
+
+
+def _check_kind(settings: Settings, wanted: InputSpec | TensorInput, data: DataSet) -> None:
+    if _kind(wanted) != _kind(data.tensor):
+        raise BadTraining(f"{settings.architecture} takes {_kind(wanted)}, {data.name} has {_kind(data.tensor)}")
+    if data.tensor is not None and settings.size is not None:
+        height, width = settings.size
+        raise BadTraining(f"size {height}x{width}: {data.name} has no images, its tensors stay as they are")
+
+
+def _kind(spec: InputSpec | TensorInput | None) -> str:
+    if isinstance(spec, TensorInput):
+        return f"tensors of {len(spec.axes)} axes, one of them the channels'"
+    return "images"
 
 
 class Training(pl.LightningModule):
@@ -112,7 +128,7 @@ class Training(pl.LightningModule):
         self.recipe: Recipe = settings.recipe
         self.seed = settings.seed
         self.augment = data.augment
-        self.pixels = description.pixels()
+        self.normalise = description.normalisation()
         self.network = network
         self.auxiliary_weight = float(getattr(network, "auxiliary_weight", 0.0))
         self.measures = measures(description.task, len(description.labels))
@@ -125,7 +141,7 @@ class Training(pl.LightningModule):
     def training_step(self, batch: Batch, _: int) -> Tensor:
         # A step's draws depend on nothing before it, so a resumed run makes the same ones.
         torch.manual_seed(self.seed * STEPS_APART + self.global_step)
-        images = self.pixels(batch.images)
+        images = self.normalise(batch.images)
         if self.augment is not None:
             images = self.augment(images)
         loss = self._loss(self.network(images), batch.targets)
@@ -140,7 +156,7 @@ class Training(pl.LightningModule):
         return loss + self.auxiliary_weight * torch.stack(auxiliary).sum()
 
     def validation_step(self, batch: Batch, _: int) -> None:
-        logits = self.network(self.pixels(batch.images))
+        logits = self.network(self.normalise(batch.images))
         loss = self._loss(logits, batch.targets)
         self.measures.update(logits, batch.targets)
         self.log("validation_loss", loss, batch_size=len(logits))

@@ -8,9 +8,10 @@ import torch
 
 from models import checkpoint, registry
 from models.checkpoint import Description
-from models.data.generated import GeneratedSplit
+from models.data.generated import generated
 from models.random_weights import randomise
 from models.registry import Argument
+from service.metadata import InputSpec, TensorInput
 
 IMAGES = 4  # that the random weights are settled on
 
@@ -35,20 +36,24 @@ def untrained(
         architecture=name,
         arguments=given,
         task=row.task,
-        input=registry.input_spec(name, network, row.input.colour, size),
+        input=registry.input_spec(name, network, row.input.colour, size) if isinstance(row.input, InputSpec) else None,
+        tensor=row.input if isinstance(row.input, TensorInput) else None,
         data="",
         labels=[f"class {index}" for index in range(classes)],
         palette=None,
         mean=[0.5] * channels,
         std=[0.25] * channels,
     )
-    randomise(network, description.pixels()(_images(description)))
+    randomise(network, description.normalisation()(_inputs(description)))
     checkpoint.save(path, description, network)
     return description
 
 
-def _images(description: Description) -> torch.Tensor:
-    split = GeneratedSplit(description.input)
+def _inputs(description: Description) -> torch.Tensor:
+    split = generated(description.spec)
+    if description.input is None:
+        same_size = [index for index in range(len(split)) if split.size(index) == split.size(0)]
+        return torch.from_numpy(np.stack([split[index][0] for index in same_size[:IMAGES]]))
     first, multiple = split[0][0], description.input.multiple
     height, width = (-(-side // multiple) * multiple for side in first.shape[:2])
     images = [np.pad(split[index][0], ((0, height), (0, width), (0, 0)), mode="wrap") for index in range(IMAGES * 3)]

@@ -164,7 +164,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def takes(self) -> TensorInput:
         """The tensor at the network's input, also where images are brought to it."""
-        return self.tensor if self.tensor is not None else _image_tensor(self.image)
+        return self.tensor if self.tensor is not None else image_tensor(self.image)
 
     def __post_init__(self) -> None:
         if (self.input is None) == (self.tensor is None):
@@ -194,7 +194,8 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 @cache
-def _image_tensor(spec: InputSpec) -> TensorInput:
+def image_tensor(spec: InputSpec) -> TensorInput:
+    """What a network takes whose input images are brought to as `spec` says."""
     height, width = Axis(name="height", size=spec.height), Axis(name="width", size=spec.width)
     return TensorInput(name=IMAGE, dtype="uint8", axes=(height, width, Axis(name="channel", size=spec.channels)))
 

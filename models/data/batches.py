@@ -1,7 +1,8 @@
-"""Batches as training and evaluation take them: every image brought to the input by the very code that serving runs."""
+"""Batches as training and evaluation take them: every image brought to the input by the very code that serving runs,
+every tensor as it is."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,24 +14,28 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from models.data.dataset import Split
 from models.metrics import IGNORE
 from service.frontend.preprocess import input_size, preprocess
-from service.metadata import InputSpec
+from service.metadata import InputSpec, TensorInput
 
 
 class Batch(NamedTuple):
-    """`images` (N, H, W, C) uint8; `targets` int64, (N,) or, for segmentation, (N, H, W) with IGNORE in the padding."""
+    """`images` (N, H, W, C) uint8, or tensors; `targets` int64, (N,) or, for segmentation, (N, H, W) with IGNORE in
+    the padding."""
 
     images: Tensor
     targets: Tensor
 
 
 def loader(
-    split: Split, spec: InputSpec, batch_size: int, seed: int | None = None, crop: int | None = None
+    split: Split, spec: InputSpec | TensorInput, batch_size: int, seed: int | None = None, crop: int | None = None
 ) -> Iterable[Batch]:
     """Batches of a split, the images of one batch of one size; shuffled by epoch where there is a seed.
 
     With `crop`, of each image a square of that side, elsewhere in every epoch; what an image is too small for is
     padding. It goes with a seed and an input of any size.
     """
+    if isinstance(spec, TensorInput):
+        shapes = [split.size(index) for index in range(len(split))]
+        return DataLoader(_Tensors(split), batch_size=None, sampler=SameSize(shapes, batch_size, seed))
     if crop is None:
         sizes = [input_size(spec, *split.size(index)) for index in range(len(split))]
     else:
@@ -44,9 +49,9 @@ def loader(
 class SameSize(Sampler[list[int]]):
     """Indices in batches, each of one size; in their order, or shuffled as the seed and the epoch say."""
 
-    def __init__(self, sizes: list[tuple[int, int]], batch_size: int, seed: int | None) -> None:
+    def __init__(self, sizes: Sequence[tuple[int, ...]], batch_size: int, seed: int | None) -> None:
         self.sizes = sizes
-        self.groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        self.groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for index, size in enumerate(sizes):
             self.groups[size].append(index)
         self.batch_size = batch_size
@@ -71,6 +76,17 @@ class SameSize(Sampler[list[int]]):
 
     def _batches(self, group: list[int]) -> Iterator[list[int]]:
         return (group[start : start + self.batch_size] for start in range(0, len(group), self.batch_size))
+
+
+class _Tensors(Dataset[Batch]):
+    """Batches by the indices of their tensors, which are of one shape."""
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+
+    def __getitem__(self, indices: list[int]) -> Batch:
+        tensors, targets = zip(*map(self.split.__getitem__, indices), strict=True)
+        return Batch(torch.from_numpy(np.stack(tensors)), torch.tensor(targets))
 
 
 class _Batches(Dataset[Batch]):

@@ -1,15 +1,22 @@
-"""Images of nothing in particular, for where weights came without the pictures they were trained on."""
+"""Images and tensors of nothing in particular, for where weights came without the data they were trained on."""
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.metadata import InputSpec
+from models.data.dataset import Split
+from service.metadata import InputSpec, TensorInput
 
 SEED = 1966
 COUNT = 64
 SIZES = ((64, 96), (97, 65), (80, 80))  # height and width by turns, where any size goes
+LENGTHS = (96, 97, 130)  # of a free axis of a tensor, by turns
 CELLS = (32, 8, 2)  # pixels, of the coarse, middle and fine texture
+
+
+def generated(spec: InputSpec | TensorInput) -> Split:
+    """What goes to an input; it shows nothing, and the class of all of it is 0."""
+    return GeneratedSplit(spec) if isinstance(spec, InputSpec) else GeneratedTensors(spec)
 
 
 class GeneratedSplit:
@@ -35,6 +42,25 @@ class GeneratedSplit:
             coarse = random.normal(0, 45, (height // cell + 2, width // cell + 2, self.spec.channels))
             image += _enlarged(coarse.astype(np.float32), height, width)
         return np.clip(np.rint(image), 0, 255).astype(np.uint8), 0
+
+
+class GeneratedTensors:
+    """Bytes that are all equally frequent, or floats of the normal distribution; free axes have several lengths."""
+
+    def __init__(self, tensor: TensorInput) -> None:
+        self.tensor = tensor
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def size(self, index: int) -> tuple[int, ...]:
+        return tuple(axis.size or LENGTHS[index % len(LENGTHS)] for axis in self.tensor.axes)
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8] | NDArray[np.float32], int]:
+        random = np.random.default_rng((SEED, index))
+        if self.tensor.dtype == "uint8":
+            return random.integers(0, 256, self.size(index), dtype=np.uint8), 0
+        return random.standard_normal(self.size(index), dtype=np.float32), 0
 
 
 def _enlarged(coarse: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:

@@ -42,7 +42,7 @@ def assert_exports(network: nn.Module) -> None:
     )
     graph = onnx_graph(description, network)
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-    module = served("segmentation", description.pixels(), network)
+    module = served("segmentation", description.normalisation(), network)
     random = np.random.default_rng(0)
     classes: set[int] = set()
     for shape in SIZES:

@@ -101,7 +101,7 @@ def offline(exported: Exported) -> list[NDArray[np.float32]]:
 def test_exported_graph_answers_images_of_any_size_as_pytorch_does(exported: Exported) -> None:
     path = Path(exported.path).parents[3] / "it.ckpt"
     description, network = checkpoint.load(path)
-    module = served("classification", description.pixels(), network)
+    module = served("classification", description.normalisation(), network)
     session = onnxruntime.InferenceSession(exported.path, providers=["CPUExecutionProvider"])
     assert [side if isinstance(side, int) else "free" for side in session.get_inputs()[0].shape] == ["free"] * 3 + [3]
     for image in images():
