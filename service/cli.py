@@ -25,6 +25,7 @@ COMMANDS = {
     "serve": Command("service.commands.serve", "Serve a model repository over gRPC"),
     "classify": Command("service.commands.classify", "Ask a server what is in images"),
     "segment": Command("service.commands.segment", "Ask a server for the class of every pixel of an image"),
+    "locate": Command("service.commands.locate", "Ask a server where in pictures a template is"),
     "models": Command("service.commands.models", "List what a server serves"),
     "health": Command("service.commands.health", "Ask a server whether it serves; the exit code says so"),
     "bench": Command("service.commands.bench", "Load a server and measure how it answers"),

@@ -15,10 +15,22 @@ Pixels = NDArray[np.uint8]
 
 
 def read_pixels(data: bytes) -> Pixels | None:
-    """(H, W, 3) RGB of an image file, turned as its EXIF says, or None where Pillow cannot read it."""
+    """(H, W, 3) RGB of an image file as a server sees it, or None where Pillow cannot read it.
+
+    Turned as its EXIF says, what is transparent on white, 16 bits scaled to 8.
+    """
     try:
-        with PIL.Image.open(io.BytesIO(data)) as image:
-            return np.asarray(PIL.ImageOps.exif_transpose(image).convert("RGB"))
+        with PIL.Image.open(io.BytesIO(data)) as file:
+            image = PIL.ImageOps.exif_transpose(file)
+            if image.mode.startswith("I;16"):
+                # 65535 is 255 * 257; Pillow's own conversion would cut off all above 255.
+                return np.repeat(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)[..., None], 3, 2)
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                paper = PIL.Image.new("RGB", image.size, "white")
+                paper.paste(image, mask=image)
+                image = paper
+            return np.asarray(image.convert("RGB"))
     # Pillow's readers raise all of these on files that are damaged.
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError):
         return None

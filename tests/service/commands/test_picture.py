@@ -72,3 +72,13 @@ def test_colours_are_shown_only_where_they_can_be_seen(monkeypatch):
     assert not on(force_terminal=True, color_system="standard")
     monkeypatch.setenv("NO_COLOR", "1")
     assert not on(force_terminal=True, color_system="truecolor")
+
+
+def test_picture_is_read_as_a_server_sees_it():
+    file = io.BytesIO()
+    pixels = np.array([[[10, 20, 30, 255], [10, 20, 30, 0]]], np.uint8)
+    PIL.Image.fromarray(pixels, "RGBA").save(file, "PNG")
+    assert read_pixels(file.getvalue()).tolist() == [[[10, 20, 30], [255, 255, 255]]]
+    deep = io.BytesIO()
+    PIL.Image.fromarray(np.array([[0, 257, 65535]], np.uint16)).save(deep, "PNG")
+    assert read_pixels(deep.getvalue()).tolist() == [[[0] * 3, [1] * 3, [255] * 3]]

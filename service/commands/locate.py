@@ -1,0 +1,112 @@
+"""`convoy locate`: where in pictures the thing is that a model was made from."""
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import typer
+from numpy.typing import NDArray
+from rich.text import Text
+
+from service import metadata
+from service.answers import ServerError
+from service.client import DEFAULT_TARGET, read_image
+from service.commands.masks import png
+from service.commands.options import DEADLINE, Deadline, Server
+from service.commands.picture import Pixels, read_pixels
+from service.commands.tensors import TensorClient
+from service.commands.terminal import console, plain
+from service.errors import BadConfig, BadImage, BadRequest, BadTensor
+from service.metadata import InputSpec
+
+_BOX = (0, 255, 120)  # a colour that the heat map's do not come near
+
+
+def locate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model that `convoy template` made.")],
+    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE", help="JPEG or PNG files.")],
+    *,
+    server: Server = DEFAULT_TARGET,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="HEAT.png", help="The heat map over the picture, with the place found."),
+    ] = None,
+    deadline: Deadline = DEADLINE,
+) -> None:
+    """Ask a server where in pictures a template is: x and y of the upper left pixel, width, height, and a score of at
+    most 1."""
+    if out is not None and len(pictures) > 1:
+        raise BadConfig(f"-o {str(out)!r} is one file for {len(pictures)} pictures, want one picture")
+    if out is not None and out.resolve() == pictures[0].resolve():
+        raise BadConfig(f"-o {str(out)!r} is the picture itself, want another file")
+    files = [(str(path), read_image(path)) for path in pictures]
+    screen, refused = console(), 0
+    with TensorClient(server, deadline) as client:
+        spec = _input(client, model)
+        for name, data in files:
+            try:
+                heat_map, row, column, score = _ask(client, model, as_taken(data, spec), out is not None)
+            except (BadImage, ServerError) as error:
+                if error.reason not in (BadImage.reason, BadTensor.reason):
+                    raise
+                screen.print(Text.assemble((plain(name), "bold"), "  ", (plain(error.message), "red")), soft_wrap=True)
+                refused += 1
+                continue
+            box = f"x {column}  y {row}  width {spec.min_width}  height {spec.min_height}  score {score:.4f}"
+            screen.print(Text.assemble((plain(name), "bold"), "  ", box), soft_wrap=True)
+            if out is not None:
+                size = (spec.min_height, spec.min_width)
+                out.write_bytes(png(drawn(as_taken(data, spec), heat_map, (row, column), size)))
+                screen.print(Text.assemble("wrote ", plain(str(out))))
+    if refused:
+        raise typer.Exit(1)
+
+
+def as_taken(data: bytes, spec: InputSpec) -> Pixels:
+    """An image file as the model takes it, (H, W, C): upright, on white. Raises BadImage."""
+    pixels = read_pixels(data)
+    if pixels is None:
+        raise BadImage("cannot be read, want a JPEG or PNG file")
+    if spec.colour == "RGB":
+        return pixels
+    return np.asarray(PIL.Image.fromarray(pixels).convert("L"))[..., None]
+
+
+def drawn(
+    pixels: Pixels, heat_map: NDArray[np.float32], place: tuple[int, int], size: tuple[int, int]
+) -> PIL.Image.Image:
+    """The picture in grey under its heat map, each value in the middle of its window, and a box around one window.
+
+    pixels    (H, W, C)
+    heat_map  (H - h + 1, W - w + 1); below 0 it is left dark, then red, yellow, and at 1 white
+    place     row and column of the window; size, its height h and width w
+    """
+    (row, column), (height, width) = place, size
+    heat = np.zeros(pixels.shape[:2], np.float32)
+    middle = slice(height // 2, height // 2 + heat_map.shape[0]), slice(width // 2, width // 2 + heat_map.shape[1])
+    heat[middle] = np.clip(heat_map, 0, 1)
+    glow = np.clip(3 * heat[..., None] - np.array([0, 1, 2], np.float32), 0, 1)
+    grey = pixels.mean(axis=2, keepdims=True) / 255
+    image = PIL.Image.fromarray(np.rint(255 * (0.35 * grey + 0.65 * glow)).astype(np.uint8))
+    PIL.ImageDraw.Draw(image).rectangle((column, row, column + width - 1, row + height - 1), outline=_BOX)
+    return image
+
+
+def _input(client: TensorClient, model: str) -> InputSpec:
+    document = client.document(model)
+    if document is None or document.task != "matching":
+        task = "carries no metadata" if document is None else f"is for {document.task}"
+        raise BadRequest(f"model {model!r} {task}, want one that `convoy template` made")
+    return document.image
+
+
+def _ask(
+    client: TensorClient, model: str, image: Pixels, with_heat_map: bool
+) -> tuple[NDArray[np.float32], int, int, float]:
+    outputs = [metadata.LOCATION, metadata.SCORE, *([metadata.HEAT_MAP] if with_heat_map else [])]
+    answer = client.infer(model, metadata.IMAGE, image[None], outputs)
+    row, column = answer[metadata.LOCATION][0].tolist()
+    heat_map = answer[metadata.HEAT_MAP][0] if with_heat_map else np.zeros((0, 0))
+    return heat_map.astype(np.float32), row, column, float(answer[metadata.SCORE][0])

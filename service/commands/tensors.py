@@ -1,0 +1,71 @@
+"""Tensors asked of a server over the Open Inference Protocol, as commands need them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import grpc
+import numpy as np
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from numpy.typing import NDArray
+
+from service import metadata
+from service.answers import read_error
+from service.metadata import Document
+from service.pb import inference_pb2 as pb
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.enable_http_proxy", 0),  # where to connect is what the caller says, never the environment
+)
+_DTYPES = {"UINT8": "uint8", "INT64": "int64", "FP32": "float32"}
+_SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+
+
+class TensorClient:
+    """Calls a server; close it, or use it in `with`. `deadline` is the seconds that each call may take."""
+
+    def __init__(self, target: str, deadline: float) -> None:
+        self._target, self._deadline = target, deadline
+        self._channel = grpc.insecure_channel(target, options=_OPTIONS)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.close()
+
+    def document(self, model: str) -> Document | None:
+        """What the serving version of a model says about itself, or None. Raises ServerError, BadMetadata."""
+        answer = self._call("ModelMetadata", pb.ModelMetadataRequest(name=model))
+        return metadata.decode(dict(answer.properties))
+
+    def infer(
+        self, model: str, name: str, values: NDArray[np.uint8], outputs: Sequence[str]
+    ) -> dict[str, NDArray[np.generic]]:
+        """The named outputs for one uint8 input. Raises ServerError."""
+        kind = pb.ModelInferRequest
+        request = kind(
+            model_name=model,
+            inputs=[kind.InferInputTensor(name=name, datatype="UINT8", shape=values.shape)],
+            outputs=[kind.InferRequestedOutputTensor(name=output) for output in outputs],
+            raw_input_contents=[values.tobytes()],
+        )
+        answer = self._call("ModelInfer", request)
+        return {
+            tensor.name: np.frombuffer(data, _DTYPES[tensor.datatype]).reshape(tensor.shape)
+            for tensor, data in zip(answer.outputs, answer.raw_output_contents, strict=True)
+        }
+
+    def _call(self, name: str, request: Message) -> Any:
+        method = _SERVICE.methods_by_name[name]
+        call: Callable[..., Any] = self._channel.unary_unary(
+            f"/{_SERVICE.full_name}/{name}",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=GetMessageClass(method.output_type).FromString,
+        )
+        try:
+            return call(request, timeout=self._deadline)
+        except grpc.RpcError as error:
+            raise read_error(error, self._target, self._deadline) from None
