@@ -9,6 +9,12 @@ class BadTraining(ConvoyError):
     reason = "BAD_TRAINING"
 
 
+class BadData(ConvoyError):
+    """A folder of pictures, or a file in it, is not as training wants it."""
+
+    reason = "BAD_DATA"
+
+
 class BadCheckpoint(ConvoyError):
     """A checkpoint is missing, or is not one that `convoy train` wrote."""
 

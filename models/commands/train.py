@@ -10,7 +10,7 @@ import typer
 
 from models import registry
 from models.commands.options import assignments, parse_size
-from models.data.registry import DATA
+from models.data.registry import DATA, resolve, shown
 from models.losses import ClassWeights, Loss
 from models.registry import ARCHITECTURES, Recipe
 from models.run import RunFolder, Settings, default_settings
@@ -19,7 +19,7 @@ from models.train import train as run
 
 def train(
     architecture: Annotated[str, typer.Argument(help=f"One of: {', '.join(ARCHITECTURES)}")],
-    data: Annotated[str, typer.Option(help=f"One of: {', '.join(DATA)}")],
+    data: Annotated[str, typer.Option(help=f"One of: {', '.join(DATA)}; or a folder of your own pictures")],
     output: Annotated[Path | None, typer.Option(help="Folder of the run  [default: runs/ARCHITECTURE-DATA]")] = None,
     resume: Annotated[Path | None, typer.Option(help="Checkpoint to go on from, in its folder")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="How often to go through the data")] = None,
@@ -43,6 +43,7 @@ def train(
     seed: Annotated[int | None, typer.Option(min=0, help="Of weights, order and augmentation")] = None,
 ) -> None:
     """Train a network. What is not given is as the architecture's recipe has it, or as the resumed run was told."""
+    data = resolve(data)
     defaults = _defaults(architecture, data, resume)
     settings = Settings(
         architecture=architecture,
@@ -64,7 +65,8 @@ def train(
         seed=defaults.seed if seed is None else seed,
         size=defaults.size if size is None else parse_size(size),
     )
-    folder = RunFolder(output or (resume.parent if resume is not None else Path("runs") / f"{architecture}-{data}"))
+    own = Path("runs") / f"{architecture}-{shown(data)}"
+    folder = RunFolder(output or (resume.parent if resume is not None else own))
     try:
         note = run(settings, folder.root, resume)
     except KeyboardInterrupt:

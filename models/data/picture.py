@@ -1,0 +1,152 @@
+"""Picture files as training reads them: any format that Pillow opens, as a person would see it on white paper.
+
+Serving has decoders of its own, for files from strangers; for the JPEG and PNG files that it takes these are the same
+pixels, but for one step of 255 where colours of 16 bits or half transparent ones are rounded.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
+
+from models.errors import BadData
+
+GREY_MODES = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L")
+ORIENTATION = 0x0112
+# From the way a picture is stored to the way it is meant to be seen (EXIF 2.32, section 4.6.4).
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class Header(NamedTuple):
+    """`height` and `width` as the picture is meant to be seen; whether it is grey."""
+
+    height: int
+    width: int
+    grey: bool
+
+
+class MaskHeader(NamedTuple):
+    """`palette` is what the file has, maybe fewer colours than classes; empty for a grey file."""
+
+    height: int
+    width: int
+    palette: list[tuple[int, int, int]]
+
+
+def files(folder: Path) -> list[Path]:
+    """The pictures right in a folder, by name; files of other kinds are left alone."""
+    known = _extensions()
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in known and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def header(path: Path) -> Header:
+    """What a picture's first bytes say. Raises BadData."""
+    with _opened(path) as image:
+        turned = _orientation(image) >= 5
+        width, height = reversed(image.size) if turned else image.size
+        return Header(height, width, image.mode in GREY_MODES)
+
+
+def read(path: Path, colour: Literal["RGB", "L"]) -> NDArray[np.uint8]:
+    """The pixels, (H, W, 3) RGB or (H, W, 1) luma of ITU-R BT.601: turned the way EXIF says, what is transparent on
+    white, 16 bits scaled to 8, of an animation the first picture. Raises BadData."""
+    with _opened(path) as image:
+        turn = TURNS.get(_orientation(image))
+        if colour == "L":
+            image.draft("L", image.size)  # a JPEG file holds the luma: no need to go through colours
+        pixels = _opaque(_eight_bits(path, image))
+        if pixels.mode != colour:
+            # Through RGB: from CMYK there is no direct way to grey.
+            pixels = pixels.convert("RGB").convert(colour)
+        if turn is not None:
+            pixels = pixels.transpose(turn)
+        return np.array(pixels).reshape(pixels.height, pixels.width, -1)
+
+
+def mask_header(path: Path) -> MaskHeader:
+    """What the first bytes of a class map say. Raises BadData where it is not one number of 8 bits a pixel."""
+    with _opened(path) as image:
+        _check_indices(path, image)
+        flat = image.getpalette("RGB") if image.mode == "P" else None
+        palette = [(red, green, blue) for red, green, blue in zip(*[iter(flat or [])] * 3, strict=True)]
+        return MaskHeader(image.height, image.width, palette)
+
+
+def read_mask(path: Path) -> NDArray[np.uint8]:
+    """The number of each pixel's class, (H, W): the palette's index, or the grey. Raises BadData."""
+    with _opened(path) as image:
+        _check_indices(path, image)
+        return np.array(image)
+
+
+def _extensions() -> set[str]:
+    return {extension for extension, name in Image.registered_extensions().items() if name in Image.OPEN}
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as image:
+            yield image
+    except BadData:
+        raise
+    except Exception as error:  # decoders raise whatever they like
+        why = getattr(error, "strerror", None) or "damaged, or no picture"
+        raise BadData(f"{path} cannot be read ({why}), want a picture") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    # Not getexif(): it reads a whole PNG file in search of one, and takes XMP's word too, which serving does not.
+    if image.format == "TIFF":  # Pillow turns these by itself
+        return 1
+    exif = Image.Exif()
+    try:
+        exif.load(image.info.get("exif", b""))
+        return int(exif.get(ORIENTATION, 1))
+    except Exception:  # a broken block says nothing
+        return 1
+
+
+def _eight_bits(path: Path, image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        # 65535 is 255 * 257: rounded, as serving does.
+        return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise BadData(f"{path} has 32 bits a pixel, want 8 or 16")
+    return image
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    paper = Image.new("RGB", image.size, "white")
+    paper.paste(image, mask=image)
+    return paper
+
+
+def _check_indices(path: Path, image: Image.Image) -> None:
+    # A grey file of fewer than 8 bits is spread over 0..255 when it is read: its numbers are gone.
+    grey = image.mode == "L" and isinstance(image, PngImageFile) and all(tile[3] == "L" for tile in image.tile)
+    if image.format != "PNG" or not (image.mode == "P" or grey):
+        raise BadData(
+            f"mask {path} is {image.format} with pixels of kind {image.mode}, want a PNG file with a palette: "
+            "the number of its class for each pixel"
+        )

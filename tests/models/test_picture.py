@@ -1,0 +1,161 @@
+"""Training reads picture files as serving decodes them, other formats too, and sizes without pixels."""
+
+import struct
+import zlib
+from io import BytesIO
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from models.data import picture
+from models.errors import BadData
+from service.frontend.decode import decode
+
+COLOURS: tuple[Literal["RGB", "L"], ...] = ("RGB", "L")
+ORIENTATION = 0x0112
+
+
+def pixels(mode: str, size: tuple[int, int] = (23, 14)) -> Image.Image:
+    """A smooth picture of that mode, 23 wide and 14 high, no two corners alike."""
+    x, y = np.meshgrid(np.linspace(0, 1, size[0]), np.linspace(0, 1, size[1]))
+    channels = [255 * x, 255 * y, 128 + 60 * np.sin(4 * x + 3 * y), 255 * (x + y) / 2]
+    bands = len(Image.new(mode, (1, 1)).getbands()) if mode != "P" else 3
+    stacked = np.stack(channels[:bands], axis=-1).round().astype(np.uint8)
+    image = Image.fromarray(stacked if bands > 1 else stacked[..., 0], None if mode == "P" else mode)
+    return image.quantize(16) if mode == "P" else image
+
+
+def saved(image: Image.Image, path: Path, **options: object) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def difference(path: Path, colour: Literal["RGB", "L"]) -> int:
+    """How far training's pixels are from serving's, at most."""
+    ours, served = picture.read(path, colour), decode(path.read_bytes(), colour, 10**6)
+    assert ours.shape == served.shape
+    assert ours.dtype == np.uint8
+    return int(np.abs(ours.astype(int) - served).max())
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_jpeg_is_read_as_serving_decodes_it(tmp_path: Path, mode: str, colour: Literal["RGB", "L"]) -> None:
+    # Of CMYK Pillow writes and reads the same inversion that serving undoes.
+    path = saved(pixels(mode), tmp_path / "a.jpg", quality=90)
+    assert difference(path, colour) <= (1 if mode == "CMYK" else 0)
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "RGB", "RGBA", "P"])
+def test_png_is_read_as_serving_decodes_it(tmp_path: Path, mode: str, colour: Literal["RGB", "L"]) -> None:
+    image = pixels("L").convert("1") if mode == "1" else pixels(mode)
+    assert difference(saved(image, tmp_path / "a.png"), colour) <= (1 if mode.endswith("A") else 0)
+
+
+def test_transparent_palette_is_on_white_as_in_serving(tmp_path: Path) -> None:
+    path = saved(pixels("P"), tmp_path / "a.png", transparency=bytes(range(0, 256, 16)))
+    assert difference(path, "RGB") <= 1
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_sixteen_bits_are_scaled_as_serving_scales_them(tmp_path: Path, colour: Literal["RGB", "L"]) -> None:
+    values = np.linspace(0, 65535, 600).astype(np.uint16).reshape(20, 30)
+    assert difference(saved(Image.fromarray(values), tmp_path / "a.png"), colour) == 0
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_picture_is_turned_as_exif_says(tmp_path: Path, orientation: int, kind: str) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    path = saved(pixels("RGB"), tmp_path / f"a.{kind}", exif=exif)
+    assert difference(path, "RGB") == 0
+    assert picture.header(path)[:2] == picture.read(path, "RGB").shape[:2]
+    # The negative control: as it is stored, it is another picture.
+    assert (orientation == 1) == (picture.read(path, "RGB").tobytes() == np.asarray(Image.open(path)).tobytes())
+
+
+@pytest.mark.parametrize("kind", ["bmp", "gif", "tif", "webp", "ppm"])
+def test_other_formats_are_read_too(tmp_path: Path, kind: str) -> None:
+    path = saved(pixels("RGB"), tmp_path / f"a.{kind}")
+    found = picture.read(path, "RGB").astype(int)
+    assert found.shape == (14, 23, 3)
+    assert np.abs(found - np.asarray(pixels("RGB"))).mean() < 12
+    assert picture.header(path) == (14, 23, False)
+
+
+def test_header_tells_grey_from_colour(tmp_path: Path) -> None:
+    for mode, grey in (("L", True), ("LA", True), ("RGB", False), ("P", False)):
+        assert picture.header(saved(pixels(mode), tmp_path / "a.png")).grey == grey
+
+
+def test_size_is_known_from_the_first_bytes(tmp_path: Path) -> None:
+    whole = BytesIO()
+    pixels("RGB", (400, 300)).save(whole, "PNG")
+    (tmp_path / "a.png").write_bytes(whole.getvalue()[:200])
+    assert picture.header(tmp_path / "a.png")[:2] == (300, 400)
+    with pytest.raises(BadData, match=r"a\.png cannot be read \(damaged, or no picture\)"):
+        picture.read(tmp_path / "a.png", "RGB")
+
+
+def test_what_is_no_picture_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tif")
+    for name, why in (("text.png", "damaged"), ("none.png", "No such file"), ("float.tif", "32 bits a pixel")):
+        with pytest.raises(BadData, match=why) as caught:
+            picture.read(tmp_path / name, "L")
+        assert name in caught.value.message
+        assert "\n" not in caught.value.message
+
+
+def mask() -> NDArray[np.uint8]:
+    return np.array([[0, 1, 2], [255, 1, 0]], np.uint8)
+
+
+def test_mask_is_the_indices_of_a_palette_or_of_grey(tmp_path: Path) -> None:
+    image = Image.fromarray(mask())
+    assert (picture.read_mask(saved(image, tmp_path / "grey.png")) == mask()).all()
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90] + 247 * [0, 0, 0])
+    path = saved(image, tmp_path / "palette.png")
+    assert (picture.read_mask(path) == mask()).all()
+    assert picture.mask_header(path).palette[:3] == [(10, 20, 30), (40, 50, 60), (70, 80, 90)]
+
+
+def png_of_four_bits() -> bytes:
+    """A grey PNG file of 1x4 pixels: 0, 1, 2 and 3 of 15."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 4, 1, 4, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"\0\x01\x23")),
+        (b"IEND", b""),
+    ]
+    body = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+
+
+def test_mask_of_another_kind_is_told(tmp_path: Path) -> None:
+    four_bits = tmp_path / "four.png"  # grey: Pillow would spread 0..15 over 0..255
+    four_bits.write_bytes(png_of_four_bits())
+    assert np.asarray(Image.open(four_bits)).tolist() == [[0, 17, 34, 51]]
+    for path in (
+        four_bits,
+        saved(Image.fromarray(mask()).convert("RGB"), tmp_path / "colours.png"),
+        saved(Image.fromarray(mask()), tmp_path / "lossy.jpg"),
+        saved(Image.fromarray(mask()), tmp_path / "bmp.png", format="BMP"),
+    ):
+        with pytest.raises(BadData, match="want a PNG file with a palette") as caught:
+            picture.read_mask(path)
+        assert str(path) in caught.value.message
+
+
+def test_files_are_pictures_by_name_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a.png", "notes.txt", ".hidden.png", "Thumbs.db"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    assert [path.name for path in picture.files(tmp_path)] == ["a.png", "b.JPG"]
