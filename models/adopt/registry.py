@@ -8,7 +8,9 @@ from torch import nn
 
 from models.adopt.keras import Entry, Flattened, registration_order
 from models.adopt.preprocessing import PixelForm
+from models.adopt.side_by_side import by_depth
 from models.adopt.torchvision import Rename
+from models.blocks import ConvNorm2d
 from models.classification.resnet import Bottleneck, ResNet
 from models.classification.vgg import VGG
 from models.registry import Argument
@@ -72,6 +74,9 @@ KERAS: dict[str, Published] = {
     "densenet169": Published("imagenet"),
     "densenet201": Published("imagenet"),
     "mobilenet": Published("symmetric"),
+    "inception_v3": Published("symmetric", by_depth, {"form": "keras"}),
+    "inception_resnet_v2": Published("symmetric", by_depth),
+    "xception": Published("symmetric"),
 }
 
 
@@ -95,6 +100,42 @@ def _flat_stacks(name: str, network: nn.Module) -> str:
     match = re.match(r"features\.(\d+)", name)
     return places[int(match[1])] + name[match.end() :] if match and int(match[1]) < len(places) else name
 
+
+def _inception_v3(name: str, network: nn.Module) -> str | None:
+    """torchvision has a name for every convolution where ours are numbered, in the same order."""
+    if name.startswith("AuxLogits."):
+        return None
+    ours = [place for place, module in network.named_modules() if isinstance(module, ConvNorm2d)]
+    places = dict(zip(_INCEPTION_V3, ours, strict=True)) | {"fc": "output"}
+    layer, _, tensor = name.rpartition(".")
+    match = re.fullmatch(r"(.+)\.(conv|bn)", layer)
+    if match and match[1] in places:
+        return f"{places[match[1]]}.{'conv' if match[2] == 'conv' else 'norm'}.{tensor}"
+    return f"{places.get(layer, layer)}.{tensor}"
+
+
+_FIGURE_5 = "branch1x1 branch5x5_1 branch5x5_2 branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3 branch_pool"
+_REDUCTION_1 = "branch3x3 branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3"
+_FIGURE_6 = (
+    "branch1x1 branch7x7_1 branch7x7_2 branch7x7_3 "
+    "branch7x7dbl_1 branch7x7dbl_2 branch7x7dbl_3 branch7x7dbl_4 branch7x7dbl_5 branch_pool"
+)
+_REDUCTION_2 = "branch3x3_1 branch3x3_2 branch7x7x3_1 branch7x7x3_2 branch7x7x3_3 branch7x7x3_4"
+_FIGURE_7 = (
+    "branch1x1 branch3x3_1 branch3x3_2a branch3x3_2b "
+    "branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3a branch3x3dbl_3b branch_pool"
+)
+_MIXED = {
+    **dict.fromkeys(("5b", "5c", "5d"), _FIGURE_5),
+    "6a": _REDUCTION_1,
+    **dict.fromkeys(("6b", "6c", "6d", "6e"), _FIGURE_6),
+    "7a": _REDUCTION_2,
+    **dict.fromkeys(("7b", "7c"), _FIGURE_7),
+}
+_INCEPTION_V3 = [
+    *(f"Conv2d_{place}" for place in ("1a_3x3", "2a_3x3", "2b_3x3", "3b_1x1", "4a_3x3")),
+    *(f"Mixed_{place}.{branch}" for place, branches in _MIXED.items() for branch in branches.split()),
+]
 
 _RESNET = renamed(
     (r"conv1\.", "stem.conv."),
@@ -124,4 +165,6 @@ TORCHVISION: dict[str, PublishedState] = {
     "densenet121": PublishedState(_DENSENET, head="classifier"),
     "densenet169": PublishedState(_DENSENET, head="classifier"),
     "densenet201": PublishedState(_DENSENET, head="classifier"),
+    # Its network turns the pixels it is given, imagenet's, into -1..1 itself.
+    "inception_v3": PublishedState(_inception_v3, head="fc", arguments={"form": "torchvision"}, pixels="symmetric"),
 }

@@ -17,7 +17,7 @@ from models.adopt.torchvision import State
 
 CLASSES = 5
 TOLERANCE = 1e-4
-SIZE = (64, 96)
+SIZE = (75, 107)  # the least that one of them takes
 
 
 class Random(dict[str, Tensor]):
@@ -28,21 +28,31 @@ class Random(dict[str, Tensor]):
         self.generator = torch.Generator().manual_seed(11)
 
     def conv(self, name: str, x: Tensor, out: int, kernel: int, stride: int = 1, bias: bool = False) -> Tensor:
-        inputs = x.shape[1] * kernel * kernel
-        weight = self._draw(f"{name}.weight", (out, x.shape[1], kernel, kernel), (2 / inputs) ** 0.5)
+        weight = self._kernel(name, x, out, kernel, kernel)
         return F.conv2d(x, weight, self._draw(f"{name}.bias", (out,), 0.1) if bias else None, stride, kernel // 2)
 
-    def norm(self, name: str, x: Tensor) -> Tensor:
+    def basic_conv(
+        self, name: str, x: Tensor, out: int, height: int, width: int, stride: int = 1, padded: bool = True
+    ) -> Tensor:
+        weight = self._kernel(f"{name}.conv", x, out, height, width)
+        x = F.conv2d(x, weight, None, stride, (height // 2, width // 2) if padded else 0)
+        return F.relu(self.norm(f"{name}.bn", x, eps=1e-3))
+
+    def norm(self, name: str, x: Tensor, eps: float = 1e-5) -> Tensor:
         maps = (x.shape[1],)
         weight, bias = self._draw(f"{name}.weight", maps, 0.2, 1.0), self._draw(f"{name}.bias", maps, 0.1)
         mean = self._draw(f"{name}.running_mean", maps, 0.1)
         variance = self._draw(f"{name}.running_var", maps, 0.1, 1.0).abs_()
         self[f"{name}.num_batches_tracked"] = torch.tensor(3)
-        return F.batch_norm(x, mean, variance, weight, bias, eps=1e-5)
+        return F.batch_norm(x, mean, variance, weight, bias, eps=eps)
 
     def linear(self, name: str, x: Tensor, out: int) -> Tensor:
         weight = self._draw(f"{name}.weight", (out, x.shape[1]), (2 / x.shape[1]) ** 0.5)
         return F.linear(x, weight, self._draw(f"{name}.bias", (out,), 0.1))
+
+    def _kernel(self, name: str, x: Tensor, out: int, height: int, width: int) -> Tensor:
+        inputs = x.shape[1] * height * width
+        return self._draw(f"{name}.weight", (out, x.shape[1], height, width), (2 / inputs) ** 0.5)
 
     def _draw(self, name: str, shape: tuple[int, ...], spread: float, centre: float = 0.0) -> Tensor:
         assert name not in self, f"{name} is asked for twice"
@@ -123,6 +133,63 @@ def vgg(*places: int) -> Callable[[Random, Tensor], Tensor]:
     return answer
 
 
+def inception_v3(state: Random, x: Tensor) -> Tensor:
+    def chain(x: Tensor, name: str, *layers: tuple[str, int, int, int], halve: bool = False) -> Tensor:
+        """A layer is the end of its name, its maps, height and width; `halve` is for the last one."""
+        for index, (end, *shape) in enumerate(layers):
+            if halve and index == len(layers) - 1:
+                x = state.basic_conv(name + end, x, *shape, stride=2, padded=False)
+            else:
+                x = state.basic_conv(name + end, x, *shape)
+        return x
+
+    def pooled(x: Tensor, name: str, maps: int) -> Tensor:
+        # Zeros of the padding count here, which they do not in Keras.
+        return state.basic_conv(f"{name}.branch_pool", F.avg_pool2d(x, 3, 1, 1), maps, 1, 1)
+
+    x = state.basic_conv("Conv2d_1a_3x3", x, 32, 3, 3, stride=2, padded=False)
+    x = state.basic_conv("Conv2d_2a_3x3", x, 32, 3, 3, padded=False)
+    x = F.max_pool2d(state.basic_conv("Conv2d_2b_3x3", x, 64, 3, 3), 3, 2)
+    x = state.basic_conv("Conv2d_3b_1x1", x, 80, 1, 1)
+    x = F.max_pool2d(state.basic_conv("Conv2d_4a_3x3", x, 192, 3, 3, padded=False), 3, 2)
+    for name, maps in (("Mixed_5b", 32), ("Mixed_5c", 64), ("Mixed_5d", 64)):
+        branches = [
+            chain(x, f"{name}.branch1x1", ("", 64, 1, 1)),
+            chain(x, f"{name}.branch5x5", ("_1", 48, 1, 1), ("_2", 64, 5, 5)),
+            chain(x, f"{name}.branch3x3dbl", ("_1", 64, 1, 1), ("_2", 96, 3, 3), ("_3", 96, 3, 3)),
+            pooled(x, name, maps),
+        ]
+        x = torch.cat(branches, dim=1)
+    single = chain(x, "Mixed_6a.branch3x3", ("", 384, 3, 3), halve=True)
+    double = chain(x, "Mixed_6a.branch3x3dbl", ("_1", 64, 1, 1), ("_2", 96, 3, 3), ("_3", 96, 3, 3), halve=True)
+    x = torch.cat((single, double, F.max_pool2d(x, 3, 2)), dim=1)
+    for name, c in (("Mixed_6b", 128), ("Mixed_6c", 160), ("Mixed_6d", 160), ("Mixed_6e", 192)):
+        long = (("_1", c, 1, 1), ("_2", c, 7, 1), ("_3", c, 1, 7), ("_4", c, 7, 1), ("_5", 192, 1, 7))
+        branches = [
+            chain(x, f"{name}.branch1x1", ("", 192, 1, 1)),
+            chain(x, f"{name}.branch7x7", ("_1", c, 1, 1), ("_2", c, 1, 7), ("_3", 192, 7, 1)),
+            chain(x, f"{name}.branch7x7dbl", *long),
+            pooled(x, name, 192),
+        ]
+        x = torch.cat(branches, dim=1)
+    single = chain(x, "Mixed_7a.branch3x3", ("_1", 192, 1, 1), ("_2", 320, 3, 3), halve=True)
+    long = (("_1", 192, 1, 1), ("_2", 192, 1, 7), ("_3", 192, 7, 1), ("_4", 192, 3, 3))
+    x = torch.cat((single, chain(x, "Mixed_7a.branch7x7x3", *long, halve=True), F.max_pool2d(x, 3, 2)), dim=1)
+    for name in ("Mixed_7b", "Mixed_7c"):
+        single = chain(x, f"{name}.branch3x3", ("_1", 384, 1, 1))
+        double = chain(x, f"{name}.branch3x3dbl", ("_1", 448, 1, 1), ("_2", 384, 3, 3))
+        branches = [
+            chain(x, f"{name}.branch1x1", ("", 320, 1, 1)),
+            *(chain(single, f"{name}.branch3x3", layer) for layer in (("_2a", 384, 1, 3), ("_2b", 384, 3, 1))),
+            *(chain(double, f"{name}.branch3x3dbl", layer) for layer in (("_3a", 384, 1, 3), ("_3b", 384, 3, 1))),
+            pooled(x, name, 192),
+        ]
+        x = torch.cat(branches, dim=1)
+    # The head for training only; whatever it answers is left.
+    state.linear("AuxLogits.fc", state.basic_conv("AuxLogits.conv0", x, 8, 1, 1).mean(dim=(2, 3)), CLASSES)
+    return state.linear("fc", x.mean(dim=(2, 3)), CLASSES)
+
+
 NETWORKS = {
     "vgg16": vgg(0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28),
     "vgg19": vgg(0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34),
@@ -134,7 +201,9 @@ NETWORKS = {
     "densenet121": densenet(".", 6, 12, 24, 16),
     "densenet169": densenet(".", 6, 12, 32, 32),
     "densenet201": densenet("", 6, 12, 48, 32),
+    "inception_v3": inception_v3,
 }
+PIXELS = {"inception_v3": "symmetric"}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -143,7 +212,7 @@ def test_network_answers_as_its_state_dict_says(name: str, tmp_path: Path) -> No
     state, images, expected = drawn(name)
     torch.save(dict(state), path)
     adopted = weights.adopt(name, path, size=SIZE)
-    assert (adopted.library, adopted.pixels) == ("torchvision", "imagenet")
+    assert (adopted.library, adopted.pixels) == ("torchvision", PIXELS.get(name, "imagenet"))
     with torch.inference_mode():
         answer = adopted.network(images)
     apart = (expected.amax(dim=0) - expected.amin(dim=0)).mean()

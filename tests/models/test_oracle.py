@@ -51,6 +51,9 @@ TWINS = [
     Twin("densenet121", "DenseNet121"),
     Twin("densenet169", "DenseNet169"),
     Twin("densenet201", "DenseNet201"),
+    Twin("xception", "Xception", size=(71, 76)),
+    Twin("inception_v3", "InceptionV3", size=(75, 107)),
+    Twin("inception_resnet_v2", "InceptionResNetV2", size=(75, 107)),
     Twin("mobilenet", "MobileNet"),
     Twin("mobilenet", "MobileNet", size=(75, 101), options={"alpha": 0.5}, arguments={"alpha": 0.5}),
 ]
