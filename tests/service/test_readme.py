@@ -1,0 +1,98 @@
+"""What README.md tells a user to type can be typed, to the letter but for the server's port."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from models import demo
+from models.data.registry import DATA
+from models.registry import ARCHITECTURES
+from service import cli
+from tests.service import networks
+from tests.service.running import Server
+from tests.service.test_vision import colourful, grey
+
+README = (Path(cli.__file__).parents[1] / "README.md").read_text()
+PORT = "127.0.0.1:8001"
+
+
+def commands() -> list[list[str]]:
+    """The words of every `convoy` line, without its comment."""
+    lines = re.findall(r"^    \.venv/bin/convoy (.*?)(?: *#.*)?$", README, re.MULTILINE)
+    return [line.split() for line in lines]
+
+
+ASKING = [words for words in commands() if words[0] != "serve" and cli.COMMANDS[words[0]].module.startswith("service.")]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Small networks under the names that the page gives to trained ones."""
+    repository = tmp_path_factory.mktemp("repository")
+    networks.save(networks.classifier(), repository, "lenet5")
+    networks.save(networks.segmenter(), repository, "unet")
+    with Server(repository, ["server.lame_duck_seconds=0"]) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a user stands who has run the demo: the same pictures by name, each of the kind that its name tells."""
+    monkeypatch.chdir(tmp_path)
+    pictures = tmp_path / "demo" / "images"
+    pictures.mkdir(parents=True)
+    for digit in demo.DIGITS_SHOWN:
+        Image.fromarray(grey(digit)).save(pictures / f"digit-{digit}.png")
+    for number in range(1, len(demo.SCENES_SHOWN) + 1):
+        Image.fromarray(colourful(number, 12, 16)).save(pictures / f"scene-{number}.png")
+    return tmp_path
+
+
+def test_what_is_exported_was_trained_before_and_is_what_is_served() -> None:
+    trained: set[str] = set()
+    repositories: set[str] = set()
+    for words in commands():
+        match words:
+            case ["train", architecture, "--data", data]:
+                assert architecture in ARCHITECTURES
+                assert data in DATA
+                trained.add(f"runs/{architecture}-{data}/last.ckpt")
+            case ["evaluate", checkpoint]:
+                assert checkpoint in trained
+            case ["export", checkpoint, "--repository", repository]:
+                assert checkpoint in trained
+                repositories.add(repository)
+            case ["serve", "--repository", repository]:
+                assert {repository} == repositories
+    assert trained == {f"runs/{name}-{data}/last.ckpt" for name, data in demo.NETWORKS.items()}
+
+
+def test_page_asks_the_server_for_everything_it_can_do() -> None:
+    assert {words[0] for words in ASKING} >= {"models", "classify", "segment", "bench"}
+
+
+@pytest.mark.parametrize("words", ASKING, ids=" ".join)
+def test_command_that_asks_the_server_works(server: Server, words: list[str], folder: Path) -> None:
+    words = ["0.2" if before == "--seconds" else word for before, word in zip(["", *words], words, strict=False)]
+    assert cli.run([*words, "--server", server.grpc]) == 0
+    if words[0] == "segment":
+        assert {path.name for path in folder.glob("*.png")} == {"mask.png", "mask-overlay.png"}
+
+
+def test_example_of_the_client_works(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "service.client" in block)
+    assert PORT in example
+    exec(example.replace(PORT, server.grpc).replace("deadline=0.5", "deadline=30"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == "(12, 16) uint8"
+    refused = "image starts with the bytes 6e 6f 20 69 6d 61 67 65, want JPEG or PNG"
+    assert [line.split("(")[0] for line in lines[3:]] == ["Classification", refused, "Classification"]
+
+
+def test_every_picture_that_is_sent_is_one_that_the_demo_leaves(folder: Path) -> None:
+    named = set(re.findall(r"[\w/-]+\.png", README)) - {"mask.png", "mask-overlay.png"}
+    assert named
+    assert [name for name in named if not (folder / name).is_file()] == []
