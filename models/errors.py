@@ -37,3 +37,9 @@ class BadWeights(ConvoyError):
     """A file of weights is not one of this network, or cannot be read."""
 
     reason = "BAD_WEIGHTS"
+
+
+class BadTemplate(ConvoyError):
+    """A picture that nothing can be found with."""
+
+    reason = "BAD_TEMPLATE"

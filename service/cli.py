@@ -32,6 +32,7 @@ COMMANDS = {
     "train": Command("models.commands.train", "Train a network"),
     "evaluate": Command("models.commands.evaluate", "Measure a trained network on its held-out images"),
     "export": Command("models.commands.export", "Export a trained network into a model repository"),
+    "template": Command("models.commands.template", "Make a model that finds a picture inside others"),
     "adopt-weights": Command("models.commands.adopt_weights", "Take over weights that Keras or torchvision saved"),
 }
 

@@ -1,0 +1,23 @@
+"""`convoy template`: a picture of one thing becomes a model that finds it in others."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from models.template import publish_template
+
+
+def template(
+    crop: Annotated[Path, typer.Argument(metavar="CROP", help="A picture of what is looked for, and of nothing else")],
+    name: Annotated[str, typer.Option(help="Of the model, and of what it finds")],
+    repository: Annotated[Path, typer.Option(help="Folder of the model repository; made where there is none")] = Path(
+        "repository"
+    ),
+) -> None:
+    """Make a model that finds a picture inside others, whatever their brightness and contrast. Transparent parts of it
+    count as white, as they do in the images that are searched."""
+    file, (height, width) = publish_template(crop, repository, name)
+    print(f"file  {file}  (finds {width}x{height} pixels, version {file.parent.name})")
+    print(f"next  convoy serve --repository {repository}")
+    print(f"      convoy locate {name} PICTURE")
