@@ -39,6 +39,18 @@ class BadWeights(ConvoyError):
     reason = "BAD_WEIGHTS"
 
 
+class ImpossibleLayer(ConvoyError):
+    """A layer cannot take what the one before it answers."""
+
+    reason = "IMPOSSIBLE_LAYER"
+
+
+class BadNetworkFile(ConvoyError):
+    """A file is no network, or not one that can be looked into."""
+
+    reason = "BAD_NETWORK_FILE"
+
+
 class BadTemplate(ConvoyError):
     """A picture that nothing can be found with."""
 

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class Count(NamedTuple):
@@ -19,9 +19,13 @@ class Count(NamedTuple):
 def count(network: nn.Module) -> Count:
     """The numbers in a network; it may be on the meta device."""
     trainable = sum(parameter.numel() for parameter in network.parameters())
-    # Batch normalisation's third buffer only counts batches: no answer depends on it.
-    fixed = sum(buffer.numel() for name, buffer in network.named_buffers() if name.endswith(_STATISTICS))
-    return Count(trainable, fixed)
+    return Count(trainable, sum(statistic.numel() for statistic in moving_statistics(network).values()))
+
+
+def moving_statistics(network: nn.Module) -> dict[str, Tensor]:
+    """The means and variances of batch normalisation, by name."""
+    # Its third buffer only counts batches: no answer depends on it.
+    return {name: buffer for name, buffer in network.named_buffers() if name.endswith(_STATISTICS)}
 
 
 _STATISTICS = ("running_mean", "running_var")

@@ -33,6 +33,7 @@ COMMANDS = {
     "evaluate": Command("models.commands.evaluate", "Measure a trained network on its held-out images"),
     "export": Command("models.commands.export", "Export a trained network into a model repository"),
     "template": Command("models.commands.template", "Make a model that finds a picture inside others"),
+    "inspect": Command("models.commands.inspect", "Show the layers of a network: shapes, costs, receptive fields"),
     "adopt-weights": Command("models.commands.adopt_weights", "Take over weights that Keras or torchvision saved"),
 }
 

@@ -1,0 +1,52 @@
+"""`convoy inspect`: the layers of a network with shapes, parameters, multiply-adds and receptive fields."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.measure import Measurement
+
+from models.anatomy.act import by
+from models.commands.options import assignments, parse_size
+from models.errors import BadTraining
+from models.inspect import inspect_architecture, inspect_file, is_file
+from models.visualize import layers
+
+
+def inspect(
+    subject: Annotated[
+        str,
+        typer.Argument(
+            metavar="ARCH|FILE", help="An architecture's name, a checkpoint (.ckpt) or an ONNX file (.onnx)"
+        ),
+    ],
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="Of the image  [default: the network's own; 256x256 if it takes any]"),
+    ] = None,
+    arguments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An argument of the architecture")
+    ] = None,
+    classes: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many it tells apart  [default: 1000; 10 for grey images; 21 for pixels]"),
+    ] = None,
+    channels: Annotated[int | None, typer.Option(min=1, help="Of the image  [default: the network's own]")] = None,
+) -> None:
+    """Print the layers of a network: output shapes, parameters, multiply-adds and receptive fields."""
+    sides = None if size is None else parse_size(size)
+    if is_file(subject):
+        if arguments or classes or channels:
+            raise BadTraining(f"{subject} is a file: --set, --classes and --channels go with an architecture's name")
+        whole = inspect_file(Path(subject), sides)
+    else:
+        whole = inspect_architecture(subject, sides, classes, channels, assignments(arguments or []))
+    print(f"{subject}, input {by(whole.image[1:])}")
+    table, console = layers.table(whole), Console()
+    # A terminal may cut off; what goes into a file or a pipe is complete.
+    wide = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    console = Console(width=max(console.width, wide))
+    console.print(table)
+    for note in layers.notes(whole):
+        print(note)
