@@ -146,6 +146,17 @@ _RESNET = renamed(
     (r"layer(\d)\.(\d+)\.downsample\.1\.", r"stages.stage\1.\2.shortcut.norm."),
     (r"fc\.", "classifier."),
 )
+_PYRAMID = renamed(
+    (r"classifier\.0\.convs\.([0-3])\.0\.", r"pyramid.branches.\1.conv."),
+    (r"classifier\.0\.convs\.([0-3])\.1\.", r"pyramid.branches.\1.norm."),
+    (r"classifier\.0\.convs\.4\.1\.", "pyramid.image.conv."),
+    (r"classifier\.0\.convs\.4\.2\.", "pyramid.image.norm."),
+    (r"classifier\.0\.project\.0\.", "pyramid.project.conv."),
+    (r"classifier\.0\.project\.1\.", "pyramid.project.norm."),
+    (r"classifier\.1\.", "refine.conv."),
+    (r"classifier\.2\.", "refine.norm."),
+    (r"classifier\.4\.", "score."),
+)
 _DENSENET = renamed(
     (r"features\.(conv|norm)0\.", r"stem.\1."),
     # The published files are from when a layer's parts were called norm.1, conv.1, ..
@@ -153,6 +164,15 @@ _DENSENET = renamed(
     (r"features\.transition(\d)\.", r"body.transition\1."),
     (r"features\.norm5\.", "norm."),
 )
+
+
+def _deeplab_v3(name: str, network: nn.Module) -> str | None:
+    """A ResNet under `backbone`, the pyramid under `classifier`, and a head for training only."""
+    if name.startswith("aux_classifier."):
+        return None
+    body = name.removeprefix("backbone.")
+    return _PYRAMID(name, network) if body == name else _RESNET(body, network)
+
 
 TORCHVISION: dict[str, PublishedState] = {
     "vgg16": PublishedState(_flat_stacks, head="classifier.6"),
@@ -165,6 +185,9 @@ TORCHVISION: dict[str, PublishedState] = {
     "densenet121": PublishedState(_DENSENET, head="classifier"),
     "densenet169": PublishedState(_DENSENET, head="classifier"),
     "densenet201": PublishedState(_DENSENET, head="classifier"),
+    "deeplab_v3": PublishedState(
+        _deeplab_v3, head="classifier.4", arguments={"form": "torchvision", "output_stride": 8}
+    ),
     # Its network turns the pixels it is given, imagenet's, into -1..1 itself.
     "inception_v3": PublishedState(_inception_v3, head="fc", arguments={"form": "torchvision"}, pixels="symmetric"),
 }

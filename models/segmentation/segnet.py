@@ -85,4 +85,6 @@ def unpool(x: Tensor, winner: Tensor, height: int, width: int) -> Tensor:
 
 
 def _convolutions(maps: Sequence[int]) -> nn.Sequential:
-    return nn.Sequential(*(ConvNorm2d(before, after, 3, padding=1) for before, after in pairwise(maps)))
+    # Statistics that follow the weights within a few dozen batches: own data is often a few hundred.
+    layers = (ConvNorm2d(before, after, 3, padding=1, momentum=0.1) for before, after in pairwise(maps))
+    return nn.Sequential(*layers)

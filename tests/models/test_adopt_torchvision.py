@@ -27,9 +27,12 @@ class Random(dict[str, Tensor]):
         super().__init__()
         self.generator = torch.Generator().manual_seed(11)
 
-    def conv(self, name: str, x: Tensor, out: int, kernel: int, stride: int = 1, bias: bool = False) -> Tensor:
+    def conv(
+        self, name: str, x: Tensor, out: int, kernel: int, stride: int = 1, bias: bool = False, rate: int = 1
+    ) -> Tensor:
         weight = self._kernel(name, x, out, kernel, kernel)
-        return F.conv2d(x, weight, self._draw(f"{name}.bias", (out,), 0.1) if bias else None, stride, kernel // 2)
+        biases = self._draw(f"{name}.bias", (out,), 0.1) if bias else None
+        return F.conv2d(x, weight, biases, stride, rate * (kernel // 2), rate)
 
     def basic_conv(
         self, name: str, x: Tensor, out: int, height: int, width: int, stride: int = 1, padded: bool = True

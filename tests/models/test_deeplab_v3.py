@@ -1,13 +1,18 @@
 """DeepLabv3: output stride, rates, the pyramid, and torchvision's form of it."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from models.adopt import weights
 from models.classification.resnet import ResNet
 from models.parameters import count
 from models.segmentation.deeplab_v3 import DeepLabV3, Pyramid
 from tests.models.segmenters import assert_exports, settled
+from tests.models.test_adopt_torchvision import TOLERANCE, Random, downsampled
 
 
 def rates(network: nn.Module) -> list[int]:
@@ -53,6 +58,48 @@ def test_torchvisions_form_has_its_parameters_and_its_body() -> None:
     theirs = {name: value.shape for name, value in body.state_dict().items() if not name.startswith("classifier.")}
     assert ours == theirs
     assert rates(network.stages) == rates(body.stages)
+
+
+def as_torchvision(state: Random, x: Tensor, classes: int) -> Tensor:
+    """The network as the names of torchvision's tensors tell it, at an output stride of 8."""
+
+    def activated(conv: str, norm: str, x: Tensor, out: int, kernel: int, stride: int = 1, rate: int = 1) -> Tensor:
+        return F.relu(state.norm(norm, state.conv(conv, x, out, kernel, stride, rate=rate)))
+
+    size = x.shape[-2:]
+    x = F.max_pool2d(activated("backbone.conv1", "backbone.bn1", x, 64, 7, 2), 3, 2, 1)
+    # The first block of a stage whose stride has become a rate still has the rate before.
+    for stage, (blocks, stride, first, rate) in enumerate([(3, 1, 1, 1), (4, 2, 1, 1), (6, 1, 1, 2), (3, 1, 2, 4)]):
+        for index in range(blocks):
+            name = f"backbone.layer{stage + 1}.{index}"
+            width, step, dilation = 64 << stage, 1 if index else stride, rate if index else first
+            y = activated(f"{name}.conv1", f"{name}.bn1", x, width, 1)
+            y = activated(f"{name}.conv2", f"{name}.bn2", y, width, 3, step, dilation)
+            y = state.norm(f"{name}.bn3", state.conv(f"{name}.conv3", y, 4 * width, 1))
+            x = F.relu(y + downsampled(state, name, x, 4 * width, step))
+    branches = [activated("classifier.0.convs.0.0", "classifier.0.convs.0.1", x, 256, 1)]
+    for number, rate in ((1, 12), (2, 24), (3, 36)):
+        name = f"classifier.0.convs.{number}"
+        branches.append(activated(f"{name}.0", f"{name}.1", x, 256, 3, rate=rate))
+    whole = activated("classifier.0.convs.4.1", "classifier.0.convs.4.2", x.mean((2, 3), keepdim=True), 256, 1)
+    branches.append(F.interpolate(whole, x.shape[-2:], mode="bilinear", align_corners=False))
+    x = activated("classifier.0.project.0", "classifier.0.project.1", torch.cat(branches, dim=1), 256, 1)
+    x = activated("classifier.1", "classifier.2", x, 256, 3)
+    state.conv("aux_classifier.4", x, classes, 1, bias=True)  # a head for training; whatever it answers is left
+    return F.interpolate(state.conv("classifier.4", x, classes, 1, bias=True), size, mode="bilinear")
+
+
+def test_weights_under_torchvisions_names_give_the_answers_that_those_names_stand_for(tmp_path: Path) -> None:
+    state, images = Random(), torch.randn(1, 3, 65, 81, generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        expected = as_torchvision(state, images, classes=21)
+        torch.save(dict(state), tmp_path / "deeplabv3_resnet50.pth")
+        adopted = weights.adopt("deeplab_v3", tmp_path / "deeplabv3_resnet50.pth")
+        answer = adopted.network(images)
+    assert (adopted.library, adopted.pixels, len(adopted.description.labels)) == ("torchvision", "imagenet", 21)
+    assert answer.shape == expected.shape
+    assert float(expected.std(dim=(2, 3)).mean()) > 0.05 * float(expected.abs().max())
+    assert float((answer - expected).abs().max()) <= TOLERANCE * float(expected.abs().max())
 
 
 def test_pyramid_sees_the_whole_image_only_through_its_last_branch() -> None:
