@@ -17,9 +17,7 @@ IMAGE = "image"  # uint8 (N, H, W, C)
 PROBABILITIES = "probabilities"  # float32 (N, classes)
 MASK = "mask"  # uint8 (N, H, W)
 CONFIDENCE = "confidence"  # uint8 (N, H, W), the winning probability times 255, rounded
-HEAT_MAP = (
-    "heat_map"  # float32 (N, H - h + 1, W - w + 1), -1..1: how well a template of h x w fits with its corner there
-)
+HEAT_MAP = "heat_map"  # float32 (N, H - h + 1, W - w + 1), -1..1: how like the template the h x w pixels from there are
 LOCATION = "location"  # int64 (N, 2), the row and the column of the highest value of the heat map
 SCORE = "score"  # float32 (N), that value
 
