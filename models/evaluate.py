@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from torch import nn
 from models import threads
 from models.checkpoint import Description, load
 from models.data.batches import loader
-from models.data.registry import data_set
+from models.data.registry import resolve
 from models.errors import BadCheckpoint
 from models.metrics import confusion, measures
 
@@ -29,9 +30,12 @@ class Evaluation:
     confusion: NDArray[np.int64]
 
 
-def evaluate_checkpoint(path: Path) -> Evaluation:
-    """The network of a checkpoint on the whole held-out split of its data set. Raises BadCheckpoint."""
+def evaluate_checkpoint(path: Path, data: str | None = None) -> Evaluation:
+    """The network of a checkpoint on the whole held-out split of its data set, or of other data with the same classes.
+    Raises BadCheckpoint, BadTraining, BadData."""
     description, network = load(path)
+    if data is not None:
+        description = msgspec.structs.replace(description, data=resolve(data))
     if not description.data:
         raise BadCheckpoint(f"{path} holds weights that were not trained here, want a checkpoint of `convoy train`")
     return evaluate(description, network)
@@ -40,7 +44,7 @@ def evaluate_checkpoint(path: Path) -> Evaluation:
 def evaluate(description: Description, network: nn.Module) -> Evaluation:
     """A network on the whole held-out split, images brought to the input as serving would bring them."""
     threads.limit()
-    split = data_set(description.data).split("test")
+    split = description.held_out()
     normalise, scores = description.normalisation(), measures(description.task, len(description.labels))
     counts = confusion(len(description.labels))
     with torch.inference_mode():

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import onnx
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from torch.export import Dim
 
 from models import checkpoint, parity, publish
 from models.checkpoint import Description
+from models.data.registry import resolve, shown
 from models.evaluate import evaluate
 from models.graph import served
 from service import metadata
@@ -45,13 +47,16 @@ class Exported:
         return int(self.path.parent.name)
 
 
-def export(path: Path, repository: Path, name: str | None = None) -> Exported:
+def export(path: Path, repository: Path, name: str | None = None, data: str | None = None) -> Exported:
     """Export the network of a checkpoint as the next version of a model, by default named for its architecture.
 
-    Measures it on the held-out split of its data, where it has data; checks the graph and its parity with PyTorch, and
-    only then writes. Raises BadModelName, BadCheckpoint, ParityRefused; nothing is written then.
+    Measures it on the held-out split of its data, where it has data, or of `data` in its place: a folder that has
+    moved, or "" for none. Checks the graph and its parity with PyTorch, and only then writes. Raises BadModelName,
+    BadCheckpoint, BadTraining, BadData, ParityRefused; nothing is written then.
     """
     description, network = checkpoint.load(path)
+    if data is not None:
+        description = msgspec.structs.replace(description, data=data and resolve(data))
     name = description.architecture if name is None else name
     publish.check_name(name)
     scores = evaluate(description, network).scores if description.data else {}
@@ -137,7 +142,7 @@ def _document(description: Description, scores: dict[str, float], measured: Pari
         tensor=description.tensor,
         provenance=Provenance(
             architecture=description.architecture,
-            data=description.data,
+            data=shown(description.data),
             commit=description.commit,
             metrics={name: round(score, 6) for name, score in scores.items()},
         ),

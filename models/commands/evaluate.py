@@ -20,6 +20,9 @@ MEANING = {
 
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A .ckpt file that `convoy train` wrote")],
+    data: Annotated[
+        str | None, typer.Option(help="Data set or folder with the same classes  [default: what it was trained on]")
+    ] = None,
     picture: Annotated[
         Path | None, typer.Option(help="Where the confusion matrix goes as PNG  [default: beside the checkpoint]")
     ] = None,
@@ -27,7 +30,7 @@ def evaluate(
     """Measure a trained network on the whole held-out split of its data."""
     if picture is not None and not picture.parent.is_dir():  # told now, not after minutes of measuring
         raise BadConfig(f"cannot write {str(picture)!r}: there is no folder {str(picture.parent)!r}")
-    result = evaluate_checkpoint(checkpoint)
+    result = evaluate_checkpoint(checkpoint, data)
     description = result.description
     picture = picture or checkpoint.with_name(f"{checkpoint.stem}-confusion.png")
     print(f"{description.architecture} on {result.images} held-out images of {description.data}")

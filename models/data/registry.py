@@ -17,7 +17,7 @@ def resolve(text: str) -> str:
     if text in DATA:
         return text
     if not Path(text).is_dir():
-        raise BadTraining(f"data set {text!r}, want one of: {', '.join(DATA)}; or a folder of pictures")
+        raise _unknown(text)
     return str(Path(text).resolve())
 
 
@@ -49,6 +49,15 @@ def held_out(name: str, task: Task, colour: Literal["RGB", "L"] | None, labels: 
 
 def _there(name: str) -> Path:
     root = Path(name)
+    if not root.is_absolute():
+        raise _unknown(name)
     if not root.is_dir():
-        raise BadTraining(f"there is no folder {root} any more, want its data: name where it is now with --data DIR")
+        raise BadTraining(
+            f"there is no folder {root} any more, want its pictures: say where they are with --data DIR, "
+            "or export --without-data"
+        )
     return root
+
+
+def _unknown(text: str) -> BadTraining:
+    return BadTraining(f"data set {text!r}, want one of: {', '.join(DATA)}; or a folder of pictures")

@@ -6,6 +6,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -16,6 +17,7 @@ from models.data.listing import SPLITS
 from models.data.registry import data_set, held_out, resolve, shown
 from models.data.shares import share
 from models.errors import BadData, BadTraining
+from service import cli, metadata
 
 PALETTE = [(0, 0, 0), (200, 30, 30), (30, 200, 30)]
 SIZES = ((12, 16), (9, 21))
@@ -290,7 +292,7 @@ def test_held_out_split_is_that_of_the_folder_where_it_lies_now(tmp_path: Path) 
     root = write_classes(tmp_path / "shades")
     test = load(root).split("test")
     root.rename(tmp_path / "moved")
-    with pytest.raises(BadTraining, match=r"there is no folder .*shades any more, want its data: .* with --data DIR"):
+    with pytest.raises(BadTraining, match=r"there is no folder .*shades any more, want its pictures: .* --data DIR"):
         held_out(str(root), "classification", "RGB", ["dark", "light"])
     again = held_out(str(tmp_path / "moved"), "classification", "L", ["dark", "light"])
     assert len(again) == len(test)
@@ -305,3 +307,53 @@ def test_held_out_split_is_refused_where_the_classes_are_others(tmp_path: Path) 
         held_out(str(root), "segmentation", "RGB", ["dark", "light"])
     with pytest.raises(BadTraining, match="data set digits has other classes"):
         held_out("digits", "classification", "L", ["dark", "light"])
+
+
+def document(path: Path) -> metadata.Document:
+    found = metadata.decode({entry.key: entry.value for entry in onnx.load(path).metadata_props})
+    assert found is not None
+    return found
+
+
+def test_folder_is_trained_evaluated_and_exported_also_after_it_has_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_masks(tmp_path / "squares")
+    (tmp_path / "squares" / "labels.txt").write_text("ground\nred\ngreen\n")
+    options = ["--epochs", "1", "--set", "width=4", "--set", "depth=2", "--crop", "8", "--class-weights", "balanced"]
+    assert cli.run(["train", "unet", "--data", "squares", *options, "--loss", "cross-entropy+dice"]) == 0
+    checkpoint = "runs/unet-squares/last.ckpt"
+    assert cli.run(["evaluate", checkpoint]) == 0
+    assert cli.run(["train", "unet", "--data", "squares", *options, "--epochs", "2", "--resume", checkpoint]) == 0
+
+    (tmp_path / "squares").rename(tmp_path / "elsewhere")
+    capsys.readouterr()
+    for command in (["evaluate", checkpoint], ["export", checkpoint, "--repository", "repository"]):
+        assert cli.run(command) == 2
+        err = capsys.readouterr().err
+        assert "squares any more, want its pictures" in err
+        assert err.count("\n") == 1
+    assert cli.run(["evaluate", checkpoint, "--data", "elsewhere"]) == 0
+
+    assert cli.run(["export", checkpoint, "--repository", "repository", "--data", "elsewhere"]) == 0
+    found = document(tmp_path / "repository/unet/1/model.onnx")
+    assert found.labels == ["ground", "red", "green"]
+    assert found.palette == PALETTE
+    assert found.provenance is not None
+    # Not where it lay: that is nobody's business who asks the server.
+    assert found.provenance.data == "elsewhere"
+    assert set(found.provenance.metrics) == {"mean_iou", "pixel_accuracy"}
+
+    assert cli.run(["export", checkpoint, "--repository", "repository", "--without-data"]) == 0
+    found = document(tmp_path / "repository/unet/2/model.onnx")
+    assert found.provenance is not None
+    assert (found.provenance.data, found.provenance.metrics) == ("", {})
+
+
+def test_classifier_is_trained_on_a_folder_of_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_classes(tmp_path / "shades", mode="L")
+    options = ["--epochs", "1", "--class-weights", "balanced", "--loss", "focal"]
+    assert cli.run(["train", "lenet5", "--data", "shades", *options]) == 0
+    assert cli.run(["evaluate", "runs/lenet5-shades/last.ckpt"]) == 0
