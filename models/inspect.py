@@ -72,7 +72,10 @@ def inspect_file(path: Path, size: Size | None = None) -> Anatomy:
     if path.suffix not in SUFFIXES:
         raise BadNetworkFile(f"{path} is neither a checkpoint (.ckpt) nor an ONNX file (.onnx)")
     if path.suffix == ".onnx":
-        return anatomy(onnx_reader.read(path, size))
+        try:
+            return anatomy(onnx_reader.read(path, size))
+        except ImpossibleLayer as error:
+            raise ImpossibleLayer(f"{path.name}: {error.message}") from error
     description, network = checkpoint.load(path)
     sides = sides_of(path.name, description.spec, size)
     return anatomy(_graph(path.name, network.to("meta"), description.takes.channels, sides))

@@ -44,9 +44,8 @@ def inspect(
         whole = inspect_architecture(subject, sides, classes, channels, assignments(arguments or []))
     print(f"{subject}, input {by(whole.image[1:])}")
     table, console = layers.table(whole), Console()
-    # A terminal may cut off; what goes into a file or a pipe is complete.
+    # As wide as it is, also where the terminal is narrower or there is none: figures that are cut off say nothing.
     wide = Measurement.get(console, console.options.update(max_width=1000), table).maximum
-    console = Console(width=max(console.width, wide))
-    console.print(table)
+    Console(width=max(console.width, wide)).print(table)
     for note in layers.notes(whole):
         print(note)

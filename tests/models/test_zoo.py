@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from models import zoo
 from models.data.generated import GeneratedSplit
 from models.export import Exported, export
+from models.inspect import inspect_file, totals
 from models.registry import ARCHITECTURES, Argument
 from service.client import Client
 from tests.service.running import Server
@@ -81,6 +82,12 @@ def test_exported_network_answers_as_pytorch_does(name: str, exports: Zoo) -> No
         assert parity.mask_agreement >= 0.9999
     else:
         assert parity.top1_agreement == 1
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_exported_network_costs_what_its_architecture_does(name: str, exports: Zoo) -> None:
+    expected = totals(name, _size(name), CLASSES, arguments=ARGUMENTS.get(name))
+    assert inspect_file(exports.export(name).path).multiply_adds == expected.multiply_adds
 
 
 @pytest.mark.parametrize("name", [name for name, row in ARCHITECTURES.items() if row.task == "classification"])

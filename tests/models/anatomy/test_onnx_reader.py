@@ -40,26 +40,30 @@ def layers(whole: Anatomy) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "arguments", "served"),
+    ("name", "size", "arguments", "served", "more"),
     [
-        ("lenet5", None, {}, 0),
-        ("unet", None, {"width": 2, "depth": 2}, 3),  # the mask's three reductions
-        ("resnet18", (64, 64), {}, 0),
+        # Where C3 has no connection, the file has zeros.
+        ("lenet5", None, {}, 0, (6 * 16 - 60) * 25 + 2),
+        # Of a normalisation's four numbers a map one is left, the convolution's bias. The mask takes three reductions.
+        ("unet", None, {"width": 2, "depth": 2}, 3, -3 * 40 + 6),
+        ("resnet18", (64, 64), {}, 0, -3 * 4800 + 6),
     ],
 )
 def test_file_has_the_figures_of_its_network(
-    name: str, size: tuple[int, int] | None, arguments: dict[str, Argument], served: int, tmp_path: Path
+    name: str,
+    size: tuple[int, int] | None,
+    arguments: dict[str, Argument],
+    served: int,
+    more: int,
+    tmp_path: Path,
 ) -> None:
     network, file = map(inspect_file, export(tmp_path, name, size, arguments))
     theirs = figures(file)
     assert figures(network) == theirs[: len(theirs) - served]
     assert layers(network) == layers(file)
     assert network.multiply_adds == file.multiply_adds > 0
-
-
-def test_weights_of_a_file_are_its_parameters(tmp_path: Path) -> None:
-    network, file = map(inspect_file, export(tmp_path, "convpool", None, {}))
-    assert file.parameters == network.parameters + 2  # scale and offset of the pixels
+    # The file also has the scale and the offset of the pixels.
+    assert file.parameters == network.parameters + more
 
 
 def made_elsewhere(
@@ -178,7 +182,7 @@ def test_impossible_arithmetic_names_the_node(nodes: list[onnx.NodeProto], messa
     weights = {"w": ones(4, 3, 3, 3), "v": ones(4, 5, 1, 1), "m": ones(10, 2)}
     with pytest.raises(ImpossibleLayer) as refused:
         inspect_file(made_elsewhere(tmp_path, nodes, weights), (4, 5))
-    assert refused.value.message.startswith(message)
+    assert refused.value.message.startswith(f"elsewhere.onnx: {message}")
 
 
 def test_what_is_no_network_of_images_is_refused(tmp_path: Path) -> None:

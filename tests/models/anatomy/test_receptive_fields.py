@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from models import registry
-from models.anatomy import torch_reader
+from models.anatomy import reach, torch_reader
 from models.anatomy.rows import Anatomy, Row, anatomy
 from models.classification.locally_connected import LocallyConnected2d
 from models.registry import Argument
@@ -202,7 +202,7 @@ def test_field_of_a_network_is_where_the_gradient_is(
 
 def test_wrong_arithmetic_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "models.anatomy.act.window", lambda kernel, stride, before, _: torch_reader.window(kernel, stride, before)
+        "models.anatomy.act.window", lambda kernel, stride, before, _: reach.window(kernel, stride, before)
     )
     wrong, _ = disagreements(HAND_MADE["dilation"], SIDES)
     assert {text.split()[0] for text in wrong} == {"layer0", "layer1"}
