@@ -265,7 +265,7 @@ def _checkpoint(path: Path, monitor: str | None = None) -> ModelCheckpoint:
 
 def _check_resumed(description: Description, settings: Settings, resume: Path) -> None:
     other, _ = checkpoint.load(resume)
-    for name in ("architecture", "arguments", "data", "input"):
+    for name in ("architecture", "arguments", "data", "labels", "input"):
         was, wanted = getattr(other, name), getattr(description, name)
         if was != wanted:
             raise BadTraining(f"{resume} was trained with {name} {was!r}, this run has {wanted!r}")

@@ -1,6 +1,7 @@
 """Batches as training and evaluation take them: every image brought to the input by the very code that serving runs,
 every tensor as it is."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -15,6 +16,9 @@ from models.data.dataset import Split
 from models.metrics import IGNORE
 from service.frontend.preprocess import input_size, preprocess
 from service.metadata import InputSpec, TensorInput
+
+# Pixels, or numbers, of a batch that is only looked at: one of photographs would fill the memory.
+MOST_NUMBERS = 4 << 20
 
 
 class Batch(NamedTuple):
@@ -47,7 +51,10 @@ def loader(
 
 
 class SameSize(Sampler[list[int]]):
-    """Indices in batches, each of one size; in their order, or shuffled as the seed and the epoch say."""
+    """Indices in batches, each of one size; in their order, or shuffled as the seed and the epoch say.
+
+    Without a seed, where how many go together changes nothing, there are fewer of large ones in a batch.
+    """
 
     def __init__(self, sizes: Sequence[tuple[int, ...]], batch_size: int, seed: int | None) -> None:
         self.sizes = sizes
@@ -63,19 +70,25 @@ class SameSize(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return sum(-(-len(group) // self.batch_size) for group in self.groups.values())
+        return sum(-(-len(group) // self._most(size)) for size, group in self.groups.items())
 
     def __iter__(self) -> Iterator[list[int]]:
-        groups = list(self.groups.values())
         if self.seed is None:
-            yield from (batch for group in groups for batch in self._batches(group))
+            yield from (batch for size, group in self.groups.items() for batch in self._batches(size, group))
             return
         random = np.random.default_rng((self.seed, self.epoch))
-        batches = [batch for group in groups for batch in self._batches(random.permutation(group).tolist())]
+        groups = [(size, random.permutation(group).tolist()) for size, group in self.groups.items()]
+        batches = [batch for size, group in groups for batch in self._batches(size, group)]
         yield from (batches[turn] for turn in random.permutation(len(batches)))
 
-    def _batches(self, group: list[int]) -> Iterator[list[int]]:
-        return (group[start : start + self.batch_size] for start in range(0, len(group), self.batch_size))
+    def _batches(self, size: tuple[int, ...], group: list[int]) -> Iterator[list[int]]:
+        most = self._most(size)
+        return (group[start : start + most] for start in range(0, len(group), most))
+
+    def _most(self, size: tuple[int, ...]) -> int:
+        return (
+            self.batch_size if self.seed is not None else min(self.batch_size, max(1, MOST_NUMBERS // math.prod(size)))
+        )
 
 
 class _Tensors(Dataset[Batch]):

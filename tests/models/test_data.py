@@ -161,6 +161,14 @@ def test_batches_are_shuffled_by_seed_and_epoch() -> None:
     assert order(None, 0) == order(None, 1) == [list(range(start, start + 8)) for start in range(0, 40, 8)]
 
 
+def test_large_images_are_looked_at_in_small_batches() -> None:
+    sizes = [(2048, 1024)] * 5 + [(8000, 6000)] * 2 + [(64, 64)] * 20
+    assert [len(batch) for batch in SameSize(sizes, 16, seed=None)] == [2, 2, 1, 1, 1, 16, 4]
+    assert len(SameSize(sizes, 16, seed=None)) == 7
+    # Trained with, there are as many as were asked for.
+    assert sorted(len(batch) for batch in SameSize(sizes, 16, seed=1)) == [2, 4, 5, 16]
+
+
 class OneScene:
     """A white scene whose sides fit no multiple of 16."""
 
