@@ -21,7 +21,6 @@ class Act:
     multiply_adds  of convolutions and products of matrices, for the whole answer, padding included; what else is done
                    with each number once (activations, normalisation, sums, means) counts nothing
     shown          what a table makes of it: a row, a row with its neighbours in the same layer, a mention, nothing
-    joined         the dimension along which it lays its inputs one behind the other
     known          whether `steps` say all: else every number of the answer may depend on all numbers of the inputs
     """
 
@@ -29,7 +28,6 @@ class Act:
     steps: tuple[Step, ...] = ()
     multiply_adds: int = 0
     shown: Literal["row", "part", "mention", "never"] = "row"
-    joined: int | None = None
     known: bool = True
 
 
@@ -153,8 +151,8 @@ def normalisation(word: str) -> Act:
     return Act(word)
 
 
-def concatenation(dim: int, rank: int) -> Act:
-    return Act("concatenation", shown="part", joined=dim % rank)
+def concatenation() -> Act:
+    return Act("concatenation", shown="part")
 
 
 def upsampling(word: str, shape: Shape, new_shape: Shape, taps: int, corners: bool) -> Act:

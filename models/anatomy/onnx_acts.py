@@ -186,10 +186,6 @@ def _map_norm(word: str, first: int) -> Callable[[Node], Act]:
     return lambda node: act.along(word, node.shape, range(first, len(node.shape)))
 
 
-def _concatenation(node: Node) -> Act:
-    return act.concatenation(node.get("axis"), len(node.new_shape))
-
-
 def _slice(node: Node) -> Act:
     starts = node.constant("starts", 1)
     dims = node.constant("axes", 3) or list(range(len(starts or [])))
@@ -290,7 +286,7 @@ _ACTS: dict[str, Callable[[Node], Act]] = {
     "LayerNormalization": _layer_norm,
     "Softmax": _softmax,
     "LogSoftmax": _softmax,
-    "Concat": _concatenation,
+    "Concat": lambda _: act.concatenation(),
     "Slice": _slice,
     "Pad": _pad,
     "Transpose": _transpose,

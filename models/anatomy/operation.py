@@ -49,7 +49,7 @@ def _sight(operation: Operation, inputs: list[Sight]) -> Sight:
     if not act.known:
         return sight.everything(inputs, operation.shape)
     if not act.steps:
-        return sight.together(inputs, operation.shape, act.joined)
+        return sight.together(inputs, operation.shape)
     assert len(inputs) == 1
     (seen,) = inputs
     for step in act.steps:

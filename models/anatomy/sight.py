@@ -63,12 +63,13 @@ def after(sight: Sight, step: Step) -> Sight:
             return _reshaped(sight, shape)
 
 
-def together(sights: Sequence[Sight], shape: Sequence[int], joined: int | None = None) -> Sight:
-    """What an answer of `shape` sees that each of its numbers takes from all inputs, which are broadcast to it.
+def together(sights: Sequence[Sight], shape: Sequence[int]) -> Sight:
+    """What an answer of `shape` sees whose every number is made of the inputs' numbers in the same place.
 
-    Along the dimension `joined` the inputs lie one behind the other instead.
+    Along a dimension where an input has another size, because it is broadcast or only a part of the answer, each number
+    counts as made of all of it.
     """
-    aligned = [_broadcast(sight, shape, joined) for sight in sights]
+    aligned = [_fitted(sight, shape) for sight in sights]
     for dim in range(len(shape)):
         layouts = {sight.dims[dim] for sight in aligned if _axes(sight.dims[dim])}
         if len(layouts) > 1:
@@ -146,11 +147,11 @@ def _split(sight: Sight, factor: Factor, outer: int) -> tuple[Sight, Factor, Fac
     return sight, Factor(outer, factor.axis), Factor(inner)
 
 
-def _broadcast(sight: Sight, shape: Sequence[int], joined: int | None = None) -> Sight:
+def _fitted(sight: Sight, shape: Sequence[int]) -> Sight:
     missing = len(shape) - len(sight.dims)
     sight = replace(sight, dims=((Factor(1),),) * missing + sight.dims)
     for dim, size in enumerate(shape):
-        if prod(factor.size for factor in sight.dims[dim]) != size or dim == joined:
+        if prod(factor.size for factor in sight.dims[dim]) != size:
             sight = _blurred(sight, dim)
     return sight
 

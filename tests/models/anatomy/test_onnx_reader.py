@@ -137,6 +137,24 @@ def test_shapes_that_a_graph_reckons_are_followed(tmp_path: Path) -> None:
     assert [field.at(0) for field in whole.rows[1].fields] == [(0, 5), (0, 3)]
 
 
+def test_places_that_are_cut_out_or_added_are_followed(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Slice", ["x", "one", "end", "three", "two"], ["a"]),  # columns 1, 3, 5, ...
+        helper.make_node("Pad", ["a", "pads"], ["b"]),  # two rows above
+        helper.make_node("Gather", ["b", "table"], ["c"], axis=2),  # windows of two rows, in steps of three
+        helper.make_node("ReduceSum", ["c"], ["d"], "rows", axes=[2], keepdims=0),
+        helper.make_node("MaxPool", ["d"], ["y"], "pool", kernel_shape=[1, 2]),
+    ]
+    numbers = {"one": [1], "end": [1000], "three": [3], "two": [2], "pads": [0, 0, 2, 0, 0, 0, 0, 0]}
+    numbers["table"] = [[0, 3, 6], [1, 4, 7]]
+    weights = {name: np.array(value, dtype=np.int64) for name, value in numbers.items()}
+    whole = inspect_file(made_elsewhere(tmp_path, nodes, weights), (10, 12))
+    assert [row.shape for row in whole.rows] == [(3, 3, 6), (3, 3, 5)]
+    height, width = whole.rows[-1].fields
+    assert [height.at(place) for place in range(3)] == [(-2, -1), (1, 2), (4, 5)]
+    assert [width.at(place) for place in range(3)] == [(1, 3), (3, 5), (5, 7)]
+
+
 def test_channels_may_come_last(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Transpose", ["x"], ["a"], perm=[0, 3, 1, 2]),

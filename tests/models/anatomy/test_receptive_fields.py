@@ -143,6 +143,39 @@ class Turned(nn.Module):
         return answer
 
 
+class Blocks(nn.Module):
+    """Space to depth and back by reshaping, as it is written where there is no layer for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 2, 3, padding=1)
+        self.middle = nn.Conv2d(8, 8, 3, padding=1)
+        self.last = nn.Conv2d(2, 1, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        count, _, height, width = x.shape
+        x = self.first(x).reshape(count, 2, height // 2, 2, width // 2, 2)
+        x = self.middle(x.permute(0, 1, 3, 5, 2, 4).flatten(1, 3))
+        x = x.reshape(count, 2, 2, 2, height // 2, width // 2).permute(0, 1, 4, 2, 5, 3)
+        answer: Tensor = self.last(x.reshape(count, 2, height, width))
+        return answer
+
+
+class Halves(nn.Module):
+    """Two halves of the map, worked on apart and laid under each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.upper = nn.Conv2d(3, 1, 3, padding=1)
+        self.lower = nn.Conv2d(3, 1, 3, padding=1)
+        self.last = nn.Conv2d(1, 1, (30, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = x.shape[2] // 2
+        answer: Tensor = self.last(torch.cat((self.upper(x[:, :, :half]), self.lower(x[:, :, half:])), dim=2))
+        return answer
+
+
 def layers(*modules: nn.Module) -> nn.Module:
     return nn.Sequential(OrderedDict((f"layer{index}", module) for index, module in enumerate(modules)))
 
@@ -168,6 +201,7 @@ HAND_MADE: dict[str, Callable[[], nn.Module]] = {
     "ways": Ways,
     "gate": Gate,
     "turned": Turned,
+    "blocks": Blocks,
 }
 
 
@@ -198,6 +232,22 @@ def test_field_of_a_network_is_where_the_gradient_is(
     wrong, count = disagreements(build, sides, row.input.channels)
     assert count > 4
     assert wrong == []
+
+
+def test_parts_laid_under_each_other_are_seen_as_a_whole() -> None:
+    (*_, row) = inspected(Halves, (1, 3, 40, 46)).rows
+    # Along the joint no field is regular any more: 40 rows and the padding of both halves.
+    assert [field.at(0) for field in row.fields] == [(-1, 40), (-1, 3)]
+    assert [field.jump for field in row.fields] == [0, 1]
+
+
+def test_axes_that_cross_are_seen_as_a_whole() -> None:
+    class Crossed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.max_pool2d(x + x.mT, 3)
+
+    (row,) = inspected(Crossed, (1, 3, 9, 9)).rows
+    assert [field.at(1) for field in row.fields] == [(0, 8), (0, 8)]
 
 
 def test_wrong_arithmetic_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
