@@ -28,10 +28,10 @@ class GoogLeNet(nn.Module):
 
     Of 6,998,552 parameters for 1,000 classes, beside 6,379,728 of the heads, table 1 tells most (in units of 1,024,
     without biases): it prints 2.7 K for the first convolution, which is what 7x1 and 1x7 kernels have, and 9 K are in
-    7x7; 463 K for 4c, which has 497; 1072 K for 5a, which has 1018; 4a, 4b, 4d, 4e and 5b are within 11 K.
+    7x7; 463 K for 4c, which has 497; 1072 K for 5a, which has 1018; 4a, 4b, 4d, 4e and 5b differ by 2 % at most.
 
     The paper has no numbers for the local response normalisation: these are Krizhevsky's. Nor for the weights' start:
-    it is He's (arXiv 1502.01852).
+    that of the convolutions is He's (arXiv 1502.01852).
     """
 
     auxiliary_weight = 0.3  # section 5
@@ -128,6 +128,9 @@ def _response_norm() -> nn.LocalResponseNorm:
 
 
 def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.Linear):
+    if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.01)  # at first, every class is as likely
+    if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.zeros_(module.get_parameter("bias"))

@@ -131,9 +131,10 @@ def test_images_too_small_for_the_heads_are_refused() -> None:
         registry.build("googlenet", 3, 10, size=(78, 100))
 
 
-def test_logits_depend_on_the_image_before_any_training() -> None:
+def test_logits_depend_on_the_image_and_are_undecided_before_any_training() -> None:
     torch.manual_seed(0)
     network = GoogLeNet(classes=10, size=(96, 96)).train()
     with torch.no_grad():
         for logits in network(torch.randn(8, 3, 96, 96)):
-            assert 0.02 < float(logits.std(dim=0).mean()) < 10
+            assert float(logits.std(dim=0).mean()) > 0.01
+            assert float(logits.abs().max()) < 3
