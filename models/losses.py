@@ -21,19 +21,24 @@ def loss(name: Loss, gamma: float, ignore: int, weights: Tensor | None = None) -
     ignore    a target that counts for nothing
     weights   (classes,), how much each class counts; the mean is over the weights, so their scale changes nothing
     """
-
-    def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(logits, targets, weights, ignore_index=ignore)
-
     losses: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {
-        "cross-entropy": cross_entropy,
+        "cross-entropy": lambda logits, targets: cross_entropy(logits, targets, ignore, weights),
         "focal": lambda logits, targets: focal(logits, targets, gamma, ignore, weights),
         "dice": lambda logits, targets: dice(logits, targets, ignore, weights),
         "cross-entropy+dice": lambda logits, targets: (
-            cross_entropy(logits, targets) + dice(logits, targets, ignore, weights)
+            cross_entropy(logits, targets, ignore, weights) + dice(logits, targets, ignore, weights)
         ),
     }
     return losses[name]
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, ignore: int, weights: Tensor | None = None) -> Tensor:
+    """Mean of -log p, p the probability of the right class. Shapes are those of `loss`.
+
+    Where every target is ignored the answer is 0, which torch's own mean, 0 / 0, is not.
+    """
+    total = F.cross_entropy(logits, targets, weights, ignore_index=ignore, reduction="sum")
+    return total / _whole(_shares(logits, targets, ignore, weights))
 
 
 def focal(logits: Tensor, targets: Tensor, gamma: float, ignore: int, weights: Tensor | None = None) -> Tensor:
@@ -41,15 +46,11 @@ def focal(logits: Tensor, targets: Tensor, gamma: float, ignore: int, weights: T
 
     What is easy counts less. Shapes are those of `loss`. Where every target is ignored the answer is 0.
     """
-    log_probabilities = F.log_softmax(logits, dim=1)
-    counted = targets != ignore
-    right = log_probabilities.gather(1, targets.where(counted, 0)[:, None])[:, 0]
-    share = (
-        counted.to(logits.dtype) if weights is None else weights.to(logits.dtype)[targets.where(counted, 0)] * counted
-    )
+    right = F.log_softmax(logits, dim=1).gather(1, targets.where(targets != ignore, 0)[:, None])[:, 0]
+    shares = _shares(logits, targets, ignore, weights)
     # expm1 keeps the digits of 1 - p where p is nearly 1; the power of an exact 0 has no finite gradient.
     hardness = (-torch.expm1(right)).clamp_min(torch.finfo(logits.dtype).tiny) ** gamma if gamma > 0 else 1.0
-    return -(share * hardness * right).sum() / share.sum().clamp_min(torch.finfo(logits.dtype).tiny)
+    return -(shares * hardness * right).sum() / _whole(shares)
 
 
 def dice(logits: Tensor, targets: Tensor, ignore: int, weights: Tensor | None = None) -> Tensor:
@@ -77,3 +78,15 @@ def balanced(counts: Tensor) -> Tensor:
     there = counts > 0
     median = counts[there].double().median()
     return torch.where(there, (median / counts.clamp_min(1)).clamp_max(10.0), 1.0).float()
+
+
+def _shares(logits: Tensor, targets: Tensor, ignore: int, weights: Tensor | None) -> Tensor:
+    counted = targets != ignore
+    if weights is None:
+        return counted.to(logits.dtype)
+    return weights.to(logits.dtype)[targets.where(counted, 0)] * counted
+
+
+def _whole(shares: Tensor) -> Tensor:
+    total = shares.sum()
+    return total.where(total > 0, 1.0)

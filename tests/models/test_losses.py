@@ -7,7 +7,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.data.dataset import DataSet
 from models.losses import LOSSES, balanced, dice, focal, loss
+from models.train import Training, describe
+from tests.models.conftest import settings
 
 IGNORE = 255
 WEIGHTS = torch.tensor([1.0, 0.5, 4.0], dtype=torch.float64)
@@ -106,18 +109,52 @@ def test_classes_without_a_place_are_classified_too(name: str) -> None:
     assert logits.grad.abs().sum() > 0
 
 
-def test_nothing_but_ignored_pixels_is_no_loss() -> None:
-    logits = torch.randn(1, 3, 2, 2, requires_grad=True)
-    value = focal(logits, torch.full((1, 2, 2), IGNORE), 2.0, IGNORE)
+@pytest.mark.parametrize("weights", [None, WEIGHTS.float()])
+@pytest.mark.parametrize("name", LOSSES)
+def test_nothing_but_ignored_pixels_is_no_loss(name: str, weights: Tensor | None) -> None:
+    logits = (20 * torch.randn(1, 3, 4, 4)).requires_grad_()
+    value = loss(name, 2.0, IGNORE, weights)(logits, torch.full((1, 4, 4), IGNORE))  # type: ignore[arg-type]
     value.backward()
     assert logits.grad is not None
     assert value.item() == 0
     assert (logits.grad == 0).all()
 
 
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+def test_cross_entropy_is_that_of_torch(weights: Tensor | None) -> None:
+    logits, targets = example()
+    expected = F.cross_entropy(logits, targets, weights, ignore_index=IGNORE)
+    assert float(loss("cross-entropy", 0.0, IGNORE, weights)(logits, targets)) == pytest.approx(float(expected))
+
+
 def test_balanced_weights_are_the_median_count_over_each_classes_own() -> None:
     assert balanced(torch.tensor([100, 50, 25, 0])).tolist() == pytest.approx([0.5, 1.0, 2.0, 1.0])
     assert balanced(torch.tensor([1_000_000, 1_000, 1])).tolist() == pytest.approx([1e-3, 1.0, 10.0])
+
+
+class Uneven:
+    """Four images of 16 pixels: 48 of class 0, 8 of class 1, 4 of class 2 and 4 of none."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def size(self, _: int) -> tuple[int, int]:
+        return 4, 4
+
+    def __getitem__(self, _: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        mask = np.repeat(np.array([0, 1, 2, IGNORE], np.uint8), [12, 2, 1, 1]).reshape(4, 4)
+        return np.zeros((4, 4, 3), np.uint8), mask
+
+
+@pytest.mark.parametrize("choice", ["none", "balanced"])
+def test_weights_of_a_run_are_those_of_its_training_pixels(choice: str) -> None:
+    data = DataSet("uneven", "segmentation", "RGB", list("abc"), None, [0.5] * 3, [0.5] * 3, lambda _: Uneven())
+    asked = settings("unet", "uneven", class_weights=choice)
+    training = Training(*describe(asked, data), data, asked)
+    weights = torch.tensor([8 / 48, 1.0, 8 / 4]) if choice == "balanced" else None
+    logits, targets = torch.randn(1, 3, 4, 4), torch.from_numpy(Uneven()[0][1])[None].long()
+    expected = F.cross_entropy(logits, targets, weights, ignore_index=IGNORE)
+    assert float(training.loss(logits, targets)) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_rare_class_gains_recall_by_balanced_weights() -> None:
