@@ -47,7 +47,7 @@ class Window:
         dilation = f" dilated {once(self.dilation)}" if set(self.dilation) != {1} else ""
         return kernel + stride + dilation
 
-    def rows(self) -> list[tuple[int, int, int, int, int]]:
+    def axes(self) -> list[tuple[int, int, int, int, int]]:
         return list(zip(self.kernel, self.stride, self.before, self.after, self.dilation, strict=True))
 
     def check(self, layer: str, word: str, shape: Shape, ceil: bool = False) -> None:
@@ -56,7 +56,7 @@ class Window:
         With `ceil` a window may also stand half beyond the end.
         """
         sides = shape[-len(self.kernel) :]
-        for side, (kernel, stride, before, after, dilation) in zip(sides, self.rows(), strict=True):
+        for side, (kernel, stride, before, after, dilation) in zip(sides, self.axes(), strict=True):
             room = side + before + after - dilation * (kernel - 1) - 1
             if (-(-room // stride) if ceil else room // stride) < 0:
                 padding = once([once(pair) for pair in zip(self.before, self.after, strict=True)])
@@ -67,16 +67,16 @@ class Window:
                 )
 
 
-def convolution(shape: Shape, new_shape: Shape, window_: Window, groups: int) -> Act:
+def convolution(shape: Shape, new_shape: Shape, windows: Window, groups: int) -> Act:
     """(N, C, *sides) -> (N, C', *sides'), either's channels in as many groups."""
     steps = [
         Reached(dim, window(kernel, stride, before, dilation), new_shape[dim])
-        for dim, (kernel, stride, before, _, dilation) in enumerate(window_.rows(), start=2)
+        for dim, (kernel, stride, before, _, dilation) in enumerate(windows.axes(), start=2)
     ]
     return Act(
-        kind=f"{_grouped(groups, shape[1])}convolution {window_}",
+        kind=f"{_grouped(groups, shape[1])}convolution {windows}",
         steps=(_all(1, shape, new_shape[1]), *steps),
-        multiply_adds=prod(new_shape) * prod(window_.kernel) * shape[1] // groups,
+        multiply_adds=prod(new_shape) * prod(windows.kernel) * shape[1] // groups,
     )
 
 
@@ -86,30 +86,31 @@ def check_dense(layer: str, shape: Shape, wanted: int, dim: int = -1) -> None:
         raise ImpossibleLayer(f"{layer}: a dense layer for {wanted:,} numbers gets {shape[dim]:,}")
 
 
-def transposed_convolution(shape: Shape, new_shape: Shape, window_: Window, groups: int) -> Act:
+def transposed_convolution(shape: Shape, new_shape: Shape, windows: Window, groups: int) -> Act:
     """Every number of the input is laid on a kernel of the answer: `before` and `after` are cut off."""
     steps = [
         Reached(dim, spread(kernel, stride, before, dilation), new_shape[dim])
-        for dim, (kernel, stride, before, _, dilation) in enumerate(window_.rows(), start=2)
+        for dim, (kernel, stride, before, _, dilation) in enumerate(windows.axes(), start=2)
     ]
     return Act(
-        kind=f"{_grouped(groups, shape[1])}transposed convolution {window_}",
+        kind=f"{_grouped(groups, shape[1])}transposed convolution {windows}",
         steps=(_all(1, shape, new_shape[1]), *steps),
-        multiply_adds=prod(shape) * prod(window_.kernel) * new_shape[1] // groups,
+        multiply_adds=prod(shape) * prod(windows.kernel) * new_shape[1] // groups,
     )
 
 
-def pooling(word: str, new_shape: Shape, window_: Window) -> Act:
+def pooling(word: str, new_shape: Shape, windows: Window) -> Act:
     """Over the last dimensions."""
-    first = len(new_shape) - len(window_.kernel)
-    reaches = [window(kernel, stride, before, dilation) for kernel, stride, before, _, dilation in window_.rows()]
+    first = len(new_shape) - len(windows.kernel)
+    reaches = [window(kernel, stride, before, dilation) for kernel, stride, before, _, dilation in windows.axes()]
     steps = tuple(Reached(dim, reach, new_shape[dim]) for dim, reach in enumerate(reaches, start=first))
-    return Act(f"{word} pooling {window_}", steps)
+    return Act(f"{word} pooling {windows}", steps)
 
 
-def adaptive_pooling(word: str, shape: Shape, new_shape: Shape, first: int = 2) -> Act:
-    steps = tuple(Reached(dim, bins(shape[dim], new_shape[dim]), new_shape[dim]) for dim in range(first, len(shape)))
-    sides = new_shape[first:]
+def adaptive_pooling(word: str, shape: Shape, new_shape: Shape) -> Act:
+    """As many windows as the answer has sides, as large as the map makes them."""
+    steps = tuple(Reached(dim, bins(shape[dim], new_shape[dim]), new_shape[dim]) for dim in range(2, len(shape)))
+    sides = new_shape[2:]
     return Act(f"{word} of each map" if set(sides) == {1} else f"{word} in {by(sides)} bins", steps)
 
 
@@ -164,11 +165,11 @@ def upsampling(word: str, shape: Shape, new_shape: Shape, taps: int, corners: bo
     return Act(f"{word} interpolation", steps)
 
 
-def patches(shape: Shape, new_shape: Shape, window_: Window, sides: Shape) -> Act:
+def patches(shape: Shape, new_shape: Shape, windows: Window, sides: Shape) -> Act:
     """(N, C, H, W) -> (N, C kernel, positions): each window's numbers in a column."""
     reaches = [
         Reached(dim, window(kernel, stride, before, dilation), side)
-        for dim, side, (kernel, stride, before, _, dilation) in zip((2, 3), sides, window_.rows(), strict=True)
+        for dim, side, (kernel, stride, before, _, dilation) in zip((2, 3), sides, windows.axes(), strict=True)
     ]
     return Act("patches", (_all(1, shape, new_shape[1]), *reaches, Reshaped(tuple(new_shape))), shown="never")
 

@@ -26,6 +26,7 @@ class Anatomy:
     image       shape of the image, (1, channels, *sides) or as the file has it
     sides       of it along each axis
     mentioned   operations without a row of their own: how often each occurs
+    unknown     operations of which nothing is known but their shapes, likewise
     idle        parameters that an answer does not depend on, by the module they are in: auxiliary heads
     """
 
@@ -33,6 +34,7 @@ class Anatomy:
     sides: tuple[int, ...]
     rows: list[Row]
     mentioned: Counter[str] = field(default_factory=Counter)
+    unknown: Counter[str] = field(default_factory=Counter)
     idle: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -65,7 +67,9 @@ def anatomy(graph: Graph) -> Anatomy:
             rows.append(row)
             mergeable = shown == "part"
     image = graph.operations[0].shape
-    return Anatomy(image, tuple(image[dim] for dim in graph.axes), rows, mentioned, graph.idle)
+    acts = [operation.act for operation in graph.operations]
+    unknown = Counter(act.kind for act in acts if not act.known and not act.multiply_adds)
+    return Anatomy(image, tuple(image[dim] for dim in graph.axes), rows, mentioned, unknown, graph.idle)
 
 
 def _row(operation: Operation, fields: tuple[Reach, ...]) -> Row:

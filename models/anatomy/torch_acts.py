@@ -94,7 +94,7 @@ def _patches(given: Given, shape: tuple[int, ...]) -> Act:
     x, windows = given["self"], _patch_window(given)
     sides = [
         (side + before + after - dilation * (kernel - 1) - 1) // stride + 1
-        for side, (kernel, stride, before, after, dilation) in zip(x.shape[2:], windows.rows(), strict=True)
+        for side, (kernel, stride, before, after, dilation) in zip(x.shape[2:], windows.axes(), strict=True)
     ]
     return act.patches(x.shape, shape, windows, sides)
 

@@ -1,5 +1,6 @@
 """The layers of a network as a table in the terminal."""
 
+from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -35,11 +36,16 @@ def notes(whole: Anatomy) -> list[str]:
     """What the table leaves out."""
     lines = []
     if whole.mentioned:
-        counts = ", ".join(f"{kind} x{count}" for kind, count in whole.mentioned.most_common())
-        lines.append(f"not shown: {counts}")
+        lines.append(f"not shown: {_counts(whole.mentioned)}")
+    if whole.unknown:
+        lines.append(f"not known, so taken to cost nothing and to see everything: {_counts(whole.unknown)}")
     if any(MISALIGNED in text for row in whole.rows for text in _field(row, whole.sides)):
         lines.append(f"{MISALIGNED} branches that meet here look at different centres")
     return lines
+
+
+def _counts(kinds: Counter[str]) -> str:
+    return ", ".join(f"{kind} x{count}" for kind, count in kinds.most_common())
 
 
 def _field(row: Row, sides: Sequence[int]) -> tuple[str, str, str]:

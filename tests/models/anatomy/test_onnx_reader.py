@@ -15,6 +15,7 @@ from models.errors import BadNetworkFile, ImpossibleLayer
 from models.export import onnx_graph
 from models.inspect import inspect_file
 from models.registry import Argument
+from models.visualize import layers as layer_table
 
 Figures = list[tuple[str, tuple[int, ...], int, tuple[object, ...]]]
 
@@ -172,6 +173,8 @@ def test_operation_that_says_nothing_of_places_sees_everything(tmp_path: Path) -
     ]
     whole = inspect_file(made_elsewhere(tmp_path, nodes, {"axis": np.array(2)}), (8, 9))
     assert [[field.at(0) for field in row.fields] for row in whole.rows] == [[(0, 7), (0, 8)]] * 2
+    assert whole.unknown == {"CumSum": 1}
+    assert layer_table.notes(whole) == ["not known, so taken to cost nothing and to see everything: CumSum x1"]
 
 
 @pytest.mark.parametrize(
