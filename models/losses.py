@@ -48,8 +48,8 @@ def focal(logits: Tensor, targets: Tensor, gamma: float, ignore: int, weights: T
     """
     right = F.log_softmax(logits, dim=1).gather(1, targets.where(targets != ignore, 0)[:, None])[:, 0]
     shares = _shares(logits, targets, ignore, weights)
-    # expm1 keeps the digits of 1 - p where p is nearly 1; the power of an exact 0 has no finite gradient.
-    hardness = (-torch.expm1(right)).clamp_min(torch.finfo(logits.dtype).tiny) ** gamma if gamma > 0 else 1.0
+    # A power of an exact 0, which is what 1 - p is rounded to, has no finite gradient.
+    hardness = (1 - right.exp()).clamp_min(torch.finfo(logits.dtype).tiny) ** gamma if gamma > 0 else 1.0
     return -(shares * hardness * right).sum() / _whole(shares)
 
 
