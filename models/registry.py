@@ -9,6 +9,8 @@ import msgspec
 from torch import nn
 
 from models.classification.alexnet import AlexNet
+from models.classification.conv1d import Conv1d
+from models.classification.conv3d import Conv3d
 from models.classification.convpool import ConvPool
 from models.classification.densenet import DenseNet
 from models.classification.googlenet import GoogLeNet
@@ -30,7 +32,7 @@ from models.segmentation.deeplab_v3 import DeepLabV3
 from models.segmentation.fcn import FCN
 from models.segmentation.segnet import SegNet
 from models.segmentation.unet import UNet
-from service.metadata import InputSpec, Task, TensorInput, image_tensor
+from service.metadata import Axis, InputSpec, Task, TensorInput, image_tensor
 
 Optimizer = Literal["sgd", "adamw"]
 Argument = int | float | str
@@ -257,6 +259,32 @@ ARCHITECTURES: dict[str, Architecture] = {
         input=InputSpec(colour="RGB", height=299, width=299, fit="crop"),
         recipe=Recipe(epochs=100, optimizer="sgd", learning_rate=0.045, weight_decay=1e-5),
         paper="Chollet 2016, arXiv 1610.02357",
+    ),
+    "conv1d": Architecture(
+        Conv1d,
+        task="classification",
+        input=TensorInput(name="waveform", dtype="float32", axes=(Axis(name="channel", size=3), Axis(name="time"))),
+        recipe=Recipe(epochs=10, learning_rate=1e-2, batch_size=16, patience=10),
+        paper="Wang et al. 2016, arXiv 1611.06455",
+        arguments={"width": 32},
+    ),
+    "conv3d": Architecture(
+        Conv3d,
+        task="classification",
+        input=TensorInput(
+            name="clip",
+            dtype="uint8",
+            axes=(
+                Axis(name="time", size=8),
+                Axis(name="height", size=32),
+                Axis(name="width", size=32),
+                Axis(name="channel", size=3),
+            ),
+        ),
+        recipe=Recipe(epochs=8, learning_rate=5e-3, patience=8),
+        paper="Tran et al. 2014, arXiv 1412.0767",
+        sized=True,
+        arguments={"width": 8, "dropout": 0.2},
     ),
     "unet": Architecture(
         UNet,

@@ -26,3 +26,9 @@ def jitter(images: Tensor, degrees: float, scale: float, shift: float) -> Tensor
     )
     grid = F.affine_grid(torch.stack(rows, dim=1), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def roll(clips: Tensor) -> Tensor:
+    """Shift all clips of (N, C, D, H, W) down and to the right alike; what goes out comes in on the other side."""
+    down, across = (int(torch.randint(side, (1,))) for side in clips.shape[-2:])
+    return torch.roll(clips, (down, across), (-2, -1))

@@ -4,12 +4,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from models.data import aerial, digits, folder, scenes
+from models.data import aerial, clips, digits, folder, scenes, waveforms
 from models.data.dataset import DataSet, Split
 from models.errors import BadTraining
 from service.metadata import Task
 
-DATA: dict[str, Callable[[], DataSet]] = {"digits": digits.load, "digit-scenes": scenes.load, "aerial": aerial.load}
+DATA: dict[str, Callable[[], DataSet]] = {
+    "digits": digits.load,
+    "digit-scenes": scenes.load,
+    "aerial": aerial.load,
+    "gait": waveforms.load,
+    "motions": clips.load,
+}
 
 
 def resolve(text: str) -> str:

@@ -3,23 +3,25 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import numpy as np
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
 from models import zoo
-from models.data.generated import GeneratedSplit
+from models.data.generated import generated
 from models.export import Exported, export
 from models.inspect import inspect_file, totals
 from models.registry import ARCHITECTURES, Argument
 from service.client import Client
+from service.metadata import InputSpec, Task, TensorInput
+from tests.service.calls import infer_request, method, outputs
 from tests.service.running import Server
 
 CLASSES = 10
 LARGEST = 96  # pixels: networks for larger images are built for this size, where they permit it
 # What is smaller here than the paper has it, so that all of them are exported within minutes.
-SIZES: dict[str, tuple[int, int]] = {}
 ARGUMENTS: dict[str, dict[str, Argument]] = {
     "fcn32s": {"width": 8},
     "fcn16s": {"width": 8},
@@ -47,15 +49,19 @@ class Zoo:
 
 def _size(name: str) -> tuple[int, int] | None:
     spec = ARCHITECTURES[name].input
-    large = spec.height is not None and spec.height > LARGEST
-    return SIZES.get(name, (LARGEST, LARGEST) if large else None)
+    large = isinstance(spec, InputSpec) and spec.height is not None and spec.height > LARGEST
+    return (LARGEST, LARGEST) if large else None
 
 
-def run(exported: Exported, image: NDArray[np.uint8]) -> list[NDArray[np.generic]]:
-    """The exported file's outputs for one image, straight from onnxruntime."""
+def _named(task: Task, kind: type[InputSpec] | type[TensorInput] = InputSpec) -> list[str]:
+    return [name for name, row in ARCHITECTURES.items() if row.task == task and isinstance(row.input, kind)]
+
+
+def run(exported: Exported, image: NDArray[np.generic], name: str = "image") -> list[NDArray[np.generic]]:
+    """The exported file's outputs for one image, or tensor, straight from onnxruntime."""
     session = onnxruntime.InferenceSession(exported.path, providers=["CPUExecutionProvider"])
-    outputs: list[NDArray[np.generic]] = session.run(None, {"image": image[None]})
-    return outputs
+    answers: list[NDArray[np.generic]] = session.run(None, {name: image[None]})
+    return answers
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +70,18 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
 
 
 @pytest.fixture(scope="module")
-def client(exports: Zoo) -> Iterator[Client]:
-    """Of one server that has all of them."""
+def server(exports: Zoo) -> Iterator[Server]:
+    """One that has all of them."""
     for name in ARCHITECTURES:
         exports.export(name)
-    with Server(exports.repository, ["server.lame_duck_seconds=0"]) as server, Client(server.grpc) as client:
+    with Server(exports.repository, ["server.lame_duck_seconds=0"], wait=False) as server:
+        server.wait_for_log("ready", seconds=240)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[Client]:
+    with Client(server.grpc) as client:
         yield client
 
 
@@ -90,21 +103,21 @@ def test_exported_network_costs_what_its_architecture_does(name: str, exports: Z
     assert inspect_file(exports.export(name).path).multiply_adds == expected.multiply_adds
 
 
-@pytest.mark.parametrize("name", [name for name, row in ARCHITECTURES.items() if row.task == "classification"])
+@pytest.mark.parametrize("name", _named("classification"))
 def test_classifier_is_served(name: str, exports: Zoo, client: Client) -> None:
     exported = exports.export(name)
-    image, _ = GeneratedSplit(exported.document.input)[0]
+    image, _ = generated(exported.document.image)[0]
     (expected,) = run(exported, image)[0]
     result = client.classify(image, model=name, top_k=CLASSES)
     served = {label.index: label.probability for label in result.labels}
     assert served == pytest.approx(dict(enumerate(expected.tolist())), abs=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name, row in ARCHITECTURES.items() if row.task == "segmentation"])
+@pytest.mark.parametrize("name", _named("segmentation"))
 def test_segmenter_is_served(name: str, exports: Zoo, client: Client) -> None:
     exported = exports.export(name)
-    image, _ = GeneratedSplit(exported.document.input)[1]
-    multiple = exported.document.input.multiple
+    image, _ = generated(exported.document.image)[1]
+    multiple = exported.document.image.multiple
     height, width = image.shape[:2]
     assert height % 2 == width % 2 == 1
     padded = np.pad(image, ((0, -height % multiple), (0, -width % multiple), (0, 0)))
@@ -112,3 +125,21 @@ def test_segmenter_is_served(name: str, exports: Zoo, client: Client) -> None:
     served = client.segment(image, model=name).mask
     assert served.shape == (height, width)
     assert (served == expected[:height, :width]).mean() >= 0.9999
+
+
+@pytest.mark.parametrize("name", _named("classification", TensorInput))
+def test_network_of_tensors_is_served(name: str, exports: Zoo, server: Server) -> None:
+    exported = exports.export(name)
+    tensor = exported.document.tensor
+    assert tensor is not None
+    values, _ = generated(tensor)[0]
+    (expected,) = run(exported, values, tensor.name)[0]
+    with grpc.insecure_channel(server.grpc) as channel:
+        datatype = {"float32": "FP32", "uint8": "UINT8"}[tensor.dtype]
+        answer = method(channel, "ModelInfer")(infer_request(name, values[None], tensor.name, datatype))
+    np.testing.assert_allclose(outputs(answer)["probabilities"][0], expected, atol=1e-5)
+
+
+def test_each_network_is_served_in_one_of_these_ways() -> None:
+    ways = [_named("classification"), _named("segmentation"), _named("classification", TensorInput)]
+    assert sorted(name for names in ways for name in names) == sorted(ARCHITECTURES)

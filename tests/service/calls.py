@@ -3,9 +3,11 @@
 from typing import Any
 
 import grpc
+import numpy as np
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from numpy.typing import NDArray
 
 from service.pb import inference_pb2
 from service.pb.convoy.v1 import vision_pb2
@@ -23,6 +25,25 @@ def method(channel: grpc.Channel, name: str) -> Any:
         request_serializer=lambda request: request if isinstance(request, bytes) else request.SerializeToString(),
         response_deserializer=GetMessageClass(found.output_type).FromString,
     )
+
+
+def infer_request(
+    model: str, values: NDArray[np.generic], name: str = "x", datatype: str = "FP32"
+) -> inference_pb2.ModelInferRequest:
+    """One tensor for a model, raw."""
+    tensor = inference_pb2.ModelInferRequest.InferInputTensor(name=name, datatype=datatype, shape=values.shape)
+    return inference_pb2.ModelInferRequest(
+        model_name=model, id="17", inputs=[tensor], raw_input_contents=[values.tobytes()]
+    )
+
+
+def outputs(response: inference_pb2.ModelInferResponse) -> dict[str, NDArray[np.generic]]:
+    """Its tensors by name."""
+    types = {"FP32": np.float32, "UINT8": np.uint8}
+    return {
+        tensor.name: np.frombuffer(raw, types[tensor.datatype]).reshape(tensor.shape)
+        for tensor, raw in zip(response.outputs, response.raw_output_contents, strict=True)
+    }
 
 
 def reason(error: grpc.RpcError) -> str:

@@ -9,7 +9,7 @@ import pytest
 from service import metadata
 from service.pb import inference_pb2 as pb
 from tests.service import networks
-from tests.service.calls import method, reason
+from tests.service.calls import infer_request, method, outputs, reason
 
 NAMES = {
     "ModelStreamInfer",
@@ -24,21 +24,7 @@ NAMES = {
     "TraceSetting",
     "LogSettings",
 }
-Input = pb.ModelInferRequest.InferInputTensor
 Output = pb.ModelInferRequest.InferRequestedOutputTensor
-
-
-def infer_request(model: str, values: np.ndarray, name: str = "x", datatype: str = "FP32") -> pb.ModelInferRequest:
-    tensor = Input(name=name, datatype=datatype, shape=values.shape)
-    return pb.ModelInferRequest(model_name=model, id="17", inputs=[tensor], raw_input_contents=[values.tobytes()])
-
-
-def outputs(response: pb.ModelInferResponse) -> dict[str, np.ndarray]:
-    types = {"FP32": np.float32, "UINT8": np.uint8}
-    return {
-        tensor.name: np.frombuffer(raw, types[tensor.datatype]).reshape(tensor.shape)
-        for tensor, raw in zip(response.outputs, response.raw_output_contents, strict=True)
-    }
 
 
 @pytest.fixture

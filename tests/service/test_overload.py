@@ -12,9 +12,8 @@ import pytest
 from service.client import AsyncClient, Classification, Client, ServerError
 from service.pb.convoy.v1 import vision_pb2 as pb
 from tests.service import networks
-from tests.service.calls import method, reason, retry_delay
+from tests.service.calls import infer_request, method, reason, retry_delay
 from tests.service.running import Server
-from tests.service.test_inference import infer_request
 from tests.service.test_vision import encoded, grey
 
 
