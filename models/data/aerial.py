@@ -38,8 +38,8 @@ def load() -> DataSet:
         colour="RGB",
         labels=LABELS,
         palette=PALETTE,
-        mean=[0.47, 0.50, 0.32],
-        std=[0.16, 0.13, 0.12],
+        mean=[0.48, 0.50, 0.32],
+        std=[0.15, 0.12, 0.11],
         split=_split,
     )
 
@@ -123,13 +123,13 @@ class Land:
 
     def houses(self, road: Points) -> None:
         """Along a road on both sides, turned as it is; none in the water, on a road or on another house."""
-        for _ in range(self.random.integers(4, 16)):
+        for _ in range(self.random.integers(8, 20)):
             spot = int(self.random.integers(1, len(road) - 1))
             ahead = road[spot + 1] - road[spot - 1]
             across = np.array([-ahead[1], ahead[0]]) / max(1e-6, float(np.hypot(*ahead)))
-            centre = road[spot] + across * self.random.choice([-1, 1]) * self.random.uniform(16, 34)
+            centre = road[spot] + across * self.random.choice([-1, 1]) * self.random.uniform(18, 36)
             turn = math.atan2(ahead[1], ahead[0]) + self.random.normal(0, 0.06)
-            self._house(centre, turn, self.random.uniform(6, 12), self.random.uniform(5, 8))
+            self._house(centre, turn, self.random.uniform(9, 16), self.random.uniform(6, 9))
 
     def trees(self) -> None:
         """Woods, rows and single trees, wherever there is grass or field."""
@@ -138,9 +138,7 @@ class Land:
             spread = self.random.uniform(3, 26)
             leaf = LEAVES[self.random.integers(len(LEAVES))]
             for _ in range(max(1, round(spread * self.random.uniform(0.4, 1.3)))):
-                self._tree(
-                    self.random.normal(centre, spread), self.random.uniform(3.5, 7.5), _vary(self.random, leaf, 8)
-                )
+                self._tree(self.random.normal(centre, spread), self.random.uniform(4, 8.5), _vary(self.random, leaf, 8))
 
     def photograph(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """The picture as a camera sees it: haze, uneven light, a soft lens and noise. And the plan."""
@@ -176,7 +174,7 @@ class Land:
         along = angle + self.random.choice([0, math.pi / 2])
         y, x = np.mgrid[: inside.height, : inside.width].astype(np.float32)
         furrows = np.sin((x * math.sin(along) - y * math.cos(along)) * 2 * math.pi / self.random.uniform(3.5, 8))
-        texture = self.random.uniform(4, 11) * furrows + _noise(self.random, inside.size[::-1], ((30, 5.0), (4, 4.0)))
+        texture = self.random.uniform(6, 12) * furrows + _noise(self.random, inside.size[::-1], ((30, 5.0), (4, 4.0)))
         self.image.paste(Image.fromarray(_bytes(crop + texture[..., None])), corner, inside)
         self.plan.paste(FIELD, (*corner, corner[0] + inside.width, corner[1] + inside.height), inside)
 
@@ -194,10 +192,11 @@ class Land:
         if not self._free(_turned(_rectangle(-length, -depth, length, depth, margin=-2), turn) + centre):
             return
         roof = _vary(self.random, ROOFS[self.random.integers(len(ROOFS))], 14)
-        self._shadow(outline, self.random.uniform(3, 7))
+        self._shadow(outline, self.random.uniform(4, 8))
         pen = ImageDraw.Draw(self.image)
-        # The ridge runs along the house; the side towards the light is the brighter one.
-        for side, shade in ((-1, 1.12), (1, 0.82)):
+        # The ridge runs along the house; the side towards the light, where no shadow falls, is the brighter one.
+        dark = 1 if math.cos(self.light - turn - math.pi / 2) > 0 else -1
+        for side, shade in ((-dark, 1.15), (dark, 0.75)):
             half = _turned(_rectangle(-length, min(0, side * depth), length, max(0, side * depth), margin=0), turn)
             pen.polygon([tuple(point) for point in half + centre], fill=_shaded(roof, shade))
         ImageDraw.Draw(self.plan).polygon([tuple(point) for point in outline], fill=HOUSE)
@@ -225,7 +224,7 @@ class Land:
 
     def _free(self, corners: Points) -> bool:
         """Whether there is nothing but grass and field under a few points of a shape."""
-        points = [*corners, *((corners + np.roll(corners, 1, axis=0)) / 2), corners.mean(axis=0)]
+        points = [*corners, *((corners + corners[np.arange(-1, len(corners) - 1)]) / 2), corners.mean(axis=0)]
         inside = [(int(x), int(y)) for x, y in points if 0 <= x < self.width and 0 <= y < self.height]
         return bool(inside) and all(self.plan.getpixel(point) in (GRASS, FIELD, TREE) for point in inside)
 
@@ -292,7 +291,7 @@ def _noise(
 
 def _vary(random: np.random.Generator, colour: Colour, deviation: float) -> Colour:
     common = random.normal(0, deviation)
-    red, green, blue = (round(float(np.clip(c + common + random.normal(0, deviation / 3), 0, 255))) for c in colour)
+    red, green, blue = (round(min(255.0, max(0.0, c + common + random.normal(0, deviation / 3)))) for c in colour)
     return red, green, blue
 
 

@@ -1,0 +1,46 @@
+"""A small U-Net learns to read aerial pictures in the time it is meant to take."""
+
+import os
+import subprocess
+
+import numpy as np
+import pytest
+
+from models.demo import CONVOY, ENVIRONMENT
+from models.evaluate import Evaluation, evaluate_checkpoint
+from models.run import RunFolder
+
+pytestmark = [pytest.mark.trained, pytest.mark.timeout(1200)]
+
+OPTIONS = "--set width=8 --set depth=4 --crop 128 --batch-size 8 --lr 5e-3 --loss cross-entropy+dice --epochs 60"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    root = tmp_path_factory.mktemp("aerial")
+    command = [CONVOY, "train", "unet", "--data", "aerial", *OPTIONS.split(), "--patience", "60", "--output", root]
+    subprocess.run(command, env={**os.environ, **ENVIRONMENT}, check=True, timeout=1100)
+    return RunFolder(root)
+
+
+@pytest.fixture(scope="module")
+def evaluation(folder: RunFolder) -> Evaluation:
+    return evaluate_checkpoint(folder.chosen())
+
+
+def test_unet_reaches_a_mean_iou_of_80_percent_on_held_out_aerial_pictures(evaluation: Evaluation) -> None:
+    assert evaluation.images == 48
+    assert evaluation.scores["mean_iou"] >= 0.80
+
+
+def test_no_class_is_left_out(evaluation: Evaluation) -> None:
+    counts = evaluation.confusion
+    iou = counts.diagonal() / (counts.sum(axis=0) + counts.sum(axis=1) - counts.diagonal())
+    assert np.all(iou >= 0.6), dict(zip(evaluation.description.labels, iou.round(3), strict=True))
+
+
+def test_it_was_trained_within_ten_minutes(folder: RunFolder) -> None:
+    note = folder.read()
+    assert note is not None
+    assert note.complete
+    assert note.seconds <= 600
