@@ -45,6 +45,10 @@ class ImpossibleLayer(ConvoyError):
     reason = "IMPOSSIBLE_LAYER"
 
 
+class NothingLeft(ImpossibleLayer):
+    """A layer's windows do not fit into its maps, or nothing of them is left."""
+
+
 class BadNetworkFile(ConvoyError):
     """A file is no network, or not one that can be looked into."""
 

@@ -12,7 +12,7 @@ from models.anatomy import onnx_reader, torch_reader
 from models.anatomy.act import by
 from models.anatomy.operation import FREE_SIDE, Graph
 from models.anatomy.rows import Anatomy, anatomy
-from models.errors import BadNetworkFile, BadTraining, ImpossibleLayer
+from models.errors import BadNetworkFile, BadTraining, ImpossibleLayer, NothingLeft
 from models.registry import ARCHITECTURES, Architecture, Argument
 from service.metadata import InputSpec, TensorInput
 
@@ -58,11 +58,16 @@ def inspect_architecture(
     with torch.device("meta"):
         try:
             network = registry.build(name, channels, classes, arguments, size)
-        except BadTraining:
+        except BadTraining as refusal:
             if size is None:
                 raise
             # Built for its own size, the network tells which layer the other one is too small for.
-            _graph(name, registry.build(name, channels, classes, arguments), channels, sides)
+            try:
+                _graph(name, registry.build(name, channels, classes, arguments), channels, sides)
+            except NothingLeft:
+                raise
+            except ImpossibleLayer:  # weights for its own size, which say nothing of the other
+                raise refusal from None
             raise
         return anatomy(_graph(name, network, channels, sides))
 
@@ -101,7 +106,7 @@ def _graph(name: str, network: nn.Module, channels: int, sides: tuple[int, ...])
     try:
         return torch_reader.read(network.eval(), (1, channels, *sides))
     except ImpossibleLayer as error:
-        raise ImpossibleLayer(f"{name} at {by(sides)}: {error.message}") from error
+        raise type(error)(f"{name} at {by(sides)}: {error.message}") from error
     except ValueError as error:  # what a network says to an image that it does not take
         raise BadTraining(f"{name}: {error}") from None
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from models.anatomy.reach import Reach, bins, resized, spread, whole, window
 from models.anatomy.sight import Permuted, Reached, Reshaped, Step
-from models.errors import ImpossibleLayer
+from models.errors import ImpossibleLayer, NothingLeft
 
 Shape = Sequence[int]
 
@@ -51,7 +51,7 @@ class Window:
         return list(zip(self.kernel, self.stride, self.before, self.after, self.dilation, strict=True))
 
     def check(self, layer: str, word: str, shape: Shape, ceil: bool = False) -> None:
-        """Raises ImpossibleLayer where nothing is left of a map: floor((i + padding - reach) / stride) + 1 below 1.
+        """Raises NothingLeft where nothing is left of a map: floor((i + padding - reach) / stride) + 1 below 1.
 
         With `ceil` a window may also stand half beyond the end.
         """
@@ -60,7 +60,7 @@ class Window:
             room = side + before + after - dilation * (kernel - 1) - 1
             if (-(-room // stride) if ceil else room // stride) < 0:
                 padding = once([once(pair) for pair in zip(self.before, self.after, strict=True)])
-                raise ImpossibleLayer(
+                raise NothingLeft(
                     f"{layer}: nothing is left by {word} of {by(shape[1:])} with kernel {by(self.kernel)}, "
                     f"stride {once(self.stride)}, padding {padding}"
                     + ("" if set(self.dilation) == {1} else f", dilation {once(self.dilation)}")

@@ -15,7 +15,7 @@ from onnx.shape_inference import InferenceError
 from models.anatomy.act import Act, by
 from models.anatomy.onnx_acts import Node, Shape, check, describe
 from models.anatomy.operation import FREE_SIDE, Graph, Operation
-from models.errors import BadNetworkFile, ImpossibleLayer
+from models.errors import BadNetworkFile, ImpossibleLayer, NothingLeft
 from service import metadata
 
 SMALL = 4096  # elements: what may say something about a shape
@@ -105,7 +105,7 @@ class _Reader:
         self.operations.append(Operation(layer, done, tuple(inputs), shape, parameters))
         if 0 in shape:
             shapes = " and ".join(by(self.operations[index].shape) for index in inputs)
-            raise ImpossibleLayer(f"{layer}: nothing is left of {shapes}")
+            raise NothingLeft(f"{layer}: nothing is left of {shapes}")
 
     def described(self, node: NodeProto, layer: str) -> Node:
         return Node(

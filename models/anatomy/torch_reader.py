@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from models.anatomy.act import Act, by
 from models.anatomy.operation import Graph, Operation
 from models.anatomy.torch_acts import Given, check, describe
-from models.errors import ImpossibleLayer
+from models.errors import ImpossibleLayer, NothingLeft
 from models.parameters import moving_statistics
 
 ROOT = "forward"  # what the network's own forward does outside of its modules
@@ -83,7 +83,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.operations.append(Operation(self.layer, done, tuple(inputs), tuple(answers[0].shape), parameters))
         if 0 in answers[0].shape:
             shapes = " and ".join(by(self.operations[index].shape) for index in inputs)
-            raise ImpossibleLayer(f"{self.layer}: nothing is left of {shapes}")
+            raise NothingLeft(f"{self.layer}: nothing is left of {shapes}")
 
 
 @contextmanager

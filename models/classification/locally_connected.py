@@ -39,9 +39,9 @@ class DeepFace(nn.Module):
                 relu3=nn.ReLU(inplace=True),
             )
         )
-        self.l4 = LocallyConnected2d(maps[1], maps[2], output_size(self.shared, size), kernels[2])
-        self.l5 = LocallyConnected2d(maps[2], maps[3], self.l4.output_size, kernels[3], stride=2)
-        self.l6 = LocallyConnected2d(maps[3], maps[4], self.l5.output_size, kernels[4])
+        self.l4 = _local("l4", maps[1], maps[2], output_size(self.shared, size), kernels[2])
+        self.l5 = _local("l5", maps[2], maps[3], self.l4.output_size, kernels[3], stride=2)
+        self.l6 = _local("l6", maps[3], maps[4], self.l5.output_size, kernels[4])
         height, width = self.l6.output_size
         self.f7 = nn.Linear(maps[4] * height * width, dense)
         self.dropout = nn.Dropout(0.5)
@@ -84,3 +84,12 @@ class LocallyConnected2d(nn.Module):
         # One product of matrices a position: every weight is read once, whatever the batch.
         values = self.weight @ patches.permute(2, 1, 0)  # (positions, out_channels, N)
         return torch.unflatten(values.permute(2, 1, 0), 2, self.output_size) + self.bias
+
+
+def _local(
+    name: str, in_channels: int, out_channels: int, size: tuple[int, int], kernel: int, stride: int = 1
+) -> LocallyConnected2d:
+    try:
+        return LocallyConnected2d(in_channels, out_channels, size, kernel, stride)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None

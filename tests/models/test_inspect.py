@@ -107,6 +107,8 @@ def test_wrong_arguments_are_told_as_the_registry_does() -> None:
         inspect_architecture("vgg16", (16, 16), arguments={"depth": 3})
     with pytest.raises(BadTraining, match="unet: image is 30x32, want sides that are multiples of 8"):
         inspect_architecture("unet", (30, 32))
+    with pytest.raises(BadTraining, match="locally_connected: l5: a 3x3 kernel without shared weights gets 2x2 pixels"):
+        inspect_architecture("locally_connected", size=(20, 20))
     with pytest.raises(BadTraining, match="takes an input of 2 sides"):
         inspect_architecture("unet", (30, 32, 3))
 

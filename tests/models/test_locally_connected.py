@@ -94,5 +94,7 @@ def test_row_is_a_small_one_for_images_of_32x32() -> None:
 
 
 def test_size_that_runs_out_is_refused() -> None:
-    with pytest.raises(BadTraining, match="locally_connected: a 3x3 kernel without shared weights gets 1x10 pixels"):
+    with pytest.raises(
+        BadTraining, match="locally_connected: l4: a 3x3 kernel without shared weights gets 1x10 pixels"
+    ):
         registry.build("locally_connected", 1, 10, size=(14, 32))
