@@ -1,6 +1,7 @@
 # make demo   trains, exports and serves two networks in front of you   (ARGS=--once: ends by itself)
 # make test   the whole test suite
 # make check  lint, format, types, and that the stubs are what proto/ gives
+# make networks  docs/networks.md anew: every architecture exported, counted and timed (ten minutes)
 # make image  the serving image, measured; with docker, or without any container engine   (RUNTIME=cuda: for a GPU)
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ STAMP := .venv/.installed-$(RUNTIME)
 # onnxruntime sends usage data from Linux unless told not to; `convoy` says so itself.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test check lint types stubs stubs-check format image install clean
+.PHONY: demo test check lint types stubs stubs-check format image install clean networks
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -55,6 +56,9 @@ stubs-check: $(STAMP)
 	@rm -rf .cache/stubs && $(MAKE) --no-print-directory stubs STUBS=.cache/stubs
 	@diff -r -x __init__.py -x __pycache__ .cache/stubs service/pb || { echo "service/pb is not what proto/ gives: run 'make stubs' and commit" >&2; exit 1; }
 	@echo "service/pb is what proto/ gives"
+
+networks: $(STAMP)
+	@$(BIN)/python -m models.network_table docs/networks.md
 
 image:
 	@RUNTIME=$(RUNTIME) deploy/image.sh build

@@ -14,7 +14,7 @@ ONLY = {
     "onnx": ("models/",),
     "sklearn": ("models/",),
     "models": ("models/",),
-    "onnxruntime": ("service/engine/session.py", "models/parity.py"),
+    "onnxruntime": ("service/engine/session.py", "models/parity.py", "models/network_table.py"),
     "grpc": ("service/frontend/", "service/client.py", "service/answers.py", "service/commands/"),
     "service.frontend": ("service/frontend/", "models/data/batches.py"),
     "service.engine": ("service/engine/",),
