@@ -6,16 +6,22 @@ import torch
 from models import registry
 from models.errors import BadTraining
 from models.registry import ARCHITECTURES
+from service.metadata import Axis, InputSpec, TensorInput, image_tensor
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_network_answers_logits_of_its_task(name: str) -> None:
     row = ARCHITECTURES[name]
     network = registry.build(name, channels=3, classes=7).eval()
-    spec = registry.input_spec(name, network, "RGB")
-    height, width = spec.height or 2 * spec.multiple, spec.width or 3 * spec.multiple
-    logits = network(torch.zeros(2, 3, height, width))
-    assert logits.shape == ((2, 7) if row.task == "classification" else (2, 7, height, width))
+    multiple = getattr(network, "multiple", 1)
+    own = [axis.size for axis in _axes(row.input) if axis.name != "channel"]
+    sides = [side or factor * multiple for factor, side in enumerate(own, start=2)]
+    logits = network(torch.zeros(2, 3, *sides))
+    assert logits.shape == ((2, 7) if row.task == "classification" else (2, 7, *sides))
+
+
+def _axes(spec: InputSpec | TensorInput) -> tuple[Axis, ...]:
+    return spec.axes if isinstance(spec, TensorInput) else image_tensor(spec).axes
 
 
 def test_free_input_size_follows_the_depth() -> None:
