@@ -21,6 +21,7 @@ from service.errors import (
     ConvoyError,
     DeadlinePassed,
     ModelUnavailable,
+    PredictedLate,
     QueueFull,
     RunFailed,
     UnknownModel,
@@ -42,6 +43,7 @@ class Cancelled(ConvoyError):
 _FAILURES: tuple[type[ConvoyError], ...] = (
     RunFailed,
     QueueFull,
+    PredictedLate,
     DeadlinePassed,
     UnknownModel,
     ModelUnavailable,

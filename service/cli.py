@@ -28,6 +28,8 @@ COMMANDS = {
     "locate": Command("service.commands.locate", "Ask a server where in pictures a template is"),
     "models": Command("service.commands.models", "List what a server serves"),
     "health": Command("service.commands.health", "Ask a server whether it serves; the exit code says so"),
+    "profile": Command("service.commands.profile", "Measure what batches of a model take on this machine"),
+    "simulate": Command("service.commands.simulate", "Try the scheduler under a load, on a virtual clock"),
     "bench": Command("service.commands.bench", "Load a server and measure how it answers"),
     "train": Command("models.commands.train", "Train a network"),
     "evaluate": Command("models.commands.evaluate", "Measure a trained network on its held-out images"),

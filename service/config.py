@@ -50,8 +50,16 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     decode_threads: Annotated[int, Meta(ge=0, le=256)] = 0  # of one front end; 0: one per core
 
 
+PolicyName = Literal["deferred", "eager", "timeout", "aimd", "nexus"]
+
+
 class BatchingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When a batch closes."""
+    """When a batch closes, and what goes into it."""
+
+    policy: PolicyName = "deferred"
+    # How soon an answer should come to a request that has no deadline. Where it is given, later ones are refused; else
+    # it is 100 ms, or five times what one image takes where that is more, and decides on order and batch size only.
+    latency_objective_ms: Annotated[float, Meta(gt=0, le=3_600_000)] | None = None
 
     max_batch_size: Annotated[int, Meta(ge=1, le=1024)] = 32  # images
     max_batch_pixels: Annotated[int, Meta(ge=1)] = 8 * MIB  # of a model that takes any size: bounds a run's memory
@@ -86,6 +94,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`<root>/<model>/model.toml`: what one model does differently. Left out: as the server's configuration says."""
 
+    policy: PolicyName | None = None
+    latency_objective_ms: Annotated[float, Meta(gt=0, le=3_600_000)] | None = None
     max_batch_size: Annotated[int, Meta(ge=1, le=1024)] | None = None
     max_queue_delay_ms: Annotated[float, Meta(ge=0, le=10_000)] | None = None
     max_queue: Annotated[int, Meta(ge=1, le=10_000_000)] | None = None

@@ -45,6 +45,12 @@ class QueueFull(ConvoyError):
     reason = "QUEUE_FULL"
 
 
+class PredictedLate(ConvoyError):
+    """The answer would come after the caller's deadline: it was refused before any work went into it."""
+
+    reason = "PREDICTED_LATE"
+
+
 class DeadlinePassed(ConvoyError):
     """The caller's deadline went by before the image ran."""
 

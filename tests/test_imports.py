@@ -17,7 +17,12 @@ ONLY = {
     "onnxruntime": ("service/engine/session.py", "models/parity.py", "models/network_table.py"),
     "grpc": ("service/frontend/", "service/client.py", "service/answers.py", "service/commands/"),
     "service.frontend": ("service/frontend/", "models/data/batches.py"),
-    "service.engine": ("service/engine/",),
+    "service.engine": (
+        "service/engine/",
+        "service/simulation.py",
+        "service/commands/profile.py",
+        "service/commands/simulate.py",
+    ),
     "torchvision": (),
     "pickle": (),
 }

@@ -1,104 +1,66 @@
-"""Which requests run now: one queue per model, version and shape, and when the batch at its head closes.
+"""Which requests run now, and which cannot be answered in time: the queues of one device.
 
-Plain code. Time comes in as an argument (seconds, monotonic), decisions go out: no clock, lock or I/O.
-
-A batch closes when it is full; when its oldest request has waited `max_queue_delay`; when waiting longer would make a
-request miss its deadline; or as soon as nothing more is on its way, because then waiting gains nothing. More is on its
-way while a front end has accepted requests that it has not sent yet, and, where callers overlap, while requests keep
-coming at their pace: a lone caller, who sends the next request after the answer, never waits.
+Plain code. Time comes in as an argument (seconds, monotonic), decisions go out: no clock, lock or I/O. There is one
+queue per model, version and shape; of those whose batch has closed, the device goes to the one that has to start first.
+When a batch closes and what goes into it is for the policy of its model (`policies.py`).
 """
 
 import heapq
 import math
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from service.errors import QueueFull
+from service.engine.policies import POLICIES, Traffic
+from service.engine.queue import Key, Limits, Place, Queue, Request
+from service.errors import PredictedLate, QueueFull
 
-_RUN_TIME_WEIGHT = 0.2  # of the newest measurement in the moving average
+__all__ = ["Batch", "Batcher", "Decision", "Key", "Limits", "Request"]
+
 _GAP_WEIGHT = 0.1  # of the newest gap between arrivals in the moving average
-_GAPS = 2.0  # average gaps without an arrival after which no more is expected
+_LONG_GAP_WEIGHT = 0.01
 _MEMORY = 0.1  # seconds for which overlapping callers are remembered
-_RUN_TIME_KEYS = 1024  # shapes whose run times are remembered; clients may send any number of sizes
+_MOST_QUEUES = 1024  # whose run times are remembered; clients may send any number of sizes
 
 
-class Key(NamedTuple):
-    """Requests with the same key can run together."""
-
-    model: str
-    version: int
-    shape: Hashable  # of the inputs, without the batch dimension
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How one model's requests are put together."""
-
-    max_batch_size: int  # rows
-    max_queue_delay: float
-    max_queue: int  # rows that may wait
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One request in a queue. `id` is the caller's own and unique; `payload` is not looked at."""
-
-    id: Hashable
-    source: Hashable  # the front end it came from
-    rows: int
-    arrived: float
-    deadline: float  # math.inf where there is none
-    payload: Any = None
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Requests to run together, oldest first."""
+    """Requests to run together, what is due first first. It should end at `ends`."""
 
     key: Key
     requests: list[Request]
+    ends: float
 
     @property
     def rows(self) -> int:
         return sum(request.rows for request in self.requests)
 
 
-@dataclass(slots=True)
-class _Queue:
-    limits: Limits
-    waiting: dict[Hashable, Request] = field(default_factory=dict)  # in the order of arrival
-    deadlines: list[tuple[float, int, Hashable]] = field(default_factory=list)  # heap; ended requests leave lazily
-    rows: int = 0
+class Decision(NamedTuple):
+    """late   requests that have left their queue: running them would end behind their deadlines
+    batch  what to run now on an idle device
+    again  when to ask again at the latest, though nothing happens until then; inf: not at all"""
 
-    def oldest(self) -> Request:
-        return next(iter(self.waiting.values()))
-
-    def prune(self) -> None:
-        """Keep the ended requests in the heap fewer than those that wait, but for a handful."""
-        if len(self.deadlines) > 2 * len(self.waiting) + 64:
-            self.deadlines = [entry for entry in self.deadlines if entry[2] in self.waiting]
-            heapq.heapify(self.deadlines)
-
-    def earliest_deadline(self) -> float:
-        while self.deadlines and self.deadlines[0][2] not in self.waiting:
-            heapq.heappop(self.deadlines)
-        return self.deadlines[0][0] if self.deadlines else math.inf
+    late: Sequence[Request]
+    batch: Batch | None
+    again: float
 
 
 @dataclass(slots=True)
-class _Traffic:
+class _Callers:
     """What is known of a model's callers."""
 
     following: dict[Hashable, int] = field(default_factory=dict)  # source -> requests accepted there and not yet sent
     last: float = -math.inf  # arrival
-    gap: float = math.inf  # seconds between arrivals, moving average
+    gap: float = math.inf  # seconds between arrivals, moving average since the last pause
+    long_gap: float = math.inf  # the same over a longer time, pauses and all
     overlapping_until: float = -math.inf
 
     def arrive(self, now: float) -> None:
         gap = max(0.0, now - self.last)
         self.last = now
+        self.long_gap = gap if self.long_gap == math.inf else self.long_gap + _LONG_GAP_WEIGHT * (gap - self.long_gap)
         if gap >= _MEMORY:
             self.gap = math.inf  # a pause: what came before says nothing about now, nor does its length
         elif self.gap == math.inf:
@@ -106,139 +68,195 @@ class _Traffic:
         else:
             self.gap += _GAP_WEIGHT * (gap - self.gap)
 
-    def expected_until(self) -> float:
-        """How long it makes sense to wait for the next request, as things stand; -inf: not at all."""
-        if any(self.following.values()):
-            return math.inf
-        known = self.last < self.overlapping_until and self.gap < math.inf
-        return self.last + _GAPS * self.gap if known else -math.inf
+    def expected(self) -> Traffic:
+        following = any(self.following.values())
+        if following:
+            return Traffic(self.last, self.gap if self.gap < math.inf else 0.0, following)
+        # A lone caller sends the next request after the answer: its pace says nothing about what comes before that.
+        return Traffic(self.last, self.gap if self.last < self.overlapping_until else math.inf, following)
+
+    def within(self, seconds: float) -> float:
+        """How many requests are to be reckoned with in that time: bursts count, and a lull in a flood does not."""
+        gap = min(self.gap, self.long_gap)
+        if seconds <= 0:
+            return 0.0
+        return seconds / gap if gap > 0 else math.inf
 
 
 class Batcher:
-    """All queues of one device. One writer: the engine's loop."""
+    """All queues of one device, which runs up to `lanes` batches at once. One writer: the engine's loop."""
 
-    def __init__(self) -> None:
-        self._queues: dict[Key, _Queue] = {}  # none of them empty
-        self._homes: dict[Hashable, Key] = {}  # of each waiting request, by its id
+    def __init__(self, lanes: int = 1) -> None:
+        self._lanes = lanes
+        self._queues: dict[Key, Queue] = {}
+        self._active: dict[Key, Queue] = {}  # those in which something waits
+        self._places: dict[Hashable, tuple[Queue, Place]] = {}  # of each waiting request, by its id
+        self._deadlines: list[tuple[float, int, Hashable]] = []  # heap; ended requests leave lazily
         self._rows: Counter[str] = Counter()  # that wait, by model
-        self._traffic: dict[str, _Traffic] = {}  # by model
-        self._run_times: dict[Key, dict[int, float]] = {}  # seconds, moving average, by rows
+        self._callers: dict[str, _Callers] = {}  # by model
+        self._running: list[Batch] = []
         self._arrivals = 0
 
     def __len__(self) -> int:
-        return len(self._homes)
+        return len(self._places)
 
     def waiting(self, model: str) -> int:
         """Rows of a model that wait, over all its versions and shapes."""
         return self._rows[model]
 
-    def add(self, key: Key, request: Request, limits: Limits) -> None:
-        """Queue a request. Raises QueueFull, with the time after which there should be room."""
+    def measured(self, key: Key, limits: Limits, times: Mapping[int, float]) -> None:
+        """What batches of these sizes take in seconds, measured before serving."""
+        self._queue(key, limits).start_with(times)
+
+    def add(self, key: Key, request: Request, limits: Limits, now: float) -> None:
+        """Queue a request. Raises QueueFull, and PredictedLate where its answer would miss its deadline, with the
+        time after which trying again makes sense."""
+        queue = self._queue(key, limits)
         waiting = self._rows[key.model]
         if waiting and waiting + request.rows > limits.max_queue:
-            batches = math.ceil(waiting / limits.max_batch_size)
-            hint = min(10.0, max(0.01, batches * self.run_time(key, limits.max_batch_size)))
             raise QueueFull(
                 f"queue of model {key.model!r} holds {waiting} images, want at most {limits.max_queue}",
-                retry_after=hint,
+                retry_after=_hint(queue.work(waiting)),
             )
-        self._traffic.setdefault(key.model, _Traffic()).arrive(request.arrived)
-        queue = self._queues.setdefault(key, _Queue(limits))
-        queue.waiting[request.id] = request
-        queue.rows += request.rows
-        self._homes[request.id] = key
-        self._rows[key.model] += request.rows
+        callers = self._callers.setdefault(key.model, _Callers())
+        callers.arrive(request.arrived)
+        due = request.due(limits.objective)
+        if request.deadline < math.inf and queue.times.known and POLICIES[limits.policy].admits:
+            self._admit(queue, request, due, callers, now)
         self._arrivals += 1
+        self._places[request.id] = queue, queue.put(request, due, self._arrivals)
+        self._active[key] = queue
+        self._rows[key.model] += request.rows
         if request.deadline < math.inf:
-            heapq.heappush(queue.deadlines, (request.deadline, self._arrivals, request.id))
-            queue.prune()
+            heapq.heappush(self._deadlines, (request.deadline, self._arrivals, request.id))
+            if len(self._deadlines) > 2 * len(self._places) + 64:
+                self._deadlines = [entry for entry in self._deadlines if entry[2] in self._places]
+                heapq.heapify(self._deadlines)
 
     def expect(self, model: str, source: Hashable, following: int, company: int, now: float) -> None:
         """What `source` has said of `model`: it will send `following` more; it has not answered `company` requests."""
-        traffic = self._traffic.setdefault(model, _Traffic())
-        traffic.following[source] = following
+        callers = self._callers.setdefault(model, _Callers())
+        callers.following[source] = following
         if company > 1:
-            traffic.overlapping_until = now + _MEMORY
+            callers.overlapping_until = now + _MEMORY
 
     def forget(self, source: Hashable) -> list[Request]:
         """`source` has gone: nothing more is expected from it. Takes out what it sent: it is never run."""
-        for traffic in self._traffic.values():
-            traffic.following.pop(source, None)
-        gone = [request for queue in self._queues.values() for request in queue.waiting.values()]
-        return [self._remove(self._homes[request.id], request.id) for request in gone if request.source == source]
+        for callers in self._callers.values():
+            callers.following.pop(source, None)
+        gone = [place.request for _, place in self._places.values() if place.request.source == source]
+        for request in gone:
+            self._remove(request.id)
+        return gone
 
     def cancel(self, request_id: Hashable) -> Request | None:
         """Take a request out of its queue; None where it does not wait (any more)."""
-        key = self._homes.get(request_id)
-        return None if key is None else self._remove(key, request_id)
+        return self._remove(request_id) if request_id in self._places else None
 
-    def expired(self, now: float) -> list[Request]:
-        """Take out the requests whose deadline has passed: they are never run."""
-        gone = []
-        for key, queue in list(self._queues.items()):
-            while queue.earliest_deadline() <= now:
-                gone.append(self._remove(key, queue.deadlines[0][2]))
-        return gone
+    def next(self, now: float) -> Decision:
+        """What to do now. A batch that is handed out is running until `ended` is called with it."""
+        late = self._expired(now)
+        while len(self._running) < self._lanes and self._active:
+            queue, close_at = self._candidate(now)
+            if queue is None:
+                return Decision(late, None, min(close_at, self._first_deadline()))
+            taken = POLICIES[queue.limits.policy].take(queue, now)
+            self._left(queue, (*taken.late, *taken.batch))
+            late += taken.late
+            if taken.batch:
+                return Decision(late, self._start(queue, taken.batch, now), self._first_deadline())
+        return Decision(late, None, self._first_deadline())
 
-    def next(self, now: float) -> Batch | float | None:
-        """The batch to run on an idle device now; or the time at which to ask again; or None where nothing waits.
+    def ended(self, batch: Batch, runs: Sequence[tuple[int, float]]) -> None:
+        """A batch has run, in one run or in several: (rows, seconds from gather to scatter) of each."""
+        self._running.remove(batch)
+        queue = self._queues.get(batch.key)
+        if queue is not None:
+            for rows, seconds in runs:
+                queue.learn(rows, seconds)
 
-        Among the queues that are ready, the one whose oldest request has waited longest goes first.
-        """
-        ready: Key | None = None
-        oldest = again = math.inf
-        for key, queue in self._queues.items():
-            close_at = self._close_at(key, queue)
+    def _queue(self, key: Key, limits: Limits) -> Queue:
+        queue = self._queues.get(key)
+        if queue is None:
+            idle = (each for each in self._queues if each not in self._active)
+            if len(self._queues) >= _MOST_QUEUES and (oldest := next(idle, None)) is not None:
+                del self._queues[oldest]
+            queue = self._queues[key] = Queue(key, limits)
+        elif queue.limits is not limits:
+            queue.follow(limits)
+        return queue
+
+    def _candidate(self, now: float) -> tuple[Queue | None, float]:
+        """The queue whose batch runs now, or None and when the first of them closes."""
+        closed: Queue | None = None
+        pressing: Queue | None = None  # of those that still wait, the one that has to start first
+        starts = pressing_starts = again = math.inf
+        for queue in self._active.values():
+            close_at = POLICIES[queue.limits.policy].close_at(queue, self._callers[queue.key.model].expected())
+            latest = queue.due - queue.times.bound(queue.rows)
             if close_at > now:
                 again = min(again, close_at)
-            elif queue.oldest().arrived < oldest:
-                ready, oldest = key, queue.oldest().arrived
-        if ready is not None:
-            return self._take(ready)
-        return again if self._queues else None
+                if latest < pressing_starts:
+                    pressing, pressing_starts = queue, latest
+            elif closed is None or latest < starts:
+                closed, starts = queue, latest
+        if closed is not None and pressing_starts < min(starts, now + closed.times.bound(closed.rows)):
+            return pressing, now  # it would have to wait too long for the other
+        return closed, again
 
-    def ran(self, key: Key, rows: int, seconds: float) -> None:
-        """A batch of `rows` took `seconds`, gather to scatter."""
-        times = self._run_times.pop(key, {})
-        before = times.get(rows, seconds)
-        times[rows] = before + _RUN_TIME_WEIGHT * (seconds - before)
-        self._run_times[key] = times  # the newest stands last
-        if len(self._run_times) > _RUN_TIME_KEYS:
-            del self._run_times[next(iter(self._run_times))]
+    def _start(self, queue: Queue, requests: list[Request], now: float) -> Batch:
+        self._queues[queue.key] = self._queues.pop(queue.key)  # what has run last stands last
+        batch = Batch(queue.key, requests, now + queue.times.bound(sum(request.rows for request in requests)))
+        self._running.append(batch)
+        return batch
 
-    def run_time(self, key: Key, rows: int) -> float:
-        """What a batch of `rows` should take, in seconds: as the nearest size that was measured; 0 before any was."""
-        times = self._run_times.get(key)
-        return times[min(times, key=lambda measured: (abs(measured - rows), measured))] if times else 0.0
+    def _admit(self, queue: Queue, request: Request, due: float, callers: _Callers, now: float) -> None:
+        """Raises PredictedLate."""
+        free = max(now, min(batch.ends for batch in self._running)) if len(self._running) >= self._lanes else now
+        size, others = queue.batch_size, 0.0
+        for other in self._active.values():
+            if other is not queue and other.due < due:
+                others += other.work(other.rows)
+        batches, rest = divmod(queue.rows_ahead(due), size)
+        start = free + (others + batches * queue.times.bound(size)) / self._lanes
+        # Whoever comes before its batch starts will be in it.
+        company = callers.within(start - now)
+        finish = start + queue.times.bound(max(int(min(size, rest + request.rows + company)), request.rows))
+        excess = finish - request.deadline
+        if queue and due < queue.last.due and queue.last.request.deadline < math.inf:
+            # Those behind it were promised their time, too.
+            end = free + (others + queue.work(queue.rows + request.rows)) / self._lanes
+            excess = max(excess, end - queue.last.request.deadline)
+        if excess > 0:
+            raise PredictedLate(
+                f"model {queue.key.model!r} would answer {1000 * excess:.1f} ms after the deadline",
+                retry_after=_hint(excess),
+            )
 
-    def _close_at(self, key: Key, queue: _Queue) -> float:
-        if queue.rows >= queue.limits.max_batch_size:
-            return -math.inf
-        return min(
-            queue.oldest().arrived + queue.limits.max_queue_delay,
-            queue.earliest_deadline() - self.run_time(key, queue.rows),
-            self._traffic[key.model].expected_until(),
-        )
+    def _expired(self, now: float) -> list[Request]:
+        gone = []
+        while self._first_deadline() <= now:
+            gone.append(self._remove(self._deadlines[0][2]))
+        return gone
 
-    def _take(self, key: Key) -> Batch:
-        queue = self._queues[key]
-        taken: list[Request] = []
-        rows = 0
-        for request in queue.waiting.values():
-            if taken and rows + request.rows > queue.limits.max_batch_size:
-                break
-            taken.append(request)
-            rows += request.rows
-        for request in taken:
-            self._remove(key, request.id)
-        return Batch(key, taken)
+    def _first_deadline(self) -> float:
+        while self._deadlines and self._deadlines[0][2] not in self._places:
+            heapq.heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else math.inf
 
-    def _remove(self, key: Key, request_id: Hashable) -> Request:
-        queue = self._queues[key]
-        request = queue.waiting.pop(request_id)
-        queue.rows -= request.rows
-        self._rows[key.model] -= request.rows
-        del self._homes[request_id]
-        if not queue.waiting:
-            del self._queues[key]
-        return request
+    def _remove(self, request_id: Hashable) -> Request:
+        queue, place = self._places[request_id]
+        queue.remove(place)
+        self._left(queue, (place.request,))
+        return place.request
+
+    def _left(self, queue: Queue, requests: Sequence[Request]) -> None:
+        for request in requests:
+            del self._places[request.id]
+        self._rows[queue.key.model] -= sum([request.rows for request in requests])
+        if not queue:
+            self._active.pop(queue.key, None)
+
+
+def _hint(seconds: float) -> float:
+    return min(10.0, max(0.01, seconds))

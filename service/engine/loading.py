@@ -1,6 +1,7 @@
 """Keeps the sessions in step with the model repository, and tells what it has: the table of versions."""
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,12 +10,17 @@ from service import repository
 from service.config import Config, ModelConfig
 from service.engine import session as sessions
 from service.engine.batching import Limits
+from service.engine.profile import Profile
+from service.engine.profiling import prepare
 from service.engine.session import Session
 from service.errors import BadMetadata, BadModelFile
 from service.metrics import MODEL_READY
 from service.repository import Listing, Stamp, State, Table, Version
 
 log = logging.getLogger(__name__)
+
+_OBJECTIVE = 0.1  # seconds
+_RUNS = 5  # of one image: an objective that leaves room for a few of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +31,8 @@ class Loaded:
     stamp: Stamp
     config: ModelConfig
     limits: Limits
+    profile: Profile | None  # None: what sizes it will be asked for is not known before
+    allowed: float = math.inf  # seconds in which a request without a deadline must be answered
 
 
 @dataclass(slots=True)
@@ -134,10 +142,12 @@ class Loader:
     def _load(self, name: str, model: _Model, version: int, stamp: Stamp) -> Loaded | None:
         settings, engine, batching = model.listing.config, self._config.engine, self._config.batching
         provider = settings.provider or engine.provider
+        file = repository.model_file(self._root, name, version)
+        most = settings.max_batch_size or batching.max_batch_size
         try:
-            session = sessions.load(
-                repository.model_file(self._root, name, version), provider, engine.device, engine.threads
-            )
+            session = sessions.load(file, provider, engine.device, engine.threads)
+            most = most if session.batched else 1
+            measured = prepare(session, file, most, engine.device, engine.threads)
         except (BadModelFile, BadMetadata) as error:
             model.failed[version, stamp] = error.message
             if version == model.serving:
@@ -148,16 +158,20 @@ class Loader:
             model.failed[version, stamp] = "loading it failed in a way that is in the log"
             return None
         delay_ms = settings.max_queue_delay_ms
+        objective_ms = settings.latency_objective_ms or batching.latency_objective_ms
         limits = Limits(
-            max_batch_size=(settings.max_batch_size or batching.max_batch_size) if session.batched else 1,
+            max_batch_size=most,
             max_queue_delay=(batching.max_queue_delay_ms if delay_ms is None else delay_ms) / 1000,
             max_queue=settings.max_queue or batching.max_queue,
+            objective=_objective(measured) if objective_ms is None else objective_ms / 1000,
+            policy=settings.policy or batching.policy,
         )
         if provider == "auto" and session.fell_back:
             log.warning("model %s version %d: CUDA is offered but could not be used", name, version)
         fields = {"model": name, "version": version, "provider": session.provider}
         log.info("model %s version %d serves on %s", name, version, session.provider, extra={"fields": fields})
-        return Loaded(session, stamp, settings, limits)
+        allowed = math.inf if objective_ms is None else objective_ms / 1000
+        return Loaded(session, stamp, settings, limits, measured, allowed)
 
     def _retire(self, name: str, model: _Model) -> None:
         if model.serving is not None:
@@ -214,6 +228,11 @@ class Loader:
                 log.log(level, "model %s version %d is not served: %s", row.model, row.version, row.reason)
         self._published = table
         self._publish(table)
+
+
+def _objective(measured: Profile | None) -> float:
+    """Seconds in which an answer should come where nobody has said so."""
+    return max(_OBJECTIVE, _RUNS * measured.seconds[1] if measured is not None else 0.0)
 
 
 def _stays(model: _Model, version: int | None) -> bool:

@@ -52,8 +52,8 @@ class Engine:
         self._unreleased: dict[
             tuple[str, int], set[Hashable]
         ] = {}  # retired versions -> front ends that may refer to them
+        self._profiled: dict[tuple[str, int], Loaded] = {}  # whose profile the batcher has
         self._runner = ThreadPoolExecutor(1, "run")
-        self._running = False
         self._timer: asyncio.TimerHandle | None = None
 
     async def serve(self) -> None:
@@ -91,7 +91,8 @@ class Engine:
 
     def _publish(self, table: Table) -> None:
         self._table = table
-        for (model, version), _ in list(self._loader.versions.items()):
+        for (model, version), loaded in list(self._loader.versions.items()):
+            self._take_profile(model, version, loaded)
             if self._loader.is_retired(model, version):
                 self._unreleased.setdefault((model, version), set(self._peers))
                 self._drop_if_released(model, version)
@@ -99,6 +100,11 @@ class Engine:
                 self._unreleased.pop((model, version), None)
         for peer in self._peers.values():
             self._send_table(peer)
+
+    def _take_profile(self, model: str, version: int, loaded: Loaded) -> None:
+        if loaded.profile is not None and self._profiled.get((model, version)) is not loaded:
+            self._profiled[model, version] = loaded
+            self._batcher.measured(Key(model, version, loaded.profile.key), loaded.limits, loaded.profile.seconds)
 
     def _send_table(self, peer: Peer) -> None:
         data = encode_table(self._table)
@@ -111,6 +117,7 @@ class Engine:
         # A version that is not retired at all stands in no set: that is not the empty one that everybody has left.
         if not self._unreleased.get((model, version), {0}):
             del self._unreleased[model, version]
+            self._profiled.pop((model, version), None)
             self._loader.drop(model, version)
 
     def _read(self, peer: Peer, packet: Packet) -> None:
@@ -145,16 +152,17 @@ class Engine:
         assert peer.memory is not None, "a front end says hello before it submits"
         first = 1 if loaded.session.batched else 0
         shape = tuple((span.shape[first:], span.dtype) for span in submit.inputs)
-        deadline = math.inf if submit.deadline == NEVER else submit.deadline / 1e9
+        arrived = submit.arrived / 1e9
         request = Request(
             id=(peer.number, submit.id),
             source=peer.number,
             rows=submit.rows,
-            arrived=submit.arrived / 1e9,
-            deadline=deadline,
+            arrived=arrived,
+            deadline=arrived + loaded.allowed if submit.deadline == NEVER else submit.deadline / 1e9,
             payload=Work(submit, peer.memory),
         )
-        self._batcher.add(Key(submit.model, submit.version, shape), request, self._limits(loaded, submit))
+        key = Key(submit.model, submit.version, shape)
+        self._batcher.add(key, request, self._limits(loaded, submit), time.monotonic())
         metrics.QUEUE_DEPTH.labels(submit.model).set(self._batcher.waiting(submit.model))
 
     def _limits(self, loaded: Loaded, submit: Submit) -> Limits:
@@ -172,34 +180,32 @@ class Engine:
             self._timer.cancel()
             self._timer = None
         now = time.monotonic()
-        for request in self._batcher.expired(now):
-            self._end(request, DeadlinePassed("deadline passed while the image waited for the device"))
-        if self._running:
-            return
-        match self._batcher.next(now):
-            case Batch() as batch:
-                self._start(batch)
-            case float(at) if at < math.inf:
-                self._timer = self._loop.call_later(max(0.0, at - now), self._pump)
+        decision = self._batcher.next(now)
+        for request in decision.late:
+            self._end(request, DeadlinePassed("deadline would pass before the image could run"))
+        if decision.batch is not None:
+            self._start(decision.batch, now)
+        if decision.again < math.inf:
+            self._timer = self._loop.call_later(max(0.0, decision.again - now), self._pump)
 
-    def _start(self, batch: Batch) -> None:
+    def _start(self, batch: Batch, now: float) -> None:
         loaded = self._loader.versions.get((batch.key.model, batch.key.version))
         metrics.QUEUE_DEPTH.labels(batch.key.model).set(self._batcher.waiting(batch.key.model))
         if loaded is None:
+            self._batcher.ended(batch, [])
             for request in batch.requests:
                 self._end(request, UnknownModel(f"model {batch.key.model!r} was taken away"))
-            self._pump()
+            self._loop.call_soon(self._pump)
             return
-        self._running = True
         works = [request.payload for request in batch.requests]
         future = self._loop.run_in_executor(self._runner, run, loaded.session, works)
-        future.add_done_callback(lambda done: self._finish(batch, _result_or_end(done)))
+        future.add_done_callback(lambda done: self._finish(batch, now, _result_or_end(done)))
 
-    def _finish(self, batch: Batch, ran: Ran) -> None:
-        self._running = False
+    def _finish(self, batch: Batch, started: float, ran: Ran) -> None:
+        # From the decision to its end: the way to the thread and back keeps the device waiting, too.
+        seconds = time.monotonic() - started
+        self._batcher.ended(batch, [(batch.rows, seconds)] if len(ran.batches) == 1 else [])
         _count(batch.key, ran)
-        for size, times in ran.batches:
-            self._batcher.ran(batch.key, size, (times.done - times.gather) / 1e9)
         records: dict[Hashable, tuple[list[Record], list[int]]] = {}
         for request, done in zip(batch.requests, ran.ends, strict=True):
             own, descriptors = records.setdefault(request.source, ([], []))

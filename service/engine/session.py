@@ -17,6 +17,7 @@ from service.slots import DTYPES, MAX_RANK
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+VERSION: str = onnxruntime.__version__
 
 _DTYPES = {
     "tensor(bool)": "bool",

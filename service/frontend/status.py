@@ -17,6 +17,7 @@ from service.errors import (
     ConvoyError,
     DeadlinePassed,
     ModelUnavailable,
+    PredictedLate,
     QueueFull,
     RunFailed,
     UnknownModel,
@@ -28,6 +29,7 @@ STATUS: dict[type[ConvoyError], StatusCode] = {
     BadTensor: StatusCode.INVALID_ARGUMENT,
     UnknownModel: StatusCode.NOT_FOUND,
     QueueFull: StatusCode.RESOURCE_EXHAUSTED,  # back off
+    PredictedLate: StatusCode.RESOURCE_EXHAUSTED,
     DeadlinePassed: StatusCode.DEADLINE_EXCEEDED,
     ModelUnavailable: StatusCode.UNAVAILABLE,  # loading or draining: try another replica
     RunFailed: StatusCode.INTERNAL,

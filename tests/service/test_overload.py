@@ -45,19 +45,45 @@ def assert_all_slots_are_freed(server: Server) -> None:
     assert server.total("convoy_queue_depth") == 0
 
 
-def test_a_request_whose_deadline_passes_in_the_queue_never_runs_and_is_counted(busy: Server) -> None:
-    before, misses = ran(busy), missed(busy)
+def test_a_request_that_would_be_late_is_refused_at_once_and_never_runs(busy: Server) -> None:
+    before, refused = ran(busy), busy.total("convoy_refusals_total", reason="PREDICTED_LATE")
     with grpc.insecure_channel(busy.grpc) as channel:
         classify = method(channel, "Classify")
         running = classify.future(request(1))
         _wait_until(lambda: busy.total("convoy_requests_in_flight") == 1)
+        for seed in range(2, 5):
+            error = classify.future(request(seed), timeout=0.1).exception()
+            assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "after the deadline" in error.details()
+            assert reason(error) == "PREDICTED_LATE"
+            assert 0.01 <= retry_delay(error) <= 10
+        assert running.result().results[0].classification.labels
+    assert_all_slots_are_freed(busy)
+    assert ran(busy) - before == 1
+    assert busy.total("convoy_refusals_total", reason="PREDICTED_LATE") - refused == 3
+
+
+def test_an_objective_that_is_given_is_the_deadline_of_requests_without_one(small_repository: Path) -> None:
+    settings = ["batching.latency_objective_ms=100", "server.lame_duck_seconds=0"]
+    with Server(small_repository, settings) as server, grpc.insecure_channel(server.grpc) as channel:
+        error = method(channel, "Classify").future(request(1)).exception()
+        assert (error.code(), reason(error)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "PREDICTED_LATE")
+        assert method(channel, "Classify")(request(1), timeout=30).results[0].classification.labels
+
+
+def test_a_request_whose_deadline_passes_in_the_queue_never_runs_and_is_counted(small_repository: Path) -> None:
+    settings = ["batching.policy=eager", "batching.max_batch_size=2", "server.lame_duck_seconds=0"]
+    with Server(small_repository, settings) as server, grpc.insecure_channel(server.grpc) as channel:
+        classify = method(channel, "Classify")
+        running = classify.future(request(1))
+        _wait_until(lambda: server.total("convoy_requests_in_flight") == 1)
         late = [classify.future(request(seed), timeout=0.1) for seed in range(2, 5)]
         for call in late:
             assert call.exception().code() == grpc.StatusCode.DEADLINE_EXCEEDED
         assert running.result().results[0].classification.labels
-    assert_all_slots_are_freed(busy)
-    assert ran(busy) - before == 1
-    assert missed(busy) - misses == 3
+        assert_all_slots_are_freed(server)
+        assert ran(server) == 1
+        assert missed(server) == 3
 
 
 def test_a_deadline_that_has_passed_on_arrival_never_reaches_the_engine(busy: Server) -> None:

@@ -1,0 +1,106 @@
+"""`convoy profile`: what batches of a model take on this machine, and which sizes will be used."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from service.commands.options import Json
+from service.commands.terminal import bar, console, milliseconds
+from service.engine import profile as profiles
+from service.engine import profiling
+from service.engine.profile import Profile
+from service.engine.run_times import RunTimes
+from service.engine.session import load
+from service.errors import BadModelFile, UnknownModel
+from service.repository import MODEL_FILE, choose, model_file, scan
+
+_COLUMNS = 24  # of the longest bar
+
+
+def profile(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model of the repository, or an .onnx file.")],
+    *,
+    repository: Annotated[Path, typer.Option("--repository", metavar="DIR", help="The model repository.")] = Path(
+        "repository"
+    ),
+    provider: Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--provider", help="What runs it.")] = "auto",
+    device: Annotated[int, typer.Option("--device", metavar="N", min=0, help="Which CUDA device.")] = 0,
+    threads: Annotated[
+        int, typer.Option("--threads", metavar="N", min=0, help="onnxruntime's within one run; 0: one per core.")
+    ] = 0,
+    max_batch_size: Annotated[
+        int, typer.Option("--max-batch-size", metavar="N", min=1, max=1024, help="The largest batch to try.")
+    ] = 32,
+    objective: Annotated[
+        float, typer.Option("--objective", metavar="SECONDS", min=0.0001, help="How soon answers should come.")
+    ] = 0.1,
+    json: Json = False,
+) -> None:
+    """Measure what batches of a model take here, and say which sizes will be used, and why."""
+    file = _file(model, repository)
+    session = load(file, provider, device, threads)
+    if session.document is None or session.document.takes.free:
+        raise BadModelFile(f"{model} takes inputs of any size: its batches are measured while it serves")
+    machine = profiles.machine(file, session.provider, device, threads)
+    made = profiling.measure(session, machine, max_batch_size if session.batched else 1)
+    if json:
+        print(msgspec.json.encode(made).decode())
+        return
+    shape = "x".join(map(str, made.shape))
+    terminal = console()
+    terminal.print(f"{model} on {machine.device}, {machine.threads} threads, {made.dtype} {shape}")
+    terminal.print(_table(made, chosen(made, objective)))
+    terminal.print(why(made, objective))
+
+
+def chosen(made: Profile, objective: float) -> int:
+    """The largest batch that will be used where answers should come within `objective` seconds."""
+    times = RunTimes(max(made.batches), made.seconds)
+    return max(1, times.efficient(times.largest_within(objective / 2)))
+
+
+def why(made: Profile, objective: float) -> str:
+    """The choice in words."""
+    times = RunTimes(max(made.batches), made.seconds)
+    size, fitting = chosen(made, objective), times.largest_within(objective / 2)
+    rate, best = size / times.predict(size), made.batch_size / times.predict(made.batch_size)
+    text = f"batches of up to {size}: {rate:,.0f} images/s"
+    if fitting < 1:
+        return (
+            f"{text}; even one image takes more than half of the {objective * 1000:g} ms in which answers should come"
+        )
+    if size < made.batch_size and rate < 0.99 * best:
+        limit = f"two of them in a row fit into the {objective * 1000:g} ms in which answers should come"
+        return f"{text}; {limit}, those of {made.batch_size} would bring {best:,.0f}"
+    return f"{text}; larger ones bring less than 1 % more"
+
+
+def _table(made: Profile, size: int) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("batch", "ms", "images/s", "CPU ms/image"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    rates = {each: each / batch.seconds for each, batch in made.batches.items()}
+    for each, batch in made.batches.items():
+        line = bar(rates[each] / max(rates.values()), _COLUMNS).rstrip()
+        cpu = milliseconds(batch.cpu_seconds / each)
+        cells = (f"{each}", milliseconds(batch.seconds), f"{rates[each]:,.1f}", cpu)
+        table.add_row(*cells, Text(f"{line} used" if each <= size else line))
+    return table
+
+
+def _file(model: str, repository: Path) -> Path:
+    if model.endswith(".onnx"):
+        return Path(model)
+    if not repository.is_dir():
+        raise UnknownModel(f"there is no model repository {str(repository)!r}: say where it is with --repository DIR")
+    listings = scan(repository)
+    version = choose(listings[model], ()) if model in listings else None
+    if version is None:
+        names = ", ".join(sorted(listings)) or "none"
+        raise UnknownModel(f"no model {model!r} with a {MODEL_FILE} in {str(repository)!r}, which has: {names}")
+    return model_file(repository, model, version)

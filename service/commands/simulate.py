@@ -1,0 +1,176 @@
+"""`convoy simulate`: how the scheduler would do under a load, on a virtual clock."""
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import numpy as np
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from service.commands.options import Json
+from service.commands.terminal import bar, console, milliseconds
+from service.config import PolicyName
+from service.engine.batching import Limits
+from service.engine.policies import POLICIES
+from service.engine.profile import Profile
+from service.errors import BadConfig
+from service.simulation import Load, Outcome, Stream, oracle
+from service.simulation import simulate as run
+
+_COLUMNS = 48  # of the longest bar
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """What one policy came to. Rates a second, latencies in seconds, of those answered."""
+
+    policy: str
+    goodput: float
+    of_oracle: float
+    in_time: float  # shares of the requests
+    late: float
+    refused: float
+    dropped: float
+    p50: float
+    p99: float
+    mean_batch: float
+
+
+def simulate(
+    *,
+    profile: Annotated[
+        Path | None, typer.Option("--profile", metavar="FILE", help="What batches take: a profile.json.")
+    ] = None,
+    times: Annotated[
+        str, typer.Option("--times", metavar="N:MS,...", help="The same by hand, such as 1:6.3,32:39.8.")
+    ] = "",
+    load: Annotated[Load, typer.Option("--load", help="How requests come; trace reads --trace.")] = "poisson",
+    rate: Annotated[
+        float | None, typer.Option("--rate", metavar="R", min=0.001, help="Requests a second; or as --offered says.")
+    ] = None,
+    offered: Annotated[
+        float, typer.Option("--offered", metavar="X", min=0.001, help="The rate as a multiple of the oracle's.")
+    ] = 1.0,
+    variation: Annotated[
+        float, typer.Option("--variation", metavar="CV", min=0.01, help="Of the gaps, for gamma: deviation over mean.")
+    ] = 2.0,
+    trace: Annotated[
+        Path | None, typer.Option("--trace", metavar="FILE", help="Seconds of arrivals, one a line, for trace.")
+    ] = None,
+    deadline: Annotated[
+        float, typer.Option("--deadline", metavar="SECONDS", min=0.0001, help="How long each answer may take.")
+    ] = 0.1,
+    requests: Annotated[int, typer.Option("--requests", metavar="N", min=1, help="How many.")] = 100_000,
+    policy: Annotated[
+        list[str] | None, typer.Option("--policy", help="Only this one; may be given several times.")
+    ] = None,
+    max_batch_size: Annotated[int, typer.Option("--max-batch-size", metavar="N", min=1, max=1024)] = 64,
+    max_queue_delay: Annotated[float, typer.Option("--max-queue-delay", metavar="SECONDS", min=0)] = 0.005,
+    jitter: Annotated[
+        float, typer.Option("--jitter", metavar="X", min=0, help="Deviation of a batch's time, as a share of it.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0)] = 0,
+    json: Json = False,
+) -> None:
+    """Let the scheduler choose batches for a made-up load, beside other policies and the best there is."""
+    measured = _measured(profile, times)
+    arrivals = _arrivals(trace, load)
+    best = oracle(
+        Stream("model", measured, Limits(max_batch_size, 0, 1), deadline, 1.0).seconds, max_batch_size, deadline
+    )
+    if not best and rate is None:
+        raise BadConfig(
+            f"one image takes more than half of the deadline of {deadline:g} s: say how many come with --rate"
+        )
+    summaries = []
+    for name in _policies(policy or []):
+        limits = Limits(max_batch_size, max_queue_delay, requests, deadline, name)
+        stream = Stream("model", measured, limits, deadline, rate or offered * best, load, variation, arrivals)
+        (outcome,) = run([stream], requests, seed, jitter=jitter)
+        summaries.append(summary(name, outcome, best))
+    if json:
+        print(msgspec.json.encode(summaries).decode())
+        return
+    terminal = console()
+    terminal.print(f"{outcome.offered:,} requests in {outcome.seconds:,.1f} s, {load}")
+    terminal.print(_table(summaries))
+    terminal.print("answered in time")
+    terminal.print(_bars(summaries, best))
+
+
+def summary(policy: str, outcome: Outcome, best: float) -> Summary:
+    """The figures of one policy; `best` is the oracle's goodput."""
+    latencies = np.array(outcome.latencies or [0.0])
+    return Summary(
+        policy=policy,
+        goodput=outcome.goodput,
+        of_oracle=outcome.goodput / best if best else 0.0,
+        in_time=outcome.in_time / outcome.offered,
+        late=outcome.late / outcome.offered,
+        refused=outcome.refused / outcome.offered,
+        dropped=outcome.dropped / outcome.offered,
+        p50=float(np.quantile(latencies, 0.5)),
+        p99=float(np.quantile(latencies, 0.99)),
+        mean_batch=outcome.mean_batch,
+    )
+
+
+def _policies(names: list[str]) -> list[PolicyName]:
+    for name in names:
+        if name not in POLICIES:
+            raise BadConfig(f"--policy {name!r}, want one of {', '.join(POLICIES)}")
+    return [name for name in POLICIES if name in names or not names]
+
+
+def _measured(profile: Path | None, times: str) -> dict[int, float]:
+    if (profile is None) == (not times):
+        raise BadConfig("give either --profile FILE or --times N:MS,...")
+    if profile is not None:
+        try:
+            return msgspec.json.decode(profile.read_bytes(), type=Profile).seconds
+        except msgspec.MsgspecError as error:
+            raise BadConfig(f"{profile} is no profile: {error}") from None
+    try:
+        pairs = [part.split(":") for part in times.split(",")]
+        found = {int(size): float(ms) / 1000 for size, ms in pairs}
+    except ValueError:
+        found = {}
+    if not found or min(found) < 1 or min(found.values()) <= 0:
+        raise BadConfig(f"--times {times!r}, want sizes and milliseconds such as 1:6.3,32:39.8")
+    return found
+
+
+def _arrivals(trace: Path | None, load: Load) -> tuple[float, ...]:
+    if (load == "trace") != (trace is not None):
+        raise BadConfig("--load trace and --trace FILE go together")
+    if trace is None:
+        return ()
+    try:
+        found = tuple(float(line) for line in trace.read_text().split())
+    except ValueError as error:
+        raise BadConfig(f"{trace}: {error}") from None
+    if not found or list(found) != sorted(found):
+        raise BadConfig(f"{trace} holds {len(found)} times, want at least one, in ascending order")
+    return found
+
+
+def _table(summaries: list[Summary]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    table.add_column("policy", no_wrap=True)
+    for heading in ("in time", "late", "refused", "dropped", "p50 ms", "p99 ms", "batch"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for each in summaries:
+        shares = (f"{share:.2%}" for share in (each.in_time, each.late, each.refused, each.dropped))
+        table.add_row(each.policy, *shares, milliseconds(each.p50), milliseconds(each.p99), f"{each.mean_batch:.1f}")
+    return table
+
+
+def _bars(summaries: list[Summary], best: float) -> Table:
+    """Goodput beside the oracle's."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1), show_header=False)
+    rates = [(each.policy, each.goodput) for each in summaries]
+    most = max(best, *(rate for _, rate in rates))
+    for name, rate in (*rates, ("oracle", best)):
+        table.add_row(name, f"{rate:,.1f}/s", Text(bar(rate / most, _COLUMNS).rstrip()))
+    return table

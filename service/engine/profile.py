@@ -1,0 +1,111 @@
+"""A profile: what batches of one network take on one machine, and the file beside the model that keeps it."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from service.engine.run_times import RunTimes
+from service.engine.session import CPU, VERSION
+
+FILE = "profile.json"
+
+_CPU_INFORMATION = Path("/proc/cpuinfo")
+_GPU_INFORMATION = Path("/proc/driver/nvidia/gpus")  # one folder a GPU, named by its place on the bus
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """All that decides what a batch takes. Where any of it has changed, a profile says nothing any more."""
+
+    device: str
+    provider: str
+    threads: int  # onnxruntime's, within one run
+    onnxruntime: str
+    model_sha256: str
+
+
+class BatchTime(msgspec.Struct, frozen=True):
+    """Medians of a few runs: seconds from start to end, and of CPU time of all threads."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+class Profile(msgspec.Struct, frozen=True, kw_only=True):
+    """`batches` by size; the largest is the one from which on more images in a batch bring no more of them a second,
+    or `most`. `shape` and `dtype` are the input's, without N."""
+
+    machine: Machine
+    shape: tuple[int, ...]
+    dtype: str
+    most: int
+    batches: dict[int, BatchTime]
+
+    @property
+    def seconds(self) -> dict[int, float]:
+        return {size: batch.seconds for size, batch in self.batches.items()}
+
+    @property
+    def key(self) -> tuple[tuple[tuple[int, ...], np.dtype[np.generic]], ...]:
+        """The shape in a batcher's Key."""
+        return ((self.shape, np.dtype(self.dtype)),)
+
+    @property
+    def batch_size(self) -> int:
+        """Images of the most efficient batch, deadlines aside."""
+        largest = max(self.batches)
+        return RunTimes(largest, self.seconds).efficient(largest)
+
+
+def machine(model: Path, provider: str, device: int, threads: int) -> Machine:
+    """This machine, for a model file on an onnxruntime provider; `threads` 0 are one per core."""
+    return Machine(
+        device=_cpu_name() if provider == CPU else _gpu_name(device),
+        provider=provider,
+        threads=threads or len(os.sched_getaffinity(0)),
+        onnxruntime=VERSION,
+        model_sha256=_digest(model),
+    )
+
+
+def read(folder: Path) -> Profile | None:
+    """The profile in a version's folder; None where there is none that this version can read."""
+    try:
+        return msgspec.json.decode((folder / FILE).read_bytes(), type=Profile)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def write(folder: Path, profile: Profile) -> None:
+    """Put it into a version's folder, whole or not at all. Raises OSError, as where the repository is read-only."""
+    incoming = folder / f".{FILE}-{os.getpid()}"
+    try:
+        incoming.write_bytes(msgspec.json.format(msgspec.json.encode(profile)) + b"\n")
+        incoming.replace(folder / FILE)
+    finally:
+        incoming.unlink(missing_ok=True)
+
+
+def _digest(model: Path) -> str:
+    with model.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _cpu_name() -> str:
+    try:
+        lines = _CPU_INFORMATION.read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else 'CPU'}, {len(os.sched_getaffinity(0))} cores"
+
+
+def _gpu_name(device: int) -> str:
+    try:
+        text = sorted(_GPU_INFORMATION.iterdir())[device].joinpath("information").read_text()
+    except (OSError, IndexError):
+        return f"CUDA device {device}"
+    models = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("Model:")]
+    return models[0] if models else f"CUDA device {device}"

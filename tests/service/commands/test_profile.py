@@ -1,0 +1,71 @@
+"""`convoy profile` as a user types it, and the choice of batch sizes in words."""
+
+import json
+
+import pytest
+
+from service.commands.profile import chosen, why
+from service.engine.profile import BatchTime, Machine, Profile
+from tests.service import networks
+
+MACHINE = Machine(device="a machine", provider="CPUExecutionProvider", threads=1, onnxruntime="1", model_sha256="0")
+
+
+def profile(seconds: dict[int, float]) -> Profile:
+    batches = {size: BatchTime(time, time) for size, time in seconds.items()}
+    return Profile(machine=MACHINE, shape=(8, 8, 1), dtype="uint8", most=max(seconds), batches=batches)
+
+
+GAINS = profile({size: 0.005 + 0.001 * size for size in (1, 2, 4, 8, 16, 32, 64)})
+FLAT = profile({1: 0.02, 2: 0.04, 4: 0.08})
+
+
+@pytest.mark.parametrize(("objective", "size"), [(1.0, 57), (0.1, 41), (0.02, 5), (0.001, 1)])
+def test_two_batches_in_a_row_fit_into_the_objective(objective: float, size: int) -> None:
+    assert chosen(GAINS, objective) == pytest.approx(size, abs=1)
+
+
+def test_choice_is_told_with_its_reason() -> None:
+    assert why(FLAT, 1.0) == "batches of up to 1: 50 images/s; larger ones bring less than 1 % more"
+    assert "two of them in a row fit into the 20 ms" in why(GAINS, 0.02)
+    assert "even one image takes more than half of the 10 ms" in why(GAINS, 0.01)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    networks.save(networks.classifier(), tmp_path, "letters", 1)
+    networks.save(networks.segmenter(), tmp_path, "colours", 1)
+    return tmp_path
+
+
+def test_command_prints_a_row_for_each_size(convoy, repository):
+    done = convoy("profile", "letters", "--repository", repository, "--max-batch-size", "4")
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert rows[0][:2] == ["letters", "on"]
+    assert {"1", "2", "4"} >= {row[0] for row in rows[2:-1]} >= {"1", "2"}
+    assert "batches of up to" in done.stdout
+
+
+def test_command_prints_json_that_is_a_profile(convoy, repository):
+    file = repository / "letters" / "1" / "model.onnx"
+    done = convoy("profile", file, "--json", "--threads", "1")
+    found = json.loads(done.stdout)
+    assert found["machine"]["threads"] == 1
+    assert found["batches"]["1"]["seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("lettres", "no model 'lettres' with a model.onnx in"),
+        ("colours", "colours takes inputs of any size: its batches are measured while it serves"),
+        ("nowhere.onnx", "onnxruntime cannot load it"),
+    ],
+)
+def test_model_that_cannot_be_profiled_is_told_in_one_line(convoy, repository, model, words):
+    done = convoy("profile", model, "--repository", repository)
+    assert done.returncode == 2
+    assert done.stderr.startswith("convoy profile: ")
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,169 @@
+"""Profiles: what is measured before serving, which sizes run for it, and when what was measured once is used again."""
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+from service.engine import profile as profiles
+from service.engine import profiling
+from service.engine.profile import BatchTime, Machine, Profile
+from service.engine.profiling import measure, prepare
+from service.engine.session import Session, load
+from tests.service import networks
+
+MACHINE = Machine(device="a machine", provider="CPUExecutionProvider", threads=1, onnxruntime="1", model_sha256="0")
+
+
+class Counted(Session):
+    """A session that takes as long as it is told to, on a clock of its own, and counts its runs."""
+
+    def __init__(self, real: Session, seconds: Callable[[int], float]) -> None:
+        self.__dict__ = real.__dict__
+        self.seconds, self.now, self.sizes = seconds, 0.0, []
+
+    def run(self, arrays: list[NDArray[np.generic]]) -> list[NDArray[np.generic]]:  # type: ignore[override]
+        size = len(arrays[0])
+        first = size not in self.sizes
+        self.sizes.append(size)
+        self.now += self.seconds(size) * (3 if first else 1)
+        return []
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return networks.save(networks.classifier(), tmp_path, "letters", 1)
+
+
+@pytest.fixture
+def counted(file: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], float]], Counted]:
+    real = load(file, "cpu", 0, 1)
+
+    def make(seconds: Callable[[int], float]) -> Counted:
+        session = Counted(real, seconds)
+        monkeypatch.setattr(profiling.time, "perf_counter", lambda: session.now)
+        monkeypatch.setattr(profiling.time, "process_time", lambda: 2 * session.now)
+        return session
+
+    return make
+
+
+def affine(size: int) -> float:
+    return 0.005 + 0.001 * size
+
+
+def test_sizes_are_doubled_up_to_the_largest_where_each_brings_more(counted) -> None:
+    made = measure(counted(affine), MACHINE, 48)
+    assert list(made.batches) == [1, 2, 4, 8, 16, 32, 48]
+    assert made.seconds == pytest.approx({size: affine(size) for size in made.batches})  # without each first run
+    assert made.batches[4].cpu_seconds == pytest.approx(2 * affine(4))
+    assert (made.shape, made.dtype, made.most) == ((8, 8, 1), "uint8", 48)
+
+
+def test_larger_batches_are_not_tried_where_they_bring_nothing(counted) -> None:
+    made = measure(counted(lambda size: 0.004 * size), MACHINE, 1024)
+    assert list(made.batches) == [1, 2, 4]
+    assert made.batch_size == 1
+    slow = measure(counted(lambda size: 0.4 * size), MACHINE, 1024)
+    assert list(slow.batches) == [1, 2]
+
+
+def test_each_size_that_will_be_used_has_run(counted) -> None:
+    session = counted(affine)
+    made = measure(session, MACHINE, 16)
+    assert made.batch_size == 16
+    assert set(session.sizes) == set(range(1, 17))
+
+
+def test_sizes_that_will_not_be_used_do_not_all_run(counted) -> None:
+    session = counted(lambda size: 0.004 * size)
+    measure(session, MACHINE, 32)
+    assert set(session.sizes) == {1, 2, 4}
+
+
+def test_long_runs_are_few(counted) -> None:
+    session = counted(lambda size: 2.0 * size)
+    measure(session, MACHINE, 32)
+    assert session.sizes == [1, 2]
+
+
+def test_profile_is_kept_beside_the_model_and_used_again(file: Path) -> None:
+    made = prepare(load(file, "cpu", 0, 1), file, 8, 0, 1)
+    assert made is not None
+    assert profiles.read(file.parent) == made
+    assert made.machine.onnxruntime
+    assert made.machine.threads == 1
+    known = msgspec.structs.replace(made, batches={1: BatchTime(7.0, 7.0)})
+    profiles.write(file.parent, known)
+    assert prepare(load(file, "cpu", 0, 1), file, 8, 0, 1) == known
+    assert {path.name for path in file.parent.iterdir()} == {"model.onnx", profiles.FILE}
+
+
+@pytest.mark.parametrize("change", ["file", "threads", "most", "device", "library"])
+def test_profile_of_something_else_is_made_anew(file: Path, change: str) -> None:
+    made = prepare(load(file, "cpu", 0, 1), file, 8, 0, 1)
+    assert made is not None
+    machine = made.machine
+    if change == "device":
+        machine = msgspec.structs.replace(machine, device="another processor")
+    if change == "library":
+        machine = msgspec.structs.replace(machine, onnxruntime="1.0.0")
+    profiles.write(file.parent, msgspec.structs.replace(made, machine=machine, batches={1: BatchTime(7.0, 7.0)}))
+    if change == "file":
+        onnx.save(networks.classifier(scale=2.0), file)
+    threads, most = (2 if change == "threads" else 1), (4 if change == "most" else 8)
+    again = prepare(load(file, "cpu", 0, threads), file, most, 0, threads)
+    assert again is not None
+    assert again.batches[1].seconds < 1.0
+    assert profiles.read(file.parent) == again
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b'{"machine": 1}', b"\xff"])
+def test_file_that_is_no_profile_is_replaced(file: Path, content: bytes) -> None:
+    (file.parent / profiles.FILE).write_bytes(content)
+    made = prepare(load(file, "cpu", 0, 1), file, 2, 0, 1)
+    assert profiles.read(file.parent) == made is not None
+
+
+def test_model_is_served_where_nothing_can_be_written(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(folder: Path, profile: Profile) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(profiles, "write", read_only)
+    assert prepare(load(file, "cpu", 0, 1), file, 2, 0, 1) is not None
+    assert not (file.parent / profiles.FILE).exists()
+
+
+def test_write_that_fails_leaves_nothing_behind(file: Path) -> None:
+    made = Profile(machine=MACHINE, shape=(1,), dtype="uint8", most=1, batches={1: BatchTime(1.0, 1.0)})
+    (file.parent / profiles.FILE).mkdir()
+    with pytest.raises(IsADirectoryError):
+        profiles.write(file.parent, made)
+    assert sorted(path.name for path in file.parent.iterdir()) == ["model.onnx", profiles.FILE]
+
+
+def test_profile_can_be_read_by_others(file: Path) -> None:
+    """Another server, of another user, may share the repository."""
+    before = os.umask(0o022)
+    try:
+        prepare(load(file, "cpu", 0, 1), file, 2, 0, 1)
+    finally:
+        os.umask(before)
+    assert (file.parent / profiles.FILE).stat().st_mode & stat.S_IROTH
+
+
+def test_inputs_of_any_size_have_no_profile(tmp_path: Path) -> None:
+    file = networks.save(networks.segmenter(), tmp_path, "colours", 1)
+    assert prepare(load(file, "cpu", 0, 1), file, 8, 0, 1) is None
+    assert not (file.parent / profiles.FILE).exists()
+
+
+def test_files_without_a_document_have_no_profile(tmp_path: Path) -> None:
+    file = networks.save(networks.doubler(), tmp_path, "doubler", 1)
+    assert prepare(load(file, "cpu", 0, 1), file, 8, 0, 1) is None
