@@ -73,6 +73,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     provider: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA where it works; cuda: not ready without it
     device: Annotated[int, Meta(ge=0, le=1023)] = 0  # CUDA device
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0  # onnxruntime's, within one run; 0: one per core
+    # For measurements of the server itself: no network runs, a batch of n images takes fixed + n each milliseconds.
+    sleep_ms: tuple[Annotated[float, Meta(ge=0)], Annotated[float, Meta(ge=0)]] | None = None
 
 
 class RepositoryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

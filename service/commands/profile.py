@@ -73,10 +73,10 @@ def why(made: Profile, objective: float) -> str:
         return (
             f"{text}; even one image takes more than half of the {objective * 1000:g} ms in which answers should come"
         )
-    if size < made.batch_size and rate < 0.99 * best:
+    if size < made.batch_size and rate < 0.995 * best:
         limit = f"two of them in a row fit into the {objective * 1000:g} ms in which answers should come"
         return f"{text}; {limit}, those of {made.batch_size} would bring {best:,.0f}"
-    return f"{text}; larger ones bring less than 1 % more"
+    return f"{text}; larger ones bring less than 0.5 % more"
 
 
 def _table(made: Profile, size: int) -> Table:

@@ -13,6 +13,7 @@ from service.engine.batching import Limits
 from service.engine.profile import Profile
 from service.engine.profiling import prepare
 from service.engine.session import Session
+from service.engine.sleeping import Sleeping
 from service.errors import BadMetadata, BadModelFile
 from service.metrics import MODEL_READY
 from service.repository import Listing, Stamp, State, Table, Version
@@ -146,6 +147,8 @@ class Loader:
         most = settings.max_batch_size or batching.max_batch_size
         try:
             session = sessions.load(file, provider, engine.device, engine.threads)
+            if engine.sleep_ms is not None:
+                session = Sleeping(session, *(milliseconds / 1000 for milliseconds in engine.sleep_ms))
             most = most if session.batched else 1
             measured = prepare(session, file, most, engine.device, engine.threads)
         except (BadModelFile, BadMetadata) as error:

@@ -205,6 +205,7 @@ class Engine:
         # From the decision to its end: the way to the thread and back keeps the device waiting, too.
         seconds = time.monotonic() - started
         self._batcher.ended(batch, [(batch.rows, seconds)] if len(ran.batches) == 1 else [])
+        self._pump()  # first of all: the device is idle
         _count(batch.key, ran)
         records: dict[Hashable, tuple[list[Record], list[int]]] = {}
         for request, done in zip(batch.requests, ran.ends, strict=True):
@@ -216,7 +217,6 @@ class Engine:
                 self._peers[number].wire.send(own, descriptors)
             for descriptor in descriptors:
                 os.close(descriptor)
-        self._pump()
 
     def _end(self, request: Request, error: ConvoyError) -> None:
         """What has left the queue and will not run: tell its front end, if that still lives."""
