@@ -9,7 +9,7 @@ from PIL import Image
 
 from service.errors import BadImage
 from service.frontend import jpeg, png
-from service.frontend.exif import is_turned, upright
+from service.frontend.exif import UPRIGHT, is_turned, upright
 from service.frontend.limits import check_size
 
 Colour = Literal["RGB", "L"]
@@ -47,6 +47,15 @@ class Header(NamedTuple):
     width: int
 
 
+class Picture(NamedTuple):
+    """One image's pixels, (h, w, C), 0..255, and the `height` and `width` in which it was sent, as it is meant to be
+    seen. The pixels are of that size, or of a half or a quarter of it (rounded up)."""
+
+    pixels: NDArray[np.uint8]
+    height: int
+    width: int
+
+
 def inspect(data: bytes, max_pixels: int) -> Header:
     """The header of an encoded image whose structure is whole, without decoding its pixels.
 
@@ -56,18 +65,28 @@ def inspect(data: bytes, max_pixels: int) -> Header:
     return _read_structure(data, max_pixels)[0]
 
 
-def decode(data: bytes, colour: Colour, max_pixels: int) -> NDArray[np.uint8]:
+def whole(height: int, width: int) -> int:
+    """The `reduction` that makes no picture smaller."""
+    return 1
+
+
+def decode(data: bytes, colour: Colour, max_pixels: int, reduction: Callable[[int, int], int] = whole) -> Picture:
     """The picture of a JPEG or PNG file as a person would see it on white paper.
 
-    colour   "RGB": (H, W, 3); "L": (H, W, 1), the luma of ITU-R BT.601
-    returns  contiguous pixels, 0..255, turned the way EXIF says; 16 bits are scaled to 8; may be read-only
+    colour     "RGB": (H, W, 3); "L": (H, W, 1), the luma of ITU-R BT.601
+    reduction  of a picture's height and width: by how much both may be made smaller, 1, 2 or 4. Where the file makes
+               that cheap (JPEG), the pixels come so small; else in full size
+    returns    contiguous pixels, turned the way EXIF says; 16 bits are scaled to 8; may be read-only
 
     Raises BadImage.
     """
     header, structure = _read_structure(data, max_pixels)
+    height, width = header.height, header.width
+    factor = 1
     try:
         if isinstance(structure, jpeg.Structure):
-            stored = jpeg.read_pixels(data, structure, colour)
+            factor = _exact(reduction(height, width), structure)
+            stored = jpeg.read_pixels(data, structure, colour, factor)
         else:
             stored = _in_colour(png.read_image(data, structure), colour)
         pixels = upright(stored, structure.orientation)
@@ -76,17 +95,15 @@ def decode(data: bytes, colour: Colour, max_pixels: int) -> NDArray[np.uint8]:
     except Exception:
         # Decoders raise whatever they like, in words that name their own parts.
         raise BadImage(f"image is damaged: the pixels of its {header.format} file cannot be decoded") from None
-    if pixels.shape[:2] != (header.height, header.width):
+    if pixels.shape[:2] not in ((height, width), (-(-height // factor), -(-width // factor))):
         raise BadImage(f"image is damaged: its {header.format} file holds another size than its header says")
-    return pixels
+    return Picture(pixels, height, width)
 
 
-def from_raw(
-    pixels: bytes, height: int, width: int, channels: int, colour: Colour, max_pixels: int
-) -> NDArray[np.uint8]:
+def from_raw(pixels: bytes, height: int, width: int, channels: int, colour: Colour, max_pixels: int) -> Picture:
     """Pixels that came row by row, 8 bits a channel (1 grey, 3 RGB, 4 RGBA), as `decode` returns them.
 
-    Where they are in the wanted colours already, the result is a read-only view of `pixels`. Raises BadImage.
+    Where they are in the wanted colours already, the result has a read-only view of `pixels`. Raises BadImage.
     """
     if channels not in RAW_MODES:
         raise BadImage(f"raw image has {channels} channels, want 1, 3 or 4")
@@ -97,8 +114,17 @@ def from_raw(
             f"raw image is {len(pixels)} bytes, want {wanted} = {height} high x {width} wide x {channels} channels"
         )
     if RAW_MODES[channels] == colour:
-        return np.frombuffer(pixels, np.uint8).reshape(height, width, channels)
-    return _in_colour(Image.frombuffer(RAW_MODES[channels], (width, height), pixels), colour)
+        values = np.frombuffer(pixels, np.uint8).reshape(height, width, channels)
+    else:
+        values = _in_colour(Image.frombuffer(RAW_MODES[channels], (width, height), pixels), colour)
+    return Picture(values, height, width)
+
+
+def _exact(factor: int, structure: jpeg.Structure) -> int:
+    # A side that is no multiple ends in a part of a pixel. Turned round, the picture would begin with it.
+    if structure.orientation != UPRIGHT and (structure.height % factor or structure.width % factor):
+        return 1
+    return factor
 
 
 def _read_structure(data: bytes, max_pixels: int) -> tuple[Header, jpeg.Structure | png.Structure]:

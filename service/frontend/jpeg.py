@@ -80,8 +80,15 @@ def read_structure(data: bytes, max_pixels: int) -> Structure:
     raise BadImage(f"image has more than {MAX_SEGMENTS} JPEG segments, want at most {MAX_SEGMENTS}")
 
 
-def read_pixels(data: bytes, structure: Structure, colour: Literal["RGB", "L"]) -> NDArray[np.uint8]:
-    """The pixels as stored, (H, W, 3) or (H, W, 1). Raises what the decoder raises, also for what it could patch up."""
+def read_pixels(
+    data: bytes, structure: Structure, colour: Literal["RGB", "L"], reduction: int = 1
+) -> NDArray[np.uint8]:
+    """The pixels as stored, (H, W, 3) or (H, W, 1). Raises what the decoder raises, also for what it could patch up.
+
+    With a `reduction` of 2 or 4 each side is a half or a quarter of that, rounded up: fewer frequencies of each block
+    are turned into fewer pixels, which costs much less. A rare kind of file comes in full size all the same.
+    """
+    least = {"min_height": -(-structure.height // reduction), "min_width": -(-structure.width // reduction)}
     try:
         simplejpeg.decode_jpeg_header(data)
     except ValueError:
@@ -89,9 +96,9 @@ def read_pixels(data: bytes, structure: Structure, colour: Literal["RGB", "L"]) 
         return _pixels(JpegImageFile(BytesIO(_without(data, structure.notes))), colour)
     if structure.components == 4:
         # Every writer of CMYK files follows Adobe, which stores them inverted.
-        inks = simplejpeg.decode_jpeg(data, "CMYK", strict=True)
+        inks = simplejpeg.decode_jpeg(data, "CMYK", strict=True, **least)
         return _pixels(Image.frombuffer("CMYK", inks.shape[1::-1], np.invert(inks, out=inks)), colour)
-    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "GRAY" if colour == "L" else "RGB", strict=True)
+    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "GRAY" if colour == "L" else "RGB", strict=True, **least)
     return pixels
 
 

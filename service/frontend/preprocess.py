@@ -39,17 +39,32 @@ def input_size(spec: InputSpec, height: int, width: int) -> tuple[int, int]:
     return -(-height // spec.multiple) * spec.multiple, -(-width // spec.multiple) * spec.multiple
 
 
-def preprocess(image: NDArray[np.uint8], spec: InputSpec, out: NDArray[np.uint8]) -> Placement:
+def reduction(spec: InputSpec, height: int, width: int) -> int:
+    """By how much both sides of an image of `height` x `width` pixels may be made smaller before it is resized: by 4
+    or 2 where it still has as many pixels as it is resized to, else by 1."""
+    if spec.interpolation == "nearest":
+        return 1  # of each neighbourhood one pixel as it is, never a mean
+    placed = _place(spec, height, width, *input_size(spec, height, width))
+    least = min(height // placed.height, width // placed.width)
+    return 4 if least >= 4 else 2 if least >= 2 else 1
+
+
+def preprocess(
+    image: NDArray[np.uint8], spec: InputSpec, out: NDArray[np.uint8], sent: tuple[int, int] | None = None
+) -> Placement:
     """Fit one image into its slot the way `spec.fit` says, and tell where it went.
 
     image    (H, W, C), C = spec.channels, 0..255
     out      (h, w, C), (h, w) = input_size(spec, H, W), every byte written in place; the graph normalises
+    sent     (H, W) where the image has been made smaller, by `reduction` at most; its last row and column may then be
+             of pixels that reach beyond it
     returns  where the image lies in `out`, with which `restore` maps a mask back to (H, W)
 
     Resampling is Pillow's: its filters grow with the reduction, so a smaller picture is free of aliasing, and pixel
     centres stay where they are. An image that needs no resizing is copied once.
     """
-    placed = _place(spec, image.shape[0], image.shape[1], out.shape[0], out.shape[1])
+    height, width = sent or image.shape[:2]
+    placed = _place(spec, height, width, out.shape[0], out.shape[1])
     top, bottom = max(placed.top, 0), min(placed.top + placed.height, out.shape[0])
     left, right = max(placed.left, 0), min(placed.left + placed.width, out.shape[1])
     out[:top] = spec.fill
@@ -63,7 +78,8 @@ def preprocess(image: NDArray[np.uint8], spec: InputSpec, out: NDArray[np.uint8]
         return placed
     # The part of the source, in its own pixels, that the window shows. Pillow's filters see beyond this box, so
     # the result is that of resizing everything and cutting the window out.
-    down, across = image.shape[0] / placed.height, image.shape[1] / placed.width
+    smaller = next(factor for factor in (1, 2, 4) if -(-height // factor) == image.shape[0])
+    down, across = height / smaller / placed.height, width / smaller / placed.width
     box = (left * across, top * down, min(right * across, image.shape[1]), min(bottom * down, image.shape[0]))
     source = Image.fromarray(image if spec.channels == 3 else image[:, :, 0])
     resized = source.resize((right - left, bottom - top), RESAMPLING[spec.interpolation], box)

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -15,10 +16,10 @@ from service.config import LimitsConfig
 from service.errors import BadImage, BadRequest, ConvoyError
 from service.frontend import status
 from service.frontend.catalogue import Catalogue
-from service.frontend.decode import decode, from_raw
+from service.frontend.decode import Picture, decode, from_raw
 from service.frontend.link import EngineLink, Slot
 from service.frontend.postprocess import classification, segmentation
-from service.frontend.preprocess import Placement, input_size, preprocess
+from service.frontend.preprocess import Placement, input_size, preprocess, reduction
 from service.frontend.rpc import Call, count_refusal
 from service.frontend.tensors import DATATYPES
 from service.frontend.threads import to_its_end
@@ -157,14 +158,14 @@ class Vision:
         call.check_deadline()
         spec = document.image
         # Decoding comes before the claim: a broken image never occupies a slot.
-        pixels = self._decode(image, spec)
+        picture = self._decode(image, spec)
         decoded = time.monotonic_ns()
-        size = input_size(spec, *pixels.shape[:2])
+        size = input_size(spec, picture.height, picture.width)
         shape = (1, *size, spec.channels)
         slot = self._link.claim([(np.dtype(np.uint8), shape)], _output_bytes(row, document, size))
         try:
             target = slot.inputs[0][0]
-            placement = preprocess(pixels, spec, target)
+            placement = preprocess(picture.pixels, spec, target, (picture.height, picture.width))
         except BaseException:
             slot.free()
             raise
@@ -173,13 +174,13 @@ class Vision:
             metrics.PADDING.labels(row.model, str(row.version)).inc(padding)
         return _Prepared(slot, placement, Marks(began, decoded, time.monotonic_ns()))
 
-    def _decode(self, image: pb.Image, spec: InputSpec) -> NDArray[np.uint8]:
+    def _decode(self, image: pb.Image, spec: InputSpec) -> Picture:
         # What a model of any size would get as it is must not be larger than its runs can be.
         free = spec.fit == "pad"
         max_pixels = min(self._limits.max_pixels, self._limits.max_input_pixels) if free else self._limits.max_pixels
         match image.WhichOneof("source"):
             case "encoded":
-                return decode(image.encoded, spec.colour, max_pixels)
+                return decode(image.encoded, spec.colour, max_pixels, partial(reduction, spec))
             case "raw":
                 raw = image.raw
                 return from_raw(raw.pixels, raw.height_px, raw.width_px, raw.channels, spec.colour, max_pixels)

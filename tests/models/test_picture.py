@@ -36,7 +36,7 @@ def saved(image: Image.Image, path: Path, **options: object) -> Path:
 
 def difference(path: Path, colour: Literal["RGB", "L"]) -> int:
     """How far training's pixels are from serving's, at most."""
-    ours, served = picture.read(path, colour), decode(path.read_bytes(), colour, 10**6)
+    ours, served = picture.read(path, colour), decode(path.read_bytes(), colour, 10**6).pixels
     assert ours.shape == served.shape
     assert ours.dtype == np.uint8
     return int(np.abs(ours.astype(int) - served).max())

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from service.errors import BadImage
-from service.frontend.decode import Colour, Header, decode, from_raw, inspect
+from service.frontend import decode as decoding
+from service.frontend.decode import Colour, Header, inspect
 
 LIMIT = 50_000_000
 MIB = 1 << 20
@@ -35,6 +36,16 @@ PASSES = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), 
 T = TypeVar("T")
 Pixels = NDArray[np.uint8]
 Samples = NDArray[np.uint16]
+
+
+def decode(data: bytes, colour: Colour, max_pixels: int) -> Pixels:
+    return decoding.decode(data, colour, max_pixels).pixels
+
+
+def from_raw(pixels: bytes, height: int, width: int, channels: int, colour: Colour, max_pixels: int) -> Pixels:
+    picture = decoding.from_raw(pixels, height, width, channels, colour, max_pixels)
+    assert picture.pixels.shape[:2] == (picture.height, picture.width)
+    return picture.pixels
 
 
 # A PNG writer of our own: Pillow writes neither interlaced files nor most of the 16-bit kinds.
