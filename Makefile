@@ -2,6 +2,7 @@
 # make test   the whole test suite
 # make check  lint, format, types, and that the stubs are what proto/ gives
 # make networks  docs/networks.md anew: every architecture exported, counted and timed (ten minutes)
+# make perf   docs/benchmarks.md anew: what serving costs beside what it could cost (a quarter of an hour, on a quiet machine)
 # make image  the serving image, measured; with docker, or without any container engine   (RUNTIME=cuda: for a GPU)
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ STAMP := .venv/.installed-$(RUNTIME)
 # onnxruntime sends usage data from Linux unless told not to; `convoy` says so itself.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test check lint types stubs stubs-check format image install clean networks
+.PHONY: demo test perf check lint types stubs stubs-check format image install clean networks
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -59,6 +60,9 @@ stubs-check: $(STAMP)
 
 networks: $(STAMP)
 	@$(BIN)/python -m models.network_table docs/networks.md
+
+perf: $(STAMP)
+	@$(BIN)/python -m tests.performance docs/benchmarks.md $(ARGS)
 
 image:
 	@RUNTIME=$(RUNTIME) deploy/image.sh build

@@ -1,4 +1,4 @@
-"""The engine without a network: it takes the time that it is told to, and answers what a network's answer looks like."""
+"""The engine without a network takes the time that it is told to, and answers what a network would, in shape."""
 
 import time
 from pathlib import Path

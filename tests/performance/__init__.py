@@ -1,0 +1,1 @@
+"""What serving costs beside what it could cost: `make perf` measures it and writes docs/benchmarks.md."""

@@ -1,0 +1,70 @@
+"""Requests of raw bytes to any method: as many at once as are told, or at given times."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import grpc
+
+
+@dataclass
+class Answers:
+    """What became of requests: seconds from the intended time to the answer, refusals by gRPC status."""
+
+    latencies: list[float] = field(default_factory=list)
+    errors: list[grpc.StatusCode] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+async def _closed(target: str, method: str, request: bytes, callers: int, requests: int, deadline: float) -> Answers:
+    found = Answers()
+    left = iter(range(requests))
+    async with grpc.aio.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        call = channel.unary_unary(method)
+
+        async def caller() -> None:
+            for _ in left:
+                start = time.perf_counter()
+                await _one(call, request, deadline, start, found)
+
+        begin = time.perf_counter()
+        await asyncio.gather(*(caller() for _ in range(callers)))
+        found.seconds = time.perf_counter() - begin
+    return found
+
+
+async def _open(target: str, method: str, request: bytes, times: Sequence[float], deadline: float) -> Answers:
+    found = Answers()
+    async with grpc.aio.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        call = channel.unary_unary(method)
+        await _one(call, request, 60.0, time.perf_counter(), Answers())
+        begin = time.perf_counter()
+        tasks = []
+        for at in times:
+            if (wait := begin + at - time.perf_counter()) > 0:
+                await asyncio.sleep(wait)
+            tasks.append(asyncio.ensure_future(_one(call, request, deadline, begin + at, found)))
+        await asyncio.gather(*tasks)
+        found.seconds = time.perf_counter() - begin
+    return found
+
+
+async def _one(
+    call: grpc.aio.UnaryUnaryMultiCallable, request: bytes, deadline: float, due: float, found: Answers
+) -> None:
+    try:
+        await call(request, timeout=deadline)
+        found.latencies.append(time.perf_counter() - due)
+    except grpc.aio.AioRpcError as error:
+        found.errors.append(error.code())
+
+
+def closed(target: str, method: str, request: bytes, callers: int, requests: int, deadline: float = 60.0) -> Answers:
+    """So many callers, each of whom sends the next request after the answer."""
+    return asyncio.run(_closed(target, method, request, callers, requests, deadline))
+
+
+def at_times(target: str, method: str, request: bytes, times: Sequence[float], deadline: float) -> Answers:
+    """Each request at its time, in seconds from the start, whatever became of those before."""
+    return asyncio.run(_open(target, method, request, times, deadline))

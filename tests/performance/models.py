@@ -1,0 +1,52 @@
+"""Model repositories for the measurements: a network that is nearly nothing, and real ones with random weights."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from models import zoo
+from models.export import export
+from service import metadata
+from service.metadata import Document, InputSpec
+
+CLASSES = 10
+
+
+def nothing(root: Path, name: str, side: int, colour: Literal["RGB", "L"]) -> Path:
+    """A classifier of the mean colour, for images of `side` by `side`: a few microseconds."""
+    channels = 3 if colour == "RGB" else 1
+    nodes = [
+        helper.make_node("ReduceMean", ["floats", "axes"], ["mean"], keepdims=0),
+        helper.make_node("MatMul", ["mean", "weights"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    nodes.insert(0, helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT))
+    weights = {"axes": np.array([1, 2], np.int64), "weights": np.ones((channels, CLASSES), np.float32)}
+    graph = helper.make_graph(
+        nodes,
+        "nothing",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", side, side, channels])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", CLASSES])],
+        [numpy_helper.from_array(values, key) for key, values in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    document = Document(
+        task="classification",
+        labels=[str(index) for index in range(CLASSES)],
+        input=InputSpec(colour=colour, height=side, width=side),
+    )
+    helper.set_model_props(model, {metadata.KEY: metadata.encode(document)})
+    file = root / name / "1" / "model.onnx"
+    file.parent.mkdir(parents=True)
+    onnx.save(model, file)
+    return file
+
+
+def real(root: Path, architecture: str) -> Path:
+    """An architecture of the zoo at its own size, with random weights."""
+    checkpoint = root.parent / f"{architecture}.ckpt"
+    zoo.untrained(architecture, checkpoint, 1000)
+    return export(checkpoint, root).path
