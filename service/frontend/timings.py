@@ -37,8 +37,9 @@ def observe(call: Call, marks: Marks, times: Times) -> Timings:
         done,  # postprocess: with the way back from the engine
     )
     begins = (call.arrived, *ends[:-1])
-    stages = {stage: (end - begin) / 1e9 for stage, begin, end in zip(metrics.STAGES, begins, ends, strict=True)}
-    metrics.IMAGES.labels(call.model, call.version).inc()
-    for stage, seconds in stages.items():
-        metrics.STAGE_DURATION.labels(call.model, call.version, stage).observe(seconds)
-    return Timings(stages, (done - call.arrived) / 1e9)
+    seconds = [(end - begin) / 1e9 for begin, end in zip(begins, ends, strict=True)]
+    images, histograms = metrics.image_counters(call.model, call.version)
+    images.inc()
+    for histogram, span in zip(histograms, seconds, strict=True):
+        histogram.observe(span)
+    return Timings(dict(zip(metrics.STAGES, seconds, strict=True)), (done - call.arrived) / 1e9)
