@@ -179,6 +179,16 @@ def read_segmentations(response: pb.SegmentResponse) -> list[Segmentation | Serv
     ]
 
 
+def read_streamed_classification(message: pb.ClassifyStreamResponse) -> Classification | ServerError:
+    """The result of the one image of a stream's request."""
+    return _request_error(message.error) if message.HasField("error") else read_classifications(message.response)[0]
+
+
+def read_streamed_segmentation(message: pb.SegmentStreamResponse) -> Segmentation | ServerError:
+    """Likewise."""
+    return _request_error(message.error) if message.HasField("error") else read_segmentations(message.response)[0]
+
+
 def read_models(response: pb.ListModelsResponse) -> list[Model]:
     """Every version of every model, in the server's order."""
     return [
@@ -227,6 +237,12 @@ def read_error(error: Any, target: str, deadline: float | None) -> ServerError:
     return ServerError(code, reason, message, retry_after)
 
 
+def stream_ended(target: str, unanswered: int) -> ServerError:
+    """The ServerError of a stream that the server ended before the client had sent everything and got its answers."""
+    code = grpc.StatusCode.UNAVAILABLE
+    return ServerError(code, code.name, f"{target} ended the stream, {unanswered} requests had no answer")
+
+
 def _unavailable(target: str, message: str) -> str:
     if message.startswith("failed to connect"):
         why = message.rpartition(": ")[2]
@@ -240,6 +256,11 @@ def _unavailable(target: str, message: str) -> str:
 def _image_error(error: pb.ImageError) -> ServerError:
     code = _STATUS.get(error.code, grpc.StatusCode.UNKNOWN)
     return ServerError(code, error.reason or code.name, error.message)
+
+
+def _request_error(error: pb.RequestError) -> ServerError:
+    code = _STATUS.get(error.code, grpc.StatusCode.UNKNOWN)
+    return ServerError(code, error.reason or code.name, error.message, error.retry_after_seconds or None)
 
 
 def _timings(timings: pb.Timings) -> Timings:

@@ -12,7 +12,7 @@ must be here; it travels with the request, so the server does no work that comes
 wants that waits `ServerError.retry_after` and calls again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, overload
 
@@ -38,9 +38,13 @@ from service.answers import (
     read_error,
     read_models,
     read_segmentations,
+    read_streamed_classification,
+    read_streamed_segmentation,
+    stream_ended,
 )
 from service.errors import BadImage, BadRequest
 from service.pb.convoy.v1 import vision_pb2 as pb
+from service.streaming import Sending
 
 __all__ = [
     "AsyncClient",
@@ -173,6 +177,51 @@ class Client:
         request = _segment_request(images, model, version, format, with_confidence)
         return _as_asked(read_segmentations(self._call("Segment", request, deadline)), images)
 
+    def classify_stream(
+        self,
+        images: Iterable[ImageSource],
+        model: str = "",
+        *,
+        version: int = 0,
+        top_k: int = 5,
+        deadline: float | None = None,
+    ) -> Iterator[tuple[int, Classification | ServerError]]:
+        """The labels of any number of images over one stream, each as soon as it is done: its place in `images`, and
+        its result or the server's refusal.
+
+        Images are taken from `images` while answers come, as fast as the server has room for them. `deadline` is each
+        image's own, from its arrival at the server. Raises BadImage and BadRequest as `classify`, once what was sent
+        before is answered. A ServerError that is raised ended the stream: what had no result by then has none.
+        """
+
+        seconds = _seconds(deadline)
+
+        def request(number: int, image: ImageSource) -> pb.ClassifyStreamRequest:
+            asked = _classify_request(image, model, version, top_k)
+            return pb.ClassifyStreamRequest(id=number, request=asked, deadline_seconds=seconds)
+
+        return self._stream("ClassifyStream", Sending(images, request), read_streamed_classification)
+
+    def segment_stream(
+        self,
+        images: Iterable[ImageSource],
+        model: str = "",
+        *,
+        version: int = 0,
+        format: MaskFormat = "raw",  # noqa: A002  the field's name
+        with_confidence: bool = False,
+        deadline: float | None = None,
+    ) -> Iterator[tuple[int, Segmentation | ServerError]]:
+        """The class maps of any number of images over one stream: `segment`, in the way of `classify_stream`."""
+
+        seconds = _seconds(deadline)
+
+        def request(number: int, image: ImageSource) -> pb.SegmentStreamRequest:
+            asked = _segment_request(image, model, version, format, with_confidence)
+            return pb.SegmentStreamRequest(id=number, request=asked, deadline_seconds=seconds)
+
+        return self._stream("SegmentStream", Sending(images, request), read_streamed_segmentation)
+
     def models(self, deadline: float | None = None) -> list[Model]:
         """Every version of every model the server has, also those it cannot serve and why. Raises ServerError."""
         return read_models(self._call("ListModels", pb.ListModelsRequest(), deadline))
@@ -182,6 +231,19 @@ class Client:
             return self._methods[method](request, timeout=deadline)
         except grpc.RpcError as error:
             raise read_error(error, self._target, deadline) from None
+
+    def _stream(self, method: str, sending: Sending[ImageSource], read: Callable[[Any], T]) -> Iterator[tuple[int, T]]:
+        call = self._methods[method](iter(sending))
+        answered = 0
+        try:
+            for message in call:
+                answered += 1
+                yield message.id, read(message)
+        except grpc.RpcError as error:
+            raise read_error(error, self._target, None) from None
+        finally:
+            call.cancel()  # where the caller reads no further
+        _check_complete(sending, answered, self._target)
 
 
 class AsyncClient:
@@ -274,6 +336,45 @@ class AsyncClient:
         request = _segment_request(images, model, version, format, with_confidence)
         return _as_asked(read_segmentations(await self._call("Segment", request, deadline)), images)
 
+    def classify_stream(
+        self,
+        images: Iterable[ImageSource] | AsyncIterable[ImageSource],
+        model: str = "",
+        *,
+        version: int = 0,
+        top_k: int = 5,
+        deadline: float | None = None,
+    ) -> AsyncIterator[tuple[int, Classification | ServerError]]:
+        """As `Client.classify_stream`, for `async for`. `images` may be asynchronous; else the loop waits for each."""
+
+        seconds = _seconds(deadline)
+
+        def request(number: int, image: ImageSource) -> pb.ClassifyStreamRequest:
+            asked = _classify_request(image, model, version, top_k)
+            return pb.ClassifyStreamRequest(id=number, request=asked, deadline_seconds=seconds)
+
+        return self._stream("ClassifyStream", Sending(images, request), read_streamed_classification)
+
+    def segment_stream(
+        self,
+        images: Iterable[ImageSource] | AsyncIterable[ImageSource],
+        model: str = "",
+        *,
+        version: int = 0,
+        format: MaskFormat = "raw",  # noqa: A002  the field's name
+        with_confidence: bool = False,
+        deadline: float | None = None,
+    ) -> AsyncIterator[tuple[int, Segmentation | ServerError]]:
+        """As `Client.segment_stream`, likewise."""
+
+        seconds = _seconds(deadline)
+
+        def request(number: int, image: ImageSource) -> pb.SegmentStreamRequest:
+            asked = _segment_request(image, model, version, format, with_confidence)
+            return pb.SegmentStreamRequest(id=number, request=asked, deadline_seconds=seconds)
+
+        return self._stream("SegmentStream", Sending(images, request), read_streamed_segmentation)
+
     async def models(self, deadline: float | None = None) -> list[Model]:
         """As `Client.models`."""
         return read_models(await self._call("ListModels", pb.ListModelsRequest(), deadline))
@@ -283,6 +384,21 @@ class AsyncClient:
             return await self._methods[method](request, timeout=deadline)
         except grpc.aio.AioRpcError as error:
             raise read_error(error, self._target, deadline) from None
+
+    async def _stream(
+        self, method: str, sending: Sending[ImageSource], read: Callable[[Any], T]
+    ) -> AsyncIterator[tuple[int, T]]:
+        call = self._methods[method](aiter(sending))
+        answered = 0
+        try:
+            async for message in call:
+                answered += 1
+                yield message.id, read(message)
+        except grpc.aio.AioRpcError as error:
+            raise read_error(error, self._target, None) from None
+        finally:
+            call.cancel()
+        _check_complete(sending, answered, self._target)
 
 
 def read_image(path: str | Path) -> bytes:
@@ -297,7 +413,7 @@ def _methods(channel: Any) -> dict[str, Callable[..., Any]]:
     # Built from the schema, so that there are no generated method stubs to keep beside the messages.
     vision = pb.DESCRIPTOR.services_by_name["Vision"]
     return {
-        method.name: channel.unary_unary(
+        method.name: (channel.stream_stream if method.client_streaming else channel.unary_unary)(
             f"/{vision.full_name}/{method.name}",
             request_serializer=GetMessageClass(method.input_type).SerializeToString,
             response_deserializer=GetMessageClass(method.output_type).FromString,
@@ -332,6 +448,12 @@ def _check(name: str, value: int, largest: int) -> None:
         raise BadRequest(f"{name} is {value}, want 0 to {largest}")
 
 
+def _seconds(deadline: float | None) -> float:
+    if deadline is not None and deadline <= 0:
+        raise BadRequest(f"deadline is {deadline:g}, want more than 0 seconds")
+    return deadline or 0  # a message's 0 is none
+
+
 def _messages(images: ImageSource | Sequence[ImageSource]) -> list[pb.Image]:
     if isinstance(images, str | Path | bytes | np.ndarray):
         return [_message(images)]
@@ -350,6 +472,13 @@ def _message(image: ImageSource) -> pb.Image:
     return pb.Image(
         raw=pb.RawImage(pixels=pixels.tobytes(), height_px=height, width_px=width, channels=channels),
     )
+
+
+def _check_complete(sending: Sending[Any], answered: int, target: str) -> None:
+    if sending.failure is not None:
+        raise sending.failure
+    if not sending.complete or answered < sending.sent:
+        raise stream_ended(target, sending.sent - answered)
 
 
 def _as_asked(results: list[T | ServerError], images: object) -> T | list[T | ServerError]:

@@ -44,6 +44,7 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_input_pixels: Annotated[int, Meta(ge=1)] = 4 * MIB  # the same at the input of a model that takes any size
     max_images: Annotated[int, Meta(ge=1, le=65_536)] = 256  # of one request
     max_requests: Annotated[int, Meta(ge=1, le=1_000_000)] = 1024  # in flight in one front end
+    max_stream_requests: Annotated[int, Meta(ge=1, le=65_536)] = 128  # in flight in one stream: no more are read
     slot_bytes: Annotated[int, Meta(ge=MIB, le=1 << 46)] = (
         512 * MIB
     )  # shared memory of one front end, taken as it is used

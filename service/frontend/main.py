@@ -19,9 +19,10 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from service import control, log
 from service.frontend.catalogue import Catalogue
+from service.frontend.handlers import handlers
 from service.frontend.inference import InferenceService
 from service.frontend.link import EngineLink
-from service.frontend.rpc import Gate, handlers
+from service.frontend.rpc import Gate
 from service.frontend.servicer import Vision
 from service.pb import inference_pb2
 from service.pb.convoy.v1 import vision_pb2
@@ -112,7 +113,10 @@ class FrontEnd:
             maximum_concurrent_rpcs=limits.max_requests * 2 + 64,
         )
         server.add_generic_rpc_handlers(
-            (handlers(_VISION, self._vision, self._gate), handlers(_INFERENCE, self._inference, self._gate))
+            (
+                handlers(_VISION, self._vision, self._gate, limits.max_stream_requests),
+                handlers(_INFERENCE, self._inference, self._gate, limits.max_stream_requests),
+            )
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = [service.full_name for service in (*_SERVICES, _HEALTH, _REFLECTION)]

@@ -1,15 +1,14 @@
-"""Around every RPC: when it came, whether there is room, its deadline, its status, its duration, and who counts it."""
+"""Around every request: when it came, whether there is room, its deadline, status and duration, and who counts it."""
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple, Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import grpc
-from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
-from google.protobuf.message_factory import GetMessageClass
 
 from service import metrics
 from service.channel import NEVER
@@ -18,6 +17,10 @@ from service.frontend import status
 from service.repository import Version
 
 log = logging.getLogger(__name__)
+
+Reply = TypeVar("Reply")
+
+_MAX_SECONDS = 10**9
 
 
 class Call:
@@ -39,6 +42,26 @@ class Call:
         """The caller wants an answer within `timeout` seconds of its arrival."""
         self.deadline = min(self.deadline, self.arrived + round(timeout * 1e9))
 
+    @asynccontextmanager
+    async def at_most(self, seconds: float) -> AsyncIterator[None]:
+        """What is done inside ends at the latest `seconds` after the arrival; 0: when the call ends.
+
+        For requests that share a call: of the call's own deadline gRPC takes care. Raises DeadlinePassed, and
+        BadRequest where that is no time.
+        """
+        if not 0 <= seconds <= _MAX_SECONDS:
+            raise BadRequest(f"deadline_seconds is {seconds:g}, want 0 to {_MAX_SECONDS}")
+        if not seconds:
+            yield
+            return
+        self.within(seconds)
+        self.check_deadline()
+        try:
+            async with asyncio.timeout((self.deadline - time.monotonic_ns()) / 1e9):
+                yield
+        except TimeoutError:
+            raise DeadlinePassed("deadline passed before the answer was there") from None
+
     def check_deadline(self) -> None:
         """Raises DeadlinePassed."""
         if self.deadline <= time.monotonic_ns():
@@ -49,15 +72,15 @@ class Gate:
     """Which requests may run a network, and how many are inside. One writer: the front end's loop."""
 
     def __init__(self, max_requests: int) -> None:
+        self.closed = asyncio.Event()
         self._max_requests = max_requests
-        self._closed = False
         self._inside = 0
         self._empty = asyncio.Event()
         self._empty.set()
 
     def enter(self) -> None:
         """Raises ModelUnavailable once closed, QueueFull where too many are inside."""
-        if self._closed:
+        if self.closed.is_set():
             raise ModelUnavailable("server is shutting down")
         if self._inside >= self._max_requests:
             raise QueueFull(
@@ -76,89 +99,51 @@ class Gate:
 
     def close(self) -> None:
         """Nothing enters any more."""
-        self._closed = True
+        self.closed.set()
 
     async def wait_empty(self) -> None:
         """Until the last has left."""
         await self._empty.wait()
 
 
-class _Received(NamedTuple):
-    message: Message | None  # None: not what the protocol says
-    arrived: int
+async def serve(
+    call: Call,
+    gate: Gate,
+    act: Callable[[], Awaitable[Message]],
+    reply: Callable[[Message | ConvoyError], Awaitable[Reply]],
+) -> Reply:
+    """One request from the gate to its reply, counted on the way.
 
-
-class _Context(Protocol):
-    def time_remaining(self) -> float | None: ...
-
-    async def abort(
-        self, code: grpc.StatusCode, details: str, trailing_metadata: tuple[tuple[str, str | bytes], ...]
-    ) -> None: ...
-
-
-Implementation = Callable[[Any, Call], Awaitable[Message]]
-
-
-def handlers(service: ServiceDescriptor, servicer: object, gate: Gate) -> grpc.GenericRpcHandler:
-    """gRPC handlers for the methods of `service` that `servicer` has; the others answer UNIMPLEMENTED.
-
-    A method is `async def Name(request, call) -> response` and raises ConvoyError.
+    `reply` is given what `act` answers, or why there is no answer; the request is inside until it has returned.
     """
-    methods = {
-        method.name: _handler(method, getattr(servicer, method.name), gate)
-        for method in service.methods
-        if hasattr(servicer, method.name)
-    }
-    return grpc.method_handlers_generic_handler(service.full_name, methods)
-
-
-def _handler(method: MethodDescriptor, implementation: Implementation, gate: Gate) -> grpc.RpcMethodHandler:
-    request_class = GetMessageClass(method.input_type)
-
-    def receive(data: bytes) -> _Received:
-        # Parsed by hand, so that the arrival is stamped before it, and a bad message gets the usual status.
-        arrived = time.monotonic_ns()
-        try:
-            return _Received(request_class.FromString(data), arrived)
-        except Exception:  # protobuf's DecodeError, and what its C core raises on bad UTF-8
-            return _Received(None, arrived)
-
-    async def handle(received: _Received, context: _Context) -> Message:
-        left = context.time_remaining()
-        deadline = NEVER if left is None else time.monotonic_ns() + round(left * 1e9)
-        call = Call(method.name, received.arrived, deadline)
-        code = grpc.StatusCode.OK
-        entered = False
+    code = grpc.StatusCode.OK
+    entered = False
+    result: Message | ConvoyError
+    try:
         try:
             # Questions about the server and its models pass: liveness has an answer until the end.
-            if method.name in metrics.INFERENCE:
+            if call.method in metrics.INFERENCE:
                 gate.enter()
                 entered = True
             call.check_deadline()
-            if received.message is None:
-                raise BadRequest(f"request is not a {request_class.DESCRIPTOR.full_name} message")
-            return await implementation(received.message, call)
+            result = await act()
         except ConvoyError as error:
-            code = status.code_of(error)
             count_refusal(call, error)
-            await context.abort(code, error.message, status.trailers(error))
+            result = error
         except asyncio.CancelledError:
             code = _count_gone(call)
             raise
         except Exception:  # a request ends here; what went wrong is ours, and stays in the log
-            code = grpc.StatusCode.INTERNAL
             log.exception("request failed", extra={"fields": {"method": call.method}})
-            await context.abort(code, "internal error", status.trailers(ConvoyError("internal error")))
-        finally:
-            seconds = (time.monotonic_ns() - received.arrived) / 1e9
-            metrics.REQUEST_DURATION.labels(call.model, call.version, call.method, code.name).observe(seconds)
-            if entered:
-                gate.leave()
-        raise AssertionError("abort raises")
-
-    return grpc.unary_unary_rpc_method_handler(
-        handle, request_deserializer=receive, response_serializer=lambda message: message.SerializeToString()
-    )
+            result = ConvoyError("internal error")
+        if isinstance(result, ConvoyError):
+            code = status.code_of(result)
+        return await reply(result)
+    finally:
+        seconds = (time.monotonic_ns() - call.arrived) / 1e9
+        metrics.REQUEST_DURATION.labels(call.model, call.version, call.method, code.name).observe(seconds)
+        if entered:
+            gate.leave()
 
 
 def count_refusal(call: Call, error: ConvoyError) -> None:

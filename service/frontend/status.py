@@ -22,6 +22,7 @@ from service.errors import (
     RunFailed,
     UnknownModel,
 )
+from service.pb.convoy.v1 import vision_pb2 as pb
 
 STATUS: dict[type[ConvoyError], StatusCode] = {
     BadRequest: StatusCode.INVALID_ARGUMENT,  # fix the request
@@ -61,6 +62,16 @@ def trailers(error: ConvoyError) -> tuple[tuple[str, str | bytes], ...]:
         pairs.append(("grpc-retry-pushback-ms", str(milliseconds)))
     status = Status(code=number_of(error), message=error.message, details=details)
     return (*pairs, ("grpc-status-details-bin", status.SerializeToString()))
+
+
+def request_error(error: ConvoyError) -> pb.RequestError:
+    """The same inside a message: why one request of a stream was not served."""
+    return pb.RequestError(
+        code=number_of(error),
+        reason=error.reason,
+        message=error.message,
+        retry_after_seconds=error.retry_after or 0,
+    )
 
 
 def _any(message: Message) -> Any:

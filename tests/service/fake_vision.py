@@ -148,6 +148,7 @@ def serving(fake: FakeVision) -> Iterator[str]:
             response_serializer=GetMessageClass(method.output_type).SerializeToString,
         )
         for method in vision.methods
+        if method.name in implementations
     }
     server = grpc.server(
         ThreadPoolExecutor(8),

@@ -1,0 +1,135 @@
+"""From gRPC's calls, unary and streams, to the servicers' methods."""
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple, Protocol
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from service.channel import NEVER
+from service.errors import BadRequest, ConvoyError
+from service.frontend import status
+from service.frontend.rpc import Call, Gate, serve
+from service.frontend.streams import Conversation
+
+Implementation = Callable[[Any, Call], Awaitable[Message]]
+
+
+class _Received(NamedTuple):
+    """A message before it is parsed, so that its arrival is stamped first, and a bad one gets the usual status."""
+
+    data: bytes
+    arrived: int  # CLOCK_MONOTONIC, ns
+
+
+class _Context(Protocol):
+    def time_remaining(self) -> float | None: ...
+
+    async def read(self) -> Any: ...
+
+    async def write(self, message: Message) -> None: ...
+
+    async def abort(
+        self, code: grpc.StatusCode, details: str, trailing_metadata: tuple[tuple[str, str | bytes], ...]
+    ) -> None: ...
+
+
+def handlers(
+    service: ServiceDescriptor, servicer: object, gate: Gate, max_stream_requests: int
+) -> grpc.GenericRpcHandler:
+    """gRPC handlers for the methods of `service` that `servicer` has; the others answer UNIMPLEMENTED.
+
+    A method is `async def Name(request, call) -> response` and raises ConvoyError. It serves the unary `Name`, and the
+    stream `NameStream`, each of whose messages has a request of `Name` in it.
+    """
+    methods = {}
+    for method in service.methods:
+        implementation = getattr(servicer, method.name.removesuffix("Stream"), None)
+        if implementation is None:
+            continue
+        if method.client_streaming:
+            methods[method.name] = _streaming(method, implementation, gate, max_stream_requests)
+        else:
+            methods[method.name] = _unary(method, implementation, gate)
+    return grpc.method_handlers_generic_handler(service.full_name, methods)
+
+
+def _unary(method: MethodDescriptor, implementation: Implementation, gate: Gate) -> grpc.RpcMethodHandler:
+    request_class = GetMessageClass(method.input_type)
+
+    async def handle(received: _Received, context: _Context) -> Message:
+        call = Call(method.name, received.arrived, _deadline(context))
+
+        async def act() -> Message:
+            return await implementation(_parsed(request_class, received.data), call)
+
+        async def reply(result: Message | ConvoyError) -> Message:
+            if isinstance(result, ConvoyError):
+                await context.abort(status.code_of(result), result.message, status.trailers(result))
+                raise AssertionError("abort raises")
+            return result
+
+        return await serve(call, gate, act, reply)
+
+    return grpc.unary_unary_rpc_method_handler(handle, request_deserializer=_received, response_serializer=_serialised)
+
+
+def _streaming(
+    method: MethodDescriptor, implementation: Implementation, gate: Gate, max_requests: int
+) -> grpc.RpcMethodHandler:
+    request_class, response_class = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
+
+    async def handle(_: object, context: _Context) -> None:
+        deadline = _deadline(context)
+        conversation = Conversation(context.read, context.write, gate.closed, max_requests)
+
+        async def answer(received: _Received) -> None:
+            call = Call(method.name, received.arrived, deadline)
+            fault = None
+            try:
+                message = _parsed(request_class, received.data)
+            except BadRequest as error:
+                message, fault = request_class(), error
+
+            async def act() -> Message:
+                if fault is not None:
+                    raise fault
+                async with call.at_most(message.deadline_seconds):
+                    return await implementation(message.request, call)
+
+            async def reply(result: Message | ConvoyError) -> None:
+                if isinstance(result, ConvoyError):
+                    await conversation.say(response_class(id=message.id, error=status.request_error(result)))
+                else:
+                    await conversation.say(response_class(id=message.id, response=result))
+
+            await serve(call, gate, act, reply)
+
+        await conversation.hold(answer)
+
+    return grpc.stream_stream_rpc_method_handler(
+        handle, request_deserializer=_received, response_serializer=_serialised
+    )
+
+
+def _received(data: bytes) -> _Received:
+    return _Received(data, time.monotonic_ns())
+
+
+def _serialised(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
+def _deadline(context: _Context) -> int:
+    left = context.time_remaining()
+    return NEVER if left is None else time.monotonic_ns() + round(left * 1e9)
+
+
+def _parsed(message_class: type[Message], data: bytes) -> Any:
+    try:
+        return message_class.FromString(data)
+    except Exception:  # protobuf's DecodeError, and what its C core raises on bad UTF-8
+        raise BadRequest(f"request is not a {message_class.DESCRIPTOR.full_name} message") from None

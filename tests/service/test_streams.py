@@ -1,0 +1,342 @@
+"""Many requests over one stream: each has its own answer, and none holds up or brings down the others."""
+
+import asyncio
+import itertools
+import queue
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from service.client import AsyncClient, Classification, Client, Segmentation, ServerError
+from service.errors import BadImage, BadRequest
+from service.pb.convoy.v1 import vision_pb2 as pb
+from tests.service.calls import stream
+from tests.service.running import Server
+from tests.service.test_overload import _best, _wait_until, assert_all_slots_are_freed
+from tests.service.test_vision import colourful, encoded, grey
+
+
+class Line:
+    """A stream that is spoken by hand: `say` sends, `hear` waits for the next response."""
+
+    def __init__(self, channel: grpc.Channel, name: str = "ClassifyStream", timeout: float = 30) -> None:
+        self._out: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.call = stream(channel, name)(iter(self._out.get, None), timeout=timeout)
+
+    def say(self, message: Any) -> None:
+        self._out.put(message)
+
+    def hang_up(self) -> None:
+        self._out.put(None)
+
+    def hear(self) -> Any:
+        return next(self.call)
+
+
+def ask(number: int, model: str = "letters", **more: Any) -> pb.ClassifyStreamRequest:
+    image = pb.Image(raw=pb.RawImage(pixels=grey(number).tobytes(), height_px=8, width_px=8, channels=1))
+    return pb.ClassifyStreamRequest(id=number, request=pb.ClassifyRequest(model=model, images=[image]), **more)
+
+
+def best(response: pb.ClassifyStreamResponse) -> list[int]:
+    return [label.index for label in response.response.results[0].classification.labels]
+
+
+@pytest.fixture
+def lonely(small_repository: Path) -> Iterator[Server]:
+    """A server of one front end that reads at most four requests of a stream, and runs one image at a time."""
+    settings = ["limits.max_stream_requests=4", "batching.max_batch_size=1", "server.lame_duck_seconds=0"]
+    with Server(small_repository, settings) as server:
+        yield server
+
+
+def test_every_request_of_a_stream_gets_its_own_answer_with_its_own_id(channel: grpc.Channel) -> None:
+    responses = list(stream(channel, "ClassifyStream")(ask(number) for number in range(300)))
+    assert sorted(response.id for response in responses) == list(range(300))
+    assert all(best(response)[0] == _best(response.id)[0] for response in responses)
+    # What comes together rides together.
+    assert max(response.response.results[0].timings.batch_size for response in responses) > 4
+
+
+def test_ids_are_the_callers_business(channel: grpc.Channel) -> None:
+    odd = [ask(3), ask(3), ask(4)]
+    odd[0].id = odd[1].id = 2**64 - 1
+    responses = list(stream(channel, "ClassifyStream")(iter(odd)))
+    assert sorted(response.id for response in responses) == [4, 2**64 - 1, 2**64 - 1]
+
+
+def test_bad_request_fails_alone_with_what_a_calls_status_would_say(channel: grpc.Channel) -> None:
+    late = ask(7, "slow", deadline_seconds=1e-6)
+    bad = [
+        ask(0),
+        ask(1, "made-up"),
+        b"\xff\xff\xff",
+        ask(3, deadline_seconds=-1),
+        ask(4),
+        pb.ClassifyStreamRequest(id=5),
+    ]
+    bad[4].request.images[0].raw.channels = 2
+    responses = list(stream(channel, "ClassifyStream")(iter([*bad, late, ask(9)])))
+    good = sorted(response.id for response in responses if response.HasField("response"))
+    assert good == [0, 9]
+    errors = sorted((r.id, r.error.reason, r.error.code, r.error.message) for r in responses if r.HasField("error"))
+    assert [error[:3] for error in errors] == [
+        (0, "BAD_REQUEST", 3),
+        (1, "UNKNOWN_MODEL", 5),
+        (3, "BAD_REQUEST", 3),
+        (4, "BAD_IMAGE", 3),
+        (5, "UNKNOWN_MODEL", 5),
+        (7, "DEADLINE_PASSED", 4),
+    ]
+    assert errors[0][3] == "request is not a convoy.v1.ClassifyStreamRequest message"
+    assert errors[2][3] == "deadline_seconds is -1, want 0 to 1000000000"
+
+
+def test_request_that_is_done_first_is_answered_first(channel: grpc.Channel) -> None:
+    line = Line(channel)
+    line.say(ask(1, "slow"))
+    line.say(ask(2, "made-up"))
+    assert [line.hear().id, line.hear().id] == [2, 1]
+    line.hang_up()
+    assert list(line.call) == []
+    assert line.call.code() == grpc.StatusCode.OK
+
+
+def test_server_reads_no_further_than_it_may_and_goes_on_when_it_has_answered(lonely: Server) -> None:
+    with grpc.insecure_channel(lonely.grpc) as channel:
+        line = Line(channel)
+        for number in range(12):
+            line.say(ask(number, "slow"))
+        line.hang_up()
+        most, responses = 0.0, []
+        while len(responses) < 12:
+            most = max(most, lonely.total("convoy_requests_in_flight"))
+            responses.append(line.hear())
+        assert most == 4
+    assert sorted(response.id for response in responses) == list(range(12))
+    assert all(best(response) == _best(response.id) for response in responses)
+    assert_all_slots_are_freed(lonely)
+
+
+def test_flow_control_holds_a_caller_back_that_sends_too_much(lonely: Server) -> None:
+    taken = itertools.count()
+    image = np.zeros((700, 700), np.uint8)  # half a megabyte: what the connection itself buffers is soon full
+    raw = pb.RawImage(pixels=image.tobytes(), height_px=700, width_px=700, channels=1)
+    last = 0
+
+    def requests() -> Iterator[pb.ClassifyStreamRequest]:
+        nonlocal last
+        for _ in range(60):
+            last = next(taken)
+            yield pb.ClassifyStreamRequest(
+                id=last, request=pb.ClassifyRequest(model="slow", images=[pb.Image(raw=raw)])
+            )
+
+    with grpc.insecure_channel(lonely.grpc) as channel:
+        call = stream(channel, "ClassifyStream")(requests())
+        next(call)
+        _wait_until(lambda: lonely.total("convoy_requests_in_flight") == 4)
+        assert last < 50
+        call.cancel()
+    assert_all_slots_are_freed(lonely)
+
+
+def test_each_requests_deadline_is_its_own(lonely: Server) -> None:
+    with grpc.insecure_channel(lonely.grpc) as channel:
+        line = Line(channel)
+        line.say(ask(1, "slow"))
+        _wait_until(lambda: lonely.total("convoy_requests_in_flight") == 1)
+        line.say(ask(2, "slow", deadline_seconds=0.05))
+        line.say(ask(3, "slow", deadline_seconds=20))
+        first = line.hear()
+        assert (first.id, first.error.code) in ((2, 4), (2, 8))  # passed, or foreseen
+        assert first.error.reason in ("DEADLINE_PASSED", "PREDICTED_LATE")
+        if first.error.reason == "PREDICTED_LATE":
+            assert first.error.retry_after_seconds > 0
+        assert [line.hear().id, line.hear().id] == [1, 3]
+    assert_all_slots_are_freed(lonely)
+    assert lonely.total("convoy_batch_size_sum", model="slow") == 2
+
+
+def test_the_streams_deadline_is_that_of_all_its_requests(lonely: Server) -> None:
+    with grpc.insecure_channel(lonely.grpc) as channel:
+        line = Line(channel, timeout=0.3)
+        for number in range(4):
+            line.say(ask(number, "slow"))
+        with pytest.raises(grpc.RpcError) as caught:
+            list(line.call)
+        assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert_all_slots_are_freed(lonely)
+
+
+def test_cancelled_stream_cancels_what_is_queued(lonely: Server) -> None:
+    before = lonely.total("convoy_batch_size_sum", model="slow")
+    with grpc.insecure_channel(lonely.grpc) as channel:
+        line = Line(channel)
+        for number in range(4):
+            line.say(ask(number, "slow"))
+        _wait_until(lambda: lonely.total("convoy_queue_depth", model="slow") >= 2)
+        line.call.cancel()
+        _wait_until(lambda: lonely.total("convoy_cancelled_total", model="slow") == 4)
+    assert_all_slots_are_freed(lonely)
+    assert lonely.total("convoy_batch_size_sum", model="slow") - before <= 2
+
+
+def test_storm_of_streams_that_break_off_leaves_nothing_behind(small: Server) -> None:
+    log = len(small.log)
+    random = np.random.default_rng(3)
+
+    async def one(client: AsyncClient, reads: int) -> None:
+        answers = client.classify_stream((grey(number) for number in range(60)), "letters")
+        async for number, answer in answers:
+            assert isinstance(answer, Classification)
+            assert answer.labels[0].index == _best(number)[0]
+            reads -= 1
+            if reads <= 0:
+                break
+        await answers.aclose()  # type: ignore[attr-defined]
+
+    async def run() -> None:
+        async with AsyncClient(small.grpc) as client:
+            for _ in range(10):
+                await asyncio.gather(*(one(client, int(random.integers(1, 60))) for _ in range(8)))
+
+    asyncio.run(run())
+    assert_all_slots_are_freed(small)
+    assert [record for record in small.log[log:] if record.get("level") in ("error", "raw")] == []
+
+
+def test_stream_ends_in_order_when_the_server_drains(small_repository: Path) -> None:
+    settings = ["server.lame_duck_seconds=0.2", "batching.max_batch_size=1"]
+    with Server(small_repository, settings) as server, grpc.insecure_channel(server.grpc) as channel:
+        line, idle = Line(channel), Line(channel)
+        idle.say(ask(1))
+        assert idle.hear().id == 1
+        for number in range(6):
+            line.say(ask(number, "slow"))
+        _wait_until(lambda: server.total("convoy_requests_in_flight") == 6)
+        ended: list[int] = []
+        stopping = threading.Thread(target=lambda: ended.append(server.stop()))
+        stopping.start()
+        assert list(idle.call) == []
+        assert idle.call.code() == grpc.StatusCode.OK
+        line.say(ask(77))  # the idle stream has ended: from here on nothing more is accepted
+        responses = list(line.call)
+        stopping.join()
+    answered = {response.id for response in responses if response.HasField("response")}
+    assert answered == set(range(6))
+    (refused,) = (response for response in responses if response.HasField("error"))
+    assert (refused.id, refused.error.code, refused.error.reason) == (77, 14, "MODEL_UNAVAILABLE")
+    assert line.call.code() == grpc.StatusCode.OK
+    assert ended == [0]
+
+
+def test_requests_of_a_stream_are_counted_and_timed_as_calls_are(small_repository: Path) -> None:
+    with Server(small_repository, ["server.lame_duck_seconds=0"]) as server:
+        with grpc.insecure_channel(server.grpc) as channel:
+            requests = [*(ask(number) for number in range(5)), ask(9, "made-up"), ask(8)]
+            requests[-1].request.images[0].raw.channels = 2
+            responses = list(stream(channel, "ClassifyStream")(iter(requests)))
+        count = "convoy_request_duration_seconds_count"
+        assert server.wait_for_total(count, 5, model="letters", method="ClassifyStream", code="OK") == 5
+        assert server.total(count, model="letters", method="ClassifyStream", code="INVALID_ARGUMENT") == 1
+        assert server.total(count, model="", method="ClassifyStream", code="NOT_FOUND") == 1
+        assert server.total("convoy_refusals_total", model="letters", reason="BAD_IMAGE") == 1
+        assert server.total("convoy_images_total", model="letters") == 5
+        assert server.total("nv_inference_request_success", model="letters") == 5
+    for response in responses:
+        if response.HasField("response"):
+            timings = response.response.results[0].timings
+            stages = [
+                value for field, value in timings.ListFields() if field.name not in ("total_seconds", "batch_size")
+            ]
+            assert sum(stages) == pytest.approx(timings.total_seconds)
+
+
+# The client.
+
+
+def test_client_gives_each_image_its_place_and_result(client: Client) -> None:
+    images = [grey(1), encoded(grey(2)), b"no image", grey(3)]
+    answers = dict(client.classify_stream(images, "letters", top_k=2))
+    assert sorted(answers) == [0, 1, 2, 3]
+    refused = answers.pop(2)
+    assert isinstance(refused, ServerError)
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "BAD_IMAGE")
+    for number, answer in answers.items():
+        assert isinstance(answer, Classification)
+        assert [label.index for label in answer.labels] == _best([1, 2, 0, 3][number])[:2]
+
+
+@pytest.mark.parametrize("form", ["raw", "png", "rle"])
+def test_client_streams_class_maps(client: Client, form: Any) -> None:
+    images = [colourful(seed, 5 + seed, 20 - seed) for seed in range(6)]
+    for number, answer in client.segment_stream(images, "colours", format=form, with_confidence=True):
+        assert isinstance(answer, Segmentation)
+        np.testing.assert_array_equal(answer.mask, images[number].argmax(2))
+
+
+def test_asyncio_client_streams_what_comes_little_by_little(small: Server) -> None:
+    async def images() -> AsyncIterator[np.ndarray]:
+        for number in range(20):
+            await asyncio.sleep(0)
+            yield grey(number)
+
+    async def run() -> dict[int, Any]:
+        async with AsyncClient(small.grpc) as client:
+            found = {number: answer async for number, answer in client.classify_stream(images(), "letters")}
+            maps = [place async for place, _ in client.segment_stream([colourful(1, 4, 4)], "colours")]
+        assert maps == [0]
+        return found
+
+    found = asyncio.run(run())
+    assert {number: answer.labels[0].index for number, answer in found.items()} == {
+        number: _best(number)[0] for number in range(20)
+    }
+
+
+def test_images_are_taken_as_answers_come_without_end(client: Client) -> None:
+    endless = (grey(number % 7) for number in itertools.count())
+    some = list(itertools.islice(client.classify_stream(endless, "letters"), 500))
+    assert len({number for number, _ in some}) == 500
+
+
+def test_file_that_cannot_be_read_is_told_after_the_answers(client: Client, tmp_path: Path) -> None:
+    answers = client.classify_stream([grey(1), tmp_path / "none.png", grey(2)], "letters")
+    assert next(answers)[0] == 0
+    with pytest.raises(BadImage, match=r"none\.png"):
+        next(answers)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"deadline": 0}, "deadline is 0"), ({"version": -1}, "version is -1"), ({"top_k": -1}, "top_k")],
+)
+def test_client_refuses_what_no_server_takes_before_it_sends(client: Client, wrong: Any, message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
+        list(client.classify_stream([grey(1)], "letters", **wrong))
+
+
+def test_client_tells_that_the_server_ended_the_stream_or_is_not_there(small_repository: Path) -> None:
+    with Server(small_repository, ["server.lame_duck_seconds=0"]) as server, Client(server.grpc) as client:
+        never_enough = threading.Event()
+
+        def images() -> Iterator[np.ndarray]:
+            yield grey(1)
+            never_enough.wait(30)
+
+        answers = client.classify_stream(images(), "letters")
+        assert next(answers)[0] == 0
+        assert server.stop() == 0
+        with pytest.raises(ServerError, match="ended the stream, 0 requests had no answer") as caught:
+            next(answers)
+        assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+        never_enough.set()
+        with pytest.raises(ServerError) as caught:
+            list(client.classify_stream([grey(1)], "letters"))
+        assert caught.value.code is grpc.StatusCode.UNAVAILABLE
