@@ -13,6 +13,7 @@ from service.errors import BadConfig
 
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 MIB = 1 << 20
+_MOST_AUTO = 8  # front ends: more than one engine has work for
 _EXAMPLE = "such as batching.max_batch_size=16"
 T = TypeVar("T")
 
@@ -24,10 +25,19 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     grpc_port: Port = 8001
     http_port: Port = 8000
     metrics_port: Port = 8002
-    frontends: Annotated[int, Meta(ge=1, le=64)] = 1  # processes that speak gRPC, all on one port
+    # Processes that speak gRPC, all on one port; "auto": as many as the cores keep busy.
+    frontends: Annotated[int, Meta(ge=1, le=64)] | Literal["auto"] = 1
     lame_duck_seconds: Annotated[float, Meta(ge=0, le=300)] = 1.0  # still accepts for so long after SIGTERM
     grace_seconds: Annotated[float, Meta(ge=0, le=3600)] = 20.0  # for what was accepted to be answered
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    def front_ends(self, cores: int) -> int:
+        """How many there are on so many cores.
+
+        One front end's loop takes one core at most, its decoding threads and the engine the others. So `auto` is one
+        for every four cores, at least one: on two cores a second one would only take its time from them.
+        """
+        return max(1, min(cores // 4, _MOST_AUTO)) if self.frontends == "auto" else self.frontends
 
     def __post_init__(self) -> None:
         ports = {"grpc_port": self.grpc_port, "http_port": self.http_port, "metrics_port": self.metrics_port}

@@ -19,7 +19,7 @@ from typing import Literal
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from service import control, metrics
+from service import control, machine, metrics
 from service.channel import channel_pair
 from service.config import Config, ServerConfig
 from service.errors import BadConfig
@@ -62,6 +62,7 @@ class Supervisor:
 
     def __init__(self, config: Config, repository: Path, sockets: "Sockets", directory: Path) -> None:
         self._config = config
+        self._front_ends = config.server.front_ends(machine.cores())
         self._repository = repository
         self._addresses = sockets.addresses
         self._directory = directory
@@ -87,7 +88,7 @@ class Supervisor:
         log.info("listening", extra={"fields": fields})
         async with self._starts:
             await self._start("engine")
-            for _ in range(self._config.server.frontends):
+            for _ in range(self._front_ends):
                 await self._start("frontend")
         await stopping.wait()
         return await self._drain()
@@ -97,7 +98,7 @@ class Supervisor:
         if self._draining:
             return False, "draining"
         front_ends = self._children_of("frontend")
-        if len(front_ends) < self._config.server.frontends:
+        if len(front_ends) < self._front_ends:
             return False, "front ends are starting"
         for child in front_ends:
             if not child.status.ready:

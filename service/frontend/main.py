@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from service import control, log
+from service import control, log, machine
 from service.frontend.catalogue import Catalogue
 from service.frontend.handlers import handlers
 from service.frontend.inference import InferenceService
@@ -57,7 +57,7 @@ class FrontEnd:
         self._report: asyncio.Task[None] | None = None
         self._reports = asyncio.Event()
         self._status = control.Status(False, False, "starting")
-        threads = ThreadPoolExecutor(start.config.limits.decode_threads or os.cpu_count(), "decode")
+        threads = ThreadPoolExecutor(start.config.limits.decode_threads or machine.cores(), "decode")
         self._vision = Vision(self._catalogue, self._link, start.config.limits, threads)
         self._inference = InferenceService(
             catalogue=self._catalogue,

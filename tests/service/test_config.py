@@ -81,6 +81,7 @@ def test_numbers_are_read_as_numbers() -> None:
         ("server.grpc_port=true", ["server.grpc_port", "bool"]),
         ("server.host=5", ["server.host", "str"]),
         ("server.frontends=0", ["server.frontends", "1"]),
+        ("server.frontends=many", ["server.frontends", "many"]),
         ("server.log_level=loud", ["server.log_level", "loud"]),
         ("server.grace_seconds=nan", ["server.grace_seconds"]),
         ("server.grace_seconds=inf", ["server.grace_seconds", "3600"]),
@@ -193,3 +194,9 @@ def test_model_may_set_nothing_that_the_server_may_not() -> None:
             with pytest.raises(BadConfig):
                 load(None, [f"batching.{name}={value}"])
         assert load_model_config(f"{name} = {getattr(defaults, name)}")
+
+
+@pytest.mark.parametrize(("cores", "front_ends"), [(1, 1), (2, 1), (4, 1), (7, 1), (8, 2), (16, 4), (192, 8)])
+def test_front_ends_follow_the_cores_where_they_are_left_to_it(cores: int, front_ends: int) -> None:
+    assert load(None, ["server.frontends=auto"]).server.front_ends(cores) == front_ends
+    assert load(None, ["server.frontends=3"]).server.front_ends(cores) == 3

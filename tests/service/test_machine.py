@@ -1,0 +1,19 @@
+"""What a process may use of the machine it runs on."""
+
+import os
+from pathlib import Path
+
+from service.machine import cores, memory_bytes
+
+
+def test_a_process_has_the_cores_it_may_run_on() -> None:
+    assert 1 <= cores() <= (os.cpu_count() or 1)
+
+
+def test_a_containers_memory_is_its_limit_where_it_has_one(tmp_path: Path) -> None:
+    machine = memory_bytes(())
+    assert machine > 1 << 28
+    limit = tmp_path / "memory.max"
+    for text, memory in ((f"{machine // 3}\n", machine // 3), ("max\n", machine), (f"{1 << 63}\n", machine)):
+        limit.write_text(text)
+        assert memory_bytes((tmp_path / "none", limit)) == memory
