@@ -55,10 +55,24 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_images: Annotated[int, Meta(ge=1, le=65_536)] = 256  # of one request
     max_requests: Annotated[int, Meta(ge=1, le=1_000_000)] = 1024  # in flight in one front end
     max_stream_requests: Annotated[int, Meta(ge=1, le=65_536)] = 128  # in flight in one stream: no more are read
+    # Of requests in flight in one front end; 0: as many as `slot_bytes`, at most a quarter of the memory in all.
+    inflight_bytes: Annotated[int, Meta(ge=0, le=1 << 46)] = 0
     slot_bytes: Annotated[int, Meta(ge=MIB, le=1 << 46)] = (
         512 * MIB
     )  # shared memory of one front end, taken as it is used
     decode_threads: Annotated[int, Meta(ge=0, le=256)] = 0  # of one front end; 0: one per core
+
+    def bytes_in_flight(self, memory: int, front_ends: int) -> int:
+        """`inflight_bytes`, or what stands for its 0 on a machine of so much memory; the largest message fits."""
+        share = memory // (4 * front_ends)
+        return self.inflight_bytes or max(self.max_message_bytes, min(self.slot_bytes, share))
+
+    def __post_init__(self) -> None:
+        if 0 < self.inflight_bytes < self.max_message_bytes:
+            raise ValueError(
+                f"limits.inflight_bytes is {self.inflight_bytes}, want at least limits.max_message_bytes, "
+                f"{self.max_message_bytes}"
+            )
 
 
 PolicyName = Literal["deferred", "eager", "timeout", "aimd", "nexus"]

@@ -59,6 +59,9 @@ PADDING = Counter("convoy_padding_pixels_total", "Pixels of padding that were ru
 RETRIES = Counter("convoy_retries_total", "Images sent again to a restarted engine.", ["model"])
 QUEUE_DEPTH = Gauge("convoy_queue_depth", "Images that wait for the device.", ["model"], multiprocess_mode="livesum")
 IN_FLIGHT = Gauge("convoy_requests_in_flight", "Requests accepted and not yet answered.", multiprocess_mode="livesum")
+IN_FLIGHT_BYTES = Gauge(
+    "convoy_in_flight_bytes", "Bytes of the requests accepted and not yet answered.", multiprocess_mode="livesum"
+)
 SLOT_BYTES = Gauge("convoy_slot_bytes", "Slot memory in use.", multiprocess_mode="livesum")
 SLOTS = Gauge("convoy_slots", "Slots claimed and not yet freed.", multiprocess_mode="livesum")
 MODEL_READY = Gauge(

@@ -72,7 +72,7 @@ def _unary(method: MethodDescriptor, implementation: Implementation, gate: Gate)
                 raise AssertionError("abort raises")
             return result
 
-        return await serve(call, gate, act, reply)
+        return await serve(call, len(received.data), gate, act, reply)
 
     return grpc.unary_unary_rpc_method_handler(handle, request_deserializer=_received, response_serializer=_serialised)
 
@@ -106,7 +106,7 @@ def _streaming(
                 else:
                     await conversation.say(response_class(id=message.id, response=result))
 
-            await serve(call, gate, act, reply)
+            await serve(call, len(received.data), gate, act, reply)
 
         await conversation.hold(answer)
 

@@ -49,7 +49,9 @@ class FrontEnd:
         self._loop = asyncio.get_running_loop()
         self._link = EngineLink(start.config.limits.slot_bytes, self._update, self._report_soon)
         self._catalogue = Catalogue(self._link.release)
-        self._gate = Gate(start.config.limits.max_requests)
+        limits = start.config.limits
+        front_ends = start.config.server.front_ends(machine.cores())
+        self._gate = Gate(limits.max_requests, limits.bytes_in_flight(machine.memory_bytes(), front_ends))
         self._health = health.HealthServicer()
         self._health_services: set[str] = set()
         self._listening = False

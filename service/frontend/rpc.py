@@ -69,31 +69,37 @@ class Call:
 
 
 class Gate:
-    """Which requests may run a network, and how many are inside. One writer: the front end's loop."""
+    """Which requests may run a network, and how many are inside with how many bytes. One writer: the front end's
+    loop."""
 
-    def __init__(self, max_requests: int) -> None:
+    def __init__(self, max_requests: int, max_bytes: int) -> None:
         self.closed = asyncio.Event()
         self._max_requests = max_requests
+        self._max_bytes = max_bytes
         self._inside = 0
+        self._bytes = 0
         self._empty = asyncio.Event()
         self._empty.set()
 
-    def enter(self) -> None:
-        """Raises ModelUnavailable once closed, QueueFull where too many are inside."""
+    def enter(self, nbytes: int) -> None:
+        """A request of `nbytes` comes in. Raises ModelUnavailable once closed, QueueFull where too much is inside."""
         if self.closed.is_set():
             raise ModelUnavailable("server is shutting down")
         if self._inside >= self._max_requests:
             raise QueueFull(
                 f"{self._inside} requests are in flight, want at most {self._max_requests}", retry_after=0.1
             )
-        self._inside += 1
+        if self._bytes + nbytes > self._max_bytes:
+            raise QueueFull(
+                f"request has {nbytes} bytes beside {self._bytes} in flight, want at most {self._max_bytes} in all",
+                retry_after=0.1,
+            )
         self._empty.clear()
-        metrics.IN_FLIGHT.set(self._inside)
+        self._count(1, nbytes)
 
-    def leave(self) -> None:
+    def leave(self, nbytes: int) -> None:
         """Undo `enter`."""
-        self._inside -= 1
-        metrics.IN_FLIGHT.set(self._inside)
+        self._count(-1, -nbytes)
         if not self._inside:
             self._empty.set()
 
@@ -105,14 +111,21 @@ class Gate:
         """Until the last has left."""
         await self._empty.wait()
 
+    def _count(self, requests: int, nbytes: int) -> None:
+        self._inside += requests
+        self._bytes += nbytes
+        metrics.IN_FLIGHT.set(self._inside)
+        metrics.IN_FLIGHT_BYTES.set(self._bytes)
+
 
 async def serve(
     call: Call,
+    nbytes: int,
     gate: Gate,
     act: Callable[[], Awaitable[Message]],
     reply: Callable[[Message | ConvoyError], Awaitable[Reply]],
 ) -> Reply:
-    """One request from the gate to its reply, counted on the way.
+    """One request of `nbytes` from the gate to its reply, counted on the way.
 
     `reply` is given what `act` answers, or why there is no answer; the request is inside until it has returned.
     """
@@ -123,7 +136,7 @@ async def serve(
         try:
             # Questions about the server and its models pass: liveness has an answer until the end.
             if call.method in metrics.INFERENCE:
-                gate.enter()
+                gate.enter(nbytes)
                 entered = True
             call.check_deadline()
             result = await act()
@@ -143,7 +156,7 @@ async def serve(
         seconds = (time.monotonic_ns() - call.arrived) / 1e9
         metrics.REQUEST_DURATION.labels(call.model, call.version, call.method, code.name).observe(seconds)
         if entered:
-            gate.leave()
+            gate.leave(nbytes)
 
 
 def count_refusal(call: Call, error: ConvoyError) -> None:

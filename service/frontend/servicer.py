@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -150,14 +150,16 @@ class Vision:
         if len(image.raw.pixels) and _fits(image.raw, document.image):
             return self._prepare_here(image, row, document, call)
         with self._link.coming(row.model):
-            preparing = asyncio.get_running_loop().run_in_executor(
-                self._threads, self._prepare_here, image, row, document, call
-            )
+            work = self._threads.submit(self._prepare_here, image, row, document, call)
+            preparing = asyncio.wrap_future(work)
             try:
                 return await asyncio.shield(preparing)
             except asyncio.CancelledError:
-                # The thread goes on, and may still claim: what it claims is given back.
-                preparing.add_done_callback(_end_slot)
+                # What has not begun never does. Else the thread goes on: what it claims is given back, and the request
+                # counts as in flight until then, as its bytes are.
+                if not work.cancel():
+                    work.add_done_callback(_end_slot)
+                    await asyncio.wait([preparing])
                 raise
 
     def _prepare_here(self, image: pb.Image, row: Version, document: Document, call: Call) -> _Prepared:
@@ -206,9 +208,9 @@ def _fits(raw: pb.RawImage, spec: InputSpec) -> bool:
     return len(raw.pixels) <= _FEW and size == (spec.height or size[0], spec.width or size[1])
 
 
-def _end_slot(preparing: asyncio.Future[_Prepared]) -> None:
-    if not preparing.cancelled() and preparing.exception() is None:
-        preparing.result().slot.free()
+def _end_slot(work: Future[_Prepared]) -> None:
+    if work.exception() is None:
+        work.result().slot.free()
 
 
 def _output_bytes(row: Version, document: Document, size: tuple[int, int]) -> list[tuple[int, int]]:

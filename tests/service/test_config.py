@@ -87,6 +87,7 @@ def test_numbers_are_read_as_numbers() -> None:
         ("server.grace_seconds=inf", ["server.grace_seconds", "3600"]),
         ("limits.max_pixels=0", ["limits.max_pixels", "1"]),
         ("limits.max_message_bytes=2147483648", ["limits.max_message_bytes", "2147483647"]),
+        ("limits.inflight_bytes=1000", ["limits.inflight_bytes is 1000", "limits.max_message_bytes, 67108864"]),
         ("limits.slot_bytes=1024", ["limits.slot_bytes", "1048576"]),
         (f"limits.slot_bytes={2**46 + 1}", ["limits.slot_bytes", str(2**46)]),
         (f"limits.slot_bytes={2**63}", ["limits.slot_bytes", str(2**46)]),  # beyond what the operating system counts to
@@ -200,3 +201,13 @@ def test_model_may_set_nothing_that_the_server_may_not() -> None:
 def test_front_ends_follow_the_cores_where_they_are_left_to_it(cores: int, front_ends: int) -> None:
     assert load(None, ["server.frontends=auto"]).server.front_ends(cores) == front_ends
     assert load(None, ["server.frontends=3"]).server.front_ends(cores) == 3
+
+
+def test_bytes_in_flight_fit_the_memory_the_slots_and_the_largest_message() -> None:
+    gib = 1 << 30
+    limits = load().limits
+    assert limits.bytes_in_flight(16 * gib, 1) == limits.slot_bytes
+    assert limits.bytes_in_flight(1 * gib, 1) == gib // 4
+    assert limits.bytes_in_flight(1 * gib, 2) == gib // 8
+    assert limits.bytes_in_flight(gib // 16, 1) == limits.max_message_bytes
+    assert load(None, ["limits.inflight_bytes=100000000"]).limits.bytes_in_flight(gib, 1) == 100_000_000

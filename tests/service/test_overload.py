@@ -12,7 +12,7 @@ import pytest
 from service.client import AsyncClient, Classification, Client, ServerError
 from service.pb.convoy.v1 import vision_pb2 as pb
 from tests.service import networks
-from tests.service.calls import infer_request, method, reason, retry_delay
+from tests.service.calls import infer_request, method, reason, retry_delay, stream
 from tests.service.running import Server
 from tests.service.test_vision import encoded, grey
 
@@ -205,6 +205,66 @@ def test_too_many_requests_at_once_are_refused_with_a_hint(small_repository: Pat
         assert len(errors) == 4
         assert {error.code() for error in errors} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
         assert all(retry_delay(error) > 0 for error in errors)
+
+
+@pytest.fixture(scope="module")
+def tight(small_repository: Path) -> Iterator[Server]:
+    """A server that takes 300 kB of requests at a time, and runs one image at a time."""
+    limits = ["limits.inflight_bytes=300000", "limits.max_message_bytes=200000"]
+    with Server(small_repository, [*limits, "batching.max_batch_size=1", "server.lame_duck_seconds=0"]) as server:
+        yield server
+
+
+def large(side: int = 300) -> pb.ClassifyRequest:
+    """A request of a little more than 90 kB."""
+    raw = pb.RawImage(pixels=bytes(side * side), height_px=side, width_px=side, channels=1)
+    return pb.ClassifyRequest(model="slow", images=[pb.Image(raw=raw)])
+
+
+def test_bytes_in_flight_never_exceed_their_bound_and_what_does_not_fit_is_refused_with_a_hint(tight: Server) -> None:
+    size = large().ByteSize()
+    refused = tight.total("convoy_refusals_total", reason="QUEUE_FULL")
+    with grpc.insecure_channel(tight.grpc) as channel:
+        classify = method(channel, "Classify")
+        held = [classify.future(large()) for _ in range(3)]
+        _wait_until(lambda: tight.total("convoy_in_flight_bytes") == 3 * size)
+        flood = [classify.future(large()) for _ in range(30)]
+        small = classify.future(request(1))  # a few bytes still fit
+        errors = [error for call in flood if (error := call.exception())]
+        assert tight.total("convoy_in_flight_bytes") <= 300_000
+        assert small.result().results
+        assert all(call.result().results for call in held)
+        assert classify(large()).results
+    assert len(errors) >= 20
+    assert {(error.code(), reason(error)) for error in errors} == {(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")}
+    assert all(retry_delay(error) > 0 for error in errors)
+    assert f"request has {size} bytes beside {3 * size} in flight, want at most 300000 in all" in errors[0].details()
+    assert tight.total("convoy_refusals_total", reason="QUEUE_FULL") - refused == len(errors)
+    assert_all_slots_are_freed(tight)
+    assert tight.total("convoy_in_flight_bytes") == 0
+
+
+def test_bytes_in_flight_fall_to_nothing_after_errors_and_cancels(tight: Server) -> None:
+    broken = large()
+    broken.images[0].raw.width_px += 1
+    with grpc.insecure_channel(tight.grpc) as channel:
+        classify = method(channel, "Classify")
+        for bad in (broken, b"\xff" * 1000, pb.ClassifyRequest(model="made-up", images=large().images)):
+            assert classify.future(bad).exception() is not None
+        for call in [classify.future(large()) for _ in range(20)]:
+            call.cancel()
+        _wait_until(lambda: tight.total("convoy_requests_in_flight") == 0)
+        held = [classify.future(large()) for _ in range(3)]
+        _wait_until(lambda: tight.total("convoy_requests_in_flight") == 3)
+        for call in held:
+            call.cancel()
+        _wait_until(lambda: tight.total("convoy_requests_in_flight") == 0)
+        requests = [pb.ClassifyStreamRequest(id=number, request=large()) for number in range(9)]
+        line = stream(channel, "ClassifyStream")(iter(requests))
+        assert [next(line).WhichOneof("outcome") for _ in range(7)].count("error") >= 5
+        line.cancel()
+    assert_all_slots_are_freed(tight)
+    assert tight.wait_for_total("convoy_in_flight_bytes", 0) == 0
 
 
 def test_a_storm_of_cancels_at_every_stage_leaves_nothing_behind_and_mixes_nothing_up(small: Server) -> None:

@@ -1,6 +1,8 @@
 """What is decided about a request around its handling."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.channel import NEVER
 from service.errors import ModelUnavailable, QueueFull
@@ -38,15 +40,33 @@ def test_a_timeout_only_ever_shortens_the_deadline() -> None:
 
 
 def test_the_gate_counts_who_is_inside_and_refuses_the_rest() -> None:
-    gate = Gate(max_requests=2)
-    gate.enter()
-    gate.enter()
+    gate = Gate(max_requests=2, max_bytes=100)
+    gate.enter(1)
+    gate.enter(1)
     with pytest.raises(QueueFull) as caught:
-        gate.enter()
+        gate.enter(1)
     assert caught.value.retry_after
-    gate.leave()
-    gate.enter()
+    gate.leave(1)
+    gate.enter(1)
     gate.close()
-    gate.leave()
+    gate.leave(1)
     with pytest.raises(ModelUnavailable, match="shutting down"):
-        gate.enter()
+        gate.enter(1)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 60)), max_size=60))
+def test_bytes_inside_never_exceed_the_bound_and_nothing_that_fits_is_refused(steps: list[tuple[bool, int]]) -> None:
+    gate = Gate(max_requests=1000, max_bytes=100)
+    inside: list[int] = []
+    for comes, nbytes in steps:
+        if comes and sum(inside) + nbytes <= 100:
+            gate.enter(nbytes)
+            inside.append(nbytes)
+        elif comes:
+            with pytest.raises(QueueFull, match=f"beside {sum(inside)} in flight"):
+                gate.enter(nbytes)
+        elif inside:
+            gate.leave(inside.pop(nbytes % len(inside)))
+    for nbytes in inside:
+        gate.leave(nbytes)
+    gate.enter(100)
