@@ -77,7 +77,7 @@ LAST_INFERENCE = Gauge(
 
 @cache
 def image_counters(model: str, version: str) -> tuple[Counter, tuple[Histogram, ...]]:
-    """What counts a model's images, and their seconds in each of STAGES: to look labels up takes longer than to count."""
+    """What counts a model's images, and their seconds in each of STAGES. Looking labels up takes longer than that."""
     return IMAGES.labels(model, version), tuple(STAGE_DURATION.labels(model, version, stage) for stage in STAGES)
 
 

@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +22,14 @@ from service.config import Config
 from service.engine.batching import Batch, Batcher, Key, Limits, Request
 from service.engine.loading import Loaded, Loader
 from service.engine.running import Ran, Work, run
+from service.engine.session import Session
 from service.errors import ConvoyError, DeadlinePassed, UnknownModel
 from service.repository import Table, encode_table
 from service.slots import Mapping, memory_file
 
 logger = logging.getLogger(__name__)
+
+_SHORT = 0.0005  # seconds; so long a batch may keep the loop: it takes about as long to a thread and back
 
 
 class Peer:
@@ -198,8 +201,12 @@ class Engine:
             self._loop.call_soon(self._pump)
             return
         works = [request.payload for request in batch.requests]
-        future = self._loop.run_in_executor(self._runner, run, loaded.session, works)
-        future.add_done_callback(lambda done: self._finish(batch, now, _result_or_end(done)))
+        if 0 < batch.ends - now < _SHORT:
+            # Through the loop, so that what has come meanwhile is read between one short batch and the next.
+            self._loop.call_soon(self._finish, batch, now, _run_or_end(loaded.session, works))
+            return
+        future = self._loop.run_in_executor(self._runner, _run_or_end, loaded.session, works)
+        future.add_done_callback(lambda done: self._finish(batch, now, done.result()))
 
     def _finish(self, batch: Batch, started: float, ran: Ran) -> None:
         # From the decision to its end: the way to the thread and back keeps the device waiting, too.
@@ -227,9 +234,9 @@ class Engine:
         metrics.QUEUE_DEPTH.labels(model).set(self._batcher.waiting(model))
 
 
-def _result_or_end(done: asyncio.Future[Ran]) -> Ran:
+def _run_or_end(session: Session, works: Sequence[Work]) -> Ran:
     try:
-        return done.result()
+        return run(session, works)
     except Exception:  # DeviceLost, or a mistake of ours: front ends send what waits to a fresh process
         logger.exception("the engine cannot go on")
         os._exit(1)

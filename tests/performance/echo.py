@@ -1,4 +1,5 @@
-"""The least that a grpc.aio server can do: `python -m tests.performance.echo BYTES` prints its port and answers."""
+"""The least that a grpc.aio server can do. `python -m tests.performance.echo BYTES SECONDS` prints its port, and
+answers so many bytes after so long."""
 
 import asyncio
 import sys
@@ -10,8 +11,10 @@ import uvloop
 METHOD = "/echo.Echo/Echo"
 
 
-async def _serve(answer: bytes) -> None:
+async def _serve(answer: bytes, seconds: float) -> None:
     async def echo(request: bytes, context: Any) -> bytes:
+        if seconds:
+            await asyncio.sleep(seconds)
         return answer
 
     handler = grpc.method_handlers_generic_handler("echo.Echo", {"Echo": grpc.unary_unary_rpc_method_handler(echo)})
@@ -25,4 +28,4 @@ async def _serve(answer: bytes) -> None:
 
 if __name__ == "__main__":
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(bytes(int(sys.argv[1]))))
+        runner.run(_serve(bytes(int(sys.argv[1])), float(sys.argv[2])))

@@ -20,10 +20,10 @@ def cpu_seconds(pid: int) -> float:
 
 
 class Echo:
-    """A grpc.aio server in a process of its own that answers every request with so many bytes."""
+    """A grpc.aio server in a process of its own that answers every request with so many bytes after so many seconds."""
 
-    def __init__(self, answer_bytes: int) -> None:
-        command = [sys.executable, "-m", "tests.performance.echo", str(answer_bytes)]
+    def __init__(self, answer_bytes: int, seconds: float = 0.0) -> None:
+        command = [sys.executable, "-m", "tests.performance.echo", str(answer_bytes), str(seconds)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
         assert self.process.stdout is not None
         self.target = f"127.0.0.1:{int(self.process.stdout.readline())}"

@@ -1,6 +1,7 @@
 """The engine without a network takes the time that it is told to, and answers what a network would, in shape."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,16 @@ def test_batch_takes_what_it_is_said_to_take(file: Path, size: int) -> None:
     assert 0.020 + 0.005 * size <= time.perf_counter() - start < 0.5
     assert (probabilities.shape, probabilities.dtype) == ((size, 10), np.float32)
     assert not probabilities.any()
+
+
+def test_concurrent_callers_ride_in_batches(file: Path) -> None:
+    """While one batch runs, the next one comes together."""
+    settings = ["engine.sleep_ms=[20, 1]", "server.lame_duck_seconds=0"]
+    with Server(file.parents[2], settings) as server, Client(server.grpc) as client, ThreadPoolExecutor(16) as callers:
+        image = np.full((8, 8), 200, np.uint8)
+        list(callers.map(lambda _: client.classify(image, "letters"), range(160)))
+        assert server.total("convoy_batch_size_sum") == 160
+        assert server.total("convoy_batch_size_count") < 160 / 4
 
 
 def test_server_tells_that_no_network_runs(file: Path) -> None:
