@@ -1,0 +1,73 @@
+"""When requests come: times drawn from a seed, at a rate that may change with time. Plain functions, no clock."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+Spacing = Literal["poisson", "gamma", "constant"]
+Times = NDArray[np.float64]
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """A stretch of `seconds` in which the rate goes from `begin` to `end`, both in requests a second, on a line."""
+
+    seconds: float
+    begin: float
+    end: float
+
+    @property
+    def requests(self) -> float:
+        """How many are expected."""
+        return self.seconds * (self.begin + self.end) / 2
+
+
+def gaps(random: np.random.Generator, spacing: Spacing, rate: float, variation: float, count: int) -> Times:
+    """Seconds between `count` requests that come at `rate` a second.
+
+    Exponential, as of many callers who know nothing of each other; of a gamma distribution whose standard deviation is
+    `variation` times its mean (above 1 they come in bursts); or all equal.
+    """
+    if spacing == "constant":
+        return np.full(count, 1 / rate)
+    if spacing == "poisson":
+        return random.exponential(1 / rate, count)
+    return random.gamma(1 / variation**2, variation**2 / rate, count)
+
+
+def arrivals(pieces: Sequence[Piece], spacing: Spacing, variation: float, seed: int) -> Times:
+    """All times in the pieces, one after the other from 0 on, ascending.
+
+    Requests at one a second are drawn, and their clock is then run faster or slower so that it has the rate of the
+    pieces. Of exponential gaps that makes exactly the Poisson process whose rate changes so.
+    """
+    ends = np.cumsum([piece.requests for piece in pieces])
+    drawn = _at_one_a_second(np.random.default_rng(seed), spacing, variation, float(ends[-1]))
+    starts, began = [0.0, *ends[:-1]], np.cumsum([0.0, *(piece.seconds for piece in pieces)])
+    times = [
+        at + _within(piece, drawn[(drawn >= first) & (drawn < last)] - first)
+        for piece, first, last, at in zip(pieces, starts, ends, began, strict=False)
+    ]
+    # Rounding may swap two that are nearly at once.
+    return np.sort(np.concatenate(times))
+
+
+def _at_one_a_second(random: np.random.Generator, spacing: Spacing, variation: float, until: float) -> Times:
+    at, chunks = 0.0, [np.empty(0)]
+    while at < until:
+        # A little more than is expected, so that one draw is nearly always enough.
+        count = math.ceil(until - at + 4 * math.sqrt(until)) + 16
+        chunks.append(at + np.cumsum(gaps(random, spacing, 1.0, variation, count)))
+        at = float(chunks[-1][-1])
+    return np.concatenate(chunks)
+
+
+def _within(piece: Piece, requests: Times) -> Times:
+    """Seconds from the piece's start at which so many requests are expected to have come: t of
+    begin t + (end - begin) t^2 / (2 seconds) = requests, in the form that also holds where the rate does not change."""
+    root = np.sqrt(piece.begin**2 + 2 * requests * (piece.end - piece.begin) / piece.seconds)
+    divisor = piece.begin + root
+    return np.divide(2 * requests, divisor, out=np.zeros_like(requests), where=divisor > 0)
