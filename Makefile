@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "Python lacks venv: apt-get install python3-venv" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv (about two minutes and 2 GB the first time) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(RUNTIME),train,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(RUNTIME),train,bench,dev]'
 	@rm -f .venv/.installed-*; touch $@
 
 demo: $(STAMP)

@@ -91,6 +91,9 @@ def _function(name: str) -> Callable[..., None]:
     try:
         module = importlib.import_module(path)
     except ModuleNotFoundError as error:
+        # What the load generator counts with, and the serving image goes without.
+        if (error.name or "").partition(".")[0] == "hdrh":
+            raise ConvoyError("needs the packages of the load generator: install convoy[bench]") from None
         # Where the serving packages are alone, `models` or what it imports is missing; a missing file of ours is a bug.
         if not path.startswith("models.") or (error.name or "").startswith(("models.", "service")):
             raise

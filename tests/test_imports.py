@@ -15,7 +15,7 @@ ONLY = {
     "sklearn": ("models/",),
     "models": ("models/",),
     "onnxruntime": ("service/engine/session.py", "models/parity.py", "models/network_table.py"),
-    "grpc": ("service/frontend/", "service/client.py", "service/answers.py", "service/commands/"),
+    "grpc": ("service/frontend/", "service/client.py", "service/answers.py", "service/commands/", "service/bench/"),
     "service.frontend": ("service/frontend/", "models/data/batches.py"),
     "service.engine": (
         "service/engine/",
@@ -23,6 +23,8 @@ ONLY = {
         "service/commands/profile.py",
         "service/commands/simulate.py",
     ),
+    "hdrh": ("service/bench/",),
+    "service.bench": ("service/bench/", "service/commands/bench.py", "service/commands/report.py"),
     "torchvision": (),
     "pickle": (),
 }

@@ -1,186 +1,221 @@
 """`convoy bench`: loads a server and measures how it answers."""
 
-import asyncio
-import functools
+import importlib.util
+import re
 import sys
-from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from service.client import DEFAULT_TARGET, AsyncClient, Model, ServerError
-from service.commands.arrivals import poisson
-from service.commands.drive import Outcome, Refusal, Sample, Send, closed_loop, open_loop
-from service.commands.load_images import from_folder, generated
+from service.arrivals import Piece, Spacing
+from service.bench import fleet, oip, vision
+from service.bench.images import from_folder
+from service.bench.plan import AskedModel, Closed, Open, Plan
+from service.bench.report import in_words, summarise
+from service.client import DEFAULT_TARGET
 from service.commands.options import Json, Server
-from service.commands.report import Report, summarise
-from service.commands.terminal import bar, console, milliseconds, plain
-from service.errors import BadConfig, ModelUnavailable, UnknownModel
+from service.commands.report import show
+from service.commands.terminal import console, plain
+from service.errors import BadConfig
 
-Drive = Callable[[Send], Awaitable[list[Sample]]]
+Protocol = Literal["convoy", "oip"]
 _WARM_UP = 1.0  # seconds before the measured ones: connections, caches, the clients' own code
-_LATE = 0.005  # seconds: from here on the figures say as much about the load generator as about the server
+_SECONDS = 10.0
 
 
 def bench(
     *,
-    model: Annotated[str, typer.Option("--model", metavar="NAME", help="Which model.")],
+    model: Annotated[
+        list[str],
+        typer.Option("--model", metavar="NAME[:WEIGHT]", help="Which model; several share the requests by weight."),
+    ],
     concurrency: Annotated[
         int | None, typer.Option("--concurrency", metavar="N", min=1, help="Closed loop: N callers, each waits.")
     ] = None,
     rate: Annotated[
         float | None,
-        typer.Option("--rate", metavar="R", min=0.01, help="Open loop: R requests a second at random, nobody waits."),
+        typer.Option("--rate", metavar="R", min=0.01, help="Open loop: R requests a second, nobody waits."),
     ] = None,
+    ramp: Annotated[
+        str | None, typer.Option("--ramp", metavar="A:B", help="Open loop whose rate goes from A to B a second.")
+    ] = None,
+    steps: Annotated[
+        str | None,
+        typer.Option("--steps", metavar="R:S,...", help="Open loop, R a second for S seconds, then the next."),
+    ] = None,
+    arrivals: Annotated[
+        Spacing, typer.Option("--arrivals", help="How an open loop's requests follow each other.")
+    ] = "poisson",
+    variation: Annotated[
+        float, typer.Option("--variation", metavar="CV", min=0.01, help="Of the gaps, for gamma: deviation over mean.")
+    ] = 2.0,
     seconds: Annotated[
-        float, typer.Option("--seconds", metavar="S", min=0.1, help="How long to measure, after a second of warm-up.")
-    ] = 10.0,
+        float | None,
+        typer.Option("--seconds", metavar="S", min=0.1, help="How long to measure, after a second of warm-up.  [10]"),
+    ] = None,
     images: Annotated[
         Path | None, typer.Option("--images", metavar="DIR", help="Send this folder's files, not generated PNGs.")
+    ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option("--size", metavar="HxW", help="Of generated images; several are sent in turn."),
     ] = None,
     batch: Annotated[int, typer.Option("--batch", metavar="K", min=1, help="Images in each request.")] = 1,
     deadline: Annotated[
         float, typer.Option("--deadline", metavar="SECONDS", min=0.001, help="How long each answer may take.")
     ] = 10.0,
+    processes: Annotated[
+        int, typer.Option("--processes", metavar="N", min=1, max=64, help="Client processes that share the load.")
+    ] = 1,
+    protocol: Annotated[
+        Protocol, typer.Option("--protocol", help="oip: any server of the Open Inference Protocol, random tensors.")
+    ] = "convoy",
+    shape: Annotated[
+        list[str] | None,
+        typer.Option("--shape", metavar="INPUT:AxB...", help="oip: an input's sides; several are sent in turn."),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", min=0, help="The same seed sends the same at the same times.")
+    ] = 0,
+    picture: Annotated[
+        Path | None,
+        typer.Option("--picture", metavar="FILE.png", help="Draw latency over time and its distribution."),
+    ] = None,
     server: Server = DEFAULT_TARGET,
     json: Json = False,
 ) -> None:
     """Load a server and measure how it answers: throughput, latency, errors, batch size, where the time goes."""
-    if (concurrency is None) == (rate is None):
-        raise BadConfig("give either --concurrency N (a closed loop) or --rate R (an open one)")
-    files = from_folder(images) if images is not None else None
-    report, chosen = asyncio.run(
-        _measure(
-            server=server,
-            name=model,
-            files=files,
-            load=f"{concurrency} callers" if concurrency is not None else f"{rate:g} requests a second",
-            drive=_drive(concurrency, rate, _WARM_UP + seconds),
-            seconds=seconds,
-            batch=batch,
-            deadline=deadline,
-        )
+    load = _load(concurrency, rate, ramp, steps, arrivals, variation, seconds)
+    weights = [_weight(text) for text in model]
+    if len({name for name, _ in weights}) < len(weights):
+        raise BadConfig("--model names a model twice: give it one weight")
+    sizes = tuple(_size(text) for text in size or [])
+    shapes = _shapes(shape or [])
+    _check_together(protocol, images, bool(sizes), bool(shapes), picture)
+    asked: tuple[AskedModel, ...] = (
+        oip.models(server, weights, shapes, batch, deadline)
+        if protocol == "oip"
+        else vision.models(server, weights, deadline)
     )
+    plan = Plan(
+        server=server,
+        models=asked,
+        load=load,
+        warm_up=_WARM_UP,
+        batch=batch,
+        deadline=deadline,
+        seed=seed,
+        processes=processes,
+        folder=str(images) if images is not None else None,
+        sizes=sizes,
+    )
+    print(_announcement(plan), file=sys.stderr)
+    report = summarise(plan, fleet.run(plan))
+    if picture is not None:
+        from service.bench.picture import save  # noqa: PLC0415  matplotlib takes a second to import
+
+        save(report, picture)
     if json:
-        figures = {"model": chosen.model, "version": chosen.version, **msgspec.to_builtins(report)}
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(figures), indent=2).decode() + "\n")
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n")
     else:
         show(console(), report)
-    if not report.images:
+    if not report.all.images:
         raise typer.Exit(1)
 
 
-def choose(served: Sequence[Model], name: str) -> Model:
-    """The version of the model to load: the highest that is ready. Raises UnknownModel, ModelUnavailable, BadConfig."""
-    versions = [one for one in served if one.model == name]
-    if not versions:
-        others = ", ".join(sorted({one.model for one in served})) or "none"
-        raise UnknownModel(f"the server has no model {name!r}; it has {others}")
-    ready = [one for one in versions if one.state == "ready"]
-    if not ready:
-        raise ModelUnavailable(f"model {name!r} is not ready: {versions[-1].reason or versions[-1].state}")
-    best = max(ready, key=lambda one: one.version)
-    if best.task not in ("classification", "segmentation"):
-        raise BadConfig(f"model {name!r} is for {best.task}, want a classification or a segmentation model")
-    return best
-
-
-def sender(client: AsyncClient, model: Model, files: Sequence[bytes], batch: int, deadline: float) -> Send:
-    """Sends request number i: `batch` images from `files` in turn, to the RPC of the model's task."""
-
-    async def send(number: int) -> Outcome:
-        images = [files[(number * batch + place) % len(files)] for place in range(batch)]
-        try:
-            answers = (
-                await client.classify(images, model.model, version=model.version, deadline=deadline)
-                if model.task == "classification"
-                else await client.segment(images, model.model, version=model.version, deadline=deadline)
-            )
-        except ServerError as error:
-            return Outcome((), (_refusal(error),) * batch)
-        return Outcome(
-            tuple(answer.timings for answer in answers if not isinstance(answer, ServerError)),
-            tuple(_refusal(answer) for answer in answers if isinstance(answer, ServerError)),
-        )
-
-    return send
-
-
-def show(out: Console, report: Report) -> None:
-    """Prints the figures."""
-    throughput = (f"{report.images_per_second:,.1f} images/s", "bold green" if report.images else "bold red")
-    mean_batch = f" in batches of {report.mean_batch_size:.1f} (mean)" if report.images else ""
-    out.print(Text.assemble(throughput, mean_batch))
-    out.print(f"{report.images:,} images of {report.requests:,} requests answered in {report.seconds:g} s")
-    if report.latency is not None:
-        latency = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-        latency.add_column("latency, ms")
-        for name in ("p50", "p90", "p99", "p99.9", "max"):
-            latency.add_column(name, justify="right")
-        found = report.latency
-        row = (found.p50, found.p90, found.p99, found.p999, found.max)
-        latency.add_row("from when it was due", *map(milliseconds, row))
-        out.print("", latency, "", _stages(report))
-    if report.sent_late_p99 > _LATE:
-        out.print(Text(f"\nrequests left up to {milliseconds(report.sent_late_p99)} ms late (p99)", "yellow"))
-    if report.errors:
-        out.print("", _errors(report))
-
-
-def _drive(concurrency: int | None, rate: float | None, seconds: float) -> Drive:
+def _load(
+    concurrency: int | None,
+    rate: float | None,
+    ramp: str | None,
+    steps: str | None,
+    spacing: Spacing,
+    variation: float,
+    seconds: float | None,
+) -> Closed | Open:
+    if sum(given is not None for given in (concurrency, rate, ramp, steps)) != 1:
+        raise BadConfig("give either --concurrency N (a closed loop) or one of --rate R, --ramp A:B, --steps R:S,...")
+    length = seconds if seconds is not None else _SECONDS
     if concurrency is not None:
-        return functools.partial(closed_loop, callers=concurrency, seconds=seconds)
-    assert rate is not None
-    return functools.partial(open_loop, due_times=poisson(rate, seconds))
+        return Closed(concurrency, length)
+    if steps is not None and seconds is not None:
+        raise BadConfig("--steps tells how long each step takes: leave --seconds out")
+    if steps is not None:
+        pieces = tuple(_step(text) for text in steps.split(","))
+    elif ramp is not None:
+        pieces = (Piece(length, *_pair("--ramp", ramp, "10:500")),)
+    else:
+        assert rate is not None
+        pieces = (Piece(length, rate, rate),)
+    if sum(piece.requests for piece in pieces) < 1:
+        raise BadConfig("the load comes to less than one request")
+    return Open(pieces, spacing, variation)
 
 
-async def _measure(
-    *,
-    server: str,
-    name: str,
-    files: Sequence[bytes] | None,
-    load: str,
-    drive: Drive,
-    seconds: float,
-    batch: int,
-    deadline: float,
-) -> tuple[Report, Model]:
-    async with AsyncClient(server) as client:
-        model = choose(await client.models(deadline), name)
-        images = files if files is not None else generated(model.input)
-        told = f"{plain(model.model)} version {model.version}: {load}, {batch} image{'s' * (batch > 1)} a request"
-        print(f"{told}, {_WARM_UP:g} s of warm-up and {seconds:g} s measured", file=sys.stderr)
-        samples = await drive(sender(client, model, images, batch, deadline))
-    return summarise(samples, _WARM_UP, seconds), model
+def _step(text: str) -> Piece:
+    rate, seconds = _pair("--steps", text, "100:10,200:10")
+    if seconds < 0.1:
+        raise BadConfig(f"--steps {text!r} lasts {seconds:g} s, want at least 0.1")
+    return Piece(seconds, rate, rate)
 
 
-def _refusal(error: ServerError) -> Refusal:
-    code: str = error.code.name
-    return Refusal(code if error.reason == code else f"{code} {error.reason}", error.message)
+def _pair(option: str, text: str, example: str) -> tuple[float, float]:
+    found = re.fullmatch(r"(\d+\.?\d*):(\d+\.?\d*)", text)
+    if found is None:
+        raise BadConfig(f"{option} {text!r}, want numbers such as {example}")
+    return float(found[1]), float(found[2])
 
 
-def _stages(report: Report) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("stage, mean")
-    table.add_column("ms", justify="right")
-    table.add_column("share")
-    means = {**report.stage_seconds, "outside the server": report.outside_seconds}
-    total = sum(means.values())
-    for stage, seconds in means.items():
-        table.add_row(stage, milliseconds(seconds), Text(bar(seconds / total if total else 0.0, 30), "cyan"))
-    return table
+def _weight(text: str) -> tuple[str, float]:
+    name, colon, weight = text.partition(":")
+    if not colon:
+        return name, 1.0
+    if not re.fullmatch(r"\d+\.?\d*", weight) or float(weight) <= 0:
+        raise BadConfig(f"--model {text!r}, want a name, or a name and a weight such as lenet5:3")
+    return name, float(weight)
 
 
-def _errors(report: Report) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("images refused")
-    table.add_column("", justify="right")
-    table.add_column("the first was told")
-    for name, count in report.errors.items():
-        table.add_row(Text(plain(name), "red"), f"{count:,}", Text(plain(report.messages[name])))
-    return table
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if found is None:
+        raise BadConfig(f"--size {text!r}, want height and width such as 224x224")
+    return int(found[1]), int(found[2])
+
+
+def _shapes(texts: list[str]) -> dict[str, list[tuple[int, ...]]]:
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+    for text in texts:
+        name, _, sides = text.rpartition(":")
+        if not name or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sides):
+            raise BadConfig(f"--shape {text!r}, want an input and all of its sides such as image:1x224x224x3")
+        shapes.setdefault(name, []).append(tuple(map(int, sides.split("x"))))
+    return shapes
+
+
+def _check_together(protocol: Protocol, images: Path | None, sizes: bool, shapes: bool, picture: Path | None) -> None:
+    if protocol == "oip" and (images is not None or sizes):
+        raise BadConfig("--protocol oip sends random tensors: --images and --size are for Convoy's own protocol")
+    if protocol == "convoy" and shapes:
+        raise BadConfig("--shape is for --protocol oip")
+    if images is not None and sizes:
+        raise BadConfig("--images sends files as they are: leave --size out")
+    if images is not None:
+        from_folder(images)
+    if picture is not None and picture.suffix.lower() != ".png":
+        raise BadConfig(f"--picture {str(picture)!r}, want a name that ends in .png")
+    # Known before the load, not after it.
+    if picture is not None and importlib.util.find_spec("matplotlib") is None:
+        raise BadConfig("--picture needs matplotlib: install convoy[bench]")
+    if picture is not None and not picture.parent.is_dir():
+        raise BadConfig(f"--picture {str(picture)!r}: there is no such folder")
+
+
+def _announcement(plan: Plan) -> str:
+    models = ", ".join(
+        plain(f"{model.model} version {model.version}".removesuffix(" version ")) for model in plan.models
+    )
+    processes = f" from {plan.processes} processes" * (plan.processes > 1)
+    images = f"{plan.batch} image{'s' * (plan.batch > 1)} a request"
+    times = f"{plan.warm_up:g} s of warm-up and {plan.load.seconds:g} s measured"
+    return f"{models}: {in_words(plan.load)}{processes}, {images}, {times}"

@@ -1,82 +1,80 @@
-"""What a load test found: samples in, figures out."""
+"""How the report of a load test looks on a terminal."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 
-import msgspec
-import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from service.commands.drive import Sample
-from service.commands.terminal import STAGES
-
-
-class Latency(msgspec.Struct, frozen=True, kw_only=True):
-    """Of the requests of which an image was answered, from when they were due to their answer, in seconds."""
-
-    p50: float
-    p90: float
-    p99: float
-    p999: float
-    max: float
+from service.bench.plan import Closed
+from service.bench.report import Figures, Latency, Report
+from service.commands.terminal import bar, milliseconds, plain
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """The figures of one window of `seconds`; the requests are those that were due in it."""
-
-    seconds: float
-    requests: int
-    images: int  # answered, of these requests
-    images_per_second: float  # answers that came in the window
-    latency: Latency | None  # None where nothing was answered
-    sent_late_p99: float  # seconds: by how much the load generator itself was late
-    errors: dict[str, int]  # images, by code and reason
-    messages: dict[str, str]  # the first one of each of these
-    mean_batch_size: float  # images a batch
-    stage_seconds: dict[str, float]  # mean of the images, in the server
-    outside_seconds: float  # mean of the images: in the client, in gRPC and on the wire
-
-
-def summarise(samples: Sequence[Sample], start: float, seconds: float) -> Report:
-    """The figures of the window [start, start + seconds) of a drive; what is before it was warm-up."""
-    end = start + seconds
-    due = [sample for sample in samples if start <= sample.due < end]
-    answered = [sample for sample in due if sample.outcome.answered]
-    images = [(sample, timings) for sample in answered for timings in sample.outcome.answered]
-    arrived = sum(len(sample.outcome.answered) for sample in samples if start <= sample.finished < end)
-    refused = [refusal for sample in due for refusal in sample.outcome.refused]
-    # A batch of b images shows up b times, so each counts for 1/b of it.
-    batches = sum(1 / timings.batch_size for _, timings in images if timings.batch_size)
-    return Report(
-        seconds=seconds,
-        requests=len(due),
-        images=len(images),
-        images_per_second=arrived / seconds,
-        latency=_latency([sample.finished - sample.due for sample in answered]),
-        sent_late_p99=percentile([sample.sent - sample.due for sample in due], 99),
-        errors=dict(Counter(refusal.name for refusal in refused).most_common()),
-        messages={refusal.name: refusal.message for refusal in reversed(refused)},
-        mean_batch_size=len(images) / batches if batches else 0.0,
-        stage_seconds={stage: _mean([getattr(timings, stage) for _, timings in images]) for stage in STAGES},
-        outside_seconds=_mean([sample.finished - sample.sent - timings.total for sample, timings in images]),
-    )
+def show(out: Console, report: Report) -> None:
+    """Prints the figures."""
+    figures = report.all
+    throughput = (f"{figures.images_per_second:,.1f} images/s", "bold green" if figures.images else "bold red")
+    mean_batch = f" in batches of {figures.mean_batch_size:.1f} (mean)" if figures.mean_batch_size else ""
+    out.print(Text.assemble(throughput, mean_batch))
+    out.print(f"{figures.images:,} images of {figures.requests:,} requests answered in {figures.seconds:g} s")
+    if figures.latency is not None and report.since_sent is not None:
+        due = None if isinstance(report.plan.load, Closed) else figures.latency
+        out.print("", _latencies(due, report.since_sent))
+    if len(report.steps) > 1:
+        names = (f"{step.at:g} to {step.at + step.seconds:g} s" for step in report.steps)
+        out.print("", _parts("time", zip(names, report.steps, strict=True)))
+    if len(report.models) > 1:
+        out.print("", _parts("model", ((plain(each.model), each.figures) for each in report.models)))
+    if figures.stage_seconds:
+        out.print("", _stages(figures))
+    if report.warnings:
+        advice = "the latencies are in part its own: try more --processes, a lower load, or another machine"
+        out.print("", Text(f"{'; '.join(report.warnings)}: {advice}", "yellow"), sep="\n")
+    if figures.errors:
+        out.print("", _errors(figures))
 
 
-def percentile(values: Sequence[float], percent: float) -> float:
-    """The smallest of `values` that at least `percent` of them do not exceed (nearest rank); 0 of none."""
-    return float(np.percentile(values, percent, method="inverted_cdf")) if values else 0.0
+def _latencies(due: Latency | None, sent: Latency) -> Table:
+    table = _table("latency, ms", "p50", "p90", "p99", "p99.9", "max")
+    for name, found in (("from when it was due", due), ("from when it was sent", sent)):
+        if found is not None:
+            row = (found.p50, found.p90, found.p99, found.p999, found.max)
+            table.add_row(name, *map(milliseconds, row))
+    return table
 
 
-def _latency(seconds: Sequence[float]) -> Latency | None:
-    if not seconds:
-        return None
-    return Latency(
-        p50=percentile(seconds, 50),
-        p90=percentile(seconds, 90),
-        p99=percentile(seconds, 99),
-        p999=percentile(seconds, 99.9),
-        max=max(seconds),
-    )
+def _parts(what: str, parts: Iterable[tuple[str, Figures]]) -> Table:
+    table = _table(what, "requests/s", "images/s", "p50 ms", "p99 ms", "refused")
+    for name, figures in parts:
+        found = figures.latency
+        latencies = (milliseconds(found.p50), milliseconds(found.p99)) if found is not None else ("", "")
+        rates = (f"{figures.requests / figures.seconds:,.1f}", f"{figures.images_per_second:,.1f}")
+        table.add_row(Text(name), *rates, *latencies, f"{sum(figures.errors.values()):,}")
+    return table
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
+def _stages(figures: Figures) -> Table:
+    table = _table("stage, mean", "ms")
+    table.add_column("share")
+    means = {**figures.stage_seconds, "outside the server": figures.outside_seconds}
+    total = sum(means.values())
+    for stage, seconds in means.items():
+        table.add_row(stage, milliseconds(seconds), Text(bar(seconds / total if total else 0.0, 30), "cyan"))
+    return table
+
+
+def _errors(figures: Figures) -> Table:
+    table = _table("images refused", "")
+    table.add_column("the first was told")
+    for name, count in figures.errors.items():
+        table.add_row(Text(plain(name), "red"), f"{count:,}", Text(plain(figures.messages[name])))
+    return table
+
+
+def _table(first: str, *numbers: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column(first)
+    for name in numbers:
+        table.add_column(name, justify="right")
+    return table

@@ -149,6 +149,13 @@ def test_training_command_without_its_packages_says_what_to_install(capsys, monk
     assert one_line(capsys) == "convoy train: needs the training packages: install convoy[train]\n"
 
 
+def test_load_generator_without_its_packages_says_what_to_install():
+    code = "import sys\nsys.modules['hdrh'] = None\nfrom service import cli\nsys.exit(cli.run(['bench', '--help']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    said = "convoy bench: needs the packages of the load generator: install convoy[bench]\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+
+
 @pytest.mark.parametrize(("name", "missing"), [("train", "models.trian"), ("classify", "grpc")])
 def test_other_missing_modules_are_not_taken_for_training_packages(monkeypatch, name, missing):
     monkeypatch.setattr(cli.importlib, "import_module", _not_found(missing))

@@ -1,185 +1,12 @@
-import asyncio
 import io
 import json
-import selectors
 
 import numpy as np
 import PIL.Image
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from service.client import Input, Timings
+from service.bench.histogram import Histogram
 from service.commands import bench
-from service.commands.arrivals import poisson
-from service.commands.drive import Outcome, Refusal, Sample, closed_loop, open_loop
-from service.commands.load_images import generated
-from service.commands.report import percentile, summarise
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop whose time passes only by being waited for, and then at once."""
-
-    def __init__(self):
-        super().__init__(_NeverWaits(self))
-        self.now = 0.0
-
-    def time(self):
-        return self.now
-
-
-class _NeverWaits(selectors.DefaultSelector):
-    def __init__(self, loop):
-        super().__init__()
-        self.loop = loop
-
-    def select(self, timeout=None):
-        self.loop.now += timeout or 0.0
-        return super().select(0)
-
-
-def timings(batch_size=1, **seconds):
-    stages = dict.fromkeys(Timings.__struct_fields__, 0.0)
-    return Timings(**{**stages, **seconds, "batch_size": batch_size})
-
-
-ANSWERED = Outcome((timings(),), ())
-A, B, C = (Refusal(name, f"{name} happened") for name in "ABC")
-
-
-def run(drive):
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return sorted(runner.run(drive()))
-
-
-def one_at_a_time(service_seconds):
-    """A server that answers each request after `service_seconds`, one after the other."""
-    free_at = 0.0
-
-    async def send(number):
-        nonlocal free_at
-        now = asyncio.get_running_loop().time()
-        free_at = max(now, free_at) + service_seconds
-        await asyncio.sleep(free_at - now)
-        return ANSWERED
-
-    return send
-
-
-def test_closed_loop_keeps_each_caller_waiting_for_its_answer():
-    samples = run(lambda: closed_loop(one_at_a_time(0.01), callers=4, seconds=1.0))
-    assert len(samples) == pytest.approx(103, abs=1)  # 1 s of one after the other, and those under way at its end
-    in_the_middle = [sample.finished - sample.sent for sample in samples if 0.1 < sample.sent < 0.9]
-    assert in_the_middle == pytest.approx([0.04] * len(in_the_middle))  # three ahead of it
-
-
-def test_open_loop_sends_when_due_whatever_is_unanswered():
-    samples = run(lambda: open_loop(one_at_a_time(10.0), [0.0, 0.1, 0.2]))
-    assert [sample.sent for sample in samples] == pytest.approx([0.0, 0.1, 0.2])
-    assert [sample.finished for sample in samples] == pytest.approx([10.0, 20.0, 30.0])
-
-
-def test_open_loop_counts_latency_from_when_a_request_was_due():
-    async def stalls(number):
-        if number == 0:
-            asyncio.get_running_loop().now += 1.0  # the generator itself stands still for a second
-        return ANSWERED
-
-    samples = run(lambda: open_loop(stalls, [0.0, 0.1, 0.2]))
-    latencies = [sample.finished - sample.due for sample in samples]
-    assert latencies == pytest.approx([1.0, 0.9, 0.8])
-    assert samples[2].sent - samples[2].due == pytest.approx(0.8)
-
-
-def test_requests_are_numbered_in_the_order_they_are_sent():
-    numbers = []
-
-    async def send(number):
-        numbers.append(number)
-        await asyncio.sleep(0.1)
-        return ANSWERED
-
-    run(lambda: closed_loop(send, callers=3, seconds=0.25))
-    assert numbers == list(range(9))
-
-
-def test_poisson_arrivals_have_their_rate_and_its_spread():
-    times = np.array(list(poisson(rate=200, seconds=100)))
-    gaps = np.diff(times)
-    assert len(times) == pytest.approx(20_000, rel=0.03)
-    assert gaps.mean() == pytest.approx(1 / 200, rel=0.03)
-    assert gaps.std() == pytest.approx(1 / 200, rel=0.05)  # equal to the mean: exponential; evenly spaced would be 0
-    assert (gaps >= 0).all()
-    assert times[-1] < 100
-
-
-def test_poisson_arrivals_are_the_same_for_a_seed():
-    assert list(poisson(10, 5, seed=1)) == list(poisson(10, 5, seed=1)) != list(poisson(10, 5, seed=2))
-
-
-@given(st.lists(st.floats(0, 1e6), min_size=1), st.sampled_from([50, 90, 99, 99.9, 100]))
-def test_percentile_is_the_smallest_value_that_enough_do_not_exceed(values, percent):
-    found = percentile(values, percent)
-    need = percent / 100 * len(values)
-    assert found in values
-    assert sum(value <= found for value in values) >= need - 1e-9 * len(values)
-    assert sum(value < found for value in values) < need + 1e-9 * len(values)
-
-
-def test_report_leaves_warm_up_out():
-    samples = [Sample(due, due, due + (5.0 if due < 1 else 0.1), ANSWERED) for due in (0.5, 1.0, 1.5, 2.5, 3.0)]
-    report = summarise(samples, start=1.0, seconds=2.0)
-    assert (report.requests, report.images) == (3, 3)
-    assert report.latency.max == pytest.approx(0.1)
-    assert report.images_per_second == 1.5  # what came within the window: due at 1.0, 1.5 and 2.5
-
-
-def test_answer_after_the_window_counts_for_latency_and_not_for_throughput():
-    report = summarise([Sample(0.0, 0.0, 9.0, ANSWERED), Sample(0.0, 0.0, 0.5, ANSWERED)], 0.0, 1.0)
-    assert (report.images, report.images_per_second, report.latency.max) == (2, 1.0, 9.0)
-
-
-def test_mean_batch_size_is_of_batches_and_not_of_images():
-    # Two batches, of 1 and of 3: the mean of the images would be 2.5.
-    outcome = Outcome((timings(1), timings(3), timings(3), timings(3)), ())
-    assert summarise([Sample(0, 0, 0.5, outcome)], 0, 1).mean_batch_size == pytest.approx(2)
-
-
-def test_report_tells_errors_by_name_and_stages_by_mean():
-    samples = [
-        Sample(0.0, 0.1, 0.6, Outcome((timings(queue=0.1, run=0.2, total=0.4),), (A, B))),
-        Sample(0.1, 0.1, 0.4, Outcome((timings(queue=0.3, run=0.2, total=0.2),), (Refusal("A", "a second time"),))),
-        Sample(0.2, 0.2, 0.3, Outcome((), (C,))),
-    ]
-    report = summarise(samples, 0.0, 1.0)
-    assert report.errors == {"A": 2, "B": 1, "C": 1}
-    assert report.messages == {"A": "A happened", "B": "B happened", "C": "C happened"}
-    assert (report.requests, report.images) == (3, 2)
-    assert report.stage_seconds["queue"] == pytest.approx(0.2)
-    assert report.stage_seconds["run"] == pytest.approx(0.2)
-    assert report.outside_seconds == pytest.approx(0.1)
-    assert report.latency.max == pytest.approx(0.6)  # from due; a request without an answer has no latency
-    assert report.sent_late_p99 == pytest.approx(0.1)
-
-
-def test_report_of_nothing_answered_has_no_latency():
-    report = summarise([Sample(0, 0, 1, Outcome((), (A,)))], 0, 1)
-    assert (report.latency, report.images, report.mean_batch_size, report.images_per_second) == (None, 0, 0.0, 0.0)
-
-
-@pytest.mark.parametrize(
-    ("taken", "size", "mode"),
-    [
-        (Input(height=28, width=32, multiple=1, colour="L", fit="stretch"), (32, 28), "L"),
-        (Input(height=0, width=0, multiple=8, colour="RGB", fit="pad"), (256, 256), "RGB"),
-    ],
-)
-def test_generated_images_suit_the_models_input_and_differ(taken, size, mode):
-    files = generated(taken)
-    images = [PIL.Image.open(io.BytesIO(file)) for file in files]
-    assert {(image.format, image.size, image.mode) for image in images} == {("PNG", size, mode)}
-    assert len(set(files)) == len(files) > 1
-    assert generated(taken) == files
 
 
 @pytest.fixture
@@ -211,8 +38,9 @@ def test_bench_sends_several_images_of_a_folder_in_turn(convoy, vision_target, f
     arguments = ("--concurrency", 1, "--batch", 2, "--images", tmp_path, "--seconds", 0.2, "--json")
     done = convoy("bench", "--model", "digits", *arguments, "--server", vision_target)
     figures = json.loads(done.stdout)
-    assert figures["images"] == 2 * figures["requests"] > 0
-    assert (figures["model"], figures["version"], figures["mean_batch_size"]) == ("digits", 3, 4.0)
+    assert figures["all"]["images"] == 2 * figures["all"]["requests"] > 0
+    assert (figures["models"][0]["model"], figures["models"][0]["version"]) == ("digits", "3")
+    assert figures["all"]["mean_batch_size"] == 4.0
     sent = [image.encoded for request in fake_vision.requests for image in request.images]
     files = [(tmp_path / f"{value}.png").read_bytes() for value in (1, 2, 3)]
     assert sent == [files[place % 3] for place in range(len(sent))]
@@ -235,7 +63,7 @@ def test_bench_where_some_images_failed_counts_them_and_exits_0(convoy, vision_t
     (tmp_path / "b.png").write_text("no image")
     arguments = ("--concurrency", 1, "--batch", 2, "--images", tmp_path, "--seconds", 0.2, "--json")
     done = convoy("bench", "--model", "digits", *arguments, "--server", vision_target)
-    figures = json.loads(done.stdout)
+    figures = json.loads(done.stdout)["all"]
     assert done.returncode == 0
     assert figures["errors"] == {"INVALID_ARGUMENT BAD_IMAGE": figures["images"]}
     assert figures["messages"] == {"INVALID_ARGUMENT BAD_IMAGE": "image is not a PNG, want a JPEG or PNG file"}
@@ -253,3 +81,97 @@ def test_bench_that_cannot_start_is_one_line_and_exit_code_2(convoy, vision_targ
     done = convoy("bench", *arguments, "--server", vision_target)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert said in done.stderr
+
+
+@pytest.mark.usefixtures("quick")
+def test_bench_shares_the_requests_among_models_by_weight(convoy, vision_target, fake_vision):
+    arguments = ("--model", "digits:3", "--model", "pets", "--rate", 400, "--arrivals", "constant", "--seconds", 0.5)
+    done = convoy("bench", *arguments, "--server", vision_target)
+    asked = [request.model for request in fake_vision.requests]
+    assert asked.count("digits") / len(asked) == pytest.approx(0.75, abs=0.1)
+    assert done.returncode == 0
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert {"digits", "pets"} <= {line[0] for line in lines if line}
+
+
+@pytest.mark.usefixtures("quick")
+def test_bench_generates_images_of_all_sizes_that_are_asked_for(convoy, vision_target, fake_vision):
+    arguments = ("--model", "digits", "--size", "20x30", "--size", "40x50", "--concurrency", 1, "--seconds", 0.2)
+    assert convoy("bench", *arguments, "--server", vision_target).returncode == 0
+    sizes = {PIL.Image.open(io.BytesIO(each.images[0].encoded)).size for each in fake_vision.requests}
+    assert sizes == {(30, 20), (50, 40)}
+
+
+@pytest.mark.usefixtures("quick")
+def test_bench_of_several_processes_sends_what_one_would_send(convoy, vision_target, fake_vision):
+    arguments = ("--model", "digits", "--rate", 60, "--seconds", 0.5, "--seed", 3, "--server", vision_target, "--json")
+    one, sent_by_one = json.loads(convoy("bench", *arguments).stdout), len(fake_vision.requests)
+    fake_vision.requests.clear()
+    several = json.loads(convoy("bench", *arguments, "--processes", 3).stdout)
+    assert len(fake_vision.requests) == sent_by_one
+    assert several["all"]["requests"] == several["all"]["images"] == one["all"]["requests"] > 0
+    assert [each["requests"] for each in several["timeline"]] == [each["requests"] for each in one["timeline"]]
+    assert several["generator"]["processes"] == 3
+
+
+@pytest.mark.usefixtures("quick")
+def test_bench_tells_each_step_and_draws_a_picture(convoy, vision_target, tmp_path):
+    picture = tmp_path / "load.png"
+    arguments = ("--steps", "40:0.3,120:0.3", "--arrivals", "constant", "--picture", picture, "--server", vision_target)
+    done = convoy("bench", "--model", "digits", *arguments)
+    assert done.returncode == 0
+    steps = [line.split() for line in done.stdout.splitlines() if line.startswith(("0 to 0.3 s", "0.3 to 0.6 s"))]
+    assert [float(words[4]) for words in steps] == pytest.approx([40, 120], rel=0.1)
+    with PIL.Image.open(picture) as drawn:
+        assert drawn.format == "PNG"
+        assert drawn.width > 500
+        assert len(drawn.convert("RGB").getcolors(1 << 20)) > 20
+
+
+@pytest.mark.usefixtures("quick")
+def test_bench_report_in_json_holds_the_whole_report(convoy, vision_target):
+    arguments = ("--model", "digits", "--ramp", "20:200", "--seconds", 0.4, "--json", "--server", vision_target)
+    figures = json.loads(convoy("bench", *arguments).stdout)
+    assert figures["plan"]["load"]["rates"] == [{"seconds": 0.4, "begin": 20.0, "end": 200.0}]
+    assert figures["plan"]["seed"] == 0
+    assert set(figures["all"]["latency"]) == {"p50", "p90", "p99", "p999", "max"}
+    assert sum(each["requests"] for each in figures["timeline"]) == figures["all"]["requests"] > 0
+    assert figures["generator"]["sent_late_max"] >= figures["generator"]["sent_late_p99"] >= 0
+    halves = [each["requests"] for each in figures["timeline"]]
+    assert sum(halves[len(halves) // 2 :]) > sum(halves[: len(halves) // 2])
+    assert Histogram.decode(figures["histogram"]).count == figures["all"]["requests"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--rate", 1, "--ramp", "1:2"], "give either --concurrency N"),
+        (["--steps", "10:1", "--seconds", 3], "leave --seconds out"),
+        (["--steps", "10:1,20"], "--steps '20', want numbers such as 100:10,200:10"),
+        (["--steps", "10:0.01"], "want at least 0.1"),
+        (["--ramp", "fast"], "--ramp 'fast', want numbers such as 10:500"),
+        (["--ramp", "0:0"], "less than one request"),
+        (["--rate", 1, "--model", "digits"], "names a model twice"),
+        (["--rate", 1, "--model", "pets:0"], "want a name, or a name and a weight"),
+        (["--rate", 1, "--size", "64"], "want height and width such as 224x224"),
+        (["--rate", 1, "--shape", "image:1x2"], "--shape is for --protocol oip"),
+        (["--rate", 1, "--protocol", "oip", "--size", "8x8"], "sends random tensors"),
+        (["--rate", 1, "--protocol", "oip", "--shape", "image"], "want an input and all of its sides"),
+        (["--rate", 1, "--picture", "load.jpg"], "want a name that ends in .png"),
+        (["--rate", 1, "--picture", "/nowhere/load.png"], "there is no such folder"),
+        (["--rate", 1, "--processes", 0], "--processes"),
+        (["--rate", 1, "--arrivals", "uniform"], "'poisson', 'gamma', 'constant'"),
+        (["--rate", 1, "--server", "127.0.0.1:1"], "no answer from 127.0.0.1:1"),
+    ],
+)
+def test_bench_that_is_asked_for_what_cannot_be_is_one_line_and_exit_code_2(convoy, arguments, said):
+    done = convoy("bench", "--model", "digits", *arguments)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert said in done.stderr
+
+
+def test_bench_that_cannot_draw_says_so_before_the_load(convoy, monkeypatch, tmp_path):
+    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
+    done = convoy("bench", "--model", "digits", "--rate", 1, "--picture", tmp_path / "load.png")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "convoy bench: --picture needs matplotlib: install convoy[bench]\n"

@@ -1,16 +1,16 @@
-"""The images a load test sends: those of a folder, or generated ones that suit a model's input."""
+"""The images a load test sends: those of a folder, or generated ones."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 
-from service.client import Input, read_image
+from service.client import read_image
 from service.commands.masks import png
 from service.errors import BadConfig
 
 _DISTINCT = 16  # generated images: enough that no cache answers for the server
-_ANY_SIZE = 256  # pixels a side where the model takes any size
 _SUFFIXES = (".jpeg", ".jpg", ".png")
 
 
@@ -24,14 +24,14 @@ def from_folder(folder: Path) -> list[bytes]:
     return [read_image(path) for path in paths]
 
 
-def generated(taken: Input) -> list[bytes]:
-    """PNG files of the model's size and colour, the same at every call.
+def generated(colour: str, sizes: Sequence[tuple[int, int]]) -> list[bytes]:
+    """PNG files of that colour (L or RGB) and those sizes (height, width) in turn, the same at every call.
 
     Soft blotches with a little noise: about as large for their size as photographs.
     """
     random = np.random.default_rng(0)
-    height, width = taken.height or _ANY_SIZE, taken.width or _ANY_SIZE
-    return [_blotches(random, height, width, "L" if taken.colour == "L" else "RGB") for _ in range(_DISTINCT)]
+    count = max(_DISTINCT, len(sizes))
+    return [_blotches(random, *sizes[place % len(sizes)], colour) for place in range(count)]
 
 
 def _blotches(random: np.random.Generator, height: int, width: int, mode: str) -> bytes:

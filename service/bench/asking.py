@@ -1,0 +1,66 @@
+"""Requests as bytes over one connection: which model is asked by which number, and what came of it."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import grpc
+import grpc.aio
+import numpy as np
+
+from service.answers import ServerError, read_error
+from service.bench.drive import Outcome, Refusal, Send
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.use_local_subchannel_pool", 1),  # a connection of its own: the kernel deals them out to the front ends
+    ("grpc.enable_http_proxy", 0),  # where to connect is what the caller says, never the environment
+)
+_CHOICES = 65_521  # a prime: which model is asked repeats after so many, and never in step with which image is sent
+
+
+class Question(NamedTuple):
+    """How one model is asked. All three functions get the request's number."""
+
+    method: str  # its path
+    body: Callable[[int], bytes]  # the request, serialised
+    read: Callable[[int, bytes], Outcome]  # what its answer tells
+    images: Callable[[int], int]  # how many it holds
+
+
+def connect(server: str) -> grpc.aio.Channel:
+    """A connection for a load test, on the running loop."""
+    return grpc.aio.insecure_channel(server, options=_OPTIONS)
+
+
+def sender(
+    channel: grpc.aio.Channel,
+    questions: Sequence[Question],
+    weights: Sequence[float],
+    *,
+    server: str,
+    deadline: float,
+    seed: int,
+) -> Send:
+    """Sends the request of a number to one of the models, drawn by weight: the same one in every process."""
+    calls = [channel.unary_unary(question.method) for question in questions]  # no serialisers: bytes in, bytes out
+    shares = np.array(weights) / sum(weights)
+    choice = np.random.default_rng((seed, 1)).choice(len(questions), _CHOICES, p=shares).tolist()
+
+    async def send(number: int) -> Outcome:
+        model: int = choice[number % _CHOICES]
+        question = questions[model]
+        try:
+            answer: bytes = await calls[model](question.body(number), timeout=deadline)
+        except grpc.aio.AioRpcError as error:
+            refused = refusal(read_error(error, server, deadline))
+            return Outcome(model, 0, (), (refused,) * question.images(number))
+        return question.read(number, answer)
+
+    return send
+
+
+def refusal(error: ServerError) -> Refusal:
+    """What a report says of an error."""
+    code: str = error.code.name
+    return Refusal(code if error.reason == code else f"{code} {error.reason}", error.message)

@@ -1,0 +1,74 @@
+"""One client process's share of a load test: every n-th request, on one connection and one event loop."""
+
+import asyncio
+import itertools
+import selectors
+from collections.abc import Callable
+
+from service.arrivals import Piece, arrivals
+from service.bench import oip, vision
+from service.bench.asking import Question, connect, sender
+from service.bench.drive import Now, Sample, Send, busy, closed_loop, lateness, open_loop
+from service.bench.findings import Findings, Recorder
+from service.bench.plan import AskedModel, Closed, ImageModel, Open, Plan, edges
+
+_TICK = 0.01  # seconds between two looks at how late a closed loop's event loop is
+
+
+def run(plan: Plan, share: int, start: Callable[[], float]) -> Findings:
+    """Send this share (0 to plan.processes - 1) of the requests. Blocks until all are answered or their time is up.
+
+    start  is called when everything is prepared; tells when to begin, by CLOCK_MONOTONIC
+    """
+    questions = [_question(plan, model, place) for place, model in enumerate(plan.models)]
+    # select, not epoll: asyncio rounds epoll's timeouts up to a millisecond, and every request would leave so late.
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
+        return runner.run(_run(plan, questions, share, start))
+
+
+async def drive(plan: Plan, send: Send, share: int, now: Now) -> Findings:
+    """The same with a given way to send; `now` is in seconds since the start of the warm-up."""
+    recorder = Recorder(len(plan.models), edges(plan.load.pieces()), plan.warm_up)
+    end = plan.warm_up + plan.load.seconds
+    share_of_core = asyncio.create_task(busy(plan.warm_up, end, now))
+    match plan.load:
+        case Closed(callers=callers):
+            numbers = itertools.count(share, plan.processes)
+            own = len(range(share, callers, plan.processes))
+            await asyncio.gather(
+                closed_loop(send, numbers, own, end, now, recorder.note), lateness(_TICK, end, now, recorder.late)
+            )
+        case Open() as load:
+            times = due_times(load, plan.warm_up, plan.seed)
+
+            def note(sample: Sample) -> None:
+                recorder.note(sample)
+                recorder.late(sample.due, sample.sent - sample.due)
+
+            own_times = itertools.islice(enumerate(times), share, None, plan.processes)
+            await open_loop(send, own_times, now, note)
+    recorder.findings.cores.append(await share_of_core)
+    return recorder.findings
+
+
+def due_times(load: Open, warm_up: float, seed: int) -> list[float]:
+    """When the requests of all processes are due, in seconds from the start of the warm-up, at the first rate."""
+    first = load.rates[0].begin
+    pieces = (Piece(warm_up, first, first), *load.rates)
+    return [float(at) for at in arrivals(pieces, load.spacing, load.variation, seed)]
+
+
+def _question(plan: Plan, model: AskedModel, place: int) -> Question:
+    if isinstance(model, ImageModel):
+        return vision.question(plan, model, place)
+    return oip.question(model, place, plan.seed)
+
+
+async def _run(plan: Plan, questions: list[Question], share: int, start: Callable[[], float]) -> Findings:
+    loop = asyncio.get_running_loop()
+    weights = [model.weight for model in plan.models]
+    async with connect(plan.server) as channel:
+        send = sender(channel, questions, weights, server=plan.server, deadline=plan.deadline, seed=plan.seed)
+        begin = await loop.run_in_executor(None, start)
+        await asyncio.sleep(begin - loop.time())
+        return await drive(plan, send, share, lambda: loop.time() - begin)

@@ -1,0 +1,84 @@
+"""Sends requests in a closed or an open loop and notes when each was due, sent and finished."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from service.answers import Timings
+
+
+class Refusal(NamedTuple):
+    """Why an image was not answered: `name` is the error's code and reason, its `message` may tell more."""
+
+    name: str
+    message: str
+
+
+class Outcome(NamedTuple):
+    """What came of one request. `timings` are of the answered images, as far as the server tells them."""
+
+    model: int  # which of the models that are asked
+    answered: int  # images
+    timings: tuple[Timings, ...]
+    refused: tuple[Refusal, ...]  # one of each image that was not answered
+
+
+class Sample(NamedTuple):
+    """One request. Times are in seconds from the start of the drive."""
+
+    due: float  # when it should have been sent; latency counts from here, so a stall is not left out
+    sent: float
+    finished: float
+    outcome: Outcome
+
+
+Send = Callable[[int], Awaitable[Outcome]]  # sends the request of this number; never raises
+Record = Callable[[Sample], None]
+Now = Callable[[], float]  # seconds from the start of the drive
+
+
+async def closed_loop(
+    send: Send, numbers: Iterator[int], callers: int, seconds: float, now: Now, record: Record
+) -> None:
+    """`callers` callers for `seconds`, each sending its next request when its last one is answered."""
+
+    async def call() -> None:
+        while (start := now()) < seconds:
+            outcome = await send(next(numbers))
+            record(Sample(start, start, now(), outcome))
+
+    await asyncio.gather(*(call() for _ in range(callers)))
+
+
+async def open_loop(send: Send, due_times: Iterable[tuple[int, float]], now: Now, record: Record) -> None:
+    """The request of each number at its time (ascending), whether or not earlier ones have been answered."""
+
+    async def call(number: int, due: float) -> None:
+        start = now()
+        outcome = await send(number)
+        record(Sample(due, start, now(), outcome))
+
+    async with asyncio.TaskGroup() as calls:
+        for number, due in due_times:
+            await asyncio.sleep(max(0.0, due - now()))
+            calls.create_task(call(number, due))
+
+
+async def lateness(every: float, seconds: float, now: Now, record: Callable[[float, float], None]) -> None:
+    """How late the loop is with what is due every so often: what a closed loop, in which nothing is due, cannot show.
+
+    `record` gets when it was due, and by how much it was late.
+    """
+    for due in itertools.takewhile(lambda due: due < seconds, (count * every for count in itertools.count(1))):
+        await asyncio.sleep(max(0.0, due - now()))
+        record(due, now() - due)
+
+
+async def busy(start: float, end: float, now: Now) -> float:
+    """The share of one core's time that this process takes between two times."""
+    await asyncio.sleep(start - now())
+    before, began = time.process_time(), time.monotonic()
+    await asyncio.sleep(end - now())
+    return (time.process_time() - before) / (time.monotonic() - began)

@@ -1,0 +1,135 @@
+"""What client processes note of the requests they sent, in a form that adds up: counts, sums and histograms."""
+
+import bisect
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import msgspec
+
+from service.answers import Timings
+from service.bench.drive import Sample
+from service.bench.histogram import Histogram
+
+Number = TypeVar("Number", int, float)
+_STAGES = tuple(name for name in Timings.__struct_fields__ if name not in ("total", "batch_size"))
+
+
+class Tally(msgspec.Struct, kw_only=True):
+    """The requests of one model that were due in one interval; `arrived` alone is of those answered in it."""
+
+    requests: int = 0
+    images: int = 0  # answered
+    arrived: int = 0  # images
+    latency: Histogram = msgspec.field(default_factory=Histogram)  # from due, of requests with an answered image
+    refused: dict[str, int] = msgspec.field(default_factory=dict)  # images, by code and reason
+    messages: dict[str, str] = msgspec.field(default_factory=dict)  # the first of each of these
+    timed: int = 0  # images whose timings the server told
+    batches: float = 0.0
+    stages: dict[str, float] = msgspec.field(default_factory=dict)  # seconds of all timed images
+    outside: float = 0.0
+
+    def note(self, sample: Sample) -> None:
+        """Count a request that was due in this interval."""
+        outcome = sample.outcome
+        self.requests += 1
+        self.images += outcome.answered
+        if outcome.answered:
+            self.latency.record(sample.finished - sample.due)
+        for refusal in outcome.refused:
+            self.refused[refusal.name] = self.refused.get(refusal.name, 0) + 1
+            self.messages.setdefault(*refusal)
+        for timings in outcome.timings:
+            self.timed += 1
+            # A batch of b images shows up b times, so each counts for 1/b of it.
+            self.batches += 1 / timings.batch_size if timings.batch_size else 0.0
+            self.outside += sample.finished - sample.sent - timings.total
+            self.stages = _plus(self.stages, {stage: getattr(timings, stage) for stage in _STAGES})
+
+    def add(self, other: "Tally") -> None:
+        """Count all that another has counted."""
+        self.requests += other.requests
+        self.images += other.images
+        self.arrived += other.arrived
+        self.latency.add(other.latency)
+        self.refused = _plus(self.refused, other.refused)
+        self.messages = other.messages | self.messages
+        self.timed += other.timed
+        self.batches += other.batches
+        self.stages = _plus(self.stages, other.stages)
+        self.outside += other.outside
+
+
+class Findings(msgspec.Struct, kw_only=True):
+    """Of one client process, or of several added up. `cells` has a row for each model, in it a tally an interval."""
+
+    cells: list[list[Tally]]
+    since_sent: Histogram = msgspec.field(default_factory=Histogram)  # the latency, from when it was really sent
+    late: Histogram = msgspec.field(default_factory=Histogram)  # the load generator itself, with what was due
+    cores: list[float] = msgspec.field(default_factory=list)  # CPU time over wall time, of each process
+
+    def add(self, other: "Findings") -> None:
+        """Add what another process found under the same plan."""
+        for row, others in zip(self.cells, other.cells, strict=True):
+            for tally, others_tally in zip(row, others, strict=True):
+                tally.add(others_tally)
+        self.since_sent.add(other.since_sent)
+        self.late.add(other.late)
+        self.cores += other.cores
+
+
+class Recorder:
+    """Sorts samples into findings. Times in samples count from the start of the warm-up, which is left out.
+
+    models  how many are asked
+    edges   of the intervals, in seconds from the end of the warm-up
+    """
+
+    def __init__(self, models: int, edges: Sequence[float], warm_up: float) -> None:
+        self.findings = Findings(cells=[[Tally() for _ in edges[1:]] for _ in range(models)])
+        self._edges = [warm_up + edge for edge in edges]
+
+    def note(self, sample: Sample) -> None:
+        """Count a request where it was due, and its answers where they came."""
+        row = self.findings.cells[sample.outcome.model]
+        if (place := self._place(sample.finished)) is not None:
+            row[place].arrived += sample.outcome.answered
+        if (place := self._place(sample.due)) is None:
+            return
+        row[place].note(sample)
+        if sample.outcome.answered:
+            self.findings.since_sent.record(sample.finished - sample.sent)
+
+    def late(self, due: float, seconds: float) -> None:
+        """By how much the load generator was late with what was due then."""
+        if self._place(due) is not None:
+            self.findings.late.record(seconds)
+
+    def _place(self, at: float) -> int | None:
+        return bisect.bisect_right(self._edges, at) - 1 if self._edges[0] <= at < self._edges[-1] else None
+
+
+def total(tallies: Sequence[Tally]) -> Tally:
+    """All of them in one."""
+    found = Tally()
+    for tally in tallies:
+        found.add(tally)
+    return found
+
+
+def encode(findings: Findings) -> bytes:
+    """For the way from one process to another."""
+    return msgspec.json.encode(findings, enc_hook=_encode)
+
+
+def decode(data: bytes) -> Findings:
+    """What `encode` wrote."""
+    return msgspec.json.decode(data, type=Findings, dec_hook=lambda _, text: Histogram.decode(text))
+
+
+def _plus(ours: dict[str, Number], theirs: Mapping[str, Number]) -> dict[str, Number]:
+    return {**ours, **{name: ours.get(name, 0) + count for name, count in theirs.items()}}
+
+
+def _encode(value: object) -> str:
+    assert isinstance(value, Histogram), value
+    return value.encode()

@@ -1,0 +1,102 @@
+"""Runs a plan in one process or in several, and adds up what they found. Owns the processes that it starts."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import msgspec
+
+from service.bench import client, findings
+from service.bench.findings import Findings
+from service.bench.plan import Plan, Share
+from service.errors import ConvoyError
+
+Process = subprocess.Popen[bytes]
+_PREPARING = 120.0  # seconds for imports and for making the requests
+_SLACK = 30.0  # seconds beyond the last deadline: a client that is short of CPU ends later
+_LEAD = 0.1  # seconds between telling the clients when to begin, and then
+
+
+class ClientFailed(ConvoyError):
+    """A client process ended without findings."""
+
+    reason = "CLIENT_FAILED"
+
+
+def run(plan: Plan) -> Findings:
+    """Blocks until every request is answered or its time is up. Raises ClientFailed."""
+    if plan.processes == 1:
+        return client.run(plan, 0, time.monotonic)
+    with ExitStack() as stack:
+        processes = [stack.enter_context(_process(plan, share)) for share in range(plan.processes)]
+        with _killed_after(_PREPARING, processes):
+            for process in processes:
+                _line(process)
+        begin = time.monotonic() + _LEAD
+        for process in processes:
+            _tell(process, msgspec.json.encode(begin))
+        with _killed_after(plan.warm_up + plan.load.seconds + plan.deadline + _SLACK, processes):
+            found = [findings.decode(_line(process)) for process in processes]
+    for other in found[1:]:
+        found[0].add(other)
+    return found[0]
+
+
+@contextmanager
+def _process(plan: Plan, share: int) -> Iterator[Process]:
+    # exec, not fork: gRPC's threads do not survive a fork. A session of its own keeps a terminal's Ctrl-C away from it.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service.bench.main"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        _tell(process, msgspec.json.encode(Share(plan, share)))
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+
+@contextmanager
+def _killed_after(seconds: float, processes: Sequence[Process]) -> Iterator[None]:
+    """Whoever reads from them then gets an end of file."""
+    timer = threading.Timer(seconds, _kill, [processes])
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _kill(processes: Sequence[Process]) -> None:
+    for process in processes:
+        process.kill()
+
+
+def _tell(process: Process, line: bytes) -> None:
+    assert process.stdin is not None
+    try:
+        process.stdin.write(line + b"\n")
+        process.stdin.flush()
+    except BrokenPipeError:
+        raise _failed(process) from None
+
+
+def _line(process: Process) -> bytes:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line.endswith(b"\n"):
+        raise _failed(process)
+    return line
+
+
+def _failed(process: Process) -> ClientFailed:
+    return ClientFailed(f"client process {process.pid} ended with exit code {process.wait()}, without findings")

@@ -1,0 +1,39 @@
+"""A client process: reads its plan, says that it is ready, reads when to begin, and answers what it found.
+
+All of that on standard input and output, a line each; the findings are the last. When standard input closes, whoever
+started this has gone, and it ends.
+"""
+
+import os
+import sys
+import threading
+
+import msgspec
+
+from service.bench import client, findings
+from service.bench.plan import Share
+
+
+def main() -> None:
+    """Runs one share to its end."""
+    told = msgspec.json.decode(sys.stdin.buffer.readline(), type=Share)
+    found = client.run(told.plan, told.share, _ready)
+    sys.stdout.buffer.write(findings.encode(found) + b"\n")
+    sys.stdout.buffer.flush()
+    os._exit(0)  # the thread that watches standard input would keep the interpreter from ending
+
+
+def _ready() -> float:
+    print("ready", flush=True)
+    begin = float(sys.stdin.buffer.readline() or sys.exit(1))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    return begin
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

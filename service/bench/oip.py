@@ -1,0 +1,138 @@
+"""How a model of any server that speaks the Open Inference Protocol is asked: random tensors that fit its metadata."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from service.answers import read_error
+from service.bench.asking import Question
+from service.bench.drive import Outcome
+from service.bench.plan import InputTensor, TensorModel
+from service.errors import BadConfig
+from service.pb import inference_pb2 as pb
+
+Shapes = Mapping[str, Sequence[tuple[int, ...]]]  # by the name of the input
+_SERVICE = "/inference.GRPCInferenceService"
+_DTYPES = {
+    "BOOL": np.bool_,
+    "UINT8": np.uint8,
+    "UINT16": np.uint16,
+    "UINT32": np.uint32,
+    "UINT64": np.uint64,
+    "INT8": np.int8,
+    "INT16": np.int16,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "FP16": np.float16,
+    "FP32": np.float32,
+    "FP64": np.float64,
+}
+_DISTINCT = 16  # requests: enough that no cache answers for the server
+_BYTES = 1 << 26  # of all of them together: fewer where they are large
+
+
+def models(
+    server: str, weights: Sequence[tuple[str, float]], shapes: Shapes, batch: int, seconds: float
+) -> tuple[TensorModel, ...]:
+    """What the server's metadata say of these models.
+
+    shapes  of inputs whose sides are not all known, given by hand; they are sent in turn
+    batch   the first side where only that one is free
+    Raises BadConfig, ServerError.
+    """
+    with grpc.insecure_channel(server, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        call = channel.unary_unary(
+            f"{_SERVICE}/ModelMetadata",
+            request_serializer=pb.ModelMetadataRequest.SerializeToString,
+            response_deserializer=pb.ModelMetadataResponse.FromString,
+        )
+        try:
+            told = [call(pb.ModelMetadataRequest(name=name), timeout=seconds) for name, _ in weights]
+        except grpc.RpcError as error:
+            raise read_error(error, server, seconds) from None
+    known = {tensor.name for metadata in told for tensor in metadata.inputs}
+    if unknown := sorted(set(shapes) - known):
+        raise BadConfig(f"--shape of {unknown[0]!r}: the inputs are {', '.join(sorted(known))}")
+    return tuple(
+        asked(metadata, name, weight, shapes, batch) for metadata, (name, weight) in zip(told, weights, strict=True)
+    )
+
+
+def asked(metadata: pb.ModelMetadataResponse, name: str, weight: float, shapes: Shapes, batch: int) -> TensorModel:
+    """A model and the shapes it is sent. Raises BadConfig, naming the input that they do not fit."""
+    inputs = tuple(
+        InputTensor(
+            name=tensor.name,
+            datatype=tensor.datatype,
+            shapes=_shapes(tensor, shapes.get(tensor.name, ()), batch),
+            rows=bool(tensor.shape) and tensor.shape[0] < 0,
+        )
+        for tensor in metadata.inputs
+    )
+    if not inputs:
+        raise BadConfig(f"the server tells no inputs of model {name!r}")
+    return TensorModel(model=name, version="", weight=weight, inputs=inputs)
+
+
+def question(model: TensorModel, place: int, seed: int) -> Question:
+    """Random tensors, the shapes of each input in turn; `place` is the model's among those of the plan."""
+    turns = math.lcm(*(len(tensor.shapes) for tensor in model.inputs))
+    random = np.random.default_rng((seed, 2))
+    first = [_request(random, model, number) for number in range(turns)]
+    rounds = min(max(1, _DISTINCT // turns), max(1, _BYTES // sum(map(len, first))))
+    bodies = first + [_request(random, model, number) for number in range(turns, turns * rounds)]
+    leading = model.inputs[0]
+    rows = [leading.shapes[number % len(leading.shapes)][0] if leading.rows else 1 for number in range(turns)]
+
+    def images(number: int) -> int:
+        return rows[number % turns]
+
+    # The answer is not looked at: servers that answer much are not measured by how fast this process reads it.
+    return Question(
+        f"{_SERVICE}/ModelInfer",
+        lambda number: bodies[number % len(bodies)],
+        lambda number, answer: Outcome(place, images(number), (), ()),
+        images,
+    )
+
+
+def _shapes(
+    tensor: pb.ModelMetadataResponse.TensorMetadata, given: Sequence[tuple[int, ...]], batch: int
+) -> tuple[tuple[int, ...], ...]:
+    told = tuple(tensor.shape)
+    if tensor.datatype not in _DTYPES:
+        raise BadConfig(f"input {tensor.name!r} is {tensor.datatype}, want one of {', '.join(_DTYPES)}")
+    for shape in given:
+        if len(shape) != len(told) or any(want not in (-1, side) for want, side in zip(told, shape, strict=True)):
+            raise BadConfig(f"--shape {tensor.name}:{_written(shape)} does not fit {_written(told)}, -1 being any")
+    if not given and min(told[1:], default=0) < 0:
+        example = _written(tuple(side if side > 0 else 224 for side in (batch, *told[1:])))
+        raise BadConfig(
+            f"input {tensor.name!r} has free sides ({_written(told)}): give them, as in --shape {tensor.name}:{example}"
+        )
+    return tuple(given) or ((batch if told and told[0] < 0 else told[0], *told[1:]) if told else (),)
+
+
+def _request(random: np.random.Generator, model: TensorModel, number: int) -> bytes:
+    request = pb.ModelInferRequest(model_name=model.model, model_version=model.version)
+    for tensor in model.inputs:
+        shape = tensor.shapes[number % len(tensor.shapes)]
+        request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=shape)
+        request.raw_input_contents.append(_values(random, tensor.datatype, shape).tobytes())
+    return bytes(request.SerializeToString())
+
+
+def _values(random: np.random.Generator, datatype: str, shape: tuple[int, ...]) -> NDArray[np.generic]:
+    """UINT8 is 0..255 as of pixels, other whole numbers 0..127, which every type holds, the rest 0..1."""
+    dtype = np.dtype(_DTYPES[datatype])
+    if dtype.kind == "f":
+        return random.random(shape, np.float32).astype(dtype.newbyteorder("<"))
+    high = {"BOOL": 2, "UINT8": 256}.get(datatype, 128)
+    return random.integers(0, high, shape).astype(dtype.newbyteorder("<"))
+
+
+def _written(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))

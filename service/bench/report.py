@@ -1,0 +1,159 @@
+"""What a load test found: findings in, figures out."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from service.bench.findings import Findings, Tally, total
+from service.bench.histogram import Histogram
+from service.bench.plan import AskedModel, Closed, Open, Plan, edges
+
+_LATE = 0.005  # seconds: from here on the figures say as much about the load generator as about the server
+_BUSY = 0.9  # of a core: a process that is short of time reads answers late, and nothing else would show it
+
+
+class Latency(msgspec.Struct, frozen=True, kw_only=True):
+    """Of the requests of which an image was answered, in seconds."""
+
+    p50: float
+    p90: float
+    p99: float
+    p999: float
+    max: float
+
+
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """The requests that were due in `seconds` from `at` on, which counts from the end of the warm-up."""
+
+    at: float
+    seconds: float
+    requests: int
+    images: int  # answered, of these requests
+    images_per_second: float  # answers that came in this time
+    latency: Latency | None  # from when they were due; None where nothing was answered
+    errors: dict[str, int]  # images, by code and reason
+    messages: dict[str, str]  # the first one of each of these
+    mean_batch_size: float  # images a batch, in the server; 0 where it does not tell
+    stage_seconds: dict[str, float]  # mean of the images, in the server; empty where it does not tell
+    outside_seconds: float  # mean of the images: in the client, in gRPC and on the wire
+
+
+class ModelFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Of the requests to one model."""
+
+    model: str
+    version: str
+    figures: Figures
+
+
+class Generator(msgspec.Struct, frozen=True, kw_only=True):
+    """The load generator itself: whether it was what one has measured."""
+
+    processes: int
+    sent_late_p99: (
+        float  # seconds behind when requests were due; in a closed loop, its event loop behind a ticking clock
+    )
+    sent_late_max: float
+    cores: float  # CPU time over time, of the process that was most busy
+
+    @property
+    def warnings(self) -> list[str]:
+        """What makes the figures doubtful, a sentence each."""
+        found = []
+        if self.sent_late_p99 > _LATE:
+            found.append(f"the load generator itself was up to {1000 * self.sent_late_p99:.1f} ms late (p99)")
+        if self.cores > _BUSY:
+            found.append(f"a client process was busy for {self.cores:.0%} of the time")
+        return found
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that is known of a load test."""
+
+    plan: Plan
+    all: Figures
+    since_sent: Latency | None  # what `all.latency` would be without the load generator's own lateness
+    generator: Generator
+    warnings: list[str]
+    models: list[ModelFigures]
+    steps: list[Figures]  # for each piece of the load
+    timeline: list[Figures]  # for each interval
+    histogram: str  # of `all.latency`: HdrHistogram V2, base64, microseconds
+
+
+def summarise(plan: Plan, findings: Findings) -> Report:
+    """The figures of a plan's findings, of all of its processes."""
+    cuts = edges(plan.load.pieces())
+    every = [tally for row in findings.cells for tally in row]
+    columns = [total(column) for column in zip(*findings.cells, strict=True)]
+    generator = Generator(
+        processes=plan.processes,
+        sent_late_p99=findings.late.percentile(99),
+        sent_late_max=findings.late.percentile(100),
+        cores=max(findings.cores),
+    )
+    whole = total(every)
+    return Report(
+        plan=plan,
+        all=figures(whole, 0.0, plan.load.seconds),
+        since_sent=latency(findings.since_sent),
+        generator=generator,
+        warnings=generator.warnings,
+        models=[
+            _of_model(model, total(row), plan.load.seconds)
+            for model, row in zip(plan.models, findings.cells, strict=True)
+        ],
+        steps=_steps(plan.load, cuts, columns),
+        timeline=[figures(column, cuts[place], cuts[place + 1] - cuts[place]) for place, column in enumerate(columns)],
+        histogram=whole.latency.encode(),
+    )
+
+
+def figures(tally: Tally, at: float, seconds: float) -> Figures:
+    """What a tally of so many seconds comes to."""
+    return Figures(
+        at=at,
+        seconds=seconds,
+        requests=tally.requests,
+        images=tally.images,
+        images_per_second=tally.arrived / seconds,
+        latency=latency(tally.latency),
+        errors=dict(sorted(tally.refused.items(), key=lambda entry: -entry[1])),
+        messages=tally.messages,
+        mean_batch_size=tally.timed / tally.batches if tally.batches else 0.0,
+        stage_seconds={stage: spent / tally.timed for stage, spent in tally.stages.items()},
+        outside_seconds=tally.outside / tally.timed if tally.timed else 0.0,
+    )
+
+
+def latency(histogram: Histogram) -> Latency | None:
+    """The usual percentiles; None of nothing."""
+    if not histogram.count:
+        return None
+    p50, p90, p99, p999, longest = (histogram.percentile(percent) for percent in (50, 90, 99, 99.9, 100))
+    return Latency(p50=p50, p90=p90, p99=p99, p999=p999, max=longest)
+
+
+def in_words(load: Closed | Open) -> str:
+    """What a load does, for a person."""
+    if isinstance(load, Closed):
+        return f"{load.callers} callers"
+    rates = ", ".join(
+        f"{piece.begin:g}" if piece.begin == piece.end else f"{piece.begin:g} to {piece.end:g}" for piece in load.rates
+    )
+    spacing = f"gamma {load.variation:g}" if load.spacing == "gamma" else load.spacing
+    return f"{rates} requests a second, {spacing}"
+
+
+def _of_model(model: AskedModel, tally: Tally, seconds: float) -> ModelFigures:
+    return ModelFigures(model=model.model, version=model.version, figures=figures(tally, 0.0, seconds))
+
+
+def _steps(load: Closed | Open, cuts: Sequence[float], columns: Sequence[Tally]) -> list[Figures]:
+    found, at = [], 0.0
+    for piece in load.pieces():
+        middles = ((cuts[place] + cuts[place + 1]) / 2 for place in range(len(columns)))
+        inside = [column for column, middle in zip(columns, middles, strict=True) if at < middle < at + piece.seconds]
+        found.append(figures(total(inside), at, piece.seconds))
+        at += piece.seconds
+    return found
