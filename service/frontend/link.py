@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service import metrics
-from service.channel import Answer, Cancel, Failure, Hello, Packet, Record, Release, Submit, Wire
+from service.channel import NEVER, Answer, Cancel, Failure, Hello, Packet, Record, Release, Submit, Wire
 from service.channel import Table as TableRecord
 from service.errors import ModelUnavailable, RunFailed
 from service.repository import Table, Version, decode_table
@@ -28,7 +28,31 @@ log = logging.getLogger(__name__)
 Result = tuple[Answer, dict[int, NDArray[Any]]]
 
 _ATTEMPTS = 3  # submissions of one slot: an input that kills the engine must not kill it for ever
+_REPLY = 0.001  # seconds that gRPC takes for a reply, which nobody here sees
+_QUANTILE = 0.99
+_STEP = 0.05
 _HOLD = 30.0  # seconds that requests wait for an engine that does not come back
+
+
+class WayBack:
+    """How long answers take from the engine's last word to the reply, as 99 in 100 do not exceed it: what a deadline
+    has to leave for that. Seconds; the usual stochastic step towards a quantile, rare large steps up, small ones down.
+    """
+
+    def __init__(self) -> None:
+        self.bound = _REPLY
+
+    def learn(self, seconds: float) -> None:
+        """One answer took so long."""
+        step = _QUANTILE if seconds + _REPLY > self.bound else _QUANTILE - 1
+        self.bound = max(_REPLY, self.bound * (1 + _STEP * step))
+
+    def leave(self, deadline: int, now: int) -> int:
+        """When the engine has to be done, CLOCK_MONOTONIC in ns, for an answer by `deadline`: at the latest in half of
+        the time that is left."""
+        if deadline == NEVER:
+            return NEVER
+        return deadline - min(round(self.bound * 1e9), max(0, deadline - now) // 2)
 
 
 class Slot:
@@ -42,6 +66,7 @@ class Slot:
         self._block = block
         self._spans = (tuple(inputs), tuple(outputs))
         self._id = 0  # 0: never submitted
+        self._done = 0  # when the engine was done with it, CLOCK_MONOTONIC in ns; 0: it has not answered
         self.inputs = [link.arena.mapping.array(span) for span in inputs]
 
     async def run(self, version: Version, *, rows: int, company: int, deadline: int) -> Result:
@@ -54,8 +79,11 @@ class Slot:
         """
         self._id = self._link.next_id()
         now = time.monotonic_ns()
-        submit = Submit(self._id, version.model, version.version, rows, 0, company, now, deadline, *self._spans)
-        return await self._link.submit(self, submit)
+        by = self._link.way_back.leave(deadline, now)
+        submit = Submit(self._id, version.model, version.version, rows, 0, company, now, by, *self._spans)
+        result = await self._link.submit(self, submit)
+        self._done = result[0].times.done
+        return result
 
     def __enter__(self) -> Self:
         return self
@@ -64,6 +92,8 @@ class Slot:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.inputs = []
+        if self._done:
+            self._link.way_back.learn((time.monotonic_ns() - self._done) / 1e9)
         if not self._link.abandon(self._id):
             self.free()
 
@@ -104,6 +134,7 @@ class EngineLink:
         self._ids = itertools.count(1)
         self._loop = asyncio.get_running_loop()
         self._hold: asyncio.TimerHandle | None = None
+        self.way_back = WayBack()
 
     @property
     def connected(self) -> bool:

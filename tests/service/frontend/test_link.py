@@ -1,7 +1,9 @@
 """A front end's side of the engine, against an engine that is played by hand."""
 
 import asyncio
+import math
 import os
+import random
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -12,7 +14,7 @@ from service.channel import NEVER, Answer, Cancel, Channel, Failure, Hello, Reco
 from service.channel import Table as TableRecord
 from service.errors import ModelUnavailable, RunFailed
 from service.frontend import link as links
-from service.frontend.link import EngineLink
+from service.frontend.link import EngineLink, WayBack
 from service.repository import Table, Version, encode_table
 from service.slots import Mapping, memory_file
 
@@ -245,3 +247,24 @@ def test_a_submit_says_how_many_more_are_being_prepared() -> None:
         await asked
 
     run(scenario)
+
+
+def test_deadline_leaves_time_for_the_reply() -> None:
+    way_back, now = WayBack(), 5_000_000_000
+    assert way_back.leave(NEVER, now) == NEVER
+    assert way_back.leave(now + 100_000_000, now) == now + 99_000_000
+    assert way_back.leave(now + 1_000_000, now) == now + 500_000  # half of what is left
+    assert way_back.leave(now - 1, now) == now - 1
+
+
+def test_time_for_the_reply_is_what_99_of_100_replies_take() -> None:
+    way_back, generator = WayBack(), random.Random(2)
+    above = 0
+    for turn in range(8000):
+        seconds = 0.010 * math.exp(generator.gauss(0, 0.3))
+        above += turn >= 4000 and seconds + 0.001 > way_back.bound
+        way_back.learn(seconds)
+    assert 0.002 <= above / 4000 <= 0.03
+    for _ in range(10_000):
+        way_back.learn(0.0001)
+    assert way_back.bound < 0.0013  # and it comes down again
