@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import msgspec
 
@@ -62,7 +62,8 @@ def _process(plan: Plan, share: int) -> Iterator[Process]:
         process.wait()
         for pipe in (process.stdin, process.stdout):
             assert pipe is not None
-            pipe.close()
+            with suppress(BrokenPipeError):  # what it was last told may be unread
+                pipe.close()
 
 
 @contextmanager

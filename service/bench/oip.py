@@ -129,9 +129,9 @@ def _values(random: np.random.Generator, datatype: str, shape: tuple[int, ...]) 
     """UINT8 is 0..255 as of pixels, other whole numbers 0..127, which every type holds, the rest 0..1."""
     dtype = np.dtype(_DTYPES[datatype])
     if dtype.kind == "f":
-        return random.random(shape, np.float32).astype(dtype.newbyteorder("<"))
+        return random.random(shape, np.float32).astype(dtype)
     high = {"BOOL": 2, "UINT8": 256}.get(datatype, 128)
-    return random.integers(0, high, shape).astype(dtype.newbyteorder("<"))
+    return random.integers(0, high, shape, dtype)
 
 
 def _written(shape: Sequence[int]) -> str:

@@ -1,0 +1,96 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from service.arrivals import Piece
+from service.bench import findings, fleet
+from service.bench.fleet import ClientFailed
+from service.bench.plan import InputTensor, Open, Plan, Share, TensorModel
+from tests.service.fake_inference import FakeInference, serving
+
+
+def plan(target, processes, rate=100.0, seconds=0.5):
+    inputs = (InputTensor(name="x", datatype="FP32", shapes=((1, 4),), rows=True),)
+    return Plan(
+        server=target,
+        models=(TensorModel(model="net", version="", weight=1.0, inputs=inputs),),
+        load=Open((Piece(seconds, rate, rate),), "constant", 1.0),
+        warm_up=0.1,
+        batch=1,
+        deadline=2.0,
+        seed=0,
+        processes=processes,
+        folder=None,
+        sizes=(),
+    )
+
+
+@pytest.fixture
+def target():
+    with serving(FakeInference(("x", "FP32", (-1, 4)))) as target:
+        yield target
+
+
+def children():
+    return {int(pid) for pid in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()}
+
+
+def test_processes_share_the_requests_and_are_gone_afterwards(target):
+    before = children()
+    found = fleet.run(plan(target, processes=2))
+    requests = sum(tally.requests for tally in found.cells[0])
+    assert requests == pytest.approx(50, abs=1)
+    assert len(found.cores) == 2
+    assert children() == before
+
+
+def test_process_that_dies_ends_the_load_with_an_error_and_leaves_no_other_behind(target):
+    before = children()
+
+    def kill_one():
+        deadline = time.monotonic() + 20
+        while not (started := children() - before) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(min(started), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    with pytest.raises(ClientFailed, match=r"client process \d+ ended with exit code -9, without findings"):
+        fleet.run(plan(target, processes=2, seconds=30))
+    killer.join()
+    assert children() == before
+
+
+def start(share):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service.bench.main"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    process.stdin.write(msgspec.json.encode(share) + b"\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+def test_process_begins_when_it_is_told_and_answers_its_findings(target):
+    with start(Share(plan(target, processes=5), 3)) as process:
+        process.stdin.write(msgspec.json.encode(time.monotonic()) + b"\n")
+        process.stdin.flush()
+        found = findings.decode(process.stdout.readline())
+        assert process.wait(10) == 0
+    assert sum(tally.requests for tally in found.cells[0]) == 10  # a fifth of 50
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_process_whose_parent_goes_ends_before_its_load_does(target, begun):
+    with start(Share(plan(target, processes=1, seconds=60), 0)) as process:
+        if begun:
+            process.stdin.write(msgspec.json.encode(time.monotonic()) + b"\n")
+        process.stdin.close()
+        assert process.wait(10) == 1
