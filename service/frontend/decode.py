@@ -100,7 +100,9 @@ def decode(data: bytes, colour: Colour, max_pixels: int, reduction: Callable[[in
     return Picture(pixels, height, width)
 
 
-def from_raw(pixels: bytes, height: int, width: int, channels: int, colour: Colour, max_pixels: int) -> Picture:
+def from_raw(
+    pixels: bytes | memoryview, height: int, width: int, channels: int, colour: Colour, max_pixels: int
+) -> Picture:
     """Pixels that came row by row, 8 bits a channel (1 grey, 3 RGB, 4 RGBA), as `decode` returns them.
 
     Where they are in the wanted colours already, the result has a read-only view of `pixels`. Raises BadImage.
@@ -116,7 +118,9 @@ def from_raw(pixels: bytes, height: int, width: int, channels: int, colour: Colo
     if RAW_MODES[channels] == colour:
         values = np.frombuffer(pixels, np.uint8).reshape(height, width, channels)
     else:
-        values = _in_colour(Image.frombuffer(RAW_MODES[channels], (width, height), pixels), colour)
+        values = _in_colour(
+            Image.frombuffer(RAW_MODES[channels], (width, height), np.frombuffer(pixels, np.uint8)), colour
+        )
     return Picture(values, height, width)
 
 

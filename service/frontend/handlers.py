@@ -14,8 +14,18 @@ from service.errors import BadRequest, ConvoyError
 from service.frontend import status
 from service.frontend.rpc import Call, Gate, serve
 from service.frontend.streams import Conversation
+from service.frontend.wire import Parser
 
 Implementation = Callable[[Any, Call], Awaitable[Message]]
+
+# Where in their requests the methods have what may be large.
+_PAYLOADS = {
+    "Classify": "images.raw.pixels",
+    "Segment": "images.raw.pixels",
+    "ClassifyStream": "request.images.raw.pixels",
+    "SegmentStream": "request.images.raw.pixels",
+    "ModelInfer": "raw_input_contents",
+}
 
 
 class _Received(NamedTuple):
@@ -58,13 +68,14 @@ def handlers(
 
 
 def _unary(method: MethodDescriptor, implementation: Implementation, gate: Gate) -> grpc.RpcMethodHandler:
-    request_class = GetMessageClass(method.input_type)
+    parser = Parser(method.input_type, _PAYLOADS.get(method.name))
 
     async def handle(received: _Received, context: _Context) -> Message:
         call = Call(method.name, received.arrived, _deadline(context))
 
         async def act() -> Message:
-            return await implementation(_parsed(request_class, received.data), call)
+            request, call.payloads = parser.parse(received.data)
+            return await implementation(request, call)
 
         async def reply(result: Message | ConvoyError) -> Message:
             if isinstance(result, ConvoyError):
@@ -80,6 +91,7 @@ def _unary(method: MethodDescriptor, implementation: Implementation, gate: Gate)
 def _streaming(
     method: MethodDescriptor, implementation: Implementation, gate: Gate, max_requests: int
 ) -> grpc.RpcMethodHandler:
+    parser = Parser(method.input_type, _PAYLOADS.get(method.name))
     request_class, response_class = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
 
     async def handle(_: object, context: _Context) -> None:
@@ -90,7 +102,7 @@ def _streaming(
             call = Call(method.name, received.arrived, deadline)
             fault = None
             try:
-                message = _parsed(request_class, received.data)
+                message, call.payloads = parser.parse(received.data)
             except BadRequest as error:
                 message, fault = request_class(), error
 
@@ -126,10 +138,3 @@ def _serialised(message: Message) -> bytes:
 def _deadline(context: _Context) -> int:
     left = context.time_remaining()
     return NEVER if left is None else time.monotonic_ns() + round(left * 1e9)
-
-
-def _parsed(message_class: type[Message], data: bytes) -> Any:
-    try:
-        return message_class.FromString(data)
-    except Exception:  # protobuf's DecodeError, and what its C core raises on bad UTF-8
-        raise BadRequest(f"request is not a {message_class.DESCRIPTOR.full_name} message") from None

@@ -128,7 +128,7 @@ class InferenceService:
         if "timeout" in request.parameters:
             call.within(request.parameters["timeout"].int64_param / 1e6)  # microseconds
         with self._catalogue.using(row):
-            read = tensors.read(request, row, self._limits.max_input_pixels)
+            read = tensors.read(request, row, self._limits.max_input_pixels, call.payloads)
             wanted = tensors.wanted_outputs(request, row)
             numbers = sorted({number for number, _ in wanted})
             call.check_deadline()

@@ -14,6 +14,7 @@ from service import metrics
 from service.channel import NEVER
 from service.errors import BadRequest, ConvoyError, DeadlinePassed, ModelUnavailable, QueueFull
 from service.frontend import status
+from service.frontend.wire import NOTHING
 from service.repository import Version
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class Call:
         self.deadline = deadline  # CLOCK_MONOTONIC, ns, or NEVER
         self.model = ""  # of a model that there is: metrics take no name a caller made up
         self.version = ""
+        self.payloads = NOTHING  # of its request, those that are not in the message: see wire.py
 
     def serves(self, row: Version) -> None:
         """The version that answers this call."""

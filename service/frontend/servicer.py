@@ -43,6 +43,13 @@ _STATES = {
 Result = TypeVar("Result", pb.ClassifyResult, pb.SegmentResult)
 
 
+class _Sent(NamedTuple):
+    """An image as it came. `pixels` are those of a raw one, which may be in the message or still where they came."""
+
+    image: pb.Image
+    pixels: bytes | memoryview
+
+
 class _Prepared(NamedTuple):
     """An image in its slot."""
 
@@ -78,8 +85,8 @@ class Vision:
         row, document = self._catalogue.for_task(request.model, request.version, "classification")
         call.serves(row)
 
-        async def one(image: pb.Image) -> pb.ClassifyResult:
-            prepared = await self._prepare(image, row, document, call)
+        async def one(sent: _Sent) -> pb.ClassifyResult:
+            prepared = await self._prepare(sent, row, document, call)
             with prepared.slot:
                 ran = await self._run(prepared, row, call)
                 labels = classification(ran.outputs[metadata.PROBABILITIES], document.labels, request.top_k)
@@ -96,8 +103,8 @@ class Vision:
         if request.format not in pb.MaskFormat.values():
             raise BadRequest(f"format is {request.format}, want one of MaskFormat's values")
 
-        async def one(image: pb.Image) -> pb.SegmentResult:
-            prepared = await self._prepare(image, row, document, call)
+        async def one(sent: _Sent) -> pb.SegmentResult:
+            prepared = await self._prepare(sent, row, document, call)
             with prepared.slot:
                 ran = await self._run(prepared, row, call)
                 outputs = ran.outputs
@@ -122,7 +129,7 @@ class Vision:
     async def _each(
         self,
         images: Sequence[pb.Image],
-        one: Callable[[pb.Image], Awaitable[Result]],
+        one: Callable[[_Sent], Awaitable[Result]],
         call: Call,
         result: type[Result],
     ) -> list[Result]:
@@ -130,27 +137,28 @@ class Vision:
         if not 1 <= len(images) <= self._limits.max_images:
             raise BadRequest(f"request has {len(images)} images, want 1 to {self._limits.max_images}")
 
-        async def guarded(image: pb.Image) -> Result:
+        async def guarded(sent: _Sent) -> Result:
             try:
-                return await one(image)
+                return await one(sent)
             except ConvoyError as error:
                 count_refusal(call, error)
                 number = status.number_of(error)
                 return result(error=pb.ImageError(code=number, reason=error.reason, message=error.message))
 
-        if len(images) == 1:
-            return [await one(images[0])]
+        all_sent = [_Sent(image, call.payloads.get(n) or image.raw.pixels) for n, image in enumerate(images)]
+        if len(all_sent) == 1:
+            return [await one(all_sent[0])]
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(guarded(image)) for image in images]
+            tasks = [group.create_task(guarded(sent)) for sent in all_sent]
         return [task.result() for task in tasks]
 
-    async def _prepare(self, image: pb.Image, row: Version, document: Document, call: Call) -> _Prepared:
+    async def _prepare(self, sent: _Sent, row: Version, document: Document, call: Call) -> _Prepared:
         """Decode, claim a slot, preprocess into it: in one thread, so that an image changes hands once; a few raw
         pixels are copied in less time than it takes to reach a thread."""
-        if len(image.raw.pixels) and _fits(image.raw, document.image):
-            return self._prepare_here(image, row, document, call)
+        if sent.pixels and _fits(sent, document.image):
+            return self._prepare_here(sent, row, document, call)
         with self._link.coming(row.model):
-            work = self._threads.submit(self._prepare_here, image, row, document, call)
+            work = self._threads.submit(self._prepare_here, sent, row, document, call)
             preparing = asyncio.wrap_future(work)
             try:
                 return await asyncio.shield(preparing)
@@ -162,12 +170,12 @@ class Vision:
                     await asyncio.wait([preparing])
                 raise
 
-    def _prepare_here(self, image: pb.Image, row: Version, document: Document, call: Call) -> _Prepared:
+    def _prepare_here(self, sent: _Sent, row: Version, document: Document, call: Call) -> _Prepared:
         began = time.monotonic_ns()
         call.check_deadline()
         spec = document.image
         # Decoding comes before the claim: a broken image never occupies a slot.
-        picture = self._decode(image, spec)
+        picture = self._decode(sent, spec)
         decoded = time.monotonic_ns()
         size = input_size(spec, picture.height, picture.width)
         shape = (1, *size, spec.channels)
@@ -183,16 +191,16 @@ class Vision:
             metrics.PADDING.labels(row.model, str(row.version)).inc(padding)
         return _Prepared(slot, placement, Marks(began, decoded, time.monotonic_ns()))
 
-    def _decode(self, image: pb.Image, spec: InputSpec) -> Picture:
+    def _decode(self, sent: _Sent, spec: InputSpec) -> Picture:
         # What a model of any size would get as it is must not be larger than its runs can be.
         free = spec.fit == "pad"
         max_pixels = min(self._limits.max_pixels, self._limits.max_input_pixels) if free else self._limits.max_pixels
-        match image.WhichOneof("source"):
+        match sent.image.WhichOneof("source"):
             case "encoded":
-                return decode(image.encoded, spec.colour, max_pixels, partial(reduction, spec))
+                return decode(sent.image.encoded, spec.colour, max_pixels, partial(reduction, spec))
             case "raw":
-                raw = image.raw
-                return from_raw(raw.pixels, raw.height_px, raw.width_px, raw.channels, spec.colour, max_pixels)
+                raw = sent.image.raw
+                return from_raw(sent.pixels, raw.height_px, raw.width_px, raw.channels, spec.colour, max_pixels)
         raise BadImage("image is empty, want a JPEG or PNG file, or raw pixels")
 
     async def _run(self, prepared: _Prepared, row: Version, call: Call) -> _Ran:
@@ -202,10 +210,10 @@ class Vision:
         return _Ran({row.outputs[number].name: values[0] for number, values in outputs.items()}, answer)
 
 
-def _fits(raw: pb.RawImage, spec: InputSpec) -> bool:
+def _fits(sent: _Sent, spec: InputSpec) -> bool:
     """Whether raw pixels are few, and go into the input as they are."""
-    size = (raw.height_px, raw.width_px)
-    return len(raw.pixels) <= _FEW and size == (spec.height or size[0], spec.width or size[1])
+    size = (sent.image.raw.height_px, sent.image.raw.width_px)
+    return len(sent.pixels) <= _FEW and size == (spec.height or size[0], spec.width or size[1])
 
 
 def _end_slot(work: Future[_Prepared]) -> None:

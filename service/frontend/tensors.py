@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import BadTensor
+from service.frontend.wire import NOTHING
 from service.metadata import Document, InputSpec
 from service.pb import inference_pb2 as pb
 from service.repository import TensorSpec, Version
@@ -48,8 +49,10 @@ class Tensors(NamedTuple):
     arrays: list[NDArray[np.generic]]  # read only; they share the request's memory
 
 
-def read(request: pb.ModelInferRequest, row: Version, max_input_pixels: int) -> Tensors:
-    """Check the inputs of a request and read them.
+def read(
+    request: pb.ModelInferRequest, row: Version, max_input_pixels: int, payloads: Mapping[int, memoryview] = NOTHING
+) -> Tensors:
+    """Check the inputs of a request and read them. `payloads` has the raw contents that are not in the message.
 
     Raises BadTensor, naming the tensor, where a name, dtype, rank, side or byte count is not what the model takes.
     """
@@ -66,7 +69,7 @@ def read(request: pb.ModelInferRequest, row: Version, max_input_pixels: int) -> 
         place, tensor = by_name[spec.name]
         shape = _shape(tensor, spec, free)
         if raw:
-            arrays.append(_from_raw(raw[place], spec, shape))
+            arrays.append(_from_raw(payloads.get(place) or raw[place], spec, shape))
         else:
             arrays.append(_from_contents(tensor, spec, shape))
     rows = arrays[0].shape[0] if row.batched else 1
@@ -176,7 +179,7 @@ def _count(shape: tuple[int, ...]) -> int:
     return count
 
 
-def _from_raw(data: bytes, spec: TensorSpec, shape: tuple[int, ...]) -> NDArray[np.generic]:
+def _from_raw(data: bytes | memoryview, spec: TensorSpec, shape: tuple[int, ...]) -> NDArray[np.generic]:
     dtype = np.dtype(spec.dtype).newbyteorder("<")
     wanted = _count(shape) * dtype.itemsize
     if len(data) != wanted:
