@@ -53,7 +53,9 @@ def bench(
     ] = 2.0,
     seconds: Annotated[
         float | None,
-        typer.Option("--seconds", metavar="S", min=0.1, help="How long to measure, after a second of warm-up.  [10]"),
+        typer.Option(
+            "--seconds", metavar="S", min=0.1, help="How long to measure, after 1 s of warm-up; 10 if left out."
+        ),
     ] = None,
     images: Annotated[
         Path | None, typer.Option("--images", metavar="DIR", help="Send this folder's files, not generated PNGs.")
