@@ -1,7 +1,8 @@
+import PIL.Image
 import pytest
 
 from service.arrivals import Piece
-from service.bench import findings
+from service.bench import findings, picture
 from service.bench.drive import Outcome, Refusal, Sample
 from service.bench.findings import Recorder
 from service.bench.plan import Closed, ImageModel, Open, Plan, edges
@@ -154,3 +155,10 @@ def test_step_ends_an_interval():
 )
 def test_load_is_told_in_words(load, words):
     assert in_words(load) == words
+
+
+@pytest.mark.parametrize("outcome", [ANSWERED, Outcome(0, 0, (), (A,))])
+def test_picture_is_drawn_whether_or_not_anything_was_answered(tmp_path, outcome):
+    picture.save(report_of(steady(), [Sample(1.0, 1.0, 1.2, outcome)]), tmp_path / "load.png")
+    with PIL.Image.open(tmp_path / "load.png") as drawn:
+        assert (drawn.format, drawn.size) == ("PNG", (1000, 900))
