@@ -10,8 +10,8 @@ from heapq import merge
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from service.arrivals import gaps
 from service.engine.batching import Batch, Batcher, Key, Limits, Request
 from service.errors import ConvoyError
 
@@ -77,16 +77,6 @@ class Outcome:
         """Images in a batch."""
         batches = sum(self.batches.values())
         return sum(size * count for size, count in self.batches.items()) / batches if batches else 0.0
-
-
-def gaps(random: np.random.Generator, load: Load, rate: float, variation: float, count: int) -> NDArray[np.float64]:
-    """Seconds between requests: exponential, of a gamma distribution with that coefficient of variation, or equal."""
-    assert load != "trace", "a trace says itself when requests come"
-    if load == "constant":
-        return np.full(count, 1 / rate)
-    if load == "poisson":
-        return random.exponential(1 / rate, count)
-    return random.gamma(1 / variation**2, variation**2 / rate, count)
 
 
 def oracle(measured: Callable[[int], float], most: int, deadline: float, devices: int = 1) -> float:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from service.arrivals import gaps
 from service.config import PolicyName
 from service.engine import profile as profiles
 from service.engine import session as sessions
@@ -20,7 +21,7 @@ from service.engine.policies import POLICIES
 from service.engine.run_times import RunTimes
 from service.engine.sleeping import Sleeping
 from service.pb.convoy.v1 import vision_pb2 as pb
-from service.simulation import Load, Outcome, Stream, gaps, oracle, simulate
+from service.simulation import Load, Outcome, Stream, oracle, simulate
 from tests.performance import load, models
 from tests.performance.processes import Echo, cpu_seconds
 from tests.performance.trials import in_turns, ratio

@@ -8,7 +8,7 @@ import pytest
 
 from service.config import PolicyName
 from service.engine.batching import Limits
-from service.simulation import Load, Outcome, Stream, gaps, oracle, simulate
+from service.simulation import Load, Outcome, Stream, oracle, simulate
 
 OBJECTIVE = 0.1
 LIMITS = Limits(max_batch_size=64, max_queue_delay=0.005, max_queue=100_000, objective=OBJECTIVE)
@@ -45,13 +45,6 @@ def check(found: Outcome) -> None:
     assert found.offered == found.in_time + found.late + found.refused + found.dropped
     assert found.in_time + found.late == len(found.latencies)
     assert sum(size * count for size, count in found.batches.items()) == len(found.latencies)
-
-
-@pytest.mark.parametrize(("kind", "variation"), [("poisson", 1.0), ("gamma", 1.0), ("gamma", 4.0), ("constant", 0.0)])
-def test_gaps_have_the_rate_and_the_variation(kind: Load, variation: float) -> None:
-    found = gaps(np.random.default_rng(1), kind, 250.0, variation, 400_000)
-    assert found.mean() == pytest.approx(1 / 250, rel=0.03)
-    assert found.std() / found.mean() == pytest.approx(variation, rel=0.03, abs=1e-9)
 
 
 def test_arrivals_ascend_without_end_and_are_the_same_for_a_seed() -> None:
