@@ -34,6 +34,13 @@ class Server:
         self._changed = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+        try:
+            self._start(wait)
+        except BaseException:
+            self._kill()  # nobody has got hold of it yet who could
+            raise
+
+    def _start(self, wait: bool) -> None:
         fields = self.wait_for_log("listening")
         self.grpc: str = fields["grpc"]
         self.http = f"http://{fields['http']}"
