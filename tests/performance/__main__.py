@@ -25,6 +25,9 @@ where there is an interval, it is the 95 % interval of the median over the pairs
 """
 
 
+REMARKS = "\n## What falls short"
+
+
 def report(lines: Sequence[Figure]) -> str:
     """The table."""
     rows = [("#", "what", "wanted", "measured", ""), ("---",) * 5]
@@ -39,7 +42,7 @@ def machine() -> str:
     cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
     return (
         f"{date.today().isoformat()}, {cpu}, {len(os.sched_getaffinity(0))} cores, "
-        f"Linux {platform.release()}, Python {platform.python_version()}, onnxruntime {onnxruntime.__version__}, "
+        f"Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}, onnxruntime {onnxruntime.__version__}, "
         f"grpcio {grpc.__version__}.\n\n"
     )
 
@@ -83,7 +86,9 @@ def main() -> None:
                 print(f"{line.number}  {line.what}: {line.measured}", file=sys.stderr, flush=True)
             print(f"    {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
     text = INTRODUCTION.format(fixed=1000 * figures.FIXED, each=1000 * figures.EACH) + machine() + report(lines)
-    arguments.file.write_text(text, encoding="utf-8")
+    before = arguments.file.read_text(encoding="utf-8") if arguments.file.exists() else ""
+    _, heading, remarks = before.partition(REMARKS)  # by hand: they stay, to be read beside the new figures
+    arguments.file.write_text(text + heading + remarks, encoding="utf-8")
 
 
 if __name__ == "__main__":
