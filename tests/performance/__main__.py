@@ -42,8 +42,8 @@ def machine() -> str:
     cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
     return (
         f"{date.today().isoformat()}, {cpu}, {len(os.sched_getaffinity(0))} cores, "
-        f"Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}, onnxruntime {onnxruntime.__version__}, "
-        f"grpcio {grpc.__version__}.\n\n"
+        f"Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}, "
+        f"onnxruntime {onnxruntime.__version__}, grpcio {grpc.__version__}.\n\n"
     )
 
 
