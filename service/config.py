@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from service.errors import BadConfig
+from service.metadata import Side
 
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 MIB = 1 << 20
@@ -76,6 +77,8 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 PolicyName = Literal["deferred", "eager", "timeout", "aimd", "nexus"]
+# What images of any size are padded to, [height, width] each; "auto": learned from the sizes that come.
+Buckets = Literal["none", "auto"] | Annotated[tuple[tuple[Side, Side], ...], Meta(min_length=1, max_length=32)]
 
 
 class BatchingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -90,6 +93,7 @@ class BatchingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_batch_pixels: Annotated[int, Meta(ge=1)] = 8 * MIB  # of a model that takes any size: bounds a run's memory
     max_queue_delay_ms: Annotated[float, Meta(ge=0, le=10_000)] = 5.0  # only while more images are on their way
     max_queue: Annotated[int, Meta(ge=1, le=10_000_000)] = 1024  # images that wait, per model
+    buckets: Buckets = "none"  # of segmentation models of any size
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -126,6 +130,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_batch_size: Annotated[int, Meta(ge=1, le=1024)] | None = None
     max_queue_delay_ms: Annotated[float, Meta(ge=0, le=10_000)] | None = None
     max_queue: Annotated[int, Meta(ge=1, le=10_000_000)] | None = None
+    buckets: Buckets | None = None
     provider: Literal["auto", "cpu", "cuda"] | None = None
 
 

@@ -47,6 +47,7 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
     batched: bool = False  # several requests may run side by side along the first dimension
     max_batch_size: int = 1
     max_queue_delay_ms: float = 0.0
+    buckets: tuple[tuple[int, int], ...] = ()  # (height, width) that images are padded to, the smallest first
 
 
 class Table(msgspec.Struct, frozen=True):

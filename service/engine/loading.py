@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service import repository
+from service import buckets, repository
+from service.buckets import Size
 from service.config import Config, ModelConfig
 from service.engine import session as sessions
 from service.engine.batching import Limits
@@ -14,7 +15,7 @@ from service.engine.profile import Profile
 from service.engine.profiling import prepare
 from service.engine.session import Session
 from service.engine.sleeping import Sleeping
-from service.errors import BadMetadata, BadModelFile
+from service.errors import BadConfig, BadMetadata, BadModelFile
 from service.metrics import MODEL_READY
 from service.repository import Listing, Stamp, State, Table, Version
 
@@ -34,6 +35,7 @@ class Loaded:
     limits: Limits
     profile: Profile | None  # None: what sizes it will be asked for is not known before
     allowed: float = math.inf  # seconds in which a request without a deadline must be answered
+    buckets: tuple[Size, ...] = ()
 
 
 @dataclass(slots=True)
@@ -150,8 +152,10 @@ class Loader:
             if engine.sleep_ms is not None:
                 session = Sleeping(session, *(milliseconds / 1000 for milliseconds in engine.sleep_ms))
             most = most if session.batched else 1
+            pixels = self._config.limits.max_input_pixels
+            padded = buckets.configured(batching.buckets, settings.buckets, session.document, pixels)
             measured = prepare(session, file, most, engine.device, engine.threads)
-        except (BadModelFile, BadMetadata) as error:
+        except (BadConfig, BadModelFile, BadMetadata) as error:
             model.failed[version, stamp] = error.message
             if version == model.serving:
                 log.error("model %s version %d goes on as it was loaded: %s", name, version, error.message)
@@ -174,7 +178,7 @@ class Loader:
         fields = {"model": name, "version": version, "provider": session.provider}
         log.info("model %s version %d serves on %s", name, version, session.provider, extra={"fields": fields})
         allowed = math.inf if objective_ms is None else objective_ms / 1000
-        return Loaded(session, stamp, settings, limits, measured, allowed)
+        return Loaded(session, stamp, settings, limits, measured, allowed, padded)
 
     def _retire(self, name: str, model: _Model) -> None:
         if model.serving is not None:
@@ -202,6 +206,7 @@ class Loader:
             batched=session.batched,
             max_batch_size=loaded.limits.max_batch_size,
             max_queue_delay_ms=loaded.limits.max_queue_delay * 1000,
+            buckets=loaded.buckets,
         )
 
     def _state(self, model: _Model, version: int) -> tuple[State, str]:

@@ -1,11 +1,13 @@
 """Fit an image into the input of a network the way the network's metadata say, and bring a mask back from there."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from service.buckets import Size, fitting
 from service.metadata import InputSpec, Interpolation
 
 RESAMPLING: dict[Interpolation, Image.Resampling] = {
@@ -31,12 +33,13 @@ class Placement(NamedTuple):
     width: int
 
 
-def input_size(spec: InputSpec, height: int, width: int) -> tuple[int, int]:
-    """The (height, width) at the input of an image of `height` x `width` pixels."""
+def input_size(spec: InputSpec, height: int, width: int, *, buckets: Sequence[Size] = ()) -> Size:
+    """The (height, width) at the input of an image of `height` x `width` pixels: where the network takes any size, the
+    image's own, rounded up to what the network takes, and from there to the first of `buckets` that holds it."""
     if spec.height is not None and spec.width is not None:
         return spec.height, spec.width
     height, width = max(height, spec.min_height), max(width, spec.min_width)
-    return -(-height // spec.multiple) * spec.multiple, -(-width // spec.multiple) * spec.multiple
+    return fitting((-(-height // spec.multiple) * spec.multiple, -(-width // spec.multiple) * spec.multiple), buckets)
 
 
 def reduction(spec: InputSpec, height: int, width: int) -> int:

@@ -177,7 +177,7 @@ class Vision:
         # Decoding comes before the claim: a broken image never occupies a slot.
         picture = self._decode(sent, spec)
         decoded = time.monotonic_ns()
-        size = input_size(spec, picture.height, picture.width)
+        size = input_size(spec, picture.height, picture.width, buckets=row.buckets)
         shape = (1, *size, spec.channels)
         slot = self._link.claim([(np.dtype(np.uint8), shape)], _output_bytes(row, document, size))
         try:

@@ -69,6 +69,14 @@ def test_numbers_are_read_as_numbers() -> None:
     assert config.engine.provider == "cpu"
 
 
+def test_buckets_are_words_or_sizes() -> None:
+    assert load().batching.buckets == "none"
+    assert load(None, ["batching.buckets=auto"]).batching.buckets == "auto"
+    assert load(None, ["batching.buckets=[[256, 512], [64, 64]]"]).batching.buckets == ((256, 512), (64, 64))
+    assert load_model_config("buckets = [[256, 512]]\n") == ModelConfig(buckets=((256, 512),))
+    assert load_model_config("buckets = 'none'\n").buckets == "none"
+
+
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
@@ -94,6 +102,11 @@ def test_numbers_are_read_as_numbers() -> None:
         ("batching.max_batch_size=0", ["batching.max_batch_size", "1"]),
         ("batching.max_batch_size=1025", ["batching.max_batch_size", "1024"]),
         ("batching.max_queue_delay_ms=-0.1", ["batching.max_queue_delay_ms", "0"]),
+        ("batching.buckets=maybe", ["batching.buckets", "maybe"]),
+        ("batching.buckets=[]", ["batching.buckets", "1"]),
+        ("batching.buckets=[512]", ["batching.buckets", "array", "int"]),
+        ("batching.buckets=[[512]]", ["batching.buckets", "2"]),
+        ("batching.buckets=[[512, 0]]", ["batching.buckets", "1"]),
         ("engine.provider=gpu", ["engine.provider", "gpu"]),
         ("repository.poll_seconds=0", ["repository.poll_seconds", "0"]),
         ("server.tls.key=x", ["unknown key server.tls"]),

@@ -97,6 +97,29 @@ def test_row_of_a_ready_version_tells_how_it_serves(tmp_path: Path, loader: Load
     assert (row_of(loader, "fixed", 1).batched, row_of(loader, "fixed", 1).max_batch_size) == (False, 1)
 
 
+def test_buckets_of_a_model_are_told_to_the_front_ends(tmp_path: Path, loader: Loader) -> None:
+    networks.save(networks.segmenter(), tmp_path, "colours")
+    (tmp_path / "colours" / "model.toml").write_text("buckets = [[64, 64], [32, 48]]\n")
+    loader.refresh()
+    assert row_of(loader, "colours", 1).buckets == ((32, 48), (64, 64))
+
+
+def test_wrong_bucket_keeps_only_its_model_from_serving(tmp_path: Path, loader: Loader) -> None:
+    networks.save(networks.segmenter(), tmp_path, "colours")
+    put(tmp_path, "other", 1)
+    settings = tmp_path / "colours" / "model.toml"
+    settings.write_text("buckets = [[64, 66]]\n")
+    loader.refresh()
+    assert states(loader.table()) == {("colours", 1): "UNAVAILABLE", ("other", 1): "READY"}
+    assert "[64, 66]" in row_of(loader, "colours", 1).reason
+    assert "multiples of 4" in row_of(loader, "colours", 1).reason
+    settings.write_text("buckets = [[64, 64]]\n")
+    loader.refresh()
+    settings.write_text("buckets = [[64, 66]]\n")
+    loader.refresh()
+    assert row_of(loader, "colours", 1).buckets == ((64, 64),)  # what serves goes on as it was loaded
+
+
 def test_corrupt_highest_falls_back_to_the_one_below_and_says_why(tmp_path: Path, loader: Loader) -> None:
     put(tmp_path, "doubler", 1)
     put(tmp_path, "doubler", 2)

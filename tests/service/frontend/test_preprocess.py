@@ -100,6 +100,24 @@ def test_free_size_is_rounded_up_to_the_multiple(height: int, width: int, multip
         assert side <= padded < side + multiple
 
 
+def test_size_is_rounded_up_before_its_bucket_is_chosen() -> None:
+    free = spec("pad", multiple=16, min_height=32)
+    assert input_size(free, 17, 30, buckets=((32, 32), (64, 64))) == (32, 32)
+    assert input_size(free, 33, 30, buckets=((32, 32), (64, 64))) == (64, 64)
+    assert input_size(free, 65, 30, buckets=((32, 32), (64, 64))) == (80, 32)
+    assert input_size(spec("stretch", 8, 8), 17, 30, buckets=((32, 32),)) == (8, 8)
+
+
+def test_what_a_bucket_has_beyond_the_image_is_the_fill() -> None:
+    free, image = spec("pad", multiple=4, fill=9), noise(17, 30)
+    out = np.full((*input_size(free, 17, 30, buckets=((48, 64),)), 3), UNTOUCHED, np.uint8)
+    placement = preprocess(image, free, out)
+    expected = np.full((48, 64, 3), 9, np.uint8)
+    expected[:17, :30] = image
+    assert (out == expected).all()
+    assert (restore(out[:, :, 0], placement) == image[:, :, 0]).all()
+
+
 def test_small_image_is_padded_to_the_least_that_the_network_takes() -> None:
     least = spec("pad", min_height=24, min_width=9)
     assert input_size(least, 5, 30) == (24, 30)

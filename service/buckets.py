@@ -1,0 +1,68 @@
+"""Shape buckets: the few sizes that images of any size are padded to, so that those of like size share a batch.
+
+Plain functions. A bucket is the (height, width) of an input, in pixels. Only segmentation has buckets: what lies beyond
+the image is cut off its mask again, while a classifier would take it for a part of the image.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from service.config import Buckets
+from service.errors import BadConfig
+from service.metadata import Document, InputSpec
+
+Size = tuple[int, int]
+
+
+def takes_buckets(document: Document | None) -> bool:
+    """Whether images may be padded further than their network needs."""
+    return document is not None and document.task == "segmentation" and document.image.fit == "pad"
+
+
+def fitting(size: Size, buckets: Sequence[Size]) -> Size:
+    """The first of `buckets` that holds an input of `size`, else `size` itself; `ordered` puts the smallest first."""
+    height, width = size
+    for bucket in buckets:
+        if height <= bucket[0] and width <= bucket[1]:
+            return bucket
+    return size
+
+
+def ordered(buckets: Iterable[Size]) -> tuple[Size, ...]:
+    """Each once, from the fewest pixels to the most."""
+    return tuple(sorted(set(buckets), key=lambda bucket: (bucket[0] * bucket[1], bucket)))
+
+
+def configured(default: Buckets, own: Buckets | None, document: Document | None, max_pixels: int) -> tuple[Size, ...]:
+    """The buckets that the server's configuration or the model's own gives this network, ordered; none for words.
+
+    The server's count for those networks only that take buckets. Raises BadConfig where one does not hold.
+    """
+    chosen = default if own is None else own
+    if isinstance(chosen, str):
+        return ()
+    if document is None or not takes_buckets(document):
+        if own:
+            raise BadConfig(f"buckets are {_shown(own)}, want none: only segmentation of images of any size has them")
+        return ()
+    for bucket in chosen:
+        _check(bucket, document.image, max_pixels)
+    return ordered(chosen)
+
+
+def _check(bucket: Size, spec: InputSpec, max_pixels: int) -> None:
+    height, width = bucket
+    if height % spec.multiple or width % spec.multiple:
+        raise BadConfig(
+            f"buckets: {list(bucket)} has sides that the network does not take, want multiples of {spec.multiple}"
+        )
+    if height < spec.min_height or width < spec.min_width:
+        least = [spec.min_height, spec.min_width]
+        raise BadConfig(f"buckets: {list(bucket)} is smaller than the network takes, want at least {least}")
+    if height * width > max_pixels:
+        raise BadConfig(
+            f"buckets: {list(bucket)} has {height * width} pixels, want at most limits.max_input_pixels, {max_pixels}"
+        )
+
+
+def _shown(buckets: Buckets) -> str:
+    return repr(buckets) if isinstance(buckets, str) else str([list(bucket) for bucket in buckets])
