@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -13,16 +13,19 @@ from numpy.typing import NDArray
 from service.channel import Answer, Failure, Submit, Times
 from service.engine.session import DeviceLost, Session
 from service.errors import ConvoyError, RunFailed
-from service.slots import SPILLED, Mapping, Span, memory_file
+from service.slots import SPILLED, Span, memory_file
+from service.slots import Mapping as Memory
 
 log = logging.getLogger(__name__)
+
+_LARGE = 1 << 18  # bytes of outputs: to copy fewer takes no longer than to tell onnxruntime where to put them
 
 
 class Work(NamedTuple):
     """One request of a batch, and the memory of the front end that sent it."""
 
     submit: Submit
-    memory: Mapping
+    memory: Memory
 
 
 class Done(NamedTuple):
@@ -60,9 +63,11 @@ def run(session: Session, works: Sequence[Work]) -> Ran:
 
 def _run(session: Session, works: Sequence[Work]) -> Ran:
     gather = time.monotonic_ns()
-    arrays = [_gather(works, number) for number in range(len(session.inputs))]
+    arrays = [_gather(session, works, number) for number in range(len(session.inputs))]
+    slots = _slots(works)
+    rooms = session.rooms(arrays, slots)
     start = time.monotonic_ns()
-    outputs = session.run(arrays)
+    outputs = _outputs(session, arrays, rooms)
     scatter = time.monotonic_ns()
     rows = sum(work.submit.rows for work in works)
     if session.batched:
@@ -74,7 +79,8 @@ def _run(session: Session, works: Sequence[Work]) -> Ran:
     with ExitStack() as undo:
         for work in works:
             part = slice(row, row + work.submit.rows)
-            ends.append(_scatter(work, [values[part] if session.batched else values for values in outputs], undo))
+            parts = outputs if len(works) == 1 else [values[part] for values in outputs]
+            ends.append(_scatter(work, parts, slots, undo))
             row += work.submit.rows
         undo.pop_all()  # what was spilled now belongs to whoever sends the answers
     times = Times(gather, start, scatter, time.monotonic_ns())
@@ -85,14 +91,40 @@ def _run(session: Session, works: Sequence[Work]) -> Ran:
     return Ran(answers, [(rows, times)])
 
 
-def _gather(works: Sequence[Work], number: int) -> NDArray[np.generic]:
+def _gather(session: Session, works: Sequence[Work], number: int) -> NDArray[np.generic]:
     views = [work.memory.array(work.submit.inputs[number]) for work in works]
-    # A batch of one request needs no copy: its slot is contiguous.
-    return views[0] if len(views) == 1 else np.concatenate(views)
+    if len(views) == 1:
+        return views[0]  # a batch of one request needs no copy: its slot is contiguous
+    rows = sum([len(view) for view in views])
+    batch = session.input_buffers[number].array((rows, *views[0].shape[1:]), views[0].dtype)
+    return np.concatenate(views, out=batch)
+
+
+def _slots(works: Sequence[Work]) -> dict[int, NDArray[np.uint8]]:
+    """Where the network may write its outputs itself: a batch of one request fills its slot alone."""
+    rooms = works[0].submit.outputs
+    if len(works) > 1 or sum([room.nbytes for room in rooms]) < _LARGE:
+        return {}
+    return {room.number: works[0].memory.bytes_at(room.offset, room.nbytes) for room in rooms}
+
+
+def _outputs(
+    session: Session, arrays: Sequence[NDArray[np.generic]], rooms: Sequence[NDArray[np.generic] | None]
+) -> list[NDArray[np.generic]]:
+    try:
+        return session.run(arrays, rooms)
+    except DeviceLost:
+        raise
+    except Exception:
+        if not any(room is not None for room in rooms):
+            raise
+        outputs = session.run(arrays)
+        session.sure = False  # it was the rooms: the file does not hold to the shapes that it tells
+        return outputs
 
 
 def _scatter(
-    work: Work, outputs: Sequence[NDArray[np.generic]], undo: ExitStack
+    work: Work, outputs: Sequence[NDArray[np.generic]], slots: Mapping[int, NDArray[np.uint8]], undo: ExitStack
 ) -> tuple[tuple[Span, ...], tuple[int, ...]]:
     spans = []
     descriptors = []
@@ -100,7 +132,8 @@ def _scatter(
         values = outputs[room.number]
         offset = room.offset
         if values.nbytes == room.nbytes:
-            work.memory.bytes_at(offset, values.nbytes)[:] = values.reshape(-1).view(np.uint8)
+            if room.number not in slots or not np.may_share_memory(values, slots[room.number]):
+                work.memory.bytes_at(offset, values.nbytes)[:] = values.reshape(-1).view(np.uint8)
         else:
             # The size was not known when the slot was claimed: the output travels in a memory file of its own.
             offset = SPILLED

@@ -1,5 +1,6 @@
 """One loaded onnxruntime session: what a model file takes and gives, and running it."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -8,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from onnxruntime import OrtValue
 
 from service import metadata
+from service.engine.buffers import Buffer, page_lock
 from service.errors import BadModelFile
 from service.metadata import Document
 from service.repository import TensorSpec
@@ -47,7 +50,7 @@ class DeviceLost(Exception):
 class Session:
     """A network on its device. Not for two threads at once."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, *, fell_back: bool = False) -> None:
+    def __init__(self, session: onnxruntime.InferenceSession, device: int = 0, *, fell_back: bool = False) -> None:
         self._session = session
         self.provider: str = session.get_providers()[0]
         self.fell_back = fell_back  # CUDA was tried and is not what it runs on
@@ -58,25 +61,75 @@ class Session:
         self.outputs = tuple(_spec(argument) for argument in session.get_outputs())
         self.document = metadata.decode(session.get_modelmeta().custom_metadata_map)
         self.batched = _batched(self.inputs, self.outputs)
+        pin = page_lock(device) if self.provider == CUDA else None
+        self.input_buffers = tuple(Buffer(pin) for _ in self.inputs)
+        self.output_buffers = tuple(Buffer(pin) for _ in self.outputs)
+        self.sure = True  # that outputs have the shapes that the file tells
+        self._binding = session.io_binding()
+        self._input_names = [spec.name for spec in self.inputs]
+        self._output_names = [spec.name for spec in self.outputs]
 
-    def run(self, arrays: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+    def rooms(
+        self, arrays: Sequence[NDArray[np.generic]], slots: Mapping[int, NDArray[np.uint8]]
+    ) -> list[NDArray[np.generic] | None]:
+        """Memory for the outputs of a run, as far as the file says what they will be; none at all where that gains
+        nothing.
+
+        slots  bytes that outputs, by number, may be written to, if they are as many as the output has
+        """
+        # On the CPU onnxruntime's arena uses memory again by itself, and hands it out without a copy.
+        if not self.sure or (self.provider == CPU and not slots):
+            return []
+        rooms: list[NDArray[np.generic] | None] = []
+        shapes = _output_shapes(self.inputs, self.outputs, arrays)
+        for number, (spec, shape, buffer) in enumerate(zip(self.outputs, shapes, self.output_buffers, strict=True)):
+            dtype = np.dtype(spec.dtype)
+            slot = slots.get(number)
+            if shape is None:
+                rooms.append(None)
+            elif slot is not None and slot.nbytes == dtype.itemsize * math.prod(shape):
+                rooms.append(slot.view(dtype).reshape(shape))
+            else:
+                rooms.append(None if self.provider == CPU else buffer.array(shape, dtype))
+        return rooms
+
+    def run(
+        self, arrays: Sequence[NDArray[np.generic]], rooms: Sequence[NDArray[np.generic] | None] = ()
+    ) -> list[NDArray[np.generic]]:
         """The network's outputs, on the CPU, for `arrays`, one per input, contiguous.
 
-        Raises DeviceLost, and whatever onnxruntime raises.
+        rooms  where the outputs go, one for each or none at all; a None is memory of its own
+        Raises DeviceLost, and whatever onnxruntime raises, as where an output does not have the shape of its room.
         """
-        binding = self._session.io_binding()
-        for spec, values in zip(self.inputs, arrays, strict=True):
-            binding.bind_cpu_input(spec.name, values)
-        for spec in self.outputs:
-            # Outputs end on the CPU whatever the provider: onnxruntime copies from the device as part of the run.
-            binding.bind_output(spec.name, "cpu")
         try:
-            self._session.run_with_iobinding(binding)
+            if not any(room is not None for room in rooms):
+                return list(self._session.run(self._output_names, dict(zip(self._input_names, arrays, strict=True))))
+            return self._run_bound(arrays, rooms)
         except Exception as error:
             if self.provider == CUDA and any(fault in str(error) for fault in _DEVICE_FAULTS):
                 raise DeviceLost(str(error)) from error
             raise
-        return [value.numpy() for value in binding.get_outputs()]
+
+    def _run_bound(
+        self, arrays: Sequence[NDArray[np.generic]], rooms: Sequence[NDArray[np.generic] | None]
+    ) -> list[NDArray[np.generic]]:
+        binding = self._binding
+        try:
+            for name, values in zip(self._input_names, arrays, strict=True):
+                binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(values))
+            for name, room in zip(self._output_names, rooms, strict=True):
+                # Outputs end on the CPU whatever the provider: onnxruntime copies from the device as part of the run.
+                if room is None:
+                    binding.bind_output(name, "cpu")
+                else:
+                    binding.bind_ortvalue_output(name, OrtValue.ortvalue_from_numpy(room))
+            self._session.run_with_iobinding(binding)
+            outputs = binding.get_outputs()
+            return [value.numpy() if room is None else room for value, room in zip(outputs, rooms, strict=True)]
+        finally:
+            # A binding that is kept must not keep what was bound: a front end's memory may go.
+            binding.clear_binding_inputs()
+            binding.clear_binding_outputs()
 
 
 def load(file: Path, provider: str, device: int, threads: int) -> Session:
@@ -99,7 +152,7 @@ def load(file: Path, provider: str, device: int, threads: int) -> Session:
         raise BadModelFile(f"onnxruntime cannot load it: {_first_line(error, file)}") from error
     if provider == "cuda" and session.get_providers()[0] != CUDA:
         raise BadModelFile(_why_no_cuda())
-    loaded = Session(session, fell_back=len(providers) > 1 and session.get_providers()[0] != CUDA)
+    loaded = Session(session, device, fell_back=len(providers) > 1 and session.get_providers()[0] != CUDA)
     _check(loaded)
     _warm_up(loaded, file)
     return loaded
@@ -163,6 +216,22 @@ def _batched(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> boo
     # free dimension everywhere.
     first = {(spec.names[0] if spec.names else "") for spec in (*inputs, *outputs)}
     return len(first) == 1 and first != {""}
+
+
+def _output_shapes(
+    inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], arrays: Sequence[NDArray[np.generic]]
+) -> list[tuple[int, ...] | None]:
+    """What the outputs for these inputs should be by what the file says; None where it does not say."""
+    sides: dict[str, int] = {}
+    for spec, values in zip(inputs, arrays, strict=True):
+        sides.update(zip(spec.names, values.shape, strict=False))  # a file may leave the rank open
+    sides.pop("", None)
+    found: list[tuple[int, ...] | None] = []
+    for spec in outputs:
+        free = zip(spec.shape, spec.names, strict=True)
+        shape = [sides.get(name) if side is None else side for side, name in free]
+        found.append(None if None in shape else tuple(side for side in shape if side is not None))
+    return found
 
 
 def _check(session: Session) -> None:

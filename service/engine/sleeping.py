@@ -19,7 +19,9 @@ class Sleeping(Session):
         self._fixed, self._each = fixed, each
         self._rows: list[tuple[tuple[int, ...], np.dtype[np.generic]]] | None = None
 
-    def run(self, arrays: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+    def run(
+        self, arrays: Sequence[NDArray[np.generic]], rooms: Sequence[NDArray[np.generic] | None] = ()
+    ) -> list[NDArray[np.generic]]:
         """Zeros of the shapes that the network's outputs have, which it has to be asked for once."""
         start = time.perf_counter()
         if self._rows is None:

@@ -123,6 +123,22 @@ def compressor() -> onnx.ModelProto:
     )
 
 
+def unsaid() -> onnx.ModelProto:
+    """Picks the columns of two rows in which something is positive; says that it were always all of them."""
+    nodes = [
+        helper.make_node("ReduceMax", ["x", "axis"], ["most"], keepdims=0),
+        helper.make_node("Greater", ["most", "zero"], ["mask"]),
+        helper.make_node("Compress", ["x", "mask"], ["positive"], axis=1),
+    ]
+    return _model(
+        nodes,
+        [("x", TensorProto.FLOAT, [2, "columns"])],
+        [("positive", TensorProto.FLOAT, [2, "columns"])],
+        {"zero": np.zeros(1, np.float32), "axis": np.array([0], np.int64)},
+        None,
+    )
+
+
 def slow(rounds: int = 40) -> onnx.ModelProto:
     """As `classifier`, but each run first multiplies matrices for a while, however many images it has."""
     body = helper.make_graph(

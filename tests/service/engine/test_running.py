@@ -8,11 +8,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from service.channel import NEVER, Answer, Failure, Submit
+from service.engine import running
+from service.engine.buffers import Buffer
 from service.engine.running import Done, Work, run
-from service.engine.session import DeviceLost, Session, load
+from service.engine.session import CPU, CUDA, DeviceLost, Session, load
 from service.errors import BadTensor, RunFailed
 from service.repository import TensorSpec
 from service.slots import SPILLED, Arena, Span
@@ -23,6 +27,11 @@ U1 = np.dtype(np.uint8)
 Arrays = Sequence[NDArray[Any]]
 
 
+@pytest.fixture
+def segmenter(loaded: Callable[[onnx.ModelProto], Session]) -> Session:
+    return loaded(networks.segmenter())
+
+
 class FakeSession:
     """A network that is one function; remembers what it was given."""
 
@@ -31,9 +40,13 @@ class FakeSession:
         self.inputs = (TensorSpec("x", "float32", (None, 4), ("N", "")),)
         self.outputs = tuple(TensorSpec(f"y{number}", "float32", (None, 4), ("N", "")) for number in range(outputs))
         self.batched = batched
+        self.input_buffers = (Buffer(),)
         self.given: list[Arrays] = []
 
-    def run(self, arrays: Arrays) -> Arrays:
+    def rooms(self, arrays: Arrays, slots: object) -> Sequence[NDArray[Any] | None]:
+        return ()
+
+    def run(self, arrays: Arrays, rooms: Sequence[NDArray[Any] | None] = ()) -> Arrays:
         self.given.append(arrays)
         return self._network(arrays)
 
@@ -327,3 +340,80 @@ def test_as_many_values_as_there_are_come_back(
     (end,) = run(session, [front_end.work([given], [0], rows=1)]).ends
     (found,) = front_end.outputs(end)
     assert found.tolist() == [value for value in values if value > 0]
+
+
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small they are, outputs go where the network can put them itself."""
+    monkeypatch.setattr(running, "_LARGE", 0)
+
+
+@pytest.mark.usefixtures("always")
+def test_output_of_a_lone_request_is_written_to_its_slot_by_the_network(
+    front_end: FrontEnd, segmenter: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (1, 8, 12, 3), np.uint8)
+    rooms: list[NDArray[Any]] = []
+    real = segmenter.run
+
+    def seen(arrays: Arrays, places: Sequence[NDArray[Any] | None] = ()) -> list[NDArray[Any]]:
+        rooms.extend(room for room in places if room is not None)
+        return real(arrays, places)
+
+    monkeypatch.setattr(segmenter, "run", seen)
+    (end,) = run(segmenter, [front_end.work([image], [96, 96])]).ends
+    memory = np.frombuffer(front_end.arena.mapping.bytes_at(0, front_end.arena.nbytes), np.uint8)
+    assert [np.shares_memory(room, memory) for room in rooms] == [True, True]
+    mask, confidence = front_end.outputs(end)
+    assert (mask == image.argmax(axis=3)).all()
+    assert (confidence == image.max(axis=3)).all()
+
+
+@pytest.mark.usefixtures("always")
+def test_network_that_does_not_hold_to_its_shapes_is_answered_as_it_answers(
+    front_end: FrontEnd, loaded: Callable[[onnx.ModelProto], Session]
+) -> None:
+    session = loaded(networks.unsaid())
+    some = np.array([[1, -1, -1, 2], [3, -4, 5, 6]], np.float32)
+    for values, sure in ((abs(some), True), (some, False), (some, False)):
+        (end,) = run(session, [front_end.work([values], [32], rows=1)]).ends
+        (found,) = front_end.outputs(end)
+        assert (found == values[:, values.max(axis=0) > 0]).all()
+        assert session.sure is sure
+
+
+@pytest.mark.usefixtures("always")
+def test_failing_network_is_not_taken_for_one_that_does_not_hold_to_its_shapes(
+    front_end: FrontEnd, segmenter: Session
+) -> None:
+    wrong = np.zeros((1, 8, 12, 4), np.uint8)  # a channel too many
+    (end,) = run(segmenter, [front_end.work([wrong], [96, 96])]).ends
+    assert isinstance(end.record, Failure)
+    assert segmenter.sure
+
+
+@pytest.mark.parametrize("provider", [CPU, CUDA])  # on CUDA, outputs of a batch have memory that is used again, too
+@pytest.mark.usefixtures("always")
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 4), st.integers(1, 3), st.lists(st.integers(1, 3), min_size=1, max_size=4)),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_nobody_sees_a_byte_of_another_batch(
+    segmenter: Session, provider: str, batches: list[tuple[int, int, list[int]]]
+) -> None:
+    """Batches of many shapes and sizes one after another in the same memory: each answer is that of a fresh run."""
+    segmenter.provider = provider
+    front_end, random = FrontEnd(), np.random.default_rng(len(batches))
+    for height, width, requests in batches:
+        images = [random.integers(0, 256, (rows, 4 * height, 4 * width, 3), np.uint8) for rows in requests]
+        sizes = [len(image) * 16 * height * width for image in images]
+        ran = run(segmenter, [front_end.work([image], [size, size]) for image, size in zip(images, sizes, strict=True)])
+        for image, end in zip(images, ran.ends, strict=True):
+            mask, confidence = front_end.outputs(end)
+            assert (mask == image.argmax(axis=3)).all()
+            assert (confidence == image.max(axis=3)).all()
+    os.close(front_end.arena.descriptor)

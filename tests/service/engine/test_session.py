@@ -324,6 +324,9 @@ class FailingDevice:
     def get_providers(self) -> list[str]:
         return [self._provider, CPU]
 
+    def run(self, names: object, arrays: object) -> None:
+        raise RuntimeError(self._fault)
+
     def run_with_iobinding(self, binding: object) -> None:
         raise RuntimeError(self._fault)
 

@@ -1,0 +1,73 @@
+"""Memory for batches that is used again: one piece for each input and output of a session, as large as the largest
+batch so far. On CUDA it is page-locked, so that the device copies from it and to it without a copy of the driver's."""
+
+import mmap
+import re
+from collections.abc import Callable
+from ctypes import CDLL, c_int, c_size_t, c_uint, c_void_p
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pin = Callable[[int, int, bool], bool]  # (address, bytes, whether or no longer) -> whether it could
+
+_MAPS = Path("/proc/self/maps")  # the libraries that this process has loaded, among others
+_RUNTIME = re.compile(r"\S*/libcudart\S*\.so\S*$", re.MULTILINE)
+_FOR_EVERY_CONTEXT = 1  # cudaHostRegisterPortable
+
+
+class Buffer:
+    """One tensor's memory. It grows and never shrinks; whoever has a view of it has the bytes of the last batch."""
+
+    def __init__(self, pin: Pin | None = None) -> None:
+        self._pin = pin
+        self._pinned = False
+        self._bytes: NDArray[np.uint8] = np.empty(0, np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._bytes)
+
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
+        """A tensor at the start of it, with whatever bytes are there. Views given before may show other bytes now."""
+        nbytes = dtype.itemsize
+        for side in shape:
+            nbytes *= side
+        if nbytes > len(self._bytes):
+            self._grow(nbytes)
+        return np.ndarray(shape, dtype, buffer=self._bytes)
+
+    def release(self) -> None:
+        """The memory is no longer page-locked. Has to be called before it goes."""
+        if self._pin is not None and self._pinned:
+            self._pin(self._bytes.ctypes.data, len(self._bytes), False)
+            self._pinned = False
+
+    def _grow(self, nbytes: int) -> None:
+        self.release()
+        size = 1 << (max(nbytes, mmap.PAGESIZE) - 1).bit_length()
+        # A mapping of its own: whole pages, which nothing else lies in, can be locked.
+        self._bytes = np.frombuffer(mmap.mmap(-1, size), np.uint8)
+        if self._pin is not None:
+            self._pinned = self._pin(self._bytes.ctypes.data, size, True)
+
+
+def page_lock(device: int, maps: Path = _MAPS, open_library: Callable[[str], CDLL] = CDLL) -> Pin | None:
+    """What locks memory for a CUDA device: the runtime that onnxruntime has loaded. None where there is none."""
+    found = _RUNTIME.search(maps.read_text())
+    if found is None:
+        return None
+    runtime = open_library(found[0])
+    runtime.cudaSetDevice.argtypes = [c_int]
+    runtime.cudaHostRegister.argtypes = [c_void_p, c_size_t, c_uint]
+    runtime.cudaHostUnregister.argtypes = [c_void_p]
+
+    def pin(address: int, nbytes: int, locked: bool) -> bool:
+        # What cannot be locked (there is a limit to it) is used as it is: slower, and nothing else.
+        if runtime.cudaSetDevice(device) != 0:
+            return False
+        if locked:
+            return bool(runtime.cudaHostRegister(address, nbytes, _FOR_EVERY_CONTEXT) == 0)
+        return bool(runtime.cudaHostUnregister(address) == 0)
+
+    return pin
