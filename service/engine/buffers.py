@@ -3,6 +3,7 @@ batch so far. On CUDA it is page-locked, so that the device copies from it and t
 
 import mmap
 import re
+import weakref
 from collections.abc import Callable
 from ctypes import CDLL, c_int, c_size_t, c_uint, c_void_p
 from pathlib import Path
@@ -22,7 +23,7 @@ class Buffer:
 
     def __init__(self, pin: Pin | None = None) -> None:
         self._pin = pin
-        self._pinned = False
+        self._unlock: weakref.finalize[..., Buffer] | None = None
         self._bytes: NDArray[np.uint8] = np.empty(0, np.uint8)
 
     def __len__(self) -> int:
@@ -37,19 +38,15 @@ class Buffer:
             self._grow(nbytes)
         return np.ndarray(shape, dtype, buffer=self._bytes)
 
-    def release(self) -> None:
-        """The memory is no longer page-locked. Has to be called before it goes."""
-        if self._pin is not None and self._pinned:
-            self._pin(self._bytes.ctypes.data, len(self._bytes), False)
-            self._pinned = False
-
     def _grow(self, nbytes: int) -> None:
-        self.release()
+        if self._unlock is not None:
+            self._unlock()
         size = 1 << (max(nbytes, mmap.PAGESIZE) - 1).bit_length()
         # A mapping of its own: whole pages, which nothing else lies in, can be locked.
         self._bytes = np.frombuffer(mmap.mmap(-1, size), np.uint8)
-        if self._pin is not None:
-            self._pinned = self._pin(self._bytes.ctypes.data, size, True)
+        address = self._bytes.ctypes.data
+        if self._pin is not None and self._pin(address, size, True):
+            self._unlock = weakref.finalize(self, self._pin, address, size, False)  # before the memory goes
 
 
 def page_lock(device: int, maps: Path = _MAPS, open_library: Callable[[str], CDLL] = CDLL) -> Pin | None:

@@ -87,9 +87,8 @@ def test_cuda_memory_is_locked_while_it_is_used(maps: Path) -> None:
     assert set(runtime.devices) == {3}
     larger = buffer.array((5000,), U1).ctypes.data
     assert runtime.locked == {larger: 8192}
-    buffer.release()
+    del buffer
     assert runtime.locked == {}
-    buffer.release()  # once more does no harm
 
 
 def test_memory_that_cannot_be_locked_is_used_as_it_is(maps: Path) -> None:
@@ -97,7 +96,6 @@ def test_memory_that_cannot_be_locked_is_used_as_it_is(maps: Path) -> None:
     buffer = Buffer(lock(maps, runtime))
     assert buffer.array((5000,), U1).nbytes == 5000
     assert runtime.locked == {}
-    buffer.release()
 
 
 def test_nothing_is_locked_where_there_is_no_cuda_runtime(tmp_path: Path) -> None:
