@@ -21,16 +21,18 @@ __all__ = ["Batch", "Batcher", "Decision", "Key", "Limits", "Request"]
 _GAP_WEIGHT = 0.1  # of the newest gap between arrivals in the moving average
 _LONG_GAP_WEIGHT = 0.01
 _MEMORY = 0.1  # seconds for which overlapping callers are remembered
+_ROUNDING = 1e-9  # a third of a device, three times, fills it
 _MOST_QUEUES = 1024  # whose run times are remembered; clients may send any number of sizes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Requests to run together, what is due first first. It should end at `ends`."""
+    """Requests to run together, what is due first first. It should end at `ends`, and takes its share of a lane."""
 
     key: Key
     requests: list[Request]
     ends: float
+    share: float
 
     @property
     def rows(self) -> int:
@@ -84,7 +86,10 @@ class _Callers:
 
 
 class Batcher:
-    """All queues of one device, which runs up to `lanes` batches at once. One writer: the engine's loop."""
+    """All queues of one device, which runs batches on `lanes` lanes at once: one batch in a lane, or as many as its
+    model has instances, each of which takes that share of it. So a model never runs more batches than it has instances
+    for, and one whose only session uses every core runs alone. One writer: the engine's loop.
+    """
 
     def __init__(self, lanes: int = 1) -> None:
         self._lanes = lanes
@@ -95,6 +100,7 @@ class Batcher:
         self._rows: Counter[str] = Counter()  # that wait, by model
         self._callers: dict[str, _Callers] = {}  # by model
         self._running: list[Batch] = []
+        self._room = float(lanes)  # that no running batch takes
         self._arrivals = 0
 
     def __len__(self) -> int:
@@ -156,10 +162,12 @@ class Batcher:
     def next(self, now: float) -> Decision:
         """What to do now. A batch that is handed out is running until `ended` is called with it."""
         late = self._expired(now)
-        while len(self._running) < self._lanes and self._active:
+        while self._room > _ROUNDING and self._active:
             queue, close_at = self._candidate(now)
             if queue is None:
                 return Decision(late, None, min(close_at, self._first_deadline()))
+            if queue.share > self._room + _ROUNDING:
+                break  # its turn comes when others have ended: smaller ones in its place could keep it waiting for ever
             taken = POLICIES[queue.limits.policy].take(queue, now)
             self._left(queue, (*taken.late, *taken.batch))
             late += taken.late
@@ -170,6 +178,7 @@ class Batcher:
     def ended(self, batch: Batch, runs: Sequence[tuple[int, float]]) -> None:
         """A batch has run, in one run or in several: (rows, seconds from gather to scatter) of each."""
         self._running.remove(batch)
+        self._room = self._lanes - sum(other.share for other in self._running)
         queue = self._queues.get(batch.key)
         if queue is not None:
             for rows, seconds in runs:
@@ -206,19 +215,21 @@ class Batcher:
 
     def _start(self, queue: Queue, requests: list[Request], now: float) -> Batch:
         self._queues[queue.key] = self._queues.pop(queue.key)  # what has run last stands last
-        batch = Batch(queue.key, requests, now + queue.times.bound(sum(request.rows for request in requests)))
+        ends = now + queue.times.bound(sum(request.rows for request in requests))
+        batch = Batch(queue.key, requests, ends, queue.share)
         self._running.append(batch)
+        self._room -= queue.share
         return batch
 
     def _admit(self, queue: Queue, request: Request, due: float, callers: _Callers, now: float) -> None:
         """Raises PredictedLate."""
-        free = max(now, min(batch.ends for batch in self._running)) if len(self._running) >= self._lanes else now
+        free = self._free(queue.share, now)
         size, others = queue.batch_size, 0.0
         for other in self._active.values():
             if other is not queue and other.due < due:
                 others += other.work(other.rows)
         batches, rest = divmod(queue.rows_ahead(due), size)
-        start = free + (others + batches * queue.times.bound(size)) / self._lanes
+        start = free + (others + batches * queue.times.bound(size) * queue.share) / self._lanes
         # Whoever comes before its batch starts will be in it.
         company = callers.within(start - now)
         finish = start + queue.times.bound(max(int(min(size, rest + request.rows + company)), request.rows))
@@ -232,6 +243,16 @@ class Batcher:
                 f"model {queue.key.model!r} would answer {1000 * excess:.1f} ms after the deadline",
                 retry_after=_hint(excess),
             )
+
+    def _free(self, share: float, now: float) -> float:
+        """When the running batches leave such a share of a lane."""
+        room = self._room
+        for batch in sorted(self._running, key=lambda batch: batch.ends):
+            if room >= share - _ROUNDING:
+                break
+            room += batch.share
+            now = max(now, batch.ends)
+        return now
 
     def _expired(self, now: float) -> list[Request]:
         gone = []

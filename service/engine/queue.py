@@ -30,6 +30,7 @@ class Limits:
     max_queue: int  # rows that may wait
     objective: float = 0.1  # a request without a deadline is due so long after its arrival
     policy: PolicyName = "deferred"
+    instances: int = 1  # sessions of the network: so many of its batches fill the device
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,11 @@ class Queue:
     def due(self) -> float:
         """When the first is due; inf where nothing waits."""
         return self._places[0].due if self._places else math.inf
+
+    @property
+    def share(self) -> float:
+        """What a batch takes of the device while it runs."""
+        return 1 / self.limits.instances
 
     def first(self, count: int) -> list[Request]:
         """The next so many, which stay."""
@@ -156,7 +162,7 @@ class Queue:
         self.batch_size = max(1, self.times.efficient(most))
 
     def work(self, rows: int) -> float:
-        """Seconds of the device for so many rows."""
+        """Seconds of the whole device for so many rows."""
         size = self.batch_size
         batches, rest = divmod(rows, size)
-        return batches * self.times.bound(size) + (self.times.bound(rest) if rest else 0.0)
+        return self.share * (batches * self.times.bound(size) + (self.times.bound(rest) if rest else 0.0))

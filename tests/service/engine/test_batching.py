@@ -6,6 +6,7 @@ import random
 import weakref
 from collections import Counter
 from collections.abc import Hashable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 
@@ -240,6 +241,48 @@ def test_several_batches_run_at_once_where_there_are_lanes_for_them() -> None:
     assert batcher.next(0.0).batch is None
     batcher.ended(first, [])
     assert run(batcher) == [2]
+
+
+def test_model_runs_as_many_batches_at_once_as_it_has_instances() -> None:
+    limits = replace(LIMITS, instances=3)
+    batcher = profiled(FLAT, limits)
+    fill(batcher, *(request(number) for number in range(5)), limits=limits)
+    batches = [batcher.next(0.0).batch for _ in range(4)]
+    assert [batch is not None for batch in batches] == [True, True, True, False]
+    assert batches[1] is not None
+    batcher.ended(batches[1], [])
+    assert [batcher.next(0.0).batch is not None for _ in range(2)] == [True, False]
+
+
+def test_model_whose_only_session_uses_every_core_runs_alone() -> None:
+    two, one = replace(LIMITS, instances=2), LIMITS
+    batcher = Batcher()
+    for key, limits in ((KEY, two), (OTHER, one)):
+        batcher.measured(key, limits, FLAT)
+    fill(batcher, request("first"), limits=two)
+    running = batcher.next(0.0).batch
+    assert running is not None
+    fill(batcher, request("alone", deadline=0.05), key=OTHER, limits=one)
+    fill(batcher, request("late comer", deadline=5.0), limits=two)
+    assert run(batcher) == []  # the one that is due first waits for both halves, and nobody slips in before it
+    batcher.ended(running, [])
+    alone = batcher.next(0.0).batch
+    assert alone is not None
+    assert [each.id for each in alone.requests] == ["alone"]
+    assert run(batcher) == []
+    batcher.ended(alone, [])
+    assert run(batcher) == ["late comer"]
+
+
+def test_admission_counts_on_every_instance() -> None:
+    """Images of 6 ms each, which have 18.5 ms: of two instances, each is reckoned to be half of the device."""
+    for instances, admitted in ((1, 3), (2, 5)):
+        limits = replace(LIMITS, max_batch_size=1, instances=instances)
+        batcher = profiled(FLAT, limits)
+        with suppress(PredictedLate):
+            for number in range(10):
+                fill(batcher, request(number, deadline=0.0185), limits=limits)
+        assert len(batcher) == admitted
 
 
 # What goes into it
@@ -730,11 +773,16 @@ class World:
     KEYS = (KEY, WIDE, OTHER, Key("model", 2, KEY.shape))
     LIMITS = Limits(max_batch_size=16, max_queue_delay=0.004, max_queue=64)
 
-    def __init__(self, seed: int, requests: int, load: float, policy: PolicyName = "deferred", lanes: int = 1) -> None:
+    def __init__(
+        self, seed: int, requests: int, load: float, policy: PolicyName = "deferred", lanes: int = 1, instances: int = 1
+    ) -> None:
         self._random = random.Random(seed)
         self._requests = requests
         self._gap = 0.0006 / load / lanes  # seconds between arrivals; a full batch of 16 takes 9.4 ms
         self._limits = replace(self.LIMITS, policy=policy)
+        self._instances = {"model": 1, "other": instances}
+        self._busy: Counter[str] = Counter()
+        self._lanes = lanes
         self._batcher = Batcher(lanes)
         self.alive: dict[Hashable, tuple[Key, Request]] = {}
         self.ended: Counter[str] = Counter()
@@ -749,6 +797,7 @@ class World:
             now, _, event = heapq.heappop(events)
             turns += 1
             if isinstance(event, Batch):
+                self._busy[event.key.model] -= 1
                 self._batcher.ended(event, [(event.rows, self._seconds(event.rows))])
             elif event == "arrival":
                 self._arrive(arrived, now)
@@ -797,7 +846,8 @@ class World:
         one = Request(number, source, rows, now, deadline, low_priority=choose.random() < 0.1)
         self._batcher.expect(key.model, source, choose.choice((0, 0, 1, 3)), choose.choice((1, 1, 2, 9)), now)
         try:
-            self._batcher.add(key, one, self._limits, now)
+            limits = replace(self._limits, instances=self._instances[key.model])
+            self._batcher.add(key, one, limits, now)
             self.alive[number] = (key, one)
         except ConvoyError as error:
             self.ended[error.reason] += 1
@@ -812,6 +862,9 @@ class World:
 
     def _take(self, batch: Batch, now: float) -> None:
         assert batch.requests
+        self._busy[batch.key.model] += 1
+        shares = sum(busy / self._instances[model] for model, busy in self._busy.items())
+        assert shares <= self._lanes + 1e-9
         assert batch.rows <= self._limits.max_batch_size or len(batch.requests) == 1
         self.sizes.append(batch.rows)
         for one in batch.requests:
@@ -845,9 +898,9 @@ def test_wait_is_bounded_by_the_queue_whatever_the_load(world: World) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("lanes", [1, 3])
-def test_every_request_ends_exactly_once_under_every_policy(policy: PolicyName, lanes: int) -> None:
-    made = World(seed=5, requests=4_000, load=1.2, policy=policy, lanes=lanes)
+@pytest.mark.parametrize(("lanes", "instances"), [(1, 1), (3, 1), (1, 3)])
+def test_every_request_ends_exactly_once_under_every_policy(policy: PolicyName, lanes: int, instances: int) -> None:
+    made = World(seed=5, requests=4_000, load=1.2, policy=policy, lanes=lanes, instances=instances)
     made.run()
     made.check_counters()
     assert not made.alive
