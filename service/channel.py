@@ -279,11 +279,6 @@ class Wire:
             self._loop.remove_writer(self._channel.socket)
 
 
-def channel_pair() -> tuple[socket.socket, socket.socket]:
-    """The two ends that a Channel speaks over."""
-    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-
-
 def _descriptors_of(record: Record) -> int:
     match record:
         case Hello() | Table():

@@ -2,7 +2,6 @@
 
 import difflib
 import importlib
-import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -58,7 +57,9 @@ def run(arguments: Sequence[str]) -> int:
         print(_overview())
         return 0
     if name == "--version":
-        print(f"convoy {importlib.metadata.version('convoy')}")
+        from importlib.metadata import version  # noqa: PLC0415  no other command waits for it
+
+        print(f"convoy {version('convoy')}")
         return 0
     if name not in COMMANDS:
         return _refuse("convoy", _unknown(name))

@@ -9,6 +9,8 @@ import msgspec
 
 from service.config import Config
 
+METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # in the environment: prometheus_client reads it when it is imported
+
 _MAX_MESSAGE = 65_536
 
 
@@ -37,6 +39,11 @@ class Status(msgspec.Struct, frozen=True, tag=True):
     listening: bool
     ready: bool
     reason: str
+
+
+def channel_pair() -> tuple[socket.socket, socket.socket]:
+    """Two ends, of which each packet leaves the other as it came: for messages to the supervisor, and for a Channel."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
 Message = Start | Link | Drain | Status

@@ -5,7 +5,7 @@ supervisor adds them up when it is scraped. So the sums are exact over all proce
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -15,9 +15,9 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
-DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus_client when a process imports it
+from service.control import METRICS_DIRECTORY
 
-if DIRECTORY_VARIABLE in os.environ:
+if METRICS_DIRECTORY in os.environ:
     # Else it asks the kernel for the process id at every increment, in case of a fork: none of our processes forks.
     _PROCESS_ID = os.getpid()
     values.ValueClass = values.MultiProcessValue(lambda: _PROCESS_ID)  # type: ignore[no-untyped-call]
@@ -94,29 +94,28 @@ def collect(directory: Path) -> list[Metric]:
 class ServerCollector(Collector):
     """All processes' metrics, the restarts that the supervisor counts, and Triton's names beside them."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, restarts: Mapping[str, int]) -> None:
         self._directory = directory
-        self.restarts = {"engine": 0, "frontend": 0}
+        self._restarts = restarts
 
     def collect(self) -> Iterator[Metric]:
         families = collect(self._directory)
         yield from families
         restarts = CounterMetricFamily(
-            "convoy_engine_restarts", "Engines started again after one ended unasked.", self.restarts["engine"]
+            "convoy_engine_restarts", "Engines started again after one ended unasked.", self._restarts["engine"]
         )
         yield restarts
         yield CounterMetricFamily(
-            "convoy_frontend_restarts", "Front ends started again after one ended unasked.", self.restarts["frontend"]
+            "convoy_frontend_restarts", "Front ends started again after one ended unasked.", self._restarts["frontend"]
         )
         yield from _triton_names(statistics(families))
 
 
-def registry(directory: Path) -> tuple[CollectorRegistry, ServerCollector]:
-    """What the supervisor exposes, and the collector behind it."""
-    collector = ServerCollector(directory)
+def registry(directory: Path, restarts: Mapping[str, int]) -> CollectorRegistry:
+    """What the supervisor exposes; it counts `restarts` itself, by kind of process."""
     result = CollectorRegistry()
-    result.register(collector)
-    return result, collector
+    result.register(ServerCollector(directory, restarts))
+    return result
 
 
 @dataclass(slots=True)

@@ -1,26 +1,23 @@
-"""Starts, watches, restarts and drains a server's processes; answers /livez, /readyz and /metrics over HTTP."""
+"""Starts, watches, restarts and drains a server's processes.
+
+What it imports delays them all. So it imports little; what answers over HTTP follows once they have been started.
+"""
 
 import asyncio
 import errno
-import json
 import logging
 import os
 import signal
 import socket
 import sys
 import tempfile
-import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Literal
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-
-from service import control, machine, metrics
-from service.channel import channel_pair
+from service import control, machine
 from service.config import Config, ServerConfig
 from service.errors import BadConfig
 
@@ -32,7 +29,6 @@ _MODULES: dict[Kind, str] = {"engine": "service.engine.main", "frontend": "servi
 _BACKOFF = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds before another start, by how many came in quick succession
 _STEADY = 30.0  # seconds after which a process counts as one that runs
 _LAST_GRACE = 3.0  # seconds beyond the front ends' own grace, after which they are killed
-_SCRAPE_TIMEOUT = 10  # seconds that an HTTP client may take for its request
 _STARTING = control.Status(listening=False, ready=False, reason="starting")
 
 
@@ -66,7 +62,8 @@ class Supervisor:
         self._repository = repository
         self._addresses = sockets.addresses
         self._directory = directory
-        self._registry, self._collector = metrics.registry(directory)
+        self._sockets = sockets
+        self._restarts = {"engine": 0, "frontend": 0}
         self._children: dict[int, Child] = {}
         self._numbers = 0
         self._quick_ends: dict[Kind, int] = {"engine": 0, "frontend": 0}
@@ -76,7 +73,6 @@ class Supervisor:
         self._was_ready = False
         self._loop = asyncio.get_running_loop()
         self._watchers: set[asyncio.Task[None]] = set()
-        self._serve_http(sockets)
 
     async def serve(self) -> int:
         """Run until a signal; the exit code."""
@@ -90,6 +86,7 @@ class Supervisor:
             await self._start("engine")
             for _ in range(self._front_ends):
                 await self._start("frontend")
+        await asyncio.to_thread(self._serve_http)
         await stopping.wait()
         return await self._drain()
 
@@ -108,6 +105,11 @@ class Supervisor:
     def _children_of(self, kind: Kind) -> list[Child]:
         return [child for child in list(self._children.values()) if child.kind == kind]
 
+    def _serve_http(self) -> None:
+        from service import http  # noqa: PLC0415  see above
+
+        http.serve(self._sockets.http, self._sockets.metrics, self.ready, self._directory, self._restarts)
+
     def _on_signal(self, stopping: asyncio.Event) -> None:
         if stopping.is_set():
             log.warning("second signal: ending at once")
@@ -118,9 +120,9 @@ class Supervisor:
         stopping.set()
 
     async def _start(self, kind: Kind) -> None:
-        ours, theirs = channel_pair()
+        ours, theirs = control.channel_pair()
         self._numbers += 1
-        environment = {**os.environ, metrics.DIRECTORY_VARIABLE: str(self._directory)}
+        environment = {**os.environ, control.METRICS_DIRECTORY: str(self._directory)}
         # spawn, not fork: gRPC's and onnxruntime's threads do not survive a fork. A session of its own keeps a
         # terminal's Ctrl-C away from it.
         process = await asyncio.create_subprocess_exec(
@@ -156,7 +158,7 @@ class Supervisor:
         if one.kind == other.kind:
             return
         engine, front_end = (one, other) if one.kind == "engine" else (other, one)
-        engine_end, front_end_end = channel_pair()
+        engine_end, front_end_end = control.channel_pair()
         with engine_end, front_end_end, suppress(OSError):  # one of the two has died: its successor gets another
             control.send(engine.channel, control.Link(front_end.number), engine_end.fileno())
             control.send(front_end.channel, control.Link(front_end.number), front_end_end.fileno())
@@ -182,6 +184,8 @@ class Supervisor:
         self._loop.remove_reader(child.channel)
         child.channel.close()
         del self._children[child.number]
+        from service import metrics  # noqa: PLC0415  see above
+
         metrics.forget_process(child.process.pid, self._directory)
         if not self._wanted(child.kind):
             return
@@ -191,7 +195,7 @@ class Supervisor:
         delay = _BACKOFF[min(quick, len(_BACKOFF) - 1)]
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         log.error("%s %d ended with %s; another starts in %g s", child.kind, child.process.pid, how, delay)
-        self._collector.restarts[child.kind] += 1
+        self._restarts[child.kind] += 1
         settled = False
         while not settled:
             await asyncio.sleep(delay)
@@ -245,60 +249,6 @@ class Supervisor:
                 child.process.kill()
                 await child.process.wait()
         return not late and all(child.process.returncode == 0 for child in children)
-
-    def _serve_http(self, sockets: "Sockets") -> None:
-        for listener, handler in (
-            (sockets.http, _health_handler(self)),
-            (sockets.metrics, _metrics_handler(self._registry)),
-        ):
-            server = ThreadingHTTPServer(listener.getsockname()[:2], handler, bind_and_activate=False)
-            server.socket.close()
-            server.socket = listener
-            server.daemon_threads = True
-            threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
-
-
-class _Handler(BaseHTTPRequestHandler):
-    timeout = _SCRAPE_TIMEOUT
-    server_version = "convoy"
-    sys_version = ""
-
-    def answer(self, status: int, content_type: str, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
-        log.debug("http: " + format, *args)
-
-
-def _health_handler(supervisor: Supervisor) -> type[_Handler]:
-    class Handler(_Handler):
-        def do_GET(self) -> None:
-            match self.path.partition("?")[0]:
-                case "/livez":
-                    self.answer(200, "application/json", b'{"live": true}\n')
-                case "/readyz":
-                    ready, reason = supervisor.ready()
-                    body = json.dumps({"ready": ready, **({"reason": reason} if reason else {})}) + "\n"
-                    self.answer(200 if ready else 503, "application/json", body.encode())
-                case _:
-                    self.answer(404, "text/plain", b"not found: want /livez or /readyz\n")
-
-    return Handler
-
-
-def _metrics_handler(registry: CollectorRegistry) -> type[_Handler]:
-    class Handler(_Handler):
-        def do_GET(self) -> None:
-            if self.path.partition("?")[0] == "/metrics":
-                self.answer(200, CONTENT_TYPE_LATEST, generate_latest(registry))
-            else:
-                self.answer(404, "text/plain", b"not found: want /metrics\n")
-
-    return Handler
 
 
 class Sockets:

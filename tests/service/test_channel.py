@@ -27,8 +27,8 @@ from service.channel import (
     Table,
     Times,
     Wire,
-    channel_pair,
 )
+from service.control import channel_pair
 from service.errors import (
     BadMetadata,
     BadTensor,

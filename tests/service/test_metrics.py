@@ -12,7 +12,7 @@ from prometheus_client import generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from service import metrics
+from service.control import METRICS_DIRECTORY
 from service.metrics import Duration, collect, forget_process, registry, statistics
 
 # A process counts what its arguments say, tells that it has, and ends when its input does.
@@ -46,7 +46,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     def begin(batches: int, depth: int, moment: float) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, "-c", COUNTING, str(batches), str(depth), str(moment)],
-            env={**os.environ, metrics.DIRECTORY_VARIABLE: str(tmp_path)},
+            env={**os.environ, METRICS_DIRECTORY: str(tmp_path)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -119,8 +119,7 @@ def test_statistics_are_the_metrics_read_back(tmp_path: Path, start: Start) -> N
 
 def test_statistics_and_tritons_names_agree_with_what_is_scraped(tmp_path: Path, start: Start) -> None:
     start(3, 0, 100.0)
-    exposed, collector = registry(tmp_path)
-    collector.restarts["engine"] = 2
+    exposed = registry(tmp_path, {"engine": 2, "frontend": 0})
     text = generate_latest(exposed).decode()
     families = list(text_string_to_metric_families(text))
     assert value(families, "convoy_engine_restarts_total") == 2

@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from service import metrics
 from service.client import Client, ServerError
+from service.control import METRICS_DIRECTORY
 from service.pb import inference_pb2 as pb
 from tests.service import networks
 from tests.service.calls import method
@@ -76,7 +77,7 @@ def test_both_front_ends_had_a_part_in_it(counted: Server) -> None:
 def _counting_processes(server: Server) -> int:
     """The engine and the front ends that have counted something."""
     environment = Path(f"/proc/{server.children()['engine']}/environ").read_bytes().decode().split("\0")
-    directory = dict(entry.partition("=")[::2] for entry in environment)[metrics.DIRECTORY_VARIABLE]
+    directory = dict(entry.partition("=")[::2] for entry in environment)[METRICS_DIRECTORY]
     return len(list(Path(directory).glob("histogram_*.db")))
 
 

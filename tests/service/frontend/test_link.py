@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.channel import NEVER, Answer, Cancel, Channel, Failure, Hello, Record, Submit, Times, channel_pair
+from service.channel import NEVER, Answer, Cancel, Channel, Failure, Hello, Record, Submit, Times
 from service.channel import Table as TableRecord
+from service.control import channel_pair
 from service.errors import ModelUnavailable, RunFailed
 from service.frontend import link as links
 from service.frontend.link import EngineLink, WayBack

@@ -1,0 +1,84 @@
+"""What the supervisor answers over HTTP: /livez and /readyz on one port, /metrics on another."""
+
+import json
+import logging
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from service import metrics
+
+log = logging.getLogger(__name__)
+
+_TIMEOUT = 10  # seconds that a client may take for its request
+
+
+def serve(
+    health: socket.socket,
+    scrapes: socket.socket,
+    ready: Callable[[], tuple[bool, str]],
+    directory: Path,
+    restarts: Mapping[str, int],
+) -> None:
+    """Answer on two listening sockets, in threads of their own, as long as the process lives.
+
+    ready      whether the server wants requests, and if not why; called in those threads
+    directory  where the processes count
+    restarts   of processes, by kind, as the supervisor counts them
+    """
+    for listener, handler in (
+        (health, _health_handler(ready)),
+        (scrapes, _metrics_handler(metrics.registry(directory, restarts))),
+    ):
+        server = ThreadingHTTPServer(listener.getsockname()[:2], handler, bind_and_activate=False)
+        server.socket.close()
+        server.socket = listener
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = _TIMEOUT
+    server_version = "convoy"
+    sys_version = ""
+
+    def answer(self, status: int, content_type: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
+        log.debug("http: " + format, *args)
+
+
+def _health_handler(ready: Callable[[], tuple[bool, str]]) -> type[_Handler]:
+    class Handler(_Handler):
+        def do_GET(self) -> None:
+            match self.path.partition("?")[0]:
+                case "/livez":
+                    self.answer(200, "application/json", b'{"live": true}\n')
+                case "/readyz":
+                    is_ready, reason = ready()
+                    body = json.dumps({"ready": is_ready, **({"reason": reason} if reason else {})}) + "\n"
+                    self.answer(200 if is_ready else 503, "application/json", body.encode())
+                case _:
+                    self.answer(404, "text/plain", b"not found: want /livez or /readyz\n")
+
+    return Handler
+
+
+def _metrics_handler(registry: CollectorRegistry) -> type[_Handler]:
+    class Handler(_Handler):
+        def do_GET(self) -> None:
+            if self.path.partition("?")[0] == "/metrics":
+                self.answer(200, CONTENT_TYPE_LATEST, generate_latest(registry))
+            else:
+                self.answer(404, "text/plain", b"not found: want /metrics\n")
+
+    return Handler
