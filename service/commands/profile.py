@@ -1,5 +1,7 @@
 """`convoy profile`: what batches of a model take on this machine, and which sizes will be used."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,14 +10,18 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from service import buckets
+from service.buckets import Size
 from service.commands.options import Json
 from service.commands.terminal import bar, console, milliseconds
+from service.config import BatchingConfig, LimitsConfig, ModelConfig
 from service.engine import profile as profiles
 from service.engine import profiling
 from service.engine.profile import Profile
 from service.engine.run_times import RunTimes
-from service.engine.session import load
-from service.errors import BadModelFile, UnknownModel
+from service.engine.session import Session, load
+from service.errors import BadConfig, BadModelFile, UnknownModel
+from service.frontend.preprocess import input_size
 from service.repository import MODEL_FILE, choose, model_file, scan
 
 _COLUMNS = 24  # of the longest bar
@@ -38,23 +44,27 @@ def profile(
     objective: Annotated[
         float, typer.Option("--objective", metavar="SECONDS", min=0.0001, help="How soon answers should come.")
     ] = 0.1,
+    size: Annotated[
+        list[str] | None,
+        typer.Option("--size", metavar="HxW", help="Of images, where the model takes any; repeat it for several."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure what batches of a model take here, and say which sizes will be used, and why."""
-    file = _file(model, repository)
+    file, settings = _find(model, repository)
     session = load(file, provider, device, threads)
-    if session.document is None or session.document.takes.free:
-        raise BadModelFile(f"{model} takes inputs of any size: its batches are measured while it serves")
     machine = profiles.machine(file, session.provider, device, threads)
-    made = profiling.measure(session, machine, max_batch_size if session.batched else 1)
+    largest = _largest(model, session, settings, size or [], max_batch_size)
+    made = [profiling.measure(session, machine, shape, most) for shape, most in largest.items()]
     if json:
         print(msgspec.json.encode(made).decode())
         return
-    shape = "x".join(map(str, made.shape))
     terminal = console()
-    terminal.print(f"{model} on {machine.device}, {machine.threads} threads, {made.dtype} {shape}")
-    terminal.print(_table(made, chosen(made, objective)))
-    terminal.print(why(made, objective))
+    for each in made:
+        shape = "x".join(map(str, each.shape))
+        terminal.print(f"{model} on {machine.device}, {machine.threads} threads, {each.dtype} {shape}")
+        terminal.print(_table(each, chosen(each, objective)))
+        terminal.print(why(each, objective))
 
 
 def chosen(made: Profile, objective: float) -> int:
@@ -93,9 +103,43 @@ def _table(made: Profile, size: int) -> Table:
     return table
 
 
-def _file(model: str, repository: Path) -> Path:
+def _largest(
+    model: str, session: Session, settings: ModelConfig, sizes: Sequence[str], most: int
+) -> dict[tuple[int, ...], int]:
+    """The shapes to measure, and the largest batch to try of each."""
+    document = session.document
+    if document is None:
+        raise BadModelFile(f"{model} does not say what it takes: its batches are measured while it serves")
+    free = document.input is not None and document.input.fit == "pad"
+    if sizes and not free:
+        raise BadModelFile(f"--size {sizes[0]}: {model} does not take images of any size, want no --size")
+    limits, batching = LimitsConfig(), BatchingConfig()
+    own = buckets.configured("none", settings.buckets, document, limits.max_input_pixels)
+    wanted = [input_size(document.image, *_parsed(text)) for text in sizes] or own
+    found = profiling.shapes(document, wanted, most if session.batched else 1, batching.max_batch_pixels)
+    if not found:
+        say = (
+            "say which with --size HxW, or with buckets in its model.toml"
+            if free
+            else "its batches are measured while it serves"
+        )
+        raise BadModelFile(f"{model} takes inputs of any size: {say}")
+    return found
+
+
+def _parsed(text: str) -> Size:
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    height, width = map(int, match.groups()) if match else (0, 0)
+    most = LimitsConfig().max_input_pixels
+    if not 1 <= height * width <= most:
+        raise BadConfig(f"--size {text!r}, want HEIGHTxWIDTH such as 256x320, at most {most} pixels")
+    return height, width
+
+
+def _find(model: str, repository: Path) -> tuple[Path, ModelConfig]:
+    """The file, and what its model does differently."""
     if model.endswith(".onnx"):
-        return Path(model)
+        return Path(model), ModelConfig()
     if not repository.is_dir():
         raise UnknownModel(f"there is no model repository {str(repository)!r}: say where it is with --repository DIR")
     listings = scan(repository)
@@ -103,4 +147,4 @@ def _file(model: str, repository: Path) -> Path:
     if version is None:
         names = ", ".join(sorted(listings)) or "none"
         raise UnknownModel(f"no model {model!r} with a {MODEL_FILE} in {str(repository)!r}, which has: {names}")
-    return model_file(repository, model, version)
+    return model_file(repository, model, version), listings[model].config

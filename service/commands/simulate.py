@@ -123,14 +123,21 @@ def _policies(names: list[str]) -> list[PolicyName]:
     return [name for name in POLICIES if name in names or not names]
 
 
+def _read(file: Path) -> Profile:
+    try:
+        profiles = msgspec.json.decode(file.read_bytes(), type=list[Profile])
+    except (OSError, msgspec.MsgspecError) as error:
+        raise BadConfig(f"{file} is no profile: {getattr(error, 'strerror', None) or error}") from None
+    if len(profiles) != 1:
+        raise BadConfig(f"{file} has {len(profiles)} shapes, want one: give the times of one of them with --times")
+    return profiles[0]
+
+
 def _measured(profile: Path | None, times: str) -> dict[int, float]:
     if (profile is None) == (not times):
         raise BadConfig("give either --profile FILE or --times N:MS,...")
     if profile is not None:
-        try:
-            return msgspec.json.decode(profile.read_bytes(), type=Profile).seconds
-        except msgspec.MsgspecError as error:
-            raise BadConfig(f"{profile} is no profile: {error}") from None
+        return _read(profile).seconds
     try:
         pairs = [part.split(":") for part in times.split(",")]
         found = {int(size): float(ms) / 1000 for size, ms in pairs}

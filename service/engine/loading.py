@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from service.config import Config, ModelConfig
 from service.engine import session as sessions
 from service.engine.batching import Limits
 from service.engine.profile import Profile
-from service.engine.profiling import prepare
+from service.engine.profiling import prepare, shapes
 from service.engine.session import Session
 from service.engine.sleeping import Sleeping
 from service.errors import BadConfig, BadMetadata, BadModelFile
@@ -33,7 +33,7 @@ class Loaded:
     stamp: Stamp
     config: ModelConfig
     limits: Limits
-    profile: Profile | None  # None: what sizes it will be asked for is not known before
+    profiles: tuple[Profile, ...]  # of the shapes of which it is known before that it will be asked for them
     allowed: float = math.inf  # seconds in which a request without a deadline must be answered
     buckets: tuple[Size, ...] = ()
 
@@ -154,7 +154,8 @@ class Loader:
             most = most if session.batched else 1
             pixels = self._config.limits.max_input_pixels
             padded = buckets.configured(batching.buckets, settings.buckets, session.document, pixels)
-            measured = prepare(session, file, most, engine.device, engine.threads)
+            largest = shapes(session.document, padded, most, batching.max_batch_pixels)
+            measured = prepare(session, file, largest, engine.device, engine.threads)
         except (BadConfig, BadModelFile, BadMetadata) as error:
             model.failed[version, stamp] = error.message
             if version == model.serving:
@@ -238,9 +239,9 @@ class Loader:
         self._publish(table)
 
 
-def _objective(measured: Profile | None) -> float:
+def _objective(measured: Sequence[Profile]) -> float:
     """Seconds in which an answer should come where nobody has said so."""
-    return max(_OBJECTIVE, _RUNS * measured.seconds[1] if measured is not None else 0.0)
+    return max(_OBJECTIVE, *(_RUNS * profile.seconds[1] for profile in measured), 0.0)
 
 
 def _stays(model: _Model, version: int | None) -> bool:

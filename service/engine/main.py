@@ -21,6 +21,7 @@ from service.channel import Table as TableRecord
 from service.config import Config
 from service.engine.batching import Batch, Batcher, Key, Limits, Request
 from service.engine.loading import Loaded, Loader
+from service.engine.profiling import largest_batch
 from service.engine.running import Ran, Work, run
 from service.engine.session import Session
 from service.errors import ConvoyError, DeadlinePassed, UnknownModel
@@ -105,9 +106,11 @@ class Engine:
             self._send_table(peer)
 
     def _take_profile(self, model: str, version: int, loaded: Loaded) -> None:
-        if loaded.profile is not None and self._profiled.get((model, version)) is not loaded:
+        if self._profiled.get((model, version)) is not loaded:
             self._profiled[model, version] = loaded
-            self._batcher.measured(Key(model, version, loaded.profile.key), loaded.limits, loaded.profile.seconds)
+            for profile in loaded.profiles:
+                limits = self._limits(loaded, profile.shape)
+                self._batcher.measured(Key(model, version, profile.key), limits, profile.seconds)
 
     def _send_table(self, peer: Peer) -> None:
         data = encode_table(self._table)
@@ -165,17 +168,13 @@ class Engine:
             payload=Work(submit, peer.memory),
         )
         key = Key(submit.model, submit.version, shape)
-        self._batcher.add(key, request, self._limits(loaded, submit), time.monotonic())
+        self._batcher.add(key, request, self._limits(loaded, submit.inputs[0].shape[first:]), time.monotonic())
         metrics.QUEUE_DEPTH.labels(submit.model).set(self._batcher.waiting(submit.model))
 
-    def _limits(self, loaded: Loaded, submit: Submit) -> Limits:
-        """A model that takes any size takes fewer large images at once: what a run needs grows with its pixels."""
-        document = loaded.session.document
-        if document is None or not document.takes.free:
-            return loaded.limits
-        places = document.takes.places(submit.inputs[0].shape[1:])
-        fitting = max(1, self._config.batching.max_batch_pixels // places)
-        return replace(loaded.limits, max_batch_size=min(fitting, loaded.limits.max_batch_size))
+    def _limits(self, loaded: Loaded, shape: tuple[int, ...]) -> Limits:
+        document, most = loaded.session.document, loaded.limits.max_batch_size
+        fitting = largest_batch(document, shape, most, self._config.batching.max_batch_pixels)
+        return loaded.limits if fitting == most else replace(loaded.limits, max_batch_size=fitting)
 
     def _pump(self) -> None:
         """Run a batch if the device is idle and one has closed; else come back when one does."""

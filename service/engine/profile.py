@@ -1,7 +1,9 @@
-"""A profile: what batches of one network take on one machine, and the file beside the model that keeps it."""
+"""A profile: what batches of one network take on one machine, and the file beside the model that keeps one for each
+shape of its inputs."""
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -70,19 +72,19 @@ def machine(model: Path, provider: str, device: int, threads: int) -> Machine:
     )
 
 
-def read(folder: Path) -> Profile | None:
-    """The profile in a version's folder; None where there is none that this version can read."""
+def read(folder: Path) -> list[Profile]:
+    """The profiles in a version's folder, of a shape each; none where no file is there that this version can read."""
     try:
-        return msgspec.json.decode((folder / FILE).read_bytes(), type=Profile)
+        return msgspec.json.decode((folder / FILE).read_bytes(), type=list[Profile])
     except (OSError, msgspec.MsgspecError):
-        return None
+        return []
 
 
-def write(folder: Path, profile: Profile) -> None:
-    """Put it into a version's folder, whole or not at all. Raises OSError, as where the repository is read-only."""
+def write(folder: Path, profiles: Sequence[Profile]) -> None:
+    """Put them into a version's folder, whole or not at all. Raises OSError, as where the repository is read-only."""
     incoming = folder / f".{FILE}-{os.getpid()}"
     try:
-        incoming.write_bytes(msgspec.json.format(msgspec.json.encode(profile)) + b"\n")
+        incoming.write_bytes(msgspec.json.format(msgspec.json.encode(profiles)) + b"\n")
         incoming.replace(folder / FILE)
     finally:
         incoming.unlink(missing_ok=True)

@@ -1,19 +1,23 @@
-"""Measures what batches of a network take before it serves, and runs every size that it will be asked for: no request
-is the first of its batch size."""
+"""Measures what batches of a network take before it serves, and runs every size of every shape that it will be asked
+for: no request is the first of its batch."""
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.buckets import Size
 from service.engine import profile as profiles
 from service.engine.profile import BatchTime, Machine, Profile
 from service.engine.run_times import RunTimes
 from service.engine.session import CPU, Session, input_shape
+from service.metadata import Document
+
+Shape = tuple[int, ...]
 
 log = logging.getLogger(__name__)
 
@@ -25,34 +29,52 @@ _GAIN = 1.01  # of the throughput of half the size: a batch twice as large that 
 _WARM_UP = 1.0  # second, on the CPU, for sizes that are not measured: their memory has been taken for a larger one
 
 
-def prepare(session: Session, file: Path, most: int, device: int, threads: int) -> Profile | None:
-    """The profile of a session for batches of up to `most` images: the one beside the model file where it was made
-    on this very machine, else a new one, which is put there. Each size that will be used has run then.
-
-    None where the inputs have no size of their own.
+def prepare(
+    session: Session, file: Path, largest: Mapping[Shape, int], device: int, threads: int
+) -> tuple[Profile, ...]:
+    """The profiles of a session for the shapes of `largest`, each for batches of up to so many images: those beside the
+    model file where they were made on this very machine, else new ones, which are put there. Each size of each shape
+    that will be used has run then.
     """
-    document = session.document
-    if document is None or document.takes.free:
-        return None
+    if not largest:
+        return ()
     machine = profiles.machine(file, session.provider, device, threads)
-    known = profiles.read(file.parent)
-    if known is not None and (known.machine, known.most) == (machine, most):
-        _run_each(session, known, range(1, known.batch_size + 1))
-        return known
-    made = measure(session, machine, most)
-    try:
-        profiles.write(file.parent, made)
-    except OSError as error:
-        log.info("the profile of %s is not kept: %s", "/".join(file.parts[-3:-1]), error.strerror)
-    return made
+    known = {(each.shape, each.most): each for each in profiles.read(file.parent) if each.machine == machine}
+    found = [
+        _again(session, known[entry]) if entry in known else measure(session, machine, *entry)
+        for entry in largest.items()
+    ]
+    if not known.keys() >= largest.items():
+        try:
+            profiles.write(file.parent, found)
+        except OSError as error:
+            log.info("the profile of %s is not kept: %s", "/".join(file.parts[-3:-1]), error.strerror)
+    return tuple(found)
 
 
-def measure(session: Session, machine: Machine, most: int) -> Profile:
+def shapes(document: Document | None, buckets: Sequence[Size], most: int, max_pixels: int) -> dict[Shape, int]:
+    """The shapes, without N, that a network will be asked for as far as that is known, and the most images of each."""
+    if document is None:
+        return {}
+    wanted: list[Shape] = [input_shape(document)]
+    if document.takes.free:
+        wanted = [(height, width, document.image.channels) for height, width in buckets]
+    return {shape: largest_batch(document, shape, most, max_pixels) for shape in wanted}
+
+
+def largest_batch(document: Document | None, shape: Shape, most: int, max_pixels: int) -> int:
+    """A network that takes any size takes fewer large images at once: what a run needs grows with its pixels."""
+    if document is None or not document.takes.free:
+        return most
+    return min(most, max(1, max_pixels // document.takes.places(shape)))
+
+
+def measure(session: Session, machine: Machine, shape: Shape, most: int) -> Profile:
     """Run batches of 1, 2, 4, ... up to `most` images, as long as more images in a batch bring more of them a second,
-    and then each size between that will be used. The session takes inputs of one size."""
+    and then each size between that will be used. `shape` is one that the session takes, without N."""
     document = session.document
     assert document is not None
-    shape, dtype = input_shape(document), document.takes.dtype
+    dtype = document.takes.dtype
     batches: dict[int, BatchTime] = {}
     poor = 0
     for size in _doubling(most):
@@ -64,6 +86,11 @@ def measure(session: Session, machine: Machine, most: int) -> Profile:
     made = Profile(machine=machine, shape=shape, dtype=dtype, most=most, batches=batches)
     _run_each(session, made, (size for size in range(1, made.batch_size + 1) if size not in batches))
     return made
+
+
+def _again(session: Session, profile: Profile) -> Profile:
+    _run_each(session, profile, range(1, profile.batch_size + 1))
+    return profile
 
 
 def _run_each(session: Session, profile: Profile, sizes: Iterator[int] | range) -> None:

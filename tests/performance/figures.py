@@ -359,8 +359,7 @@ def start(root: Path, architecture: str, pairs: int) -> Figure:
     file = models.real(root, architecture)
     with serving(root):
         pass  # so that the profile is there, as at every start but the first
-    known = profiles.read(file.parent)
-    assert known is not None
+    (known,) = profiles.read(file.parent)
     sizes = ",".join(map(str, range(1, known.batch_size + 1)))
 
     def ours() -> float:

@@ -35,6 +35,8 @@ def test_choice_is_told_with_its_reason() -> None:
 def repository(tmp_path):
     networks.save(networks.classifier(), tmp_path, "letters", 1)
     networks.save(networks.segmenter(), tmp_path, "colours", 1)
+    networks.save(networks.waves(), tmp_path, "waves", 1)
+    networks.save(networks.doubler(), tmp_path, "doubler", 1)
     return tmp_path
 
 
@@ -50,7 +52,7 @@ def test_command_prints_a_row_for_each_size(convoy, repository):
 def test_command_prints_json_that_is_a_profile(convoy, repository):
     file = repository / "letters" / "1" / "model.onnx"
     done = convoy("profile", file, "--json", "--threads", "1")
-    found = json.loads(done.stdout)
+    (found,) = json.loads(done.stdout)
     assert found["machine"]["threads"] == 1
     assert found["batches"]["1"]["seconds"] > 0
 
@@ -59,7 +61,9 @@ def test_command_prints_json_that_is_a_profile(convoy, repository):
     ("model", "words"),
     [
         ("lettres", "no model 'lettres' with a model.onnx in"),
-        ("colours", "colours takes inputs of any size: its batches are measured while it serves"),
+        ("colours", "colours takes inputs of any size: say which with --size HxW, or with buckets in its model.toml"),
+        ("waves", "waves takes inputs of any size: its batches are measured while it serves"),
+        ("doubler", "doubler does not say what it takes: its batches are measured while it serves"),
         ("nowhere.onnx", "onnxruntime cannot load it"),
     ],
 )
@@ -67,5 +71,38 @@ def test_model_that_cannot_be_profiled_is_told_in_one_line(convoy, repository, m
     done = convoy("profile", model, "--repository", repository)
     assert done.returncode == 2
     assert done.stderr.startswith("convoy profile: ")
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_model_of_any_size_has_a_table_for_each_size(convoy, repository):
+    sizes = ("--size", "30x61", "--size", "8x8")
+    done = convoy("profile", "colours", "--repository", repository, "--max-batch-size", "2", *sizes)
+    assert (done.returncode, done.stderr) == (0, "")
+    heads = [line.split()[-1] for line in done.stdout.splitlines() if line.startswith("colours on")]
+    assert heads == ["32x64x3", "8x8x3"]  # what an image of that size is padded to
+    assert done.stdout.count("batches of up to") == 2
+
+
+def test_buckets_of_the_model_are_measured_unless_sizes_are_given(convoy, repository):
+    (repository / "colours" / "model.toml").write_text("buckets = [[16, 32], [8, 8]]\n")
+    profiled = convoy("profile", "colours", "--repository", repository, "--json", "--max-batch-size", "2")
+    assert [each["shape"] for each in json.loads(profiled.stdout)] == [[8, 8, 3], [16, 32, 3]]
+    one = convoy("profile", "colours", "--repository", repository, "--json", "--size", "24x24", "--max-batch-size", "2")
+    assert [each["shape"] for each in json.loads(one.stdout)] == [[24, 24, 3]]
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "words"),
+    [
+        ("letters", "8x8", "--size 8x8: letters does not take images of any size, want no --size"),
+        ("colours", "8", "--size '8', want HEIGHTxWIDTH such as 256x320"),
+        ("colours", "0x8", "--size '0x8', want HEIGHTxWIDTH"),
+        ("colours", "4096x4096", "--size '4096x4096', want HEIGHTxWIDTH such as 256x320, at most 4194304 pixels"),
+    ],
+)
+def test_wrong_size_is_told_in_one_line(convoy, repository, model, size, words):
+    done = convoy("profile", model, "--repository", repository, "--size", size)
+    assert done.returncode == 2
     assert words in done.stderr
     assert done.stderr.count("\n") == 1

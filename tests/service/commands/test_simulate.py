@@ -28,10 +28,16 @@ def test_profile_says_what_batches_take(convoy, tmp_path):
     machine = {"device": "", "provider": "", "threads": 1, "onnxruntime": "", "model_sha256": ""}
     batches = {"1": {"seconds": 0.006286, "cpu_seconds": 0}, "64": {"seconds": 0.074452, "cpu_seconds": 0}}
     file = tmp_path / "profile.json"
-    file.write_text(json.dumps({"machine": machine, "shape": [1], "dtype": "uint8", "most": 64, "batches": batches}))
+    made = {"machine": machine, "shape": [1], "dtype": "uint8", "most": 64, "batches": batches}
+    file.write_text(json.dumps([made]))
     done = convoy("simulate", "--profile", file, "--requests", "1000", "--json")
     by_hand = convoy("simulate", "--times", TIMES, "--requests", "1000", "--json")
     assert json.loads(done.stdout) == json.loads(by_hand.stdout)
+
+    file.write_text(json.dumps([made, made | {"shape": [2]}]))
+    done = convoy("simulate", "--profile", file)
+    assert done.returncode == 2
+    assert "has 2 shapes, want one: give the times of one of them with --times" in done.stderr
 
 
 def test_trace_says_when_requests_come(convoy, tmp_path):
@@ -45,6 +51,8 @@ def test_trace_says_when_requests_come(convoy, tmp_path):
     ("arguments", "words"),
     [
         ([], "give either --profile FILE or --times"),
+        (["--profile", "/nowhere.json"], "/nowhere.json is no profile: No such file"),
+        (["--profile", "/dev/null"], "/dev/null is no profile"),
         (["--times", "1:x"], "--times '1:x', want sizes and milliseconds"),
         (["--times", "0:1"], "--times '0:1', want sizes and milliseconds"),
         (["--times", TIMES, "--policy", "lazy"], "--policy 'lazy', want one of deferred, eager"),

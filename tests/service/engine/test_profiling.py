@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from service.engine import profile as profiles
 from service.engine import profiling
 from service.engine.profile import BatchTime, Machine, Profile
-from service.engine.profiling import measure, prepare
+from service.engine.profiling import measure, prepare, shapes
 from service.engine.session import Session, load
+from service.metadata import decode
 from tests.service import networks
 
+LETTER = (8, 8, 1)
 MACHINE = Machine(device="a machine", provider="CPUExecutionProvider", threads=1, onnxruntime="1", model_sha256="0")
 
 
@@ -59,7 +61,7 @@ def affine(size: int) -> float:
 
 
 def test_sizes_are_doubled_up_to_the_largest_where_each_brings_more(counted) -> None:
-    made = measure(counted(affine), MACHINE, 48)
+    made = measure(counted(affine), MACHINE, LETTER, 48)
     assert list(made.batches) == [1, 2, 4, 8, 16, 32, 48]
     assert made.seconds == pytest.approx({size: affine(size) for size in made.batches})  # without each first run
     assert made.batches[4].cpu_seconds == pytest.approx(2 * affine(4))
@@ -67,76 +69,73 @@ def test_sizes_are_doubled_up_to_the_largest_where_each_brings_more(counted) -> 
 
 
 def test_larger_batches_are_not_tried_where_they_bring_nothing(counted) -> None:
-    made = measure(counted(lambda size: 0.004 * size), MACHINE, 1024)
+    made = measure(counted(lambda size: 0.004 * size), MACHINE, LETTER, 1024)
     assert list(made.batches) == [1, 2, 4]
     assert made.batch_size == 1
-    slow = measure(counted(lambda size: 0.4 * size), MACHINE, 1024)
+    slow = measure(counted(lambda size: 0.4 * size), MACHINE, LETTER, 1024)
     assert list(slow.batches) == [1, 2]
 
 
 def test_each_size_that_will_be_used_has_run(counted) -> None:
     session = counted(affine)
-    made = measure(session, MACHINE, 16)
+    made = measure(session, MACHINE, LETTER, 16)
     assert made.batch_size == 16
     assert set(session.sizes) == set(range(1, 17))
 
 
 def test_sizes_that_will_not_be_used_do_not_all_run(counted) -> None:
     session = counted(lambda size: 0.004 * size)
-    measure(session, MACHINE, 32)
+    measure(session, MACHINE, LETTER, 32)
     assert set(session.sizes) == {1, 2, 4}
 
 
 def test_long_runs_are_few(counted) -> None:
     session = counted(lambda size: 2.0 * size)
-    measure(session, MACHINE, 32)
+    measure(session, MACHINE, LETTER, 32)
     assert session.sizes == [1, 2]
 
 
 def test_profile_is_kept_beside_the_model_and_used_again(file: Path) -> None:
-    made = prepare(load(file, "cpu", 0, 1), file, 8, 0, 1)
-    assert made is not None
-    assert profiles.read(file.parent) == made
+    (made,) = prepare(load(file, "cpu", 0, 1), file, {LETTER: 8}, 0, 1)
+    assert profiles.read(file.parent) == [made]
     assert made.machine.onnxruntime
     assert made.machine.threads == 1
     known = msgspec.structs.replace(made, batches={1: BatchTime(7.0, 7.0)})
-    profiles.write(file.parent, known)
-    assert prepare(load(file, "cpu", 0, 1), file, 8, 0, 1) == known
+    profiles.write(file.parent, [known])
+    assert prepare(load(file, "cpu", 0, 1), file, {LETTER: 8}, 0, 1) == (known,)
     assert {path.name for path in file.parent.iterdir()} == {"model.onnx", profiles.FILE}
 
 
 @pytest.mark.parametrize("change", ["file", "threads", "most", "device", "library"])
 def test_profile_of_something_else_is_made_anew(file: Path, change: str) -> None:
-    made = prepare(load(file, "cpu", 0, 1), file, 8, 0, 1)
-    assert made is not None
+    (made,) = prepare(load(file, "cpu", 0, 1), file, {LETTER: 8}, 0, 1)
     machine = made.machine
     if change == "device":
         machine = msgspec.structs.replace(machine, device="another processor")
     if change == "library":
         machine = msgspec.structs.replace(machine, onnxruntime="1.0.0")
-    profiles.write(file.parent, msgspec.structs.replace(made, machine=machine, batches={1: BatchTime(7.0, 7.0)}))
+    profiles.write(file.parent, [msgspec.structs.replace(made, machine=machine, batches={1: BatchTime(7.0, 7.0)})])
     if change == "file":
         onnx.save(networks.classifier(scale=2.0), file)
     threads, most = (2 if change == "threads" else 1), (4 if change == "most" else 8)
-    again = prepare(load(file, "cpu", 0, threads), file, most, 0, threads)
-    assert again is not None
+    (again,) = prepare(load(file, "cpu", 0, threads), file, {LETTER: most}, 0, threads)
     assert again.batches[1].seconds < 1.0
-    assert profiles.read(file.parent) == again
+    assert profiles.read(file.parent) == [again]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"{}", b'{"machine": 1}', b"\xff"])
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b'{"machine": 1}', b"\xff", b"[1]"])
 def test_file_that_is_no_profile_is_replaced(file: Path, content: bytes) -> None:
     (file.parent / profiles.FILE).write_bytes(content)
-    made = prepare(load(file, "cpu", 0, 1), file, 2, 0, 1)
-    assert profiles.read(file.parent) == made is not None
+    (made,) = prepare(load(file, "cpu", 0, 1), file, {LETTER: 2}, 0, 1)
+    assert profiles.read(file.parent) == [made]
 
 
 def test_model_is_served_where_nothing_can_be_written(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read_only(folder: Path, profile: Profile) -> None:
+    def read_only(folder: Path, profiles: Sequence[Profile]) -> None:
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(profiles, "write", read_only)
-    assert prepare(load(file, "cpu", 0, 1), file, 2, 0, 1) is not None
+    assert len(prepare(load(file, "cpu", 0, 1), file, {LETTER: 2}, 0, 1)) == 1
     assert not (file.parent / profiles.FILE).exists()
 
 
@@ -144,7 +143,7 @@ def test_write_that_fails_leaves_nothing_behind(file: Path) -> None:
     made = Profile(machine=MACHINE, shape=(1,), dtype="uint8", most=1, batches={1: BatchTime(1.0, 1.0)})
     (file.parent / profiles.FILE).mkdir()
     with pytest.raises(IsADirectoryError):
-        profiles.write(file.parent, made)
+        profiles.write(file.parent, [made])
     assert sorted(path.name for path in file.parent.iterdir()) == ["model.onnx", profiles.FILE]
 
 
@@ -152,18 +151,48 @@ def test_profile_can_be_read_by_others(file: Path) -> None:
     """Another server, of another user, may share the repository."""
     before = os.umask(0o022)
     try:
-        prepare(load(file, "cpu", 0, 1), file, 2, 0, 1)
+        prepare(load(file, "cpu", 0, 1), file, {LETTER: 2}, 0, 1)
     finally:
         os.umask(before)
     assert (file.parent / profiles.FILE).stat().st_mode & stat.S_IROTH
 
 
-def test_inputs_of_any_size_have_no_profile(tmp_path: Path) -> None:
+SMALL, WIDE = (4, 8, 3), (8, 16, 3)
+
+
+def test_every_size_of_every_shape_runs_before_it_serves(tmp_path: Path) -> None:
     file = networks.save(networks.segmenter(), tmp_path, "colours", 1)
-    assert prepare(load(file, "cpu", 0, 1), file, 8, 0, 1) is None
-    assert not (file.parent / profiles.FILE).exists()
+    session, shapes = load(file, "cpu", 0, 1), []
+    real = session.run
+    session.run = lambda arrays: shapes.append(arrays[0].shape) or real(arrays)  # type: ignore
+    made = prepare(session, file, {SMALL: 4, WIDE: 2}, 0, 1)
+    assert [(each.shape, each.most) for each in made] == [(SMALL, 4), (WIDE, 2)]
+    assert {(1, *SMALL), (2, *SMALL), (1, *WIDE), (2, *WIDE)} <= set(shapes)
+    assert max(shape[0] for shape in shapes if shape[1:] == SMALL) <= 4
+    assert max(shape[0] for shape in shapes if shape[1:] == WIDE) == 2
+    shapes.clear()
+    assert prepare(session, file, {SMALL: 4, WIDE: 2}, 0, 1) == made
+    assert set(shapes) == {(size, *each.shape) for each in made for size in range(1, each.batch_size + 1)}
 
 
-def test_files_without_a_document_have_no_profile(tmp_path: Path) -> None:
-    file = networks.save(networks.doubler(), tmp_path, "doubler", 1)
-    assert prepare(load(file, "cpu", 0, 1), file, 8, 0, 1) is None
+def test_shape_that_comes_later_is_measured_beside_those_that_are_known(tmp_path: Path) -> None:
+    file = networks.save(networks.segmenter(), tmp_path, "colours", 1)
+    session = load(file, "cpu", 0, 1)
+    (small,) = prepare(session, file, {SMALL: 4}, 0, 1)
+    both = prepare(session, file, {SMALL: 4, WIDE: 2}, 0, 1)
+    assert both[0] == small
+    assert profiles.read(file.parent) == list(both)
+    assert prepare(session, file, {WIDE: 2}, 0, 1) == both[1:]
+    assert profiles.read(file.parent) == list(both)  # what is not asked for now may be asked for again
+
+
+def test_shapes_are_those_that_are_known_before_serving() -> None:
+    letters, colours, waves = (
+        decode({entry.key: entry.value for entry in model.metadata_props})
+        for model in (networks.classifier(), networks.segmenter(), networks.waves())
+    )
+    assert shapes(letters, [], 32, 1) == {LETTER: 32}  # one size: its memory is known
+    assert shapes(colours, [], 32, 1000) == {}
+    assert shapes(colours, [(4, 8), (8, 16), (64, 64)], 16, 320) == {(4, 8, 3): 10, (8, 16, 3): 2, (64, 64, 3): 1}
+    assert shapes(waves, [], 32, 1000) == {}
+    assert shapes(None, [], 32, 1000) == {}
