@@ -8,7 +8,7 @@ When a batch closes and what goes into it is for the policy of its model (`polic
 import heapq
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -89,10 +89,14 @@ class Batcher:
     """All queues of one device, which runs batches on `lanes` lanes at once: one batch in a lane, or as many as its
     model has instances, each of which takes that share of it. So a model never runs more batches than it has instances
     for, and one whose only session uses every core runs alone. One writer: the engine's loop.
+
+    `volume` tells how large one row of a shape is: a shape that never ran is taken to need as much time as the nearest
+    one of its model and version that did, in proportion.
     """
 
-    def __init__(self, lanes: int = 1) -> None:
+    def __init__(self, lanes: int = 1, volume: Callable[[Hashable], float] | None = None) -> None:
         self._lanes = lanes
+        self._volume = volume
         self._queues: dict[Key, Queue] = {}
         self._active: dict[Key, Queue] = {}  # those in which something waits
         self._places: dict[Hashable, tuple[Queue, Place]] = {}  # of each waiting request, by its id
@@ -126,6 +130,8 @@ class Batcher:
             )
         callers = self._callers.setdefault(key.model, _Callers())
         callers.arrive(request.arrived)
+        if not queue.times.known and self._volume is not None:
+            self._guess(queue)
         due = request.due(limits.objective)
         if request.deadline < math.inf and queue.times.known and POLICIES[limits.policy].admits:
             self._admit(queue, request, due, callers, now)
@@ -183,6 +189,8 @@ class Batcher:
         if queue is not None:
             for rows, seconds in runs:
                 queue.learn(rows, seconds)
+                if not queue.times.known and self._volume is not None:
+                    queue.guess({rows: seconds})
 
     def _queue(self, key: Key, limits: Limits) -> Queue:
         queue = self._queues.get(key)
@@ -190,7 +198,7 @@ class Batcher:
             idle = (each for each in self._queues if each not in self._active)
             if len(self._queues) >= _MOST_QUEUES and (oldest := next(idle, None)) is not None:
                 del self._queues[oldest]
-            queue = self._queues[key] = Queue(key, limits)
+            queue = self._queues[key] = Queue(key, limits, self._volume(key.shape) if self._volume else 1.0)
         elif queue.limits is not limits:
             queue.follow(limits)
         return queue
@@ -238,11 +246,27 @@ class Batcher:
             # Those behind it were promised their time, too.
             end = free + (others + queue.work(queue.rows + request.rows)) / self._lanes
             excess = max(excess, end - queue.last.request.deadline)
-        if excess > 0:
+        if excess > 0 and not self._worth_trying(queue, request, now):
             raise PredictedLate(
                 f"model {queue.key.model!r} would answer {1000 * excess:.1f} ms after the deadline",
                 retry_after=_hint(excess),
             )
+
+    def _guess(self, queue: Queue) -> None:
+        known = [other for other in self._queues.values() if other.key[:2] == queue.key[:2] and other.times.known]
+        if known:
+            # What was measured counts before what is itself a guess.
+            nearest = min(known, key=lambda other: (other.times.guessed, abs(math.log(other.volume / queue.volume))))
+            scale = queue.volume / nearest.volume
+            queue.guess({size: scale * seconds for size, seconds in nearest.times.measured.items()})
+
+    def _worth_trying(self, queue: Queue, request: Request, now: float) -> bool:
+        """Whether only a guess is against it: one such request at a time runs, or a guess that is too high would keep
+        its shape from ever being measured."""
+        if not queue.times.guessed or now + queue.times.bound(request.rows) <= request.deadline:
+            return False
+        running = (self._queues[batch.key] for batch in self._running if batch.key in self._queues)
+        return not any(other.times.guessed for other in (*self._active.values(), *running))
 
     def _free(self, share: float, now: float) -> float:
         """When the running batches leave such a share of a lane."""

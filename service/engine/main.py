@@ -10,6 +10,7 @@ import time
 from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import uvloop
@@ -20,8 +21,10 @@ from service.channel import NEVER, Cancel, Cancelled, Failure, Hello, Packet, Re
 from service.channel import Table as TableRecord
 from service.config import Config
 from service.engine.batching import Batch, Batcher, Key, Limits, Request
+from service.engine.instances import Instance, Instances
 from service.engine.loading import Loaded, Loader
 from service.engine.profiling import largest_batch
+from service.engine.providers import GPU
 from service.engine.running import Ran, Work, run
 from service.engine.session import Session
 from service.errors import ConvoyError, DeadlinePassed, UnknownModel
@@ -43,13 +46,13 @@ class Peer:
 
 
 class Engine:
-    """One device: the queue, the loop around it and the one thread that runs batches."""
+    """One device: the queue and the loop around it. Batches run in the threads of the sessions."""
 
     def __init__(self, root: Path, config: Config) -> None:
         self._root = root
         self._config = config
         self._loop = asyncio.get_running_loop()
-        self._batcher = Batcher()
+        self._batcher = Batcher(volume=_volume)
         self._peers: dict[Hashable, Peer] = {}  # numbers are never used twice
         self._table = Table()
         self._loader = Loader(root, config, self._publish_soon)
@@ -57,7 +60,6 @@ class Engine:
             tuple[str, int], set[Hashable]
         ] = {}  # retired versions -> front ends that may refer to them
         self._profiled: dict[tuple[str, int], Loaded] = {}  # whose profile the batcher has
-        self._runner = ThreadPoolExecutor(1, "run")
         self._timer: asyncio.TimerHandle | None = None
 
     async def serve(self) -> None:
@@ -182,10 +184,12 @@ class Engine:
             self._timer.cancel()
             self._timer = None
         now = time.monotonic()
-        decision = self._batcher.next(now)
-        for request in decision.late:
-            self._end(request, DeadlinePassed("deadline would pass before the image could run"))
-        if decision.batch is not None:
+        while True:
+            decision = self._batcher.next(now)
+            for request in decision.late:
+                self._end(request, DeadlinePassed("deadline would pass before the image could run"))
+            if decision.batch is None:
+                break
             self._start(decision.batch, now)
         if decision.again < math.inf:
             self._timer = self._loop.call_later(max(0.0, decision.again - now), self._pump)
@@ -200,14 +204,17 @@ class Engine:
             self._loop.call_soon(self._pump)
             return
         works = [request.payload for request in batch.requests]
-        if 0 < batch.ends - now < _SHORT:
+        instance = loaded.instances.take()
+        finish = partial(self._finish, batch, now, instance)
+        if 0 < batch.ends - now < _SHORT and instance.running == 1 and instance.session.provider not in GPU:
             # Through the loop, so that what has come meanwhile is read between one short batch and the next.
-            self._loop.call_soon(self._finish, batch, now, _run_or_end(loaded.session, works))
+            self._loop.call_soon(finish, _run_or_end(instance.session, works))
             return
-        future = self._loop.run_in_executor(self._runner, _run_or_end, loaded.session, works)
-        future.add_done_callback(lambda done: self._finish(batch, now, done.result()))
+        future = asyncio.wrap_future(instance.submit(_run_or_end, instance.session, works))
+        future.add_done_callback(lambda done: finish(done.result()))
 
-    def _finish(self, batch: Batch, started: float, ran: Ran) -> None:
+    def _finish(self, batch: Batch, started: float, instance: Instance, ran: Ran) -> None:
+        Instances.give(instance)
         # From the decision to its end: the way to the thread and back keeps the device waiting, too.
         seconds = time.monotonic() - started
         self._batcher.ended(batch, [(batch.rows, seconds)] if len(ran.batches) == 1 else [])
@@ -231,6 +238,12 @@ class Engine:
             peer.wire.send([Failure(request.payload.submit.id, error)])
         model = request.payload.submit.model
         metrics.QUEUE_DEPTH.labels(model).set(self._batcher.waiting(model))
+
+
+def _volume(shape: Hashable) -> float:
+    """Bytes of one row: the time that a shape takes is guessed by them where none of it has run."""
+    assert isinstance(shape, tuple)
+    return float(max(1, sum(math.prod(sides) * dtype.itemsize for sides, dtype in shape)))
 
 
 def _run_or_end(session: Session, works: Sequence[Work]) -> Ran:

@@ -58,6 +58,8 @@ def _deferred_close_at(queue: Queue, traffic: Traffic) -> float:
 
 
 def _deferred_take(queue: Queue, now: float) -> Taken:
+    if queue.times.guessed:
+        return Taken([], queue.pop(min(queue.rows, queue.batch_size)))  # a guess drops nothing: the run tells
     late = _pop_while(queue, lambda request: now + queue.times.bound(request.rows) > request.deadline)
     if not queue:
         return Taken(late, [])
@@ -106,7 +108,7 @@ def _nexus_take(queue: Queue, now: float) -> Taken:
     """A window of the efficient size moves on until all in it can be answered in time."""
     late: list[Request] = []
     rows = min(queue.rows, queue.batch_size)
-    while queue and queue.head.deadline < now + queue.times.predict(rows):
+    while queue and not queue.times.guessed and queue.head.deadline < now + queue.times.predict(rows):
         late += queue.pop(queue.head.rows)
         rows = min(queue.rows, rows)
     return Taken(late, queue.pop(rows) if queue else [])

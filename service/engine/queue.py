@@ -62,9 +62,10 @@ class Place(NamedTuple):
 class Queue:
     """Requests of one key, and what is known of their batches. One writer: the engine's loop."""
 
-    def __init__(self, key: Key, limits: Limits) -> None:
+    def __init__(self, key: Key, limits: Limits, volume: float = 1.0) -> None:
         self.key = key
         self.limits = limits
+        self.volume = volume  # of a row, beside those of other shapes
         self.times = RunTimes(limits.max_batch_size)
         self.rows = 0  # that wait
         self.budget = limits.objective  # seconds from arrival to due, moving average
@@ -147,15 +148,23 @@ class Queue:
 
     def start_with(self, times: Mapping[int, float]) -> None:
         """What batches of these sizes took, measured before serving."""
+        self._take(times, guessed=False)
+
+    def guess(self, times: Mapping[int, float]) -> None:
+        """What batches of these sizes may take, by what is known of others."""
+        self._take(times, guessed=True)
+
+    def _take(self, times: Mapping[int, float], guessed: bool) -> None:
         most = self.limits.max_batch_size
-        self.times = RunTimes(most, {size: seconds for size, seconds in times.items() if size <= most})
+        fitting = {size: seconds for size, seconds in times.items() if size <= most}
+        self.times = RunTimes(most, fitting, guessed=guessed)
         self._choose_size()
 
     def follow(self, limits: Limits) -> None:
         """The model's configuration may have changed."""
         if limits != self.limits:
             self.limits = limits
-            self.start_with(self.times.measured)
+            self._take(self.times.measured, self.times.guessed)
 
     def _choose_size(self) -> None:
         most = min(self.limits.max_batch_size, self.times.largest_within(self.budget / 2))

@@ -21,15 +21,20 @@ class RunTimes:
     A common factor follows the machine's speed, and the times of the measured sizes (at first those given, then larger
     ones and powers of two as they come) follow how sizes compare. Between measured sizes lies a straight line; above
     the largest, the throughput of that one. A larger batch never takes less time. One writer: the engine's loop.
+
+    `guessed` times are another shape's in proportion, or those of a first batch: the first that runs puts them right as
+    a whole, and once a size has run twice they count as measured.
     """
 
-    def __init__(self, most: int, measured: Mapping[int, float] | None = None) -> None:
+    def __init__(self, most: int, measured: Mapping[int, float] | None = None, *, guessed: bool = False) -> None:
         self.most = most
+        self.guessed = guessed
         self.margin = 1.0  # of the time predicted; `bound` has it
         self._speed = 1.0
         self._measured = dict(measured or {})  # batch size -> seconds, at speed 1
-        self._batches = dict.fromkeys(self._measured, 1 / _SHAPE_WEIGHT)  # that say how long a measured size takes
-        self._ran = set(self._measured)
+        # That say how long a measured size takes.
+        self._batches = dict.fromkeys(self._measured, 1.0 if guessed else 1 / _SHAPE_WEIGHT)
+        self._ran: set[int] = set() if guessed else set(self._measured)
         self._built: dict[int, float] = {}  # what the table below was made from
         self._times: list[float] = []  # by batch size, 0 to most, at speed 1, ascending
         # By the most images a batch may have, up to the largest measured size: how many it should have.
@@ -76,6 +81,9 @@ class RunTimes:
     def learn(self, size: int, seconds: float) -> None:
         """A batch took so long."""
         size = min(size, self.most)
+        if self.guessed:
+            self._correct(size, seconds)
+            return
         if size not in self._ran:
             self._ran.add(size)  # the first of its size allocates: it says nothing of the others
             return
@@ -96,6 +104,16 @@ class RunTimes:
             self._measured[knot] *= ratio ** (weight * share)
             if abs(self._measured[knot] - self._built[knot]) > _STALE * self._built[knot]:
                 self._rebuild()
+
+    def _correct(self, size: int, seconds: float) -> None:
+        factor = max(seconds, 1e-9) / max(self.predict(size), 1e-9)
+        if len(self._measured) > 1:
+            self._measured = {knot: factor * time for knot, time in self._measured.items()}
+        else:
+            self._measured, self._batches = {size: seconds}, {size: 1.0}
+        self.guessed = size not in self._ran
+        self._ran.add(size)
+        self._rebuild()
 
     def _add(self, size: int, seconds: float) -> None:
         self._measured[size] = seconds / self._speed

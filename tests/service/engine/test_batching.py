@@ -535,6 +535,70 @@ def test_nothing_is_refused_while_nothing_is_known_of_the_device() -> None:
     assert len(batcher) == 1
 
 
+def sized(*known: Key) -> Batcher:
+    """A batcher that tells shapes by their pixels, and knows what batches of some take."""
+    batcher = Batcher(volume=lambda shape: shape[0][0] * shape[0][1])  # type: ignore[index]
+    for key in known:
+        batcher.measured(key, LIMITS, {1: 0.006, 2: 0.007, 4: 0.009})
+    return batcher
+
+
+def test_shape_that_never_ran_is_refused_by_what_others_take_in_proportion() -> None:
+    batcher = sized(KEY)
+    busy(batcher)  # until 6 ms; then at most a batch of four of four times the pixels, 36 ms
+    with pytest.raises(PredictedLate):
+        fill(batcher, request(1, deadline=0.0419), key=WIDE)
+    fill(batcher, request(1, deadline=0.0421), key=WIDE)
+
+
+def test_nearest_shape_decides_and_other_models_and_versions_do_not() -> None:
+    batcher = sized()
+    newer, other, tall = Key("model", 2, WIDE.shape), Key("other", 1, WIDE.shape), Key("model", 1, ((64, 48, 1),))
+    for key, seconds in ((KEY, 0.001), (WIDE, 0.080), (newer, 0.3), (other, 0.3)):
+        batcher.measured(key, LIMITS, {1: seconds})
+    fill(batcher, request(1, deadline=1.0), key=tall)
+    batch = batcher.next(0.0).batch
+    assert batch is not None
+    assert batch.ends == pytest.approx(0.060)
+
+
+def test_guess_alone_never_keeps_a_shape_from_being_tried() -> None:
+    """Else one that is too high would stand for ever: one request at a time is tried, and what it takes is known."""
+    batcher = sized(KEY)
+    fill(batcher, request(1, deadline=0.020), key=WIDE)  # the guess says 24 ms
+    with pytest.raises(PredictedLate):
+        fill(batcher, request(2, deadline=0.020), key=WIDE)
+    with pytest.raises(PredictedLate):
+        fill(batcher, request(3, deadline=0.020), key=Key("model", 1, ((64, 65, 1),)))
+    batch = batcher.next(0.001).batch
+    assert batch is not None
+    with pytest.raises(PredictedLate):  # that one has not ended
+        fill(batcher, request(4, 0.001, deadline=0.020), key=WIDE)
+    batcher.ended(batch, [(1, 0.008)])
+    fill(batcher, request(5, 0.010, deadline=0.020), key=WIDE)
+    assert run(batcher, 0.010, seconds=0.008) == [5]
+    with pytest.raises(PredictedLate):  # measured now
+        fill(batcher, request(6, 0.020, deadline=0.0279), key=WIDE)
+    fill(batcher, request(7, 0.020, deadline=0.0281), key=WIDE)
+
+
+def test_first_batch_of_a_model_is_a_guess_for_its_other_shapes() -> None:
+    batcher = sized()
+    fill(batcher, request(1, deadline=1.0))
+    assert run(batcher, seconds=0.010) == [1]
+    fill(batcher, request(2, 1.0, deadline=1.050), key=WIDE)
+    with pytest.raises(PredictedLate):  # 40 ms in a batch of one, and there is nothing yet that says two take less
+        fill(batcher, request(3, 1.0, deadline=1.030), key=WIDE)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_what_was_admitted_on_a_guess_runs(policy: PolicyName) -> None:
+    limits = replace(LIMITS, policy=policy)
+    batcher = sized(KEY)
+    fill(batcher, request(1, deadline=0.020), key=WIDE, limits=limits)
+    assert run(batcher, 0.019) == [1]  # though it ends behind its deadline, if the guess holds
+
+
 @pytest.mark.parametrize("policy", [policy for policy in POLICIES if policy != "deferred"])
 def test_other_policies_refuse_nobody(policy: PolicyName) -> None:
     limits = replace(LIMITS, policy=policy)

@@ -166,3 +166,22 @@ def test_one_batch_that_hung_is_not_the_rule() -> None:
     times.learn(8, affine(8))
     times.learn(8, 60.0)
     assert times.predict(8) <= 2 * affine(8)
+
+
+def test_guess_is_put_right_as_a_whole_by_the_first_batch() -> None:
+    times = RunTimes(32, {size: 3 * affine(size) for size in SIZES}, guessed=True)
+    times.learn(8, affine(8))
+    for size in SIZES:
+        assert times.predict(size) == pytest.approx(affine(size))
+    assert times.guessed  # the first of a shape allocates
+    times.learn(8, affine(8) / 2)
+    assert times.predict(32) == pytest.approx(affine(32) / 2)
+    assert not times.guessed
+
+
+def test_guess_from_one_batch_gives_way_to_the_next() -> None:
+    times = RunTimes(32, {4: 1.0}, guessed=True)
+    for _ in range(2):
+        times.learn(2, 0.010)
+    assert times.measured == {2: pytest.approx(0.010)}
+    assert not times.guessed
