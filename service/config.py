@@ -76,6 +76,7 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             )
 
 
+Instances = Annotated[int, Meta(ge=1, le=64)] | Literal["auto"]
 PolicyName = Literal["deferred", "eager", "timeout", "aimd", "nexus"]
 # What images of any size are padded to, [height, width] each; "auto": learned from the sizes that come.
 Buckets = Literal["none", "auto"] | Annotated[tuple[tuple[Side, Side], ...], Meta(min_length=1, max_length=32)]
@@ -101,9 +102,23 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     provider: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA where it works; cuda: not ready without it
     device: Annotated[int, Meta(ge=0, le=1023)] = 0  # CUDA device
-    threads: Annotated[int, Meta(ge=0, le=1024)] = 0  # onnxruntime's, within one run; 0: one per core
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0  # onnxruntime's, over all instances of a model; 0: one per core
+    # Sessions of each model, which run at the same time; "auto": on the CPU, as many as the profile says.
+    instances: Instances = 1
+    gpu_memory_mib: Annotated[int, Meta(ge=0, le=1 << 24)] = 0  # that one session may take; 0: all there is
+    cuda_graphs: bool = False  # each batch size is recorded once and then repeated; for networks of very short steps
+    tensorrt: Literal["off", "fp32", "fp16"] = "off"  # on CUDA; what it has built is kept
+    tensorrt_cache: str = ""  # the folder for that; "": beside the model file
     # For measurements of the server itself: no network runs, a batch of n images takes fixed + n each milliseconds.
     sleep_ms: tuple[Annotated[float, Meta(ge=0)], Annotated[float, Meta(ge=0)]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.provider == "cpu" and (self.gpu_memory_mib or self.cuda_graphs or self.tensorrt != "off"):
+            raise ValueError("engine.gpu_memory_mib, cuda_graphs and tensorrt need a GPU, but engine.provider is 'cpu'")
+        if self.cuda_graphs and self.tensorrt != "off":
+            raise ValueError("engine.cuda_graphs and engine.tensorrt exclude each other")
+        if self.tensorrt_cache and self.tensorrt == "off":
+            raise ValueError("engine.tensorrt_cache is set, but engine.tensorrt is 'off'")
 
 
 class RepositoryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -132,6 +147,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_queue: Annotated[int, Meta(ge=1, le=10_000_000)] | None = None
     buckets: Buckets | None = None
     provider: Literal["auto", "cpu", "cuda"] | None = None
+    instances: Instances | None = None
 
 
 def load(

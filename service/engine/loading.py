@@ -2,26 +2,29 @@
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from service import buckets, repository
 from service.buckets import Size
 from service.config import Config, ModelConfig
-from service.engine import session as sessions
 from service.engine.batching import Limits
+from service.engine.building import build
+from service.engine.instances import Instances
 from service.engine.profile import Profile
-from service.engine.profiling import prepare, shapes
+from service.engine.profiling import Shape, shapes
+from service.engine.providers import Device
 from service.engine.session import Session
-from service.engine.sleeping import Sleeping
 from service.errors import BadConfig, BadMetadata, BadModelFile
+from service.metadata import Document
 from service.metrics import MODEL_READY
 from service.repository import Listing, Stamp, State, Table, Version
 
 log = logging.getLogger(__name__)
 
-_OBJECTIVE = 0.1  # seconds
+DEFAULT_OBJECTIVE = 0.1  # seconds
 _RUNS = 5  # of one image: an objective that leaves room for a few of them
 
 
@@ -29,13 +32,18 @@ _RUNS = 5  # of one image: an objective that leaves room for a few of them
 class Loaded:
     """A version that can run."""
 
-    session: Session
+    instances: Instances
     stamp: Stamp
     config: ModelConfig
     limits: Limits
     profiles: tuple[Profile, ...]  # of the shapes of which it is known before that it will be asked for them
     allowed: float = math.inf  # seconds in which a request without a deadline must be answered
     buckets: tuple[Size, ...] = ()
+
+    @property
+    def session(self) -> Session:
+        """One of those that run it, to be asked what it takes and gives."""
+        return self.instances.session
 
 
 @dataclass(slots=True)
@@ -144,18 +152,15 @@ class Loader:
 
     def _load(self, name: str, model: _Model, version: int, stamp: Stamp) -> Loaded | None:
         settings, engine, batching = model.listing.config, self._config.engine, self._config.batching
-        provider = settings.provider or engine.provider
         file = repository.model_file(self._root, name, version)
         most = settings.max_batch_size or batching.max_batch_size
+        objective_ms = settings.latency_objective_ms or batching.latency_objective_ms
+        device = Device(settings.provider or engine.provider, engine, most)
+        wanted = settings.instances or engine.instances
+        objective = DEFAULT_OBJECTIVE if objective_ms is None else objective_ms / 1000
         try:
-            session = sessions.load(file, provider, engine.device, engine.threads)
-            if engine.sleep_ms is not None:
-                session = Sleeping(session, *(milliseconds / 1000 for milliseconds in engine.sleep_ms))
-            most = most if session.batched else 1
-            pixels = self._config.limits.max_input_pixels
-            padded = buckets.configured(batching.buckets, settings.buckets, session.document, pixels)
-            largest = shapes(session.document, padded, most, batching.max_batch_pixels)
-            measured = prepare(session, file, largest, engine.device, engine.threads)
+            instances, measured = build(file, device, wanted, objective, partial(self._shapes, settings, most))
+            padded = self._buckets(settings, instances.session.document)
         except (BadConfig, BadModelFile, BadMetadata) as error:
             model.failed[version, stamp] = error.message
             if version == model.serving:
@@ -166,20 +171,28 @@ class Loader:
             model.failed[version, stamp] = "loading it failed in a way that is in the log"
             return None
         delay_ms = settings.max_queue_delay_ms
-        objective_ms = settings.latency_objective_ms or batching.latency_objective_ms
+        session = instances.session
         limits = Limits(
-            max_batch_size=most,
+            max_batch_size=most if session.batched else 1,
             max_queue_delay=(batching.max_queue_delay_ms if delay_ms is None else delay_ms) / 1000,
             max_queue=settings.max_queue or batching.max_queue,
             objective=_objective(measured) if objective_ms is None else objective_ms / 1000,
             policy=settings.policy or batching.policy,
+            instances=len(instances),
         )
-        if provider == "auto" and session.fell_back:
-            log.warning("model %s version %d: CUDA is offered but could not be used", name, version)
-        fields = {"model": name, "version": version, "provider": session.provider}
+        fields = {"model": name, "version": version, "provider": session.provider, "instances": len(instances)}
         log.info("model %s version %d serves on %s", name, version, session.provider, extra={"fields": fields})
         allowed = math.inf if objective_ms is None else objective_ms / 1000
-        return Loaded(session, stamp, settings, limits, measured, allowed, padded)
+        return Loaded(instances, stamp, settings, limits, measured, allowed, padded)
+
+    def _buckets(self, settings: ModelConfig, document: Document | None) -> tuple[Size, ...]:
+        pixels = self._config.limits.max_input_pixels
+        return buckets.configured(self._config.batching.buckets, settings.buckets, document, pixels)
+
+    def _shapes(self, settings: ModelConfig, most: int, session: Session) -> Mapping[Shape, int]:
+        padded = self._buckets(settings, session.document)
+        most = most if session.batched else 1
+        return shapes(session.document, padded, most, self._config.batching.max_batch_pixels)
 
     def _retire(self, name: str, model: _Model) -> None:
         if model.serving is not None:
@@ -241,7 +254,7 @@ class Loader:
 
 def _objective(measured: Sequence[Profile]) -> float:
     """Seconds in which an answer should come where nobody has said so."""
-    return max(_OBJECTIVE, *(_RUNS * profile.seconds[1] for profile in measured), 0.0)
+    return max(DEFAULT_OBJECTIVE, *(_RUNS * profile.seconds[1] for profile in measured), 0.0)
 
 
 def _stays(model: _Model, version: int | None) -> bool:

@@ -4,13 +4,15 @@ shape of its inputs."""
 import hashlib
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
+from service.engine.providers import CPU
 from service.engine.run_times import RunTimes
-from service.engine.session import CPU, VERSION
+from service.engine.session import VERSION
 
 FILE = "profile.json"
 
@@ -24,6 +26,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     provider: str
     threads: int  # onnxruntime's, within one run
+    instances: int = 1  # sessions that run at the same time
+    settings: str = ""  # of the provider, as far as they decide
     onnxruntime: str
     model_sha256: str
 
@@ -36,8 +40,8 @@ class BatchTime(msgspec.Struct, frozen=True):
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
-    """`batches` by size; the largest is the one from which on more images in a batch bring no more of them a second,
-    or `most`. `shape` and `dtype` are the input's, without N."""
+    """`batches` by size, while all instances run such a batch; the largest is the one from which on more images in a
+    batch bring no more of them a second, or `most`. `shape` and `dtype` are the input's, without N."""
 
     machine: Machine
     shape: tuple[int, ...]
@@ -61,14 +65,17 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         return RunTimes(largest, self.seconds).efficient(largest)
 
 
-def machine(model: Path, provider: str, device: int, threads: int) -> Machine:
+def machine(model: Path, provider: str, device: int, threads: int, instances: int = 1, settings: str = "") -> Machine:
     """This machine, for a model file on an onnxruntime provider; `threads` 0 are one per core."""
+    state = model.stat()
     return Machine(
+        instances=instances,
+        settings=settings,
         device=_cpu_name() if provider == CPU else _gpu_name(device),
         provider=provider,
         threads=threads or len(os.sched_getaffinity(0)),
         onnxruntime=VERSION,
-        model_sha256=_digest(model),
+        model_sha256=_digest(model, (state.st_ino, state.st_size, state.st_mtime_ns)),
     )
 
 
@@ -90,7 +97,8 @@ def write(folder: Path, profiles: Sequence[Profile]) -> None:
         incoming.unlink(missing_ok=True)
 
 
-def _digest(model: Path) -> str:
+@lru_cache(maxsize=1)
+def _digest(model: Path, state: tuple[int, int, int]) -> str:
     with model.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -7,14 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from service.buckets import Size
 from service.engine import profile as profiles
 from service.engine.profile import BatchTime, Machine, Profile
+from service.engine.providers import CPU
 from service.engine.run_times import RunTimes
-from service.engine.session import CPU, Session, input_shape
+from service.engine.session import Session, input_shape
 from service.metadata import Document
 
 Shape = tuple[int, ...]
@@ -30,7 +32,13 @@ _WARM_UP = 1.0  # second, on the CPU, for sizes that are not measured: their mem
 
 
 def prepare(
-    session: Session, file: Path, largest: Mapping[Shape, int], device: int, threads: int
+    session: Session,
+    file: Path,
+    largest: Mapping[Shape, int],
+    device: int,
+    threads: int,
+    instances: int = 1,
+    settings: str = "",
 ) -> tuple[Profile, ...]:
     """The profiles of a session for the shapes of `largest`, each for batches of up to so many images: those beside the
     model file where they were made on this very machine, else new ones, which are put there. Each size of each shape
@@ -38,15 +46,16 @@ def prepare(
     """
     if not largest:
         return ()
-    machine = profiles.machine(file, session.provider, device, threads)
-    known = {(each.shape, each.most): each for each in profiles.read(file.parent) if each.machine == machine}
+    machine = profiles.machine(file, session.provider, device, threads, instances, settings)
+    there = profiles.read(file.parent)
+    known = {(each.shape, each.most): each for each in there if each.machine == machine}
     found = [
         _again(session, known[entry]) if entry in known else measure(session, machine, *entry)
         for entry in largest.items()
     ]
     if not known.keys() >= largest.items():
         try:
-            profiles.write(file.parent, found)
+            profiles.write(file.parent, [*found, *(each for each in there if _other_layout(each.machine, machine))])
         except OSError as error:
             log.info("the profile of %s is not kept: %s", "/".join(file.parts[-3:-1]), error.strerror)
     return tuple(found)
@@ -86,6 +95,12 @@ def measure(session: Session, machine: Machine, shape: Shape, most: int) -> Prof
     made = Profile(machine=machine, shape=shape, dtype=dtype, most=most, batches=batches)
     _run_each(session, made, (size for size in range(1, made.batch_size + 1) if size not in batches))
     return made
+
+
+def _other_layout(machine: Machine, this: Machine) -> bool:
+    """Whether it is this machine with another number of sessions, to be compared with."""
+    same = msgspec.structs.replace(machine, instances=this.instances, threads=this.threads)
+    return machine.instances != this.instances and same == this
 
 
 def _again(session: Session, profile: Profile) -> Profile:

@@ -1,25 +1,29 @@
 """One loaded onnxruntime session: what a model file takes and gives, and running it."""
 
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from onnxruntime import OrtValue
+from onnxruntime import OrtValue, RunOptions
 
 from service import metadata
+from service.config import EngineConfig
 from service.engine.buffers import Buffer, page_lock
+from service.engine.graphs import Graphs
+from service.engine.providers import CUDA, GPU, Device, Options, check, preload, providers
 from service.errors import BadModelFile
 from service.metadata import Document
 from service.repository import TensorSpec
 from service.slots import DTYPES, MAX_RANK
 
-CPU = "CPUExecutionProvider"
-CUDA = "CUDAExecutionProvider"
+log = logging.getLogger(__name__)
+
 VERSION: str = onnxruntime.__version__
 
 _DTYPES = {
@@ -50,10 +54,9 @@ class DeviceLost(Exception):
 class Session:
     """A network on its device. Not for two threads at once."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, device: int = 0, *, fell_back: bool = False) -> None:
+    def __init__(self, session: onnxruntime.InferenceSession, device: int = 0, *, graphs: bool = False) -> None:
         self._session = session
         self.provider: str = session.get_providers()[0]
-        self.fell_back = fell_back  # CUDA was tried and is not what it runs on
         for kind, arguments in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
             if not 1 <= len(arguments) <= _MAX_TENSORS:
                 raise BadModelFile(f"{len(arguments)} {kind}, want 1 to {_MAX_TENSORS}")
@@ -61,13 +64,14 @@ class Session:
         self.outputs = tuple(_spec(argument) for argument in session.get_outputs())
         self.document = metadata.decode(session.get_modelmeta().custom_metadata_map)
         self.batched = _batched(self.inputs, self.outputs)
-        pin = page_lock(device) if self.provider == CUDA else None
+        pin = page_lock(device) if self.provider in GPU else None
         self.input_buffers = tuple(Buffer(pin) for _ in self.inputs)
         self.output_buffers = tuple(Buffer(pin) for _ in self.outputs)
         self.sure = True  # that outputs have the shapes that the file tells
         self._binding = session.io_binding()
         self._input_names = [spec.name for spec in self.inputs]
         self._output_names = [spec.name for spec in self.outputs]
+        self._graphs = Graphs(session, self.inputs, self.outputs, device) if graphs else None
 
     def rooms(
         self, arrays: Sequence[NDArray[np.generic]], slots: Mapping[int, NDArray[np.uint8]]
@@ -78,7 +82,7 @@ class Session:
         slots  bytes that outputs, by number, may be written to, if they are as many as the output has
         """
         # On the CPU onnxruntime's arena uses memory again by itself, and hands it out without a copy.
-        if not self.sure or (self.provider == CPU and not slots):
+        if not self.sure or self._graphs is not None or (self.provider not in GPU and not slots):
             return []
         rooms: list[NDArray[np.generic] | None] = []
         shapes = _output_shapes(self.inputs, self.outputs, arrays)
@@ -90,7 +94,7 @@ class Session:
             elif slot is not None and slot.nbytes == dtype.itemsize * math.prod(shape):
                 rooms.append(slot.view(dtype).reshape(shape))
             else:
-                rooms.append(None if self.provider == CPU else buffer.array(shape, dtype))
+                rooms.append(buffer.array(shape, dtype) if self.provider in GPU else None)
         return rooms
 
     def run(
@@ -102,13 +106,23 @@ class Session:
         Raises DeviceLost, and whatever onnxruntime raises, as where an output does not have the shape of its room.
         """
         try:
-            if not any(room is not None for room in rooms):
-                return list(self._session.run(self._output_names, dict(zip(self._input_names, arrays, strict=True))))
-            return self._run_bound(arrays, rooms)
+            if any(room is not None for room in rooms):
+                return self._run_bound(arrays, rooms)
+            if self._graphs is not None:
+                return self._run_graph(self._graphs, arrays)
+            return self._run(arrays)
         except Exception as error:
-            if self.provider == CUDA and any(fault in str(error) for fault in _DEVICE_FAULTS):
+            if self.provider in GPU and any(fault in str(error) for fault in _DEVICE_FAULTS):
                 raise DeviceLost(str(error)) from error
             raise
+
+    def _run(self, arrays: Sequence[NDArray[np.generic]], options: RunOptions | None = None) -> list[Any]:
+        return list(self._session.run(self._output_names, dict(zip(self._input_names, arrays, strict=True)), options))
+
+    def _run_graph(self, graphs: Graphs, arrays: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+        shapes = [shape for shape in _output_shapes(self.inputs, self.outputs, arrays) if shape is not None]
+        outputs = graphs.run(arrays, shapes) if self.sure and len(shapes) == len(self.outputs) else None
+        return self._run(arrays, graphs.without) if outputs is None else outputs
 
     def _run_bound(
         self, arrays: Sequence[NDArray[np.generic]], rooms: Sequence[NDArray[np.generic] | None]
@@ -133,10 +147,16 @@ class Session:
 
 
 def load(file: Path, provider: str, device: int, threads: int) -> Session:
-    """The session of a model file on `provider` (auto, cpu, cuda). `threads` 0 means one per core.
+    """The session of a model file, as `load_on` makes it where nothing else is wanted."""
+    return load_on(file, Device(provider, EngineConfig(device=device)), threads)
 
-    `cuda` never becomes the CPU in silence: raises BadModelFile where the file, its metadata or the provider do not
-    hold, naming what was wanted.
+
+def load_on(file: Path, device: Device, threads: int) -> Session:
+    """The session of a model file. `threads` 0 means one per core.
+
+    A GPU never becomes the CPU in silence: raises BadModelFile where the file, its metadata or the provider do not
+    hold, naming what was wanted; with provider `auto` and no GPU, a line in the log names what it would have been
+    needed for.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
@@ -144,18 +164,31 @@ def load(file: Path, provider: str, device: int, threads: int) -> Session:
     # Spinning would win a few microseconds a run and take the cores from the front ends.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors only: what matters of the rest is in BadModelFile
-    _preload()
+    preload()
     try:
-        providers = _providers(provider, device)
-        session = onnxruntime.InferenceSession(str(file), options, providers=providers)
+        chosen = providers(device, file)
+        session = onnxruntime.InferenceSession(str(file), options, providers=chosen)
+    except BadModelFile:
+        raise
     except Exception as error:  # onnxruntime's errors share no base class; a bad file must not end the engine
         raise BadModelFile(f"onnxruntime cannot load it: {_first_line(error, file)}") from error
-    if provider == "cuda" and session.get_providers()[0] != CUDA:
-        raise BadModelFile(_why_no_cuda())
-    loaded = Session(session, device, fell_back=len(providers) > 1 and session.get_providers()[0] != CUDA)
+    got = session.get_providers()[0]
+    check(device.provider, chosen, got)
+    _tell(device, chosen, got, file)
+    loaded = Session(session, device.config.device, graphs=device.config.cuda_graphs and got == CUDA)
     _check(loaded)
     _warm_up(loaded, file)
     return loaded
+
+
+def _tell(device: Device, chosen: Options, got: str, file: Path) -> None:
+    if got in GPU:
+        return
+    name = "/".join(file.parts[-3:-1])
+    if len(chosen) > 1:
+        log.warning("%s runs on the CPU: CUDA is offered but could not be used", name)
+    if device.gpu_options:
+        log.warning("%s runs on the CPU, where nothing follows %s", name, ", ".join(device.gpu_options))
 
 
 def input_shape(document: Document) -> tuple[int, ...]:
@@ -169,30 +202,6 @@ def input_shape(document: Document) -> tuple[int, ...]:
         -(-max(_WARM_UP_SIDE, least) // spec.multiple) * spec.multiple for least in (spec.min_height, spec.min_width)
     )
     return height, width, spec.channels
-
-
-@cache
-def _preload() -> None:
-    """Load CUDA and cuDNN from their Python packages, where those are installed; what is missing is told once."""
-    if CUDA in onnxruntime.get_available_providers():
-        onnxruntime.preload_dlls()
-
-
-def _providers(provider: str, device: int) -> list[str | tuple[str, dict[str, str]]]:
-    cuda = (
-        CUDA,
-        {"device_id": str(device), "arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"},
-    )
-    if provider == "cpu" or CUDA not in onnxruntime.get_available_providers():
-        return [CPU]
-    return [cuda, CPU]
-
-
-def _why_no_cuda() -> str:
-    offered = ", ".join(onnxruntime.get_available_providers())
-    if CUDA not in onnxruntime.get_available_providers():
-        return f"provider cuda was asked for, but this onnxruntime offers only {offered}: install onnxruntime-gpu"
-    return "provider cuda was asked for, but no CUDA device could be used: see the log, or set engine.provider=cpu"
 
 
 def _first_line(error: Exception, file: Path) -> str:

@@ -14,6 +14,7 @@ from prometheus_client import REGISTRY
 from service.config import Config, load
 from service.engine import session as sessions
 from service.engine.loading import Loader
+from service.engine.providers import Device
 from service.engine.session import Session
 from service.repository import Table, Version
 from tests.service import networks
@@ -36,13 +37,13 @@ def loader(tmp_path: Path, tables: list[Table]) -> Loader:
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that were loaded, or were tried to be, in order."""
     files: list[Path] = []
-    real = sessions.load
+    real = sessions.load_on
 
-    def counted(file: Path, provider: str, device: int, threads: int) -> Session:
+    def counted(file: Path, device: Device, threads: int) -> Session:
         files.append(file)
-        return real(file, provider, device, threads)
+        return real(file, device, threads)
 
-    monkeypatch.setattr(sessions, "load", counted)
+    monkeypatch.setattr(sessions, "load_on", counted)
     return files
 
 
@@ -139,14 +140,14 @@ def test_file_that_fails_in_an_unheard_of_way_keeps_only_itself_from_serving(
 ) -> None:
     put(tmp_path, "doubler", 1)
     put(tmp_path, "other", 1)
-    real = sessions.load
+    real = sessions.load_on
 
-    def fails(file: Path, provider: str, device: int, threads: int) -> Session:
+    def fails(file: Path, device: Device, threads: int) -> Session:
         if file.parts[-3] == "doubler":
             raise IndexError(f"nobody thought of {file}")
-        return real(file, provider, device, threads)
+        return real(file, device, threads)
 
-    monkeypatch.setattr(sessions, "load", fails)
+    monkeypatch.setattr(sessions, "load_on", fails)
     loader.refresh()
     assert loader.table().complete
     assert states(loader.table()) == {("doubler", 1): "UNAVAILABLE", ("other", 1): "READY"}

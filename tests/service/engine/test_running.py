@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from service.channel import NEVER, Answer, Failure, Submit
 from service.engine import running
 from service.engine.buffers import Buffer
+from service.engine.providers import CPU, CUDA
 from service.engine.running import Done, Work, run
-from service.engine.session import CPU, CUDA, DeviceLost, Session, load
+from service.engine.session import DeviceLost, Session, load
 from service.errors import BadTensor, RunFailed
 from service.repository import TensorSpec
 from service.slots import SPILLED, Arena, Span

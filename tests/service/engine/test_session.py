@@ -13,7 +13,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from service import metadata
-from service.engine.session import CPU, CUDA, DeviceLost, Session, input_shape, load
+from service.engine.providers import CPU, CUDA
+from service.engine.session import DeviceLost, Session, input_shape, load
 from service.errors import BadMetadata, BadModelFile
 from service.metadata import Axis, Document, InputSpec
 from service.repository import TensorSpec
@@ -324,7 +325,7 @@ class FailingDevice:
     def get_providers(self) -> list[str]:
         return [self._provider, CPU]
 
-    def run(self, names: object, arrays: object) -> None:
+    def run(self, names: object, arrays: object, options: object) -> None:
         raise RuntimeError(self._fault)
 
     def run_with_iobinding(self, binding: object) -> None:

@@ -1,0 +1,77 @@
+"""CUDA graphs: runs of one shape that the device repeats as a whole, without being told each step of it again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from onnxruntime import OrtValue, RunOptions
+
+from service.repository import TensorSpec
+
+_MOST = 128  # graphs of a session, which keeps them as long as it lives
+_KEY = "gpu_graph_id"
+_NONE = "-1"
+
+
+@dataclass(frozen=True, slots=True)
+class _Graph:
+    options: RunOptions
+    binding: onnxruntime.IOBinding
+    inputs: list[OrtValue]
+    outputs: list[OrtValue]
+
+
+class Graphs:
+    """The graphs of a session that was made with `enable_cuda_graph`. A graph belongs to memory on the device, whose
+    addresses never change, and to the thread that made it."""
+
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        device: int,
+    ) -> None:
+        self._session, self._inputs, self._outputs, self._device = session, inputs, outputs, device
+        self._graphs: dict[tuple[tuple[int, ...], ...], _Graph] = {}
+        # Without a number, onnxruntime would repeat the first graph for every other shape, too.
+        self.without = _options(_NONE)
+
+    def run(
+        self, arrays: Sequence[NDArray[np.generic]], shapes: Sequence[tuple[int, ...]]
+    ) -> list[NDArray[np.generic]] | None:
+        """The outputs, which have `shapes`; None where there are too many graphs to make one more.
+
+        The first run of its shape makes the graph.
+        """
+        key = tuple(values.shape for values in arrays)
+        graph = self._graphs.get(key)
+        if graph is None:
+            if len(self._graphs) >= _MOST:
+                return None
+            graph = self._graphs[key] = self._make(key, shapes)
+        for value, values in zip(graph.inputs, arrays, strict=True):
+            value.update_inplace(values)
+        self._session.run_with_iobinding(graph.binding, graph.options)
+        return [value.numpy() for value in graph.outputs]
+
+    def _make(self, inputs: Sequence[tuple[int, ...]], outputs: Sequence[tuple[int, ...]]) -> _Graph:
+        binding = self._session.io_binding()
+        given = [self._memory(spec, shape) for spec, shape in zip(self._inputs, inputs, strict=True)]
+        found = [self._memory(spec, shape) for spec, shape in zip(self._outputs, outputs, strict=True)]
+        for spec, value in zip(self._inputs, given, strict=True):
+            binding.bind_ortvalue_input(spec.name, value)
+        for spec, value in zip(self._outputs, found, strict=True):
+            binding.bind_ortvalue_output(spec.name, value)
+        return _Graph(_options(str(len(self._graphs) + 1)), binding, given, found)
+
+    def _memory(self, spec: TensorSpec, shape: tuple[int, ...]) -> OrtValue:
+        return OrtValue.ortvalue_from_shape_and_type(shape, np.dtype(spec.dtype).type, "cuda", self._device)
+
+
+def _options(number: str) -> RunOptions:
+    options = RunOptions()
+    options.add_run_config_entry(_KEY, number)
+    return options

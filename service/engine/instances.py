@@ -1,0 +1,71 @@
+"""The sessions of one network that run at the same time on one device."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine.session import Session
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Instance:
+    """One session and the thread that runs it, always the same: a CUDA graph belongs to the thread that made it."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.running = 0  # batches, of which all but one wait
+        self._thread = ThreadPoolExecutor(1, "run")
+
+    def submit(self, call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> Future[T]:
+        """Call it in the session's thread."""
+        return self._thread.submit(call, *arguments, **named)
+
+
+class Instances:
+    """All sessions of a version, and what runs on them. One writer: the engine's loop."""
+
+    def __init__(self, sessions: Sequence[Session]) -> None:
+        self.all = tuple(Instance(session) for session in sessions)
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    @property
+    def session(self) -> Session:
+        """One of them, to be asked what the network takes and gives."""
+        return self.all[0].session
+
+    def take(self) -> Instance:
+        """For a batch that runs until `give`: an idle one, and of several always the same, whose memory is warm.
+
+        The batcher hands out no more batches than there are sessions, but for the moment after their number changed.
+        """
+        instance = min(self.all, key=lambda each: each.running)
+        instance.running += 1
+        return instance
+
+    @staticmethod
+    def give(instance: Instance) -> None:
+        """Its batch has ended."""
+        instance.running -= 1
+
+
+class Together(Session):
+    """All sessions of a version as one that is measured: each runs the same batch at the same time, as under load."""
+
+    def __init__(self, instances: Instances) -> None:
+        self.__dict__.update(instances.session.__dict__)
+        self._instances = instances
+
+    def run(
+        self, arrays: Sequence[NDArray[np.generic]], rooms: Sequence[NDArray[np.generic] | None] = ()
+    ) -> list[NDArray[np.generic]]:
+        """One session's outputs, when all have run."""
+        running = [each.submit(each.session.run, arrays) for each in self._instances.all]
+        outputs = [done.result() for done in running]
+        return outputs[0]

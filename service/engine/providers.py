@@ -1,0 +1,144 @@
+"""Which of onnxruntime's providers a session runs on, and what they are told."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import onnxruntime
+
+from service.config import MIB, EngineConfig
+from service.errors import BadModelFile
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
+GPU = (CUDA, TENSORRT)
+
+_CACHE = "tensorrt"  # folder of the engines that TensorRT has built, beside the model file
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What a model is asked to run on. `provider` is auto, cpu or cuda; `most` is the largest batch there will be."""
+
+    provider: str
+    config: EngineConfig
+    most: int = 1
+
+    @property
+    def settings(self) -> str:
+        """What of it decides how long a batch takes, in words."""
+        said = {"graphs": self.config.cuda_graphs, self.config.tensorrt: self.config.tensorrt != "off"}
+        return ", ".join(name for name, set_ in said.items() if set_)
+
+    @property
+    def gpu_options(self) -> list[str]:
+        """The settings that only a GPU can follow, by name."""
+        said = {
+            "engine.gpu_memory_mib": self.config.gpu_memory_mib > 0,
+            "engine.cuda_graphs": self.config.cuda_graphs,
+            "engine.tensorrt": self.config.tensorrt != "off",
+        }
+        return [name for name, set_ in said.items() if set_]
+
+
+Options = list[str | tuple[str, dict[str, str]]]
+
+
+def providers(device: Device, file: Path) -> Options:
+    """Providers with their options, the one that is wanted first. Raises BadModelFile where it is not offered."""
+    offered = onnxruntime.get_available_providers()
+    if device.provider == "cuda" and CUDA not in offered:
+        raise BadModelFile(why_not(CUDA))
+    if device.provider == "cpu" or CUDA not in offered:
+        return [CPU]
+    cuda = (CUDA, _cuda_options(device.config))
+    if device.config.tensorrt == "off":
+        return [cuda, CPU]
+    if TENSORRT not in offered:
+        raise BadModelFile(why_not(TENSORRT))
+    return [(TENSORRT, {**_tensorrt_options(device.config, file), **_ranges(file, device.most)}), cuda, CPU]
+
+
+def check(wanted: str, providers: Options, got: str) -> None:
+    """Raises BadModelFile where a session runs on something else than what it was asked to."""
+    first = providers[0][0] if isinstance(providers[0], tuple) else providers[0]
+    if got != first and (wanted == "cuda" or first == TENSORRT):
+        raise BadModelFile(why_not(first))
+
+
+def gpu_offered(wanted: str) -> bool:
+    """Whether a model with this provider setting will be tried on a GPU."""
+    return wanted != "cpu" and CUDA in onnxruntime.get_available_providers()
+
+
+def why_not(provider: str) -> str:
+    """In words, what is missing."""
+    offered = onnxruntime.get_available_providers()
+    if provider == TENSORRT:
+        if TENSORRT not in offered:
+            return f"engine.tensorrt is set, but this onnxruntime offers only {', '.join(offered)}"
+        return "engine.tensorrt is set, but TensorRT could not be used: is its library installed?"
+    if CUDA not in offered:
+        return (
+            f"provider cuda was asked for, but this onnxruntime offers only {', '.join(offered)}: "
+            "install onnxruntime-gpu"
+        )
+    return "provider cuda was asked for, but no CUDA device could be used: see the log, or set engine.provider=cpu"
+
+
+@cache
+def preload() -> None:
+    """Load CUDA and cuDNN from their Python packages, where those are installed; what is missing is told once."""
+    if CUDA in onnxruntime.get_available_providers():
+        onnxruntime.preload_dlls()
+
+
+def _cuda_options(config: EngineConfig) -> dict[str, str]:
+    # Each session has a stream and an arena of its own.
+    options = {
+        "device_id": str(config.device),
+        "arena_extend_strategy": "kSameAsRequested",
+        "cudnn_conv_algo_search": "HEURISTIC",
+    }
+    if config.gpu_memory_mib:
+        options["gpu_mem_limit"] = str(config.gpu_memory_mib * MIB)
+    if config.cuda_graphs:
+        options["enable_cuda_graph"] = "1"
+    return options
+
+
+def _tensorrt_options(config: EngineConfig, file: Path) -> dict[str, str]:
+    # An engine takes minutes to build: what was built for this GPU and this version of TensorRT is used again.
+    folder = str(Path(config.tensorrt_cache) if config.tensorrt_cache else file.parent / _CACHE)
+    return {
+        "device_id": str(config.device),
+        "trt_fp16_enable": "1" if config.tensorrt == "fp16" else "0",
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": folder,
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": folder,
+    }
+
+
+def _ranges(file: Path, most: int) -> dict[str, str]:
+    """The batches that one engine is built for; else TensorRT builds another for each larger one that comes."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    inputs = onnxruntime.InferenceSession(str(file), options, providers=[CPU]).get_inputs()
+    shapes = {given.name: given.shape for given in inputs}
+    if any(not isinstance(side, int) for shape in shapes.values() for side in shape[1:]):
+        return {}  # of any size: which sizes will come is not known
+    return {
+        "trt_profile_min_shapes": _shapes(shapes, 1),
+        "trt_profile_opt_shapes": _shapes(shapes, most),
+        "trt_profile_max_shapes": _shapes(shapes, most),
+    }
+
+
+def _shapes(shapes: Mapping[str, Sequence[int | str]], size: int) -> str:
+    return ",".join(
+        f"{name}:" + "x".join(str(side if isinstance(side, int) else size) for side in shape)
+        for name, shape in shapes.items()
+    )
