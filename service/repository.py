@@ -46,6 +46,7 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
     outputs: tuple[TensorSpec, ...] = ()
     batched: bool = False  # several requests may run side by side along the first dimension
     max_batch_size: int = 1
+    batch_size: int = 1  # images of the most efficient batch, as far as that is known before it serves
     max_queue_delay_ms: float = 0.0
     buckets: tuple[tuple[int, int], ...] = ()  # (height, width) that images are padded to, the smallest first
 
