@@ -64,9 +64,15 @@ class ModelUnavailable(ConvoyError):
 
 
 class RunFailed(ConvoyError):
-    """The network failed on this batch, or the engine died under it too often."""
+    """The network failed on this batch."""
 
     reason = "RUN_FAILED"
+
+
+class EngineDied(RunFailed):
+    """The engine died under it, too often to try again."""
+
+    reason = "ENGINE_DIED"
 
 
 class BadMetadata(ConvoyError):

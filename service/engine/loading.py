@@ -219,7 +219,7 @@ class Loader:
             outputs=session.outputs,
             batched=session.batched,
             max_batch_size=loaded.limits.max_batch_size,
-            batch_size=loaded.profile.batch_size if loaded.profile is not None else 1,
+            batch_size=min((profile.batch_size for profile in loaded.profiles), default=1),
             max_queue_delay_ms=loaded.limits.max_queue_delay * 1000,
             buckets=loaded.buckets,
         )

@@ -220,7 +220,7 @@ def _put(response: pb.ModelInferResponse, row: Version, number: int, values: NDA
 
 def _put_timings(response: pb.ModelInferResponse, call: Call, marks: Marks, answer: Answer) -> None:
     timings = observe(call, marks, answer.times)
-    for stage, seconds in timings.stages.items():
+    for stage, seconds in zip(metrics.STAGES, timings.stages, strict=True):
         response.parameters[f"convoy_{stage}_seconds"].double_param = seconds
     response.parameters["convoy_total_seconds"].double_param = timings.total
     response.parameters["convoy_batch_size"].int64_param = answer.batch_size

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from service import metrics
 from service.channel import NEVER, Answer, Cancel, Failure, Hello, Packet, Record, Release, Submit, Wire
 from service.channel import Table as TableRecord
-from service.errors import ModelUnavailable, RunFailed
+from service.errors import EngineDied, ModelUnavailable
 from service.repository import Table, Version, decode_table
 from service.slots import ALIGNMENT, SPILLED, Arena, Span
 
@@ -289,10 +289,10 @@ class EngineLink:
         for waiting in list(self._waiting.values()):
             waiting.sent = False
             if waiting.abandoned:
-                self._end(waiting.submit.id, RunFailed("the engine died"))
+                self._end(waiting.submit.id, EngineDied("the engine died"))
             elif waiting.attempts >= _ATTEMPTS:
                 log.error("giving up on a request that was with the engine %d times when it died", waiting.attempts)
-                self._end(waiting.submit.id, RunFailed(f"the engine died {waiting.attempts} times on this request"))
+                self._end(waiting.submit.id, EngineDied(f"the engine died {waiting.attempts} times on this request"))
         self._hold_for_a_while()
         self._on_loss()
 

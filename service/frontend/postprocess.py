@@ -14,27 +14,46 @@ from service.metadata import MAX_MASK_CLASSES, Document
 from service.pb.convoy.v1 import vision_pb2 as pb
 
 DEFAULT_TOP_K = 5
+_FEW_CLASSES = 64  # sorted as a whole in less time than the largest are looked for
 
 
-def classification(probabilities: NDArray[np.float32], labels: Sequence[str], top_k: int) -> pb.Classification:
-    """The `top_k` most probable labels (0: five; at most all), ties in the order of the classes.
+def classifications(
+    probabilities: NDArray[np.float32], labels: Sequence[str], top_k: int
+) -> list[pb.Classification | RunFailed]:
+    """Of each image the `top_k` most probable labels (0: five; at most all), ties in the order of the classes.
 
-    probabilities  (classes,), 0..1
+    probabilities  (N, classes), 0..1
 
-    Raises RunFailed where there is not one finite probability for each label.
+    RunFailed stands where an image's probabilities are not all finite. Raises it where there is not one for each label.
     """
-    if probabilities.shape != (len(labels),):
-        raise RunFailed(f"the network answered {probabilities.size} probabilities for {len(labels)} labels")
-    if not np.isfinite(probabilities).all():
-        raise RunFailed("the network answered probabilities that are not numbers")
+    if probabilities.shape[1:] != (len(labels),):
+        raise RunFailed(f"the network answered {probabilities[0].size} probabilities for {len(labels)} labels")
     count = min(top_k or DEFAULT_TOP_K, len(labels))
-    # Of a thousand classes only those that can be among the first are sorted; all that tie with the last one can.
-    least = np.partition(probabilities, -count)[-count]
-    candidates = np.flatnonzero(probabilities >= least)
-    ranked = candidates[np.argsort(-probabilities[candidates], kind="stable")][:count].tolist()
-    return pb.Classification(
-        labels=[pb.Label(index=i, name=labels[i], probability=float(probabilities[i])) for i in ranked]
-    )
+    indices, chosen = _ranked(probabilities, count)
+    finite = np.isfinite(probabilities.sum(axis=1, dtype=np.float64)).tolist()
+    return [
+        pb.Classification(
+            labels=[pb.Label(index=i, name=labels[i], probability=p) for i, p in zip(row, values, strict=True)]
+        )
+        if good
+        else RunFailed("the network answered probabilities that are not numbers")
+        for row, values, good in zip(indices, chosen, finite, strict=True)
+    ]
+
+
+def _ranked(values: NDArray[np.float32], count: int) -> tuple[list[list[int]], list[list[float]]]:
+    """Of each row the indices of its `count` largest values, the largest first, and the values themselves."""
+    if values.shape[1] > _FEW_CLASSES:
+        # Only those that can be among the first are sorted; all that tie with the last one can.
+        least = np.partition(values, -count, axis=1)[:, -count]
+        rows, columns = np.nonzero(~(values < least[:, None]))
+        order = np.lexsort((-values[rows, columns], rows))
+        begins = np.searchsorted(rows, np.arange(len(values)))
+        order = order[begins[:, None] + np.arange(count)]
+        indices = columns[order]
+    else:
+        indices = np.argsort(-values, axis=1, kind="stable")[:, :count]
+    return indices.tolist(), np.take_along_axis(values, indices, axis=1).tolist()
 
 
 def segmentation(

@@ -1,4 +1,4 @@
-"""convoy.v1.Vision: one image from the wire to its slot, through the engine, and back as labels or a class map."""
+"""convoy.v1.Vision: images from the wire to their slots, through the engine, and back as labels or class maps."""
 
 import asyncio
 import time
@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from service import metadata, metrics
 from service.channel import Answer
 from service.config import LimitsConfig
-from service.errors import BadImage, BadRequest, ConvoyError
+from service.errors import BadImage, BadRequest, ConvoyError, EngineDied, RunFailed
 from service.frontend import status
 from service.frontend.catalogue import Catalogue
 from service.frontend.decode import Picture, decode, from_raw
 from service.frontend.link import EngineLink, Slot
-from service.frontend.postprocess import classification, segmentation
+from service.frontend.parts import Part, Sent, parts
+from service.frontend.postprocess import classifications, segmentation
 from service.frontend.preprocess import Placement, input_size, preprocess, reduction
 from service.frontend.rpc import Call, count_refusal
 from service.frontend.tensors import DATATYPES
@@ -40,18 +41,16 @@ _STATES = {
     "UNAVAILABLE": pb.MODEL_STATE_UNAVAILABLE,
 }
 
+_STAGE_FIELDS = tuple(f"{stage}_seconds" for stage in metrics.STAGES)
+_UINT8 = np.dtype(np.uint8)
+
 Result = TypeVar("Result", pb.ClassifyResult, pb.SegmentResult)
 
-
-class _Sent(NamedTuple):
-    """An image as it came. `pixels` are those of a raw one, which may be in the message or still where they came."""
-
-    image: pb.Image
-    pixels: bytes | memoryview
+_FEW = 1 << 17  # bytes of raw pixels: copying them takes about as long as the way to a thread and back
 
 
 class _Prepared(NamedTuple):
-    """An image in its slot."""
+    """Images in their slot, and what of each of its inputs they fill."""
 
     slot: Slot
     placement: Placement
@@ -59,13 +58,10 @@ class _Prepared(NamedTuple):
 
 
 class _Ran(NamedTuple):
-    """The network's outputs for one image, without the batch dimension: views, valid until the slot ends."""
+    """The network's outputs for the images of a slot: views, (N, ...), valid until the slot ends."""
 
     outputs: dict[str, NDArray[Any]]
     answer: Answer
-
-
-_FEW = 1 << 17  # bytes of raw pixels: copying them takes about as long as the way to a thread and back
 
 
 class Vision:
@@ -84,16 +80,23 @@ class Vision:
         """Ranked labels for each image."""
         row, document = self._catalogue.for_task(request.model, request.version, "classification")
         call.serves(row)
+        top_k = request.top_k
 
-        async def one(sent: _Sent) -> pb.ClassifyResult:
-            prepared = await self._prepare(sent, row, document, call)
+        async def answer(part: Part) -> list[pb.ClassifyResult | ConvoyError]:
+            prepared = await self._prepare(part, row, document, call)
             with prepared.slot:
-                ran = await self._run(prepared, row, call)
-                labels = classification(ran.outputs[metadata.PROBABILITIES], document.labels, request.top_k)
-            return pb.ClassifyResult(classification=labels, timings=_timings(call, prepared, ran))
+                ran = await self._run(prepared, len(part.sent), row, call)
+                found = classifications(ran.outputs[metadata.PROBABILITIES], document.labels, top_k)
+            timings = _timings(call, prepared, ran, sum(isinstance(one, pb.Classification) for one in found))
+            return [
+                pb.ClassifyResult(classification=one, timings=timings) if isinstance(one, pb.Classification) else one
+                for one in found
+            ]
 
         with self._catalogue.using(row):
-            results = await self._each(request.images, one, call, pb.ClassifyResult)
+            results = await self._each(
+                self._parts(request.images, row, document.image, call, row.batch_size), answer, call, pb.ClassifyResult
+            )
         return pb.ClassifyResponse(model=row.model, version=row.version, results=results)
 
     async def Segment(self, request: pb.SegmentRequest, call: Call) -> pb.SegmentResponse:
@@ -103,62 +106,88 @@ class Vision:
         if request.format not in pb.MaskFormat.values():
             raise BadRequest(f"format is {request.format}, want one of MaskFormat's values")
 
-        async def one(sent: _Sent) -> pb.SegmentResult:
-            prepared = await self._prepare(sent, row, document, call)
+        async def answer(part: Part) -> list[pb.SegmentResult | ConvoyError]:
+            prepared = await self._prepare(part, row, document, call)
             with prepared.slot:
-                ran = await self._run(prepared, row, call)
-                outputs = ran.outputs
-                confidence = outputs[metadata.CONFIDENCE] if request.with_confidence else None
+                ran = await self._run(prepared, 1, row, call)
+                mask = ran.outputs[metadata.MASK][0]
+                confidence = ran.outputs[metadata.CONFIDENCE][0] if request.with_confidence else None
                 # Waited for to its end even where the caller goes: it reads the slot.
                 class_map = await to_its_end(
                     self._threads,
-                    lambda: segmentation(
-                        outputs[metadata.MASK], confidence, document, prepared.placement, request.format
-                    ),
+                    lambda: segmentation(mask, confidence, document, prepared.placement, request.format),
                 )
-            return pb.SegmentResult(segmentation=class_map, timings=_timings(call, prepared, ran))
+            return [pb.SegmentResult(segmentation=class_map, timings=_timings(call, prepared, ran, 1))]
 
         with self._catalogue.using(row):
-            results = await self._each(request.images, one, call, pb.SegmentResult)
+            # What comes behind the network takes most of the time, and a thread for each image.
+            results = await self._each(
+                self._parts(request.images, row, document.image, call, 1), answer, call, pb.SegmentResult
+            )
         return pb.SegmentResponse(model=row.model, version=row.version, results=results)
 
     async def ListModels(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
         """Every version in the repository."""
         return pb.ListModelsResponse(models=[_describe(row) for row in self._catalogue.table.versions])
 
+    def _parts(
+        self, images: Sequence[pb.Image], row: Version, spec: InputSpec, call: Call, batch_size: int
+    ) -> list[Part]:
+        if not 1 <= len(images) <= self._limits.max_images:
+            raise BadRequest(f"request has {len(images)} images, want 1 to {self._limits.max_images}")
+        fitted = partial(input_size, spec, buckets=row.buckets)
+        return parts(images, call.payloads, spec.channels, fitted, self._max_pixels(spec), batch_size)
+
     async def _each(
         self,
-        images: Sequence[pb.Image],
-        one: Callable[[_Sent], Awaitable[Result]],
+        found: Sequence[Part],
+        answer: Callable[[Part], Awaitable[list[Result | ConvoyError]]],
         call: Call,
         result: type[Result],
     ) -> list[Result]:
         """One result an image. A single image's error is the request's; of several, each has its own."""
-        if not 1 <= len(images) <= self._limits.max_images:
-            raise BadRequest(f"request has {len(images)} images, want 1 to {self._limits.max_images}")
+        images = sum(len(part.sent) for part in found)
+        if images == 1:
+            (only,) = await answer(found[0])
+            if isinstance(only, ConvoyError):
+                raise only
+            return [only]
 
-        async def guarded(sent: _Sent) -> Result:
+        results: dict[int, Result] = {}
+
+        async def guarded(part: Part) -> None:
             try:
-                return await one(sent)
+                outcomes = await answer(part)
+            except RunFailed as error:
+                if len(part.sent) > 1 and not isinstance(error, EngineDied):
+                    # One of them may be what it failed on: the others are not to suffer for it.
+                    for one in part.alone():
+                        await guarded(one)
+                    return
+                outcomes = [error] * len(part.sent)
             except ConvoyError as error:
-                count_refusal(call, error)
-                number = status.number_of(error)
-                return result(error=pb.ImageError(code=number, reason=error.reason, message=error.message))
+                outcomes = [error] * len(part.sent)
+            for number, outcome in zip(part.numbers, outcomes, strict=True):
+                if isinstance(outcome, ConvoyError):
+                    count_refusal(call, outcome)
+                    results[number] = result(error=_image_error(outcome))
+                else:
+                    results[number] = outcome
 
-        all_sent = [_Sent(image, call.payloads.get(n) or image.raw.pixels) for n, image in enumerate(images)]
-        if len(all_sent) == 1:
-            return [await one(all_sent[0])]
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(guarded(sent)) for sent in all_sent]
-        return [task.result() for task in tasks]
+        if len(found) == 1:
+            await guarded(found[0])
+        else:
+            async with asyncio.TaskGroup() as group:
+                for part in found:
+                    group.create_task(guarded(part))
+        return [results[number] for number in range(images)]
 
-    async def _prepare(self, sent: _Sent, row: Version, document: Document, call: Call) -> _Prepared:
-        """Decode, claim a slot, preprocess into it: in one thread, so that an image changes hands once; a few raw
-        pixels are copied in less time than it takes to reach a thread."""
-        if sent.pixels and _fits(sent, document.image):
-            return self._prepare_here(sent, row, document, call)
+    async def _prepare(self, part: Part, row: Version, document: Document, call: Call) -> _Prepared:
+        """Bring a part into a slot: decoded and resized in a thread, so that an image changes hands once."""
+        if part.size is not None:
+            return await self._copy(part, part.size, row, document, call)
         with self._link.coming(row.model):
-            work = self._threads.submit(self._prepare_here, sent, row, document, call)
+            work = self._threads.submit(self._decode_into_slot, part.sent[0], row, document, call)
             preparing = asyncio.wrap_future(work)
             try:
                 return await asyncio.shield(preparing)
@@ -170,7 +199,26 @@ class Vision:
                     await asyncio.wait([preparing])
                 raise
 
-    def _prepare_here(self, sent: _Sent, row: Version, document: Document, call: Call) -> _Prepared:
+    async def _copy(self, part: Part, size: tuple[int, int], row: Version, document: Document, call: Call) -> _Prepared:
+        """Pixels that are the network's input as they are: a few are copied in less time than it takes to reach a
+        thread."""
+        began = time.monotonic_ns()
+        call.check_deadline()
+        count, channels = len(part.sent), document.image.channels
+        slot = self._link.claim([(_UINT8, (count, *size, channels))], _output_bytes(row, document, size, count))
+        try:
+            target = slot.inputs[0].data.cast("B")
+            if len(target) <= _FEW:
+                _copy_pixels(part, target)
+            else:
+                with self._link.coming(row.model):
+                    await to_its_end(self._threads, lambda: _copy_pixels(part, target))
+        except BaseException:
+            slot.free()
+            raise
+        return _Prepared(slot, Placement(*size, 0, 0, *size), Marks(began, began, time.monotonic_ns()))
+
+    def _decode_into_slot(self, sent: Sent, row: Version, document: Document, call: Call) -> _Prepared:
         began = time.monotonic_ns()
         call.check_deadline()
         spec = document.image
@@ -178,8 +226,7 @@ class Vision:
         picture = self._decode(sent, spec)
         decoded = time.monotonic_ns()
         size = input_size(spec, picture.height, picture.width, buckets=row.buckets)
-        shape = (1, *size, spec.channels)
-        slot = self._link.claim([(np.dtype(np.uint8), shape)], _output_bytes(row, document, size))
+        slot = self._link.claim([(_UINT8, (1, *size, spec.channels))], _output_bytes(row, document, size, 1))
         try:
             target = slot.inputs[0][0]
             placement = preprocess(picture.pixels, spec, target, (picture.height, picture.width))
@@ -191,10 +238,8 @@ class Vision:
             metrics.PADDING.labels(row.model, str(row.version)).inc(padding)
         return _Prepared(slot, placement, Marks(began, decoded, time.monotonic_ns()))
 
-    def _decode(self, sent: _Sent, spec: InputSpec) -> Picture:
-        # What a model of any size would get as it is must not be larger than its runs can be.
-        free = spec.fit == "pad"
-        max_pixels = min(self._limits.max_pixels, self._limits.max_input_pixels) if free else self._limits.max_pixels
+    def _decode(self, sent: Sent, spec: InputSpec) -> Picture:
+        max_pixels = self._max_pixels(spec)
         match sent.image.WhichOneof("source"):
             case "encoded":
                 return decode(sent.image.encoded, spec.colour, max_pixels, partial(reduction, spec))
@@ -203,17 +248,28 @@ class Vision:
                 return from_raw(sent.pixels, raw.height_px, raw.width_px, raw.channels, spec.colour, max_pixels)
         raise BadImage("image is empty, want a JPEG or PNG file, or raw pixels")
 
-    async def _run(self, prepared: _Prepared, row: Version, call: Call) -> _Ran:
+    def _max_pixels(self, spec: InputSpec) -> int:
+        # What a model of any size would get as it is must not be larger than its runs can be.
+        limits = self._limits
+        return min(limits.max_pixels, limits.max_input_pixels) if spec.fit == "pad" else limits.max_pixels
+
+    async def _run(self, prepared: _Prepared, rows: int, row: Version, call: Call) -> _Ran:
         answer, outputs = await prepared.slot.run(
-            row, rows=1, company=self._catalogue.users(row), deadline=call.deadline
+            row, rows=rows, company=self._catalogue.users(row), deadline=call.deadline
         )
-        return _Ran({row.outputs[number].name: values[0] for number, values in outputs.items()}, answer)
+        return _Ran({row.outputs[number].name: values for number, values in outputs.items()}, answer)
 
 
-def _fits(sent: _Sent, spec: InputSpec) -> bool:
-    """Whether raw pixels are few, and go into the input as they are."""
-    size = (sent.image.raw.height_px, sent.image.raw.width_px)
-    return len(sent.pixels) <= _FEW and size == (spec.height or size[0], spec.width or size[1])
+def _copy_pixels(part: Part, target: memoryview) -> None:
+    at = 0
+    for sent in part.sent:
+        end = at + len(sent.pixels)
+        target[at:end] = sent.pixels
+        at = end
+
+
+def _image_error(error: ConvoyError) -> pb.ImageError:
+    return pb.ImageError(code=status.number_of(error), reason=error.reason, message=error.message)
 
 
 def _end_slot(work: Future[_Prepared]) -> None:
@@ -221,21 +277,24 @@ def _end_slot(work: Future[_Prepared]) -> None:
         work.result().slot.free()
 
 
-def _output_bytes(row: Version, document: Document, size: tuple[int, int]) -> list[tuple[int, int]]:
-    """The (number, bytes) of the outputs for one image whose input has `size`."""
+def _output_bytes(row: Version, document: Document, size: tuple[int, int], images: int) -> list[tuple[int, int]]:
+    """The (number, bytes) of the outputs for so many images whose input has `size`."""
     pixels = size[0] * size[1]
     sizes = {
         metadata.PROBABILITIES: 4 * len(document.labels),
         metadata.MASK: pixels,
         metadata.CONFIDENCE: pixels,
     }
-    return [(number, sizes[spec.name]) for number, spec in enumerate(row.outputs) if spec.name in sizes]
+    return [(number, images * sizes[spec.name]) for number, spec in enumerate(row.outputs) if spec.name in sizes]
 
 
-def _timings(call: Call, prepared: _Prepared, ran: _Ran) -> pb.Timings:
-    timings = observe(call, prepared.marks, ran.answer.times)
-    stages = {f"{stage}_seconds": seconds for stage, seconds in timings.stages.items()}
-    return pb.Timings(total_seconds=timings.total, batch_size=ran.answer.batch_size, **stages)
+def _timings(call: Call, prepared: _Prepared, ran: _Ran, images: int) -> pb.Timings:
+    timings = observe(call, prepared.marks, ran.answer.times, images)
+    return pb.Timings(
+        total_seconds=timings.total,
+        batch_size=ran.answer.batch_size,
+        **dict(zip(_STAGE_FIELDS, timings.stages, strict=True)),
+    )
 
 
 def _describe(row: Version) -> pb.ModelInfo:

@@ -16,6 +16,7 @@ from service.errors import (
     BadTensor,
     ConvoyError,
     DeadlinePassed,
+    EngineDied,
     ModelUnavailable,
     PredictedLate,
     QueueFull,
@@ -34,6 +35,7 @@ STATUS: dict[type[ConvoyError], StatusCode] = {
     DeadlinePassed: StatusCode.DEADLINE_EXCEEDED,
     ModelUnavailable: StatusCode.UNAVAILABLE,  # loading or draining: try another replica
     RunFailed: StatusCode.INTERNAL,
+    EngineDied: StatusCode.INTERNAL,
     Cancelled: StatusCode.CANCELLED,
 }
 DOMAIN = "convoy"  # of ErrorInfo: who gives the reasons their meaning

@@ -1,6 +1,8 @@
 """Where the time of one image went. The stages follow each other without a gap: their sum is the total."""
 
 import time
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from service import metrics
@@ -17,16 +19,17 @@ class Marks(NamedTuple):
 
 
 class Timings(NamedTuple):
-    """Seconds by stage, and from the request's arrival to this image's result."""
+    """Seconds by stage, in the order of metrics.STAGES, and from the request's arrival to the result."""
 
-    stages: dict[str, float]
+    stages: Sequence[float]
     total: float
 
 
-def observe(call: Call, marks: Marks, times: Times) -> Timings:
-    """Count one answered image and its stages in the metrics; they come back for the response."""
+def observe(call: Call, marks: Marks, times: Times, images: int = 1) -> Timings:
+    """Count images that were answered together, and their stages, in the metrics; they come back for the response."""
     done = time.monotonic_ns()
     ends = (
+        call.arrived,
         marks.began,  # receive: parsing, and the wait for a thread
         marks.decoded,
         marks.preprocessed,
@@ -36,10 +39,6 @@ def observe(call: Call, marks: Marks, times: Times) -> Timings:
         times.done,
         done,  # postprocess: with the way back from the engine
     )
-    begins = (call.arrived, *ends[:-1])
-    seconds = [(end - begin) / 1e9 for begin, end in zip(begins, ends, strict=True)]
-    images, histograms = metrics.image_counters(call.model, call.version)
-    images.inc()
-    for histogram, span in zip(histograms, seconds, strict=True):
-        histogram.observe(span)
-    return Timings(dict(zip(metrics.STAGES, seconds, strict=True)), (done - call.arrived) / 1e9)
+    stages = [(end - begin) / 1e9 for begin, end in pairwise(ends)]
+    metrics.count_images(call.model, call.version, images, stages)
+    return Timings(stages, (done - call.arrived) / 1e9)

@@ -174,6 +174,27 @@ def slow(rounds: int = 40) -> onnx.ModelProto:
     return model
 
 
+def choosy(brightest: int = 240) -> onnx.ModelProto:
+    """As `classifier`, but a run fails where an image's mean is larger than that."""
+    model = classifier()
+    graph = model.graph
+    softmax = graph.node.pop()
+    graph.node.extend(
+        [
+            helper.make_node("Cast", ["image"], ["again"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceMean", ["again", "sides"], ["mean"], keepdims=0),
+            helper.make_node("Cast", ["mean"], ["place"], to=TensorProto.INT64),
+            helper.make_node("Gather", ["zeros", "place"], ["zero"]),
+            helper.make_node("Add", ["logits", "zero"], ["same_logits"]),
+        ]
+    )
+    softmax.input[0] = "same_logits"
+    graph.node.append(softmax)
+    constants = {"sides": np.arange(1, 4), "zeros": np.zeros((brightest + 1, 1), np.float32)}
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    return model
+
+
 def save(model: onnx.ModelProto, repository: Path, name: str, version: int = 1) -> Path:
     """Put a model into a repository, whole or not at all."""
     folder = repository / name / str(version)

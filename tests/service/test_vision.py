@@ -141,8 +141,42 @@ def test_of_several_images_each_has_its_own_result_or_error(client: Client) -> N
     assert answers[1].reason == "BAD_IMAGE"
 
 
+def raw_request(model: str, images: list[np.ndarray]) -> pb.ClassifyRequest:
+    sent = [
+        pb.Image(raw=pb.RawImage(pixels=image.tobytes(), height_px=networks.SIDE, width_px=networks.SIDE, channels=1))
+        for image in images
+    ]
+    return pb.ClassifyRequest(model=model, images=sent, top_k=10)
+
+
+def test_images_that_need_no_work_share_a_batch_and_each_gets_its_own_answer(
+    channel: grpc.Channel, offline: onnxruntime.InferenceSession
+) -> None:
+    images = [grey(seed) for seed in range(8)]
+    results = method(channel, "Classify")(raw_request("letters", images)).results
+    for image, result in zip(images, results, strict=True):
+        assert result.timings.batch_size == 8
+        values = np.zeros(networks.CLASSES, np.float32)
+        for label in result.classification.labels:
+            values[label.index] = label.probability
+        np.testing.assert_allclose(values, expected(offline, image), atol=1e-6)
+
+
+def test_an_image_that_the_network_fails_on_leaves_those_that_share_its_slot_unharmed(tmp_path: Path) -> None:
+    networks.save(networks.choosy(), tmp_path, "choosy")
+    images = [grey(seed) for seed in range(8)]
+    images[5][...] = 250
+    with Server(tmp_path) as server, grpc.insecure_channel(server.grpc) as channel:
+        results = method(channel, "Classify")(raw_request("choosy", images)).results
+        again = method(channel, "Classify")(raw_request("choosy", [*images[:5], *images[6:]])).results
+    assert [result.error.reason for result in results] == ["", "", "", "", "", "RUN_FAILED", "", ""]
+    del results[5]
+    assert [one.classification for one in results] == [one.classification for one in again]
+    assert {one.timings.batch_size for one in again} == {7}
+
+
 def test_stage_timings_follow_each_other_and_add_up_to_the_total(client: Client) -> None:
-    timings = client.segment(colourful(1, 64, 64), "colours").timings
+    timings = client.segment(encoded(colourful(1, 64, 64)), "colours").timings
     stages = (
         timings.receive,
         timings.decode,
@@ -155,6 +189,7 @@ def test_stage_timings_follow_each_other_and_add_up_to_the_total(client: Client)
     )
     assert all(stage > 0 for stage in stages)
     assert sum(stages) == pytest.approx(timings.total, rel=1e-6)
+    assert client.segment(colourful(1, 64, 64), "colours").timings.decode == 0  # it came as pixels
 
 
 def test_the_only_model_of_a_task_needs_no_name_and_several_do(client: Client) -> None:

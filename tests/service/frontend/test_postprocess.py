@@ -13,13 +13,17 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from service.errors import BadRequest, RunFailed
-from service.frontend.postprocess import classification, default_palette, segmentation
+from service.frontend.postprocess import classifications, default_palette, segmentation
 from service.frontend.preprocess import Placement, preprocess
 from service.metadata import Document, InputSpec
 from service.pb.convoy.v1 import vision_pb2 as pb
 
 FORMATS = [pb.MASK_FORMAT_RAW, pb.MASK_FORMAT_PNG, pb.MASK_FORMAT_RLE]
-PROBABILITIES = arrays(np.float32, st.integers(1, 40), elements=st.sampled_from([0.0, 0.125, 0.25, 0.5, 1.0]))
+PROBABILITIES = arrays(
+    np.float32,
+    st.tuples(st.integers(1, 4), st.integers(1, 80)),
+    elements=st.sampled_from([0.0, 0.125, 0.25, 0.5, 1.0]),
+)
 MASKS = arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.integers(0, 4))
 
 
@@ -55,33 +59,45 @@ def decoded(answer: pb.Segmentation) -> NDArray[np.uint8]:
     return classes
 
 
+def ranked(probabilities: NDArray[np.float32], labels: list[str], top_k: int) -> list[list[pb.Label]]:
+    found = classifications(probabilities, labels, top_k)
+    assert all(isinstance(one, pb.Classification) for one in found)
+    return [list(one.labels) for one in found if isinstance(one, pb.Classification)]
+
+
 @settings(deadline=None)
 @given(PROBABILITIES, st.integers(0, 50))
 def test_labels_are_ranked_by_probability_and_ties_by_index(probabilities: NDArray[np.float32], top_k: int) -> None:
-    labels = [f"class {i}" for i in range(len(probabilities))]
-    answer = classification(probabilities, labels, top_k).labels
-    ranked = sorted(range(len(labels)), key=lambda i: (-probabilities[i], i))[: top_k or 5]
-    assert [(label.index, label.name, label.probability) for label in answer] == [
-        (i, labels[i], probabilities[i]) for i in ranked
-    ]
+    labels = [f"class {i}" for i in range(probabilities.shape[1])]
+    for answer, row in zip(ranked(probabilities, labels, top_k), probabilities, strict=True):
+        wanted = sorted(range(len(labels)), key=lambda i: (-row[i], i))[: top_k or 5]
+        assert [(label.index, label.name, label.probability) for label in answer] == [
+            (i, labels[i], row[i]) for i in wanted
+        ]
 
 
 def test_ranking_of_many_classes_is_that_of_a_full_sort() -> None:
-    probabilities = np.random.default_rng(1).random(20_000, np.float32).round(3)  # with many ties
-    answer = classification(probabilities, [str(i) for i in range(20_000)], 300).labels
-    assert [label.index for label in answer] == np.lexsort((np.arange(20_000), -probabilities))[:300].tolist()
+    probabilities = np.random.default_rng(1).random((3, 20_000), np.float32).round(3)  # with many ties
+    for answer, row in zip(ranked(probabilities, [str(i) for i in range(20_000)], 300), probabilities, strict=True):
+        assert [label.index for label in answer] == np.lexsort((np.arange(20_000), -row))[:300].tolist()
 
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_other_number_of_probabilities_than_labels_is_the_networks_failure(count: int) -> None:
     with pytest.raises(RunFailed, match=f"{count} probabilities for 3 labels"):
-        classification(np.full(count, 0.5, np.float32), ["a", "b", "c"], 1)
+        classifications(np.full((2, count), 0.5, np.float32), ["a", "b", "c"], 1)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_probability_that_is_no_number_is_the_networks_failure(value: float) -> None:
-    with pytest.raises(RunFailed, match="not numbers"):
-        classification(np.array([0.5, value], np.float32), ["a", "b"], 1)
+@pytest.mark.parametrize("classes", [2, 200])
+def test_probability_that_is_no_number_is_the_networks_failure_on_that_image_alone(value: float, classes: int) -> None:
+    probabilities = np.full((3, classes), 0.5, np.float32)
+    probabilities[1, 1] = value
+    first, second, third = classifications(probabilities, [str(i) for i in range(classes)], 1)
+    assert isinstance(second, RunFailed)
+    assert "not numbers" in second.message
+    assert isinstance(first, pb.Classification)
+    assert isinstance(third, pb.Classification)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
