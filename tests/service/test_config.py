@@ -1,5 +1,6 @@
 """Where settings come from, which wins, and how a wrong one is told."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -224,3 +225,25 @@ def test_bytes_in_flight_fit_the_memory_the_slots_and_the_largest_message() -> N
     assert limits.bytes_in_flight(1 * gib, 2) == gib // 8
     assert limits.bytes_in_flight(gib // 16, 1) == limits.max_message_bytes
     assert load(None, ["limits.inflight_bytes=100000000"]).limits.bytes_in_flight(gib, 1) == 100_000_000
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["engine.provider=cpu", "engine.cuda_graphs=true"], "engine.gpu_memory_mib, cuda_graphs and tensorrt need"),
+        (["engine.provider=cpu", "engine.tensorrt=fp16"], "need a GPU, but engine.provider is 'cpu'"),
+        (["engine.cuda_graphs=true", "engine.tensorrt=fp32"], "engine.cuda_graphs and engine.tensorrt exclude"),
+        (["engine.tensorrt_cache=/var/cache"], "engine.tensorrt_cache is set, but engine.tensorrt is 'off'"),
+        (["engine.instances=0"], "engine.instances"),
+        (["engine.instances=many"], "engine.instances"),
+    ],
+)  # fmt: skip
+def test_engine_settings_that_do_not_go_together_are_refused(settings: list[str], words: str) -> None:
+    with pytest.raises(BadConfig, match=re.escape(words)):
+        load(None, settings)
+
+
+def test_instances_are_a_number_or_auto() -> None:
+    assert load(None, ["engine.instances=3"]).engine.instances == 3
+    assert load(None, ["engine.instances=auto"]).engine.instances == "auto"
+    assert load_model_config('instances = "auto"').instances == "auto"
