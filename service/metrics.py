@@ -57,6 +57,9 @@ DEADLINE_MISSES = Counter("convoy_deadline_misses_total", "Requests whose time r
 CANCELLED = Counter(
     "convoy_cancelled_total", "Requests whose caller went before the answer, with time left.", ["model"]
 )
+INPUT_PIXELS = Counter(
+    "convoy_input_pixels_total", "Pixels of images that were run, with all padding.", ["model", "version"]
+)
 PADDING = Counter("convoy_padding_pixels_total", "Pixels of padding that were run beside images.", ["model", "version"])
 RETRIES = Counter("convoy_retries_total", "Images sent again to a restarted engine.", ["model"])
 QUEUE_DEPTH = Gauge("convoy_queue_depth", "Images that wait for the device.", ["model"], multiprocess_mode="livesum")

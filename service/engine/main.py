@@ -28,6 +28,7 @@ from service.engine.providers import GPU
 from service.engine.running import Ran, Work, run
 from service.engine.session import Session
 from service.errors import ConvoyError, DeadlinePassed, UnknownModel
+from service.metadata import Document
 from service.repository import Table, encode_table
 from service.slots import Mapping, memory_file
 
@@ -219,7 +220,7 @@ class Engine:
         seconds = time.monotonic() - started
         self._batcher.ended(batch, [(batch.rows, seconds)] if len(ran.batches) == 1 else [])
         self._pump()  # first of all: the device is idle
-        _count(batch.key, ran)
+        _count(batch, ran, instance.session.document)
         records: dict[Hashable, tuple[list[Record], list[int]]] = {}
         for request, done in zip(batch.requests, ran.ends, strict=True):
             own, descriptors = records.setdefault(request.source, ([], []))
@@ -254,9 +255,12 @@ def _run_or_end(session: Session, works: Sequence[Work]) -> Ran:
         os._exit(1)
 
 
-def _count(key: Key, ran: Ran) -> None:
+def _count(batch: Batch, ran: Ran, document: Document | None) -> None:
     # Before the answers leave: a caller that has its answer finds it counted.
-    version = str(key.version)
+    key, version = batch.key, str(batch.key.version)
+    if document is not None and document.input is not None:
+        first = batch.requests[0].payload.submit.inputs[0].shape
+        metrics.INPUT_PIXELS.labels(key.model, version).inc(batch.rows * document.takes.places(first[1:]))
     for size, times in ran.batches:
         metrics.BATCH_SIZE.labels(key.model, version).observe(size)
         metrics.BATCHES.labels(key.model, version, size).inc()

@@ -17,17 +17,19 @@ class Sleeping(Session):
         self.__dict__.update(session.__dict__)
         self.provider = f"sleep {1000 * fixed:g} + {1000 * each:g} n ms"
         self._fixed, self._each = fixed, each
-        self._rows: list[tuple[tuple[int, ...], np.dtype[np.generic]]] | None = None
+        self._rows: dict[tuple[tuple[int, ...], ...], list[tuple[tuple[int, ...], np.dtype[np.generic]]]] = {}
 
     def run(
         self, arrays: Sequence[NDArray[np.generic]], rooms: Sequence[NDArray[np.generic] | None] = ()
     ) -> list[NDArray[np.generic]]:
-        """Zeros of the shapes that the network's outputs have, which it has to be asked for once."""
+        """Zeros of the shapes that the network's outputs have, which it has to be asked for once for each shape."""
         start = time.perf_counter()
-        if self._rows is None:
-            self._rows = [(values.shape[1:], values.dtype) for values in super().run([one[:1] for one in arrays])]
+        given = tuple(one.shape[1:] for one in arrays)
+        if given not in self._rows:
+            firsts = [one[:1] for one in arrays]
+            self._rows[given] = [(values.shape[1:], values.dtype) for values in super().run(firsts)]
         size = len(arrays[0])
-        outputs = [np.zeros((size, *shape), dtype) for shape, dtype in self._rows]
+        outputs = [np.zeros((size, *shape), dtype) for shape, dtype in self._rows[given]]
         left = self._fixed + size * self._each - (time.perf_counter() - start)
         if left > 0:
             time.sleep(left)

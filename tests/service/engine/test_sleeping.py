@@ -29,6 +29,14 @@ def test_batch_takes_what_it_is_said_to_take(file: Path, size: int) -> None:
     assert not probabilities.any()
 
 
+def test_answers_have_the_shapes_of_their_images(tmp_path: Path) -> None:
+    file = networks.save(networks.segmenter(), tmp_path, "colours", 1)
+    session = Sleeping(load(file, "cpu", 0, 1), 0.001, 0.001)
+    for height, width in ((8, 16), (16, 8), (8, 16)):
+        mask, confidence = session.run([np.full((2, height, width, 3), 7, np.uint8)])
+        assert mask.shape == confidence.shape == (2, height, width)
+
+
 def test_concurrent_callers_ride_in_batches(file: Path) -> None:
     """While one batch runs, the next one comes together."""
     settings = ["engine.sleep_ms=[20, 1]", "server.lame_duck_seconds=0"]

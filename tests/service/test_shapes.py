@@ -1,0 +1,57 @@
+"""Images of like but unequal sizes on a real server: they share batches where they share a bucket, and nothing of it is
+seen in their masks."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from service.client import Client, Segmentation
+from tests.service import networks
+from tests.service.running import Server
+
+BUCKETS = "buckets = [[64, 64], [128, 96]]\n"
+SLEEP = ["engine.sleep_ms=[15, 1]", "server.lame_duck_seconds=0"]  # a device that gains much from batches
+SIZES = [(64 - 4 * (number % 8), 64 - 4 * (number // 8)) for number in range(64)]  # no two of them the same
+
+
+def repository(root: Path, settings: str) -> Path:
+    networks.save(networks.segmenter(), root, "colours", 1)
+    (root / "colours" / "model.toml").write_text(settings)
+    return root
+
+
+def noise(height: int, width: int) -> NDArray[np.uint8]:
+    return np.random.default_rng((height, width)).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def segment_all(server: Server, sizes: list[tuple[int, int]]) -> list[Segmentation]:
+    with Client(server.grpc) as client, ThreadPoolExecutor(32) as callers:
+        return list(callers.map(lambda size: client.segment(noise(*size), "colours"), sizes))
+
+
+@pytest.mark.parametrize(("settings", "shared"), [(BUCKETS, True), ("", False)], ids=["buckets", "none"])
+def test_unequal_images_share_batches_where_they_share_a_bucket(tmp_path: Path, settings: str, shared: bool) -> None:
+    with Server(repository(tmp_path, settings), SLEEP) as server:
+        answers = segment_all(server, SIZES)
+        assert [answer.mask.shape for answer in answers] == SIZES
+        batches = [answer.timings.batch_size for answer in answers]
+        assert server.total("convoy_batch_size_sum") == len(SIZES)
+        if shared:
+            assert server.total("convoy_batch_size_count") < len(SIZES) / 3
+            assert max(batches) > 4
+        else:
+            assert set(batches) == {1}
+
+
+def test_masks_are_what_they_are_without_buckets_and_the_waste_is_counted(tmp_path: Path) -> None:
+    sizes = [(64, 64), (61, 33), (30, 64), (5, 5), (100, 20), (129, 40), (128, 96)]
+    padded = [(64, 64), (64, 64), (64, 64), (64, 64), (128, 96), (132, 40), (128, 96)]
+    with Server(repository(tmp_path, BUCKETS), ["server.lame_duck_seconds=0"]) as server:
+        for size, answer in zip(sizes, segment_all(server, sizes), strict=True):
+            assert (answer.mask == noise(*size).argmax(axis=2)).all()
+        pixels, waste = server.total("convoy_input_pixels_total"), server.total("convoy_padding_pixels_total")
+    assert pixels == sum(height * width for height, width in padded)
+    assert waste == pixels - sum(height * width for height, width in sizes)
