@@ -14,14 +14,17 @@ from service import buckets
 from service.buckets import Size
 from service.commands.options import Json
 from service.commands.terminal import bar, console, milliseconds
-from service.config import BatchingConfig, LimitsConfig, ModelConfig
+from service.config import BatchingConfig, EngineConfig, LimitsConfig, ModelConfig
+from service.engine import layouts, profiling
 from service.engine import profile as profiles
-from service.engine import profiling
+from service.engine.building import load_all, measured
 from service.engine.profile import Profile
+from service.engine.providers import Device, gpu_offered
 from service.engine.run_times import RunTimes
-from service.engine.session import Session, load
+from service.engine.session import Session
 from service.errors import BadConfig, BadModelFile, UnknownModel
 from service.frontend.preprocess import input_size
+from service.machine import cores
 from service.repository import MODEL_FILE, choose, model_file, scan
 
 _COLUMNS = 24  # of the longest bar
@@ -36,7 +39,7 @@ def profile(
     provider: Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--provider", help="What runs it.")] = "auto",
     device: Annotated[int, typer.Option("--device", metavar="N", min=0, help="Which CUDA device.")] = 0,
     threads: Annotated[
-        int, typer.Option("--threads", metavar="N", min=0, help="onnxruntime's within one run; 0: one per core.")
+        int, typer.Option("--threads", metavar="N", min=0, help="onnxruntime's, over all sessions; 0: one per core.")
     ] = 0,
     max_batch_size: Annotated[
         int, typer.Option("--max-batch-size", metavar="N", min=1, max=1024, help="The largest batch to try.")
@@ -50,21 +53,31 @@ def profile(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Measure what batches of a model take here, and say which sizes will be used, and why."""
+    """Measure what batches of a model take here, and say which sizes will be used, and why.
+
+    On the CPU it measures one session with all threads, and several with one each.
+    """
     file, settings = _find(model, repository)
-    session = load(file, provider, device, threads)
-    machine = profiles.machine(file, session.provider, device, threads)
-    largest = _largest(model, session, settings, size or [], max_batch_size)
-    made = [profiling.measure(session, machine, shape, most) for shape, most in largest.items()]
+    on = Device(provider, EngineConfig(device=device), max_batch_size)
+    candidates = layouts.layouts("auto", threads or cores(), gpu_offered(provider))
+    made: list[list[Profile]] = []  # of each layout, one for each shape
+    for layout in candidates:
+        instances = load_all(file, on, layout)
+        session = instances.session
+        machine = profiles.machine(file, session.provider, device, layout.threads, layout.instances)
+        largest = _largest(model, session, settings, size or [], max_batch_size)
+        made.append([profiling.measure(measured(instances), machine, *entry) for entry in largest.items()])
     if json:
-        print(msgspec.json.encode(made).decode())
+        print(msgspec.json.encode([each for those in made for each in those]).decode())
         return
     terminal = console()
-    for each in made:
-        shape = "x".join(map(str, each.shape))
-        terminal.print(f"{model} on {machine.device}, {machine.threads} threads, {each.dtype} {shape}")
+    for each in [each for those in zip(*made, strict=True) for each in those]:
+        terminal.print(f"{model} on {each.machine.device}, {_layout(each)}, {each.dtype} {_shape(each)}")
         terminal.print(_table(each, chosen(each, objective)))
         terminal.print(why(each, objective))
+    if len(made) > 1:
+        one, several = made
+        terminal.print(f'with instances = "auto": {which(one, several, objective)}')
 
 
 def chosen(made: Profile, objective: float) -> int:
@@ -77,7 +90,7 @@ def why(made: Profile, objective: float) -> str:
     """The choice in words."""
     times = RunTimes(max(made.batches), made.seconds)
     size, fitting = chosen(made, objective), times.largest_within(objective / 2)
-    rate, best = size / times.predict(size), made.batch_size / times.predict(made.batch_size)
+    rate, best = (made.machine.instances * each / times.predict(each) for each in (size, made.batch_size))
     text = f"batches of up to {size}: {rate:,.0f} images/s"
     if fitting < 1:
         return (
@@ -89,15 +102,44 @@ def why(made: Profile, objective: float) -> str:
     return f"{text}; larger ones bring less than 0.5 % more"
 
 
+def which(one: Sequence[Profile], several: Sequence[Profile], objective: float) -> str:
+    """The choice between one session and several in words; both are of the same shapes."""
+    pairs = list(zip(one, several, strict=True))
+    rates = [(layouts.rate(first, objective), layouts.rate(second, objective)) for first, second in pairs]
+    gains = [second / first - 1 if first else 0.0 for first, second in rates]
+    least = gains.index(min(gains))
+    first, second = pairs[least]
+    brings = f"{_layout(second)} bring {abs(gains[least]):.0%} {'more' if gains[least] >= 0 else 'fewer'} images/s"
+    where = f" at {_shape(first)}" if len(pairs) > 1 else ""
+    if layouts.choose(one, several, objective):
+        times = " and ".join(f"{milliseconds(each.seconds[1])} ms with {_layout(each)}" for each in (first, second))
+        return f"{brings}{where}; one image takes {times}"
+    if not rates[least][1]:
+        half = f"half of the {objective * 1000:g} ms in which answers should come"
+        return f"{_layout(first)}; with {_layout(second)}{where} one image takes more than {half}"
+    return f"{_layout(first)}; {brings}{where}, want at least {layouts.GAIN - 1:.0%} more"
+
+
+def _layout(made: Profile) -> str:
+    number, threads = layouts.layout_of(made)
+    of_threads = f"{threads} thread{'s' if threads > 1 else ''}"
+    return of_threads if number == 1 else f"{number} sessions of {of_threads} each"
+
+
+def _shape(made: Profile) -> str:
+    return "x".join(map(str, made.shape))
+
+
 def _table(made: Profile, size: int) -> Table:
     table = Table(box=None, pad_edge=False)
     for heading in ("batch", "ms", "images/s", "CPU ms/image"):
         table.add_column(heading, justify="right")
     table.add_column("")
-    rates = {each: each / batch.seconds for each, batch in made.batches.items()}
+    number = made.machine.instances
+    rates = {each: number * each / batch.seconds for each, batch in made.batches.items()}
     for each, batch in made.batches.items():
         line = bar(rates[each] / max(rates.values()), _COLUMNS).rstrip()
-        cpu = milliseconds(batch.cpu_seconds / each)
+        cpu = milliseconds(batch.cpu_seconds / (number * each))
         cells = (f"{each}", milliseconds(batch.seconds), f"{rates[each]:,.1f}", cpu)
         table.add_row(*cells, Text(f"{line} used" if each <= size else line))
     return table

@@ -128,6 +128,7 @@ def _read(file: Path) -> Profile:
         profiles = msgspec.json.decode(file.read_bytes(), type=list[Profile])
     except (OSError, msgspec.MsgspecError) as error:
         raise BadConfig(f"{file} is no profile: {getattr(error, 'strerror', None) or error}") from None
+    profiles = [each for each in profiles if each.machine.instances == 1] or profiles  # beside it may be other layouts
     if len(profiles) != 1:
         raise BadConfig(f"{file} has {len(profiles)} shapes, want one: give the times of one of them with --times")
     return profiles[0]

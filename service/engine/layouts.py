@@ -10,7 +10,7 @@ from service.config import Instances
 from service.engine.profile import Profile
 from service.engine.run_times import RunTimes
 
-_GAIN = 1.05  # of the images a second: less is not worth the memory and a lone image's longer time
+GAIN = 1.05  # of the images a second: less is not worth the memory and a lone image's longer time
 _MOST = 16  # sessions, each of which has the network's weights in memory
 
 
@@ -42,7 +42,7 @@ def choose(one: Sequence[Profile], several: Sequence[Profile], objective: float)
     """Whether to take several sessions: where they bring clearly more images a second at every shape. A lone image has
     to be in time with one core, as far as batches of one are: it may take half of the objective."""
     pairs = list(zip(one, several, strict=True))
-    return bool(pairs) and all(rate(second, objective) >= _GAIN * rate(first, objective) > 0 for first, second in pairs)
+    return bool(pairs) and all(rate(second, objective) >= GAIN * rate(first, objective) > 0 for first, second in pairs)
 
 
 def known(profiles: Sequence[Profile], candidates: Sequence[Layout], objective: float) -> Layout | None:

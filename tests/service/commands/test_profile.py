@@ -2,18 +2,20 @@
 
 import json
 
+import msgspec
 import pytest
 
-from service.commands.profile import chosen, why
+from service.commands.profile import chosen, which, why
 from service.engine.profile import BatchTime, Machine, Profile
 from tests.service import networks
 
 MACHINE = Machine(device="a machine", provider="CPUExecutionProvider", threads=1, onnxruntime="1", model_sha256="0")
 
 
-def profile(seconds: dict[int, float]) -> Profile:
+def profile(seconds: dict[int, float], instances: int = 1) -> Profile:
     batches = {size: BatchTime(time, time) for size, time in seconds.items()}
-    return Profile(machine=MACHINE, shape=(8, 8, 1), dtype="uint8", most=max(seconds), batches=batches)
+    machine = msgspec.structs.replace(MACHINE, instances=instances, threads=4 // instances)
+    return Profile(machine=machine, shape=(8, 8, 1), dtype="uint8", most=max(seconds), batches=batches)
 
 
 GAINS = profile({size: 0.005 + 0.001 * size for size in (1, 2, 4, 8, 16, 32, 64)})
@@ -31,6 +33,19 @@ def test_choice_is_told_with_its_reason() -> None:
     assert "even one image takes more than half of the 10 ms" in why(GAINS, 0.01)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "objective", "words"),
+    [
+        (0.06, 1.0, "4 sessions of 1 thread each bring 33% more images/s; one image takes 20.0 ms with 4 threads"),
+        (0.078, 1.0, "4 threads; 4 sessions of 1 thread each bring 3% more images/s, want at least 5% more"),
+        (0.1, 1.0, "4 threads; 4 sessions of 1 thread each bring 20% fewer images/s, want at least 5% more"),
+        (0.06, 0.1, "4 threads; with 4 sessions of 1 thread each one image takes more than half of the 100 ms"),
+    ],
+)  # fmt: skip
+def test_choice_of_sessions_is_told_with_its_reason(seconds: float, objective: float, words: str) -> None:
+    assert which([FLAT], [profile({1: seconds, 2: 2 * seconds}, 4)], objective).startswith(words)
+
+
 @pytest.fixture
 def repository(tmp_path):
     networks.save(networks.classifier(), tmp_path, "letters", 1)
@@ -41,7 +56,7 @@ def repository(tmp_path):
 
 
 def test_command_prints_a_row_for_each_size(convoy, repository):
-    done = convoy("profile", "letters", "--repository", repository, "--max-batch-size", "4")
+    done = convoy("profile", "letters", "--repository", repository, "--max-batch-size", "4", "--threads", "1")
     assert (done.returncode, done.stderr) == (0, "")
     rows = [line.split() for line in done.stdout.splitlines()]
     assert rows[0][:2] == ["letters", "on"]
@@ -55,6 +70,18 @@ def test_command_prints_json_that_is_a_profile(convoy, repository):
     (found,) = json.loads(done.stdout)
     assert found["machine"]["threads"] == 1
     assert found["batches"]["1"]["seconds"] > 0
+
+
+def test_both_layouts_are_measured_and_the_choice_is_told(convoy, repository):
+    command = ("profile", "letters", "--repository", repository, "--max-batch-size", "2", "--threads", "2")
+    lines = convoy(*command).stdout.splitlines()
+    heads = [line for line in lines if line.startswith("letters on")]
+    assert len(heads) == 2
+    assert ", 2 threads," in heads[0]
+    assert ", 2 sessions of 1 thread each," in " ".join(lines)
+    assert 'with instances = "auto": ' in " ".join(lines)
+    found = json.loads(convoy(*command, "--json").stdout)
+    assert [(each["machine"]["instances"], each["machine"]["threads"]) for each in found] == [(1, 2), (2, 1)]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +104,7 @@ def test_model_that_cannot_be_profiled_is_told_in_one_line(convoy, repository, m
 
 def test_model_of_any_size_has_a_table_for_each_size(convoy, repository):
     sizes = ("--size", "30x61", "--size", "8x8")
-    done = convoy("profile", "colours", "--repository", repository, "--max-batch-size", "2", *sizes)
+    done = convoy("profile", "colours", "--repository", repository, "--max-batch-size", "2", "--threads", "1", *sizes)
     assert (done.returncode, done.stderr) == (0, "")
     heads = [line.split()[-1] for line in done.stdout.splitlines() if line.startswith("colours on")]
     assert heads == ["32x64x3", "8x8x3"]  # what an image of that size is padded to
@@ -86,9 +113,10 @@ def test_model_of_any_size_has_a_table_for_each_size(convoy, repository):
 
 def test_buckets_of_the_model_are_measured_unless_sizes_are_given(convoy, repository):
     (repository / "colours" / "model.toml").write_text("buckets = [[16, 32], [8, 8]]\n")
-    profiled = convoy("profile", "colours", "--repository", repository, "--json", "--max-batch-size", "2")
+    few = ("--max-batch-size", "2", "--threads", "1")
+    profiled = convoy("profile", "colours", "--repository", repository, "--json", *few)
     assert [each["shape"] for each in json.loads(profiled.stdout)] == [[8, 8, 3], [16, 32, 3]]
-    one = convoy("profile", "colours", "--repository", repository, "--json", "--size", "24x24", "--max-batch-size", "2")
+    one = convoy("profile", "colours", "--repository", repository, "--json", "--size", "24x24", *few)
     assert [each["shape"] for each in json.loads(one.stdout)] == [[24, 24, 3]]
 
 
