@@ -1,6 +1,6 @@
 """Builds the sessions of a version in the layout that is configured, or in the one that measures better."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -62,6 +62,9 @@ def _build(file: Path, device: Device, layout: Layout, shapes: ShapesOf) -> Buil
     largest = shapes(instances.session)
     number, threads = layout
     made = prepare(measured(instances), file, largest, device.config.device, threads, number, device.settings)
+    padding: dict[Hashable, dict[int, int]] = {each.key: each.padding for each in made if each.padding}
+    for instance in instances.all:
+        instance.session.padding = padding
     return instances, made
 
 

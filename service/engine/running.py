@@ -63,23 +63,24 @@ def run(session: Session, works: Sequence[Work]) -> Ran:
 
 def _run(session: Session, works: Sequence[Work]) -> Ran:
     gather = time.monotonic_ns()
-    arrays = [_gather(session, works, number) for number in range(len(session.inputs))]
-    slots = _slots(works)
+    rows = sum([work.submit.rows for work in works])
+    size = _padded(session, works[0].submit, rows) if session.padding else rows
+    arrays = [_gather(session, works, number, size - rows) for number in range(len(session.inputs))]
+    slots = _slots(works) if size == rows else {}
     rooms = session.rooms(arrays, slots)
     start = time.monotonic_ns()
     outputs = _outputs(session, arrays, rooms)
     scatter = time.monotonic_ns()
-    rows = sum(work.submit.rows for work in works)
     if session.batched:
         for spec, values in zip(session.outputs, outputs, strict=True):
-            if not values.shape or values.shape[0] != rows:
-                raise RunFailed(f"output {spec.name!r} came with {values.shape[:1]} rows for {rows}")
+            if not values.shape or values.shape[0] != size:
+                raise RunFailed(f"output {spec.name!r} came with {values.shape[:1]} rows for {size}")
     ends = []
     row = 0
     with ExitStack() as undo:
         for work in works:
             part = slice(row, row + work.submit.rows)
-            parts = outputs if len(works) == 1 else [values[part] for values in outputs]
+            parts = [values[part] for values in outputs] if session.batched else outputs
             ends.append(_scatter(work, parts, slots, undo))
             row += work.submit.rows
         undo.pop_all()  # what was spilled now belongs to whoever sends the answers
@@ -91,13 +92,20 @@ def _run(session: Session, works: Sequence[Work]) -> Ran:
     return Ran(answers, [(rows, times)])
 
 
-def _gather(session: Session, works: Sequence[Work], number: int) -> NDArray[np.generic]:
+def _padded(session: Session, submit: Submit, rows: int) -> int:
+    key = tuple((span.shape[1:], span.dtype) for span in submit.inputs)
+    return session.padding.get(key, {}).get(rows, rows)
+
+
+def _gather(session: Session, works: Sequence[Work], number: int, padding: int) -> NDArray[np.generic]:
     views = [work.memory.array(work.submit.inputs[number]) for work in works]
-    if len(views) == 1:
+    if len(views) == 1 and not padding:
         return views[0]  # a batch of one request needs no copy: its slot is contiguous
     rows = sum([len(view) for view in views])
-    batch = session.input_buffers[number].array((rows, *views[0].shape[1:]), views[0].dtype)
-    return np.concatenate(views, out=batch)
+    batch = session.input_buffers[number].array((rows + padding, *views[0].shape[1:]), views[0].dtype)
+    batch[rows:] = 0  # not what an earlier batch has left there
+    np.concatenate(views, out=batch[:rows])
+    return batch
 
 
 def _slots(works: Sequence[Work]) -> dict[int, NDArray[np.uint8]]:

@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,8 @@ class Session:
         pin = page_lock(device) if self.provider in GPU else None
         self.input_buffers = tuple(Buffer(pin) for _ in self.inputs)
         self.output_buffers = tuple(Buffer(pin) for _ in self.outputs)
+        # By the shapes and dtypes of the inputs, without N: the sizes to which batches of a size are padded.
+        self.padding: dict[Hashable, dict[int, int]] = {}
         self.sure = True  # that outputs have the shapes that the file tells
         self._binding = session.io_binding()
         self._input_names = [spec.name for spec in self.inputs]

@@ -15,6 +15,7 @@ from service.engine import profile as profiles
 from service.engine import profiling
 from service.engine.profile import BatchTime, Machine, Profile
 from service.engine.profiling import measure, prepare, shapes
+from service.engine.providers import CUDA
 from service.engine.session import Session, load
 from service.metadata import decode
 from tests.service import networks
@@ -87,6 +88,31 @@ def test_sizes_that_will_not_be_used_do_not_all_run(counted) -> None:
     session = counted(lambda size: 0.004 * size)
     measure(session, MACHINE, LETTER, 32)
     assert set(session.sizes) == {1, 2, 4}
+
+
+def test_every_size_is_measured_on_a_gpu_and_padded_where_a_larger_one_is_faster(counted) -> None:
+    session = counted(lambda size: affine(8 if size in (5, 6, 7) else 32 if size == 9 else size))
+    session.provider = CUDA
+    made = measure(session, msgspec.structs.replace(MACHINE, provider=CUDA), LETTER, 16)
+    assert list(made.batches) == list(range(1, 17))
+    assert msgspec.structs.replace(made, machine=MACHINE).padding == {}  # what a CPU would not do
+    assert made.padding == {9: 10}
+    assert made.seconds[9] == made.seconds[10]
+    assert made.batch_size == 16
+
+
+@pytest.mark.parametrize(
+    ("seconds", "found"),
+    [
+        ({1: 1.0, 2: 2.0, 4: 4.0}, {}),
+        ({1: 1.0, 2: 2.0, 4: 1.5}, {2: 4, 3: 4}),
+        ({1: 1.0, 2: 1.0, 4: 0.98}, {}),  # within what a measurement is worth
+        ({1: 5.0, 2: 4.0, 4: 3.0}, {1: 4, 2: 4, 3: 4}),
+        ({8: 1.0}, {}),
+    ],
+)
+def test_batches_are_padded_only_where_that_is_clearly_faster(seconds, found) -> None:
+    assert profiles.padding(seconds) == found
 
 
 def test_long_runs_are_few(counted) -> None:

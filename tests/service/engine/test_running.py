@@ -42,6 +42,7 @@ class FakeSession:
         self.outputs = tuple(TensorSpec(f"y{number}", "float32", (None, 4), ("N", "")) for number in range(outputs))
         self.batched = batched
         self.input_buffers = (Buffer(),)
+        self.padding: dict[Any, dict[int, int]] = {}
         self.given: list[Arrays] = []
 
     def rooms(self, arrays: Arrays, slots: object) -> Sequence[NDArray[Any] | None]:
@@ -343,6 +344,24 @@ def test_as_many_values_as_there_are_come_back(
     assert found.tolist() == [value for value in values if value > 0]
 
 
+def test_batch_is_padded_with_zeros_to_the_size_that_is_faster(front_end: FrontEnd) -> None:
+    session = FakeSession(double)
+    run(session, [front_end.work([rows_of(9, 4)], [64]) for _ in range(2)])  # leaves its bytes in the memory
+    session.padding = {(((4,), F4),): {3: 8}}
+    works = [front_end.work([rows_of(number, number)], [16 * number]) for number in (1, 2)]
+    ran = run(session, works)
+    assert session.given[-1][0].shape == (8, 4)
+    assert not session.given[-1][0][3:].any()
+    assert [size for size, _ in ran.batches] == [3]
+    for number, end in zip((1, 2), ran.ends, strict=True):
+        assert (front_end.outputs(end)[0] == rows_of(number, number) * 2).all()
+    run(session, works[:1])  # of other sizes nothing is said
+    assert session.given[-1][0].shape == (1, 4)
+    (end,) = run(session, [front_end.work([rows_of(4, 3)], [48])]).ends
+    assert session.given[-1][0].shape == (8, 4)
+    assert (front_end.outputs(end)[0] == rows_of(4, 3) * 2).all()
+
+
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """However small they are, outputs go where the network can put them itself."""
@@ -408,6 +427,7 @@ def test_nobody_sees_a_byte_of_another_batch(
 ) -> None:
     """Batches of many shapes and sizes one after another in the same memory: each answer is that of a fresh run."""
     segmenter.provider = provider
+    segmenter.padding = {(((8, 8, 3), U1),): {2: 5, 3: 4, 4: 6}}
     front_end, random = FrontEnd(), np.random.default_rng(len(batches))
     for height, width, requests in batches:
         images = [random.integers(0, 256, (rows, 4 * height, 4 * width, 3), np.uint8) for rows in requests]
