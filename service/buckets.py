@@ -4,13 +4,35 @@ Plain functions. A bucket is the (height, width) of an input, in pixels. Only se
 the image is cut off its mask again, while a classifier would take it for a part of the image.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from service.config import Buckets
+import msgspec
+
+from service.config import Buckets as Setting
 from service.errors import BadConfig
 from service.metadata import Document, InputSpec
 
 Size = tuple[int, int]
+
+
+class Buckets(msgspec.Struct, frozen=True):
+    """The buckets of a model: an input goes to the first of `sizes` that holds it and has at most `most_padding` times
+    its pixels (None: any number); `ordered` puts the smallest first. Where there is none it keeps its size."""
+
+    sizes: tuple[Size, ...] = ()
+    most_padding: float | None = None
+
+    def fitting(self, size: Size) -> Size:
+        """What an input of `size` is padded to."""
+        height, width = size
+        for bucket in self.sizes:
+            if height <= bucket[0] and width <= bucket[1]:
+                allowed = self.most_padding is None or bucket[0] * bucket[1] <= self.most_padding * height * width
+                return bucket if allowed else size  # those behind it have no fewer pixels
+        return size
+
+
+NONE = Buckets()
 
 
 def takes_buckets(document: Document | None) -> bool:
@@ -18,13 +40,10 @@ def takes_buckets(document: Document | None) -> bool:
     return document is not None and document.task == "segmentation" and document.image.fit == "pad"
 
 
-def fitting(size: Size, buckets: Sequence[Size]) -> Size:
-    """The first of `buckets` that holds an input of `size`, else `size` itself; `ordered` puts the smallest first."""
-    height, width = size
-    for bucket in buckets:
-        if height <= bucket[0] and width <= bucket[1]:
-            return bucket
-    return size
+def rounded(spec: InputSpec, height: int, width: int) -> Size:
+    """The least size of an input that holds an image of `height` x `width` pixels and that the network takes."""
+    height, width = max(height, spec.min_height), max(width, spec.min_width)
+    return -(-height // spec.multiple) * spec.multiple, -(-width // spec.multiple) * spec.multiple
 
 
 def ordered(buckets: Iterable[Size]) -> tuple[Size, ...]:
@@ -32,21 +51,21 @@ def ordered(buckets: Iterable[Size]) -> tuple[Size, ...]:
     return tuple(sorted(set(buckets), key=lambda bucket: (bucket[0] * bucket[1], bucket)))
 
 
-def configured(default: Buckets, own: Buckets | None, document: Document | None, max_pixels: int) -> tuple[Size, ...]:
-    """The buckets that the server's configuration or the model's own gives this network, ordered; none for words.
+def configured(default: Setting, own: Setting | None, document: Document | None, max_pixels: int) -> Buckets:
+    """The buckets that the server's configuration or the model's own gives this network; none for words.
 
     The server's count for those networks only that take buckets. Raises BadConfig where one does not hold.
     """
     chosen = default if own is None else own
     if isinstance(chosen, str):
-        return ()
+        return NONE
     if document is None or not takes_buckets(document):
         if own:
             raise BadConfig(f"buckets are {_shown(own)}, want none: only segmentation of images of any size has them")
-        return ()
+        return NONE
     for bucket in chosen:
         _check(bucket, document.image, max_pixels)
-    return ordered(chosen)
+    return Buckets(ordered(chosen))
 
 
 def _check(bucket: Size, spec: InputSpec, max_pixels: int) -> None:
@@ -64,5 +83,5 @@ def _check(bucket: Size, spec: InputSpec, max_pixels: int) -> None:
         )
 
 
-def _shown(buckets: Buckets) -> str:
+def _shown(buckets: Setting) -> str:
     return repr(buckets) if isinstance(buckets, str) else str([list(bucket) for bucket in buckets])

@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from service.buckets import NONE, Buckets
 from service.config import ModelConfig, load_model_config
 from service.errors import BadConfig, ModelUnavailable, UnknownModel
 from service.metadata import Document
@@ -48,7 +49,7 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
     max_batch_size: int = 1
     batch_size: int = 1  # images of the most efficient batch, as far as that is known before it serves
     max_queue_delay_ms: float = 0.0
-    buckets: tuple[tuple[int, int], ...] = ()  # (height, width) that images are padded to, the smallest first
+    buckets: Buckets = NONE
 
 
 class Table(msgspec.Struct, frozen=True):

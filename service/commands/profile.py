@@ -156,7 +156,7 @@ def _largest(
     if sizes and not free:
         raise BadModelFile(f"--size {sizes[0]}: {model} does not take images of any size, want no --size")
     limits, batching = LimitsConfig(), BatchingConfig()
-    own = buckets.configured("none", settings.buckets, document, limits.max_input_pixels)
+    own = buckets.configured("none", settings.buckets, document, limits.max_input_pixels).sizes
     wanted = [input_size(document.image, *_parsed(text)) for text in sizes] or own
     found = profiling.shapes(document, wanted, most if session.batched else 1, batching.max_batch_pixels)
     if not found:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from service import buckets, repository
-from service.buckets import Size
+from service.buckets import NONE, Buckets
 from service.config import Config, ModelConfig
 from service.engine.batching import Limits
 from service.engine.building import build
@@ -38,7 +38,7 @@ class Loaded:
     limits: Limits
     profiles: tuple[Profile, ...]  # of the shapes of which it is known before that it will be asked for them
     allowed: float = math.inf  # seconds in which a request without a deadline must be answered
-    buckets: tuple[Size, ...] = ()
+    buckets: Buckets = NONE
 
     @property
     def session(self) -> Session:
@@ -185,12 +185,12 @@ class Loader:
         allowed = math.inf if objective_ms is None else objective_ms / 1000
         return Loaded(instances, stamp, settings, limits, measured, allowed, padded)
 
-    def _buckets(self, settings: ModelConfig, document: Document | None) -> tuple[Size, ...]:
+    def _buckets(self, settings: ModelConfig, document: Document | None) -> Buckets:
         pixels = self._config.limits.max_input_pixels
         return buckets.configured(self._config.batching.buckets, settings.buckets, document, pixels)
 
     def _shapes(self, settings: ModelConfig, most: int, session: Session) -> Mapping[Shape, int]:
-        padded = self._buckets(settings, session.document)
+        padded = self._buckets(settings, session.document).sizes
         most = most if session.batched else 1
         return shapes(session.document, padded, most, self._config.batching.max_batch_pixels)
 

@@ -1,13 +1,12 @@
 """Fit an image into the input of a network the way the network's metadata say, and bring a mask back from there."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.buckets import Size, fitting
+from service.buckets import NONE, Buckets, Size, rounded
 from service.metadata import InputSpec, Interpolation
 
 RESAMPLING: dict[Interpolation, Image.Resampling] = {
@@ -33,13 +32,12 @@ class Placement(NamedTuple):
     width: int
 
 
-def input_size(spec: InputSpec, height: int, width: int, *, buckets: Sequence[Size] = ()) -> Size:
+def input_size(spec: InputSpec, height: int, width: int, *, buckets: Buckets = NONE) -> Size:
     """The (height, width) at the input of an image of `height` x `width` pixels: where the network takes any size, the
-    image's own, rounded up to what the network takes, and from there to the first of `buckets` that holds it."""
+    image's own, rounded up to what the network takes, and from there to its bucket."""
     if spec.height is not None and spec.width is not None:
         return spec.height, spec.width
-    height, width = max(height, spec.min_height), max(width, spec.min_width)
-    return fitting((-(-height // spec.multiple) * spec.multiple, -(-width // spec.multiple) * spec.multiple), buckets)
+    return buckets.fitting(rounded(spec, height, width))
 
 
 def reduction(spec: InputSpec, height: int, width: int) -> int:

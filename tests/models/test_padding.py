@@ -12,7 +12,7 @@ from models import checkpoint, zoo
 from models.export import onnx_graph
 from models.inspect import inspect_architecture
 from models.registry import Argument
-from service.buckets import Size
+from service.buckets import Buckets, Size
 from service.frontend.preprocess import input_size, preprocess, restore
 from service.metadata import InputSpec
 
@@ -35,7 +35,9 @@ class Served:
 
     def segment(self, image: NDArray[np.uint8], buckets: tuple[Size, ...] = ()) -> tuple[NDArray[Any], NDArray[Any]]:
         """The mask and the confidence of an image, each (H, W)."""
-        out = np.zeros((1, *input_size(self.spec, *image.shape[:2], buckets=buckets), self.spec.channels), np.uint8)
+        out = np.zeros(
+            (1, *input_size(self.spec, *image.shape[:2], buckets=Buckets(buckets)), self.spec.channels), np.uint8
+        )
         placement = preprocess(image, self.spec, out[0])
         mask, confidence = self.session.run(None, {"image": out})
         return restore(mask[0], placement), restore(confidence[0], placement)

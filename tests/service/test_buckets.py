@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.buckets import Size, configured, fitting, ordered, takes_buckets
+from service.buckets import NONE, Buckets, Size, configured, ordered, takes_buckets
 from service.errors import BadConfig
 from service.metadata import Document, InputSpec, TensorInput
 from tests.service.networks import WAVES
@@ -25,7 +25,7 @@ def document(
 
 @given(SIZES, st.lists(SIZES, max_size=6))
 def test_image_goes_to_the_bucket_with_the_fewest_pixels_that_holds_it(size: Size, buckets: list[Size]) -> None:
-    found = fitting(size, ordered(buckets))
+    found = Buckets(ordered(buckets)).fitting(size)
     holding = [bucket for bucket in buckets if bucket[0] >= size[0] and bucket[1] >= size[1]]
     if holding:
         assert found in holding
@@ -35,7 +35,14 @@ def test_image_goes_to_the_bucket_with_the_fewest_pixels_that_holds_it(size: Siz
 
 
 def test_image_that_is_larger_than_every_bucket_in_one_side_keeps_its_size() -> None:
-    assert fitting((48, 256), ordered([(64, 128), (128, 128)])) == (48, 256)
+    assert Buckets(ordered([(64, 128), (128, 128)])).fitting((48, 256)) == (48, 256)
+
+
+@given(SIZES, st.lists(SIZES, max_size=6), st.floats(1, 4))
+def test_image_is_padded_by_no_more_than_it_may_be(size: Size, buckets: list[Size], most: float) -> None:
+    found, wanted = (Buckets(ordered(buckets), limit).fitting(size) for limit in (most, None))
+    within = wanted[0] * wanted[1] <= most * size[0] * size[1]
+    assert found == (wanted if within else size)
 
 
 def test_buckets_of_equally_many_pixels_have_one_order() -> None:
@@ -44,10 +51,10 @@ def test_buckets_of_equally_many_pixels_have_one_order() -> None:
 
 def test_own_buckets_count_before_the_servers() -> None:
     own = ((64, 64), (32, 48))
-    assert configured(((96, 96),), own, document(), MANY) == ((32, 48), (64, 64))
-    assert configured(((96, 96),), None, document(), MANY) == ((96, 96),)
-    assert configured(((96, 96),), "none", document(), MANY) == ()
-    assert configured("auto", None, document(), MANY) == ()  # as long as nothing has been learned
+    assert configured(((96, 96),), own, document(), MANY).sizes == ((32, 48), (64, 64))
+    assert configured(((96, 96),), None, document(), MANY).sizes == ((96, 96),)
+    assert configured(((96, 96),), "none", document(), MANY) == NONE
+    assert configured("auto", None, document(), MANY) == NONE  # as long as nothing has been learned
 
 
 @pytest.mark.parametrize(
@@ -57,8 +64,8 @@ def test_own_buckets_count_before_the_servers() -> None:
 )
 def test_only_segmentation_of_any_size_has_buckets(other: Document | None) -> None:
     assert not takes_buckets(other)
-    assert configured(((64, 64),), None, other, MANY) == ()  # the server's are for those that take them
-    assert configured("none", "auto", other, MANY) == ()
+    assert configured(((64, 64),), None, other, MANY) == NONE  # the server's are for those that take them
+    assert configured("none", "auto", other, MANY) == NONE
     with pytest.raises(BadConfig, match=r"buckets are \[\[64, 64\]\], want none: only segmentation"):
         configured("none", ((64, 64),), other, MANY)
     assert takes_buckets(document())

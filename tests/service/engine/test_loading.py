@@ -102,7 +102,7 @@ def test_buckets_of_a_model_are_told_to_the_front_ends(tmp_path: Path, loader: L
     networks.save(networks.segmenter(), tmp_path, "colours")
     (tmp_path / "colours" / "model.toml").write_text("buckets = [[64, 64], [32, 48]]\n")
     loader.refresh()
-    assert row_of(loader, "colours", 1).buckets == ((32, 48), (64, 64))
+    assert row_of(loader, "colours", 1).buckets.sizes == ((32, 48), (64, 64))
 
 
 def test_wrong_bucket_keeps_only_its_model_from_serving(tmp_path: Path, loader: Loader) -> None:
@@ -118,7 +118,7 @@ def test_wrong_bucket_keeps_only_its_model_from_serving(tmp_path: Path, loader: 
     loader.refresh()
     settings.write_text("buckets = [[64, 66]]\n")
     loader.refresh()
-    assert row_of(loader, "colours", 1).buckets == ((64, 64),)  # what serves goes on as it was loaded
+    assert row_of(loader, "colours", 1).buckets.sizes == ((64, 64),)  # what serves goes on as it was loaded
 
 
 def test_corrupt_highest_falls_back_to_the_one_below_and_says_why(tmp_path: Path, loader: Loader) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from service.buckets import Buckets
 from service.frontend.preprocess import Placement, input_size, preprocess, restore
 from service.metadata import InputSpec
 
@@ -102,15 +103,15 @@ def test_free_size_is_rounded_up_to_the_multiple(height: int, width: int, multip
 
 def test_size_is_rounded_up_before_its_bucket_is_chosen() -> None:
     free = spec("pad", multiple=16, min_height=32)
-    assert input_size(free, 17, 30, buckets=((32, 32), (64, 64))) == (32, 32)
-    assert input_size(free, 33, 30, buckets=((32, 32), (64, 64))) == (64, 64)
-    assert input_size(free, 65, 30, buckets=((32, 32), (64, 64))) == (80, 32)
-    assert input_size(spec("stretch", 8, 8), 17, 30, buckets=((32, 32),)) == (8, 8)
+    assert input_size(free, 17, 30, buckets=Buckets(((32, 32), (64, 64)))) == (32, 32)
+    assert input_size(free, 33, 30, buckets=Buckets(((32, 32), (64, 64)))) == (64, 64)
+    assert input_size(free, 65, 30, buckets=Buckets(((32, 32), (64, 64)))) == (80, 32)
+    assert input_size(spec("stretch", 8, 8), 17, 30, buckets=Buckets(((32, 32),))) == (8, 8)
 
 
 def test_what_a_bucket_has_beyond_the_image_is_the_fill() -> None:
     free, image = spec("pad", multiple=4, fill=9), noise(17, 30)
-    out = np.full((*input_size(free, 17, 30, buckets=((48, 64),)), 3), UNTOUCHED, np.uint8)
+    out = np.full((*input_size(free, 17, 30, buckets=Buckets(((48, 64),))), 3), UNTOUCHED, np.uint8)
     placement = preprocess(image, free, out)
     expected = np.full((48, 64, 3), 9, np.uint8)
     expected[:17, :30] = image
