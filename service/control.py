@@ -9,8 +9,6 @@ import msgspec
 
 from service.config import Config
 
-METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # in the environment: prometheus_client reads it when it is imported
-
 _MAX_MESSAGE = 65_536
 
 
@@ -41,11 +39,6 @@ class Status(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
-def channel_pair() -> tuple[socket.socket, socket.socket]:
-    """Two ends, of which each packet leaves the other as it came: for messages to the supervisor, and for a Channel."""
-    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-
-
 Message = Start | Link | Drain | Status
 _decoder = msgspec.json.Decoder(Message)
 
@@ -69,8 +62,14 @@ def receive(connection: socket.socket) -> tuple[Message, socket.socket | None] |
 
 
 def receive_start(connection: socket.socket) -> Start:
-    """The first message that a process gets. Waits for it; from then on the connection no longer blocks."""
-    received = receive(connection)
+    """The first message that a process gets. Waits for it; from then on the connection no longer blocks.
+
+    Raises SystemExit where none comes: the command line was wrong, say.
+    """
+    try:
+        received = receive(connection)
+    except ConnectionError:
+        raise SystemExit(0) from None
     assert received is not None
     assert isinstance(received[0], Start), "a process is told what it is before anything else"
     connection.setblocking(False)

@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
-from service.control import METRICS_DIRECTORY
+from service.processes import METRICS_DIRECTORY
 
 if METRICS_DIRECTORY in os.environ:
     # Else it asks the kernel for the process id at every increment, in case of a fork: none of our processes forks.

@@ -9,23 +9,18 @@ import logging
 import os
 import signal
 import socket
-import sys
-import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
-from service import control, machine
+from service import control, machine, processes
 from service.config import Config, ServerConfig
 from service.errors import BadConfig
+from service.processes import Kind, Process, Processes, channel_pair
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["engine", "frontend"]
-
-_MODULES: dict[Kind, str] = {"engine": "service.engine.main", "frontend": "service.frontend.main"}
 _BACKOFF = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds before another start, by how many came in quick succession
 _STEADY = 30.0  # seconds after which a process counts as one that runs
 _LAST_GRACE = 3.0  # seconds beyond the front ends' own grace, after which they are killed
@@ -38,8 +33,7 @@ class Child:
 
     kind: Kind
     number: int  # never used twice
-    process: asyncio.subprocess.Process
-    channel: socket.socket
+    process: Process
     started: float = field(default_factory=time.monotonic)
     status: control.Status = _STARTING
 
@@ -56,12 +50,13 @@ class Addresses:
 class Supervisor:
     """All processes of one server. One writer of everything here: its loop; the HTTP threads only read."""
 
-    def __init__(self, config: Config, repository: Path, sockets: "Sockets", directory: Path) -> None:
+    def __init__(self, config: Config, repository: Path, sockets: "Sockets", processes: Processes) -> None:
         self._config = config
         self._front_ends = config.server.front_ends(machine.cores())
         self._repository = repository
         self._addresses = sockets.addresses
-        self._directory = directory
+        self._processes = processes
+        self._directory = Path(processes.directory.name)
         self._sockets = sockets
         self._restarts = {"engine": 0, "frontend": 0}
         self._children: dict[int, Child] = {}
@@ -120,23 +115,9 @@ class Supervisor:
         stopping.set()
 
     async def _start(self, kind: Kind) -> None:
-        ours, theirs = control.channel_pair()
         self._numbers += 1
-        environment = {**os.environ, control.METRICS_DIRECTORY: str(self._directory)}
-        # spawn, not fork: gRPC's and onnxruntime's threads do not survive a fork. A session of its own keeps a
-        # terminal's Ctrl-C away from it.
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            _MODULES[kind],
-            str(theirs.fileno()),
-            pass_fds=[theirs.fileno()],
-            env=environment,
-            stdin=asyncio.subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        theirs.close()
-        child = self._children[self._numbers] = Child(kind, self._numbers, process, ours)
+        process = self._processes.start(kind)
+        child = self._children[self._numbers] = Child(kind, self._numbers, process)
         start = control.Start(
             config=self._config,
             repository=str(self._repository),
@@ -144,9 +125,9 @@ class Supervisor:
             metrics_directory=str(self._directory),
         )
         with suppress(ConnectionError):  # it has died already: _watch sees to that
-            control.send(ours, start)
-        ours.setblocking(False)
-        control.listen(ours, lambda message, _: self._on_message(child, message), lambda: None)
+            control.send(process.channel, start)
+        process.channel.setblocking(False)
+        control.listen(process.channel, lambda message, _: self._on_message(child, message), lambda: None)
         for other in list(self._children.values()):
             self._link(child, other)
         watcher = self._loop.create_task(self._watch(child))
@@ -158,10 +139,10 @@ class Supervisor:
         if one.kind == other.kind:
             return
         engine, front_end = (one, other) if one.kind == "engine" else (other, one)
-        engine_end, front_end_end = control.channel_pair()
+        engine_end, front_end_end = channel_pair()
         with engine_end, front_end_end, suppress(OSError):  # one of the two has died: its successor gets another
-            control.send(engine.channel, control.Link(front_end.number), engine_end.fileno())
-            control.send(front_end.channel, control.Link(front_end.number), front_end_end.fileno())
+            control.send(engine.process.channel, control.Link(front_end.number), engine_end.fileno())
+            control.send(front_end.process.channel, control.Link(front_end.number), front_end_end.fileno())
 
     def _on_message(self, child: Child, message: control.Message) -> None:
         if isinstance(message, control.Status):
@@ -180,9 +161,9 @@ class Supervisor:
 
     async def _watch(self, child: Child) -> None:
         """Wait for a process to end; start another while one is wanted."""
-        code = await child.process.wait()
-        self._loop.remove_reader(child.channel)
-        child.channel.close()
+        code = await _end(child.process)
+        self._loop.remove_reader(child.process.channel)
+        child.process.channel.close()
         del self._children[child.number]
         from service import metrics  # noqa: PLC0415  see above
 
@@ -225,13 +206,13 @@ class Supervisor:
             front_ends = self._children_of("frontend")
         for child in front_ends:
             with suppress(OSError):  # one that does not listen is killed when its time is up
-                control.send(child.channel, control.Drain())
+                control.send(child.process.channel, control.Drain())
         complete = await self._wait_for(front_ends, server.lame_duck_seconds + server.grace_seconds + _LAST_GRACE)
         async with self._starts:
             self._ending = True
             engines = self._children_of("engine")
         for child in engines:
-            child.channel.shutdown(socket.SHUT_RDWR)
+            child.process.channel.shutdown(socket.SHUT_RDWR)
         complete &= await self._wait_for(engines, _LAST_GRACE)
         log.info("ended")
         return 0 if complete else 1
@@ -241,14 +222,29 @@ class Supervisor:
         if not children:
             return True
         _, late = await asyncio.wait(
-            [self._loop.create_task(child.process.wait()) for child in children], timeout=seconds
+            [self._loop.create_task(_end(child.process)) for child in children], timeout=seconds
         )
         for child in children:
             if child.process.returncode is None:
                 log.error("%s %d does not end: killed", child.kind, child.process.pid)
                 child.process.kill()
-                await child.process.wait()
+                await _end(child.process)
         return not late and all(child.process.returncode == 0 for child in children)
+
+
+async def _end(process: Process) -> int:
+    """Wait for it; its exit code, or the negative number of the signal that killed it."""
+    loop = asyncio.get_running_loop()
+    while (code := process.returncode) is None:
+        ended = asyncio.Event()
+        descriptor = os.pidfd_open(process.pid)
+        loop.add_reader(descriptor, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+    return code
 
 
 class Sockets:
@@ -314,8 +310,8 @@ def serve(config: Config, repository: Path) -> int:
     sockets = Sockets(config.server)
     root = repository.resolve()
 
-    async def run(directory: str) -> int:
-        return await Supervisor(config, root, sockets, Path(directory)).serve()
+    async def run() -> int:
+        return await Supervisor(config, root, sockets, processes.ours()).serve()
 
-    with tempfile.TemporaryDirectory(prefix="convoy-metrics-") as directory:
-        return asyncio.run(run(directory))
+    with processes.ours().directory:
+        return asyncio.run(run())

@@ -28,7 +28,6 @@ from service.channel import (
     Times,
     Wire,
 )
-from service.control import channel_pair
 from service.errors import (
     BadMetadata,
     BadTensor,
@@ -39,6 +38,7 @@ from service.errors import (
     RunFailed,
     UnknownModel,
 )
+from service.processes import channel_pair
 from service.slots import DTYPES, MAX_RANK, SPILLED, Span
 
 U1 = np.dtype(np.uint8)

@@ -12,8 +12,8 @@ from prometheus_client import generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.control import METRICS_DIRECTORY
 from service.metrics import Duration, collect, forget_process, registry, statistics
+from service.processes import METRICS_DIRECTORY
 
 # A process counts what its arguments say, tells that it has, and ends when its input does.
 COUNTING = """

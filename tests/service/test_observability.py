@@ -18,8 +18,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from service import metrics
 from service.client import Client, ServerError
-from service.control import METRICS_DIRECTORY
 from service.pb import inference_pb2 as pb
+from service.processes import METRICS_DIRECTORY
 from tests.service import networks
 from tests.service.calls import method
 from tests.service.running import Server

@@ -12,10 +12,10 @@ import pytest
 
 from service.channel import NEVER, Answer, Cancel, Channel, Failure, Hello, Record, Submit, Times
 from service.channel import Table as TableRecord
-from service.control import channel_pair
 from service.errors import ModelUnavailable, RunFailed
 from service.frontend import link as links
 from service.frontend.link import EngineLink, WayBack
+from service.processes import channel_pair
 from service.repository import Table, Version, encode_table
 from service.slots import Mapping, memory_file
 
