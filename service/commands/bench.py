@@ -1,6 +1,5 @@
 """`convoy bench`: loads a server and measures how it answers."""
 
-import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from service.bench.images import from_folder
 from service.bench.plan import AskedModel, Closed, Open, Plan
 from service.bench.report import in_words, summarise
 from service.client import DEFAULT_TARGET
-from service.commands.options import Json, Server
+from service.commands.options import Json, Server, check_picture
 from service.commands.report import show
 from service.commands.terminal import console, plain
 from service.errors import BadConfig
@@ -204,13 +203,7 @@ def _check_together(protocol: Protocol, images: Path | None, sizes: bool, shapes
         raise BadConfig("--images sends files as they are: leave --size out")
     if images is not None:
         from_folder(images)
-    if picture is not None and picture.suffix.lower() != ".png":
-        raise BadConfig(f"--picture {str(picture)!r}, want a name that ends in .png")
-    # Known before the load, not after it.
-    if picture is not None and importlib.util.find_spec("matplotlib") is None:
-        raise BadConfig("--picture needs matplotlib: install convoy[bench]")
-    if picture is not None and not picture.parent.is_dir():
-        raise BadConfig(f"--picture {str(picture)!r}: there is no such folder")
+    check_picture(picture)
 
 
 def _announcement(plan: Plan) -> str:

@@ -1,8 +1,12 @@
 """The options that several client commands share."""
 
+import importlib.util
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from service.errors import BadConfig
 
 Server = Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="Where the server listens.")]
 ModelName = Annotated[
@@ -14,3 +18,15 @@ Deadline = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of pictures and tables.")]
 
 DEADLINE = 30.0  # seconds: above what a loaded CPU needs for one large image, below a person's patience
+
+
+def check_picture(picture: Path | None) -> None:
+    """Raises BadConfig where it could not be drawn: known before what is drawn has been measured, not after it."""
+    if picture is None:
+        return
+    if picture.suffix.lower() != ".png":
+        raise BadConfig(f"--picture {str(picture)!r}, want a name that ends in .png")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise BadConfig("--picture needs matplotlib: install convoy[bench]")
+    if not picture.parent.is_dir():
+        raise BadConfig(f"--picture {str(picture)!r}: there is no such folder")

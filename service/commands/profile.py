@@ -12,7 +12,7 @@ from rich.text import Text
 
 from service import buckets
 from service.buckets import Size
-from service.commands.options import Json
+from service.commands.options import Json, check_picture
 from service.commands.terminal import bar, console, milliseconds
 from service.config import BatchingConfig, EngineConfig, LimitsConfig, ModelConfig
 from service.engine import layouts, profiling
@@ -51,12 +51,16 @@ def profile(
         list[str] | None,
         typer.Option("--size", metavar="HxW", help="Of images, where the model takes any; repeat it for several."),
     ] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE.png", help="Draw time and throughput by batch size.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure what batches of a model take here, and say which sizes will be used, and why.
 
     On the CPU it measures one session with all threads, and several with one each.
     """
+    check_picture(picture)
     file, settings = _find(model, repository)
     on = Device(provider, EngineConfig(device=device), max_batch_size)
     candidates = layouts.layouts("auto", threads or cores(), gpu_offered(provider))
@@ -67,6 +71,11 @@ def profile(
         machine = profiles.machine(file, session.provider, device, layout.threads, layout.instances)
         largest = _largest(model, session, settings, size or [], max_batch_size)
         made.append([profiling.measure(measured(instances), machine, *entry) for entry in largest.items()])
+    if picture is not None:
+        from service.commands.profile_picture import save  # noqa: PLC0415  matplotlib takes a second to import
+
+        drawn = [each for those in made for each in those]
+        save(drawn, [chosen(each, objective) for each in drawn], model, picture)
     if json:
         print(msgspec.json.encode([each for those in made for each in those]).decode())
         return

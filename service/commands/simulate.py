@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from service.commands.options import Json
+from service.commands.options import Json, check_picture
 from service.commands.terminal import bar, console, milliseconds
 from service.config import PolicyName
 from service.engine.batching import Limits
@@ -71,9 +71,13 @@ def simulate(
         float, typer.Option("--jitter", metavar="X", min=0, help="Deviation of a batch's time, as a share of it.")
     ] = 0.0,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0)] = 0,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE.png", help="Draw all policies side by side.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Let the scheduler choose batches for a made-up load, beside other policies and the best there is."""
+    check_picture(picture)
     measured = _measured(profile, times)
     arrivals = _arrivals(trace, load)
     best = oracle(
@@ -83,17 +87,23 @@ def simulate(
         raise BadConfig(
             f"one image takes more than half of the deadline of {deadline:g} s: say how many come with --rate"
         )
-    summaries = []
+    outcomes: dict[str, Outcome] = {}
     for name in _policies(policy or []):
         limits = Limits(max_batch_size, max_queue_delay, requests, deadline, name)
         stream = Stream("model", measured, limits, deadline, rate or offered * best, load, variation, arrivals)
-        (outcome,) = run([stream], requests, seed, jitter=jitter)
-        summaries.append(summary(name, outcome, best))
+        (outcomes[name],) = run([stream], requests, seed, jitter=jitter)
+    summaries = [summary(name, outcome, best) for name, outcome in outcomes.items()]
+    outcome = next(iter(outcomes.values()))
+    title = f"{outcome.offered:,} requests in {outcome.seconds:,.1f} s, {load}"
+    if picture is not None:
+        from service.commands.simulate_picture import save  # noqa: PLC0415  matplotlib takes a second to import
+
+        save(outcomes, best, deadline, title, picture)
     if json:
         print(msgspec.json.encode(summaries).decode())
         return
     terminal = console()
-    terminal.print(f"{outcome.offered:,} requests in {outcome.seconds:,.1f} s, {load}")
+    terminal.print(title)
     terminal.print(_table(summaries))
     terminal.print("answered in time")
     terminal.print(_bars(summaries, best))
@@ -178,7 +188,7 @@ def _bars(summaries: list[Summary], best: float) -> Table:
     """Goodput beside the oracle's."""
     table = Table(box=None, pad_edge=False, padding=(0, 1), show_header=False)
     rates = [(each.policy, each.goodput) for each in summaries]
-    most = max(best, *(rate for _, rate in rates))
+    most = max(best, *(rate for _, rate in rates)) or 1.0
     for name, rate in (*rates, ("oracle", best)):
         table.add_row(name, f"{rate:,.1f}/s", Text(bar(rate / most, _COLUMNS).rstrip()))
     return table

@@ -6,7 +6,7 @@ import PIL.Image
 import pytest
 
 from service.bench.histogram import Histogram
-from service.commands import bench
+from service.commands import bench, options
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_bench_that_is_asked_for_what_cannot_be_is_one_line_and_exit_code_2(conv
 
 
 def test_bench_that_cannot_draw_says_so_before_the_load(convoy, monkeypatch, tmp_path):
-    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(options.importlib.util, "find_spec", lambda name: None)
     done = convoy("bench", "--model", "digits", "--rate", 1, "--picture", tmp_path / "load.png")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "convoy bench: --picture needs matplotlib: install convoy[bench]\n"

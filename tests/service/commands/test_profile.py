@@ -3,6 +3,7 @@
 import json
 
 import msgspec
+import PIL.Image
 import pytest
 
 from service.commands.profile import chosen, which, why
@@ -70,6 +71,26 @@ def test_command_prints_json_that_is_a_profile(convoy, repository):
     (found,) = json.loads(done.stdout)
     assert found["machine"]["threads"] == 1
     assert found["batches"]["1"]["seconds"] > 0
+
+
+def test_picture_has_a_line_for_each_layout(convoy, repository, tmp_path):
+    picture = tmp_path / "profile.png"
+    done = convoy(
+        "profile",
+        "letters",
+        "--repository",
+        repository,
+        "--max-batch-size",
+        "2",
+        "--threads",
+        "2",
+        "--picture",
+        picture,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    with PIL.Image.open(picture) as drawn:
+        assert drawn.size == (1000, 420)
+        assert {(0, 0x72, 0xB2), (0xE6, 0x9F, 0)} <= {colour for _, colour in drawn.convert("RGB").getcolors(1 << 20)}
 
 
 def test_both_layouts_are_measured_and_the_choice_is_told(convoy, repository):

@@ -2,6 +2,7 @@
 
 import json
 
+import PIL.Image
 import pytest
 
 TIMES = "1:6.286,64:74.452"
@@ -40,6 +41,16 @@ def test_profile_says_what_batches_take(convoy, tmp_path):
     assert "has 2 shapes, want one: give the times of one of them with --times" in done.stderr
 
 
+def test_picture_has_every_policy_also_where_nobody_is_answered(convoy, tmp_path):
+    for number, options in enumerate([("--offered", "2"), ("--rate", "10", "--deadline", "0.001")]):
+        picture = tmp_path / f"{number}.png"
+        done = convoy("simulate", "--times", TIMES, "--requests", "2000", *options, "--picture", picture)
+        assert (done.returncode, done.stderr) == (0, "")
+        with PIL.Image.open(picture) as drawn:
+            assert drawn.size == (1000, 800)
+            assert len(drawn.convert("L").getcolors(256)) > 20
+
+
 def test_trace_says_when_requests_come(convoy, tmp_path):
     trace = tmp_path / "trace"
     trace.write_text("0.5\n0.6\n0.6\n2\n")
@@ -55,6 +66,7 @@ def test_trace_says_when_requests_come(convoy, tmp_path):
         (["--profile", "/dev/null"], "/dev/null is no profile"),
         (["--times", "1:x"], "--times '1:x', want sizes and milliseconds"),
         (["--times", "0:1"], "--times '0:1', want sizes and milliseconds"),
+        (["--times", TIMES, "--picture", "outcome.jpg"], "want a name that ends in .png"),
         (["--times", TIMES, "--policy", "lazy"], "--policy 'lazy', want one of deferred, eager"),
         (["--times", TIMES, "--load", "trace"], "--load trace and --trace FILE go together"),
         (["--times", "1:6000"], "one image takes more than half of the deadline of 0.1 s"),
