@@ -14,9 +14,10 @@ from service.errors import BadRequest, ConvoyError
 from service.frontend import status
 from service.frontend.rpc import Call, Gate, serve
 from service.frontend.streams import Conversation
-from service.frontend.wire import Parser
+from service.frontend.wire import LENGTH, Parser, block, tag
 
-Implementation = Callable[[Any, Call], Awaitable[Message]]
+Response = Message | bytes  # bytes: a message that is written already
+Implementation = Callable[[Any, Call], Awaitable[Response]]
 
 # Where in their requests the methods have what may be large.
 _PAYLOADS = {
@@ -40,7 +41,7 @@ class _Context(Protocol):
 
     async def read(self) -> Any: ...
 
-    async def write(self, message: Message) -> None: ...
+    async def write(self, message: Response) -> None: ...
 
     async def abort(
         self, code: grpc.StatusCode, details: str, trailing_metadata: tuple[tuple[str, str | bytes], ...]
@@ -70,14 +71,14 @@ def handlers(
 def _unary(method: MethodDescriptor, implementation: Implementation, gate: Gate) -> grpc.RpcMethodHandler:
     parser = Parser(method.input_type, _PAYLOADS.get(method.name))
 
-    async def handle(received: _Received, context: _Context) -> Message:
+    async def handle(received: _Received, context: _Context) -> Response:
         call = Call(method.name, received.arrived, _deadline(context))
 
-        async def act() -> Message:
+        async def act() -> Response:
             request, call.payloads = parser.parse(received.data)
             return await implementation(request, call)
 
-        async def reply(result: Message | ConvoyError) -> Message:
+        async def reply(result: Response | ConvoyError) -> Response:
             if isinstance(result, ConvoyError):
                 await context.abort(status.code_of(result), result.message, status.trailers(result))
                 raise AssertionError("abort raises")
@@ -93,6 +94,7 @@ def _streaming(
 ) -> grpc.RpcMethodHandler:
     parser = Parser(method.input_type, _PAYLOADS.get(method.name))
     request_class, response_class = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
+    inside = tag(method.output_type, "response", LENGTH)
 
     async def handle(_: object, context: _Context) -> None:
         deadline = _deadline(context)
@@ -106,15 +108,17 @@ def _streaming(
             except BadRequest as error:
                 message, fault = request_class(), error
 
-            async def act() -> Message:
+            async def act() -> Response:
                 if fault is not None:
                     raise fault
                 async with call.at_most(message.deadline_seconds):
                     return await implementation(message.request, call)
 
-            async def reply(result: Message | ConvoyError) -> None:
+            async def reply(result: Response | ConvoyError) -> None:
                 if isinstance(result, ConvoyError):
                     await conversation.say(response_class(id=message.id, error=status.request_error(result)))
+                elif isinstance(result, bytes):
+                    await conversation.say(response_class(id=message.id).SerializeToString() + block(inside, result))
                 else:
                     await conversation.say(response_class(id=message.id, response=result))
 
@@ -131,8 +135,8 @@ def _received(data: bytes) -> _Received:
     return _Received(data, time.monotonic_ns())
 
 
-def _serialised(message: Message) -> bytes:
-    return message.SerializeToString()
+def _serialised(message: Response) -> bytes:
+    return message if isinstance(message, bytes) else message.SerializeToString()
 
 
 def _deadline(context: _Context) -> int:

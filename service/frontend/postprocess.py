@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from io import BytesIO
+from math import isfinite
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,46 +16,48 @@ from service.metadata import MAX_MASK_CLASSES, Document
 from service.pb.convoy.v1 import vision_pb2 as pb
 
 DEFAULT_TOP_K = 5
-_FEW_CLASSES = 64  # sorted as a whole in less time than the largest are looked for
+_FEW_CLASSES = 64  # Python sorts so many in less time than numpy takes to begin
+_NOT_NUMBERS = "the network answered probabilities that are not numbers"
 
 
-def classifications(
-    probabilities: NDArray[np.float32], labels: Sequence[str], top_k: int
-) -> list[pb.Classification | RunFailed]:
-    """Of each image the `top_k` most probable labels (0: five; at most all), ties in the order of the classes.
+class Ranking(NamedTuple):
+    """Of one image the most probable classes, the most probable first."""
+
+    indices: Sequence[int]
+    probabilities: Sequence[float]
+
+
+def rankings(probabilities: NDArray[np.float32], classes: int, top_k: int) -> list[Ranking | RunFailed]:
+    """Of each image the `top_k` most probable classes (0: five; at most all), ties in the order of the classes.
 
     probabilities  (N, classes), 0..1
 
-    RunFailed stands where an image's probabilities are not all finite. Raises it where there is not one for each label.
+    RunFailed stands where an image's probabilities are not all finite. Raises it where there is not one for each class.
     """
-    if probabilities.shape[1:] != (len(labels),):
-        raise RunFailed(f"the network answered {probabilities[0].size} probabilities for {len(labels)} labels")
-    count = min(top_k or DEFAULT_TOP_K, len(labels))
-    indices, chosen = _ranked(probabilities, count)
-    finite = np.isfinite(probabilities.sum(axis=1, dtype=np.float64)).tolist()
-    return [
-        pb.Classification(
-            labels=[pb.Label(index=i, name=labels[i], probability=p) for i, p in zip(row, values, strict=True)]
-        )
-        if good
-        else RunFailed("the network answered probabilities that are not numbers")
-        for row, values, good in zip(indices, chosen, finite, strict=True)
-    ]
+    if probabilities.shape[1:] != (classes,):
+        raise RunFailed(f"the network answered {probabilities[0].size} probabilities for {classes} labels")
+    count = min(top_k or DEFAULT_TOP_K, classes)
+    ranked = _ranked_few if classes <= _FEW_CLASSES else _ranked_many
+    return [ranked(row, count) for row in probabilities]
 
 
-def _ranked(values: NDArray[np.float32], count: int) -> tuple[list[list[int]], list[list[float]]]:
-    """Of each row the indices of its `count` largest values, the largest first, and the values themselves."""
-    if values.shape[1] > _FEW_CLASSES:
-        # Only those that can be among the first are sorted; all that tie with the last one can.
-        least = np.partition(values, -count, axis=1)[:, -count]
-        rows, columns = np.nonzero(~(values < least[:, None]))
-        order = np.lexsort((-values[rows, columns], rows))
-        begins = np.searchsorted(rows, np.arange(len(values)))
-        order = order[begins[:, None] + np.arange(count)]
-        indices = columns[order]
-    else:
-        indices = np.argsort(-values, axis=1, kind="stable")[:, :count]
-    return indices.tolist(), np.take_along_axis(values, indices, axis=1).tolist()
+def _ranked_few(row: NDArray[np.float32], count: int) -> Ranking | RunFailed:
+    values = row.tolist()
+    if not isfinite(sum(values)):
+        return RunFailed(_NOT_NUMBERS)
+    # Equal ones stay in their order, also in reverse.
+    indices = sorted(range(len(values)), key=values.__getitem__, reverse=True)[:count]
+    return Ranking(indices, [values[index] for index in indices])
+
+
+def _ranked_many(row: NDArray[np.float32], count: int) -> Ranking | RunFailed:
+    if not np.isfinite(row).all():
+        return RunFailed(_NOT_NUMBERS)
+    # Only those that can be among the first are sorted; all that tie with the last one can.
+    least = np.partition(row, -count)[-count]
+    candidates = np.flatnonzero(row >= least)
+    indices = candidates[np.argsort(-row[candidates], kind="stable")][:count]
+    return Ranking(indices.tolist(), row[indices].tolist())
 
 
 def segmentation(

@@ -124,8 +124,8 @@ async def serve(
     call: Call,
     nbytes: int,
     gate: Gate,
-    act: Callable[[], Awaitable[Message]],
-    reply: Callable[[Message | ConvoyError], Awaitable[Reply]],
+    act: Callable[[], Awaitable[Message | bytes]],
+    reply: Callable[[Message | bytes | ConvoyError], Awaitable[Reply]],
 ) -> Reply:
     """One request of `nbytes` from the gate to its reply, counted on the way.
 
@@ -133,7 +133,7 @@ async def serve(
     """
     code = grpc.StatusCode.OK
     entered = False
-    result: Message | ConvoyError
+    result: Message | bytes | ConvoyError
     try:
         try:
             # Questions about the server and its models pass: liveness has an answer until the end.

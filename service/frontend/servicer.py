@@ -14,12 +14,13 @@ from service import metadata, metrics
 from service.channel import Answer
 from service.config import LimitsConfig
 from service.errors import BadImage, BadRequest, ConvoyError, EngineDied, RunFailed
-from service.frontend import status
+from service.frontend import encoding, status
 from service.frontend.catalogue import Catalogue
 from service.frontend.decode import Picture, decode, from_raw
+from service.frontend.encoding import Labels
 from service.frontend.link import EngineLink, Slot
 from service.frontend.parts import Part, Sent, parts
-from service.frontend.postprocess import classifications, segmentation
+from service.frontend.postprocess import Ranking, rankings, segmentation
 from service.frontend.preprocess import Placement, input_size, preprocess, reduction
 from service.frontend.rpc import Call, count_refusal
 from service.frontend.tensors import DATATYPES
@@ -44,7 +45,7 @@ _STATES = {
 _STAGE_FIELDS = tuple(f"{stage}_seconds" for stage in metrics.STAGES)
 _UINT8 = np.dtype(np.uint8)
 
-Result = TypeVar("Result", pb.ClassifyResult, pb.SegmentResult)
+Result = TypeVar("Result")
 
 _FEW = 1 << 17  # bytes of raw pixels: copying them takes about as long as the way to a thread and back
 
@@ -75,29 +76,30 @@ class Vision:
         self._link = link
         self._limits = limits
         self._threads = threads
+        self._labels: dict[tuple[str, int], tuple[Document, Labels]] = {}
 
-    async def Classify(self, request: pb.ClassifyRequest, call: Call) -> pb.ClassifyResponse:
-        """Ranked labels for each image."""
+    async def Classify(self, request: pb.ClassifyRequest, call: Call) -> bytes:
+        """Ranked labels for each image: a ClassifyResponse."""
         row, document = self._catalogue.for_task(request.model, request.version, "classification")
         call.serves(row)
-        top_k = request.top_k
+        labels, top_k = self._labels_of(row, document), request.top_k
 
-        async def answer(part: Part) -> list[pb.ClassifyResult | ConvoyError]:
+        async def answer(part: Part) -> list[bytes | ConvoyError]:
             prepared = await self._prepare(part, row, document, call)
             with prepared.slot:
                 ran = await self._run(prepared, len(part.sent), row, call)
-                found = classifications(ran.outputs[metadata.PROBABILITIES], document.labels, top_k)
-            timings = _timings(call, prepared, ran, sum(isinstance(one, pb.Classification) for one in found))
-            return [
-                pb.ClassifyResult(classification=one, timings=timings) if isinstance(one, pb.Classification) else one
-                for one in found
-            ]
+                found = rankings(ran.outputs[metadata.PROBABILITIES], len(document.labels), top_k)
+            good = sum(isinstance(one, Ranking) for one in found)
+            taken = observe(call, prepared.marks, ran.answer.times, good)
+            timings = encoding.timings(taken.stages, taken.total, ran.answer.batch_size)
+            return [labels.result(*one, timings) if isinstance(one, Ranking) else one for one in found]
 
         with self._catalogue.using(row):
+            chosen = self._parts(request.images, row, document.image, call, row.batch_size)
             results = await self._each(
-                self._parts(request.images, row, document.image, call, row.batch_size), answer, call, pb.ClassifyResult
+                chosen, answer, call, lambda error: pb.ClassifyResult(error=_image_error(error)).SerializeToString()
             )
-        return pb.ClassifyResponse(model=row.model, version=row.version, results=results)
+        return encoding.response(row.model, row.version, results)
 
     async def Segment(self, request: pb.SegmentRequest, call: Call) -> pb.SegmentResponse:
         """A class map, of the size that was sent, for each image."""
@@ -117,18 +119,24 @@ class Vision:
                     self._threads,
                     lambda: segmentation(mask, confidence, document, prepared.placement, request.format),
                 )
-            return [pb.SegmentResult(segmentation=class_map, timings=_timings(call, prepared, ran, 1))]
+            return [pb.SegmentResult(segmentation=class_map, timings=_timings(call, prepared, ran))]
 
         with self._catalogue.using(row):
             # What comes behind the network takes most of the time, and a thread for each image.
-            results = await self._each(
-                self._parts(request.images, row, document.image, call, 1), answer, call, pb.SegmentResult
-            )
+            chosen = self._parts(request.images, row, document.image, call, 1)
+            results = await self._each(chosen, answer, call, lambda error: pb.SegmentResult(error=_image_error(error)))
         return pb.SegmentResponse(model=row.model, version=row.version, results=results)
 
     async def ListModels(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
         """Every version in the repository."""
         return pb.ListModelsResponse(models=[_describe(row) for row in self._catalogue.table.versions])
+
+    def _labels_of(self, row: Version, document: Document) -> Labels:
+        known, labels = self._labels.get((row.model, row.version), (None, None))
+        if labels is None or known is not document:
+            labels = Labels(document.labels)
+            self._labels[row.model, row.version] = document, labels
+        return labels
 
     def _parts(
         self, images: Sequence[pb.Image], row: Version, spec: InputSpec, call: Call, batch_size: int
@@ -143,7 +151,7 @@ class Vision:
         found: Sequence[Part],
         answer: Callable[[Part], Awaitable[list[Result | ConvoyError]]],
         call: Call,
-        result: type[Result],
+        failed: Callable[[ConvoyError], Result],
     ) -> list[Result]:
         """One result an image. A single image's error is the request's; of several, each has its own."""
         images = sum(len(part.sent) for part in found)
@@ -170,7 +178,7 @@ class Vision:
             for number, outcome in zip(part.numbers, outcomes, strict=True):
                 if isinstance(outcome, ConvoyError):
                     count_refusal(call, outcome)
-                    results[number] = result(error=_image_error(outcome))
+                    results[number] = failed(outcome)
                 else:
                     results[number] = outcome
 
@@ -288,13 +296,10 @@ def _output_bytes(row: Version, document: Document, size: tuple[int, int], image
     return [(number, images * sizes[spec.name]) for number, spec in enumerate(row.outputs) if spec.name in sizes]
 
 
-def _timings(call: Call, prepared: _Prepared, ran: _Ran, images: int) -> pb.Timings:
-    timings = observe(call, prepared.marks, ran.answer.times, images)
-    return pb.Timings(
-        total_seconds=timings.total,
-        batch_size=ran.answer.batch_size,
-        **dict(zip(_STAGE_FIELDS, timings.stages, strict=True)),
-    )
+def _timings(call: Call, prepared: _Prepared, ran: _Ran) -> pb.Timings:
+    taken = observe(call, prepared.marks, ran.answer.times)
+    stages = dict(zip(_STAGE_FIELDS, taken.stages, strict=True))
+    return pb.Timings(total_seconds=taken.total, batch_size=ran.answer.batch_size, **stages)
 
 
 def _describe(row: Version) -> pb.ModelInfo:

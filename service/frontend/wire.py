@@ -17,7 +17,7 @@ from service.errors import BadRequest
 NOTHING: Mapping[int, memoryview] = MappingProxyType({})
 LARGE = 1 << 16  # bytes: what is smaller is copied in less time than it takes to look for it
 _BYTES_PER_FIELD = 4096
-_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5  # kinds of values
 
 
 class Parser:
@@ -62,6 +62,28 @@ class Parser:
         return (b"".join(rest), lifting.payloads) if lifting.payloads else (data, NOTHING)
 
 
+def varint(value: int) -> bytes:
+    """A number from 0 on as a value, a length or a tag."""
+    if value < 0x80:
+        return bytes((value,))
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def tag(message: Any, field: str, kind: int) -> bytes:
+    """What stands before the value of a field of a message, of which this is the descriptor."""
+    return varint(message.fields_by_name[field].number << 3 | kind)
+
+
+def block(before: bytes, content: bytes) -> bytes:
+    """Bytes or a message as a field's value, behind its tag."""
+    return before + varint(len(content)) + content
+
+
 class _AsItIs(Exception):
     """Nothing is gained by a look at this message: protobuf shall have all of it."""
 
@@ -94,17 +116,17 @@ class _Lifting:
             if tag >= 0x80:
                 tag, at = _varint(data, start)
             kind = tag & 7
-            if kind == _LENGTH:
+            if kind == LENGTH:
                 size, at = _varint(data, at)
                 at += size
                 if tag >> 3 == wanted and at <= end:
                     inside = self._inside(at - size, at, depth)
-                    pieces += [view[kept:start], _packed(tag), _packed(sum(map(len, inside))), *inside]
+                    pieces += [view[kept:start], varint(tag), varint(sum(map(len, inside))), *inside]
                     kept = at
-            elif kind == _VARINT:
+            elif kind == VARINT:
                 _, at = _varint(data, at)
-            elif kind in (_FIXED64, _FIXED32):
-                at += 8 if kind == _FIXED64 else 4
+            elif kind in (FIXED64, FIXED32):
+                at += 8 if kind == FIXED64 else 4
             else:
                 raise _AsItIs  # a group, which nobody sends, or nothing that there is
             if depth == self._counted + 1 and at < end:
@@ -138,13 +160,3 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         at += 1
         shift += 7
     return value | byte << shift, at + 1
-
-
-def _packed(value: int) -> bytes:
-    """A varint."""
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)

@@ -41,7 +41,7 @@ def missed(server: Server) -> float:
 def assert_all_slots_are_freed(server: Server) -> None:
     assert server.wait_for_total("convoy_slots", 0) == 0
     assert server.total("convoy_slot_bytes") == 0
-    assert server.total("convoy_requests_in_flight") == 0
+    assert server.wait_for_total("convoy_requests_in_flight", 0) == 0
     assert server.total("convoy_queue_depth") == 0
 
 

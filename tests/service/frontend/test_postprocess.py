@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from service.errors import BadRequest, RunFailed
-from service.frontend.postprocess import classifications, default_palette, segmentation
+from service.frontend.postprocess import Ranking, default_palette, rankings, segmentation
 from service.frontend.preprocess import Placement, preprocess
 from service.metadata import Document, InputSpec
 from service.pb.convoy.v1 import vision_pb2 as pb
@@ -59,33 +59,30 @@ def decoded(answer: pb.Segmentation) -> NDArray[np.uint8]:
     return classes
 
 
-def ranked(probabilities: NDArray[np.float32], labels: list[str], top_k: int) -> list[list[pb.Label]]:
-    found = classifications(probabilities, labels, top_k)
-    assert all(isinstance(one, pb.Classification) for one in found)
-    return [list(one.labels) for one in found if isinstance(one, pb.Classification)]
+def ranked(probabilities: NDArray[np.float32], top_k: int) -> list[Ranking]:
+    found = rankings(probabilities, probabilities.shape[1], top_k)
+    assert all(isinstance(one, Ranking) for one in found)
+    return [one for one in found if isinstance(one, Ranking)]
 
 
 @settings(deadline=None)
 @given(PROBABILITIES, st.integers(0, 50))
-def test_labels_are_ranked_by_probability_and_ties_by_index(probabilities: NDArray[np.float32], top_k: int) -> None:
-    labels = [f"class {i}" for i in range(probabilities.shape[1])]
-    for answer, row in zip(ranked(probabilities, labels, top_k), probabilities, strict=True):
-        wanted = sorted(range(len(labels)), key=lambda i: (-row[i], i))[: top_k or 5]
-        assert [(label.index, label.name, label.probability) for label in answer] == [
-            (i, labels[i], row[i]) for i in wanted
-        ]
+def test_classes_are_ranked_by_probability_and_ties_by_index(probabilities: NDArray[np.float32], top_k: int) -> None:
+    for answer, row in zip(ranked(probabilities, top_k), probabilities, strict=True):
+        wanted = sorted(range(len(row)), key=lambda i: (-row[i], i))[: top_k or 5]
+        assert answer == (wanted, [row[i] for i in wanted])
 
 
 def test_ranking_of_many_classes_is_that_of_a_full_sort() -> None:
     probabilities = np.random.default_rng(1).random((3, 20_000), np.float32).round(3)  # with many ties
-    for answer, row in zip(ranked(probabilities, [str(i) for i in range(20_000)], 300), probabilities, strict=True):
-        assert [label.index for label in answer] == np.lexsort((np.arange(20_000), -row))[:300].tolist()
+    for answer, row in zip(ranked(probabilities, 300), probabilities, strict=True):
+        assert answer.indices == np.lexsort((np.arange(20_000), -row))[:300].tolist()
 
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_other_number_of_probabilities_than_labels_is_the_networks_failure(count: int) -> None:
     with pytest.raises(RunFailed, match=f"{count} probabilities for 3 labels"):
-        classifications(np.full((2, count), 0.5, np.float32), ["a", "b", "c"], 1)
+        rankings(np.full((2, count), 0.5, np.float32), 3, 1)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -93,11 +90,10 @@ def test_other_number_of_probabilities_than_labels_is_the_networks_failure(count
 def test_probability_that_is_no_number_is_the_networks_failure_on_that_image_alone(value: float, classes: int) -> None:
     probabilities = np.full((3, classes), 0.5, np.float32)
     probabilities[1, 1] = value
-    first, second, third = classifications(probabilities, [str(i) for i in range(classes)], 1)
+    first, second, third = rankings(probabilities, classes, 1)
     assert isinstance(second, RunFailed)
     assert "not numbers" in second.message
-    assert isinstance(first, pb.Classification)
-    assert isinstance(third, pb.Classification)
+    assert first == third == ([0], [0.5])
 
 
 @pytest.mark.parametrize("kind", FORMATS)
