@@ -71,6 +71,7 @@ class Submit(NamedTuple):
     deadline: int  # CLOCK_MONOTONIC, ns, or NEVER
     inputs: tuple[Span, ...]
     outputs: tuple[Span, ...]
+    image: tuple[int, int] = (0, 0)  # pixels of the input that each image fills, height and width; zeros for tensors
 
 
 class Cancel(NamedTuple):
@@ -120,7 +121,7 @@ class Table(NamedTuple):
 Record = Hello | Submit | Cancel | Release | Answer | Failure | Table
 
 _HELLO = struct.Struct("<B7xQ")
-_SUBMIT = struct.Struct("<BBBxIIIQqqq64s")
+_SUBMIT = struct.Struct("<BBBxIIIQqqq64sII")
 _CANCEL = struct.Struct("<B7xQ")
 _RELEASE = struct.Struct("<B7xq64s")
 _ANSWER = struct.Struct("<BB2xIQ4q")
@@ -303,6 +304,7 @@ def _pack(record: Record) -> bytes:
                 record.arrived,
                 record.deadline,
                 record.model.encode(),
+                *record.image,
             )
             return head + b"".join(map(_pack_span, inputs)) + b"".join(map(_pack_span, outputs))
         case Answer(outputs=outputs):
@@ -340,12 +342,15 @@ def _unpack(data: bytes) -> list[Record]:
 def _unpack_one(data: bytes, at: int) -> tuple[Record, int]:
     match data[at]:
         case _Kind.SUBMIT:
-            _, inputs, outputs, rows, following, company, id_, *times, model = _SUBMIT.unpack_from(data, at)
+            _, inputs, outputs, rows, following, company, id_, *times, model, height, width = _SUBMIT.unpack_from(
+                data, at
+            )
             spans, end = _unpack_spans(data, at + _SUBMIT.size, inputs + outputs)
             name = model.rstrip(b"\0").decode()
             given, wanted = spans[:inputs], spans[inputs:]
             version, arrived, deadline = times
-            return Submit(id_, name, version, rows, following, company, arrived, deadline, given, wanted), end
+            image = (height, width)
+            return Submit(id_, name, version, rows, following, company, arrived, deadline, given, wanted, image), end
         case _Kind.ANSWER:
             _, outputs, batch_size, id_, *times = _ANSWER.unpack_from(data, at)
             spans, end = _unpack_spans(data, at + _ANSWER.size, outputs)

@@ -49,6 +49,11 @@ class Instances:
         instance.running += 1
         return instance
 
+    def hold(self, change: int) -> None:
+        """Count as running, or no longer: batches go through the threads as long as something else may run there."""
+        for instance in self.all:
+            instance.running += change
+
     @staticmethod
     def give(instance: Instance) -> None:
         """Its batch has ended."""

@@ -3,20 +3,21 @@
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from service import buckets, repository
-from service.buckets import NONE, Buckets
+from service.buckets import NONE, Buckets, Size
 from service.config import Config, ModelConfig
 from service.engine.batching import Limits
 from service.engine.building import build
-from service.engine.instances import Instances
+from service.engine.instances import Instances, Together
 from service.engine.profile import Profile
-from service.engine.profiling import Shape, shapes
+from service.engine.profiling import Shape, shapes, warm
 from service.engine.providers import Device
 from service.engine.session import Session
+from service.engine.sizes import MOST_PADDING, choose, pays
 from service.errors import BadConfig, BadMetadata, BadModelFile
 from service.metadata import Document
 from service.metrics import MODEL_READY
@@ -25,6 +26,7 @@ from service.repository import Listing, Stamp, State, Table, Version
 log = logging.getLogger(__name__)
 
 DEFAULT_OBJECTIVE = 0.1  # seconds
+_USUAL = (256, 256)  # pixels of an image of any size
 _RUNS = 5  # of one image: an objective that leaves room for a few of them
 
 
@@ -39,6 +41,7 @@ class Loaded:
     profiles: tuple[Profile, ...]  # of the shapes of which it is known before that it will be asked for them
     allowed: float = math.inf  # seconds in which a request without a deadline must be answered
     buckets: Buckets = NONE
+    learns: bool = False  # its buckets, from the sizes of images that come
 
     @property
     def session(self) -> Session:
@@ -96,6 +99,29 @@ class Loader:
         """Forget a retired version: nothing refers to it any more."""
         if self.is_retired(model, version):
             del self.versions[model, version]
+
+    def choose_buckets(self, model: str, version: int, images: Mapping[Size, float]) -> None:
+        """Buckets for images of these sizes, which the version was sent; every batch size of a new one has run before
+        anybody is told of it. The version serves meanwhile: a batch may find one such run before it.
+        """
+        entry = self.versions.get((model, version))
+        if entry is None or self.is_retired(model, version):
+            return
+        chosen = choose(images, entry.buckets.sizes, self._config.limits.max_input_pixels)
+        new = [bucket for bucket in chosen if bucket not in entry.buckets.sizes]
+        if chosen == entry.buckets.sizes:
+            return
+        most, max_pixels = entry.limits.max_batch_size, self._config.batching.max_batch_pixels
+        try:
+            for shape, fitting in shapes(entry.session.document, new, most, max_pixels).items():
+                warm(Together(entry.instances), shape, min(fitting, entry.profiles[0].batch_size))
+        except Exception:  # it serves without them
+            log.exception("model %s version %d: a run of a new bucket failed", model, version)
+            return
+        self.versions[model, version] = replace(entry, buckets=Buckets(chosen, MOST_PADDING))
+        shown = ", ".join(f"{height}x{width}" for height, width in chosen)
+        log.info("model %s version %d: images are padded to %s", model, version, shown)
+        self._tell()
 
     def is_retired(self, model: str, version: int) -> bool:
         """Whether a loaded version no longer serves."""
@@ -180,19 +206,26 @@ class Loader:
             policy=settings.policy or batching.policy,
             instances=len(instances),
         )
+        learns = session.batched and self._may_learn(settings, session.document) and pays(measured[0].seconds)
         fields = {"model": name, "version": version, "provider": session.provider, "instances": len(instances)}
         log.info("model %s version %d serves on %s", name, version, session.provider, extra={"fields": fields})
         allowed = math.inf if objective_ms is None else objective_ms / 1000
-        return Loaded(instances, stamp, settings, limits, measured, allowed, padded)
+        return Loaded(instances, stamp, settings, limits, measured, allowed, padded, learns)
 
     def _buckets(self, settings: ModelConfig, document: Document | None) -> Buckets:
         pixels = self._config.limits.max_input_pixels
         return buckets.configured(self._config.batching.buckets, settings.buckets, document, pixels)
 
     def _shapes(self, settings: ModelConfig, most: int, session: Session) -> Mapping[Shape, int]:
-        padded = self._buckets(settings, session.document).sizes
-        most = most if session.batched else 1
-        return shapes(session.document, padded, most, self._config.batching.max_batch_pixels)
+        document = session.document
+        wanted = self._buckets(settings, document).sizes
+        if document is not None and self._may_learn(settings, document):
+            wanted = (buckets.rounded(document.image, *_USUAL),)  # which tells whether batches bring anything here
+        return shapes(document, wanted, most if session.batched else 1, self._config.batching.max_batch_pixels)
+
+    def _may_learn(self, settings: ModelConfig, document: Document | None) -> bool:
+        chosen = settings.buckets or self._config.batching.buckets
+        return chosen == "auto" and buckets.takes_buckets(document)
 
     def _retire(self, name: str, model: _Model) -> None:
         if model.serving is not None:

@@ -17,6 +17,7 @@ import uvloop
 from watchfiles import awatch
 
 from service import control, log, metrics
+from service.buckets import Size, rounded
 from service.channel import NEVER, Cancel, Cancelled, Failure, Hello, Packet, Record, Release, Submit, Wire
 from service.channel import Table as TableRecord
 from service.config import Config
@@ -27,6 +28,7 @@ from service.engine.profiling import largest_batch
 from service.engine.providers import GPU
 from service.engine.running import Ran, Work, run
 from service.engine.session import Session
+from service.engine.sizes import Sizes
 from service.errors import ConvoyError, DeadlinePassed, UnknownModel
 from service.metadata import Document
 from service.repository import Table, encode_table
@@ -62,20 +64,22 @@ class Engine:
         ] = {}  # retired versions -> front ends that may refer to them
         self._profiled: dict[tuple[str, int], Loaded] = {}  # whose profile the batcher has
         self._timer: asyncio.TimerHandle | None = None
+        self._loading = ThreadPoolExecutor(1, "load")
+        self._choosing: set[asyncio.Task[None]] = set()
+        self._sizes: dict[tuple[str, int], Sizes] = {}  # of images, for versions that learn their buckets
 
     async def serve(self) -> None:
         """Load what the repository holds and follow its changes, for ever."""
-        loader = ThreadPoolExecutor(1, "load")
-        await self._loop.run_in_executor(loader, self._loader.refresh)
+        await self._loop.run_in_executor(self._loading, self._loader.refresh)
         poll_ms = round(self._config.repository.poll_seconds * 1000)
         while True:
             try:
                 async for _ in awatch(self._root, rust_timeout=poll_ms, yield_on_timeout=True, debounce=200, step=50):
-                    await self._loop.run_in_executor(loader, self._loader.refresh)
+                    await self._loop.run_in_executor(self._loading, self._loader.refresh)
             except OSError as error:
                 logger.error("model repository cannot be watched: %s; it is looked at by polling", error.strerror)
             await asyncio.sleep(self._config.repository.poll_seconds)
-            await self._loop.run_in_executor(loader, self._loader.refresh)
+            await self._loop.run_in_executor(self._loading, self._loader.refresh)
 
     def attach(self, number: int, connection: socket.socket) -> None:
         """A front end's channel."""
@@ -127,6 +131,7 @@ class Engine:
         if not self._unreleased.get((model, version), {0}):
             del self._unreleased[model, version]
             self._profiled.pop((model, version), None)
+            self._sizes.pop((model, version), None)
             self._loader.drop(model, version)
 
     def _read(self, peer: Peer, packet: Packet) -> None:
@@ -170,9 +175,29 @@ class Engine:
             deadline=arrived + loaded.allowed if submit.deadline == NEVER else submit.deadline / 1e9,
             payload=Work(submit, peer.memory),
         )
+        if loaded.learns and submit.image[0]:
+            self._see(submit, loaded)
         key = Key(submit.model, submit.version, shape)
         self._batcher.add(key, request, self._limits(loaded, submit.inputs[0].shape[first:]), time.monotonic())
         metrics.QUEUE_DEPTH.labels(submit.model).set(self._batcher.waiting(submit.model))
+
+    def _see(self, submit: Submit, loaded: Loaded) -> None:
+        """An image's size; once in a while buckets are chosen from those that came."""
+        document = loaded.session.document
+        assert document is not None
+        sizes = self._sizes.setdefault((submit.model, submit.version), Sizes())
+        if sizes.see(rounded(document.image, *submit.image), submit.rows):
+            task = asyncio.ensure_future(self._choose_buckets(submit.model, submit.version, loaded, sizes.look()))
+            self._choosing.add(task)
+            task.add_done_callback(self._choosing.discard)
+
+    async def _choose_buckets(self, model: str, version: int, loaded: Loaded, images: dict[Size, float]) -> None:
+        # As long as new shapes run for the first time, no batch runs on the loop, where it could meet one of them.
+        loaded.instances.hold(1)
+        try:
+            await self._loop.run_in_executor(self._loading, self._loader.choose_buckets, model, version, images)
+        finally:
+            loaded.instances.hold(-1)
 
     def _limits(self, loaded: Loaded, shape: tuple[int, ...]) -> Limits:
         document, most = loaded.session.document, loaded.limits.max_batch_size

@@ -102,6 +102,18 @@ def measure(session: Session, machine: Machine, shape: Shape, most: int) -> Prof
     return msgspec.structs.replace(made, batches=dict(sorted(batches.items())))
 
 
+def warm(session: Session, shape: Shape, most: int) -> None:
+    """Run each batch size of a new shape once, the largest first: what memory it takes does for the others. On the CPU,
+    as many as a second allows."""
+    document = session.document
+    assert document is not None
+    begin = time.perf_counter()
+    for size in range(most, 0, -1):
+        session.run([_values(size, shape, document.takes.dtype)])
+        if session.provider not in GPU and time.perf_counter() - begin > _WARM_UP:
+            break
+
+
 def _other_layout(machine: Machine, this: Machine) -> bool:
     """Whether it is this machine with another number of sessions, to be compared with."""
     same = msgspec.structs.replace(machine, instances=this.instances, threads=this.threads)

@@ -24,6 +24,11 @@ _FADING = 0.75  # of what was seen up to a look counts at the next
 _BETTER = 0.1  # of all pixels must other buckets hold more than those there are: so they do not come and go
 
 
+def pays(seconds: Mapping[int, float]) -> bool:
+    """Whether batches bring so much, by what those of each size take, that sizes should be padded to meet in one."""
+    return max(size / time for size, time in seconds.items()) * seconds[1] >= WORTH
+
+
 class Sizes:
     """How many images of each size a model was sent of late. One writer: the engine's loop."""
 

@@ -69,18 +69,21 @@ class Slot:
         self._done = 0  # when the engine was done with it, CLOCK_MONOTONIC in ns; 0: it has not answered
         self.inputs = [link.arena.mapping.array(span) for span in inputs]
 
-    async def run(self, version: Version, *, rows: int, company: int, deadline: int) -> Result:
+    async def run(
+        self, version: Version, *, rows: int, company: int, deadline: int, image: tuple[int, int] = (0, 0)
+    ) -> Result:
         """Submit and wait: the answer, and the outputs by their number.
 
         rows       images side by side in the slot
         company    requests of this model under way in this front end, this one among them
         deadline   CLOCK_MONOTONIC, ns, or NEVER
+        image      pixels of the input that each image fills, height and width
         Raises what the engine answered: QueueFull, DeadlinePassed, RunFailed, ModelUnavailable, UnknownModel.
         """
         self._id = self._link.next_id()
         now = time.monotonic_ns()
         by = self._link.way_back.leave(deadline, now)
-        submit = Submit(self._id, version.model, version.version, rows, 0, company, now, by, *self._spans)
+        submit = Submit(self._id, version.model, version.version, rows, 0, company, now, by, *self._spans, image)
         result = await self._link.submit(self, submit)
         self._done = result[0].times.done
         return result

@@ -262,8 +262,13 @@ class Vision:
         return min(limits.max_pixels, limits.max_input_pixels) if spec.fit == "pad" else limits.max_pixels
 
     async def _run(self, prepared: _Prepared, rows: int, row: Version, call: Call) -> _Ran:
+        placed = prepared.placement
         answer, outputs = await prepared.slot.run(
-            row, rows=rows, company=self._catalogue.users(row), deadline=call.deadline
+            row,
+            rows=rows,
+            company=self._catalogue.users(row),
+            deadline=call.deadline,
+            image=(placed.height, placed.width),
         )
         return _Ran({row.outputs[number].name: values for number, values in outputs.items()}, answer)
 

@@ -58,8 +58,9 @@ SPANS = st.builds(
 )
 TENSORS = st.lists(SPANS, max_size=6).map(tuple)
 COUNTS = st.integers(0, 2**32 - 1)
+PAIRS = st.tuples(COUNTS, COUNTS)
 PLAIN_RECORDS = st.one_of(
-    st.builds(Submit, IDS, NAMES, VERSIONS, COUNTS, COUNTS, COUNTS, NANOSECONDS, NANOSECONDS, TENSORS, TENSORS),
+    st.builds(Submit, IDS, NAMES, VERSIONS, *[COUNTS] * 3, *[NANOSECONDS] * 2, *[TENSORS] * 2, PAIRS),
     st.builds(Cancel, IDS),
     st.builds(Release, NAMES, VERSIONS),
     st.builds(Answer, IDS, COUNTS, st.builds(Times, *[NANOSECONDS] * 4), TENSORS),

@@ -55,3 +55,29 @@ def test_masks_are_what_they_are_without_buckets_and_the_waste_is_counted(tmp_pa
         pixels, waste = server.total("convoy_input_pixels_total"), server.total("convoy_padding_pixels_total")
     assert pixels == sum(height * width for height, width in padded)
     assert waste == pixels - sum(height * width for height, width in sizes)
+
+
+def test_buckets_are_learnt_from_what_comes_where_batches_pay(tmp_path: Path) -> None:
+    unequal = [noise(*size) for size in SIZES[:3]]
+    with (
+        Server(repository(tmp_path, "buckets = 'auto'\n"), SLEEP) as server,
+        Client(server.grpc) as client,
+    ):
+        assert [answer.timings.batch_size for answer in client.segment(unequal, "colours")] == [1, 1, 1]
+        segment_all(server, SIZES[:3] * 200)
+        record = server.wait_for_log("model colours version 1: images are padded to")
+        assert record["message"].endswith("padded to 64x64")
+        before = server.total("convoy_padding_pixels_total")
+        answers = client.segment(unequal, "colours")
+        assert [answer.timings.batch_size for answer in answers] == [3, 3, 3]
+        assert [answer.mask.shape for answer in answers] == SIZES[:3]
+        waste = sum(64 * 64 - height * width for height, width in SIZES[:3])
+        assert server.total("convoy_padding_pixels_total") - before == waste
+
+
+def test_buckets_are_not_learnt_where_batches_bring_nothing(tmp_path: Path) -> None:
+    with Server(repository(tmp_path, "buckets = 'auto'\n"), ["engine.sleep_ms=[0, 1]", *SLEEP[1:]]) as server:
+        answers = segment_all(server, SIZES[:3] * 200)
+        assert [answer.mask.shape for answer in answers[:3]] == SIZES[:3]
+        assert server.total("convoy_padding_pixels_total") == 0
+        assert server.total("convoy_images_total") == 600

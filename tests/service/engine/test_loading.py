@@ -12,6 +12,7 @@ from onnx import helper, numpy_helper
 from prometheus_client import REGISTRY
 
 from service.config import Config, load
+from service.engine import loading
 from service.engine import session as sessions
 from service.engine.loading import Loader
 from service.engine.providers import Device
@@ -119,6 +120,69 @@ def test_wrong_bucket_keeps_only_its_model_from_serving(tmp_path: Path, loader: 
     settings.write_text("buckets = [[64, 66]]\n")
     loader.refresh()
     assert row_of(loader, "colours", 1).buckets.sizes == ((64, 64),)  # what serves goes on as it was loaded
+
+
+LIKE = {(480, 640): 50.0, (472, 640): 50.0}
+
+
+def learning(root: Path, monkeypatch: pytest.MonkeyPatch, tables: list[Table]) -> Loader:
+    """A loader of a model that learns its buckets, on a device where batches pay."""
+    networks.save(networks.segmenter(), root, "colours")
+    (root / "colours" / "model.toml").write_text("buckets = 'auto'\n")
+    monkeypatch.setattr(loading, "pays", lambda seconds: True)
+    loader = Loader(root, Config(), tables.append)
+    loader.refresh()
+    return loader
+
+
+def test_each_batch_size_of_a_learnt_bucket_has_run_before_front_ends_know_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tables: list[Table]
+) -> None:
+    loader, ran = learning(tmp_path, monkeypatch, tables), []
+    assert loader.versions["colours", 1].learns
+    monkeypatch.setattr(loading, "warm", lambda session, shape, most: ran.append((shape, most, len(tables))))
+    before = len(tables)
+    loader.choose_buckets("colours", 1, LIKE)
+    most = loader.versions["colours", 1].profiles[0].batch_size
+    assert ran == [((480, 640, 3), most, before)]
+    (row,) = tables[-1].versions
+    assert len(tables) == before + 1
+    assert (row.buckets.sizes, row.buckets.most_padding) == (((480, 640),), 1.25)
+    loader.choose_buckets("colours", 1, LIKE)
+    assert len(ran) == 1  # nothing has changed
+    loader.choose_buckets("colours", 2, LIKE)  # a version that has gone meanwhile
+
+
+def test_bucket_that_does_not_run_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tables: list[Table], caplog: pytest.LogCaptureFixture
+) -> None:
+    loader = learning(tmp_path, monkeypatch, tables)
+
+    def fails(session: Session, shape: tuple[int, ...], most: int) -> None:
+        raise MemoryError("too large")
+
+    monkeypatch.setattr(loading, "warm", fails)
+    before = len(tables)
+    loader.choose_buckets("colours", 1, LIKE)
+    assert row_of(loader, "colours", 1).state == "READY"
+    assert row_of(loader, "colours", 1).buckets.sizes == ()
+    assert len(tables) == before
+    assert any(record.exc_info and record.exc_info[0] is MemoryError for record in caplog.records)
+
+
+def test_no_buckets_are_learnt_unless_they_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tables: list[Table]
+) -> None:
+    networks.save(networks.classifier(), tmp_path, "letters")
+    loader = learning(tmp_path, monkeypatch, tables)
+    networks.save(networks.segmenter(), tmp_path, "others")
+    loader.refresh()
+    assert {model: loaded.learns for (model, _), loaded in loader.versions.items()} == {
+        "colours": True,
+        "letters": False,
+        "others": False,
+    }
+    assert loader.versions["others", 1].profiles == ()
 
 
 def test_corrupt_highest_falls_back_to_the_one_below_and_says_why(tmp_path: Path, loader: Loader) -> None:

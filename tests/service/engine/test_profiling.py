@@ -222,3 +222,15 @@ def test_shapes_are_those_that_are_known_before_serving() -> None:
     assert shapes(colours, [(4, 8), (8, 16), (64, 64)], 16, 320) == {(4, 8, 3): 10, (8, 16, 3): 2, (64, 64, 3): 1}
     assert shapes(waves, [], 32, 1000) == {}
     assert shapes(None, [], 32, 1000) == {}
+
+
+def test_new_shape_is_warmed_by_one_run_of_each_size_the_largest_first(counted) -> None:
+    session = counted(lambda size: 0.001)
+    profiling.warm(session, LETTER, 5)
+    assert session.sizes == [5, 4, 3, 2, 1]
+
+
+def test_warming_up_on_a_cpu_ends_after_a_second(counted) -> None:
+    session = counted(lambda size: 0.4)
+    profiling.warm(session, LETTER, 32)
+    assert len(session.sizes) <= 3

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from service.buckets import Buckets, Size, ordered
 from service.engine import sizes as learning
-from service.engine.sizes import MOST_PADDING, Sizes, choose
+from service.engine.sizes import MOST_PADDING, Sizes, choose, pays
 
 MANY = 1 << 22
 SIDE = st.integers(1, 40).map(lambda steps: 8 * steps)
@@ -92,6 +92,14 @@ def test_old_sizes_fade_and_new_ones_take_over() -> None:
     assert changes[0] == ((480, 640),)
     assert set(looks[-1]) >= {(240, 320)}
     assert len(changes) <= 3
+
+
+@pytest.mark.parametrize(
+    ("seconds", "worth"),
+    [({1: 0.010, 2: 0.020, 4: 0.039}, False), ({1: 0.010, 2: 0.012, 4: 0.020}, True), ({1: 0.010}, False)],
+)
+def test_padding_is_worth_it_where_batches_pay_for_it(seconds: dict[int, float], worth: bool) -> None:
+    assert pays(seconds) is worth
 
 
 def test_nothing_is_looked_at_before_much_has_come() -> None:
