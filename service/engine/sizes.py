@@ -3,7 +3,8 @@
 A bucket may hold what it pads to at most MOST_PADDING times its pixels, so no image costs more than that, and it is
 worth having for sizes that would not meet otherwise, two at least. Which few buckets hold most is a maximum coverage
 problem: the greedy choice holds at least 1 - 1/e, 63 %, of what the best choice of as many could (Nemhauser, Wolsey,
-Fisher: An analysis of approximations for maximizing submodular set functions, 1978).
+Fisher: An analysis of approximations for maximizing submodular set functions, 1978). It ends where a further bucket
+would hold a single size that no other holds: that one keeps its own.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
