@@ -3,6 +3,7 @@
 # make check  lint, format, types, and that the stubs are what proto/ gives
 # make networks  docs/networks.md anew: every architecture exported, counted and timed (ten minutes)
 # make perf   docs/benchmarks.md anew: what serving costs beside what it could cost (a quarter of an hour, on a quiet machine)
+# make perf-gpu  docs/benchmarks-gpu.md: the same on a GPU beside onnxruntime alone; exit code 2 where there is none   (RUNTIME=cuda)
 # make image  the serving image, measured; with docker, or without any container engine   (RUNTIME=cuda: for a GPU)
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ STAMP := .venv/.installed-$(RUNTIME)
 # onnxruntime sends usage data from Linux unless told not to; `convoy` says so itself.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test perf check lint types stubs stubs-check format image install clean networks
+.PHONY: demo test perf perf-gpu check lint types stubs stubs-check format image install clean networks
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -63,6 +64,9 @@ networks: $(STAMP)
 
 perf: $(STAMP)
 	@$(BIN)/python -m tests.performance docs/benchmarks.md $(ARGS)
+
+perf-gpu: $(STAMP)
+	@$(BIN)/python -m tests.performance.gpu docs/benchmarks-gpu.md $(ARGS)
 
 image:
 	@RUNTIME=$(RUNTIME) deploy/image.sh build

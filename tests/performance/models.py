@@ -7,8 +7,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from models import zoo
-from models.export import export
+from models import checkpoint, zoo
+from models.export import export, onnx_graph
+from models.half import Half
 from service import metadata
 from service.metadata import Document, InputSpec
 
@@ -50,3 +51,17 @@ def real(root: Path, architecture: str) -> Path:
     checkpoint = root.parent / f"{architecture}.ckpt"
     zoo.untrained(architecture, checkpoint, 1000)
     return export(checkpoint, root).path
+
+
+def half(root: Path, architecture: str) -> Path:
+    """The same in half precision. Random weights are as fast as any."""
+    file = root.parent / f"{architecture}.ckpt"
+    zoo.untrained(architecture, file, 1000)
+    description, network = checkpoint.load(file)
+    graph = onnx_graph(description, Half(network))
+    document = Document(task=description.task, labels=description.labels, input=description.input)
+    helper.set_model_props(graph, {metadata.KEY: metadata.encode(document)})
+    version = root / f"{architecture}-half" / "1"
+    version.mkdir(parents=True)
+    onnx.save(graph, version / "model.onnx")
+    return version / "model.onnx"
