@@ -7,6 +7,7 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from service.engine.providers import GPU
 from service.engine.session import Session
 
 P = ParamSpec("P")
@@ -70,7 +71,19 @@ class Together(Session):
     def run(
         self, arrays: Sequence[NDArray[np.generic]], rooms: Sequence[NDArray[np.generic] | None] = ()
     ) -> list[NDArray[np.generic]]:
-        """One session's outputs, when all have run."""
-        running = [each.submit(each.session.run, arrays) for each in self._instances.all]
+        """One session's outputs, when all have run. They are valid until the next run."""
+        running = [each.submit(_as_served, each.session, arrays) for each in self._instances.all]
         outputs = [done.result() for done in running]
         return outputs[0]
+
+
+def _as_served(session: Session, arrays: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+    if session.provider not in GPU:
+        return session.run(arrays)
+    # From and to the memory that batches will have: it is page-locked, and the copy is part of a batch's time.
+    gathered = [
+        buffer.array(values.shape, values.dtype) for buffer, values in zip(session.input_buffers, arrays, strict=True)
+    ]
+    for target, values in zip(gathered, arrays, strict=True):
+        target[...] = values
+    return session.run(gathered, session.rooms(gathered, {}))

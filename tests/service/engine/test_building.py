@@ -15,8 +15,9 @@ from service.engine import profile as profiles
 from service.engine import session as sessions
 from service.engine.building import build
 from service.engine.instances import Instances, Together
+from service.engine.layouts import Layout
 from service.engine.profile import BatchTime
-from service.engine.providers import Device
+from service.engine.providers import CPU, CUDA, Device
 from service.engine.session import Session
 from tests.service import networks
 
@@ -99,6 +100,8 @@ def test_auto_is_one_where_there_is_nothing_to_measure(file: Path, threads: list
 class Waiting:
     """A session that runs once all have come."""
 
+    provider = CPU
+
     def __init__(self, barrier: threading.Barrier) -> None:
         self.barrier, self.threads = barrier, set[str]()
 
@@ -131,7 +134,18 @@ def test_idle_session_is_taken_and_the_same_one_by_a_lone_caller() -> None:
     assert third.running == 2
 
 
+def test_gpu_is_measured_with_the_memory_that_batches_will_have(file: Path) -> None:
+    instances = building.load_all(file, TWO, Layout(1, 1))
+    session = instances.session
+    session.provider = CUDA
+    images = np.random.default_rng(1).integers(0, 256, (3, 8, 8, 1), np.uint8)
+    (found,) = building.measured(instances).run([images])
+    assert (session.input_buffers[0].array(images.shape, images.dtype) == images).all()
+    assert np.shares_memory(found, session.output_buffers[0].array((1,), np.dtype(np.uint8)))
+    assert (found == session.run([images])[0]).all()
+
+
 def test_sessions_are_measured_as_they_will_run(file: Path) -> None:
-    load: Callable[[int], Instances] = lambda number: building.load_all(file, TWO, building.Layout(number, 1))  # noqa: E731
+    load: Callable[[int], Instances] = lambda number: building.load_all(file, TWO, Layout(number, 1))  # noqa: E731
     assert not isinstance(building.measured(load(1)), Together)
     assert isinstance(building.measured(load(2)), Together)
