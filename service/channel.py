@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 from service.errors import (
@@ -143,6 +144,7 @@ class _Kind(IntEnum):
 _MAX_PACKET = 32_768  # bytes; a packet must fit into the socket's buffer as a whole
 _MAX_RECORD = _SUBMIT.size + 2 * 255 * _SPAN.size
 _MAX_DESCRIPTORS = 64  # that travel with one packet
+_ANCILLARY = socket.CMSG_SPACE(_MAX_DESCRIPTORS * array.array("i").itemsize)
 _MAX_MESSAGE = 1_024  # bytes of a failure's text
 
 
@@ -207,9 +209,8 @@ class Channel:
 
     def receive(self) -> Packet | None:
         """One packet, or None where none is there now. Raises ConnectionError at its end."""
-        room = socket.CMSG_SPACE(_MAX_DESCRIPTORS * array.array("i").itemsize)
         try:
-            data, ancillary, _, _ = self.socket.recvmsg(_MAX_PACKET + _MAX_RECORD, room, socket.MSG_CMSG_CLOEXEC)
+            data, ancillary, _, _ = self.socket.recvmsg(_MAX_PACKET + _MAX_RECORD, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return None
         descriptors = array.array("i")
@@ -375,9 +376,14 @@ def _unpack_one(data: bytes, at: int) -> tuple[Record, int]:
 
 
 def _unpack_spans(data: bytes, at: int, count: int) -> tuple[tuple[Span, ...], int]:
-    spans = []
-    for _ in range(count):
-        number, dtype, rank, offset, nbytes, *shape = _SPAN.unpack_from(data, at)
-        spans.append(Span(number, offset, nbytes, DTYPES[dtype], tuple(shape[:rank])))
-        at += _SPAN.size
-    return tuple(spans), at
+    end = at + count * _SPAN.size
+    return _spans(data[at:end]), end
+
+
+@lru_cache(maxsize=4096)
+def _spans(data: bytes) -> tuple[Span, ...]:
+    # Slots are used again and again at the same places.
+    return tuple(
+        Span(number, offset, nbytes, DTYPES[dtype], tuple(shape[:rank]))
+        for number, dtype, rank, offset, nbytes, *shape in _SPAN.iter_unpack(data)
+    )

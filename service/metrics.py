@@ -4,9 +4,10 @@ Each process writes its values into files of its own in one folder (prometheus_c
 supervisor adds them up when it is scraped. So the sums are exact over all processes and survive a killed one.
 """
 
+import asyncio
 import os
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,7 @@ if METRICS_DIRECTORY in os.environ:
 
 # Seconds, 100 us to 10 s, about three to a factor of ten.
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_LEVELS_SECONDS = 0.05
 _IMAGES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024)
 
 # The methods that run a network; the others ask about one. Each request of a stream counts as one.
@@ -88,6 +90,25 @@ def count_images(model: str, version: str, images: int, seconds: Sequence[float]
         # What Histogram.observe does, for many at once.
         total.inc(images * span)
         buckets[bisect_left(_SECONDS, span)].inc(images)
+
+
+class Levels:
+    """Gauges that change with every request: kept elsewhere, and written for the scraper a moment later, once for many
+    changes. `write` sets them. One writer: the loop."""
+
+    def __init__(self, write: Callable[[], None]) -> None:
+        self._write = write
+        self._due = False
+
+    def changed(self) -> None:
+        """What is written next is not what was written last."""
+        if not self._due:
+            self._due = True
+            asyncio.get_running_loop().call_later(_LEVELS_SECONDS, self._write_now)
+
+    def _write_now(self) -> None:
+        self._due = False
+        self._write()
 
 
 @cache

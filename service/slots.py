@@ -17,6 +17,7 @@ from service.errors import BadTensor, QueueFull
 
 ALIGNMENT = 64  # bytes; a cache line, and what vector loads like
 MAX_RANK = 8
+_KEPT_SHARE = 8  # of the memory
 SPILLED = (1 << 64) - 1  # offset of an output whose size was not known: it travels in a memory file of its own
 
 # The dtypes that tensors may have, by their number in a descriptor.
@@ -49,6 +50,7 @@ class Mapping:
     def __init__(self, descriptor: int, nbytes: int) -> None:
         self.nbytes = nbytes
         self._memory = mmap.mmap(descriptor, nbytes)
+        self._view = memoryview(self._memory)
 
     def array(self, span: Span) -> NDArray[np.generic]:
         """The tensor at `span`, a view. Raises BadTensor where it would reach beyond the memory."""
@@ -63,6 +65,11 @@ class Mapping:
         self._check(offset, nbytes, nbytes)
         return np.ndarray((nbytes,), np.uint8, buffer=self._memory, offset=offset)
 
+    def view(self, span: Span) -> memoryview:
+        """The bytes of the tensor at `span`. Raises BadTensor likewise."""
+        self._check(span.offset, span.nbytes, span.nbytes)
+        return self._view[span.offset : span.offset + span.nbytes]
+
     def _check(self, offset: int, nbytes: int, smallest_side: int) -> None:
         # numpy's own check wraps where offset and size are huge.
         if smallest_side < 0 or not 0 <= offset <= self.nbytes - nbytes:
@@ -70,7 +77,10 @@ class Mapping:
 
 
 class Arena:
-    """A front end's shared memory and the map of what is in use: first fit, lowest address first.
+    """A front end's shared memory and the map of what is in use.
+
+    A block that is given back is kept whole for the next one of its size, up to an eighth of the memory: a front end
+    asks for the same few sizes again and again. Else it is first fit, lowest address first.
 
     One writer: the front end that made it. Safe to call from its threads.
     """
@@ -81,20 +91,25 @@ class Arena:
         self.descriptor = memory_file(nbytes)
         self.mapping = Mapping(self.descriptor, nbytes)
         self._lock = threading.Lock()
-        self._free: list[tuple[int, int]] = [(0, nbytes)]  # (offset, bytes), by offset, never touching each other
+        self._used: dict[int, int] = {}  # bytes of each block in use, by its offset
+        self._kept: dict[int, list[int]] = {}  # offsets of blocks for the next of their size
+        self._kept_bytes = 0
+        self._free: list[tuple[int, int]] = [(0, nbytes)]  # the rest: (offset, bytes), by offset, never touching
+
+    @property
+    def blocks(self) -> int:
+        """How many are in use."""
+        return len(self._used)
 
     def allocate(self, nbytes: int) -> tuple[int, int]:
         """The (offset, bytes) of a block of at least `nbytes`, aligned. Raises QueueFull where there is none."""
         size = max(1, -(-nbytes // ALIGNMENT)) * ALIGNMENT
         with self._lock:
-            for place, (offset, room) in enumerate(self._free):
-                if room >= size:
-                    if room == size:
-                        del self._free[place]
-                    else:
-                        self._free[place] = (offset + size, room - size)
-                    self.used_bytes += size
-                    return offset, size
+            offset = self._take(size)
+            if offset is not None:
+                self._used[offset] = size
+                self.used_bytes += size
+                return offset, size
         if size > self.nbytes:
             raise BadTensor(f"request needs {nbytes} bytes of slot memory, want at most {self.nbytes}")
         raise QueueFull(f"slot memory of {self.nbytes} bytes is in use", retry_after=0.05)
@@ -103,16 +118,49 @@ class Arena:
         """Give back what `allocate` gave."""
         offset, size = block
         with self._lock:
-            place = bisect_left(self._free, block)
-            before = self._free[place - 1] if place else None
-            after = self._free[place] if place < len(self._free) else None
-            if (before and before[0] + before[1] > offset) or (after and offset + size > after[0]):
+            if self._used.pop(offset, 0) != size:
                 raise AssertionError("a slot's block was freed twice")
             self.used_bytes -= size
-            if after and offset + size == after[0]:
-                size += after[1]
-                del self._free[place]
-            if before and before[0] + before[1] == offset:
-                del self._free[place - 1]
-                offset, size = before[0], before[1] + size
-            insort(self._free, (offset, size))
+            if self._kept_bytes + size > self.nbytes // _KEPT_SHARE:
+                self._give_up_kept()
+            self._kept.setdefault(size, []).append(offset)
+            self._kept_bytes += size
+
+    def _take(self, size: int) -> int | None:
+        if kept := self._kept.get(size):
+            self._kept_bytes -= size
+            return kept.pop()
+        offset = self._first_fit(size)
+        if offset is None and self._kept_bytes:
+            self._give_up_kept()
+            offset = self._first_fit(size)
+        return offset
+
+    def _first_fit(self, size: int) -> int | None:
+        for place, (offset, room) in enumerate(self._free):
+            if room >= size:
+                if room == size:
+                    del self._free[place]
+                else:
+                    self._free[place] = (offset + size, room - size)
+                return offset
+        return None
+
+    def _give_up_kept(self) -> None:
+        for size, offsets in self._kept.items():
+            for offset in offsets:
+                self._merge(offset, size)
+        self._kept.clear()
+        self._kept_bytes = 0
+
+    def _merge(self, offset: int, size: int) -> None:
+        place = bisect_left(self._free, (offset, size))
+        after = self._free[place] if place < len(self._free) else None
+        if after and offset + size == after[0]:
+            size += after[1]
+            del self._free[place]
+        before = self._free[place - 1] if place else None
+        if before and before[0] + before[1] == offset:
+            del self._free[place - 1]
+            offset, size = before[0], before[1] + size
+        insort(self._free, (offset, size))

@@ -3,13 +3,15 @@
 import asyncio
 import itertools
 import logging
+import math
 import mmap
 import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property, lru_cache
 from types import TracebackType
 from typing import Any, Self
 
@@ -61,13 +63,21 @@ class Slot:
     `inputs` are views to be filled before `run`; the arrays that `run` gives are views too, valid until the slot ends.
     """
 
-    def __init__(self, link: "EngineLink", block: tuple[int, int], inputs: Sequence[Span], outputs: Sequence[Span]):
+    def __init__(self, link: "EngineLink", block: tuple[int, int], inputs: tuple[Span, ...], outputs: tuple[Span, ...]):
         self._link = link
         self._block = block
-        self._spans = (tuple(inputs), tuple(outputs))
+        self._spans = (inputs, outputs)
         self._id = 0  # 0: never submitted
         self._done = 0  # when the engine was done with it, CLOCK_MONOTONIC in ns; 0: it has not answered
-        self.inputs = [link.arena.mapping.array(span) for span in inputs]
+
+    @cached_property
+    def inputs(self) -> list[NDArray[np.generic]]:
+        """Views of the network's inputs, to be filled."""
+        return [self._link.arena.mapping.array(span) for span in self._spans[0]]
+
+    def bytes_of(self, number: int) -> memoryview:
+        """The bytes of an input, to be filled."""
+        return self._link.arena.mapping.view(self._spans[0][number])
 
     async def run(
         self, version: Version, *, rows: int, company: int, deadline: int, image: tuple[int, int] = (0, 0)
@@ -94,7 +104,6 @@ class Slot:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.inputs = []
         if self._done:
             self._link.way_back.learn((time.monotonic_ns() - self._done) / 1e9)
         if not self._link.abandon(self._id):
@@ -103,17 +112,16 @@ class Slot:
     def free(self) -> None:
         """Give the memory back. Only once nobody reads or writes it any more."""
         self._link.arena.free(self._block)
-        metrics.SLOTS.dec()
-        metrics.SLOT_BYTES.dec(self._block[1])
+        self._link.changed()
 
 
 class _Waiting:
     """A submitted slot whose last word from the engine has not come."""
 
-    def __init__(self, slot: Slot, submit: Submit) -> None:
+    def __init__(self, slot: Slot, submit: Submit, answer: asyncio.Future[Result]) -> None:
         self.slot = slot
         self.submit = submit
-        self.answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self.answer = answer
         self.attempts = 0  # submissions to an engine
         self.sent = False  # to the engine that is there now
         self.abandoned = False
@@ -125,7 +133,14 @@ class EngineLink:
     One writer: the front end's loop; only `claim` may be called from its threads.
     """
 
-    def __init__(self, slot_bytes: int, on_table: Callable[[Table], None], on_loss: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        slot_bytes: int,
+        on_table: Callable[[Table], None],
+        on_loss: Callable[[], None],
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.changed = changed  # how much of the memory is in use
         self.arena = Arena(slot_bytes)
         self._on_table = on_table
         self._on_loss = on_loss
@@ -167,32 +182,19 @@ class EngineLink:
 
         An output whose size is not known has 0 bytes: it comes in memory of its own.
         """
-        at = 0
-        spans: tuple[list[Span], list[Span]] = ([], [])
-        for number, (dtype, shape) in enumerate(inputs):
-            nbytes = dtype.itemsize
-            for side in shape:
-                nbytes *= side
-            spans[0].append(Span(number, at, nbytes, dtype, shape))
-            at += -(-nbytes // ALIGNMENT) * ALIGNMENT
-        for number, nbytes in output_bytes:
-            spans[1].append(Span(number, at, nbytes, np.dtype(np.uint8), (nbytes,)))
-            at += -(-nbytes // ALIGNMENT) * ALIGNMENT
-        block = self.arena.allocate(at)
-        metrics.SLOTS.inc()
-        metrics.SLOT_BYTES.inc(block[1])
-        placed = [[span._replace(offset=span.offset + block[0]) for span in side] for side in spans]
-        return Slot(self, block, *placed)
+        nbytes, given, wanted = _layout(tuple(inputs), tuple(output_bytes))
+        block = self.arena.allocate(nbytes)
+        return Slot(self, block, _placed(given, block[0]), _placed(wanted, block[0]))
 
     def next_id(self) -> int:
         """A number that no other submission of this front end has had."""
         return next(self._ids)
 
-    async def submit(self, slot: Slot, submit: Submit) -> Result:
+    def submit(self, slot: Slot, submit: Submit) -> asyncio.Future[Result]:
         """See Slot.run."""
-        waiting = self._waiting[submit.id] = _Waiting(slot, submit)
+        waiting = self._waiting[submit.id] = _Waiting(slot, submit, self._loop.create_future())
         self._queue(waiting)
-        return await waiting.answer
+        return waiting.answer
 
     def abandon(self, submit_id: int) -> bool:
         """The caller of a slot has gone. True where the engine may still use it: then its last word frees the slot."""
@@ -230,7 +232,8 @@ class EngineLink:
                 continue  # the engine has died, or the caller has gone, within this turn of the loop
             waiting.sent = True
             waiting.attempts += 1
-            records.append(waiting.submit._replace(following=self._coming[waiting.submit.model]))
+            following = self._coming[waiting.submit.model]
+            records.append(waiting.submit._replace(following=following) if following else waiting.submit)
         if self._wire is not None and records:
             self._wire.send(records)
 
@@ -308,3 +311,24 @@ class EngineLink:
         for waiting in list(self._waiting.values()):
             if not waiting.sent and not waiting.abandoned:
                 self._end(waiting.submit.id, ModelUnavailable("the engine does not come back", retry_after=5.0))
+
+
+@lru_cache(maxsize=1024)
+def _layout(
+    inputs: tuple[tuple[np.dtype[np.generic], tuple[int, ...]], ...], output_bytes: tuple[tuple[int, int], ...]
+) -> tuple[int, tuple[Span, ...], tuple[Span, ...]]:
+    """The bytes of a slot, and its inputs and outputs as if it began at 0."""
+    at = 0
+    given, wanted = [], []
+    for number, (dtype, shape) in enumerate(inputs):
+        nbytes = dtype.itemsize * math.prod(shape)
+        given.append(Span(number, at, nbytes, dtype, shape))
+        at += -(-nbytes // ALIGNMENT) * ALIGNMENT
+    for number, nbytes in output_bytes:
+        wanted.append(Span(number, at, nbytes, np.dtype(np.uint8), (nbytes,)))
+        at += -(-nbytes // ALIGNMENT) * ALIGNMENT
+    return at, tuple(given), tuple(wanted)
+
+
+def _placed(spans: tuple[Span, ...], begin: int) -> tuple[Span, ...]:
+    return tuple([Span(number, begin + at, nbytes, dtype, shape) for number, at, nbytes, dtype, shape in spans])

@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from service import control, log, machine
+from service import control, log, machine, metrics
 from service.frontend.catalogue import Catalogue
 from service.frontend.handlers import handlers
 from service.frontend.inference import InferenceService
@@ -47,11 +47,14 @@ class FrontEnd:
         self._address = start.grpc_address
         self._supervisor = supervisor
         self._loop = asyncio.get_running_loop()
-        self._link = EngineLink(start.config.limits.slot_bytes, self._update, self._report_soon)
+        levels = metrics.Levels(self._write_levels)
+        self._link = EngineLink(start.config.limits.slot_bytes, self._update, self._report_soon, levels.changed)
         self._catalogue = Catalogue(self._link.release)
         limits = start.config.limits
         front_ends = start.config.server.front_ends(machine.cores())
-        self._gate = Gate(limits.max_requests, limits.bytes_in_flight(machine.memory_bytes(), front_ends))
+        self._gate = Gate(
+            limits.max_requests, limits.bytes_in_flight(machine.memory_bytes(), front_ends), levels.changed
+        )
         self._health = health.HealthServicer()
         self._health_services: set[str] = set()
         self._listening = False
@@ -129,6 +132,12 @@ class FrontEnd:
     def _update(self, table: Table) -> None:
         self._catalogue.update(table)
         self._report_soon()
+
+    def _write_levels(self) -> None:
+        metrics.IN_FLIGHT.set(self._gate.requests)
+        metrics.IN_FLIGHT_BYTES.set(self._gate.bytes)
+        metrics.SLOTS.set(self._link.arena.blocks)
+        metrics.SLOT_BYTES.set(self._link.arena.used_bytes)
 
     def _report_soon(self) -> None:
         self._reports.set()

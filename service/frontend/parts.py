@@ -48,6 +48,9 @@ def parts(
     max_pixels  of one image, its height times its width
     batch_size  images at most, 1 or more, in one part
     """
+    if len(images) == 1:
+        only = Sent(images[0], payloads.get(0) or images[0].raw.pixels)
+        return [Part((0,), (only,), _size_as_it_is(only, channels, fitted, max_pixels))]
     found: list[Part] = []
     alike: dict[tuple[int, int], list[int]] = {}
     sent = [Sent(image, payloads.get(number) or image.raw.pixels) for number, image in enumerate(images)]

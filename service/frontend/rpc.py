@@ -74,12 +74,13 @@ class Gate:
     """Which requests may run a network, and how many are inside with how many bytes. One writer: the front end's
     loop."""
 
-    def __init__(self, max_requests: int, max_bytes: int) -> None:
+    def __init__(self, max_requests: int, max_bytes: int, changed: Callable[[], None] = lambda: None) -> None:
         self.closed = asyncio.Event()
+        self.requests = 0  # inside
+        self.bytes = 0  # of them
+        self._changed = changed
         self._max_requests = max_requests
         self._max_bytes = max_bytes
-        self._inside = 0
-        self._bytes = 0
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -87,13 +88,13 @@ class Gate:
         """A request of `nbytes` comes in. Raises ModelUnavailable once closed, QueueFull where too much is inside."""
         if self.closed.is_set():
             raise ModelUnavailable("server is shutting down")
-        if self._inside >= self._max_requests:
+        if self.requests >= self._max_requests:
             raise QueueFull(
-                f"{self._inside} requests are in flight, want at most {self._max_requests}", retry_after=0.1
+                f"{self.requests} requests are in flight, want at most {self._max_requests}", retry_after=0.1
             )
-        if self._bytes + nbytes > self._max_bytes:
+        if self.bytes + nbytes > self._max_bytes:
             raise QueueFull(
-                f"request has {nbytes} bytes beside {self._bytes} in flight, want at most {self._max_bytes} in all",
+                f"request has {nbytes} bytes beside {self.bytes} in flight, want at most {self._max_bytes} in all",
                 retry_after=0.1,
             )
         self._empty.clear()
@@ -102,7 +103,7 @@ class Gate:
     def leave(self, nbytes: int) -> None:
         """Undo `enter`."""
         self._count(-1, -nbytes)
-        if not self._inside:
+        if not self.requests:
             self._empty.set()
 
     def close(self) -> None:
@@ -114,10 +115,9 @@ class Gate:
         await self._empty.wait()
 
     def _count(self, requests: int, nbytes: int) -> None:
-        self._inside += requests
-        self._bytes += nbytes
-        metrics.IN_FLIGHT.set(self._inside)
-        metrics.IN_FLIGHT_BYTES.set(self._bytes)
+        self.requests += requests
+        self.bytes += nbytes
+        self._changed()
 
 
 async def serve(

@@ -154,8 +154,7 @@ class Vision:
         failed: Callable[[ConvoyError], Result],
     ) -> list[Result]:
         """One result an image. A single image's error is the request's; of several, each has its own."""
-        images = sum(len(part.sent) for part in found)
-        if images == 1:
+        if len(found) == 1 and len(found[0].sent) == 1:
             (only,) = await answer(found[0])
             if isinstance(only, ConvoyError):
                 raise only
@@ -188,7 +187,7 @@ class Vision:
             async with asyncio.TaskGroup() as group:
                 for part in found:
                     group.create_task(guarded(part))
-        return [results[number] for number in range(images)]
+        return [results[number] for number in range(len(results))]
 
     async def _prepare(self, part: Part, row: Version, document: Document, call: Call) -> _Prepared:
         """Bring a part into a slot: decoded and resized in a thread, so that an image changes hands once."""
@@ -215,7 +214,7 @@ class Vision:
         count, channels = len(part.sent), document.image.channels
         slot = self._link.claim([(_UINT8, (count, *size, channels))], _output_bytes(row, document, size, count))
         try:
-            target = slot.inputs[0].data.cast("B")
+            target = slot.bytes_of(0)
             if len(target) <= _FEW:
                 _copy_pixels(part, target)
             else:

@@ -86,12 +86,23 @@ def test_freed_neighbours_become_one_block_in_whatever_order(order: list[int]) -
     os.close(arena.descriptor)
 
 
-def test_lowest_room_that_is_large_enough_is_taken(arena: Arena) -> None:
-    small, _, large, _ = (arena.allocate(nbytes * ALIGNMENT) for nbytes in (1, 1, 3, 1))
-    arena.free(small)
-    arena.free(large)
-    assert arena.allocate(2 * ALIGNMENT)[0] == large[0]
-    assert arena.allocate(1)[0] == small[0]
+def test_block_given_back_is_the_next_of_its_size(arena: Arena) -> None:
+    blocks = [arena.allocate(nbytes * ALIGNMENT) for nbytes in (1, 2, 1, 2)]
+    arena.free(blocks[0])
+    arena.free(blocks[3])
+    assert arena.allocate(2 * ALIGNMENT) == blocks[3]
+    assert arena.allocate(1) == blocks[0]
+    assert arena.allocate(1)[0] > blocks[3][0]  # nothing of its size is there any more
+
+
+def test_no_more_is_kept_for_its_size_than_a_share_and_then_the_lowest_room_is_taken(arena: Arena) -> None:
+    most = NBYTES // 8 // ALIGNMENT
+    blocks = [arena.allocate(ALIGNMENT) for _ in range(most + 1)]
+    for block in blocks:
+        arena.free(block)
+    # The last one was kept, those before it have grown together.
+    assert arena.allocate(most * ALIGNMENT)[0] == blocks[0][0]
+    assert arena.allocate(ALIGNMENT) == blocks[-1]
 
 
 @pytest.mark.parametrize("neighbours_first", [True, False])
