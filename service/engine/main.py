@@ -186,7 +186,8 @@ class Engine:
         document = loaded.session.document
         assert document is not None
         sizes = self._sizes.setdefault((submit.model, submit.version), Sizes())
-        if sizes.see(rounded(document.image, *submit.image), submit.rows):
+        due = sizes.see(rounded(document.image, *submit.image), submit.rows)
+        if due and not self._choosing:
             task = asyncio.ensure_future(self._choose_buckets(submit.model, submit.version, loaded, sizes.look()))
             self._choosing.add(task)
             task.add_done_callback(self._choosing.discard)

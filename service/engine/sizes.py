@@ -7,10 +7,13 @@ Fisher: An analysis of approximations for maximizing submodular set functions, 1
 would hold a single size that no other holds: that one keeps its own.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from heapq import nlargest
+from itertools import product
 from operator import itemgetter
-from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from service.buckets import Size, ordered
 
@@ -18,7 +21,7 @@ MOST_PADDING = 1.25  # pixels run for each that the network needs
 WORTH = 1.5  # images a second of the best batch over those of a batch of one: then padding costs less than it brings
 
 _MOST_BUCKETS = 8
-_MOST_SIZES = 48  # the heaviest, that are looked at
+_MOST_SIZES = 64  # the heaviest, whose sides buckets have
 _REMEMBERED = 1024  # sizes
 _EVERY = 512  # images between two looks
 _FADING = 0.75  # of what was seen up to a look counts at the next
@@ -54,55 +57,42 @@ class Sizes:
 def choose(images: Mapping[Size, float], present: Sequence[Size], max_pixels: int) -> tuple[Size, ...]:
     """The buckets for images of these sizes: `present` as long as others would not hold clearly more of their pixels.
 
-    At most `max_pixels` each. The same for the same arguments.
+    At most `max_pixels` each. The same for the same arguments, in whatever order.
     """
-    pixels = {size: count * size[0] * size[1] for size, count in images.items()}
-    heaviest = sorted(pixels, key=lambda size: (-pixels[size], size))[:_MOST_SIZES]
-    candidates = list(_candidates(heaviest, max_pixels))
+    if not images:
+        return tuple(present)
+    sizes = sorted(images)
+    pixels = np.array([images[size] * size[0] * size[1] for size in sizes])
+    candidates = _candidates(images, max_pixels)
+    holds = _holds(candidates, sizes)
     chosen: list[Size] = []
-    left = set(heaviest)
-    while len(chosen) < _MOST_BUCKETS:
-        best = max((_Candidate.of(each, left, pixels) for each in candidates), default=None)
-        if best is None or best.sizes < 2:
+    left = np.ones(len(sizes), bool)
+    while len(chosen) < _MOST_BUCKETS and candidates:
+        together = holds @ left > 1
+        best = int(np.argmax(np.where(together, holds @ (left * pixels), 0)))  # of equal ones the first, the smallest
+        if not together[best]:
             break
-        chosen.append(best.bucket)
-        left -= _held(best.bucket, left)
-    gain = _weight(heaviest, chosen, pixels) - _weight(heaviest, present, pixels)
-    return ordered(chosen) if gain > _BETTER * sum(pixels.values()) else tuple(present)
+        chosen.append(candidates[best])
+        left &= holds[best] == 0
+    gain = _held(chosen, sizes, pixels) - _held(present, sizes, pixels)
+    return ordered(chosen) if gain > _BETTER * pixels.sum() else tuple(present)
 
 
-class _Candidate(NamedTuple):
-    """In the order of what is preferred, the best last."""
-
-    pixels: float
-    padding: int  # negative: of two that hold the same the smaller
-    bucket: Size
-    sizes: int
-
-    @classmethod
-    def of(cls, bucket: Size, left: Collection[Size], pixels: Mapping[Size, float]) -> "_Candidate":
-        held = _held(bucket, left)
-        # One that would bring nothing together brings nothing.
-        weight = sum(pixels[size] for size in held) if len(held) > 1 else 0.0
-        return cls(weight, -bucket[0] * bucket[1], bucket, len(held))
-
-
-def _candidates(sizes: Sequence[Size], max_pixels: int) -> Iterator[Size]:
+def _candidates(images: Mapping[Size, float], max_pixels: int) -> list[Size]:
     # A bucket that fits tightly has its height from one of those it holds, and its width from one.
-    for height in sorted({size[0] for size in sizes}):
-        for width in sorted({size[1] for size in sizes}):
-            if height * width <= max_pixels and len(_held((height, width), sizes)) > 1:
-                yield height, width
+    heaviest = sorted(images, key=lambda size: (-images[size] * size[0] * size[1], size))[:_MOST_SIZES]
+    heights, widths = ({size[axis] for size in heaviest} for axis in (0, 1))
+    return [size for size in ordered(product(heights, widths)) if size[0] * size[1] <= max_pixels]
 
 
-def _held(bucket: Size, sizes: Collection[Size]) -> set[Size]:
-    return {size for size in sizes if _holds(bucket, size)}
+def _holds(buckets: Sequence[Size], sizes: Sequence[Size]) -> NDArray[np.float64]:
+    """(buckets, sizes): 1 where a bucket may hold a size, else 0."""
+    height, width = np.array(buckets, np.int64).reshape(-1, 2).T[:, :, None]
+    own_height, own_width = np.array(sizes, np.int64).T
+    tight = height * width <= MOST_PADDING * own_height * own_width
+    holds: NDArray[np.bool_] = (own_height <= height) & (own_width <= width) & tight
+    return holds.astype(np.float64)
 
 
-def _holds(bucket: Size, size: Size) -> bool:
-    fits = size[0] <= bucket[0] and size[1] <= bucket[1]
-    return fits and bucket[0] * bucket[1] <= MOST_PADDING * size[0] * size[1]
-
-
-def _weight(sizes: Collection[Size], buckets: Sequence[Size], pixels: Mapping[Size, float]) -> float:
-    return sum(pixels[size] for size in sizes if any(_holds(bucket, size) for bucket in buckets))
+def _held(buckets: Sequence[Size], sizes: Sequence[Size], pixels: NDArray[np.float64]) -> float:
+    return float(pixels[_holds(buckets, sizes).any(axis=0)].sum())
