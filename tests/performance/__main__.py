@@ -13,8 +13,8 @@ from pathlib import Path
 import grpc
 import onnxruntime
 
-from tests.performance import figures, models
-from tests.performance.figures import Figure
+from tests.performance import costs, loads, models, pictures, scheduling, starts
+from tests.performance.figure import EACH, FIXED, Figure
 
 INTRODUCTION = """# Benchmarks
 
@@ -59,24 +59,31 @@ def main() -> None:
         models.nothing(small, "nothing", 32, "L")
         models.nothing(large, "nothing", 184, "RGB")
         measurements: dict[str, Callable[[], Sequence[Figure]]] = {
-            "P1": lambda: [figures.real_network(real, "resnet18", 96, pairs)],
-            "P2": lambda: [figures.closed_loop(small, pairs)],
+            "P1": lambda: [costs.real_network(real, "resnet18", 96, pairs)],
+            "P2": lambda: [loads.closed_loop(small, pairs)],
             "P3": lambda: [
-                figures.unary(small, 32, 1, 1, pairs, 1.40, "P3"),
-                figures.unary(large, 184, 3, 1, pairs, 1.40, "P3"),
+                costs.unary(small, 32, 1, 1, pairs, 1.40, "P3"),
+                costs.unary(large, 184, 3, 1, pairs, 1.40, "P3"),
             ],
             "P4": lambda: [
-                figures.unary(small, 32, 1, 32, pairs, 0.10, "P4"),
-                figures.unary(large, 184, 3, 32, pairs, 0.60, "P4"),
+                costs.unary(small, 32, 1, 32, pairs, 0.10, "P4"),
+                costs.unary(large, 184, 3, 32, pairs, 0.60, "P4"),
             ],
-            "P5": figures.decisions,
-            "P6": lambda: figures.overload(small),
-            "P8": lambda: figures.simulated(1_000_000),
-            "P10": lambda: [figures.spread(small)],
-            "P11": lambda: [figures.lone(small, pairs)],
-            "P13": lambda: [figures.front_ends(small, pairs)],
-            "P15": lambda: [figures.start(Path(folder) / "start", "resnet18", pairs)],
-            "P17": lambda: [figures.predictions(small)],
+            "P5": scheduling.decisions,
+            "P6": lambda: [*loads.overload(small), costs.refusals(small, pairs)],
+            "P7": lambda: loads.steps(small),
+            "P8": lambda: scheduling.simulated(1_000_000),
+            "P10": lambda: [loads.spread(small)],
+            "P11": lambda: [loads.lone(small, pairs)],
+            "P13": lambda: [costs.front_ends(small, pairs)],
+            "P14": lambda: pictures.decoding(Path(folder) / "pictures", pairs),
+            "P15": lambda: [
+                starts.start(Path(folder) / "start", "resnet18", pairs),
+                starts.first_requests(Path(folder) / "first", "resnet18", 3),
+            ],
+            "P16": lambda: [costs.observing(small, pairs)],
+            "P17": lambda: [scheduling.predictions(small)],
+            "callers": lambda: [loads.many_callers(Path(folder) / "callers", pairs)],
         }
         lines: list[Figure] = []
         for name in arguments.only or measurements:
@@ -85,7 +92,7 @@ def main() -> None:
                 lines.append(line)
                 print(f"{line.number}  {line.what}: {line.measured}", file=sys.stderr, flush=True)
             print(f"    {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
-    text = INTRODUCTION.format(fixed=1000 * figures.FIXED, each=1000 * figures.EACH) + machine() + report(lines)
+    text = INTRODUCTION.format(fixed=1000 * FIXED, each=1000 * EACH) + machine() + report(lines)
     before = arguments.file.read_text(encoding="utf-8") if arguments.file.exists() else ""
     _, heading, remarks = before.partition(REMARKS)  # by hand: they stay, to be read beside the new figures
     arguments.file.write_text(text + heading + remarks, encoding="utf-8")

@@ -10,9 +10,10 @@ import grpc
 
 @dataclass
 class Answers:
-    """What became of requests: seconds from the intended time to the answer, refusals by gRPC status."""
+    """What became of requests: seconds from the intended time to the answer, and that time; refusals by gRPC status."""
 
     latencies: list[float] = field(default_factory=list)
+    due: list[float] = field(default_factory=list)  # of those answered, seconds from the start
     errors: list[grpc.StatusCode] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -26,7 +27,7 @@ async def _closed(target: str, method: str, request: bytes, callers: int, reques
         async def caller() -> None:
             for _ in left:
                 start = time.perf_counter()
-                await _one(call, request, deadline, start, found)
+                await _one(call, request, deadline, start, begin, found)
 
         begin = time.perf_counter()
         await asyncio.gather(*(caller() for _ in range(callers)))
@@ -38,24 +39,25 @@ async def _open(target: str, method: str, request: bytes, times: Sequence[float]
     found = Answers()
     async with grpc.aio.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         call = channel.unary_unary(method)
-        await _one(call, request, 60.0, time.perf_counter(), Answers())
+        await _one(call, request, 60.0, time.perf_counter(), 0.0, Answers())
         begin = time.perf_counter()
         tasks = []
         for at in times:
             if (wait := begin + at - time.perf_counter()) > 0:
                 await asyncio.sleep(wait)
-            tasks.append(asyncio.ensure_future(_one(call, request, deadline, begin + at, found)))
+            tasks.append(asyncio.ensure_future(_one(call, request, deadline, begin + at, begin, found)))
         await asyncio.gather(*tasks)
         found.seconds = time.perf_counter() - begin
     return found
 
 
 async def _one(
-    call: grpc.aio.UnaryUnaryMultiCallable, request: bytes, deadline: float, due: float, found: Answers
+    call: grpc.aio.UnaryUnaryMultiCallable, request: bytes, deadline: float, due: float, begin: float, found: Answers
 ) -> None:
     try:
         await call(request, timeout=deadline)
         found.latencies.append(time.perf_counter() - due)
+        found.due.append(due - begin)
     except grpc.aio.AioRpcError as error:
         found.errors.append(error.code())
 

@@ -9,7 +9,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,14 +22,25 @@ START_SECONDS = 60.0
 class Server:
     """`convoy serve` on a repository. `grpc` is HOST:PORT; `http` and `metrics` are base URLs."""
 
-    def __init__(self, repository: Path, settings: Sequence[str] = (), *, wait: bool = True) -> None:
+    def __init__(
+        self,
+        repository: Path,
+        settings: Sequence[str] = (),
+        *,
+        wait: bool = True,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.repository = repository
         self.log: list[dict[str, Any]] = []
         command = [str(Path(sys.executable).with_name("convoy")), "serve", "--repository", str(repository)]
         ports = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
         options = [part for setting in settings for part in ("--set", setting)]
         self.process = subprocess.Popen(
-            [*command, *ports, *options], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            [*command, *ports, *options],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(environment or {})},
         )
         self._changed = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
