@@ -42,7 +42,7 @@ class Graphs:
     def run(
         self, arrays: Sequence[NDArray[np.generic]], shapes: Sequence[tuple[int, ...]]
     ) -> list[NDArray[np.generic]] | None:
-        """The outputs, which have `shapes`; None where there are too many graphs to make one more.
+        """The outputs, which have `shapes`, valid until the next run; None where there are too many graphs for another.
 
         The first run of its shape makes the graph.
         """

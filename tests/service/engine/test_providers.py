@@ -6,15 +6,17 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime import OrtValue
 
 from service import metadata
 from service.config import MIB, EngineConfig
 from service.engine import graphs, providers
 from service.engine.graphs import Graphs
 from service.engine.providers import CPU, CUDA, TENSORRT, Device, check
-from service.engine.session import load, load_on
+from service.engine.session import Session, load, load_on
 from service.errors import BadModelFile
 from service.metadata import Document, InputSpec
 from service.repository import TensorSpec
@@ -182,6 +184,39 @@ def test_shape_beyond_the_last_graph_runs_without_one(
     assert several.run([np.ones((1, 4), np.float32)], [(1, 4)]) is not None
     assert several.run([np.ones((2, 4), np.float32)], [(2, 4)]) is None
     assert several.without.get_run_config_entry("gpu_graph_id") == "-1"  # or it would repeat the first
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs whose memory is the CPU's: there onnxruntime runs what a GPU would repeat."""
+
+    class Values:
+        @staticmethod
+        def ortvalue_from_shape_and_type(shape: tuple[int, ...], dtype: type, device: str, number: int) -> OrtValue:
+            return OrtValue.ortvalue_from_shape_and_type(shape, dtype, "cpu")
+
+    monkeypatch.setattr(graphs, "OrtValue", Values)
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_session_with_graphs_answers_as_one_without(tmp_path: Path) -> None:
+    file = networks.save(networks.segmenter(), tmp_path, "colours", 1)
+    session = Session(onnxruntime.InferenceSession(str(file), providers=[CPU]), graphs=True)
+    random = np.random.default_rng(4)
+    for rows, height in ((1, 8), (3, 8), (1, 8), (2, 4), (3, 8), (1, 8)):
+        image = random.integers(0, 256, (rows, height, 8, 3), np.uint8)
+        assert session.rooms([image], {}) == []  # the graph's memory stays where it is
+        mask, confidence = session.run([image])
+        assert (mask == image.argmax(axis=3)).all()
+        assert (confidence == image.max(axis=3)).all()
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_network_whose_outputs_are_not_known_before_has_no_graphs(tmp_path: Path) -> None:
+    file = networks.save(networks.compressor(), tmp_path, "compressor", 1)
+    session = Session(onnxruntime.InferenceSession(str(file), providers=[CPU]), graphs=True)
+    (found,) = session.run([np.array([1, -1, 2], np.float32)])
+    assert found.tolist() == [1, 2]
 
 
 def half() -> onnx.ModelProto:
