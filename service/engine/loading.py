@@ -119,9 +119,9 @@ class Loader:
             log.exception("model %s version %d: a run of a new bucket failed", model, version)
             return
         self.versions[model, version] = replace(entry, buckets=Buckets(chosen, MOST_PADDING))
+        self._tell()
         shown = ", ".join(f"{height}x{width}" for height, width in chosen)
         log.info("model %s version %d: images are padded to %s", model, version, shown)
-        self._tell()
 
     def is_retired(self, model: str, version: int) -> bool:
         """Whether a loaded version no longer serves."""
