@@ -33,31 +33,26 @@ def connect(server: str) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(server, options=_OPTIONS)
 
 
-def sender(
-    channel: grpc.aio.Channel,
-    questions: Sequence[Question],
-    weights: Sequence[float],
-    *,
-    server: str,
-    deadline: float,
-    seed: int,
-) -> Send:
-    """Sends the request of a number to one of the models, drawn by weight: the same one in every process."""
-    calls = [channel.unary_unary(question.method) for question in questions]  # no serialisers: bytes in, bytes out
-    shares = np.array(weights) / sum(weights)
-    choice = np.random.default_rng((seed, 1)).choice(len(questions), _CHOICES, p=shares).tolist()
+def unary(channel: grpc.aio.Channel, question: Question, model: int, *, server: str, deadline: float) -> Send:
+    """Asks the model of this number, a call for each request."""
+    call = channel.unary_unary(question.method)  # no serialisers: bytes in, bytes out
 
-    async def send(number: int) -> Outcome:
-        model: int = choice[number % _CHOICES]
-        question = questions[model]
+    async def ask(number: int) -> Outcome:
         try:
-            answer: bytes = await calls[model](question.body(number), timeout=deadline)
+            answer: bytes = await call(question.body(number), timeout=deadline)
         except grpc.aio.AioRpcError as error:
             refused = refusal(read_error(error, server, deadline))
             return Outcome(model, 0, (), (refused,) * question.images(number))
         return question.read(number, answer)
 
-    return send
+    return ask
+
+
+def sender(asks: Sequence[Send], weights: Sequence[float], seed: int) -> Send:
+    """Sends the request of a number to one of the models, drawn by weight: the same one in every process."""
+    shares = np.array(weights) / sum(weights)
+    choice = np.random.default_rng((seed, 1)).choice(len(asks), _CHOICES, p=shares).tolist()
+    return lambda number: asks[choice[number % _CHOICES]](number)
 
 
 def refusal(error: ServerError) -> Refusal:

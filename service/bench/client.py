@@ -4,13 +4,15 @@ import asyncio
 import itertools
 import selectors
 from collections.abc import Callable
+from functools import partial
 
 from service.arrivals import Piece, arrivals
 from service.bench import oip, vision
-from service.bench.asking import Question, connect, sender
+from service.bench.asking import Question, connect, sender, unary
 from service.bench.drive import Now, Sample, Send, busy, closed_loop, lateness, open_loop
 from service.bench.findings import Findings, Recorder
 from service.bench.plan import AskedModel, Closed, ImageModel, Open, Plan, edges
+from service.bench.streaming import Streamed
 
 _TICK = 0.01  # seconds between two looks at how late a closed loop's event loop is
 
@@ -64,11 +66,18 @@ def _question(plan: Plan, model: AskedModel, place: int) -> Question:
     return oip.question(model, place, plan.seed)
 
 
+def _way(plan: Plan) -> Callable[..., Send]:
+    if not plan.stream:
+        return unary
+    return lambda channel, question, model, **told: Streamed(channel, question, model, **told).ask
+
+
 async def _run(plan: Plan, questions: list[Question], share: int, start: Callable[[], float]) -> Findings:
     loop = asyncio.get_running_loop()
     weights = [model.weight for model in plan.models]
     async with connect(plan.server) as channel:
-        send = sender(channel, questions, weights, server=plan.server, deadline=plan.deadline, seed=plan.seed)
+        way = partial(_way(plan), server=plan.server, deadline=plan.deadline)
+        send = sender([way(channel, question, model) for model, question in enumerate(questions)], weights, plan.seed)
         begin = await loop.run_in_executor(None, start)
         await asyncio.sleep(begin - loop.time())
         return await drive(plan, send, share, lambda: loop.time() - begin)

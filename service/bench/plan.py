@@ -83,6 +83,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     processes: int
     folder: str | None  # whose images are sent; None: generated ones
+    stream: bool = False  # over one stream of each process for each model, not a call for each request
     sizes: tuple[tuple[int, int], ...]  # (height, width) of generated images, in turn; empty: as the model takes them
 
 

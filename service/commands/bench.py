@@ -70,6 +70,9 @@ def bench(
     processes: Annotated[
         int, typer.Option("--processes", metavar="N", min=1, max=64, help="Client processes that share the load.")
     ] = 1,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Over one stream of each process for each model, not in calls.")
+    ] = False,
     protocol: Annotated[
         Protocol, typer.Option("--protocol", help="oip: any server of the Open Inference Protocol, random tensors.")
     ] = "convoy",
@@ -94,6 +97,8 @@ def bench(
         raise BadConfig("--model names a model twice: give it one weight")
     sizes = tuple(_size(text) for text in size or [])
     shapes = _shapes(shape or [])
+    if stream and protocol == "oip":
+        raise BadConfig("--stream is for Convoy's own protocol: leave --protocol oip out")
     _check_together(protocol, images, bool(sizes), bool(shapes), picture)
     asked: tuple[AskedModel, ...] = (
         oip.models(server, weights, shapes, batch, deadline)
@@ -110,6 +115,7 @@ def bench(
         seed=seed,
         processes=processes,
         folder=str(images) if images is not None else None,
+        stream=stream,
         sizes=sizes,
     )
     print(_announcement(plan), file=sys.stderr)

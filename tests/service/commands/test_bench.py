@@ -157,6 +157,7 @@ def test_bench_report_in_json_holds_the_whole_report(convoy, vision_target):
         (["--rate", 1, "--shape", "image:1x2"], "--shape is for --protocol oip"),
         (["--rate", 1, "--protocol", "oip", "--size", "8x8"], "sends random tensors"),
         (["--rate", 1, "--protocol", "oip", "--shape", "image"], "want an input and all of its sides"),
+        (["--rate", 1, "--stream", "--protocol", "oip"], "--stream is for Convoy's own protocol"),
         (["--rate", 1, "--picture", "load.jpg"], "want a name that ends in .png"),
         (["--rate", 1, "--picture", "/nowhere/load.png"], "there is no such folder"),
         (["--rate", 1, "--processes", 0], "--processes"),

@@ -1,0 +1,128 @@
+"""Load over streams: against a real server, and a stream that breaks off or never answers."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import grpc
+
+from service.arrivals import Piece
+from service.bench import client, vision
+from service.bench.asking import Question, connect
+from service.bench.drive import Outcome
+from service.bench.plan import Open, Plan
+from service.bench.streaming import Streamed
+from service.pb.convoy.v1 import vision_pb2 as pb
+from tests.service.running import Server
+
+
+def plan(target: str, models: tuple[tuple[str, float], ...]) -> Plan:
+    return Plan(
+        server=target,
+        models=vision.models(target, models, 5.0),
+        load=Open((Piece(0.5, 100, 100),), "constant", 1.0),
+        warm_up=0.1,
+        batch=2,
+        deadline=5.0,
+        seed=0,
+        processes=1,
+        folder=None,
+        stream=True,
+        sizes=(),
+    )
+
+
+def test_each_model_has_a_stream_of_its_own_and_every_request_its_answer(small: Server) -> None:
+    asked = plan(small.grpc, (("letters", 1.0), ("colours", 1.0)))
+    client.run(asked, 0, lambda: time.monotonic() + 0.05)
+    classified, segmented, called = (
+        small.total("convoy_request_duration_seconds_count", method=method, code="OK")
+        for method in ("ClassifyStream", "SegmentStream", "Classify")
+    )
+    assert min(classified, segmented) > 10
+    assert isinstance(asked.load, Open)
+    assert (classified + segmented, called) == (len(client.due_times(asked.load, asked.warm_up, asked.seed)), 0)
+
+
+def answered_by(serve: Callable[..., object], asks: Callable[[Streamed], Awaitable[object]]) -> None:
+    """Ask a server whose ClassifyStream is `serve`."""
+
+    async def play() -> None:
+        server = grpc.aio.server()
+        handler = grpc.stream_stream_rpc_method_handler(
+            serve,
+            request_deserializer=pb.ClassifyStreamRequest.FromString,
+            response_serializer=pb.ClassifyStreamResponse.SerializeToString,
+        )
+        service = grpc.method_handlers_generic_handler("convoy.v1.Vision", {"ClassifyStream": handler})
+        server.add_generic_rpc_handlers((service,))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        question = Question(
+            "/convoy.v1.Vision/Classify",
+            lambda number: pb.ClassifyRequest(model=str(number)).SerializeToString(),
+            lambda number, answer: Outcome(0, 1, (), ()),
+            lambda number: 1,
+        )
+        async with connect(f"127.0.0.1:{port}") as channel:
+            await asks(Streamed(channel, question, 0, server="there", deadline=0.3))
+        await server.stop(None)
+
+    asyncio.run(asyncio.wait_for(play(), 20))
+
+
+def names(outcomes: list[Outcome]) -> list[str]:
+    return [each.refused[0].name if each.refused else "answered" for each in outcomes]
+
+
+def test_answers_find_their_requests_in_whatever_order() -> None:
+    async def serve(requests, context):
+        held = [message async for message in _first(requests, 3)]
+        assert [message.request.model for message in held] == ["4", "5", "6"]
+        for message in reversed(held):
+            if message.id == 5:
+                error = pb.RequestError(code=8, reason="QUEUE_FULL", message="full")
+                yield pb.ClassifyStreamResponse(id=5, error=error)
+            else:
+                yield pb.ClassifyStreamResponse(id=message.id, response=pb.ClassifyResponse())
+        await asyncio.sleep(10)
+
+    async def asks(stream: Streamed) -> None:
+        outcomes = await asyncio.gather(*(stream.ask(number) for number in (4, 5, 6)))
+        assert names(outcomes) == ["answered", "RESOURCE_EXHAUSTED QUEUE_FULL", "answered"]
+
+    answered_by(serve, asks)
+
+
+def test_a_stream_that_ends_refuses_what_waits_and_the_next_request_opens_another() -> None:
+    streams = []
+
+    async def serve(requests, context):
+        streams.append(1)
+        async for message in _first(requests, 2):
+            if len(streams) > 1:
+                yield pb.ClassifyStreamResponse(id=message.id, response=pb.ClassifyResponse())
+
+    async def asks(stream: Streamed) -> None:
+        assert names(await asyncio.gather(stream.ask(1), stream.ask(2))) == ["UNAVAILABLE"] * 2
+        assert names([await stream.ask(3)]) == ["answered"]
+
+    answered_by(serve, asks)
+    assert len(streams) == 2
+
+
+def test_what_is_never_answered_is_refused_at_its_deadline() -> None:
+    async def serve(requests, context):
+        async for message in requests:
+            if message.id > 1:
+                yield pb.ClassifyStreamResponse(id=message.id, response=pb.ClassifyResponse())
+
+    async def asks(stream: Streamed) -> None:
+        assert names(await asyncio.gather(stream.ask(1), stream.ask(2))) == ["DEADLINE_EXCEEDED", "answered"]
+
+    answered_by(serve, asks)
+
+
+async def _first(requests, count):
+    for _ in range(count):
+        yield await anext(requests)
