@@ -131,7 +131,7 @@ def _run_each(session: Session, profile: Profile, sizes: Iterable[int]) -> None:
     for size in sizes:
         spent += times.predict(size)
         if spent < _WARM_UP or session.provider in GPU:
-            session.run([_values(size, profile.shape, profile.dtype)])
+            session.run([np.zeros((size, *profile.shape), profile.dtype)])
 
 
 def _doubling(most: int) -> Iterator[int]:
