@@ -7,11 +7,12 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import uvloop
 from watchfiles import awatch
@@ -21,22 +22,19 @@ from service.buckets import Size, rounded
 from service.channel import NEVER, Cancel, Cancelled, Failure, Hello, Packet, Record, Release, Submit, Wire
 from service.channel import Table as TableRecord
 from service.config import Config
-from service.engine.batching import Batch, Batcher, Key, Limits, Request
-from service.engine.instances import Instance, Instances
+from service.engine.batching import Batch, Key, Limits, Request
+from service.engine.dispatch import Dispatcher, Ended
+from service.engine.instances import Instances
 from service.engine.loading import Loaded, Loader
 from service.engine.profiling import largest_batch
-from service.engine.providers import GPU
-from service.engine.running import Ran, Work, run
-from service.engine.session import Session
+from service.engine.running import Ran, Work
 from service.engine.sizes import Sizes
-from service.errors import ConvoyError, DeadlinePassed, UnknownModel
+from service.errors import ConvoyError, UnknownModel
 from service.metadata import Document
 from service.repository import Table, encode_table
 from service.slots import Mapping, memory_file
 
 logger = logging.getLogger(__name__)
-
-_SHORT = 0.0005  # seconds; so long a batch may keep the loop: it takes about as long to a thread and back
 
 
 class Peer:
@@ -49,13 +47,15 @@ class Peer:
 
 
 class Engine:
-    """One device: the queue and the loop around it. Batches run in the threads of the sessions."""
+    """One device: what front ends send goes into its queues, what comes out of them goes back."""
 
     def __init__(self, root: Path, config: Config) -> None:
         self._root = root
         self._config = config
         self._loop = asyncio.get_running_loop()
-        self._batcher = Batcher(volume=_volume)
+        self._dispatcher = Dispatcher(self._instances_of, self._answer, self._end, _volume)
+        self._levels = metrics.Levels(self._write_levels)
+        self._asked: set[str] = set()  # models for which requests have come
         self._peers: dict[Hashable, Peer] = {}  # numbers are never used twice
         self._table = Table()
         self._loader = Loader(root, config, self._publish_soon)
@@ -63,7 +63,6 @@ class Engine:
             tuple[str, int], set[Hashable]
         ] = {}  # retired versions -> front ends that may refer to them
         self._profiled: dict[tuple[str, int], Loaded] = {}  # whose profile the batcher has
-        self._timer: asyncio.TimerHandle | None = None
         self._loading = ThreadPoolExecutor(1, "load")
         self._choosing: set[asyncio.Task[None]] = set()
         self._sizes: dict[tuple[str, int], Sizes] = {}  # of images, for versions that learn their buckets
@@ -90,7 +89,7 @@ class Engine:
 
     def _detach(self, peer: Peer) -> None:
         self._peers.pop(peer.number, None)
-        for request in self._batcher.forget(peer.number):
+        for request in self._dispatcher.forget(peer.number):
             self._end(request, Cancelled("the front end has gone"))
         for (model, version), unreleased in list(self._unreleased.items()):
             unreleased.discard(peer.number)
@@ -117,7 +116,7 @@ class Engine:
             self._profiled[model, version] = loaded
             for profile in loaded.profiles:
                 limits = self._limits(loaded, profile.shape)
-                self._batcher.measured(Key(model, version, profile.key), limits, profile.seconds)
+                self._dispatcher.measured(Key(model, version, profile.key), limits, profile.seconds)
 
     def _send_table(self, peer: Peer) -> None:
         data = encode_table(self._table)
@@ -145,7 +144,7 @@ class Engine:
                     except ConvoyError as error:
                         failures.append(Failure(record.id, error))
                 case Cancel(id=id_):
-                    if request := self._batcher.cancel((peer.number, id_)):
+                    if request := self._dispatcher.cancel((peer.number, id_)):
                         self._end(request, Cancelled("the caller has gone"))
                 case Hello(arena_bytes=nbytes):
                     descriptor = next(descriptors)
@@ -156,10 +155,10 @@ class Engine:
                     self._drop_if_released(model, version)
         if failures:
             peer.wire.send(failures)
-        self._pump()
+        self._dispatcher.pump()
 
     def _queue(self, peer: Peer, submit: Submit) -> None:
-        self._batcher.expect(submit.model, peer.number, submit.following, submit.company, submit.arrived / 1e9)
+        self._dispatcher.expect(submit.model, peer.number, submit.following, submit.company, submit.arrived / 1e9)
         loaded = self._loader.versions.get((submit.model, submit.version))
         if loaded is None:
             raise UnknownModel(f"version {submit.version} of model {submit.model!r} is no longer served")
@@ -178,8 +177,9 @@ class Engine:
         if loaded.learns and submit.image[0]:
             self._see(submit, loaded)
         key = Key(submit.model, submit.version, shape)
-        self._batcher.add(key, request, self._limits(loaded, submit.inputs[0].shape[first:]), time.monotonic())
-        metrics.QUEUE_DEPTH.labels(submit.model).set(self._batcher.waiting(submit.model))
+        self._dispatcher.add(key, request, self._limits(loaded, submit.inputs[0].shape[first:]), time.monotonic())
+        self._asked.add(submit.model)
+        self._levels.changed()
 
     def _see(self, submit: Submit, loaded: Loaded) -> None:
         """An image's size; once in a while buckets are chosen from those that came."""
@@ -205,48 +205,14 @@ class Engine:
         fitting = largest_batch(document, shape, most, self._config.batching.max_batch_pixels)
         return loaded.limits if fitting == most else replace(loaded.limits, max_batch_size=fitting)
 
-    def _pump(self) -> None:
-        """Run a batch if the device is idle and one has closed; else come back when one does."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        now = time.monotonic()
-        while True:
-            decision = self._batcher.next(now)
-            for request in decision.late:
-                self._end(request, DeadlinePassed("deadline would pass before the image could run"))
-            if decision.batch is None:
-                break
-            self._start(decision.batch, now)
-        if decision.again < math.inf:
-            self._timer = self._loop.call_later(max(0.0, decision.again - now), self._pump)
+    def _instances_of(self, model: str, version: int) -> Instances | None:
+        loaded = self._loader.versions.get((model, version))
+        return loaded.instances if loaded is not None else None
 
-    def _start(self, batch: Batch, now: float) -> None:
-        loaded = self._loader.versions.get((batch.key.model, batch.key.version))
-        metrics.QUEUE_DEPTH.labels(batch.key.model).set(self._batcher.waiting(batch.key.model))
-        if loaded is None:
-            self._batcher.ended(batch, [])
-            for request in batch.requests:
-                self._end(request, UnknownModel(f"model {batch.key.model!r} was taken away"))
-            self._loop.call_soon(self._pump)
-            return
-        works = [request.payload for request in batch.requests]
-        instance = loaded.instances.take()
-        finish = partial(self._finish, batch, now, instance)
-        if 0 < batch.ends - now < _SHORT and instance.running == 1 and instance.session.provider not in GPU:
-            # Through the loop, so that what has come meanwhile is read between one short batch and the next.
-            self._loop.call_soon(finish, _run_or_end(instance.session, works))
-            return
-        future = asyncio.wrap_future(instance.submit(_run_or_end, instance.session, works))
-        future.add_done_callback(lambda done: finish(done.result()))
-
-    def _finish(self, batch: Batch, started: float, instance: Instance, ran: Ran) -> None:
-        Instances.give(instance)
-        # From the decision to its end: the way to the thread and back keeps the device waiting, too.
-        seconds = time.monotonic() - started
-        self._batcher.ended(batch, [(batch.rows, seconds)] if len(ran.batches) == 1 else [])
-        self._pump()  # first of all: the device is idle
-        _count(batch, ran, instance.session.document)
+    def _answer(self, ended: Ended) -> None:
+        batch, ran = ended.batch, ended.ran
+        self._levels.changed()
+        _count(batch, ran, ended.session.document)
         records: dict[Hashable, tuple[list[Record], list[int]]] = {}
         for request, done in zip(batch.requests, ran.ends, strict=True):
             own, descriptors = records.setdefault(request.source, ([], []))
@@ -263,22 +229,17 @@ class Engine:
         peer = self._peers.get(request.source)
         if peer is not None:
             peer.wire.send([Failure(request.payload.submit.id, error)])
-        model = request.payload.submit.model
-        metrics.QUEUE_DEPTH.labels(model).set(self._batcher.waiting(model))
+        self._levels.changed()
+
+    def _write_levels(self) -> None:
+        for model in self._asked:
+            metrics.QUEUE_DEPTH.labels(model).set(self._dispatcher.waiting(model))
 
 
 def _volume(shape: Hashable) -> float:
     """Bytes of one row: the time that a shape takes is guessed by them where none of it has run."""
     assert isinstance(shape, tuple)
     return float(max(1, sum(math.prod(sides) * dtype.itemsize for sides, dtype in shape)))
-
-
-def _run_or_end(session: Session, works: Sequence[Work]) -> Ran:
-    try:
-        return run(session, works)
-    except Exception:  # DeviceLost, or a mistake of ours: front ends send what waits to a fresh process
-        logger.exception("the engine cannot go on")
-        os._exit(1)
 
 
 def _count(batch: Batch, ran: Ran, document: Document | None) -> None:
@@ -288,16 +249,25 @@ def _count(batch: Batch, ran: Ran, document: Document | None) -> None:
         first = batch.requests[0].payload.submit.inputs[0].shape
         metrics.INPUT_PIXELS.labels(key.model, version).inc(batch.rows * document.takes.places(first[1:]))
     for size, times in ran.batches:
-        metrics.BATCH_SIZE.labels(key.model, version).observe(size)
-        metrics.BATCHES.labels(key.model, version, size).inc()
-        stages = {
-            "gather": times.run - times.gather,
-            "run": times.scatter - times.run,
-            "scatter": times.done - times.scatter,
-        }
-        for stage, nanoseconds in stages.items():
-            metrics.BATCH_STAGE.labels(key.model, version, size, stage).inc(nanoseconds / 1e9)
-        metrics.LAST_INFERENCE.labels(key.model, version).set(time.time())
+        sizes, batches, gather, inside, scatter, last = _batch_counters(key.model, version, size)
+        sizes.observe(size)
+        batches.inc()
+        gather.inc((times.run - times.gather) / 1e9)
+        inside.inc((times.scatter - times.run) / 1e9)
+        scatter.inc((times.done - times.scatter) / 1e9)
+        last.set(time.time())
+
+
+@lru_cache(maxsize=1024)
+def _batch_counters(model: str, version: str, size: int) -> tuple[Any, ...]:
+    # Looking labels up takes longer than counting.
+    stages = [metrics.BATCH_STAGE.labels(model, version, size, stage) for stage in ("gather", "run", "scatter")]
+    return (
+        metrics.BATCH_SIZE.labels(model, version),
+        metrics.BATCHES.labels(model, version, size),
+        *stages,
+        metrics.LAST_INFERENCE.labels(model, version),
+    )
 
 
 async def _main(supervisor: socket.socket) -> None:

@@ -1,0 +1,196 @@
+"""Hands batches to sessions. Whoever ends a batch decides at once what runs next: between two batches the device waits
+for no other thread."""
+
+import asyncio
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Hashable, Mapping
+from typing import NamedTuple
+
+from service.engine.batching import Batch, Batcher, Key, Limits, Request
+from service.engine.instances import Instance, Instances
+from service.engine.providers import GPU
+from service.engine.running import Ran, run
+from service.engine.session import Session
+from service.errors import ConvoyError, DeadlinePassed, UnknownModel
+
+logger = logging.getLogger(__name__)
+
+_SHORT = 0.0005  # seconds; so long a batch may keep the loop: it takes about as long to a thread and back
+_ALONE = 0.01  # the same where nobody else is there: whoever comes meanwhile has to wait for the device anyway
+
+
+class Ended(NamedTuple):
+    """A batch that has run."""
+
+    batch: Batch
+    ran: Ran
+    session: Session
+
+
+class _Started(NamedTuple):
+    """A batch that a session is to run now."""
+
+    batch: Batch
+    instance: Instance
+    at: float
+
+
+class _Decided(NamedTuple):
+    """What to run, whom to tell that it will not, and when to ask again at the latest."""
+
+    started: list[_Started]
+    failed: list[tuple[Request, ConvoyError]]
+    again: float
+
+
+class Dispatcher:
+    """The queues of a device, and the sessions that run what comes out of them.
+
+    Batches run in their sessions' threads, very short ones on the loop. Whoever has run one takes the next out of the
+    queues, under a lock; all that front ends are to be told goes through the loop.
+
+    instances  of a model and version, or None where it is not there any more; called in any thread
+    ended      tells of a batch that ran, failed of a request that will not; on the loop
+    """
+
+    def __init__(
+        self,
+        instances: Callable[[str, int], Instances | None],
+        ended: Callable[[Ended], None],
+        failed: Callable[[Request, ConvoyError], None],
+        volume: Callable[[Hashable], float],
+    ) -> None:
+        self._instances = instances
+        self._tell_ended = ended
+        self._tell_failed = failed
+        self._batcher = Batcher(volume=volume)
+        self._lock = threading.Lock()  # for all above and below, but for what only the loop touches
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None  # the loop's
+        self._company = False  # the loop's: whether more than one request is known of
+
+    def measured(self, key: Key, limits: Limits, times: Mapping[int, float]) -> None:
+        """See Batcher."""
+        with self._lock:
+            self._batcher.measured(key, limits, times)
+
+    def expect(self, model: str, source: Hashable, following: int, company: int, now: float) -> None:
+        """See Batcher."""
+        self._company = following > 0 or company > 1
+        with self._lock:
+            self._batcher.expect(model, source, following, company, now)
+
+    def add(self, key: Key, request: Request, limits: Limits, now: float) -> None:
+        """See Batcher. `pump` has to follow."""
+        with self._lock:
+            self._batcher.add(key, request, limits, now)
+
+    def cancel(self, request_id: Hashable) -> Request | None:
+        """See Batcher."""
+        with self._lock:
+            return self._batcher.cancel(request_id)
+
+    def forget(self, source: Hashable) -> list[Request]:
+        """See Batcher."""
+        with self._lock:
+            return self._batcher.forget(source)
+
+    def waiting(self, model: str) -> int:
+        """See Batcher."""
+        return self._batcher.waiting(model)
+
+    def pump(self) -> None:
+        """Run what can run now; else come back when something can."""
+        with self._lock:
+            decided = self._decide()
+        self._tell(decided)
+        for started in decided.started:
+            self._start(started)
+
+    def _decide(self) -> _Decided:
+        now = time.monotonic()
+        started: list[_Started] = []
+        failed: list[tuple[Request, ConvoyError]] = []
+        while True:
+            decision = self._batcher.next(now)
+            late = DeadlinePassed("deadline would pass before the image could run")
+            failed += [(request, late) for request in decision.late]
+            if decision.batch is None:
+                return _Decided(started, failed, decision.again)
+            key = decision.batch.key
+            instances = self._instances(key.model, key.version)
+            if instances is None:
+                self._batcher.ended(decision.batch, [])
+                gone = UnknownModel(f"model {key.model!r} was taken away")
+                failed += [(request, gone) for request in decision.batch.requests]
+            else:
+                started.append(_Started(decision.batch, instances.take(), now))
+
+    def _tell(self, decided: _Decided) -> None:
+        for request, error in decided.failed:
+            self._tell_failed(request, error)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if decided.again < math.inf:
+            self._timer = self._loop.call_later(max(0.0, decided.again - time.monotonic()), self.pump)
+
+    def _start(self, started: _Started) -> None:
+        if self._keeps_the_loop(started):
+            # Through the loop, so that what has come meanwhile is read between one short batch and the next.
+            self._loop.call_soon(self._end_on_loop, started, _run_or_end(started))
+        else:
+            started.instance.submit(self._run_on, started)
+
+    def _keeps_the_loop(self, started: _Started) -> bool:
+        batch, instance = started.batch, started.instance
+        seconds = batch.ends - started.at
+        if not seconds or instance.running > 1 or instance.session.provider in GPU:
+            return False
+        return seconds < _SHORT or (seconds < _ALONE and not self._company and not len(self._batcher))
+
+    def _end_on_loop(self, started: _Started, ran: Ran) -> None:
+        with self._lock:
+            self._end(started, ran)
+            decided = self._decide()
+        self._settle(started, ran, decided)
+        for following in decided.started:
+            self._start(following)
+
+    def _run_on(self, started: _Started | None) -> None:
+        """In the thread of its session: a batch, and those that the session runs behind it."""
+        while started is not None:
+            ran = _run_or_end(started)
+            with self._lock:
+                self._end(started, ran)
+                decided = self._decide()
+            self._loop.call_soon_threadsafe(self._settle, started, ran, decided)
+            instance, started = started.instance, None
+            for following in decided.started:
+                if following.instance is instance:
+                    started = following
+                else:
+                    following.instance.submit(self._run_on, following)
+
+    def _end(self, started: _Started, ran: Ran) -> None:
+        Instances.give(started.instance)
+        # From the decision to its end: all that keeps the device from the next batch.
+        seconds = time.monotonic() - started.at
+        self._batcher.ended(started.batch, [(started.batch.rows, seconds)] if len(ran.batches) == 1 else [])
+
+    def _settle(self, started: _Started, ran: Ran, decided: _Decided) -> None:
+        self._tell(decided)
+        self._tell_ended(Ended(started.batch, ran, started.instance.session))
+
+
+def _run_or_end(started: _Started) -> Ran:
+    works = [request.payload for request in started.batch.requests]
+    try:
+        return run(started.instance.session, works)
+    except Exception:  # DeviceLost, or a mistake of ours: front ends send what waits to a fresh process
+        logger.exception("the engine cannot go on")
+        os._exit(1)
