@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from models.data.dataset import DataSet, SplitName
+from models.data.made import MadeSplit
 
 SEED = 1858  # the year of the first photograph from a balloon
 COUNTS: dict[SplitName, int] = {"train": 240, "validation": 24, "test": 48}
@@ -42,25 +43,6 @@ def load() -> DataSet:
         std=[0.15, 0.12, 0.11],
         split=_split,
     )
-
-
-class AerialSplit:
-    """Pictures by index, kept once they are made: 0.3 MB each."""
-
-    def __init__(self, name: SplitName) -> None:
-        self.name = name
-        self.made: dict[int, tuple[NDArray[np.uint8], NDArray[np.uint8]]] = {}
-
-    def __len__(self) -> int:
-        return COUNTS[self.name]
-
-    def size(self, index: int) -> tuple[int, int]:
-        return SIZES[index % len(SIZES)]
-
-    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        if index not in self.made:
-            self.made[index] = draw(self.name, index, self.size(index))
-        return self.made[index]
 
 
 def draw(split: SplitName, index: int, size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -230,8 +212,10 @@ class Land:
 
 
 @cache
-def _split(name: SplitName) -> AerialSplit:
-    return AerialSplit(name)
+def _split(name: SplitName) -> MadeSplit:
+    """0.3 MB a picture."""
+    sizes = [SIZES[index % len(SIZES)] for index in range(COUNTS[name])]
+    return MadeSplit(sizes, lambda index: draw(name, index, sizes[index]))
 
 
 def _parcels(

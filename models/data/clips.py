@@ -14,6 +14,7 @@ from PIL import Image
 
 from models.data.augment import roll
 from models.data.dataset import DataSet, SplitName
+from models.data.made import MadeSplit
 from service.metadata import Axis, TensorInput
 
 SEED = 1895  # the first film show
@@ -51,26 +52,6 @@ def load() -> DataSet:
         augment=roll,
         tensor=TENSOR,
     )
-
-
-class MotionsSplit:
-    """Clips by index, motions by turns, kept once they are made: 24 KB each."""
-
-    def __init__(self, name: SplitName) -> None:
-        self.name = name
-        self.made: dict[int, NDArray[np.uint8]] = {}
-
-    def __len__(self) -> int:
-        return COUNTS[self.name]
-
-    def size(self, index: int) -> tuple[int, ...]:
-        return FRAMES, SIDE, SIDE, 3
-
-    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
-        motion = index % len(LABELS)
-        if index not in self.made:
-            self.made[index] = film(self.name, index, LABELS[motion])
-        return self.made[index], motion
 
 
 def film(split: SplitName, index: int, motion: str) -> NDArray[np.uint8]:
@@ -147,5 +128,11 @@ def _texture(random: np.random.Generator, brightness: tuple[float, float]) -> ND
 
 
 @cache
-def _split(name: SplitName) -> MotionsSplit:
-    return MotionsSplit(name)
+def _split(name: SplitName) -> MadeSplit:
+    """Motions by turns; 24 KB a clip."""
+
+    def make(index: int) -> tuple[NDArray[np.uint8], int]:
+        motion = index % len(LABELS)
+        return film(name, index, LABELS[motion]), motion
+
+    return MadeSplit([(FRAMES, SIDE, SIDE, 3)] * COUNTS[name], make)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from models.data import strokes
 from models.data.dataset import DataSet, SplitName
+from models.data.made import MadeSplit
 
 SEED = 2015
 COUNTS: dict[SplitName, int] = {"train": 1200, "validation": 96, "test": 192}
@@ -59,25 +60,6 @@ def load() -> DataSet:
     )
 
 
-class ScenesSplit:
-    """Scenes by index, kept once they are made: 45 KB each."""
-
-    def __init__(self, name: SplitName) -> None:
-        self.name = name
-        self.made: dict[int, Scene] = {}
-
-    def __len__(self) -> int:
-        return COUNTS[self.name]
-
-    def size(self, index: int) -> tuple[int, int]:
-        return SIZES[index % len(SIZES)]
-
-    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        if index not in self.made:
-            self.made[index] = draw(self.name, index, self.size(index))
-        return self.made[index].image, self.made[index].mask
-
-
 def draw(split: SplitName, index: int, size: tuple[int, int]) -> Scene:
     """The scene that belongs to a split and an index, of height and width `size`; always the same one."""
     random = np.random.default_rng((SEED, list(COUNTS).index(split), index))
@@ -106,8 +88,15 @@ def draw(split: SplitName, index: int, size: tuple[int, int]) -> Scene:
 
 
 @cache
-def _split(name: SplitName) -> ScenesSplit:
-    return ScenesSplit(name)
+def _split(name: SplitName) -> MadeSplit:
+    """45 KB a scene."""
+    sizes = [SIZES[index % len(SIZES)] for index in range(COUNTS[name])]
+
+    def make(index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        scene = draw(name, index, sizes[index])
+        return scene.image, scene.mask
+
+    return MadeSplit(sizes, make)
 
 
 def _texture(random: np.random.Generator, height: int, width: int, light: bool) -> NDArray[np.float32]:

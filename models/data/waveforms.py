@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.data.dataset import DataSet, SplitName
+from models.data.made import MadeSplit
 from service.metadata import Axis, TensorInput
 
 SEED = 1872  # Muybridge photographs a trotting horse
@@ -62,27 +63,6 @@ def load() -> DataSet:
     )
 
 
-class GaitSplit:
-    """Recordings by index, gaits by turns, kept once they are made: 2 KB each."""
-
-    def __init__(self, name: SplitName) -> None:
-        self.name = name
-        self.made: dict[int, NDArray[np.float32]] = {}
-
-    def __len__(self) -> int:
-        return COUNTS[self.name]
-
-    def size(self, index: int) -> tuple[int, ...]:
-        # A length lasts for all gaits, so that it tells nothing of them.
-        return len(JOINTS), LENGTHS[index // len(LABELS) % len(LENGTHS)]
-
-    def __getitem__(self, index: int) -> tuple[NDArray[np.float32], int]:
-        gait = index % len(LABELS)
-        if index not in self.made:
-            self.made[index] = record(self.name, index, LABELS[gait], self.size(index)[1])
-        return self.made[index], gait
-
-
 def record(split: SplitName, index: int, gait: str, length: int) -> NDArray[np.float32]:
     """The angles (3, length) that belong to a split and an index; always the same ones."""
     random = np.random.default_rng((SEED, list(COUNTS).index(split), index))
@@ -116,5 +96,13 @@ def _sway(random: np.random.Generator, seconds: NDArray[np.float64]) -> NDArray[
 
 
 @cache
-def _split(name: SplitName) -> GaitSplit:
-    return GaitSplit(name)
+def _split(name: SplitName) -> MadeSplit:
+    """Gaits by turns; 2 KB a recording."""
+    # A length lasts for all gaits, so that it tells nothing of them.
+    lengths = [LENGTHS[index // len(LABELS) % len(LENGTHS)] for index in range(COUNTS[name])]
+
+    def make(index: int) -> tuple[NDArray[np.float32], int]:
+        gait = index % len(LABELS)
+        return record(name, index, LABELS[gait], lengths[index]), gait
+
+    return MadeSplit([(len(JOINTS), length) for length in lengths], make)
