@@ -2,7 +2,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -51,20 +50,24 @@ def test_processes_share_the_requests_and_are_gone_afterwards(target):
     assert children() == before
 
 
-def test_process_that_dies_ends_the_load_with_an_error_and_leaves_no_other_behind(target):
+def test_process_that_dies_ends_the_load_with_an_error_and_leaves_no_other_behind():
     before = children()
 
-    def kill_one():
-        deadline = time.monotonic() + 20
-        while not (started := children() - before) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        os.kill(min(started), signal.SIGKILL)
+    class Killer(FakeInference):
+        """Ends one of its callers when it is asked for the first time."""
 
-    killer = threading.Thread(target=kill_one)
-    killer.start()
-    with pytest.raises(ClientFailed, match=r"client process \d+ ended with exit code -9, without findings"):
+        def infer(self, request, context):
+            if not self.requests:
+                os.kill(min(children() - before), signal.SIGKILL)
+            return super().infer(request, context)
+
+    killer = Killer(("x", "FP32", (-1, 4)))
+    with (
+        serving(killer) as target,
+        pytest.raises(ClientFailed, match=r"client process \d+ ended with exit code -9, without findings"),
+    ):
         fleet.run(plan(target, processes=2, seconds=30))
-    killer.join()
+    assert killer.requests
     assert children() == before
 
 
