@@ -14,17 +14,24 @@ from models.parameters import count
 
 
 def adopt_weights(
-    architecture: Annotated[str, typer.Argument(help=f"One of: {', '.join(KERAS | TORCHVISION)}")],
-    file: Annotated[Path, typer.Argument(help="A .weights.h5 or .h5 file of Keras, or a .pth file of torchvision")],
+    architecture: Annotated[
+        str, typer.Argument(metavar="ARCHITECTURE", help=f"One of: {', '.join(KERAS | TORCHVISION)}.")
+    ],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A .weights.h5 or .h5 file of Keras, or a .pth file of torchvision.")
+    ],
     labels: Annotated[
-        Path | None, typer.Option(help="Names of the classes, one a line  [default: class 0, class 1, ..]")
+        Path | None,
+        typer.Option(metavar="FILE", help="Names of the classes, one a line.  [default: class 0, class 1, ..]"),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Where the checkpoint goes  [default: ARCHITECTURE.ckpt]")] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the checkpoint goes.  [default: ARCHITECTURE.ckpt]")
+    ] = None,
     size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="Of the images as the network takes them  [default: its own]")
+        str | None, typer.Option(metavar="HxW", help="Of the images as the network takes them.  [default: its own]")
     ] = None,
     arguments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An argument of the architecture")
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An argument of the architecture.")
     ] = None,
     pixels: Annotated[
         PixelForm | None,
@@ -32,7 +39,7 @@ def adopt_weights(
             "--preprocessing",
             help="How the weights expect pixels: "
             + "; ".join(f"{name} is {meaning}" for name, meaning in MEANING.items())
-            + "  [default: as the published weights do]",
+            + ".  [default: as the published weights do]",
         ),
     ] = None,
 ) -> None:

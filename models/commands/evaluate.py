@@ -19,12 +19,18 @@ MEANING = {
 
 
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A .ckpt file that `convoy train` wrote")],
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A .ckpt file that `convoy train` wrote.")],
     data: Annotated[
-        str | None, typer.Option(help="Data set or folder with the same classes  [default: what it was trained on]")
+        str | None,
+        typer.Option(
+            metavar="DATA", help="Data set or folder with the same classes.  [default: what it was trained on]"
+        ),
     ] = None,
     picture: Annotated[
-        Path | None, typer.Option(help="Where the confusion matrix goes as PNG  [default: beside the checkpoint]")
+        Path | None,
+        typer.Option(
+            metavar="FILE.png", help="Where the confusion matrix goes as PNG.  [default: beside the checkpoint]"
+        ),
     ] = None,
 ) -> None:
     """Measure a trained network on the whole held-out split of its data."""

@@ -9,15 +9,20 @@ from models.export import export as run
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="A .ckpt file that `convoy train` wrote")],
-    repository: Annotated[Path, typer.Option(help="Folder of the model repository; made where there is none")],
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A .ckpt file that `convoy train` wrote.")],
+    repository: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder of the model repository; made where there is none.")
+    ],
     data: Annotated[
-        str | None, typer.Option(help="Data set or folder with the same classes  [default: what it was trained on]")
+        str | None,
+        typer.Option(
+            metavar="DATA", help="Data set or folder with the same classes.  [default: what it was trained on]"
+        ),
     ] = None,
     without_data: Annotated[
-        bool, typer.Option("--without-data", help="Compare on generated images and record no scores")
+        bool, typer.Option("--without-data", help="Compare on generated images and record no scores.")
     ] = False,
-    name: Annotated[str | None, typer.Option(help="Of the model  [default: its architecture]")] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Of the model.  [default: its architecture]")] = None,
 ) -> None:
     """Export a trained network as an ONNX file that describes itself, if it answers as PyTorch does."""
     exported = run(checkpoint, repository, name, "" if without_data else data)

@@ -18,21 +18,25 @@ def inspect(
     subject: Annotated[
         str,
         typer.Argument(
-            metavar="ARCH|FILE", help="An architecture's name, a checkpoint (.ckpt) or an ONNX file (.onnx)"
+            metavar="ARCH|FILE", help="An architecture's name, a checkpoint (.ckpt) or an ONNX file (.onnx)."
         ),
     ],
     size: Annotated[
         str | None,
-        typer.Option(metavar="HxW", help="Of the image  [default: the network's own; 256x256 if it takes any]"),
+        typer.Option(metavar="HxW", help="Of the image.  [default: the network's own; 256x256 if it takes any]"),
     ] = None,
     arguments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An argument of the architecture")
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An argument of the architecture.")
     ] = None,
     classes: Annotated[
         int | None,
-        typer.Option(min=1, help="How many it tells apart  [default: 1000; 10 for grey images; 21 for pixels]"),
+        typer.Option(
+            metavar="N", min=1, help="How many it tells apart.  [default: 1000; 10 for grey images; 21 for pixels]"
+        ),
     ] = None,
-    channels: Annotated[int | None, typer.Option(min=1, help="Of the image  [default: the network's own]")] = None,
+    channels: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Of the image.  [default: the network's own]")
+    ] = None,
 ) -> None:
     """Print the layers of a network: output shapes, parameters, multiply-adds and receptive fields."""
     sides = None if size is None else parse_size(size)

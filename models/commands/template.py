@@ -9,11 +9,11 @@ from models.template import publish_template
 
 
 def template(
-    crop: Annotated[Path, typer.Argument(metavar="CROP", help="A picture of what is looked for, and of nothing else")],
-    name: Annotated[str, typer.Option(help="Of the model, and of what it finds")],
-    repository: Annotated[Path, typer.Option(help="Folder of the model repository; made where there is none")] = Path(
-        "repository"
-    ),
+    crop: Annotated[Path, typer.Argument(metavar="CROP", help="A picture of what is looked for, and of nothing else.")],
+    name: Annotated[str, typer.Option(metavar="NAME", help="Of the model, and of what it finds.")],
+    repository: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder of the model repository; made where there is none.")
+    ] = Path("repository"),
 ) -> None:
     """Make a model that finds a picture inside others, whatever their brightness and contrast. Transparent parts of it
     count as white, as they do in the images that are searched."""

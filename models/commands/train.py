@@ -18,29 +18,44 @@ from models.train import train as run
 
 
 def train(
-    architecture: Annotated[str, typer.Argument(help=f"One of: {', '.join(ARCHITECTURES)}")],
-    data: Annotated[str, typer.Option(help=f"One of: {', '.join(DATA)}; or a folder of your own pictures")],
-    output: Annotated[Path | None, typer.Option(help="Folder of the run  [default: runs/ARCHITECTURE-DATA]")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Checkpoint to go on from, in its folder")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="How often to go through the data")] = None,
-    optimizer: Annotated[Literal["sgd", "adamw"] | None, typer.Option(help="What updates the weights")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--lr", min=0, help="The highest learning rate")] = None,
-    weight_decay: Annotated[float | None, typer.Option(min=0, help="Pull of the weights towards 0")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images a step")] = None,
-    patience: Annotated[int | None, typer.Option(min=1, help="Epochs without progress before it stops early")] = None,
-    loss: Annotated[Loss | None, typer.Option(help="What training makes small")] = None,
-    gamma: Annotated[float | None, typer.Option(min=0, help="Of the focal loss: how little easy ones count")] = None,
-    class_weights: Annotated[ClassWeights | None, typer.Option(help="balanced: rare classes count more")] = None,
+    architecture: Annotated[str, typer.Argument(metavar="ARCHITECTURE", help=f"One of: {', '.join(ARCHITECTURES)}.")],
+    data: Annotated[
+        str, typer.Option(metavar="DATA", help=f"One of: {', '.join(DATA)}; or a folder of your own pictures.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the run.  [default: runs/ARCHITECTURE-DATA]")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Checkpoint to go on from, in its folder.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(metavar="N", min=1, help="How often to go through the data.")] = None,
+    optimizer: Annotated[Literal["sgd", "adamw"] | None, typer.Option(help="What updates the weights.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--lr", metavar="X", min=0, help="The highest learning rate.")
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(metavar="X", min=0, help="Pull of the weights towards 0.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(metavar="N", min=1, help="Images a step.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Epochs without progress before it stops early.")
+    ] = None,
+    loss: Annotated[Loss | None, typer.Option(help="What training makes small.")] = None,
+    gamma: Annotated[
+        float | None, typer.Option(metavar="X", min=0, help="Of the focal loss: how little easy ones count.")
+    ] = None,
+    class_weights: Annotated[ClassWeights | None, typer.Option(help="balanced: rare classes count more.")] = None,
     crop: Annotated[
-        int | None, typer.Option(min=1, help="Train with squares cut out of the images, so many pixels a side")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Train with squares cut out of the images, so many pixels a side."),
     ] = None,
     size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="Of the images as the network takes them  [default: its own]")
+        str | None, typer.Option(metavar="HxW", help="Of the images as the network takes them.  [default: its own]")
     ] = None,
     arguments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An argument of the architecture")
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An argument of the architecture.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of weights, order and augmentation")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Of weights, order and augmentation.")] = None,
 ) -> None:
     """Train a network. What is not given is as the architecture's recipe has it, or as the resumed run was told."""
     data = resolve(data)

@@ -27,7 +27,9 @@ def classify(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="JPEG or PNG files.")],
     *,
     model: ModelName = "",
-    top_k: Annotated[int, typer.Option("--top-k", min=1, max=MAX_TOP_K, help="How many labels to show.")] = 5,
+    top_k: Annotated[
+        int, typer.Option("--top-k", metavar="K", min=1, max=MAX_TOP_K, help="How many labels to show.")
+    ] = 5,
     server: Server = DEFAULT_TARGET,
     deadline: Deadline = DEADLINE,
     json: Json = False,

@@ -7,6 +7,8 @@ import typer
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
+from service.commands.options import Server
+
 # A probe's answer is worth nothing once the prober has given up.
 DEADLINE = 2.0
 # Straight to the server: a proxy from the environment would answer for itself.
@@ -14,8 +16,10 @@ OPTIONS = (("grpc.enable_http_proxy", 0),)
 
 
 def health(
-    server: Annotated[str, typer.Option(help="HOST:PORT of the server's gRPC port")] = "127.0.0.1:8001",
-    service: Annotated[str, typer.Option(help="Name to ask about, such as a model's; empty: the whole server")] = "",
+    server: Server = "127.0.0.1:8001",
+    service: Annotated[
+        str, typer.Option(metavar="NAME", help="Name to ask about, such as a model's; empty: the whole server.")
+    ] = "",
 ) -> None:
     """Ask a server whether it serves: prints the status, exit code 0 when it is SERVING, else 1."""
     status = check(server, service)

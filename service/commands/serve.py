@@ -9,12 +9,16 @@ from service import config, log, supervisor
 
 
 def serve(
-    repository: Annotated[Path, typer.Option(help="The model repository: DIR/<model>/<version>/model.onnx.")],
-    host: Annotated[str | None, typer.Option(help="Where to listen.  [default: 127.0.0.1]")] = None,
-    grpc_port: Annotated[int | None, typer.Option(help="0 takes a free one.  [default: 8001]")] = None,
-    http_port: Annotated[int | None, typer.Option(help="For /livez and /readyz.  [default: 8000]")] = None,
-    metrics_port: Annotated[int | None, typer.Option(help="For /metrics.  [default: 8002]")] = None,
-    config_file: Annotated[Path | None, typer.Option("--config", help="A TOML file.")] = None,
+    repository: Annotated[
+        Path, typer.Option(metavar="DIR", help="The model repository: <model>/<version>/model.onnx below it.")
+    ],
+    host: Annotated[str | None, typer.Option(metavar="HOST", help="Where to listen.  [default: 127.0.0.1]")] = None,
+    grpc_port: Annotated[int | None, typer.Option(metavar="PORT", help="0 takes a free one.  [default: 8001]")] = None,
+    http_port: Annotated[
+        int | None, typer.Option(metavar="PORT", help="For /livez and /readyz.  [default: 8000]")
+    ] = None,
+    metrics_port: Annotated[int | None, typer.Option(metavar="PORT", help="For /metrics.  [default: 8002]")] = None,
+    config_file: Annotated[Path | None, typer.Option("--config", metavar="FILE", help="A TOML file.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="One setting, over the file's.")
     ] = None,

@@ -63,14 +63,22 @@ def simulate(
     ] = 0.1,
     requests: Annotated[int, typer.Option("--requests", metavar="N", min=1, help="How many.")] = 100_000,
     policy: Annotated[
-        list[str] | None, typer.Option("--policy", help="Only this one; may be given several times.")
+        list[str] | None,
+        typer.Option(
+            "--policy", metavar="NAME", help=f"Only this one of {', '.join(POLICIES)}; repeat it for several."
+        ),
     ] = None,
-    max_batch_size: Annotated[int, typer.Option("--max-batch-size", metavar="N", min=1, max=1024)] = 64,
-    max_queue_delay: Annotated[float, typer.Option("--max-queue-delay", metavar="SECONDS", min=0)] = 0.005,
+    max_batch_size: Annotated[
+        int, typer.Option("--max-batch-size", metavar="N", min=1, max=1024, help="Of every policy.")
+    ] = 64,
+    max_queue_delay: Annotated[
+        float,
+        typer.Option("--max-queue-delay", metavar="SECONDS", min=0, help="How long a request may wait for company."),
+    ] = 0.005,
     jitter: Annotated[
         float, typer.Option("--jitter", metavar="X", min=0, help="Deviation of a batch's time, as a share of it.")
     ] = 0.0,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0)] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="The same seed gives the same requests.")] = 0,
     picture: Annotated[
         Path | None, typer.Option("--picture", metavar="FILE.png", help="Draw all policies side by side.")
     ] = None,
