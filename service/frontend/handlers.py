@@ -43,9 +43,11 @@ class _Context(Protocol):
 
     async def write(self, message: Response) -> None: ...
 
-    async def abort(
-        self, code: grpc.StatusCode, details: str, trailing_metadata: tuple[tuple[str, str | bytes], ...]
-    ) -> None: ...
+    def set_code(self, code: grpc.StatusCode) -> None: ...
+
+    def set_details(self, details: str) -> None: ...
+
+    def set_trailing_metadata(self, trailing_metadata: tuple[tuple[str, str | bytes], ...]) -> None: ...
 
 
 def handlers(
@@ -80,8 +82,11 @@ def _unary(method: MethodDescriptor, implementation: Implementation, gate: Gate)
 
         async def reply(result: Response | ConvoyError) -> Response:
             if isinstance(result, ConvoyError):
-                await context.abort(status.code_of(result), result.message, status.trailers(result))
-                raise AssertionError("abort raises")
+                # Not abort: it raises, through all that stands above, and takes twice as long.
+                context.set_code(status.code_of(result))
+                context.set_details(result.message)
+                context.set_trailing_metadata(status.trailers(result))
+                return b""
             return result
 
         return await serve(call, len(received.data), gate, act, reply)

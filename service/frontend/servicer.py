@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from service import metadata, metrics
 from service.channel import Answer
 from service.config import LimitsConfig
-from service.errors import BadImage, BadRequest, ConvoyError, EngineDied, RunFailed
+from service.errors import BadImage, BadRequest, ConvoyError, EngineDied, PredictedLate, RunFailed
 from service.frontend import encoding, status
 from service.frontend.catalogue import Catalogue
 from service.frontend.decode import Picture, decode, from_raw
 from service.frontend.encoding import Labels
 from service.frontend.link import EngineLink, Slot
+from service.frontend.outlook import Outlook
 from service.frontend.parts import Part, Sent, parts
 from service.frontend.postprocess import Ranking, rankings, segmentation
 from service.frontend.preprocess import Placement, input_size, preprocess, reduction
@@ -77,6 +78,7 @@ class Vision:
         self._limits = limits
         self._threads = threads
         self._labels: dict[tuple[str, int], tuple[Document, Labels]] = {}
+        self._outlook = Outlook()
 
     async def Classify(self, request: pb.ClassifyRequest, call: Call) -> bytes:
         """Ranked labels for each image: a ClassifyResponse."""
@@ -191,6 +193,8 @@ class Vision:
 
     async def _prepare(self, part: Part, row: Version, document: Document, call: Call) -> _Prepared:
         """Bring a part into a slot: decoded and resized in a thread, so that an image changes hands once."""
+        if document.image.height is not None:  # of other sizes one image says nothing about the next
+            self._outlook.check((row.model, row.version), len(part.sent), call.deadline, time.monotonic_ns())
         if part.size is not None:
             return await self._copy(part, part.size, row, document, call)
         with self._link.coming(row.model):
@@ -262,13 +266,17 @@ class Vision:
 
     async def _run(self, prepared: _Prepared, rows: int, row: Version, call: Call) -> _Ran:
         placed = prepared.placement
-        answer, outputs = await prepared.slot.run(
-            row,
-            rows=rows,
-            company=self._catalogue.users(row),
-            deadline=call.deadline,
-            image=(placed.height, placed.width),
-        )
+        try:
+            answer, outputs = await prepared.slot.run(
+                row,
+                rows=rows,
+                company=self._catalogue.users(row),
+                deadline=call.deadline,
+                image=(placed.height, placed.width),
+            )
+        except PredictedLate as error:
+            self._outlook.learn((row.model, row.version), rows, call.deadline, error, time.monotonic_ns())
+            raise
         return _Ran({row.outputs[number].name: values for number, values in outputs.items()}, answer)
 
 
