@@ -73,6 +73,7 @@ class Submit(NamedTuple):
     inputs: tuple[Span, ...]
     outputs: tuple[Span, ...]
     image: tuple[int, int] = (0, 0)  # pixels of the input that each image fills, height and width; zeros for tensors
+    low_priority: bool = False
 
 
 class Cancel(NamedTuple):
@@ -122,7 +123,7 @@ class Table(NamedTuple):
 Record = Hello | Submit | Cancel | Release | Answer | Failure | Table
 
 _HELLO = struct.Struct("<B7xQ")
-_SUBMIT = struct.Struct("<BBBxIIIQqqq64sII")
+_SUBMIT = struct.Struct("<BBB?IIIQqqq64sII")
 _CANCEL = struct.Struct("<B7xQ")
 _RELEASE = struct.Struct("<B7xq64s")
 _ANSWER = struct.Struct("<BB2xIQ4q")
@@ -297,6 +298,7 @@ def _pack(record: Record) -> bytes:
                 _Kind.SUBMIT,
                 len(inputs),
                 len(outputs),
+                record.low_priority,
                 record.rows,
                 record.following,
                 record.company,
@@ -343,15 +345,13 @@ def _unpack(data: bytes) -> list[Record]:
 def _unpack_one(data: bytes, at: int) -> tuple[Record, int]:
     match data[at]:
         case _Kind.SUBMIT:
-            _, inputs, outputs, rows, following, company, id_, *times, model, height, width = _SUBMIT.unpack_from(
-                data, at
-            )
+            _, inputs, outputs, low, *numbers, model, height, width = _SUBMIT.unpack_from(data, at)
+            rows, following, company, id_, version, arrived, deadline = numbers
             spans, end = _unpack_spans(data, at + _SUBMIT.size, inputs + outputs)
             name = model.rstrip(b"\0").decode()
-            given, wanted = spans[:inputs], spans[inputs:]
-            version, arrived, deadline = times
-            image = (height, width)
-            return Submit(id_, name, version, rows, following, company, arrived, deadline, given, wanted, image), end
+            tensors = (spans[:inputs], spans[inputs:])
+            what = (id_, name, version, rows, following, company, arrived, deadline)
+            return Submit(*what, *tensors, (height, width), low), end
         case _Kind.ANSWER:
             _, outputs, batch_size, id_, *times = _ANSWER.unpack_from(data, at)
             spans, end = _unpack_spans(data, at + _ANSWER.size, outputs)

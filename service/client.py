@@ -8,8 +8,9 @@
 An image is a path, the bytes of a JPEG or PNG file, or uint8 pixels: (H, W) or (H, W, 1) grey, (H, W, 3) RGB,
 (H, W, 4) RGBA. One image gives its result or raises ServerError; a sequence of them gives a list with a result or a
 ServerError for each, and raises only where the whole request failed. A `deadline` is the seconds in which the answer
-must be here; it travels with the request, so the server does no work that comes too late. Nothing is sent twice: who
-wants that waits `ServerError.retry_after` and calls again.
+must be here; it travels with the request, so the server does no work that comes too late. What a client of `priority`
+"low" asks for runs behind what others ask for, but does not wait for ever. Nothing is sent twice: who wants that waits
+`ServerError.retry_after` and calls again.
 """
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -57,6 +58,7 @@ __all__ = [
     "Label",
     "MaskFormat",
     "Model",
+    "Priority",
     "Segmentation",
     "ServerError",
     "Tensor",
@@ -66,6 +68,7 @@ __all__ = [
 
 ImageSource = str | Path | bytes | NDArray[np.uint8]
 MaskFormat = Literal["raw", "png", "rle"]
+Priority = Literal["normal", "low"]
 DEFAULT_TARGET = "127.0.0.1:8001"
 MAX_TOP_K = 2**32 - 1  # what the message's field holds; a server gives as many labels as the model has
 _MAX_VERSION = 2**63 - 1
@@ -78,14 +81,16 @@ _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),  # a connection of its own: the kernel deals them out to the front ends
     ("grpc.enable_http_proxy", 0),  # where to connect is what the caller says, never the environment
 )
+_PRIORITIES = {"normal": pb.PRIORITY_UNSPECIFIED, "low": pb.PRIORITY_LOW}
 _FORMATS = {"raw": pb.MASK_FORMAT_RAW, "png": pb.MASK_FORMAT_PNG, "rle": pb.MASK_FORMAT_RLE}
 
 
 class Client:
     """Calls a server from threads; any number of them may share one client. Close it, or use it in `with`."""
 
-    def __init__(self, target: str = DEFAULT_TARGET) -> None:
+    def __init__(self, target: str = DEFAULT_TARGET, *, priority: Priority = "normal") -> None:
         self._target = target
+        self._priority = priority
         self._channel = grpc.insecure_channel(target, options=_OPTIONS)
         self._methods = _methods(self._channel)
 
@@ -134,7 +139,7 @@ class Client:
         Raises BadImage for a file that cannot be read or an array that is no image, BadRequest for a `version` or
         `top_k` that no server takes, ServerError.
         """
-        request = _classify_request(images, model, version, top_k)
+        request = _classify_request(images, model, version, top_k, self._priority)
         return _as_asked(read_classifications(self._call("Classify", request, deadline)), images)
 
     @overload
@@ -174,7 +179,7 @@ class Client:
         `format` is how masks travel, the result is the same: `raw` costs the server least, `png` and `rle` are smaller.
         Else as `classify`.
         """
-        request = _segment_request(images, model, version, format, with_confidence)
+        request = _segment_request(images, model, version, format, with_confidence, self._priority)
         return _as_asked(read_segmentations(self._call("Segment", request, deadline)), images)
 
     def classify_stream(
@@ -197,7 +202,7 @@ class Client:
         seconds = _seconds(deadline)
 
         def request(number: int, image: ImageSource) -> pb.ClassifyStreamRequest:
-            asked = _classify_request(image, model, version, top_k)
+            asked = _classify_request(image, model, version, top_k, self._priority)
             return pb.ClassifyStreamRequest(id=number, request=asked, deadline_seconds=seconds)
 
         return self._stream("ClassifyStream", Sending(images, request), read_streamed_classification)
@@ -217,7 +222,7 @@ class Client:
         seconds = _seconds(deadline)
 
         def request(number: int, image: ImageSource) -> pb.SegmentStreamRequest:
-            asked = _segment_request(image, model, version, format, with_confidence)
+            asked = _segment_request(image, model, version, format, with_confidence, self._priority)
             return pb.SegmentStreamRequest(id=number, request=asked, deadline_seconds=seconds)
 
         return self._stream("SegmentStream", Sending(images, request), read_streamed_segmentation)
@@ -252,8 +257,9 @@ class AsyncClient:
     Files named by path are read where they are called for, so send bytes where the loop must not wait for a disk.
     """
 
-    def __init__(self, target: str = DEFAULT_TARGET) -> None:
+    def __init__(self, target: str = DEFAULT_TARGET, *, priority: Priority = "normal") -> None:
         self._target = target
+        self._priority = priority
         self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
         self._methods = _methods(self._channel)
 
@@ -297,7 +303,7 @@ class AsyncClient:
         deadline: float | None = None,
     ) -> Classification | list[Classification | ServerError]:
         """As `Client.classify`."""
-        request = _classify_request(images, model, version, top_k)
+        request = _classify_request(images, model, version, top_k, self._priority)
         return _as_asked(read_classifications(await self._call("Classify", request, deadline)), images)
 
     @overload
@@ -333,7 +339,7 @@ class AsyncClient:
         deadline: float | None = None,
     ) -> Segmentation | list[Segmentation | ServerError]:
         """As `Client.segment`."""
-        request = _segment_request(images, model, version, format, with_confidence)
+        request = _segment_request(images, model, version, format, with_confidence, self._priority)
         return _as_asked(read_segmentations(await self._call("Segment", request, deadline)), images)
 
     def classify_stream(
@@ -350,7 +356,7 @@ class AsyncClient:
         seconds = _seconds(deadline)
 
         def request(number: int, image: ImageSource) -> pb.ClassifyStreamRequest:
-            asked = _classify_request(image, model, version, top_k)
+            asked = _classify_request(image, model, version, top_k, self._priority)
             return pb.ClassifyStreamRequest(id=number, request=asked, deadline_seconds=seconds)
 
         return self._stream("ClassifyStream", Sending(images, request), read_streamed_classification)
@@ -370,7 +376,7 @@ class AsyncClient:
         seconds = _seconds(deadline)
 
         def request(number: int, image: ImageSource) -> pb.SegmentStreamRequest:
-            asked = _segment_request(image, model, version, format, with_confidence)
+            asked = _segment_request(image, model, version, format, with_confidence, self._priority)
             return pb.SegmentStreamRequest(id=number, request=asked, deadline_seconds=seconds)
 
         return self._stream("SegmentStream", Sending(images, request), read_streamed_segmentation)
@@ -423,15 +429,22 @@ def _methods(channel: Any) -> dict[str, Callable[..., Any]]:
 
 
 def _classify_request(
-    images: ImageSource | Sequence[ImageSource], model: str, version: int, top_k: int
+    images: ImageSource | Sequence[ImageSource], model: str, version: int, top_k: int, priority: Priority
 ) -> pb.ClassifyRequest:
     _check("version", version, _MAX_VERSION)
     _check("top_k", top_k, MAX_TOP_K)
-    return pb.ClassifyRequest(model=model, version=version, images=_messages(images), top_k=top_k)
+    return pb.ClassifyRequest(
+        model=model, version=version, images=_messages(images), top_k=top_k, priority=_PRIORITIES[priority]
+    )
 
 
 def _segment_request(
-    images: ImageSource | Sequence[ImageSource], model: str, version: int, mask: MaskFormat, with_confidence: bool
+    images: ImageSource | Sequence[ImageSource],
+    model: str,
+    version: int,
+    mask: MaskFormat,
+    with_confidence: bool,
+    priority: Priority,
 ) -> pb.SegmentRequest:
     _check("version", version, _MAX_VERSION)
     return pb.SegmentRequest(
@@ -440,6 +453,7 @@ def _segment_request(
         images=_messages(images),
         format=_FORMATS[mask],
         with_confidence=with_confidence,
+        priority=_PRIORITIES[priority],
     )
 
 

@@ -172,6 +172,7 @@ class Engine:
             rows=submit.rows,
             arrived=arrived,
             deadline=arrived + loaded.allowed if submit.deadline == NEVER else submit.deadline / 1e9,
+            low_priority=submit.low_priority,
             payload=Work(submit, peer.memory),
         )
         if loaded.learns and submit.image[0]:

@@ -127,6 +127,8 @@ class InferenceService:
         row = self._serving(request.model_name, request.model_version, call)
         if "timeout" in request.parameters:
             call.within(request.parameters["timeout"].int64_param / 1e6)  # microseconds
+        if "priority" in request.parameters:
+            call.low_priority = request.parameters["priority"].uint64_param > 1  # 1 is the highest, 0 the usual one
         with self._catalogue.using(row):
             read = tensors.read(request, row, self._limits.max_input_pixels, call.payloads)
             wanted = tensors.wanted_outputs(request, row)
@@ -145,7 +147,11 @@ class InferenceService:
                 await self._copy(read.arrays, slot.inputs)
                 copied = time.monotonic_ns()
                 answer, outputs = await slot.run(
-                    row, rows=read.rows, company=self._catalogue.users(row), deadline=call.deadline
+                    row,
+                    rows=read.rows,
+                    company=self._catalogue.users(row),
+                    deadline=call.deadline,
+                    low_priority=call.low_priority,
                 )
                 response = pb.ModelInferResponse(model_name=row.model, model_version=str(row.version), id=request.id)
                 for number, classes in wanted:

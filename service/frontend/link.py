@@ -80,7 +80,14 @@ class Slot:
         return self._link.arena.mapping.view(self._spans[0][number])
 
     async def run(
-        self, version: Version, *, rows: int, company: int, deadline: int, image: tuple[int, int] = (0, 0)
+        self,
+        version: Version,
+        *,
+        rows: int,
+        company: int,
+        deadline: int,
+        image: tuple[int, int] = (0, 0),
+        low_priority: bool = False,
     ) -> Result:
         """Submit and wait: the answer, and the outputs by their number.
 
@@ -93,7 +100,8 @@ class Slot:
         self._id = self._link.next_id()
         now = time.monotonic_ns()
         by = self._link.way_back.leave(deadline, now)
-        submit = Submit(self._id, version.model, version.version, rows, 0, company, now, by, *self._spans, image)
+        what = (self._id, version.model, version.version, rows, 0, company, now, by)
+        submit = Submit(*what, *self._spans, image, low_priority)
         result = await self._link.submit(self, submit)
         self._done = result[0].times.done
         return result

@@ -1,5 +1,6 @@
 """What the engine would refuse as too late, refused before anything is decoded or sent."""
 
+from collections.abc import Hashable
 from typing import NamedTuple
 
 from service.channel import NEVER
@@ -18,29 +19,30 @@ class _Refused(NamedTuple):
 
 
 class Outlook:
-    """The last refusal of each model. Whoever asks for as much, later, and for an answer before that time, would be
-    refused, too: what the engine has taken in only grows until it is done. One writer: the front end's loop."""
+    """The last refusal of each kind of requests of a model. Whoever asks for as much, later, and for an answer before
+    that time, would be refused, too: what the engine has taken in only grows until it is done. One writer: the front
+    end's loop."""
 
     def __init__(self) -> None:
-        self._refused: dict[tuple[str, int], _Refused] = {}
+        self._refused: dict[Hashable, _Refused] = {}
 
-    def learn(self, version: tuple[str, int], rows: int, deadline: int, error: PredictedLate, now: int) -> None:
-        """The engine has refused a request of so many rows."""
+    def learn(self, kind: Hashable, rows: int, deadline: int, error: PredictedLate, now: int) -> None:
+        """The engine has refused a request of so many rows. What is of one kind shares queue and priority."""
         excess = error.retry_after or 0.0
         if deadline != NEVER and excess > _CERTAIN:
-            self._refused[version] = _Refused(rows, deadline, deadline + round(1e9 * excess), now + _VALID)
+            self._refused[kind] = _Refused(rows, deadline, deadline + round(1e9 * excess), now + _VALID)
 
-    def check(self, version: tuple[str, int], rows: int, deadline: int, now: int) -> None:
+    def check(self, model: str, kind: Hashable, rows: int, deadline: int, now: int) -> None:
         """Raises PredictedLate."""
-        last = self._refused.get(version)
+        last = self._refused.get(kind)
         if last is None:
             return
         if now > last.until:
-            del self._refused[version]
+            del self._refused[kind]
             return
         excess = last.finish - _MARGIN - deadline
         if rows >= last.rows and deadline >= last.deadline and excess > 0:
             raise PredictedLate(
-                f"model {version[0]!r} would answer {1e-6 * excess:.1f} ms after the deadline",
+                f"model {model!r} would answer {1e-6 * excess:.1f} ms after the deadline",
                 retry_after=max(_CERTAIN, 1e-9 * excess),
             )

@@ -33,6 +33,7 @@ class Call:
         self.deadline = deadline  # CLOCK_MONOTONIC, ns, or NEVER
         self.model = ""  # of a model that there is: metrics take no name a caller made up
         self.version = ""
+        self.low_priority = False
         self.payloads = NOTHING  # of its request, those that are not in the message: see wire.py
 
     def serves(self, row: Version) -> None:

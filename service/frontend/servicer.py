@@ -44,6 +44,7 @@ _STATES = {
 }
 
 _STAGE_FIELDS = tuple(f"{stage}_seconds" for stage in metrics.STAGES)
+_PRIORITIES = frozenset(pb.Priority.values())
 _UINT8 = np.dtype(np.uint8)
 
 Result = TypeVar("Result")
@@ -84,6 +85,7 @@ class Vision:
         """Ranked labels for each image: a ClassifyResponse."""
         row, document = self._catalogue.for_task(request.model, request.version, "classification")
         call.serves(row)
+        call.low_priority = _is_low(request.priority)
         labels, top_k = self._labels_of(row, document), request.top_k
 
         async def answer(part: Part) -> list[bytes | ConvoyError]:
@@ -107,6 +109,7 @@ class Vision:
         """A class map, of the size that was sent, for each image."""
         row, document = self._catalogue.for_task(request.model, request.version, "segmentation")
         call.serves(row)
+        call.low_priority = _is_low(request.priority)
         if request.format not in pb.MaskFormat.values():
             raise BadRequest(f"format is {request.format}, want one of MaskFormat's values")
 
@@ -194,7 +197,8 @@ class Vision:
     async def _prepare(self, part: Part, row: Version, document: Document, call: Call) -> _Prepared:
         """Bring a part into a slot: decoded and resized in a thread, so that an image changes hands once."""
         if document.image.height is not None:  # of other sizes one image says nothing about the next
-            self._outlook.check((row.model, row.version), len(part.sent), call.deadline, time.monotonic_ns())
+            kind = (row.model, row.version, call.low_priority)
+            self._outlook.check(row.model, kind, len(part.sent), call.deadline, time.monotonic_ns())
         if part.size is not None:
             return await self._copy(part, part.size, row, document, call)
         with self._link.coming(row.model):
@@ -273,11 +277,19 @@ class Vision:
                 company=self._catalogue.users(row),
                 deadline=call.deadline,
                 image=(placed.height, placed.width),
+                low_priority=call.low_priority,
             )
         except PredictedLate as error:
-            self._outlook.learn((row.model, row.version), rows, call.deadline, error, time.monotonic_ns())
+            kind = (row.model, row.version, call.low_priority)
+            self._outlook.learn(kind, rows, call.deadline, error, time.monotonic_ns())
             raise
         return _Ran({row.outputs[number].name: values for number, values in outputs.items()}, answer)
+
+
+def _is_low(priority: pb.Priority) -> bool:
+    if priority not in _PRIORITIES:
+        raise BadRequest(f"priority is {priority}, want one of Priority's values")
+    return priority == pb.PRIORITY_LOW
 
 
 def _copy_pixels(part: Part, target: memoryview) -> None:

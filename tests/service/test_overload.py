@@ -42,7 +42,7 @@ def assert_all_slots_are_freed(server: Server) -> None:
     assert server.wait_for_total("convoy_slots", 0) == 0
     assert server.total("convoy_slot_bytes") == 0
     assert server.wait_for_total("convoy_requests_in_flight", 0) == 0
-    assert server.total("convoy_queue_depth") == 0
+    assert server.wait_for_total("convoy_queue_depth", 0) == 0
 
 
 def test_a_request_that_would_be_late_is_refused_at_once_and_never_runs(busy: Server) -> None:
@@ -61,6 +61,34 @@ def test_a_request_that_would_be_late_is_refused_at_once_and_never_runs(busy: Se
     assert_all_slots_are_freed(busy)
     assert ran(busy) - before == 1
     assert busy.total("convoy_refusals_total", reason="PREDICTED_LATE") - refused == 3
+
+
+def test_what_is_of_low_priority_runs_behind_what_came_later(small_repository: Path) -> None:
+    settings = ["batching.max_batch_size=1", "server.lame_duck_seconds=0"]
+    order: list[str] = []
+    with Server(small_repository, settings) as server, grpc.insecure_channel(server.grpc) as channel:
+        classify = method(channel, "Classify")
+
+        def ask(seed: int, priority: pb.Priority, name: str) -> grpc.Future:
+            asked = request(seed)
+            asked.priority = priority
+            future = classify.future(asked)
+            future.add_done_callback(lambda _: order.append(name))
+            _wait_until(lambda: server.total("convoy_requests_in_flight") == seed)
+            return future
+
+        asked = [ask(1, pb.PRIORITY_NORMAL, "running"), ask(2, pb.PRIORITY_LOW, "low")]
+        asked += [ask(seed, pb.PRIORITY_UNSPECIFIED, "normal") for seed in (3, 4)]
+        for future in asked:
+            assert future.result().results[0].classification.labels
+        _wait_until(lambda: len(order) == 4)
+        assert order == ["running", "normal", "normal", "low"]
+
+        wrong = request(1)
+        wrong.priority = 7  # type: ignore[assignment]
+        error = classify.future(wrong).exception()
+        assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert "priority is 7" in error.details()
 
 
 def test_an_objective_that_is_given_is_the_deadline_of_requests_without_one(small_repository: Path) -> None:
