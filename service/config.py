@@ -2,7 +2,7 @@
 
 import itertools
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -97,12 +97,17 @@ class BatchingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     buckets: Buckets = "none"  # of segmentation models of any size
 
 
+DeviceNumber = Annotated[int, Meta(ge=0, le=1023)]
+
+
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The device and how onnxruntime uses it."""
 
     provider: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA where it works; cuda: not ready without it
-    device: Annotated[int, Meta(ge=0, le=1023)] = 0  # CUDA device
-    threads: Annotated[int, Meta(ge=0, le=1024)] = 0  # onnxruntime's, over all instances of a model; 0: one per core
+    device: DeviceNumber = 0  # CUDA device
+    # Several, with an engine process each; "auto": every CUDA device there is. Empty: `device` alone.
+    devices: tuple[DeviceNumber, ...] | Literal["auto"] = ()
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0  # onnxruntime's, for a model on all devices; 0: one per core
     # Sessions of each model, which run at the same time; "auto": on the CPU, as many as the profile says.
     instances: Instances = 1
     gpu_memory_mib: Annotated[int, Meta(ge=0, le=1 << 24)] = 0  # that one session may take; 0: all there is
@@ -112,7 +117,23 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     # For measurements of the server itself: no network runs, a batch of n images takes fixed + n each milliseconds.
     sleep_ms: tuple[Annotated[float, Meta(ge=0)], Annotated[float, Meta(ge=0)]] | None = None
 
+    def device_numbers(self, cuda_devices: Callable[[], int]) -> tuple[int, ...]:
+        """All devices; `cuda_devices` is asked how many there are where "auto" stands for them."""
+        if self.devices == "auto":
+            found = 0 if self.provider == "cpu" else cuda_devices()
+            return tuple(range(found)) or (self.device,)
+        return self.devices or (self.device,)
+
+    def of_device(self, device: int, devices: int, cores: int) -> "EngineConfig":
+        """What the engine of one of so many devices is told. Several share the threads: they run on the same cores."""
+        threads = max(1, (self.threads or cores) // devices) if devices > 1 else self.threads
+        return msgspec.structs.replace(self, device=device, devices=(), threads=threads)
+
     def __post_init__(self) -> None:
+        if self.devices != "auto" and len(set(self.devices)) < len(self.devices):
+            raise ValueError(f"engine.devices are {list(self.devices)}, want each of them once")
+        if self.devices and self.device:
+            raise ValueError("engine.device and engine.devices are both set, want one of them")
         if self.provider == "cpu" and (self.gpu_memory_mib or self.cuda_graphs or self.tensorrt != "off"):
             raise ValueError("engine.gpu_memory_mib, cuda_graphs and tensorrt need a GPU, but engine.provider is 'cpu'")
         if self.cuda_graphs and self.tensorrt != "off":

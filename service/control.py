@@ -15,16 +15,22 @@ _MAX_MESSAGE = 65_536
 class Start(msgspec.Struct, frozen=True, tag=True):
     """To a process, first: what it is."""
 
-    config: Config
+    config: Config  # to an engine: its device, and its share of the threads
+    devices: tuple[int, ...]  # all of them, with an engine each
     repository: str
     grpc_address: str
     metrics_directory: str
 
 
 class Link(msgspec.Struct, frozen=True, tag=True):
-    """To a process: the socket that travels with this is your channel to the other kind (`peer`: which front end)."""
+    """To a process: the socket that travels with this is your channel to the other kind.
+
+    peer    which front end; numbers are never used twice
+    device  whose engine
+    """
 
     peer: int
+    device: int
 
 
 class Drain(msgspec.Struct, frozen=True, tag=True):
@@ -32,7 +38,7 @@ class Drain(msgspec.Struct, frozen=True, tag=True):
 
 
 class Status(msgspec.Struct, frozen=True, tag=True):
-    """To the supervisor, whenever it changes: whether a front end can be sent requests, and if not why."""
+    """To the supervisor, whenever it changes: whether a front end can be sent requests, and what is missing."""
 
     listening: bool
     ready: bool

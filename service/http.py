@@ -4,13 +4,14 @@ import json
 import logging
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from service import metrics
+from service.processes import Restarts
 
 log = logging.getLogger(__name__)
 
@@ -22,13 +23,13 @@ def serve(
     scrapes: socket.socket,
     ready: Callable[[], tuple[bool, str]],
     directory: Path,
-    restarts: Mapping[str, int],
+    restarts: Restarts,
 ) -> None:
     """Answer on two listening sockets, in threads of their own, as long as the process lives.
 
     ready      whether the server wants requests, and if not why; called in those threads
     directory  where the processes count
-    restarts   of processes, by kind, as the supervisor counts them
+    restarts   of processes, as the supervisor counts them
     """
     for listener, handler in (
         (health, _health_handler(ready)),

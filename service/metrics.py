@@ -7,7 +7,7 @@ supervisor adds them up when it is scraped. So the sums are exact over all proce
 import asyncio
 import os
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
-from service.processes import METRICS_DIRECTORY
+from service.processes import METRICS_DIRECTORY, Restarts
 
 if METRICS_DIRECTORY in os.environ:
     # Else it asks the kernel for the process id at every increment, in case of a fork: none of our processes forks.
@@ -47,7 +47,9 @@ STAGE_DURATION = Histogram(
     buckets=_SECONDS,
 )
 BATCH_SIZE = Histogram("convoy_batch_size", "Images in a batch that ran.", ["model", "version"], buckets=_IMAGES)
-BATCHES = Counter("convoy_batches_total", "Batches that ran, by their exact size.", ["model", "version", "batch_size"])
+BATCHES = Counter(
+    "convoy_batches_total", "Batches that ran, by their exact size.", ["model", "version", "batch_size", "device"]
+)
 BATCH_STAGE = Counter(
     "convoy_batch_stage_seconds_total",
     "Time of the engine's stages (gather, run, scatter), added up over batches of one size.",
@@ -64,7 +66,9 @@ INPUT_PIXELS = Counter(
 )
 PADDING = Counter("convoy_padding_pixels_total", "Pixels of padding that were run beside images.", ["model", "version"])
 RETRIES = Counter("convoy_retries_total", "Images sent again to a restarted engine.", ["model"])
-QUEUE_DEPTH = Gauge("convoy_queue_depth", "Images that wait for the device.", ["model"], multiprocess_mode="livesum")
+QUEUE_DEPTH = Gauge(
+    "convoy_queue_depth", "Images that wait for the device.", ["model", "device"], multiprocess_mode="livesum"
+)
 IN_FLIGHT = Gauge("convoy_requests_in_flight", "Requests accepted and not yet answered.", multiprocess_mode="livesum")
 IN_FLIGHT_BYTES = Gauge(
     "convoy_in_flight_bytes", "Bytes of the requests accepted and not yet answered.", multiprocess_mode="livesum"
@@ -74,7 +78,7 @@ SLOTS = Gauge("convoy_slots", "Slots claimed and not yet freed.", multiprocess_m
 MODEL_READY = Gauge(
     "convoy_model_ready",
     "1 where a version serves, 0 where it does not.",
-    ["model", "version", "provider"],
+    ["model", "version", "provider", "device"],
     multiprocess_mode="livemostrecent",
 )
 LAST_INFERENCE = Gauge(
@@ -132,25 +136,27 @@ def collect(directory: Path) -> list[Metric]:
 class ServerCollector(Collector):
     """All processes' metrics, the restarts that the supervisor counts, and Triton's names beside them."""
 
-    def __init__(self, directory: Path, restarts: Mapping[str, int]) -> None:
+    def __init__(self, directory: Path, restarts: Restarts) -> None:
         self._directory = directory
         self._restarts = restarts
 
     def collect(self) -> Iterator[Metric]:
         families = collect(self._directory)
         yield from families
-        restarts = CounterMetricFamily(
-            "convoy_engine_restarts", "Engines started again after one ended unasked.", self._restarts["engine"]
+        engines = CounterMetricFamily(
+            "convoy_engine_restarts", "Engines started again after one ended unasked.", labels=["device"]
         )
-        yield restarts
+        for device, count in self._restarts.engines.items():
+            engines.add_metric([str(device)], count)
+        yield engines
         yield CounterMetricFamily(
-            "convoy_frontend_restarts", "Front ends started again after one ended unasked.", self._restarts["frontend"]
+            "convoy_frontend_restarts", "Front ends started again after one ended unasked.", self._restarts.front_ends
         )
         yield from _triton_names(statistics(families))
 
 
-def registry(directory: Path, restarts: Mapping[str, int]) -> CollectorRegistry:
-    """What the supervisor exposes; it counts `restarts` itself, by kind of process."""
+def registry(directory: Path, restarts: Restarts) -> CollectorRegistry:
+    """What the supervisor exposes; it counts `restarts` itself."""
     result = CollectorRegistry()
     result.register(ServerCollector(directory, restarts))
     return result

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
@@ -50,6 +51,14 @@ class Process:
 
     def kill(self) -> None:
         self._process.kill()
+
+
+@dataclass(slots=True)
+class Restarts:
+    """How many processes were started again after one ended unasked. One writer: the supervisor's loop."""
+
+    engines: dict[int, int]  # by device
+    front_ends: int = 0
 
 
 class Processes:

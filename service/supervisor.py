@@ -10,14 +10,17 @@ import os
 import signal
 import socket
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from service import control, machine, processes
 from service.config import Config, ServerConfig
 from service.errors import BadConfig
-from service.processes import Kind, Process, Processes, channel_pair
+from service.processes import Kind, Process, Processes, Restarts, channel_pair
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +35,7 @@ class Child:
     """A process of the server. One writer: the supervisor's loop."""
 
     kind: Kind
+    device: int  # whose engine; of a front end 0
     number: int  # never used twice
     process: Process
     started: float = field(default_factory=time.monotonic)
@@ -52,20 +56,22 @@ class Supervisor:
 
     def __init__(self, config: Config, repository: Path, sockets: "Sockets", processes: Processes) -> None:
         self._config = config
+        self._devices = config.engine.device_numbers(machine.cuda_devices)
         self._front_ends = config.server.front_ends(machine.cores())
         self._repository = repository
         self._addresses = sockets.addresses
         self._processes = processes
         self._directory = Path(processes.directory.name)
         self._sockets = sockets
-        self._restarts = {"engine": 0, "frontend": 0}
+        self._restarts = Restarts(dict.fromkeys(self._devices, 0))
         self._children: dict[int, Child] = {}
         self._numbers = 0
-        self._quick_ends: dict[Kind, int] = {"engine": 0, "frontend": 0}
+        self._quick_ends: Counter[tuple[Kind, int]] = Counter()
         self._draining = False  # a front end that ends is not started again
         self._ending = False  # nor is an engine: the front ends have ended
         self._starts = asyncio.Lock()  # one at a time; who holds it sees every process there is
         self._was_ready = False
+        self._shortage = ""  # what is missing though it is ready, as it was told last
         self._loop = asyncio.get_running_loop()
         self._watchers: set[asyncio.Task[None]] = set()
 
@@ -78,7 +84,8 @@ class Supervisor:
         fields = {"grpc": addresses.grpc, "http": addresses.http, "metrics": addresses.metrics}
         log.info("listening", extra={"fields": fields})
         async with self._starts:
-            await self._start("engine")
+            for device in self._devices:
+                await self._start("engine", device)
             for _ in range(self._front_ends):
                 await self._start("frontend")
         await asyncio.to_thread(self._serve_http)
@@ -86,7 +93,7 @@ class Supervisor:
         return await self._drain()
 
     def ready(self) -> tuple[bool, str]:
-        """Whether every front end wants requests, and if not why."""
+        """Whether every front end wants requests; and if not, or if some engine is missing, why."""
         if self._draining:
             return False, "draining"
         front_ends = self._children_of("frontend")
@@ -95,7 +102,7 @@ class Supervisor:
         for child in front_ends:
             if not child.status.ready:
                 return False, child.status.reason
-        return True, ""
+        return True, next((child.status.reason for child in front_ends if child.status.reason), "")
 
     def _children_of(self, kind: Kind) -> list[Child]:
         return [child for child in list(self._children.values()) if child.kind == kind]
@@ -114,12 +121,13 @@ class Supervisor:
         self._draining = True
         stopping.set()
 
-    async def _start(self, kind: Kind) -> None:
+    async def _start(self, kind: Kind, device: int = 0) -> None:
         self._numbers += 1
         process = self._processes.start(kind)
-        child = self._children[self._numbers] = Child(kind, self._numbers, process)
+        child = self._children[self._numbers] = Child(kind, device, self._numbers, process)
         start = control.Start(
-            config=self._config,
+            config=self._config if kind == "frontend" else self._config_of(device),
+            devices=self._devices,
             repository=str(self._repository),
             grpc_address=self._addresses.grpc,
             metrics_directory=str(self._directory),
@@ -134,15 +142,20 @@ class Supervisor:
         self._watchers.add(watcher)
         watcher.add_done_callback(self._watchers.discard)
 
+    def _config_of(self, device: int) -> Config:
+        engine = self._config.engine.of_device(device, len(self._devices), machine.cores())
+        return msgspec.structs.replace(self._config, engine=engine)
+
     def _link(self, one: Child, other: Child) -> None:
-        """Give a front end and the engine the two ends of a new channel."""
+        """Give a front end and an engine the two ends of a new channel."""
         if one.kind == other.kind:
             return
         engine, front_end = (one, other) if one.kind == "engine" else (other, one)
         engine_end, front_end_end = channel_pair()
         with engine_end, front_end_end, suppress(OSError):  # one of the two has died: its successor gets another
-            control.send(engine.process.channel, control.Link(front_end.number), engine_end.fileno())
-            control.send(front_end.process.channel, control.Link(front_end.number), front_end_end.fileno())
+            link = control.Link(front_end.number, engine.device)
+            control.send(engine.process.channel, link, engine_end.fileno())
+            control.send(front_end.process.channel, link, front_end_end.fileno())
 
     def _on_message(self, child: Child, message: control.Message) -> None:
         if isinstance(message, control.Status):
@@ -157,7 +170,10 @@ class Supervisor:
             log.warning("not ready: %s", reason)
         elif not ready and reason.startswith("no model serves"):
             log.error("not ready: %s", reason)
+        if ready and reason != self._shortage:
+            log.warning("%s", reason or "engines serve on all devices again")
         self._was_ready = ready
+        self._shortage = reason if ready else self._shortage
 
     async def _watch(self, child: Child) -> None:
         """Wait for a process to end; start another while one is wanted."""
@@ -172,34 +188,41 @@ class Supervisor:
             return
         self._tell_readiness()
         steady = time.monotonic() - child.started > _STEADY
-        quick = self._quick_ends[child.kind] = 0 if steady else self._quick_ends[child.kind] + 1
+        place = (child.kind, child.device)
+        quick = self._quick_ends[place] = 0 if steady else self._quick_ends[place] + 1
         delay = _BACKOFF[min(quick, len(_BACKOFF) - 1)]
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        log.error("%s %d ended with %s; another starts in %g s", child.kind, child.process.pid, how, delay)
-        self._restarts[child.kind] += 1
+        which = f"{child.kind} {child.process.pid}"
+        if child.kind == "engine" and len(self._devices) > 1:
+            which += f" of device {child.device}"
+        log.error("%s ended with %s; another starts in %g s", which, how, delay)
+        if child.kind == "engine":
+            self._restarts.engines[child.device] += 1
+        else:
+            self._restarts.front_ends += 1
         settled = False
         while not settled:
             await asyncio.sleep(delay)
-            settled = await self._start_if_wanted(child.kind)
+            settled = await self._start_if_wanted(child.kind, child.device)
             delay = _BACKOFF[-1]
 
     def _wanted(self, kind: Kind) -> bool:
         # Front ends that drain have requests that an engine must answer.
         return not (self._ending if kind == "engine" else self._draining)
 
-    async def _start_if_wanted(self, kind: Kind) -> bool:
+    async def _start_if_wanted(self, kind: Kind, device: int) -> bool:
         """Whether it was started, or is not wanted any more; False where it could not be started now."""
         async with self._starts:
             try:
                 if self._wanted(kind):
-                    await self._start(kind)
+                    await self._start(kind, device)
             except OSError as error:  # no memory or no process left: it may come back
                 log.error("%s cannot be started: %s", kind, error.strerror)
                 return False
         return True
 
     async def _drain(self) -> int:
-        """Let the front ends answer what they accepted, then end the engine. 0 where everything was answered."""
+        """Let the front ends answer what they accepted, then end the engines. 0 where everything was answered."""
         log.info("draining")
         server = self._config.server
         async with self._starts:

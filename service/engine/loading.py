@@ -167,9 +167,9 @@ class Loader:
             if loaded is not None:
                 before, model.serving = model.serving, version
                 self.versions[name, version] = loaded
-                MODEL_READY.labels(name, version, loaded.session.provider).set(1)
+                self._mark(name, version, ready=True)
                 if before is not None and before != version:
-                    self._mark_unready(name, before)
+                    self._mark(name, before, ready=False)
                 break
         model.loading = None
         if version is None and not _stays(model, version):
@@ -229,12 +229,13 @@ class Loader:
 
     def _retire(self, name: str, model: _Model) -> None:
         if model.serving is not None:
-            self._mark_unready(name, model.serving)
+            self._mark(name, model.serving, ready=False)
             log.info("model %s version %d no longer serves", name, model.serving)
             model.serving = None
 
-    def _mark_unready(self, name: str, version: int) -> None:
-        MODEL_READY.labels(name, version, self.versions[name, version].session.provider).set(0)
+    def _mark(self, name: str, version: int, *, ready: bool) -> None:
+        provider = self.versions[name, version].session.provider
+        MODEL_READY.labels(name, version, provider, self._config.engine.device).set(ready)
 
     def _row(self, name: str, model: _Model, version: int) -> Version:
         state, reason = self._state(model, version)

@@ -213,7 +213,7 @@ class Engine:
     def _answer(self, ended: Ended) -> None:
         batch, ran = ended.batch, ended.ran
         self._levels.changed()
-        _count(batch, ran, ended.session.document)
+        _count(batch, ran, ended.session.document, self._config.engine.device)
         records: dict[Hashable, tuple[list[Record], list[int]]] = {}
         for request, done in zip(batch.requests, ran.ends, strict=True):
             own, descriptors = records.setdefault(request.source, ([], []))
@@ -234,7 +234,7 @@ class Engine:
 
     def _write_levels(self) -> None:
         for model in self._asked:
-            metrics.QUEUE_DEPTH.labels(model).set(self._dispatcher.waiting(model))
+            metrics.QUEUE_DEPTH.labels(model, self._config.engine.device).set(self._dispatcher.waiting(model))
 
 
 def _volume(shape: Hashable) -> float:
@@ -243,14 +243,14 @@ def _volume(shape: Hashable) -> float:
     return float(max(1, sum(math.prod(sides) * dtype.itemsize for sides, dtype in shape)))
 
 
-def _count(batch: Batch, ran: Ran, document: Document | None) -> None:
+def _count(batch: Batch, ran: Ran, document: Document | None, device: int) -> None:
     # Before the answers leave: a caller that has its answer finds it counted.
     key, version = batch.key, str(batch.key.version)
     if document is not None and document.input is not None:
         first = batch.requests[0].payload.submit.inputs[0].shape
         metrics.INPUT_PIXELS.labels(key.model, version).inc(batch.rows * document.takes.places(first[1:]))
     for size, times in ran.batches:
-        sizes, batches, gather, inside, scatter, last = _batch_counters(key.model, version, size)
+        sizes, batches, gather, inside, scatter, last = _batch_counters(key.model, version, size, device)
         sizes.observe(size)
         batches.inc()
         gather.inc((times.run - times.gather) / 1e9)
@@ -260,12 +260,12 @@ def _count(batch: Batch, ran: Ran, document: Document | None) -> None:
 
 
 @lru_cache(maxsize=1024)
-def _batch_counters(model: str, version: str, size: int) -> tuple[Any, ...]:
+def _batch_counters(model: str, version: str, size: int, device: int) -> tuple[Any, ...]:
     # Looking labels up takes longer than counting.
     stages = [metrics.BATCH_STAGE.labels(model, version, size, stage) for stage in ("gather", "run", "scatter")]
     return (
         metrics.BATCH_SIZE.labels(model, version),
-        metrics.BATCHES.labels(model, version, size),
+        metrics.BATCHES.labels(model, version, size, device),
         *stages,
         metrics.LAST_INFERENCE.labels(model, version),
     )
@@ -273,7 +273,8 @@ def _batch_counters(model: str, version: str, size: int) -> tuple[Any, ...]:
 
 async def _main(supervisor: socket.socket) -> None:
     start = control.receive_start(supervisor)
-    log.configure(start.config.server.log_level, "engine")
+    several = len(start.devices) > 1
+    log.configure(start.config.server.log_level, f"engine {start.config.engine.device}" if several else "engine")
     engine = Engine(Path(start.repository), start.config)
     over = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""A front end's side of the engine: claims slots, hands them over, waits for their answers, outlives a dead engine."""
+"""A front end's side of the engines: claims slots, hands them over, waits for their answers, outlives a dead engine."""
 
 import asyncio
 import itertools
@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from types import TracebackType
@@ -22,6 +22,8 @@ from service import metrics
 from service.channel import NEVER, Answer, Cancel, Failure, Hello, Packet, Record, Release, Submit, Wire
 from service.channel import Table as TableRecord
 from service.errors import EngineDied, ModelUnavailable
+from service.frontend.choice import Load, choose
+from service.frontend.merging import merged
 from service.repository import Table, Version, decode_table
 from service.slots import ALIGNMENT, SPILLED, Arena, Span
 
@@ -131,12 +133,53 @@ class _Waiting:
         self.submit = submit
         self.answer = answer
         self.attempts = 0  # submissions to an engine
-        self.sent = False  # to the engine that is there now
+        self.engine: _Engine | None = None  # the one that it goes to
+        self.sent = False  # to that engine
         self.abandoned = False
+
+    @property
+    def served(self) -> tuple[str, int]:
+        return self.submit.model, self.submit.version
+
+    @property
+    def nbytes(self) -> int:
+        return sum([span.nbytes for span in self.submit.inputs])
+
+
+class _Engine:
+    """A device's engine, as this front end sees it. One writer: the front end's loop."""
+
+    def __init__(self, device: int) -> None:
+        self.device = device
+        self.wire: Wire | None = None
+        self.runnable: set[tuple[str, int]] = set()  # versions that the process there is now has, retired ones too
+        self.unsent: list[_Waiting] = []
+        self.load = Load()  # only kept where there are several
+        self.complete = False  # the process there is now has looked at the whole repository
+        self.lost = False  # one has died, and none has been complete since
+        # Of this process, or while it still loads of the one before; None: it does not come back, the others go on.
+        self.table: Table | None = Table()
+
+    def take(self, table: Table) -> None:
+        """A new table of the process that is there now."""
+        self.runnable |= {(row.model, row.version) for row in table.versions if row.state == "READY"}
+        self.complete = table.complete
+        if table.complete or (self.table is not None and not self.table.complete):
+            self.table = table
+        if table.complete:
+            self.lost = False
+
+    def die(self) -> None:
+        self.wire = None
+        self.runnable = set()
+        self.unsent = []
+        self.load.forget()
+        self.complete = False
+        self.lost = True
 
 
 class EngineLink:
-    """The memory that this front end shares with the engine, and what waits for it.
+    """The memory that this front end shares with the engines, one for each device, and what waits for them.
 
     One writer: the front end's loop; only `claim` may be called from its threads.
     """
@@ -147,15 +190,16 @@ class EngineLink:
         on_table: Callable[[Table], None],
         on_loss: Callable[[], None],
         changed: Callable[[], None] = lambda: None,
+        devices: Sequence[int] = (0,),
     ) -> None:
         self.changed = changed  # how much of the memory is in use
         self.arena = Arena(slot_bytes)
         self._on_table = on_table
         self._on_loss = on_loss
-        self._wire: Wire | None = None
-        self._runnable: set[tuple[str, int]] = set()  # versions that the engine there is now has, retired ones too
+        self._engines = {device: _Engine(device) for device in devices}
+        self._only = self._engines[devices[0]] if len(devices) == 1 else None  # then there is nothing to choose
+        self._turns = 0  # choices
         self._waiting: dict[int, _Waiting] = {}
-        self._unsent: list[_Waiting] = []
         self._coming: Counter[str] = Counter()
         self._ids = itertools.count(1)
         self._loop = asyncio.get_running_loop()
@@ -165,14 +209,20 @@ class EngineLink:
     @property
     def connected(self) -> bool:
         """Whether there is an engine."""
-        return self._wire is not None
+        return any(engine.wire is not None for engine in self._engines.values())
 
-    def attach(self, connection: socket.socket) -> None:
-        """A new engine's channel. What waits is sent again as soon as that engine has loaded the version."""
-        if self._wire is not None:
-            self._wire.close()  # the end of the one before has not been read yet
-        self._wire = Wire(connection, self._read, self._lost)
-        self._wire.send([Hello(self.arena.nbytes)], [self.arena.descriptor])
+    @property
+    def lost(self) -> list[int]:
+        """Devices whose engine has died, and none has loaded since what the repository holds."""
+        return [engine.device for engine in self._engines.values() if engine.lost]
+
+    def attach(self, connection: socket.socket, device: int = 0) -> None:
+        """A new engine's channel. What waits is sent again as soon as that engine, or another, has the version."""
+        engine = self._engines[device]
+        if engine.wire is not None:
+            engine.wire.close()  # the end of the one before has not been read yet
+        engine.wire = Wire(connection, lambda packet: self._read(engine, packet), lambda: self._lost(engine))
+        engine.wire.send([Hello(self.arena.nbytes)], [self.arena.descriptor])
 
     @contextmanager
     def coming(self, model: str) -> Iterator[None]:
@@ -209,47 +259,71 @@ class EngineLink:
         waiting = self._waiting.get(submit_id)
         if waiting is None:
             return False
-        if not waiting.sent:
+        if waiting.engine is None or not waiting.sent:
             del self._waiting[submit_id]
+            self._take_from_load(waiting)
             return False
         waiting.abandoned = True
-        if self._wire is not None:
-            self._wire.send([Cancel(submit_id)])
+        if waiting.engine.wire is not None:
+            waiting.engine.wire.send([Cancel(submit_id)])
         return True
 
     def release(self, model: str, version: int) -> None:
         """Nothing of this front end refers to a version any more."""
-        self._runnable.discard((model, version))
-        if self._wire is not None:
-            self._wire.send([Release(model, version)])
+        for engine in self._engines.values():
+            engine.runnable.discard((model, version))
+            if engine.wire is not None:
+                engine.wire.send([Release(model, version)])
 
-    def _queue(self, waiting: _Waiting) -> None:
-        # What is submitted within one turn of the loop leaves in one packet.
-        if self._wire is None or (waiting.submit.model, waiting.submit.version) not in self._runnable:
+    def _queue(self, waiting: _Waiting) -> bool:
+        """To an engine that has the version; whether there is one. Else it is held."""
+        engine = self._engine_for(waiting)
+        if engine is None:
             self._hold_for_a_while()
-            return
-        if not self._unsent:
-            self._loop.call_soon(self._send_unsent)
-        self._unsent.append(waiting)
+            return False
+        waiting.engine = engine
+        # What is submitted within one turn of the loop leaves in one packet.
+        if not engine.unsent:
+            self._loop.call_soon(self._send_unsent, engine)
+        engine.unsent.append(waiting)
+        return True
 
-    def _send_unsent(self) -> None:
-        unsent, self._unsent = self._unsent, []
+    def _engine_for(self, waiting: _Waiting) -> _Engine | None:
+        served = waiting.served
+        if self._only is not None:
+            return self._only if served in self._only.runnable else None
+        able = {engine.load: engine for engine in self._engines.values() if served in engine.runnable}
+        if not able:
+            return None
+        self._turns += 1
+        chosen = choose(list(able), served, waiting.nbytes, self._turns)
+        chosen.add(served, waiting.nbytes)
+        return able[chosen]
+
+    def _take_from_load(self, waiting: _Waiting) -> None:
+        if self._only is None and waiting.engine is not None:
+            waiting.engine.load.end(waiting.served, waiting.nbytes)
+
+    def _send_unsent(self, engine: _Engine) -> None:
+        unsent, engine.unsent = engine.unsent, []
         records: list[Record] = []
         for waiting in unsent:
-            if self._wire is None or waiting.submit.id not in self._waiting:
+            if engine.wire is None or waiting.submit.id not in self._waiting:
                 continue  # the engine has died, or the caller has gone, within this turn of the loop
             waiting.sent = True
             waiting.attempts += 1
-            following = self._coming[waiting.submit.model]
+            following = self._coming[waiting.submit.model] // len(self._engines)  # the others get theirs
             records.append(waiting.submit._replace(following=following) if following else waiting.submit)
-        if self._wire is not None and records:
-            self._wire.send(records)
+        if engine.wire is not None and records:
+            engine.wire.send(records)
 
-    def _read(self, packet: Packet) -> None:
+    def _read(self, engine: _Engine, packet: Packet) -> None:
         descriptors = iter(packet.descriptors)
         for record in packet.records:
             match record:
                 case Answer(outputs=spans):
+                    if self._only is None:
+                        self._learn(engine, record)
                     outputs = {span.number: self._output(span, descriptors) for span in spans}
                     self._end(record.id, (record, outputs))
                 case Failure(error=error):
@@ -258,7 +332,12 @@ class EngineLink:
                     descriptor = next(descriptors)
                     table = decode_table(os.pread(descriptor, nbytes, 0))
                     os.close(descriptor)
-                    self._update(table)
+                    self._update(engine, table)
+
+    def _learn(self, engine: _Engine, answer: Answer) -> None:
+        waiting, times = self._waiting[answer.id], answer.times
+        nbytes = waiting.nbytes * answer.batch_size // waiting.submit.rows
+        engine.load.learn(waiting.served, times.gather, times.done, nbytes)
 
     def _output(self, span: Span, descriptors: Iterator[int]) -> NDArray[np.generic]:
         if span.offset != SPILLED:
@@ -270,6 +349,7 @@ class EngineLink:
 
     def _end(self, submit_id: int, result: Result | Exception) -> None:
         waiting = self._waiting.pop(submit_id)
+        self._take_from_load(waiting)
         if waiting.abandoned:
             waiting.slot.free()
         elif waiting.answer.done():
@@ -279,34 +359,45 @@ class EngineLink:
         else:
             waiting.answer.set_result(result)
 
-    def _update(self, table: Table) -> None:
-        self._runnable |= {(row.model, row.version) for row in table.versions if row.state == "READY"}
-        self._on_table(table)
-        if table.complete and self._hold is not None:
+    def _update(self, engine: _Engine, table: Table) -> None:
+        engine.take(table)
+        self._tell_table()
+        settled = self._settled()
+        if settled and self._hold is not None:
             self._hold.cancel()
             self._hold = None
-        for waiting in list(self._waiting.values()):
-            if waiting.sent or waiting in self._unsent:
-                continue
-            if (waiting.submit.model, waiting.submit.version) in self._runnable:
-                if waiting.attempts:
-                    metrics.RETRIES.labels(waiting.submit.model).inc()
-                self._queue(waiting)
-            elif table.complete:
+        elif self.lost:
+            self._hold_for_a_while()
+        for waiting in [each for each in self._waiting.values() if each.engine is None]:
+            if not self._queue_again(waiting) and settled:
                 self._end(waiting.submit.id, ModelUnavailable(f"model {waiting.submit.model!r} is no longer served"))
 
-    def _lost(self) -> None:
-        """The engine has died: nobody writes into the slots any more, and what waits is sent to the next one."""
-        self._wire = None
-        self._runnable = set()
-        self._unsent = []
-        for waiting in list(self._waiting.values()):
+    def _tell_table(self) -> None:
+        self._on_table(merged({each.device: each.table for each in self._engines.values() if each.table is not None}))
+
+    def _settled(self) -> bool:
+        """Whether what no engine has now will not come with one that still loads."""
+        return all(engine.complete for engine in self._engines.values() if engine.table is not None)
+
+    def _queue_again(self, waiting: _Waiting) -> bool:
+        queued = self._queue(waiting)
+        if queued and waiting.attempts:
+            metrics.RETRIES.labels(waiting.submit.model).inc()
+        return queued
+
+    def _lost(self, engine: _Engine) -> None:
+        """An engine has died: it writes into no slot any more. What it had goes to others, or waits for its next."""
+        engine.die()
+        for waiting in [each for each in self._waiting.values() if each.engine is engine]:
+            waiting.engine = None
             waiting.sent = False
             if waiting.abandoned:
                 self._end(waiting.submit.id, EngineDied("the engine died"))
             elif waiting.attempts >= _ATTEMPTS:
                 log.error("giving up on a request that was with the engine %d times when it died", waiting.attempts)
                 self._end(waiting.submit.id, EngineDied(f"the engine died {waiting.attempts} times on this request"))
+            else:
+                self._queue_again(waiting)
         self._hold_for_a_while()
         self._on_loss()
 
@@ -316,9 +407,13 @@ class EngineLink:
 
     def _give_up(self) -> None:
         self._hold = None
-        for waiting in list(self._waiting.values()):
-            if not waiting.sent and not waiting.abandoned:
-                self._end(waiting.submit.id, ModelUnavailable("the engine does not come back", retry_after=5.0))
+        for waiting in [each for each in self._waiting.values() if each.engine is None]:
+            self._end(waiting.submit.id, ModelUnavailable("the engine does not come back", retry_after=5.0))
+        if self.lost and any(engine.complete for engine in self._engines.values()):
+            # What only a lost engine had is not served any more.
+            for engine in self._engines.values():
+                engine.table = None if engine.lost else engine.table
+            self._tell_table()
 
 
 @lru_cache(maxsize=1024)

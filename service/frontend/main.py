@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -48,7 +49,8 @@ class FrontEnd:
         self._supervisor = supervisor
         self._loop = asyncio.get_running_loop()
         levels = metrics.Levels(self._write_levels)
-        self._link = EngineLink(start.config.limits.slot_bytes, self._update, self._report_soon, levels.changed)
+        slot_bytes = start.config.limits.slot_bytes
+        self._link = EngineLink(slot_bytes, self._update, self._report_soon, levels.changed, start.devices)
         self._catalogue = Catalogue(self._link.release)
         limits = start.config.limits
         front_ends = start.config.server.front_ends(machine.cores())
@@ -81,9 +83,9 @@ class FrontEnd:
         self._report = self._loop.create_task(self._keep_reporting())
         self._report_soon()
 
-    def attach(self, connection: socket.socket) -> None:
+    def attach(self, connection: socket.socket, device: int) -> None:
         """A new engine's channel."""
-        self._link.attach(connection)
+        self._link.attach(connection, device)
 
     async def drain(self) -> bool:
         """Not ready at once; accept a little longer; answer what was accepted. Whether all of it was."""
@@ -165,8 +167,8 @@ class FrontEnd:
             faults = [f"{row.model} version {row.version}: {row.reason}" for row in table.versions if row.reason]
             reason = "no model serves" + (f": {'; '.join(faults)}" if faults else ": the repository is empty")
         else:
-            reason = ""
-        return control.Status(self._listening, not reason, reason[:_MAX_REASON])
+            return control.Status(self._listening, True, _without(self._link.lost))
+        return control.Status(self._listening, False, reason[:_MAX_REASON])
 
     async def _set_health(self, ready: bool) -> None:
         """Of the server (the empty name), of each service, and of each model: `NAME` and `NAME/VERSION`."""
@@ -179,6 +181,12 @@ class FrontEnd:
             state = health_pb2.HealthCheckResponse.SERVING if good else health_pb2.HealthCheckResponse.NOT_SERVING
             await self._health.set(name, state)
         self._health_services |= serving | known
+
+
+def _without(devices: Sequence[int]) -> str:
+    if not devices:
+        return ""
+    return f"no engine serves on device {' and '.join(map(str, devices))} now: the others do all"
 
 
 def _reflected() -> DescriptorPool:
@@ -207,7 +215,7 @@ async def _main(supervisor: socket.socket) -> int:
 
     def take(message: control.Message, connection: socket.socket | None) -> None:
         if isinstance(message, control.Link) and connection is not None:
-            front_end.attach(connection)
+            front_end.attach(connection, message.device)
         elif isinstance(message, control.Drain) and not draining:
             draining.append(loop.create_task(drain()))
 

@@ -247,3 +247,37 @@ def test_instances_are_a_number_or_auto() -> None:
     assert load(None, ["engine.instances=3"]).engine.instances == 3
     assert load(None, ["engine.instances=auto"]).engine.instances == "auto"
     assert load_model_config('instances = "auto"').instances == "auto"
+
+
+def test_devices_are_a_list_or_auto_or_the_one_device() -> None:
+    def numbers(*settings: str, cuda: int = 0) -> tuple[int, ...]:
+        return load(None, settings).engine.device_numbers(lambda: cuda)
+
+    assert numbers() == (0,)
+    assert numbers("engine.device=3") == (3,)
+    assert numbers("engine.devices=[2, 5]", cuda=1) == (2, 5)
+    assert numbers("engine.devices=auto", cuda=3) == (0, 1, 2)
+    assert numbers("engine.devices=auto") == (0,)
+    assert numbers("engine.devices=auto", "engine.provider=cpu", cuda=3) == (0,)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["engine.devices=[0, 0]"], "engine.devices are [0, 0], want each of them once"),
+        (["engine.devices=[0, 1]", "engine.device=1"], "engine.device and engine.devices are both set"),
+        (["engine.devices=auto", "engine.device=1"], "engine.device and engine.devices are both set"),
+        (["engine.devices=[-1]"], "engine.devices"),
+        (["engine.devices=all"], "engine.devices"),
+    ],
+)
+def test_devices_that_cannot_be_are_refused(settings: list[str], words: str) -> None:
+    assert words in refusal(*settings)
+
+
+def test_engines_of_several_devices_share_the_threads() -> None:
+    engine = load(None, ["engine.devices=[0, 1, 2]"]).engine
+    assert (engine.of_device(2, 3, cores=8).device, engine.of_device(2, 3, cores=8).threads) == (2, 2)
+    assert engine.of_device(0, 3, cores=2).threads == 1
+    assert load(None, ["engine.threads=6"]).engine.of_device(1, 3, cores=2).threads == 2
+    assert load().engine.of_device(0, 1, cores=8) == load().engine  # of one nothing changes

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from service.machine import cores, memory_bytes
+from service.machine import cores, cuda_devices, memory_bytes
 
 
 def test_a_process_has_the_cores_it_may_run_on() -> None:
@@ -17,3 +17,8 @@ def test_a_containers_memory_is_its_limit_where_it_has_one(tmp_path: Path) -> No
     for text, memory in ((f"{machine // 3}\n", machine // 3), ("max\n", machine), (f"{1 << 63}\n", machine)):
         limit.write_text(text)
         assert memory_bytes((tmp_path / "none", limit)) == memory
+
+
+def test_without_a_driver_there_is_no_cuda_device() -> None:
+    assert cuda_devices("libnosuchdriver.so.1") == 0
+    assert cuda_devices("libc.so.6") == 0  # it has no such function

@@ -13,7 +13,7 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.metrics import Duration, collect, forget_process, registry, statistics
-from service.processes import METRICS_DIRECTORY
+from service.processes import METRICS_DIRECTORY, Restarts
 
 # A process counts what its arguments say, tells that it has, and ends when its input does.
 COUNTING = """
@@ -22,13 +22,13 @@ from service import metrics
 batches, depth, moment = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 for _ in range(batches):
     metrics.BATCH_SIZE.labels("digits", "1").observe(4)
-    metrics.BATCHES.labels("digits", "1", 4).inc()
+    metrics.BATCHES.labels("digits", "1", 4, 0).inc()
     metrics.BATCH_STAGE.labels("digits", "1", 4, "run").inc(0.25)
     metrics.STAGE_DURATION.labels("digits", "1", "queue").observe(0.5)
     metrics.REQUEST_DURATION.labels("digits", "1", "Classify", "OK").observe(2)
 metrics.REQUEST_DURATION.labels("digits", "1", "Classify", "INVALID_ARGUMENT").observe(0.125)
-metrics.QUEUE_DEPTH.labels("digits").set(depth)
-metrics.MODEL_READY.labels("digits", "1", "CPUExecutionProvider").set(1)
+metrics.QUEUE_DEPTH.labels("digits", 0).set(depth)
+metrics.MODEL_READY.labels("digits", "1", "CPUExecutionProvider", 0).set(1)
 metrics.LAST_INFERENCE.labels("digits", "1").set(moment)
 print("counted", flush=True)
 sys.stdin.read()
@@ -119,10 +119,11 @@ def test_statistics_are_the_metrics_read_back(tmp_path: Path, start: Start) -> N
 
 def test_statistics_and_tritons_names_agree_with_what_is_scraped(tmp_path: Path, start: Start) -> None:
     start(3, 0, 100.0)
-    exposed = registry(tmp_path, {"engine": 2, "frontend": 0})
+    exposed = registry(tmp_path, Restarts({0: 2, 1: 3}))
     text = generate_latest(exposed).decode()
     families = list(text_string_to_metric_families(text))
-    assert value(families, "convoy_engine_restarts_total") == 2
+    assert value(families, "convoy_engine_restarts_total", device="0") == 2
+    assert value(families, "convoy_engine_restarts_total", device="1") == 3
     assert value(families, "convoy_frontend_restarts_total") == 0
     digits = {"model": "digits", "version": "1"}
     assert value(families, "nv_inference_count", **digits) == 12

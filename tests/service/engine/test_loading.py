@@ -556,7 +556,7 @@ def test_provider_that_is_not_there_keeps_the_model_from_serving(tmp_path: Path,
 
 def test_metric_tells_which_versions_serve(tmp_path: Path, loader: Loader) -> None:
     def ready(version: int) -> float | None:
-        labels = {"model": "measured", "version": str(version), "provider": "CPUExecutionProvider"}
+        labels = {"model": "measured", "version": str(version), "provider": "CPUExecutionProvider", "device": "0"}
         return REGISTRY.get_sample_value("convoy_model_ready", labels)
 
     put(tmp_path, "measured", 1)
