@@ -4,13 +4,13 @@ import asyncio
 import math
 import os
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
-from service.channel import NEVER, Answer, Cancel, Channel, Failure, Hello, Record, Submit, Times
+from service.channel import NEVER, Answer, Cancel, Channel, Failure, Hello, Record, Release, Submit, Times
 from service.channel import Table as TableRecord
 from service.errors import ModelUnavailable, RunFailed
 from service.frontend import link as links
@@ -26,13 +26,14 @@ SHAPE = (1, 4)
 class Engine:
     """The other end of a link: takes what it is sent, answers when it is told to."""
 
-    def __init__(self, link: EngineLink) -> None:
+    def __init__(self, link: EngineLink, device: int = 0) -> None:
         ours, theirs = channel_pair()
         self.channel = Channel(ours)
         self.memory: Mapping | None = None
         self.submits: list[Submit] = []
         self.cancels: list[int] = []
-        link.attach(theirs)
+        self.releases: list[tuple[str, int]] = []
+        link.attach(theirs, device)
 
     async def take(self, until: Callable[[], object]) -> None:
         """Read until something holds."""
@@ -56,6 +57,8 @@ class Engine:
                 self.submits.append(record)
             case Cancel(id=id_):
                 self.cancels.append(id_)
+            case Release(model=model, version=version):
+                self.releases.append((model, version))
 
     def publish(self, *rows: Version, complete: bool = True) -> None:
         data = encode_table(Table(rows, complete))
@@ -83,11 +86,15 @@ async def ask(link: EngineLink, value: int) -> list[int]:
         return [int(number) for number in outputs[0].reshape(-1)]
 
 
-def run(scenario: Callable[[EngineLink], Coroutine[Any, Any, None]]) -> None:
+def run(
+    scenario: Callable[[EngineLink], Coroutine[Any, Any, None]],
+    devices: Sequence[int] = (0,),
+    on_table: Callable[[Table], None] = lambda table: None,
+) -> None:
     """Play a scenario; afterwards nothing of the slots' memory is in use."""
 
     async def play() -> None:
-        link = EngineLink(1 << 20, lambda table: None, lambda: None)
+        link = EngineLink(1 << 20, on_table, lambda: None, devices=devices)
         await scenario(link)
         await asyncio.sleep(0)
         assert link.arena.used_bytes == 0
@@ -269,3 +276,211 @@ def test_time_for_the_reply_is_what_99_of_100_replies_take() -> None:
     for _ in range(10_000):
         way_back.learn(0.0001)
     assert way_back.bound < 0.0013  # and it comes down again
+
+
+TWO = (0, 1)
+BOTH = ROW, Version(model="scenes", version=1, state="READY")
+
+
+def two(link: EngineLink) -> list[Engine]:
+    engines = [Engine(link, device) for device in TWO]
+    for engine in engines:
+        engine.publish(ROW)
+    return engines
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if holds():
+            return
+        await asyncio.sleep(0.002)
+    raise AssertionError("it does not come to hold")
+
+
+async def all_submits(engines: Sequence[Engine], count: int) -> None:
+    for _ in range(1000):
+        for engine in engines:
+            await engine.take(lambda: True)
+        if sum(len(engine.submits) for engine in engines) == count:
+            return
+    raise AssertionError("the front end did not send it")
+
+
+def test_two_engines_share_what_comes_and_read_the_same_memory() -> None:
+    async def scenario(link: EngineLink) -> None:
+        engines = two(link)
+        await all_submits(engines, 0)
+        asked = [asyncio.ensure_future(ask(link, value)) for value in range(1, 9)]
+        await all_submits(engines, 8)
+        assert [len(engine.submits) for engine in engines] == [4, 4]
+        for engine in engines:
+            for submit in engine.submits:
+                engine.answer(submit)
+        assert await asyncio.gather(*asked) == [[2 * value] * 4 for value in range(1, 9)]
+
+    run(scenario, TWO)
+
+
+def test_what_a_dead_engine_had_goes_to_the_other_at_once() -> None:
+    async def scenario(link: EngineLink) -> None:
+        engines = two(link)
+        await all_submits(engines, 0)
+        asked = [asyncio.ensure_future(ask(link, value)) for value in range(1, 5)]
+        await all_submits(engines, 4)
+        engines[0].die()
+        await engines[1].take(lambda: len(engines[1].submits) == 4)
+        assert link.lost == [0]
+        for submit in engines[1].submits:
+            engines[1].answer(submit)
+        assert await asyncio.gather(*asked) == [[2 * value] * 4 for value in range(1, 5)]
+        third = Engine(link, 0)
+        assert link.lost == [0]
+        third.publish(ROW)
+        await third.take(lambda: not link.lost)
+
+    run(scenario, TWO)
+
+
+def test_a_request_goes_to_an_engine_that_has_its_version() -> None:
+    async def scenario(link: EngineLink) -> None:
+        engines = [Engine(link, device) for device in TWO]
+        engines[0].publish(complete=False)
+        engines[1].publish(ROW)
+        await all_submits(engines, 0)
+        asked = [asyncio.ensure_future(ask(link, 1)) for _ in range(3)]
+        await engines[1].take(lambda: len(engines[1].submits) == 3)
+        for submit in engines[1].submits:
+            engines[1].answer(submit)
+        await asyncio.gather(*asked)
+
+    run(scenario, TWO)
+
+
+def test_what_only_a_dead_engine_had_waits_for_its_successor() -> None:
+    async def scenario(link: EngineLink) -> None:
+        engines = [Engine(link, device) for device in TWO]
+        engines[0].publish(ROW)
+        engines[1].publish()
+        await all_submits(engines, 0)
+        asked = asyncio.ensure_future(ask(link, 6))
+        await engines[0].take(lambda: engines[0].submits)
+        engines[0].die()
+        await engines[1].take(lambda: link.lost)
+        engines[1].publish()  # it has nothing of it still
+        await engines[1].take(lambda: True)
+        assert not asked.done()
+        successor = Engine(link, 0)
+        successor.publish(ROW)
+        await successor.take(lambda: successor.submits)
+        successor.answer(successor.submits[0])
+        assert await asked == [12] * 4
+
+    run(scenario, TWO)
+
+
+def test_what_kills_one_engine_after_the_other_is_given_up() -> None:
+    async def scenario(link: EngineLink) -> None:
+        engines = dict(zip(TWO, two(link), strict=True))
+        await all_submits(list(engines.values()), 0)
+        asked = asyncio.ensure_future(ask(link, 7))
+        for _ in range(3):
+            await all_submits(list(engines.values()), 1)
+            device = next(device for device, engine in engines.items() if engine.submits)
+            engines[device].die()
+            engines[device] = Engine(link, device)
+            engines[device].publish(ROW)
+        with pytest.raises(RunFailed, match="the engine died 3 times on this request"):
+            await asked
+
+    run(scenario, TWO)
+
+
+def test_every_engine_is_told_that_a_version_is_released() -> None:
+    async def scenario(link: EngineLink) -> None:
+        engines = two(link)
+        await all_submits(engines, 0)
+        link.release("letters", 1)
+        for engine in engines:
+            await engine.take(lambda engine=engine: engine.releases == [("letters", 1)])
+
+    run(scenario, TWO)
+
+
+def test_the_table_is_what_the_engines_have_together_and_stays_while_one_restarts() -> None:
+    tables: list[Table] = []
+
+    async def scenario(link: EngineLink) -> None:
+        engines = [Engine(link, device) for device in TWO]
+        engines[0].publish(ROW)
+        await engines[0].take(lambda: tables)
+        assert (tables[-1].versions, tables[-1].complete) == ((ROW,), False)  # the other has not looked yet
+        engines[1].publish(*BOTH)
+        await engines[1].take(lambda: len(tables) == 2)
+        assert (tables[-1].versions, tables[-1].complete) == (BOTH, True)
+        engines[1].die()
+        await engines[0].take(lambda: link.lost)
+        successor = Engine(link, 1)
+        successor.publish(complete=False)
+        await successor.take(lambda: len(tables) == 3)
+        assert tables[-1] == tables[-2]
+        successor.publish()
+        await successor.take(lambda: len(tables) == 4)
+        assert (tables[-1].versions, tables[-1].complete) == ((ROW,), True)
+
+    run(scenario, TWO, tables.append)
+
+
+def test_an_engine_that_does_not_come_back_no_longer_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "_HOLD", 0.01)
+    tables: list[Table] = []
+
+    async def scenario(link: EngineLink) -> None:
+        engines = [Engine(link, device) for device in TWO]
+        engines[0].publish(ROW)
+        engines[1].publish(*BOTH)
+        await all_submits(engines, 0)
+        engines[1].die()
+        await until(lambda: tables[-1].versions == (ROW,))
+        assert (tables[-1].versions, tables[-1].complete) == ((ROW,), True)
+        assert link.lost == [1]
+        successor = Engine(link, 1)
+        successor.publish(complete=False)
+        successor.publish(*BOTH)
+        await successor.take(lambda: not link.lost)
+        assert (tables[-1].versions, tables[-1].complete) == (BOTH, True)
+
+    run(scenario, TWO, tables.append)
+
+
+def test_an_engine_that_never_loads_anything_does_not_keep_the_others_from_serving(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(links, "_HOLD", 0.01)
+    tables: list[Table] = []
+
+    async def scenario(link: EngineLink) -> None:
+        broken, sound = [Engine(link, device) for device in TWO]
+        broken.die()
+        sound.publish(ROW)
+        await sound.take(lambda: tables)
+        assert not tables[-1].complete
+        await until(lambda: tables[-1].complete)
+        assert tables[-1].versions == (ROW,)
+
+    run(scenario, TWO, tables.append)
+
+
+def test_with_one_engine_nothing_is_chosen_and_nothing_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "choose", None)
+    monkeypatch.setattr(links.Load, "add", None)
+    monkeypatch.setattr(links.Load, "end", None)
+
+    async def scenario(link: EngineLink) -> None:
+        engine = Engine(link)
+        engine.publish(ROW)
+        asked = asyncio.ensure_future(ask(link, 1))
+        await engine.take(lambda: engine.submits)
+        engine.answer(engine.submits[0])
+        await asked
+
+    run(scenario)

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 
 from service.channel import Failure, Submit
 from service.errors import ConvoyError, ModelUnavailable, QueueFull, RunFailed
+from service.frontend.choice import Load
 from service.frontend.link import EngineLink, Slot
 from service.slots import Arena
 from tests.service.frontend.test_link import ROW, Engine, ask
@@ -20,7 +21,9 @@ TURNS = 4  # of the loop, in which all that is under way within one process sett
 
 
 class Slots(RuleBasedStateMachine):
-    """A link, the engine at its other end, and the callers."""
+    """A link, the engines at its other ends, and the callers."""
+
+    devices = (0,)
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,12 +32,12 @@ class Slots(RuleBasedStateMachine):
         self.loop.set_exception_handler(lambda loop, context: self.faults.append(context))
         self.count = 0
         self.callers: dict[int, asyncio.Task[list[int]]] = {}
-        self.engine: Engine | None = None
-        self.held: dict[int, tuple[Submit, int]] = {}  # what the engine has not ended, and what was in it at first
+        self.engines: dict[int, Engine] = {}
+        self.held: dict[int, tuple[int, Submit, int]] = {}  # what a device has not ended, and what was in it at first
         self.link = self._run(self._make())
 
     async def _make(self) -> EngineLink:
-        return EngineLink(ARENA_BYTES, lambda table: None, lambda: None)
+        return EngineLink(ARENA_BYTES, lambda table: None, lambda: None, devices=self.devices)
 
     @rule(count=st.integers(1, 4))
     def ask(self, count: int) -> None:
@@ -52,34 +55,39 @@ class Slots(RuleBasedStateMachine):
             for number in data.draw(st.sets(st.sampled_from(sorted(self.callers)), max_size=3)):
                 self.callers[number].cancel()
 
-    @rule(loaded=st.booleans())
-    def attach(self, loaded: bool) -> None:
+    @rule(loaded=st.booleans(), data=st.data())
+    def attach(self, loaded: bool, data: st.DataObject) -> None:
         """An engine comes, maybe before the end of the one before has been noticed."""
+        self._attach(loaded, data.draw(st.sampled_from(self.devices)))
 
+    def _attach(self, loaded: bool, device: int) -> None:
         async def begin() -> Engine:
-            engine = Engine(self.link)
+            engine = Engine(self.link, device)
             if loaded:
                 engine.publish(ROW)
             return engine
 
-        before, self.engine = self.engine, self._run(begin())
+        before, self.engines[device] = self.engines.get(device), self._run(begin())
         if before is not None:
             before.die()
-        self.held.clear()
+        self._forget(device)
         self._settle()
 
-    @rule()
-    def load(self) -> None:
-        if self.engine is not None:
-            self.engine.publish(ROW)
+    @rule(data=st.data())
+    def load(self, data: st.DataObject) -> None:
+        if self.engines:
+            self.engines[data.draw(st.sampled_from(sorted(self.engines)))].publish(ROW)
         self._settle()
 
-    @rule()
-    def die(self) -> None:
-        if self.engine is not None:
-            self.engine.die()
-        self.engine = None
-        self.held.clear()
+    @rule(data=st.data())
+    def die(self, data: st.DataObject) -> None:
+        if self.engines:
+            device = data.draw(st.sampled_from(sorted(self.engines)))
+            self.engines.pop(device).die()
+            self._forget(device)
+
+    def _forget(self, device: int) -> None:
+        self.held = {number: held for number, held in self.held.items() if held[0] != device}
 
     @rule(data=st.data())
     def answer(self, data: st.DataObject) -> None:
@@ -94,9 +102,10 @@ class Slots(RuleBasedStateMachine):
         self._settle()
 
     def teardown(self) -> None:
-        """An engine that stays answers whoever is left. Then nobody waits, and no memory is in use."""
+        """Engines that stay answer whoever is left. Then nobody waits, and no memory is in use."""
         try:
-            self.attach(loaded=True)
+            for device in self.devices:
+                self._attach(loaded=True, device=device)
             for _ in range(3):
                 for number in list(self.held):
                     self._end(number, good=True)
@@ -105,6 +114,7 @@ class Slots(RuleBasedStateMachine):
             assert all(task.done() for task in self.callers.values()), "somebody waits for ever"
             self._settle()
             assert self.link.arena.used_bytes == 0, "memory is leaked"
+            assert not any(each.load.requests or each.load._bytes for each in self.link._engines.values())
         finally:
             for task in self.callers.values():
                 task.cancel()
@@ -112,32 +122,32 @@ class Slots(RuleBasedStateMachine):
             self.loop.close()
 
     def _end(self, number: int, good: bool) -> None:
-        assert self.engine is not None
-        submit, value = self.held.pop(number)
-        assert self._content(submit) == value, "its memory was given to another while the engine had it"
+        device, submit, value = self.held.pop(number)
+        assert self._content(device, submit) == value, "its memory was given to another while the engine had it"
         if good:
-            self.engine.answer(submit)
+            self.engines[device].answer(submit)
         else:
-            self.engine.channel.send([Failure(submit.id, RunFailed("the network does not like it"))])
+            self.engines[device].channel.send([Failure(submit.id, RunFailed("the network does not like it"))])
 
-    def _content(self, submit: Submit) -> int:
-        assert self.engine is not None
-        assert self.engine.memory is not None
-        values = {int(each) for each in self.engine.memory.array(submit.inputs[0]).reshape(-1)}
+    def _content(self, device: int, submit: Submit) -> int:
+        memory = self.engines[device].memory
+        assert memory is not None
+        values = {int(each) for each in memory.array(submit.inputs[0]).reshape(-1)}
         return values.pop() if len(values) == 1 else -1
 
     def _settle(self) -> None:
         async def turns() -> None:
             for _ in range(TURNS):
                 await asyncio.sleep(0)
-                if self.engine is not None:
-                    await self.engine.take(lambda: True)
+                for engine in self.engines.values():
+                    await engine.take(lambda: True)
 
         self._run(turns())
-        if self.engine is not None:
-            for submit in self.engine.submits:
-                self.held[submit.id] = submit, self._content(submit)
-            self.engine.submits.clear()
+        for device, engine in self.engines.items():
+            for submit in engine.submits:
+                assert submit.id not in self.held, "two engines have it"
+                self.held[submit.id] = device, submit, self._content(device, submit)
+            engine.submits.clear()
         for number, task in [each for each in self.callers.items() if each[1].done()]:
             self._check(number, task)
             del self.callers[number]
@@ -157,20 +167,27 @@ class Slots(RuleBasedStateMachine):
         return self.loop.run_until_complete(asyncio.wait_for(action, 20))
 
 
+class SlotsOfTwo(Slots):
+    """The same with two engines, of which each may have what the other has not."""
+
+    devices = (0, 5)
+
+
 PLAIN = settings(
     max_examples=80, stateful_step_count=40, deadline=None, derandomize=True, database=None,
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 
 
-def test_no_memory_is_freed_early_twice_or_never() -> None:
-    run_state_machine_as_test(Slots, settings=PLAIN)
+@pytest.mark.parametrize("machine", [Slots, SlotsOfTwo])
+def test_no_memory_is_freed_early_twice_or_never(machine: type[Slots]) -> None:
+    run_state_machine_as_test(machine, settings=PLAIN)
 
 
-def assert_caught() -> None:
+def assert_caught(machine: type[Slots] = Slots) -> None:
     with pytest.raises((AssertionError, BaseExceptionGroup)):
         run_state_machine_as_test(
-            Slots, settings=settings(PLAIN, phases=[Phase.generate], max_examples=300, report_multiple_bugs=False)
+            machine, settings=settings(PLAIN, phases=[Phase.generate], max_examples=1000, report_multiple_bugs=False)
         )
 
 
@@ -189,3 +206,13 @@ def test_an_answer_that_reaches_another_is_caught(monkeypatch: pytest.MonkeyPatc
     answer = Engine.answer
     monkeypatch.setattr(Engine, "answer", lambda self, submit: answer(self, submit._replace(inputs=submit.outputs)))
     assert_caught()
+
+
+def test_a_request_that_an_engine_dies_with_and_no_other_gets_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EngineLink, "_queue_again", lambda self, waiting: True)
+    assert_caught(SlotsOfTwo)
+
+
+def test_work_that_stays_counted_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Load, "end", lambda self, served, nbytes: None)
+    assert_caught(SlotsOfTwo)
