@@ -73,14 +73,18 @@ class Server:
                     raise AssertionError(f"no {message!r} in the log: {self.log[-5:]}")
 
     def children(self) -> dict[str, int]:
-        """Process ids of the server's processes, by kind (engine, frontend)."""
-        found = {}
+        """Process ids of the server's processes, by kind (engine, frontend); of several of a kind the last."""
+        return {kind: pid for kind in ("engine", "frontend") for pid in self.processes(kind)}
+
+    def processes(self, wanted: str) -> list[int]:
+        """Process ids of all of a kind."""
+        found = []
         listing = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         for pid in map(int, listing.split()):
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             kind = next((word.decode().split(".")[1] for word in words if word.startswith(b"service.")), "")
-            if kind:
-                found[kind] = pid
+            if kind == wanted:
+                found.append(pid)
         return found
 
     def get(self, url: str) -> tuple[int, str]:
@@ -124,7 +128,7 @@ class Server:
 
     def _kill(self) -> None:
         if self.process.poll() is None:
-            for pid in self.children().values():
+            for pid in (*self.processes("engine"), *self.processes("frontend")):
                 os.kill(pid, signal.SIGKILL)
             self.process.kill()
             self.process.wait()
