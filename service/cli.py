@@ -1,6 +1,7 @@
 """The `convoy` command: finds the chosen command's module; turns errors into one line and an exit code."""
 
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -47,7 +48,19 @@ def main() -> None:
     if sys.argv[1:2] == ["serve"] and "--help" not in sys.argv:
         # Before all else: what reads the command line takes a tenth of a second to import.
         processes.ours().start_ahead()
-    sys.exit(run(sys.argv[1:]))
+    try:
+        code = run(sys.argv[1:])
+        print(end="", flush=True)  # here, where it can be told that it fails, not when Python ends
+        sys.exit(code)
+    except BrokenPipeError:
+        code = 1  # who reads has seen enough, as `head` has
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        code = _refuse("convoy", f"standard output cannot be written: {error.strerror}")
+    # Python would try once more to write what is left.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import types
@@ -70,6 +71,25 @@ def test_console_script_is_main():
     script = Path(sys.executable).with_name("convoy")
     done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
     assert (done.stdout.split()[0], done.stderr) == ("convoy", "")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["simulate", "--times", "1:6", "--requests", "10", "--json"]])
+def test_reader_that_goes_early_is_no_error_to_tell(arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    script = Path(sys.executable).with_name("convoy")
+    done = subprocess.run([script, *arguments], stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["simulate", "--times", "1:6", "--requests", "10", "--json"]])
+def test_full_disk_behind_standard_output_is_one_line(arguments):
+    script = Path(sys.executable).with_name("convoy")
+    with Path("/dev/full").open("w") as output:
+        done = subprocess.run([script, *arguments], stdout=output, stderr=subprocess.PIPE, text=True, check=False)
+    said = "convoy: standard output cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (2, said)
 
 
 @pytest.mark.parametrize(
