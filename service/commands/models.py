@@ -4,6 +4,7 @@ import sys
 
 import msgspec
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -48,12 +49,14 @@ def show(out: Console, served: list[Model]) -> None:
             plain(one.provider).removesuffix("ExecutionProvider"),
             tensor_size(one.tensor) if one.tensor else input_size(one.input),
             str(len(one.labels)) if one.labels else "",
-            ", ".join(f"{plain(name)} {value:.3g}" for name, value in sorted(one.metrics.items())),
+            "\n".join(f"{plain(name)} {value:.3g}" for name, value in sorted(one.metrics.items())),
         )
+    # As wide as it is, also where the terminal is narrower: a name that is cut off cannot be asked for.
+    out.width = max(out.width, Measurement.get(out, out.options.update(max_width=1000), table).maximum)
     out.print(table)
     for one in served:
         if one.reason:
-            out.print(Text(f"{plain(one.model)} {one.version}: {plain(one.reason)}"))
+            out.print(Text(f"{plain(one.model)} {one.version}: {plain(one.reason)}"), soft_wrap=True)
 
 
 def input_size(taken: Input) -> str:

@@ -66,7 +66,10 @@ def profile(
     candidates = layouts.layouts("auto", threads or cores(), gpu_offered(provider))
     made: list[list[Profile]] = []  # of each layout, one for each shape
     for layout in candidates:
-        instances = load_all(file, on, layout)
+        try:
+            instances = load_all(file, on, layout)
+        except BadModelFile as error:
+            raise BadModelFile(f"{model}: {error.message}") from None
         session = instances.session
         machine = profiles.machine(file, session.provider, device, layout.threads, layout.instances)
         largest = _largest(model, session, settings, size or [], max_batch_size)
@@ -108,6 +111,8 @@ def why(made: Profile, objective: float) -> str:
     if size < made.batch_size and rate < 0.995 * best:
         limit = f"two of them in a row fit into the {objective * 1000:g} ms in which answers should come"
         return f"{text}; {limit}, those of {made.batch_size} would bring {best:,.0f}"
+    if size == made.most:
+        return f"{text}; larger ones were not tried"
     return f"{text}; larger ones bring less than 0.5 % more"
 
 
@@ -190,6 +195,8 @@ def _parsed(text: str) -> Size:
 def _find(model: str, repository: Path) -> tuple[Path, ModelConfig]:
     """The file, and what its model does differently."""
     if model.endswith(".onnx"):
+        if not Path(model).is_file():
+            raise UnknownModel(f"there is no file {model!r}")
         return Path(model), ModelConfig()
     if not repository.is_dir():
         raise UnknownModel(f"there is no model repository {str(repository)!r}: say where it is with --repository DIR")

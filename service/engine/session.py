@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ _DTYPES = {
 }
 assert {np.dtype(name) for name in _DTYPES.values()} == set(DTYPES)
 
+_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")  # before what its errors say
 _MAX_TENSORS = 64  # inputs, and outputs, of one network: what one message between processes surely carries
 _DEVICE_FAULTS = ("CUDA failure", "CUDA error", "CUDNN failure", "CUBLAS failure", "cudaError")
 _WARM_UP_SIDE = 64  # places of a free axis, rounded up to the model's multiple: any size does where it takes any
@@ -209,6 +211,7 @@ def input_shape(document: Document) -> tuple[int, ...]:
 def _first_line(error: Exception, file: Path) -> str:
     # Also the folder: a message may name what lies beside the file. Nothing of the server's paths leaves it.
     text = str(error).replace(str(file), "the file").replace(str(file.parent), "its folder").strip()
+    text = _PREFIX.sub("", text)
     return text.splitlines()[0][:300] if text else type(error).__name__
 
 

@@ -22,6 +22,23 @@ def test_table_has_a_row_for_each_version_and_the_reason_below(vision_target, wi
     assert lines[-1] == ["broken", "1:", "model.onnx", "is", "cut", "short"]
 
 
+@pytest.mark.parametrize("width", [20, 60, 200])
+def test_nothing_is_cut_off_however_narrow_the_terminal_is(vision_target, fake_vision, width):
+    name, reason = "a-model-with-a-long-name", "a reason " * 20
+    fake_vision.models = [pb.ModelInfo(model=name, version=1, metrics={"pixel_accuracy": 0.5, "mean_iou": 0.25})]
+    fake_vision.models += [pb.ModelInfo(model=name, version=2, reason=reason)]
+    file = io.StringIO()
+    with Client(vision_target) as client:
+        show(Console(file=file, width=width), client.models())
+    lines = file.getvalue().splitlines()
+    assert [line.split() for line in lines[1:4]] == [
+        [name, "1", "unspecified", "mean_iou", "0.25"],
+        ["pixel_accuracy", "0.5"],
+        [name, "2", "unspecified"],
+    ]
+    assert lines[4] == f"{name} 2: {reason}"
+
+
 def test_model_of_tensors_tells_their_sides(vision_target, fake_vision):
     axes = [pb.TensorAxis(name="channel", size=3), pb.TensorAxis(name="time", spacing=0.01, unit="s")]
     tensor = pb.TensorInput(name="waveform", datatype="FP32", axes=axes)

@@ -34,6 +34,11 @@ def test_choice_is_told_with_its_reason() -> None:
     assert "even one image takes more than half of the 10 ms" in why(GAINS, 0.01)
 
 
+def test_largest_batch_that_was_tried_says_nothing_of_larger_ones() -> None:
+    few = profile(dict.fromkeys((1, 2, 4), 0.02))
+    assert why(few, 1.0) == "batches of up to 4: 200 images/s; larger ones were not tried"
+
+
 @pytest.mark.parametrize(
     ("seconds", "objective", "words"),
     [
@@ -112,7 +117,7 @@ def test_both_layouts_are_measured_and_the_choice_is_told(convoy, repository):
         ("colours", "colours takes inputs of any size: say which with --size HxW, or with buckets in its model.toml"),
         ("waves", "waves takes inputs of any size: its batches are measured while it serves"),
         ("doubler", "doubler does not say what it takes: its batches are measured while it serves"),
-        ("nowhere.onnx", "onnxruntime cannot load it"),
+        ("nowhere.onnx", "there is no file 'nowhere.onnx'"),
     ],
 )
 def test_model_that_cannot_be_profiled_is_told_in_one_line(convoy, repository, model, words):
@@ -121,6 +126,14 @@ def test_model_that_cannot_be_profiled_is_told_in_one_line(convoy, repository, m
     assert done.stderr.startswith("convoy profile: ")
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_file_that_is_no_network_is_named_with_what_is_wrong(convoy, tmp_path):
+    file = tmp_path / "notes.onnx"
+    file.write_text("not a network")
+    done = convoy("profile", file)
+    words = "onnxruntime cannot load it: Load model from the file failed:Protobuf parsing failed."
+    assert (done.returncode, done.stderr) == (2, f"convoy profile: {file}: {words}\n")
 
 
 def test_model_of_any_size_has_a_table_for_each_size(convoy, repository):
