@@ -82,14 +82,25 @@ def test_command_that_asks_the_server_works(server: Server, words: list[str], fo
         assert {path.name for path in folder.glob("*.png")} == {"mask.png", "mask-overlay.png"}
 
 
+def printed_by_example(number: int, server: Server, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What an example of the client prints, which is run on its own."""
+    examples = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "service.client" in block]
+    assert PORT in examples[number]
+    exec(re.sub(r"deadline=[\d.]+", "deadline=30", examples[number].replace(PORT, server.grpc)), {})
+    return capsys.readouterr().out.splitlines()
+
+
 def test_example_of_the_client_works(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "service.client" in block)
-    assert PORT in example
-    exec(example.replace(PORT, server.grpc).replace("deadline=0.5", "deadline=30"), {})
-    lines = capsys.readouterr().out.splitlines()
+    lines = printed_by_example(0, server, capsys)
     assert lines[2] == "(12, 16) uint8"
     refused = "image starts with the bytes 6e 6f 20 69 6d 61 67 65, want JPEG or PNG"
     assert [line.split("(")[0] for line in lines[3:]] == ["Classification", refused, "Classification"]
+
+
+def test_example_of_a_stream_works(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed_by_example(1, server, capsys)
+    answered = sorted(line.split("(")[0] for line in lines)
+    assert answered == sorted(f"digit-{digit}.png Classification" for digit in demo.DIGITS_SHOWN)
 
 
 def test_every_picture_that_is_sent_is_one_that_the_demo_leaves(folder: Path) -> None:
