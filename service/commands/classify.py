@@ -77,9 +77,10 @@ def json_line(name: str, answer: Classification | ServerError) -> str:
 def show(out: Console, name: str, data: bytes | None, answer: Classification | ServerError) -> None:
     """Prints one image's answer, with the picture where `data`, the image file, is given."""
     if isinstance(answer, ServerError):
-        out.print(Text.assemble((plain(name), "bold"), "  ", (plain(answer.message), "red")))
+        out.print(Text.assemble((plain(name), "bold"), "  ", (plain(answer.message), "red")), soft_wrap=True)
         return
-    out.print(Text.assemble((plain(name), "bold"), (f"  {plain(answer.model)} version {answer.version}", "dim")))
+    title = f"  {plain(answer.model)} version {answer.version}"
+    out.print(Text.assemble((plain(name), "bold"), (title, "dim")), soft_wrap=True)
     pixels = read_pixels(data) if data is not None else None
     ranked = Group(*_bars(answer.labels, out.width - (_PICTURE_COLUMNS + 2 if pixels is not None else 0)))
     if pixels is None:

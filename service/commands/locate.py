@@ -14,7 +14,7 @@ from service import metadata
 from service.answers import ServerError
 from service.client import DEFAULT_TARGET, read_image
 from service.commands.masks import png
-from service.commands.options import DEADLINE, Deadline, Server
+from service.commands.options import DEADLINE, Deadline, Server, check_png
 from service.commands.picture import Pixels, read_pixels
 from service.commands.tensors import TensorClient
 from service.commands.terminal import console, plain
@@ -37,6 +37,7 @@ def locate(
 ) -> None:
     """Ask a server where in pictures a template is: x and y of the upper left pixel, width, height, and a score of at
     most 1."""
+    check_png("--out", out)
     if out is not None and len(pictures) > 1:
         raise BadConfig(f"-o {str(out)!r} is one file for {len(pictures)} pictures, want one picture")
     if out is not None and out.resolve() == pictures[0].resolve():
@@ -59,7 +60,7 @@ def locate(
             if out is not None:
                 size = (spec.min_height, spec.min_width)
                 out.write_bytes(png(drawn(as_taken(data, spec), heat_map, (row, column), size)))
-                screen.print(Text.assemble("wrote ", plain(str(out))))
+                screen.print(Text.assemble("wrote ", plain(str(out))), soft_wrap=True)
     if refused:
         raise typer.Exit(1)
 

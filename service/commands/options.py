@@ -20,12 +20,17 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of pictur
 DEADLINE = 30.0  # seconds: above what a loaded CPU needs for one large image, below a person's patience
 
 
+def check_png(option: str, file: Path | None) -> None:
+    """Raises BadConfig for a name that would tell another format than what is written."""
+    if file is not None and file.suffix.lower() != ".png":
+        raise BadConfig(f"{option} {str(file)!r}, want a name that ends in .png")
+
+
 def check_picture(picture: Path | None) -> None:
     """Raises BadConfig where it could not be drawn: known before what is drawn has been measured, not after it."""
     if picture is None:
         return
-    if picture.suffix.lower() != ".png":
-        raise BadConfig(f"--picture {str(picture)!r}, want a name that ends in .png")
+    check_png("--picture", picture)
     if importlib.util.find_spec("matplotlib") is None:
         raise BadConfig("--picture needs matplotlib: install convoy[bench]")
     if not picture.parent.is_dir():

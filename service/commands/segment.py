@@ -13,7 +13,7 @@ from rich.text import Text
 
 from service.client import DEFAULT_TARGET, Client, MaskFormat, Model, Segmentation, ServerError, read_image
 from service.commands.masks import Palette, Pixels, mask_png, overlay, palette_of, png
-from service.commands.options import DEADLINE, Deadline, ModelName, Server
+from service.commands.options import DEADLINE, Deadline, ModelName, Server, check_png
 from service.commands.picture import half_blocks, read_pixels, symbols
 from service.commands.terminal import bar, console, plain, shows_colours, stage_line
 from service.errors import BadConfig, BadImage
@@ -40,8 +40,8 @@ def segment(
     deadline: Deadline = DEADLINE,
 ) -> None:
     """Ask a server for the class of every pixel: writes the mask and its overlay, and shows which classes there are."""
-    if not out.name:
-        raise BadConfig(f"--out is {str(out)!r}, want a file's name")
+    check_png("--out", out)
+    check_png("--confidence", confidence)
     overlaid = out.with_name(f"{out.stem}-overlay.png")
     _check_different({"IMAGE": image, "--out": out, "its overlay": overlaid, "--confidence": confidence})
     data = read_image(image)
@@ -54,7 +54,9 @@ def segment(
         except ServerError as error:
             if error.reason != BadImage.reason:
                 raise
-            screen.print(Text.assemble((plain(str(image)), "bold"), "  ", (plain(error.message), "red")))
+            screen.print(
+                Text.assemble((plain(str(image)), "bold"), "  ", (plain(error.message), "red")), soft_wrap=True
+            )
             raise typer.Exit(1) from None
         served = client.models(deadline)
     palette = palette_of(_colours(served, answer), len(answer.class_pixels))
@@ -70,7 +72,7 @@ def segment(
         files[confidence] = png(PIL.Image.fromarray(answer.confidence))
     _write(files)
     show(screen, str(image), answer, blended, palette)
-    screen.print(Text.assemble("wrote ", ", ".join(plain(str(path)) for path in files)))
+    screen.print(Text.assemble("wrote ", ", ".join(plain(str(path)) for path in files)), soft_wrap=True)
 
 
 def show(screen: Console, name: str, answer: Segmentation, blended: Pixels, palette: Palette) -> None:
@@ -79,7 +81,7 @@ def show(screen: Console, name: str, answer: Segmentation, blended: Pixels, pale
     blended  (H, W, 3) RGB, the mask's colours over the image
     """
     title = f"  {plain(answer.model)} version {answer.version} · {_size(answer.mask)}"
-    screen.print(Text.assemble((plain(name), "bold"), (title, "dim")))
+    screen.print(Text.assemble((plain(name), "bold"), (title, "dim")), soft_wrap=True)
     colours = shows_colours(screen)
     marks = _marks(answer)
     columns = max(20, min(64, screen.width - _TABLE_COLUMNS - 2))

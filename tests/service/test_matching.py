@@ -146,6 +146,7 @@ def test_list_of_models_says_what_it_is_for(server: Server) -> None:
         (["waldo", "absent.png"], "absent.png"),
         (["waldo", "scene.png", "scene.png", "-o", "heat.png"], "one file for 2 pictures"),
         (["waldo", "scene.png", "-o", "scene.png"], "is the picture itself"),
+        (["waldo", "scene.png", "-o", "heat.jpg"], "--out 'heat.jpg', want a name that ends in .png"),
     ],
 )
 def test_what_cannot_be_asked_is_one_line_and_exit_code_2(

@@ -7,6 +7,7 @@ import pytest
 
 from service.bench.histogram import Histogram
 from service.commands import bench, options
+from service.pb.convoy.v1 import vision_pb2 as pb
 
 
 @pytest.fixture
@@ -95,6 +96,17 @@ def test_bench_shares_the_requests_among_models_by_weight(convoy, vision_target,
 
 
 @pytest.mark.usefixtures("quick")
+def test_bench_of_a_model_that_takes_no_images_says_how_it_is_asked(convoy, vision_target, fake_vision):
+    tensor = pb.TensorInput(name="waveform", datatype="FP32", axes=[pb.TensorAxis(name="time")])
+    model = pb.ModelInfo(
+        model="gait", version=1, state=pb.MODEL_STATE_READY, task=pb.TASK_CLASSIFICATION, tensor=tensor
+    )
+    fake_vision.models = [model]
+    done = convoy("bench", "--model", "gait", "--rate", "5", "--server", vision_target)
+    said = "convoy bench: model 'gait' takes no images: ask it with --protocol oip\n"
+    assert (done.returncode, done.stderr) == (2, said)
+
+
 def test_bench_generates_images_of_all_sizes_that_are_asked_for(convoy, vision_target, fake_vision):
     arguments = ("--model", "digits", "--size", "20x30", "--size", "40x50", "--concurrency", 1, "--seconds", 0.2)
     assert convoy("bench", *arguments, "--server", vision_target).returncode == 0

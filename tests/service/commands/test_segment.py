@@ -138,7 +138,9 @@ def test_file_that_would_be_written_over_another_is_refused_before_asking(
     ("arguments", "said"),
     [
         (["absent.png", "-o", "out.png"], "absent.png"),
-        (["scene.png", "-o", "."], "--out is '.', want a file's name"),
+        (["scene.png", "-o", "."], "--out '.', want a name that ends in .png"),
+        (["scene.png", "-o", "out.jpg"], "--out 'out.jpg', want a name that ends in .png"),
+        (["scene.png", "-o", "out.png", "--confidence", "sure"], "--confidence 'sure', want a name that ends in .png"),
         (["scene.png", "-o", "no/folder/out.png"], "cannot write 'no/folder/out.png'"),
         (["scene.png", "-o", "out.png", "--model", "missing"], "no model 'missing'"),
     ],
