@@ -86,14 +86,17 @@ LAST_INFERENCE = Gauge(
 )
 
 
+def count_request(model: str, version: str, method: str, code: str, seconds: float) -> None:
+    """A request was replied to so many seconds after its arrival."""
+    _add(_request_counters(model, version, method, code), seconds, 1)
+
+
 def count_images(model: str, version: str, images: int, seconds: Sequence[float]) -> None:
     """So many images were answered, each of which spent `seconds` in the STAGES."""
     counter, histograms = _image_counters(model, version)
     counter.inc(images)
-    for (total, buckets), span in zip(histograms, seconds, strict=True):
-        # What Histogram.observe does, for many at once.
-        total.inc(images * span)
-        buckets[bisect_left(_SECONDS, span)].inc(images)
+    for histogram, span in zip(histograms, seconds, strict=True):
+        _add(histogram, span, images)
 
 
 class Levels:
@@ -115,12 +118,31 @@ class Levels:
         self._write()
 
 
+# The counters of a histogram: of the sum, and one for each bucket, the last for what is longer than all of them.
+_Parts = tuple[Any, list[Any]]
+
+
+def _add(histogram: _Parts, seconds: float, times: int) -> None:
+    # What Histogram.observe does, for many at once.
+    total, buckets = histogram
+    total.inc(times * seconds)
+    buckets[bisect_left(_SECONDS, seconds)].inc(times)
+
+
+def _parts_of(histogram: Histogram) -> _Parts:
+    return histogram._sum, histogram._buckets
+
+
+# Looking labels up takes longer than counting.
 @cache
-def _image_counters(model: str, version: str) -> tuple[Counter, list[tuple[Any, list[Any]]]]:
-    # Looking labels up takes longer than counting. A histogram has one counter for each bucket, the last for what is
-    # longer than all of them.
-    histograms = [STAGE_DURATION.labels(model, version, stage) for stage in STAGES]
-    return IMAGES.labels(model, version), [(histogram._sum, histogram._buckets) for histogram in histograms]
+def _request_counters(model: str, version: str, method: str, code: str) -> _Parts:
+    return _parts_of(REQUEST_DURATION.labels(model, version, method, code))
+
+
+@cache
+def _image_counters(model: str, version: str) -> tuple[Counter, list[_Parts]]:
+    histograms = [_parts_of(STAGE_DURATION.labels(model, version, stage)) for stage in STAGES]
+    return IMAGES.labels(model, version), histograms
 
 
 def forget_process(pid: int, directory: Path) -> None:

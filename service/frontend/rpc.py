@@ -157,7 +157,7 @@ async def serve(
         return await reply(result)
     finally:
         seconds = (time.monotonic_ns() - call.arrived) / 1e9
-        metrics.REQUEST_DURATION.labels(call.model, call.version, call.method, code.name).observe(seconds)
+        metrics.count_request(call.model, call.version, call.method, code.name, seconds)
         if entered:
             gate.leave(nbytes)
 

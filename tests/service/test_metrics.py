@@ -12,6 +12,7 @@ from prometheus_client import generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from service import metrics
 from service.metrics import Duration, collect, forget_process, registry, statistics
 from service.processes import METRICS_DIRECTORY, Restarts
 
@@ -192,3 +193,24 @@ def test_versions_and_batch_sizes_are_kept_apart() -> None:
 def test_nothing_counted_is_nothing_found(tmp_path: Path) -> None:
     assert collect(tmp_path) == []
     assert statistics(collect(tmp_path)) == {}
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.0001, 0.00011, 0.3, 10.0, 99.0])
+def test_many_images_at_once_are_counted_as_one_after_another(seconds: float) -> None:
+    metrics.count_images("at-once", "1", 5, [seconds] * len(metrics.STAGES))
+    one_by_one = metrics.STAGE_DURATION.labels("one-by-one", "1", "queue")
+    for _ in range(5):
+        one_by_one.observe(seconds)
+    samples = [sample for family in metrics.STAGE_DURATION.collect() for sample in family.samples]
+
+    def of(model: str) -> dict[tuple[str, str], float]:
+        return {
+            (sample.name, sample.labels.get("le", "")): sample.value
+            for sample in samples
+            if sample.labels["model"] == model
+            and sample.labels["stage"] == "queue"
+            and not sample.name.endswith("_created")
+        }
+
+    assert of("at-once") == pytest.approx(of("one-by-one"))
+    assert of("at-once")["convoy_stage_duration_seconds_count", ""] % 5 == 0

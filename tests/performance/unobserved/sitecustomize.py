@@ -26,7 +26,15 @@ def _silence_timings(module: Any) -> None:
     module.observe = lambda *arguments, **more: never
 
 
-_SILENCED = {"prometheus_client.metrics": _silence_metrics, "service.frontend.timings": _silence_timings}
+def _silence_requests(module: Any) -> None:
+    module.count_request = _nothing
+
+
+_SILENCED = {
+    "service.metrics": _silence_requests,
+    "prometheus_client.metrics": _silence_metrics,
+    "service.frontend.timings": _silence_timings,
+}
 
 
 class _Silencer(MetaPathFinder, Loader):
