@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import onnxruntime
 
-from tests.performance import costs, loads, models, pictures, scheduling, starts
+from tests.performance import costs, floor, loads, models, pictures, scheduling, starts
 from tests.performance.figure import EACH, FIXED, Figure
 
 INTRODUCTION = """# Benchmarks
@@ -83,6 +83,7 @@ def main() -> None:
             ],
             "P16": lambda: [costs.observing(small, pairs)],
             "P17": lambda: [scheduling.predictions(small)],
+            "tiny": lambda: floor.tiny(small, pairs),
             "callers": lambda: [loads.many_callers(Path(folder) / "callers", pairs)],
         }
         lines: list[Figure] = []

@@ -51,6 +51,28 @@ async def _open(target: str, method: str, request: bytes, times: Sequence[float]
     return found
 
 
+async def _streamed(target: str, method: str, request: bytes, window: int, requests: int) -> Answers:
+    found = Answers()
+    room = asyncio.Semaphore(window)
+    async with grpc.aio.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        call = channel.stream_stream(method)()
+
+        async def send() -> None:
+            for _ in range(requests):
+                await room.acquire()
+                await call.write(request)
+            await call.done_writing()
+
+        begin = time.perf_counter()
+        sending = asyncio.ensure_future(send())
+        while (await call.read()) is not grpc.aio.EOF:
+            room.release()
+            found.latencies.append(time.perf_counter() - begin)
+        await sending
+        found.seconds = time.perf_counter() - begin
+    return found
+
+
 async def _one(
     call: grpc.aio.UnaryUnaryMultiCallable, request: bytes, deadline: float, due: float, begin: float, found: Answers
 ) -> None:
@@ -70,3 +92,8 @@ def closed(target: str, method: str, request: bytes, callers: int, requests: int
 def at_times(target: str, method: str, request: bytes, times: Sequence[float], deadline: float) -> Answers:
     """Each request at its time, in seconds from the start, whatever became of those before."""
     return asyncio.run(_open(target, method, request, times, deadline))
+
+
+def streamed(target: str, method: str, request: bytes, window: int, requests: int) -> Answers:
+    """So many requests over one stream, of which `window` are under way at a time. Latencies are from its start."""
+    return asyncio.run(_streamed(target, method, request, window, requests))

@@ -4,27 +4,37 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-_TICK = 1 / os.sysconf("SC_CLK_TCK")
-
 
 def cpu_seconds(pid: int) -> float:
-    """Of a process and its children's children, as far as they live; in steps of a clock tick (10 ms)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    own = (int(fields[11]) + int(fields[12])) * _TICK
+    """Of a process and its children's children, as far as they and their threads live."""
+    own = sum(int(file.read_text().split()[0]) for file in Path(f"/proc/{pid}/task").glob("*/schedstat"))  # ns
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return own + sum(cpu_seconds(int(child)) for child in children)
+    return own / 1e9 + sum(cpu_seconds(int(child)) for child in children)
 
 
 class Echo:
-    """A grpc.aio server in a process of its own that answers every request with so many bytes after so many seconds."""
+    """A gRPC server in a process of its own that answers every request with so many bytes after so many seconds."""
 
-    def __init__(self, answer_bytes: int, seconds: float = 0.0) -> None:
-        command = [sys.executable, "-m", "tests.performance.echo", str(answer_bytes), str(seconds)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
+    def __init__(
+        self,
+        answer_bytes: int,
+        seconds: float = 0.0,
+        kind: str = "uvloop",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        command = [sys.executable, "-m", "tests.performance.echo", str(answer_bytes), str(seconds), kind]
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, **(environment or {})},
+        )
         assert self.process.stdout is not None
         self.target = f"127.0.0.1:{int(self.process.stdout.readline())}"
 

@@ -46,7 +46,7 @@ def test_cpu_time_of_children_counts() -> None:
     try:
         assert process.stdout is not None
         process.stdout.readline()
-        assert 0.4 - 0.02 <= cpu_seconds(process.pid) < 5  # user and system time each lose what is less than a tick
+        assert 0.4 <= cpu_seconds(process.pid) < 5
     finally:
         os.killpg(process.pid, 9)
         process.wait()
