@@ -108,12 +108,12 @@ def why(made: Profile, objective: float) -> str:
         return (
             f"{text}; even one image takes more than half of the {objective * 1000:g} ms in which answers should come"
         )
-    if size < made.batch_size and rate < 0.995 * best:
+    if size < made.batch_size and rate < 0.998 * best:
         limit = f"two of them in a row fit into the {objective * 1000:g} ms in which answers should come"
         return f"{text}; {limit}, those of {made.batch_size} would bring {best:,.0f}"
     if size == made.most:
         return f"{text}; larger ones were not tried"
-    return f"{text}; larger ones bring less than 0.5 % more"
+    return f"{text}; larger ones bring less than 0.2 % more"
 
 
 def which(one: Sequence[Profile], several: Sequence[Profile], objective: float) -> str:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from service.engine.batching import Batch, Batcher, Key, Limits, Request
 from service.engine.instances import Instance, Instances
 from service.engine.providers import GPU
-from service.engine.running import Ran, run
+from service.engine.running import Computed, Ran, compute, finish
 from service.engine.session import Session
 from service.errors import ConvoyError, DeadlinePassed, UnknownModel
 
@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 _SHORT = 0.0005  # seconds; so long a batch may keep the loop: it takes about as long to a thread and back
 _ALONE = 0.01  # the same where nobody else is there: whoever comes meanwhile has to wait for the device anyway
+
+_FEW = 1 << 18  # bytes of outputs: the loop copies them in less than 0.1 ms
 
 
 class Ended(NamedTuple):
@@ -142,7 +144,7 @@ class Dispatcher:
     def _start(self, started: _Started) -> None:
         if self._keeps_the_loop(started):
             # Through the loop, so that what has come meanwhile is read between one short batch and the next.
-            self._loop.call_soon(self._end_on_loop, started, _run_or_end(started))
+            self._loop.call_soon(self._end_on_loop, started, _compute_or_end(started))
         else:
             started.instance.submit(self._run_on, started)
 
@@ -153,22 +155,22 @@ class Dispatcher:
             return False
         return seconds < _SHORT or (seconds < _ALONE and not self._company and not len(self._batcher))
 
-    def _end_on_loop(self, started: _Started, ran: Ran) -> None:
+    def _end_on_loop(self, started: _Started, computed: Computed | Ran) -> None:
         with self._lock:
-            self._end(started, ran)
+            self._end(started, computed)
             decided = self._decide()
-        self._settle(started, ran, decided)
+        self._settle(started, computed, decided)
         for following in decided.started:
             self._start(following)
 
     def _run_on(self, started: _Started | None) -> None:
         """In the thread of its session: a batch, and those that the session runs behind it."""
         while started is not None:
-            ran = _run_or_end(started)
+            computed = _compute_or_end(started)
             with self._lock:
-                self._end(started, ran)
+                self._end(started, computed)
                 decided = self._decide()
-            self._loop.call_soon_threadsafe(self._settle, started, ran, decided)
+            self._loop.call_soon_threadsafe(self._settle, started, computed, decided)
             instance, started = started.instance, None
             for following in decided.started:
                 if following.instance is instance:
@@ -176,21 +178,26 @@ class Dispatcher:
                 else:
                     following.instance.submit(self._run_on, following)
 
-    def _end(self, started: _Started, ran: Ran) -> None:
+    def _end(self, started: _Started, computed: Computed | Ran) -> None:
         Instances.give(started.instance)
         # From the decision to its end: all that keeps the device from the next batch.
         seconds = time.monotonic() - started.at
-        self._batcher.ended(started.batch, [(started.batch.rows, seconds)] if len(ran.batches) == 1 else [])
+        in_one = isinstance(computed, Computed) or len(computed.batches) == 1
+        self._batcher.ended(started.batch, [(started.batch.rows, seconds)] if in_one else [])
 
-    def _settle(self, started: _Started, ran: Ran, decided: _Decided) -> None:
+    def _settle(self, started: _Started, computed: Computed | Ran, decided: _Decided) -> None:
         self._tell(decided)
-        self._tell_ended(Ended(started.batch, ran, started.instance.session))
+        self._tell_ended(Ended(started.batch, finish(computed), started.instance.session))
 
 
-def _run_or_end(started: _Started) -> Ran:
-    works = [request.payload for request in started.batch.requests]
+def _compute_or_end(started: _Started) -> Computed | Ran:
+    """Run it. A few outputs are written to their slots on the loop, while the device runs the next batch."""
+    session = started.instance.session
     try:
-        return run(started.instance.session, works)
+        computed = compute(session, [request.payload for request in started.batch.requests])
     except Exception:  # DeviceLost, or a mistake of ours: front ends send what waits to a fresh process
         logger.exception("the engine cannot go on")
         os._exit(1)
+    if isinstance(computed, Computed) and (session.provider in GPU or computed.nbytes > _FEW):
+        return finish(computed)
+    return computed

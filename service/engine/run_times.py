@@ -12,7 +12,7 @@ _OUTLIER = 4.0  # a batch that took longer by more than this factor counts as th
 _STALE = 0.01  # change of a size's time from which on the table is made anew
 _QUANTILE = 0.99  # of the batches that end within `bound`
 _QUANTILE_STEP = 0.02  # by which the bound moves, of the predicted time
-_EFFICIENT = 0.995  # of the highest throughput is as good as the highest: the smaller batch answers earlier
+_EFFICIENT = 0.998  # of the highest throughput is as good as the highest: the smaller batch answers earlier
 
 
 class RunTimes:

@@ -42,13 +42,37 @@ class Ran(NamedTuple):
     batches: list[tuple[int, Times]]
 
 
+class Computed(NamedTuple):
+    """A batch whose outputs are there, and not yet in the slots. Where and when it ran is as in Times."""
+
+    works: Sequence[Work]
+    outputs: Sequence[NDArray[np.generic]]
+    rows: int
+    batched: bool
+    slots: Mapping[int, NDArray[np.uint8]]  # outputs that the network has written itself
+    gather: int
+    run: int
+    scatter: int
+
+    @property
+    def nbytes(self) -> int:
+        """Of the outputs."""
+        return sum([values.nbytes for values in self.outputs])
+
+
 def run(session: Session, works: Sequence[Work]) -> Ran:
-    """Run a batch. Where it fails and is of several requests, each runs alone, so that a bad one fails alone.
+    """Run a batch and write its outputs to the slots. Raises as `compute`."""
+    return finish(compute(session, works))
+
+
+def compute(session: Session, works: Sequence[Work]) -> Computed | Ran:
+    """Run a batch. Where it fails and is of several requests, each runs alone, so that a bad one fails alone; that is
+    then over. Else the outputs are the session's own memory on a GPU, where its next run overwrites them.
 
     Raises DeviceLost: then nothing may be answered, and the process has to end.
     """
     try:
-        return _run(session, works)
+        return _compute(session, works)
     except DeviceLost:
         raise
     except Exception as error:  # a batch ends here, whatever the network or onnxruntime did
@@ -57,11 +81,48 @@ def run(session: Session, works: Sequence[Work]) -> Ran:
             return Ran([end for one in alone for end in one.ends], [size for one in alone for size in one.batches])
         log.warning("a run failed", exc_info=error)
         known = error if isinstance(error, ConvoyError) and not isinstance(error, RunFailed) else None
-        failure = known or RunFailed("the network failed on this input")
-        return Ran([Done(Failure(works[0].submit.id, failure))], [])
+        return Ran([_failed(works[0], known or RunFailed("the network failed on this input"))], [])
 
 
-def _run(session: Session, works: Sequence[Work]) -> Ran:
+def finish(computed: Computed | Ran) -> Ran:
+    """Write the outputs to the slots, where that has not been done. Who cannot get them is told so alone."""
+    if isinstance(computed, Ran):
+        return computed
+    row = 0
+    written: list[tuple[tuple[Span, ...], tuple[int, ...]] | None] = []
+    for work in computed.works:
+        part = slice(row, row + work.submit.rows)
+        parts = [values[part] for values in computed.outputs] if computed.batched else computed.outputs
+        written.append(_written(work, parts, computed.slots))
+        row += work.submit.rows
+    times = Times(computed.gather, computed.run, computed.scatter, time.monotonic_ns())
+    ends = [
+        _failed(work, RunFailed("the answer could not be passed on"))
+        if into is None
+        else Done(Answer(work.submit.id, computed.rows, times, into[0]), into[1])
+        for work, into in zip(computed.works, written, strict=True)
+    ]
+    return Ran(ends, [(computed.rows, times)])
+
+
+def _written(
+    work: Work, outputs: Sequence[NDArray[np.generic]], slots: Mapping[int, NDArray[np.uint8]]
+) -> tuple[tuple[Span, ...], tuple[int, ...]] | None:
+    with ExitStack() as undo:
+        try:
+            written = _scatter(work, outputs, slots, undo)
+        except Exception as error:  # such as no more descriptors, for what travels in memory of its own
+            log.error("outputs could not be written", exc_info=error)
+            return None
+        undo.pop_all()  # what was spilled now belongs to whoever sends the answer
+        return written
+
+
+def _failed(work: Work, error: ConvoyError) -> Done:
+    return Done(Failure(work.submit.id, error))
+
+
+def _compute(session: Session, works: Sequence[Work]) -> Computed:
     gather = time.monotonic_ns()
     rows = sum([work.submit.rows for work in works])
     size = _padded(session, works[0].submit, rows) if session.padding else rows
@@ -75,21 +136,7 @@ def _run(session: Session, works: Sequence[Work]) -> Ran:
         for spec, values in zip(session.outputs, outputs, strict=True):
             if not values.shape or values.shape[0] != size:
                 raise RunFailed(f"output {spec.name!r} came with {values.shape[:1]} rows for {size}")
-    ends = []
-    row = 0
-    with ExitStack() as undo:
-        for work in works:
-            part = slice(row, row + work.submit.rows)
-            parts = [values[part] for values in outputs] if session.batched else outputs
-            ends.append(_scatter(work, parts, slots, undo))
-            row += work.submit.rows
-        undo.pop_all()  # what was spilled now belongs to whoever sends the answers
-    times = Times(gather, start, scatter, time.monotonic_ns())
-    answers = [
-        Done(Answer(work.submit.id, rows, times, spans), descriptors)
-        for work, (spans, descriptors) in zip(works, ends, strict=True)
-    ]
-    return Ran(answers, [(rows, times)])
+    return Computed(works, outputs, rows, session.batched, slots, gather, start, scatter)
 
 
 def _padded(session: Session, submit: Submit, rows: int) -> int:
