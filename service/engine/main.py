@@ -108,7 +108,7 @@ class Engine:
                 self._drop_if_released(model, version)
             else:
                 self._unreleased.pop((model, version), None)
-        for peer in self._peers.values():
+        for peer in list(self._peers.values()):  # who turns out to have gone leaves it
             self._send_table(peer)
 
     def _take_profile(self, model: str, version: int, loaded: Loaded) -> None:

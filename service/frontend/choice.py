@@ -1,14 +1,16 @@
 """Which of several engines a request goes to: the one that should be done with it first.
 
 Plain code. What an engine has to do is what this front end has sent there and has no answer to, by what such requests
-took lately, and what others have sent there, by the engine's own word. The request's own run counts too, or a slow
-device that is idle would look as good as a fast one. Of equal engines the one with the fewest requests is chosen, then
-the one whose last turn is longest ago.
+took lately. The request's own run counts too, or a slow device that is idle would look as good as a fast one. Of equal
+engines the one with the fewest requests is chosen, then the one whose last turn is longest ago.
+
+What other front ends have sent there is not known: each shares out its own. An engine's word of it comes with answers,
+and so is as old as a batch takes; whoever goes by it goes where all others went meanwhile, and waits longer.
 
 So when a request is placed, no other engine has less to do by more than that request takes there: engines run empty
 within the time of one request of each other, and with equal devices all work ends at most (2 - 1/engines) times as late
 as in the best order (R. L. Graham, Bounds on multiprocessing timing anomalies, 1969). Both hold as far as the predicted
-times do.
+times do, for the requests of one front end.
 """
 
 from collections.abc import Sequence
@@ -28,7 +30,6 @@ class Load:
 
     def __init__(self) -> None:
         self.requests = 0  # without an answer
-        self.others = 0.0  # seconds of work that it has from other front ends, as it said last
         self.chosen = 0  # the turn when it was chosen last
         self.paces: dict[Served, float] = {}  # seconds for a byte of input
         self._bytes: dict[Served, int] = {}  # of inputs without an answer
@@ -57,14 +58,14 @@ class Load:
 
     def forget(self) -> None:
         """The engine has died, and its work with it. The next one runs on the same device."""
-        self.requests, self.others = 0, 0.0
+        self.requests = 0
         self._bytes.clear()
 
     def seconds(self, served: Served, nbytes: int, guess: float) -> float:
         """Until a request of so many bytes would have run; `guess` is the pace where this engine's is not known."""
         known = self.paces.get
         waiting = [nbytes * known(each, guess if each == served else _GUESS) for each, nbytes in self._bytes.items()]
-        return self.others + sum(waiting) + nbytes * known(served, guess)
+        return sum(waiting) + nbytes * known(served, guess)
 
 
 def choose(loads: Sequence[Load], served: Served, nbytes: int, turn: int) -> Load:

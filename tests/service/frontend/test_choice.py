@@ -4,29 +4,37 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import pytest
 
 from service.frontend import choice
-from service.frontend.choice import Load, choose
+from service.frontend.choice import Load, Served, choose
 
 LETTERS = ("letters", 1)
 BYTES = 1000  # of a request's input
 MOST = 16  # requests of a batch
 OBJECTIVE = 0.1  # seconds
+REQUESTS = 20_000
 
 
-@dataclass
+class Told(Load):
+    """The load of an engine that says with its answers what it has from other front ends."""
+
+    others = 0.0
+
+    def seconds(self, served: Served, nbytes: int, guess: float) -> float:
+        return self.others + super().seconds(served, nbytes, guess)
+
+
 class Device:
-    """Runs what waits in batches, whose first image takes `base` seconds more than each; no faster than that."""
+    """Runs what waits in batches, whose first image takes `base` seconds more than each, for some front ends."""
 
-    base: float
-    each: float
-    waiting: list[float] = field(default_factory=list)  # arrivals
-    running: list[float] = field(default_factory=list)
-    began: float = 0.0
-    load: Load = field(default_factory=Load)
+    def __init__(self, base: float, each: float) -> None:
+        self.base, self.each = base, each
+        self.waiting: list[tuple[float, int]] = []  # arrivals, and from which front end
+        self.running: list[tuple[float, int]] = []
+        self.began = 0.0
+        self.loads: list[Load] = []  # as each front end sees it
 
     @property
     def capacity(self) -> float:
@@ -38,48 +46,61 @@ class Device:
         self.running, self.waiting = self.waiting[:MOST], self.waiting[MOST:]
         return now + self.base + len(self.running) * self.each
 
+    def end(self, now: float) -> list[float]:
+        """Latencies of the batch that ends now."""
+        began, ended = round(self.began * 1e9) + 1, round(now * 1e9) + 1
+        for _, source in self.running:
+            self.loads[source].learn(LETTERS, began, ended, BYTES * len(self.running))
+            self.loads[source].end(LETTERS, BYTES)
+        for source in {source for _, source in self.running}:
+            own = self.loads[source]
+            if isinstance(own, Told):
+                others = [load.requests for load in self.loads if load is not own]
+                own.others = sum(others) * BYTES * own.paces[LETTERS]
+        ran, self.running = self.running, []
+        return [now - arrived for arrived, _ in ran]
 
-Choose = Callable[[list[Device], int], Device]
+
+Choose = Callable[[list[Device], int, int], Device]
 
 
-def shortest(devices: list[Device], turn: int) -> Device:
-    chosen = choose([device.load for device in devices], LETTERS, BYTES, turn)
-    return next(device for device in devices if device.load is chosen)
+def shortest(devices: list[Device], turn: int, source: int) -> Device:
+    loads = [device.loads[source] for device in devices]
+    return devices[loads.index(choose(loads, LETTERS, BYTES, turn))]
 
 
-def in_turn(devices: list[Device], turn: int) -> Device:
+def in_turn(devices: list[Device], turn: int, source: int) -> Device:
     return devices[turn % len(devices)]
 
 
 def at_random(seed: int) -> Choose:
     generator = random.Random(seed)
-    return lambda devices, turn: generator.choice(devices)
+    return lambda devices, turn, source: generator.choice(devices)
 
 
-def serve(devices: list[Device], pick: Choose, share: float, seed: int = 1, count: int = 40_000) -> list[float]:
+def serve(
+    devices: list[Device], pick: Choose, share: float, front_ends: int = 1, kind: type[Load] = Load
+) -> list[float]:
     """The latencies of Poisson arrivals at such a share of what all devices can do, ascending."""
-    generator, latencies = random.Random(seed), list[float]()
+    generator, latencies = random.Random(1), list[float]()
+    for device in devices:
+        device.loads = [kind() for _ in range(front_ends)]
     rate = share * sum(device.capacity for device in devices)
     order = itertools.count()
     events: list[tuple[float, int, Device | None]] = [(0.0, next(order), None)]
-    turn = 0
+    turns = [0] * front_ends
     while events:
         now, _, device = heapq.heappop(events)
         if device is None:
-            turn += 1
-            if turn < count:
+            if sum(turns) < REQUESTS:
                 heapq.heappush(events, (now + generator.expovariate(rate), next(order), None))
-            device = pick(devices, turn)
-            device.load.add(LETTERS, BYTES)
-            device.waiting.append(now)
+            source = generator.randrange(front_ends)
+            turns[source] += 1
+            device = pick(devices, turns[source], source)
+            device.loads[source].add(LETTERS, BYTES)
+            device.waiting.append((now, source))
         else:
-            for arrived in device.running:
-                latencies.append(now - arrived)
-                device.load.learn(
-                    LETTERS, round(device.began * 1e9) + 1, round(now * 1e9) + 1, BYTES * len(device.running)
-                )
-                device.load.end(LETTERS, BYTES)
-            device.running = []
+            latencies += device.end(now)
         if not device.running and device.waiting:
             heapq.heappush(events, (device.start(now), next(order), device))
     return sorted(latencies)
@@ -106,7 +127,7 @@ def test_unequal_devices_answer_sooner_than_in_turn_and_at_random(base: float, s
         theirs = serve(unequal(base), other, share)
         assert p99(ours) < 0.9 * p99(theirs)
         assert goodput(ours) >= goodput(theirs)
-    assert goodput(ours) > 0.999
+    assert goodput(ours) > 0.98
 
 
 def test_goodput_of_unequal_devices_is_kept_where_turns_lose_a_third_of_it() -> None:
@@ -121,6 +142,25 @@ def test_equal_devices_answer_about_as_soon_as_in_turn() -> None:
 
     for share in (0.3, 0.9):
         assert p99(serve(devices(), shortest, share)) <= 1.05 * p99(serve(devices(), in_turn, share))
+
+
+@pytest.mark.parametrize(("front_ends", "longer"), [(2, 1.06), (4, 1.15), (8, 1.3)])
+def test_front_ends_that_know_of_their_own_requests_only_lose_little(front_ends: int, longer: float) -> None:
+    for share in (0.5, 0.85, 0.95):
+        one, several = serve(unequal(), shortest, share), serve(unequal(), shortest, share, front_ends)
+        assert p99(several) < longer * p99(one)
+        assert goodput(several) > goodput(one) - 0.005
+
+
+def test_an_engines_word_of_the_others_is_too_old_to_help() -> None:
+    """Why there is none: with it, equal devices answer later."""
+
+    def devices() -> list[Device]:
+        return [Device(0.005, 0.001) for _ in range(4)]
+
+    for front_ends in (2, 4):
+        told = serve(devices(), shortest, 0.85, front_ends, Told)
+        assert p99(told) > 1.05 * p99(serve(devices(), shortest, 0.85, front_ends))
 
 
 def test_engines_never_differ_by_more_than_one_request() -> None:
@@ -146,14 +186,6 @@ def test_of_equal_engines_the_one_with_the_fewest_requests_is_chosen_then_each_i
     assert turns == [0, 1, 2, 0, 1, 2]
     loads[0].add(LETTERS, 0)  # takes no time, but it is one
     assert [loads.index(choose(loads, LETTERS, BYTES, turn)) for turn in range(7, 11)] == [1, 2, 1, 2]
-
-
-def test_what_others_have_sent_there_counts() -> None:
-    loads = [Load(), Load()]
-    loads[0].others = 0.5
-    assert choose(loads, LETTERS, BYTES, 1) is loads[1]
-    loads[1].others = 0.6
-    assert choose(loads, LETTERS, BYTES, 2) is loads[0]
 
 
 def test_work_of_another_model_counts_by_its_own_pace() -> None:
@@ -218,7 +250,6 @@ def test_an_engine_that_died_has_nothing_to_do() -> None:
     for load in loads:
         load.paces[LETTERS] = 1e-6
         load.add(LETTERS, BYTES)
-    loads[1].others = 3.0
     loads[1].forget()
     assert (loads[1].requests, loads[1].seconds(LETTERS, 0, 0.0)) == (0, 0.0)
     assert choose(loads, LETTERS, BYTES, 1) is loads[1]
