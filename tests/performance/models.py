@@ -10,6 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 from models import checkpoint, zoo
 from models.export import export, onnx_graph
 from models.half import Half
+from models.run import default_settings
+from models.train import train
 from service import metadata
 from service.metadata import Document, InputSpec
 
@@ -65,3 +67,9 @@ def half(root: Path, architecture: str) -> Path:
     version.mkdir(parents=True)
     onnx.save(graph, version / "model.onnx")
     return version / "model.onnx"
+
+
+def trained(root: Path, architecture: str, data: str = "digits") -> Path:
+    """An architecture of the zoo, trained with its defaults."""
+    run = root.parent / f"{architecture}-run"
+    return export(run / train(default_settings(architecture, data), run).checkpoint, root).path
