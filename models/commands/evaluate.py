@@ -11,8 +11,8 @@ from models.visualize import confusion
 from service.errors import BadConfig
 
 MEANING = {
-    "top1": "share of images whose most probable class is right",
-    "top5": "share of images with the right class among the five most probable",
+    "top1": "share of {kind} whose most probable class is right",
+    "top5": "share of {kind} with the right class among the five most probable",
     "pixel_accuracy": "share of pixels whose class is right",
     "mean_iou": "intersection over union, mean of all classes with the background, over all pixels of the split",
 }
@@ -39,9 +39,10 @@ def evaluate(
     result = evaluate_checkpoint(checkpoint, data)
     description = result.description
     picture = picture or checkpoint.with_name(f"{checkpoint.stem}-confusion.png")
-    print(f"{description.architecture} on {result.images} held-out images of {description.data}")
+    kind = "images" if description.tensor is None else "tensors"
+    print(f"{description.architecture} on {result.images} held-out {kind} of {description.data}")
     for name, score in result.scores.items():
-        print(f"  {name:<15}{score:.4f}  {MEANING[name]}")
+        print(f"  {name:<15}{score:.4f}  {MEANING[name].format(kind=kind)}")
     Console().print(confusion.table(result.confusion, description.labels))
     title = f"{description.architecture} on {description.data}, held out"
     confusion.save(result.confusion, description.labels, title, picture)

@@ -33,9 +33,10 @@ def export(
     scores = "  ".join(f"{score} {value:.4f}" for score, value in provenance.metrics.items())
     print(f"file      {exported.path}  ({exported.path.stat().st_size / 1024:.0f} KiB, version {exported.version})")
     print(f"held out  {scores or 'not measured: there was no data'}")
-    kind = "images" if provenance.data else "generated images"
+    kind = "images" if exported.document.tensor is None else "tensors"
+    generated = "" if provenance.data else "generated "
     print(
-        f"parity    onnxruntime against PyTorch on {parity.images} {kind}: probabilities differ by at most "
+        f"parity    onnxruntime against PyTorch on {parity.images} {generated}{kind}: probabilities differ by at most "
         f"{parity.max_abs_difference:.1e}, {agreement:.4%} of answers are the same"
     )
     print(f"next      convoy serve --repository {repository}")

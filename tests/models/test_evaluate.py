@@ -96,6 +96,13 @@ def test_table_shows_shares_of_each_true_class() -> None:
     assert lines[-3:] == [["true", "cat", "aero…"], ["cat", "75.0", "25.0"], ["aeroplane", "·", "100"]]
 
 
+def test_command_counts_tensors_where_there_are_no_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["evaluate", str(untrained(tmp_path, "conv1d", "gait"))]) == 0
+    out = capsys.readouterr().out
+    assert "conv1d on 250 held-out tensors of gait" in out
+    assert "share of tensors whose most probable class is right" in out
+
+
 def test_command_prints_the_measures_and_saves_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = untrained(tmp_path, "unet", "tiny-scenes")
     assert cli.run(["evaluate", str(path)]) == 0

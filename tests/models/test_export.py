@@ -14,7 +14,7 @@ from models.data.registry import data_set
 from models.errors import BadCheckpoint, BadModelName, ParityRefused
 from models.export import Exported, export, exported_from, onnx_graph
 from models.graph import Pixels, Segmenter
-from service import metadata
+from service import cli, metadata
 from tests.models.conftest import untrained
 
 NETWORKS = [("lenet5", "tiny-digits"), ("unet", "tiny-scenes")]
@@ -132,6 +132,12 @@ def test_model_is_named_for_its_architecture_unless_told_otherwise(tmp_path: Pat
     assert exported_from(path, repository, "lenet5")
     untrained(tmp_path, seed=1)  # the same file name, other weights
     assert not exported_from(path, repository, "lenet5")
+
+
+def test_command_counts_tensors_where_there_are_no_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = untrained(tmp_path, "conv1d", "gait")
+    assert cli.run(["export", str(path), "--repository", str(tmp_path / "repository")]) == 0
+    assert "parity    onnxruntime against PyTorch on 250 tensors: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("architecture", "data"), NETWORKS)
