@@ -1,6 +1,7 @@
 """The server's configuration: one frozen struct per section, filled once at start from a TOML file and `--set`."""
 
 import itertools
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -228,10 +229,10 @@ def _convert(values: dict[str, Any], kind: type[T]) -> T:
     try:
         return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
-        raise BadConfig(f"configuration: {_in_words(str(error))}") from None
+        raise BadConfig(f"configuration: {_in_words(str(error), values, kind)}") from None
 
 
-def _in_words(message: str) -> str:
+def _in_words(message: str, values: dict[str, Any], kind: type[T]) -> str:
     # msgspec says "Expected `int` <= 1024 - at `$.batching.max_batch_size`": the key goes first.
     what, at, path = message.partition(" - at `$")
     where = path.strip("`.")
@@ -240,4 +241,30 @@ def _in_words(message: str) -> str:
         return f"unknown key {f'{where}.{name}' if where else name!r}".replace("'", "")
     if what.startswith(f"{where}."):
         return what  # ours, of several keys at once
-    return f"{where}: {what[0].lower()}{what[1:]}" if at else what
+    if not at:
+        return what
+    if what.startswith("Invalid enum value"):
+        wanted = " or ".join(_choices(kind, where))
+    elif not what.startswith("Expected"):
+        return f"{where}: {what[0].lower()}{what[1:]}"
+    else:
+        wanted = what.partition(", got ")[0].removeprefix("Expected ").replace("`", "")
+    return f"{where} is {_given(values, where)!r}, want {wanted}"
+
+
+def _choices(kind: type[T], where: str) -> list[str]:
+    """The words that a key may have for a value, and what else it takes."""
+    found: Any = msgspec.inspect.type_info(kind)
+    for name in where.split("."):
+        found = next(field.type for field in found.fields if field.name == name)
+    types = getattr(found, "types", (found,))
+    words = [repr(word) for each in types for word in getattr(each, "values", ())]
+    others = {msgspec.inspect.IntType: "a number", msgspec.inspect.VarTupleType: "a list"}
+    return words + [name for other, name in others.items() if any(isinstance(each, other) for each in types)]
+
+
+def _given(values: dict[str, Any], where: str) -> object:
+    found: Any = values
+    for name in re.findall(r"[^.\[\]]+", where):
+        found = found[int(name) if isinstance(found, list) else name]
+    return found
