@@ -201,6 +201,8 @@ def _find(model: str, repository: Path) -> tuple[Path, ModelConfig]:
     if not repository.is_dir():
         raise UnknownModel(f"there is no model repository {str(repository)!r}: say where it is with --repository DIR")
     listings = scan(repository)
+    if model in listings and listings[model].problem:
+        raise BadConfig(f"{model}: {listings[model].problem}")
     version = choose(listings[model], ()) if model in listings else None
     if version is None:
         names = ", ".join(sorted(listings)) or "none"

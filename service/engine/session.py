@@ -188,7 +188,7 @@ def load_on(file: Path, device: Device, threads: int) -> Session:
 def _tell(device: Device, chosen: Options, got: str, file: Path) -> None:
     if got in GPU:
         return
-    name = "/".join(file.parts[-3:-1])
+    name = "model {} version {}".format(*file.parts[-3:-1])
     if len(chosen) > 1:
         log.warning("%s runs on the CPU: CUDA is offered but could not be used", name)
     if device.gpu_options:

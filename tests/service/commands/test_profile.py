@@ -128,6 +128,15 @@ def test_model_that_cannot_be_profiled_is_told_in_one_line(convoy, repository, m
     assert done.stderr.count("\n") == 1
 
 
+def test_model_whose_settings_are_wrong_is_told_with_them(convoy, tmp_path):
+    folder = tmp_path / "repository" / "letters"
+    folder.mkdir(parents=True)
+    (folder / "model.toml").write_text("max_batch_size = 0")
+    done = convoy("profile", "letters", "--repository", folder.parent)
+    said = "convoy profile: letters: model.toml: configuration: max_batch_size is 0, want int >= 1\n"
+    assert (done.returncode, done.stderr) == (2, said)
+
+
 def test_file_that_is_no_network_is_named_with_what_is_wrong(convoy, tmp_path):
     file = tmp_path / "notes.onnx"
     file.write_text("not a network")

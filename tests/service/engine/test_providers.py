@@ -105,7 +105,7 @@ def test_settings_that_nothing_follows_are_told_in_one_line(file: Path, caplog: 
         session = load_on(file, Device("cpu", config), 1)
     (told,) = caplog.records
     assert told.getMessage() == (
-        "letters/1 runs on the CPU, where nothing follows engine.gpu_memory_mib, engine.cuda_graphs"
+        "model letters version 1 runs on the CPU, where nothing follows engine.gpu_memory_mib, engine.cuda_graphs"
     )
     assert session.run([np.zeros((1, 8, 8, 1), np.uint8)])[0].shape == (1, 10)
 
