@@ -72,7 +72,7 @@ def main() -> None:
             "P5": scheduling.decisions,
             "P6": lambda: [*loads.overload(small), costs.refusals(small, pairs)],
             "P7": lambda: loads.steps(small),
-            "P8": lambda: scheduling.simulated(1_000_000),
+            "P8": lambda: [*scheduling.simulated(1_000_000), *loads.in_time(small)],
             "P10": lambda: [loads.spread(small)],
             "P11": lambda: [loads.lone(small, pairs)],
             "P13": lambda: [costs.front_ends(small, pairs)],

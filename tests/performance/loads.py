@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import numpy as np
 
 from service.arrivals import gaps
@@ -76,6 +77,27 @@ def overload(root: Path, scale: float = 8.0) -> list[Figure]:
         )
         for factor, wanted in ((2.0, 0.98), (5.0, 0.95), (10.0, 0.90))
     ]
+
+
+def in_time(root: Path, requests: int = 5_000, scale: float = 4.0) -> list[Figure]:
+    """P8 over gRPC: how many of those that are asked for at 80 % of the best load are answered within the
+    objective."""
+    body, deadline = request(32, 1), 0.1 * scale
+    rate = 0.8 * oracle(lambda size: scale * seconds_of(size), 64, deadline)
+    found = []
+    with serving(root, sleeping(scale), "batching.max_batch_size=64") as server:
+        for kind, variation, wanted in (("poisson", 1.0, 0.9999), ("gamma", 2.0, None)):
+            times = np.cumsum(gaps(np.random.default_rng(8), kind, rate, variation, requests))
+            answers = load.at_times(server.grpc, CLASSIFY, body, times.tolist(), deadline)
+            refused = answers.errors.count(grpc.StatusCode.RESOURCE_EXHAUSTED)
+            good = sum(latency <= deadline for latency in answers.latencies)
+            share = good / requests
+            arrivals = f"{requests:,} requests over gRPC, {kind} CV {variation:g}"
+            what = f"answered within {1000 * deadline:g} ms at 80 % load, {arrivals}"
+            note = f"{share:.3%}; {refused} refused, {requests - refused - good} late"
+            asked = f">= {wanted:.2%}" if wanted is not None else ""
+            found.append(Figure("P8", what, asked, note, None if wanted is None else share >= wanted))
+    return found
 
 
 def spread(root: Path, scale: float = 4.0) -> Figure:
