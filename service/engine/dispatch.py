@@ -151,7 +151,7 @@ class Dispatcher:
     def _keeps_the_loop(self, started: _Started) -> bool:
         batch, instance = started.batch, started.instance
         seconds = batch.ends - started.at
-        if not seconds or instance.running > 1 or instance.session.provider in GPU:
+        if not seconds or instance.running > 1 or instance.held or instance.session.provider in GPU:
             return False
         return seconds < _SHORT or (seconds < _ALONE and not self._company and not len(self._batcher))
 

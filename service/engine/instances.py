@@ -19,7 +19,8 @@ class Instance:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.running = 0  # batches, of which all but one wait
+        self.running = 0  # batches, of which all but one wait; under the dispatcher's lock
+        self.held = 0  # by how many who run something else there; only the loop changes it
         self._thread = ThreadPoolExecutor(1, "run")
 
     def submit(self, call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> Future[T]:
@@ -28,7 +29,7 @@ class Instance:
 
 
 class Instances:
-    """All sessions of a version, and what runs on them. One writer: the engine's loop."""
+    """All sessions of a version, and what runs on them."""
 
     def __init__(self, sessions: Sequence[Session]) -> None:
         self.all = tuple(Instance(session) for session in sessions)
@@ -51,9 +52,9 @@ class Instances:
         return instance
 
     def hold(self, change: int) -> None:
-        """Count as running, or no longer: batches go through the threads as long as something else may run there."""
+        """Hold them, or no longer: batches go through the threads as long as something else may run there."""
         for instance in self.all:
-            instance.running += change
+            instance.held += change
 
     @staticmethod
     def give(instance: Instance) -> None:
