@@ -123,11 +123,14 @@ def test_sessions_run_side_by_side(running: dict[str, Any]) -> None:
     play(running, lambda: Device(lambda works: meeting.wait(10), 2, limits), scenario)
 
 
-def where_it_runs(running: dict[str, Any], seconds: float, company: int, images: int = 1) -> bool:
+def where_it_runs(running: dict[str, Any], seconds: float, company: int, images: int = 1, held: bool = False) -> bool:
     """Whether a batch that is known to take so long runs on the loop's thread."""
     threads: list[int] = []
 
     async def scenario(device: Device) -> None:
+        assert device.instances is not None
+        device.instances.hold(1)
+        device.instances.hold(0 if held else -1)
         device.dispatcher.measured(KEY, LIMITS, {1: seconds, 4: seconds})
         device.dispatcher.expect("letters", "front end", 0, company, 0.0)
         device.add(*range(images))
@@ -146,6 +149,11 @@ def test_only_short_batches_keep_the_loop_and_somewhat_longer_ones_where_nobody_
     assert where_it_runs(running, 0.005, company=1)
     assert not where_it_runs(running, 0.005, company=1, images=8)
     assert not where_it_runs(running, 0.02, company=1)
+
+
+def test_batches_go_through_the_threads_as_long_as_the_sessions_are_held(running: dict[str, Any]) -> None:
+    """So that none meets what else runs in them."""
+    assert not where_it_runs(running, 0.0001, company=5, held=True)
 
 
 def test_what_takes_nobody_knows_how_long_leaves_the_loop(running: dict[str, Any]) -> None:

@@ -4,14 +4,11 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from service.client import Client
-from service.engine.instances import Instances
-from service.engine.session import load
 from tests.service import networks
 from tests.service.running import Server
 
@@ -75,13 +72,3 @@ def test_change_of_their_number_fails_nobody(server: Server) -> None:
         finally:
             over.set()
         assert all(each.result() > 0 for each in calling)
-
-
-def test_batches_go_through_the_threads_as_long_as_the_sessions_are_held(tmp_path: Path) -> None:
-    """So that none meets what else runs in them."""
-    instances = Instances([load(networks.save(networks.classifier(), tmp_path, "letters", 1), "cpu", 0, 1)])
-    instances.hold(1)
-    held = instances.take()
-    assert held.running == 2  # alone it would be 1
-    instances.hold(-1)
-    assert held.running == 1
