@@ -20,6 +20,7 @@ from models.data.batches import Batch, loader
 from models.data.dataset import DataSet
 from models.data.registry import data_set
 from models.errors import BadTraining
+from models.inspect import inspect_architecture
 from models.metrics import IGNORE, LEADING, measures
 from models.registry import Recipe
 from models.run import Note, RunFolder, Settings, commit, source_digest
@@ -80,13 +81,17 @@ def train(settings: Settings, output: Path, resume: Path | None = None) -> Note:
 
 
 def describe(settings: Settings, data: DataSet) -> tuple[Description, nn.Module]:
-    """A fresh network and all that its checkpoints will say. Raises BadTraining where the two do not go together."""
+    """A fresh network and all that its checkpoints will say. Raises BadTraining where the two do not go together,
+    ImpossibleLayer where the size leaves nothing for a layer."""
     row = registry.architecture(settings.architecture)
     if row.task != data.task:
         raise BadTraining(f"{settings.architecture} is for {row.task}, {data.name} is data for {data.task}")
     _check_kind(settings, row.input, data)
     if settings.recipe.crop is not None and (row.task != "segmentation" or registry.sides(row.input)):
         raise BadTraining(f"crop {settings.recipe.crop}: {settings.architecture} takes whole images")
+    if settings.size is not None:
+        # Now, and in words: the first step would end with torch's.
+        inspect_architecture(settings.architecture, settings.size, len(data.labels), data.channels, settings.arguments)
     size = settings.size if data.tensor is None else registry.sides(data.tensor)
     network = registry.build(settings.architecture, data.channels, len(data.labels), settings.arguments, size)
     description = Description(

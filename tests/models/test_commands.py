@@ -124,6 +124,7 @@ def test_defaults_are_the_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         (["unet", "--data", "digit-scenes", "--set", "with=8"], "want one of: width, depth"),
         (["lenet5", "--data", "digit-scenes"], "lenet5 is for classification"),
         (["lenet5", "--data", "digits", "--crop", "16"], "crop 16: lenet5 takes whole images"),
+        (["lenet5", "--data", "digits", "--size", "8"], "lenet5 at 8x8: c3: nothing is left by a convolution of 6x2x2"),
         (["lenet5", "--data", "digits", "--resume", "none.ckpt"], "there is no checkpoint none.ckpt"),
     ],
 )
