@@ -77,6 +77,12 @@ def test_goodput_stays_at_97_percent_of_the_oracle_under_overload(load: float) -
     assert found.goodput >= 0.97 * BEST
 
 
+def test_few_requests_bring_no_more_than_the_oracle() -> None:
+    found = outcome(stream(4.0), requests=1000)
+    assert found.seconds < 5 * OBJECTIVE  # what is answered behind it counts for much
+    assert 0.5 * BEST < found.goodput <= 1.01 * BEST
+
+
 @pytest.mark.parametrize("load", [2.0, 5.0])
 def test_goodput_under_bursts_stays_at_90_percent_of_the_oracle(load: float) -> None:
     found = outcome(stream(load, "gamma", 4.0))
