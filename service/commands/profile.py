@@ -23,7 +23,6 @@ from service.engine.providers import Device, gpu_offered
 from service.engine.run_times import RunTimes
 from service.engine.session import Session
 from service.errors import BadConfig, BadModelFile, UnknownModel
-from service.frontend.preprocess import input_size
 from service.machine import cores
 from service.repository import MODEL_FILE, choose, model_file, scan
 
@@ -171,7 +170,7 @@ def _largest(
         raise BadModelFile(f"--size {sizes[0]}: {model} does not take images of any size, want no --size")
     limits, batching = LimitsConfig(), BatchingConfig()
     own = buckets.configured("none", settings.buckets, document, limits.max_input_pixels).sizes
-    wanted = [input_size(document.image, *_parsed(text)) for text in sizes] or own
+    wanted = [buckets.rounded(document.image, *_parsed(text)) for text in sizes] or own
     found = profiling.shapes(document, wanted, most if session.batched else 1, batching.max_batch_pixels)
     if not found:
         say = (
