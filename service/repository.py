@@ -139,6 +139,11 @@ def scan(root: Path) -> dict[str, Listing]:
     return found
 
 
+def misnamed(root: Path) -> list[str]:
+    """Folders that hold a version with a model file, but whose names are no model's. Raises OSError as `scan` does."""
+    return sorted(file.parts[-3] for file in root.glob(f"*/*/{MODEL_FILE}") if not _NAME.fullmatch(file.parts[-3]))
+
+
 def model_file(root: Path, model: str, version: int) -> Path:
     """Where a version's file is. Only for names that `scan` found."""
     return root / model / str(version) / MODEL_FILE

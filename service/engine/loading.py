@@ -21,7 +21,7 @@ from service.engine.sizes import MOST_PADDING, choose, pays
 from service.errors import BadConfig, BadMetadata, BadModelFile
 from service.metadata import Document
 from service.metrics import MODEL_READY
-from service.repository import Listing, Stamp, State, Table, Version
+from service.repository import MAX_NAME, Listing, Stamp, State, Table, Version
 
 log = logging.getLogger(__name__)
 
@@ -73,14 +73,19 @@ class Loader:
         self._models: dict[str, _Model] = {}
         self._complete = False
         self._published: Table | None = None
+        self._misnamed: set[str] = set()  # folders, when they were last looked at
 
     def refresh(self) -> None:
         """Look at the repository and load what has come. Publishes the table whenever it has changed."""
         try:
             listings = repository.scan(self._root)
+            misnamed = repository.misnamed(self._root)
         except OSError as error:
             log.error("model repository cannot be read: %s; what is loaded goes on serving", error.strerror)
             return
+        for name in set(misnamed) - self._misnamed:
+            log.warning("folder %r is passed over: a model's name is 1 to %d of a-z, 0-9, - and _", name, MAX_NAME)
+        self._misnamed = set(misnamed)
         for name in self._models.keys() - listings.keys():
             self._retire(name, self._models[name])
             del self._models[name]

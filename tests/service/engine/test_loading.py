@@ -85,6 +85,18 @@ def test_highest_version_serves_and_only_it_is_loaded(tmp_path: Path, loader: Lo
     assert (y == 2).all()
 
 
+def test_folder_whose_name_is_no_models_is_told_once(
+    tmp_path: Path, loader: Loader, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path, "MyModel", 1)
+    (tmp_path / "lost+found").mkdir()
+    for _ in range(2):
+        loader.refresh()
+    assert loader.table().versions == ()
+    said = "folder 'MyModel' is passed over: a model's name is 1 to 64 of a-z, 0-9, - and _"
+    assert [record.message for record in caplog.records] == [said]
+
+
 def test_row_of_a_ready_version_tells_how_it_serves(tmp_path: Path, loader: Loader) -> None:
     put(tmp_path, "doubler", 1)
     networks.save(networks.doubler(batched=False), tmp_path, "fixed")
