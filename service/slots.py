@@ -4,10 +4,12 @@ A front end owns one memory file (`Arena`) and allocates the input and output sp
 the same memory (`Mapping`), only reads inputs and only writes outputs. Nothing has a name in the file system.
 """
 
+import math
 import mmap
 import os
 import threading
 from bisect import bisect_left, insort
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +37,39 @@ class Span(NamedTuple):
     nbytes: int  # of an output in a Submit: the room there is
     dtype: np.dtype[np.generic]
     shape: tuple[int, ...]
+
+
+class Layout(NamedTuple):
+    """The bytes of a slot, and its inputs and outputs as if it began at 0."""
+
+    nbytes: int
+    inputs: tuple[Span, ...]
+    outputs: tuple[Span, ...]
+
+    def at(self, begin: int) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
+        """Inputs and outputs of a slot that begins there."""
+        return _moved(self.inputs, begin), _moved(self.outputs, begin)
+
+
+@lru_cache(maxsize=1024)
+def layout(
+    inputs: tuple[tuple[np.dtype[np.generic], tuple[int, ...]], ...], output_bytes: tuple[tuple[int, int], ...]
+) -> Layout:
+    """Room for inputs of these (dtype, shape) and outputs of these (number, bytes), each on a line of its own."""
+    at = 0
+    given, wanted = [], []
+    for number, (dtype, shape) in enumerate(inputs):
+        nbytes = dtype.itemsize * math.prod(shape)
+        given.append(Span(number, at, nbytes, dtype, shape))
+        at += -(-nbytes // ALIGNMENT) * ALIGNMENT
+    for number, nbytes in output_bytes:
+        wanted.append(Span(number, at, nbytes, np.dtype(np.uint8), (nbytes,)))
+        at += -(-nbytes // ALIGNMENT) * ALIGNMENT
+    return Layout(at, tuple(given), tuple(wanted))
+
+
+def _moved(spans: tuple[Span, ...], begin: int) -> tuple[Span, ...]:
+    return tuple([Span(number, begin + at, nbytes, dtype, shape) for number, at, nbytes, dtype, shape in spans])
 
 
 def memory_file(nbytes: int) -> int:

@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import logging
-import math
 import mmap
 import os
 import socket
@@ -11,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property, lru_cache
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,44 +18,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service import metrics
-from service.channel import NEVER, Answer, Cancel, Failure, Hello, Packet, Record, Release, Submit, Wire
+from service.channel import Answer, Cancel, Failure, Hello, Packet, Record, Release, Submit, Wire
 from service.channel import Table as TableRecord
 from service.errors import EngineDied, ModelUnavailable
 from service.frontend.choice import Load, choose
 from service.frontend.merging import merged
+from service.frontend.way_back import WayBack
 from service.repository import Table, Version, decode_table
-from service.slots import ALIGNMENT, SPILLED, Arena, Span
+from service.slots import SPILLED, Arena, Span, layout
 
 log = logging.getLogger(__name__)
 
 Result = tuple[Answer, dict[int, NDArray[Any]]]
 
 _ATTEMPTS = 3  # submissions of one slot: an input that kills the engine must not kill it for ever
-_REPLY = 0.001  # seconds that gRPC takes for a reply, which nobody here sees
-_QUANTILE = 0.99
-_STEP = 0.05
 _HOLD = 30.0  # seconds that requests wait for an engine that does not come back
-
-
-class WayBack:
-    """How long answers take from the engine's last word to the reply, as 99 in 100 do not exceed it: what a deadline
-    has to leave for that. Seconds; the usual stochastic step towards a quantile, rare large steps up, small ones down.
-    """
-
-    def __init__(self) -> None:
-        self.bound = _REPLY
-
-    def learn(self, seconds: float) -> None:
-        """One answer took so long."""
-        step = _QUANTILE if seconds + _REPLY > self.bound else _QUANTILE - 1
-        self.bound = max(_REPLY, self.bound * (1 + _STEP * step))
-
-    def leave(self, deadline: int, now: int) -> int:
-        """When the engine has to be done, CLOCK_MONOTONIC in ns, for an answer by `deadline`: at the latest in half of
-        the time that is left."""
-        if deadline == NEVER:
-            return NEVER
-        return deadline - min(round(self.bound * 1e9), max(0, deadline - now) // 2)
 
 
 class Slot:
@@ -240,9 +216,9 @@ class EngineLink:
 
         An output whose size is not known has 0 bytes: it comes in memory of its own.
         """
-        nbytes, given, wanted = _layout(tuple(inputs), tuple(output_bytes))
-        block = self.arena.allocate(nbytes)
-        return Slot(self, block, _placed(given, block[0]), _placed(wanted, block[0]))
+        plan = layout(tuple(inputs), tuple(output_bytes))
+        block = self.arena.allocate(plan.nbytes)
+        return Slot(self, block, *plan.at(block[0]))
 
     def next_id(self) -> int:
         """A number that no other submission of this front end has had."""
@@ -414,24 +390,3 @@ class EngineLink:
             for engine in self._engines.values():
                 engine.table = None if engine.lost else engine.table
             self._tell_table()
-
-
-@lru_cache(maxsize=1024)
-def _layout(
-    inputs: tuple[tuple[np.dtype[np.generic], tuple[int, ...]], ...], output_bytes: tuple[tuple[int, int], ...]
-) -> tuple[int, tuple[Span, ...], tuple[Span, ...]]:
-    """The bytes of a slot, and its inputs and outputs as if it began at 0."""
-    at = 0
-    given, wanted = [], []
-    for number, (dtype, shape) in enumerate(inputs):
-        nbytes = dtype.itemsize * math.prod(shape)
-        given.append(Span(number, at, nbytes, dtype, shape))
-        at += -(-nbytes // ALIGNMENT) * ALIGNMENT
-    for number, nbytes in output_bytes:
-        wanted.append(Span(number, at, nbytes, np.dtype(np.uint8), (nbytes,)))
-        at += -(-nbytes // ALIGNMENT) * ALIGNMENT
-    return at, tuple(given), tuple(wanted)
-
-
-def _placed(spans: tuple[Span, ...], begin: int) -> tuple[Span, ...]:
-    return tuple([Span(number, begin + at, nbytes, dtype, shape) for number, at, nbytes, dtype, shape in spans])

@@ -17,6 +17,7 @@ from service.errors import BadImage, BadRequest, ConvoyError, EngineDied, Predic
 from service.frontend import encoding, status
 from service.frontend.catalogue import Catalogue
 from service.frontend.decode import Picture, decode, from_raw
+from service.frontend.describe import describe
 from service.frontend.encoding import Labels
 from service.frontend.link import EngineLink, Slot
 from service.frontend.outlook import Outlook
@@ -24,24 +25,11 @@ from service.frontend.parts import Part, Sent, parts
 from service.frontend.postprocess import Ranking, rankings, segmentation
 from service.frontend.preprocess import Placement, input_size, preprocess, reduction
 from service.frontend.rpc import Call, count_refusal
-from service.frontend.tensors import DATATYPES
 from service.frontend.threads import to_its_end
 from service.frontend.timings import Marks, observe
-from service.metadata import Document, InputSpec, TensorInput
+from service.metadata import Document, InputSpec
 from service.pb.convoy.v1 import vision_pb2 as pb
 from service.repository import Version
-
-_TASKS = {
-    None: pb.TASK_TENSORS,
-    "classification": pb.TASK_CLASSIFICATION,
-    "segmentation": pb.TASK_SEGMENTATION,
-    "matching": pb.TASK_MATCHING,
-}
-_STATES = {
-    "LOADING": pb.MODEL_STATE_LOADING,
-    "READY": pb.MODEL_STATE_READY,
-    "UNAVAILABLE": pb.MODEL_STATE_UNAVAILABLE,
-}
 
 _STAGE_FIELDS = tuple(f"{stage}_seconds" for stage in metrics.STAGES)
 _PRIORITIES = frozenset(pb.Priority.values())
@@ -134,7 +122,7 @@ class Vision:
 
     async def ListModels(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
         """Every version in the repository."""
-        return pb.ListModelsResponse(models=[_describe(row) for row in self._catalogue.table.versions])
+        return pb.ListModelsResponse(models=[describe(row) for row in self._catalogue.table.versions])
 
     def _labels_of(self, row: Version, document: Document) -> Labels:
         known, labels = self._labels.get((row.model, row.version), (None, None))
@@ -165,33 +153,20 @@ class Vision:
                 raise only
             return [only]
 
+        if len(found) == 1:
+            outcomes = [await _outcomes(found[0], answer)]
+        else:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(_outcomes(part, answer)) for part in found]
+            outcomes = [task.result() for task in tasks]
         results: dict[int, Result] = {}
-
-        async def guarded(part: Part) -> None:
-            try:
-                outcomes = await answer(part)
-            except RunFailed as error:
-                if len(part.sent) > 1 and not isinstance(error, EngineDied):
-                    # One of them may be what it failed on: the others are not to suffer for it.
-                    for one in part.alone():
-                        await guarded(one)
-                    return
-                outcomes = [error] * len(part.sent)
-            except ConvoyError as error:
-                outcomes = [error] * len(part.sent)
-            for number, outcome in zip(part.numbers, outcomes, strict=True):
+        for part, own in zip(found, outcomes, strict=True):
+            for number, outcome in zip(part.numbers, own, strict=True):
                 if isinstance(outcome, ConvoyError):
                     count_refusal(call, outcome)
                     results[number] = failed(outcome)
                 else:
                     results[number] = outcome
-
-        if len(found) == 1:
-            await guarded(found[0])
-        else:
-            async with asyncio.TaskGroup() as group:
-                for part in found:
-                    group.create_task(guarded(part))
         return [results[number] for number in range(len(results))]
 
     async def _prepare(self, part: Part, row: Version, document: Document, call: Call) -> _Prepared:
@@ -286,6 +261,21 @@ class Vision:
         return _Ran({row.outputs[number].name: values for number, values in outputs.items()}, answer)
 
 
+async def _outcomes(
+    part: Part, answer: Callable[[Part], Awaitable[list[Result | ConvoyError]]]
+) -> list[Result | ConvoyError]:
+    """A result or an error for each image of a part."""
+    try:
+        return await answer(part)
+    except RunFailed as error:
+        if len(part.sent) > 1 and not isinstance(error, EngineDied):
+            # One of them may be what it failed on: the others are not to suffer for it.
+            return [outcome for one in part.alone() for outcome in await _outcomes(one, answer)]
+        return [error] * len(part.sent)
+    except ConvoyError as error:
+        return [error] * len(part.sent)
+
+
 def _is_low(priority: pb.Priority) -> bool:
     if priority not in _PRIORITIES:
         raise BadRequest(f"priority is {priority}, want one of Priority's values")
@@ -324,51 +314,3 @@ def _timings(call: Call, prepared: _Prepared, ran: _Ran) -> pb.Timings:
     taken = observe(call, prepared.marks, ran.answer.times)
     stages = dict(zip(_STAGE_FIELDS, taken.stages, strict=True))
     return pb.Timings(total_seconds=taken.total, batch_size=ran.answer.batch_size, **stages)
-
-
-def _describe(row: Version) -> pb.ModelInfo:
-    info = pb.ModelInfo(
-        model=row.model,
-        version=row.version,
-        state=_STATES[row.state],
-        reason=row.reason,
-        provider=row.provider,
-        max_batch_size=row.max_batch_size,
-    )
-    if row.state != "READY":
-        return info
-    document = row.document
-    info.task = _TASKS[document.task if document else None]
-    if document is None:
-        return info
-    info.labels.extend(document.labels)
-    info.palette.extend(pb.Colour(red=red, green=green, blue=blue) for red, green, blue in document.palette or ())
-    if document.input is not None:
-        info.input.CopyFrom(_input_size(document.input))
-    if document.tensor is not None:
-        info.tensor.CopyFrom(_tensor_input(document.tensor))
-    if document.provenance is not None:
-        info.architecture = document.provenance.architecture
-        info.data = document.provenance.data
-        info.metrics.update(document.provenance.metrics)
-    return info
-
-
-def _input_size(spec: InputSpec) -> pb.InputSize:
-    return pb.InputSize(
-        height_px=spec.height or 0,
-        width_px=spec.width or 0,
-        multiple=spec.multiple,
-        colour=spec.colour,
-        fit=spec.fit,
-    )
-
-
-def _tensor_input(tensor: TensorInput) -> pb.TensorInput:
-    axes = (
-        pb.TensorAxis(
-            name=axis.name, size=axis.size or 0, spacing=axis.spacing or 0, unit=axis.unit, labels=axis.labels or ()
-        )
-        for axis in tensor.axes
-    )
-    return pb.TensorInput(name=tensor.name, datatype=DATATYPES[tensor.dtype], axes=axes, unit=tensor.unit)

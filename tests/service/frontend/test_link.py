@@ -14,7 +14,8 @@ from service.channel import NEVER, Answer, Cancel, Channel, Failure, Hello, Reco
 from service.channel import Table as TableRecord
 from service.errors import ModelUnavailable, RunFailed
 from service.frontend import link as links
-from service.frontend.link import EngineLink, WayBack
+from service.frontend.link import EngineLink
+from service.frontend.way_back import WayBack
 from service.processes import channel_pair
 from service.repository import Table, Version, encode_table
 from service.slots import Mapping, memory_file
