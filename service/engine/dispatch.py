@@ -7,7 +7,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 from service.engine.batching import Batch, Batcher, Key, Limits, Request
@@ -159,9 +159,7 @@ class Dispatcher:
         with self._lock:
             self._end(started, computed)
             decided = self._decide()
-        self._settle(started, computed, decided)
-        for following in decided.started:
-            self._start(following)
+        self._settle(started, computed, decided, decided.started)
 
     def _run_on(self, started: _Started | None) -> None:
         """In the thread of its session: a batch, and those that the session runs behind it."""
@@ -170,13 +168,14 @@ class Dispatcher:
             with self._lock:
                 self._end(started, computed)
                 decided = self._decide()
-            self._loop.call_soon_threadsafe(self._settle, started, computed, decided)
-            instance, started = started.instance, None
+            instance, ended, started = started.instance, started, None
+            others = []
             for following in decided.started:
-                if following.instance is instance:
+                if following.instance is instance and not self._keeps_the_loop(following):
                     started = following
                 else:
-                    following.instance.submit(self._run_on, following)
+                    others.append(following)
+            self._loop.call_soon_threadsafe(self._settle, ended, computed, decided, others)
 
     def _end(self, started: _Started, computed: Computed | Ran) -> None:
         Instances.give(started.instance)
@@ -185,9 +184,13 @@ class Dispatcher:
         in_one = isinstance(computed, Computed) or len(computed.batches) == 1
         self._batcher.ended(started.batch, [(started.batch.rows, seconds)] if in_one else [])
 
-    def _settle(self, started: _Started, computed: Computed | Ran, decided: _Decided) -> None:
+    def _settle(
+        self, ended: _Started, computed: Computed | Ran, decided: _Decided, following: Sequence[_Started]
+    ) -> None:
+        for each in following:
+            self._start(each)
         self._tell(decided)
-        self._tell_ended(Ended(started.batch, finish(computed), started.instance.session))
+        self._tell_ended(Ended(ended.batch, finish(computed), ended.instance.session))
 
 
 def _compute_or_end(started: _Started) -> Computed | Ran:

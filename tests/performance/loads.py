@@ -193,7 +193,7 @@ def many_callers(root: Path, pairs: int) -> Figure:
     }
     tried = {(layout, size): raw_rate(layouts[layout], size, 48) for layout in layouts for size in (1, 2, 4, 8, 16, 32)}
     layout, size = max(tried, key=lambda each: tried[each])
-    with serving(root, "engine.threads=2") as server:
+    with serving(root, "engine.threads=2", "engine.instances=auto") as server:
 
         def served() -> float:
             answers = load.closed(server.grpc, CLASSIFY, body, 16, 240)

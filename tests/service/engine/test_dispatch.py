@@ -84,8 +84,10 @@ def test_session_goes_on_with_the_next_batch_while_the_loop_does_something_else(
         begun.append(works)
         if len(begun) == 2:
             second.set()
+        threading.Event().wait(0.005)  # long enough to stay off the loop
 
     async def scenario(device: Device) -> None:
+        device.dispatcher.measured(KEY, LIMITS, {1: 0.005, 4: 0.005})
         device.add(*range(8))
         device.dispatcher.pump()
         assert second.wait(10)  # this blocks the loop
@@ -94,6 +96,19 @@ def test_session_goes_on_with_the_next_batch_while_the_loop_does_something_else(
         assert device.ended == list(range(8))
 
     play(running, lambda: Device(run), scenario)
+
+
+def test_short_batches_go_back_to_the_loop(running: dict[str, Any]) -> None:
+    threads: list[int] = []
+
+    async def scenario(device: Device) -> None:
+        device.add(*range(4 * 50))  # nobody knows yet how long they take
+        device.dispatcher.pump()
+        await device.until(4 * 50)
+
+    play(running, lambda: Device(lambda works: threads.append(threading.get_ident())), scenario)
+    assert threads[0] != threading.get_ident()
+    assert threads[-1] == threading.get_ident()
 
 
 @pytest.mark.parametrize("sessions", [1, 3])
