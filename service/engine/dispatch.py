@@ -153,7 +153,8 @@ class Dispatcher:
         seconds = batch.ends - started.at
         if not seconds or instance.running > 1 or instance.held or instance.session.provider in GPU:
             return False
-        return seconds < _SHORT or (seconds < _ALONE and not self._company and not len(self._batcher))
+        alone = len(batch.requests) == 1 and not self._company and not len(self._batcher)
+        return seconds < (_ALONE if alone else _SHORT)
 
     def _end_on_loop(self, started: _Started, computed: Computed | Ran) -> None:
         with self._lock:
