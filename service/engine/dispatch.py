@@ -42,8 +42,10 @@ class _Started(NamedTuple):
 
 
 class _Decided(NamedTuple):
-    """What to run, whom to tell that it will not, and when to ask again at the latest."""
+    """What to run, whom to tell that it will not, and when to ask again at the latest. Later ones have a larger
+    `number`."""
 
+    number: int
     started: list[_Started]
     failed: list[tuple[Request, ConvoyError]]
     again: float
@@ -72,7 +74,9 @@ class Dispatcher:
         self._batcher = Batcher(volume=volume)
         self._lock = threading.Lock()  # for all above and below, but for what only the loop touches
         self._loop = asyncio.get_running_loop()
+        self._decisions = 0
         self._timer: asyncio.TimerHandle | None = None  # the loop's
+        self._told = 0  # the loop's: the decision that the timer is of
         self._company = False  # the loop's: whether more than one request is known of
 
     def measured(self, key: Key, limits: Limits, times: Mapping[int, float]) -> None:
@@ -115,6 +119,7 @@ class Dispatcher:
 
     def _decide(self) -> _Decided:
         now = time.monotonic()
+        self._decisions += 1
         started: list[_Started] = []
         failed: list[tuple[Request, ConvoyError]] = []
         while True:
@@ -122,7 +127,7 @@ class Dispatcher:
             late = DeadlinePassed("deadline would pass before the image could run")
             failed += [(request, late) for request in decision.late]
             if decision.batch is None:
-                return _Decided(started, failed, decision.again)
+                return _Decided(self._decisions, started, failed, decision.again)
             key = decision.batch.key
             instances = self._instances(key.model, key.version)
             if instances is None:
@@ -135,6 +140,9 @@ class Dispatcher:
     def _tell(self, decided: _Decided) -> None:
         for request, error in decided.failed:
             self._tell_failed(request, error)
+        if decided.number < self._told:
+            return  # a session's thread decided it before the loop last did: it knows less of what waits
+        self._told = decided.number
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import grpc
 
+_PATIENCE = 60.0  # seconds
+
 
 @dataclass
 class Answers:
@@ -95,5 +97,6 @@ def at_times(target: str, method: str, request: bytes, times: Sequence[float], d
 
 
 def streamed(target: str, method: str, request: bytes, window: int, requests: int) -> Answers:
-    """So many requests over one stream, of which `window` are under way at a time. Latencies are from its start."""
-    return asyncio.run(_streamed(target, method, request, window, requests))
+    """So many requests over one stream, of which `window` are under way at a time. Latencies are from its start.
+    Raises TimeoutError where they are not answered within a minute."""
+    return asyncio.run(asyncio.wait_for(_streamed(target, method, request, window, requests), _PATIENCE))

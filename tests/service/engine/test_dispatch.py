@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -181,6 +182,29 @@ def test_what_takes_nobody_knows_how_long_leaves_the_loop(running: dict[str, Any
 
     play(running, lambda: Device(lambda works: threads.append(threading.get_ident())), scenario)
     assert threads != [threading.get_ident()]
+
+
+def test_request_that_waits_for_company_runs_though_a_batch_ended_just_before_it_came(running: dict[str, Any]) -> None:
+    """The thread that ended the batch knew of nothing that waits, and its word reaches the loop last."""
+    limits = Limits(max_batch_size=4, max_queue_delay=0.005, max_queue=1000)
+    may_end = threading.Event()
+
+    async def scenario(device: Device) -> None:
+        assert device.instances is not None
+        device.dispatcher.measured(KEY, limits, {1: 0.02, 4: 0.021})
+        device.add(0)
+        device.dispatcher.pump()
+        may_end.set()
+        (instance,) = device.instances.all
+        instance.submit(lambda: None).result(10)  # the thread is done, and the loop has not heard of it
+        now = time.monotonic()
+        device.dispatcher.expect("letters", "front end", 1, 2, now)
+        device.dispatcher.add(KEY, Request(1, "front end", 1, now, payload=1), limits, now)
+        device.dispatcher.pump()
+        assert device.ended == []
+        await device.until(2)
+
+    play(running, lambda: Device(lambda works: may_end.wait(10), limits=limits), scenario)
 
 
 def test_requests_of_a_version_that_has_gone_are_told_so(running: dict[str, Any]) -> None:
