@@ -249,6 +249,7 @@ def _in_words(message: str, values: dict[str, Any], kind: type[T]) -> str:
         return f"{where}: {what[0].lower()}{what[1:]}"
     else:
         wanted = what.partition(", got ")[0].removeprefix("Expected ").replace("`", "")
+        wanted = wanted.removesuffix(" | null").replace("array", "a list")
     return f"{where} is {_given(values, where)!r}, want {wanted}"
 
 

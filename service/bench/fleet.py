@@ -1,5 +1,6 @@
 """Runs a plan in one process or in several, and adds up what they found. Owns the processes that it starts."""
 
+import selectors
 import subprocess
 import sys
 import threading
@@ -33,13 +34,12 @@ def run(plan: Plan) -> Findings:
     with ExitStack() as stack:
         processes = [stack.enter_context(_process(plan, share)) for share in range(plan.processes)]
         with _killed_after(_PREPARING, processes):
-            for process in processes:
-                _line(process)
+            _lines(processes)
         begin = time.monotonic() + _LEAD
         for process in processes:
             _tell(process, msgspec.json.encode(begin))
         with _killed_after(plan.warm_up + plan.load.seconds + plan.deadline + _SLACK, processes):
-            found = [findings.decode(_line(process)) for process in processes]
+            found = [findings.decode(line) for line in _lines(processes)]
     for other in found[1:]:
         found[0].add(other)
     return found[0]
@@ -91,12 +91,21 @@ def _tell(process: Process, line: bytes) -> None:
         raise _failed(process) from None
 
 
-def _line(process: Process) -> bytes:
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line.endswith(b"\n"):
-        raise _failed(process)
-    return line
+def _lines(processes: Sequence[Process]) -> list[bytes]:
+    """One line of each, in their order. Whoever ends first without one is noticed at once."""
+    found: dict[Process, bytes] = {}
+    with selectors.DefaultSelector() as selector:
+        for process in processes:
+            assert process.stdout is not None
+            selector.register(process.stdout, selectors.EVENT_READ, process)
+        while len(found) < len(processes):
+            for key, _ in selector.select():
+                line = key.fileobj.readline()  # type: ignore[union-attr]
+                if not line.endswith(b"\n"):
+                    raise _failed(key.data)
+                found[key.data] = line
+                selector.unregister(key.fileobj)
+    return [found[process] for process in processes]
 
 
 def _failed(process: Process) -> ClientFailed:

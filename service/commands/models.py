@@ -34,7 +34,7 @@ def models(*, server: Server = DEFAULT_TARGET, deadline: Deadline = DEADLINE, js
 def show(out: Console, served: list[Model]) -> None:
     """Prints the table, and below it why versions are not ready."""
     if not served:
-        out.print("The server's model repository is empty.")
+        out.print("The server's model repository holds no model.")
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for name in ("model", "version", "state", "task", "provider", "input", "labels"):

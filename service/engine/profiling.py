@@ -16,7 +16,8 @@ from service.engine import profile as profiles
 from service.engine.profile import BatchTime, Machine, Profile
 from service.engine.providers import GPU
 from service.engine.run_times import RunTimes
-from service.engine.session import Session, input_shape
+from service.engine.session import DeviceLost, Session, input_shape
+from service.errors import BadModelFile
 from service.metadata import Document
 
 Shape = tuple[int, ...]
@@ -42,7 +43,7 @@ def prepare(
 ) -> tuple[Profile, ...]:
     """The profiles of a session for the shapes of `largest`, each for batches of up to so many images: those beside the
     model file where they were made on this very machine, else new ones, which are put there. Each size of each shape
-    that will be used has run then.
+    that will be used has run then. Raises BadModelFile where a batch fails.
     """
     if not largest:
         return ()
@@ -109,7 +110,7 @@ def warm(session: Session, shape: Shape, most: int) -> None:
     assert document is not None
     begin = time.perf_counter()
     for size in range(most, 0, -1):
-        session.run([_values(size, shape, document.takes.dtype)])
+        _run(session, _values(size, shape, document.takes.dtype))
         if session.provider not in GPU and time.perf_counter() - begin > _WARM_UP:
             break
 
@@ -131,7 +132,7 @@ def _run_each(session: Session, profile: Profile, sizes: Iterable[int]) -> None:
     for size in sizes:
         spent += times.predict(size)
         if spent < _WARM_UP or session.provider in GPU:
-            session.run([np.zeros((size, *profile.shape), profile.dtype)])
+            _run(session, np.zeros((size, *profile.shape), profile.dtype))
 
 
 def _doubling(most: int) -> Iterator[int]:
@@ -146,11 +147,23 @@ def _time(session: Session, values: NDArray[np.generic]) -> BatchTime:
     spans: list[BatchTime] = []
     while len(spans) <= _RUNS and sum(span.seconds for span in spans) < _SECONDS:
         start, cpu_start = time.perf_counter(), time.process_time()
-        session.run([values])
+        _run(session, values)
         spans.append(BatchTime(time.perf_counter() - start, time.process_time() - cpu_start))
     # The first of its shape allocates, and on CUDA chooses its kernels; a long one is not made twice for that.
     spans = spans[1:] or spans
     return BatchTime(median(span.seconds for span in spans), median(span.cpu_seconds for span in spans))
+
+
+def _run(session: Session, values: NDArray[np.generic]) -> None:
+    try:
+        session.run([values])
+    except DeviceLost:
+        raise
+    except Exception as error:  # such as memory that does not suffice: whoever deploys it is to hear of it, no caller
+        log.warning("a batch failed before serving", exc_info=error)
+        size, *shape = values.shape
+        text = f"a batch of {size} of {'x'.join(map(str, shape))} failed, and the log says why"
+        raise BadModelFile(text + ("; want a smaller batching.max_batch_size" if size > 1 else "")) from error
 
 
 def _values(size: int, shape: tuple[int, ...], dtype: str) -> NDArray[np.generic]:

@@ -165,7 +165,7 @@ class FrontEnd:
             reason = "models are loading"
         elif not table.ready:
             faults = [f"{row.model} version {row.version}: {row.reason}" for row in table.versions if row.reason]
-            reason = "no model serves" + (f": {'; '.join(faults)}" if faults else ": the repository is empty")
+            reason = "no model serves" + (f": {'; '.join(faults)}" if faults else ": the repository holds no model")
         else:
             return control.Status(self._listening, True, _without(self._link.lost))
         return control.Status(self._listening, False, reason[:_MAX_REASON])

@@ -128,6 +128,8 @@ class Vision:
         known, labels = self._labels.get((row.model, row.version), (None, None))
         if labels is None or known is not document:
             labels = Labels(document.labels)
+            there = {(each.model, each.version) for each in self._catalogue.table.versions}
+            self._labels = {version: of for version, of in self._labels.items() if version in there}
             self._labels[row.model, row.version] = document, labels
         return labels
 

@@ -17,6 +17,7 @@ from service.engine.profile import BatchTime, Machine, Profile
 from service.engine.profiling import measure, prepare, shapes
 from service.engine.providers import CUDA
 from service.engine.session import Session, load
+from service.errors import BadModelFile
 from service.metadata import decode
 from tests.service import networks
 
@@ -75,6 +76,20 @@ def test_larger_batches_are_not_tried_where_they_bring_nothing(counted) -> None:
     assert made.batch_size == 1
     slow = measure(counted(lambda size: 0.4 * size), MACHINE, LETTER, 1024)
     assert list(slow.batches) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("largest_that_runs", "words"),
+    [(0, "a batch of 1 of 8x8x1 failed, and the log says why$"), (2, "a batch of 4 of 8x8x1 failed.*smaller batching")],
+)
+def test_batch_that_fails_is_named(counted, largest_that_runs: int, words: str) -> None:
+    def seconds(size: int) -> float:
+        if size > largest_that_runs:
+            raise MemoryError
+        return affine(size)
+
+    with pytest.raises(BadModelFile, match=words):
+        measure(counted(seconds), MACHINE, LETTER, 48)
 
 
 def test_each_size_that_will_be_used_has_run(counted) -> None:
