@@ -12,11 +12,13 @@ from service import processes
 from service.errors import ConvoyError
 
 if TYPE_CHECKING:
+    from typer import Typer
     from typer.exceptions import TyperException
 
 
 class Command(NamedTuple):
-    """Where a command is, and what it is for. The function in the module has the command's name, - being _ there."""
+    """Where a command is, and what it is for. The function in the module has the command's name, - being _ there; a
+    Typer app of that name is a command with further ones below it."""
 
     module: str
     summary: str
@@ -100,15 +102,16 @@ def run(arguments: Sequence[str]) -> int:
 def _call(name: str, arguments: Sequence[str]) -> int:
     import typer  # noqa: PLC0415  see `main`
 
-    function = _function(name)
+    found = _found(name)
     # Plain help: with markup a word in brackets, such as convoy[train], would vanish from it.
-    app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    app.command(name)(function)
+    app = found if isinstance(found, typer.Typer) else typer.Typer(add_completion=False, rich_markup_mode=None)
+    if app is not found:
+        app.command(name)(found)
     result = typer.main.get_command(app).main(list(arguments), prog_name=f"convoy {name}", standalone_mode=False)
     return result if isinstance(result, int) else 0
 
 
-def _function(name: str) -> Callable[..., None]:
+def _found(name: str) -> "Callable[..., None] | Typer":
     path = COMMANDS[name].module
     try:
         module = importlib.import_module(path)
@@ -120,8 +123,8 @@ def _function(name: str) -> Callable[..., None]:
         if not path.startswith("models.") or (error.name or "").startswith(("models.", "service")):
             raise
         raise ConvoyError("needs the training packages: install convoy[train]") from None
-    function: Callable[..., None] = getattr(module, name.replace("-", "_"))
-    return function
+    found: Callable[..., None] | Typer = getattr(module, name.replace("-", "_"))
+    return found
 
 
 def _overview() -> str:
@@ -152,7 +155,9 @@ def _in_words(error: "TyperException", name: str) -> str:
         return f"{error.message}; did you mean {close[0]!r}?"
     # Typer hands on the words of its validator, which names the Python exception.
     message = error.format_message().replace("Value error, ", "").rstrip(".")
-    return f"{message}; see 'convoy {name} --help'"
+    # Of a command below another one, the help that has the option.
+    path = getattr(getattr(error, "ctx", None), "command_path", f"convoy {name}")
+    return message if message.endswith("?") else f"{message}; see '{path} --help'"
 
 
 def _refuse(who: str, message: str) -> int:

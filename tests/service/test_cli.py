@@ -145,6 +145,46 @@ def test_mistake_of_ours_is_not_hidden(command):
         cli.run(["broken"])
 
 
+@pytest.fixture
+def group(monkeypatch):
+    """`convoy group`, a command with two further ones below it."""
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+    @app.command()
+    def first(number: Annotated[int, typer.Option("--number")] = 0) -> None:
+        raise typer.Exit(number)
+
+    @app.command()
+    def second() -> None:
+        raise BadConfig("no")
+
+    module = types.ModuleType("service.commands.group")
+    module.group = app
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(cli.COMMANDS, "group", cli.Command(module.__name__, "For a test"))
+
+
+@pytest.mark.usefixtures("group")
+def test_command_below_a_command_runs_with_its_own_options():
+    assert cli.run(["group", "first", "--number", "5"]) == 5
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "convoy group: Missing command; see 'convoy group --help'\n"),
+        (["frist"], "convoy group: No such command 'frist'. Did you mean 'first'?\n"),
+        (["first", "--number", "x"], "see 'convoy group first --help'\n"),
+        (["first", "--numbr", "1"], "did you mean '--number'?\n"),
+        (["second"], "convoy group: no\n"),
+    ],
+)
+def test_what_a_command_below_a_command_refuses_is_one_line(capsys, arguments, said):
+    assert cli.run(["group", *arguments]) == 2
+    assert one_line(capsys).endswith(said)
+
+
 def test_exit_code_and_arguments_reach_and_leave_the_command(command):
     def leaving(code: Annotated[int, typer.Option("--code")] = 0) -> None:
         raise typer.Exit(code)
