@@ -13,6 +13,7 @@ from tests.performance.processes import cpu_seconds
 from tests.service.running import Server
 
 CLASSIFY = "/convoy.v1.Vision/Classify"
+SEGMENT = "/convoy.v1.Vision/Segment"
 FIXED, EACH = 0.005204, 0.001082  # seconds of a batch of n: FIXED + n EACH, as of a GPU in the literature
 ANSWER_BYTES = 250  # of a classification with five labels and its timings
 QUIET = ("server.lame_duck_seconds=0",)
@@ -44,6 +45,18 @@ def request(side: int, channels: int, images: int = 1, model: str = "") -> bytes
     pixels = np.random.default_rng(0).integers(0, 256, (side, side, channels), np.uint8).tobytes()
     raw = pb.RawImage(pixels=pixels, height_px=side, width_px=side, channels=channels)
     return pb.ClassifyRequest(model=model, images=[pb.Image(raw=raw)] * images, top_k=5).SerializeToString()
+
+
+def scenes(side: int, images: int = 1, model: str = "") -> bytes:
+    """A Segment request of raw RGB images."""
+    return segment_request((side, side), images, model)
+
+
+def segment_request(size: tuple[int, int], images: int = 1, model: str = "") -> bytes:
+    """The same of any size, height and width."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8).tobytes()
+    raw = pb.RawImage(pixels=pixels, height_px=size[0], width_px=size[1], channels=3)
+    return pb.SegmentRequest(model=model, images=[pb.Image(raw=raw)] * images).SerializeToString()
 
 
 @contextmanager

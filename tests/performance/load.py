@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 
 import grpc
 
@@ -20,14 +21,14 @@ class Answers:
     seconds: float = 0.0
 
 
-async def _closed(target: str, method: str, request: bytes, callers: int, requests: int, deadline: float) -> Answers:
+async def _closed(target: str, method: str, requests: Iterable[bytes], callers: int, deadline: float) -> Answers:
     found = Answers()
-    left = iter(range(requests))
+    left = iter(requests)
     async with grpc.aio.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         call = channel.unary_unary(method)
 
         async def caller() -> None:
-            for _ in left:
+            for request in left:
                 start = time.perf_counter()
                 await _one(call, request, deadline, start, begin, found)
 
@@ -88,7 +89,12 @@ async def _one(
 
 def closed(target: str, method: str, request: bytes, callers: int, requests: int, deadline: float = 60.0) -> Answers:
     """So many callers, each of whom sends the next request after the answer."""
-    return asyncio.run(_closed(target, method, request, callers, requests, deadline))
+    return asyncio.run(_closed(target, method, repeat(request, requests), callers, deadline))
+
+
+def each(target: str, method: str, requests: Iterable[bytes], callers: int) -> Answers:
+    """Each of these requests, by so many callers."""
+    return asyncio.run(_closed(target, method, requests, callers, _PATIENCE))
 
 
 def at_times(target: str, method: str, request: bytes, times: Sequence[float], deadline: float) -> Answers:

@@ -55,10 +55,10 @@ def real(root: Path, architecture: str) -> Path:
     return export(checkpoint, root).path
 
 
-def half(root: Path, architecture: str) -> Path:
+def half(root: Path, architecture: str, classes: int = 1000) -> Path:
     """The same in half precision. Random weights are as fast as any."""
     file = root.parent / f"{architecture}.ckpt"
-    zoo.untrained(architecture, file, 1000)
+    zoo.untrained(architecture, file, classes)
     description, network = checkpoint.load(file)
     graph = onnx_graph(description, Half(network))
     document = Document(task=description.task, labels=description.labels, input=description.input)
