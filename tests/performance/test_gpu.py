@@ -9,9 +9,12 @@ import pytest
 from service.errors import ConvoyError
 from service.pb.convoy.v1 import vision_pb2 as pb
 from tests.performance import gpu, models
+from tests.performance.device import Watch
+from tests.performance.figure import CLASSIFY
 from tests.performance.trials import Ratio
 
 CUDA = "CUDAExecutionProvider"
+WORK = gpu.Work("a network", CLASSIFY, b"", 16)
 
 
 def test_machine_without_cuda_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,13 +43,13 @@ def test_onnxruntime_alone_runs_the_batches_that_are_sent(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("median", "reached"), [(0.91, True), (0.89, False)])
 def test_throughput_counts_as_reached_from_nine_tenths_on(median: float, reached: bool) -> None:
-    line = gpu.throughput(64, Ratio(median, 0.8, 1.0), [900.0, 910.0], [1000.0, 1000.0])
+    line = gpu.throughput(WORK, 64, Ratio(median, 0.8, 1.0), [900.0, 910.0], [1000.0, 1000.0], Watch())
     assert (line.reached, line.wanted) == (reached, ">= 0.90")
     assert "905 over 1,000 images/s" in line.measured
 
 
 @pytest.mark.parametrize(("slowest", "reached"), [(0.014, True), (0.016, False)])
 def test_latency_counts_as_reached_by_its_99th_percentile(slowest: float, reached: bool) -> None:
-    line = gpu.latency(64, [*np.full(970, 0.005), *np.full(30, slowest)])
+    line = gpu.latency(WORK, 64, [*np.full(970, 0.005), *np.full(30, slowest)])
     assert line.reached is reached
     assert "p50 5.0 ms" in line.measured
