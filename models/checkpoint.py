@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from models import registry
-from models.data.dataset import Split
-from models.data.registry import held_out
+from models.data.dataset import Split, SplitName
+from models.data.registry import split_of
 from models.errors import BadCheckpoint, BadTraining
 from models.graph import ChannelOrder, Pixels, Values
 from models.registry import Argument
@@ -63,8 +63,12 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
 
     def held_out(self) -> Split:
         """The test split of the data it was trained on. Raises BadTraining, BadData where it is not there as it was."""
+        return self.split("test")
+
+    def split(self, name: SplitName) -> Split:
+        """A split of the data it was trained on. Raises BadTraining, BadData where it is not there as it was."""
         colour = None if self.input is None else self.input.colour
-        return held_out(self.data, self.task, colour, self.labels)
+        return split_of(self.data, name, self.task, colour, self.labels)
 
     def normalisation(self) -> Pixels | Values:
         """What stands before the network: what is served in, what the network takes out."""

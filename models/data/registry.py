@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from models.data import aerial, clips, digits, folder, scenes, waveforms
-from models.data.dataset import DataSet, Split
+from models.data.dataset import DataSet, Split, SplitName
 from models.errors import BadTraining
 from service.metadata import Task
 
@@ -38,7 +38,12 @@ def data_set(name: str) -> DataSet:
 
 
 def held_out(name: str, task: Task, colour: Literal["RGB", "L"] | None, labels: list[str]) -> Split:
-    """The test split of a data set, for a network that was trained on it or on data with the same classes.
+    """The test split of a data set, as `split_of` gives it."""
+    return split_of(name, "test", task, colour, labels)
+
+
+def split_of(name: str, split: SplitName, task: Task, colour: Literal["RGB", "L"] | None, labels: list[str]) -> Split:
+    """One split of a data set, for a network that was trained on it or on data with the same classes.
 
     Raises BadTraining where it is for something else or a folder is not there any more, BadData for what is wrong in
     one.
@@ -46,11 +51,11 @@ def held_out(name: str, task: Task, colour: Literal["RGB", "L"] | None, labels: 
     if name not in DATA:
         if colour is None:
             raise BadTraining(f"{name} is a folder of images, the network takes none")
-        return folder.split(_there(name), "test", task, colour, labels)
+        return folder.split(_there(name), split, task, colour, labels)
     data = DATA[name]()
     if (data.task, data.colour, data.labels) != (task, colour, labels):
         raise BadTraining(f"data set {name} has other classes, another task or other colours than the network")
-    return data.split("test")
+    return data.split(split)
 
 
 def _there(name: str) -> Path:
