@@ -3,12 +3,12 @@
 from service.channel import NEVER
 
 _REPLY = 0.001  # seconds that gRPC takes for a reply, which nobody here sees
-_QUANTILE = 0.99
+_QUANTILE = 0.999  # of a large batch's answers the last leaves many replies behind the first
 _STEP = 0.05
 
 
 class WayBack:
-    """How long answers take from the engine's last word to the reply, as 99 in 100 do not exceed it: what a deadline
+    """How long answers take from the engine's last word to the reply, as 999 in 1,000 do not exceed it: what a deadline
     has to leave for that. Seconds; the usual stochastic step towards a quantile, rare large steps up, small ones down.
     """
 
