@@ -4,7 +4,7 @@ from service.channel import NEVER
 
 _REPLY = 0.001  # seconds that gRPC takes for a reply, which nobody here sees
 _QUANTILE = 0.999  # of a large batch's answers the last leaves many replies behind the first
-_STEP = 0.05
+_STEP = 0.2
 
 
 class WayBack:
