@@ -10,38 +10,58 @@ from torch.nn import functional as F
 Loss = Literal["cross-entropy", "focal", "dice", "cross-entropy+dice"]
 LOSSES: tuple[Loss, ...] = get_args(Loss)
 ClassWeights = Literal["none", "balanced"]
+Everywhere = Callable[[Tensor], Tensor]
 
 SMOOTHING = 1.0  # pixels, added to both parts of the Dice ratio: a class that is nowhere in a batch has no gradient
 
 
-def loss(name: Loss, gamma: float, ignore: int, weights: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+def alone(sums: Tensor) -> Tensor:
+    """The sums over the batch where one process has all of it."""
+    return sums
+
+
+def loss(
+    name: Loss, gamma: float, ignore: int, weights: Tensor | None = None, everywhere: Everywhere = alone
+) -> Callable[[Tensor, Tensor], Tensor]:
     """The loss of that name: takes logits (N, classes, ...) float and targets (N, ...) int64, answers a scalar.
 
-    gamma     of the focal loss, 0 or more; 0 makes it the cross-entropy
-    ignore    a target that counts for nothing
-    weights   (classes,), how much each class counts; the mean is over the weights, so their scale changes nothing
+    gamma       of the focal loss, 0 or more; 0 makes it the cross-entropy
+    ignore      a target that counts for nothing
+    weights     (classes,), how much each class counts; the mean is over the weights, so their scale changes nothing
+    everywhere  adds up sums over the parts of a batch that several processes have, so that each answers the loss of
+                the whole batch, whichever part is its own
     """
     losses: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {
-        "cross-entropy": lambda logits, targets: cross_entropy(logits, targets, ignore, weights),
-        "focal": lambda logits, targets: focal(logits, targets, gamma, ignore, weights),
-        "dice": lambda logits, targets: dice(logits, targets, ignore, weights),
+        "cross-entropy": lambda logits, targets: cross_entropy(logits, targets, ignore, weights, everywhere),
+        "focal": lambda logits, targets: focal(logits, targets, gamma, ignore, weights, everywhere),
+        "dice": lambda logits, targets: dice(logits, targets, ignore, weights, everywhere),
         "cross-entropy+dice": lambda logits, targets: (
-            cross_entropy(logits, targets, ignore, weights) + dice(logits, targets, ignore, weights)
+            cross_entropy(logits, targets, ignore, weights, everywhere)
+            + dice(logits, targets, ignore, weights, everywhere)
         ),
     }
     return losses[name]
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, ignore: int, weights: Tensor | None = None) -> Tensor:
+def cross_entropy(
+    logits: Tensor, targets: Tensor, ignore: int, weights: Tensor | None = None, everywhere: Everywhere = alone
+) -> Tensor:
     """Mean of -log p, p the probability of the right class. Shapes are those of `loss`.
 
     Where every target is ignored the answer is 0, which torch's own mean, 0 / 0, is not.
     """
     total = F.cross_entropy(logits, targets, weights, ignore_index=ignore, reduction="sum")
-    return total / _whole(_shares(logits, targets, ignore, weights))
+    return _mean(total, _shares(logits, targets, ignore, weights), everywhere)
 
 
-def focal(logits: Tensor, targets: Tensor, gamma: float, ignore: int, weights: Tensor | None = None) -> Tensor:
+def focal(
+    logits: Tensor,
+    targets: Tensor,
+    gamma: float,
+    ignore: int,
+    weights: Tensor | None = None,
+    everywhere: Everywhere = alone,
+) -> Tensor:
     """Mean of -(1 - p)^gamma log p, p the probability of the right class (Lin et al., arXiv 1708.02002, section 3).
 
     What is easy counts less. Shapes are those of `loss`. Where every target is ignored the answer is 0.
@@ -50,10 +70,12 @@ def focal(logits: Tensor, targets: Tensor, gamma: float, ignore: int, weights: T
     shares = _shares(logits, targets, ignore, weights)
     # A power of an exact 0, which is what 1 - p is rounded to, has no finite gradient.
     hardness = (1 - right.exp()).clamp_min(torch.finfo(logits.dtype).tiny) ** gamma if gamma > 0 else 1.0
-    return -(shares * hardness * right).sum() / _whole(shares)
+    return _mean(-(shares * hardness * right).sum(), shares, everywhere)
 
 
-def dice(logits: Tensor, targets: Tensor, ignore: int, weights: Tensor | None = None) -> Tensor:
+def dice(
+    logits: Tensor, targets: Tensor, ignore: int, weights: Tensor | None = None, everywhere: Everywhere = alone
+) -> Tensor:
     """1 - the mean over classes of 2 sum(p g) / (sum(p^2) + sum(g)), g 1 where the class is right and 0 elsewhere
     (Milletari et al., arXiv 1606.04797, section 3, for several classes); sums are over the pixels of the batch.
 
@@ -66,7 +88,8 @@ def dice(logits: Tensor, targets: Tensor, ignore: int, weights: Tensor | None = 
     axes = [axis for axis in range(logits.dim()) if axis != 1]
     overlap = (probabilities * right).sum(axes)
     whole = (probabilities**2).sum(axes) + right.sum(axes)
-    ratios = (2 * overlap + SMOOTHING) / (whole + SMOOTHING)
+    sums = everywhere(torch.stack([overlap, whole]))
+    ratios = (2 * sums[0] + SMOOTHING) / (sums[1] + SMOOTHING)
     share = torch.ones_like(ratios) if weights is None else weights.to(logits.dtype)
     return 1 - (ratios * share).sum() / share.sum()
 
@@ -87,6 +110,6 @@ def _shares(logits: Tensor, targets: Tensor, ignore: int, weights: Tensor | None
     return weights.to(logits.dtype)[targets.where(counted, 0)] * counted
 
 
-def _whole(shares: Tensor) -> Tensor:
-    total = shares.sum()
-    return total.where(total > 0, 1.0)
+def _mean(total: Tensor, shares: Tensor, everywhere: Everywhere) -> Tensor:
+    sums = everywhere(torch.stack([total, shares.sum()]))
+    return sums[0] / sums[1].where(sums[1] > 0, 1.0)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoint import Description
-from models.data.batches import Batch, loader
+from models.data.batches import loader
 from models.data.generated import generated
+from models.data.loading import Batch
 from models.errors import ParityRefused
 from models.graph import served
 from models.segmentation.segnet import Pool

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from models import checkpoint, losses, registry, threads
 from models.checkpoint import Description
-from models.data.batches import Batch, loader
+from models.data.batches import loader
 from models.data.dataset import DataSet
+from models.data.loading import Batch
 from models.data.registry import data_set
 from models.errors import BadTraining
 from models.inspect import inspect_architecture

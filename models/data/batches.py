@@ -3,16 +3,14 @@ every tensor as it is."""
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from models.data.dataset import Split
+from models.data.loading import WHOLE, Batch, Loader, Share
 from models.metrics import IGNORE
 from service.frontend.preprocess import input_size, preprocess
 from service.metadata import InputSpec, TensorInput
@@ -21,36 +19,33 @@ from service.metadata import InputSpec, TensorInput
 MOST_NUMBERS = 4 << 20
 
 
-class Batch(NamedTuple):
-    """`images` (N, H, W, C) uint8, or tensors; `targets` int64, (N,) or, for segmentation, (N, H, W) with IGNORE in
-    the padding."""
-
-    images: Tensor
-    targets: Tensor
-
-
 def loader(
-    split: Split, spec: InputSpec | TensorInput, batch_size: int, seed: int | None = None, crop: int | None = None
-) -> Iterable[Batch]:
+    split: Split,
+    spec: InputSpec | TensorInput,
+    batch_size: int,
+    seed: int | None = None,
+    crop: int | None = None,
+    workers: int = 0,
+    share: Share = WHOLE,
+    ignore: int | None = None,
+) -> Loader:
     """Batches of a split, the images of one batch of one size; shuffled by epoch where there is a seed.
 
     With `crop`, of each image a square of that side, elsewhere in every epoch; what an image is too small for is
-    padding. It goes with a seed and an input of any size.
+    padding. It goes with a seed and an input of any size. The rest is as in `loading.Loader`.
     """
     if isinstance(spec, TensorInput):
         shapes = [split.size(index) for index in range(len(split))]
-        return DataLoader(_Tensors(split), batch_size=None, sampler=SameSize(shapes, batch_size, seed))
+        return Loader(_Tensors(split), SameSize(shapes, batch_size, seed), workers, share, ignore)
     if crop is None:
         sizes = [input_size(spec, *split.size(index)) for index in range(len(split))]
     else:
         sizes = [input_size(spec, crop, crop)] * len(split)
     sampler = SameSize(sizes, batch_size, seed)
-    # The images are small and made or kept in this process: worker processes would cost more than they bring.
-    # The batches are the sampler's, not a batch sampler's: Lightning tells the epoch to a sampler only.
-    return DataLoader(_Batches(split, spec, sampler, crop), batch_size=None, sampler=sampler)
+    return Loader(_Batches(split, spec, sampler, crop), sampler, workers, share, ignore)
 
 
-class SameSize(Sampler[list[int]]):
+class SameSize:
     """Indices in batches, each of one size; in their order, or shuffled as the seed and the epoch say.
 
     Without a seed, where how many go together changes nothing, there are fewer of large ones in a batch.
@@ -91,7 +86,7 @@ class SameSize(Sampler[list[int]]):
         )
 
 
-class _Tensors(Dataset[Batch]):
+class _Tensors:
     """Batches by the indices of their tensors, which are of one shape."""
 
     def __init__(self, split: Split) -> None:
@@ -102,7 +97,7 @@ class _Tensors(Dataset[Batch]):
         return Batch(torch.from_numpy(np.stack(tensors)), torch.tensor(targets))
 
 
-class _Batches(Dataset[Batch]):
+class _Batches:
     """Batches by the indices of their images, which end up equally large."""
 
     def __init__(self, split: Split, spec: InputSpec, sampler: SameSize, crop: int | None) -> None:
