@@ -21,7 +21,12 @@ def alone(sums: Tensor) -> Tensor:
 
 
 def loss(
-    name: Loss, gamma: float, ignore: int, weights: Tensor | None = None, everywhere: Everywhere = alone
+    name: Loss,
+    gamma: float,
+    ignore: int,
+    weights: Tensor | None = None,
+    everywhere: Everywhere = alone,
+    smoothing: float = 0.0,
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """The loss of that name: takes logits (N, classes, ...) float and targets (N, ...) int64, answers a scalar.
 
@@ -30,9 +35,10 @@ def loss(
     weights     (classes,), how much each class counts; the mean is over the weights, so their scale changes nothing
     everywhere  adds up sums over the parts of a batch that several processes have, so that each answers the loss of
                 the whole batch, whichever part is its own
+    smoothing   of the labels, of the cross-entropy: share of the target that all classes have alike, 0..1
     """
     losses: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {
-        "cross-entropy": lambda logits, targets: cross_entropy(logits, targets, ignore, weights, everywhere),
+        "cross-entropy": lambda logits, targets: cross_entropy(logits, targets, ignore, weights, everywhere, smoothing),
         "focal": lambda logits, targets: focal(logits, targets, gamma, ignore, weights, everywhere),
         "dice": lambda logits, targets: dice(logits, targets, ignore, weights, everywhere),
         "cross-entropy+dice": lambda logits, targets: (
@@ -44,13 +50,20 @@ def loss(
 
 
 def cross_entropy(
-    logits: Tensor, targets: Tensor, ignore: int, weights: Tensor | None = None, everywhere: Everywhere = alone
+    logits: Tensor,
+    targets: Tensor,
+    ignore: int,
+    weights: Tensor | None = None,
+    everywhere: Everywhere = alone,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Mean of -log p, p the probability of the right class. Shapes are those of `loss`.
 
+    With `smoothing` it is 1 - smoothing of that, and smoothing of the mean of -log p over all classes (label smoothing,
+    Szegedy et al. 2015, arXiv 1512.00567, section 7).
     Where every target is ignored the answer is 0, which torch's own mean, 0 / 0, is not.
     """
-    total = F.cross_entropy(logits, targets, weights, ignore_index=ignore, reduction="sum")
+    total = F.cross_entropy(logits, targets, weights, ignore_index=ignore, reduction="sum", label_smoothing=smoothing)
     return _mean(total, _shares(logits, targets, ignore, weights), everywhere)
 
 

@@ -26,6 +26,7 @@ from models.classification.resnet import ResNet
 from models.classification.spatial_pyramid import SpatialPyramidNet
 from models.classification.vgg import VGG
 from models.classification.xception import Xception
+from models.data.augmentation import Augmentation
 from models.errors import BadTraining
 from models.losses import ClassWeights, Loss
 from models.segmentation.deeplab_v3 import DeepLabV3
@@ -41,7 +42,7 @@ Argument = int | float | str
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     """How a network is trained. `learning_rate` is the highest one; `patience` counts epochs without progress; `gamma`
     is the focal loss's; `crop` is the side in pixels of the squares that are cut out of the images, None takes them
-    whole."""
+    whole; `augmentation` is what else the images go through."""
 
     epochs: int
     optimizer: Optimizer = "adamw"
@@ -53,6 +54,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     gamma: float = 2.0
     class_weights: ClassWeights = "none"
     crop: int | None = None
+    augmentation: Augmentation = Augmentation()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import math
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from torch import Tensor, nn
 
 from models import checkpoint, losses, registry, threads
 from models.checkpoint import Description
+from models.data.augment import Mixed, mixup
+from models.data.augmentation import check
 from models.data.batches import loader
 from models.data.dataset import DataSet
-from models.data.loading import Batch
+from models.data.loading import Batch, Loader
 from models.data.registry import data_set
 from models.errors import BadTraining
 from models.inspect import inspect_architecture
@@ -69,7 +72,7 @@ def train(settings: Settings, output: Path, resume: Path | None = None) -> Note:
     start = time.monotonic()
     folder.write(note(complete=False))
     recipe = settings.recipe
-    train_batches = loader(data.split("train"), description.spec, recipe.batch_size, settings.seed, recipe.crop)
+    train_batches = training_batches(description, data, settings)
     validation_batches = loader(data.split("validation"), description.spec, recipe.batch_size)
     try:
         trainer.fit(training, train_batches, validation_batches, ckpt_path=resume, weights_only=True)
@@ -81,6 +84,14 @@ def train(settings: Settings, output: Path, resume: Path | None = None) -> Note:
     return done
 
 
+def training_batches(description: Description, data: DataSet, settings: Settings) -> Loader:
+    """The training split as its epochs go through it."""
+    recipe = settings.recipe
+    return loader(
+        data.split("train"), description.spec, recipe.batch_size, settings.seed, recipe.crop, recipe.augmentation
+    )
+
+
 def describe(settings: Settings, data: DataSet) -> tuple[Description, nn.Module]:
     """A fresh network and all that its checkpoints will say. Raises BadTraining where the two do not go together,
     ImpossibleLayer where the size leaves nothing for a layer."""
@@ -90,6 +101,7 @@ def describe(settings: Settings, data: DataSet) -> tuple[Description, nn.Module]
     _check_kind(settings, row.input, data)
     if settings.recipe.crop is not None and (row.task != "segmentation" or registry.sides(row.input)):
         raise BadTraining(f"crop {settings.recipe.crop}: {settings.architecture} takes whole images")
+    check(settings.recipe.augmentation, data, settings.recipe.loss)
     if settings.size is not None:
         # Now, and in words: the first step would end with torch's.
         inspect_architecture(settings.architecture, settings.size, len(data.labels), data.channels, settings.arguments)
@@ -141,29 +153,41 @@ class Training(pl.LightningModule):
         ignore = IGNORE if description.task == "segmentation" else -100  # classes may be more than 255
         weights = class_weights(data) if self.recipe.class_weights == "balanced" else None
         self.loss = losses.loss(self.recipe.loss, self.recipe.gamma, ignore, weights)
+        smoothing = self.recipe.augmentation.label_smoothing
+        self.training_loss = losses.loss(self.recipe.loss, self.recipe.gamma, ignore, weights, smoothing=smoothing)
         self.best: dict[str, float] = {}  # validation scores of the epoch with the lowest loss
         self.latest: dict[str, float] = {}
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
+        mixed = self.prepared(batch, self.global_step)
+        answer = self.network(mixed.images)
+        loss = mixed.share * self._loss(self.training_loss, answer, mixed.targets)
+        if mixed.share < 1:
+            loss = loss + (1 - mixed.share) * self._loss(self.training_loss, answer, mixed.partners)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(mixed.images))
+        return loss
+
+    def prepared(self, batch: Batch, step: int) -> Mixed:
+        """A batch as the network sees it in that step."""
         # A step's draws depend on nothing before it, so a resumed run makes the same ones.
-        torch.manual_seed(self.seed * STEPS_APART + self.global_step)
+        torch.manual_seed(self.seed * STEPS_APART + step)
         images = self.normalise(batch.images)
         if self.augment is not None:
             images = self.augment(images)
-        loss = self._loss(self.network(images), batch.targets)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images))
-        return loss
+        return mixup(images, batch.targets, self.recipe.augmentation.mixup)
 
-    def _loss(self, answer: Tensor | tuple[Tensor, ...], targets: Tensor) -> Tensor:
+    def _loss(
+        self, loss: Callable[[Tensor, Tensor], Tensor], answer: Tensor | tuple[Tensor, ...], targets: Tensor
+    ) -> Tensor:
         if isinstance(answer, Tensor):
-            return self.loss(answer, targets)
+            return loss(answer, targets)
         # Heads in the middle of the network, which are there in training only.
-        loss, *auxiliary = (self._loss(logits, targets) for logits in answer)
-        return loss + self.auxiliary_weight * torch.stack(auxiliary).sum()
+        own, *auxiliary = (self._loss(loss, logits, targets) for logits in answer)
+        return own + self.auxiliary_weight * torch.stack(auxiliary).sum()
 
     def validation_step(self, batch: Batch, _: int) -> None:
         logits = self.network(self.normalise(batch.images))
-        loss = self._loss(logits, batch.targets)
+        loss = self._loss(self.loss, logits, batch.targets)
         self.measures.update(logits, batch.targets)
         self.log("validation_loss", loss, batch_size=len(logits))
 

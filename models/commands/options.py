@@ -23,3 +23,12 @@ def parse_size(text: str) -> tuple[int, int]:
     if not all(1 <= side <= MAX_SIDE for side in sides):
         raise BadTraining(f"--size {text!r}, want HEIGHTxWIDTH such as 224x224, each 1 to {MAX_SIDE}")
     return sides
+
+
+def parse_range(option: str, text: str) -> tuple[float, float]:
+    """The least and the largest of `LEAST:LARGEST`, factors of 0.1 to 10. Raises BadTraining."""
+    match = re.fullmatch(r"(\d*\.?\d+):(\d*\.?\d+)", text)
+    least, largest = (float(match[1]), float(match[2])) if match else (0.0, 0.0)
+    if not 0.1 <= least <= largest <= 10:
+        raise BadTraining(f"{option} {text!r}, want LEAST:LARGEST such as 0.8:1.2, each 0.1 to 10")
+    return least, largest

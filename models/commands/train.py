@@ -3,18 +3,22 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 import typer
 
 from models import registry
-from models.commands.options import assignments, parse_size
+from models.commands.options import assignments, parse_range, parse_size
+from models.data.augmentation import Augmentation, Flip
 from models.data.registry import DATA, resolve, shown
 from models.losses import ClassWeights, Loss
+from models.preview import preview as save_preview
 from models.registry import ARCHITECTURES, Recipe
 from models.run import RunFolder, Settings, default_settings
 from models.train import train as run
+
+Changed = TypeVar("Changed", Recipe, Augmentation)
 
 
 def train(
@@ -49,6 +53,34 @@ def train(
         int | None,
         typer.Option(metavar="N", min=1, help="Train with squares cut out of the images, so many pixels a side."),
     ] = None,
+    flip: Annotated[Flip | None, typer.Option(help="Mirror half of the images, and their masks, to that side.")] = None,
+    random_crop: Annotated[
+        float | None,
+        typer.Option(metavar="X", min=0.01, max=1, help="Take a window of at least that share of each image's area."),
+    ] = None,
+    scale: Annotated[
+        str | None, typer.Option(metavar="LEAST:LARGEST", help="Enlarge images by a factor, such as 0.8:1.2.")
+    ] = None,
+    rotate: Annotated[
+        float | None, typer.Option(metavar="DEGREES", min=0, max=180, help="Turn images by so much, either way.")
+    ] = None,
+    colour: Annotated[
+        float | None,
+        typer.Option(metavar="X", min=0, max=0.99, help="Change brightness, contrast and saturation by that share."),
+    ] = None,
+    erase: Annotated[
+        float | None, typer.Option(metavar="X", min=0, max=1, help="Share of the images with a rectangle of noise.")
+    ] = None,
+    mixup: Annotated[
+        float | None,
+        typer.Option(metavar="ALPHA", min=0, max=10, help="Blend images, and their classes; 0.2 is usual."),
+    ] = None,
+    label_smoothing: Annotated[
+        float | None, typer.Option(metavar="X", min=0, max=0.99, help="Share of the target that all classes have.")
+    ] = None,
+    preview: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw images as training would see them, and end.")
+    ] = None,
     size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Of the images as the network takes them.  [default: its own]")
     ] = None,
@@ -76,10 +108,24 @@ def train(
             gamma=gamma,
             class_weights=class_weights,
             crop=crop,
+            augmentation=_changed(
+                defaults.recipe.augmentation,
+                flip=flip,
+                random_crop=random_crop,
+                scale=None if scale is None else parse_range("--scale", scale),
+                rotate=rotate,
+                colour=colour,
+                erase=erase,
+                mixup=mixup,
+                label_smoothing=label_smoothing,
+            ),
         ),
         seed=defaults.seed if seed is None else seed,
         size=defaults.size if size is None else parse_size(size),
     )
+    if preview is not None:
+        print(f"{save_preview(settings, preview)} training images as they would be seen: {preview}")
+        return
     own = Path("runs") / f"{architecture}-{shown(data)}"
     folder = RunFolder(output or (resume.parent if resume is not None else own))
     try:
@@ -104,5 +150,5 @@ def _defaults(architecture: str, data: str, resume: Path | None) -> Settings:
     return default_settings(architecture, data)
 
 
-def _changed(recipe: Recipe, **given: object) -> Recipe:
-    return msgspec.structs.replace(recipe, **{name: value for name, value in given.items() if value is not None})
+def _changed(before: Changed, **given: object) -> Changed:
+    return msgspec.structs.replace(before, **{name: value for name, value in given.items() if value is not None})

@@ -1,4 +1,6 @@
-"""Changes to training batches that leave the class as it is."""
+"""Changes to whole training batches, on the device that trains."""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,3 +34,24 @@ def roll(clips: Tensor) -> Tensor:
     """Shift all clips of (N, C, D, H, W) down and to the right alike; what goes out comes in on the other side."""
     down, across = (int(torch.randint(side, (1,))) for side in clips.shape[-2:])
     return torch.roll(clips, (down, across), (-2, -1))
+
+
+class Mixed(NamedTuple):
+    """Images that are blended, and the targets of both parts; `share` is that of the first, 0..1."""
+
+    images: Tensor
+    targets: Tensor
+    partners: Tensor
+    share: float
+
+
+def mixup(images: Tensor, targets: Tensor, alpha: float) -> Mixed:
+    """Blend each image of a batch (N, ...) float with the one before it (mixup, Zhang et al., arXiv 1710.09412,
+    section 2); the batch is in a random order already.
+
+    The share of a batch is one draw from Beta(alpha, alpha), from torch's global generator; alpha 0 blends nothing.
+    """
+    if alpha == 0:
+        return Mixed(images, targets, targets, 1.0)
+    share = float(torch.distributions.Beta(alpha, alpha).sample())
+    return Mixed(share * images + (1 - share) * images.roll(1, 0), targets, targets.roll(1, 0), share)

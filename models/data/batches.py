@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.data.dataset import Split
+from models.data.augmentation import Augmentation, augmented, window, zoomed
+from models.data.dataset import Split, Target
 from models.data.loading import WHOLE, Batch, Loader, Share
 from models.metrics import IGNORE
 from service.frontend.preprocess import input_size, preprocess
@@ -17,6 +18,7 @@ from service.metadata import InputSpec, TensorInput
 
 # Pixels, or numbers, of a batch that is only looked at: one of photographs would fill the memory.
 MOST_NUMBERS = 4 << 20
+OFF = Augmentation()
 
 
 def loader(
@@ -25,6 +27,7 @@ def loader(
     batch_size: int,
     seed: int | None = None,
     crop: int | None = None,
+    augmentation: Augmentation = OFF,
     workers: int = 0,
     share: Share = WHOLE,
     ignore: int | None = None,
@@ -32,7 +35,9 @@ def loader(
     """Batches of a split, the images of one batch of one size; shuffled by epoch where there is a seed.
 
     With `crop`, of each image a square of that side, elsewhere in every epoch; what an image is too small for is
-    padding. It goes with a seed and an input of any size. The rest is as in `loading.Loader`.
+    padding. It goes with a seed and an input of any size. `augmentation` goes with a seed and images: what it does to
+    an image hangs on the seed, the epoch and the image's index alone, so that a resumed run, and each of several
+    processes, makes the same ones. The rest is as in `loading.Loader`.
     """
     if isinstance(spec, TensorInput):
         shapes = [split.size(index) for index in range(len(split))]
@@ -42,7 +47,7 @@ def loader(
     else:
         sizes = [input_size(spec, crop, crop)] * len(split)
     sampler = SameSize(sizes, batch_size, seed)
-    return Loader(_Batches(split, spec, sampler, crop), sampler, workers, share, ignore)
+    return Loader(_Batches(split, spec, sampler, crop, augmentation), sampler, workers, share, ignore)
 
 
 class SameSize:
@@ -100,8 +105,10 @@ class _Tensors:
 class _Batches:
     """Batches by the indices of their images, which end up equally large."""
 
-    def __init__(self, split: Split, spec: InputSpec, sampler: SameSize, crop: int | None) -> None:
-        self.split, self.spec, self.sampler, self.crop = split, spec, sampler, crop
+    def __init__(
+        self, split: Split, spec: InputSpec, sampler: SameSize, crop: int | None, augmentation: Augmentation
+    ) -> None:
+        self.split, self.spec, self.sampler, self.crop, self.how = split, spec, sampler, crop, augmentation
 
     def __getitem__(self, indices: list[int]) -> Batch:
         images, targets = zip(*map(self._fit, indices), strict=True)
@@ -109,12 +116,26 @@ class _Batches:
 
     def _fit(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.generic]]:
         image, target = self.split[index]
-        height, width = self.sampler.sizes[index]
+        # By the epoch and the index alone, so that a resumed run sees the same ones.
+        random = np.random.default_rng((self.sampler.seed or 0, self.sampler.epoch, index))
         if self.crop is not None and isinstance(target, np.ndarray):
-            # By the epoch and the index alone, so that a resumed run sees the same ones.
-            random = np.random.default_rng((self.sampler.seed or 0, self.sampler.epoch, index))
-            window = _window(random, image, self.crop)
-            image, target = image[window], target[window]
+            square = _window(random, image, self.crop)
+            image, target = image[square], target[square]
+        if not self.how.changes_images:
+            return self._placed(index, image, target)
+        seen = window(random, image.shape[0], image.shape[1], self.how.random_crop)
+        mask = target if isinstance(target, np.ndarray) else None
+        if self.spec.fit == "pad":
+            image, mask = augmented(random, *zoomed(image, mask, seen), self.how)
+            return self._placed(index, image, target if mask is None else mask)
+        # Cut out before it is made smaller, changed at the size at which it is seen.
+        out, placed = self._placed(index, seen.of(image), target)
+        return augmented(random, out, None, self.how)[0], placed
+
+    def _placed(
+        self, index: int, image: NDArray[np.uint8], target: Target
+    ) -> tuple[NDArray[np.uint8], NDArray[np.generic]]:
+        height, width = self.sampler.sizes[index]
         out = np.empty((height, width, self.spec.channels), np.uint8)
         placed = preprocess(image, self.spec, out)
         if not isinstance(target, np.ndarray):

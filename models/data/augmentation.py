@@ -1,0 +1,175 @@
+"""Changes to training images that leave their meaning as it is; a mask moves with its image.
+
+What is drawn for an image depends on the random generator that it is handed and on nothing else. Everything is drawn
+whether it is used or not, so that one change more leaves the draws of the others as they were.
+"""
+
+import math
+from typing import Annotated, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+import torch
+from msgspec import Meta
+from numpy.typing import NDArray
+from PIL import Image
+from torch.nn import functional as F
+
+from models.data.dataset import DataSet
+from models.errors import BadTraining
+from models.metrics import IGNORE
+
+Flip = Literal["none", "horizontal", "vertical", "both"]
+Factor = Annotated[float, Meta(ge=0.1, le=10)]
+Pixels = NDArray[np.uint8]
+
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+ERASED_SHARES, ERASED_RATIOS = (0.02, 0.33), (0.3, 3.3)  # of the area; height over width
+
+
+class Augmentation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What training images may go through; the defaults leave them as they are.
+
+    flip             half of the images to each side that is named
+    random_crop      least share of the area of a window of the image's proportions that takes the image's place
+    scale            least and largest factor by which what is in the image is enlarged, about its middle
+    rotate           degrees, at most, either way
+    colour           share, at most, by which brightness, contrast and saturation each change, either way
+    erase            share of the images in which a rectangle becomes noise (Zhong et al. 2017, arXiv 1708.04896)
+    mixup            alpha of the Beta distribution by which two images are blended (Zhang et al., arXiv 1710.09412)
+    label_smoothing  share of the target that all classes have alike (Szegedy et al. 2015, arXiv 1512.00567, section 7)
+    """
+
+    flip: Flip = "none"
+    random_crop: Annotated[float, Meta(ge=0.01, le=1)] = 1.0
+    scale: tuple[Factor, Factor] = (1.0, 1.0)
+    rotate: Annotated[float, Meta(ge=0, le=180)] = 0.0
+    colour: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    erase: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    mixup: Annotated[float, Meta(ge=0, le=10)] = 0.0
+    label_smoothing: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+
+    @property
+    def changes_images(self) -> bool:
+        """Whether any image is changed for itself, which `mixup` and `label_smoothing` do not do."""
+        return msgspec.structs.replace(self, mixup=0.0, label_smoothing=0.0) != Augmentation()
+
+
+def check(how: Augmentation, data: DataSet, loss: str) -> None:
+    """Raises BadTraining for what the data or the loss cannot be trained with."""
+    if how.changes_images and data.colour is None:
+        raise BadTraining(f"{data.name} has no images, want no augmentation of images")
+    for name, value in (("mixup", how.mixup), ("label smoothing", how.label_smoothing)):
+        if value and data.task != "classification":
+            raise BadTraining(f"{name} {value:g}: {data.name} is data for {data.task}, want some for classification")
+    if how.label_smoothing and loss != "cross-entropy":
+        raise BadTraining(f"label smoothing {how.label_smoothing:g}: the loss is {loss}, want cross-entropy")
+
+
+class Window(NamedTuple):
+    """A rectangle of an image, in its pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def of(self, pixels: Pixels) -> Pixels:
+        """What is in it, a view."""
+        return pixels[self.top : self.top + self.height, self.left : self.left + self.width]
+
+
+def window(random: np.random.Generator, height: int, width: int, share: float) -> Window:
+    """A rectangle of the image's proportions anywhere in it, its share of the area drawn from `share` to 1."""
+    factor = math.sqrt(random.uniform(share, 1))
+    high, wide = max(1, round(factor * height)), max(1, round(factor * width))
+    return Window(int(random.integers(height - high + 1)), int(random.integers(width - wide + 1)), high, wide)
+
+
+def zoomed(image: Pixels, mask: Pixels | None, seen: Window) -> tuple[Pixels, Pixels | None]:
+    """What is in the window, as large as the image was: (H, W, C), bilinear, and (H, W), nearest neighbour."""
+    size, box = image.shape[1::-1], (seen.left, seen.top, seen.left + seen.width, seen.top + seen.height)
+    picture = Image.fromarray(image if image.shape[2] == 3 else image[..., 0])
+    enlarged = np.array(picture.resize(size, Image.Resampling.BILINEAR, box)).reshape(image.shape)
+    if mask is None:
+        return enlarged, None
+    return enlarged, np.array(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST, box))
+
+
+def augmented(
+    random: np.random.Generator, image: Pixels, mask: Pixels | None, how: Augmentation
+) -> tuple[Pixels, Pixels | None]:
+    """An image (H, W, C) and its mask (H, W), flipped, scaled, turned, coloured and erased; as large as they were.
+
+    What comes in from outside repeats the border in the image and is IGNORE in the mask, as is what was erased.
+    """
+    flips = random.random(2) < 0.5
+    factor = math.exp(random.uniform(*np.log(how.scale)))
+    degrees = random.uniform(-how.rotate, how.rotate)
+    colours = 1 + random.uniform(-how.colour, how.colour, 3)
+    erases = random.random() < how.erase
+    patch = _patch(random, *image.shape[:2])
+    image, mask = _flipped(image, how.flip, flips), mask if mask is None else _flipped(mask, how.flip, flips)
+    if how.rotate or how.scale != (1.0, 1.0):
+        image, mask = _turned(image, mask, factor, degrees)
+    if how.colour:
+        image = _coloured(image, *colours)
+    if erases:
+        image, mask = _erased(random, image, mask, patch)
+    return image, mask
+
+
+def _flipped(pixels: Pixels, flip: Flip, draws: NDArray[np.bool_]) -> Pixels:
+    down = draws[0] and flip in ("vertical", "both")
+    across = draws[1] and flip in ("horizontal", "both")
+    return np.asarray(pixels[:: -1 if down else 1, :: -1 if across else 1])
+
+
+def _turned(image: Pixels, mask: Pixels | None, factor: float, degrees: float) -> tuple[Pixels, Pixels | None]:
+    """Enlarged about the middle, and turned counter-clockwise."""
+    height, width = image.shape[:2]
+    cos, sin = math.cos(math.radians(degrees)) / factor, math.sin(math.radians(degrees)) / factor
+    # affine_grid's coordinates run from -1 to 1 along both sides, however long they are.
+    rows = torch.tensor([[[cos, -sin * height / width, 0], [sin * width / height, cos, 0]]])
+    grid = F.affine_grid(rows, [1, 1, height, width], align_corners=False)
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
+    sampled = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+    turned = sampled[0].permute(1, 2, 0).round().to(torch.uint8).numpy()
+    if mask is None:
+        return turned, None
+    # One higher, so that the 0 that comes in from outside is no class.
+    classes = torch.from_numpy(mask.astype(np.float32) + 1)[None, None]
+    found = F.grid_sample(classes, grid, mode="nearest", align_corners=False)[0, 0].numpy()
+    return turned, np.where(found == 0, IGNORE, found - 1).astype(np.uint8)
+
+
+def _coloured(image: Pixels, brightness: float, contrast: float, saturation: float) -> Pixels:
+    pixels = image.astype(np.float32) * np.float32(brightness)
+    middle = _luma(pixels).mean()
+    pixels = middle + np.float32(contrast) * (pixels - middle)
+    grey = _luma(pixels)
+    pixels = grey + np.float32(saturation) * (pixels - grey)
+    return np.asarray(np.rint(pixels).clip(0, 255), np.uint8)
+
+
+def _luma(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    return pixels if pixels.shape[2] == 1 else np.asarray(pixels @ LUMA)[..., None]
+
+
+def _patch(random: np.random.Generator, height: int, width: int) -> Window:
+    area = random.uniform(*ERASED_SHARES) * height * width
+    ratio = math.exp(random.uniform(*np.log(ERASED_RATIOS)))
+    high = min(height, max(1, round(math.sqrt(area * ratio))))
+    wide = min(width, max(1, round(math.sqrt(area / ratio))))
+    return Window(int(random.integers(height - high + 1)), int(random.integers(width - wide + 1)), high, wide)
+
+
+def _erased(
+    random: np.random.Generator, image: Pixels, mask: Pixels | None, patch: Window
+) -> tuple[Pixels, Pixels | None]:
+    image, mask = image.copy(), None if mask is None else mask.copy()
+    place = patch.of(image)
+    place[...] = random.integers(0, 256, place.shape, dtype=np.uint8)
+    if mask is not None:
+        patch.of(mask)[...] = IGNORE
+    return image, mask
