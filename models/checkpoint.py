@@ -16,6 +16,7 @@ from models.registry import Argument
 from service.metadata import InputSpec, Task, TensorInput, image_tensor
 
 KEY = "convoy"
+EPOCHS = "convoy_epochs"  # that are done; what Lightning notes does not tell the middle of one from its end
 PREFIX = "network."  # of the network's weights in the checkpoint's state
 
 
@@ -109,8 +110,15 @@ def load(path: Path) -> tuple[Description, nn.Module]:
 
 def epochs(path: Path) -> int:
     """How many epochs of its run a checkpoint has behind it. Raises BadCheckpoint."""
-    done: int = _read(path)["epoch"] + 1  # Lightning counts from 0
+    content = _read(path)
+    done: int = content.get(EPOCHS, content["epoch"] + 1)  # Lightning counts from 0
     return done
+
+
+def steps(path: Path) -> int:
+    """How many steps of its run a checkpoint has behind it. Raises BadCheckpoint."""
+    taken: int = _read(path).get("global_step", 0)
+    return taken
 
 
 def _read(path: Path) -> dict[str, Any]:

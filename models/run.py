@@ -5,8 +5,10 @@ import inspect
 import subprocess
 from functools import partial
 from pathlib import Path
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from models import registry
 from models.registry import Argument, Recipe
@@ -14,10 +16,37 @@ from models.registry import Argument, Recipe
 PACKAGE = Path(__file__).parent
 DEFAULT_SEED = 0
 # Besides the architecture's own file: the source that decides what comes out of a training run.
-SOURCES = ("train.py", "graph.py", "losses.py", "blocks.py", "data/*.py")
+SOURCES = (
+    "train.py",
+    "transfer.py",
+    "schedules.py",
+    "averaging.py",
+    "processes.py",
+    "graph.py",
+    "losses.py",
+    "blocks.py",
+    "data/*.py",
+)
+
+Freeze = Literal["none", "body"]
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
+class Transfer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a run starts from the weights of another network; the body is all but the head, which depends on the classes.
+
+    checkpoint     where the weights are
+    freeze         what is left as it was taken over, with its batch normalisation
+    freeze_epochs  for how many epochs; None: to the end
+    body_rate      learning rate of the body, as a multiple of the head's
+    """
+
+    checkpoint: str
+    freeze: Freeze = "none"
+    freeze_epochs: Annotated[int, Meta(ge=1)] | None = None
+    body_rate: Annotated[float, Meta(ge=0, le=1)] = 1.0
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All that a training run is told; the same settings and source give the same network on the same machine."""
 
     architecture: str
@@ -26,6 +55,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     recipe: Recipe
     seed: int
     size: tuple[int, int] | None = None  # height and width of the input, where not the architecture's own
+    transfer: Transfer | None = None
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run is given here, which changes nothing in what comes out of it.
+
+    devices        processes that train together on this host, each with a device of its own; with torchrun as many as
+                   that started
+    workers        threads of each that make batches ahead; None: none for data that is kept in memory, else one a core
+    save_seconds   between checkpoints within an epoch; 0 writes one after every step
+    """
+
+    devices: int = 1
+    workers: int | None = None
+    save_seconds: float = 60.0
 
 
 class Note(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,13 +90,22 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunFolder:
-    """Paths below one folder. `best` is the checkpoint of the lowest validation loss, `last` that of the last epoch."""
+    """Paths below one folder. `best` is the checkpoint of the lowest validation loss, `last` that of the last epoch, or
+    of a step within it while the run goes; `kept` has the best few, where that was asked for."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.best = root / "best.ckpt"
         self.last = root / "last.ckpt"
+        self.kept = root / "best"
         self.note = root / "run.json"
+        self.config = root / "config.toml"
+
+    @classmethod
+    def of(cls, checkpoint: Path) -> "RunFolder":
+        """The folder of the run that wrote a checkpoint."""
+        folder = cls(checkpoint.parent.parent)
+        return folder if checkpoint.parent == folder.kept and folder.note.is_file() else cls(checkpoint.parent)
 
     def chosen(self) -> Path:
         """The checkpoint to go on with, once there is a note."""
@@ -68,6 +121,11 @@ class RunFolder:
 
     def write(self, note: Note) -> None:
         self.note.write_bytes(msgspec.json.format(msgspec.json.encode(note)))
+
+    def clear(self) -> None:
+        """Remove the checkpoints of an earlier run, from which nobody should go on by mistake."""
+        for path in (self.best, self.last, *self.kept.glob("epoch-*.ckpt")):
+            path.unlink(missing_ok=True)
 
     def finished(self, settings: Settings) -> bool:
         """Whether a run of these settings, with the source as it is now, has come to its end here."""

@@ -10,52 +10,57 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import msgspec
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchmetrics import MeanMetric
 
-from models import checkpoint, losses, registry, threads
+from models import checkpoint, config, logs, losses, registry, schedules, threads, transfer
+from models.averaging import averaging
 from models.checkpoint import Description
 from models.data.augment import Mixed, mixup
 from models.data.augmentation import check
 from models.data.batches import loader
 from models.data.dataset import DataSet
-from models.data.loading import Batch, Loader
-from models.data.registry import data_set
+from models.data.loading import WHOLE, Batch, Loader, Share
+from models.data.registry import DATA, data_set
 from models.errors import BadTraining
 from models.inspect import inspect_architecture
+from models.logs import EVERY_STEPS, loggers
 from models.metrics import IGNORE, LEADING, measures
+from models.processes import add_up, is_first, launched, put_together, several
+from models.progress import Bar, EpochLines, Pace
 from models.registry import Recipe
-from models.run import Note, RunFolder, Settings, commit, source_digest
+from models.run import Machine, Note, RunFolder, Settings, commit, source_digest
+from models.saving import MONITOR, checkpoints
 from service.metadata import InputSpec, Task, TensorInput
 
 STEPS_APART = 1_000_003  # of the random draws of one seed from those of the next
-WARM_UP = 0.1  # share of the steps in which the learning rate rises; it then falls along a cosine
+BETA2 = 0.999  # of AdamW
+RANKS_APART = 15_485_863  # of those of one process from those of the next
+MOST_WORKERS = 8  # threads: what of the work does not run beside Python's lock keeps more from being of use
+ONE = Machine()
 
 
-def train(settings: Settings, output: Path, resume: Path | None = None) -> Note:
-    """Train, leaving checkpoints, logs and a note in the folder `output`; returns the note.
+def train(settings: Settings, output: Path, resume: Path | None = None, machine: Machine = ONE) -> Note:
+    """Train, leaving checkpoints, logs, the settings and a note in the folder `output`; returns the note.
 
-    `resume` is a checkpoint of a run of the same settings: it goes on behind that epoch and ends where the run would
-    have ended. Raises BadTraining where architecture, data and checkpoint do not go together, and
-    KeyboardInterrupt after an interrupted run has been put away.
+    `resume` is a checkpoint of a run of the same settings: it goes on behind that step and ends where the run would
+    have ended. Several processes each call this; the first writes. Raises BadTraining where architecture, data,
+    checkpoint and machine do not go together, and KeyboardInterrupt after an interrupted run has been put away.
     """
-    _quieten()
-    threads.limit()
-    data = data_set(settings.data)
-    pl.seed_everything(settings.seed, verbose=False)
-    description, network = describe(settings, data)
+    data, description, network = prepared_run(settings, resume)
     folder = RunFolder(output)
-    if resume is not None:
-        _check_resumed(description, settings, resume)
-    folder.root.mkdir(parents=True, exist_ok=True)
     before = folder.read() if resume is not None else None
     seconds_before = before.seconds if before is not None else 0.0
     source = source_digest(settings.architecture)
 
     training = Training(description, network, data, settings)
-    trainer = _trainer(settings.recipe, data.task, folder)
+    trainer = _trainer(settings.recipe, data.task, folder, machine)
+    if trainer.is_global_zero:
+        _prepare(folder, settings, resume)
 
     def note(complete: bool) -> Note:
         stopped_early = trainer.current_epoch < settings.recipe.epochs
@@ -69,27 +74,78 @@ def train(settings: Settings, output: Path, resume: Path | None = None) -> Note:
             validation=training.best if stopped_early else training.latest,
         )
 
+    def keep(done: Note) -> Note:
+        if trainer.is_global_zero:
+            folder.write(done)
+        return done
+
     start = time.monotonic()
-    folder.write(note(complete=False))
-    recipe = settings.recipe
-    train_batches = training_batches(description, data, settings)
-    validation_batches = loader(data.split("validation"), description.spec, recipe.batch_size)
+    keep(note(complete=False))
     try:
-        trainer.fit(training, train_batches, validation_batches, ckpt_path=resume, weights_only=True)
+        fit(trainer, training, data, settings, machine, resume)
     except SystemExit:  # which is what Lightning makes of Ctrl-C
-        folder.write(note(complete=False))
+        keep(note(complete=False))
         raise KeyboardInterrupt from None
-    done = note(complete=True)
-    folder.write(done)
-    return done
+    return keep(note(complete=True))
 
 
-def training_batches(description: Description, data: DataSet, settings: Settings) -> Loader:
+def prepared_run(settings: Settings, resume: Path | None = None) -> tuple[DataSet, Description, nn.Module]:
+    """Data, description and network as the run begins, but for what a checkpoint to go on from will lay into them.
+    Raises as `train` does."""
+    # Lightning announces devices, tips and each of its guesses; what a user must know stands in our own lines.
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+    data = data_set(settings.data)
+    pl.seed_everything(settings.seed, verbose=False)
+    description, network = describe(settings, data)
+    if resume is not None:
+        return data, _resumed(description, settings, resume), network
+    if settings.transfer is None:
+        return data, description, network
+    source = settings.transfer.checkpoint
+    taken = transfer.take(Path(source), description, network)
+    if is_first():
+        print(transfer.told(taken, source, network), file=sys.stderr, flush=True)
+    return data, taken.description, network
+
+
+def training_batches(
+    description: Description, data: DataSet, settings: Settings, workers: int = 0, share: Share = WHOLE
+) -> Loader:
     """The training split as its epochs go through it."""
-    recipe = settings.recipe
+    recipe, ignore = settings.recipe, ignored(description.task)
     return loader(
-        data.split("train"), description.spec, recipe.batch_size, settings.seed, recipe.crop, recipe.augmentation
+        data.split("train"),
+        description.spec,
+        recipe.batch_size,
+        settings.seed,
+        recipe.crop,
+        recipe.augmentation,
+        workers=workers,
+        share=share,
+        ignore=ignore,
     )
+
+
+def validation_batches(
+    description: Description, data: DataSet, settings: Settings, workers: int = 0, share: Share = WHOLE
+) -> Loader:
+    """The validation split, in its order."""
+    ignore = ignored(description.task)
+    return loader(
+        data.split("validation"),
+        description.spec,
+        settings.recipe.batch_size,
+        workers=workers,
+        share=share,
+        ignore=ignore,
+    )
+
+
+def ignored(task: Task) -> int:
+    """The target that counts for nothing."""
+    return IGNORE if task == "segmentation" else -100  # classes may be more than 255
 
 
 def describe(settings: Settings, data: DataSet) -> tuple[Description, nn.Module]:
@@ -137,6 +193,23 @@ def _kind(spec: InputSpec | TensorInput | None) -> str:
     return "images"
 
 
+def fit(
+    trainer: pl.Trainer,
+    training: "Training",
+    data: DataSet,
+    settings: Settings,
+    machine: Machine,
+    resume: Path | None = None,
+) -> None:
+    """Train on the training split, on this process's part of each batch."""
+    threads.limit(trainer.num_devices)
+    share = Share(trainer.global_rank, trainer.world_size)
+    workers = _workers(settings.data, machine, trainer.num_devices)
+    to_train = training_batches(training.description, data, settings, workers, share)
+    to_validate = validation_batches(training.description, data, settings, workers, share)
+    trainer.fit(training, to_train, to_validate, ckpt_path=resume, weights_only=True)
+
+
 class Training(pl.LightningModule):
     """The loss, the measures of the task after every epoch, and the description in every checkpoint."""
 
@@ -144,37 +217,80 @@ class Training(pl.LightningModule):
         super().__init__()
         self.description = description
         self.recipe: Recipe = settings.recipe
+        self.transfer = settings.transfer
+        self.head = frozenset() if settings.transfer is None else transfer.head(description)
         self.seed = settings.seed
         self.augment = data.augment
         self.normalise = description.normalisation()
         self.network = network
         self.auxiliary_weight = float(getattr(network, "auxiliary_weight", 0.0))
         self.measures = measures(description.task, len(description.labels))
-        ignore = IGNORE if description.task == "segmentation" else -100  # classes may be more than 255
+        # The loss is that of the whole batch in every process already.
+        self.train_loss = MeanMetric(sync_on_compute=False)
+        self.ignore = ignored(description.task)
         weights = class_weights(data) if self.recipe.class_weights == "balanced" else None
-        self.loss = losses.loss(self.recipe.loss, self.recipe.gamma, ignore, weights)
-        smoothing = self.recipe.augmentation.label_smoothing
-        self.training_loss = losses.loss(self.recipe.loss, self.recipe.gamma, ignore, weights, smoothing=smoothing)
+        named = self.recipe.loss, self.recipe.gamma, self.ignore, weights, add_up
+        self.loss = losses.loss(*named)
+        self.training_loss = losses.loss(*named, self.recipe.augmentation.label_smoothing)
         self.best: dict[str, float] = {}  # validation scores of the epoch with the lowest loss
         self.latest: dict[str, float] = {}
+        self.frozen = False
+        if self.transfer is not None and self.transfer.freeze_epochs is None:
+            self._freeze(0)  # before several processes agree on which gradients there are
 
-    def training_step(self, batch: Batch, _: int) -> Tensor:
-        mixed = self.prepared(batch, self.global_step)
+    def on_train_start(self) -> None:
+        # Here, too, for of an epoch that is gone on with nothing tells the start.
+        self._freeze(self.current_epoch)
+
+    def on_train_epoch_start(self) -> None:
+        self._freeze(self.current_epoch)
+        self.train_loss.reset()
+
+    def on_train_batch_start(self, batch: Batch, index: int) -> None:
+        steps = int(self.trainer.estimated_stepping_batches)
+        slowness = schedules.momentum(self.recipe.schedule, self.global_step, steps, self.recipe.warm_up)
+        if slowness is not None:
+            for group in self.trainer.optimizers[0].param_groups:
+                group.update({"momentum": slowness} if "momentum" in group else {"betas": (slowness, BETA2)})
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        mixed = self.prepared(batch, self.current_epoch * self._batches() + index)
         answer = self.network(mixed.images)
         loss = mixed.share * self._loss(self.training_loss, answer, mixed.targets)
         if mixed.share < 1:
             loss = loss + (1 - mixed.share) * self._loss(self.training_loss, answer, mixed.partners)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(mixed.images))
-        return loss
+        self.train_loss.update(loss.detach(), add_up(self._counted(batch.targets)))
+        self.log("loss", loss, on_step=True, on_epoch=False, prog_bar=True)
+        self.log("learning_rate", self.trainer.optimizers[0].param_groups[-1]["lr"], on_step=True, on_epoch=False)
+        scaled: Tensor = loss * self._share_of_step(index)
+        return scaled
 
-    def prepared(self, batch: Batch, step: int) -> Mixed:
-        """A batch as the network sees it in that step."""
-        # A step's draws depend on nothing before it, so a resumed run makes the same ones.
-        torch.manual_seed(self.seed * STEPS_APART + step)
+    def prepared(self, batch: Batch, number: int) -> Mixed:
+        """The batch of that number, counted from the start of the run, as the network sees it."""
+        # A batch's draws depend on nothing before it, so a resumed run makes the same ones.
+        seed = self.seed * STEPS_APART + number
+        torch.manual_seed(seed)
+        together = several() and (self.augment is not None or self.recipe.augmentation.mixup > 0)
+        mixed = self._drawn_together(batch) if together else self._drawn(batch)
+        if self.global_rank:
+            torch.manual_seed(seed + RANKS_APART * self.global_rank)  # what the network draws is each one's own
+        return mixed
+
+    def _drawn(self, batch: Batch) -> Mixed:
         images = self.normalise(batch.images)
         if self.augment is not None:
             images = self.augment(images)
         return mixup(images, batch.targets, self.recipe.augmentation.mixup)
+
+    def _drawn_together(self, batch: Batch) -> Mixed:
+        """What draws for a batch as a whole: each process changes all of it, as one would, and takes its part."""
+        absent = not self._counted(batch.targets)
+        images, own = put_together(batch.images[:0] if absent else batch.images)
+        targets, _ = put_together(batch.targets[:0] if absent else batch.targets)
+        mixed = self._drawn(Batch(images, targets))
+        if absent:
+            return Mixed(self.normalise(batch.images), batch.targets, batch.targets, mixed.share)
+        return Mixed(mixed.images[own], mixed.targets[own], mixed.partners[own], mixed.share)
 
     def _loss(
         self, loss: Callable[[Tensor, Tensor], Tensor], answer: Tensor | tuple[Tensor, ...], targets: Tensor
@@ -185,17 +301,34 @@ class Training(pl.LightningModule):
         own, *auxiliary = (self._loss(loss, logits, targets) for logits in answer)
         return own + self.auxiliary_weight * torch.stack(auxiliary).sum()
 
+    def _counted(self, targets: Tensor) -> Tensor:
+        """How many images of a batch have anything to count."""
+        counted: Tensor = (targets != self.ignore).reshape(len(targets), -1).any(1).sum().float()
+        return counted
+
+    def _batches(self) -> int:
+        return int(self.trainer.num_training_batches)  # a float to Lightning, for data without an end
+
+    def _share_of_step(self, index: int) -> float:
+        """What makes the gradients of a step their mean: Lightning divides by `accumulate` also where the end of an
+        epoch leaves fewer batches for the last step."""
+        first = index - index % self.recipe.accumulate
+        return self.recipe.accumulate / min(self.recipe.accumulate, self._batches() - first)
+
     def validation_step(self, batch: Batch, _: int) -> None:
         logits = self.network(self.normalise(batch.images))
         loss = self._loss(self.loss, logits, batch.targets)
-        self.measures.update(logits, batch.targets)
-        self.log("validation_loss", loss, batch_size=len(logits))
+        counted = int(self._counted(batch.targets))
+        if counted:
+            self.measures.update(logits, batch.targets)
+        self.log("validation_loss", loss, batch_size=counted, sync_dist=several())
 
     def on_validation_epoch_end(self) -> None:
         scores = {f"validation_{name}": value for name, value in self.measures.compute().items()}
         for name, value in scores.items():
             self.log(name, value, prog_bar=name == f"validation_{LEADING[self.description.task]}")
         self.measures.reset()
+        self.log("train_loss", self.train_loss.compute(), prog_bar=True)
         scores["validation_loss"] = self.trainer.callback_metrics["validation_loss"]
         self.latest = {name: float(value) for name, value in scores.items()}
         if self.latest["validation_loss"] < self.best.get("validation_loss", math.inf):
@@ -206,19 +339,59 @@ class Training(pl.LightningModule):
         rate, decay = recipe.learning_rate, recipe.weight_decay
         optimizer: torch.optim.Optimizer
         if recipe.optimizer == "sgd":
-            optimizer = torch.optim.SGD(self.parameters(), rate, momentum=0.9, nesterov=True, weight_decay=decay)
+            optimizer = torch.optim.SGD(self._groups(), rate, momentum=0.9, nesterov=True, weight_decay=decay)
         else:
-            optimizer = torch.optim.AdamW(self.parameters(), rate, weight_decay=decay)
+            optimizer = torch.optim.AdamW(self._groups(), rate, betas=(0.9, BETA2), weight_decay=decay)
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share_of_rate(step, steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: schedules.share_of_rate(recipe.schedule, step, steps, recipe.warm_up)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """The body with its own rate, then the head; all together where nothing was taken over."""
+        named = dict(self.network.named_parameters())
+        if self.transfer is None:
+            return [{"params": list(named.values())}]
+        body = [value for name, value in named.items() if name not in self.head]
+        rate = self.recipe.learning_rate * self.transfer.body_rate
+        return [{"params": body, "lr": rate}, {"params": [named[name] for name in named if name in self.head]}]
+
+    def _freeze(self, epoch: int) -> None:
+        if self.transfer is None or self.transfer.freeze == "none":
+            return
+        until = self.transfer.freeze_epochs
+        self.frozen = until is None or epoch < until
+        # Several processes share the gradients that were wanted at the start: what thaws later has one all along.
+        wanted = not self.frozen or (until is not None and several())
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(name in self.head or wanted)
+        for name, module in self.network.named_modules():
+            if isinstance(module, _BatchNorm) and f"{name}.running_mean" not in self.head:
+                module.train(not self.frozen)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.frozen:
+            for name, parameter in self.network.named_parameters():
+                if name not in self.head:
+                    parameter.grad = None
 
     def on_save_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
         checkpoint.put(self.description, checkpoint_)
         checkpoint_["best"], checkpoint_["latest"] = self.best, self.latest
+        checkpoint_[checkpoint.EPOCHS] = self._epochs_done()
+        checkpoint_["train_loss"] = [float(self.train_loss.mean_value), float(self.train_loss.weight)]
+
+    def _epochs_done(self) -> int:
+        # Counted before the hooks at the end of an epoch run, where checkpoints are written.
+        done: int = self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+        return done
 
     def on_load_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
         self.best, self.latest = checkpoint_["best"], checkpoint_["latest"]
+        mean, weight = checkpoint_["train_loss"]
+        self.train_loss.mean_value.fill_(mean)
+        self.train_loss.weight.fill_(weight)
 
 
 def class_weights(data: DataSet) -> Tensor:
@@ -231,69 +404,68 @@ def class_weights(data: DataSet) -> Tensor:
     return losses.balanced(counts)
 
 
-def share_of_rate(step: int, steps: int) -> float:
-    """The share of the learning rate that a step trains with: up in a line, down along a cosine, never 0."""
-    rise = max(1, round(WARM_UP * steps))
-    if step < rise:
-        return (step + 1) / rise
-    return max(1e-3, 0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-
-
-class EpochLines(Callback):
-    """A line an epoch on stderr, for where a moving bar would be noise."""
-
-    def __init__(self, task: Task) -> None:
-        self.shown = ("train_loss", "validation_loss", f"validation_{LEADING[task]}")
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        scores = trainer.callback_metrics
-        text = "  ".join(f"{name} {float(scores[name]):.4f}" for name in self.shown)
-        print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {text}", file=sys.stderr, flush=True)
-
-
-class Bar(RichProgressBar):
-    """A moving bar on stderr, with the loss and the score that matters, without the logger's version number."""
-
-    def __init__(self) -> None:
-        super().__init__(console_kwargs={"stderr": True})
-
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        shown = super().get_metrics(trainer, pl_module)
-        return {name: value for name, value in shown.items() if name != "v_num"}
-
-
-def _trainer(recipe: Recipe, task: Task, folder: RunFolder) -> pl.Trainer:
-    bar = sys.stderr.isatty()
+def _trainer(recipe: Recipe, task: Task, folder: RunFolder, machine: Machine) -> pl.Trainer:
+    bar, pace = sys.stderr.isatty(), Pace()
     return pl.Trainer(
         max_epochs=recipe.epochs,
-        devices=1,
+        **trainer_options(recipe, machine),
         default_root_dir=folder.root,
         callbacks=[
-            _checkpoint(folder.best, monitor="validation_loss"),
-            _checkpoint(folder.last),
-            EarlyStopping("validation_loss", patience=recipe.patience),
-            Bar() if bar else EpochLines(task),
+            pace,
+            *([] if recipe.ema is None else [averaging(recipe.ema)]),
+            EarlyStopping(MONITOR, patience=recipe.patience),
+            Bar(pace) if bar else EpochLines(task, pace),
+            *checkpoints(folder, recipe.keep, machine.save_seconds),
         ],
-        logger=[CSVLogger(folder.root, name="csv"), TensorBoardLogger(folder.root, name="tensorboard")],
+        logger=loggers(folder.root),
         enable_progress_bar=bar,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=10,
+        log_every_n_steps=EVERY_STEPS,
     )
 
 
-def _checkpoint(path: Path, monitor: str | None = None) -> ModelCheckpoint:
-    # Without a monitor: every epoch. ModelCheckpoint's own save_last skips the epochs that are not the best so far.
-    return ModelCheckpoint(
-        path.parent,
-        filename=path.stem,
-        monitor=monitor,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,  # a second run in the same folder replaces the first
-    )
+def trainer_options(recipe: Recipe, machine: Machine) -> dict[str, Any]:
+    """What Lightning is told of each step, of devices and of hosts. Raises BadTraining for what this machine does not
+    have."""
+    cuda = torch.cuda.is_available()
+    if recipe.precision == "16-mixed" and not cuda:
+        raise BadTraining("precision 16-mixed: there is no CUDA device here, want bf16-mixed or 32")
+    devices, hosts = launched() or (machine.devices, 1)
+    if cuda and devices > torch.cuda.device_count():
+        raise BadTraining(f"{devices} devices: there are {torch.cuda.device_count()} CUDA devices here")
+    several = devices * hosts > 1
+    return {
+        "accumulate_grad_batches": recipe.accumulate,
+        "gradient_clip_val": recipe.clip,
+        "precision": recipe.precision,
+        "devices": devices,
+        "num_nodes": hosts,
+        "strategy": "ddp" if several else "auto",
+        # Torch has it on CUDA only; elsewhere each process normalises its own part of a batch.
+        "sync_batchnorm": several and cuda,
+        "use_distributed_sampler": False,  # the loader divides each batch, in the order of one process
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    }
 
 
-def _check_resumed(description: Description, settings: Settings, resume: Path) -> None:
+def _workers(data: str, machine: Machine, processes: int) -> int:
+    if machine.workers is not None:
+        return machine.workers
+    return 0 if data in DATA else max(1, min(MOST_WORKERS, threads.cores() // processes))
+
+
+def _prepare(folder: RunFolder, settings: Settings, resume: Path | None) -> None:
+    folder.root.mkdir(parents=True, exist_ok=True)
+    if resume is not None and RunFolder.of(resume).root.resolve() == folder.root.resolve():
+        logs.forget(folder.root, checkpoint.steps(resume))
+    else:
+        folder.clear()
+        logs.clear(folder.root)
+    config.write(folder.config, settings)
+
+
+def _resumed(description: Description, settings: Settings, resume: Path) -> Description:
+    """The description as that of the checkpoint to go on from has it, where the two are of the same run."""
     other, _ = checkpoint.load(resume)
     for name in ("architecture", "arguments", "data", "labels", "input"):
         was, wanted = getattr(other, name), getattr(description, name)
@@ -304,10 +476,5 @@ def _check_resumed(description: Description, settings: Settings, resume: Path) -
         raise BadTraining(
             f"{resume} has {done} epochs of {epochs}: nothing is left to train, want --epochs above {done}"
         )
-
-
-def _quieten() -> None:
-    # Lightning announces devices, tips and each of its guesses; what a user must know stands in our own lines.
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"lightning\..*")
+    # What the network expects of pixels may have come with weights that were taken over.
+    return msgspec.structs.replace(description, mean=other.mean, std=other.std, channel_order=other.channel_order)

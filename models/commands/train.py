@@ -10,28 +10,62 @@ import typer
 
 from models import registry
 from models.commands.options import assignments, parse_range, parse_size
+from models.config import read as read_config
 from models.data.augmentation import Augmentation, Flip
 from models.data.registry import DATA, resolve, shown
+from models.errors import BadTraining
 from models.losses import ClassWeights, Loss
 from models.preview import preview as save_preview
-from models.registry import ARCHITECTURES, Recipe
-from models.run import RunFolder, Settings, default_settings
+from models.processes import is_first
+from models.rates import find_rate
+from models.registry import ARCHITECTURES, Precision, Recipe
+from models.run import Freeze, Machine, RunFolder, Settings, Transfer, default_settings
+from models.schedules import Schedule
+from models.train import ONE
 from models.train import train as run
+from models.transfer import defaults as taken_over
 
 Changed = TypeVar("Changed", Recipe, Augmentation)
 
 
 def train(
-    architecture: Annotated[str, typer.Argument(metavar="ARCHITECTURE", help=f"One of: {', '.join(ARCHITECTURES)}.")],
+    architecture: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[ARCHITECTURE]",
+            show_default=False,
+            help=f"One of: {', '.join(ARCHITECTURES)}. Needed unless --config or --resume tells it, as is --data.",
+        ),
+    ] = None,
     data: Annotated[
-        str, typer.Option(metavar="DATA", help=f"One of: {', '.join(DATA)}; or a folder of your own pictures.")
-    ],
+        str | None, typer.Option(metavar="DATA", help=f"One of: {', '.join(DATA)}; or a folder of your own pictures.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The config.toml of a run: train as that one was told.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the run.  [default: runs/ARCHITECTURE-DATA]")
     ] = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Checkpoint to go on from, in its folder.")
     ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="CHECKPOINT", help="Start from these weights, with a new head for the classes."),
+    ] = None,
+    freeze: Annotated[
+        Freeze | None, typer.Option(help="body: with --from, train the head only, or for --freeze-epochs.")
+    ] = None,
+    freeze_epochs: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Epochs after which a frozen body is trained, too.")
+    ] = None,
+    body_rate: Annotated[
+        float | None,
+        typer.Option(metavar="X", min=0, max=1, help="With --from, learning rate of the body: so many times --lr."),
+    ] = None,
+    find_lr: Annotated[
+        bool, typer.Option("--find-lr", help="Only try which learning rate is right: writes lr.png and lr.csv.")
+    ] = False,
     epochs: Annotated[int | None, typer.Option(metavar="N", min=1, help="How often to go through the data.")] = None,
     optimizer: Annotated[Literal["sgd", "adamw"] | None, typer.Option(help="What updates the weights.")] = None,
     learning_rate: Annotated[
@@ -41,6 +75,20 @@ def train(
         float | None, typer.Option(metavar="X", min=0, help="Pull of the weights towards 0.")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(metavar="N", min=1, help="Images a step.")] = None,
+    accumulate: Annotated[int | None, typer.Option(metavar="N", min=1, help="Batches that make one step.")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="Bits of the arithmetic; 16-mixed on CUDA only.")] = None,
+    clip: Annotated[
+        float | None, typer.Option(metavar="X", help="Longest gradient; a longer one is made that long.")
+    ] = None,
+    schedule: Annotated[Schedule | None, typer.Option(help="How the learning rate moves.")] = None,
+    warm_up: Annotated[
+        float | None, typer.Option(metavar="X", min=0, max=1, help="Share of the steps in which it rises at first.")
+    ] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Average the weights over the steps; 0.999 remembers about a thousand."),
+    ] = None,
+    keep: Annotated[int | None, typer.Option(metavar="K", min=1, help="Keep the best K checkpoints, in best/.")] = None,
     patience: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Epochs without progress before it stops early.")
     ] = None,
@@ -88,10 +136,23 @@ def train(
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An argument of the architecture.")
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Of weights, order and augmentation.")] = None,
+    devices: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, help="Processes that train together, each on a GPU of its own, or on CPUs."),
+    ] = ONE.devices,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=0, help="Threads that read pictures ahead.  [default: one a core for pictures in files]"
+        ),
+    ] = None,
+    save_seconds: Annotated[
+        float, typer.Option("--save-every", metavar="SECONDS", min=0, help="Between checkpoints within an epoch.")
+    ] = ONE.save_seconds,
 ) -> None:
     """Train a network. What is not given is as the architecture's recipe has it, or as the resumed run was told."""
-    data = resolve(data)
-    defaults = _defaults(architecture, data, resume)
+    defaults = _defaults(architecture, data, config, resume, source)
+    architecture, data = defaults.architecture, defaults.data
     settings = Settings(
         architecture=architecture,
         arguments=registry.merged(architecture, defaults.arguments | assignments(arguments or [])),
@@ -119,22 +180,35 @@ def train(
                 mixup=mixup,
                 label_smoothing=label_smoothing,
             ),
+            accumulate=accumulate,
+            precision=precision,
+            clip=clip,
+            schedule=schedule,
+            warm_up=warm_up,
+            ema=ema,
+            keep=keep,
         ),
         seed=defaults.seed if seed is None else seed,
         size=defaults.size if size is None else parse_size(size),
+        transfer=_transfer(defaults.transfer, source, freeze=freeze, freeze_epochs=freeze_epochs, body_rate=body_rate),
     )
     if preview is not None:
         print(f"{save_preview(settings, preview)} training images as they would be seen: {preview}")
         return
     own = Path("runs") / f"{architecture}-{shown(data)}"
-    folder = RunFolder(output or (resume.parent if resume is not None else own))
+    folder = RunFolder(output) if output is not None else RunFolder.of(resume) if resume is not None else RunFolder(own)
+    machine = Machine(devices=devices, workers=workers, save_seconds=save_seconds)
+    if find_lr:
+        _find(settings, folder.root, machine)
+        return
     try:
-        note = run(settings, folder.root, resume)
+        note = run(settings, folder.root, resume, machine)
     except KeyboardInterrupt:
-        if folder.last.is_file():
-            again = shlex.join(["convoy", "train", architecture, "--data", data, "--resume", str(folder.last)])
-            print(f"interrupted; go on with:  {again}", file=sys.stderr)
+        if folder.last.is_file() and is_first():
+            print(f"interrupted; go on with:  convoy train --resume {shlex.quote(str(folder.last))}", file=sys.stderr)
         raise
+    if not is_first():
+        return
     checkpoint = folder.chosen()
     scores = "  ".join(f"{name} {value:.4f}" for name, value in note.validation.items())
     print(f"trained {note.epochs} epochs in {note.seconds:.0f} s; {scores}")
@@ -143,12 +217,49 @@ def train(
     print(f"            convoy export {checkpoint} --repository repository")
 
 
-def _defaults(architecture: str, data: str, resume: Path | None) -> Settings:
-    note = RunFolder(resume.parent).read() if resume is not None else None
-    if note is not None and (note.settings.architecture, note.settings.data) == (architecture, data):
-        return note.settings
-    return default_settings(architecture, data)
+def _find(settings: Settings, folder: Path, machine: Machine) -> None:
+    found = find_rate(settings, folder, machine)
+    print(f"suggested   --lr {found.suggested:.2g}")
+    print(f"picture     {found.picture}")
+    print(f"table       {found.table}")
+
+
+def _defaults(
+    architecture: str | None, data: str | None, config: Path | None, resume: Path | None, source: Path | None
+) -> Settings:
+    """What holds where no option says anything else: the file's settings, the resumed run's, the recipe."""
+    before = None if config is None else read_config(config)
+    if before is None and resume is not None:
+        note = RunFolder.of(resume).read()
+        before = None if note is None else note.settings
+    if before is not None:
+        wanted = architecture or before.architecture, before.data if data is None else resolve(data)
+        if wanted == (before.architecture, before.data):
+            return before
+        architecture, data = wanted
+    if architecture is None or data is None:
+        missing = "an architecture" if architecture is None else "--data DATA"
+        raise BadTraining(f"want {missing}; see 'convoy train --help'")
+    defaults = default_settings(architecture, resolve(data))
+    if source is None:
+        return defaults
+    arguments, size = taken_over(source)
+    return msgspec.structs.replace(defaults, arguments=defaults.arguments | arguments, size=size)
+
+
+def _transfer(before: Transfer | None, source: Path | None, **given: object) -> Transfer | None:
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if source is not None:
+        before = Transfer(checkpoint=str(source.resolve()))
+    if before is None and chosen:
+        option = next(iter(chosen)).replace("_", "-")
+        raise BadTraining(f"--{option} goes with --from CHECKPOINT")
+    return before and msgspec.structs.replace(before, **chosen)
 
 
 def _changed(before: Changed, **given: object) -> Changed:
-    return msgspec.structs.replace(before, **{name: value for name, value in given.items() if value is not None})
+    after = msgspec.structs.replace(before, **{name: value for name, value in given.items() if value is not None})
+    try:
+        return msgspec.convert(msgspec.to_builtins(after), type(before))
+    except msgspec.ValidationError as error:
+        raise BadTraining(" ".join(str(error).split())) from None

@@ -16,7 +16,7 @@ from models.data.dataset import Split, SplitName, Target
 from models.data.registry import DATA, data_set
 from models.errors import BadCheckpoint, BadTraining
 from models.run import RunFolder, default_settings
-from models.train import share_of_rate, train
+from models.train import train
 from tests.models.conftest import settings, untrained
 
 
@@ -265,21 +265,17 @@ def test_default_settings_are_the_recipe_of_the_architecture() -> None:
     assert wanted.recipe.epochs > 1
 
 
-def test_learning_rate_rises_then_falls_and_is_never_zero() -> None:
-    shares = [share_of_rate(step, 100) for step in range(100)]
-    assert shares[9] == 1.0
-    assert shares[:10] == sorted(shares[:10])
-    assert shares[10:] == sorted(shares[10:], reverse=True)
-    assert 0 < shares[-1] < 0.01 < shares[0] < 0.2
-
-
 def test_lines_on_stderr_are_one_an_epoch(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     train(settings(epochs=2), tmp_path)
     captured = capfd.readouterr()
     assert captured.out == ""
     lines = captured.err.splitlines()
     assert len(lines) == 2, captured.err
-    assert re.match(r"epoch 1/2  train_loss \d\.\d+  validation_loss \d\.\d+  validation_top1 \d\.\d+", lines[0])
+    assert re.match(
+        r"epoch 1/2  train_loss \d\.\d+  validation_loss \d\.\d+  validation_top1 \d\.\d+"
+        r"  \d+ images/s  waiting \d+%$",
+        lines[0],
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,60 @@
+"""What several processes that train one network together exchange; where there is one, nothing."""
+
+import os
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+from torch import distributed as dist
+from torch.distributed.nn.functional import all_reduce
+
+
+def launched() -> tuple[int, int] | None:
+    """How many processes torchrun started on this host, and on how many hosts; None where it did not start this."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    return here, everywhere // here
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and prints."""
+    rank: int = rank_zero_only.rank  # type: ignore[attr-defined]
+    return rank == 0
+
+
+def several() -> bool:
+    """Whether this process trains together with others."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def add_up(sums: Tensor) -> Tensor:
+    """The sum over all processes, in each of them.
+
+    Gradients flow back through it to every process's own part, so that their mean, times the number of processes, is
+    the gradient of what is made of the sum; the mean is what training steps along, and each process counts the
+    gradient of all of them.
+    """
+    if not several():
+        return sums
+    total: Tensor = all_reduce(sums)  # type: ignore[no-untyped-call]
+    return total
+
+
+def put_together(part: Tensor) -> tuple[Tensor, slice]:
+    """The parts (n, ...) of all processes in the order of their ranks, and where this one's is among them.
+
+    They may differ in n, not in the other sides.
+    """
+    if not several():
+        return part, slice(0, len(part))
+    counts = [torch.zeros(1, dtype=torch.int64, device=part.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, torch.tensor([len(part)], device=part.device))
+    lengths = [int(count) for count in counts]
+    padded = part.new_zeros((max(lengths), *part.shape[1:]))
+    padded[: len(part)] = part
+    parts = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(parts, padded)
+    start = sum(lengths[: dist.get_rank()])
+    whole = torch.cat([other[:length] for other, length in zip(parts, lengths, strict=True)])
+    return whole, slice(start, start + len(part))
