@@ -1,8 +1,10 @@
-"""How good answers are: top-1 and top-5 of classes; pixel accuracy and mean IoU of masks."""
+"""How good answers are: top-1, top-5 and calibration of classes; pixel accuracy, mean IoU and outlines of masks."""
 
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassJaccardIndex
 
+from models.scores.boundary import BoundaryF1
+from models.scores.calibration import CalibrationError
 from service.metadata import Task
 
 IGNORE = 255  # a pixel of no class: what was padded
@@ -10,10 +12,11 @@ LEADING: dict[Task, str] = {"classification": "top1", "segmentation": "mean_iou"
 
 
 def measures(task: Task, classes: int) -> MetricCollection:
-    """Take logits and targets batch by batch, answer scores in 0..1 by name over all they have seen.
+    """What is quick enough for every epoch. Take logits, or what is served, and targets batch by batch, answer scores
+    in 0..1 by name over all they have seen.
 
-    `mean_iou` is intersection over union from the counts of all pixels of the split, then the mean of all classes, the
-    background among them.
+    `mean_iou` is intersection over union from the counts of all pixels of the split, then the mean of all classes that
+    are in it, true or answered, the background among them.
     """
     if task == "classification":
         return MetricCollection(
@@ -30,6 +33,17 @@ def measures(task: Task, classes: int) -> MetricCollection:
     )
 
 
-def confusion(classes: int) -> Metric:
+def scores(task: Task, classes: int) -> MetricCollection:
+    """`measures`, and what takes longer or wants probabilities. Take what is served: probabilities or masks."""
+    found = measures(task, classes)
+    if task == "classification":
+        found.add_metrics({"calibration_error": CalibrationError()})
+    else:
+        found.add_metrics({"boundary_f1": BoundaryF1(classes, IGNORE)})
+    return found
+
+
+def confusion(task: Task, classes: int) -> Metric:
     """Counts of (true class, answered class)."""
-    return MulticlassConfusionMatrix(classes, ignore_index=IGNORE)
+    # Of a classifier's labels the one of that number is a class like any other.
+    return MulticlassConfusionMatrix(classes, ignore_index=IGNORE if task == "segmentation" else None)

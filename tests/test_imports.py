@@ -13,11 +13,13 @@ ONLY = {
     "lightning": ("models/",),
     "onnx": ("models/",),
     "sklearn": ("models/",),
+    "scipy": ("models/",),
     "models": ("models/",),
     "onnxruntime": (
         "service/engine/session.py",
         "service/engine/providers.py",
         "service/engine/graphs.py",
+        "models/answerer.py",
         "models/parity.py",
         "models/network_table.py",
     ),

@@ -1,25 +1,40 @@
-"""`convoy evaluate`: how good a checkpoint is on images that training has not seen."""
+"""`convoy evaluate`: how good a checkpoint, or an exported file, is on images that training has not seen."""
 
+import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import msgspec
 import typer
 from rich.console import Console
 
-from models.evaluate import evaluate_checkpoint
+from models.data.registry import shown
+from models.evaluate import Evaluation, evaluate_file
+from models.report import classes
+from models.run import RunFolder
+from models.scores.slices import parse
 from models.visualize import confusion
 from service.errors import BadConfig
 
 MEANING = {
     "top1": "share of {kind} whose most probable class is right",
     "top5": "share of {kind} with the right class among the five most probable",
+    "calibration_error": "how far confidence is from the share that is right: 15 bins, mean over {kind}",
     "pixel_accuracy": "share of pixels whose class is right",
     "mean_iou": "intersection over union, mean of all classes with the background, over all pixels of the split",
+    "boundary_f1": "outlines within 0.75 % of the diagonal of the true ones, mean over {kind}",
 }
 
 
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A .ckpt file that `convoy train` wrote.")],
+    network: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE|RUN",
+            help="A checkpoint (.ckpt), an exported file (.onnx), or the folder of a run.",
+        ),
+    ],
     data: Annotated[
         str | None,
         typer.Option(
@@ -32,18 +47,59 @@ def evaluate(
             metavar="FILE.png", help="Where the confusion matrix goes as PNG.  [default: beside the checkpoint]"
         ),
     ] = None,
+    slices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PX,PX",
+            help="Scores of images up to these sides apart, such as 32,96; the side is that of a square of the same "
+            "area.  [default: thirds]",
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure a trained network on the whole held-out split of its data."""
+    """Measure a trained network on the whole held-out split of its data. A checkpoint is run by PyTorch, an exported
+    file by onnxruntime, as it is served."""
     if picture is not None and not picture.parent.is_dir():  # told now, not after minutes of measuring
         raise BadConfig(f"cannot write {str(picture)!r}: there is no folder {str(picture.parent)!r}")
-    result = evaluate_checkpoint(checkpoint, data)
-    description = result.description
-    picture = picture or checkpoint.with_name(f"{checkpoint.stem}-confusion.png")
-    kind = "images" if description.tensor is None else "tensors"
-    print(f"{description.architecture} on {result.images} held-out {kind} of {description.data}")
+    path = RunFolder(network).chosen() if network.is_dir() else network
+    result = evaluate_file(path, data, None if slices is None else parse(slices))
+    if json:
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(as_json(result)), indent=2).decode() + "\n")
+    else:
+        _show(result)
+        if path.suffix != ".onnx":  # not into a folder that a server watches
+            picture = picture or path.with_name(f"{path.stem}-confusion.png")
+    if picture is not None:
+        title = f"{result.network.name} on {shown(result.network.data)}, held out"
+        confusion.save(result.confusion, result.network.labels, title, picture)
+        print(f"picture: {picture}", file=sys.stderr if json else sys.stdout)
+
+
+def as_json(result: Evaluation) -> dict[str, Any]:
+    """What `--json` prints."""
+    names = classes.columns(result)
+    return {
+        "network": result.network.name,
+        "task": result.network.task,
+        "data": result.network.data,
+        "split": result.split,
+        "images": result.images,
+        "scores": result.scores,
+        "classes": [{"class": row.label, **{name: getattr(row, name) for name in names}} for row in result.classes],
+        "slices": [asdict(each) for each in result.slices],
+        "confusion": result.confusion.tolist(),
+    }
+
+
+def _show(result: Evaluation) -> None:
+    network, console = result.network, Console()
+    kind = "tensors" if result.of_tensors else "images"
+    print(f"{network.name} on {result.images} held-out {kind} of {network.data}")
+    width = max(map(len, result.scores))
     for name, score in result.scores.items():
-        print(f"  {name:<15}{score:.4f}  {MEANING[name].format(kind=kind)}")
-    Console().print(confusion.table(result.confusion, description.labels))
-    title = f"{description.architecture} on {description.data}, held out"
-    confusion.save(result.confusion, description.labels, title, picture)
-    print(f"picture: {picture}")
+        print(f"  {name:<{width}}  {score:.4f}  {MEANING[name].format(kind=kind)}")
+    for each in result.slices:
+        scores = "  ".join(f"{name} {score:.4f}" for name, score in each.scores.items())
+        print(f"  {each.images} {each.name}:  {scores}")
+    console.print(classes.table(result))
+    console.print(confusion.table(result.confusion, network.labels))

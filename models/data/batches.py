@@ -50,6 +50,12 @@ def loader(
     return Loader(_Batches(split, spec, sampler, crop, augmentation), sampler, workers, share, ignore)
 
 
+def indexed(split: Split, spec: InputSpec | TensorInput, batch_size: int) -> Iterator[tuple[list[int], Batch]]:
+    """Batches of a split, each with the indices of its images."""
+    batches = loader(split, spec, batch_size)
+    yield from zip(batches.sampler, batches, strict=True)  # without a seed the order is the same every time
+
+
 class SameSize:
     """Indices in batches, each of one size; in their order, or shuffled as the seed and the epoch say.
 

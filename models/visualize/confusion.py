@@ -4,12 +4,23 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.table import Table
 
+MOST_COLUMNS = 21  # of a table in the terminal
+MOST_NUMBERS = 30  # classes, above which the cells of a picture are too small for their counts
+MOST_NAMES = 60  # above which there is no place for the classes' names
+MOST_MISTAKES = 20
+MOST_SIDE = 20.0  # inches
+
 
 def table(counts: NDArray[np.int64], labels: list[str]) -> Table:
-    """Rows are true classes, columns answered ones, each cell the share of its row in percent."""
+    """Rows are true classes, columns answered ones, each cell the share of its row in percent. Of more classes than a
+    terminal has room for: the commonest mistakes."""
+    if len(labels) > MOST_COLUMNS:
+        return _mistakes(counts, labels)
     result = Table(title="answered classes, % of each true class", box=None, padding=(0, 1, 0, 0))
     result.add_column("true", style="bold")
     for label in labels:
@@ -20,25 +31,46 @@ def table(counts: NDArray[np.int64], labels: list[str]) -> Table:
 
 
 def save(counts: NDArray[np.int64], labels: list[str], title: str, path: Path) -> None:
-    """The matrix as a PNG file: darker is more, shares of each true class, the counts written in the cells."""
+    """The matrix as a PNG file: darker is more, shares of each true class, the counts written in the cells as long as
+    there is room for them."""
     mpl.use("Agg")  # no window, so no display is needed
-    from matplotlib import pyplot as plt  # noqa: PLC0415  after the choice of what it draws with
-
     shares = _shares(counts)
-    side = 3 + 0.55 * len(labels)
-    figure, axes = plt.subplots(figsize=(side + 1, side), layout="constrained")
+    side = min(MOST_SIDE, 3 + 0.55 * len(labels))
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, label="share of the true class", shrink=0.8)
-    ticks = range(len(labels))
-    axes.set_xticks(ticks, labels, rotation=45 if max(map(len, labels)) > 2 else 0)
-    axes.set_yticks(ticks, labels)
+    if len(labels) <= MOST_NAMES:
+        ticks = range(len(labels))
+        axes.set_xticks(ticks, labels, rotation=45 if max(map(len, labels)) > 2 else 0)
+        axes.set_yticks(ticks, labels)
     axes.set(title=title, xlabel="answered", ylabel="true")
+    if len(labels) <= MOST_NUMBERS:
+        _write_counts(axes, counts, shares)
+    figure.savefig(path, dpi=120)
+
+
+def _mistakes(counts: NDArray[np.int64], labels: list[str]) -> Table:
+    wrong = counts.copy()
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_MISTAKES]
+    result = Table(title="commonest mistakes", box=None, padding=(0, 2, 0, 0))
+    result.add_column("true", style="bold")
+    result.add_column("answered")
+    result.add_column("count", justify="right")
+    result.add_column("% of the true class", justify="right")
+    for true, answered in zip(*np.unravel_index(order, wrong.shape), strict=True):
+        if wrong[true, answered]:
+            share = _shares(counts)[true, answered]
+            result.add_row(labels[true], labels[answered], f"{wrong[true, answered]:,}", f"{100 * share:.1f}")
+    return result
+
+
+def _write_counts(axes: Axes, counts: NDArray[np.int64], shares: NDArray[np.float64]) -> None:
     for true, answered in zip(*np.nonzero(counts), strict=True):
         colour = "white" if shares[true, answered] > 0.5 else "black"
         text = _count(int(counts[true, answered]))
         axes.text(answered, true, text, ha="center", va="center", color=colour, fontsize=8)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def _shares(counts: NDArray[np.int64]) -> NDArray[np.float64]:

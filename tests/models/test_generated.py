@@ -10,7 +10,7 @@ from models import checkpoint, registry
 from models.checkpoint import Description
 from models.data.generated import GeneratedSplit
 from models.errors import BadCheckpoint
-from models.evaluate import evaluate_checkpoint
+from models.evaluate import evaluate_file
 from models.export import export
 from models.random_weights import randomise
 from service.metadata import InputSpec
@@ -48,7 +48,7 @@ def test_weights_without_data_are_compared_on_generated_images(tmp_path: Path) -
 
 def test_weights_without_data_are_not_evaluated(tmp_path: Path) -> None:
     with pytest.raises(BadCheckpoint, match="were not trained here"):
-        evaluate_checkpoint(fresh(tmp_path))
+        evaluate_file(fresh(tmp_path))
 
 
 def test_generated_images_differ_and_are_the_same_every_time() -> None:

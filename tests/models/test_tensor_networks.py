@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from models import checkpoint
 from models.data.dataset import DataSet, Split, Target
 from models.data.registry import DATA, data_set
-from models.evaluate import evaluate_checkpoint
+from models.evaluate import evaluate_file
 from models.export import Exported, export
 from models.registry import ARCHITECTURES
 from models.run import RunFolder, Settings
@@ -88,7 +88,7 @@ def channel(trained: Trained) -> Iterator[grpc.Channel]:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_network_tells_95_percent_of_held_out_data(name: str, trained: Trained) -> None:
-    evaluation = evaluate_checkpoint(trained.checkpoint(name))
+    evaluation = evaluate_file(trained.checkpoint(name))
     assert evaluation.images >= 250
     assert evaluation.scores["top1"] >= 0.95
 
@@ -103,7 +103,7 @@ def test_network_tells_little_where_the_order_in_time_is_lost(
         return replace(data, split=lambda split: Disordered(data.split(split), TIME[name]))
 
     monkeypatch.setitem(DATA, data.name, disordered)
-    assert evaluate_checkpoint(trained.checkpoint(name)).scores["top1"] < 0.5
+    assert evaluate_file(trained.checkpoint(name)).scores["top1"] < 0.5
 
 
 def test_a_clip_played_backwards_shows_the_opposite_motion(trained: Trained) -> None:

@@ -12,7 +12,7 @@ import pytest
 from models import demo
 from models.data.batches import loader
 from models.data.registry import data_set
-from models.evaluate import evaluate_checkpoint
+from models.evaluate import evaluate_file
 from models.publish import versions
 from service import metadata
 from service.metadata import Document
@@ -32,12 +32,12 @@ def document(path: Path) -> Document:
 
 def test_lenet5_reads_98_percent_of_held_out_digits(trained_repository: Path) -> None:
     checkpoint = demo.run_folder(trained_repository.parent, "lenet5").chosen()
-    assert evaluate_checkpoint(checkpoint).scores["top1"] >= 0.98
+    assert evaluate_file(checkpoint).scores["top1"] >= 0.98
 
 
 def test_unet_reaches_a_mean_iou_of_85_percent_on_held_out_scenes(trained_repository: Path) -> None:
     checkpoint = demo.run_folder(trained_repository.parent, "unet").chosen()
-    assert evaluate_checkpoint(checkpoint).scores["mean_iou"] >= 0.85
+    assert evaluate_file(checkpoint).scores["mean_iou"] >= 0.85
 
 
 def test_both_were_trained_within_four_minutes(trained_repository: Path) -> None:

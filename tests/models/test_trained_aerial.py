@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from models.demo import CONVOY, ENVIRONMENT
-from models.evaluate import Evaluation, evaluate_checkpoint
+from models.evaluate import Evaluation, evaluate_file
 from models.run import RunFolder
 
 pytestmark = [pytest.mark.trained, pytest.mark.timeout(1200)]
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 @pytest.fixture(scope="module")
 def evaluation(folder: RunFolder) -> Evaluation:
-    return evaluate_checkpoint(folder.chosen())
+    return evaluate_file(folder.chosen())
 
 
 def test_unet_reaches_a_mean_iou_of_80_percent_on_held_out_aerial_pictures(evaluation: Evaluation) -> None:
@@ -36,7 +36,7 @@ def test_unet_reaches_a_mean_iou_of_80_percent_on_held_out_aerial_pictures(evalu
 def test_no_class_is_left_out(evaluation: Evaluation) -> None:
     counts = evaluation.confusion
     iou = counts.diagonal() / (counts.sum(axis=0) + counts.sum(axis=1) - counts.diagonal())
-    assert np.all(iou >= 0.6), dict(zip(evaluation.description.labels, iou.round(3), strict=True))
+    assert np.all(iou >= 0.6), dict(zip(evaluation.network.labels, iou.round(3), strict=True))
 
 
 def test_it_was_trained_within_ten_minutes(folder: RunFolder) -> None:

@@ -1,0 +1,143 @@
+"""A network as it is served, whichever runtime answers: a checkpoint by PyTorch, an exported file by onnxruntime."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from models import checkpoint
+from models.checkpoint import Description
+from models.data.dataset import Split, SplitName
+from models.data.registry import DATA, resolve, split_of
+from models.errors import BadCheckpoint, BadNetworkFile
+from models.graph import served
+from service import metadata
+from service.errors import BadMetadata
+from service.metadata import Document, InputSpec, Task, TensorInput
+
+# What is compared with the truth: of a segmenter the confidence is not.
+ANSWER: dict[Task, str] = {"classification": metadata.PROBABILITIES, "segmentation": metadata.MASK}
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """`answer` takes what is served, (N, H, W, C) uint8 or tensors as `spec` tells, and answers probabilities (N,
+    classes) float32, or a mask (N, H, W) uint8. `data` is a name or a folder as `models.data.registry.resolve` answers
+    it."""
+
+    name: str
+    task: Task
+    labels: list[str]
+    palette: list[tuple[int, int, int]] | None
+    spec: InputSpec | TensorInput
+    data: str
+    answer: Callable[[Tensor], Tensor]
+
+    def split(self, name: SplitName) -> Split:
+        """A split of its data. Raises BadTraining, BadData where they are not there as they were."""
+        colour = self.spec.colour if isinstance(self.spec, InputSpec) else None
+        return split_of(self.data, name, self.task, colour, self.labels)
+
+
+def of_path(path: Path, data: str | None = None) -> Answerer:
+    """Of an ONNX file or of a checkpoint, by the suffix, with the data it was trained on, or others with the same
+    classes.
+
+    Raises BadCheckpoint, BadNetworkFile, BadTraining.
+    """
+    return of_file(path, data) if path.suffix == ".onnx" else of_checkpoint(path, data)
+
+
+def of_checkpoint(path: Path, data: str | None = None) -> Answerer:
+    """Run by PyTorch. Raises BadCheckpoint, BadTraining."""
+    description, network = checkpoint.load(path)
+    if data is not None:
+        description = msgspec.structs.replace(description, data=resolve(data))
+    if not description.data:
+        raise BadCheckpoint(
+            f"{path} holds weights that were not trained here: say with --data what to measure them on, "
+            "or name a checkpoint of `convoy train`"
+        )
+    return of_network(description, network)
+
+
+def of_network(description: Description, network: nn.Module) -> Answerer:
+    """Run by PyTorch."""
+    module = served(description.task, description.normalisation(), network)
+
+    def answer(batch: Tensor) -> Tensor:
+        with torch.inference_mode():
+            found = module(batch)
+        return found if isinstance(found, Tensor) else found[0]
+
+    return Answerer(
+        name=description.architecture,
+        task=description.task,
+        labels=description.labels,
+        palette=description.palette,
+        spec=description.spec,
+        data=description.data,
+        answer=answer,
+    )
+
+
+def of_file(path: Path, data: str | None = None) -> Answerer:
+    """Run by onnxruntime on the CPU, as the engine runs it. Raises BadNetworkFile, BadTraining."""
+    session = _session(path)
+    document = _document(path, session)
+    wanted, (taken,) = ANSWER[document.task], [value.name for value in session.get_inputs()]
+
+    def answer(batch: Tensor) -> Tensor:
+        (found,) = session.run([wanted], {taken: batch.numpy()})
+        return torch.from_numpy(found)
+
+    provenance = document.provenance
+    return Answerer(
+        name=path.parent.parent.name if provenance is None else provenance.architecture,
+        task=document.task,
+        labels=document.labels,
+        palette=document.palette,
+        spec=document.image if document.tensor is None else document.tensor,
+        data=_data(path, document) if data is None else resolve(data),
+        answer=answer,
+    )
+
+
+def _session(path: Path) -> onnxruntime.InferenceSession:
+    if not path.is_file():
+        raise BadNetworkFile(f"there is no file {path}, want one that `convoy export` wrote")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own classes, one for each kind of damage
+        why = " ".join(str(error).split())[:200]
+        raise BadNetworkFile(f"{path} is not a file that onnxruntime runs: {why}") from None
+
+
+def _document(path: Path, session: onnxruntime.InferenceSession) -> Document:
+    try:
+        document = metadata.decode(session.get_modelmeta().custom_metadata_map)
+    except BadMetadata as error:
+        raise BadNetworkFile(f"{path}: {error.message}") from None
+    if document is None:
+        raise BadNetworkFile(f"{path} does not say what it is, want a file that `convoy export` wrote")
+    if document.task not in ANSWER:
+        raise BadNetworkFile(f"{path} is for {document.task}, want one for {' or '.join(ANSWER)}")
+    outputs = [value.name for value in session.get_outputs()]
+    if ANSWER[document.task] not in outputs or len(session.get_inputs()) != 1:
+        raise BadNetworkFile(f"{path} answers {', '.join(outputs)}, want {ANSWER[document.task]} of one input")
+    return document
+
+
+def _data(path: Path, document: Document) -> str:
+    name = "" if document.provenance is None else document.provenance.data
+    if name in DATA:
+        return name
+    # A file does not tell where a folder lies: that is nobody's business who asks a server.
+    known = f"was made with data called {name!r}, and not where they lie" if name else "tells of no data"
+    raise BadNetworkFile(f"{path} {known}: say with --data what to measure it on")

@@ -1,0 +1,1 @@
+"""What a run shows when it has ended, and runs side by side."""

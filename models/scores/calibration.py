@@ -1,0 +1,42 @@
+"""Whether a classifier is right as often as it says it is."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+BINS = 15
+
+
+class CalibrationError(Metric):
+    """The expected calibration error (Guo et al. 2017, arXiv 1706.04599, section 2, equation 3): confidences fall into
+    15 bins of equal width, (m - 1) / 15 < confidence <= m / 15; the answer is the mean over all images of how far the
+    share of right ones in a bin is from its mean confidence, 0 (calibrated) to 1.
+
+    Takes probabilities (N, classes) and classes (N,) int64. torchmetrics has one, too, but its bins hold their lower
+    ends: images that a network is sure of, whose softmax rounds to 1 or to a little less, are in two bins there, and
+    two runtimes that round differently get different errors.
+    """
+
+    full_state_update = False
+    confidences: list[Tensor]
+    right: list[Tensor]
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.add_state("confidences", default=[], dist_reduce_fx="cat")
+        self.add_state("right", default=[], dist_reduce_fx="cat")
+
+    def update(self, probabilities: Tensor, targets: Tensor) -> None:
+        confidence, answered = probabilities.double().max(dim=1)
+        self.confidences.append(confidence)
+        self.right.append(answered == targets)
+
+    def compute(self) -> Tensor:
+        confidence, right = dim_zero_cat(self.confidences), dim_zero_cat(self.right).double()
+        edges = torch.arange(1, BINS, dtype=torch.float64) / BINS
+        bins = torch.bucketize(confidence, edges)
+        gaps = torch.zeros(BINS, dtype=torch.float64).scatter_add_(0, bins, right - confidence)
+        return gaps.abs().sum() / max(1, len(confidence))
