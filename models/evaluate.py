@@ -13,8 +13,8 @@ from models import threads
 from models.answerer import Answerer, of_network, of_path
 from models.checkpoint import Description
 from models.data.batches import indexed
-from models.data.loading import Batch
 from models.data.dataset import Split, SplitName
+from models.data.loading import Batch
 from models.metrics import IGNORE, confusion, scores
 from models.scores.boundary import BoundaryF1
 from models.scores.classes import ClassScores, class_scores
@@ -156,9 +156,7 @@ def _examples(indices: Sequence[int], answers: Tensor, batch: Batch) -> Iterator
 
 
 def _mean_iou(answered: Tensor, true: Tensor) -> float:
-    there = torch.unique(torch.cat((answered, true)))
-    shares = [
-        ((answered == number) & (true == number)).sum() / ((answered == number) | (true == number)).sum()
-        for number in there
-    ]
-    return float(torch.stack(shares).mean()) if shares else 1.0
+    classes = 1 + max(int(each.max(initial=0)) for each in (answered.numpy(), true.numpy()))
+    counts = torch.bincount(classes * true + answered, minlength=classes**2).view(classes, classes)
+    right, union = counts.diagonal(), counts.sum(0) + counts.sum(1) - counts.diagonal()
+    return float((right[union > 0] / union[union > 0]).mean()) if len(true) else 1.0
