@@ -1,12 +1,12 @@
 """What several processes that train one network together exchange; where there is one, nothing."""
 
 import os
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch import distributed as dist
-from torch.distributed.nn.functional import all_reduce
 
 
 def launched() -> tuple[int, int] | None:
@@ -31,13 +31,13 @@ def several() -> bool:
 def add_up(sums: Tensor) -> Tensor:
     """The sum over all processes, in each of them.
 
-    Gradients flow back through it to every process's own part, so that their mean, times the number of processes, is
-    the gradient of what is made of the sum; the mean is what training steps along, and each process counts the
-    gradient of all of them.
+    Gradients flow back through it into this process's own part. Training goes along the mean of all processes'
+    gradients, so each comes out as many times larger as there are processes: the mean is then the gradient of what is
+    made of the whole sum, as every process makes the same of it.
     """
     if not several():
         return sums
-    total: Tensor = all_reduce(sums)  # type: ignore[no-untyped-call]
+    total: Tensor = _Sum.apply(sums)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -58,3 +58,15 @@ def put_together(part: Tensor) -> tuple[Tensor, slice]:
     start = sum(lengths[: dist.get_rank()])
     whole = torch.cat([other[:length] for other, length in zip(parts, lengths, strict=True)])
     return whole, slice(start, start + len(part))
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, sums: Tensor) -> Tensor:
+        total = sums.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return gradient * dist.get_world_size()

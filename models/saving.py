@@ -16,11 +16,10 @@ STEPS_BETWEEN = 10  # looks at the clock, on which several processes have to agr
 
 def checkpoints(folder: RunFolder, keep: int, every_seconds: float) -> list[Checkpoint]:
     """The callbacks that write them: the best one, the `keep` best, that of each epoch, and those in between."""
-    # Without a monitor: every epoch. ModelCheckpoint's own save_last skips the epochs that are not the best so far.
-    epochs: list[Checkpoint] = [_each(ModelCheckpoint, folder.best, MONITOR), _each(ModelCheckpoint, folder.last)]
-    if keep > 1:
-        epochs.append(_each(Kept, folder.kept / "epoch-{epoch:04d}.ckpt", MONITOR, keep))
-    return [*epochs, WithinEpoch(folder.last, every_seconds)]
+    kept = [_each(Kept, folder.kept / "epoch-{epoch:04d}.ckpt", MONITOR, keep)] if keep > 1 else []
+    best, last = _each(ModelCheckpoint, folder.best, MONITOR), _each(ModelCheckpoint, folder.last)
+    # The last one behind the others, so that it knows which those are.
+    return [best, *kept, last, WithinEpoch(folder.last, every_seconds)]
 
 
 class Kept(ModelCheckpoint):
@@ -62,6 +61,7 @@ class WithinEpoch(Checkpoint):
 
 
 def _each(kind: type[ModelCheckpoint], path: Path, monitor: str | None = None, keep: int = 1) -> ModelCheckpoint:
+    # Without a monitor: every epoch. ModelCheckpoint's own save_last skips the epochs that are not the best so far.
     return kind(
         path.parent,
         filename=path.stem,

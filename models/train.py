@@ -226,7 +226,7 @@ class Training(pl.LightningModule):
         self.auxiliary_weight = float(getattr(network, "auxiliary_weight", 0.0))
         self.measures = measures(description.task, len(description.labels))
         # The loss is that of the whole batch in every process already.
-        self.train_loss = MeanMetric(sync_on_compute=False)
+        self.train_loss, self.validation_loss = (MeanMetric(sync_on_compute=False) for _ in range(2))
         self.ignore = ignored(description.task)
         weights = class_weights(data) if self.recipe.class_weights == "balanced" else None
         named = self.recipe.loss, self.recipe.gamma, self.ignore, weights, add_up
@@ -318,10 +318,10 @@ class Training(pl.LightningModule):
     def validation_step(self, batch: Batch, _: int) -> None:
         logits = self.network(self.normalise(batch.images))
         loss = self._loss(self.loss, logits, batch.targets)
-        counted = int(self._counted(batch.targets))
-        if counted:
+        counted = self._counted(batch.targets)
+        if not several() or counted:  # else there is nothing in this process's part
             self.measures.update(logits, batch.targets)
-        self.log("validation_loss", loss, batch_size=counted, sync_dist=several())
+        self.validation_loss.update(loss, add_up(counted))
 
     def on_validation_epoch_end(self) -> None:
         scores = {f"validation_{name}": value for name, value in self.measures.compute().items()}
@@ -329,7 +329,9 @@ class Training(pl.LightningModule):
             self.log(name, value, prog_bar=name == f"validation_{LEADING[self.description.task]}")
         self.measures.reset()
         self.log("train_loss", self.train_loss.compute(), prog_bar=True)
-        scores["validation_loss"] = self.trainer.callback_metrics["validation_loss"]
+        scores["validation_loss"] = self.validation_loss.compute()
+        self.log("validation_loss", scores["validation_loss"])
+        self.validation_loss.reset()
         self.latest = {name: float(value) for name, value in scores.items()}
         if self.latest["validation_loss"] < self.best.get("validation_loss", math.inf):
             self.best = self.latest
