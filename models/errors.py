@@ -59,3 +59,9 @@ class BadTemplate(ConvoyError):
     """A picture that nothing can be found with."""
 
     reason = "BAD_TEMPLATE"
+
+
+class BadView(ConvoyError):
+    """What was asked to be looked at is not in the network, or cannot be shown of it."""
+
+    reason = "BAD_VIEW"

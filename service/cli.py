@@ -39,6 +39,7 @@ COMMANDS = {
     "export": Command("models.commands.export", "Export a trained network into a model repository"),
     "template": Command("models.commands.template", "Make a model that finds a picture inside others"),
     "inspect": Command("models.commands.inspect", "Show the layers of a network: shapes, costs, receptive fields"),
+    "visualize": Command("models.commands.visualize", "Draw what a trained network has learned and looks at"),
     "adopt-weights": Command("models.commands.adopt_weights", "Take over weights that Keras or torchvision saved"),
 }
 

@@ -1,0 +1,115 @@
+"""`convoy visualize evidence`: what of an image an answer hangs on."""
+
+from typing import Annotated, Literal
+
+import typer
+from torch import Tensor
+
+from models.anatomy.act import by
+from models.commands.views import options
+from models.commands.views.options import (
+    Checkpoint,
+    Output,
+    Picture,
+)
+from models.errors import BadView
+from models.visualize import selection, sheet, taps
+from models.visualize import subject as subjects
+from models.visualize.activation_map import activation_map
+from models.visualize.occlusion import occlusion, places
+from models.visualize.overlay import laid_over, picked_out
+from models.visualize.sheet import Section, Tile
+from models.visualize.subject import Subject, as_images, as_pictures
+from models.visualize.target import Target, target
+from service.errors import BadConfig
+
+PATCHES = 6  # covers along the shorter side of an image
+TILE_SIDE = 224  # pixels on the sheet: what a map shows is small
+
+
+def evidence(
+    checkpoint: Checkpoint,
+    image: Picture,
+    class_: Annotated[
+        str | None, typer.Option("--class", metavar="LABEL", help="Evidence for what.  [default: what is answered]")
+    ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROW,COLUMN", help="Segmentation: the answer of this one pixel.  [default: all pixels of the class]"
+        ),
+    ] = None,
+    method: Annotated[Literal["both", "occlusion", "activation"], typer.Option(help="What is drawn.")] = "both",
+    patch: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Side of what covers, in pixels.  [default: a 6th of the image]"),
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Pixels between covers.  [default: half of one]")
+    ] = None,
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            "--layer",
+            metavar="NAME",
+            help="Of the activation map.  [default: the last with places; segmentation: the bottleneck]",
+        ),
+    ] = None,
+    output: Output = None,
+) -> None:
+    """Lay over an image what an answer hangs on: where covering it lowers the probability (occlusion), and where a
+    layer sees what speaks for it (class-activation map)."""
+    path = options.destination(output, checkpoint, "evidence")
+    subject = subjects.load(checkpoint)
+    index = None if class_ is None else selection.label(class_, subject.description.labels)
+    pixels = subject.fit(subjects.read(image, subject))
+    picture = as_pictures(pixels)
+    found = target(subject, picture, index, None if at is None else options.numbers(at, "--at"))
+    print(f"{found.label}  {100 * found.confidence:.2f} %{_counted(found)}")
+    tiles = [Tile(pixels, image.name)]
+    if found.where is not None:
+        tiles.append(Tile(picked_out(pixels, found.where), "the pixels that count"))
+    if method != "activation":
+        tiles.append(_occlusion(subject, picture, found, patch, stride))
+    if method != "occlusion":
+        tiles.append(_activation(subject, picture, found, layer))
+    heading = options.title(subject, f"what speaks for {found.label} ({100 * found.confidence:.1f} %)")
+    options.save(path, sheet.draw(heading, [Section("red speaks for it, blue against it", tiles, side=TILE_SIDE)]))
+
+
+def _occlusion(subject: Subject, picture: Tensor, found: Target, patch: int | None, stride: int | None) -> Tile:
+    size = (picture.shape[1], picture.shape[2])
+    patch = patch or max(1, min(size) // PATCHES)
+    stride = stride or max(1, patch // 2)
+    if patch > min(size) or stride > patch:
+        raise BadConfig(f"--patch {patch} and --stride {stride}, want 1 <= stride <= patch <= {min(size)}")
+    with options.progress("occlusion", len(places(size, patch, stride))) as tick:
+        values = occlusion(subject, picture, found, patch, stride, tick)
+    print(
+        f"occlusion: covered, {patch}x{patch} pixels change it by {_change(-values.max())} to {_change(-values.min())}"
+    )
+    return Tile(laid_over(as_images(picture)[0], values), f"occlusion, {patch}x{patch}")
+
+
+def _activation(subject: Subject, picture: Tensor, found: Target, layer: str | None) -> Tile:
+    size, per_pixel = (picture.shape[1], picture.shape[2]), found.where is not None
+    there = taps.layers(subject, size)
+    if layer is None:
+        chosen = selection.last_with_places(there, len(subject.description.labels), per_pixel)
+    else:
+        chosen = taps.choose(layer, there)
+    if not chosen.is_map:
+        raise BadView(f"layer {chosen.name!r} answers {chosen.shape[0]} numbers, want one that answers maps")
+    values = activation_map(subject, picture, found, chosen)
+    print(f"activation map: layer {chosen.name}, {by(chosen.shape[1:])} places")
+    if not values.any():
+        print(f"activation map: nothing in {chosen.name} speaks for {found.label}")
+    return Tile(laid_over(as_images(picture)[0], values), f"activation map, {chosen.name}")
+
+
+def _change(value: Tensor) -> str:
+    return f"{100 * float(value):+.1f} %"
+
+
+def _counted(found: Target) -> str:
+    return "" if found.where is None else f"  the mean of {int(found.where.sum())} pixels"

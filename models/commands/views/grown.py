@@ -1,0 +1,163 @@
+"""`convoy visualize neurons`, `class` and `dream`: pictures that gradient ascent makes."""
+
+from typing import Annotated
+
+import numpy as np
+import typer
+from PIL import Image
+
+from models.commands.options import parse_size
+from models.commands.views import options
+from models.commands.views.options import (
+    Blur,
+    Channels,
+    Checkpoint,
+    Gif,
+    InSpace,
+    Jitter,
+    LayerName,
+    Output,
+    Picture,
+    Rate,
+    Seed,
+    Sides,
+    Steps,
+)
+from models.visualize import classes, selection, sheet
+from models.visualize import neurons as responses
+from models.visualize import subject as subjects
+from models.visualize.dream import dream as dreams
+from models.visualize.dream import sizes
+from models.visualize.growth import Growing, filmed, frames, ticks
+from models.visualize.subject import Size, as_images
+
+NEURONS, CLASSES = 16, 20  # that are shown unless told otherwise
+
+
+def neurons(
+    checkpoint: Checkpoint,
+    layer: LayerName = None,
+    channels: Channels = None,
+    size: Sides = None,
+    steps: Steps = 64,
+    rate: Rate = 0.03,
+    jitter: Jitter = None,
+    blur: Blur = 0.5,
+    space: InSpace = "frequency",
+    seed: Seed = 0,
+    output: Output = None,
+    gif: Gif = None,
+) -> None:
+    """Grow, from noise, the pictures that a layer's channels answer most to."""
+    path = options.destination(output, checkpoint, "neurons")
+    options.check_gif(gif)
+    subject = subjects.load(checkpoint)
+    sides = options.sides(size, subject)
+    climb = options.climb(steps, rate, jitter, blur, space, sides)
+    chosen = options.layer(layer, subject)
+    numbers = selection.channels(channels, chosen.shape[0], chosen.name, NEURONS)
+    with options.progress(f"neurons of {chosen.name}", ticks(len(numbers), sides, steps)) as tick:
+        grown = responses.neurons(subject, chosen, numbers, sides, climb, Growing(seed, tick, gif is not None))
+    reached = responses.responses(subject, chosen, numbers, grown.images)
+    options.say_rest(len(numbers), chosen.shape[0], "channels", "--channels")
+    silent = [str(number) for number, value in zip(numbers, reached, strict=True) if value <= 0]
+    if silent:
+        print(f"silent: nothing that was found makes channel {', '.join(silent)} answer more than 0")
+    heading = options.title(subject, f"what {chosen.name} answers most to")
+    options.save(path, sheet.draw(heading, [responses.section(chosen, numbers, grown.images, reached)]))
+    film = [sheet.draw(heading, [responses.section(chosen, numbers, images, None)]) for images in grown.film]
+    options.save_film(gif, film)
+
+
+def class_(
+    checkpoint: Checkpoint,
+    class_: Annotated[
+        list[str] | None,
+        typer.Option("--class", metavar="LABEL", help="Which class; may be given again.  [default: the first 20]"),
+    ] = None,
+    size: Sides = None,
+    steps: Steps = 64,
+    rate: Rate = 0.03,
+    jitter: Jitter = None,
+    blur: Blur = 0.5,
+    space: InSpace = "frequency",
+    seed: Seed = 0,
+    output: Output = None,
+    gif: Gif = None,
+) -> None:
+    """Grow, from noise, pictures that the network is as sure as can be are of a class, and tell how sure it is."""
+    path = options.destination(output, checkpoint, "class")
+    options.check_gif(gif)
+    subject = subjects.load(checkpoint)
+    labels = subject.description.labels
+    numbers = [selection.label(text, labels) for text in class_ or []] or list(range(min(CLASSES, len(labels))))
+    sides = options.sides(size, subject)
+    climb = options.climb(steps, rate, jitter, blur, space, sides)
+    with options.progress("classes", ticks(len(numbers), sides, steps)) as tick:
+        grown = classes.class_images(subject, numbers, sides, climb, Growing(seed, tick, gif is not None))
+    reached = classes.confidences(subject, numbers, grown.images)
+    for number, value in zip(numbers, reached, strict=True):
+        print(f"{labels[number]:<{max(map(len, labels))}}  {100 * value:6.2f} %")
+    options.say_rest(len(numbers), len(labels), "classes", "--class")
+    heading = options.title(subject, "what it takes for each class with the greatest confidence")
+    options.save(path, sheet.draw(heading, [classes.section(subject, numbers, grown.images, reached)]))
+    film = [sheet.draw(heading, [classes.section(subject, numbers, images, None)]) for images in grown.film]
+    options.save_film(gif, film)
+
+
+def dream(
+    checkpoint: Checkpoint,
+    image: Picture,
+    layer: LayerName = None,
+    channels: Annotated[
+        str | None, typer.Option("--channels", metavar="LIST", help="Such as 0-15,20.  [default: all of the layer]")
+    ] = None,
+    octaves: Annotated[
+        int, typer.Option(metavar="N", min=1, max=20, help="At how many sizes, from small to whole.")
+    ] = 4,
+    octave_scale: Annotated[
+        float, typer.Option(metavar="X", min=1.05, max=10, help="From one size to the next.")
+    ] = 1.4,
+    size: Annotated[
+        str | None,
+        typer.Option("--size", metavar="HxW", help="The photograph is made to fit into it.  [default: its own]"),
+    ] = None,
+    steps: Annotated[int, typer.Option(metavar="N", min=1, max=100_000, help="In each octave.")] = 20,
+    rate: Rate = 0.01,
+    jitter: Jitter = None,
+    blur: Blur = 0.0,
+    space: InSpace = "pixels",
+    seed: Seed = 0,
+    output: Output = None,
+    gif: Gif = None,
+) -> None:
+    """Let a layer deepen what it sees in a photograph, at several sizes of it. The picture is as large as that, in the
+    colours that the network takes."""
+    path = options.destination(output, checkpoint, "dream")
+    options.check_gif(gif)
+    subject = subjects.load(checkpoint)
+    photograph = _within(subjects.read(image, subject), None if size is None else parse_size(size))
+    chosen = options.layer(layer, subject)
+    numbers = selection.channels(channels, chosen.shape[0], chosen.name, chosen.shape[0])
+    scales = sizes(subjects.sides(photograph), octaves, octave_scale)
+    climb = options.climb(steps, rate, jitter, blur, space, scales[0])
+    kept = frames(steps * octaves, gif is not None)
+    pictures = dreams(subject, photograph, chosen, numbers, scales, climb, seed)
+    with options.progress(f"dream of {chosen.name}", steps * octaves) as tick:
+        film = [Image.fromarray(_flat(as_images(each)[0])) for each in filmed(pictures, kept, tick)]
+    options.save(path, film[-1])
+    options.save_film(gif, [frame.convert("RGB").resize(film[-1].size, Image.Resampling.BICUBIC) for frame in film])
+
+
+def _within(pixels: subjects.Pixels, most: Size | None) -> subjects.Pixels:
+    """The photograph made smaller, until it fits, its sides' ratio kept."""
+    if most is None or (pixels.shape[0] <= most[0] and pixels.shape[1] <= most[1]):
+        return pixels
+    image = Image.fromarray(_flat(pixels))
+    image.thumbnail((most[1], most[0]), Image.Resampling.LANCZOS)
+    return np.asarray(image).reshape(image.height, image.width, -1)
+
+
+def _flat(pixels: subjects.Pixels) -> subjects.Pixels:
+    """As Pillow has them: grey without an axis of channels."""
+    return pixels if pixels.shape[2] == 3 else pixels[..., 0]

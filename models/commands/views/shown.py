@@ -1,0 +1,98 @@
+"""`convoy visualize layers`, `filters` and `features`: what is there, as it is."""
+
+from typing import Annotated
+
+import typer
+
+from models.anatomy.act import by
+from models.commands.views import options
+from models.commands.views.options import (
+    Channels,
+    Checkpoint,
+    Output,
+    Picture,
+    Sides,
+)
+from models.errors import BadView
+from models.visualize import selection, sheet, taps
+from models.visualize import subject as subjects
+from models.visualize.features import features as maps
+from models.visualize.filters import by_input, in_colour
+from models.visualize.sheet import Section, Tile
+
+FILTERS, KERNELS, MAPS = 64, 16, 16  # that are shown unless told otherwise
+SPREAD = 4  # layers whose maps are shown likewise
+
+
+def layers(checkpoint: Checkpoint, size: Sides = None) -> None:
+    """List the layers by name, in the order in which they are done, with what they answer."""
+    subject = subjects.load(checkpoint)
+    there = taps.layers(subject, options.sides(size, subject))
+    widest, kinds = (
+        max(map(len, column)) for column in zip(*((layer.name, layer.kind) for layer in there), strict=True)
+    )
+    for layer in there:
+        convolves = "  filters" if selection.filters_of(layer) is not None else ""
+        print(f"{layer.name:<{widest}}  {layer.kind:<{kinds}}  {by(layer.shape)}{convolves}")
+
+
+def filters(
+    checkpoint: Checkpoint,
+    layer: Annotated[
+        str | None, typer.Option("--layer", metavar="NAME", help="Which layer.  [default: the first with filters]")
+    ] = None,
+    channels: Channels = None,
+    inputs: Annotated[
+        str | None,
+        typer.Option("--inputs", metavar="LIST", help="Behind the first layer: over which maps.  [default: the first]"),
+    ] = None,
+    output: Output = None,
+) -> None:
+    """Draw the filters of a convolution: in the image's colours for the first, deeper a row of kernels for each."""
+    path = options.destination(output, checkpoint, "filters")
+    subject = subjects.load(checkpoint)
+    there = taps.layers(subject, subject.size())
+    having = [each for each in there if selection.filters_of(each) is not None]
+    chosen = taps.choose(layer, there) if layer is not None else next(iter(having), None)
+    weight = None if chosen is None else selection.filters_of(chosen)
+    if chosen is None or weight is None:
+        raise BadView(f"layer {layer!r} has no filters; those that have: {', '.join(each.name for each in having)}")
+    first = chosen is having[0] and weight.shape[1] == subject.spec.channels
+    numbers = selection.channels(channels, len(weight), chosen.name, FILTERS if first else KERNELS)
+    if first:
+        sections = [in_colour(weight, numbers, subject.description.channel_order == "BGR")]
+    else:
+        over = selection.channels(inputs, weight.shape[1], chosen.name, KERNELS)
+        sections = by_input(weight, numbers, over)
+        options.say_rest(len(over), weight.shape[1], "kernels of each filter", "--inputs")
+    options.say_rest(len(numbers), len(weight), "filters", "--channels")
+    what = f"{len(numbers)} of {len(weight)} filters of {chosen.name}, {by(weight.shape[2:])}"
+    options.save(path, sheet.draw(options.title(subject, what), sections))
+
+
+def features(
+    checkpoint: Checkpoint,
+    image: Picture,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--layer", metavar="NAME", help="Which layer; may be given again.  [default: four over the depth]"
+        ),
+    ] = None,
+    channels: Channels = None,
+    output: Output = None,
+) -> None:
+    """Draw what layers answer to an image, a map for each channel."""
+    path = options.destination(output, checkpoint, "features")
+    subject = subjects.load(checkpoint)
+    pixels = subject.fit(subjects.read(image, subject))
+    there = taps.layers(subject, subjects.sides(pixels))
+    chosen = [taps.choose(name, there) for name in layer] if layer else selection.spread(there, SPREAD)
+    shown = []
+    for each in chosen:
+        # A dense layer's numbers take no more room than one picture.
+        most = MAPS if each.is_map else each.shape[0]
+        shown.append((each, selection.channels(channels, each.shape[0], each.name, most)))
+        options.say_rest(len(shown[-1][1]), each.shape[0], f"maps of {each.name}", "--channels")
+    sections = [Section("", [Tile(pixels, image.name)]), *maps(subject, pixels, shown)]
+    options.save(path, sheet.draw(options.title(subject, f"what it sees in {image.name}"), sections))

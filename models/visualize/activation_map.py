@@ -1,0 +1,35 @@
+"""Class-activation maps: where a layer sees what speaks for a class (Grad-CAM; Selvaraju et al., arXiv 1610.02391).
+
+For segmentation the class's logit is the mean over the pixels that count (Seg-Grad-CAM; Vinogradova et al., arXiv
+2002.11434).
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.visualize import taps
+from models.visualize.subject import Subject
+from models.visualize.taps import Layer
+from models.visualize.target import Target
+
+
+def activation_map(subject: Subject, picture: Tensor, target: Target, layer: Layer) -> Tensor:
+    """What speaks for the target at each pixel, (h, w), 0 and more, in logits a place of the layer; all 0 where
+    nothing does.
+
+    picture  (1, h, w, C)
+
+    Each channel of the layer weighs what its gradient is in the mean; of the sum only the positive part counts.
+    """
+    with torch.enable_grad(), taps.watch(subject, [layer.name]) as seen:
+        # So that a gradient gets there: the weights have none.
+        logits = taps.logits(subject, picture.clone().requires_grad_())
+        maps = seen[layer.name]
+        (gradient,) = torch.autograd.grad(target.logit(logits).sum(), maps)
+    weights = gradient.mean(dim=(2, 3), keepdim=True)
+    found = (weights * maps.detach()).sum(dim=1, keepdim=True).clamp(min=0)
+    height, width = picture.shape[1:3]
+    # The layer's maps lie over the whole input, with its padding.
+    whole = F.interpolate(found, size=subject.entered(picture).shape[2:], mode="bilinear", align_corners=False)
+    return whole[0, 0, :height, :width]

@@ -1,0 +1,141 @@
+"""Gradient ascent on the input: pictures that a network answers most to, x <- x + rate * gradient.
+
+Erhan et al., Visualizing Higher-Layer Features of a Deep Network, 2009; jitter from Mordvintsev et al., Inceptionism,
+2015; blur from Yosinski et al., arXiv 1506.06579, section 4; frequency space and decorrelated colours from Olah et al.,
+Feature Visualization, Distill 2017.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.visualize.subject import Size
+
+Score = Callable[[Tensor], Tensor]
+Space = Literal["pixels", "frequency"]
+
+NOISE = 0.05  # standard deviation of what the ascent begins with
+BLUR_EVERY = 4  # steps, as Yosinski et al.
+# The axes along which the colours of photographs vary, nearly independently, and how much they do on each: brightness,
+# red against blue, green against both (Ohta, Kanade and Sakai, Color Information for Region Segmentation, 1980).
+COLOUR_AXES = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (-0.5, 1.0, -0.5))
+COLOUR_SPREADS = (1.0, 0.5, 0.3)
+
+
+class Climb(msgspec.Struct, frozen=True, kw_only=True):
+    """How the ascent goes.
+
+    `rate` is how far a step changes a picture: the root mean square over its pixels, as a share of the whole range from
+    black to white. `jitter` is by how many pixels at most the picture is shifted, at random, before each step, in a
+    ring. `blur` is the standard deviation in pixels of the Gaussian that smooths it every fourth step. 0 is none.
+    """
+
+    steps: int
+    rate: float
+    jitter: int
+    blur: float
+    space: Space
+
+
+def noise(seeds: Sequence[tuple[int, ...]], size: Size, mean: Sequence[float], space: Space) -> Tensor:
+    """Pictures to begin with, (N, H, W, C): noise around the colour `mean`, 0..1, each of its own seed, whatever the
+    others are."""
+    raw = torch.stack([torch.randn(*size, len(mean), generator=_generator(seed)) for seed in seeds])
+    return (torch.tensor(mean) + NOISE * _unit(_in_space(raw, space))).clamp(0, 1)
+
+
+def ascend(pictures: Tensor, score: Score, climb: Climb, seed: tuple[int, ...]) -> Iterator[Tensor]:
+    """The pictures after each of the steps, (N, H, W, C), 0..1.
+
+    score   of each picture, (N,): what shall grow
+    seed    of the shifts
+
+    In frequency space the gradient is followed in coordinates in which pixels and colours of natural images vary
+    independently: coarse structure goes ahead of fine. As those coordinates are a linear function of the pixels, that
+    is the same as filtering the gradient.
+    """
+    random = _generator(seed)
+    for step in range(climb.steps):
+        gradient = _gradient(pictures, score, _shift(climb.jitter, random))
+        pictures = (pictures + climb.rate * _unit(_in_space(gradient, climb.space))).clamp(0, 1)
+        if climb.blur and step % BLUR_EVERY == BLUR_EVERY - 1 and step < climb.steps - 1:
+            pictures = _blurred(pictures, climb.blur)
+        yield pictures
+
+
+def response(answer: Tensor) -> Tensor:
+    """How strongly channels answer, (N,): the Euclidean norm of what is positive; where nothing is, the largest number.
+
+    answer  (N, ...), of one channel or of several
+
+    The negative side is left out, for else a picture of the opposite would count as much; the largest number gives a
+    way up where there is nothing positive yet, and both agree where the last of it vanishes.
+    """
+    flat = answer.flatten(1)
+    positive = flat.clamp(min=0)
+    largest = flat.amax(dim=1)
+    # The norm has no gradient at 0: `where` alone would let a NaN through.
+    squares = torch.where(largest > 0, positive.square().sum(dim=1), 1.0)
+    return torch.where(largest > 0, squares.sqrt(), largest)
+
+
+def _gradient(pictures: Tensor, score: Score, shift: tuple[int, int]) -> Tensor:
+    pictures = pictures.detach().requires_grad_()
+    with torch.enable_grad():
+        total = score(pictures.roll(shift, dims=(1, 2))).sum()
+    (gradient,) = torch.autograd.grad(total, pictures)
+    return gradient
+
+
+def _shift(jitter: int, random: torch.Generator) -> tuple[int, int]:
+    down, across = torch.randint(-jitter, jitter + 1, (2,), generator=random).tolist()
+    return down, across
+
+
+def _in_space(pictures: Tensor, space: Space) -> Tensor:
+    if space == "pixels":
+        return pictures
+    height, width = pictures.shape[1:3]
+    # An image's amplitude falls with its frequency; never below what one wave across the whole picture has.
+    amplitude = 1 / _frequencies(height, width).clamp(min=1 / max(height, width))
+    return _filtered(_decorrelated(pictures), amplitude)
+
+
+def _decorrelated(pictures: Tensor) -> Tensor:
+    if pictures.shape[-1] != len(COLOUR_AXES):
+        return pictures
+    axes = torch.nn.functional.normalize(torch.tensor(COLOUR_AXES), dim=1)
+    spreads = torch.tensor(COLOUR_SPREADS)
+    return pictures @ (axes.T * spreads.square()) @ axes
+
+
+def _blurred(pictures: Tensor, sigma: float) -> Tensor:
+    # A Gaussian's spectrum is a Gaussian. The edges meet, as they do where the picture is shifted in a ring.
+    frequencies = _frequencies(*pictures.shape[1:3])
+    return _filtered(pictures, torch.exp(-2 * (torch.pi * sigma * frequencies).square())).clamp(0, 1)
+
+
+def _filtered(pictures: Tensor, transfer: Tensor) -> Tensor:
+    spectrum = torch.fft.rfft2(pictures, dim=(1, 2)) * transfer[..., None]
+    filtered: Tensor = torch.fft.irfft2(spectrum, s=pictures.shape[1:3], dim=(1, 2))
+    return filtered
+
+
+def _frequencies(height: int, width: int) -> Tensor:
+    """Of each place of a real spectrum, (height, width // 2 + 1), in waves a pixel."""
+    return torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width))
+
+
+def _unit(change: Tensor) -> Tensor:
+    """Each picture's change with a root mean square of 1; where there is none, none."""
+    size = change.flatten(1).square().mean(dim=1).sqrt().view(-1, 1, 1, 1)
+    return torch.where(size > 0, change / size, 0.0)
+
+
+def _generator(seed: tuple[int, ...]) -> torch.Generator:
+    # Seeds that lie side by side would give torch's generator like starts; numpy's mixer keeps them apart.
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))

@@ -1,0 +1,63 @@
+"""Class images: what a network takes for a class with the greatest confidence."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from models.errors import BadView
+from models.visualize import growth, taps
+from models.visualize.ascent import Climb
+from models.visualize.growth import Growing, Grown, ScoreOf
+from models.visualize.sheet import Section, Tile
+from models.visualize.subject import Pixels, Size, Subject
+
+
+def class_images(subject: Subject, classes: list[int], size: Size, climb: Climb, growing: Growing) -> Grown:
+    """A picture for each class, from noise (Simonyan, Vedaldi and Zisserman, arXiv 1312.6034, section 2).
+
+    What grows is the log-odds of the class, for segmentation their mean over all pixels: a class's logit alone also
+    grows while another's grows faster, and its probability has no slope left where it is nearly 1. Raises BadView
+    where there is one class only.
+    """
+    if len(subject.description.labels) < 2:
+        raise BadView(f"{subject.name} has one class only: there is nothing to tell it from")
+    return growth.grow(subject, classes, size, _score(subject, classes, log_odds), climb, growing)
+
+
+def confidences(subject: Subject, classes: list[int], images: list[Pixels]) -> list[float]:
+    """The probability, 0..1, that the network gives each image's class: of the 8 bits a pixel that are stored.
+    For segmentation the mean over all pixels."""
+    return growth.measured(_score(subject, classes, probability), images)
+
+
+def section(subject: Subject, classes: list[int], images: list[Pixels], reached: list[float] | None) -> Section:
+    """The pictures with the confidence that was reached, where that is known."""
+    values = [""] * len(images) if reached is None else [f": {100 * value:.2f} %" for value in reached]
+    labels = [subject.description.labels[index] for index in classes]
+    tiles = [Tile(image, f"{label}{value}") for label, image, value in zip(labels, images, values, strict=True)]
+    return Section(f"class{'' if reached is None else ': confidence'}", tiles)
+
+
+def log_odds(logits: Tensor, classes: Tensor) -> Tensor:
+    """log(p / (1 - p)) of one class each, of logits (N, classes, ...): (N, ...)."""
+    index = classes.view(-1, *(1,) * (logits.dim() - 1)).expand(-1, 1, *logits.shape[2:])
+    own = logits.gather(1, index)
+    others = logits.scatter(1, index, -torch.inf).logsumexp(dim=1, keepdim=True)
+    return (own - others)[:, 0]
+
+
+def probability(logits: Tensor, classes: Tensor) -> Tensor:
+    """p of one class each, of logits (N, classes, ...): (N, ...)."""
+    return log_odds(logits, classes).sigmoid()
+
+
+def _score(subject: Subject, classes: list[int], measure: Callable[[Tensor, Tensor], Tensor]) -> ScoreOf:
+    def score(pictures: Tensor, batch: list[int]) -> Tensor:
+        height, width = pictures.shape[1:3]
+        logits = taps.logits(subject, pictures)
+        values = measure(logits, torch.tensor([classes[place] for place in batch]))
+        # Of segmentation, the picture's own pixels and not the padding.
+        return values[:, :height, :width].mean(dim=(1, 2)) if values.dim() == 3 else values
+
+    return score

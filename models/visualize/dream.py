@@ -1,0 +1,65 @@
+"""Deep dream: a photograph in which a layer sees ever more of what it looks for (Mordvintsev, Olah and Tyka,
+Inceptionism, 2015)."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.anatomy.act import by
+from models.errors import BadView
+from models.visualize import taps
+from models.visualize.ascent import Climb, ascend, response
+from models.visualize.subject import Pixels, Size, Subject, as_pictures
+from models.visualize.taps import Layer
+
+LEAST_SIDE = 8  # pixels, of the smallest octave
+
+
+def sizes(size: Size, octaves: int, scale: float) -> list[Size]:
+    """Height and width of each octave, the smallest first, the last one `size`; each `scale` times the one before.
+    Raises BadView where the first would be too small."""
+    found = [tuple(max(1, round(side / scale**octave)) for side in size) for octave in reversed(range(octaves))]
+    if min(found[0]) < LEAST_SIDE:
+        raise BadView(
+            f"{octaves} octaves of {scale:g} make {by(size)} as small as {by(found[0])}, want fewer --octaves"
+        )
+    return [(height, width) for height, width in found]
+
+
+def dream(
+    subject: Subject,
+    photograph: Pixels,
+    layer: Layer,
+    channels: list[int],
+    octaves: list[Size],
+    climb: Climb,
+    seed: int,
+) -> Iterator[Tensor]:
+    """The picture (1, h, w, C) after each of `climb.steps` steps in each octave, of that octave's size.
+
+    photograph  (H, W, C), the size of the last octave
+
+    What the ascent has added at one octave is enlarged and laid over the photograph at the next: so the network sees,
+    and deepens, the same thing at several sizes.
+    """
+    whole = as_pictures(photograph)
+
+    def score(pictures: Tensor) -> Tensor:
+        return response(taps.answers(subject, [layer.name], pictures)[layer.name][:, channels])
+
+    added = torch.zeros_like(_resized(whole, octaves[0]))
+    for number, size in enumerate(octaves):
+        base = _resized(whole, size)
+        pictures = (base + _resized(added, size)).clamp(0, 1)
+        for pictures in ascend(pictures, score, climb, (seed, 2, number)):  # noqa: B020
+            yield pictures
+        added = pictures - base
+
+
+def _resized(pictures: Tensor, size: Size) -> Tensor:
+    if pictures.shape[1:3] == size:
+        return pictures
+    moved = F.interpolate(pictures.permute(0, 3, 1, 2), size=size, mode="bicubic", antialias=True)
+    return moved.permute(0, 2, 3, 1).clamp(-1, 1)

@@ -1,0 +1,53 @@
+"""What layers answer to one image, a picture for each channel."""
+
+import math
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.anatomy.act import by
+from models.visualize import taps
+from models.visualize.sheet import Section, Tile
+from models.visualize.subject import Pixels, Subject, as_pictures
+from models.visualize.taps import Layer
+
+COLOURS = "viridis"  # dark blue is a channel's least, yellow its most; as even for a colour-blind eye
+
+
+def features(subject: Subject, image: Pixels, chosen: list[tuple[Layer, list[int]]]) -> list[Section]:
+    """A section for each layer with the channels to show of it.
+
+    image   as `Subject.fit` gives it
+
+    Each map is drawn from its own least to its own most, which the caption tells: side by side the strong ones would
+    leave nothing of the others to see.
+    """
+    names = [layer.name for layer, _ in chosen]
+    with torch.no_grad():
+        answers = taps.answers(subject, names, as_pictures(image))
+    return [_section(layer, channels, answers[layer.name][0]) for layer, channels in chosen]
+
+
+def _section(layer: Layer, channels: list[int], answer: Tensor) -> Section:
+    heading = f"{layer.name}  ({layer.kind}, {by(layer.shape)})"
+    if answer.dim() == 3:
+        return Section(heading, [_tile(f"{channel}: ", answer[channel]) for channel in channels])
+    values = answer[channels]
+    columns = math.ceil(math.sqrt(len(values)))
+    # No places, so one picture with a square for each number; what is left of the last row stays at the least.
+    square = values.new_full((math.ceil(len(values) / columns) * columns,), float(values.min()))
+    square[: len(values)] = values
+    return Section(heading, [_tile("", square.view(-1, columns))])
+
+
+def _tile(caption: str, values: Tensor) -> Tile:
+    low, high = float(values.min()), float(values.max())
+    shares = (values.numpy() - low) / ((high - low) or 1.0)
+    picture = np.asarray(mpl.colormaps[COLOURS](shares, bytes=True))[..., :3]
+    return Tile(picture, f"{caption}{_short(low)} to {_short(high)}" if high > low else f"{caption}all {_short(low)}")
+
+
+def _short(number: float) -> str:
+    return f"{number:.2g}".replace("-", "−")

@@ -1,0 +1,37 @@
+"""Maximum response pictures: what the channels of a layer answer most to."""
+
+from torch import Tensor
+
+from models.visualize import growth, taps
+from models.visualize.ascent import Climb, response
+from models.visualize.growth import Growing, Grown, ScoreOf
+from models.visualize.sheet import Section, Tile
+from models.visualize.subject import Pixels, Size, Subject
+from models.visualize.taps import Layer
+
+
+def neurons(subject: Subject, layer: Layer, channels: list[int], size: Size, climb: Climb, growing: Growing) -> Grown:
+    """A picture for each channel, from noise. The same channel gets the same noise whatever others are asked for."""
+    return growth.grow(subject, channels, size, _score(subject, layer, channels), climb, growing)
+
+
+def responses(subject: Subject, layer: Layer, channels: list[int], images: list[Pixels]) -> list[float]:
+    """How strongly each channel answers to its image, as `ascent.response` has it."""
+    return growth.measured(_score(subject, layer, channels), images)
+
+
+def section(layer: Layer, channels: list[int], images: list[Pixels], reached: list[float] | None) -> Section:
+    """The pictures with what was reached, where that is known."""
+    values = [""] * len(images) if reached is None else [f": {value:.3g}" for value in reached]
+    tiles = [Tile(image, f"{channel}{value}") for channel, image, value in zip(channels, images, values, strict=True)]
+    return Section(f"channel{'' if reached is None else ': its response'}", tiles)
+
+
+def _score(subject: Subject, layer: Layer, channels: list[int]) -> ScoreOf:
+    def score(pictures: Tensor, batch: list[int]) -> Tensor:
+        answer = taps.answers(subject, [layer.name], pictures)[layer.name]
+        # One row each: the places of its channel, or the one number of a layer without.
+        own = answer[range(len(batch)), [channels[place] for place in batch]]
+        return response(own.reshape(len(batch), -1))
+
+    return score

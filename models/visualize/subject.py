@@ -1,0 +1,95 @@
+"""The trained network that is looked into, and how a picture gets to its input: as serving brings it there."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models import checkpoint, threads
+from models.checkpoint import Description
+from models.data import picture
+from models.errors import BadView
+from service.frontend.preprocess import input_size, preprocess
+from service.metadata import InputSpec
+
+FREE_SIDE = 128  # pixels, of a picture that is made for a network of any size
+
+Pixels = NDArray[np.uint8]
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network in eval mode whose weights stay as they are, and what its checkpoint says about it.
+
+    Everywhere in this package `pictures` are (N, H, W, C) float32 from 0 to 1, C and its order as images have them.
+    """
+
+    name: str
+    description: Description
+    network: nn.Module
+
+    @property
+    def spec(self) -> InputSpec:
+        spec = self.description.input
+        assert spec is not None
+        return spec
+
+    def size(self, wanted: Size | None = None) -> Size:
+        """Height and width of what goes in where no picture decides on them: `wanted`, or the network's own."""
+        return wanted or input_size(self.spec, FREE_SIDE, FREE_SIDE)
+
+    def fit(self, image: Pixels) -> Pixels:
+        """An image (H, W, C) as it reaches the input, (h, w, C); where any size goes, without the padding, which
+        `entered` adds."""
+        if self.spec.fit == "pad":
+            return image
+        out = np.empty((*input_size(self.spec, *image.shape[:2]), self.spec.channels), np.uint8)
+        preprocess(image, self.spec, out)
+        return out
+
+    def entered(self, pictures: Tensor) -> Tensor:
+        """Pictures as the network takes them, (N, channels, h, w): normalised, padded where it takes multiples only.
+        The gradient flows through."""
+        height, width = pictures.shape[1:3]
+        # Where the network takes one size only, some of its layers still take others.
+        full = (height, width) if self.spec.height is not None else input_size(self.spec, height, width)
+        down, across = full[0] - height, full[1] - width
+        # What `preprocess` does where the fit is `pad`.
+        padded = nn.functional.pad(pictures, (0, 0, 0, across, 0, down), value=self.spec.fill / 255)
+        entered: Tensor = self.description.normalisation()(padded * 255)
+        return entered
+
+
+def load(path: Path) -> Subject:
+    """The network of a checkpoint. Raises BadCheckpoint; BadView where it takes no images."""
+    threads.limit()
+    description, network = checkpoint.load(path)
+    if description.input is None:
+        raise BadView(f"{path}: {description.architecture} takes {description.takes}, want a network that takes images")
+    return Subject(description.architecture, description, network.requires_grad_(False))
+
+
+def read(path: Path, subject: Subject) -> Pixels:
+    """An image file in the network's colours, (H, W, C). Raises BadView where there is none, BadData."""
+    if not path.is_file():
+        raise BadView(f"there is no image {str(path)!r}")
+    return picture.read(path, subject.spec.colour)
+
+
+def sides(image: Pixels) -> Size:
+    """Height and width."""
+    return image.shape[0], image.shape[1]
+
+
+def as_pictures(*images: Pixels) -> Tensor:
+    """Images of one size, (H, W, C), 0..255, as pictures."""
+    return torch.from_numpy(np.stack(images)).float() / 255
+
+
+def as_images(pictures: Tensor) -> list[Pixels]:
+    """Each picture (H, W, C), 0..255, as it would be stored."""
+    return list((pictures.detach().clamp(0, 1) * 255).round().to(torch.uint8).numpy())
