@@ -37,10 +37,11 @@ class Answerer:
     data: str
     answer: Callable[[Tensor], Tensor]
 
-    def split(self, name: SplitName) -> Split:
-        """A split of its data. Raises BadTraining, BadData where they are not there as they were."""
+    def split(self, name: SplitName, strict: bool = False) -> Split:
+        """A split of its data. Raises BadTraining, BadData where they are not there as they were; what `strict` does is
+        as in `models.data.registry.data_set`."""
         colour = self.spec.colour if isinstance(self.spec, InputSpec) else None
-        return split_of(self.data, name, self.task, colour, self.labels)
+        return split_of(self.data, name, self.task, colour, self.labels, strict)
 
 
 def of_path(path: Path, data: str | None = None) -> Answerer:

@@ -64,11 +64,13 @@ class Evaluation:
         return not isinstance(self.network.spec, InputSpec)
 
 
-def evaluate_file(path: Path, data: str | None = None, bounds: Sequence[float] | None = None) -> Evaluation:
+def evaluate_file(
+    path: Path, data: str | None = None, bounds: Sequence[float] | None = None, strict: bool = False
+) -> Evaluation:
     """The network of a checkpoint or of an exported file on the whole test split of its data, or of other data with the
     same classes. Raises BadCheckpoint, BadNetworkFile, BadTraining, BadData."""
     threads.limit()
-    return measure(of_path(path, data), bounds=bounds)
+    return measure(of_path(path, data), bounds=bounds, strict=strict)
 
 
 def evaluate(description: Description, network: nn.Module) -> Evaluation:
@@ -76,13 +78,16 @@ def evaluate(description: Description, network: nn.Module) -> Evaluation:
     return measure(of_network(description, network))
 
 
-def measure(network: Answerer, split: SplitName = "test", bounds: Sequence[float] | None = None) -> Evaluation:
+def measure(
+    network: Answerer, split: SplitName = "test", bounds: Sequence[float] | None = None, strict: bool = False
+) -> Evaluation:
     """A network on a whole split, images brought to the input as serving would bring them.
 
-    `bounds` are the sides in pixels that divide images into slices by their size; by default thirds.
+    `bounds` are the sides in pixels that divide images into slices by their size; by default thirds. A picture that
+    cannot be read is left out; with `strict` it raises BadData.
     """
     threads.limit()
-    images = network.split(split)
+    images = network.split(split, strict)
     places, slices = _places(images, network, bounds)
     whole = _Tally(network)
     parts = [_Tally(network) for _ in slices]

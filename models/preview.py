@@ -19,12 +19,13 @@ from service.errors import BadConfig
 ROWS = 4
 
 
-def preview(settings: Settings, file: Path) -> int:
+def preview(settings: Settings, file: Path, strict: bool = False) -> int:
     """Write a PNG file of the first images of the first epoch, changed as that run changes them, with their classes or
-    masks; answers how many. Raises BadTraining where there are no images, BadConfig where there is no such folder."""
+    masks; answers how many. Raises BadTraining where there are no images, BadConfig where there is no such folder; what
+    `strict` does is as in `data_set`."""
     if not file.parent.is_dir():
         raise BadConfig(f"cannot write {str(file)!r}: there is no folder {str(file.parent)!r}")
-    data = data_set(settings.data)
+    data = data_set(settings.data, strict)
     if data.colour is None:
         raise BadTraining(f"{data.name} has no images to show")
     description, network = describe(settings, data)

@@ -44,7 +44,7 @@ def find_rate(settings: Settings, folder: Path, machine: Machine) -> Found:
 
     Writes `lr.png` and `lr.csv` into the folder. Raises BadTraining as `train` does, and where no loss comes down.
     """
-    data, description, network = prepared_run(settings)
+    data, description, network = prepared_run(settings, strict=machine.strict)
     training = RangeTest(description, network, data, settings)
     bar, pace = sys.stderr.isatty(), Pace()
     trainer = pl.Trainer(

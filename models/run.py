@@ -65,11 +65,13 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
                    that started
     workers        threads of each that make batches ahead; None: none for data that is kept in memory, else one a core
     save_seconds   between checkpoints within an epoch; 0 writes one after every step
+    strict         a picture that cannot be read ends the run before it begins, instead of being left out
     """
 
     devices: int = 1
     workers: int | None = None
     save_seconds: float = 60.0
+    strict: bool = False
 
 
 class Note(msgspec.Struct, frozen=True, kw_only=True):

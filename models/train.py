@@ -51,7 +51,7 @@ def train(settings: Settings, output: Path, resume: Path | None = None, machine:
     have ended. Several processes each call this; the first writes. Raises BadTraining where architecture, data,
     checkpoint and machine do not go together, and KeyboardInterrupt after an interrupted run has been put away.
     """
-    data, description, network = prepared_run(settings, resume)
+    data, description, network = prepared_run(settings, resume, machine.strict)
     folder = RunFolder(output)
     before = folder.read() if resume is not None else None
     seconds_before = before.seconds if before is not None else 0.0
@@ -89,14 +89,16 @@ def train(settings: Settings, output: Path, resume: Path | None = None, machine:
     return keep(note(complete=True))
 
 
-def prepared_run(settings: Settings, resume: Path | None = None) -> tuple[DataSet, Description, nn.Module]:
+def prepared_run(
+    settings: Settings, resume: Path | None = None, strict: bool = False
+) -> tuple[DataSet, Description, nn.Module]:
     """Data, description and network as the run begins, but for what a checkpoint to go on from will lay into them.
     Raises as `train` does."""
     # Lightning announces devices, tips and each of its guesses; what a user must know stands in our own lines.
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
-    data = data_set(settings.data)
+    data = data_set(settings.data, strict)
     pl.seed_everything(settings.seed, verbose=False)
     description, network = describe(settings, data)
     if resume is not None:

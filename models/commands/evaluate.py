@@ -55,6 +55,10 @@ def evaluate(
             "area.  [default: thirds]",
         ),
     ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Refuse data with a picture that cannot be read, instead of leaving it out."),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure a trained network on the whole held-out split of its data. A checkpoint is run by PyTorch, an exported
@@ -62,7 +66,7 @@ def evaluate(
     if picture is not None and not picture.parent.is_dir():  # told now, not after minutes of measuring
         raise BadConfig(f"cannot write {str(picture)!r}: there is no folder {str(picture.parent)!r}")
     path = RunFolder(network).chosen() if network.is_dir() else network
-    result = evaluate_file(path, data, None if slices is None else parse(slices))
+    result = evaluate_file(path, data, None if slices is None else parse(slices), strict)
     if json:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(as_json(result)), indent=2).decode() + "\n")
     else:

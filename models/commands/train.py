@@ -38,7 +38,8 @@ def train(
         ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="DATA", help=f"One of: {', '.join(DATA)}; or a folder of your own pictures.")
+        str | None,
+        typer.Option(metavar="DATA", help=f"One of: {', '.join(DATA)}; or a folder or CSV file of your own pictures."),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The config.toml of a run: train as that one was told.")
@@ -149,6 +150,10 @@ def train(
     save_seconds: Annotated[
         float, typer.Option("--save-every", metavar="SECONDS", min=0, help="Between checkpoints within an epoch.")
     ] = ONE.save_seconds,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Refuse data with a picture that cannot be read, instead of leaving it out."),
+    ] = False,
 ) -> None:
     """Train a network. What is not given is as the architecture's recipe has it, or as the resumed run was told."""
     defaults = _defaults(architecture, data, config, resume, source)
@@ -193,11 +198,11 @@ def train(
         transfer=_transfer(defaults.transfer, source, freeze=freeze, freeze_epochs=freeze_epochs, body_rate=body_rate),
     )
     if preview is not None:
-        print(f"{save_preview(settings, preview)} training images as they would be seen: {preview}")
+        print(f"{save_preview(settings, preview, strict)} training images as they would be seen: {preview}")
         return
     own = Path("runs") / f"{architecture}-{shown(data)}"
     folder = RunFolder(output) if output is not None else RunFolder.of(resume) if resume is not None else RunFolder(own)
-    machine = Machine(devices=devices, workers=workers, save_seconds=save_seconds)
+    machine = Machine(devices=devices, workers=workers, save_seconds=save_seconds, strict=strict)
     if find_lr:
         _find(settings, folder.root, machine)
         return

@@ -1,4 +1,4 @@
-"""One's own data: a folder of `images/` and `masks/`, or of a subfolder per class, as `listing` tells."""
+"""One's own picture files as data, whichever way they are listed."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,54 +9,75 @@ from numpy.typing import NDArray
 
 from models.data import picture
 from models.data.dataset import DataSet, SplitName, Target
-from models.data.listing import Entry, listing
+from models.data.faults import Fault, Report
+from models.data.listing import SPLITS, Entries, Entry, Listing, check_complete
+from models.data.reading import Facts, moments, read
 from models.errors import BadData
 from models.metrics import IGNORE
 from service.metadata import Task
 
 Colour = Literal["RGB", "L"]
 Palette = list[tuple[int, int, int]]
-
-MEASURED_IMAGES = 2000  # of the training split, evenly spread, for mean and deviation
-LEAST_DEVIATION = 1 / 255  # of pixels that are all alike
+Sound = list[tuple[Entry, Facts]]
 
 
-def load(root: Path) -> DataSet:
-    """The data of a folder, its name the folder's path. Grey where every training picture is.
+def load(root: Path, found: Listing, report: Report) -> DataSet:
+    """The data of a listing, its name the path. Grey where every training picture is.
 
-    Opens every file, but reads the pixels of training pictures only: for mean and deviation, and of their masks where
-    no `labels.txt` says how many classes there are. Raises BadData, naming the file.
+    Reads every file once; what cannot be trained with goes to `report` and is left out. Raises BadData where too
+    little is left.
     """
-    found = listing(root)
-    train = found.entries["train"]
-    colour: Colour = "L" if all(picture.header(entry.image).grey for entry in train) else "RGB"
-    labels = found.labels or _numbered(root, train)
-    splits = {name: FolderSplit(entries, colour, len(labels)) for name, entries in found.entries.items()}
-    palette = _palette(splits.values(), len(labels)) if found.task == "segmentation" else None
-    mean, std = measured(splits["train"])
+    sound, faults = _sound([(split, entry) for split in SPLITS for entry in found.entries[split]])
+    faults = [*found.faults, *faults]
+    labels = found.labels or _numbered(facts for split, _, facts in sound if split == "train")
+    kept: dict[SplitName, Sound] = {split: [] for split in SPLITS}
+    for split, entry, facts in sound:
+        unknown = _unknown(entry, facts, len(labels))
+        if unknown is None:
+            kept[split].append((entry, facts))
+        else:
+            faults.append(unknown)
+    report(faults, sum(map(len, found.entries.values())) + len(found.faults))
+    entries: Entries = {split: [entry for entry, _ in kept[split]] for split in SPLITS}
+    check_complete(root, labels, entries, len(faults))
+    if len(labels) < 2:
+        raise BadData(
+            f"the training masks of {root} have no class but 0, want at least two: {IGNORE} is a pixel of no class"
+        )
+    train = [facts for _, facts in kept["train"]]
+    colour: Colour = "L" if all(facts.grey for facts in train) else "RGB"
+    splits = {split: FolderSplit(root, kept[split], colour) for split in SPLITS}
+    palette = _palette((entry for split in SPLITS for entry in entries[split]), len(labels))
+    mean, std = _measured(train, colour)
     return DataSet(str(root), found.task, colour, labels, palette, mean, std, splits.__getitem__)
 
 
-def split(root: Path, name: SplitName, task: Task, colour: Colour, labels: list[str]) -> "FolderSplit":
+def split(
+    root: Path, found: Listing, name: SplitName, task: Task, colour: Colour, labels: list[str], report: Report
+) -> "FolderSplit":
     """One split, for a network that is trained: in its colour, with its labels. Raises BadData where they are others,
-    or other ones than the folder's."""
-    found = listing(root)
+    or other ones than the listing's."""
     if found.task != task:
         raise BadData(f"{root} is data for {found.task}, want some for {task}")
     if found.labels is not None and found.labels != labels:
         raise BadData(f"{root} has the classes {_brief(found.labels)}, the network was trained with {_brief(labels)}")
-    return FolderSplit(found.entries[name], colour, len(labels))
+    sound, faults = _sound([(name, entry) for entry in found.entries[name]])
+    unknown = [_unknown(entry, facts, len(labels)) for _, entry, facts in sound]
+    faults += [fault for fault in unknown if fault is not None]
+    report([*found.faults, *faults], len(found.entries[name]) + len(found.faults))
+    kept = [(entry, facts) for (_, entry, facts), fault in zip(sound, unknown, strict=True) if fault is None]
+    if not kept:
+        raise BadData(f"{root} has no pictures in its {name} split ({len(faults)} were left out), want at least one")
+    return FolderSplit(root, kept, colour)
 
 
 class FolderSplit:
     """Pictures with their class, or the class of each pixel, read from their files each time they are asked for."""
 
-    def __init__(self, entries: Sequence[Entry], colour: Colour, classes: int) -> None:
-        self.entries, self.colour, self.classes = entries, colour, classes
-        self.sizes = [picture.header(entry.image)[:2] for entry in entries]
-        for entry, size in zip(entries, self.sizes, strict=True):
-            if isinstance(entry.target, Path):
-                _check_size(entry.image, size, entry.target, picture.mask_header(entry.target)[:2])
+    def __init__(self, root: Path, sound: Sequence[tuple[Entry, Facts]], colour: Colour) -> None:
+        self.root, self.colour = root, colour
+        self.entries = [entry for entry, _ in sound]
+        self.sizes = [facts.size for _, facts in sound]
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -66,59 +87,51 @@ class FolderSplit:
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], Target]:
         image, target = self.entries[index]
-        pixels = picture.read(image, self.colour)
-        if isinstance(target, int):
-            return pixels, target
-        mask = picture.read_mask(target)
-        highest = _highest(mask)
-        if highest >= self.classes:
-            raise BadData(f"mask {target} has the class {highest}, want 0 to {self.classes - 1}, or {IGNORE} for none")
-        return pixels, mask
+        return picture.read(image, self.colour), target if isinstance(target, int) else picture.read_mask(target)
+
+    def name(self, index: int) -> str:
+        """Where a picture lies, seen from the data set."""
+        path, root = self.entries[index].image, self.root if self.root.is_dir() else self.root.parent
+        return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 
-def measured(pictures: FolderSplit) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel, of pixels in 0..1, over the pixels of the split; of at most
-    MEASURED_IMAGES pictures, evenly spread."""
-    every = max(1, -(-len(pictures) // MEASURED_IMAGES))
-    values = np.arange(256) / 255
-    counts = np.zeros((3 if pictures.colour == "RGB" else 1, 256), np.int64)
-    for entry in pictures.entries[::every]:
-        image = picture.read(entry.image, pictures.colour)
-        counts += [np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(image, -1, 0)]
-    shares = counts / counts.sum(axis=1, keepdims=True)
-    mean = shares @ values
-    deviation = np.sqrt((shares * (values - mean[:, None]) ** 2).sum(axis=1))
-    return mean.tolist(), np.maximum(deviation, LEAST_DEVIATION).tolist()
+def _sound(listed: list[tuple[SplitName, Entry]]) -> tuple[list[tuple[SplitName, Entry, Facts]], list[Fault]]:
+    results = read([entry for _, entry in listed])
+    sound = [
+        (split, entry, facts) for (split, entry), facts in zip(listed, results, strict=True) if isinstance(facts, Facts)
+    ]
+    return sound, [result for result in results if isinstance(result, Fault)]
 
 
-def _numbered(root: Path, entries: Iterable[Entry]) -> list[str]:
-    highest = max(_highest(picture.read_mask(entry.target)) for entry in entries if isinstance(entry.target, Path))
-    if highest < 1:
-        raise BadData(
-            f"the training masks of {root} have no class but 0, want at least two: {IGNORE} is a pixel of no class"
-        )
-    return [f"class {number}" for number in range(highest + 1)]
+def _unknown(entry: Entry, facts: Facts, classes: int) -> Fault | None:
+    if facts.highest < classes:
+        return None
+    return Fault(
+        entry.image, f"mask {entry.target} has the class {facts.highest}, want 0 to {classes - 1}, or {IGNORE} for none"
+    )
 
 
-def _palette(splits: Iterable[FolderSplit], classes: int) -> Palette | None:
-    masks = (entry.target for pictures in splits for entry in pictures.entries if isinstance(entry.target, Path))
-    for mask in masks:
-        # Some programs leave out the colours of classes that are not in the picture.
-        palette = picture.mask_header(mask).palette
-        if len(palette) >= classes:
-            return palette[:classes]
+def _numbered(train: Iterable[Facts]) -> list[str]:
+    return [f"class {number}" for number in range(max((facts.highest for facts in train), default=0) + 1)]
+
+
+def _palette(entries: Iterable[Entry], classes: int) -> Palette | None:
+    for entry in entries:
+        if isinstance(entry.target, Path):
+            # Some programs leave out the colours of classes that are not in the picture.
+            palette = picture.mask_header(entry.target).palette
+            if len(palette) >= classes:
+                return palette[:classes]
     return None
 
 
-def _check_size(image: Path, size: tuple[int, int], mask: Path, mask_size: tuple[int, int]) -> None:
-    if size != mask_size:
-        (height, width), (high, wide) = size, mask_size
-        raise BadData(f"mask {mask} is {high}x{wide} (height x width), want {height}x{width} as {image} is seen")
-
-
-def _highest(mask: NDArray[np.uint8]) -> int:
-    there = np.bincount(mask.ravel(), minlength=256)[:IGNORE].nonzero()[0]
-    return int(there[-1]) if len(there) else 0
+def _measured(train: Iterable[Facts], colour: Colour) -> tuple[list[float], list[float]]:
+    channels = 3 if colour == "RGB" else 1
+    counts = np.zeros((channels, 256), np.int64)
+    for facts in train:
+        if facts.histogram is not None:
+            counts += facts.histogram  # a grey picture counts in every channel
+    return moments(counts)
 
 
 def _brief(labels: Sequence[str]) -> str:

@@ -1,18 +1,18 @@
-"""What belongs to a folder of one's own data, found by names alone: no picture is opened here."""
+"""What belongs to a data set of picture files, and whether there is enough of it; no picture is opened here."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from models.data.dataset import SplitName
-from models.data.picture import files
-from models.data.shares import share
+from models.data.faults import Fault
+from models.data.shares import share, validating
 from models.errors import BadData
 from service.metadata import Task
 
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
-IMAGES, MASKS, LABELS, LISTS = "images", "masks", "labels.txt", "splits"
+LABELS = "labels.txt"
 
 
 class Entry(NamedTuple):
@@ -22,85 +22,51 @@ class Entry(NamedTuple):
     target: int | Path
 
 
+Entries = dict[SplitName, list[Entry]]
+
+
 class Listing(NamedTuple):
-    """`labels` is None where a folder of masks does not name its classes."""
+    """`labels` is None where masks come without names of their classes; `faults` are pictures that are not there."""
 
     task: Task
     labels: list[str] | None
-    entries: dict[SplitName, list[Entry]]
+    entries: Entries
+    faults: list[Fault]
 
 
-def listing(root: Path) -> Listing:
-    """The pictures of a folder, by split.
-
-    With `images/` it is data for segmentation: `masks/NAME.png` belongs to `images/NAME.*`; the names of the classes
-    may stand in `labels.txt`, one a line, and the splits in `splits/train.txt`, `validation.txt` and `test.txt`, one
-    NAME a line. Without, it is data for classification: a subfolder per class, maybe below `train/`, `validation/` and
-    `test/`. Where there are no splits the names of the pictures decide. Raises BadData.
-    """
-    if not root.is_dir():
-        raise BadData(f"there is no folder {root}, want one of pictures")
-    return _masked(root) if (root / IMAGES).is_dir() else _sorted(root)
-
-
-def _masked(root: Path) -> Listing:
-    images = _by_stem(files(root / IMAGES))
-    if not images:
-        raise BadData(f"{root / IMAGES} holds no picture, want some of a format that Pillow reads")
-    names = _listed(root, images) if (root / LISTS).is_dir() else _shared(images)
-    entries = {split: [_pair(root, images[name]) for name in names[split]] for split in SPLITS}
-    if not (root / LISTS).is_dir():
-        _check_masks_used(root, images)
-    return Listing("segmentation", _labels(root / LABELS), _filled(root, entries))
-
-
-def _by_stem(paths: Iterable[Path]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in paths:
-        if path.stem in found:
-            raise BadData(f"{found[path.stem]} and {path} have the same name, want one picture for a mask")
-        found[path.stem] = path
+def shared(named: Iterable[tuple[str, Entry]]) -> Entries:
+    """Entries by split as their names alone decide."""
+    found: Entries = {split: [] for split in SPLITS}
+    for name, entry in named:
+        found[share(name)].append(entry)
     return found
 
 
-def _pair(root: Path, image: Path) -> Entry:
-    mask = root / MASKS / f"{image.stem}.png"
-    if not mask.is_file():
-        raise BadData(f"there is no mask {mask}, want one for {image}")
-    return Entry(image, mask)
+def put_aside(named: Sequence[tuple[str, Entry]]) -> tuple[list[Entry], list[Entry]]:
+    """Of entries to train with, those that stay, and those to validate with, as their names alone decide."""
+    aside = validating([name for name, _ in named])
+    train = [entry for (_, entry), away in zip(named, aside, strict=True) if not away]
+    return train, [entry for (_, entry), away in zip(named, aside, strict=True) if away]
 
 
-def _check_masks_used(root: Path, images: dict[str, Path]) -> None:
-    for mask in files(root / MASKS):
-        if mask.stem not in images:
-            raise BadData(f"there is no picture in {root / IMAGES} for the mask {mask}")
-
-
-def _listed(root: Path, images: dict[str, Path]) -> dict[SplitName, list[str]]:
-    names = {split: _lines(root / LISTS / f"{split}.txt") for split in SPLITS}
-    found: dict[str, SplitName] = {}
+def check_complete(root: Path, labels: list[str], entries: Entries, left_out: int) -> None:
+    """Raises BadData where a split has no pictures, or a class none to train or none to test with."""
+    without = f" ({left_out} were left out)" if left_out else ""
+    if all(isinstance(entry.target, int) for split in SPLITS for entry in entries[split]):
+        _check_classes(root, labels, entries, without)
     for split in SPLITS:
-        file = root / LISTS / f"{split}.txt"
-        for name in names[split]:
-            if name not in images:
-                raise BadData(f"{file} names {name!r}, and there is no such picture in {root / IMAGES}")
-            if name in found:
-                raise BadData(f"{file} names {name!r}, which is in {found[name]} already, want each picture once")
-            found[name] = split
-    return names
+        if not entries[split]:
+            total = sum(map(len, entries.values()))
+            raise BadData(
+                f"none of the {total} pictures of {root} is in its {split} split{without}, want at least one in each"
+            )
 
 
-def _shared(names: Iterable[str]) -> dict[SplitName, list[str]]:
-    shares: dict[SplitName, list[str]] = {split: [] for split in SPLITS}
-    for name in names:
-        shares[share(name)].append(name)
-    return shares
-
-
-def _labels(path: Path) -> list[str] | None:
+def class_names(path: Path) -> list[str] | None:
+    """The names of the classes of masks, one a line of a text file; None where there is no such file."""
     if not path.exists():
         return None
-    labels = _lines(path)
+    labels = lines(path)
     for label, count in Counter(labels).items():
         if count > 1:
             raise BadData(f"{path} names {label!r} {count} times, want each class once")
@@ -109,71 +75,34 @@ def _labels(path: Path) -> list[str] | None:
     return labels
 
 
-def _lines(path: Path) -> list[str]:
+def lines(path: Path) -> list[str]:
+    """The lines of a text file, none of them empty. Raises BadData."""
+    found = [line.strip() for line in text(path).rstrip().splitlines()]
+    if "" in found:
+        raise BadData(f"line {found.index('') + 1} of {path} is empty, want one name a line")
+    return found
+
+
+def text(path: Path) -> str:
+    """What is in a text file. Raises BadData."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise BadData(f"{path} cannot be read ({error.strerror}), want a text file, one name a line") from None
     except UnicodeDecodeError:
         raise BadData(f"{path} is not UTF-8 text, want one name a line") from None
-    if "" in lines:
-        raise BadData(f"line {lines.index('') + 1} of {path} is empty, want one name a line")
-    return lines
 
 
-def _sorted(root: Path) -> Listing:
-    if (root / "train").is_dir() and _folders(root / "train"):
-        labels, entries = _sorted_by_split(root)
-    else:
-        labels = _folders(root)
-        entries = {split: [] for split in SPLITS}
-        for number, label in enumerate(labels):
-            for image in files(root / label):
-                entries[share(f"{label}/{image.name}")].append(Entry(image, number))
-    if len(labels) < 2:
-        raise BadData(
-            f"{root} has {len(labels)} subfolders, want {IMAGES}/ and {MASKS}/, or a subfolder for each class"
-        )
-    _check_classes(root, labels, entries)
-    return Listing("classification", labels, _filled(root, entries))
-
-
-def _sorted_by_split(root: Path) -> tuple[list[str], dict[SplitName, list[Entry]]]:
-    for split in SPLITS:
-        if not (root / split).is_dir():
-            raise BadData(f"there is no folder {root / split}, want {', '.join(f'{name}/' for name in SPLITS)}")
-    labels = sorted({label for split in SPLITS for label in _folders(root / split)})
-    return labels, {
-        split: [
-            Entry(image, number)
-            for number, label in enumerate(labels)
-            if (root / split / label).is_dir()
-            for image in files(root / split / label)
-        ]
-        for split in SPLITS
-    }
-
-
-def _folders(root: Path) -> list[str]:
-    return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _check_classes(root: Path, labels: list[str], entries: dict[SplitName, list[Entry]]) -> None:
+def _check_classes(root: Path, labels: list[str], entries: Entries, without: str) -> None:
     counts = {split: Counter(entry.target for entry in entries[split]) for split in SPLITS}
     for number, label in enumerate(labels):
         splits = [split for split in SPLITS if counts[split][number]]
         if not splits:
-            raise BadData(f"class {label!r} of {root} has no pictures, want some of a format that Pillow reads")
+            raise BadData(
+                f"class {label!r} of {root} has no pictures{without}, want some of a format that Pillow reads"
+            )
         if splits == ["train"] or "train" not in splits:
             raise BadData(
-                f"class {label!r} of {root} has pictures in {' and '.join(splits)} only, "
+                f"class {label!r} of {root} has pictures in {' and '.join(splits)} only{without}, "
                 "want some to train with and some to test with"
             )
-
-
-def _filled(root: Path, entries: dict[SplitName, list[Entry]]) -> dict[SplitName, list[Entry]]:
-    for split in SPLITS:
-        if not entries[split]:
-            total = sum(map(len, entries.values()))
-            raise BadData(f"none of the {total} pictures of {root} is in its {split} split, want at least one in each")
-    return entries

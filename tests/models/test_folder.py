@@ -10,9 +10,9 @@ import onnx
 import pytest
 from PIL import Image
 
-from models.data import picture
-from models.data.dataset import DataSet
-from models.data.folder import load, split
+from models.data import picture, sources
+from models.data.dataset import DataSet, Split
+from models.data.faults import refuse
 from models.data.listing import SPLITS
 from models.data.registry import data_set, held_out, resolve, shown
 from models.data.shares import share
@@ -22,6 +22,10 @@ from service import cli, metadata
 PALETTE = [(0, 0, 0), (200, 30, 30), (30, 200, 30)]
 SIZES = ((12, 16), (9, 21))
 COUNT = 40
+
+
+def load(root: Path) -> DataSet:
+    return sources.load(root, refuse)
 
 
 def write_masks(root: Path, count: int = COUNT) -> Path:
@@ -125,7 +129,9 @@ def test_mean_and_deviation_are_those_of_the_training_pixels(tmp_path: Path) -> 
     assert data.std == pytest.approx((pixels / 255).std(axis=0))
 
 
-def test_pictures_are_read_when_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_of_a_split_are_read_once_and_when_they_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = write_masks(tmp_path)
     (root / "labels.txt").write_text("a\nb\nc\n")
     read: list[Path] = []
@@ -136,11 +142,13 @@ def test_pictures_are_read_when_they_are_asked_for(tmp_path: Path, monkeypatch: 
         return real(path, colour)  # type: ignore[arg-type]
 
     monkeypatch.setattr(picture, "read", counting)
-    pictures = split(root, "test", "segmentation", "RGB", ["a", "b", "c"])
+    pictures: Split = sources.split(root, "test", "segmentation", "RGB", ["a", "b", "c"], refuse)
+    # Once to know that they are sound, and only those that were asked for.
+    assert sorted(read) == sorted(entry.image for entry in pictures.entries)  # type: ignore[attr-defined]
     assert [pictures.size(index) for index in range(len(pictures))]
-    assert not read
+    count = len(read)
     assert pictures[0][0].shape[2] == 3
-    assert len(read) == 1
+    assert len(read) == count + 1
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
@@ -232,12 +240,11 @@ def test_fault_of_a_folder_of_masks_is_told_in_one_line(tmp_path: Path, fault: s
     assert "\n" not in caught.value.message
 
 
-def test_class_beyond_the_labels_is_told_when_the_mask_is_read(tmp_path: Path) -> None:
+def test_class_beyond_the_labels_is_told_before_training(tmp_path: Path) -> None:
     root = write_masks(tmp_path)
     (root / "labels.txt").write_text("ground\nred\n")
-    pictures = load(root).split("train")
     with pytest.raises(BadData, match=r"masks/p\d+\.png has the class 2, want 0 to 1, or 255 for none"):
-        [pictures[index] for index in range(len(pictures))]
+        load(root)
 
 
 FAULTS_OF_CLASSES: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -273,7 +280,7 @@ def test_fault_of_a_folder_of_classes_is_told_in_one_line(tmp_path: Path, fault:
 def test_splits_of_classes_stand_together(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", 4)
     write_classes(tmp_path / "val", 4)
-    with pytest.raises(BadData, match=r"no folder .*/validation, want train/, validation/, test/"):
+    with pytest.raises(BadData, match=r"no folder .*/test, want train/, test/ and maybe validation/"):
         load(tmp_path)
 
 

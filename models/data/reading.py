@@ -1,0 +1,94 @@
+"""Every picture of one's own data is read once, whole, before it is used: what training meets later is known to be
+sound, in every epoch, every resumed run and every process alike."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from models import threads
+from models.data import picture
+from models.data.faults import Fault
+from models.data.listing import Entry
+from models.errors import BadData
+from models.metrics import IGNORE
+
+MEASURED_IMAGES = 2000  # evenly spread, for mean and deviation
+LEAST_DEVIATION = 1 / 255  # of pixels that are all alike
+AHEAD = 256  # pictures that threads are given at a time
+
+
+class Facts(NamedTuple):
+    """What one sound picture says: `size` (height, width) as it is seen; the `highest` class of its mask, 0 without;
+    how often each value is there, `histogram` (channels, 256), of those that are measured."""
+
+    size: tuple[int, int]
+    grey: bool
+    highest: int = 0
+    histogram: NDArray[np.int64] | None = None
+
+
+def read(entries: Sequence[Entry]) -> list[Facts | Fault]:
+    """What each picture and its mask say, in the order of the entries; or what is wrong with one."""
+    every = max(1, -(-len(entries) // MEASURED_IMAGES))
+    found = _in_threads((entry, place % every == 0) for place, entry in enumerate(entries))
+    console = Console(stderr=True)
+    shown = track(
+        found, "reading pictures", len(entries), console=console, transient=True, disable=not sys.stderr.isatty()
+    )
+    return list(shown)
+
+
+def histogram(image: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """How often each value is in each channel, (C, 256), of an image (..., C)."""
+    return np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(image, -1, 0)])
+
+
+def moments(counts: NDArray[np.int64]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel, of pixels in 0..1, from a histogram (C, 256)."""
+    values = np.arange(256) / 255
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    mean = shares @ values
+    deviation = np.sqrt((shares * (values - mean[:, None]) ** 2).sum(axis=1))
+    return mean.tolist(), np.maximum(deviation, LEAST_DEVIATION).tolist()
+
+
+def highest(mask: NDArray[np.uint8]) -> int:
+    """The highest class in a mask; 0 where all of it is ignored."""
+    there = np.bincount(mask.ravel(), minlength=256)[:IGNORE].nonzero()[0]
+    return int(there[-1]) if len(there) else 0
+
+
+def _in_threads(jobs: Iterable[tuple[Entry, bool]]) -> Iterator[Facts | Fault]:
+    # Decoding lets other threads run meanwhile.
+    with ThreadPoolExecutor(threads.cores()) as pool:
+        jobs = iter(jobs)
+        for first in jobs:
+            yield from pool.map(_facts, chain([first], islice(jobs, AHEAD - 1)))
+
+
+def _facts(job: tuple[Entry, bool]) -> Facts | Fault:
+    entry, measure = job
+    try:
+        grey = picture.header(entry.image).grey
+        image = picture.read(entry.image, "L" if grey else "RGB")
+        height, width = image.shape[:2]
+        top = _highest(entry.image, (height, width), entry.target) if isinstance(entry.target, Path) else 0
+    except BadData as error:
+        return Fault(entry.image, error.message)
+    return Facts((height, width), grey, top, histogram(image) if measure else None)
+
+
+def _highest(image: Path, size: tuple[int, int], file: Path) -> int:
+    mask = picture.read_mask(file)
+    if mask.shape != size:
+        (height, width), (high, wide) = size, mask.shape
+        raise BadData(f"mask {file} is {high}x{wide} (height x width), want {height}x{width} as {image} is seen")
+    return highest(mask)

@@ -1,0 +1,53 @@
+"""One's own data, of whichever kind lies at a path."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from models.data import arrays, cifar10, class_folders, folder, idx, mask_folders, table, voc
+from models.data.dataset import DataSet, Split, SplitName
+from models.data.faults import Report
+from models.data.listing import Listing
+from models.errors import BadData
+from service.metadata import Task
+
+# What tells that a path is of a kind, and what reads it.
+BINARY: dict[Callable[[Path], bool], Callable[[Path], arrays.Arrays]] = {
+    idx.found: idx.read,
+    cifar10.found: cifar10.read,
+}
+LISTED: dict[Callable[[Path], bool], Callable[[Path], Listing]] = {
+    table.found: table.listing,
+    voc.found: voc.listing,
+    mask_folders.found: mask_folders.listing,
+}
+
+
+def load(path: Path, report: Report) -> DataSet:
+    """The data at a path, its name the path; pictures that cannot be trained with go to `report`, which may let the
+    others go on. Raises BadData."""
+    for found, read in BINARY.items():
+        if found(path):
+            return arrays.load(path, read(path))
+    return folder.load(path, listing(path), report)
+
+
+def split(
+    path: Path, name: SplitName, task: Task, colour: Literal["RGB", "L"], labels: list[str], report: Report
+) -> Split:
+    """One split of the data at a path, for a network that was trained in that colour with those labels. Raises
+    BadData."""
+    for found, read in BINARY.items():
+        if found(path):
+            return arrays.split(path, read(path), name, task, colour, labels)
+    return folder.split(path, listing(path), name, task, colour, labels, report)
+
+
+def listing(path: Path) -> Listing:
+    """The pictures of a folder or of a CSV file. Raises BadData."""
+    if not path.is_dir() and not table.found(path):
+        raise BadData(f"there is no folder or CSV file {path}, want one of pictures")
+    for found, listed in LISTED.items():
+        if found(path):
+            return listed(path)
+    return class_folders.listing(path)

@@ -1,0 +1,70 @@
+"""Pictures and class maps as Pascal VOC lays them out (Everingham et al. 2010, IJCV 88)."""
+
+import re
+from pathlib import Path
+
+from models.data.faults import Fault
+from models.data.listing import LABELS, SPLITS, Entries, Entry, Listing, class_names, lines, put_aside
+from models.errors import BadData
+
+IMAGES, MASKS, LISTS = "JPEGImages", "SegmentationClass", Path("ImageSets") / "Segmentation"
+CLASSES = [
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("dining table", "dog", "horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train", "tv monitor"),
+]
+
+
+def found(root: Path) -> bool:
+    """Whether a folder is of this kind."""
+    return (root / IMAGES).is_dir()
+
+
+def listing(root: Path) -> Listing:
+    """The pictures that `train.txt` and `val.txt` name. The masks of the challenge's own test pictures are not given
+    out, so `val.txt` is what is held out, and of `train.txt` the names decide what is put aside to validate with. Where
+    there are masks for `test.txt`, that is held out and `val.txt` is for validation.
+
+    The classes are those of `labels.txt` where there is one, and the challenge's own in a folder called VOC and a year,
+    as its archives have it. Raises BadData.
+    """
+    faults: list[Fault] = []
+    train, val = (_entries(root, _names(root, name), faults) for name in ("train", "val"))
+    test = _with_masks(root)
+    entries: Entries = {"train": [entry for _, entry in train], "validation": [entry for _, entry in val], "test": test}
+    if not test:
+        entries["test"] = entries["validation"]
+        entries["train"], entries["validation"] = put_aside(train)
+    _check_once(root, entries)
+    own = CLASSES if re.fullmatch(r"VOC\d{4}", root.name) else None
+    return Listing("segmentation", class_names(root / LABELS) or own, entries, faults)
+
+
+def _names(root: Path, split: str) -> list[str]:
+    return lines(root / LISTS / f"{split}.txt")
+
+
+def _with_masks(root: Path) -> list[Entry]:
+    if not (root / LISTS / "test.txt").is_file():
+        return []
+    return [entry for _, entry in _entries(root, _names(root, "test"), [])]
+
+
+def _entries(root: Path, names: list[str], faults: list[Fault]) -> list[tuple[str, Entry]]:
+    entries = []
+    for name in names:
+        entry = Entry(root / IMAGES / f"{name}.jpg", root / MASKS / f"{name}.png")
+        missing = [path for path in (entry.image, root / MASKS / f"{name}.png") if not path.is_file()]
+        if missing:
+            faults.append(Fault(missing[0], f"there is no file {missing[0]}, want one for {name!r} of {root / LISTS}"))
+        else:
+            entries.append((name, entry))
+    return entries
+
+
+def _check_once(root: Path, entries: Entries) -> None:
+    place: dict[Path, str] = {}
+    for split in SPLITS:
+        for entry in entries[split]:
+            if entry.image in place:
+                raise BadData(f"{root / LISTS} names {entry.image.stem!r} twice, want each picture once")
+            place[entry.image] = split
