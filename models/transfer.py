@@ -43,7 +43,11 @@ def take(source: Path, description: Description, network: nn.Module) -> Taken:
     Raises BadCheckpoint, and BadTraining where a part of the body does not fit, naming it.
     """
     given, other = checkpoint.load(source)
-    _check(source, given, description)
+    _check(source, "architecture", given.architecture, description.architecture)
+    _check(source, "arguments", given.arguments, description.arguments)
+    if given.takes.channels != description.takes.channels:
+        own = description.takes.channels
+        raise BadTraining(f"{source} takes {given.takes.channels} channels, {description.data} has {own}")
     weights, target = other.state_dict(), network.state_dict()
     new = frozenset() if given.labels == description.labels else head(description)
     moved = [name for name in target if name not in new]
@@ -55,13 +59,14 @@ def take(source: Path, description: Description, network: nn.Module) -> Taken:
             )
     network.load_state_dict({name: weights[name] for name in moved} | {name: target[name] for name in new})
     pixels = msgspec.structs.replace(description, mean=given.mean, std=given.std, channel_order=given.channel_order)
-    return Taken(pixels, moved, sorted(new))
+    return Taken(pixels, moved, [name for name in target if name in new])
 
 
-def defaults(source: Path) -> tuple[dict[str, Argument], tuple[int, int] | None]:
+def defaults(source: Path, architecture: str) -> tuple[dict[str, Argument], tuple[int, int] | None]:
     """Arguments of the architecture, and height and width of the input, as the weights were trained with them; None
-    where that takes any size. Raises BadCheckpoint."""
+    where that takes any size. Raises BadCheckpoint, BadTraining."""
     given, _ = checkpoint.load(source)
+    _check(source, "architecture", given.architecture, architecture)
     spec = given.input
     size = None if spec is None or spec.height is None or spec.width is None else (spec.height, spec.width)
     return given.arguments, size
@@ -86,13 +91,9 @@ def _shapes(description: Description, classes: int) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in network.state_dict().items()}
 
 
-def _check(source: Path, given: Description, wanted: Description) -> None:
-    for name in ("architecture", "arguments"):
-        was, want = getattr(given, name), getattr(wanted, name)
-        if was != want:
-            raise BadTraining(f"{source} has {name} {was!r}, this run has {want!r}")
-    if given.takes.channels != wanted.takes.channels:
-        raise BadTraining(f"{source} takes {given.takes.channels} channels, {wanted.data} has {wanted.takes.channels}")
+def _check(source: Path, name: str, was: object, wanted: object) -> None:
+    if was != wanted:
+        raise BadTraining(f"{source} has {name} {was!r}, this run has {wanted!r}")
 
 
 def _by(shape: torch.Size) -> str:

@@ -54,11 +54,9 @@ def train(
         Path | None,
         typer.Option("--from", metavar="CHECKPOINT", help="Start from these weights, with a new head for the classes."),
     ] = None,
-    freeze: Annotated[
-        Freeze | None, typer.Option(help="body: with --from, train the head only, or for --freeze-epochs.")
-    ] = None,
+    freeze: Annotated[Freeze | None, typer.Option(help="body: with --from, train the head only.")] = None,
     freeze_epochs: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Epochs after which a frozen body is trained, too.")
+        int | None, typer.Option(metavar="N", min=1, help="Freeze the body for so many epochs, then train all.")
     ] = None,
     body_rate: Annotated[
         float | None,
@@ -248,7 +246,7 @@ def _defaults(
     defaults = default_settings(architecture, resolve(data))
     if source is None:
         return defaults
-    arguments, size = taken_over(source)
+    arguments, size = taken_over(source, architecture)
     return msgspec.structs.replace(defaults, arguments=defaults.arguments | arguments, size=size)
 
 
@@ -256,6 +254,8 @@ def _transfer(before: Transfer | None, source: Path | None, **given: object) -> 
     chosen = {name: value for name, value in given.items() if value is not None}
     if source is not None:
         before = Transfer(checkpoint=str(source.resolve()))
+    if "freeze_epochs" in chosen:
+        chosen = {"freeze": "body", **chosen}
     if before is None and chosen:
         option = next(iter(chosen)).replace("_", "-")
         raise BadTraining(f"--{option} goes with --from CHECKPOINT")
