@@ -9,6 +9,12 @@ class BadTraining(ConvoyError):
     reason = "BAD_TRAINING"
 
 
+class BadRun(ConvoyError):
+    """A folder is not that of a run of `convoy train`."""
+
+    reason = "BAD_RUN"
+
+
 class BadData(ConvoyError):
     """A folder of pictures, or a file in it, is not as training wants it."""
 

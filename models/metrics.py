@@ -37,16 +37,21 @@ def measures(task: Task, classes: int) -> MetricCollection:
 
 
 def scores(task: Task, classes: int) -> MetricCollection:
-    """`measures`, and what takes longer or wants probabilities. Take what is served: probabilities or masks."""
+    """`measures`, and what takes longer or wants probabilities. Take what is served: probabilities or masks.
+    Where several processes have trained together, one of them measures, and waits for no other."""
     found = measures(task, classes)
     if task == "classification":
         found.add_metrics({"calibration_error": CalibrationError()})
     else:
         found.add_metrics({"boundary_f1": BoundaryF1(classes, IGNORE)})
+    for metric in found.values(copy_state=False):
+        metric.sync_on_compute = False
     return found
 
 
 def confusion(task: Task, classes: int) -> Metric:
     """Counts of (true class, answered class)."""
     # Of a classifier's labels the one of that number is a class like any other.
-    return MulticlassConfusionMatrix(classes, ignore_index=IGNORE if task == "segmentation" else None, **QUICKLY)
+    return MulticlassConfusionMatrix(
+        classes, ignore_index=IGNORE if task == "segmentation" else None, sync_on_compute=False, **QUICKLY
+    )

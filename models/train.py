@@ -33,6 +33,7 @@ from models.metrics import IGNORE, LEADING, measures
 from models.processes import add_up, is_first, launched, put_together, several
 from models.progress import Bar, EpochLines, Pace
 from models.registry import Recipe
+from models.report.history import History
 from models.run import Machine, Note, RunFolder, Settings, commit, source_digest
 from models.saving import MONITOR, checkpoints
 from service.metadata import InputSpec, Task, TensorInput
@@ -416,6 +417,7 @@ def _trainer(recipe: Recipe, task: Task, folder: RunFolder, machine: Machine) ->
         default_root_dir=folder.root,
         callbacks=[
             pace,
+            History(folder.root),
             *([] if recipe.ema is None else [averaging(recipe.ema)]),
             EarlyStopping(MONITOR, patience=recipe.patience),
             Bar(pace) if bar else EpochLines(task, pace),

@@ -36,6 +36,8 @@ COMMANDS = {
     "bench": Command("service.commands.bench", "Load a server and measure how it answers"),
     "train": Command("models.commands.train", "Train a network"),
     "evaluate": Command("models.commands.evaluate", "Measure a trained network on its held-out images"),
+    "report": Command("models.commands.report", "Write the pictures, tables and the page of a run anew"),
+    "compare": Command("models.commands.compare", "Show runs side by side: costs, scores, curves"),
     "export": Command("models.commands.export", "Export a trained network into a model repository"),
     "template": Command("models.commands.template", "Make a model that finds a picture inside others"),
     "inspect": Command("models.commands.inspect", "Show the layers of a network: shapes, costs, receptive fields"),

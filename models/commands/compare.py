@@ -1,0 +1,55 @@
+"""`convoy compare`: runs side by side, as a table, as curves over each other, and as a page."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+from models.report.compare import Comparison, cells, header, save
+from models.report.compare import compare as read
+from service.errors import BadConfig
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Folders of runs of `convoy train`.")],
+    output: Annotated[
+        Path, typer.Option(metavar="FILE.html", help="Where the page goes; the curves go beside it, as PNG.")
+    ] = Path("comparison.html"),
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="Measure each on the held-out split, too: when all is decided.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, and write no files.")] = False,
+) -> None:
+    """Compare runs: what the networks cost and how good they are. Scores are those of the validation split."""
+    if output.suffix != ".html" or not output.parent.is_dir():
+        raise BadConfig(f"cannot write {str(output)!r}, want a name that ends in .html, in a folder that is there")
+    comparison = read(runs, held_out)
+    if json:
+        found = {"runs": [asdict(row) for row in comparison.runs], "notes": comparison.notes}
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(found), indent=2).decode() + "\n")
+        return
+    _print(comparison)
+    picture = save(comparison, output)
+    for note in comparison.notes:
+        print(f"note: {note}")
+    print(f"page     {output}")
+    if picture is not None:
+        print(f"picture  {picture}")
+
+
+def _print(comparison: Comparison) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for place, name in enumerate(header(comparison)):
+        table.add_column(name, justify="left" if place < 3 else "right", no_wrap=True)
+    for row in comparison.runs:
+        table.add_row(*cells(row))
+    console = Console()
+    # As wide as it is, also where the terminal is narrower: figures that are cut off say nothing.
+    wide = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    Console(width=max(console.width, wide)).print(table)

@@ -1,0 +1,18 @@
+"""`convoy report`: the pictures, tables and the page of a run, made anew."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from models.report.write import PAGE, write
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run of `convoy train`.")],
+) -> int:
+    """Write curves, confusion matrix, class table and worst examples of a run into its folder, and a page that shows
+    them. All is measured on the validation split; `convoy evaluate` measures the held-out one."""
+    complete = write(run)
+    print(f"page  {run / PAGE}")
+    return 0 if complete else 1

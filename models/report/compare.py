@@ -1,0 +1,142 @@
+"""Runs side by side: what each network is and costs, how good it is, and how it came there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from models import checkpoint
+from models.data.registry import shown
+from models.errors import BadRun
+from models.evaluate import evaluate_file
+from models.inspect import inspect_file
+from models.metrics import LEADING
+from models.report import curves, page
+from models.report.runs import Run, read
+from service.metadata import Task
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One run. `multiply_adds` are those of one image; `validation` are the scores of the checkpoint to go on with, by
+    name, `held_out` those on the test split, empty where nobody asked for them."""
+
+    name: str
+    architecture: str
+    data: str
+    task: Task
+    parameters: int
+    multiply_adds: int
+    seed: int
+    epochs: int
+    seconds: float
+    complete: bool
+    validation: dict[str, float]
+    held_out: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`runs` are as they were named, `notes` say what makes them hard to compare."""
+
+    runs: list[Compared]
+    read: list[Run]
+    notes: list[str]
+
+
+def compare(roots: Sequence[Path], held_out: bool = False) -> Comparison:
+    """Reads runs, and with `held_out` measures each on the test split of its data. Raises BadRun where there are fewer
+    than two, or for different tasks; BadCheckpoint, BadTraining, BadData."""
+    if len(roots) < 2:
+        raise BadRun(f"{len(roots)} run, want at least two to compare")
+    runs = [read(root) for root in roots]
+    rows = [_compared(run, name, held_out) for run, name in zip(runs, names(roots), strict=True)]
+    tasks = sorted({row.task for row in rows})
+    if len(tasks) > 1:
+        raise BadRun(f"the runs are for {' and for '.join(tasks)}, want all for the same: they share no score")
+    return Comparison(rows, runs, _notes(rows, runs))
+
+
+def names(roots: Sequence[Path]) -> list[str]:
+    """The folders' own names; the paths as they were given where these are not enough to tell runs apart."""
+    short = [root.resolve().name for root in roots]
+    return short if len(set(short)) == len(short) else [str(root) for root in roots]
+
+
+def header(comparison: Comparison) -> list[str]:
+    """The columns of the table."""
+    first = comparison.runs[0]
+    return [
+        "run",
+        *("architecture", "data", "parameters", "multiply-adds", "epochs", "seconds"),
+        *(name.replace("_", " ") for name in first.validation),
+        *(f"held-out {name.replace('_', ' ')}" for name in first.held_out),
+    ]
+
+
+def cells(row: Compared) -> list[str]:
+    """A run as text, in the order of the header."""
+    scores = [*row.validation.values(), *row.held_out.values()]
+    return [
+        row.name,
+        *(row.architecture, row.data, f"{row.parameters:,}", f"{row.multiply_adds:,}"),
+        *(str(row.epochs), f"{row.seconds:.0f}"),
+        *(f"{score:.4f}" for score in scores),
+    ]
+
+
+def save(comparison: Comparison, path: Path) -> Path | None:
+    """Write the page, and beside it the curves as a PNG file; answers where those are, or None where no run has any."""
+    picture = path.with_suffix(".png") if any(run.rows for run in comparison.read) else None
+    sections = [page.note(text) for text in comparison.notes]
+    sections.append(page.section("Runs", page.table(header(comparison), map(cells, comparison.runs))))
+    if picture is not None:
+        leading = f"validation_{LEADING[comparison.runs[0].task]}"
+        rows = {row.name: run.rows for row, run in zip(comparison.runs, comparison.read, strict=True)}
+        curves.save_runs(rows, leading, picture)
+        sections.append(page.section("Curves", page.picture(picture, "scores and losses by epoch", wide=True)))
+    sections.append(page.section("What they were told differently", page.table(*_differences(comparison))))
+    lead = ", ".join(row.name for row in comparison.runs)
+    path.write_text(page.page(f"{len(comparison.runs)} runs side by side", lead, sections), encoding="utf-8")
+    return picture
+
+
+def _compared(run: Run, name: str, held_out: bool) -> Compared:
+    note = run.note
+    description, _ = checkpoint.load(run.checkpoint)
+    whole = inspect_file(run.checkpoint)
+    return Compared(
+        name=name,
+        architecture=note.settings.architecture,
+        data=shown(note.settings.data),
+        task=description.task,
+        parameters=whole.parameters,
+        multiply_adds=whole.multiply_adds,
+        seed=note.settings.seed,
+        epochs=note.epochs,
+        seconds=note.seconds,
+        complete=note.complete,
+        validation={name.removeprefix("validation_"): score for name, score in note.validation.items()},
+        held_out=evaluate_file(run.checkpoint).scores if held_out else {},
+    )
+
+
+def _notes(rows: Sequence[Compared], runs: Sequence[Run]) -> list[str]:
+    found = []
+    if len({run.note.settings.data for run in runs}) > 1:
+        data = ", ".join(dict.fromkeys(row.data for row in rows))
+        found.append(f"these runs have different data ({data}): their scores say nothing about which network is better")
+    unfinished = [row.name for row in rows if not row.complete]
+    if unfinished:
+        found.append(f"not at the end yet: {', '.join(unfinished)}")
+    return found
+
+
+def _differences(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    told = [run.told() for run in comparison.read]
+    settings = dict.fromkeys(name for each in told for name in each)
+    differing = [name for name in settings if len({each.get(name) for each in told}) > 1]
+    rows = [
+        [row.name, *(each.get(name, "–") for name in differing)]
+        for row, each in zip(comparison.runs, told, strict=True)
+    ]
+    return ["run", *differing], rows

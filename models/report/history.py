@@ -1,0 +1,73 @@
+"""`metrics.csv` of a run: one row an epoch, with its learning rate and every loss and score, without gaps."""
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from torch.optim import Optimizer
+
+FILE = "metrics.csv"
+OF_STEPS = ("loss", "learning_rate")  # of the last step, where the epoch's are wanted
+
+Row = dict[str, float]
+
+
+class History(Callback):
+    """Writes the table anew after each epoch, so that a run that was killed has it up to there. A resumed run keeps the
+    rows of the epochs that its checkpoint has behind it."""
+
+    def __init__(self, root: Path) -> None:
+        self.path = root / FILE
+        self.rows: list[Row] = []
+        self.rate = 0.0  # of the last step
+        self.seconds_before = 0.0
+        self.start = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        before = read(self.path) if trainer.current_epoch else []
+        self.rows = [row for row in before if row["epoch"] <= trainer.current_epoch]
+        self.seconds_before = self.rows[-1]["seconds"] if self.rows else 0.0
+        self.start = time.monotonic()
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        self.rate = max(group["lr"] for group in optimizer.param_groups)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        scores = {name: float(value) for name, value in trainer.callback_metrics.items() if name not in OF_STEPS}
+        row: Row = {
+            "epoch": trainer.current_epoch + 1,
+            "step": trainer.global_step,
+            "seconds": round(self.seconds_before + time.monotonic() - self.start, 3),
+            "learning_rate": self.rate,
+            **{name: scores[name] for name in sorted(scores, key=_place)},
+        }
+        self.rows = [*(each for each in self.rows if each["epoch"] < row["epoch"]), row]
+        _write(self.path, self.rows)
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a run, by epoch; none where there is no such table."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def _place(name: str) -> tuple[int, str]:
+    first = ("train_loss", "validation_loss")
+    return (first.index(name), "") if name in first else (len(first), name)
+
+
+def _write(path: Path, rows: list[Row]) -> None:
+    columns: dict[str, Any] = {name: None for row in rows for name in row}
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(columns))
+        writer.writeheader()
+        writer.writerows({name: f"{value:.8g}" for name, value in row.items()} for row in rows)

@@ -1,0 +1,69 @@
+"""A page of HTML that is one file: its pictures are inside, and nothing is fetched from anywhere."""
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1b1f24; background: #fff; margin: 0 auto; padding: 1rem; max-width:
+76rem } h1 { font-size: 1.6rem; line-height: 1.25; overflow-wrap: anywhere } h2 { font-size: 1.2rem; margin-top: 2.2rem
+} p.lead { color: #57606a } img { max-width: min(100%, 44rem); height: auto } img.wide { min-width: 44rem; max-width:
+100% } .scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: .25rem .75rem; border-bottom: 1px solid #d8dee4; text-align: right; white-space: nowrap }
+th:first-child, td:first-child { text-align: left } td.text { text-align: left; white-space: normal; overflow-wrap:
+anywhere } .cards { display: flex; flex-wrap: wrap; gap: .75rem } .card { border: 1px solid #d8dee4; border-radius: 6px;
+padding: .5rem 1rem } .card b { display: block; font-size: 1.4rem } .card span { color: #57606a }
+p.note { background: #fff8c5; border: 1px solid #d4a72c; border-radius: 6px; padding: .5rem 1rem }
+"""
+
+
+def page(title: str, lead: str, sections: Iterable[str]) -> str:
+    """The whole page, of parts that are HTML; title and lead are text."""
+    return (
+        "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
+        '<meta name=viewport content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><h1>{escape(title)}</h1>"
+        f"<p class=lead>{escape(lead)}</p>\n" + "\n".join(sections) + "\n</body></html>\n"
+    )
+
+
+def section(title: str, *parts: str) -> str:
+    """A part with a heading."""
+    return f"<h2>{escape(title)}</h2>" + "".join(parts)
+
+
+def cards(values: Mapping[str, str]) -> str:
+    """What matters most, large."""
+    inner = (
+        f"<div class=card><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in values.items()
+    )
+    return f"<div class=cards>{''.join(inner)}</div>"
+
+
+def note(text: str) -> str:
+    """A sentence that should not be overlooked."""
+    return f"<p class=note>{escape(text)}</p>"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Numbers at the right; the first column is names."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def pairs(values: Mapping[str, str]) -> str:
+    """A table of names and texts."""
+    rows = (f"<tr><td>{escape(name)}</td><td class=text>{escape(value)}</td></tr>" for name, value in values.items())
+    return f"<div class=scroll><table><tbody>{''.join(rows)}</tbody></table></div>"
+
+
+def picture(path: Path, description: str, wide: bool = False) -> str:
+    """A PNG file, inside the page; a sentence where there is none. What is `wide` is scrolled on a narrow screen, not
+    made small."""
+    if not path.is_file():
+        return note(f"{path.name} is not there")
+    data = base64.b64encode(path.read_bytes()).decode()
+    kind = " class=wide" if wide else ""
+    return f'<div class=scroll><img{kind} alt="{escape(description)}" src="data:image/png;base64,{data}"></div>'

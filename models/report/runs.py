@@ -1,0 +1,51 @@
+"""A run as reports read it: the note, the rows of its epochs, the checkpoint to go on with."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from models.data.registry import shown
+from models.errors import BadRun
+from models.report import history
+from models.report.history import Row
+from models.run import Note, RunFolder
+
+
+@dataclass(frozen=True)
+class Run:
+    """`rows` are by epoch, none of a run of an earlier version."""
+
+    root: Path
+    note: Note
+    rows: list[Row]
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.root / self.note.checkpoint
+
+    def told(self) -> dict[str, str]:
+        """All that it was told, by name, without the folders above its data."""
+        settings = msgspec.to_builtins(self.note.settings)
+        return _flat({**settings, "data": shown(settings["data"])})
+
+
+def read(root: Path) -> Run:
+    """The run in a folder. Raises BadRun."""
+    note = RunFolder(root).read()
+    if note is None:
+        raise BadRun(f"{root} is not the folder of a run of this version, want one that `convoy train` wrote")
+    if not (root / note.checkpoint).is_file():
+        raise BadRun(f"the run in {root} has no {note.checkpoint} yet, want one that went through an epoch")
+    return Run(root, note, history.read(root / history.FILE))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            found[prefix + name] = str(value)
+    return found

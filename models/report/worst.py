@@ -1,0 +1,79 @@
+"""The examples that a network answers worst, as a sheet: where to look for wrong labels, and for what it cannot see."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.answerer import Answerer
+from models.data.batches import indexed
+from models.data.dataset import Sample, Split, Target
+from models.data.folder import FolderSplit
+from models.data.sheet import Tile, sheet
+from models.evaluate import Evaluation, Example
+
+MOST_IMAGES, MOST_MASKS = 32, 16
+
+
+class Chosen:
+    """Some images of a split, in that order."""
+
+    def __init__(self, split: Split, indices: Sequence[int]) -> None:
+        self.split, self.indices = split, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def size(self, index: int) -> tuple[int, ...]:
+        return self.split.size(self.indices[index])
+
+    def __getitem__(self, index: int) -> tuple[Sample, Target]:
+        return self.split[self.indices[index]]
+
+
+def worst(evaluation: Evaluation) -> list[Example]:
+    """Those whose true class the network gave the least probability, or whose masks have the lowest mean IoU; worst
+    first."""
+    most = MOST_IMAGES if evaluation.network.task == "classification" else MOST_MASKS
+    return sorted(evaluation.examples, key=lambda example: example.score)[:most]
+
+
+def save(evaluation: Evaluation, path: Path) -> None:
+    """The worst images as a PNG file: with their true class and what was answered with which confidence; or the true
+    mask and the answered one side by side, each over the image. Of data that are images."""
+    network, examples = evaluation.network, worst(evaluation)
+    split = network.split(evaluation.split)
+    if network.task == "classification":
+        tiles = [Tile(split[each.index][0], caption(each, network.labels)) for each in examples]
+    else:
+        tiles = _masks(network, split, examples)
+    sheet(tiles, network.palette, len(network.labels)).save(path, "PNG")
+
+
+def caption(example: Example, labels: list[str]) -> str:
+    """What the image is, and what was answered."""
+    if example.true is None or example.answered is None or example.confidence is None:
+        return f"IoU {example.score:.2f}"
+    answered = "" if example.true == example.answered else f", not {labels[example.answered]}"
+    return f"{labels[example.true]}{answered} ({example.confidence:.0%})"
+
+
+def name(split: Split, index: int) -> str:
+    """The file of an image, or its number in the split."""
+    return split.entries[index].image.name if isinstance(split, FolderSplit) else f"no. {index}"
+
+
+def _masks(network: Answerer, split: Split, examples: Sequence[Example]) -> list[Tile]:
+    chosen = Chosen(split, [example.index for example in examples])
+    answers: dict[int, NDArray[np.uint8]] = {}
+    for indices, batch in indexed(chosen, network.spec, batch_size=1):
+        answers[indices[0]] = network.answer(batch.images)[0].numpy()
+    tiles: list[Tile] = []
+    for place, example in enumerate(examples):
+        image, target = chosen[place]
+        assert isinstance(target, np.ndarray)
+        height, width = target.shape  # what was padded is at the right and at the bottom
+        tiles.append(Tile(image, f"{name(split, example.index)}: true", target))
+        tiles.append(Tile(image, f"answered, {caption(example, network.labels)}", answers[place][:height, :width]))
+    return tiles

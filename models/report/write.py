@@ -1,0 +1,103 @@
+"""What a run folder shows when the run has ended: curves, confusion matrix, class table, worst examples, one page.
+
+All is measured on the validation split. To look at what went wrong, change something and train again is to choose, and
+by the test split nothing may be chosen: `convoy evaluate` measures that one, when all is decided.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from models.answerer import of_checkpoint
+from models.data.registry import shown
+from models.evaluate import Evaluation, measure
+from models.metrics import LEADING
+from models.report import classes, curves, page, worst
+from models.report.runs import Run, read
+from models.visualize import confusion
+
+CURVES, CONFUSION, CLASSES, WORST, PAGE = "curves.png", "confusion.png", "classes.csv", "worst.png", "report.html"
+
+
+def write(root: Path) -> bool:
+    """Write all of it into a run's folder; whether all of it could be. What could not is told on stderr, in a line
+    each, and the rest is there all the same. Raises BadRun, BadTraining, BadData."""
+    run = read(root)
+    evaluation = measure(of_checkpoint(run.checkpoint), "validation")
+    network = evaluation.network
+    title = f"{network.name} on {shown(network.data)}, validation"
+    parts: dict[str, Callable[[Path], None]] = {
+        CONFUSION: lambda path: confusion.save(evaluation.confusion, network.labels, title, path),
+        CLASSES: lambda path: classes.save(evaluation, path),
+        PAGE: lambda path: _page(run, evaluation, path),
+    }
+    if run.rows:
+        parts = {CURVES: lambda path: curves.save_run(run.rows, path), **parts}
+    if not evaluation.of_tensors:
+        parts = {WORST: lambda path: worst.save(evaluation, path), **parts}
+    written = [_written(part, root / name) for name, part in parts.items()]  # also after one that could not be
+    return all(written)
+
+
+def _written(part: Callable[[Path], None], path: Path) -> bool:
+    path.unlink(missing_ok=True)  # of an earlier run, which would pass for this one's
+    try:
+        part(path)
+    except Exception as error:  # a picture is not worth a run
+        print(f"{path.name} could not be written: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return False
+    return True
+
+
+def _page(run: Run, evaluation: Evaluation, path: Path) -> None:
+    network, note = evaluation.network, run.note
+    ended = "" if note.complete else ", not yet at its end"
+    lead = f"{note.epochs} epochs in {note.seconds:,.0f} s{ended}; {evaluation.images} validation images measured below"
+    leading = LEADING[network.task]
+    scores = {leading: evaluation.scores[leading], **evaluation.scores}
+    sections = [page.cards({name: f"{score:.4f}" for name, score in scores.items()})]
+    if run.rows:
+        sections.append(
+            page.section("Curves", page.picture(run.root / CURVES, "losses, scores, learning rate by epoch", wide=True))
+        )
+        sections.append(page.section("Epochs", _epochs(run)))
+    sections += [
+        page.section("Classes", _classes(evaluation)),
+        page.section("Confusion", page.picture(run.root / CONFUSION, "true classes against answered ones")),
+        page.section("Worst examples", *_worst(run, evaluation)),
+        page.section("Settings", page.pairs(run.told())),
+    ]
+    if evaluation.slices:
+        sections.insert(-1, page.section("By size of the image", _slices(evaluation)))
+    path.write_text(page.page(f"{network.name} on {shown(network.data)}", lead, sections), encoding="utf-8")
+
+
+def _epochs(run: Run) -> str:
+    names = list(dict.fromkeys(name for row in run.rows for name in row))
+    rows = [[f"{row[name]:.6g}" if name in row else "–" for name in names] for row in run.rows]
+    return f"<details><summary>{len(rows)} rows</summary>{page.table(names, rows)}</details>"
+
+
+def _classes(evaluation: Evaluation) -> str:
+    names = classes.columns(evaluation)
+    return page.table(["class", *names], [[row.label, *classes.cells(row, names)] for row in evaluation.classes])
+
+
+def _slices(evaluation: Evaluation) -> str:
+    names = list(evaluation.scores)
+    rows = [
+        [each.name, str(each.images), *(f"{each.scores[name]:.4f}" for name in names)] for each in evaluation.slices
+    ]
+    return page.table(["size", "images", *names], rows)
+
+
+def _worst(run: Run, evaluation: Evaluation) -> list[str]:
+    split, labels = evaluation.network.split(evaluation.split), evaluation.network.labels
+    rows = [
+        [worst.name(split, each.index), worst.caption(each, labels), f"{each.score:.4f}"]
+        for each in worst.worst(evaluation)
+    ]
+    classification = evaluation.network.task == "classification"
+    score = "probability of the true class" if classification else "mean IoU"
+    listed = f"<details><summary>as a list</summary>{page.table(['example', 'answer', score], rows)}</details>"
+    return [listed] if evaluation.of_tensors else [page.picture(run.root / WORST, "worst examples", wide=True), listed]

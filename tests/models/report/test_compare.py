@@ -1,0 +1,90 @@
+"""Runs side by side."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from models.checkpoint import load
+from models.errors import BadRun
+from models.evaluate import evaluate_file
+from models.parameters import count
+from models.report.compare import compare, names
+from models.run import RunFolder
+from models.train import train
+from service import cli
+from tests.models.conftest import settings
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    """A run of another network on the same digits, with another rate."""
+    train(settings("convpool", epochs=1, learning_rate=1e-2), tmp_path / "other")
+    return tmp_path / "other"
+
+
+def test_table_tells_what_each_network_is_and_how_good_it_is(classifier: Path, other: Path) -> None:
+    first, second = compare([classifier, other]).runs
+    assert (first.name, first.architecture, first.epochs) == ("classifier", "lenet5", 2)
+    assert (second.name, second.architecture, second.epochs) == ("other", "convpool", 1)
+    _, network = load(classifier / "last.ckpt")
+    assert first.parameters == count(network).total
+    assert first.multiply_adds > first.parameters / 2
+    note = RunFolder(classifier).read()
+    assert note is not None
+    assert first.validation["top1"] == note.validation["validation_top1"]
+    assert first.held_out == {}
+
+
+def test_held_out_scores_are_those_of_evaluate(classifier: Path, other: Path) -> None:
+    found = compare([classifier, other], held_out=True).runs[0]
+    assert found.held_out == evaluate_file(classifier / "last.ckpt").scores
+
+
+def test_command_writes_a_page_and_the_curves(
+    classifier: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "both.html"
+    assert cli.run(["compare", str(classifier), str(other), "--output", str(page)]) == 0
+    out = capsys.readouterr().out
+    assert "multiply-adds" in out
+    assert "note:" not in out
+    assert Image.open(tmp_path / "both.png").width > 1000
+    text = page.read_text()
+    assert "data:image/png;base64," in text
+    assert "recipe.learning_rate" in text  # what they were told differently
+    assert "recipe.batch_size" not in text
+
+
+def test_runs_of_different_data_say_so(
+    classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train(settings("conv1d", "gait", epochs=1), tmp_path / "gait")
+    assert cli.run(["compare", str(classifier), "gait"]) == 0
+    assert "note: these runs have different data (tiny-digits, gait)" in capsys.readouterr().out
+    assert "these runs have different data" in (tmp_path / "comparison.html").read_text()
+
+
+def test_json_has_the_same_and_no_files_are_written(
+    classifier: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["compare", str(classifier), str(other), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [run["name"] for run in found["runs"]] == ["classifier", "other"]
+    assert found["notes"] == []
+    assert not list(tmp_path.glob("*.html"))
+
+
+def test_runs_for_different_tasks_and_single_ones_are_refused(classifier: Path, segmenter: Path) -> None:
+    with pytest.raises(BadRun, match="for classification and for segmentation"):
+        compare([classifier, segmenter])
+    with pytest.raises(BadRun, match="at least two"):
+        compare([classifier])
+
+
+def test_folders_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+    assert names([Path("a/run"), Path("b/run")]) == ["a/run", "b/run"]
+    assert names([Path("a/one"), Path("b/two/")]) == ["one", "two"]

@@ -1,0 +1,120 @@
+"""What a run folder shows when the run has ended."""
+
+import csv
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from models.answerer import of_checkpoint
+from models.errors import BadRun
+from models.evaluate import measure
+from models.report import curves, worst
+from models.report.write import write
+from service import cli
+
+PICTURES = {"curves.png", "confusion.png", "worst.png"}
+
+
+class Links(HTMLParser):
+    """Everything that a page fetches, and the elements that it has."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.tags: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href")]
+
+
+def test_run_of_a_classifier_is_shown(classifier: Path) -> None:
+    assert write(classifier)
+    assert {path.name for path in classifier.iterdir()} >= {*PICTURES, "classes.csv", "metrics.csv", "report.html"}
+    for name in PICTURES:
+        assert min(Image.open(classifier / name).size) > 100
+    text = (classifier / "report.html").read_text()
+    for shown in ("lenet5 on tiny-digits", "calibration_error", "precision", "recipe.learning_rate", "viewport"):
+        assert shown in text
+
+
+def test_page_is_one_file_that_fetches_nothing_and_runs_nothing(classifier: Path) -> None:
+    write(classifier)
+    found = Links((classifier / "report.html").read_text())
+    assert len(found.links) == len(PICTURES)
+    assert all(link.startswith("data:image/png;base64,") for link in found.links)
+    assert not {"script", "link", "iframe"} & set(found.tags)
+
+
+def test_figures_are_those_of_the_validation_split(classifier: Path) -> None:
+    write(classifier)
+    with (classifier / "classes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert sum(int(row["support"]) for row in rows) == 48
+    expected = measure(of_checkpoint(classifier / "last.ckpt"), "validation")
+    assert f"<b>{expected.scores['top1']:.4f}</b>" in (classifier / "report.html").read_text()
+
+
+def test_run_of_a_segmenter_is_shown_with_masks_side_by_side(segmenter: Path) -> None:
+    assert write(segmenter)
+    with (segmenter / "classes.csv").open() as file:
+        assert list(csv.DictReader(file).fieldnames or ()) == [
+            *("class", "iou", "precision", "recall", "boundary_f1", "support")
+        ]
+    assert Image.open(segmenter / "worst.png").width > 1000  # image and mask, true and answered, of two examples a row
+    assert "By size of the image" in (segmenter / "report.html").read_text()
+
+
+def test_run_on_tensors_has_no_pictures_of_examples_and_lists_them(tmp_path: Path) -> None:
+    arguments = ["conv1d", "--data", "gait", "--epochs", "1", "--set", "width=4", "--output", str(tmp_path)]
+    assert cli.run(["train", *arguments]) == 0
+    assert not (tmp_path / "worst.png").exists()
+    assert "as a list" in (tmp_path / "report.html").read_text()
+
+
+def test_worst_examples_are_those_whose_class_got_the_least_probability(classifier: Path) -> None:
+    evaluation = measure(of_checkpoint(classifier / "last.ckpt"), "validation")
+    found = worst.worst(evaluation)
+    assert len(found) == worst.MOST_IMAGES
+    rest = [example.score for example in evaluation.examples if example not in found]
+    assert max(example.score for example in found) <= min(rest)
+    first = found[0]
+    assert re.fullmatch(r"\d, not \d \(\d+%\)", worst.caption(first, evaluation.network.labels))
+
+
+def test_picture_that_fails_is_told_and_costs_nothing_else(
+    classifier: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(curves, "save_run", broken)
+    assert cli.run(["report", str(classifier)]) == 1
+    assert "curves.png could not be written: RuntimeError: no ink" in capsys.readouterr().err
+    assert (classifier / "confusion.png").is_file()
+    assert "curves.png is not there" in (classifier / "report.html").read_text()
+
+
+def test_training_ends_well_where_a_picture_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(worst, "save", broken)
+    arguments = ["lenet5", "--data", "tiny-digits", "--epochs", "1", "--output", str(tmp_path / "run")]
+    assert cli.run(["train", *arguments]) == 0
+    out, err = capsys.readouterr()
+    assert "worst.png could not be written" in err
+    assert str(tmp_path / "run" / "report.html") in out
+
+
+def test_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(BadRun):
+        write(tmp_path)
+    assert cli.run(["report", str(tmp_path)]) == 2
+    assert "is not the folder of a run" in capsys.readouterr().err
