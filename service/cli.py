@@ -34,6 +34,7 @@ COMMANDS = {
     "profile": Command("service.commands.profile", "Measure what batches of a model take on this machine"),
     "simulate": Command("service.commands.simulate", "Try the scheduler under a load, on a virtual clock"),
     "bench": Command("service.commands.bench", "Load a server and measure how it answers"),
+    "data": Command("models.commands.data", "Look into a data set: classes, sizes, duplicates, what cannot be read"),
     "train": Command("models.commands.train", "Train a network"),
     "evaluate": Command("models.commands.evaluate", "Measure a trained network on its held-out images"),
     "report": Command("models.commands.report", "Write the pictures, tables and the page of a run anew"),

@@ -2,11 +2,10 @@
 sound, in every epoch, every resumed run and every process alike."""
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +23,9 @@ MEASURED_IMAGES = 2000  # evenly spread, for mean and deviation
 LEAST_DEVIATION = 1 / 255  # of pixels that are all alike
 AHEAD = 256  # pictures that threads are given at a time
 
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
 
 class Facts(NamedTuple):
     """What one sound picture says: `size` (height, width) as it is seen; the `highest` class of its mask, 0 without;
@@ -38,12 +40,16 @@ class Facts(NamedTuple):
 def read(entries: Sequence[Entry]) -> list[Facts | Fault]:
     """What each picture and its mask say, in the order of the entries; or what is wrong with one."""
     every = max(1, -(-len(entries) // MEASURED_IMAGES))
-    found = _in_threads((entry, place % every == 0) for place, entry in enumerate(entries))
+    jobs = [(entry, place % every == 0) for place, entry in enumerate(entries)]
+    return list(in_threads(_facts, jobs, "reading pictures"))
+
+
+def in_threads(work: Callable[[Job], Result], jobs: Sequence[Job], title: str) -> Iterable[Result]:
+    """The results in the order of the jobs, made by as many threads as there are cores: decoding lets others run
+    meanwhile. On a terminal a bar on stderr moves along."""
     console = Console(stderr=True)
-    shown = track(
-        found, "reading pictures", len(entries), console=console, transient=True, disable=not sys.stderr.isatty()
-    )
-    return list(shown)
+    made = _made(work, jobs)
+    return track(made, title, len(jobs), console=console, transient=True, disable=not sys.stderr.isatty())
 
 
 def histogram(image: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -66,12 +72,10 @@ def highest(mask: NDArray[np.uint8]) -> int:
     return int(there[-1]) if len(there) else 0
 
 
-def _in_threads(jobs: Iterable[tuple[Entry, bool]]) -> Iterator[Facts | Fault]:
-    # Decoding lets other threads run meanwhile.
+def _made(work: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
     with ThreadPoolExecutor(threads.cores()) as pool:
-        jobs = iter(jobs)
-        for first in jobs:
-            yield from pool.map(_facts, chain([first], islice(jobs, AHEAD - 1)))
+        for start in range(0, len(jobs), AHEAD):
+            yield from pool.map(work, jobs[start : start + AHEAD])
 
 
 def _facts(job: tuple[Entry, bool]) -> Facts | Fault:

@@ -37,7 +37,13 @@ def shown(name: str) -> str:
 def data_set(name: str, strict: bool = False) -> DataSet:
     """The data set that `resolve` answered. Of one's own pictures, those that cannot be trained with are told on stderr
     and left out; `strict` raises BadData for them. Raises BadTraining, BadData."""
-    return DATA[name]() if name in DATA else sources.load(_there(name), _report(strict))
+    return loaded(name, _report(strict))
+
+
+def loaded(name: str, report: Report) -> DataSet:
+    """The data set that `resolve` answered; what of one's own pictures cannot be trained with goes to `report`. Raises
+    BadTraining, BadData."""
+    return DATA[name]() if name in DATA else sources.load(_there(name), report)
 
 
 def held_out(

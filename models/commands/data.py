@@ -1,0 +1,124 @@
+"""`convoy data`: what is in a data set, before anything is trained with it."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+from models.anatomy.act import by
+from models.data.check import Copies, Sizes, Summary
+from models.data.check import check as look_into
+from models.data.listing import SPLITS
+from models.data.registry import DATA, resolve, shown
+from models.data.samples import save_samples
+from service.errors import BadConfig
+
+data = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@data.callback()
+def about() -> None:
+    """Look into data sets."""
+
+
+@data.command()
+def check(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="DATA", help=f"A folder, a CSV file, or one of: {', '.join(DATA)}."),
+    ],
+    sheet: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Draw training pictures with their classes, or with masks laid over."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> int:
+    """Tell the classes, sizes and balance of a data set, what cannot be read, and which pictures are there twice.
+
+    The exit code is 1 where a file cannot be trained with or a picture is in several splits, else 0.
+    """
+    if sheet is not None and not sheet.parent.is_dir():  # told now, not after minutes of reading
+        raise BadConfig(f"cannot write {str(sheet)!r}: there is no folder {str(sheet.parent)!r}")
+    found, summary = look_into(resolve(source))
+    if json:
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(summary), indent=2).decode() + "\n")
+    else:
+        _print(summary)
+    if sheet is not None:
+        count = save_samples(found, sheet)
+        total = summary.splits["train"].count
+        print(f"sheet     {count} of {total} training pictures: {sheet}", file=sys.stderr if json else sys.stdout)
+    return 1 if summary.wrong else 0
+
+
+def _print(summary: Summary) -> None:
+    kind = "tensors" if summary.read_as is None else "pictures"
+    print(f"{shown(summary.name)}: {summary.task}, {len(summary.labels)} classes, {summary.count} {kind}")
+    _print_wide(_classes(summary))
+    for line in _lines(summary):
+        print(line)
+
+
+def _classes(summary: Summary) -> Table:
+    masks = summary.task == "segmentation"
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("pictures with it" if masks else "class")
+    for split in SPLITS:
+        table.add_column(split, justify="right")
+    if masks:
+        table.add_column("of the training pixels", justify="right")
+    for number, label in enumerate(summary.labels):
+        counts = [str(summary.splits[split].classes[number]) for split in SPLITS]
+        shares = summary.splits["train"].pixel_shares
+        table.add_row(label, *counts, *([] if shares is None else [f"{shares[number]:.2%}"]))
+    table.add_row("all", *(str(summary.splits[split].count) for split in SPLITS), style="bold")
+    return table
+
+
+def _lines(summary: Summary) -> Iterator[str]:
+    train = summary.splits["train"]
+    if summary.balance is None:
+        amounts = train.classes if train.pixel_shares is None else train.pixel_shares
+        missing = ", ".join(label for label, amount in zip(summary.labels, amounts, strict=True) if not amount)
+        yield f"balance   nothing to train with of: {missing}"
+    else:
+        yield f"balance   the largest class to train with is {summary.balance:.3g} times the smallest"
+    if train.ignored_share is not None:
+        yield f"ignored   {train.ignored_share:.2%} of the training pixels have no class"
+    for split in SPLITS:
+        yield f"sizes     {split}: {_sizes(summary.splits[split].sizes)}"
+    if summary.grey is not None:
+        read_as = "colour" if summary.read_as == "RGB" else "grey"
+        yield f"colour    {summary.count - summary.grey} in colour, {summary.grey} grey; read as {read_as}"
+    yield f"unread    {len(summary.unreadable)} cannot be trained with"
+    yield from (f"  {reason}" for reason in summary.unreadable)
+    across = [copies for copies in summary.copies if copies.across]
+    within = [copies for copies in summary.copies if not copies.across]
+    yield f"twice     {len(across)} pictures are in several splits, {len(within)} more than once in one"
+    yield from (f"  {_told(copies)}" for copies in (*across, *within))
+
+
+def _sizes(sizes: Sizes) -> str:
+    if sizes.different == 1:
+        return f"all {by(sizes.commonest)}"
+    return (
+        f"{by(sizes.smallest)} to {by(sizes.largest)}, median {by(sizes.median)}; {sizes.different} different, "
+        f"the commonest {by(sizes.commonest)} ({sizes.commonest_count})"
+    )
+
+
+def _told(copies: Copies) -> str:
+    names = " = ".join(f"{split} {name}" for split, name in copies.pictures)
+    return f"{names}{', with different classes' if copies.conflict else ''}"
+
+
+def _print_wide(table: Table) -> None:
+    console = Console()
+    wide = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    Console(width=max(console.width, wide)).print(table)
