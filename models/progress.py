@@ -73,8 +73,12 @@ class Bar(RichProgressBar):
     """A moving bar on stderr: losses, the score that matters, the learning rate, the pace and the waiting."""
 
     def __init__(self, pace: Pace) -> None:
-        super().__init__(console_kwargs={"stderr": True})
+        super().__init__(leave=True, console_kwargs={"stderr": True})
         self.pace = pace
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        # Counted from 1, as everywhere else; as wide as what stands beside the validation.
+        return f"epoch {current_epoch + 1}/{self.trainer.max_epochs}".ljust(len(self.validation_description))
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         shown = super().get_metrics(trainer, pl_module)

@@ -100,6 +100,9 @@ def prepared_run(
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     data = data_set(settings.data, strict)
+    if settings.transfer is not None:
+        expects, _ = checkpoint.load(resume or Path(settings.transfer.checkpoint))
+        data = transfer.coloured(data, settings.data, expects, strict)
     pl.seed_everything(settings.seed, verbose=False)
     description, network = describe(settings, data)
     if resume is not None:

@@ -1,5 +1,6 @@
 """Training that starts from the weights of another network: its body is taken over, its head for the classes is new."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,8 @@ from torch import nn
 
 from models import checkpoint, registry
 from models.checkpoint import Description
+from models.data.dataset import DataSet, Split, SplitName
+from models.data.registry import DATA, split_of
 from models.errors import BadTraining
 from models.parameters import count, moving_statistics
 from models.registry import Argument
@@ -34,6 +37,18 @@ def head(description: Description) -> frozenset[str]:
         own, other = (_shapes(description, len(description.labels) + more) for more in (0, 1))
     modules = {name.rpartition(".")[0] for name in own if own[name] != other.get(name)}
     return frozenset(name for name in own if name.rpartition(".")[0] in modules)
+
+
+def coloured(data: DataSet, name: str, expects: Description, strict: bool) -> DataSet:
+    """The data in the colours that a network with those weights takes: one's own grey pictures as RGB, where it wants
+    that. `name` is what the data are noted as, `strict` as in `data_set`."""
+    if name in DATA or data.colour != "L" or expects.input is None or expects.input.colour != "RGB":
+        return data
+
+    def split(which: SplitName) -> Split:
+        return split_of(name, which, data.task, "RGB", data.labels, strict)
+
+    return replace(data, colour="RGB", mean=3 * data.mean, std=3 * data.std, split=split)
 
 
 def take(source: Path, description: Description, network: nn.Module) -> Taken:

@@ -127,6 +127,20 @@ def test_batch_normalisation_of_a_frozen_body_stays(tmp_path: Path) -> None:
         assert all(same) if stays else not any(same)
 
 
+def test_grey_pictures_go_as_rgb_into_a_network_that_wants_that(tmp_path: Path) -> None:
+    shape = ["mobilenet", "--epochs", "1", "--batch-size", "16"]
+    small = ["--size", "32x32", "--set", "alpha=0.25"]
+    colour, grey = (str(draw(tmp_path / str(own), colour=own)) for own in (True, False))
+    first, second = (RunFolder(tmp_path / name) for name in ("first", "second"))
+    assert cli.run(["train", *shape, *small, "--data", colour, "--output", str(first.root)]) == 0
+    assert cli.run(["train", *shape, "--data", grey, "--from", str(first.last), "--output", str(second.root)]) == 0
+    found, _ = checkpoint.load(second.last)
+    assert found.input is not None
+    assert (found.input.colour, len(found.mean)) == ("RGB", 3)
+    assert found.held_out()[0][0].shape == (32, 32, 3)
+    assert cli.run(["train", "--resume", str(second.last), "--epochs", "2"]) == 0
+
+
 def test_body_with_a_rate_of_its_own_moves_less(tmp_path: Path, source: Path) -> None:
     before, moved = weights(source), {}
     data = str(draw(tmp_path / "pictures"))
