@@ -58,6 +58,7 @@ class Evaluation:
     classes: list[ClassScores]
     slices: list[Slice]
     examples: list[Example]
+    samples: Split  # what the examples' indices are of
 
     @property
     def of_tensors(self) -> bool:
@@ -111,6 +112,7 @@ def measure(
             Slice(name, part.images, part.compute()) for name, part in zip(slices, parts, strict=True) if part.images
         ],
         examples=sorted(examples, key=lambda example: example.index),
+        samples=images,
     )
 
 

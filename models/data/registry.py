@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from models.data import aerial, clips, digits, scenes, sources, table, waveforms
+from models.data import aerial, clips, digits, permuted, scenes, sources, table, waveforms
 from models.data.dataset import DataSet, Split, SplitName
 from models.data.faults import Report, refuse, tell
 from models.errors import BadTraining
@@ -12,6 +12,7 @@ from service.metadata import Task
 
 DATA: dict[str, Callable[[], DataSet]] = {
     "digits": digits.load,
+    "permuted-digits": permuted.load,
     "digit-scenes": scenes.load,
     "aerial": aerial.load,
     "gait": waveforms.load,

@@ -42,8 +42,7 @@ def worst(evaluation: Evaluation) -> list[Example]:
 def save(evaluation: Evaluation, path: Path) -> None:
     """The worst images as a PNG file: with their true class and what was answered with which confidence; or the true
     mask and the answered one side by side, each over the image. Of data that are images."""
-    network, examples = evaluation.network, worst(evaluation)
-    split = network.split(evaluation.split)
+    network, split, examples = evaluation.network, evaluation.samples, worst(evaluation)
     if network.task == "classification":
         tiles = [Tile(split[each.index][0], caption(each, network.labels)) for each in examples]
     else:

@@ -19,11 +19,12 @@ from models.visualize import confusion
 CURVES, CONFUSION, CLASSES, WORST, PAGE = "curves.png", "confusion.png", "classes.csv", "worst.png", "report.html"
 
 
-def write(root: Path) -> bool:
-    """Write all of it into a run's folder; whether all of it could be. What could not is told on stderr, in a line
-    each, and the rest is there all the same. Raises BadRun, BadTraining, BadData."""
+def write(root: Path, data: str | None = None) -> bool:
+    """Write all of it into a run's folder; whether all of it could be. `data` is where they are now, if they have
+    moved. What could not is told on stderr, in a line each, and the rest is there all the same. Raises BadRun,
+    BadTraining, BadData."""
     run = read(root)
-    evaluation = measure(of_checkpoint(run.checkpoint), "validation")
+    evaluation = measure(of_checkpoint(run.checkpoint, data), "validation")
     network = evaluation.network
     title = f"{network.name} on {shown(network.data)}, validation"
     parts: dict[str, Callable[[Path], None]] = {
@@ -92,9 +93,9 @@ def _slices(evaluation: Evaluation) -> str:
 
 
 def _worst(run: Run, evaluation: Evaluation) -> list[str]:
-    split, labels = evaluation.network.split(evaluation.split), evaluation.network.labels
+    labels = evaluation.network.labels
     rows = [
-        [worst.name(split, each.index), worst.caption(each, labels), f"{each.score:.4f}"]
+        [worst.name(evaluation.samples, each.index), worst.caption(each, labels), f"{each.score:.4f}"]
         for each in worst.worst(evaluation)
     ]
     classification = evaluation.network.task == "classification"
