@@ -71,3 +71,9 @@ class BadView(ConvoyError):
     """What was asked to be looked at is not in the network, or cannot be shown of it."""
 
     reason = "BAD_VIEW"
+
+
+class VariantRefused(ConvoyError):
+    """A network cannot be had in the precision that was asked for, or answers too badly in it."""
+
+    reason = "VARIANT_REFUSED"

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import onnx
@@ -15,13 +16,15 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from models import checkpoint, parity, publish
+from models import checkpoint, parity, publish, threads, variants
 from models.checkpoint import Description
 from models.data.registry import resolve, shown
+from models.errors import VariantRefused
 from models.evaluate import evaluate
 from models.graph import served
+from models.variants import Plan
 from service import metadata
-from service.metadata import AxisName, Document, Parity, Provenance
+from service.metadata import AxisName, Document, Parity, Precision, Provenance, Variant
 
 # Older than what onnxruntime takes at most: every operation these networks need has its CUDA kernel at this one.
 OPSET = 18
@@ -29,10 +32,20 @@ OPSET = 18
 DIMENSIONS: dict[AxisName, str] = {"channel": "C", "time": "T", "depth": "D", "height": "H", "width": "W"}
 EXAMPLE_SIDE = 160  # pixels, of the image a network of any size is traced with: five times the largest stride
 SOURCE_KEY = "convoy.checkpoint"  # SHA-256 of the checkpoint a file was exported from
+DEFAULT = Plan()
 OUTPUTS = {
     "classification": (metadata.PROBABILITIES,),
     "segmentation": (metadata.MASK, metadata.CONFIDENCE),
 }
+
+
+class Traced(NamedTuple):
+    """A network of a checkpoint, and the graph in fp32 that answers as it does."""
+
+    description: Description
+    network: nn.Module
+    graph: onnx.ModelProto
+    parity: Parity
 
 
 @dataclass(frozen=True)
@@ -47,25 +60,49 @@ class Exported:
         return int(self.path.parent.name)
 
 
-def export(path: Path, repository: Path, name: str | None = None, data: str | None = None) -> Exported:
+def export(
+    path: Path,
+    repository: Path,
+    name: str | None = None,
+    data: str | None = None,
+    precision: Precision = "fp32",
+    plan: Plan = DEFAULT,
+) -> Exported:
     """Export the network of a checkpoint as the next version of a model, by default named for its architecture.
 
     Measures it on the held-out split of its data, where it has data, or of `data` in its place: a folder that has
-    moved, or "" for none. Checks the graph and its parity with PyTorch, and only then writes. Raises BadModelName,
-    BadCheckpoint, BadTraining, BadData, ParityRefused; nothing is written then.
+    moved, or "" for none. Checks the graph and its parity with PyTorch; in another precision than fp32, also what that
+    costs and gains beside fp32; and only then writes. Raises BadModelName, BadCheckpoint, BadTraining, BadData,
+    ParityRefused, VariantRefused; nothing is written then.
     """
-    description, network = checkpoint.load(path)
-    if data is not None:
-        description = msgspec.structs.replace(description, data=data and resolve(data))
-    name = description.architecture if name is None else name
-    publish.check_name(name)
-    scores = evaluate(description, network).scores if description.data else {}
-    graph = onnx_graph(description, network)
-    measured = parity.check(graph, description, network)
-    document = _document(description, scores, measured)
+    if name is not None:
+        publish.check_name(name)
+    traced = trace(path, data)
+    name = traced.description.architecture if name is None else name
+    if precision == "fp32":
+        network = traced.network
+        scores = evaluate(traced.description, network).scores if traced.description.data else {}
+        graph, document = traced.graph, _document(traced.description, scores, traced.parity)
+    else:
+        graph, document = _variant(traced, precision, plan)
+    # A variant's props, too, would else be those of the library that made it.
+    del graph.metadata_props[:]
     onnx.helper.set_model_props(graph, {metadata.KEY: metadata.encode(document), SOURCE_KEY: _digest(path)})
     onnx.checker.check_model(graph, full_check=True)
     return Exported(publish.publish(graph.SerializeToString(), repository, name), document)
+
+
+def trace(path: Path, data: str | None = None) -> Traced:
+    """The network of a checkpoint as a graph in fp32 that answers as PyTorch does; `data` is as for `export`.
+
+    Raises BadCheckpoint, BadTraining, BadData, ParityRefused.
+    """
+    threads.limit()
+    description, network = checkpoint.load(path)
+    if data is not None:
+        description = msgspec.structs.replace(description, data=data and resolve(data))
+    graph = onnx_graph(description, network)
+    return Traced(description, network, graph, parity.check(graph, description, network))
 
 
 def exported_from(path: Path, repository: Path, name: str) -> bool:
@@ -133,7 +170,17 @@ def _tidy(graph: onnx.ModelProto, free: dict[int, str]) -> onnx.ModelProto:
     return graph
 
 
-def _document(description: Description, scores: dict[str, float], measured: Parity) -> Document:
+def _variant(traced: Traced, precision: Precision, plan: Plan) -> tuple[onnx.ModelProto, Document]:
+    graph = variants.make(precision, traced.graph, traced.description, plan)
+    outcome = variants.measure({"fp32": traced.graph, precision: graph}, traced.description, plan)[precision]
+    if outcome.complaint:
+        raise VariantRefused(outcome.complaint)
+    return graph, _document(traced.description, outcome.quality.scores, None, outcome.variant)
+
+
+def _document(
+    description: Description, scores: dict[str, float], measured: Parity | None, variant: Variant | None = None
+) -> Document:
     return Document(
         task=description.task,
         labels=description.labels,
@@ -147,6 +194,7 @@ def _document(description: Description, scores: dict[str, float], measured: Pari
             metrics={name: round(score, 6) for name, score in scores.items()},
         ),
         parity=measured,
+        variant=variant,
     )
 
 

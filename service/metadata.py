@@ -30,6 +30,8 @@ Byte = Annotated[int, Meta(ge=0, le=255)]
 Side = Annotated[int, Meta(ge=1, le=65_535)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 AxisName = Literal["channel", "time", "depth", "height", "width"]
+Precision = Literal["fp32", "fp16", "int8"]
+Calibration = Literal["entropy", "percentile", "minmax"]
 
 
 class InputSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -138,6 +140,29 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     mask_agreement: Share | None = None  # segmentation, share of pixels
 
 
+class Variant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A network in fewer bits, and how it did beside the same network in fp32, both measured in one run at export.
+
+    `drop` is how much lower its `score` was than fp32's over the held-out split, in 0..1; negative where it was higher.
+    `agreement` is the share of images, or of a mask's pixels, with fp32's class, over `images` of them, and
+    `max_abs_difference` the largest of any probability, or confidence. `speed_up` is fp32's time for one image through
+    this one's, `batched_speed_up` the same with each in the batches that suit it best.
+    """
+
+    precision: Literal["fp16", "int8"]
+    images: Annotated[int, Meta(ge=1)]
+    score: str = ""  # top1 or mean_iou; empty where there was no data to measure it on
+    drop: Annotated[float, Meta(ge=-1, le=1)] | None = None
+    agreement: Share
+    max_abs_difference: Annotated[float, Meta(ge=0)]
+    speed_up: Annotated[float, Meta(gt=0)]
+    batched_speed_up: Annotated[float, Meta(gt=0)]
+    provider: str  # of onnxruntime, that all of this was measured on
+    processor: str = ""  # with how many threads, where the provider is the CPU's
+    calibration: Calibration | None = None  # how the ranges of int8 were chosen, and from how many training images
+    calibration_images: Annotated[int, Meta(ge=1)] | None = None
+
+
 class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole document. Either `input` says how an image reaches the network, or `tensor` what it takes instead.
 
@@ -152,6 +177,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tensor: TensorInput | None = None
     provenance: Provenance | None = None
     parity: Parity | None = None
+    variant: Variant | None = None  # None: fp32, as it was trained
 
     @property
     def image(self) -> InputSpec:

@@ -1,11 +1,23 @@
 """`convoy export`: a checkpoint becomes the next version of a model in a repository."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.measure import Measurement
 
+from models.errors import BadTraining, VariantRefused
+from models.export import Exported, trace
 from models.export import export as run
+from models.variants import Outcome, Plan, make, measure
+from models.visualize import variants
+from service.metadata import Calibration, Precision
+
+DEFAULT = Plan()
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 
 def export(
@@ -22,21 +34,94 @@ def export(
     without_data: Annotated[
         bool, typer.Option("--without-data", help="Compare on generated images and record no scores.")
     ] = False,
-    name: Annotated[str | None, typer.Option(metavar="NAME", help="Of the model.  [default: its architecture]")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of the model: two variants of one name are two of its versions.  [default: architecture]",
+        ),
+    ] = None,
+    variant: Annotated[
+        Precision | None,
+        typer.Option(help="fp16: half precision, for CUDA; int8: 8-bit integers, for the CPU.  [default: fp32]"),
+    ] = None,
+    all_variants: Annotated[
+        bool,
+        typer.Option("--all-variants", help="Only print a table of all of them to choose from; nothing is written."),
+    ] = False,
+    max_drop: Annotated[
+        float,
+        typer.Option(
+            metavar="X", min=0, max=1, help="How much of its top-1 or mean IoU a variant may lose, 0.01 is a point."
+        ),
+    ] = DEFAULT.max_drop,
+    calibration: Annotated[
+        Calibration, typer.Option(help="How the ranges of int8 follow from what the training images show.")
+    ] = DEFAULT.calibration,
+    calibration_images: Annotated[
+        int, typer.Option(metavar="N", min=1, help="From how many training images, evenly spread.")
+    ] = DEFAULT.calibration_images,
 ) -> None:
     """Export a trained network as an ONNX file that describes itself, if it answers as PyTorch does."""
-    exported = run(checkpoint, repository, name, "" if without_data else data)
-    parity, provenance = exported.document.parity, exported.document.provenance
-    assert parity is not None
-    assert provenance is not None
-    agreement = parity.top1_agreement if parity.mask_agreement is None else parity.mask_agreement
-    scores = "  ".join(f"{score} {value:.4f}" for score, value in provenance.metrics.items())
+    if all_variants and variant is not None:
+        raise BadTraining(f"--all-variants only prints a table: want it without --variant {variant}")
+    plan = Plan(max_drop=max_drop, calibration=calibration, calibration_images=calibration_images)
+    held_out = "" if without_data else data
+    if all_variants:
+        _compare(checkpoint, held_out, plan, repository)
+        return
+    exported = run(checkpoint, repository, name, held_out, variant or "fp32", plan)
     print(f"file      {exported.path}  ({exported.path.stat().st_size / 1024:.0f} KiB, version {exported.version})")
+    provenance = exported.document.provenance
+    assert provenance is not None
+    scores = "  ".join(f"{score} {value:.4f}" for score, value in provenance.metrics.items())
     print(f"held out  {scores or 'not measured: there was no data'}")
-    kind = "images" if exported.document.tensor is None else "tensors"
-    generated = "" if provenance.data else "generated "
-    print(
-        f"parity    onnxruntime against PyTorch on {parity.images} {generated}{kind}: probabilities differ by at most "
-        f"{parity.max_abs_difference:.1e}, {agreement:.4%} of answers are the same"
-    )
+    for line in _checked(exported):
+        print(line)
     print(f"next      convoy serve --repository {repository}")
+
+
+def _checked(exported: Exported) -> list[str]:
+    parity, variant, provenance = exported.document.parity, exported.document.variant, exported.document.provenance
+    kind = "images" if exported.document.tensor is None else "tensors"
+    generated = "" if provenance is not None and provenance.data else "generated "
+    if variant is None:
+        assert parity is not None
+        agreement = parity.top1_agreement if parity.mask_agreement is None else parity.mask_agreement
+        return [
+            f"parity    onnxruntime against PyTorch on {parity.images} {generated}{kind}: probabilities differ by at "
+            f"most {parity.max_abs_difference:.1e}, {agreement:.4%} of answers are the same"
+        ]
+    lost = "" if variant.drop is None else f"{variant.score} is {-variant.drop:+.4f}, "
+    where = ", ".join(filter(None, (variant.provider, variant.processor)))
+    lines = [
+        f"{variant.precision}      against fp32 on {variant.images} {generated}{kind}: {lost}{variant.agreement:.4%} "
+        f"of answers are the same, probabilities differ by at most {variant.max_abs_difference:.1e}",
+        f"speed     {variant.speed_up:.2f} times fp32's with one at a time, {variant.batched_speed_up:.2f} times in "
+        f"batches; {where}",
+    ]
+    if variant.calibration is not None:
+        lines.append(f"ranges    {variant.calibration} of {variant.calibration_images} training {kind}")
+    return lines
+
+
+def _compare(checkpoint: Path, data: str | None, plan: Plan, repository: Path) -> None:
+    traced = trace(checkpoint, data)
+    graphs = {}
+    for precision in PRECISIONS:
+        try:
+            print(f"{precision} ...", file=sys.stderr, flush=True)
+            graphs[precision] = make(precision, traced.graph, traced.description, plan)
+        except VariantRefused as refusal:
+            print(f"{precision}: {refusal.message}")
+    outcomes: dict[Precision, Outcome] = measure(graphs, traced.description, plan)
+    table, console = variants.table(outcomes, traced.description.task), Console()
+    # As wide as it is, also where the terminal is narrower or there is none: figures that are cut off say nothing.
+    wide = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    Console(width=max(console.width, wide)).print(table)
+    for note in variants.notes(outcomes):
+        print(note)
+    for precision, outcome in outcomes.items():
+        if not outcome.complaint:
+            command = ["convoy", "export", str(checkpoint), "--repository", str(repository), "--variant", precision]
+            print(f"next  {shlex.join(command)}")

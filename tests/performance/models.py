@@ -9,9 +9,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from models import checkpoint, zoo
 from models.export import export, onnx_graph
-from models.half import Half
 from models.run import default_settings
 from models.train import train
+from models.variants import Plan, make
 from service import metadata
 from service.metadata import Document, InputSpec
 
@@ -60,7 +60,7 @@ def half(root: Path, architecture: str, classes: int = 1000) -> Path:
     file = root.parent / f"{architecture}.ckpt"
     zoo.untrained(architecture, file, classes)
     description, network = checkpoint.load(file)
-    graph = onnx_graph(description, Half(network))
+    graph = make("fp16", onnx_graph(description, network), description, Plan())
     document = Document(task=description.task, labels=description.labels, input=description.input)
     helper.set_model_props(graph, {metadata.KEY: metadata.encode(document)})
     version = root / f"{architecture}-half" / "1"
