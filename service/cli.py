@@ -43,6 +43,7 @@ COMMANDS = {
     "template": Command("models.commands.template", "Make a model that finds a picture inside others"),
     "inspect": Command("models.commands.inspect", "Show the layers of a network: shapes, costs, receptive fields"),
     "visualize": Command("models.commands.visualize", "Draw what a trained network has learned and looks at"),
+    "adopt": Command("models.commands.adopt", "Make a file from elsewhere take images and describe itself"),
     "adopt-weights": Command("models.commands.adopt_weights", "Take over weights that Keras or torchvision saved"),
 }
 

@@ -1,0 +1,123 @@
+"""`convoy adopt`: an ONNX file made elsewhere becomes a version of a model that takes images and describes itself."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from models.commands.options import parse_size
+from models.errors import BadNetworkFile
+from models.foreign.adopt import Colour, Wanted
+from models.foreign.adopt import adopt as run
+from models.foreign.look import Found, Layout, Task, look
+from models.foreign.wrap import Tail
+from service.metadata import Fit, InputSpec
+
+
+def adopt(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An .onnx file. It is only read.")],
+    repository: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the model repository.  [default: none; the file is only shown]"),
+    ] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Of the model.  [default: the file's name]")] = None,
+    task: Annotated[Task | None, typer.Option(help="What its answer is.  [default: as its shape tells]")] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Names of the classes, one a line.  [default: class 0, class 1, ..]"),
+    ] = None,
+    palette: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Colours of the classes: #rrggbb, one a line, or a PNG with a palette."),
+    ] = None,
+    colour: Annotated[
+        Colour | None, typer.Option(help="Channels as the network takes them.  [default: RGB or L]")
+    ] = None,
+    layout: Annotated[Layout | None, typer.Option(help="Axes of its input.  [default: as its shape tells]")] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Of its images, where the file takes several.")
+    ] = None,
+    fit: Annotated[
+        Fit | None, typer.Option(help="How an image is brought to that size.  [default: stretch; pad for any size]")
+    ] = None,
+    uint8_front: Annotated[
+        bool,
+        typer.Option("--uint8-front", help="Put layout, cast and (pixel * scale - mean) / std before it."),
+    ] = False,
+    mean: Annotated[
+        str | None, typer.Option(metavar="X[,X,X]", help="By channel, red first, of pixels times scale.  [default: 0]")
+    ] = None,
+    std: Annotated[str | None, typer.Option(metavar="X[,X,X]", help="Likewise.  [default: 1]")] = None,
+    scale: Annotated[str | None, typer.Option(metavar="X", help="Such as 1 or 1/127.5.  [default: 1/255]")] = None,
+    tail: Annotated[Tail, typer.Option(help="What is put behind the network: none where it answers probabilities.")] = (
+        "none"
+    ),
+) -> None:
+    """Show an ONNX file made elsewhere, and with --repository adopt it: serve it over Classify or Segment."""
+    found = look(file)
+    for line in _shown(found):
+        print(line)
+    if repository is None:
+        print("next      convoy adopt --repository DIR, with what the file does not say: see --help")
+        return
+    wanted = Wanted(
+        task=task,
+        labels=labels,
+        palette=palette,
+        colour=colour,
+        layout=layout,
+        size=None if size is None else parse_size(size),
+        fit=fit,
+        uint8_front=uint8_front,
+        mean=_numbers("--mean", mean),
+        std=_numbers("--std", std),
+        scale=None if scale is None else _number("--scale", scale),
+        tail=tail,
+    )
+    adopted = run(found, file.name, repository, name or file.stem.lower(), wanted)
+    document = adopted.document
+    parity = document.parity
+    assert parity is not None
+    agreement = parity.top1_agreement if parity.mask_agreement is None else parity.mask_agreement
+    print(f"task      {document.task}, {len(document.labels)} classes, {_taken(document.image)}")
+    print(
+        f"checked   against the file on {parity.images} random images: probabilities differ by at most "
+        f"{parity.max_abs_difference:.1e}, {agreement:.4%} of answers are the same"
+    )
+    print(
+        f"file      {adopted.path}  ({adopted.path.stat().st_size / 1024:.0f} KiB, version {adopted.path.parent.name})"
+    )
+    print(f"next      convoy serve --repository {repository}")
+
+
+def _shown(found: Found) -> list[str]:
+    lines = [
+        f"input     {found.input}, {found.layout or 'layout not told by its shape'}",
+        *(f"output    {output}" for output in found.outputs[:1]),
+        *(f"          left out: {output}" for output in found.outputs[1:]),
+        f"opset     {found.opset}, made by {found.model.producer_name or 'unknown'}",
+    ]
+    if found.external_bytes:
+        lines.append(f"external  {found.external_bytes / (1 << 20):.1f} MiB of external data, folded in")
+    ranks = {2: "classification", 4: "segmentation"}
+    likely = ranks.get(len(found.outputs[0].shape), "not told by the shape of its output")
+    lines.append(f"likely    {likely}")
+    return lines
+
+
+def _taken(spec: InputSpec) -> str:
+    size = "any size" if spec.height is None else f"{spec.height}x{spec.width}"
+    multiple = f", sides padded to multiples of {spec.multiple}" if spec.multiple > 1 else ""
+    return f"{spec.colour} images of {size} ({spec.fit}{multiple})"
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    return None if text is None else tuple(_number(option, part) for part in text.split(","))
+
+
+def _number(option: str, text: str) -> float:
+    above, _, below = text.partition("/")
+    try:
+        return float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
+        raise BadNetworkFile(f"{option} {text!r}, want numbers such as 0.485 or 1/255") from None

@@ -1,0 +1,83 @@
+"""A network of one fixed batch size, made to take any: what in its graph repeats the size is changed along."""
+
+import numpy as np
+import onnx
+from onnx import GraphProto, NodeProto, helper, numpy_helper
+
+BATCH = "N"
+
+
+def freed(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose first axis is free from the input on, the batch size it was fixed to taken out of the shapes that
+    Reshape and Resize are told. Whether that was enough, only running it tells."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph = copy.graph
+    constants = _constants(graph)
+    weights = {tensor.name for tensor in graph.initializer}
+    (image,) = (value for value in graph.input if value.name not in weights)
+    size = image.type.tensor_type.shape.dim[0].dim_value
+    for value in (image, *graph.output):
+        if value.type.tensor_type.shape.dim:
+            value.type.tensor_type.shape.dim[0].dim_param = BATCH
+    # What was inferred for one size would contradict the others.
+    del graph.value_info[:]
+    reached, nodes = {image.name}, []
+    for node in graph.node:
+        if reached.intersection(node.input):
+            nodes.extend(_told(node, constants, size, graph))
+            reached.update(node.output)
+        nodes.append(node)
+    nodes = [_copied(node) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return copy
+
+
+def _told(node: NodeProto, constants: dict[str, np.ndarray], size: int, graph: GraphProto) -> list[NodeProto]:
+    """Changes the shape that a node is told, where it begins with the batch size; nodes that must come before it."""
+    place = {"Reshape": 1, "Resize": 3}.get(node.op_type)
+    if not size or place is None or len(node.input) <= place or node.input[place] not in constants:
+        return []
+    shape = constants[node.input[place]]
+    if shape.size < 2 or shape[0] != size or _has_axes(node):
+        return []
+    name = f"{node.output[0]}.shape"
+    if node.op_type == "Reshape":
+        # 0 is the side as it comes in, which is the batch where another side is to be worked out.
+        first = 0 if -1 in shape else -1
+        graph.initializer.append(numpy_helper.from_array(np.array([first, *shape[1:]], np.int64), name))
+        node.input[place] = name
+        return []
+    parts = {"zero": [0], "one": [1], "sides": shape[1:]}
+    graph.initializer.extend(
+        numpy_helper.from_array(np.array(values, np.int64), f"{name}.{part}") for part, values in parts.items()
+    )
+    source, node.input[place] = node.input[0], name
+    return [
+        helper.make_node("Shape", [source], [f"{name}.whole"]),
+        helper.make_node("Slice", [f"{name}.whole", f"{name}.zero", f"{name}.one"], [f"{name}.batch"]),
+        helper.make_node("Concat", [f"{name}.batch", f"{name}.sides"], [name], axis=0),
+    ]
+
+
+def _has_axes(node: NodeProto) -> bool:
+    return any(attribute.name == "axes" for attribute in node.attribute)
+
+
+def _constants(graph: GraphProto) -> dict[str, np.ndarray]:
+    """Small constants that shapes may be told with, by name."""
+    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if len(tensor.dims) == 1}
+    for node in graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.name == "value" and len(attribute.t.dims) == 1:
+                found[node.output[0]] = numpy_helper.to_array(attribute.t)
+            elif node.op_type == "Constant" and attribute.name == "value_ints":
+                found[node.output[0]] = np.array(attribute.ints, np.int64)
+    return found
+
+
+def _copied(node: NodeProto) -> NodeProto:
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    return copy

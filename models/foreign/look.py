@@ -1,0 +1,115 @@
+"""What an ONNX file made elsewhere says about itself: its tensors, its opset, its layout, and its likely task."""
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnx import TensorProto, ValueInfoProto, helper
+
+from models.errors import BadNetworkFile
+from service import metadata
+
+Layout = Literal["NCHW", "NHWC"]
+Task = Literal["classification", "segmentation"]
+
+CHANNELS = (1, 3)  # of the images that are served
+MOST_EXTERNAL_BYTES = 1 << 30  # that are folded in: a file may not be larger than 2 GiB
+DTYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.UINT8: "uint8"}
+
+
+class Tensor(NamedTuple):
+    """An input or output; a free side is its name, or "?"."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name!r} {self.dtype} [{', '.join(map(str, self.shape))}]"
+
+
+class Found(NamedTuple):
+    """A file as it is, its external data folded in. `external_bytes` lay beside it; `layout` is None where the shape of
+    the input does not tell."""
+
+    model: onnx.ModelProto
+    input: Tensor
+    outputs: tuple[Tensor, ...]
+    opset: int
+    external_bytes: int
+    layout: Layout | None
+
+
+def look(path: Path) -> Found:
+    """The file, looked at. Raises BadNetworkFile where it is no network, or none that takes one image."""
+    model, external_bytes = _load(path)
+    if any(entry.key == metadata.KEY for entry in model.metadata_props):
+        raise BadNetworkFile(f"{path} describes itself already: copy it into a repository as it is")
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [_tensor(value) for value in model.graph.input if value.name not in weights]
+    if len(inputs) != 1:
+        raise BadNetworkFile(f"{path} takes {len(inputs)} inputs ({_list(inputs)}), want one image")
+    if len(inputs[0].shape) != 4 or inputs[0].dtype not in DTYPES.values():
+        kinds = ", ".join(DTYPES.values())
+        raise BadNetworkFile(f"{path} takes {inputs[0]}, want an image: four axes of {kinds}")
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    outputs = tuple(map(_tensor, model.graph.output))
+    return Found(model, inputs[0], outputs, opset, external_bytes, _layout(inputs[0].shape))
+
+
+def likely_task(answer: NDArray[Any]) -> Task | None:
+    """What an answer to a batch looks like: a number for each class, or for each class at each pixel."""
+    if answer.ndim == 2 or (answer.ndim == 4 and answer.shape[2:] == (1, 1)):
+        return "classification"
+    return "segmentation" if answer.ndim == 4 else None
+
+
+def _load(path: Path) -> tuple[onnx.ModelProto, int]:
+    if not path.is_file():
+        raise BadNetworkFile(f"there is no file {path}, want an ONNX file")
+    try:
+        model = onnx.load(path, load_external_data=False)
+        nbytes = sum(map(_external_bytes, model.graph.initializer))
+        if nbytes > MOST_EXTERNAL_BYTES:
+            raise BadNetworkFile(
+                f"{path} has {nbytes >> 20} MiB of external data, want at most {MOST_EXTERNAL_BYTES >> 20} MiB: "
+                "it would become one file"
+            )
+        if nbytes:
+            onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
+        onnx.checker.check_model(model)
+    except (DecodeError, onnx.checker.ValidationError, OSError, ValueError) as error:
+        raise BadNetworkFile(f"{path} is no ONNX file that can be read: {_line(error)}") from None
+    return model, nbytes
+
+
+def _external_bytes(tensor: TensorProto) -> int:
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return 0
+    nbytes: int = int(np.prod(tensor.dims)) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return nbytes
+
+
+def _tensor(value: ValueInfoProto) -> Tensor:
+    kind = value.type.tensor_type
+    shape = tuple(side.dim_value or side.dim_param or "?" for side in kind.shape.dim)
+    dtype = DTYPES.get(kind.elem_type) or TensorProto.DataType.Name(kind.elem_type).lower()
+    return Tensor(value.name, dtype, shape)
+
+
+def _layout(shape: tuple[int | str, ...]) -> Layout | None:
+    first, last = shape[1] in CHANNELS, shape[3] in CHANNELS
+    if first == last:
+        return None
+    return "NCHW" if first else "NHWC"
+
+
+def _list(tensors: list[Tensor]) -> str:
+    return ", ".join(map(str, tensors))
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
