@@ -9,11 +9,10 @@ from torch import Tensor
 
 from models.checkpoint import Description
 from models.data.augment import Mixed
-from models.data.registry import data_set
 from models.data.sheet import COLUMNS, Tile, sheet
 from models.errors import BadTraining
 from models.run import Settings
-from models.train import Training, describe, training_batches
+from models.train import Training, prepared_run, training_batches
 from service.errors import BadConfig
 
 ROWS = 4
@@ -25,15 +24,16 @@ def preview(settings: Settings, file: Path, strict: bool = False) -> int:
     `strict` does is as in `data_set`."""
     if not file.parent.is_dir():
         raise BadConfig(f"cannot write {str(file)!r}: there is no folder {str(file.parent)!r}")
-    data = data_set(settings.data, strict)
+    data, description, network = prepared_run(settings, strict=strict)
     if data.colour is None:
         raise BadTraining(f"{data.name} has no images to show")
-    description, network = describe(settings, data)
     training = Training(description, network, data, settings)
+    batches = training_batches(description, data, settings)
     count = ROWS * (COLUMNS if data.task == "classification" else COLUMNS // 2)
+    of_each = -(-count // min(ROWS, len(batches)))  # of several batches: what is blended is blended alike within one
     tiles: list[Tile] = []
-    for step, batch in enumerate(islice(training_batches(description, data, settings), count)):
-        tiles += _tiles(training.prepared(batch, step), description)
+    for step, batch in enumerate(islice(batches, count)):
+        tiles += _tiles(training.prepared(batch, step), description)[:of_each]
         if len(tiles) >= count:
             break
     sheet(tiles[:count], data.palette, len(data.labels)).save(file, "PNG")
@@ -53,6 +53,8 @@ def _tiles(mixed: Mixed, description: Description) -> list[Tile]:
 
 def _pixels(images: Tensor, description: Description) -> NDArray[np.uint8]:
     """(N, C, H, W) as the network takes them -> (N, H, W, C)."""
+    if description.channel_order == "BGR":
+        images = images.flip(1)
     values = images.movedim(1, -1).numpy() * description.std + description.mean
     return np.clip(np.rint(values * 255), 0, 255).astype(np.uint8)
 

@@ -96,11 +96,11 @@ def _lines(summary: Summary) -> Iterator[str]:
     if summary.grey is not None:
         read_as = "colour" if summary.read_as == "RGB" else "grey"
         yield f"colour    {summary.count - summary.grey} in colour, {summary.grey} grey; read as {read_as}"
-    yield f"unread    {len(summary.unreadable)} cannot be trained with"
+    yield f"left out  {len(summary.unreadable)} cannot be trained with"
     yield from (f"  {reason}" for reason in summary.unreadable)
     across = [copies for copies in summary.copies if copies.across]
     within = [copies for copies in summary.copies if not copies.across]
-    yield f"twice     {len(across)} pictures are in several splits, {len(within)} more than once in one"
+    yield f"twice     in several splits: {len(across)}; within one split: {len(within)}"
     yield from (f"  {_told(copies)}" for copies in (*across, *within))
 
 

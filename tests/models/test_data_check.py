@@ -103,7 +103,7 @@ def test_unreadable_files_are_told_with_the_reason_and_exit_1(
     (root / "train" / "left" / "5.png").write_bytes(b"nothing")
     assert cli.run(["data", "check", str(root)]) == 1
     captured = capsys.readouterr()
-    assert "unread    1 cannot be trained with" in captured.out
+    assert "left out  1 cannot be trained with" in captured.out
     assert "left/5.png cannot be read (damaged, or no picture), want a picture" in captured.out
     assert captured.err == ""
 
