@@ -108,7 +108,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except BadData:
         raise
     except Exception as error:  # decoders raise whatever they like
-        why = getattr(error, "strerror", None) or "damaged, or no picture"
+        many = "more pixels than Pillow takes for harmless" if isinstance(error, Image.DecompressionBombError) else None
+        why = getattr(error, "strerror", None) or many or "damaged, or no picture"
         raise BadData(f"{path} cannot be read ({why}), want a picture") from error
 
 

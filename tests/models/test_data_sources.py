@@ -295,8 +295,18 @@ def test_held_out_split_of_binary_files_is_refused_for_another_network(
     data = load(write(tmp_path))
     assert data.colour is not None
     assert len(held_out(str(tmp_path), "classification", data.colour, data.labels)) == len(data.split("test"))
-    with pytest.raises(BadData, match="has other classes, another task or other colours"):
+    with pytest.raises(BadData, match="has other classes or another task than the network"):
         held_out(str(tmp_path), "classification", data.colour, ["a", "b"])
+
+
+def test_binary_pictures_come_in_the_colour_of_the_network(tmp_path: Path) -> None:
+    grey, colour = load(write_idx(tmp_path / "grey")), load(write_cifar10(tmp_path / "colour"))
+    spread = held_out(str(tmp_path / "grey"), "classification", "RGB", grey.labels)[1][0]
+    assert spread.shape == (8, 8, 3)
+    assert (spread == grey.split("test")[1][0]).all()
+    luma = held_out(str(tmp_path / "colour"), "classification", "L", colour.labels)[4][0]
+    assert luma.shape == (32, 32, 1)
+    assert luma[9, 9, 0] == round(0.299 * 40 + 0.587 * 80 + 0.114 * 100)
 
 
 def test_every_kind_is_trained_with_and_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
