@@ -79,21 +79,15 @@ def adopt(found: Found, source: str, repository: Path, name: str, wanted: Wanted
     inner = freed(found.model) if isinstance(batch, int) else found.model
     graph = wrapped(inner, front, answer, wanted.tail, size or (None, None), channels)
     running = _batched(graph, size, channels, str(batch))
-    labels = (
-        [f"class {index}" for index in range(answer.classes)] if wanted.labels is None else read_labels(wanted.labels)
-    )
-    if len(labels) != answer.classes:
-        raise BadNetworkFile(f"{wanted.labels} has {len(labels)} labels for {answer.classes} classes")
+    labels = _labels(wanted.labels, answer.classes)
+    palette = None if wanted.palette is None else read_palette(wanted.palette, answer.classes)
     spec = _spec(running, size, channels, wanted)
-    parity = _compare(found, original, running, front, answer, spec)
-    document = Document(
-        task=answer.task,
-        labels=labels,
-        palette=None if wanted.palette is None else read_palette(wanted.palette, answer.classes),
-        input=spec,
-        provenance=Provenance(architecture=found.model.producer_name or "unknown", data=source),
-        parity=parity,
-    )
+    provenance = Provenance(architecture=found.model.producer_name or "unknown", data=source)
+    try:
+        document = Document(task=answer.task, labels=labels, palette=palette, input=spec, provenance=provenance)
+    except ValueError as error:
+        raise BadNetworkFile(f"cannot be served so: {error}") from None
+    document = msgspec.structs.replace(document, parity=_compare(found, original, running, front, answer, spec))
     properties = {entry.key: entry.value for entry in found.model.metadata_props}
     helper.set_model_props(graph, {**properties, metadata.KEY: metadata.encode(document)})
     onnx.checker.check_model(graph)
