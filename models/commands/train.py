@@ -19,7 +19,7 @@ from models.preview import preview as save_preview
 from models.processes import is_first
 from models.rates import find_rate
 from models.registry import ARCHITECTURES, Precision, Recipe
-from models.report.write import PAGE, write
+from models.report.write import PAGE, write_at_end
 from models.run import Freeze, Machine, RunFolder, Settings, Transfer, default_settings
 from models.schedules import Schedule
 from models.train import ONE
@@ -217,8 +217,9 @@ def train(
     scores = "  ".join(f"{name} {value:.4f}" for name, value in note.validation.items())
     print(f"trained {note.epochs} epochs in {note.seconds:.0f} s; {scores}")
     print(f"checkpoint  {checkpoint}")
-    write(folder.root)
-    print(f"report      {folder.root / PAGE}")
+    write_at_end(folder.root)
+    if (folder.root / PAGE).is_file():
+        print(f"report      {folder.root / PAGE}")
     print(f"next        convoy evaluate {checkpoint}")
     print(f"            convoy export {checkpoint} --repository repository")
 

@@ -68,7 +68,7 @@ def header(comparison: Comparison) -> list[str]:
     return [
         "run",
         *("architecture", "data", "parameters", "multiply-adds", "epochs", "seconds"),
-        *(name.replace("_", " ") for name in first.validation),
+        *(f"validation {name.replace('_', ' ')}" for name in first.validation),
         *(f"held-out {name.replace('_', ' ')}" for name in first.held_out),
     ]
 

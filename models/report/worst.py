@@ -60,7 +60,7 @@ def caption(example: Example, labels: list[str]) -> str:
 
 def name(split: Split, index: int) -> str:
     """The file of an image, or its number in the split."""
-    return split.entries[index].image.name if isinstance(split, FolderSplit) else f"no. {index}"
+    return split.name(index) if isinstance(split, FolderSplit) else f"no. {index}"
 
 
 def _masks(network: Answerer, split: Split, examples: Sequence[Example]) -> list[Tile]:

@@ -4,13 +4,14 @@ All is measured on the validation split. To look at what went wrong, change some
 by the test split nothing may be chosen: `convoy evaluate` measures that one, when all is decided.
 """
 
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from models.answerer import of_checkpoint
 from models.data.registry import shown
-from models.evaluate import Evaluation, measure
+from models.evaluate import Evaluation, Example, measure
 from models.metrics import LEADING
 from models.report import classes, curves, page, worst
 from models.report.runs import Run, read
@@ -27,17 +28,27 @@ def write(root: Path, data: str | None = None) -> bool:
     evaluation = measure(of_checkpoint(run.checkpoint, data), "validation")
     network = evaluation.network
     title = f"{network.name} on {shown(network.data)}, validation"
-    parts: dict[str, Callable[[Path], None]] = {
-        CONFUSION: lambda path: confusion.save(evaluation.confusion, network.labels, title, path),
-        CLASSES: lambda path: classes.save(evaluation, path),
-        PAGE: lambda path: _page(run, evaluation, path),
-    }
+    parts: list[tuple[str, Callable[[Path], None]]] = [
+        (CONFUSION, lambda path: confusion.save(evaluation.confusion, network.labels, title, path)),
+        (CLASSES, lambda path: classes.save(evaluation, path)),
+    ]
     if run.rows:
-        parts = {CURVES: lambda path: curves.save_run(run.rows, path), **parts}
+        parts.append((CURVES, lambda path: curves.save_run(run.rows, path)))
     if not evaluation.of_tensors:
-        parts = {WORST: lambda path: worst.save(evaluation, path), **parts}
-    written = [_written(part, root / name) for name, part in parts.items()]  # also after one that could not be
+        parts.append((WORST, lambda path: worst.save(evaluation, path)))
+    parts.append((PAGE, lambda path: _page(run, evaluation, path)))  # the last one: it shows the others
+    written = [_written(part, root / name) for name, part in parts]  # also after one that could not be
     return all(written)
+
+
+def write_at_end(root: Path) -> None:
+    """The same behind a training run, whose end nothing here may spoil: what fails is told on stderr."""
+    (root / PAGE).unlink(missing_ok=True)  # of an earlier run, which would pass for this one's
+    try:
+        write(root)
+    except Exception as error:  # a report is not worth a run
+        again = f"convoy report {shlex.quote(str(root))}"
+        print(f"no report: {type(error).__name__}: {error}; try again with: {again}", file=sys.stderr, flush=True)
 
 
 def _written(part: Callable[[Path], None], path: Path) -> bool:
@@ -93,12 +104,14 @@ def _slices(evaluation: Evaluation) -> str:
 
 
 def _worst(run: Run, evaluation: Evaluation) -> list[str]:
-    labels = evaluation.network.labels
-    rows = [
-        [worst.name(evaluation.samples, each.index), worst.caption(each, labels), f"{each.score:.4f}"]
-        for each in worst.worst(evaluation)
-    ]
     classification = evaluation.network.task == "classification"
-    score = "probability of the true class" if classification else "mean IoU"
-    listed = f"<details><summary>as a list</summary>{page.table(['example', 'answer', score], rows)}</details>"
+    header = ["example", "answer", "probability of the true class"] if classification else ["example", "mean IoU"]
+    rows = [_example(evaluation, each) for each in worst.worst(evaluation)]
+    listed = f"<details><summary>as a list</summary>{page.table(header, rows)}</details>"
     return [listed] if evaluation.of_tensors else [page.picture(run.root / WORST, "worst examples", wide=True), listed]
+
+
+def _example(evaluation: Evaluation, example: Example) -> list[str]:
+    name, score = worst.name(evaluation.samples, example.index), f"{example.score:.4f}"
+    labels = evaluation.network.labels
+    return [name, score] if example.true is None else [name, worst.caption(example, labels), score]

@@ -113,6 +113,20 @@ def test_training_ends_well_where_a_picture_fails(
     assert str(tmp_path / "run" / "report.html") in out
 
 
+def test_training_ends_well_where_nothing_can_be_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr("models.report.write.measure", broken)
+    arguments = ["lenet5", "--data", "tiny-digits", "--epochs", "1", "--output", str(tmp_path / "run")]
+    assert cli.run(["train", *arguments]) == 0
+    out, err = capsys.readouterr()
+    assert f"no report: RuntimeError: no memory; try again with: convoy report {tmp_path}/run" in err
+    assert "report " not in out
+
+
 def test_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BadRun):
         write(tmp_path)
