@@ -112,4 +112,7 @@ def _change(value: Tensor) -> str:
 
 
 def _counted(found: Target) -> str:
-    return "" if found.where is None else f"  the mean of {int(found.where.sum())} pixels"
+    if found.where is None:
+        return ""
+    count = int(found.where.sum())
+    return "  at one pixel" if count == 1 else f"  in the mean of {count} pixels"

@@ -119,7 +119,7 @@ def say_rest(chosen: int, count: int, what: str, option: str) -> None:
 
 def save(path: Path, image: Image.Image) -> None:
     """Write the picture and tell where."""
-    image.save(path)
+    image.save(path, optimize=True)
     print(f"picture: {path}")
 
 

@@ -154,7 +154,7 @@ def test_evidence_names_the_class_and_the_places(
     assert cli.run(typed("evidence", unet, photograph, "--at", "20,30", "--class", "4", "--method", "activation")) == 0
     out = capsys.readouterr().out
     assert out.startswith("4  ")
-    assert "the mean of 1 pixels" in out
+    assert "at one pixel" in out
     assert "layer bottom" in out
     assert "occlusion" not in out
 

@@ -91,6 +91,12 @@ def test_evidence_for_one_pixel_is_around_it() -> None:
     assert values[:10, :10].abs().max() < 1e-6
 
 
+def test_activation_map_for_one_pixel_is_around_it_and_not_at_its_like() -> None:
+    values = cam(segmenter(), torch.maximum(spot(6, 6), spot(17, 17)), at=(17, 17))
+    assert peak(values) == (17, 17)
+    assert not values[:12, :12].any()
+
+
 def test_evidence_at_a_dark_pixel_is_for_what_it_is_answered() -> None:
     found = target(segmenter(), spot(6, 6), None, (20, 20))
     assert (found.label, found.where is not None and int(found.where.sum())) == ("background", 1)
