@@ -12,11 +12,11 @@ from service.metadata import Task
 
 DATA: dict[str, Callable[[], DataSet]] = {
     "digits": digits.load,
-    "permuted-digits": permuted.load,
     "digit-scenes": scenes.load,
     "aerial": aerial.load,
     "gait": waveforms.load,
     "motions": clips.load,
+    "permuted-digits": permuted.load,
 }
 
 

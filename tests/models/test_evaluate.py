@@ -169,6 +169,21 @@ def test_file_that_does_not_say_what_it_is_is_refused(tmp_path: Path) -> None:
             evaluate_file(tmp_path / f"{name}.onnx")
 
 
+def test_who_measures_waits_for_no_other_process_and_who_trains_does() -> None:
+    def asked(*_: object, **__: object) -> None:
+        raise ConnectionError("the other process has gone")
+
+    logits, target = torch.eye(3)[[0, 1]], torch.tensor([0, 1])
+    alone = [*metrics.scores("classification", 3).values(), metrics.confusion("classification", 3)]
+    for metric in [*alone, *(together := list(metrics.measures("classification", 3).values()))]:
+        metric.distributed_available_fn, metric.dist_sync_fn = lambda: True, asked
+        metric.update(logits, target)
+    assert all(metric.compute() is not None for metric in alone)
+    for metric in together:
+        with pytest.raises(ConnectionError):
+            metric.compute()
+
+
 def test_class_number_255_of_many_is_a_class_like_any_other() -> None:
     counts = metrics.confusion("classification", 300)
     counts.update(torch.tensor([255, 3]), torch.tensor([255, 255]))
