@@ -96,8 +96,8 @@ def _lines(summary: Summary) -> Iterator[str]:
     if summary.grey is not None:
         read_as = "colour" if summary.read_as == "RGB" else "grey"
         yield f"colour    {summary.count - summary.grey} in colour, {summary.grey} grey; read as {read_as}"
-    yield f"left out  {len(summary.unreadable)} cannot be trained with"
-    yield from (f"  {reason}" for reason in summary.unreadable)
+    yield f"left out  {len(summary.unusable)} cannot be trained with"
+    yield from (f"  {each.reason}" for each in summary.unusable)
     across = [copies for copies in summary.copies if copies.across]
     within = [copies for copies in summary.copies if not copies.across]
     yield f"twice     in several splits: {len(across)}; within one split: {len(within)}"

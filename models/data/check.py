@@ -53,6 +53,13 @@ class Copies(msgspec.Struct, frozen=True):
     conflict: bool
 
 
+class Unusable(msgspec.Struct, frozen=True):
+    """A picture that cannot be trained with, and why."""
+
+    file: str
+    reason: str
+
+
 class Summary(msgspec.Struct, frozen=True):
     """All of it. `balance` is the largest class of the training split over the smallest, by pictures or by the pixels
     of masks; None where one has nothing. `grey` counts pictures without colour; None for tensors. `read_as` is L for
@@ -65,7 +72,7 @@ class Summary(msgspec.Struct, frozen=True):
     balance: float | None
     read_as: str | None
     grey: int | None
-    unreadable: list[str]
+    unusable: list[Unusable]
     copies: list[Copies]
 
     @property
@@ -75,7 +82,7 @@ class Summary(msgspec.Struct, frozen=True):
     @property
     def wrong(self) -> bool:
         """Whether something cannot be read, or is in several splits."""
-        return bool(self.unreadable) or any(copies.across for copies in self.copies)
+        return bool(self.unusable) or any(copies.across for copies in self.copies)
 
 
 def check(name: str) -> tuple[DataSet, Summary]:
@@ -93,11 +100,11 @@ def check(name: str) -> tuple[DataSet, Summary]:
     except BadData:
         tell(faults, sum(pictures))
         raise
-    return data, summary(data, [fault.reason for fault in faults])
+    return data, summary(data, faults)
 
 
-def summary(data: DataSet, unreadable: list[str]) -> Summary:
-    """What is in a data set, every sample of which is looked at once."""
+def summary(data: DataSet, faults: Sequence[Fault]) -> Summary:
+    """What is in a data set, every sample of which is looked at once, and what was left out of it."""
     seen = {split: look(data, data.split(split)) for split in SPLITS}
     splits = {split: _split(data, looks) for split, looks in seen.items()}
     return Summary(
@@ -108,7 +115,7 @@ def summary(data: DataSet, unreadable: list[str]) -> Summary:
         balance=_balance(splits["train"]),
         read_as=data.colour,
         grey=None if data.colour is None else sum(each.grey for looks in seen.values() for each in looks),
-        unreadable=unreadable,
+        unusable=[Unusable(str(fault.file), fault.reason) for fault in faults],
         copies=_copies(data, seen),
     )
 

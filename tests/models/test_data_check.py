@@ -57,7 +57,7 @@ def test_sound_folder_is_told_in_full_and_exits_0(tmp_path: Path, capsys: pytest
         "different": 3,
     }
     assert found["balance"] == 2
-    assert found["unreadable"] == found["copies"] == []
+    assert found["unusable"] == found["copies"] == []
 
 
 def test_picture_in_two_splits_is_found_also_in_another_format(
@@ -106,6 +106,9 @@ def test_unreadable_files_are_told_with_the_reason_and_exit_1(
     assert "left out  1 cannot be trained with" in captured.out
     assert "left/5.png cannot be read (damaged, or no picture), want a picture" in captured.out
     assert captured.err == ""
+    (unusable,) = checked(root, capsys)[1]["unusable"]  # type: ignore[misc]
+    assert unusable["file"] == str(root / "train" / "left" / "5.png")
+    assert unusable["reason"] in captured.out
 
 
 def test_masks_are_told_by_their_pixels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

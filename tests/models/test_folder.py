@@ -291,7 +291,7 @@ def test_a_name_is_a_data_set_and_a_path_is_a_folder(tmp_path: Path, monkeypatch
     assert resolve("./aerial") == str(tmp_path / "aerial")
     assert shown(resolve("./aerial")) == "aerial"
     assert data_set(resolve("./aerial")).labels == ["dark", "light"]
-    with pytest.raises(BadTraining, match=r"data set 'mnist', want one of: digits, digit-scenes, .*; or a folder"):
+    with pytest.raises(BadTraining, match=r"data set 'mnist', want one of: digits, .*; or a folder"):
         resolve("mnist")
 
 
