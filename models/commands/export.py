@@ -92,7 +92,7 @@ def _checked(exported: Exported) -> list[str]:
             f"parity    onnxruntime against PyTorch on {parity.images} {generated}{kind}: probabilities differ by at "
             f"most {parity.max_abs_difference:.1e}, {agreement:.4%} of answers are the same"
         ]
-    lost = "" if variant.drop is None else f"{variant.score} is {-variant.drop:+.4f}, "
+    lost = "" if variant.drop is None else f"{variant.score} is {-variant.drop:+z.4f}, "
     where = ", ".join(filter(None, (variant.provider, variant.processor)))
     lines = [
         f"{variant.precision}      against fp32 on {variant.images} {generated}{kind}: {lost}{variant.agreement:.4%} "

@@ -56,7 +56,7 @@ def _cells(precision: Precision, outcome: Outcome, score: str) -> list[str]:
         f"{outcome.image_ms[best]:.2f}",
         "" if variant is None else f"{variant.batched_speed_up:.2f}",
         f"{quality.scores[score]:.4f}" if quality.scores else "no data",
-        "" if variant is None or variant.drop is None else f"{variant.drop:.4f}",
+        "" if variant is None or variant.drop is None else f"{variant.drop:z.4f}",
         "" if variant is None else f"{quality.agreement:.3%}",
         "refused" if outcome.complaint else "",
     ]
