@@ -66,16 +66,14 @@ BY_DEPTH = (
     Network("convolutions", 3, "16,32,100"),
     Network("convolutions", 4, "16,32,64,43"),
 )
-# About 5,000, 15,000, 50,000 and 150,000 parameters.
+# About 5,000, 15,000 and 50,000 parameters.
 BY_PARAMETERS = (
     Network("fully connected", DEPTH, "5,5"),
     Network("fully connected", DEPTH, "14,14"),
     Network("fully connected", DEPTH, "46,46"),
-    Network("fully connected", DEPTH, "128,128"),
     Network("convolutions", DEPTH, "4,7"),
     Network("convolutions", DEPTH, "8,21"),
     Network("convolutions", DEPTH, "16,64"),
-    Network("convolutions", DEPTH, "32,160"),
 )
 
 
