@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -55,7 +56,8 @@ def quiet() -> Iterator[None]:
     """onnxruntime's tools print each step to stdout, which is for results, and warn of what is meant: not in here."""
     logging.disable(logging.WARNING)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of numpy in there, for tensors without any range
             yield
     finally:
         logging.disable(logging.NOTSET)

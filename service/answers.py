@@ -139,6 +139,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     data: str
     metrics: Mapping[str, float]
     max_batch_size: int
+    precision: str = ""  # fp16 or int8, where it was exported so
 
 
 def read_classifications(response: pb.ClassifyResponse) -> list[Classification | ServerError]:
@@ -213,6 +214,7 @@ def read_models(response: pb.ListModelsResponse) -> list[Model]:
             data=info.data,
             metrics=dict(info.metrics),
             max_batch_size=info.max_batch_size,
+            precision=info.precision,
         )
         for info in response.models
     ]

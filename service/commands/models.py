@@ -46,7 +46,7 @@ def show(out: Console, served: list[Model]) -> None:
             str(one.version),
             Text(one.state, _STATE_STYLE.get(one.state, "")),
             "infer" if one.tensor else _TASK.get(one.task, ""),
-            plain(one.provider).removesuffix("ExecutionProvider"),
+            " ".join(filter(None, (plain(one.provider).removesuffix("ExecutionProvider"), plain(one.precision)))),
             tensor_size(one.tensor) if one.tensor else input_size(one.input),
             str(len(one.labels)) if one.labels else "",
             "\n".join(f"{plain(name)} {value:.3g}" for name, value in sorted(one.metrics.items())),

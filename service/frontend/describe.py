@@ -40,6 +40,8 @@ def describe(row: Version) -> pb.ModelInfo:
         info.input.CopyFrom(_input_size(document.input))
     if document.tensor is not None:
         info.tensor.CopyFrom(_tensor_input(document.tensor))
+    if document.variant is not None:
+        info.precision = document.variant.precision
     if document.provenance is not None:
         info.architecture = document.provenance.architecture
         info.data = document.provenance.data

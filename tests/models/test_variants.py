@@ -18,8 +18,10 @@ from models.quantise import quantised
 from models.ranges import METHODS
 from models.variants import Plan, calibration_batches, judged, make
 from service import cli, metadata
+from service.client import Client
 from service.metadata import Precision, Variant
 from tests.models.conftest import untrained
+from tests.service.running import Server
 
 NETWORKS = [("lenet5", "tiny-digits"), ("unet", "tiny-scenes"), ("conv1d", "gait")]
 FEW = Plan(calibration_images=8)
@@ -278,6 +280,18 @@ def test_integers_without_data_are_refused_and_say_what_is_wanted(
 def test_graph_that_the_library_cannot_do_is_refused_in_its_words() -> None:
     with pytest.raises(VariantRefused, match="cannot be quantised: ValueError: No data is collected"):
         quantised(classifier(scale=1.0), [{}], "percentile")
+
+
+def test_served_variant_tells_its_precision(tmp_path: Path) -> None:
+    path, repository = untrained(tmp_path), tmp_path / "repository"
+    export(path, repository, "whole")
+    integers = export(path, repository, "bytes", None, "int8", Plan(max_drop=1.0, calibration_images=8))
+    image = np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)
+    (wanted,) = run(onnx.load(integers.path), image[None, :, :, None])
+    with Server(repository, ["server.lame_duck_seconds=0"]) as server, Client(server.grpc) as client:
+        assert {model.model: model.precision for model in client.models()} == {"whole": "", "bytes": "int8"}
+        labels = client.classify(image, model="bytes", top_k=10).labels
+        assert [label.probability for label in labels] == pytest.approx(sorted(wanted[0], reverse=True), abs=1e-5)
 
 
 def test_table_shows_every_variant_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -290,7 +290,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("model", "version", "state", "reason", "task", "provider", "labels", "palette", "input", "architecture", "data", "metrics", "max_batch_size", "tensor")
+    __slots__ = ("model", "version", "state", "reason", "task", "provider", "labels", "palette", "input", "architecture", "data", "metrics", "max_batch_size", "tensor", "precision")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -312,6 +312,7 @@ class ModelInfo(_message.Message):
     METRICS_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     TENSOR_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     state: ModelState
@@ -326,7 +327,8 @@ class ModelInfo(_message.Message):
     metrics: _containers.ScalarMap[str, float]
     max_batch_size: int
     tensor: TensorInput
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., state: _Optional[_Union[ModelState, str]] = ..., reason: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., provider: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., palette: _Optional[_Iterable[_Union[Colour, _Mapping]]] = ..., input: _Optional[_Union[InputSize, _Mapping]] = ..., architecture: _Optional[str] = ..., data: _Optional[str] = ..., metrics: _Optional[_Mapping[str, float]] = ..., max_batch_size: _Optional[int] = ..., tensor: _Optional[_Union[TensorInput, _Mapping]] = ...) -> None: ...
+    precision: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., state: _Optional[_Union[ModelState, str]] = ..., reason: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., provider: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., palette: _Optional[_Iterable[_Union[Colour, _Mapping]]] = ..., input: _Optional[_Union[InputSize, _Mapping]] = ..., architecture: _Optional[str] = ..., data: _Optional[str] = ..., metrics: _Optional[_Mapping[str, float]] = ..., max_batch_size: _Optional[int] = ..., tensor: _Optional[_Union[TensorInput, _Mapping]] = ..., precision: _Optional[str] = ...) -> None: ...
 
 class Colour(_message.Message):
     __slots__ = ("red", "green", "blue")
