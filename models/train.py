@@ -240,6 +240,7 @@ class Training(pl.LightningModule):
         self.training_loss = losses.loss(*named, self.recipe.augmentation.label_smoothing)
         self.best: dict[str, float] = {}  # validation scores of the epoch with the lowest loss
         self.latest: dict[str, float] = {}
+        self.taken = {"taken": 0}  # of the epoch that is gone on with
         self.frozen = False
         if self.transfer is not None and self.transfer.freeze_epochs is None:
             self._freeze(0)  # before several processes agree on which gradients there are
@@ -247,6 +248,8 @@ class Training(pl.LightningModule):
     def on_train_start(self) -> None:
         # Here, too, for of an epoch that is gone on with nothing tells the start.
         self._freeze(self.current_epoch)
+        # Lightning would do it, but not where the steps were counted before, for the schedule.
+        self._loader().load_state_dict(self.taken)
 
     def on_train_epoch_start(self) -> None:
         self._freeze(self.current_epoch)
@@ -388,7 +391,13 @@ class Training(pl.LightningModule):
         checkpoint.put(self.description, checkpoint_)
         checkpoint_["best"], checkpoint_["latest"] = self.best, self.latest
         checkpoint_[checkpoint.EPOCHS] = self._epochs_done()
+        checkpoint_["taken"] = self._loader().state_dict()
         checkpoint_["train_loss"] = [float(self.train_loss.mean_value), float(self.train_loss.weight)]
+
+    def _loader(self) -> Loader:
+        batches = self.trainer.train_dataloader
+        assert isinstance(batches, Loader)
+        return batches
 
     def _epochs_done(self) -> int:
         # Counted before the hooks at the end of an epoch run, where checkpoints are written.
@@ -397,6 +406,7 @@ class Training(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
         self.best, self.latest = checkpoint_["best"], checkpoint_["latest"]
+        self.taken = checkpoint_["taken"]
         mean, weight = checkpoint_["train_loss"]
         self.train_loss.mean_value.fill_(mean)
         self.train_loss.weight.fill_(weight)

@@ -88,7 +88,7 @@ class Loader:
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """How far the epoch is; Lightning lays it into checkpoints."""
+        """How far the epoch is."""
         return {"taken": self.taken % max(1, len(self))}
 
     def load_state_dict(self, state: dict[str, int]) -> None:

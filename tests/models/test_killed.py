@@ -33,6 +33,9 @@ RUN = ["--epochs", "4", "--batch-size", "4", "--accumulate", "2", "--ema", "0.9"
 RUN += ["--schedule", "one-cycle", "--mixup", "0.3", "--rotate", "20", "--optimizer", "sgd", "--lr", "0.02"]
 
 
+BATCHES = 8
+
+
 def shot_at(step: int, *arguments: str) -> None:
     process = subprocess.run([sys.executable, "-c", SHOT, str(step), *arguments], check=False, capture_output=True)
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()
@@ -41,6 +44,12 @@ def shot_at(step: int, *arguments: str) -> None:
 def state(path: Path) -> dict[str, object]:
     content: dict[str, object] = torch.load(path, weights_only=True)
     return {name: content[name] for name in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers")}
+
+
+def batches_taken(path: Path) -> int:
+    """Of the epoch that the checkpoint is in."""
+    taken: int = torch.load(path, weights_only=True)["taken"]["taken"]
+    return taken
 
 
 def same(one: object, other: object) -> bool:
@@ -72,11 +81,16 @@ def test_run_killed_at_random_steps_ends_as_the_undisturbed_one(tmp_path: Path) 
 
     chance = random.Random(11)
     killed = RunFolder(tmp_path / "killed")
-    shot_at(chance.randrange(3, 16), *train, "--output", str(killed.root), "--save-every", "0")
-    before = torch.load(killed.last, weights_only=True)["global_step"]
-    # Seldom enough to take steps again.
-    shot_at(chance.randrange(3, 12), "train", "--resume", str(killed.last), "--save-every", "1000")
-    assert torch.load(killed.last, weights_only=True)["global_step"] >= before
+    # Behind the first step of an epoch, before its last: in the first, and in the second or the third.
+    shot_at(chance.randrange(4, BATCHES), *train, "--output", str(killed.root), "--save-every", "0")
+    assert 0 < batches_taken(killed.last) < BATCHES
+    left = BATCHES - batches_taken(killed.last)
+    later = left + chance.randrange(2) * BATCHES + chance.randrange(4, BATCHES)
+    shot_at(later, "train", "--resume", str(killed.last), "--save-every", "0")
+    assert 0 < batches_taken(killed.last) < BATCHES
+    assert torch.load(killed.last, weights_only=True)["epoch"] in (1, 2)
+    # Saved seldom: what was done since is done again.
+    shot_at(chance.randrange(3, 6), "train", "--resume", str(killed.last), "--save-every", "1000")
     assert not same(state(killed.last), state(whole.last))
     assert cli.run(["train", "--resume", str(killed.last)]) == 0
 
