@@ -12,7 +12,7 @@ from service import cli
 from service.errors import BadConfig
 
 ROOT = Path(cli.__file__).parents[1]
-SERVING = sorted(name for name in cli.COMMANDS if (ROOT / "service" / "commands" / f"{name}.py").exists())
+SERVING = sorted(name for name, command in cli.COMMANDS.items() if command.module.startswith("service."))
 TRAINING_PACKAGES = ("torch", "onnx", "lightning", "sklearn", "models")
 
 

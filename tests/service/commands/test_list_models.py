@@ -64,7 +64,7 @@ def test_json_says_everything(convoy, vision_target):
 
 def test_empty_repository_is_said(convoy, vision_target, fake_vision):
     fake_vision.models = []
-    assert "empty" in convoy("models", "--server", vision_target).stdout
+    assert "holds no model" in convoy("models", "--server", vision_target).stdout
 
 
 def test_absent_server_is_one_line_and_exit_code_2(convoy):
