@@ -66,14 +66,16 @@ BY_DEPTH = (
     Network("convolutions", 3, "16,32,100"),
     Network("convolutions", 4, "16,32,64,43"),
 )
-# About 5,000, 15,000 and 50,000 parameters.
+# About 5,000, 15,000, 50,000 and 150,000 parameters.
 BY_PARAMETERS = (
     Network("fully connected", DEPTH, "5,5"),
     Network("fully connected", DEPTH, "14,14"),
     Network("fully connected", DEPTH, "46,46"),
+    Network("fully connected", DEPTH, "128,128"),
     Network("convolutions", DEPTH, "4,7"),
     Network("convolutions", DEPTH, "8,21"),
     Network("convolutions", DEPTH, "16,64"),
+    Network("convolutions", DEPTH, "32,160"),
 )
 
 
@@ -176,12 +178,12 @@ def draw(results: Sequence[Result], axis: Literal["depth", "parameters"], path: 
             label=f"{kind}, {data}",
         )
     if axis == "parameters":
-        axes.set(xscale="log", xlabel=f"parameters, {DEPTH} hidden layers")
+        axes.set(xscale="log", yscale="log", xlabel=f"parameters, {DEPTH} hidden layers")
+        axes.yaxis.set_major_formatter("{x:g}")
     else:
-        axes.set(
-            xlabel="hidden layers, about 50,000 parameters", xticks=sorted({each.network.depth for each in results})
-        )
-    axes.set(ylabel="held-out digits read wrongly, %", ylim=(0, None))
+        depths = sorted({each.network.depth for each in results})
+        axes.set(ylim=(0, None), xticks=depths, xlabel="hidden layers, about 50,000 parameters")
+    axes.set(ylabel="held-out digits read wrongly, %")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=90, format="png")
