@@ -271,4 +271,6 @@ def _changed(before: Changed, **given: object) -> Changed:
     try:
         return msgspec.convert(msgspec.to_builtins(after), type(before))
     except msgspec.ValidationError as error:
-        raise BadTraining(" ".join(str(error).split())) from None
+        wanted, _, name = str(error).partition(" - at `$.")
+        name = name.rstrip("`")
+        raise BadTraining(f"--{name.replace('_', '-')} {given.get(name)}: {wanted.lower()}") from None

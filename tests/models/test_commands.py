@@ -125,6 +125,9 @@ def test_defaults_are_the_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         (["lenet5", "--data", "digit-scenes"], "lenet5 is for classification"),
         (["lenet5", "--data", "digits", "--crop", "16"], "crop 16: lenet5 takes whole images"),
         (["lenet5", "--data", "digits", "--size", "8"], "lenet5 at 8x8: c3: nothing is left by a convolution of 6x2x2"),
+        (["lenet5", "--data", "digits", "--ema", "2"], "--ema 2.0: expected `float` < 1.0"),
+        (["lenet5", "--data", "digits", "--clip", "0"], "--clip 0.0: expected `float` > 0.0"),
+        (["lenet5"], "want --data DATA"),
         (["lenet5", "--data", "digits", "--resume", "none.ckpt"], "there is no checkpoint none.ckpt"),
     ],
 )
