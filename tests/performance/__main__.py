@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import onnxruntime
 
-from tests.performance import costs, floor, loads, models, pictures, scheduling, starts
+from tests.performance import costs, floor, loads, models, pictures, precision, scheduling, starts
 from tests.performance.figure import EACH, FIXED, Figure
 
 INTRODUCTION = """# Benchmarks
@@ -84,6 +84,9 @@ def main() -> None:
             "P16": lambda: [costs.observing(small, pairs)],
             "P17": lambda: [scheduling.predictions(small)],
             "tiny": lambda: floor.tiny(small, pairs),
+            "int8": lambda: [
+                precision.integers(Path(folder) / "precision", name) for name in ("mobilenet", "resnet50")
+            ],
             "callers": lambda: [loads.many_callers(Path(folder) / "callers", pairs)],
         }
         lines: list[Figure] = []
