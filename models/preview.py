@@ -12,7 +12,8 @@ from models.data.augment import Mixed
 from models.data.sheet import COLUMNS, Tile, sheet
 from models.errors import BadTraining
 from models.run import Settings
-from models.train import Training, prepared_run, training_batches
+from models.train import prepared_run, training_batches
+from models.training import Training
 from service.errors import BadConfig
 
 ROWS = 4

@@ -16,7 +16,8 @@ from models.data.loading import Batch
 from models.errors import BadTraining
 from models.progress import Bar, Pace
 from models.run import Machine, Settings
-from models.train import Training, fit, prepared_run, trainer_options
+from models.train import fit, prepared_run, trainer_options
+from models.training import Training
 
 LOWEST, HIGHEST = 1e-6, 10.0
 STEPS = 120

@@ -18,6 +18,7 @@ DEFAULT_SEED = 0
 # Besides the architecture's own file: the source that decides what comes out of a training run.
 SOURCES = (
     "train.py",
+    "training.py",
     "transfer.py",
     "schedules.py",
     "averaging.py",

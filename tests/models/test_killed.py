@@ -16,7 +16,7 @@ from tests.models.pictures import draw
 # `convoy train`, shot in the middle of its n-th step by itself: as sudden as any SIGKILL, and at a step of our choice.
 SHOT = """
 import os, signal, sys
-from models.train import Training
+from models.training import Training
 from service.cli import run
 taken, step = 0, Training.training_step
 def shot(self, batch, index):

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from models.data.dataset import DataSet
 from models.losses import LOSSES, balanced, dice, focal, loss
-from models.train import Training, describe
+from models.train import describe
+from models.training import Training
 from tests.models.conftest import settings
 
 IGNORE = 255

@@ -12,7 +12,8 @@ from models.averaging import averaging
 from models.data.registry import data_set
 from models.errors import BadTraining
 from models.run import RunFolder, Transfer
-from models.train import Training, describe, train, validation_batches
+from models.train import describe, train, validation_batches
+from models.training import Training
 from service import cli
 from tests.models.conftest import settings
 from tests.models.pictures import draw
