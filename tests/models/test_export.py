@@ -107,13 +107,13 @@ def test_document_in_the_file_says_what_it_is(exported: Exported) -> None:
     if document.task == "classification":
         assert document.provenance.architecture == "lenet5"
         assert document.parity.top1_agreement == 1
-        assert document.provenance.metrics.keys() == {"top1", "top5"}
+        assert document.provenance.metrics.keys() == {"top1", "top5", "calibration_error"}
         assert (document.input.colour, document.input.height, document.input.width) == ("L", 32, 32)
         assert document.input.fit == "stretch"
     else:
         assert document.parity.mask_agreement is not None
         assert document.parity.mask_agreement >= 0.9999
-        assert document.provenance.metrics.keys() == {"pixel_accuracy", "mean_iou"}
+        assert document.provenance.metrics.keys() == {"pixel_accuracy", "mean_iou", "boundary_f1"}
         assert (document.input.colour, document.input.fit, document.input.multiple) == ("RGB", "pad", 4)
 
 
