@@ -160,9 +160,16 @@ def _in_words(error: "TyperException", name: str) -> str:
         return f"{error.message}; did you mean {close[0]!r}?"
     # Typer hands on the words of its validator, which names the Python exception.
     message = error.format_message().replace("Value error, ", "").rstrip(".")
+    message = message.replace("Input should be", f"{_given(error)!r}, want", 1)
     # Of a command below another one, the help that has the option.
     path = getattr(getattr(error, "ctx", None), "command_path", f"convoy {name}")
     return message if message.endswith("?") else f"{message}; see '{path} --help'"
+
+
+def _given(error: "TyperException") -> object:
+    """The value that the validator did not take."""
+    findings: list[dict[str, object]] = getattr(error.__cause__, "errors", lambda: [{}])()
+    return findings[0].get("input", "what was given")
 
 
 def _refuse(who: str, message: str) -> int:

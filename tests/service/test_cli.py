@@ -136,6 +136,17 @@ def test_file_that_cannot_be_written_is_one_line_that_names_it(capsys, command, 
     assert one_line(capsys) == f"convoy store: '{tmp_path}/file/below': Not a directory\n"
 
 
+@pytest.mark.parametrize(
+    ("value", "wanted"), [("11", "less than or equal to 10"), ("many", "a valid integer, unable to parse string as an")]
+)
+def test_number_out_of_range_is_named_with_what_was_wanted(command, capsys, value, wanted):
+    def count(number: Annotated[int, typer.Option("--number", max=10)] = 0) -> None: ...
+
+    command(count)
+    assert cli.run(["count", "--number", value]) == 2
+    assert one_line(capsys).startswith(f"convoy count: Invalid value for '--number': {value!r}, want {wanted}")
+
+
 def test_mistake_of_ours_is_not_hidden(command):
     def broken() -> None:
         raise ZeroDivisionError
