@@ -168,8 +168,8 @@ def _in_words(error: "TyperException", name: str) -> str:
 
 def _given(error: "TyperException") -> object:
     """The value that the validator did not take."""
-    findings: list[dict[str, object]] = getattr(error.__cause__, "errors", lambda: [{}])()
-    return findings[0].get("input", "what was given")
+    errors = getattr(error.__cause__, "errors", None)
+    return errors()[0]["input"] if errors is not None else "what was given"
 
 
 def _refuse(who: str, message: str) -> int:
