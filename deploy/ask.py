@@ -13,9 +13,13 @@ def main(server: str) -> None:
     with Client(server) as client:
         models = client.models(deadline=10)
         assert models, "the server lists no model"
+        served = {model.model for model in models if model.state == "ready"}
         for model in models:
-            assert model.state == "ready", f"{model.model} version {model.version} is {model.state}: {model.reason}"
-            print(f"{model.model} version {model.version} on {model.provider}: {ask(client, model)}")
+            # Older versions are listed, too: the highest serves.
+            assert model.model in served, f"{model.model} version {model.version} is {model.state}: {model.reason}"
+        for model in models:
+            if model.state == "ready":
+                print(f"{model.model} version {model.version} on {model.provider}: {ask(client, model)}")
 
 
 def ask(client: Client, model: Model) -> str:
