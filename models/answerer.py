@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from models import checkpoint
+from models import checkpoint, runtime
 from models.checkpoint import Description
 from models.data.dataset import Split, SplitName
 from models.data.registry import DATA, resolve, split_of
 from models.errors import BadCheckpoint, BadNetworkFile
 from models.graph import served
+from models.runtime import Session
 from service import metadata
 from service.errors import BadMetadata
 from service.metadata import Document, InputSpec, Task, TensorInput
@@ -108,19 +108,17 @@ def of_file(path: Path, data: str | None = None) -> Answerer:
     )
 
 
-def _session(path: Path) -> onnxruntime.InferenceSession:
+def _session(path: Path) -> Session:
     if not path.is_file():
         raise BadNetworkFile(f"there is no file {path}, want one that `convoy export` wrote")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
     try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return runtime.session(path)
     except Exception as error:  # onnxruntime's own classes, one for each kind of damage
         why = " ".join(str(error).split())[:200]
         raise BadNetworkFile(f"{path} is not a file that onnxruntime runs: {why}") from None
 
 
-def _document(path: Path, session: onnxruntime.InferenceSession) -> Document:
+def _document(path: Path, session: Session) -> Document:
     try:
         document = metadata.decode(session.get_modelmeta().custom_metadata_map)
     except BadMetadata as error:

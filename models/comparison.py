@@ -12,14 +12,15 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
+from models import runtime
 from models.checkpoint import Description
 from models.data.batches import loader
 from models.data.generated import generated
 from models.data.loading import Batch
 from models.metrics import measures
+from models.runtime import CPU, CUDA, Session
 from service.metadata import Precision, Task
 
-CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 BATCH_SIZE = 16
 BATCHES = (1, 2, 4, 8, 16, 32)  # that are timed
 MOST_NUMBERS = 8 << 20  # in a batch that is timed, pixels times channels; what serving takes by default is about that
@@ -27,7 +28,7 @@ SIZE_SECONDS = 1.5  # for the runs of one batch size, of all graphs together
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 31
 
 Graphs = Mapping[Precision, onnx.ModelProto]
-Sessions = Mapping[Precision, onnxruntime.InferenceSession]
+Sessions = Mapping[Precision, Session]
 
 
 class Quality(NamedTuple):
@@ -40,7 +41,7 @@ class Quality(NamedTuple):
     difference: float
 
 
-def sessions(graphs: Graphs) -> dict[Precision, onnxruntime.InferenceSession]:
+def sessions(graphs: Graphs) -> dict[Precision, Session]:
     """On CUDA where onnxruntime has it, else on the CPU, with what a server uses."""
     return {precision: _session(graph) for precision, graph in graphs.items()}
 
@@ -147,17 +148,11 @@ def _rounds() -> Iterator[int]:
         yield count
 
 
-def _session(graph: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = _threads()
-    # As in serving; and the threads of one graph would still spin while the next one is timed.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
+def _session(graph: onnx.ModelProto) -> Session:
     offered = onnxruntime.get_available_providers()
     if CUDA in offered:
         onnxruntime.preload_dlls()
-    wanted = [name for name in (CUDA, CPU) if name in offered]
-    return onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=wanted)
+    return runtime.session(graph, [name for name in (CUDA, CPU) if name in offered])
 
 
 def _threads() -> int:

@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from models import registry, zoo
+from models import registry, runtime, zoo
 from models.anatomy.operation import FREE_SIDE
 from models.data.generated import generated
 from models.export import Exported, export
@@ -75,7 +75,7 @@ def _classes(name: str) -> int:
 
 
 def _times(exported: dict[str, Exported], rounds: int) -> dict[str, float]:
-    sessions = {name: _session(file.path) for name, file in exported.items()}
+    sessions = {name: runtime.session(file.path) for name, file in exported.items()}
     images = {name: _image(name, file) for name, file in exported.items()}
     seconds: dict[str, list[float]] = {name: [] for name in exported}
     for _ in range(rounds + 1):
@@ -85,13 +85,6 @@ def _times(exported: dict[str, Exported], rounds: int) -> dict[str, float]:
             seconds[name].append(time.perf_counter() - start)
     # A session's first run is not like the others: it allocates.
     return {name: 1000 * statistics.median(spans[1:]) for name, spans in seconds.items()}
-
-
-def _session(path: Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    # The threads of the network before would still spin while the next one is timed.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def _image(name: str, file: Exported) -> NDArray[np.generic]:

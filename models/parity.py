@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from models import runtime
 from models.checkpoint import Description
 from models.data.batches import loader
 from models.data.generated import generated
@@ -94,7 +94,7 @@ def _judge(description: Description, total: Difference) -> Parity:
 
 
 def _classifier(graph: onnx.ModelProto, description: Description, network: nn.Module) -> Callable[[Tensor], Difference]:
-    session = _session(graph)
+    session = runtime.session(graph)
     module = served(description.task, description.normalisation(), network)
 
     def compare(batch: Tensor) -> Difference:
@@ -108,7 +108,7 @@ def _classifier(graph: onnx.ModelProto, description: Description, network: nn.Mo
 
 def _segmenter(graph: onnx.ModelProto, description: Description, network: nn.Module) -> Callable[[Tensor], Difference]:
     graph, logits, choices = _with_logits(graph)
-    session = _session(graph)
+    session = runtime.session(graph)
     pools = getattr(network, "pools", ())
     assert len(pools) == len(choices), "a choice of the graph that nothing in the network answers to"
     pixels = description.normalisation()
@@ -159,9 +159,3 @@ def _with_logits(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, str, list[str
     choices = [node.output[0] for node in graph.graph.node if node.op_type == "ArgMax" and node != argmax]
     copy.graph.output.extend(map(onnx.helper.make_empty_tensor_value_info, [argmax.input[0], *choices]))
     return copy, argmax.input[0], choices
-
-
-def _session(graph: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])

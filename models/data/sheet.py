@@ -1,14 +1,13 @@
 """A sheet of samples as one picture: each with its caption, and with its mask laid over it where it has one."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from models.lettering import font
 from models.metrics import IGNORE
 
 Palette = Sequence[tuple[int, int, int]]
@@ -36,12 +35,12 @@ def sheet(tiles: Sequence[Tile], palette: Palette | None, classes: int) -> Image
     step_x, step_y = wide * SIDE + GAP, SIDE + TEXT + 2 * GAP
     rows = -(-len(tiles) // columns)
     paper = Image.new("RGB", (columns * step_x + GAP, rows * step_y + GAP), "white")
-    font, pen = _font(), ImageDraw.Draw(paper)
+    letters, pen = font(TEXT), ImageDraw.Draw(paper)
     for place, tile in enumerate(tiles):
         left, top = GAP + place % columns * step_x, GAP + place // columns * step_y
         for offset, picture in enumerate(_pictures(tile, colours)):
             paper.paste(picture, (left + offset * SIDE, top))
-        pen.text((left, top + SIDE + 2), _fitting(tile.caption, font, wide * SIDE), fill="black", font=font)
+        pen.text((left, top + SIDE + 2), _fitting(tile.caption, letters, wide * SIDE), fill="black", font=letters)
     return paper
 
 
@@ -79,14 +78,9 @@ def _square(pixels: NDArray[np.uint8]) -> Image.Image:
     return square
 
 
-def _font() -> ImageFont.FreeTypeFont:
-    # matplotlib's, which has the letters of more languages than Pillow's own.
-    return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", TEXT)
-
-
-def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    if font.getlength(text) <= width:
+def _fitting(text: str, letters: ImageFont.FreeTypeFont, width: int) -> str:
+    if letters.getlength(text) <= width:
         return text
-    while text and font.getlength(f"{text}…") > width:
+    while text and letters.getlength(f"{text}…") > width:
         text = text[:-1]
     return f"{text}…"

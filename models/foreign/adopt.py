@@ -8,11 +8,11 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from scipy.special import softmax
 
-from models import publish
+from models import publish, runtime
 from models.adopt.weights import read_labels
 from models.data.batches import loader
 from models.data.generated import generated
@@ -21,6 +21,7 @@ from models.foreign.batch import freed
 from models.foreign.look import CHANNELS, Found, Layout, Task, likely_task
 from models.foreign.palette import read_palette
 from models.foreign.wrap import PREFIX, Answer, Front, Tail, wrapped
+from models.runtime import Session
 from service import metadata
 from service.metadata import Document, Fit, InputSpec, Parity, Provenance
 
@@ -150,9 +151,7 @@ def _size(found: Found, layout: Layout, wanted: Wanted) -> Size | None:
     return fixed[0], fixed[1]
 
 
-def _answer(
-    found: Found, original: onnxruntime.InferenceSession, front: Front | None, size: Size, channels: int, wanted: Wanted
-) -> Answer:
+def _answer(found: Found, original: Session, front: Front | None, size: Size, channels: int, wanted: Wanted) -> Answer:
     given = _original(found, original, front, _noise(size, channels, _batch(found)))
     task = wanted.task or likely_task(given)
     if task is None or given.dtype.kind != "f" or (task == "classification" and likely_task(given) != task):
@@ -180,7 +179,7 @@ def _class_axis(given: NDArray[Any], size: Size) -> int:
     )
 
 
-def _batched(graph: onnx.ModelProto, size: Size | None, channels: int, batch: str) -> onnxruntime.InferenceSession:
+def _batched(graph: onnx.ModelProto, size: Size | None, channels: int, batch: str) -> Session:
     """A session of the result, which takes several images at a time. Raises BadNetworkFile, naming what forbids it."""
     trial = size or (TRIAL_SIDE, TRIAL_SIDE)
     try:
@@ -230,7 +229,7 @@ def _labels(path: Path | None, classes: int) -> list[str]:
     return labels
 
 
-def _spec(running: onnxruntime.InferenceSession, size: Size | None, channels: int, wanted: Wanted) -> InputSpec:
+def _spec(running: Session, size: Size | None, channels: int, wanted: Wanted) -> InputSpec:
     colour: Literal["RGB", "L"] = "RGB" if channels == 3 else "L"
     if size is not None:
         if wanted.fit == "pad":
@@ -241,7 +240,7 @@ def _spec(running: onnxruntime.InferenceSession, size: Size | None, channels: in
     return InputSpec(colour=colour, fit="pad", multiple=_multiple(running, channels))
 
 
-def _multiple(running: onnxruntime.InferenceSession, channels: int) -> int:
+def _multiple(running: Session, channels: int) -> int:
     """The least multiple that the sides of an image must be of, for a mask of the same size."""
     for multiple in MULTIPLES:
         least = -(-40 // multiple)
@@ -249,7 +248,7 @@ def _multiple(running: onnxruntime.InferenceSession, channels: int) -> int:
         size = (multiple * (least | 1), multiple * ((least | 1) + 2))
         try:
             mask = running.run([metadata.MASK], {metadata.IMAGE: _noise(size, channels, 1)})[0]
-        except Exception:
+        except Exception:  # not of this one: onnxruntime has a class of its own for each way to fail
             continue
         if mask.shape == (1, *size):
             return multiple
@@ -258,8 +257,8 @@ def _multiple(running: onnxruntime.InferenceSession, channels: int) -> int:
 
 def _compare(
     found: Found,
-    original: onnxruntime.InferenceSession,
-    running: onnxruntime.InferenceSession,
+    original: Session,
+    running: Session,
     front: Front | None,
     answer: Answer,
     spec: InputSpec,
@@ -268,7 +267,7 @@ def _compare(
     tolerance = TOLERANCES[TensorProto.FLOAT if front is None else front.dtype]
     for batch in _images(spec):
         expected = _original(found, original, front, batch).astype(np.float64)
-        shares = expected if answer.probabilities else _softmax(expected, answer.axis)
+        shares = expected if answer.probabilities else softmax(expected, answer.axis)
         shares = np.moveaxis(shares, answer.axis, -1).reshape(-1, shares.shape[answer.axis])
         outputs = running.run(None, {metadata.IMAGE: batch})
         if answer.task == "classification":
@@ -307,9 +306,7 @@ def _images(spec: InputSpec) -> Iterator[NDArray[np.uint8]]:
             return
 
 
-def _original(
-    found: Found, original: onnxruntime.InferenceSession, front: Front | None, images: NDArray[np.uint8]
-) -> NDArray[Any]:
+def _original(found: Found, original: Session, front: Front | None, images: NDArray[np.uint8]) -> NDArray[Any]:
     """What the file itself answers, as many images at a time as it takes; pixels are brought to it by numpy."""
     values = images if front is None else front.applied(images)
     size = found.input.shape[0]
@@ -331,19 +328,9 @@ def _noise(size: Size, channels: int, count: int) -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (count, *size, channels), dtype=np.uint8)
 
 
-def _softmax(logits: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-    powers = np.exp(logits - logits.max(axis=axis, keepdims=True))
-    shares: NDArray[np.float64] = powers / powers.sum(axis=axis, keepdims=True)
-    return shares
-
-
-def _session(model: onnx.ModelProto, optimised: bool = True) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    if not optimised:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4  # what matters is in the exception
+def _session(model: onnx.ModelProto, optimised: bool = True) -> Session:
     try:
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return runtime.session(model, optimised=optimised)
     except Exception as error:  # whatever onnxruntime makes of a file
         raise BadNetworkFile(f"onnxruntime does not run it: {_words(error)}") from None
 

@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib as mpl
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from models.lettering import font
 from models.visualize.subject import Pixels
 
 ROW = 1000  # pixels, about as wide as a page
@@ -101,13 +100,7 @@ def _enlarged(pixels: Pixels, side: int) -> Image.Image:
 def _text(text: str, size: int) -> Image.Image:
     if not text:
         return Image.new("RGB", (1, 1), PAPER)
-    left, _, right, _ = _font(size).getbbox(text)
+    left, _, right, _ = font(size).getbbox(text)
     image = Image.new("RGB", (math.ceil(right - left) + 1, size + 5), PAPER)
-    ImageDraw.Draw(image).text((-left, 0), text, fill=INK, font=_font(size))
+    ImageDraw.Draw(image).text((-left, 0), text, fill=INK, font=font(size))
     return image
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    # DejaVu, which comes with matplotlib: it has the letters of most languages.
-    return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)

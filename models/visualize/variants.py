@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-from models.comparison import CUDA
 from models.metrics import LEADING
+from models.runtime import CUDA
 from models.variants import Outcome
 from service.metadata import Precision, Task
 
