@@ -174,7 +174,8 @@ class Client:
         with_confidence: bool = False,
         deadline: float | None = None,
     ) -> Segmentation | list[Segmentation | ServerError]:
-        """The class of every pixel of each image, and with `with_confidence` how sure each is.
+        """The class of every pixel of each image, and with `with_confidence` how sure each is; a network that cannot
+        tell refuses that.
 
         `format` is how masks travel, the result is the same: `raw` costs the server least, `png` and `rle` are smaller.
         Else as `classify`.

@@ -253,7 +253,7 @@ def _check(session: Session) -> None:
     document = session.document
     if document is None:
         return
-    wanted = _wanted_outputs(document)
+    wanted = _wanted_outputs(document, session)
     names = {spec.name: spec for spec in session.outputs}
     taken, given = document.takes, session.inputs[0]
     sides = [None, *(axis.size for axis in taken.axes)]
@@ -271,14 +271,16 @@ def _check(session: Session) -> None:
             raise BadModelFile(f"outputs are {sorted(names)}, a {document.task} document wants {name!r} as {dtype}")
 
 
-def _wanted_outputs(document: Document) -> Mapping[str, tuple[str, tuple[int, ...]]]:
+def _wanted_outputs(document: Document, session: Session) -> Mapping[str, tuple[str, tuple[int, ...]]]:
     """The dtype of each output, and the shape of its row in the first run."""
     match document.task:
         case "classification":
             return {metadata.PROBABILITIES: ("float32", (len(document.labels),))}
         case "segmentation":
             height, width, _ = input_shape(document)
-            return {metadata.MASK: ("uint8", (height, width)), metadata.CONFIDENCE: ("uint8", (height, width))}
+            # A network that ends in an argmax has no confidence to tell.
+            sure = [spec.name for spec in session.outputs if spec.name == metadata.CONFIDENCE]
+            return dict.fromkeys([metadata.MASK, *sure], ("uint8", (height, width)))
         case "matching":
             height, width, _ = input_shape(document)
             places = (height - document.image.min_height + 1, width - document.image.min_width + 1)
@@ -299,7 +301,7 @@ def _warm_up(session: Session, file: Path) -> None:
         outputs = dict(zip((spec.name for spec in session.outputs), session.run([values]), strict=True))
     except Exception as error:  # as in load: whatever it is, this version does not serve
         raise BadModelFile(f"the first run failed: {_first_line(error, file)}") from error
-    for name, (_, row) in _wanted_outputs(document).items():
+    for name, (_, row) in _wanted_outputs(document, session).items():
         if outputs[name].shape != (2, *row):
             came = list(outputs[name].shape)
             raise BadModelFile(f"output {name!r} came as {came}, the document wants {[2, *row]}")

@@ -100,6 +100,10 @@ class Vision:
         call.low_priority = _is_low(request.priority)
         if request.format not in pb.MaskFormat.values():
             raise BadRequest(f"format is {request.format}, want one of MaskFormat's values")
+        if request.with_confidence and metadata.CONFIDENCE not in [spec.name for spec in row.outputs]:
+            raise BadRequest(
+                f"with_confidence: model {row.model!r} version {row.version} answers masks alone: want false"
+            )
 
         async def answer(part: Part) -> list[pb.SegmentResult | ConvoyError]:
             prepared = await self._prepare(part, row, document, call)

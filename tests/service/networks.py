@@ -41,7 +41,7 @@ def classifier(labels: Sequence[str] = tuple("abcdefghij"), scale: float = 1.0) 
     )
 
 
-def segmenter() -> onnx.ModelProto:
+def segmenter(confidence: bool = True) -> onnx.ModelProto:
     """RGB images of any size (a multiple of 4) to three classes: which channel is the brightest."""
     nodes = [
         helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
@@ -59,7 +59,7 @@ def segmenter() -> onnx.ModelProto:
     return _model(
         nodes,
         [("image", TensorProto.UINT8, ["N", "H", "W", 3])],
-        [("mask", TensorProto.UINT8, ["N", "H", "W"]), ("confidence", TensorProto.UINT8, ["N", "H", "W"])],
+        [(name, TensorProto.UINT8, ["N", "H", "W"]) for name in ("mask", "confidence")[: 1 + confidence]],
         {"axis": np.array([3], np.int64)},
         document,
     )

@@ -110,6 +110,18 @@ def test_a_class_map_has_the_size_of_the_image_that_was_sent(client: Client, for
     assert counts == dict(zip(["red", "green", "blue"], np.bincount(answer.mask.ravel(), minlength=3), strict=True))
 
 
+def test_network_without_confidence_answers_its_mask_and_refuses_to_say_how_sure_it_is(tmp_path: Path) -> None:
+    networks.save(networks.segmenter(confidence=False), tmp_path, "masks")
+    image = colourful(2, 40, 60)
+    with Server(tmp_path, ["server.lame_duck_seconds=0"]) as server, Client(server.grpc) as client:
+        answer = client.segment(image)
+        np.testing.assert_array_equal(answer.mask, image.argmax(2))
+        assert answer.confidence is None
+        with pytest.raises(ServerError, match="model 'masks' version 1 answers masks alone: want false") as refused:
+            client.segment(image, with_confidence=True)
+        assert (refused.value.code, refused.value.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "BAD_REQUEST")
+
+
 def test_run_lengths_are_what_coco_tools_read_and_a_png_carries_the_palette(channel: grpc.Channel) -> None:
     image = colourful(3, 20, 31)
     segment = method(channel, "Segment")
