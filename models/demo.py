@@ -19,9 +19,9 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from models import export
 from models.data import digits, scenes, strokes
-from models.run import RunFolder, default_settings
+from models.exporting import export
+from models.training.run import RunFolder, default_settings
 
 CONVOY = Path(sys.executable).with_name("convoy")
 NETWORKS = {"lenet5": "digits", "unet": "digit-scenes"}

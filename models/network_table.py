@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from models import registry, runtime, zoo
 from models.anatomy.operation import FREE_SIDE
 from models.data.generated import generated
-from models.export import Exported, export
+from models.exporting.export import Exported, export
 from models.inspect import totals
 from models.registry import ARCHITECTURES
 from service.metadata import InputSpec

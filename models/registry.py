@@ -3,10 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
-from msgspec import Meta
 from torch import nn
 
 from models.classification.alexnet import AlexNet
@@ -27,52 +26,15 @@ from models.classification.resnet import ResNet
 from models.classification.spatial_pyramid import SpatialPyramidNet
 from models.classification.vgg import VGG
 from models.classification.xception import Xception
-from models.data.augmentation import Augmentation
 from models.errors import BadTraining
-from models.losses import ClassWeights, Loss
-from models.schedules import Schedule
+from models.recipe import Recipe
 from models.segmentation.deeplab_v3 import DeepLabV3
 from models.segmentation.fcn import FCN
 from models.segmentation.segnet import SegNet
 from models.segmentation.unet import UNet
 from service.metadata import Axis, InputSpec, Task, TensorInput, image_tensor
 
-Optimizer = Literal["sgd", "adamw"]
-Precision = Literal["32", "16-mixed", "bf16-mixed"]
 Argument = int | float | str
-
-
-class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a network is trained. `learning_rate` is the highest one; `patience` counts epochs without progress; `gamma`
-    is the focal loss's; `crop` is the side in pixels of the squares that are cut out of the images, None takes them
-    whole; `augmentation` is what else the images go through.
-
-    batch_size  images that go through the network at once, on all devices together
-    accumulate  batches whose gradients make one step
-    clip        longest that the gradient may be, as one vector; None: any length
-    warm_up     share of the steps in which the learning rate rises; None: the schedule's own
-    ema         of the weights, over the steps: what a step keeps of the average before it; None: no average
-    keep        how many of the best checkpoints stay
-    """
-
-    epochs: Annotated[int, Meta(ge=1)]
-    optimizer: Optimizer = "adamw"
-    learning_rate: Annotated[float, Meta(ge=0)] = 1e-3
-    weight_decay: Annotated[float, Meta(ge=0)] = 0.01
-    batch_size: Annotated[int, Meta(ge=1)] = 32
-    accumulate: Annotated[int, Meta(ge=1)] = 1
-    precision: Precision = "32"
-    clip: Annotated[float, Meta(gt=0)] | None = None
-    schedule: Schedule = "cosine"
-    warm_up: Annotated[float, Meta(ge=0, le=1)] | None = None
-    ema: Annotated[float, Meta(gt=0, lt=1)] | None = None
-    keep: Annotated[int, Meta(ge=1)] = 1
-    patience: Annotated[int, Meta(ge=1)] = 10
-    loss: Loss = "cross-entropy"
-    gamma: float = 2.0
-    class_weights: ClassWeights = "none"
-    crop: int | None = None
-    augmentation: Augmentation = Augmentation()
 
 
 @dataclass(frozen=True)

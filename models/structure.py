@@ -19,10 +19,10 @@ import msgspec
 from matplotlib.figure import Figure
 
 from models import threads
-from models.evaluate import evaluate_file
+from models.evaluation.evaluate import evaluate_file
 from models.inspect import totals
-from models.run import RunFolder, Settings, default_settings
-from models.train import train
+from models.training.run import RunFolder, Settings, default_settings
+from models.training.train import train
 
 Kind = Literal["fully connected", "convolutions"]
 

@@ -15,10 +15,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper, parser
 
-from models import publish
 from models.data import picture
 from models.errors import BadTemplate
-from models.export import OPSET
+from models.exporting import publish
+from models.exporting.export import OPSET
 from service import metadata
 from service.metadata import Document, InputSpec, Provenance
 

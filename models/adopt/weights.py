@@ -15,7 +15,7 @@ from models.adopt.registry import KERAS, TORCHVISION, Published, PublishedState
 from models.checkpoint import Description
 from models.errors import BadWeights
 from models.registry import Argument
-from models.run import commit
+from models.training.run import commit
 
 CHANNELS = 3
 

@@ -10,10 +10,10 @@ import typer
 from rich.console import Console
 
 from models.data.registry import shown
-from models.evaluate import Evaluation, evaluate_file
+from models.evaluation.evaluate import Evaluation, evaluate_file
+from models.evaluation.slices import parse
 from models.report import classes
-from models.run import RunFolder
-from models.scores.slices import parse
+from models.training.run import RunFolder
 from models.visualize import confusion
 from service.errors import BadConfig
 

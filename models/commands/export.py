@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.measure import Measurement
 
 from models.errors import BadTraining, VariantRefused
-from models.export import Exported, trace
-from models.export import export as run
-from models.variants import Outcome, Plan, make, measure
+from models.exporting.export import Exported, trace
+from models.exporting.export import export as run
+from models.exporting.variants import Outcome, Plan, make, measure
 from models.visualize import variants
 from service.metadata import Calibration, Precision
 

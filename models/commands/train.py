@@ -10,21 +10,20 @@ import typer
 
 from models import registry
 from models.commands.options import assignments, parse_range, parse_size
-from models.config import read as read_config
 from models.data.augmentation import Augmentation, Flip
 from models.data.registry import DATA, resolve, shown
 from models.errors import BadTraining
-from models.losses import ClassWeights, Loss
-from models.preview import preview as save_preview
-from models.processes import is_first
-from models.rates import find_rate
-from models.registry import ARCHITECTURES, Precision, Recipe
+from models.recipe import ClassWeights, Loss, Precision, Recipe, Schedule
+from models.registry import ARCHITECTURES
 from models.report.write import PAGE, write_at_end
-from models.run import Freeze, Machine, RunFolder, Settings, Transfer, default_settings
-from models.schedules import Schedule
-from models.train import ONE
-from models.train import train as run
-from models.transfer import defaults as taken_over
+from models.training.config import read as read_config
+from models.training.preview import preview as save_preview
+from models.training.processes import is_first
+from models.training.rates import find_rate
+from models.training.run import Freeze, Machine, RunFolder, Settings, Transfer, default_settings
+from models.training.train import ONE
+from models.training.train import train as run
+from models.training.transfer import defaults as taken_over
 
 Changed = TypeVar("Changed", Recipe, Augmentation)
 

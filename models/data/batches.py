@@ -10,9 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from models.data.augmentation import Augmentation, augmented, window, zoomed
-from models.data.dataset import Split, Target
+from models.data.dataset import IGNORE, Split, Target
 from models.data.loading import WHOLE, Batch, Loader, Share
-from models.metrics import IGNORE
 from service.frontend.preprocess import input_size, preprocess
 from service.metadata import InputSpec, TensorInput
 

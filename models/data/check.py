@@ -9,13 +9,12 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import msgspec
 import numpy as np
 
-from models.data.dataset import DataSet, Split, SplitName
+from models.data.dataset import IGNORE, DataSet, Split, SplitName
 from models.data.faults import Fault, tell
 from models.data.listing import SPLITS
 from models.data.reading import in_threads
 from models.data.registry import loaded
 from models.errors import BadData
-from models.metrics import IGNORE
 from service.metadata import Task
 
 Shape = tuple[int, ...]

@@ -13,6 +13,7 @@ from service.metadata import Task, TensorInput
 SplitName = Literal["train", "validation", "test"]
 Sample = NDArray[Any]  # uint8 or float32
 Target = int | NDArray[np.uint8]
+IGNORE = 255  # in a mask: a pixel of no class, or one that was padded
 
 
 class Split(Protocol):

@@ -8,12 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.data import picture
-from models.data.dataset import DataSet, SplitName, Target
+from models.data.dataset import IGNORE, DataSet, SplitName, Target
 from models.data.faults import Fault, Report
 from models.data.listing import SPLITS, Entries, Entry, Listing, check_complete
 from models.data.reading import Facts, moments, read
 from models.errors import BadData
-from models.metrics import IGNORE
 from service.metadata import Task
 
 Colour = Literal["RGB", "L"]

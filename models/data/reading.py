@@ -14,10 +14,10 @@ from rich.progress import track
 
 from models import threads
 from models.data import picture
+from models.data.dataset import IGNORE
 from models.data.faults import Fault
 from models.data.listing import Entry
 from models.errors import BadData
-from models.metrics import IGNORE
 
 MEASURED_IMAGES = 2000  # evenly spread, for mean and deviation
 LEAST_DEVIATION = 1 / 255  # of pixels that are all alike

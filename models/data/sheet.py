@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from models.data.dataset import IGNORE
 from models.lettering import font
-from models.metrics import IGNORE
 
 Palette = Sequence[tuple[int, int, int]]
 

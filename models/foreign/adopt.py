@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from scipy.special import softmax
 
-from models import publish, runtime
+from models import runtime
 from models.adopt.weights import read_labels
 from models.data.batches import loader
 from models.data.generated import generated
 from models.errors import BadNetworkFile, ParityRefused
+from models.exporting import publish
 from models.foreign.batch import freed
 from models.foreign.look import CHANNELS, Found, Layout, Task, likely_task
 from models.foreign.palette import read_palette

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from models.evaluate import Evaluation
-from models.scores.classes import ClassScores
+from models.evaluation.classes import ClassScores
+from models.evaluation.evaluate import Evaluation
 
 MOST_ROWS = 40  # in the terminal; the file has them all
 

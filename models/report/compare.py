@@ -7,9 +7,9 @@ from pathlib import Path
 from models import checkpoint
 from models.data.registry import shown
 from models.errors import BadRun
-from models.evaluate import evaluate_file
+from models.evaluation.evaluate import evaluate_file
+from models.evaluation.metrics import LEADING
 from models.inspect import inspect_file
-from models.metrics import LEADING
 from models.report import curves, page
 from models.report.runs import Run, read
 from service.metadata import Task

@@ -8,9 +8,9 @@ import msgspec
 
 from models.data.registry import shown
 from models.errors import BadRun
-from models.report import history
-from models.report.history import Row
-from models.run import Note, RunFolder
+from models.training import history
+from models.training.history import Row
+from models.training.run import Note, RunFolder
 
 
 @dataclass(frozen=True)

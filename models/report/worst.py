@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.answerer import Answerer
 from models.data.batches import indexed
 from models.data.dataset import Sample, Split, Target
 from models.data.folder import FolderSplit
 from models.data.sheet import Tile, sheet
-from models.evaluate import Evaluation, Example
+from models.evaluation.answerer import Answerer
+from models.evaluation.evaluate import Evaluation, Example
 
 MOST_IMAGES, MOST_MASKS = 32, 16
 

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from models.answerer import of_checkpoint
 from models.data.registry import shown
-from models.evaluate import Evaluation, Example, measure
-from models.metrics import LEADING
+from models.evaluation.answerer import of_checkpoint
+from models.evaluation.evaluate import Evaluation, Example, measure
+from models.evaluation.metrics import LEADING
 from models.report import classes, curves, page, worst
 from models.report.runs import Run, read
 from models.visualize import confusion

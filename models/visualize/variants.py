@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-from models.metrics import LEADING
+from models.evaluation.metrics import LEADING
+from models.exporting.variants import Outcome
 from models.runtime import CUDA
-from models.variants import Outcome
 from service.metadata import Precision, Task
 
 

@@ -14,9 +14,9 @@ from models import checkpoint
 from models.data import digits, scenes
 from models.data.dataset import DataSet, Split, SplitName, Target
 from models.data.registry import DATA
-from models.registry import Recipe
-from models.run import Settings
-from models.train import describe
+from models.recipe import Recipe
+from models.training.run import Settings
+from models.training.train import describe
 
 COUNTS: dict[SplitName, int] = {"train": 96, "validation": 48, "test": 72}
 

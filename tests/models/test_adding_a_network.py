@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from models import registry, zoo
-from models.export import export
+from models.exporting.export import export
 from models.parameters import count
 from models.registry import ARCHITECTURES
-from models.run import RunFolder
+from models.training.run import RunFolder
 from service import cli
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "adding-a-network.md"

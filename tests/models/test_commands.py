@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from models.run import RunFolder, default_settings
+from models.training.run import RunFolder, default_settings
 from service import cli
 
 

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from models import checkpoint
 from models.data.dataset import DataSet, Split, Target
 from models.data.registry import DATA, data_set
-from models.evaluate import evaluate_file
-from models.export import Exported, export
+from models.evaluation.evaluate import evaluate_file
+from models.exporting.export import Exported, export
 from models.registry import ARCHITECTURES
-from models.run import RunFolder, Settings
-from models.train import train
+from models.training.run import RunFolder, Settings
+from models.training.train import train
 from service import metadata
 from service.metadata import TensorInput
 from service.pb import inference_pb2 as pb

@@ -12,8 +12,8 @@ import pytest
 from models import demo
 from models.data.batches import loader
 from models.data.registry import data_set
-from models.evaluate import evaluate_file
-from models.publish import versions
+from models.evaluation.evaluate import evaluate_file
+from models.exporting.publish import versions
 from service import metadata
 from service.metadata import Document
 

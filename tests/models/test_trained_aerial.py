@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from models.demo import CONVOY, ENVIRONMENT
-from models.evaluate import Evaluation, evaluate_file
-from models.run import RunFolder
+from models.evaluation.evaluate import Evaluation, evaluate_file
+from models.training.run import RunFolder
 
 pytestmark = [pytest.mark.trained, pytest.mark.timeout(1200)]
 

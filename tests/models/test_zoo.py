@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from models import zoo
 from models.data.generated import generated
-from models.export import Exported, export
+from models.exporting.export import Exported, export
 from models.inspect import inspect_file, totals
 from models.registry import ARCHITECTURES, Argument
 from service.client import Client

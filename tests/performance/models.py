@@ -8,10 +8,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from models import checkpoint, zoo
-from models.export import export, onnx_graph
-from models.run import default_settings
-from models.train import train
-from models.variants import Plan, make
+from models.exporting.export import export, onnx_graph
+from models.exporting.variants import Plan, make
+from models.training.run import default_settings
+from models.training.train import train
 from service import metadata
 from service.metadata import Document, InputSpec
 

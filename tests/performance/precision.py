@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from models import checkpoint, comparison, zoo
+from models import checkpoint, zoo
 from models.data.batches import loader
 from models.data.generated import generated
-from models.export import onnx_graph
-from models.quantise import quantised
+from models.exporting import comparison
+from models.exporting.export import onnx_graph
+from models.exporting.quantise import quantised
 from tests.performance.figure import Figure
 
 WANTED = 1.8

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from models import checkpoint, zoo
 from models.anatomy.rows import Anatomy
 from models.errors import BadNetworkFile, ImpossibleLayer
-from models.export import onnx_graph
+from models.exporting.export import onnx_graph
 from models.inspect import inspect_file
 from models.registry import Argument
 from models.visualize import layers as layer_table

@@ -8,11 +8,11 @@ from PIL import Image
 
 from models.checkpoint import load
 from models.errors import BadRun
-from models.evaluate import evaluate_file
+from models.evaluation.evaluate import evaluate_file
 from models.parameters import count
 from models.report.compare import compare, names
-from models.run import RunFolder
-from models.train import train
+from models.training.run import RunFolder
+from models.training.train import train
 from service import cli
 from tests.models.conftest import settings
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from models.answerer import of_checkpoint
 from models.errors import BadRun
-from models.evaluate import measure
+from models.evaluation.answerer import of_checkpoint
+from models.evaluation.evaluate import measure
 from models.report import curves, worst
 from models.report.write import write
 from service import cli

@@ -1,0 +1,169 @@
+"""How good a trained network is on what its weights have not seen."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models import threads
+from models.checkpoint import Description
+from models.data.batches import indexed
+from models.data.dataset import IGNORE, Split, SplitName
+from models.data.loading import Batch
+from models.evaluation.answerer import Answerer, of_network, of_path
+from models.evaluation.boundary import BoundaryF1
+from models.evaluation.classes import ClassScores, class_scores
+from models.evaluation.metrics import confusion, scores
+from models.evaluation.slices import names, place, side, thirds
+from service.metadata import InputSpec
+
+BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The images of some sizes, and the scores on these."""
+
+    name: str
+    images: int
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image of the split by its `index`. `score`, 0..1, is how right the answer is: the probability of the true
+    class; of a mask the mean IoU of the classes that it has or should have. The others are of classes only."""
+
+    index: int
+    score: float
+    true: int | None = None
+    answered: int | None = None
+    confidence: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`scores` by name, 0..1, as `models.evaluation.metrics.scores` defines them, of so many images, or tensors;
+    `confusion[true, answered]` counts those or pixels. `slices` is empty where all images are of one size."""
+
+    network: Answerer
+    split: SplitName
+    images: int
+    scores: dict[str, float]
+    confusion: NDArray[np.int64]
+    classes: list[ClassScores]
+    slices: list[Slice]
+    examples: list[Example]
+    samples: Split  # what the examples' indices are of
+
+    @property
+    def of_tensors(self) -> bool:
+        return not isinstance(self.network.spec, InputSpec)
+
+
+def evaluate_file(
+    path: Path, data: str | None = None, bounds: Sequence[float] | None = None, strict: bool = False
+) -> Evaluation:
+    """The network of a checkpoint or of an exported file on the whole test split of its data, or of other data with the
+    same classes. Raises BadCheckpoint, BadNetworkFile, BadTraining, BadData."""
+    threads.limit()
+    return measure(of_path(path, data), bounds=bounds, strict=strict)
+
+
+def evaluate(description: Description, network: nn.Module) -> Evaluation:
+    """A network on the whole test split of its data."""
+    return measure(of_network(description, network))
+
+
+def measure(
+    network: Answerer, split: SplitName = "test", bounds: Sequence[float] | None = None, strict: bool = False
+) -> Evaluation:
+    """A network on a whole split, images brought to the input as serving would bring them.
+
+    `bounds` are the sides in pixels that divide images into slices by their size; by default thirds. A picture that
+    cannot be read is left out; with `strict` it raises BadData.
+    """
+    threads.limit()
+    images = network.split(split, strict)
+    places, slices = _places(images, network, bounds)
+    whole = _Tally(network)
+    parts = [_Tally(network) for _ in slices]
+    examples: list[Example] = []
+    for indices, batch in indexed(images, network.spec, BATCH_SIZE):
+        answers = network.answer(batch.images)
+        whole.update(answers, batch.targets)
+        for number, part in enumerate(parts):
+            chosen = torch.tensor([places[index] == number for index in indices])
+            part.update(answers[chosen], batch.targets[chosen])
+        examples += _examples(indices, answers, batch)
+    counts = whole.confusion()
+    return Evaluation(
+        network=network,
+        split=split,
+        images=len(examples),
+        scores=whole.compute(),
+        confusion=counts,
+        classes=class_scores(counts, network.labels, whole.boundary()),
+        slices=[
+            Slice(name, part.images, part.compute()) for name, part in zip(slices, parts, strict=True) if part.images
+        ],
+        examples=sorted(examples, key=lambda example: example.index),
+        samples=images,
+    )
+
+
+class _Tally:
+    """The scores of the images it is given."""
+
+    def __init__(self, network: Answerer) -> None:
+        self.images = 0
+        self.scores, self.counts = (
+            scores(network.task, len(network.labels)),
+            confusion(network.task, len(network.labels)),
+        )
+
+    def update(self, answers: Tensor, targets: Tensor) -> None:
+        if len(targets):
+            self.images += len(targets)
+            self.scores.update(answers, targets)
+            self.counts.update(answers, targets)
+
+    def compute(self) -> dict[str, float]:
+        return {name: float(value) for name, value in self.scores.compute().items()} if self.images else {}
+
+    def confusion(self) -> NDArray[np.int64]:
+        return np.asarray(self.counts.compute().numpy())
+
+    def boundary(self) -> list[float | None] | None:
+        found = [metric.per_class() for metric in self.scores.values() if isinstance(metric, BoundaryF1)]
+        return found[0] if found else None
+
+
+def _places(images: Split, network: Answerer, bounds: Sequence[float] | None) -> tuple[list[int], list[str]]:
+    if not isinstance(network.spec, InputSpec):
+        return [], []
+    sides = [side(images.size(index)) for index in range(len(images))]
+    bounds = thirds(sides) if bounds is None else bounds
+    return [place(each, bounds) for each in sides], names(bounds) if bounds else []
+
+
+def _examples(indices: Sequence[int], answers: Tensor, batch: Batch) -> Iterator[Example]:
+    if answers.is_floating_point():
+        confidence, answered = answers.max(dim=1)
+        right = answers.gather(1, batch.targets[:, None])[:, 0]
+        columns = (right.tolist(), batch.targets.tolist(), answered.tolist(), confidence.tolist())
+        yield from (Example(*row) for row in zip(indices, *columns, strict=True))
+        return
+    for index, mask, target in zip(indices, answers, batch.targets, strict=True):
+        yield Example(index, _mean_iou(mask[target != IGNORE].long(), target[target != IGNORE]))
+
+
+def _mean_iou(answered: Tensor, true: Tensor) -> float:
+    classes = 1 + max(int(each.max(initial=0)) for each in (answered.numpy(), true.numpy()))
+    counts = torch.bincount(classes * true + answered, minlength=classes**2).view(classes, classes)
+    right, union = counts.diagonal(), counts.sum(0) + counts.sum(1) - counts.diagonal()
+    return float((right[union > 0] / union[union > 0]).mean()) if len(true) else 1.0

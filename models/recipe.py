@@ -1,0 +1,47 @@
+"""How a network is trained: what a row of the table says by default, and a run may say otherwise."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from models.data.augmentation import Augmentation
+
+Optimizer = Literal["sgd", "adamw"]
+Precision = Literal["32", "16-mixed", "bf16-mixed"]
+Loss = Literal["cross-entropy", "focal", "dice", "cross-entropy+dice"]
+ClassWeights = Literal["none", "balanced"]
+Schedule = Literal["cosine", "one-cycle", "steps", "constant"]
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a network is trained. `learning_rate` is the highest one; `patience` counts epochs without progress; `gamma`
+    is the focal loss's; `crop` is the side in pixels of the squares that are cut out of the images, None takes them
+    whole; `augmentation` is what else the images go through.
+
+    batch_size  images that go through the network at once, on all devices together
+    accumulate  batches whose gradients make one step
+    clip        longest that the gradient may be, as one vector; None: any length
+    warm_up     share of the steps in which the learning rate rises; None: the schedule's own
+    ema         of the weights, over the steps: what a step keeps of the average before it; None: no average
+    keep        how many of the best checkpoints stay
+    """
+
+    epochs: Annotated[int, Meta(ge=1)]
+    optimizer: Optimizer = "adamw"
+    learning_rate: Annotated[float, Meta(ge=0)] = 1e-3
+    weight_decay: Annotated[float, Meta(ge=0)] = 0.01
+    batch_size: Annotated[int, Meta(ge=1)] = 32
+    accumulate: Annotated[int, Meta(ge=1)] = 1
+    precision: Precision = "32"
+    clip: Annotated[float, Meta(gt=0)] | None = None
+    schedule: Schedule = "cosine"
+    warm_up: Annotated[float, Meta(ge=0, le=1)] | None = None
+    ema: Annotated[float, Meta(gt=0, lt=1)] | None = None
+    keep: Annotated[int, Meta(ge=1)] = 1
+    patience: Annotated[int, Meta(ge=1)] = 10
+    loss: Loss = "cross-entropy"
+    gamma: float = 2.0
+    class_weights: ClassWeights = "none"
+    crop: int | None = None
+    augmentation: Augmentation = Augmentation()

@@ -1,1 +1,0 @@
-"""How good answers are, score by score."""

@@ -1,0 +1,35 @@
+"""`config.toml` of a run: all that it was told, from which `convoy train --config` trains the same network again."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import tomli_w
+
+from models.errors import BadTraining
+from models.training.run import Settings
+
+HEADER = """\
+# All that this run was told. The same source and the same machine give the same network again with
+#   convoy train --config FILE
+"""
+
+
+def write(path: Path, settings: Settings) -> None:
+    """What has no value is left out."""
+    path.write_text(HEADER + tomli_w.dumps(_given(msgspec.to_builtins(settings))), encoding="utf-8")
+
+
+def read(path: Path) -> Settings:
+    """Raises BadTraining, naming the key and what was wanted of it."""
+    try:
+        return msgspec.toml.decode(path.read_bytes(), type=Settings)
+    except FileNotFoundError:
+        raise BadTraining(f"there is no file {path}, want the config.toml of a run") from None
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise BadTraining(f"{path}: {' '.join(str(error).split())}") from None
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    given = {name: _given(value) if isinstance(value, dict) else value for name, value in values.items()}
+    return {name: value for name, value in given.items() if value is not None}

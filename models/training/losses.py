@@ -1,0 +1,128 @@
+"""What training makes small: cross-entropy, focal and Dice loss, with weights for classes that are rare."""
+
+from collections.abc import Callable
+from typing import get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.recipe import Loss
+
+LOSSES: tuple[Loss, ...] = get_args(Loss)
+Everywhere = Callable[[Tensor], Tensor]
+
+SMOOTHING = 1.0  # pixels, added to both parts of the Dice ratio: a class that is nowhere in a batch has no gradient
+
+
+def alone(sums: Tensor) -> Tensor:
+    """The sums over the batch where one process has all of it."""
+    return sums
+
+
+def loss(
+    name: Loss,
+    gamma: float,
+    ignore: int,
+    weights: Tensor | None = None,
+    everywhere: Everywhere = alone,
+    smoothing: float = 0.0,
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of that name: takes logits (N, classes, ...) float and targets (N, ...) int64, answers a scalar.
+
+    gamma       of the focal loss, 0 or more; 0 makes it the cross-entropy
+    ignore      a target that counts for nothing
+    weights     (classes,), how much each class counts; the mean is over the weights, so their scale changes nothing
+    everywhere  adds up sums over the parts of a batch that several processes have, so that each answers the loss of
+                the whole batch, whichever part is its own
+    smoothing   of the labels, of the cross-entropy: share of the target that all classes have alike, 0..1
+    """
+    losses: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {
+        "cross-entropy": lambda logits, targets: cross_entropy(logits, targets, ignore, weights, everywhere, smoothing),
+        "focal": lambda logits, targets: focal(logits, targets, gamma, ignore, weights, everywhere),
+        "dice": lambda logits, targets: dice(logits, targets, ignore, weights, everywhere),
+        "cross-entropy+dice": lambda logits, targets: (
+            cross_entropy(logits, targets, ignore, weights, everywhere)
+            + dice(logits, targets, ignore, weights, everywhere)
+        ),
+    }
+    return losses[name]
+
+
+def cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    ignore: int,
+    weights: Tensor | None = None,
+    everywhere: Everywhere = alone,
+    smoothing: float = 0.0,
+) -> Tensor:
+    """Mean of -log p, p the probability of the right class. Shapes are those of `loss`.
+
+    With `smoothing` it is 1 - smoothing of that, and smoothing of the mean of -log p over all classes (label smoothing,
+    Szegedy et al. 2015, arXiv 1512.00567, section 7).
+    Where every target is ignored the answer is 0, which torch's own mean, 0 / 0, is not.
+    """
+    total = F.cross_entropy(logits, targets, weights, ignore_index=ignore, reduction="sum", label_smoothing=smoothing)
+    return _mean(total, _shares(logits, targets, ignore, weights), everywhere)
+
+
+def focal(
+    logits: Tensor,
+    targets: Tensor,
+    gamma: float,
+    ignore: int,
+    weights: Tensor | None = None,
+    everywhere: Everywhere = alone,
+) -> Tensor:
+    """Mean of -(1 - p)^gamma log p, p the probability of the right class (Lin et al., arXiv 1708.02002, section 3).
+
+    What is easy counts less. Shapes are those of `loss`. Where every target is ignored the answer is 0.
+    """
+    right = F.log_softmax(logits, dim=1).gather(1, targets.where(targets != ignore, 0)[:, None])[:, 0]
+    shares = _shares(logits, targets, ignore, weights)
+    # A power of an exact 0, which is what 1 - p is rounded to, has no finite gradient.
+    hardness = (1 - right.exp()).clamp_min(torch.finfo(logits.dtype).tiny) ** gamma if gamma > 0 else 1.0
+    return _mean(-(shares * hardness * right).sum(), shares, everywhere)
+
+
+def dice(
+    logits: Tensor, targets: Tensor, ignore: int, weights: Tensor | None = None, everywhere: Everywhere = alone
+) -> Tensor:
+    """1 - the mean over classes of 2 sum(p g) / (sum(p^2) + sum(g)), g 1 where the class is right and 0 elsewhere
+    (Milletari et al., arXiv 1606.04797, section 3, for several classes); sums are over the pixels of the batch.
+
+    Shapes are those of `loss`; 0 is perfect, 1 the worst.
+    """
+    classes = logits.shape[1]
+    counted = (targets != ignore)[:, None]
+    probabilities = F.softmax(logits, dim=1) * counted
+    right = F.one_hot(targets.where(targets != ignore, 0), classes).movedim(-1, 1).to(logits.dtype) * counted
+    axes = [axis for axis in range(logits.dim()) if axis != 1]
+    overlap = (probabilities * right).sum(axes)
+    whole = (probabilities**2).sum(axes) + right.sum(axes)
+    sums = everywhere(torch.stack([overlap, whole]))
+    ratios = (2 * sums[0] + SMOOTHING) / (sums[1] + SMOOTHING)
+    share = torch.ones_like(ratios) if weights is None else weights.to(logits.dtype)
+    return 1 - (ratios * share).sum() / share.sum()
+
+
+def balanced(counts: Tensor) -> Tensor:
+    """Weights (classes,) from how often each class is there, (classes,) int: the median count over each class's own,
+    at most 10, and 1 for a class that is nowhere (median frequency balancing, Eigen and Fergus, arXiv 1411.4734,
+    section 6.3.2, here over counts of the whole split)."""
+    there = counts > 0
+    median = counts[there].double().median()
+    return torch.where(there, (median / counts.clamp_min(1)).clamp_max(10.0), 1.0).float()
+
+
+def _shares(logits: Tensor, targets: Tensor, ignore: int, weights: Tensor | None) -> Tensor:
+    counted = targets != ignore
+    if weights is None:
+        return counted.to(logits.dtype)
+    return weights.to(logits.dtype)[targets.where(counted, 0)] * counted
+
+
+def _mean(total: Tensor, shares: Tensor, everywhere: Everywhere) -> Tensor:
+    sums = everywhere(torch.stack([total, shares.sum()]))
+    return sums[0] / sums[1].where(sums[1] > 0, 1.0)

@@ -1,0 +1,281 @@
+"""Train one architecture on one data set with Lightning: checkpoints, logs, early stopping, resuming."""
+
+import logging
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import msgspec
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
+from torch import nn
+
+from models import checkpoint, registry, threads
+from models.checkpoint import Description
+from models.data.augmentation import check
+from models.data.batches import loader
+from models.data.dataset import DataSet
+from models.data.loading import WHOLE, Loader, Share
+from models.data.registry import DATA, data_set
+from models.errors import BadTraining
+from models.inspect import inspect_architecture
+from models.recipe import Recipe
+from models.training import config, logs, transfer
+from models.training.averaging import averaging
+from models.training.history import History
+from models.training.logs import EVERY_STEPS, loggers
+from models.training.module import Training, ignored
+from models.training.processes import is_first, launched
+from models.training.progress import Bar, EpochLines, Pace
+from models.training.run import Machine, Note, RunFolder, Settings, commit, source_digest
+from models.training.saving import MONITOR, checkpoints
+from service.metadata import InputSpec, Task, TensorInput
+
+MOST_WORKERS = 8  # threads: what of the work does not run beside Python's lock keeps more from being of use
+ONE = Machine()
+
+
+def train(settings: Settings, output: Path, resume: Path | None = None, machine: Machine = ONE) -> Note:
+    """Train, leaving checkpoints, logs, the settings and a note in the folder `output`; returns the note.
+
+    `resume` is a checkpoint of a run of the same settings: it goes on behind that step and ends where the run would
+    have ended. Several processes each call this; the first writes. Raises BadTraining where architecture, data,
+    checkpoint and machine do not go together, and KeyboardInterrupt after an interrupted run has been put away.
+    """
+    data, description, network = prepared_run(settings, resume, machine.strict)
+    folder = RunFolder(output)
+    before = folder.read() if resume is not None else None
+    seconds_before = before.seconds if before is not None else 0.0
+    source = source_digest(settings.architecture)
+
+    training = Training(description, network, data, settings)
+    trainer = _trainer(settings.recipe, data.task, folder, machine)
+    if trainer.is_global_zero:
+        _prepare(folder, settings, resume)
+
+    def note(complete: bool) -> Note:
+        stopped_early = trainer.current_epoch < settings.recipe.epochs
+        return Note(
+            settings=settings,
+            source=source,
+            complete=complete,
+            epochs=trainer.current_epoch,
+            seconds=round(seconds_before + time.monotonic() - start, 3),
+            checkpoint=(folder.best if stopped_early else folder.last).name,
+            validation=training.best if stopped_early else training.latest,
+        )
+
+    def keep(done: Note) -> Note:
+        if trainer.is_global_zero:
+            folder.write(done)
+        return done
+
+    start = time.monotonic()
+    keep(note(complete=False))
+    try:
+        fit(trainer, training, data, settings, machine, resume)
+    except SystemExit:  # which is what Lightning makes of Ctrl-C
+        keep(note(complete=False))
+        raise KeyboardInterrupt from None
+    return keep(note(complete=True))
+
+
+def prepared_run(
+    settings: Settings, resume: Path | None = None, strict: bool = False
+) -> tuple[DataSet, Description, nn.Module]:
+    """Data, description and network as the run begins, but for what a checkpoint to go on from will lay into them.
+    Raises as `train` does."""
+    # Lightning announces devices, tips and each of its guesses; what a user must know stands in our own lines.
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+    data = data_set(settings.data, strict)
+    if settings.transfer is not None:
+        expects, _ = checkpoint.load(resume or Path(settings.transfer.checkpoint))
+        data = transfer.coloured(data, settings.data, expects, strict)
+    pl.seed_everything(settings.seed, verbose=False)
+    description, network = describe(settings, data)
+    if resume is not None:
+        return data, _resumed(description, settings, resume), network
+    if settings.transfer is None:
+        return data, description, network
+    source = settings.transfer.checkpoint
+    taken = transfer.take(Path(source), description, network)
+    if is_first():
+        print(transfer.told(taken, source, network), file=sys.stderr, flush=True)
+    return data, taken.description, network
+
+
+def training_batches(
+    description: Description, data: DataSet, settings: Settings, workers: int = 0, share: Share = WHOLE
+) -> Loader:
+    """The training split as its epochs go through it."""
+    recipe, ignore = settings.recipe, ignored(description.task)
+    return loader(
+        data.split("train"),
+        description.spec,
+        recipe.batch_size,
+        settings.seed,
+        recipe.crop,
+        recipe.augmentation,
+        workers=workers,
+        share=share,
+        ignore=ignore,
+    )
+
+
+def validation_batches(
+    description: Description, data: DataSet, settings: Settings, workers: int = 0, share: Share = WHOLE
+) -> Loader:
+    """The validation split, in its order."""
+    ignore = ignored(description.task)
+    return loader(
+        data.split("validation"),
+        description.spec,
+        settings.recipe.batch_size,
+        workers=workers,
+        share=share,
+        ignore=ignore,
+    )
+
+
+def describe(settings: Settings, data: DataSet) -> tuple[Description, nn.Module]:
+    """A fresh network and all that its checkpoints will say. Raises BadTraining where the two do not go together,
+    ImpossibleLayer where the size leaves nothing for a layer."""
+    row = registry.architecture(settings.architecture)
+    if row.task != data.task:
+        raise BadTraining(f"{settings.architecture} is for {row.task}, {data.name} is data for {data.task}")
+    _check_kind(settings, row.input, data)
+    if settings.recipe.crop is not None and (row.task != "segmentation" or registry.sides(row.input)):
+        raise BadTraining(f"crop {settings.recipe.crop}: {settings.architecture} takes whole images")
+    check(settings.recipe.augmentation, data, settings.recipe.loss)
+    if settings.size is not None:
+        # Now, and in words: the first step would end with torch's.
+        inspect_architecture(settings.architecture, settings.size, len(data.labels), data.channels, settings.arguments)
+    size = settings.size if data.tensor is None else registry.sides(data.tensor)
+    network = registry.build(settings.architecture, data.channels, len(data.labels), settings.arguments, size)
+    description = Description(
+        architecture=settings.architecture,
+        arguments=settings.arguments,
+        task=data.task,
+        input=data.colour and registry.input_spec(settings.architecture, network, data.colour, settings.size),
+        tensor=data.tensor,
+        data=data.name,
+        labels=data.labels,
+        palette=data.palette,
+        mean=data.mean,
+        std=data.std,
+        commit=commit(),
+    )
+    return description, network
+
+
+def _check_kind(settings: Settings, wanted: InputSpec | TensorInput, data: DataSet) -> None:
+    if _kind(wanted) != _kind(data.tensor):
+        raise BadTraining(f"{settings.architecture} takes {_kind(wanted)}, {data.name} has {_kind(data.tensor)}")
+    if data.tensor is not None and settings.size is not None:
+        height, width = settings.size
+        raise BadTraining(f"size {height}x{width}: {data.name} has no images, its tensors stay as they are")
+
+
+def _kind(spec: InputSpec | TensorInput | None) -> str:
+    if isinstance(spec, TensorInput):
+        return f"tensors of {len(spec.axes)} axes, one of them the channels'"
+    return "images"
+
+
+def fit(
+    trainer: pl.Trainer,
+    training: Training,
+    data: DataSet,
+    settings: Settings,
+    machine: Machine,
+    resume: Path | None = None,
+) -> None:
+    """Train on the training split, on this process's part of each batch."""
+    threads.limit(trainer.num_devices)
+    share = Share(trainer.global_rank, trainer.world_size)
+    workers = _workers(settings.data, machine, trainer.num_devices)
+    to_train = training_batches(training.description, data, settings, workers, share)
+    to_validate = validation_batches(training.description, data, settings, workers, share)
+    trainer.fit(training, to_train, to_validate, ckpt_path=resume, weights_only=True)
+
+
+def _trainer(recipe: Recipe, task: Task, folder: RunFolder, machine: Machine) -> pl.Trainer:
+    bar, pace = sys.stderr.isatty(), Pace()
+    return pl.Trainer(
+        max_epochs=recipe.epochs,
+        **trainer_options(recipe, machine),
+        default_root_dir=folder.root,
+        callbacks=[
+            pace,
+            History(folder.root),
+            *([] if recipe.ema is None else [averaging(recipe.ema)]),
+            EarlyStopping(MONITOR, patience=recipe.patience),
+            Bar(pace) if bar else EpochLines(task, pace),
+            *checkpoints(folder, recipe.keep, machine.save_seconds),
+        ],
+        logger=loggers(folder.root),
+        enable_progress_bar=bar,
+        log_every_n_steps=EVERY_STEPS,
+    )
+
+
+def trainer_options(recipe: Recipe, machine: Machine) -> dict[str, Any]:
+    """What Lightning is told of each step, of devices and of hosts. Raises BadTraining for what this machine does not
+    have."""
+    cuda = torch.cuda.is_available()
+    if recipe.precision == "16-mixed" and not cuda:
+        raise BadTraining("precision 16-mixed: there is no CUDA device here, want bf16-mixed or 32")
+    devices, hosts = launched() or (machine.devices, 1)
+    if cuda and devices > torch.cuda.device_count():
+        raise BadTraining(f"{devices} devices: there are {torch.cuda.device_count()} CUDA devices here")
+    several = devices * hosts > 1
+    return {
+        "accumulate_grad_batches": recipe.accumulate,
+        "gradient_clip_val": recipe.clip,
+        "precision": recipe.precision,
+        "devices": devices,
+        "num_nodes": hosts,
+        "strategy": "ddp" if several else "auto",
+        # Torch has it on CUDA only; elsewhere each process normalises its own part of a batch.
+        "sync_batchnorm": several and cuda,
+        "use_distributed_sampler": False,  # the loader divides each batch, in the order of one process
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    }
+
+
+def _workers(data: str, machine: Machine, processes: int) -> int:
+    if machine.workers is not None:
+        return machine.workers
+    return 0 if data in DATA else max(1, min(MOST_WORKERS, threads.cores() // processes))
+
+
+def _prepare(folder: RunFolder, settings: Settings, resume: Path | None) -> None:
+    folder.root.mkdir(parents=True, exist_ok=True)
+    if resume is not None and RunFolder.of(resume).root.resolve() == folder.root.resolve():
+        logs.forget(folder.root, checkpoint.steps(resume))
+    else:
+        folder.clear()
+        logs.clear(folder.root)
+    config.write(folder.config, settings)
+
+
+def _resumed(description: Description, settings: Settings, resume: Path) -> Description:
+    """The description as that of the checkpoint to go on from has it, where the two are of the same run."""
+    other, _ = checkpoint.load(resume)
+    for name in ("architecture", "arguments", "data", "labels", "input"):
+        was, wanted = getattr(other, name), getattr(description, name)
+        if was != wanted:
+            raise BadTraining(f"{resume} was trained with {name} {was!r}, this run has {wanted!r}")
+    done, epochs = checkpoint.epochs(resume), settings.recipe.epochs
+    if done >= epochs:
+        raise BadTraining(
+            f"{resume} has {done} epochs of {epochs}: nothing is left to train, want --epochs above {done}"
+        )
+    # What the network expects of pixels may have come with weights that were taken over.
+    return msgspec.structs.replace(description, mean=other.mean, std=other.std, channel_order=other.channel_order)
