@@ -107,11 +107,13 @@ def run(arguments: Sequence[str]) -> int:
 def _call(name: str, arguments: Sequence[str]) -> int:
     import typer  # noqa: PLC0415  see `main`
 
+    from service.commands.sections import Sections  # noqa: PLC0415
+
     found = _found(name)
     # Plain help: with markup a word in brackets, such as convoy[train], would vanish from it.
     app = found if isinstance(found, typer.Typer) else typer.Typer(add_completion=False, rich_markup_mode=None)
     if app is not found:
-        app.command(name)(found)
+        app.command(name, cls=Sections)(found)
     result = typer.main.get_command(app).main(list(arguments), prog_name=f"convoy {name}", standalone_mode=False)
     return result if isinstance(result, int) else 0
 

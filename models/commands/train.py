@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -26,6 +27,13 @@ from models.training.train import train as run
 from models.training.transfer import defaults as taken_over
 
 Changed = TypeVar("Changed", Recipe, Augmentation)
+
+# Options by what they stand under in the help.
+_weights = partial(typer.Option, rich_help_panel="Other weights to start from")
+_steps = partial(typer.Option, rich_help_panel="Steps")
+_losses = partial(typer.Option, rich_help_panel="Loss")
+_changes = partial(typer.Option, rich_help_panel="Changes to training images")
+_machine = partial(typer.Option, rich_help_panel="This machine; changes nothing in what comes out")
 
 
 def train(
@@ -52,78 +60,74 @@ def train(
     ] = None,
     source: Annotated[
         Path | None,
-        typer.Option("--from", metavar="CHECKPOINT", help="Start from these weights, with a new head for the classes."),
+        _weights("--from", metavar="CHECKPOINT", help="Start from these weights, with a new head for the classes."),
     ] = None,
-    freeze: Annotated[Freeze | None, typer.Option(help="body: with --from, train the head only.")] = None,
+    freeze: Annotated[Freeze | None, _weights(help="body: with --from, train the head only.")] = None,
     freeze_epochs: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Freeze the body for so many epochs, then train all.")
+        int | None, _weights(metavar="N", min=1, help="Freeze the body for so many epochs, then train all.")
     ] = None,
     body_rate: Annotated[
         float | None,
-        typer.Option(metavar="X", min=0, max=1, help="With --from, learning rate of the body: so many times --lr."),
+        _weights(metavar="X", min=0, max=1, help="With --from, learning rate of the body: so many times --lr."),
     ] = None,
     find_lr: Annotated[
         bool, typer.Option("--find-lr", help="Only try which learning rate is right: writes lr.png and lr.csv.")
     ] = False,
-    epochs: Annotated[int | None, typer.Option(metavar="N", min=1, help="How often to go through the data.")] = None,
-    optimizer: Annotated[Literal["sgd", "adamw"] | None, typer.Option(help="What updates the weights.")] = None,
+    epochs: Annotated[int | None, _steps(metavar="N", min=1, help="How often to go through the data.")] = None,
+    optimizer: Annotated[Literal["sgd", "adamw"] | None, _steps(help="What updates the weights.")] = None,
     learning_rate: Annotated[
-        float | None, typer.Option("--lr", metavar="X", min=0, help="The highest learning rate.")
+        float | None, _steps("--lr", metavar="X", min=0, help="The highest learning rate.")
     ] = None,
-    weight_decay: Annotated[
-        float | None, typer.Option(metavar="X", min=0, help="Pull of the weights towards 0.")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(metavar="N", min=1, help="Images a step.")] = None,
-    accumulate: Annotated[int | None, typer.Option(metavar="N", min=1, help="Batches that make one step.")] = None,
-    precision: Annotated[Precision | None, typer.Option(help="Bits of the arithmetic; 16-mixed on CUDA only.")] = None,
-    clip: Annotated[
-        float | None, typer.Option(metavar="X", help="Longest gradient; a longer one is made that long.")
-    ] = None,
-    schedule: Annotated[Schedule | None, typer.Option(help="How the learning rate moves.")] = None,
+    weight_decay: Annotated[float | None, _steps(metavar="X", min=0, help="Pull of the weights towards 0.")] = None,
+    batch_size: Annotated[int | None, _steps(metavar="N", min=1, help="Images a step.")] = None,
+    accumulate: Annotated[int | None, _steps(metavar="N", min=1, help="Batches that make one step.")] = None,
+    precision: Annotated[Precision | None, _steps(help="Bits of the arithmetic; 16-mixed on CUDA only.")] = None,
+    clip: Annotated[float | None, _steps(metavar="X", help="Longest gradient; a longer one is made that long.")] = None,
+    schedule: Annotated[Schedule | None, _steps(help="How the learning rate moves.")] = None,
     warm_up: Annotated[
-        float | None, typer.Option(metavar="X", min=0, max=1, help="Share of the steps in which it rises at first.")
+        float | None, _steps(metavar="X", min=0, max=1, help="Share of the steps in which it rises at first.")
     ] = None,
     ema: Annotated[
         float | None,
-        typer.Option(metavar="X", help="Average the weights over the steps; 0.999 remembers about a thousand."),
+        _steps(metavar="X", help="Average the weights over the steps; 0.999 remembers about a thousand."),
     ] = None,
-    keep: Annotated[int | None, typer.Option(metavar="K", min=1, help="Keep the best K checkpoints, in best/.")] = None,
+    keep: Annotated[int | None, _steps(metavar="K", min=1, help="Keep the best K checkpoints, in best/.")] = None,
     patience: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Epochs without progress before it stops early.")
+        int | None, _steps(metavar="N", min=1, help="Epochs without progress before it stops early.")
     ] = None,
-    loss: Annotated[Loss | None, typer.Option(help="What training makes small.")] = None,
+    loss: Annotated[Loss | None, _losses(help="What training makes small.")] = None,
     gamma: Annotated[
-        float | None, typer.Option(metavar="X", min=0, help="Of the focal loss: how little easy ones count.")
+        float | None, _losses(metavar="X", min=0, help="Of the focal loss: how little easy ones count.")
     ] = None,
-    class_weights: Annotated[ClassWeights | None, typer.Option(help="balanced: rare classes count more.")] = None,
+    class_weights: Annotated[ClassWeights | None, _losses(help="balanced: rare classes count more.")] = None,
     crop: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Train with squares cut out of the images, so many pixels a side."),
+        _changes(metavar="N", min=1, help="Train with squares cut out of the images, so many pixels a side."),
     ] = None,
-    flip: Annotated[Flip | None, typer.Option(help="Mirror half of the images, and their masks, to that side.")] = None,
+    flip: Annotated[Flip | None, _changes(help="Mirror half of the images, and their masks, to that side.")] = None,
     random_crop: Annotated[
         float | None,
-        typer.Option(metavar="X", min=0.01, max=1, help="Take a window of at least that share of each image's area."),
+        _changes(metavar="X", min=0.01, max=1, help="Take a window of at least that share of each image's area."),
     ] = None,
     scale: Annotated[
-        str | None, typer.Option(metavar="LEAST:LARGEST", help="Enlarge images by a factor, such as 0.8:1.2.")
+        str | None, _changes(metavar="LEAST:LARGEST", help="Enlarge images by a factor, such as 0.8:1.2.")
     ] = None,
     rotate: Annotated[
-        float | None, typer.Option(metavar="DEGREES", min=0, max=180, help="Turn images by so much, either way.")
+        float | None, _changes(metavar="DEGREES", min=0, max=180, help="Turn images by so much, either way.")
     ] = None,
     colour: Annotated[
         float | None,
-        typer.Option(metavar="X", min=0, max=0.99, help="Change brightness, contrast and saturation by that share."),
+        _changes(metavar="X", min=0, max=0.99, help="Change brightness, contrast and saturation by that share."),
     ] = None,
     erase: Annotated[
-        float | None, typer.Option(metavar="X", min=0, max=1, help="Share of the images with a rectangle of noise.")
+        float | None, _changes(metavar="X", min=0, max=1, help="Share of the images with a rectangle of noise.")
     ] = None,
     mixup: Annotated[
         float | None,
-        typer.Option(metavar="ALPHA", min=0, max=10, help="Blend images, and their classes; 0.2 is usual."),
+        _changes(metavar="ALPHA", min=0, max=10, help="Blend images, and their classes; 0.2 is usual."),
     ] = None,
     label_smoothing: Annotated[
-        float | None, typer.Option(metavar="X", min=0, max=0.99, help="Share of the target that all classes have.")
+        float | None, _losses(metavar="X", min=0, max=0.99, help="Share of the target that all classes have.")
     ] = None,
     preview: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Draw images as training would see them, and end.")
@@ -137,16 +141,16 @@ def train(
     seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Of weights, order and augmentation.")] = None,
     devices: Annotated[
         int,
-        typer.Option(metavar="N", min=1, help="Processes that train together, each on a GPU of its own, or on CPUs."),
+        _machine(metavar="N", min=1, help="Processes that train together, each on a GPU of its own, or on CPUs."),
     ] = ONE.devices,
     workers: Annotated[
         int | None,
-        typer.Option(
+        _machine(
             metavar="N", min=0, help="Threads that read pictures ahead.  [default: one a core for pictures in files]"
         ),
     ] = None,
     save_seconds: Annotated[
-        float, typer.Option("--save-every", metavar="SECONDS", min=0, help="Between checkpoints within an epoch.")
+        float, _machine("--save-every", metavar="SECONDS", min=0, help="Between checkpoints within an epoch.")
     ] = ONE.save_seconds,
     strict: Annotated[
         bool,
