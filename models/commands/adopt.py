@@ -1,5 +1,7 @@
 """`convoy adopt`: an ONNX file made elsewhere becomes a version of a model that takes images and describes itself."""
 
+import re
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -7,10 +9,10 @@ import typer
 
 from models.commands.options import parse_size
 from models.errors import BadNetworkFile
-from models.foreign.adopt import Colour, Wanted
+from models.foreign.adopt import Colour, Wanted, chosen
 from models.foreign.adopt import adopt as run
-from models.foreign.look import Found, Layout, Task, look
-from models.foreign.wrap import Tail
+from models.foreign.answer import Tail
+from models.foreign.look import Found, Layout, Task, Tensor, likely_task, look
 from service.metadata import Fit, InputSpec
 
 
@@ -49,16 +51,25 @@ def adopt(
     ] = None,
     std: Annotated[str | None, typer.Option(metavar="X[,X,X]", help="Likewise.  [default: 1]")] = None,
     scale: Annotated[str | None, typer.Option(metavar="X", help="Such as 1 or 1/127.5.  [default: 1/255]")] = None,
-    tail: Annotated[Tail, typer.Option(help="What is put behind the network: none where it answers probabilities.")] = (
-        "none"
-    ),
+    output: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The output that answers, of several.  [default: the first]")
+    ] = None,
+    tail: Annotated[
+        Tail,
+        typer.Option(
+            help="What is put behind the network: none where it answers probabilities, or a class for each pixel; "
+            "sigmoid where one number stands for two classes."
+        ),
+    ] = "none",
 ) -> None:
     """Show an ONNX file made elsewhere, and with --repository adopt it: serve it over Classify or Segment."""
     found = look(file)
-    for line in _shown(found):
+    for line in _shown(found, chosen(found, output)):
         print(line)
     if repository is None:
-        print("next      convoy adopt --repository DIR, with what the file does not say: see --help")
+        front = "" if found.input.dtype == "uint8" and found.layout == "NHWC" else " --uint8-front"
+        print(f"next      convoy adopt {shlex.quote(str(file))} --repository DIR{front}")
+        print("          and what the file does not say, such as --labels, --mean, --std, --tail: see --help")
         return
     wanted = Wanted(
         task=task,
@@ -68,40 +79,47 @@ def adopt(
         layout=layout,
         size=None if size is None else parse_size(size),
         fit=fit,
+        output=output,
         uint8_front=uint8_front,
         mean=_numbers("--mean", mean),
         std=_numbers("--std", std),
         scale=None if scale is None else _number("--scale", scale),
         tail=tail,
     )
-    adopted = run(found, file.name, repository, name or file.stem.lower(), wanted)
+    adopted = run(found, file.name, repository, name or _name(file), wanted)
     document = adopted.document
     parity = document.parity
     assert parity is not None
     agreement = parity.top1_agreement if parity.mask_agreement is None else parity.mask_agreement
+    sure = adopted.confident
     print(f"task      {document.task}, {len(document.labels)} classes, {_taken(document.image)}")
+    differ = f"probabilities differ by at most {parity.max_abs_difference:.1e}, " if sure else ""
     print(
-        f"checked   against the file on {parity.images} random images: probabilities differ by at most "
-        f"{parity.max_abs_difference:.1e}, {agreement:.4%} of answers are the same"
+        f"checked   against the file on {parity.images} random images: {differ}{agreement:.4%} of answers are the same"
     )
+    if not sure:
+        print("          masks alone: a network that ends in its argmax cannot tell how sure it is")
     print(
         f"file      {adopted.path}  ({adopted.path.stat().st_size / 1024:.0f} KiB, version {adopted.path.parent.name})"
     )
     print(f"next      convoy serve --repository {repository}")
 
 
-def _shown(found: Found) -> list[str]:
+def _name(file: Path) -> str:
+    """The file's own, of characters that a model's may have."""
+    return re.sub(r"[^a-z0-9_-]+", "-", file.stem.lower()).strip("-")[:64]
+
+
+def _shown(found: Found, output: Tensor) -> list[str]:
     lines = [
         f"input     {found.input}, {found.layout or 'layout not told by its shape'}",
-        *(f"output    {output}" for output in found.outputs[:1]),
-        *(f"          left out: {output}" for output in found.outputs[1:]),
+        f"output    {output}",
+        *(f"          left out: {other}" for other in found.outputs if other is not output),
         f"opset     {found.opset}, made by {found.model.producer_name or 'unknown'}",
     ]
     if found.external_bytes:
-        lines.append(f"external  {found.external_bytes / (1 << 20):.1f} MiB of external data, folded in")
-    ranks = {2: "classification", 4: "segmentation"}
-    likely = ranks.get(len(found.outputs[0].shape), "not told by the shape of its output")
-    lines.append(f"likely    {likely}")
+        lines.append(f"external  {found.external_bytes / 1024:,.0f} KiB of external data, folded in")
+    lines.append(f"likely    {likely_task(output) or 'not told by the shape of its output'}")
     return lines
 
 

@@ -9,11 +9,12 @@ BATCH = "N"
 
 def freed(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy whose first axis is free from the input on, the batch size it was fixed to taken out of the shapes that
-    Reshape and Resize are told. Whether that was enough, only running it tells."""
+    Reshape and Resize are told, and what Concat joins to each image repeated for each. Whether that was enough, only
+    running it tells."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph = copy.graph
-    constants = _constants(graph)
+    constants, sides = _constants(graph), _sides(model)
     weights = {tensor.name for tensor in graph.initializer}
     (image,) = (value for value in graph.input if value.name not in weights)
     size = image.type.tensor_type.shape.dim[0].dim_value
@@ -26,6 +27,7 @@ def freed(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in graph.node:
         if reached.intersection(node.input):
             nodes.extend(_told(node, constants, size, graph))
+            nodes.extend(_joined(node, reached, sides, size, graph))
             reached.update(node.output)
         nodes.append(node)
     nodes = [_copied(node) for node in nodes]
@@ -49,11 +51,33 @@ def _told(node: NodeProto, constants: dict[str, np.ndarray], size: int, graph: G
         graph.initializer.append(numpy_helper.from_array(np.array([first, *shape[1:]], np.int64), name))
         node.input[place] = name
         return []
-    parts = {"zero": [0], "one": [1], "sides": shape[1:]}
+    source, node.input[place] = node.input[0], name
+    return _shape(source, shape[1:].tolist(), name, graph)
+
+
+def _joined(
+    node: NodeProto, reached: set[str], sides: dict[str, tuple[int, ...]], size: int, graph: GraphProto
+) -> list[NodeProto]:
+    """Changes what a Concat joins to its images that is the same for all, such as a class token; nodes before it."""
+    if node.op_type != "Concat" or node.attribute[0].i == 0:
+        return []
+    nodes = []
+    source = next(name for name in node.input if name in reached)
+    for place, name in enumerate(node.input):
+        if name not in reached and size and sides.get(name, ())[:1] == (size,):
+            repeated = f"{node.output[0]}.{place}"
+            nodes += _shape(source, [1] * (len(sides[name]) - 1), f"{repeated}.shape", graph)
+            nodes.append(helper.make_node("Expand", [name, f"{repeated}.shape"], [repeated]))
+            node.input[place] = repeated
+    return nodes
+
+
+def _shape(source: str, rest: list[int], name: str, graph: GraphProto) -> list[NodeProto]:
+    """Nodes that make the shape `name`: as many images as `source` has, then the `rest` of the sides."""
+    parts = {"zero": [0], "one": [1], "sides": rest}
     graph.initializer.extend(
         numpy_helper.from_array(np.array(values, np.int64), f"{name}.{part}") for part, values in parts.items()
     )
-    source, node.input[place] = node.input[0], name
     return [
         helper.make_node("Shape", [source], [f"{name}.whole"]),
         helper.make_node("Slice", [f"{name}.whole", f"{name}.zero", f"{name}.one"], [f"{name}.batch"]),
@@ -74,6 +98,15 @@ def _constants(graph: GraphProto) -> dict[str, np.ndarray]:
                 found[node.output[0]] = numpy_helper.to_array(attribute.t)
             elif node.op_type == "Constant" and attribute.name == "value_ints":
                 found[node.output[0]] = np.array(attribute.ints, np.int64)
+    return found
+
+
+def _sides(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """The sides of what does not come from the image, as far as they can be told, by name."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    found = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for value in graph.value_info:
+        found[value.name] = tuple(side.dim_value for side in value.type.tensor_type.shape.dim)
     return found
 
 

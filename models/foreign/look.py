@@ -1,12 +1,11 @@
 """What an ONNX file made elsewhere says about itself: its tensors, its opset, its layout, and its likely task."""
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from numpy.typing import NDArray
 from onnx import TensorProto, ValueInfoProto, helper
 
 from models.errors import BadNetworkFile
@@ -21,7 +20,8 @@ DTYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorPr
 
 
 class Tensor(NamedTuple):
-    """An input or output; a free side is its name, or "?"."""
+    """An input or output; a free side is its name, or "?". The `dtype` of what is no tensor is what it is instead, such
+    as "sequence"."""
 
     name: str
     dtype: str
@@ -32,8 +32,8 @@ class Tensor(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A file as it is, its external data folded in. `external_bytes` lay beside it; `layout` is None where the shape of
-    the input does not tell."""
+    """A file as it is, its external data folded in, and its weights no inputs. `external_bytes` lay beside it; `layout`
+    is None where the shape of the input does not tell."""
 
     model: onnx.ModelProto
     input: Tensor
@@ -48,28 +48,34 @@ def look(path: Path) -> Found:
     model, external_bytes = _load(path)
     if any(entry.key == metadata.KEY for entry in model.metadata_props):
         raise BadNetworkFile(f"{path} describes itself already: copy it into a repository as it is")
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [_tensor(value) for value in model.graph.input if value.name not in weights]
+    _fix_weights(model)
+    inputs, outputs = list(map(_tensor, model.graph.input)), tuple(map(_tensor, model.graph.output))
     if len(inputs) != 1:
-        raise BadNetworkFile(f"{path} takes {len(inputs)} inputs ({_list(inputs)}), want one image")
+        which = f" ({', '.join(map(str, inputs))})" if inputs else ""
+        raise BadNetworkFile(f"{path} takes {len(inputs)} inputs{which}, want one image")
+    if not outputs:
+        raise BadNetworkFile(f"{path} has no output, want one that answers for an image")
     if len(inputs[0].shape) != 4 or inputs[0].dtype not in DTYPES.values():
         kinds = ", ".join(DTYPES.values())
         raise BadNetworkFile(f"{path} takes {inputs[0]}, want an image: four axes of {kinds}")
+    _check_inference(path, model)
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
-    outputs = tuple(map(_tensor, model.graph.output))
     return Found(model, inputs[0], outputs, opset, external_bytes, _layout(inputs[0].shape))
 
 
-def likely_task(answer: NDArray[Any]) -> Task | None:
-    """What an answer to a batch looks like: a number for each class, or for each class at each pixel."""
-    if answer.ndim == 2 or (answer.ndim == 4 and answer.shape[2:] == (1, 1)):
+def likely_task(output: Tensor) -> Task | None:
+    """What an output looks like: a number for each class, or for each class at each pixel, or the class of each."""
+    sides, numbers = len(output.shape), output.dtype.startswith(("float", "bfloat", "double"))
+    if numbers and (sides == 2 or (sides == 4 and output.shape[2:] == (1, 1))):
         return "classification"
-    return "segmentation" if answer.ndim == 4 else None
+    return "segmentation" if sides == 4 or (sides == 3 and not numbers) else None
 
 
 def _load(path: Path) -> tuple[onnx.ModelProto, int]:
     if not path.is_file():
-        raise BadNetworkFile(f"there is no file {path}, want an ONNX file")
+        raise BadNetworkFile(f"{path} is a folder, want an ONNX file" if path.is_dir() else f"there is no file {path}")
+    if not path.stat().st_size:
+        raise BadNetworkFile(f"{path} is empty, want an ONNX file")
     try:
         model = onnx.load(path, load_external_data=False)
         nbytes = sum(map(_external_bytes, model.graph.initializer))
@@ -81,8 +87,10 @@ def _load(path: Path) -> tuple[onnx.ModelProto, int]:
         if nbytes:
             onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
         onnx.checker.check_model(model)
-    except (DecodeError, onnx.checker.ValidationError, OSError, ValueError) as error:
-        raise BadNetworkFile(f"{path} is no ONNX file that can be read: {_line(error)}") from None
+    except DecodeError:  # whose words are about protobuf
+        raise BadNetworkFile(f"{path} is no ONNX file, or only a part of one: want a whole .onnx file") from None
+    except (onnx.checker.ValidationError, OSError, ValueError) as error:
+        raise BadNetworkFile(f"{path} is no sound ONNX file: {_line(error)}") from None
     return model, nbytes
 
 
@@ -93,7 +101,28 @@ def _external_bytes(tensor: TensorProto) -> int:
     return nbytes
 
 
+def _fix_weights(model: onnx.ModelProto) -> None:
+    """Takes weights off the inputs, where old files list them, too, so that anyone could give others."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+
+
+def _check_inference(path: Path, model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        if any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute):
+            name = node.name or node.output[0]
+            raise BadNetworkFile(
+                f"{path} was made for training: node {name!r} ({node.op_type}) goes by the other images of a batch; "
+                "want it exported for inference"
+            )
+
+
 def _tensor(value: ValueInfoProto) -> Tensor:
+    what = value.type.WhichOneof("value")
+    if what != "tensor_type":
+        return Tensor(value.name, str(what).removesuffix("_type"), ())
     kind = value.type.tensor_type
     shape = tuple(side.dim_value or side.dim_param or "?" for side in kind.shape.dim)
     dtype = DTYPES.get(kind.elem_type) or TensorProto.DataType.Name(kind.elem_type).lower()
@@ -105,10 +134,6 @@ def _layout(shape: tuple[int | str, ...]) -> Layout | None:
     if first == last:
         return None
     return "NCHW" if first else "NHWC"
-
-
-def _list(tensors: list[Tensor]) -> str:
-    return ", ".join(map(str, tensors))
 
 
 def _line(error: Exception) -> str:

@@ -4,57 +4,19 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
 from models.foreign import look
-from service import cli, metadata
+from service import cli
 from service.client import Client
-from service.metadata import Document
+from tests.models.foreign.adopting import adopt, pictures, refused, run, softmax
 from tests.models.foreign.networks import CLASSES, SIDE, Net, Pixelwise, from_helper, from_torch, per_pixel
 from tests.service.running import Server
 
 LABELS = ["ant", "bee", "cat", "dog", "elk"]
 IMAGENET = ["--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225"]
-
-
-def adopt(file: Path, *options: str) -> tuple[onnx.ModelProto, Document]:
-    """The adopted file; the original is as it was."""
-    before, repository = file.read_bytes(), file.parent / "repository"
-    assert cli.run(["adopt", str(file), "--repository", str(repository), "--name", "it", *options]) == 0
-    assert file.read_bytes() == before
-    path = max((repository / "it").iterdir(), key=lambda folder: int(folder.name)) / "model.onnx"
-    model = onnx.load(path)
-    onnx.checker.check_model(model, full_check=True)
-    document = metadata.decode({entry.key: entry.value for entry in model.metadata_props})
-    assert document is not None
-    return model, document
-
-
-def refused(capsys: pytest.CaptureFixture[str], file: Path, *options: str) -> str:
-    """The one line that says why; nothing is written."""
-    before, repository = file.read_bytes() if file.exists() else b"", file.parent / "refused"
-    assert cli.run(["adopt", str(file), "--repository", str(repository), *options]) == 2
-    assert not repository.exists()
-    assert (file.read_bytes() if file.exists() else b"") == before
-    (line,) = capsys.readouterr().err.splitlines()
-    return line.removeprefix("convoy adopt: ")
-
-
-def run(model: onnx.ModelProto, images: np.ndarray) -> list[np.ndarray]:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, {session.get_inputs()[0].name: images})
-
-
-def pictures(count: int, height: int = SIDE, width: int = SIDE) -> np.ndarray:
-    return np.random.default_rng(5).integers(0, 256, (count, height, width, 3), np.uint8)
-
-
-def softmax(logits: np.ndarray, axis: int = 1) -> np.ndarray:
-    powers = np.exp(logits - logits.max(axis=axis, keepdims=True))
-    return powers / powers.sum(axis=axis, keepdims=True)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +100,7 @@ def test_batch_that_cannot_be_made_free_is_refused_with_the_node_that_forbids_it
     ]
     file = from_helper(tmp_path / "net.onnx", prelude=prelude, flatten=(1, 4))
     line = refused(capsys, file, "--uint8-front", "--tail", "softmax")
-    assert "batch size 1 cannot be made free: node 'stuck' forbids it" in line
+    assert "batch size 1 cannot be made free: node 'stuck' (Reshape) forbids it" in line
 
 
 def test_node_that_answers_the_same_number_for_any_batch_is_named(
@@ -211,7 +173,7 @@ def test_external_data_is_folded_in_and_too_much_of_it_refused(
     assert "external data, folded in" in capsys.readouterr().out
     (tmp_path / "weights").rename(tmp_path / "gone")
     run(model, pictures(2))
-    assert "is no ONNX file that can be read" in refused(capsys, file, "--uint8-front", "--tail", "softmax")
+    assert "is no sound ONNX file" in refused(capsys, file, "--uint8-front", "--tail", "softmax")
     monkeypatch.setattr(look, "MOST_EXTERNAL_BYTES", 10)
     assert "MiB of external data, want at most" in refused(capsys, file, "--uint8-front", "--tail", "softmax")
 
@@ -265,12 +227,29 @@ def test_labels_and_palette_must_be_as_many_as_classes(
     assert "'bright red', want a colour such as #ff8000 or 255 128 0" in line
 
 
-@pytest.mark.parametrize("content", [b"", b"no network", b"\x08\x07"])
-def test_file_that_is_no_network_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty, want an ONNX file"),
+        (b"# Not a network\n", "is no ONNX file, or only a part of one: want a whole .onnx file"),
+        (b"\x08\x07", "is no sound ONNX file"),
+    ],
+)
+def test_file_that_is_no_network_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, words: str
+) -> None:
     file = tmp_path / "net.onnx"
     file.write_bytes(content)
-    refused(capsys, file)
+    assert words in refused(capsys, file)
+    whole = from_helper(tmp_path / "whole.onnx").read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    assert "or only a part of one" in refused(capsys, file)
+
+
+def test_path_that_holds_no_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no file" in refused(capsys, tmp_path / "none.onnx")
+    assert cli.run(["adopt", str(tmp_path)]) == 2
+    assert "is a folder, want an ONNX file" in capsys.readouterr().err
 
 
 def test_file_that_describes_itself_is_not_adopted_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -285,10 +264,10 @@ def test_file_that_describes_itself_is_not_adopted_again(tmp_path: Path, capsys:
 def test_result_that_does_not_answer_as_the_file_does_is_refused(
     torch_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from models.foreign import wrap
+    from models.foreign import front
 
-    right = wrap._front_constants
-    monkeypatch.setattr(wrap, "_front_constants", lambda front: right(front._replace(scale=front.scale * 1.1)))
+    right = front.constants
+    monkeypatch.setattr(front, "constants", lambda told: right(told._replace(scale=told.scale * 1.1)))
     line = refused(capsys, torch_file, "--uint8-front", "--tail", "softmax")
     assert "the result does not answer as the file does" in line
 
