@@ -1,7 +1,7 @@
 """What belongs to a data set of picture files, and whether there is enough of it; no picture is opened here."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,16 @@ from service.metadata import Task
 
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 LABELS = "labels.txt"
+# What people call them, in lower case.
+SPLIT_NAMES: dict[str, SplitName] = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "test": "test",
+    "testing": "test",
+}
 
 
 class Entry(NamedTuple):
@@ -40,6 +50,33 @@ def shared(named: Iterable[tuple[str, Entry]]) -> Entries:
     for name, entry in named:
         found[share(name)].append(entry)
     return found
+
+
+def told(named: Mapping[SplitName, Sequence[tuple[str, Entry]]]) -> Entries:
+    """Entries by split as the data say, with names by which to choose among them.
+
+    Where they say of none that it is to test with, those to validate with are held out; where none is left to validate
+    with, some of those to train with are put aside.
+    """
+    entries: Entries = {split: [entry for _, entry in named.get(split, [])] for split in SPLITS}
+    if "test" in named and "validation" in named:
+        return entries
+    if "test" not in named:
+        entries["test"] = entries["validation"]
+    entries["train"], entries["validation"] = put_aside(named["train"])
+    return entries
+
+
+def split_paths(paths: Iterable[Path]) -> dict[SplitName, Path]:
+    """Those of some folders, or of some lists, that are called as a split is. Raises BadData where two are the same."""
+    found: dict[SplitName, Path] = {}
+    for path in sorted(paths):
+        split = SPLIT_NAMES.get(path.name.removesuffix(".txt").lower())
+        if split is not None and split in found:
+            raise BadData(f"{found[split]} and {path} are both for {split}, want one of them")
+        if split is not None:
+            found[split] = path
+    return {split: found[split] for split in SPLITS if split in found}
 
 
 def put_aside(named: Sequence[tuple[str, Entry]]) -> tuple[list[Entry], list[Entry]]:

@@ -1,52 +1,90 @@
-"""A folder of `images/` and `masks/`."""
+"""Folders of `images/` and `masks/`."""
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from models.data.dataset import SplitName
 from models.data.faults import Fault
-from models.data.listing import LABELS, SPLITS, Entries, Entry, Listing, class_names, lines, shared
+from models.data.listing import LABELS, SPLITS, Entry, Listing, class_names, lines, shared, split_paths, told
 from models.data.picture import files
 from models.errors import BadData
 
 IMAGES, MASKS, LISTS = "images", "masks", "splits"
 
 
+class Pair(NamedTuple):
+    """A folder of pictures and that of their masks."""
+
+    images: Path
+    masks: Path
+
+
 def found(root: Path) -> bool:
     """Whether a folder is of this kind."""
-    return (root / IMAGES).is_dir()
+    return (root / IMAGES).is_dir() or any(pair.images.is_dir() for pair in _pairs(root).values())
 
 
 def listing(root: Path) -> Listing:
-    """`masks/NAME.png` belongs to `images/NAME.*`; the names of the classes may stand in `labels.txt`, one a line, and
-    the splits in `splits/train.txt`, `validation.txt` and `test.txt`, one NAME a line; else the names of the pictures
-    decide. Raises BadData."""
-    images = _by_stem(files(root / IMAGES))
-    if not images:
-        raise BadData(f"{root / IMAGES} holds no picture, want some of a format that Pillow reads")
+    """`masks/NAME.png` belongs to `images/NAME.*`; the names of the classes may stand in `labels.txt`, one a line.
+
+    The splits are folders, `train/images/` and `train/masks/` or `images/train/` and `masks/train/` and so on, or
+    `splits/train.txt` and so on, one NAME a line; where there are two of the three, as `told` says; else the names of
+    the pictures decide. Raises BadData.
+    """
+    pairs = _pairs(root)
     faults: list[Fault] = []
-    if (root / LISTS).is_dir():
-        entries = _listed(root, images, faults)
+    if pairs:
+        named = {split: _named(_by_stem(pair), pair, faults) for split, pair in pairs.items()}
+        _check_splits(root, named)
+        entries = told(named)
+    elif (root / LISTS).is_dir():
+        entries = told(_listed(root, faults))
     else:
-        entries = shared((name, _pair(root, image)) for name, image in images.items())
-        faults += _masks_alone(root, images)
+        pair = Pair(root / IMAGES, root / MASKS)
+        entries = shared(_named(_by_stem(pair), pair, faults))
     for split in SPLITS:
         faults += [_no_mask(entry) for entry in entries[split] if not _has_mask(entry)]
         entries[split] = [entry for entry in entries[split] if _has_mask(entry)]
     return Listing("segmentation", class_names(root / LABELS), entries, faults)
 
 
-def _by_stem(paths: Iterable[Path]) -> dict[str, Path]:
+def _pairs(root: Path) -> dict[SplitName, Pair]:
+    """Those of each split, where the splits are folders."""
+    inside = split_paths(_folders(root / IMAGES)) if (root / IMAGES).is_dir() else {}
+    if inside:
+        return {split: Pair(folder, root / MASKS / folder.name) for split, folder in inside.items()}
+    outside = split_paths(folder for folder in _folders(root) if (folder / IMAGES).is_dir())
+    return {split: Pair(folder / IMAGES, folder / MASKS) for split, folder in outside.items()}
+
+
+def _folders(root: Path) -> list[Path]:
+    return [path for path in root.iterdir() if path.is_dir()]
+
+
+def _by_stem(pair: Pair) -> dict[str, Path]:
     images: dict[str, Path] = {}
-    for path in paths:
+    for path in files(pair.images):
         if path.stem in images:
             raise BadData(f"{images[path.stem]} and {path} have the same name, want one picture for a mask")
         images[path.stem] = path
+    if not images:
+        raise BadData(f"{pair.images} holds no picture, want some of a format that Pillow reads")
     return images
 
 
-def _pair(root: Path, image: Path) -> Entry:
-    return Entry(image, root / MASKS / f"{image.stem}.png")
+def _named(images: dict[str, Path], pair: Pair, faults: list[Fault]) -> list[tuple[str, Entry]]:
+    masks = files(pair.masks) if pair.masks.is_dir() else []
+    faults += [
+        Fault(mask, f"there is no picture in {pair.images} for the mask {mask}")
+        for mask in masks
+        if mask.stem not in images
+    ]
+    return [(name, _entry(image, pair)) for name, image in images.items()]
+
+
+def _entry(image: Path, pair: Pair) -> Entry:
+    return Entry(image, pair.masks / f"{image.stem}.png")
 
 
 def _has_mask(entry: Entry) -> bool:
@@ -58,27 +96,26 @@ def _no_mask(entry: Entry) -> Fault:
     return Fault(entry.image, f"there is no mask {entry.target}, want one for {entry.image}")
 
 
-def _masks_alone(root: Path, images: dict[str, Path]) -> list[Fault]:
-    masks = files(root / MASKS) if (root / MASKS).is_dir() else []
-    return [
-        Fault(mask, f"there is no picture in {root / IMAGES} for the mask {mask}")
-        for mask in masks
-        if mask.stem not in images
-    ]
+def _check_splits(root: Path, splits: Iterable[SplitName]) -> None:
+    there = set(splits)
+    if "train" not in there or len(there) < 2:
+        raise BadData(f"{root} is split into {' and '.join(sorted(there))} only, want train and test or validation")
 
 
-def _listed(root: Path, images: dict[str, Path], faults: list[Fault]) -> Entries:
-    entries: Entries = {split: [] for split in SPLITS}
+def _listed(root: Path, faults: list[Fault]) -> dict[SplitName, list[tuple[str, Entry]]]:
+    pair = Pair(root / IMAGES, root / MASKS)
+    images, lists = _by_stem(pair), split_paths((root / LISTS).glob("*.txt"))
+    _check_splits(root / LISTS, lists)
+    named: dict[SplitName, list[tuple[str, Entry]]] = {split: [] for split in lists}
     place: dict[str, SplitName] = {}
-    for split in SPLITS:
-        file = root / LISTS / f"{split}.txt"
+    for split, file in lists.items():
         for name in lines(file):
             if name in place:
                 raise BadData(f"{file} names {name!r}, which is in {place[name]} already, want each picture once")
             place[name] = split
             if name in images:
-                entries[split].append(_pair(root, images[name]))
+                named[split].append((name, _entry(images[name], pair)))
             else:
-                image = root / IMAGES / name
-                faults.append(Fault(image, f"{file} names {name!r}, and there is no such picture in {root / IMAGES}"))
-    return entries
+                image = pair.images / name
+                faults.append(Fault(image, f"{file} names {name!r}, and there is no such picture in {pair.images}"))
+    return named

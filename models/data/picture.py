@@ -46,13 +46,14 @@ class MaskHeader(NamedTuple):
     palette: list[tuple[int, int, int]]
 
 
-def files(folder: Path) -> list[Path]:
-    """The pictures right in a folder, by name; files of other kinds are left alone."""
+def files(folder: Path, below: bool = False) -> list[Path]:
+    """The pictures right in a folder, or in the folders `below` it, too, by name; files of other kinds and what is
+    hidden are left alone."""
     known = _extensions()
     return sorted(
         path
-        for path in folder.iterdir()
-        if path.suffix.lower() in known and not path.name.startswith(".") and path.is_file()
+        for path in (folder.rglob("*") if below else folder.iterdir())
+        if path.suffix.lower() in known and not _hidden(path.relative_to(folder)) and path.is_file()
     )
 
 
@@ -94,6 +95,10 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
     with _opened(path) as image:
         _check_indices(path, image)
         return np.array(image)
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _extensions() -> set[str]:

@@ -7,17 +7,10 @@ from typing import NamedTuple
 
 from models.data.dataset import SplitName
 from models.data.faults import Fault
-from models.data.listing import LABELS, SPLITS, Entries, Entry, Listing, class_names, put_aside, shared, text
+from models.data.listing import LABELS, SPLIT_NAMES, SPLITS, Entries, Entry, Listing, class_names, shared, text, told
 from models.errors import BadData
 
 SUFFIX = ".csv"
-SPLIT_NAMES: dict[str, SplitName] = {
-    "train": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "test": "test",
-}
 
 
 class Row(NamedTuple):
@@ -38,7 +31,7 @@ def listing(file: Path) -> Listing:
     the file's folder.
 
     Splits are called train, validation (or valid, val) and test. Without them the paths, as they are written, decide;
-    where there is nothing to validate with they decide on that. Classes are in the order of their names, of their
+    where there are only some, as `told` says. Classes are in the order of their names, of their
     values where all are whole numbers; those of masks may be named in a `labels.txt` beside the file. Raises BadData.
     """
     task, rows = _rows(file)
@@ -61,10 +54,7 @@ def _entries(rows: list[Row], named: dict[SplitName | None, list[tuple[str, Entr
     given = {row.split for row in rows}
     if given == {None}:
         return shared(named[None])
-    entries: Entries = {split: [entry for _, entry in named[split]] for split in SPLITS}
-    if "validation" not in given:
-        entries["train"], entries["validation"] = put_aside(named["train"])
-    return entries
+    return told({split: named[split] for split in SPLITS if split in given or split == "train"})
 
 
 def _rows(file: Path) -> tuple[str, list[Row]]:

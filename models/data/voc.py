@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
+from models.data.dataset import SplitName
 from models.data.faults import Fault
-from models.data.listing import LABELS, SPLITS, Entries, Entry, Listing, class_names, lines, put_aside
+from models.data.listing import LABELS, SPLITS, Entries, Entry, Listing, class_names, lines, told
 from models.errors import BadData
 
 IMAGES, MASKS, LISTS = "JPEGImages", "SegmentationClass", Path("ImageSets") / "Segmentation"
@@ -30,10 +31,8 @@ def listing(root: Path) -> Listing:
     faults: list[Fault] = []
     train, val = (_entries(root, _names(root, name), faults) for name in ("train", "val"))
     test = _with_masks(root)
-    entries: Entries = {"train": [entry for _, entry in train], "validation": [entry for _, entry in val], "test": test}
-    if not test:
-        entries["test"] = entries["validation"]
-        entries["train"], entries["validation"] = put_aside(train)
+    named: dict[SplitName, list[tuple[str, Entry]]] = {"train": train, "validation": val}
+    entries = told({**named, "test": test} if test else named)
     _check_once(root, entries)
     own = CLASSES if re.fullmatch(r"VOC\d{4}", root.name) else None
     return Listing("segmentation", class_names(root / LABELS) or own, entries, faults)
@@ -43,10 +42,8 @@ def _names(root: Path, split: str) -> list[str]:
     return lines(root / LISTS / f"{split}.txt")
 
 
-def _with_masks(root: Path) -> list[Entry]:
-    if not (root / LISTS / "test.txt").is_file():
-        return []
-    return [entry for _, entry in _entries(root, _names(root, "test"), [])]
+def _with_masks(root: Path) -> list[tuple[str, Entry]]:
+    return _entries(root, _names(root, "test"), []) if (root / LISTS / "test.txt").is_file() else []
 
 
 def _entries(root: Path, names: list[str], faults: list[Fault]) -> list[tuple[str, Entry]]:

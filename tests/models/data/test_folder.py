@@ -179,6 +179,67 @@ def test_classes_may_lie_below_their_splits(tmp_path: Path) -> None:
     assert [len(data.split(name)) for name in SPLITS] == [12, 4, 6]
 
 
+@pytest.mark.parametrize("name", ["val", "valid", "Validation"])
+def test_what_is_to_validate_with_is_found_under_its_other_names(tmp_path: Path, name: str) -> None:
+    for folder, count in (("train", 6), (name, 2), ("Test", 3)):
+        write_classes(tmp_path / folder, count)
+    assert [len(load(tmp_path).split(split)) for split in SPLITS] == [12, 4, 6]
+
+
+def test_what_is_to_validate_with_is_held_out_where_nothing_is_to_test_with(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", 40)
+    write_classes(tmp_path / "val", 3)
+    found = names(load(tmp_path))
+    assert len(found["test"]) == 6
+    assert 1 <= len(found["validation"]) <= 20  # of those to train with
+    assert len(found["train"]) + len(found["validation"]) == 80
+
+
+def test_pictures_in_folders_below_a_class_are_of_that_class(tmp_path: Path) -> None:
+    root = write_classes(tmp_path)
+    before = names(load(root))
+    for name in ("dark/indoors/night", "dark/.thumbnails"):
+        (root / name).mkdir(parents=True)
+        Image.new("L", (9, 9), 40).save(root / name / "x.png")
+    after = names(load(root))
+    assert sum(map(len, after.values())) == sum(map(len, before.values())) + 1
+    assert sorted(chain.from_iterable(after.values())) == sorted([*chain.from_iterable(before.values()), "x"])
+
+
+def test_class_may_be_called_train(tmp_path: Path) -> None:
+    for label, value in (("train", 40), ("bus", 210)):
+        (tmp_path / label).mkdir()
+        for number in range(20):
+            Image.new("L", (10, 12), value).save(tmp_path / label / f"{number}.png")
+    assert load(tmp_path).labels == ["bus", "train"]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_masks_may_lie_in_folders_for_their_splits(tmp_path: Path, inside: bool) -> None:
+    for split, count in (("train", 6), ("val", 2), ("test", 3)):
+        write_masks(tmp_path / split, count)
+        if inside:  # images/train/ instead of train/images/
+            for kind in ("images", "masks"):
+                (tmp_path / kind).mkdir(exist_ok=True)
+                (tmp_path / split / kind).rename(tmp_path / kind / split)
+            (tmp_path / split).rmdir()
+    data = load(tmp_path)
+    assert (data.task, [len(data.split(split)) for split in SPLITS]) == ("segmentation", [6, 2, 3])
+    image, mask = data.split("validation")[1]
+    assert isinstance(mask, np.ndarray)
+    assert (image[mask == 2] == PALETTE[2]).all()
+
+
+def test_lists_of_two_splits_are_enough(tmp_path: Path) -> None:
+    root = write_masks(tmp_path, 12)
+    write_lists(root, "p1 p2 p3 p4 p5 p6", "p7", "p8 p9")
+    (root / "splits" / "validation.txt").unlink()
+    found = names(load(root))
+    assert found["test"] == ["p8", "p9"]
+    assert found["validation"]
+    assert sorted(found["train"] + found["validation"]) == ["p1", "p2", "p3", "p4", "p5", "p6"]
+
+
 def move(root: Path) -> None:
     (root / "masks").rename(root / "labels")
 
@@ -220,8 +281,8 @@ FAULTS_OF_MASKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "one label": (lambda root: (root / "labels.txt").write_text("a\n"), "names 1 classes, want 2 to 255"),
     "labels are no text": (lambda root: (root / "labels.txt").write_bytes(b"\xff\xfe"), "not UTF-8 text"),
     "split missing": (
-        lambda root: (write_lists(root, "p1", "p2", "p3"), (root / "splits" / "test.txt").unlink()),
-        r"splits/test\.txt cannot be read \(No such file or directory\)",
+        lambda root: (write_lists(root, "p1", "p2", "p3"), (root / "splits" / "train.txt").unlink()),
+        r"splits is split into test and validation only, want train and test or validation",
     ),
     "unknown in a split": (lambda root: write_lists(root, "p1", "p2", "p999"), r"test\.txt names 'p999', and there is"),
     "in two splits": (lambda root: write_lists(root, "p1", "p2", "p1"), r"test\.txt names 'p1', which is in train"),
@@ -279,8 +340,11 @@ def test_fault_of_a_folder_of_classes_is_told_in_one_line(tmp_path: Path, fault:
 
 def test_splits_of_classes_stand_together(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", 4)
-    write_classes(tmp_path / "val", 4)
-    with pytest.raises(BadData, match=r"no folder .*/test, want train/, test/ and maybe validation/"):
+    with pytest.raises(BadData, match=r"there is .*/train, and no test/ or validation/ beside it: want one of them"):
+        load(tmp_path)
+    for name in ("val", "valid"):
+        write_classes(tmp_path / name, 4)
+    with pytest.raises(BadData, match=r"/val and .*/valid are both for validation, want one of them"):
         load(tmp_path)
 
 
