@@ -1,5 +1,6 @@
-"""Opens a graph in onnxruntime, with the threads that training has."""
+"""Opens a graph in onnxruntime, with the threads that training has; and where networks run best."""
 
+import re
 from pathlib import Path
 from typing import TypeAlias
 
@@ -9,6 +10,12 @@ import torch
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 Session: TypeAlias = onnxruntime.InferenceSession
+# What onnxruntime says first: the kind of error, the node, and the line of its source.
+_FIRST_WORDS = (
+    r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ",
+    r".*Status Message: ",
+    r"\S+\.(cc|h):\d+ (.* was false\. |\w+ )?",
+)
 
 
 def session(graph: onnx.ModelProto | Path, providers: list[str] | None = None, optimised: bool = True) -> Session:
@@ -23,3 +30,24 @@ def session(graph: onnx.ModelProto | Path, providers: list[str] | None = None, o
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     model = graph if isinstance(graph, Path) else graph.SerializeToString()
     return Session(model, options, providers=providers or [CPU])
+
+
+def providers() -> list[str]:
+    """CUDA where onnxruntime has it, and the CPU, which takes over where there is no device, or no kernel."""
+    offered = onnxruntime.get_available_providers()
+    if CUDA in offered:
+        onnxruntime.preload_dlls()
+    return [name for name in (CUDA, CPU) if name in offered]
+
+
+def device() -> torch.device:
+    """Where PyTorch runs a network: CUDA where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def words(error: Exception) -> str:
+    """What onnxruntime says, in one line, without the names of its own code."""
+    text = " ".join(str(error).split())
+    for before in _FIRST_WORDS:
+        text = re.sub(f"^{before}", "", text)
+    return text[:300]

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.measure import Measurement
@@ -65,10 +66,14 @@ def export(
     """Export a trained network as an ONNX file that describes itself, if it answers as PyTorch does."""
     if all_variants and variant is not None:
         raise BadTraining(f"--all-variants only prints a table: want it without --variant {variant}")
+    if without_data and data is not None:
+        raise BadTraining(f"--without-data and --data {data}: want one of the two")
     plan = Plan(max_drop=max_drop, calibration=calibration, calibration_images=calibration_images)
     held_out = "" if without_data else data
     if all_variants:
-        _compare(checkpoint, held_out, plan, repository)
+        told = {"--name": name, "--data": data, "--without-data": "" if without_data else None}
+        again = _again(checkpoint, repository, told, plan)
+        _compare(checkpoint, held_out, plan, again)
         return
     exported = run(checkpoint, repository, name, held_out, variant or "fp32", plan)
     print(f"file      {exported.path}  ({exported.path.stat().st_size / 1024:.0f} KiB, version {exported.version})")
@@ -105,7 +110,18 @@ def _checked(exported: Exported) -> list[str]:
     return lines
 
 
-def _compare(checkpoint: Path, data: str | None, plan: Plan, repository: Path) -> None:
+def _again(checkpoint: Path, repository: Path, told: dict[str, str | None], plan: Plan) -> list[str]:
+    """The command that exports as was told now; what was not told is left to its default."""
+    planned = {
+        f"--{name.replace('_', '-')}": str(value)
+        for name, value in msgspec.structs.asdict(plan).items()
+        if value != getattr(DEFAULT, name)
+    }
+    options = [word for name, value in {**told, **planned}.items() if value is not None for word in (name, value)]
+    return ["convoy", "export", str(checkpoint), "--repository", str(repository), *filter(None, options)]
+
+
+def _compare(checkpoint: Path, data: str | None, plan: Plan, again: list[str]) -> None:
     traced = trace(checkpoint, data)
     graphs = {}
     for precision in PRECISIONS:
@@ -123,5 +139,4 @@ def _compare(checkpoint: Path, data: str | None, plan: Plan, repository: Path) -
         print(note)
     for precision, outcome in outcomes.items():
         if not outcome.complaint:
-            command = ["convoy", "export", str(checkpoint), "--repository", str(repository), "--variant", precision]
-            print(f"next  {shlex.join(command)}")
+            print(f"next  {shlex.join([*again, '--variant', precision])}")

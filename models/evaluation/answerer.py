@@ -67,13 +67,14 @@ def of_checkpoint(path: Path, data: str | None = None) -> Answerer:
 
 
 def of_network(description: Description, network: nn.Module) -> Answerer:
-    """Run by PyTorch."""
-    module = served(description.task, description.normalisation(), network)
+    """Run by PyTorch, on CUDA where there is one; the network is brought there."""
+    device = runtime.device()
+    module = served(description.task, description.normalisation(), network).to(device)
 
     def answer(batch: Tensor) -> Tensor:
         with torch.inference_mode():
-            found = module(batch)
-        return found if isinstance(found, Tensor) else found[0]
+            found = module(batch.to(device))
+        return (found if isinstance(found, Tensor) else found[0]).cpu()
 
     return Answerer(
         name=description.architecture,
@@ -87,7 +88,7 @@ def of_network(description: Description, network: nn.Module) -> Answerer:
 
 
 def of_file(path: Path, data: str | None = None) -> Answerer:
-    """Run by onnxruntime on the CPU, as the engine runs it. Raises BadNetworkFile, BadTraining."""
+    """Run by onnxruntime, on CUDA where it has that, as the engine runs it. Raises BadNetworkFile, BadTraining."""
     session = _session(path)
     document = _document(path, session)
     wanted, (taken,) = ANSWER[document.task], [value.name for value in session.get_inputs()]
@@ -112,10 +113,13 @@ def _session(path: Path) -> Session:
     if not path.is_file():
         raise BadNetworkFile(f"there is no file {path}, want one that `convoy export` wrote")
     try:
-        return runtime.session(path)
+        return runtime.session(path, runtime.providers())
     except Exception as error:  # onnxruntime's own classes, one for each kind of damage
-        why = " ".join(str(error).split())[:200]
-        raise BadNetworkFile(f"{path} is not a file that onnxruntime runs: {why}") from None
+        # Its words about a file that is none are about protobuf.
+        why = "" if "protobuf" in str(error).lower() else f": {runtime.words(error)}"
+        raise BadNetworkFile(
+            f"{path} is no ONNX file that onnxruntime runs, want one that `convoy export` wrote{why}"
+        ) from None
 
 
 def _document(path: Path, session: Session) -> Document:

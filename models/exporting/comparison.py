@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 
@@ -18,7 +17,7 @@ from models.data.batches import loader
 from models.data.generated import generated
 from models.data.loading import Batch
 from models.evaluation.metrics import measures
-from models.runtime import CPU, CUDA, Session
+from models.runtime import CPU, Session
 from service.metadata import Precision, Task
 
 BATCH_SIZE = 16
@@ -43,7 +42,7 @@ class Quality(NamedTuple):
 
 def sessions(graphs: Graphs) -> dict[Precision, Session]:
     """On CUDA where onnxruntime has it, else on the CPU, with what a server uses."""
-    return {precision: _session(graph) for precision, graph in graphs.items()}
+    return {precision: runtime.session(graph, runtime.providers()) for precision, graph in graphs.items()}
 
 
 def qualities(running: Sessions, description: Description) -> dict[Precision, Quality]:
@@ -146,13 +145,6 @@ def _rounds() -> Iterator[int]:
         if count > FEWEST_ROUNDS and time.perf_counter() - start > SIZE_SECONDS:
             return
         yield count
-
-
-def _session(graph: onnx.ModelProto) -> Session:
-    offered = onnxruntime.get_available_providers()
-    if CUDA in offered:
-        onnxruntime.preload_dlls()
-    return runtime.session(graph, [name for name in (CUDA, CPU) if name in offered])
 
 
 def _threads() -> int:

@@ -174,7 +174,7 @@ def _document(
             labels=labels or [f"class {index}" for index in range(classes)],
             palette=None if wanted.palette is None else read_palette(wanted.palette, classes),
             input=spec,
-            provenance=Provenance(architecture=found.model.producer_name or "unknown", data=source),
+            provenance=Provenance(architecture=source, data=""),
         )
     except ValueError as error:
         raise BadNetworkFile(f"cannot be served so: {error}") from None

@@ -1,6 +1,5 @@
 """The file as it was made, running: what the adopted one must answer, and what its answers are seen from."""
 
-import re
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,6 @@ from models.foreign.names import PREFIX
 from models.runtime import Session
 
 Size = tuple[int, int]
-# What onnxruntime says first: the kind of error, the node, and the line of its source.
-OWN_WORDS = (
-    r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ",
-    r".*Status Message: ",
-    r"\S+\.(cc|h):\d+ (.* was false\. |\w+ )?",
-)
 
 
 class Original:
@@ -69,8 +62,5 @@ def session(model: onnx.ModelProto, optimised: bool = True) -> Session:
 
 
 def words(error: Exception) -> str:
-    """What onnxruntime says, in one line, without its own code's names."""
-    text = " ".join(str(error).split())
-    for before in OWN_WORDS:
-        text = re.sub(f"^{before}", "", text)
-    return text.replace(PREFIX, "")[:300]
+    """What onnxruntime says, with the names that the file has."""
+    return runtime.words(error).replace(PREFIX, "")

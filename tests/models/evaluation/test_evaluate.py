@@ -5,20 +5,24 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
+from models import runtime
 from models.checkpoint import Description
 from models.data.dataset import IGNORE, DataSet
 from models.data.registry import DATA
 from models.errors import BadCheckpoint, BadNetworkFile
 from models.evaluation import metrics
+from models.evaluation.answerer import of_path
 from models.evaluation.evaluate import evaluate, evaluate_file
 from models.evaluation.metrics import measures
 from models.exporting.export import export
+from models.runtime import CPU, CUDA
 from models.visualize import confusion
 from service import cli
 from service.metadata import InputSpec
@@ -162,7 +166,7 @@ def test_file_that_does_not_say_what_it_is_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"no graph")
     for name, why in (
         ("plain", "does not say what it is"),
-        ("broken", "not a file that"),
+        ("broken", "is no ONNX file that"),
         ("none", "there is no file"),
     ):
         with pytest.raises(BadNetworkFile, match=why):
@@ -266,3 +270,53 @@ def test_command_refuses_a_missing_checkpoint(tmp_path: Path, capsys: pytest.Cap
     assert "there is no checkpoint" in capsys.readouterr().err
     with pytest.raises(BadCheckpoint):
         evaluate_file(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"# Not a network\n", b"\x08\x07"])
+def test_file_that_is_no_network_is_refused_with_what_is_wanted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    file = tmp_path / "bad.onnx"
+    file.write_bytes(content)
+    assert cli.run(["evaluate", str(file)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{file} is no ONNX file that onnxruntime runs, want one that `convoy export` wrote" in line
+    assert "ONNXRuntimeError" not in line
+    assert "rotobuf" not in line
+
+
+@pytest.mark.parametrize(("offered", "wanted"), [([CUDA, CPU], [CUDA, CPU]), ([CPU], [CPU]), ([CPU, "Other"], [CPU])])
+def test_file_is_run_on_cuda_where_onnxruntime_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offered: list[str], wanted: list[str]
+) -> None:
+    file = export(untrained(tmp_path), tmp_path, data="").path
+    taken: list[list[str]] = []
+
+    def open_session(*arguments: object, providers: list[str]) -> onnxruntime.InferenceSession:
+        taken.append(providers)
+        return onnxruntime.InferenceSession(*arguments, providers=[CPU])
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: offered)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(runtime, "Session", open_session)
+    assert of_path(file, "tiny-digits").name == "lenet5"
+    assert taken == [wanted]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_checkpoint_is_run_on_cuda_where_torch_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    moved: list[torch.device] = []
+
+    def to(self: torch.nn.Module | torch.Tensor, device: torch.device) -> torch.nn.Module | torch.Tensor:
+        moved.append(device)
+        return self
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch.nn.Module, "to", to)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    answerer = of_path(untrained(tmp_path))
+    answers = answerer.answer(torch.zeros(2, 32, 32, 1, dtype=torch.uint8))
+    assert answers.shape == (2, 10)
+    assert moved == [torch.device("cuda" if there else "cpu")] * 2

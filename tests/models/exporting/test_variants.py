@@ -1,5 +1,6 @@
 """A network in fewer bits: what is in the file, what is measured beside fp32, and when it is refused."""
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -301,9 +302,22 @@ def test_table_shows_every_variant_and_writes_nothing(tmp_path: Path, capsys: py
     assert lines[0].split()[:3] == ["variant", "file", "KiB"]
     assert [line.split()[0] for line in lines[1:4]] == ["fp32", "fp16", "int8"]
     assert sum(line.startswith("next  convoy export ") for line in lines) == 3
+    assert lines[-1].endswith("repository --max-drop 1.0 --calibration-images 8 --variant int8")
     assert not (tmp_path / "repository").exists()
     assert cli.run([*command, "--variant", "int8"]) == 2
     assert "want it without --variant int8" in capsys.readouterr().err
+
+
+def test_next_command_repeats_what_was_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    repository = tmp_path / "a repository"
+    command = ["export", str(untrained(tmp_path)), "--repository", str(repository), "--name", "small", "--without-data"]
+    assert cli.run([*command, "--all-variants", "--max-drop", "1"]) == 0
+    (line, *_) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next  convoy ")]
+    assert shlex.split(line)[2:] == [*command, "--max-drop", "1.0", "--variant", "fp32"]
+    assert cli.run(shlex.split(line)[2:]) == 0
+    assert (repository / "small" / "1" / "model.onnx").is_file()
+    assert cli.run([*command, "--data", "tiny-digits"]) == 2
+    assert "--without-data and --data tiny-digits: want one of the two" in capsys.readouterr().err
 
 
 def test_slow_moments_are_shared_by_what_is_timed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
