@@ -98,6 +98,9 @@ def _lines(summary: Summary) -> Iterator[str]:
         yield f"colour    {summary.count - summary.grey} in colour, {summary.grey} grey; read as {read_as}"
     yield f"left out  {len(summary.unusable)} cannot be trained with"
     yield from (f"  {each.reason}" for each in summary.unusable)
+    if summary.unused:
+        kinds = ", ".join(f"{count} {ending}" for ending, count in summary.unused.items())
+        yield f"not used  other files that lie there: {kinds}"
     across = [copies for copies in summary.copies if copies.across]
     within = [copies for copies in summary.copies if not copies.across]
     yield f"twice     in several splits: {len(across)}; within one split: {len(within)}"

@@ -4,14 +4,17 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
 
+from models.data import mask_folders, voc
 from models.data.dataset import IGNORE, DataSet, Split, SplitName
-from models.data.faults import Fault, tell
-from models.data.listing import SPLITS
+from models.data.faults import Fault, in_words, tell
+from models.data.folder import FolderSplit
+from models.data.listing import LABELS, SPLITS
 from models.data.reading import in_threads
 from models.data.registry import loaded
 from models.errors import BadData
@@ -62,7 +65,8 @@ class Unusable(msgspec.Struct, frozen=True):
 class Summary(msgspec.Struct, frozen=True):
     """All of it. `balance` is the largest class of the training split over the smallest, by pictures or by the pixels
     of masks; None where one has nothing. `grey` counts pictures without colour; None for tensors. `read_as` is L for
-    grey, RGB for colour."""
+    grey, RGB for colour. `unused` counts the files in a folder that are not read, by the endings of
+    their names."""
 
     name: str
     task: Task
@@ -72,6 +76,7 @@ class Summary(msgspec.Struct, frozen=True):
     read_as: str | None
     grey: int | None
     unusable: list[Unusable]
+    unused: dict[str, int]
     copies: list[Copies]
 
     @property
@@ -114,9 +119,29 @@ def summary(data: DataSet, faults: Sequence[Fault]) -> Summary:
         balance=_balance(splits["train"]),
         read_as=data.colour,
         grey=None if data.colour is None else sum(each.grey for looks in seen.values() for each in looks),
-        unusable=[Unusable(str(fault.file), fault.reason) for fault in faults],
+        unusable=[Unusable(in_words(fault.file), in_words(Path(fault.reason))) for fault in faults],
+        unused=_unused(data, faults),
         copies=_copies(data, seen),
     )
+
+
+def _unused(data: DataSet, faults: Sequence[Fault]) -> dict[str, int]:
+    splits = [data.split(name) for name in SPLITS]
+    root = Path(data.name)
+    if not root.is_dir() or not all(isinstance(split, FolderSplit) for split in splits):
+        return {}
+    entries = [entry for split in splits if isinstance(split, FolderSplit) for entry in split.entries]
+    used = {path for entry in entries for path in entry if isinstance(path, Path)} | {fault.file for fault in faults}
+    lists = {file for folder in (mask_folders.LISTS, voc.LISTS) for file in (root / folder).glob("*.txt")}
+    used |= lists | {root / LABELS}
+    unused = Counter(
+        path.suffix.lower() or "no ending"
+        for path in root.rglob("*")
+        if path not in used
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(root).parts)
+    )
+    return dict(unused.most_common())
 
 
 class Look(NamedTuple):

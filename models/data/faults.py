@@ -22,6 +22,11 @@ Report = Callable[[Sequence[Fault], int], None]
 _told: set[str] = set()  # by `tell`, the only one who writes it
 
 
+def in_words(path: Path) -> str:
+    """A path as text that can be written anywhere: bytes of a name that are not UTF-8 as their numbers."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def tell(faults: Sequence[Fault], pictures: int) -> None:
     """Each fault on stderr, once however often the data are read, then how many pictures were left out."""
     # Where several processes of a host read the same data, the first of them speaks.

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from models.data import picture
 from models.data.dataset import IGNORE, DataSet, SplitName, Target
-from models.data.faults import Fault, Report
+from models.data.faults import Fault, Report, in_words
 from models.data.listing import SPLITS, Entries, Entry, Listing, check_complete
 from models.data.reading import Facts, moments, read
 from models.errors import BadData
@@ -91,7 +91,7 @@ class FolderSplit:
     def name(self, index: int) -> str:
         """Where a picture lies, seen from the data set."""
         path, root = self.entries[index].image, self.root if self.root.is_dir() else self.root.parent
-        return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+        return in_words(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
 def _sound(listed: list[tuple[SplitName, Entry]]) -> tuple[list[tuple[SplitName, Entry, Facts]], list[Fault]]:

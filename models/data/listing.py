@@ -1,13 +1,13 @@
 """What belongs to a data set of picture files, and whether there is enough of it; no picture is opened here."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from models.data.dataset import SplitName
 from models.data.faults import Fault
-from models.data.shares import share, validating
+from models.data.shares import shares, validating
 from models.errors import BadData
 from service.metadata import Task
 
@@ -45,10 +45,15 @@ class Listing(NamedTuple):
 
 
 def shared(named: Iterable[tuple[str, Entry]]) -> Entries:
-    """Entries by split as their names alone decide."""
+    """Entries by split as their names alone decide; each class is there to train and to test with, where it can."""
+    listed = list(named)
+    groups: dict[int, list[str]] = defaultdict(list)
+    for name, entry in listed:
+        groups[entry.target if isinstance(entry.target, int) else 0].append(name)
+    split_of = shares(list(groups.values()))
     found: Entries = {split: [] for split in SPLITS}
-    for name, entry in named:
-        found[share(name)].append(entry)
+    for name, entry in listed:
+        found[split_of[name]].append(entry)
     return found
 
 

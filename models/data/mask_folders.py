@@ -7,7 +7,7 @@ from typing import NamedTuple
 from models.data.dataset import SplitName
 from models.data.faults import Fault
 from models.data.listing import LABELS, SPLITS, Entry, Listing, class_names, lines, shared, split_paths, told
-from models.data.picture import files
+from models.data.picture import by_stem, files
 from models.errors import BadData
 
 IMAGES, MASKS, LISTS = "images", "masks", "splits"
@@ -63,11 +63,7 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _by_stem(pair: Pair) -> dict[str, Path]:
-    images: dict[str, Path] = {}
-    for path in files(pair.images):
-        if path.stem in images:
-            raise BadData(f"{images[path.stem]} and {path} have the same name, want one picture for a mask")
-        images[path.stem] = path
+    images = by_stem(files(pair.images))
     if not images:
         raise BadData(f"{pair.images} holds no picture, want some of a format that Pillow reads")
     return images

@@ -5,7 +5,9 @@ pixels, but for one step of 255 where colours of 16 bits or half transparent one
 """
 
 import contextlib
-from collections.abc import Iterator
+import mimetypes
+import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -15,6 +17,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from models.errors import BadData
+
+# What is too large for Pillow is an error, told in words; these are somebody's own pictures.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 GREY_MODES = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L")
 ORIENTATION = 0x0112
@@ -48,13 +53,29 @@ class MaskHeader(NamedTuple):
 
 def files(folder: Path, below: bool = False) -> list[Path]:
     """The pictures right in a folder, or in the folders `below` it, too, by name; files of other kinds and what is
-    hidden are left alone."""
+    hidden are left alone.
+
+    Among them are pictures of a kind that Pillow does not open, such as HEIC, and links that lead nowhere: reading
+    tells what is wrong with them.
+    """
     known = _extensions()
     return sorted(
         path
         for path in (folder.rglob("*") if below else folder.iterdir())
-        if path.suffix.lower() in known and not _hidden(path.relative_to(folder)) and path.is_file()
+        if (path.suffix.lower() in known or _called_picture(path))
+        and not _hidden(path.relative_to(folder))
+        and (path.is_file() or (path.is_symlink() and not path.is_dir()))
     )
+
+
+def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
+    """Pictures by their names without the ending. Raises BadData where two have the same."""
+    images: dict[str, Path] = {}
+    for path in paths:
+        if path.stem in images:
+            raise BadData(f"{images[path.stem]} and {path} have the same name, want one picture for a mask")
+        images[path.stem] = path
+    return images
 
 
 def header(path: Path) -> Header:
@@ -97,6 +118,11 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
         return np.array(image)
 
 
+def _called_picture(path: Path) -> bool:
+    kind, _ = mimetypes.guess_type(path.name, strict=False)
+    return kind is not None and kind.startswith("image/")
+
+
 def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
@@ -114,7 +140,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise
     except Exception as error:  # decoders raise whatever they like
         many = "more pixels than Pillow takes for harmless" if isinstance(error, Image.DecompressionBombError) else None
-        why = getattr(error, "strerror", None) or many or "damaged, or no picture"
+        strange = "of a kind that Pillow does not open" if path.suffix.lower() not in _extensions() else None
+        why = getattr(error, "strerror", None) or many or strange or "damaged, or no picture"
         raise BadData(f"{path} cannot be read ({why}), want a picture") from error
 
 

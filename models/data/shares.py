@@ -1,6 +1,7 @@
 """Which split a picture belongs to, where nobody says."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 
 from models.data.dataset import SplitName
@@ -19,6 +20,28 @@ def share(name: str) -> SplitName:
     return "validation" if place < TEST_SHARE + VALIDATION_SHARE else "train"
 
 
+def shares(groups: Sequence[Sequence[str]]) -> dict[str, SplitName]:
+    """The split of each name: that of `share`, but that of every group at least one is to train with and one to test
+    with, and of all of them one to validate with, as far as there are names.
+
+    A group are the names of one class, or all where no picture has one class alone. Where there is nothing in a split,
+    the name that is nearest to it goes there, so few names do not keep their split when others are added.
+    """
+    found = {name: share(name) for group in groups for name in group}
+    for group in groups:
+        ordered = sorted(group, key=_place)
+        if len(group) > 1:
+            found[ordered[0]] = "test"  # as it was where any is
+            if all(found[name] != "train" for name in group):
+                found[ordered[-1]] = "train"
+    if "validation" not in found.values():
+        training = [[name for name in group if found[name] == "train"] for group in groups]
+        spare = [name for names in training if len(names) > 1 for name in names]
+        if spare:
+            found[min(spare, key=_place)] = "validation"
+    return found
+
+
 def validating(names: Sequence[str]) -> list[bool]:
     """Of pictures to train with, which are put aside to validate with: about one in ten, and one at least.
 
@@ -31,4 +54,5 @@ def validating(names: Sequence[str]) -> list[bool]:
 
 def _place(name: str) -> float:
     """0..1, evenly."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
+    # The bytes of the name, which need not be UTF-8.
+    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8]) / 2**64

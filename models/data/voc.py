@@ -6,6 +6,7 @@ from pathlib import Path
 from models.data.dataset import SplitName
 from models.data.faults import Fault
 from models.data.listing import LABELS, SPLITS, Entries, Entry, Listing, class_names, lines, told
+from models.data.picture import by_stem, files
 from models.errors import BadData
 
 IMAGES, MASKS, LISTS = "JPEGImages", "SegmentationClass", Path("ImageSets") / "Segmentation"
@@ -29,8 +30,9 @@ def listing(root: Path) -> Listing:
     as its archives have it. Raises BadData.
     """
     faults: list[Fault] = []
-    train, val = (_entries(root, _names(root, name), faults) for name in ("train", "val"))
-    test = _with_masks(root)
+    images = by_stem(files(root / IMAGES))
+    train, val = (_entries(root, images, name, faults) for name in ("train", "val"))
+    test = _entries(root, images, "test", []) if (root / LISTS / "test.txt").is_file() else []
     named: dict[SplitName, list[tuple[str, Entry]]] = {"train": train, "validation": val}
     entries = told({**named, "test": test} if test else named)
     _check_once(root, entries)
@@ -38,23 +40,17 @@ def listing(root: Path) -> Listing:
     return Listing("segmentation", class_names(root / LABELS) or own, entries, faults)
 
 
-def _names(root: Path, split: str) -> list[str]:
-    return lines(root / LISTS / f"{split}.txt")
-
-
-def _with_masks(root: Path) -> list[tuple[str, Entry]]:
-    return _entries(root, _names(root, "test"), []) if (root / LISTS / "test.txt").is_file() else []
-
-
-def _entries(root: Path, names: list[str], faults: list[Fault]) -> list[tuple[str, Entry]]:
-    entries = []
-    for name in names:
-        entry = Entry(root / IMAGES / f"{name}.jpg", root / MASKS / f"{name}.png")
-        missing = [path for path in (entry.image, root / MASKS / f"{name}.png") if not path.is_file()]
-        if missing:
-            faults.append(Fault(missing[0], f"there is no file {missing[0]}, want one for {name!r} of {root / LISTS}"))
+def _entries(root: Path, images: dict[str, Path], part: str, faults: list[Fault]) -> list[tuple[str, Entry]]:
+    file, entries = root / LISTS / f"{part}.txt", []
+    for name in lines(file):
+        mask = root / MASKS / f"{name}.png"
+        if name not in images:
+            reason = f"{file} names {name!r}, and there is no such picture in {root / IMAGES}"
+            faults.append(Fault(root / IMAGES / name, reason))
+        elif not mask.is_file():
+            faults.append(Fault(mask, f"there is no mask {mask}, want one for {name!r} of {file}"))
         else:
-            entries.append((name, entry))
+            entries.append((name, Entry(images[name], mask)))
     return entries
 
 

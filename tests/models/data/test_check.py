@@ -37,6 +37,19 @@ def write_noise(root: Path, count: int = 20) -> Path:
     return root
 
 
+def test_files_that_are_not_read_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_voc(tmp_path / "VOC2012")
+    assert checked(root, capsys)[1]["unused"] == {}
+    (root / "Annotations").mkdir()
+    for name in ("one.xml", "two.xml", "THREE.XML", ".hidden.xml"):
+        (root / "Annotations" / name).touch()
+    shutil.copy(root / "JPEGImages" / "2007_000003.jpg", root / "JPEGImages" / "in-no-list.jpg")
+    (root / "LICENSE").touch()
+    assert checked(root, capsys)[1]["unused"] == {".xml": 3, ".jpg": 1, "no ending": 1}
+    cli.run(["data", "check", str(root)])
+    assert "not used  other files that lie there: 3 .xml, 1 " in capsys.readouterr().out
+
+
 def test_sound_folder_is_told_in_full_and_exits_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, found = checked(write_noise(tmp_path), capsys)
     assert code == 0

@@ -1,5 +1,6 @@
 """One's own folders as data: found, measured and split as they say, and every fault told in one line."""
 
+import os
 import shutil
 from collections.abc import Callable
 from itertools import chain
@@ -15,7 +16,7 @@ from models.data.dataset import DataSet, Split
 from models.data.faults import refuse
 from models.data.listing import SPLITS
 from models.data.registry import data_set, held_out, resolve, shown
-from models.data.shares import share
+from models.data.shares import share, shares
 from models.errors import BadData, BadTraining
 from service import cli, metadata
 
@@ -65,6 +66,12 @@ def write_lists(root: Path, train: str, validation: str, test: str) -> None:
 
 def names(data: DataSet) -> dict[str, list[str]]:
     return {name: [entry.image.stem for entry in data.split(name).entries] for name in SPLITS}  # type: ignore[attr-defined]
+
+
+def paths(data: DataSet) -> dict[str, list[str]]:
+    """Where the pictures of each split lie in the folder."""
+    splits = {name: data.split(name) for name in SPLITS}
+    return {name: [split.name(index) for index in range(len(split))] for name, split in splits.items()}  # type: ignore[attr-defined]
 
 
 def test_masks_and_pictures_go_together(tmp_path: Path) -> None:
@@ -315,13 +322,9 @@ FAULTS_OF_CLASSES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda root: [path.unlink() for path in (root / "dark").iterdir()],
         "class 'dark' of .* has no pictures",
     ),
-    "class in one split only": (
-        lambda root: [path.unlink() for path in (root / "dark").iterdir() if share(f"dark/{path.name}") != "train"],
+    "one picture of a class": (
+        lambda root: [path.unlink() for path in (root / "dark").iterdir() if path.name != "3.png"],
         "class 'dark' of .* has pictures in train only",
-    ),
-    "nothing to train with": (
-        lambda root: [path.unlink() for path in (root / "dark").iterdir() if share(f"dark/{path.name}") == "train"],
-        "class 'dark' of .* has pictures in (validation and test|test) only",
     ),
     "damaged picture": (lambda root: (root / "dark" / "3.png").write_bytes(b"nothing"), r"dark/3\.png cannot be read"),
 }
@@ -346,6 +349,43 @@ def test_splits_of_classes_stand_together(tmp_path: Path) -> None:
         write_classes(tmp_path / name, 4)
     with pytest.raises(BadData, match=r"/val and .*/valid are both for validation, want one of them"):
         load(tmp_path)
+
+
+def test_few_pictures_of_a_class_are_there_to_train_and_to_test_with(tmp_path: Path) -> None:
+    for label in range(10):
+        (tmp_path / str(label)).mkdir()
+        for number in range(2 + label % 3):
+            Image.new("L", (8, 8), 10 * label + number).save(tmp_path / str(label) / f"{number}.png")
+    found = paths(load(tmp_path))
+    assert {path.split("/")[0] for path in found["train"]} == set("0123456789")
+    assert {path.split("/")[0] for path in found["test"]} == set("0123456789")
+    assert len(found["validation"]) >= 1
+    # Where there are enough, names alone decide.
+    many = [f"picture-{number}" for number in range(100)]
+    assert shares([many]) == {name: share(name) for name in many}
+
+
+def test_link_that_leads_nowhere_and_picture_of_an_unknown_kind_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_classes(tmp_path)
+    (root / "dark" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (root / "dark" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (root / "dark" / "notes.txt").write_text("no picture")
+    data_set(str(root))
+    err = capsys.readouterr().err
+    assert "gone.png cannot be read (No such file or directory)" in err
+    assert "phone.heic cannot be read (of a kind that Pillow does not open)" in err
+    assert "left out 2 of 42 pictures" in err
+
+
+def test_name_that_is_not_utf8_is_read_and_told_in_numbers(tmp_path: Path) -> None:
+    root = write_classes(tmp_path)
+    odd = root / "dark" / os.fsdecode(b"caf\xe9.png")
+    shutil.copy(root / "dark" / "3.png", odd)
+    found = [name for part in paths(load(root)).values() for name in part]
+    assert r"dark/caf\xe9.png" in found
+    assert len(found) == 41
 
 
 def test_a_name_is_a_data_set_and_a_path_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,6 +186,30 @@ def test_classes_of_a_folder_laid_out_like_voc_are_its_own(tmp_path: Path) -> No
     assert load(root).labels[15] == "thing 15"
 
 
+def test_voc_pictures_may_be_of_any_kind_that_pillow_opens(tmp_path: Path) -> None:
+    root = write_voc(tmp_path / "VOC2012")
+    before = names(load(root))
+    for number, ending in enumerate((".png", ".JPG", ".webp", ".tiff")):
+        picture = root / "JPEGImages" / f"2007_{number:06}.jpg"
+        Image.open(picture).save(picture.with_suffix(ending))
+        picture.unlink()
+    found = names(load(root))
+    assert {split: [Path(name).stem for name in part] for split, part in found.items()} == {
+        split: [Path(name).stem for name in part] for split, part in before.items()
+    }
+    (root / "JPEGImages" / "2007_000003.tiff").unlink()
+    with pytest.raises(BadData, match=r"train\.txt names '2007_000003', and there is no such picture in"):
+        load(root)
+
+
+def test_table_without_pictures_to_test_with_holds_out_those_to_validate_with(tmp_path: Path) -> None:
+    rows = [f"{row},{'val' if number % 4 < 2 else 'train'}" for number, row in enumerate(ROWS)]
+    found = names(load(write_table(tmp_path, rows, "path,label,split")))
+    assert found["test"] == [row.split(",")[0] for row in rows if row.endswith("val")]
+    assert len(found["train"]) + len(found["validation"]) == 20
+    assert found["validation"]
+
+
 def test_voc_picture_in_both_lists_is_refused(tmp_path: Path) -> None:
     root = write_voc(tmp_path / "VOC2012")
     with (root / "ImageSets/Segmentation/train.txt").open("a") as file:
