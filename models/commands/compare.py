@@ -48,7 +48,7 @@ def _print(comparison: Comparison) -> None:
     for place, name in enumerate(header(comparison)):
         table.add_column(name, justify="left" if place < 3 else "right", no_wrap=True)
     for row in comparison.runs:
-        table.add_row(*cells(row))
+        table.add_row(*cells(comparison, row))
     console = Console()
     # As wide as it is, also where the terminal is narrower: figures that are cut off say nothing.
     wide = Measurement.get(console, console.options.update(max_width=1000), table).maximum

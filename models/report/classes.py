@@ -8,7 +8,7 @@ from rich.table import Table
 from models.evaluation.classes import ClassScores
 from models.evaluation.evaluate import Evaluation
 
-MOST_ROWS = 40  # in the terminal; the file has them all
+MOST_ROWS = 40  # in the terminal, and in sight on a page; the file has them all
 
 
 def columns(evaluation: Evaluation) -> list[str]:
@@ -26,10 +26,9 @@ def cells(scores: ClassScores, names: list[str]) -> list[str]:
 
 def table(evaluation: Evaluation) -> Table:
     """For the terminal: the classes in their order, or of many the worst ones."""
-    names, rows, title = columns(evaluation), evaluation.classes, "classes"
-    if len(rows) > MOST_ROWS:
-        rows = sorted(rows, key=lambda row: (row.support == 0, row.f1 or 0.0))[:MOST_ROWS]
-        title = f"the {MOST_ROWS} worst of {len(evaluation.classes)} classes"
+    names, rows, title = columns(evaluation), worst(evaluation), "classes"
+    if len(rows) < len(evaluation.classes):
+        title = f"the {len(rows)} worst of {len(evaluation.classes)} classes"
     result = Table(title=title, box=None, padding=(0, 2, 0, 0))
     result.add_column("class", style="bold")
     for name in names:
@@ -37,6 +36,14 @@ def table(evaluation: Evaluation) -> Table:
     for row in rows:
         result.add_row(row.label, *cells(row, names))
     return result
+
+
+def worst(evaluation: Evaluation) -> list[ClassScores]:
+    """The classes in their order where they are few, else the worst ones, worst first."""
+    rows = evaluation.classes
+    if len(rows) <= MOST_ROWS:
+        return rows
+    return sorted(rows, key=lambda row: (row.support == 0, row.f1 or 0.0))[:MOST_ROWS]
 
 
 def save(evaluation: Evaluation, path: Path) -> None:

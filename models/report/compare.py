@@ -64,23 +64,24 @@ def names(roots: Sequence[Path]) -> list[str]:
 
 def header(comparison: Comparison) -> list[str]:
     """The columns of the table."""
-    first = comparison.runs[0]
+    validation, held_out = _scores(comparison)
     return [
         "run",
         *("architecture", "data", "parameters", "multiply-adds", "epochs", "seconds"),
-        *(f"validation {name.replace('_', ' ')}" for name in first.validation),
-        *(f"held-out {name.replace('_', ' ')}" for name in first.held_out),
+        *(f"validation {name.replace('_', ' ')}" for name in validation),
+        *(f"held-out {name.replace('_', ' ')}" for name in held_out),
     ]
 
 
-def cells(row: Compared) -> list[str]:
-    """A run as text, in the order of the header."""
-    scores = [*row.validation.values(), *row.held_out.values()]
+def cells(comparison: Comparison, row: Compared) -> list[str]:
+    """One of its runs as text, in the order of the header; – for a score that it does not have."""
+    validation, held_out = _scores(comparison)
+    scores = [*map(row.validation.get, validation), *map(row.held_out.get, held_out)]
     return [
         row.name,
         *(row.architecture, row.data, f"{row.parameters:,}", f"{row.multiply_adds:,}"),
         *(str(row.epochs), f"{row.seconds:.0f}"),
-        *(f"{score:.4f}" for score in scores),
+        *("–" if score is None else f"{score:.4f}" for score in scores),
     ]
 
 
@@ -88,16 +89,25 @@ def save(comparison: Comparison, path: Path) -> Path | None:
     """Write the page, and beside it the curves as a PNG file; answers where those are, or None where no run has any."""
     picture = path.with_suffix(".png") if any(run.rows for run in comparison.read) else None
     sections = [page.note(text) for text in comparison.notes]
-    sections.append(page.section("Runs", page.table(header(comparison), map(cells, comparison.runs))))
+    rows = [cells(comparison, row) for row in comparison.runs]
+    sections.append(page.section("Runs", page.table(header(comparison), rows)))
     if picture is not None:
         leading = f"validation_{LEADING[comparison.runs[0].task]}"
-        rows = {row.name: run.rows for row, run in zip(comparison.runs, comparison.read, strict=True)}
-        curves.save_runs(rows, leading, picture)
+        by_name = {row.name: run.rows for row, run in zip(comparison.runs, comparison.read, strict=True)}
+        curves.save_runs(by_name, leading, picture)
         sections.append(page.section("Curves", page.picture(picture, "scores and losses by epoch", wide=True)))
     sections.append(page.section("What they were told differently", page.table(*_differences(comparison))))
     lead = ", ".join(row.name for row in comparison.runs)
     path.write_text(page.page(f"{len(comparison.runs)} runs side by side", lead, sections), encoding="utf-8")
     return picture
+
+
+def _scores(comparison: Comparison) -> tuple[list[str], list[str]]:
+    """The names of all scores that any of the runs has, on either split."""
+    return (
+        list(dict.fromkeys(name for row in comparison.runs for name in row.validation)),
+        list(dict.fromkeys(name for row in comparison.runs for name in row.held_out)),
+    )
 
 
 def _compared(run: Run, name: str, held_out: bool) -> Compared:

@@ -46,6 +46,16 @@ def note(text: str) -> str:
     return f"<p class=note>{escape(text)}</p>"
 
 
+def text(words: str) -> str:
+    """A sentence."""
+    return f"<p>{escape(words)}</p>"
+
+
+def folded(title: str, part: str) -> str:
+    """A part that is seen when its title is chosen."""
+    return f"<details><summary>{escape(title)}</summary>{part}</details>"
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Numbers at the right; the first column is names."""
     head = "".join(f"<th>{escape(name)}</th>" for name in header)

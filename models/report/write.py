@@ -75,7 +75,7 @@ def _page(run: Run, evaluation: Evaluation, path: Path) -> None:
         sections.append(page.section("Epochs", _epochs(run)))
     sections += [
         page.section("Classes", _classes(evaluation)),
-        page.section("Confusion", page.picture(run.root / CONFUSION, "true classes against answered ones")),
+        page.section("Confusion", *_confusion(run, evaluation)),
         page.section("Worst examples", *_worst(run, evaluation)),
         page.section("Settings", page.pairs(run.told())),
     ]
@@ -87,12 +87,29 @@ def _page(run: Run, evaluation: Evaluation, path: Path) -> None:
 def _epochs(run: Run) -> str:
     names = list(dict.fromkeys(name for row in run.rows for name in row))
     rows = [[f"{row[name]:.6g}" if name in row else "–" for name in names] for row in run.rows]
-    return f"<details><summary>{len(rows)} rows</summary>{page.table(names, rows)}</details>"
+    return page.folded(f"{len(rows)} rows", page.table(names, rows))
 
 
 def _classes(evaluation: Evaluation) -> str:
-    names = classes.columns(evaluation)
-    return page.table(["class", *names], [[row.label, *classes.cells(row, names)] for row in evaluation.classes])
+    names, shown = classes.columns(evaluation), classes.worst(evaluation)
+    parts = [shown] if len(shown) == len(evaluation.classes) else [shown, evaluation.classes]
+    tables = [
+        page.table(["class", *names], [[row.label, *classes.cells(row, names)] for row in part]) for part in parts
+    ]
+    if len(tables) == 1:
+        return tables[0]
+    lead = page.text(f"The {len(shown)} worst of {len(evaluation.classes):,}:")
+    return lead + tables[0] + page.folded(f"all {len(evaluation.classes):,}", tables[1])
+
+
+def _confusion(run: Run, evaluation: Evaluation) -> list[str]:
+    picture = page.picture(run.root / CONFUSION, "true classes against answered ones")
+    labels = evaluation.network.labels
+    if len(labels) <= confusion.MOST_NAMES:
+        return [picture]
+    # Of so many classes the picture shows whether there is a pattern, and no names.
+    rows = confusion.mistakes(evaluation.confusion, labels)
+    return [page.text("The commonest mistakes:"), page.table(confusion.MISTAKES, rows), picture]
 
 
 def _slices(evaluation: Evaluation) -> str:
@@ -107,7 +124,7 @@ def _worst(run: Run, evaluation: Evaluation) -> list[str]:
     classification = evaluation.network.task == "classification"
     header = ["example", "answer", "probability of the true class"] if classification else ["example", "mean IoU"]
     rows = [_example(evaluation, each) for each in worst.worst(evaluation)]
-    listed = f"<details><summary>as a list</summary>{page.table(header, rows)}</details>"
+    listed = page.folded("as a list", page.table(header, rows))
     return [listed] if evaluation.of_tensors else [page.picture(run.root / WORST, "worst examples", wide=True), listed]
 
 

@@ -9,6 +9,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from torch.optim import Optimizer
 
+from models.errors import BadRun
+
 FILE = "metrics.csv"
 OF_STEPS = ("loss", "learning_rate")  # of the last step, where the epoch's are wanted
 
@@ -53,11 +55,14 @@ class History(Callback):
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a run, by epoch; none where there is no such table."""
+    """The rows of a run, by epoch; none where there is no such table. Raises BadRun where it is broken."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        try:
+            return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        except (ValueError, TypeError, AttributeError, csv.Error) as error:
+            raise BadRun(f"{path} is not as it was written, want numbers by epoch, or no such file: {error}") from None
 
 
 def _place(name: str) -> tuple[int, str]:
@@ -67,7 +72,9 @@ def _place(name: str) -> tuple[int, str]:
 
 def _write(path: Path, rows: list[Row]) -> None:
     columns: dict[str, Any] = {name: None for row in rows for name in row}
-    with path.open("w", newline="", encoding="utf-8") as file:
+    incoming = path.with_suffix(".incoming")  # a process that is killed leaves the table as it was
+    with incoming.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(columns))
         writer.writeheader()
         writer.writerows({name: f"{value:.8g}" for name, value in row.items()} for row in rows)
+    incoming.replace(path)

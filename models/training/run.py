@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from models import registry
+from models.errors import BadRun
 from models.recipe import Recipe
 from models.registry import Argument
 
@@ -101,8 +102,10 @@ class RunFolder:
         return folder if checkpoint.parent == folder.kept and folder.note.is_file() else cls(checkpoint.parent)
 
     def chosen(self) -> Path:
-        """The checkpoint to go on with, once there is a note."""
+        """The checkpoint to go on with; without a note the last one. Raises BadRun where there is neither."""
         note = self.read()
+        if note is None and not self.last.is_file():
+            raise BadRun(f"{self.root} is not the folder of a run, want one that `convoy train` wrote")
         return self.root / note.checkpoint if note is not None else self.last
 
     def read(self) -> Note | None:

@@ -13,6 +13,7 @@ MOST_COLUMNS = 21  # of a table in the terminal
 MOST_NUMBERS = 30  # classes, above which the cells of a picture are too small for their counts
 MOST_NAMES = 60  # above which there is no place for the classes' names
 MOST_MISTAKES = 20
+MISTAKES = ("true", "answered", "count", "% of the true class")
 MOST_SIDE = 20.0  # inches
 
 
@@ -28,6 +29,18 @@ def table(counts: NDArray[np.int64], labels: list[str]) -> Table:
     for label, row in zip(labels, _shares(counts), strict=True):
         result.add_row(label, *map(_cell, row))
     return result
+
+
+def mistakes(counts: NDArray[np.int64], labels: list[str]) -> list[tuple[str, str, str, str]]:
+    """The commonest ones, at most 20, as `MISTAKES` tells."""
+    wrong, shares = counts.copy(), _shares(counts)
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_MISTAKES]
+    return [
+        (labels[true], labels[answered], f"{wrong[true, answered]:,}", f"{100 * shares[true, answered]:.1f}")
+        for true, answered in zip(*np.unravel_index(order, wrong.shape), strict=True)
+        if wrong[true, answered]
+    ]
 
 
 def save(counts: NDArray[np.int64], labels: list[str], title: str, path: Path) -> None:
@@ -51,18 +64,13 @@ def save(counts: NDArray[np.int64], labels: list[str], title: str, path: Path) -
 
 
 def _mistakes(counts: NDArray[np.int64], labels: list[str]) -> Table:
-    wrong = counts.copy()
-    np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_MISTAKES]
     result = Table(title="commonest mistakes", box=None, padding=(0, 2, 0, 0))
-    result.add_column("true", style="bold")
-    result.add_column("answered")
-    result.add_column("count", justify="right")
-    result.add_column("% of the true class", justify="right")
-    for true, answered in zip(*np.unravel_index(order, wrong.shape), strict=True):
-        if wrong[true, answered]:
-            share = _shares(counts)[true, answered]
-            result.add_row(labels[true], labels[answered], f"{wrong[true, answered]:,}", f"{100 * share:.1f}")
+    result.add_column(MISTAKES[0], style="bold")
+    result.add_column(MISTAKES[1])
+    for name in MISTAKES[2:]:
+        result.add_column(name, justify="right")
+    for row in mistakes(counts, labels):
+        result.add_row(*row)
     return result
 
 

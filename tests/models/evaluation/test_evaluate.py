@@ -320,3 +320,10 @@ def test_checkpoint_is_run_on_cuda_where_torch_has_it(
     answers = answerer.answer(torch.zeros(2, 32, 32, 1, dtype=torch.uint8))
     assert answers.shape == (2, 10)
     assert moved == [torch.device("cuda" if there else "cpu")] * 2
+
+
+def test_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["evaluate", str(tmp_path)]) == 2
+    assert "is not the folder of a run, want one that `convoy train` wrote" in capsys.readouterr().err
+    untrained(tmp_path).rename(tmp_path / "last.ckpt")  # of a run that was killed before its note
+    assert cli.run(["evaluate", str(tmp_path)]) == 0

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 from PIL import Image
 
@@ -10,7 +11,7 @@ from models.checkpoint import load
 from models.errors import BadRun
 from models.evaluation.evaluate import evaluate_file
 from models.parameters import count
-from models.report.compare import compare, names
+from models.report.compare import cells, compare, header, names
 from models.training.run import RunFolder
 from models.training.train import train
 from service import cli
@@ -88,3 +89,15 @@ def test_runs_for_different_tasks_and_single_ones_are_refused(classifier: Path, 
 def test_folders_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
     assert names([Path("a/run"), Path("b/run")]) == ["a/run", "b/run"]
     assert names([Path("a/one"), Path("b/two/")]) == ["one", "two"]
+
+
+def test_scores_stand_below_their_names_where_runs_have_different_ones(classifier: Path, other: Path) -> None:
+    folder = RunFolder(other)
+    note = folder.read()
+    assert note is not None
+    folder.write(msgspec.structs.replace(note, validation={"validation_loss": 0.5, "validation_new": 0.25}))
+    found = compare([classifier, other])
+    first, second = (dict(zip(header(found), cells(found, row), strict=True)) for row in found.runs)
+    assert (second["validation loss"], second["validation new"], second["validation top1"]) == ("0.5000", "0.2500", "–")
+    assert first["validation new"] == "–"
+    assert float(first["validation top1"]) > 0

@@ -1,18 +1,22 @@
 """What a run folder shows when the run has ended."""
 
 import csv
+import dataclasses
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from models.errors import BadRun
 from models.evaluation.answerer import of_checkpoint
+from models.evaluation.classes import class_scores
 from models.evaluation.evaluate import measure
 from models.report import curves, worst
-from models.report.write import write
+from models.report.runs import read
+from models.report.write import _classes, _confusion, write
 from service import cli
 
 PICTURES = {"curves.png", "confusion.png", "worst.png"}
@@ -132,3 +136,36 @@ def test_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.Capture
         write(tmp_path)
     assert cli.run(["report", str(tmp_path)]) == 2
     assert "is not the folder of a run" in capsys.readouterr().err
+
+
+def test_table_of_epochs_that_is_broken_is_named(classifier: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = classifier / "metrics.csv"
+    table.write_text(table.read_text().replace("\n1,", "\none,"))
+    assert cli.run(["report", str(classifier)]) == 2
+    assert f"{table} is not as it was written, want numbers by epoch" in capsys.readouterr().err
+    table.unlink()
+    assert write(classifier)  # without curves
+
+
+def test_page_of_many_classes_has_the_worst_and_the_mistakes_in_sight(classifier: Path) -> None:
+    evaluation = measure(of_checkpoint(classifier / "last.ckpt"), "validation")
+    counts = np.zeros((300, 300), np.int64)
+    counts[np.arange(300), np.arange(300)] = 5
+    counts[7, 9], counts[200, 8] = 40, 30
+    labels = [f"kind {number}" for number in range(300)]
+    many = dataclasses.replace(
+        evaluation,
+        network=dataclasses.replace(evaluation.network, labels=labels),
+        confusion=counts,
+        classes=class_scores(counts, labels),
+    )
+    shown, folded = _classes(many).split("<details>")
+    assert "The 40 worst of 300:" in shown
+    assert shown.count("<tr>") == 1 + 40
+    assert "<td>kind 7</td>" in shown
+    assert folded.count("<tr>") == 1 + 300
+    _, table, _ = _confusion(read(classifier), many)
+    first, second = re.findall(r"<td>(kind \d+)</td><td>(kind \d+)</td><td>(\d+)</td>", table)
+    assert (first, second) == (("kind 7", "kind 9", "40"), ("kind 200", "kind 8", "30"))
+    assert "<details>" not in _classes(evaluation)
+    assert len(_confusion(read(classifier), evaluation)) == 1
