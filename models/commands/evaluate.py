@@ -9,11 +9,11 @@ import msgspec
 import typer
 from rich.console import Console
 
+from models.commands.options import checkpoint_of
 from models.data.registry import shown
 from models.evaluation.evaluate import Evaluation, evaluate_file
 from models.evaluation.slices import parse
 from models.report import classes
-from models.training.run import RunFolder
 from models.visualize import confusion
 from service.errors import BadConfig
 
@@ -33,6 +33,7 @@ def evaluate(
         typer.Argument(
             metavar="FILE|RUN",
             help="A checkpoint (.ckpt), an exported file (.onnx), or the folder of a run.",
+            callback=checkpoint_of,
         ),
     ],
     data: Annotated[
@@ -65,14 +66,13 @@ def evaluate(
     file by onnxruntime, as it is served."""
     if picture is not None and not picture.parent.is_dir():  # told now, not after minutes of measuring
         raise BadConfig(f"cannot write {str(picture)!r}: there is no folder {str(picture.parent)!r}")
-    path = RunFolder(network).chosen() if network.is_dir() else network
-    result = evaluate_file(path, data, None if slices is None else parse(slices), strict)
+    result = evaluate_file(network, data, None if slices is None else parse(slices), strict)
     if json:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(as_json(result)), indent=2).decode() + "\n")
     else:
         _show(result)
-        if path.suffix != ".onnx":  # not into a folder that a server watches
-            picture = picture or path.with_name(f"{path.stem}-confusion.png")
+        if network.suffix != ".onnx":  # not into a folder that a server watches
+            picture = picture or network.with_name(f"{network.stem}-confusion.png")
     if picture is not None:
         title = f"{result.network.name} on {shown(result.network.data)}, held out"
         confusion.save(result.confusion, result.network.labels, title, picture)

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.measure import Measurement
 
+from models.commands.options import checkpoint_of
 from models.errors import BadTraining, VariantRefused
 from models.exporting.export import Exported, trace
 from models.exporting.export import export as run
@@ -22,7 +23,14 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A .ckpt file that `convoy train` wrote.")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT|RUN",
+            help="A .ckpt file that `convoy train` wrote, or the folder of a run.",
+            callback=checkpoint_of,
+        ),
+    ],
     repository: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder of the model repository; made where there is none.")
     ],

@@ -1,10 +1,22 @@
 """Options that several commands take, from text to values."""
 
 import re
+from pathlib import Path
 
 from models.errors import BadTraining
+from models.training.run import RunFolder
 
 MAX_SIDE = 65_535
+
+
+def checkpoint_of(path: Path | None) -> Path | None:
+    """Of the folder of a run the checkpoint that it has chosen, once there is one; other paths as they are."""
+    return RunFolder(path).chosen() if path is not None and path.is_dir() else path
+
+
+def last_of(path: Path | None) -> Path | None:
+    """Of the folder of a run the checkpoint behind its last step; other paths as they are."""
+    return RunFolder(path).last if path is not None and path.is_dir() else path
 
 
 def assignments(texts: list[str]) -> dict[str, str]:

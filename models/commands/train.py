@@ -10,7 +10,7 @@ import msgspec
 import typer
 
 from models import registry
-from models.commands.options import assignments, parse_range, parse_size
+from models.commands.options import assignments, checkpoint_of, last_of, parse_range, parse_size
 from models.data.augmentation import Augmentation, Flip
 from models.data.registry import DATA, resolve, shown
 from models.errors import BadTraining
@@ -56,11 +56,17 @@ def train(
         Path | None, typer.Option(metavar="DIR", help="Folder of the run.  [default: runs/ARCHITECTURE-DATA]")
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Checkpoint to go on from, in its folder.")
+        Path | None,
+        typer.Option(metavar="CHECKPOINT|RUN", help="Go on from there, in its folder.", callback=last_of),
     ] = None,
     source: Annotated[
         Path | None,
-        _weights("--from", metavar="CHECKPOINT", help="Start from these weights, with a new head for the classes."),
+        _weights(
+            "--from",
+            metavar="CHECKPOINT|RUN",
+            help="Start from these weights, with a new head for the classes.",
+            callback=checkpoint_of,
+        ),
     ] = None,
     freeze: Annotated[Freeze | None, _weights(help="body: with --from, train the head only.")] = None,
     freeze_epochs: Annotated[

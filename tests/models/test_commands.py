@@ -28,6 +28,32 @@ def test_train_then_export_with_what_is_printed(
     assert Path("repository/lenet5/1/model.onnx").is_file()
 
 
+def test_folder_of_a_run_stands_for_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train = ["train", "lenet5", "--data", "tiny-digits"]
+    assert cli.run([*train, "--epochs", "1", "--output", "run"]) == 0
+    for command in (
+        ["evaluate", "run"],
+        ["export", "run", "--repository", "repository"],
+        ["visualize", "filters", "run"],
+        [*train, "--epochs", "1", "--from", "run", "--output", "other"],
+        [*train, "--epochs", "2", "--resume", "run"],
+    ):
+        assert cli.run(command) == 0, command
+    assert Path("repository/lenet5/1/model.onnx").is_file()
+    assert Path("run/last-filters.png").is_file()
+    note = RunFolder(Path("run")).read()
+    assert note is not None
+    assert note.epochs == 2
+
+    Path("empty").mkdir()
+    capsys.readouterr()
+    assert cli.run(["export", "empty", "--repository", "repository"]) == 2
+    assert "there is no checkpoint empty/last.ckpt, want" in capsys.readouterr().err
+
+
 LOSS = ["--loss", "focal", "--gamma", "1.5", "--class-weights", "balanced"]
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from models.commands.options import parse_size
+from models.commands.options import checkpoint_of, parse_size
 from models.data.registry import shown
 from models.errors import BadView
 from models.visualize import selection, sheet, taps
@@ -21,7 +21,14 @@ from models.visualize.subject import Size, Subject
 from models.visualize.taps import Layer
 from service.errors import BadConfig
 
-Checkpoint = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A .ckpt file of a network that takes images.")]
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CHECKPOINT|RUN",
+        help="A .ckpt file of a network that takes images, or the folder of a run.",
+        callback=checkpoint_of,
+    ),
+]
 Picture = Annotated[Path, typer.Option("--image", metavar="FILE", help="The picture that the network looks at.")]
 LayerName = Annotated[
     str | None, typer.Option("--layer", metavar="NAME", help="Which layer.  [default: one in the middle]")
