@@ -12,7 +12,7 @@ from models.visualize.ascent import Climb, ascend, noise
 from models.visualize.subject import Pixels, Size, Subject, as_images, as_pictures
 
 BATCH_PIXELS = 1 << 18  # that go through the network at once: 16 pictures of 128x128
-FRAMES = 48  # of a film, at most
+FRAMES = 24  # of a film, at most
 
 Tick = Callable[[], None]
 

@@ -12,17 +12,12 @@ from models.visualize.taps import Layer
 
 def channels(text: str | None, count: int, layer: str, most: int) -> list[int]:
     """The channels of `3`, `0-15` or `1,4,8-11`; without a text the first ones. Raises BadView."""
-    if text is None:
-        return list(range(min(count, most)))
-    wanted = f"want numbers such as 0-15,20 from 0 to {count - 1}: layer {layer!r} has {count} channels"
-    chosen: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,6})(?:-(\d{1,6}))?\s*", part)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if not first <= last < count:
-            raise BadView(f"--channels {text!r}, {wanted}")
-        chosen += [channel for channel in range(first, last + 1) if channel not in chosen]
-    return chosen
+    return _listed("--channels", text, count, f"layer {layer!r} has {count} channels", most)
+
+
+def inputs(text: str | None, count: int, layer: str, most: int) -> list[int]:
+    """Likewise the maps over which a layer's filters lie."""
+    return _listed("--inputs", text, count, f"the filters of layer {layer!r} lie over {count} maps", most)
 
 
 def label(text: str, labels: Sequence[str]) -> int:
@@ -75,3 +70,16 @@ def last_with_places(there: Sequence[Layer], classes: int, per_pixel: bool) -> L
     if not maps:
         raise BadView("no layer of this network answers maps of more than one place")
     return maps[-1]
+
+
+def _listed(option: str, text: str | None, count: int, why: str, most: int) -> list[int]:
+    if text is None:
+        return list(range(min(count, most)))
+    chosen: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,6})(?:-(\d{1,6}))?\s*", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not first <= last < count:
+            raise BadView(f"{option} {text!r}, want numbers such as 0-15,20 from 0 to {count - 1}: {why}")
+        chosen += [number for number in range(first, last + 1) if number not in chosen]
+    return chosen

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from models import checkpoint, threads
@@ -78,6 +79,20 @@ def read(path: Path, subject: Subject) -> Pixels:
     if not path.is_file():
         raise BadView(f"there is no image {str(path)!r}")
     return picture.read(path, subject.spec.colour)
+
+
+def within(image: Pixels, most: Size) -> Pixels:
+    """The image made smaller, its sides' ratio kept, where it is larger than `most`; else itself."""
+    if image.shape[0] <= most[0] and image.shape[1] <= most[1]:
+        return image
+    smaller = flat(image)
+    smaller.thumbnail((most[1], most[0]), Image.Resampling.LANCZOS)
+    return np.asarray(smaller).reshape(smaller.height, smaller.width, -1)
+
+
+def flat(image: Pixels) -> Image.Image:
+    """As Pillow has it: grey without an axis of channels."""
+    return Image.fromarray(image if image.shape[2] == 3 else image[..., 0])
 
 
 def sides(image: Pixels) -> Size:

@@ -49,13 +49,18 @@ def choose(name: str, there: Sequence[Layer]) -> Layer:
     for layer in there:
         if layer.name == name:
             return layer
+    raise BadView(f"there is no layer {name!r}; there are {nearest(name, there)}")
+
+
+def nearest(name: str, there: Sequence[Layer]) -> str:
+    """The names of layers for a refusal, those that are like `name` first, and how many more there are."""
     names = [layer.name for layer in there]
     near = [other for other in names if name in other]
     near += [other for other in difflib.get_close_matches(name, names, NEAR, 0.4) if other not in near]
     listed = (near + [other for other in names if other not in near])[:NEAR]
     left = len(names) - len(listed)
     rest = f" and {left} more, which 'convoy visualize layers' lists" if left else ""
-    raise BadView(f"there is no layer {name!r}; there are {', '.join(listed)}{rest}")
+    return f"{', '.join(listed)}{rest}"
 
 
 def answers(subject: Subject, names: Sequence[str], pictures: Tensor) -> dict[str, Tensor]:

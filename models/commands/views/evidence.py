@@ -11,6 +11,7 @@ from models.commands.views.options import (
     Checkpoint,
     Output,
     Picture,
+    Within,
 )
 from models.errors import BadView
 from models.visualize import selection, sheet, taps
@@ -55,6 +56,7 @@ def evidence(
             help="Of the activation map.  [default: the last with places; segmentation: the bottleneck]",
         ),
     ] = None,
+    size: Within = None,
     output: Output = None,
 ) -> None:
     """Lay over an image what an answer hangs on: where covering it lowers the probability (occlusion), and where a
@@ -62,7 +64,7 @@ def evidence(
     path = options.destination(output, checkpoint, "evidence")
     subject = subjects.load(checkpoint)
     index = None if class_ is None else selection.label(class_, subject.description.labels)
-    pixels = subject.fit(subjects.read(image, subject))
+    pixels = options.seen(image, size, subject)
     picture = as_pictures(pixels)
     found = target(subject, picture, index, None if at is None else options.numbers(at, "--at"))
     print(f"{found.label}  {100 * found.confidence:.2f} %{_counted(found)}")

@@ -2,11 +2,9 @@
 
 from typing import Annotated
 
-import numpy as np
 import typer
 from PIL import Image
 
-from models.commands.options import parse_size
 from models.commands.views import options
 from models.commands.views.options import (
     Blur,
@@ -22,6 +20,7 @@ from models.commands.views.options import (
     Seed,
     Sides,
     Steps,
+    Within,
 )
 from models.visualize import classes, selection, sheet
 from models.visualize import neurons as responses
@@ -29,7 +28,7 @@ from models.visualize import subject as subjects
 from models.visualize.dream import dream as dreams
 from models.visualize.dream import sizes
 from models.visualize.growth import Growing, filmed, frames, ticks
-from models.visualize.subject import Size, as_images
+from models.visualize.subject import as_images
 
 NEURONS, CLASSES = 16, 20  # that are shown unless told otherwise
 
@@ -118,10 +117,7 @@ def dream(
     octave_scale: Annotated[
         float, typer.Option(metavar="X", min=1.05, max=10, help="From one size to the next.")
     ] = 1.4,
-    size: Annotated[
-        str | None,
-        typer.Option("--size", metavar="HxW", help="The photograph is made to fit into it.  [default: its own]"),
-    ] = None,
+    size: Within = None,
     steps: Annotated[int, typer.Option(metavar="N", min=1, max=100_000, help="In each octave.")] = 20,
     rate: Rate = 0.01,
     jitter: Jitter = None,
@@ -136,7 +132,7 @@ def dream(
     path = options.destination(output, checkpoint, "dream")
     options.check_gif(gif)
     subject = subjects.load(checkpoint)
-    photograph = _within(subjects.read(image, subject), None if size is None else parse_size(size))
+    photograph = options.photograph(subjects.read(image, subject), size)
     chosen = options.layer(layer, subject)
     numbers = selection.channels(channels, chosen.shape[0], chosen.name, chosen.shape[0])
     scales = sizes(subjects.sides(photograph), octaves, octave_scale)
@@ -144,20 +140,6 @@ def dream(
     kept = frames(steps * octaves, gif is not None)
     pictures = dreams(subject, photograph, chosen, numbers, scales, climb, seed)
     with options.progress(f"dream of {chosen.name}", steps * octaves) as tick:
-        film = [Image.fromarray(_flat(as_images(each)[0])) for each in filmed(pictures, kept, tick)]
+        film = [subjects.flat(as_images(each)[0]) for each in filmed(pictures, kept, tick)]
     options.save(path, film[-1])
     options.save_film(gif, [frame.convert("RGB").resize(film[-1].size, Image.Resampling.BICUBIC) for frame in film])
-
-
-def _within(pixels: subjects.Pixels, most: Size | None) -> subjects.Pixels:
-    """The photograph made smaller, until it fits, its sides' ratio kept."""
-    if most is None or (pixels.shape[0] <= most[0] and pixels.shape[1] <= most[1]):
-        return pixels
-    image = Image.fromarray(_flat(pixels))
-    image.thumbnail((most[1], most[0]), Image.Resampling.LANCZOS)
-    return np.asarray(image).reshape(image.height, image.width, -1)
-
-
-def _flat(pixels: subjects.Pixels) -> subjects.Pixels:
-    """As Pillow has them: grey without an axis of channels."""
-    return pixels if pixels.shape[2] == 3 else pixels[..., 0]

@@ -1,5 +1,6 @@
 """The options that the commands below `convoy visualize` share, and what they do with them."""
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,13 +12,15 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from models.anatomy.act import by
 from models.commands.options import checkpoint_of, parse_size
 from models.data.registry import shown
 from models.errors import BadView
 from models.visualize import selection, sheet, taps
+from models.visualize import subject as subjects
 from models.visualize.ascent import Climb, Space
 from models.visualize.growth import Tick
-from models.visualize.subject import Size, Subject
+from models.visualize.subject import Pixels, Size, Subject
 from models.visualize.taps import Layer
 from service.errors import BadConfig
 
@@ -40,6 +43,12 @@ Sides = Annotated[
     str | None,
     typer.Option(
         "--size", metavar="HxW", help="Of the pictures.  [default: the network's own; 128x128 if it takes any]"
+    ),
+]
+Within = Annotated[
+    str | None,
+    typer.Option(
+        "--size", metavar="HxW", help="The picture is made to fit into it.  [default: its own, up to 1024x1024]"
     ),
 ]
 Output = Annotated[
@@ -67,6 +76,7 @@ InSpace = Annotated[Space, typer.Option("--space", help="In which coordinates it
 Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of the noise and the shifts.")]
 
 JITTER_SHARE = 16
+MOST_SIDE = 1024  # pixels: what a telephone takes is ten times as much, and then the maps do not fit into memory
 
 
 def climb(steps: int, rate: float, jitter: int | None, blur: float, space: Space, size: Size) -> Climb:
@@ -83,6 +93,27 @@ def sides(text: str | None, subject: Subject) -> Size:
     return subject.size(None if text is None else parse_size(text))
 
 
+def seen(image: Path, size: str | None, subject: Subject) -> Pixels:
+    """An image file as it reaches the input, (h, w, C). Raises BadView, BadData; BadConfig for a `size` where the
+    network takes one only."""
+    pixels = subjects.read(image, subject)
+    if subject.spec.fit == "pad":
+        return photograph(pixels, size)
+    if size is not None:
+        own = by(subject.size())
+        raise BadConfig(f"--size {size!r} goes with networks that take any size, {subject.name} takes {own}")
+    return subject.fit(pixels)
+
+
+def photograph(pixels: Pixels, size: str | None) -> Pixels:
+    """An image made to fit into `size`, or into 1024x1024, which is told. Raises BadTraining."""
+    fitted = subjects.within(pixels, (MOST_SIDE, MOST_SIDE) if size is None else parse_size(size))
+    if size is None and fitted is not pixels:
+        before, after = by(subjects.sides(pixels)), by(subjects.sides(fitted))
+        print(f"image: made smaller, from {before} to {after}; --size chooses another size")
+    return fitted
+
+
 def layer(name: str | None, subject: Subject) -> Layer:
     """The layer that was named, or one in the middle. Raises BadView."""
     there = taps.layers(subject, subject.size())
@@ -91,10 +122,9 @@ def layer(name: str | None, subject: Subject) -> Layer:
 
 def destination(output: Path | None, checkpoint: Path, kind: str) -> Path:
     """Where the picture goes. Raises BadConfig now where it could not, not after the work."""
-    if output is None:
-        return checkpoint.with_name(f"{checkpoint.stem}-{kind}.png")
-    _check("--output", output, ".png")
-    return output
+    path = checkpoint.with_name(f"{checkpoint.stem}-{kind}.png") if output is None else output
+    _check("--output", path, ".png")
+    return path
 
 
 def check_gif(gif: Path | None) -> None:
@@ -151,3 +181,7 @@ def _check(option: str, path: Path, suffix: str) -> None:
         raise BadConfig(f"{option} {str(path)!r}, want a name that ends in {suffix}")
     if not path.parent.is_dir():
         raise BadConfig(f"{option} {str(path)!r}: there is no folder {str(path.parent)!r}")
+    if path.is_dir():
+        raise BadConfig(f"{option} {str(path)!r} is a folder, want a file")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise BadConfig(f"{option} {str(path)!r} cannot be written, want a place where files may be")

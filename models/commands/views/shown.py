@@ -12,6 +12,7 @@ from models.commands.views.options import (
     Output,
     Picture,
     Sides,
+    Within,
 )
 from models.errors import BadView
 from models.visualize import selection, sheet, taps
@@ -53,16 +54,20 @@ def filters(
     subject = subjects.load(checkpoint)
     there = taps.layers(subject, subject.size())
     having = [each for each in there if selection.filters_of(each) is not None]
-    chosen = taps.choose(layer, there) if layer is not None else next(iter(having), None)
-    weight = None if chosen is None else selection.filters_of(chosen)
-    if chosen is None or weight is None:
-        raise BadView(f"layer {layer!r} has no filters; those that have: {', '.join(each.name for each in having)}")
+    if not having:
+        raise BadView(f"no layer of {subject.name} has filters")
+    chosen = having[0] if layer is None else taps.choose(layer, there)
+    weight = selection.filters_of(chosen)
+    if weight is None:
+        raise BadView(f"layer {layer!r} has no filters; those that have: {taps.nearest(chosen.name, having)}")
     first = chosen is having[0] and weight.shape[1] == subject.spec.channels
     numbers = selection.channels(channels, len(weight), chosen.name, FILTERS if first else KERNELS)
+    if first and inputs is not None:
+        raise BadView(f"--inputs goes with layers behind the first, {chosen.name!r} is drawn in the image's colours")
     if first:
         sections = [in_colour(weight, numbers, subject.description.channel_order == "BGR")]
     else:
-        over = selection.channels(inputs, weight.shape[1], chosen.name, KERNELS)
+        over = selection.inputs(inputs, weight.shape[1], chosen.name, KERNELS)
         sections = by_input(weight, numbers, over)
         options.say_rest(len(over), weight.shape[1], "kernels of each filter", "--inputs")
     options.say_rest(len(numbers), len(weight), "filters", "--channels")
@@ -80,12 +85,13 @@ def features(
         ),
     ] = None,
     channels: Channels = None,
+    size: Within = None,
     output: Output = None,
 ) -> None:
     """Draw what layers answer to an image, a map for each channel."""
     path = options.destination(output, checkpoint, "features")
     subject = subjects.load(checkpoint)
-    pixels = subject.fit(subjects.read(image, subject))
+    pixels = options.seen(image, size, subject)
     there = taps.layers(subject, subjects.sides(pixels))
     chosen = [taps.choose(name, there) for name in layer] if layer else selection.spread(there, SPREAD)
     shown = []

@@ -1,5 +1,6 @@
 """`convoy visualize` as a user types it, on networks of the zoo."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from models import checkpoint, demo, registry
 from models.checkpoint import Description
+from models.commands.views import options
 from service import cli
 from tests.models.conftest import untrained
 
@@ -148,6 +150,51 @@ def test_filters_of_colour_networks_are_in_colour(unet: Path, lenet: Path, tmp_p
     assert colourful == [True, False]
 
 
+def test_folder_of_a_run_stands_for_the_checkpoint_it_chose(
+    lenet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run := tmp_path / "run").mkdir()
+    lenet.rename(run / "last.ckpt")
+    assert cli.run(["visualize", "filters", str(run)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"picture: {run / 'last-filters.png'}"
+
+
+@pytest.mark.parametrize("words", [[], ["-o", "elsewhere.png"], ["-o", "new.png", "--gif", "film.gif"]])
+def test_place_that_cannot_be_written_is_told_before_the_work(
+    words: list[str], lenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # Not by the folder's mode: who runs the tests may be root.
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK or path == Path())
+    for name in ("lenet5-neurons.png", "elsewhere.png", "film.gif"):
+        Path(name).touch()
+    assert cli.run(["visualize", "neurons", lenet.name, *words]) == 2
+    out, err = capsys.readouterr()
+    assert "cannot be written, want a place where files may be" in err
+    assert ("--gif 'film.gif'" in err) == ("--gif" in words)
+    assert "neurons of" not in err
+    assert not out
+
+
+@pytest.mark.parametrize("kind", ["features", "dream", "evidence"])
+def test_picture_is_made_to_fit_and_one_that_is_too_large_is_told(
+    kind: str,
+    unet: Path,
+    photograph: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(options, "MOST_SIDE", 32)
+    picture = tmp_path / "picture.png"
+    assert cli.run(typed(kind, unet, photograph, "-o", str(picture))) == 0
+    assert "image: made smaller, from 41x53 to 25x32; --size chooses" in capsys.readouterr().out
+    small = size(picture)
+    assert cli.run(typed(kind, unet, photograph, "--size", "400x400", "-o", str(picture))) == 0
+    assert "made smaller" not in capsys.readouterr().out
+    assert size(picture) != small
+
+
 def test_evidence_names_the_class_and_the_places(
     unet: Path, photograph: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,6 +211,13 @@ def test_evidence_names_the_class_and_the_places(
     [
         (["filters", "LENET", "--layer", "c9"], "there is no layer 'c9'; there are "),
         (["filters", "LENET", "--layer", "f6"], "layer 'f6' has no filters; those that have: c1, c3, c5"),
+        (["filters", "LENET", "--inputs", "0"], "--inputs goes with layers behind the first, 'c1' is drawn in"),
+        (
+            ["filters", "LENET", "--layer", "c3", "--inputs", "6"],
+            "--inputs '6', want numbers such as 0-15,20 from 0 to 5",
+        ),
+        (["features", "LENET", "--image", "PHOTOGRAPH", "--size", "64"], "any size, lenet5 takes 32x32"),
+        (["features", "LENET", "--image", "PHOTOGRAPH", "--size", "x"], "--size 'x'"),
         (["filters", "LENET", "--channels", "6"], "want numbers such as 0-15,20 from 0 to 5"),
         (["neurons", "LENET", "--layer", "f"], "there is no layer 'f'; there are f6, "),
         (
@@ -173,6 +227,7 @@ def test_evidence_names_the_class_and_the_places(
         (["neurons", "LENET", "--jitter", "32"], "--jitter 32, want less than the 32 pixels"),
         (["neurons", "LENET", "--gif", "a.png"], "--gif 'a.png', want a name that ends in .gif"),
         (["neurons", "LENET", "-o", "none/a.png"], "there is no folder 'none'"),
+        (["neurons", "LENET", "-o", "folder.png"], "--output 'folder.png' is a folder, want a file"),
         (["neurons", "LENET", "--steps", "0"], "'--steps'"),
         (["neurons", "LENET", "--space", "fourier"], "'pixels', 'frequency'"),
         (["class", "LENET", "--class", "ten"], "--class 'ten' is none of the 10 labels, such as: 0, 1, 2"),
@@ -200,6 +255,7 @@ def test_what_cannot_be_shown_is_one_line_and_exit_code_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("folder.png").mkdir()
     if "CONV1D" in words:
         untrained(tmp_path, "conv1d", "gait")
     named = {"LENET": lenet.name, "PHOTOGRAPH": photograph.name, "CONV1D": "conv1d.ckpt"}
