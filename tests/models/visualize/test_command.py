@@ -150,15 +150,6 @@ def test_filters_of_colour_networks_are_in_colour(unet: Path, lenet: Path, tmp_p
     assert colourful == [True, False]
 
 
-def test_folder_of_a_run_stands_for_the_checkpoint_it_chose(
-    lenet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (run := tmp_path / "run").mkdir()
-    lenet.rename(run / "last.ckpt")
-    assert cli.run(["visualize", "filters", str(run)]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"picture: {run / 'last-filters.png'}"
-
-
 @pytest.mark.parametrize("words", [[], ["-o", "elsewhere.png"], ["-o", "new.png", "--gif", "film.gif"]])
 def test_place_that_cannot_be_written_is_told_before_the_work(
     words: list[str], lenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
