@@ -20,7 +20,7 @@ from service.errors import BadConfig
 MEANING = {
     "top1": "share of {kind} whose most probable class is right",
     "top5": "share of {kind} with the right class among the five most probable",
-    "calibration_error": "how far confidence is from the share that is right: 15 bins, mean over {kind}",
+    "calibration_error": "how far confidence is from the share that is right: 15 bins, mean over {counted}",
     "pixel_accuracy": "share of pixels whose class is right",
     "mean_iou": "intersection over union, mean of all classes with the background, over all pixels of the split",
     "boundary_f1": "outlines within 0.75 % of the diagonal of the true ones, mean over {kind}",
@@ -98,10 +98,11 @@ def as_json(result: Evaluation) -> dict[str, Any]:
 def _show(result: Evaluation) -> None:
     network, console = result.network, Console()
     kind = "tensors" if result.of_tensors else "images"
+    counted = "pixels" if network.task == "segmentation" else kind
     print(f"{network.name} on {result.images} held-out {kind} of {network.data}")
     width = max(map(len, result.scores))
     for name, score in result.scores.items():
-        print(f"  {name:<{width}}  {score:.4f}  {MEANING[name].format(kind=kind)}")
+        print(f"  {name:<{width}}  {score:.4f}  {MEANING[name].format(kind=kind, counted=counted)}")
     for each in result.slices:
         scores = "  ".join(f"{name} {score:.4f}" for name, score in each.scores.items())
         print(f"  {each.images} {each.name}:  {scores}")

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import torch
@@ -19,15 +20,26 @@ from service import metadata
 from service.errors import BadMetadata
 from service.metadata import Document, InputSpec, Task, TensorInput
 
-# What is compared with the truth: of a segmenter the confidence is not.
+# What is compared with the truth.
 ANSWER: dict[Task, str] = {"classification": metadata.PROBABILITIES, "segmentation": metadata.MASK}
+
+
+class Answers(NamedTuple):
+    """`best` are probabilities (N, classes) float32, or masks (N, H, W) uint8, and `confidence` how sure those are,
+    (N, H, W) uint8, 0..255; None of classes, and of masks whose network cannot tell."""
+
+    best: Tensor
+    confidence: Tensor | None = None
+
+    def of(self, chosen: Tensor) -> "Answers":
+        """Those of the images that are true in `chosen`, (N,) bool."""
+        return Answers(self.best[chosen], None if self.confidence is None else self.confidence[chosen])
 
 
 @dataclass(frozen=True)
 class Answerer:
-    """`answer` takes what is served, (N, H, W, C) uint8 or tensors as `spec` tells, and answers probabilities (N,
-    classes) float32, or a mask (N, H, W) uint8. `data` is a name or a folder as `models.data.registry.resolve` answers
-    it."""
+    """`answer` takes what is served, (N, H, W, C) uint8 or tensors as `spec` tells. `data` is a name or a folder as
+    `models.data.registry.resolve` answers it."""
 
     name: str
     task: Task
@@ -35,7 +47,7 @@ class Answerer:
     palette: list[tuple[int, int, int]] | None
     spec: InputSpec | TensorInput
     data: str
-    answer: Callable[[Tensor], Tensor]
+    answer: Callable[[Tensor], Answers]
 
     def split(self, name: SplitName, strict: bool = False) -> Split:
         """A split of its data. Raises BadTraining, BadData where they are not there as they were; what `strict` does is
@@ -71,10 +83,10 @@ def of_network(description: Description, network: nn.Module) -> Answerer:
     device = runtime.device()
     module = served(description.task, description.normalisation(), network).to(device)
 
-    def answer(batch: Tensor) -> Tensor:
+    def answer(batch: Tensor) -> Answers:
         with torch.inference_mode():
             found = module(batch.to(device))
-        return (found if isinstance(found, Tensor) else found[0]).cpu()
+        return Answers(*(part.cpu() for part in ((found,) if isinstance(found, Tensor) else found)))
 
     return Answerer(
         name=description.architecture,
@@ -91,11 +103,12 @@ def of_file(path: Path, data: str | None = None) -> Answerer:
     """Run by onnxruntime, on CUDA where it has that, as the engine runs it. Raises BadNetworkFile, BadTraining."""
     session = _session(path)
     document = _document(path, session)
-    wanted, (taken,) = ANSWER[document.task], [value.name for value in session.get_inputs()]
+    (taken,) = [value.name for value in session.get_inputs()]
+    sure = [value.name for value in session.get_outputs() if value.name == metadata.CONFIDENCE]
+    wanted = [ANSWER[document.task], *sure]
 
-    def answer(batch: Tensor) -> Tensor:
-        (found,) = session.run([wanted], {taken: batch.numpy()})
-        return torch.from_numpy(found)
+    def answer(batch: Tensor) -> Answers:
+        return Answers(*map(torch.from_numpy, session.run(wanted, {taken: batch.numpy()})))
 
     provenance = document.provenance
     return Answerer(

@@ -1,4 +1,4 @@
-"""Whether a classifier is right as often as it says it is."""
+"""Whether a network is right as often as it says it is."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 BINS = 15
+STEPS = 255  # of a pixel's confidence
 
 
 class CalibrationError(Metric):
@@ -36,7 +37,37 @@ class CalibrationError(Metric):
 
     def compute(self) -> Tensor:
         confidence, right = dim_zero_cat(self.confidences), dim_zero_cat(self.right).double()
-        edges = torch.arange(1, BINS, dtype=torch.float64) / BINS
-        bins = torch.bucketize(confidence, edges)
-        gaps = torch.zeros(BINS, dtype=torch.float64).scatter_add_(0, bins, right - confidence)
+        gaps = torch.zeros(BINS, dtype=torch.float64).scatter_add_(0, _bins(confidence), right - confidence)
         return gaps.abs().sum() / max(1, len(confidence))
+
+
+class MaskCalibrationError(Metric):
+    """The same over pixels, each of which is as good as an image: of masks (N, H, W) uint8, their confidences (N, H, W)
+    uint8, 0..255, and targets (N, H, W) int64, `ignore` for a pixel of no class, which does not count.
+    """
+
+    full_state_update = False
+    pixels: Tensor
+    right: Tensor
+
+    def __init__(self, ignore: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.ignore = ignore
+        for name in ("pixels", "right"):  # by confidence
+            self.add_state(name, default=torch.zeros(STEPS + 1, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, masks: Tensor, confidences: Tensor, targets: Tensor) -> None:
+        counted = targets != self.ignore
+        confidence, right = confidences[counted].long(), (masks == targets)[counted]
+        self.pixels += torch.bincount(confidence, minlength=STEPS + 1)
+        self.right += torch.bincount(confidence[right], minlength=STEPS + 1)
+
+    def compute(self) -> Tensor:
+        confidence = torch.arange(STEPS + 1, dtype=torch.float64) / STEPS
+        gaps = torch.zeros(BINS, dtype=torch.float64)
+        gaps.scatter_add_(0, _bins(confidence), self.right - self.pixels * confidence)
+        return gaps.abs().sum() / max(1, int(self.pixels.sum()))
+
+
+def _bins(confidence: Tensor) -> Tensor:
+    return torch.bucketize(confidence, torch.arange(1, BINS, dtype=torch.float64) / BINS)

@@ -14,10 +14,11 @@ from models.checkpoint import Description
 from models.data.batches import indexed
 from models.data.dataset import IGNORE, Split, SplitName
 from models.data.loading import Batch
-from models.evaluation.answerer import Answerer, of_network, of_path
+from models.evaluation.answerer import Answerer, Answers, of_network, of_path
 from models.evaluation.boundary import BoundaryF1
+from models.evaluation.calibration import MaskCalibrationError
 from models.evaluation.classes import ClassScores, class_scores
-from models.evaluation.metrics import confusion, scores
+from models.evaluation.metrics import ALONE, confusion, scores
 from models.evaluation.slices import names, place, side, thirds
 from service.metadata import InputSpec
 
@@ -98,8 +99,8 @@ def measure(
         whole.update(answers, batch.targets)
         for number, part in enumerate(parts):
             chosen = torch.tensor([places[index] == number for index in indices])
-            part.update(answers[chosen], batch.targets[chosen])
-        examples += _examples(indices, answers, batch)
+            part.update(answers.of(chosen), batch.targets[chosen])
+        examples += _examples(indices, answers.best, batch)
     counts = whole.confusion()
     return Evaluation(
         network=network,
@@ -121,19 +122,28 @@ class _Tally:
 
     def __init__(self, network: Answerer) -> None:
         self.images = 0
+        self.sure = False  # whether masks came with confidences
+        self.calibration = MaskCalibrationError(IGNORE, **ALONE)
         self.scores, self.counts = (
             scores(network.task, len(network.labels)),
             confusion(network.task, len(network.labels)),
         )
 
-    def update(self, answers: Tensor, targets: Tensor) -> None:
-        if len(targets):
-            self.images += len(targets)
-            self.scores.update(answers, targets)
-            self.counts.update(answers, targets)
+    def update(self, answers: Answers, targets: Tensor) -> None:
+        if not len(targets):
+            return
+        self.images += len(targets)
+        self.scores.update(answers.best, targets)
+        self.counts.update(answers.best, targets)
+        if answers.confidence is not None:
+            self.sure = True
+            self.calibration.update(answers.best, answers.confidence, targets)
 
     def compute(self) -> dict[str, float]:
-        return {name: float(value) for name, value in self.scores.compute().items()} if self.images else {}
+        if not self.images:
+            return {}
+        found = {**self.scores.compute(), **({"calibration_error": self.calibration.compute()} if self.sure else {})}
+        return {name: float(value) for name, value in found.items()}
 
     def confusion(self) -> NDArray[np.int64]:
         return np.asarray(self.counts.compute().numpy())

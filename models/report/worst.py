@@ -67,7 +67,7 @@ def _masks(network: Answerer, split: Split, examples: Sequence[Example]) -> list
     chosen = Chosen(split, [example.index for example in examples])
     answers: dict[int, NDArray[np.uint8]] = {}
     for indices, batch in indexed(chosen, network.spec, batch_size=1):
-        answers[indices[0]] = network.answer(batch.images)[0].numpy()
+        answers[indices[0]] = network.answer(batch.images).best[0].numpy()
     tiles: list[Tile] = []
     for place, example in enumerate(examples):
         image, target = chosen[place]

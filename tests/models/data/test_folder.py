@@ -454,7 +454,7 @@ def test_folder_is_trained_evaluated_and_exported_also_after_it_has_moved(
     assert found.provenance is not None
     # Not where it lay: that is nobody's business who asks the server.
     assert found.provenance.data == "elsewhere"
-    assert set(found.provenance.metrics) == {"mean_iou", "pixel_accuracy", "boundary_f1"}
+    assert set(found.provenance.metrics) == {"mean_iou", "pixel_accuracy", "boundary_f1", "calibration_error"}
 
     assert cli.run(["export", checkpoint, "--repository", "repository", "--without-data"]) == 0
     found = document(tmp_path / "repository/unet/2/model.onnx")

@@ -7,7 +7,8 @@ from sklearn.calibration import calibration_curve
 from torch import Tensor
 from torchmetrics.classification import MulticlassCalibrationError
 
-from models.evaluation.calibration import BINS, CalibrationError
+from models.data.dataset import IGNORE
+from models.evaluation.calibration import BINS, CalibrationError, MaskCalibrationError
 
 
 def error(probabilities: Tensor, targets: Tensor) -> float:
@@ -59,3 +60,34 @@ def test_scikit_learn_says_the_same(random: tuple[Tensor, Tensor]) -> None:
 def test_confidence_that_rounds_to_one_is_in_the_bin_of_those_a_little_below() -> None:
     # One sure and right, one almost as sure and wrong: one bin, half of which is right.
     assert error(sure([1.0, 0.99]), torch.tensor([0, 1])) == pytest.approx(0.995 - 0.5)
+
+
+def mask_error(masks: Tensor, confidences: Tensor, targets: Tensor) -> float:
+    metric = MaskCalibrationError(IGNORE)
+    for part in range(len(masks)):
+        metric.update(masks[part : part + 1], confidences[part : part + 1], targets[part : part + 1])
+    return float(metric.compute())
+
+
+def test_pixels_are_calibrated_as_images_are() -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks, targets = (torch.randint(3, (4, 9, 11), generator=generator) for _ in range(2))
+    confidences = torch.randint(130, 256, (4, 9, 11), generator=generator).to(torch.uint8)
+    confidences[confidences % 17 == 0] -= 1  # those on the edges of bins, where rounding decides
+    probabilities = sure((confidences.flatten() / 255).tolist())
+    wrong = (masks != targets).long().flatten()  # of two classes, the first one answered
+    found = mask_error(masks.to(torch.uint8), confidences, targets)
+    assert found == pytest.approx(error(probabilities, wrong), abs=1e-6)
+    assert found > 0.1
+
+
+def test_pixels_of_no_class_have_no_part_in_the_calibration() -> None:
+    masks, confidences = torch.zeros(1, 2, 2, dtype=torch.uint8), torch.full((1, 2, 2), 255, dtype=torch.uint8)
+    targets = torch.tensor([[[0, 0], [1, IGNORE]]])
+    assert mask_error(masks, confidences, targets) == pytest.approx(1 / 3)
+    assert mask_error(masks, confidences, torch.full((1, 2, 2), IGNORE)) == 0
+
+
+def test_mask_that_is_right_as_often_as_it_says_has_no_error() -> None:
+    confidences = torch.full((1, 1, 5), 204, dtype=torch.uint8)
+    assert mask_error(torch.zeros(1, 1, 5, dtype=torch.uint8), confidences, torch.tensor([[[0, 0, 0, 0, 1]]])) == 0

@@ -317,7 +317,7 @@ def test_checkpoint_is_run_on_cuda_where_torch_has_it(
     monkeypatch.setattr(torch.nn.Module, "to", to)
     monkeypatch.setattr(torch.Tensor, "to", to)
     answerer = of_path(untrained(tmp_path))
-    answers = answerer.answer(torch.zeros(2, 32, 32, 1, dtype=torch.uint8))
+    answers = answerer.answer(torch.zeros(2, 32, 32, 1, dtype=torch.uint8)).best
     assert answers.shape == (2, 10)
     assert moved == [torch.device("cuda" if there else "cpu")] * 2
 
@@ -327,3 +327,13 @@ def test_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.Capture
     assert "is not the folder of a run, want one that `convoy train` wrote" in capsys.readouterr().err
     untrained(tmp_path).rename(tmp_path / "last.ckpt")  # of a run that was killed before its note
     assert cli.run(["evaluate", str(tmp_path)]) == 0
+
+
+def test_masks_tell_how_well_they_are_calibrated_where_they_tell_how_sure_they_are(tmp_path: Path) -> None:
+    exported = export(untrained(tmp_path, "unet", "tiny-scenes"), tmp_path / "repository").path
+    assert "calibration_error" in evaluate_file(exported).scores
+    graph = onnx.load(exported)
+    (confidence,) = (value for value in graph.graph.output if value.name == "confidence")
+    graph.graph.output.remove(confidence)
+    onnx.save(graph, tmp_path / "masks.onnx")
+    assert set(evaluate_file(tmp_path / "masks.onnx").scores) == {"mean_iou", "pixel_accuracy", "boundary_f1"}

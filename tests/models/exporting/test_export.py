@@ -114,7 +114,7 @@ def test_document_in_the_file_says_what_it_is(exported: Exported) -> None:
     else:
         assert document.parity.mask_agreement is not None
         assert document.parity.mask_agreement >= 0.9999
-        assert document.provenance.metrics.keys() == {"pixel_accuracy", "mean_iou", "boundary_f1"}
+        assert document.provenance.metrics.keys() == {"pixel_accuracy", "mean_iou", "boundary_f1", "calibration_error"}
         assert (document.input.colour, document.input.fit, document.input.multiple) == ("RGB", "pad", 4)
 
 
