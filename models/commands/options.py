@@ -10,7 +10,7 @@ MAX_SIDE = 65_535
 
 
 def checkpoint_of(path: Path | None) -> Path | None:
-    """Of the folder of a run the checkpoint that it has chosen, once there is one; other paths as they are."""
+    """Of the folder of a run the checkpoint that it has chosen; other paths as they are. Raises BadRun."""
     return RunFolder(path).chosen() if path is not None and path.is_dir() else path
 
 

@@ -51,7 +51,7 @@ def test_folder_of_a_run_stands_for_its_checkpoint(
     Path("empty").mkdir()
     capsys.readouterr()
     assert cli.run(["export", "empty", "--repository", "repository"]) == 2
-    assert "there is no checkpoint empty/last.ckpt, want" in capsys.readouterr().err
+    assert "empty is not the folder of a run, want one that" in capsys.readouterr().err
 
 
 LOSS = ["--loss", "focal", "--gamma", "1.5", "--class-weights", "balanced"]

@@ -59,15 +59,15 @@ def test_what_is_exported_was_trained_before_and_is_what_is_served() -> None:
             case ["train", architecture, "--data", data]:
                 assert architecture in ARCHITECTURES
                 assert data in DATA
-                trained.add(f"runs/{architecture}-{data}/last.ckpt")
-            case ["evaluate", checkpoint]:
-                assert checkpoint in trained
-            case ["export", checkpoint, "--repository", repository]:
-                assert checkpoint in trained
+                trained.add(f"runs/{architecture}-{data}")
+            case ["evaluate", run]:
+                assert run in trained
+            case ["export", run, "--repository", repository]:
+                assert run in trained
                 repositories.add(repository)
             case ["serve", "--repository", repository]:
                 assert {repository} == repositories
-    assert trained == {f"runs/{name}-{data}/last.ckpt" for name, data in demo.NETWORKS.items()}
+    assert trained == {f"runs/{name}-{data}" for name, data in demo.NETWORKS.items()}
 
 
 def test_page_asks_the_server_for_everything_it_can_do() -> None:
