@@ -1,5 +1,6 @@
 """`convoy adopt`: an ONNX file made elsewhere becomes a version of a model that takes images and describes itself."""
 
+import math
 import re
 import shlex
 from pathlib import Path
@@ -136,6 +137,9 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
 def _number(option: str, text: str) -> float:
     above, _, below = text.partition("/")
     try:
-        return float(above) / float(below or 1)
+        number = float(above) / float(below or 1)
     except (ValueError, ZeroDivisionError):
-        raise BadNetworkFile(f"{option} {text!r}, want numbers such as 0.485 or 1/255") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise BadNetworkFile(f"{option} {text!r}, want numbers such as 0.485 or 1/255")
+    return number

@@ -201,6 +201,7 @@ def test_file_is_shown_and_nothing_else_without_a_repository(
             ["--uint8-front", "--tail", "softmax", "--scale", "much"],
             "--scale 'much', want numbers such as 0.485 or 1/255",
         ),
+        (["--uint8-front", "--tail", "softmax", "--std", "1,inf,1"], "--std 'inf', want numbers such as"),
         (["--uint8-front", "--tail", "softmax", "--colour", "L"], "3 channels as NCHW, want 1 for L"),
         (["--uint8-front", "--tail", "softmax", "--layout", "NHWC"], "12 channels as NHWC"),
         (["--uint8-front", "--tail", "softmax", "--task", "segmentation"], "want a number for each class"),
