@@ -85,17 +85,17 @@ def put(description: Description, checkpoint: dict[str, Any]) -> None:
 
 def save(path: Path, description: Description, network: nn.Module) -> None:
     """Write a checkpoint of weights that no run of `convoy train` made: `load` reads it, no run goes on from it."""
-    content: dict[str, Any] = {
+    saved: dict[str, Any] = {
         "state_dict": {PREFIX + name: value for name, value in network.state_dict().items()},
         "epoch": -1,
     }
-    put(description, content)
-    torch.save(content, path)
+    put(description, saved)
+    torch.save(saved, path)
 
 
 def load(path: Path) -> tuple[Description, nn.Module]:
     """The description in a checkpoint and its network, in eval mode, on the CPU. Raises BadCheckpoint."""
-    checkpoint = _read(path)
+    checkpoint = content(path)
     try:
         description = msgspec.convert(checkpoint[KEY], Description)
         network = description.build()
@@ -110,28 +110,29 @@ def load(path: Path) -> tuple[Description, nn.Module]:
 
 def epochs(path: Path) -> int:
     """How many epochs of its run a checkpoint has behind it. Raises BadCheckpoint."""
-    content = _read(path)
-    done: int = content.get(EPOCHS, content["epoch"] + 1)  # Lightning counts from 0
+    found = content(path)
+    done: int = found.get(EPOCHS, found["epoch"] + 1)  # Lightning counts from 0
     return done
 
 
 def steps(path: Path) -> int:
     """How many steps of its run a checkpoint has behind it. Raises BadCheckpoint."""
-    taken: int = _read(path).get("global_step", 0)
+    taken: int = content(path).get("global_step", 0)
     return taken
 
 
-def _read(path: Path) -> dict[str, Any]:
+def content(path: Path) -> dict[str, Any]:
+    """All that is in a checkpoint, on the CPU. Raises BadCheckpoint."""
     if not path.is_file():
         raise BadCheckpoint(f"there is no checkpoint {path}, want a .ckpt file that `convoy train` wrote")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a file that is no checkpoint makes the unpickler raise
         # Its words are about unpickling, and say nothing to whoever named the wrong file.
         raise BadCheckpoint(f"{path} is not a checkpoint, want a .ckpt file that `convoy train` wrote") from error
-    if not isinstance(content, dict):
-        raise BadCheckpoint(f"{path} holds a {type(content).__name__}, want a checkpoint of `convoy train`")
-    return content
+    if not isinstance(found, dict):
+        raise BadCheckpoint(f"{path} holds a {type(found).__name__}, want a checkpoint of `convoy train`")
+    return found
 
 
 def _line(error: Exception) -> str:

@@ -29,8 +29,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     epochs: Annotated[int, Meta(ge=1)]
     optimizer: Optimizer = "adamw"
-    learning_rate: Annotated[float, Meta(ge=0)] = 1e-3
-    weight_decay: Annotated[float, Meta(ge=0)] = 0.01
+    learning_rate: Annotated[float, Meta(ge=0, le=1000)] = 1e-3
+    weight_decay: Annotated[float, Meta(ge=0, le=1000)] = 0.01
     batch_size: Annotated[int, Meta(ge=1)] = 32
     accumulate: Annotated[int, Meta(ge=1)] = 1
     precision: Precision = "32"
@@ -41,7 +41,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     keep: Annotated[int, Meta(ge=1)] = 1
     patience: Annotated[int, Meta(ge=1)] = 10
     loss: Loss = "cross-entropy"
-    gamma: float = 2.0
+    gamma: Annotated[float, Meta(ge=0, le=1000)] = 2.0
     class_weights: ClassWeights = "none"
-    crop: int | None = None
+    crop: Annotated[int, Meta(ge=1)] | None = None
     augmentation: Augmentation = Augmentation()

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeVar
 
 import msgspec
 import typer
+from msgspec.structs import replace
 
 from models import registry
 from models.commands.options import assignments, checkpoint_of, last_of, parse_range, parse_size
@@ -21,7 +22,8 @@ from models.training.config import read as read_config
 from models.training.preview import preview as save_preview
 from models.training.processes import is_first
 from models.training.rates import find_rate
-from models.training.run import Freeze, Machine, RunFolder, Settings, Transfer, default_settings
+from models.training.resuming import settings_of
+from models.training.run import HIGHEST_SEED, Freeze, Machine, RunFolder, Settings, Transfer, default_settings
 from models.training.train import ONE
 from models.training.train import train as run
 from models.training.transfer import defaults as taken_over
@@ -144,7 +146,9 @@ def train(
     arguments: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An argument of the architecture.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Of weights, order and augmentation.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", min=0, max=HIGHEST_SEED, help="Of weights, order and augmentation.")
+    ] = None,
     devices: Annotated[
         int,
         _machine(metavar="N", min=1, help="Processes that train together, each on a GPU of its own, or on CPUs."),
@@ -164,6 +168,17 @@ def train(
     ] = False,
 ) -> None:
     """Train a network. What is not given is as the architecture's recipe has it, or as the resumed run was told."""
+    if resume is not None:
+        _check_goes_on(
+            {
+                "--from": source,
+                "--freeze": freeze,
+                "--freeze-epochs": freeze_epochs,
+                "--body-rate": body_rate,
+                "--find-lr": find_lr or None,
+                "--preview": preview,
+            }
+        )
     defaults = _defaults(architecture, data, config, resume, source)
     architecture, data = defaults.architecture, defaults.data
     settings = Settings(
@@ -208,6 +223,8 @@ def train(
     if preview is not None:
         print(f"{save_preview(settings, preview, strict)} training images as they would be seen: {preview}")
         return
+    if gamma is not None and settings.recipe.loss != "focal":
+        raise BadTraining(f"--gamma {gamma:g} goes with --loss focal, the loss is {settings.recipe.loss}")
     own = Path("runs") / f"{architecture}-{shown(data)}"
     folder = RunFolder(output) if output is not None else RunFolder.of(resume) if resume is not None else RunFolder(own)
     machine = Machine(devices=devices, workers=workers, save_seconds=save_seconds, strict=strict)
@@ -216,15 +233,18 @@ def train(
         return
     try:
         note = run(settings, folder.root, resume, machine)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, OSError, RuntimeError) as error:
         if folder.last.is_file() and is_first():
-            print(f"interrupted; go on with:  convoy train --resume {shlex.quote(str(folder.last))}", file=sys.stderr)
+            ended = "interrupted" if isinstance(error, KeyboardInterrupt) else "ended before its time"
+            print(f"{ended}; go on with:  convoy train --resume {shlex.quote(str(folder.last))}", file=sys.stderr)
         raise
     if not is_first():
         return
     checkpoint = folder.chosen()
     scores = "  ".join(f"{name} {value:.4f}" for name, value in note.validation.items())
-    print(f"trained {note.epochs} epochs in {note.seconds:.0f} s; {scores}")
+    planned, patience = settings.recipe.epochs, settings.recipe.patience
+    early = f" of {planned}, the last {patience} without a lower loss," if note.epochs < planned else ""
+    print(f"trained {note.epochs} epochs{early} in {note.seconds:.0f} s; {scores}")
     print(f"checkpoint  {checkpoint}")
     write_at_end(folder.root)
     if (folder.root / PAGE).is_file():
@@ -235,6 +255,8 @@ def train(
 
 def _find(settings: Settings, folder: Path, machine: Machine) -> None:
     found = find_rate(settings, folder, machine)
+    if not is_first():
+        return
     print(f"suggested   --lr {found.suggested:.2g}")
     print(f"picture     {found.picture}")
     print(f"table       {found.table}")
@@ -244,42 +266,68 @@ def _defaults(
     architecture: str | None, data: str | None, config: Path | None, resume: Path | None, source: Path | None
 ) -> Settings:
     """What holds where no option says anything else: the file's settings, the resumed run's, the recipe."""
-    before = None if config is None else read_config(config)
-    if before is None and resume is not None:
-        note = RunFolder.of(resume).read()
-        before = None if note is None else note.settings
+    before = read_config(config) if config is not None else _told_before(resume) if resume is not None else None
     if before is not None:
-        wanted = architecture or before.architecture, before.data if data is None else resolve(data)
-        if wanted == (before.architecture, before.data):
-            return before
-        architecture, data = wanted
-    if architecture is None or data is None:
+        defaults = _elsewhere(
+            before, architecture or before.architecture, before.data if data is None else resolve(data)
+        )
+    elif architecture is None or data is None:
         missing = "an architecture" if architecture is None else "--data DATA"
         raise BadTraining(f"want {missing}; see 'convoy train --help'")
-    defaults = default_settings(architecture, resolve(data))
+    else:
+        defaults = default_settings(architecture, resolve(data))
     if source is None:
         return defaults
-    arguments, size = taken_over(source, architecture)
-    return msgspec.structs.replace(defaults, arguments=defaults.arguments | arguments, size=size)
+    arguments, size = taken_over(source, defaults.architecture)
+    return replace(defaults, arguments=defaults.arguments | arguments, size=size)
+
+
+def _told_before(resume: Path) -> Settings | None:
+    note, own = RunFolder.of(resume).read(), settings_of(resume)
+    return note.settings if note is not None else own
+
+
+def _elsewhere(before: Settings, architecture: str, data: str) -> Settings:
+    """The same recipe for other data, or for another architecture, whose arguments and size are its own."""
+    if architecture == before.architecture:
+        return replace(before, data=data)
+    return replace(default_settings(architecture, data), recipe=before.recipe, seed=before.seed)
+
+
+def _check_goes_on(given: dict[str, object]) -> None:
+    """Raises BadTraining for an option that is about how a run begins."""
+    for option, value in given.items():
+        if value is not None:
+            raise BadTraining(
+                f"{option} is for the beginning of a run, and --resume goes on with one: want one of them"
+            )
 
 
 def _transfer(before: Transfer | None, source: Path | None, **given: object) -> Transfer | None:
     chosen = {name: value for name, value in given.items() if value is not None}
     if source is not None:
         before = Transfer(checkpoint=str(source.resolve()))
-    if "freeze_epochs" in chosen:
-        chosen = {"freeze": "body", **chosen}
     if before is None and chosen:
         option = next(iter(chosen)).replace("_", "-")
         raise BadTraining(f"--{option} goes with --from CHECKPOINT")
-    return before and msgspec.structs.replace(before, **chosen)
+    if "freeze_epochs" in chosen:
+        chosen = {"freeze": "body", **chosen}
+    elif chosen.get("freeze") == "none":
+        chosen["freeze_epochs"] = None  # of the file's settings
+    after = before and replace(before, **chosen)
+    if after is not None and after.freeze == "none" and after.freeze_epochs is not None:
+        raise BadTraining("--freeze-epochs goes with --freeze body")
+    if "body_rate" in chosen and after is not None and after.freeze == "body" and after.freeze_epochs is None:
+        raise BadTraining("--body-rate goes with a body that is trained, want --freeze-epochs to let it go on later")
+    return after
 
 
 def _changed(before: Changed, **given: object) -> Changed:
-    after = msgspec.structs.replace(before, **{name: value for name, value in given.items() if value is not None})
+    after = replace(before, **{name: value for name, value in given.items() if value is not None})
     try:
         return msgspec.convert(msgspec.to_builtins(after), type(before))
     except msgspec.ValidationError as error:
         wanted, _, name = str(error).partition(" - at `$.")
         name = name.rstrip("`")
-        raise BadTraining(f"--{name.replace('_', '-')} {given.get(name)}: {wanted.lower()}") from None
+        option = "lr" if name == "learning_rate" else name.replace("_", "-")
+        raise BadTraining(f"--{option} {given.get(name)}: {wanted.lower()}") from None

@@ -7,6 +7,7 @@ import msgspec
 import tomli_w
 
 from models.errors import BadTraining
+from models.training import whole_file
 from models.training.run import Settings
 
 HEADER = """\
@@ -17,7 +18,7 @@ HEADER = """\
 
 def write(path: Path, settings: Settings) -> None:
     """What has no value is left out."""
-    path.write_text(HEADER + tomli_w.dumps(_given(msgspec.to_builtins(settings))), encoding="utf-8")
+    whole_file.write(path, (HEADER + tomli_w.dumps(_given(msgspec.to_builtins(settings)))).encode())
 
 
 def read(path: Path) -> Settings:

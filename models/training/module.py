@@ -17,7 +17,8 @@ from models.data.dataset import IGNORE, DataSet
 from models.data.loading import Batch, Loader
 from models.evaluation.metrics import LEADING, measures
 from models.recipe import Recipe
-from models.training import losses, schedules, transfer
+from models.training import losses, resuming, schedules, transfer
+from models.training.lone_images import normalise_by_the_run
 from models.training.processes import add_up, put_together, several
 from models.training.run import Settings
 from service.metadata import Task
@@ -33,6 +34,7 @@ class Training(pl.LightningModule):
     def __init__(self, description: Description, network: nn.Module, data: DataSet, settings: Settings) -> None:
         super().__init__()
         self.description = description
+        self.noted = resuming.noted(settings, data)
         self.recipe: Recipe = settings.recipe
         self.transfer = settings.transfer
         self.head = frozenset() if settings.transfer is None else transfer.head(description)
@@ -40,6 +42,7 @@ class Training(pl.LightningModule):
         self.augment = data.augment
         self.normalise = description.normalisation()
         self.network = network
+        normalise_by_the_run(network)
         self.auxiliary_weight = float(getattr(network, "auxiliary_weight", 0.0))
         self.measures = measures(description.task, len(description.labels))
         # The loss is that of the whole batch in every process already.
@@ -200,6 +203,7 @@ class Training(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
         checkpoint.put(self.description, checkpoint_)
+        checkpoint_.update(self.noted)
         checkpoint_["best"], checkpoint_["latest"] = self.best, self.latest
         checkpoint_[checkpoint.EPOCHS] = self._epochs_done()
         checkpoint_["taken"] = self._loader().state_dict()

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import torch
 from matplotlib.figure import Figure
+from msgspec.structs import replace
 from torch import Tensor
 
 from models.data.loading import Batch
@@ -45,6 +46,8 @@ def find_rate(settings: Settings, folder: Path, machine: Machine) -> Found:
 
     Writes `lr.png` and `lr.csv` into the folder. Raises BadTraining as `train` does, and where no loss comes down.
     """
+    # The rates are those below, whichever is given.
+    settings = replace(settings, recipe=replace(settings.recipe, learning_rate=1.0))
     data, description, network = prepared_run(settings, strict=machine.strict)
     training = RangeTest(description, network, data, settings)
     bar, pace = sys.stderr.isatty(), Pace()
@@ -117,9 +120,8 @@ class RangeTest(Training):
 
     def configure_optimizers(self) -> Any:
         configured = super().configure_optimizers()
-        highest = self.recipe.learning_rate
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            configured["optimizer"], lambda step: rate_of(min(step, STEPS - 1)) / highest
+            configured["optimizer"], lambda step: rate_of(min(step, STEPS - 1))
         )
         return {**configured, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -14,9 +14,11 @@ from models import registry
 from models.errors import BadRun
 from models.recipe import Recipe
 from models.registry import Argument
+from models.training import whole_file
 
 PACKAGE = Path(__file__).parents[1]
 DEFAULT_SEED = 0
+HIGHEST_SEED = 2**32 - 1  # NumPy's
 # Besides the architecture's own file: the source that decides what comes out of a training run.
 SOURCES = ("training/*.py", "graph.py", "blocks.py", "data/*.py")
 
@@ -45,7 +47,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     arguments: dict[str, Argument]
     data: str
     recipe: Recipe
-    seed: int
+    seed: Annotated[int, Meta(ge=0, le=HIGHEST_SEED)]
     size: tuple[int, int] | None = None  # height and width of the input, where not the architecture's own
     transfer: Transfer | None = None
 
@@ -116,7 +118,7 @@ class RunFolder:
             return None
 
     def write(self, note: Note) -> None:
-        self.note.write_bytes(msgspec.json.format(msgspec.json.encode(note)))
+        whole_file.write(self.note, msgspec.json.format(msgspec.json.encode(note)))
 
     def clear(self) -> None:
         """Remove the checkpoints of an earlier run, from which nobody should go on by mistake."""

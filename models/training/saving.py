@@ -1,12 +1,16 @@
 """Which checkpoints a run leaves, and when: the best, the last, and one within an epoch for a run that is killed."""
 
+import io
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from models.training import whole_file
 from models.training.run import RunFolder
 
 MONITOR = "validation_loss"
@@ -20,6 +24,18 @@ def checkpoints(folder: RunFolder, keep: int, every_seconds: float) -> list[Chec
     best, last = _each(ModelCheckpoint, folder.best, MONITOR), _each(ModelCheckpoint, folder.last)
     # The last one behind the others, so that it knows which those are.
     return [best, *kept, last, WithinEpoch(folder.last, every_seconds)]
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Lightning's own way copies from the folder of temporary files, mostly on another file system: half a file lies
+    there meanwhile, in the place of the last good one."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        whole_file.write(path, content.getbuffer())
 
 
 class Kept(ModelCheckpoint):

@@ -1,6 +1,7 @@
 """Train one architecture on one data set with Lightning: checkpoints, logs, early stopping, resuming."""
 
 import logging
+import math
 import sys
 import time
 import warnings
@@ -23,7 +24,7 @@ from models.data.registry import DATA, data_set
 from models.errors import BadTraining
 from models.inspect import inspect_architecture
 from models.recipe import Recipe
-from models.training import config, logs, transfer
+from models.training import config, logs, resuming, transfer
 from models.training.averaging import averaging
 from models.training.history import History
 from models.training.logs import EVERY_STEPS, loggers
@@ -31,7 +32,7 @@ from models.training.module import Training, ignored
 from models.training.processes import is_first, launched
 from models.training.progress import Bar, EpochLines, Pace
 from models.training.run import Machine, Note, RunFolder, Settings, commit, source_digest
-from models.training.saving import MONITOR, checkpoints
+from models.training.saving import MONITOR, WholeCheckpoints, checkpoints
 from service.metadata import InputSpec, Task, TensorInput
 
 MOST_WORKERS = 8  # threads: what of the work does not run beside Python's lock keeps more from being of use
@@ -43,11 +44,12 @@ def train(settings: Settings, output: Path, resume: Path | None = None, machine:
 
     `resume` is a checkpoint of a run of the same settings: it goes on behind that step and ends where the run would
     have ended. Several processes each call this; the first writes. Raises BadTraining where architecture, data,
-    checkpoint and machine do not go together, and KeyboardInterrupt after an interrupted run has been put away.
+    checkpoint and machine do not go together, and where the loss is no number any more; KeyboardInterrupt after an
+    interrupted run has been put away.
     """
     data, description, network = prepared_run(settings, resume, machine.strict)
     folder = RunFolder(output)
-    before = folder.read() if resume is not None else None
+    before = RunFolder.of(resume).read() if resume is not None else None
     seconds_before = before.seconds if before is not None else 0.0
     source = source_digest(settings.architecture)
 
@@ -58,6 +60,7 @@ def train(settings: Settings, output: Path, resume: Path | None = None, machine:
 
     def note(complete: bool) -> Note:
         stopped_early = trainer.current_epoch < settings.recipe.epochs
+        validation = training.best if stopped_early else training.latest
         return Note(
             settings=settings,
             source=source,
@@ -65,7 +68,7 @@ def train(settings: Settings, output: Path, resume: Path | None = None, machine:
             epochs=trainer.current_epoch,
             seconds=round(seconds_before + time.monotonic() - start, 3),
             checkpoint=(folder.best if stopped_early else folder.last).name,
-            validation=training.best if stopped_early else training.latest,
+            validation={name: value for name, value in validation.items() if math.isfinite(value)},
         )
 
     def keep(done: Note) -> Note:
@@ -80,7 +83,14 @@ def train(settings: Settings, output: Path, resume: Path | None = None, machine:
     except SystemExit:  # which is what Lightning makes of Ctrl-C
         keep(note(complete=False))
         raise KeyboardInterrupt from None
-    return keep(note(complete=True))
+    diverged = not math.isfinite(training.latest["validation_loss"])
+    done = keep(note(complete=not diverged))
+    if diverged and trainer.is_global_zero:
+        raise BadTraining(
+            f"the validation loss is {training.latest['validation_loss']} after epoch {trainer.current_epoch}: "
+            f"want a lower --lr than {settings.recipe.learning_rate:g}, or --clip 1"
+        )
+    return done
 
 
 def prepared_run(
@@ -99,7 +109,11 @@ def prepared_run(
     pl.seed_everything(settings.seed, verbose=False)
     description, network = describe(settings, data)
     if resume is not None:
-        return data, _resumed(description, settings, resume), network
+        resuming.check(resume, description, settings, data)
+        other, _ = checkpoint.load(resume)
+        # What the network expects of pixels may have come with weights that were taken over.
+        pixels = {name: getattr(other, name) for name in ("mean", "std", "channel_order")}
+        return data, msgspec.structs.replace(description, **pixels), network
     if settings.transfer is None:
         return data, description, network
     source = settings.transfer.checkpoint
@@ -218,6 +232,7 @@ def _trainer(recipe: Recipe, task: Task, folder: RunFolder, machine: Machine) ->
             Bar(pace) if bar else EpochLines(task, pace),
             *checkpoints(folder, recipe.keep, machine.save_seconds),
         ],
+        plugins=[WholeCheckpoints()],
         logger=loggers(folder.root),
         enable_progress_bar=bar,
         log_every_n_steps=EVERY_STEPS,
@@ -231,6 +246,11 @@ def trainer_options(recipe: Recipe, machine: Machine) -> dict[str, Any]:
     if recipe.precision == "16-mixed" and not cuda:
         raise BadTraining("precision 16-mixed: there is no CUDA device here, want bf16-mixed or 32")
     devices, hosts = launched() or (machine.devices, 1)
+    if devices * hosts > recipe.batch_size:
+        raise BadTraining(
+            f"{devices * hosts} processes: some would have none of the {recipe.batch_size} images of a batch, want "
+            "fewer, or a larger --batch-size"
+        )
     if cuda and devices > torch.cuda.device_count():
         raise BadTraining(f"{devices} devices: there are {torch.cuda.device_count()} CUDA devices here")
     several = devices * hosts > 1
@@ -263,19 +283,3 @@ def _prepare(folder: RunFolder, settings: Settings, resume: Path | None) -> None
         folder.clear()
         logs.clear(folder.root)
     config.write(folder.config, settings)
-
-
-def _resumed(description: Description, settings: Settings, resume: Path) -> Description:
-    """The description as that of the checkpoint to go on from has it, where the two are of the same run."""
-    other, _ = checkpoint.load(resume)
-    for name in ("architecture", "arguments", "data", "labels", "input"):
-        was, wanted = getattr(other, name), getattr(description, name)
-        if was != wanted:
-            raise BadTraining(f"{resume} was trained with {name} {was!r}, this run has {wanted!r}")
-    done, epochs = checkpoint.epochs(resume), settings.recipe.epochs
-    if done >= epochs:
-        raise BadTraining(
-            f"{resume} has {done} epochs of {epochs}: nothing is left to train, want --epochs above {done}"
-        )
-    # What the network expects of pixels may have come with weights that were taken over.
-    return msgspec.structs.replace(description, mean=other.mean, std=other.std, channel_order=other.channel_order)
