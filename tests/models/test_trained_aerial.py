@@ -13,7 +13,7 @@ from models.training.run import RunFolder
 pytestmark = [pytest.mark.trained, pytest.mark.timeout(1200)]
 
 OPTIONS = "--set width=8 --set depth=4 --crop 128 --batch-size 8 --loss cross-entropy+dice"
-# One cycle gets in 36 epochs as far as the default schedule in 50: a mean IoU of 0.84 on these pictures.
+# 36 epochs along one cycle: a mean IoU of 0.84 on these pictures. Along the default schedule 40 gave 0.80 and 0.82.
 OPTIONS += " --schedule one-cycle --lr 1e-2 --epochs 36"
 
 

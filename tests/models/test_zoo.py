@@ -1,4 +1,5 @@
-"""Every network of the registry exports, answers as PyTorch does, and is served."""
+"""Every network of the registry exports, answers as PyTorch does, and is served; of siblings that differ in the number
+of their blocks only, one."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,9 +8,10 @@ import grpc
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from numpy.typing import NDArray
 
-from models import zoo
+from models import registry, zoo
 from models.data.generated import generated
 from models.exporting.export import Exported, export
 from models.inspect import inspect_file, totals
@@ -29,6 +31,16 @@ ARGUMENTS: dict[str, dict[str, Argument]] = {
     "segnet": {"width": 8},
     "deeplab_v3": {"width": 8},
 }
+# The deepest ResNet stands for its like, as there most rounding adds up.
+SIBLINGS = {
+    "vgg19": "vgg16",
+    "resnet34": "resnet18",
+    "resnet50": "resnet152",
+    "resnet101": "resnet152",
+    "densenet169": "densenet121",
+    "densenet201": "densenet121",
+}
+TRIED = [name for name in ARCHITECTURES if name not in SIBLINGS]
 
 
 class Zoo:
@@ -54,7 +66,8 @@ def _size(name: str) -> tuple[int, int] | None:
 
 
 def _named(task: Task, kind: type[InputSpec] | type[TensorInput] = InputSpec) -> list[str]:
-    return [name for name, row in ARCHITECTURES.items() if row.task == task and isinstance(row.input, kind)]
+    rows = ((name, ARCHITECTURES[name]) for name in TRIED)
+    return [name for name, row in rows if row.task == task and isinstance(row.input, kind)]
 
 
 def run(exported: Exported, image: NDArray[np.generic], name: str = "image") -> list[NDArray[np.generic]]:
@@ -72,7 +85,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
 @pytest.fixture(scope="module")
 def server(exports: Zoo) -> Iterator[Server]:
     """One that has all of them."""
-    for name in ARCHITECTURES:
+    for name in TRIED:
         exports.export(name)
     with Server(exports.repository, ["server.lame_duck_seconds=0"], wait=False) as server:
         server.wait_for_log("ready", seconds=240)
@@ -85,7 +98,7 @@ def client(server: Server) -> Iterator[Client]:
         yield client
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", TRIED)
 def test_exported_network_answers_as_pytorch_does(name: str, exports: Zoo) -> None:
     parity = exports.export(name).document.parity
     assert parity is not None
@@ -97,7 +110,7 @@ def test_exported_network_answers_as_pytorch_does(name: str, exports: Zoo) -> No
         assert parity.top1_agreement == 1
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", TRIED)
 def test_exported_network_costs_what_its_architecture_does(name: str, exports: Zoo) -> None:
     expected = totals(name, _size(name), CLASSES, arguments=ARGUMENTS.get(name))
     assert inspect_file(exports.export(name).path).multiply_adds == expected.multiply_adds
@@ -142,4 +155,22 @@ def test_network_of_tensors_is_served(name: str, exports: Zoo, server: Server) -
 
 def test_each_network_is_served_in_one_of_these_ways() -> None:
     ways = [_named("classification"), _named("segmentation"), _named("classification", TensorInput)]
-    assert sorted(name for names in ways for name in names) == sorted(ARCHITECTURES)
+    assert sorted(name for names in ways for name in names) == sorted(TRIED)
+
+
+def kinds(name: str) -> set[tuple[object, ...]]:
+    """The kinds of layers of a network, whatever their number and their maps."""
+    with torch.device("meta"):
+        layers = registry.build(name, 3, CLASSES, registry.merged(name, {}), _size(name)).modules()
+    told = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "eps", "p")
+    return {(type(layer), *(getattr(layer, what, None) for what in told)) for layer in layers}
+
+
+@pytest.mark.parametrize(("name", "tried"), SIBLINGS.items())
+def test_sibling_that_is_not_tried_is_made_of_the_same_layers_as_one_that_is(name: str, tried: str) -> None:
+    assert kinds(name) == kinds(tried)
+
+
+def test_networks_with_other_blocks_are_no_siblings() -> None:
+    assert kinds("resnet18") != kinds("resnet50")
+    assert kinds("resnet50") != kinds("densenet121")
