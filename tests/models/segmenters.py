@@ -27,7 +27,7 @@ def settled(network: Network) -> Network:
 
 
 def assert_exports(network: nn.Module) -> None:
-    """onnxruntime answers the exported graph as PyTorch does, at sizes other than those it was traced with."""
+    """onnxruntime answers the exported graph as PyTorch does."""
     network = settled(network)
     description = Description(
         architecture="",
@@ -42,7 +42,11 @@ def assert_exports(network: nn.Module) -> None:
     )
     graph = onnx_graph(description, network)
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-    module = served("segmentation", description.normalisation(), network)
+    assert_answers(session, served("segmentation", description.normalisation(), network))
+
+
+def assert_answers(session: onnxruntime.InferenceSession, module: nn.Module) -> None:
+    """A graph answers as PyTorch does, at sizes other than those it was traced with."""
     random = np.random.default_rng(0)
     classes: set[int] = set()
     for shape in SIZES:

@@ -11,13 +11,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from models import registry, zoo
+from models import checkpoint, registry, zoo
 from models.data.generated import generated
 from models.exporting.export import Exported, export
+from models.graph import served
 from models.inspect import inspect_file, totals
 from models.registry import ARCHITECTURES, Argument
 from service.client import Client
 from service.metadata import InputSpec, Task, TensorInput
+from tests.models.segmenters import assert_answers
 from tests.service.calls import infer_request, method, outputs
 from tests.service.running import Server
 
@@ -138,6 +140,16 @@ def test_segmenter_is_served(name: str, exports: Zoo, client: Client) -> None:
     served = client.segment(image, model=name).mask
     assert served.shape == (height, width)
     assert (served == expected[:height, :width]).mean() >= 0.9999
+
+
+@pytest.mark.parametrize("name", ["fcn8s", "segnet"])
+def test_exported_segmenter_answers_at_sizes_that_are_no_multiples(name: str, exports: Zoo, tmp_path: Path) -> None:
+    exported = exports.export(name)
+    # The same weights every time.
+    zoo.untrained(name, tmp_path / "it.ckpt", CLASSES, _size(name), ARGUMENTS.get(name))
+    description, network = checkpoint.load(tmp_path / "it.ckpt")
+    session = onnxruntime.InferenceSession(exported.path, providers=["CPUExecutionProvider"])
+    assert_answers(session, served("segmentation", description.normalisation(), network))
 
 
 @pytest.mark.parametrize("name", _named("classification", TensorInput))
