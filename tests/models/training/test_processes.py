@@ -2,6 +2,7 @@
 
 import csv
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from models.training.losses import LOSSES, loss
 from models.training.run import Machine, RunFolder
 from models.training.train import trainer_options
 from service import cli
+from tests.models.conftest import untrained
 from tests.models.pictures import draw
 
 CONVOY = [str(Path(sys.executable).with_name("convoy"))]
@@ -55,6 +57,9 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path) -> None:
         for row, wanted in zip(rows, one, strict=True):
             row["waiting_for_data"] = wanted["waiting_for_data"] = 0.0
             assert row == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+        # From what is noted of it one process trains the same.
+        assert (tmp_path / name / "report.html").is_file()
+        assert (tmp_path / name / "config.toml").read_text() == (tmp_path / "one" / "config.toml").read_text()
         # The first process alone prints and writes.
         assert ended.stdout.count("checkpoint  ") == 1
         assert ended.stderr.count("epoch 1/6") == 1
@@ -62,6 +67,38 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path) -> None:
         first, second = (torch.load(RunFolder(tmp_path / way).last, weights_only=True) for way in ("one", name))
         for key, value in first["state_dict"].items():
             torch.testing.assert_close(second["state_dict"][key], value, rtol=1e-3, atol=1e-5)
+
+
+def test_body_that_is_frozen_for_an_epoch_is_trained_by_two_hosts_as_by_one_process(tmp_path: Path) -> None:
+    train = ["train", "lenet5", "--data", str(draw(tmp_path / "pictures")), "--epochs", "2", "--batch-size", "5"]
+    train += ["--from", str(untrained(tmp_path)), "--freeze-epochs", "1", "--optimizer", "sgd", "--body-rate", "0.5"]
+    assert cli.run([*train, "--output", str(tmp_path / "one")]) == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    torchrun += ["--master-addr", "127.0.0.1", "--master-port", str(port), "--no-python"]
+    two = [*CONVOY, *train, "--output", str(tmp_path / "two")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    hosts = [
+        subprocess.Popen(
+            [*torchrun, "--node-rank", rank, *two],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for rank in "01"
+    ]
+    ended = [host.communicate(timeout=200) for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], ended
+    assert [out.count("checkpoint  ") for out, _ in ended] == [1, 0]
+    for row, wanted in zip(logged(tmp_path / "two"), logged(tmp_path / "one"), strict=True):
+        row["waiting_for_data"] = wanted["waiting_for_data"] = 0.0
+        assert row == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+    first, second = (torch.load(RunFolder(tmp_path / way).last, weights_only=True) for way in ("one", "two"))
+    for key, value in first["state_dict"].items():
+        torch.testing.assert_close(second["state_dict"][key], value, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", LOSSES)
