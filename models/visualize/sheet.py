@@ -16,7 +16,6 @@ GAP = 10
 TEXT, HEADING = 13, 16  # pixels
 INK, PAPER = (32, 32, 32), (255, 255, 255)
 FRAME_MS, LAST_FRAME_MS = 120, 1500
-FILM_COLOURS = 64  # grown textures do not compress well, and in 256 a film is four tenths larger
 
 
 class Tile(NamedTuple):
@@ -53,7 +52,7 @@ def draw(title: str, sections: Sequence[Section]) -> Image.Image:
 def film(sheets: Sequence[Image.Image], path: Path) -> None:
     """Sheets of one size as a GIF that begins again; its last picture stays for a while."""
     # One palette for all of them, or the paper would flicker.
-    palette = _beside([*sheets[:: max(1, len(sheets) // 4)], sheets[-1]]).quantize(FILM_COLOURS)
+    palette = _beside([*sheets[:: max(1, len(sheets) // 4)], sheets[-1]]).quantize(256)
     frames = [sheet.quantize(palette=palette, dither=Image.Dither.NONE) for sheet in sheets]
     durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
     frames[0].save(path, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0, disposal=1)
