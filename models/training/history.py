@@ -1,6 +1,7 @@
 """`metrics.csv` of a run: one row an epoch, with its learning rate and every loss and score, without gaps."""
 
 import csv
+import io
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.optim import Optimizer
 
 from models.errors import BadRun
+from models.training import whole_file
 
 FILE = "metrics.csv"
 OF_STEPS = ("loss", "learning_rate")  # of the last step, where the epoch's are wanted
@@ -72,9 +74,8 @@ def _place(name: str) -> tuple[int, str]:
 
 def _write(path: Path, rows: list[Row]) -> None:
     columns: dict[str, Any] = {name: None for row in rows for name in row}
-    incoming = path.with_suffix(".incoming")  # a process that is killed leaves the table as it was
-    with incoming.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(columns))
-        writer.writeheader()
-        writer.writerows({name: f"{value:.8g}" for name, value in row.items()} for row in rows)
-    incoming.replace(path)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(columns))
+    writer.writeheader()
+    writer.writerows({name: f"{value:.8g}" for name, value in row.items()} for row in rows)
+    whole_file.write(path, text.getvalue().encode())
