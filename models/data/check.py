@@ -134,10 +134,13 @@ def _unused(data: DataSet, faults: Sequence[Fault]) -> dict[str, int]:
     used = {path for entry in entries for path in entry if isinstance(path, Path)} | {fault.file for fault in faults}
     lists = {file for folder in (mask_folders.LISTS, voc.LISTS) for file in (root / folder).glob("*.txt")}
     used |= lists | {root / LABELS}
+    # A fault names a picture, or its mask; the other one of the two is not left lying about.
+    paired = {fault.file.stem for fault in faults} if data.task == "segmentation" else set()
     unused = Counter(
         path.suffix.lower() or "no ending"
         for path in root.rglob("*")
         if path not in used
+        and path.stem not in paired
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(root).parts)
     )

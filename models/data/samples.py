@@ -24,7 +24,7 @@ def save_samples(data: DataSet, file: Path) -> int:
     else:
         chosen = _spread(range(len(split)), ROWS * COLUMNS // 2)
     tiles = [_tile(data, split, index) for index in chosen]
-    sheet(tiles, data.palette, len(data.labels)).save(file, "PNG")
+    sheet(tiles, data.palette, data.labels).save(file, "PNG")
     return len(tiles)
 
 

@@ -1,4 +1,5 @@
-"""A sheet of samples as one picture: each with its caption, and with its mask laid over it where it has one."""
+"""A sheet of samples as one picture: each with its caption, and with its mask laid over it where it has one, above
+what the colours of the masks stand for."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,25 +17,30 @@ SIDE, GAP, TEXT = 128, 8, 12  # pixels: of a sample's square, between two, of a 
 COLUMNS = 8
 COVER = 0.55  # of a mask over its image
 IGNORED = (255, 255, 255)
+FRAME = (160, 160, 160)  # around a colour that may be that of the paper
 
 
 class Tile(NamedTuple):
-    """`image` (H, W, 1 or 3), and the `mask` (H, W) that is laid over a second copy of it, to its right."""
+    """`image` (H, W, 1 or 3), and the `mask` (H, W) that is laid over a second copy of it, grey, to its right."""
 
     image: NDArray[np.uint8]
     caption: str
     mask: NDArray[np.uint8] | None = None
 
 
-def sheet(tiles: Sequence[Tile], palette: Palette | None, classes: int) -> Image.Image:
+def sheet(tiles: Sequence[Tile], palette: Palette | None, labels: Sequence[str]) -> Image.Image:
     """All tiles in rows of eight squares of 128 pixels. Images keep their proportions; small ones are enlarged by
-    nearest neighbour, so that their pixels can be seen. Pixels of no class are white."""
-    colours = palette or distinct(classes)
+    nearest neighbour, so that their pixels can be seen. Pixels of no class are white. Below stands the colour of each
+    class that is in a mask."""
+    colours = palette or distinct(len(labels))
     wide = 2 if any(tile.mask is not None for tile in tiles) else 1
     columns = min(len(tiles), COLUMNS // wide)
     step_x, step_y = wide * SIDE + GAP, SIDE + TEXT + 2 * GAP
     rows = -(-len(tiles) // columns)
-    paper = Image.new("RGB", (columns * step_x + GAP, rows * step_y + GAP), "white")
+    width, height = columns * step_x + GAP, rows * step_y + GAP
+    legend = _legend(_classes(tiles), colours, labels, width)
+    paper = Image.new("RGB", (width, height + legend.height), "white")
+    paper.paste(legend, (0, height))
     letters, pen = font(TEXT), ImageDraw.Draw(paper)
     for place, tile in enumerate(tiles):
         left, top = GAP + place % columns * step_x, GAP + place // columns * step_y
@@ -56,6 +62,33 @@ def distinct(classes: int) -> list[tuple[int, int, int]]:
     return found
 
 
+def _classes(tiles: Sequence[Tile]) -> list[int]:
+    """Those that are in the masks, but for pixels of none."""
+    there = np.zeros(256, bool)
+    for tile in tiles:
+        if tile.mask is not None:
+            there[np.unique(tile.mask)] = True
+    return np.flatnonzero(there[:IGNORE]).tolist()
+
+
+def _legend(classes: Sequence[int], colours: Palette, labels: Sequence[str], width: int) -> Image.Image:
+    letters, line = font(TEXT), TEXT + GAP
+    places: list[tuple[int, int]] = []
+    left, top = GAP, 0
+    for number in classes:
+        needed = TEXT + GAP + round(letters.getlength(labels[number])) + 2 * GAP
+        if left > GAP and left + needed > width:
+            left, top = GAP, top + line
+        places.append((left, top))
+        left += needed
+    paper = Image.new("RGB", (width, top + line if classes else 0), "white")
+    pen = ImageDraw.Draw(paper)
+    for number, (x, y) in zip(classes, places, strict=True):
+        pen.rectangle((x, y + 2, x + TEXT, y + 2 + TEXT), fill=colours[number], outline=FRAME)
+        pen.text((x + TEXT + GAP, y), labels[number], fill="black", font=letters)
+    return paper
+
+
 def _pictures(tile: Tile, colours: Palette) -> list[Image.Image]:
     pixels = np.broadcast_to(tile.image, (*tile.image.shape[:2], 3))
     if tile.mask is None:
@@ -63,7 +96,9 @@ def _pictures(tile: Tile, colours: Palette) -> list[Image.Image]:
     table = np.full((256, 3), IGNORED, np.uint8)
     shown = colours[:IGNORE]
     table[: len(shown)] = shown
-    covered = np.rint((1 - COVER) * pixels + COVER * table[tile.mask]).astype(np.uint8)
+    # Over grey, so that what has a colour is a class.
+    grey = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))[..., None]
+    covered = np.rint((1 - COVER) * grey + COVER * table[tile.mask]).astype(np.uint8)
     return [_square(pixels), _square(covered)]
 
 

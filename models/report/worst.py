@@ -47,7 +47,7 @@ def save(evaluation: Evaluation, path: Path) -> None:
         tiles = [Tile(split[each.index][0], caption(each, network.labels)) for each in examples]
     else:
         tiles = _masks(network, split, examples)
-    sheet(tiles, network.palette, len(network.labels)).save(path, "PNG")
+    sheet(tiles, network.palette, network.labels).save(path, "PNG")
 
 
 def caption(example: Example, labels: list[str]) -> str:

@@ -37,7 +37,7 @@ def preview(settings: Settings, file: Path, strict: bool = False) -> int:
         tiles += _tiles(training.prepared(batch, step), description)[:of_each]
         if len(tiles) >= count:
             break
-    sheet(tiles[:count], data.palette, len(data.labels)).save(file, "PNG")
+    sheet(tiles[:count], data.palette, data.labels).save(file, "PNG")
     return len(tiles[:count])
 
 

@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from models.data import faults
-from models.data.sheet import GAP, SIDE
+from models.data.dataset import IGNORE
+from models.data.sheet import GAP, SIDE, TEXT, Tile, sheet
 from service import cli
-from tests.models.data.test_folder import save_mask, write_classes, write_masks
+from tests.models.data.test_folder import PALETTE, save_mask, write_classes, write_masks
 from tests.models.own_data import write_cifar10, write_idx, write_voc
 
 
@@ -48,6 +49,8 @@ def test_files_that_are_not_read_are_counted(tmp_path: Path, capsys: pytest.Capt
     assert checked(root, capsys)[1]["unused"] == {".xml": 3, ".jpg": 1, "no ending": 1}
     cli.run(["data", "check", str(root)])
     assert "not used  other files that lie there: 3 .xml, 1 " in capsys.readouterr().out
+    (root / "JPEGImages" / "2007_000005.jpg").write_bytes(b"nothing")  # left out, and so is its mask
+    assert checked(root, capsys)[1]["unused"] == {".xml": 3, ".jpg": 1, "no ending": 1}
 
 
 def test_sound_folder_is_told_in_full_and_exits_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,6 +215,20 @@ def test_sheet_of_masks_lays_them_over(tmp_path: Path) -> None:
     cli.run(["data", "check", str(root), "--sheet", str(tmp_path / "sheet.png")])
     picture = np.asarray(Image.open(tmp_path / "sheet.png"))
     assert picture.shape[1] == 4 * (2 * SIDE + GAP) + GAP
+    legend = {tuple(colour) for colour in picture[-TEXT - GAP :].reshape(-1, 3).tolist()}
+    assert set(PALETTE) <= legend
+
+
+def test_sheet_tells_the_colours_of_the_classes_in_its_masks_only() -> None:
+    palette = [(0, 0, 0), (200, 30, 30), (30, 200, 30), (30, 30, 200)]
+    image, mask = np.full((16, 16, 3), 90, np.uint8), np.zeros((16, 16), np.uint8)
+    mask[:8], mask[8:10] = 2, IGNORE
+    drawn = np.asarray(sheet([Tile(image, "", mask)] * 4, palette, ["ground", "car", "tree", "sky"]))
+    legend = {tuple(colour) for colour in drawn[-TEXT - GAP :].reshape(-1, 3).tolist()}
+    assert {palette[0], palette[2]} <= legend
+    assert not {palette[1], palette[3]} & legend
+    plain = np.asarray(sheet([Tile(image, "car")] * 4, None, ["ground", "car"]))
+    assert drawn.shape[0] == plain.shape[0] + TEXT + GAP
 
 
 def test_what_cannot_be_checked_is_one_line(
