@@ -32,6 +32,7 @@ class Climb(msgspec.Struct, frozen=True, kw_only=True):
     `rate` is how far a step changes a picture: the root mean square over its pixels, as a share of the whole range from
     black to white. `jitter` is by how many pixels at most the picture is shifted, at random, before each step, in a
     ring. `blur` is the standard deviation in pixels of the Gaussian that smooths it every fourth step. 0 is none.
+    `coloured` is as a `Subject` has it.
     """
 
     steps: int
@@ -39,13 +40,14 @@ class Climb(msgspec.Struct, frozen=True, kw_only=True):
     jitter: int
     blur: float
     space: Space
+    coloured: bool = True
 
 
-def noise(seeds: Sequence[tuple[int, ...]], size: Size, mean: Sequence[float], space: Space) -> Tensor:
+def noise(seeds: Sequence[tuple[int, ...]], size: Size, mean: Sequence[float], climb: Climb) -> Tensor:
     """Pictures to begin with, (N, H, W, C): noise around the colour `mean`, 0..1, each of its own seed, whatever the
     others are."""
     raw = torch.stack([torch.randn(*size, len(mean), generator=_generator(seed)) for seed in seeds])
-    return (torch.tensor(mean) + NOISE * _unit(_in_space(raw, space))).clamp(0, 1)
+    return (torch.tensor(mean) + NOISE * _unit(_in_space(raw, climb))).clamp(0, 1)
 
 
 def ascend(pictures: Tensor, score: Score, climb: Climb, seed: tuple[int, ...]) -> Iterator[Tensor]:
@@ -61,7 +63,7 @@ def ascend(pictures: Tensor, score: Score, climb: Climb, seed: tuple[int, ...]) 
     random = _generator(seed)
     for step in range(climb.steps):
         gradient = _gradient(pictures, score, _shift(climb.jitter, random))
-        pictures = (pictures + climb.rate * _unit(_in_space(gradient, climb.space))).clamp(0, 1)
+        pictures = (pictures + climb.rate * _unit(_in_space(gradient, climb))).clamp(0, 1)
         if climb.blur and step % BLUR_EVERY == BLUR_EVERY - 1 and step < climb.steps - 1:
             pictures = _blurred(pictures, climb.blur)
         yield pictures
@@ -96,13 +98,13 @@ def _shift(jitter: int, random: torch.Generator) -> tuple[int, int]:
     return down, across
 
 
-def _in_space(pictures: Tensor, space: Space) -> Tensor:
-    if space == "pixels":
+def _in_space(pictures: Tensor, climb: Climb) -> Tensor:
+    if climb.space == "pixels":
         return pictures
     height, width = pictures.shape[1:3]
     # An image's amplitude falls with its frequency; never below what one wave across the whole picture has.
     amplitude = 1 / _frequencies(height, width).clamp(min=1 / max(height, width))
-    return _filtered(_decorrelated(pictures), amplitude)
+    return _filtered(_decorrelated(pictures) if climb.coloured else pictures, amplitude)
 
 
 def _decorrelated(pictures: Tensor) -> Tensor:

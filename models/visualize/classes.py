@@ -35,7 +35,10 @@ def section(subject: Subject, classes: list[int], images: list[Pixels], reached:
     """The pictures with the confidence that was reached, where that is known."""
     values = [""] * len(images) if reached is None else [f": {100 * value:.2f} %" for value in reached]
     labels = [subject.description.labels[index] for index in classes]
-    tiles = [Tile(image, f"{label}{value}") for label, image, value in zip(labels, images, values, strict=True)]
+    tiles = [
+        Tile(subject.drawn(image), f"{label}{value}")
+        for label, image, value in zip(labels, images, values, strict=True)
+    ]
     return Section(f"class{'' if reached is None else ': confidence'}", tiles)
 
 

@@ -26,14 +26,26 @@ def in_colour(weight: Tensor, chosen: list[int], reverse: bool) -> Section:
 
 
 def by_input(weight: Tensor, chosen: list[int], inputs: list[int]) -> list[Section]:
-    """A row for each filter, with the kernel it lays over each of the maps before it. One scale for all of a filter."""
-    return [_row(number, weight[number], inputs) for number in chosen]
+    """A row for each filter, with the kernel it lays over each of the maps before it, the planes of a solid one side by
+    side. One scale for all of a filter.
+
+    weight   (filters, maps, *sides), one to three sides
+    """
+    return [_row(number, _flat(weight[number]), inputs) for number in chosen]
+
+
+def _flat(kernels: Tensor) -> Tensor:
+    """(maps, *sides) -> (maps, height, width)."""
+    if kernels.dim() == 2:
+        return kernels[:, None].expand(-1, 2, -1)  # two high: a line is hard to see
+    return kernels if kernels.dim() == 3 else kernels.transpose(1, 2).flatten(2)
 
 
 def _row(number: int, values: Tensor, inputs: list[int]) -> Section:
     kernels = _grey_is_zero(values[inputs])[..., None]
     tiles = [Tile(kernel, str(channel)) for channel, kernel in zip(inputs, kernels, strict=True)]
-    return Section(f"filter {number}: its norm is {float(values.norm()):.2f}", tiles, len(inputs), KERNEL_SIDE)
+    side = KERNEL_SIDE * max(1, values.shape[2] // values.shape[1])  # of one plane, where there are several
+    return Section(f"filter {number}: its norm is {float(values.norm()):.2f}", tiles, len(inputs), side)
 
 
 def _grey_is_zero(values: Tensor) -> Pixels:

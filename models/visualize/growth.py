@@ -47,7 +47,7 @@ def grow(subject: Subject, numbers: Sequence[int], size: Size, score: ScoreOf, c
     film: list[list[Pixels]] = [[] for _ in kept]
     for batch in batches(len(numbers), size):
         seeds = [(growing.seed, 1, numbers[place]) for place in batch]
-        start = noise(seeds, size, subject.description.mean, climb.space)
+        start = noise(seeds, size, subject.mean, climb)
         steps = ascend(start, partial(score, batch=batch), climb, (growing.seed, 0))
         for images, pictures in zip(film, filmed(steps, kept, growing.tick), strict=True):
             images.extend(as_images(pictures))

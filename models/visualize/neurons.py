@@ -20,10 +20,13 @@ def responses(subject: Subject, layer: Layer, channels: list[int], images: list[
     return growth.measured(_score(subject, layer, channels), images)
 
 
-def section(layer: Layer, channels: list[int], images: list[Pixels], reached: list[float] | None) -> Section:
+def section(subject: Subject, channels: list[int], images: list[Pixels], reached: list[float] | None) -> Section:
     """The pictures with what was reached, where that is known."""
     values = [""] * len(images) if reached is None else [f": {value:.3g}" for value in reached]
-    tiles = [Tile(image, f"{channel}{value}") for channel, image, value in zip(channels, images, values, strict=True)]
+    tiles = [
+        Tile(subject.drawn(image), f"{channel}{value}")
+        for channel, image, value in zip(channels, images, values, strict=True)
+    ]
     return Section(f"channel{'' if reached is None else ': its response'}", tiles)
 
 

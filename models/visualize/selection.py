@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.errors import BadView
 from models.visualize.taps import Layer
@@ -35,9 +35,9 @@ def label(text: str, labels: Sequence[str]) -> int:
 
 
 def filters_of(layer: Layer) -> Tensor | None:
-    """The weight (filters, inputs, height, width) of a layer that convolves, None of others."""
+    """The weight (filters, inputs, *sides) of a layer that convolves, None of others."""
     weight = getattr(layer.module, "weight", None)
-    if not isinstance(weight, Tensor) or weight.dim() != 4:
+    if not isinstance(weight, Tensor) or not (weight.dim() == 4 or isinstance(layer.module, nn.Conv1d | nn.Conv3d)):
         return None
     # An up-convolution has its inputs first.
     return weight.transpose(0, 1) if getattr(layer.module, "transposed", False) else weight

@@ -1,7 +1,9 @@
 """The trained network that is looked into, and how a picture gets to its input: as serving brings it there."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -9,7 +11,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from models import checkpoint, threads
 from models.checkpoint import Description
 from models.data import picture
 from models.errors import BadView
@@ -23,15 +24,54 @@ Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Subject:
+class Subject(ABC):
     """A network in eval mode whose weights stay as they are, and what its checkpoint says about it.
 
-    Everywhere in this package `pictures` are (N, H, W, C) float32 from 0 to 1, C and its order as images have them.
+    Everywhere in this package `pictures` are (N, H, W, C) float32 from 0 to 1, and `images` are (H, W, C) uint8.
+    `coloured` is whether their channels are colours.
     """
 
     name: str
     description: Description
     network: nn.Module
+
+    coloured: ClassVar[bool]
+
+    @property
+    @abstractmethod
+    def mean(self) -> list[float]:
+        """What each channel of a picture has where there is nothing to see, (C,), 0..1."""
+
+    @property
+    @abstractmethod
+    def sides(self) -> int:
+        """How many sides a map of the network has, two where it takes images."""
+
+    @abstractmethod
+    def size(self, wanted: Size | None = None) -> Size:
+        """Height and width of a picture that is made: `wanted`, or the network's own. Raises BadView."""
+
+    @abstractmethod
+    def entered(self, pictures: Tensor) -> Tensor:
+        """Pictures as the network takes them, (N, channels, *sides), normalised. The gradient flows through."""
+
+    @abstractmethod
+    def drawn(self, image: Pixels) -> Pixels:
+        """An image as a person can look at it, (h, w, 3 or 1)."""
+
+
+class ImageSubject(Subject):
+    """A network of images; C and its order are as images have them."""
+
+    coloured = True
+
+    @property
+    def mean(self) -> list[float]:
+        return self.description.mean
+
+    @property
+    def sides(self) -> int:
+        return 2
 
     @property
     def spec(self) -> InputSpec:
@@ -40,7 +80,6 @@ class Subject:
         return spec
 
     def size(self, wanted: Size | None = None) -> Size:
-        """Height and width of what goes in where no picture decides on them: `wanted`, or the network's own."""
         return wanted or input_size(self.spec, FREE_SIDE, FREE_SIDE)
 
     def fit(self, image: Pixels) -> Pixels:
@@ -53,8 +92,7 @@ class Subject:
         return out
 
     def entered(self, pictures: Tensor) -> Tensor:
-        """Pictures as the network takes them, (N, channels, h, w): normalised, padded where it takes multiples only.
-        The gradient flows through."""
+        """Likewise, padded where the network takes multiples only."""
         height, width = pictures.shape[1:3]
         # Where the network takes one size only, some of its layers still take others.
         full = (height, width) if self.spec.height is not None else input_size(self.spec, height, width)
@@ -64,17 +102,11 @@ class Subject:
         entered: Tensor = self.description.normalisation()(padded * 255)
         return entered
 
-
-def load(path: Path) -> Subject:
-    """The network of a checkpoint. Raises BadCheckpoint; BadView where it takes no images."""
-    threads.limit()
-    description, network = checkpoint.load(path)
-    if description.input is None:
-        raise BadView(f"{path}: {description.architecture} takes {description.takes}, want a network that takes images")
-    return Subject(description.architecture, description, network.requires_grad_(False))
+    def drawn(self, image: Pixels) -> Pixels:
+        return image
 
 
-def read(path: Path, subject: Subject) -> Pixels:
+def read(path: Path, subject: ImageSubject) -> Pixels:
     """An image file in the network's colours, (H, W, C). Raises BadView where there is none, BadData."""
     if not path.is_file():
         raise BadView(f"there is no image {str(path)!r}")

@@ -18,7 +18,7 @@ NEAR = 8  # names that a refusal tells
 
 @dataclass(frozen=True)
 class Layer:
-    """A module that runs. `shape` is that of its answer to one picture: (channels, H, W), or (channels,)."""
+    """A module that runs. `shape` is that of its answer to one picture: (channels, *sides), or (channels,)."""
 
     name: str
     kind: str
@@ -27,7 +27,7 @@ class Layer:
 
     @property
     def is_map(self) -> bool:
-        return len(self.shape) == 3
+        return len(self.shape) > 1
 
 
 def layers(subject: Subject, size: Size) -> list[Layer]:
@@ -36,11 +36,11 @@ def layers(subject: Subject, size: Size) -> list[Layer]:
     found: dict[str, Layer] = {}
 
     def note(name: str, module: nn.Module, answer: Tensor) -> None:
-        if name not in found and answer.dim() in (2, 4):
+        if name not in found and answer.dim() in (2, 2 + subject.sides):
             found[name] = Layer(name, type(module).__name__, tuple(answer.shape[1:]), module)
 
     with torch.no_grad(), _hooks(dict(subject.network.named_modules()), note):
-        logits(subject, torch.zeros(1, *size, subject.spec.channels))
+        logits(subject, torch.zeros(1, *size, len(subject.mean)))
     return list(found.values())
 
 
@@ -64,7 +64,7 @@ def nearest(name: str, there: Sequence[Layer]) -> str:
 
 
 def answers(subject: Subject, names: Sequence[str], pictures: Tensor) -> dict[str, Tensor]:
-    """What layers answer to pictures, (N, channels, H, W) or (N, channels) each. Gradients flow through.
+    """What layers answer to pictures, (N, channels, *sides) or (N, channels) each. Gradients flow through.
 
     The network runs no further than it must: where layers behind these want another size of picture, that is no matter.
     A layer that runs several times is looked at the first time. Raises BadView where the pictures do not get there.

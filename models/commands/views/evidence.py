@@ -14,8 +14,7 @@ from models.commands.views.options import (
     Within,
 )
 from models.errors import BadView
-from models.visualize import selection, sheet, taps
-from models.visualize import subject as subjects
+from models.visualize import opened, selection, sheet, taps
 from models.visualize.activation_map import activation_map
 from models.visualize.occlusion import occlusion, places
 from models.visualize.overlay import laid_over, picked_out
@@ -62,7 +61,7 @@ def evidence(
     """Lay over an image what an answer hangs on: where covering it lowers the probability (occlusion), and where a
     layer sees what speaks for it (class-activation map)."""
     path = options.destination(output, checkpoint, "evidence")
-    subject = subjects.load(checkpoint)
+    subject = opened.load_for_images(checkpoint)
     index = None if class_ is None else selection.label(class_, subject.description.labels)
     pixels = options.seen(image, size, subject)
     picture = as_pictures(pixels)

@@ -22,7 +22,7 @@ from models.commands.views.options import (
     Steps,
     Within,
 )
-from models.visualize import classes, selection, sheet
+from models.visualize import classes, opened, selection, sheet
 from models.visualize import neurons as responses
 from models.visualize import subject as subjects
 from models.visualize.dream import dream as dreams
@@ -50,9 +50,9 @@ def neurons(
     """Grow, from noise, the pictures that a layer's channels answer most to."""
     path = options.destination(output, checkpoint, "neurons")
     options.check_gif(gif)
-    subject = subjects.load(checkpoint)
+    subject = opened.load(checkpoint)
     sides = options.sides(size, subject)
-    climb = options.climb(steps, rate, jitter, blur, space, sides)
+    climb = options.climb(steps, rate, jitter, blur, space, sides, subject.coloured)
     chosen = options.layer(layer, subject)
     numbers = selection.channels(channels, chosen.shape[0], chosen.name, NEURONS)
     with options.progress(f"neurons of {chosen.name}", ticks(len(numbers), sides, steps)) as tick:
@@ -63,8 +63,8 @@ def neurons(
     if silent:
         print(f"silent: nothing that was found makes channel {', '.join(silent)} answer more than 0")
     heading = options.title(subject, f"what {chosen.name} answers most to")
-    options.save(path, sheet.draw(heading, [responses.section(chosen, numbers, grown.images, reached)]))
-    film = [sheet.draw(heading, [responses.section(chosen, numbers, images, None)]) for images in grown.film]
+    options.save(path, sheet.draw(heading, [responses.section(subject, numbers, grown.images, reached)]))
+    film = [sheet.draw(heading, [responses.section(subject, numbers, images, None)]) for images in grown.film]
     options.save_film(gif, film)
 
 
@@ -87,11 +87,11 @@ def class_(
     """Grow, from noise, pictures that the network is as sure as can be are of a class, and tell how sure it is."""
     path = options.destination(output, checkpoint, "class")
     options.check_gif(gif)
-    subject = subjects.load(checkpoint)
+    subject = opened.load(checkpoint)
     labels = subject.description.labels
     numbers = [selection.label(text, labels) for text in class_ or []] or list(range(min(CLASSES, len(labels))))
     sides = options.sides(size, subject)
-    climb = options.climb(steps, rate, jitter, blur, space, sides)
+    climb = options.climb(steps, rate, jitter, blur, space, sides, subject.coloured)
     with options.progress("classes", ticks(len(numbers), sides, steps)) as tick:
         grown = classes.class_images(subject, numbers, sides, climb, Growing(seed, tick, gif is not None))
     reached = classes.confidences(subject, numbers, grown.images)
@@ -131,7 +131,7 @@ def dream(
     colours that the network takes."""
     path = options.destination(output, checkpoint, "dream")
     options.check_gif(gif)
-    subject = subjects.load(checkpoint)
+    subject = opened.load_for_images(checkpoint)
     photograph = options.photograph(subjects.read(image, subject), size)
     chosen = options.layer(layer, subject)
     numbers = selection.channels(channels, chosen.shape[0], chosen.name, chosen.shape[0])

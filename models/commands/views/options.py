@@ -20,7 +20,7 @@ from models.visualize import selection, sheet, taps
 from models.visualize import subject as subjects
 from models.visualize.ascent import Climb, Space
 from models.visualize.growth import Tick
-from models.visualize.subject import Pixels, Size, Subject
+from models.visualize.subject import ImageSubject, Pixels, Size, Subject
 from models.visualize.taps import Layer
 from service.errors import BadConfig
 
@@ -79,13 +79,16 @@ JITTER_SHARE = 16
 MOST_SIDE = 1024  # pixels: what a telephone takes is ten times as much, and then the maps do not fit into memory
 
 
-def climb(steps: int, rate: float, jitter: int | None, blur: float, space: Space, size: Size) -> Climb:
+def climb(
+    steps: int, rate: float, jitter: int | None, blur: float, space: Space, size: Size, coloured: bool = True
+) -> Climb:
     """How the ascent goes. Raises BadConfig where pictures of `size` cannot be shifted so far."""
+    shorter = max(size) if 1 in size else min(size)  # of a waveform there is one side to shift along
     if jitter is None:
-        jitter = min(size) // JITTER_SHARE
-    if jitter >= min(size):
-        raise BadConfig(f"--jitter {jitter}, want less than the {min(size)} pixels of the shorter side")
-    return Climb(steps=steps, rate=rate, jitter=jitter, blur=blur, space=space)
+        jitter = shorter // JITTER_SHARE
+    if jitter >= shorter:
+        raise BadConfig(f"--jitter {jitter}, want less than the {shorter} pixels of the shorter side")
+    return Climb(steps=steps, rate=rate, jitter=jitter, blur=blur, space=space, coloured=coloured)
 
 
 def sides(text: str | None, subject: Subject) -> Size:
@@ -93,7 +96,7 @@ def sides(text: str | None, subject: Subject) -> Size:
     return subject.size(None if text is None else parse_size(text))
 
 
-def seen(image: Path, size: str | None, subject: Subject) -> Pixels:
+def seen(image: Path, size: str | None, subject: ImageSubject) -> Pixels:
     """An image file as it reaches the input, (h, w, C). Raises BadView, BadData; BadConfig for a `size` where the
     network takes one only."""
     pixels = subjects.read(image, subject)

@@ -15,7 +15,7 @@ from models.commands.views.options import (
     Within,
 )
 from models.errors import BadView
-from models.visualize import selection, sheet, taps
+from models.visualize import opened, selection, sheet, taps
 from models.visualize import subject as subjects
 from models.visualize.features import features as maps
 from models.visualize.filters import by_input, in_colour
@@ -27,7 +27,7 @@ SPREAD = 4  # layers whose maps are shown likewise
 
 def layers(checkpoint: Checkpoint, size: Sides = None) -> None:
     """List the layers by name, in the order in which they are done, with what they answer."""
-    subject = subjects.load(checkpoint)
+    subject = opened.load(checkpoint)
     there = taps.layers(subject, options.sides(size, subject))
     widest, kinds = (
         max(map(len, column)) for column in zip(*((layer.name, layer.kind) for layer in there), strict=True)
@@ -51,7 +51,7 @@ def filters(
 ) -> None:
     """Draw the filters of a convolution: in the image's colours for the first, deeper a row of kernels for each."""
     path = options.destination(output, checkpoint, "filters")
-    subject = subjects.load(checkpoint)
+    subject = opened.load(checkpoint)
     there = taps.layers(subject, subject.size())
     having = [each for each in there if selection.filters_of(each) is not None]
     if not having:
@@ -60,7 +60,7 @@ def filters(
     weight = selection.filters_of(chosen)
     if weight is None:
         raise BadView(f"layer {layer!r} has no filters; those that have: {taps.nearest(chosen.name, having)}")
-    first = chosen is having[0] and weight.shape[1] == subject.spec.channels
+    first = subject.coloured and chosen is having[0] and weight.shape[1] == len(subject.mean)
     numbers = selection.channels(channels, len(weight), chosen.name, FILTERS if first else KERNELS)
     if first and inputs is not None:
         raise BadView(f"--inputs goes with layers behind the first, {chosen.name!r} is drawn in the image's colours")
@@ -90,7 +90,7 @@ def features(
 ) -> None:
     """Draw what layers answer to an image, a map for each channel."""
     path = options.destination(output, checkpoint, "features")
-    subject = subjects.load(checkpoint)
+    subject = opened.load_for_images(checkpoint)
     pixels = options.seen(image, size, subject)
     there = taps.layers(subject, subjects.sides(pixels))
     chosen = [taps.choose(name, there) for name in layer] if layer else selection.spread(there, SPREAD)

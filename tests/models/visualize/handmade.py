@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoint import Description
-from models.visualize.subject import Subject
+from models.visualize.subject import ImageSubject
 from service.metadata import InputSpec, Task
 
 
@@ -15,7 +15,7 @@ def subject(
     labels: tuple[str, ...] = ("no", "yes"),
     task: Task = "classification",
     mean: float = 0.5,
-) -> Subject:
+) -> ImageSubject:
     """A network that takes squares of a side, or images of any size, as pixels from 0 to 1 minus the mean."""
     channels = 3 if colour == "RGB" else 1
     spec = InputSpec(colour=colour, fit="pad") if side is None else InputSpec(colour=colour, height=side, width=side)
@@ -30,7 +30,7 @@ def subject(
         mean=[mean] * channels,
         std=[1.0] * channels,
     )
-    return Subject("handmade", description, network.eval().requires_grad_(False))
+    return ImageSubject("handmade", description, network.eval().requires_grad_(False))
 
 
 class OneFilter(nn.Module):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from models.errors import BadView
@@ -69,7 +70,7 @@ def test_filter_of_one_colour_makes_that_colour(space: Space, channel: int) -> N
 def test_response_that_is_reached_is_above_that_of_the_noise() -> None:
     seen = subject(OneFilter(FILTERS), 16)
     layer = taps.layers(seen, seen.size())[0]
-    start = noise([(0, 1, 0)], (16, 16), [0.5], "pixels")
+    start = noise([(0, 1, 0)], (16, 16), [0.5], STRAIGHT)
     begun = float(response(taps.answers(seen, ["conv"], start)["conv"][:, 0]))
     assert responses(seen, layer, [0], grown(seen, [0]).images)[0] > 5 * begun
 
@@ -122,7 +123,8 @@ def test_frequency_space_begins_and_goes_coarser_than_pixels() -> None:
     def fine_share(picture: Tensor) -> float:
         return float(picture.diff(dim=1).square().mean() / picture.var())
 
-    pixels, frequency = (noise([(0,)], (32, 32), [0.5], space)[0] for space in ("pixels", "frequency"))
+    climbs = (STRAIGHT, replace(STRAIGHT, space="frequency"))
+    pixels, frequency = (noise([(0,)], (32, 32), [0.5], climb)[0] for climb in climbs)
     assert fine_share(frequency) < 0.6 * fine_share(pixels)
 
 

@@ -223,7 +223,10 @@ def test_evidence_names_the_class_and_the_places(
         (["neurons", "LENET", "--space", "fourier"], "'pixels', 'frequency'"),
         (["class", "LENET", "--class", "ten"], "--class 'ten' is none of the 10 labels, such as: 0, 1, 2"),
         (["class", "none.ckpt"], "there is no checkpoint none.ckpt"),
-        (["class", "CONV1D"], "takes float32 tensor 'waveform' [N, 3, time], want a network that takes images"),
+        (
+            ["dream", "CONV1D", "--image", "PHOTOGRAPH"],
+            "takes float32 tensor 'waveform' [N, 3, time], want a network that takes images",
+        ),
         (["dream", "LENET", "--image", "none.png"], "there is no image 'none.png'"),
         (["dream", "LENET", "--image", "PHOTOGRAPH", "--octaves", "9"], "want fewer --octaves"),
         (["dream", "LENET"], "Missing option '--image'"),

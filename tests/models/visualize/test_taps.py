@@ -3,11 +3,11 @@ import torch
 
 from models.errors import BadView
 from models.visualize import selection, taps
-from models.visualize.subject import Subject
+from models.visualize.subject import ImageSubject
 from tests.models.visualize.handmade import BrightPixels, SpotFinder, spot, subject
 
 
-def lenet() -> Subject:
+def lenet() -> ImageSubject:
     from models.registry import build
 
     return subject(build("lenet5", 1, 10), 32, labels=tuple("0123456789"))
@@ -63,7 +63,7 @@ def test_pictures_of_any_size_are_padded_as_serving_pads() -> None:
 
     seen = subject(BrightPixels(), None, task="segmentation", mean=0.5)
     spec = replace(seen.spec, multiple=4, fill=255)
-    seen = Subject("handmade", replace(seen.description, input=spec), seen.network)
+    seen = ImageSubject("handmade", replace(seen.description, input=spec), seen.network)
     entered = seen.entered(torch.zeros(1, 5, 6, 1))
     assert entered.shape == (1, 1, 8, 8)
     assert entered[0, 0, 4, 5] == -0.5
