@@ -9,6 +9,12 @@ class BadTraining(ConvoyError):
     reason = "BAD_TRAINING"
 
 
+class TrainingStopped(ConvoyError):
+    """Something outside a run ended it: too little memory, another process that has gone."""
+
+    reason = "TRAINING_STOPPED"
+
+
 class BadRun(ConvoyError):
     """A folder is not that of a run of `convoy train`."""
 

@@ -14,7 +14,7 @@ from models import registry
 from models.commands.options import assignments, checkpoint_of, last_of, parse_range, parse_size
 from models.data.augmentation import Augmentation, Flip
 from models.data.registry import DATA, resolve, shown
-from models.errors import BadTraining
+from models.errors import BadTraining, TrainingStopped
 from models.recipe import ClassWeights, Loss, Precision, Recipe, Schedule
 from models.registry import ARCHITECTURES
 from models.report.write import PAGE, write_at_end
@@ -233,7 +233,7 @@ def train(
         return
     try:
         note = run(settings, folder.root, resume, machine)
-    except (KeyboardInterrupt, OSError, RuntimeError) as error:
+    except (KeyboardInterrupt, OSError, RuntimeError, TrainingStopped) as error:
         if folder.last.is_file() and is_first():
             ended = "interrupted" if isinstance(error, KeyboardInterrupt) else "ended before its time"
             print(f"{ended}; go on with:  convoy train --resume {shlex.quote(str(folder.last))}", file=sys.stderr)

@@ -21,10 +21,10 @@ from models.data.batches import loader
 from models.data.dataset import DataSet
 from models.data.loading import WHOLE, Loader, Share
 from models.data.registry import DATA, data_set
-from models.errors import BadTraining
+from models.errors import BadTraining, TrainingStopped
 from models.inspect import inspect_architecture
 from models.recipe import Recipe
-from models.training import config, logs, resuming, transfer
+from models.training import config, failures, logs, resuming, transfer
 from models.training.averaging import averaging
 from models.training.history import History
 from models.training.logs import EVERY_STEPS, loggers
@@ -44,8 +44,8 @@ def train(settings: Settings, output: Path, resume: Path | None = None, machine:
 
     `resume` is a checkpoint of a run of the same settings: it goes on behind that step and ends where the run would
     have ended. Several processes each call this; the first writes. Raises BadTraining where architecture, data,
-    checkpoint and machine do not go together, and where the loss is no number any more; KeyboardInterrupt after an
-    interrupted run has been put away.
+    checkpoint and machine do not go together, and where the loss is no number any more; KeyboardInterrupt and
+    TrainingStopped after an interrupted run has been put away.
     """
     data, description, network = prepared_run(settings, resume, machine.strict)
     folder = RunFolder(output)
@@ -83,6 +83,12 @@ def train(settings: Settings, output: Path, resume: Path | None = None, machine:
     except SystemExit:  # which is what Lightning makes of Ctrl-C
         keep(note(complete=False))
         raise KeyboardInterrupt from None
+    except RuntimeError as error:
+        keep(note(complete=False))
+        said = failures.in_words(error, settings.recipe)
+        if said is None:
+            raise
+        raise TrainingStopped(said) from error
     diverged = not math.isfinite(training.latest["validation_loss"])
     done = keep(note(complete=not diverged))
     if diverged and trainer.is_global_zero:

@@ -1,5 +1,6 @@
 """Processes that die, signals, ports and options: what an operator sees."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -324,9 +326,16 @@ def test_onnxruntime_is_told_to_send_no_usage_data(small: Server) -> None:
     assert b"ORT_DISABLE_TELEMETRY=1" in environment
 
 
+def held_by(pid: int) -> Iterator[str]:
+    """What the descriptors of a process lead to."""
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since they were listed, as a caller's connection is
+            yield str(link.readlink())
+
+
 def test_nothing_of_the_server_has_a_name_in_shared_memory(small: Server) -> None:
     with Client(small.grpc) as client:
         client.segment(np.zeros((64, 64, 3), np.uint8), "colours")
-    held = [str(link.readlink()) for pid in small.children().values() for link in Path(f"/proc/{pid}/fd").iterdir()]
+    held = [target for pid in small.children().values() for target in held_by(pid)]
     assert any("memfd:convoy" in target for target in held)  # the control
     assert not any(target.startswith("/dev/shm") for target in held)
