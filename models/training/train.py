@@ -108,6 +108,7 @@ def prepared_run(
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
+    failures.tell_of_lost_processes()
     data = data_set(settings.data, strict)
     if settings.transfer is not None:
         expects, _ = checkpoint.load(resume or Path(settings.transfer.checkpoint))

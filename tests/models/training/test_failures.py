@@ -1,12 +1,16 @@
 """What ends a run from outside is one line with what to do; what is a fault of ours stays what it is."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 
 from models.training import train as training
-from models.training.failures import in_words
+from models.training.failures import in_words, tell_of_lost_processes
 from models.training.run import RunFolder
 from service import cli
 from tests.models.conftest import settings
@@ -45,6 +49,20 @@ def test_run_that_is_ended_from_outside_says_why_and_can_be_gone_on_with(
     note = RunFolder(tmp_path).read()
     assert note is not None
     assert not note.complete
+
+
+def test_process_that_has_gone_is_told_before_all_of_the_run_is_killed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    killed: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, _: killed.append(pid))
+    tell_of_lost_processes()
+    for code, told in ((0, 0), (3, 1)):
+        child = subprocess.Popen([sys.executable, "-c", f"raise SystemExit({code})"])
+        child.wait()
+        assert _ChildProcessObserver(os.getpid(), [child])._run()
+        assert capsys.readouterr().err.count("a process of this run has ended before its time") == told
+    assert killed == [os.getpid()]
 
 
 def test_crop_is_advised_where_there_is_one() -> None:
