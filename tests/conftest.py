@@ -1,11 +1,18 @@
 """What tests of both packages use: the two networks, trained and exported once."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.service.running import Server
+
+
+@pytest.fixture(scope="session", autouse=True)
+def caches() -> None:
+    """What is noted of pictures from one run to the next stays out of its user's folder."""
+    os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parent.parent / ".cache" / "user")
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from models.data import picture
 from models.data.dataset import IGNORE, DataSet, SplitName, Target
 from models.data.faults import Fault, Report, in_words
+from models.data.known import Facts
 from models.data.listing import SPLITS, Entries, Entry, Listing, check_complete
-from models.data.reading import Facts, moments, read
+from models.data.reading import moments, read
 from models.errors import BadData
 from service.metadata import Task
 
@@ -26,7 +27,7 @@ def load(root: Path, found: Listing, report: Report) -> DataSet:
     Reads every file once; what cannot be trained with goes to `report` and is left out. Raises BadData where too
     little is left.
     """
-    sound, faults = _sound([(split, entry) for split in SPLITS for entry in found.entries[split]])
+    sound, faults = _sound(root, [(split, entry) for split in SPLITS for entry in found.entries[split]])
     faults = [*found.faults, *faults]
     labels = found.labels or _numbered(facts for split, _, facts in sound if split == "train")
     kept: dict[SplitName, Sound] = {split: [] for split in SPLITS}
@@ -60,7 +61,7 @@ def split(
         raise BadData(f"{root} is data for {found.task}, want some for {task}")
     if found.labels is not None and found.labels != labels:
         raise BadData(f"{root} has the classes {_brief(found.labels)}, the network was trained with {_brief(labels)}")
-    sound, faults = _sound([(name, entry) for entry in found.entries[name]])
+    sound, faults = _sound(root, [(name, entry) for entry in found.entries[name]])
     unknown = [_unknown(entry, facts, len(labels)) for _, entry, facts in sound]
     faults += [fault for fault in unknown if fault is not None]
     report([*found.faults, *faults], len(found.entries[name]) + len(found.faults))
@@ -94,8 +95,10 @@ class FolderSplit:
         return in_words(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
-def _sound(listed: list[tuple[SplitName, Entry]]) -> tuple[list[tuple[SplitName, Entry, Facts]], list[Fault]]:
-    results = read([entry for _, entry in listed])
+def _sound(
+    root: Path, listed: list[tuple[SplitName, Entry]]
+) -> tuple[list[tuple[SplitName, Entry, Facts]], list[Fault]]:
+    results = read(root, [entry for _, entry in listed])
     sound = [
         (split, entry, facts) for (split, entry), facts in zip(listed, results, strict=True) if isinstance(facts, Facts)
     ]

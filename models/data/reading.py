@@ -1,11 +1,11 @@
 """Every picture of one's own data is read once, whole, before it is used: what training meets later is known to be
-sound, in every epoch, every resumed run and every process alike."""
+sound, in every epoch, every resumed run and every process alike. What has not changed since is not read again."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,35 +13,38 @@ from rich.console import Console
 from rich.progress import track
 
 from models import threads
-from models.data import picture
+from models.data import known, picture
 from models.data.dataset import IGNORE
 from models.data.faults import Fault
+from models.data.known import Facts
 from models.data.listing import Entry
 from models.errors import BadData
 
 MEASURED_IMAGES = 2000  # evenly spread, for mean and deviation
 LEAST_DEVIATION = 1 / 255  # of pixels that are all alike
+TITLE = "reading pictures"
 AHEAD = 256  # pictures that threads are given at a time
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-class Facts(NamedTuple):
-    """What one sound picture says: `size` (height, width) as it is seen; the `highest` class of its mask, 0 without;
-    how often each value is there, `histogram` (channels, 256), of those that are measured."""
-
-    size: tuple[int, int]
-    grey: bool
-    highest: int = 0
-    histogram: NDArray[np.int64] | None = None
-
-
-def read(entries: Sequence[Entry]) -> list[Facts | Fault]:
-    """What each picture and its mask say, in the order of the entries; or what is wrong with one."""
+def read(root: Path, entries: Sequence[Entry]) -> list[Facts | Fault]:
+    """What each picture of a data set and its mask say, in the order of the entries; or what is wrong with one."""
     every = max(1, -(-len(entries) // MEASURED_IMAGES))
     jobs = [(entry, place % every == 0) for place, entry in enumerate(entries)]
-    return list(in_threads(_facts, jobs, "reading pictures"))
+    notes, stamps = known.load(root), [known.stamps(entry) for entry in entries]
+    found: list[Facts | Fault | None] = [
+        notes.facts(entry, stamp, measured) for (entry, measured), stamp in zip(jobs, stamps, strict=True)
+    ]
+    missing = [place for place, facts in enumerate(found) if facts is None]
+    for place, read_now in zip(missing, in_threads(_facts, [jobs[place] for place in missing], TITLE), strict=True):
+        found[place] = read_now
+    new = [(entries[place], stamps[place], facts) for place in missing if isinstance(facts := found[place], Facts)]
+    if new:
+        notes.add(new)
+        known.save(root, notes)
+    return [result for result in found if result is not None]
 
 
 def in_threads(work: Callable[[Job], Result], jobs: Sequence[Job], title: str) -> Iterable[Result]:

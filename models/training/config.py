@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 import tomli_w
 
+from models import whole_file
 from models.errors import BadTraining
-from models.training import whole_file
 from models.training.run import Settings
 
 HEADER = """\

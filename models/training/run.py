@@ -10,11 +10,10 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from models import registry
+from models import registry, whole_file
 from models.errors import BadRun
 from models.recipe import Recipe
 from models.registry import Argument
-from models.training import whole_file
 
 PACKAGE = Path(__file__).parents[1]
 DEFAULT_SEED = 0

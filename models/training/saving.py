@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from models.training import whole_file
+from models import whole_file
 from models.training.run import RunFolder
 
 MONITOR = "validation_loss"

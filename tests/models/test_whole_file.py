@@ -6,7 +6,7 @@ from typing import Never
 
 import pytest
 
-from models.training import whole_file
+from models import whole_file
 from models.training.saving import WholeCheckpoints
 
 

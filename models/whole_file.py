@@ -6,7 +6,7 @@ from pathlib import Path
 
 def write(path: Path, content: bytes | memoryview) -> None:
     """Write a file beside its place and move it there. Raises OSError, which names the file."""
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # of two that write at once each has its own
     try:
         with part.open("wb") as file:
             file.write(content)
