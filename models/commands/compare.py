@@ -24,12 +24,20 @@ def compare(
     held_out: Annotated[
         bool, typer.Option("--held-out", help="Measure each on the held-out split, too: when all is decided.")
     ] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA", help="With --held-out, where the data of all are now.  [default: where they were]"
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, and write no files.")] = False,
 ) -> None:
     """Compare runs: what the networks cost and how good they are. Scores are those of the validation split."""
     if output.suffix != ".html" or not output.parent.is_dir():
         raise BadConfig(f"cannot write {str(output)!r}, want a name that ends in .html, in a folder that is there")
-    comparison = read(runs, held_out)
+    if data is not None and not held_out:
+        raise BadConfig(f"--data {data} goes with --held-out, nothing else is measured")
+    comparison = read(runs, held_out, data)
     if json:
         found = {"runs": [asdict(row) for row in comparison.runs], "notes": comparison.notes}
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(found), indent=2).decode() + "\n")

@@ -43,13 +43,13 @@ class Comparison:
     notes: list[str]
 
 
-def compare(roots: Sequence[Path], held_out: bool = False) -> Comparison:
-    """Reads runs, and with `held_out` measures each on the test split of its data. Raises BadRun where there are fewer
-    than two, or for different tasks; BadCheckpoint, BadTraining, BadData."""
+def compare(roots: Sequence[Path], held_out: bool = False, data: str | None = None) -> Comparison:
+    """Reads runs, and with `held_out` measures each on the test split of its data, which lie at `data` where they have
+    moved. Raises BadRun where there are fewer than two, or for different tasks; BadCheckpoint, BadTraining, BadData."""
     if len(roots) < 2:
         raise BadRun(f"{len(roots)} run, want at least two to compare")
     runs = [read(root) for root in roots]
-    rows = [_compared(run, name, held_out) for run, name in zip(runs, names(roots), strict=True)]
+    rows = [_compared(run, name, held_out, data) for run, name in zip(runs, names(roots), strict=True)]
     tasks = sorted({row.task for row in rows})
     if len(tasks) > 1:
         raise BadRun(f"the runs are for {' and for '.join(tasks)}, want all for the same: they share no score")
@@ -110,7 +110,7 @@ def _scores(comparison: Comparison) -> tuple[list[str], list[str]]:
     )
 
 
-def _compared(run: Run, name: str, held_out: bool) -> Compared:
+def _compared(run: Run, name: str, held_out: bool, data: str | None) -> Compared:
     note = run.note
     description, _ = checkpoint.load(run.checkpoint)
     whole = inspect_file(run.checkpoint)
@@ -126,7 +126,7 @@ def _compared(run: Run, name: str, held_out: bool) -> Compared:
         seconds=note.seconds,
         complete=note.complete,
         validation={name.removeprefix("validation_"): score for name, score in note.validation.items()},
-        held_out=evaluate_file(run.checkpoint).scores if held_out else {},
+        held_out=evaluate_file(run.checkpoint, data).scores if held_out else {},
     )
 
 

@@ -43,6 +43,17 @@ def test_held_out_scores_are_those_of_evaluate(classifier: Path, other: Path) ->
     assert found.held_out == evaluate_file(classifier / "last.ckpt").scores
 
 
+def test_held_out_scores_are_measured_where_the_data_are_now(
+    classifier: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["compare", str(classifier), str(other), "--json", "--data", "digits"]
+    assert cli.run([*command, "--held-out"]) == 0
+    found = json.loads(capsys.readouterr().out)["runs"][0]
+    assert found["held_out"] == evaluate_file(classifier / "last.ckpt", "digits").scores
+    assert cli.run(command) == 2
+    assert "--data digits goes with --held-out" in capsys.readouterr().err
+
+
 def test_command_writes_a_page_and_the_curves(
     classifier: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
