@@ -316,7 +316,8 @@ def test_preview_draws_what_would_be_trained_and_trains_nothing(
 def test_sheet_lays_the_mask_over_the_image_in_its_colours() -> None:
     image = np.zeros((4, 8, 3), np.uint8)
     mask = np.array([[0, 1, 1, 1, 1, 1, 1, IGNORE]] * 4, np.uint8)
-    drawn_ = np.asarray(sheet([Tile(image, "a very long caption " * 9, mask)], [(200, 0, 0), (0, 200, 0)], ["ground", "tree"]))
+    tile = Tile(image, "a very long caption " * 9, mask)
+    drawn_ = np.asarray(sheet([tile], [(200, 0, 0), (0, 200, 0)], ["ground", "tree"]))
     middle = drawn_[8 + SIDE // 2, 8 + SIDE :]
     assert middle[8].tolist() == [110, 0, 0]
     assert middle[SIDE // 2].tolist() == [0, 110, 0]
