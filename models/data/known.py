@@ -20,9 +20,8 @@ from models.data.listing import Entry
 VERSION = f"1, Pillow {PIL.__version__}"  # of how pictures are read: what another one has noted counts for nothing
 SETTLED_NS = 2_000_000_000  # a file may be changed twice within one tick of the clock that stamps it
 
-Stamps = tuple[
-    tuple[int, int, int], ...
-]  # of a picture and its mask: bytes, and the two times of the last change in ns
+# Of a picture and its mask: bytes, and the two times of the last change in ns.
+Stamps = tuple[tuple[int, int, int], ...]
 
 
 class Facts(NamedTuple):
@@ -36,6 +35,8 @@ class Facts(NamedTuple):
 
 
 class Note(msgspec.Struct, array_like=True):
+    """`Facts` as they are kept, and the stamps that the files had when they were read."""
+
     stamps: Stamps
     size: tuple[int, int]
     grey: bool

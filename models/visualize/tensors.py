@@ -58,12 +58,12 @@ class TensorSubject(Subject):
         return own * self.frames
 
     def size(self, wanted: Size | None = None) -> Size:
-        height, width = ([None] + [axis.size for axis in self.axes])[-2:]
-        given = wanted or (FREE_SIDE, FREE_SIDE)
-        found = 1 if self.sides == 1 else height or given[0], width or given[1]
-        if wanted is not None and found[1 if self.sides == 1 else 0 :] != wanted[1 if self.sides == 1 else 0 :]:
+        own = [axis.size for axis in self.axes][-2:]
+        given = (wanted or (FREE_SIDE, FREE_SIDE))[-len(own) :]  # of a waveform the width alone
+        sides = [side or free for side, free in zip(own, given, strict=True)]
+        if wanted is not None and sides != list(given):
             raise BadView(f"{self.name} takes {self.tensor}, want no --size")
-        return found
+        return (1, sides[0]) if len(sides) == 1 else (sides[0], sides[1])
 
     def entered(self, pictures: Tensor) -> Tensor:
         count, height, width, _ = pictures.shape

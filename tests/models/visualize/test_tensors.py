@@ -95,7 +95,7 @@ def test_frames_of_a_clip_stand_side_by_side_in_their_order() -> None:
     assert [int(strip[2, place * (width + GAP) + 3, 0]) for place in range(3)] == [40, 80, 120]
 
 
-def test_waveform_is_drawn_as_curves_in_its_own_unit() -> None:
+def test_waveforms_that_differ_are_drawn_differently_at_one_size() -> None:
     flat, wave = np.full((1, 64, 2), 128, np.uint8), np.full((1, 64, 2), 128, np.uint8)
     wave[0, :, 1] = 128 + 100 * np.sin(np.arange(64) / 5)
     seen = subject(WAVEFORM)
