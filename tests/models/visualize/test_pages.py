@@ -28,4 +28,4 @@ def test_command_of_the_page_is_taken(line: str) -> None:
 def test_pictures_of_the_page_are_there_and_small() -> None:
     shown = {PAGE.parent / path for path in re.findall(r"\]\((inside/[^)]+)\)", PAGE.read_text())}
     assert shown == set((PAGE.parent / "inside").iterdir())
-    assert sum(path.stat().st_size for path in shown) < 700_000
+    assert sum(path.stat().st_size for path in shown) < 600_000
