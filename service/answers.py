@@ -128,7 +128,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     version: int
     state: str  # loading, ready or unavailable
-    reason: str  # why it is not ready
+    reason: str  # why it is not ready; of one that is, why requests run one at a time
     task: str  # classification, segmentation, matching or tensors
     provider: str
     labels: tuple[str, ...]

@@ -165,6 +165,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     policy: PolicyName | None = None
     latency_objective_ms: Annotated[float, Meta(gt=0, le=3_600_000)] | None = None
     max_batch_size: Annotated[int, Meta(ge=1, le=1024)] | None = None
+    batched: bool | None = None  # whether requests share runs; left out, a trial at load decides
     max_queue_delay_ms: Annotated[float, Meta(ge=0, le=10_000)] | None = None
     max_queue: Annotated[int, Meta(ge=1, le=10_000_000)] | None = None
     buckets: Buckets | None = None

@@ -75,6 +75,12 @@ IN_FLIGHT_BYTES = Gauge(
 )
 SLOT_BYTES = Gauge("convoy_slot_bytes", "Slot memory in use.", multiprocess_mode="livesum")
 SLOTS = Gauge("convoy_slots", "Slots claimed and not yet freed.", multiprocess_mode="livesum")
+MODEL_BATCHED = Gauge(
+    "convoy_model_batched",
+    "1 where requests for a version share runs, 0 where each runs alone.",
+    ["model", "version"],
+    multiprocess_mode="livemostrecent",
+)
 MODEL_READY = Gauge(
     "convoy_model_ready",
     "1 where a version serves, 0 where it does not.",

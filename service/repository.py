@@ -16,11 +16,14 @@ from service.metadata import Document
 
 MODEL_FILE = "model.onnx"
 CONFIG_FILE = "model.toml"
+TRITON_FILE = "config.pbtxt"  # beside a model that another server has served
 
 MAX_NAME = 64
 _NAMED = 8  # models that a message names: it travels in a header
 _NAME = re.compile(rf"[a-z0-9_-]{{1,{MAX_NAME}}}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
+_TRITON_BATCH = re.compile(r"^\s*max_batch_size\s*:\s*(\d{1,9})\b", re.MULTILINE)
+_MOST_TRITON_BYTES = 1 << 20
 
 State = Literal["LOADING", "READY", "UNAVAILABLE"]
 
@@ -40,7 +43,7 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     version: int
     state: State
-    reason: str = ""  # why it is not READY
+    reason: str = ""  # why it is not READY; of one that is, why requests run one at a time
     provider: str = ""  # the onnxruntime execution provider
     document: Document | None = None  # None: an ONNX file that says nothing about itself
     inputs: tuple[TensorSpec, ...] = ()
@@ -120,6 +123,7 @@ class Listing:
     problem: str = ""  # why nothing of this model can be served
     files: dict[int, Stamp] = field(default_factory=dict)  # by version, those with a model file
     missing: tuple[int, ...] = ()  # versions without one
+    note: str = ""  # what else there is that bears on how the model serves
 
 
 def scan(root: Path) -> dict[str, Listing]:
@@ -168,7 +172,32 @@ def _scan_model(folder: Path) -> Listing:
         problem = f"{CONFIG_FILE}: {error.message}"
     except (OSError, UnicodeDecodeError) as error:
         problem = f"{CONFIG_FILE} cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}"
-    return Listing(settings, problem, files, tuple(missing))
+    settings, note = _with_triton(folder / TRITON_FILE, settings)
+    return Listing(settings, problem, files, tuple(missing), note)
+
+
+def _with_triton(file: Path, settings: ModelConfig) -> tuple[ModelConfig, str]:
+    """The settings, with what Triton's configuration says of batches where they say nothing, and what was read there.
+
+    Of that file only `max_batch_size` counts, 0 meaning that the first side of the tensors is no batch: names, types and
+    sides are in the model file.
+    """
+    try:
+        if not file.is_file():
+            return settings, ""
+        with file.open("rb") as opened:
+            text = opened.read(_MOST_TRITON_BYTES).decode(errors="replace")
+    except OSError as error:
+        return settings, f"{TRITON_FILE} cannot be read: {error.strerror}"
+    found = _TRITON_BATCH.search(text)
+    if found is None:
+        return settings, f"{TRITON_FILE} says nothing of max_batch_size, and nothing else of it is read"
+    most = int(found[1])
+    if settings.batched is None and most == 0:
+        settings = msgspec.structs.replace(settings, batched=False)
+    if settings.max_batch_size is None and 1 <= most <= 1024:
+        settings = msgspec.structs.replace(settings, max_batch_size=most)
+    return settings, f"max_batch_size = {most} is read from {TRITON_FILE}, and nothing else of it"
 
 
 def _stamp(file: Path) -> Stamp | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from service import buckets, repository
 from service.buckets import NONE, Buckets, Size
 from service.config import Config, ModelConfig
+from service.engine import independence
 from service.engine.batching import Limits
 from service.engine.building import build
 from service.engine.instances import Instances, Together
@@ -20,7 +21,7 @@ from service.engine.session import Session
 from service.engine.sizes import MOST_PADDING, choose, pays
 from service.errors import BadConfig, BadMetadata, BadModelFile
 from service.metadata import Document
-from service.metrics import MODEL_READY
+from service.metrics import MODEL_BATCHED, MODEL_READY
 from service.repository import MAX_NAME, Listing, Stamp, State, Table, Version
 
 log = logging.getLogger(__name__)
@@ -105,6 +106,22 @@ class Loader:
         if self.is_retired(model, version):
             del self.versions[model, version]
 
+    def joins(self, model: str, version: int) -> bool:
+        """Whether requests for a loaded version may share runs."""
+        entry = self.versions.get((model, version))
+        return entry is not None and entry.limits.max_batch_size > 1
+
+    def run_apart(self, model: str, version: int, reason: str) -> None:
+        """A batch has shown that requests for this version may not share runs: they no longer do."""
+        entry = self.versions.get((model, version))
+        if entry is None or not self.joins(model, version):
+            return
+        for instance in entry.instances.all:
+            instance.session.run_apart(reason)
+        self.versions[model, version] = replace(entry, limits=replace(entry.limits, max_batch_size=1))
+        _report_apart(model, version, entry.session)
+        self._tell()
+
     def choose_buckets(self, model: str, version: int, images: Mapping[Size, float]) -> None:
         """Buckets for images of these sizes, which the version was sent; every batch size of a new one has run before
         anybody is told of it. The version serves meanwhile: a batch may find one such run before it.
@@ -148,6 +165,8 @@ class Loader:
             goes_on = f"; version {model.serving} goes on as it is" if model.serving else ""
             log.error("model %s: %s%s", name, listing.problem, goes_on)
         model.problem = listing.problem
+        if listing.note and listing.note != model.listing.note:
+            log.info("model %s: %s", name, listing.note)
         if listing.problem and model.serving is not None:
             listing = model.listing
         if listing.config != model.listing.config:
@@ -191,6 +210,7 @@ class Loader:
         objective = DEFAULT_OBJECTIVE if objective_ms is None else objective_ms / 1000
         try:
             instances, measured = build(file, device, wanted, objective, partial(self._shapes, settings, most))
+            _settle(instances, settings)
             padded = self._buckets(settings, instances.session.document)
         except (BadConfig, BadModelFile, BadMetadata) as error:
             model.failed[version, stamp] = error.message
@@ -204,16 +224,22 @@ class Loader:
         delay_ms = settings.max_queue_delay_ms
         session = instances.session
         limits = Limits(
-            max_batch_size=most if session.batched else 1,
+            max_batch_size=most if session.batched and not session.apart else 1,
             max_queue_delay=(batching.max_queue_delay_ms if delay_ms is None else delay_ms) / 1000,
             max_queue=settings.max_queue or batching.max_queue,
             objective=_objective(measured) if objective_ms is None else objective_ms / 1000,
             policy=settings.policy or batching.policy,
             instances=len(instances),
         )
-        learns = session.batched and self._may_learn(settings, session.document) and pays(measured[0].seconds)
+        learns = (
+            session.batched
+            and not session.apart
+            and self._may_learn(settings, session.document)
+            and pays(measured[0].seconds)
+        )
         fields = {"model": name, "version": version, "provider": session.provider, "instances": len(instances)}
         log.info("model %s version %d serves on %s", name, version, session.provider, extra={"fields": fields})
+        _report_apart(name, version, session)
         allowed = math.inf if objective_ms is None else objective_ms / 1000
         return Loaded(instances, stamp, settings, limits, measured, allowed, padded, learns)
 
@@ -252,6 +278,7 @@ class Loader:
             model=name,
             version=version,
             state=state,
+            reason=f"requests run one at a time: {session.apart}" if session.apart else "",
             provider=session.provider,
             document=session.document,
             inputs=session.inputs,
@@ -290,6 +317,30 @@ class Loader:
                 log.log(level, "model %s version %d is not served: %s", row.model, row.version, row.reason)
         self._published = table
         self._publish(table)
+
+
+def _settle(instances: Instances, settings: ModelConfig) -> None:
+    """Decide whether requests share runs: by model.toml, by the file's own document, else by a trial."""
+    session = instances.session
+    if settings.batched is False:
+        reason = "model.toml or config.pbtxt says so"
+    elif settings.batched is True:
+        for instance in instances.all:
+            instance.session.join()
+        return
+    elif not session.batched or session.document is not None:  # what wrote the document has tried it in batches
+        return
+    else:
+        reason = instances.all[0].submit(independence.trial, session).result()
+    if reason:
+        for instance in instances.all:
+            instance.session.run_apart(reason)
+
+
+def _report_apart(name: str, version: int, session: Session) -> None:
+    MODEL_BATCHED.labels(name, version).set(session.batched and not session.apart)
+    if session.apart:
+        log.warning("model %s version %d runs one request at a time: %s", name, version, session.apart)
 
 
 def _objective(measured: Sequence[Profile]) -> float:

@@ -169,7 +169,7 @@ class Engine:
         request = Request(
             id=(peer.number, submit.id),
             source=peer.number,
-            rows=submit.rows,
+            rows=submit.rows if loaded.session.batched else 1,  # more only from who has not heard that it is not
             arrived=arrived,
             deadline=arrived + loaded.allowed if submit.deadline == NEVER else submit.deadline / 1e9,
             low_priority=submit.low_priority,
@@ -212,6 +212,11 @@ class Engine:
 
     def _answer(self, ended: Ended) -> None:
         batch, ran = ended.batch, ended.ran
+        if ended.session.apart and self._loader.joins(batch.key.model, batch.key.version):
+            # The batch has shown it. Until the loader has taken it in, the session itself runs requests alone.
+            self._loop.run_in_executor(
+                self._loading, self._loader.run_apart, batch.key.model, batch.key.version, ended.session.apart
+            )
         self._levels.changed()
         _count(batch, ran, ended.session.document, self._config.engine.device)
         records: dict[Hashable, tuple[list[Record], list[int]]] = {}

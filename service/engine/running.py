@@ -13,12 +13,17 @@ from numpy.typing import NDArray
 from service.channel import Answer, Failure, Submit, Times
 from service.engine.session import DeviceLost, Session
 from service.errors import ConvoyError, RunFailed
+from service.repository import TensorSpec
 from service.slots import SPILLED, Span, memory_file
 from service.slots import Mapping as Memory
 
 log = logging.getLogger(__name__)
 
 _LARGE = 1 << 18  # bytes of outputs: to copy fewer takes no longer than to tell onnxruntime where to put them
+
+
+class _NotRows(Exception):
+    """A run shows that the network's first sides are no rows that could be shared out."""
 
 
 class Work(NamedTuple):
@@ -72,16 +77,26 @@ def compute(session: Session, works: Sequence[Work]) -> Computed | Ran:
     Raises DeviceLost: then nothing may be answered, and the process has to end.
     """
     try:
+        if len(works) > 1 and session.apart:
+            return _alone(session, works)
         return _compute(session, works)
     except DeviceLost:
         raise
+    except _NotRows as error:
+        # Known now: no run of this network is shared any more. The engine reports it, and whoever is here runs alone.
+        session.run_apart(str(error))
+        return compute(session, works)
     except Exception as error:  # a batch ends here, whatever the network or onnxruntime did
         if len(works) > 1:
-            alone = [run(session, [work]) for work in works]
-            return Ran([end for one in alone for end in one.ends], [size for one in alone for size in one.batches])
+            return _alone(session, works)
         log.warning("a run failed", exc_info=error)
         known = error if isinstance(error, ConvoyError) and not isinstance(error, RunFailed) else None
         return Ran([_failed(works[0], known or RunFailed("the network failed on this input"))], [])
+
+
+def _alone(session: Session, works: Sequence[Work]) -> Ran:
+    alone = [run(session, [work]) for work in works]
+    return Ran([end for one in alone for end in one.ends], [size for one in alone for size in one.batches])
 
 
 def finish(computed: Computed | Ran) -> Ran:
@@ -134,9 +149,18 @@ def _compute(session: Session, works: Sequence[Work]) -> Computed:
     scatter = time.monotonic_ns()
     if session.batched:
         for spec, values in zip(session.outputs, outputs, strict=True):
-            if not values.shape or values.shape[0] != size:
-                raise RunFailed(f"output {spec.name!r} came with {values.shape[:1]} rows for {size}")
+            if not values.shape or values.shape[0] != size or not _as_declared(session, spec, values):
+                reason = f"output {spec.name[:64]!r} came as {list(values.shape)} for {size} rows"
+                raise RunFailed(reason) if session.document is not None else _NotRows(reason)
     return Computed(works, outputs, rows, session.batched, slots, gather, start, scatter)
+
+
+def _as_declared(session: Session, spec: TensorSpec, values: NDArray[np.generic]) -> bool:
+    # A document's sides were checked when the file was loaded.
+    return session.document is not None or (
+        values.ndim == len(spec.shape)
+        and all(side in (None, got) for side, got in zip(spec.shape, values.shape, strict=True))
+    )
 
 
 def _padded(session: Session, submit: Submit, rows: int) -> int:

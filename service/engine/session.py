@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import re
+import threading
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ class Session:
         self.outputs = tuple(_spec(argument) for argument in session.get_outputs())
         self.document = metadata.decode(session.get_modelmeta().custom_metadata_map)
         self.batched = _batched(self.inputs, self.outputs)
+        self.apart = ""  # why requests do not share a run, though the names of the first sides would let them
         pin = page_lock(device) if self.provider in GPU else None
         self.input_buffers = tuple(Buffer(pin) for _ in self.inputs)
         self.output_buffers = tuple(Buffer(pin) for _ in self.outputs)
@@ -119,6 +121,34 @@ class Session:
             if self.provider in GPU and any(fault in str(error) for fault in _DEVICE_FAULTS):
                 raise DeviceLost(str(error)) from error
             raise
+
+    def run_within(self, arrays: Sequence[NDArray[np.generic]], seconds: float) -> list[NDArray[np.generic]]:
+        """As `run`, but raises where the run has not ended after `seconds`; onnxruntime looks between two nodes."""
+        options = RunOptions()
+        options.log_severity_level = 4  # what fails in a trial is no error of anybody's
+        timer = threading.Timer(seconds, setattr, (options, "terminate", True))
+        timer.daemon = True
+        timer.start()
+        try:
+            return self._run(arrays, options)
+        except Exception as error:
+            if self.provider in GPU and any(fault in str(error) for fault in _DEVICE_FAULTS):
+                raise DeviceLost(str(error)) from error
+            raise
+        finally:
+            timer.cancel()
+
+    def run_apart(self, reason: str) -> None:
+        """Requests do not share a run from now on. A network that says what it is still takes rows, one at a time."""
+        self.apart = reason
+        self.batched = self.batched and self.document is not None
+
+    def join(self) -> None:
+        """Requests share runs, whatever the first sides are called. Raises BadModelFile where one of them is fixed."""
+        for spec in (*self.inputs, *self.outputs):
+            if not spec.shape or spec.shape[0] is not None:
+                raise BadModelFile(f"model.toml: batched = true, but the first side of {spec.name!r} is not free")
+        self.batched = True
 
     def _run(self, arrays: Sequence[NDArray[np.generic]], options: RunOptions | None = None) -> list[Any]:
         return list(self._session.run(self._output_names, dict(zip(self._input_names, arrays, strict=True)), options))

@@ -49,7 +49,7 @@ def infer_request(
 
 def outputs(response: inference_pb2.ModelInferResponse) -> dict[str, NDArray[np.generic]]:
     """Its tensors by name."""
-    types = {"FP32": np.float32, "UINT8": np.uint8}
+    types = {"FP32": np.float32, "UINT8": np.uint8, "INT64": np.int64, "FP16": np.float16}
     return {
         tensor.name: np.frombuffer(raw, types[tensor.datatype]).reshape(tensor.shape)
         for tensor, raw in zip(response.outputs, response.raw_output_contents, strict=True)

@@ -123,6 +123,102 @@ def compressor() -> onnx.ModelProto:
     )
 
 
+def first_sides() -> dict[str, onnx.ModelProto]:
+    """Networks x [N, 4] -> y whose first sides all bear one name, though they are no batch of independent rows."""
+    one = helper.make_node
+    axis = {"axis": np.array(0, np.int64), "axes": np.array([0], np.int64)}
+    backwards = {
+        "start": np.array([-1], np.int64),
+        "end": np.array([-(1 << 62)], np.int64),
+        "step": np.array([-1], np.int64),
+    }
+    half = {"half": np.full(1, 0.5, np.float32)}
+    chains: dict[str, tuple[list[onnx.NodeProto], dict[str, np.ndarray]]] = {
+        "sum-over-time": ([one("CumSum", ["x", "axis"], ["y"])], {"axis": axis["axis"]}),
+        "backwards": ([one("Slice", ["x", "start", "end", "axes", "step"], ["y"])], backwards | {"axes": axis["axes"]}),
+        "statistics-of-the-batch": (
+            [one("ReduceMean", ["x", "axes"], ["mean"], keepdims=1), one("Sub", ["x", "mean"], ["y"])],
+            {"axes": axis["axes"]},
+        ),
+        "scale-of-the-batch": (
+            [one("ReduceMax", ["x"], ["most"], keepdims=0), one("Div", ["x", "most"], ["y"])],
+            {},
+        ),
+        "ranks-among-all": (
+            [one("Softmax", ["x"], ["y"], axis=0)],
+            {},
+        ),
+        "one-row": (
+            [
+                one("ReduceMean", ["x", "sides"], ["mean"], keepdims=0),
+                one("Mul", ["mean", "nothing"], ["zeros"]),
+                one("Add", ["zeros", "half"], ["halves"]),
+                one("CumSum", ["halves", "axis"], ["counted"]),
+                one("Less", ["counted", "most"], ["first"]),
+                one("Compress", ["x", "first"], ["y"], axis=0),
+            ],
+            half
+            | {
+                "axis": axis["axis"],
+                "sides": np.array([1], np.int64),
+                "nothing": np.zeros(1, np.float32),
+                "most": np.full(1, 0.75, np.float32),
+            },
+        ),
+        "detections": (
+            [
+                one("ReduceMax", ["x", "sides"], ["most"], keepdims=0),
+                one("Greater", ["most", "half"], ["found"]),
+                one("Compress", ["x", "found"], ["y"], axis=0),
+            ],
+            half | {"sides": np.array([1], np.int64)},
+        ),
+        "no-answer-differs": ([one("Mul", ["x", "nothing"], ["y"])], {"nothing": np.zeros(1, np.float32)}),
+    }
+    return {
+        name: _model(nodes, [("x", TensorProto.FLOAT, ["N", 4])], [("y", TensorProto.FLOAT, ["N", 4])], constants, None)
+        for name, (nodes, constants) in chains.items()
+    }
+
+
+def independent() -> dict[str, onnx.ModelProto]:
+    """Networks x -> y whose rows are independent, of several types and free sides."""
+    one = helper.make_node
+    kernel = np.random.default_rng(3).normal(size=(2, 3, 3, 3)).astype(np.float32)
+    table = np.random.default_rng(4).normal(size=(10, 3)).astype(np.float32)
+    return {
+        "picture-of-any-size": _model(
+            [one("Conv", ["x", "kernel"], ["y"], pads=[1, 1, 1, 1])],
+            [("x", TensorProto.FLOAT, ["N", 3, "H", "W"])],
+            [("y", TensorProto.FLOAT, ["N", 2, "H", "W"])],
+            {"kernel": kernel},
+            None,
+        ),
+        "class-of-each-pixel": _model(
+            [one("Conv", ["x", "kernel"], ["z"], pads=[1, 1, 1, 1]), one("ArgMax", ["z"], ["y"], axis=1, keepdims=0)],
+            [("x", TensorProto.FLOAT, ["N", 3, "H", "W"])],
+            [("y", TensorProto.INT64, ["N", "H", "W"])],
+            {"kernel": kernel},
+            None,
+        ),
+        "rows-of-a-table": _model(
+            [one("Gather", ["table", "x"], ["y"])],
+            [("x", TensorProto.INT64, ["N"])],
+            [("y", TensorProto.FLOAT, ["N", 3])],
+            {"table": table},
+            None,
+        ),
+        "half": _model(
+            [one("Softmax", ["x"], ["y"], axis=1)],
+            [("x", TensorProto.FLOAT16, ["N", 7])],
+            [("y", TensorProto.FLOAT16, ["N", 7])],
+            {},
+            None,
+        ),
+        "doubler": doubler(),
+    }
+
+
 def unsaid() -> onnx.ModelProto:
     """Picks the columns of two rows in which something is positive; says that it were always all of them."""
     nodes = [

@@ -36,14 +36,22 @@ def segmenter(loaded: Callable[[onnx.ModelProto], Session]) -> Session:
 class FakeSession:
     """A network that is one function; remembers what it was given."""
 
-    def __init__(self, network: Callable[[Arrays], Arrays], outputs: int = 1, batched: bool = True) -> None:
+    def __init__(
+        self, network: Callable[[Arrays], Arrays], outputs: int = 1, batched: bool = True, document: object = None
+    ) -> None:
         self._network = network
         self.inputs = (TensorSpec("x", "float32", (None, 4), ("N", "")),)
         self.outputs = tuple(TensorSpec(f"y{number}", "float32", (None, 4), ("N", "")) for number in range(outputs))
         self.batched = batched
+        self.document = document
+        self.apart = ""
         self.input_buffers = (Buffer(),)
         self.padding: dict[Any, dict[int, int]] = {}
         self.given: list[Arrays] = []
+
+    def run_apart(self, reason: str) -> None:
+        self.apart = reason
+        self.batched = False
 
     def rooms(self, arrays: Arrays, slots: object) -> Sequence[NDArray[Any] | None]:
         return ()
@@ -291,10 +299,38 @@ def test_tensor_outside_its_memory_fails_alone_and_says_so(front_end: FrontEnd) 
 @pytest.mark.parametrize(
     "output", [np.zeros((3, 4), F4), np.zeros((1, 4), F4), np.zeros((0, 4), F4), np.zeros((), F4)], ids=np.shape
 )
-def test_wrong_row_count_of_an_output_fails(front_end: FrontEnd, output: NDArray[np.float32]) -> None:
-    (end,) = run(FakeSession(lambda arrays: [output]), [front_end.work([rows_of(1, 2)], [0])]).ends
+def test_wrong_row_count_of_a_network_that_says_what_it_is_fails(
+    front_end: FrontEnd, output: NDArray[np.float32]
+) -> None:
+    session = FakeSession(lambda arrays: [output], document="a document")
+    (end,) = run(session, [front_end.work([rows_of(1, 2)], [0])]).ends
     assert isinstance(end.record, Failure)
     assert isinstance(end.record.error, RunFailed)
+
+
+def test_batch_that_comes_with_other_rows_is_not_shared_out_and_is_the_last_one(front_end: FrontEnd) -> None:
+    session = FakeSession(lambda arrays: [arrays[0][:1] * 2])
+    works = [front_end.work([rows_of(number, 1)], [0]) for number in (1, 2, 3)]
+    for end, number in zip(run(session, works).ends, (1, 2, 3), strict=True):
+        assert (front_end.outputs(end)[0] == 2 * rows_of(number, 1)).all()
+    assert session.apart.startswith("output 'y0' came as [1, 4] for 3 rows")
+    session.given.clear()
+    run(session, works)
+    assert [len(given[0]) for given in session.given] == [1, 1, 1]
+
+
+def test_rows_that_fit_by_chance_are_not_shared_out_where_declared_sides_are_others(front_end: FrontEnd) -> None:
+    session = FakeSession(lambda arrays: [np.zeros((len(arrays[0]), 5), np.float32)])
+    ends = run(session, [front_end.work([rows_of(number, 1)], [0]) for number in (1, 2)]).ends
+    assert [front_end.outputs(end)[0].shape for end in ends] == [(1, 5), (1, 5)]
+    assert "came as [2, 5] for 2 rows" in session.apart
+
+
+def test_lone_request_is_answered_as_the_network_answers_whatever_its_rows(front_end: FrontEnd) -> None:
+    session = FakeSession(lambda arrays: [np.zeros((0, 4), np.float32)])
+    (end,) = run(session, [front_end.work([rows_of(1, 1)], [0])]).ends
+    assert front_end.outputs(end)[0].shape == (0, 4)
+    assert session.apart
 
 
 def test_row_count_of_a_network_that_takes_no_batches_is_its_own(front_end: FrontEnd) -> None:
