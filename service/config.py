@@ -15,6 +15,7 @@ from service.metadata import Side
 
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 MIB = 1 << 20
+KIB = 1 << 10
 _MOST_AUTO = 8  # front ends: more than one engine has work for
 _EXAMPLE = "such as batching.max_batch_size=16"
 T = TypeVar("T")
@@ -31,6 +32,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     frontends: Annotated[int, Meta(ge=1, le=64)] | Literal["auto"] = 1
     lame_duck_seconds: Annotated[float, Meta(ge=0, le=300)] = 1.0  # still accepts for so long after SIGTERM
     grace_seconds: Annotated[float, Meta(ge=0, le=3600)] = 20.0  # for what was accepted to be answered
+    # The shortest time between two keepalive pings of a client; who pings faster is sent away after a few.
+    min_ping_seconds: Annotated[float, Meta(ge=0, le=3600)] = 1.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     def front_ends(self, cores: int) -> int:
@@ -52,6 +55,8 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """What one request and one front end may hold."""
 
     max_message_bytes: Annotated[int, Meta(ge=1024, le=2**31 - 1)] = 64 * MIB
+    # Of a call's headers together: tokens of single sign-on and what a mesh adds come to 16 kB and more.
+    max_metadata_bytes: Annotated[int, Meta(ge=1024, le=16 * MIB)] = 64 * KIB
     max_pixels: Annotated[int, Meta(ge=1)] = 50_000_000  # height times width of one image, as it is sent
     max_input_pixels: Annotated[int, Meta(ge=1)] = 4 * MIB  # the same at the input of a model that takes any size
     max_images: Annotated[int, Meta(ge=1, le=65_536)] = 256  # of one request

@@ -28,8 +28,15 @@ _MOST_TRITON_BYTES = 1 << 20
 State = Literal["LOADING", "READY", "UNAVAILABLE"]
 
 
+# What exporters and people write for a free side that has no name: two of them are not the same side.
+_PLACEHOLDERS = {"", "?", "*", "-1", "none", "null", "any", "dynamic", "unknown"}
+
+
 class TensorSpec(msgspec.Struct, frozen=True):
-    """An input or output of a network. A side is None where it is free; `names` tells which free sides are the same."""
+    """An input or output of a network. A side is None where it is free; `names` tells which free sides are the same.
+
+    A shape of no sides is a scalar's, or one of any rank: model files do not tell the two apart.
+    """
 
     name: str
     dtype: str  # as numpy names it: uint8, float32, ...
@@ -95,6 +102,11 @@ class Table(msgspec.Struct, frozen=True):
     def ready(self) -> bool:
         """Whether this server can be sent requests: the first look is complete and something serves."""
         return self.complete and any(row.state == "READY" for row in self.versions)
+
+
+def is_placeholder(name: str) -> bool:
+    """Whether a free side's name is none: sides that bear it need not be equal."""
+    return name.strip().lower() in _PLACEHOLDERS
 
 
 def encode_table(table: Table) -> bytes:
@@ -179,8 +191,8 @@ def _scan_model(folder: Path) -> Listing:
 def _with_triton(file: Path, settings: ModelConfig) -> tuple[ModelConfig, str]:
     """The settings, with what Triton's configuration says of batches where they say nothing, and what was read there.
 
-    Of that file only `max_batch_size` counts, 0 meaning that the first side of the tensors is no batch: names, types and
-    sides are in the model file.
+    Of that file only `max_batch_size` counts, 0 meaning that the first side of the tensors is no batch: names and
+    shapes are in the model file.
     """
     try:
         if not file.is_file():

@@ -21,7 +21,7 @@ from service.engine.graphs import Graphs
 from service.engine.providers import CUDA, GPU, Device, Options, check, preload, providers
 from service.errors import BadModelFile
 from service.metadata import Document
-from service.repository import TensorSpec
+from service.repository import TensorSpec, is_placeholder
 from service.slots import DTYPES, MAX_RANK
 
 log = logging.getLogger(__name__)
@@ -250,8 +250,12 @@ def _spec(argument: onnxruntime.NodeArg) -> TensorSpec:
         raise BadModelFile(f"tensor {argument.name!r} is {argument.type}, want one of {', '.join(_DTYPES)}")
     if len(argument.shape) > MAX_RANK:
         raise BadModelFile(f"tensor {argument.name!r} has rank {len(argument.shape)}, want at most {MAX_RANK}")
-    shape = tuple(side if isinstance(side, int) else None for side in argument.shape)
-    names = tuple(side if isinstance(side, str) else "" for side in argument.shape)
+    shape = tuple(side if isinstance(side, int) and side >= 0 else None for side in argument.shape)
+    # The first side keeps even a placeholder: that all first sides bear the same is a reason to try batches.
+    names = tuple(
+        side if isinstance(side, str) and (axis == 0 or not is_placeholder(side)) else ""
+        for axis, side in enumerate(argument.shape)
+    )
     return TensorSpec(argument.name, _DTYPES[argument.type], shape, names)
 
 

@@ -105,15 +105,17 @@ class FrontEnd:
         return True
 
     def _build_server(self) -> grpc.aio.Server:
-        limits = self._config.limits
+        limits, server_config = self._config.limits, self._config.server
         server = grpc.aio.server(
             options=[
                 ("grpc.so_reuseport", 1),
                 ("grpc.max_receive_message_length", limits.max_message_bytes),
                 ("grpc.max_send_message_length", -1),
-                ("grpc.max_metadata_size", 8192),
-                # Idle clients may ping this often without being sent away.
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+                # Between the two gRPC refuses by chance, the more often the larger it is: no gap, no chance.
+                ("grpc.max_metadata_size", limits.max_metadata_bytes),
+                ("grpc.absolute_max_metadata_size", limits.max_metadata_bytes),
+                # Clients, idle or in a call, may ping this often without being sent away.
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", round(server_config.min_ping_seconds * 1000)),
                 ("grpc.keepalive_permit_without_calls", 1),
             ],
             # Beyond what the gate refuses with a hint: bounds the memory of requests that nobody has looked at.

@@ -10,7 +10,8 @@ from service.errors import BadTensor
 from service.frontend.wire import NOTHING
 from service.metadata import Document, InputSpec
 from service.pb import inference_pb2 as pb
-from service.repository import TensorSpec, Version
+from service.repository import TensorSpec, Version, is_placeholder
+from service.slots import MAX_RANK
 
 DATATYPES = {
     "bool": "BOOL",
@@ -67,7 +68,7 @@ def read(
     arrays = []
     for spec in row.inputs:
         place, tensor = by_name[spec.name]
-        shape = _shape(tensor, spec, free)
+        shape = _shape(tensor, spec, free, row.batched)
         if raw:
             arrays.append(_from_raw(payloads.get(place) or raw[place], spec, shape))
         else:
@@ -85,7 +86,7 @@ def output_bytes(row: Version, inputs: Sequence[NDArray[np.generic]], number: in
     sides = {
         name: side
         for spec, values in zip(row.inputs, inputs, strict=True)
-        for name, side in zip(spec.names, values.shape, strict=True)
+        for name, side in zip(spec.names, values.shape, strict=False)  # a file may leave the rank open
         if name
     }
     spec = row.outputs[number]
@@ -154,18 +155,25 @@ def _by_name(
 
 
 def _shape(
-    tensor: pb.ModelInferRequest.InferInputTensor, spec: TensorSpec, free: dict[str, tuple[int, str]]
+    tensor: pb.ModelInferRequest.InferInputTensor, spec: TensorSpec, free: dict[str, tuple[int, str]], batched: bool
 ) -> tuple[int, ...]:
     if tensor.datatype != DATATYPES[spec.dtype]:
         raise BadTensor(f"input {spec.name!r} has datatype {tensor.datatype[:16]!r}, want {DATATYPES[spec.dtype]!r}")
     shape = tuple(tensor.shape)
     wanted = f"want {metadata_shape(spec)}"
+    if not spec.shape:  # a scalar, or any rank: onnxruntime knows which
+        if len(shape) > MAX_RANK or any(side < 1 for side in shape):
+            raise BadTensor(
+                f"input {spec.name!r} has shape {list(shape)[:MAX_RANK]}, want at most {MAX_RANK} sides from 1"
+            )
+        return shape
     if len(shape) != len(spec.shape):
         raise BadTensor(f"input {spec.name!r} has rank {len(shape)}, {wanted}")
     for side, fixed, name in zip(shape, spec.shape, spec.names, strict=True):
         if side < 1 or fixed not in (None, side):
             raise BadTensor(f"input {spec.name!r} has shape {list(shape)}, {wanted}")
-        before, whose = free.setdefault(name, (side, spec.name)) if name else (side, "")
+        binds = bool(name) and (batched or not is_placeholder(name))
+        before, whose = free.setdefault(name, (side, spec.name)) if binds else (side, "")
         if before != side:
             raise BadTensor(f"input {spec.name!r} has {name} = {side}, input {whose!r} has {before}")
     return shape

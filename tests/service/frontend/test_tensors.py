@@ -132,6 +132,34 @@ def test_scalar_is_a_tensor() -> None:
     assert found.arrays[0] == 7
 
 
+@pytest.mark.parametrize("shape", [(4,), (1, 4), (2, 3, 4), ()])
+def test_input_without_a_declared_shape_takes_any_rank(shape: tuple[int, ...]) -> None:
+    row = version(spec("x", []), batched=False)
+    assert read(request(("x", np.ones(shape, np.float32))), row, PIXELS).arrays[0].shape == shape
+
+
+@pytest.mark.parametrize("shape", [(0,), (1,) * 9, (2, -1)])
+def test_input_without_a_declared_shape_takes_no_empty_side_and_no_higher_rank(shape: tuple[int, ...]) -> None:
+    made = request(("x", np.ones((1, 1), np.float32)))
+    del made.inputs[0].shape[:]
+    made.inputs[0].shape.extend(shape)
+    with pytest.raises(BadTensor, match="want at most 8 sides"):
+        read(made, version(spec("x", []), batched=False), PIXELS)
+
+
+@pytest.mark.parametrize("name", ["?", "None", "-1", "*", "unknown"])
+def test_placeholders_bind_no_sides_to_each_other(name: str) -> None:
+    row = version(spec("x", [name, 2]), spec("y", [name, 3]), batched=False)
+    found = read(request(("x", np.ones((5, 2), np.float32)), ("y", np.ones((7, 3), np.float32))), row, PIXELS)
+    assert [values.shape[0] for values in found.arrays] == [5, 7]
+
+
+def test_placeholder_binds_the_rows_of_a_batch() -> None:
+    row = version(spec("x", ["?", 2]), spec("y", ["?", 3]))
+    with pytest.raises(BadTensor, match="has 5"):
+        read(request(("x", np.ones((5, 2), np.float32)), ("y", np.ones((7, 3), np.float32))), row, PIXELS)
+
+
 def test_raw_values_share_the_memory_of_the_request() -> None:
     assert not read(request(("x", VALUES)), ROW, PIXELS).arrays[0].flags.owndata
 

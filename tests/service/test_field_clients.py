@@ -1,0 +1,119 @@
+"""What clients and meshes do in the field: frequent keepalive pings, large headers, shapes with placeholders."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import grpc
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from service.pb.convoy.v1 import vision_pb2
+from tests.service import networks
+from tests.service.calls import infer_request, method, outputs, stream
+from tests.service.running import Server
+
+
+def passes(shape: list[str | int] | None, name: str = "x") -> onnx.ModelProto:
+    """y = 2 x for a tensor of this declared shape; None declares none."""
+    graph = helper.make_graph(
+        [helper.make_node("Add", [name, name], ["y"])],
+        "network",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+SHAPES: dict[str, list[str | int] | None] = {
+    "question": ["?", "?", "?", 3],
+    "none": ["None", "None", "None", 3],
+    "minus-one-named": ["-1", "-1", "-1", 3],
+    "minus-one": [-1, -1, -1, 3],
+    "unnamed": ["", "", "", 3],
+    "no-rank": None,
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    root: Path = tmp_path_factory.mktemp("repository")
+    networks.save(networks.classifier(), root, "letters")
+    for name, shape in SHAPES.items():
+        networks.save(passes(shape), root, name)
+    with Server(root, ["server.min_ping_seconds=0.02", "server.lame_duck_seconds=0"]) as running:
+        yield running
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("shape", [(1, 8, 9, 3), (2, 5, 4, 3), (1, 6, 6, 3)])
+def test_sides_without_a_name_of_their_own_need_not_be_equal(server: Server, name: str, shape: tuple[int, ...]) -> None:
+    values = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    with grpc.insecure_channel(server.grpc) as channel:
+        np.testing.assert_array_equal(
+            outputs(method(channel, "ModelInfer")(infer_request(name, values)))["y"], values * 2
+        )
+
+
+@pytest.mark.parametrize("shape", [(4,), (1, 4), (2, 3, 4)])
+def test_input_without_a_shape_takes_any_rank(server: Server, shape: tuple[int, ...]) -> None:
+    values = np.ones(shape, np.float32)
+    with grpc.insecure_channel(server.grpc) as channel:
+        found = outputs(method(channel, "ModelInfer")(infer_request("no-rank", values)))["y"]
+    assert found.shape == shape
+    assert (found == 2).all()
+
+
+@pytest.mark.parametrize("kilobytes", [6, 9, 12, 15, 16, 32])
+def test_large_tokens_in_the_headers_are_taken(server: Server, kilobytes: int) -> None:
+    with grpc.insecure_channel(server.grpc, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        ready = method(channel, "ServerLive")
+        for _ in range(20):  # between two limits it would be chance
+            assert ready(b"", metadata=[("authorization", "x" * (kilobytes << 10))]).live
+
+
+def test_headers_over_the_limit_are_refused(server: Server) -> None:
+    with grpc.insecure_channel(server.grpc) as channel, pytest.raises(grpc.RpcError) as refused:
+        method(channel, "ServerLive")(b"", metadata=[("authorization", "x" * (70 << 10))])
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+PINGING = [
+    ("grpc.keepalive_time_ms", 100),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+def _silent_stream(target: str, seconds: float) -> grpc.StatusCode | None:
+    """How a stream on which nothing is sent for so long ends, while its client pings every second."""
+    nothing = threading.Event()
+
+    def requests() -> Iterator[vision_pb2.ClassifyStreamRequest]:
+        nothing.wait(seconds)
+        return
+        yield
+
+    with grpc.insecure_channel(target, PINGING) as channel:
+        call = stream(channel, "ClassifyStream")(requests())
+        with suppress(grpc.RpcError):
+            assert list(call) == []
+        nothing.set()
+        return call.code()
+
+
+def test_silent_stream_outlives_its_pings_unless_the_setting_forbids_them(server: Server, tmp_path: Path) -> None:
+    networks.save(networks.classifier(), tmp_path, "letters")
+    with (
+        Server(tmp_path, ["server.min_ping_seconds=60", "server.lame_duck_seconds=0"]) as strict,
+        ThreadPoolExecutor(2) as clients,
+    ):
+        # gRPC's own client pings once a second at most, and is sent away with its third ping that is too soon.
+        lenient, forbidden = clients.map(lambda target: _silent_stream(target, 7.0), [server.grpc, strict.grpc])
+    assert lenient is grpc.StatusCode.OK
+    assert forbidden is grpc.StatusCode.UNAVAILABLE
