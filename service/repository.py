@@ -16,6 +16,7 @@ from service.metadata import Document
 
 MODEL_FILE = "model.onnx"
 CONFIG_FILE = "model.toml"
+PROFILE_FILE = "profile.json"  # which the server itself writes beside a model file
 
 MAX_NAME = 64
 _NAMED = 8  # models that a message names: it travels in a header
@@ -105,11 +106,13 @@ def decode_table(data: bytes) -> Table:
 
 
 class Stamp(msgspec.Struct, frozen=True):
-    """Tells one state of a file from another without reading it."""
+    """Tells one state of a version's files from another without reading them: of its model file, and of what lies
+    beside it, which may hold its weights."""
 
     inode: int
     nbytes: int
     modified_ns: int
+    beside: tuple[tuple[str, int, int, int], ...] = ()  # name, inode, bytes, time of each other file
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,11 +175,28 @@ def _scan_model(folder: Path) -> Listing:
 
 
 def _stamp(file: Path) -> Stamp | None:
+    own = _state(file)
+    if own is None:
+        return None
+    beside = []
+    try:
+        names = sorted(entry.name for entry in file.parent.iterdir())
+    except OSError:
+        names = []
+    for name in names:
+        if name not in (MODEL_FILE, PROFILE_FILE) and not name.startswith("."):
+            state = _state(file.parent / name)
+            if state is not None:
+                beside.append((name, *state))
+    return Stamp(*own, tuple(beside))
+
+
+def _state(file: Path) -> tuple[int, int, int] | None:
     try:
         status = file.stat()
     except OSError:
         return None
-    return Stamp(status.st_ino, status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
+    return (status.st_ino, status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
 
 def choose(listing: Listing, failed: Iterable[tuple[int, Stamp]]) -> int | None:

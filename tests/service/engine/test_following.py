@@ -17,7 +17,7 @@ class NoInstanceLeft(RuntimeError):
     """As watchfiles raises it: no OSError."""
 
 
-def follow(root: Path, until: str, swap: Callable[[], None] | None = None) -> None:
+def follow(root: Path, until: str, swap: Callable[[], object] | None = None) -> None:
     """Serve as an engine does, until the model `until` is ready; `swap` happens when any other is."""
 
     async def run() -> None:

@@ -581,3 +581,37 @@ def test_metric_tells_which_versions_serve(tmp_path: Path, loader: Loader) -> No
     shutil.rmtree(tmp_path / "measured")
     loader.refresh()
     assert (ready(1), ready(2)) == (0, 0)
+
+
+def test_data_beside_a_model_file_are_part_of_its_version(tmp_path: Path, loader: Loader, loads: list[Path]) -> None:
+    file = put(tmp_path, "doubler", 1)
+    loader.refresh()
+    data = file.with_name("model.onnx.data")
+    data.write_bytes(b"weights")
+    loader.refresh()
+    assert len(loads) == 2
+    touch_later(data)
+    loader.refresh()
+    assert len(loads) == 3
+    assert states(loader.table()) == {("doubler", 1): "READY"}
+
+
+def test_failed_version_is_tried_again_when_its_data_come(tmp_path: Path, loader: Loader, loads: list[Path]) -> None:
+    file = put(tmp_path, "doubler", 1, corrupt=True)
+    for _ in range(2):
+        loader.refresh()
+    assert len(loads) == 1
+    file.with_name("weights.bin").write_bytes(b"weights")
+    loader.refresh()
+    assert len(loads) == 2
+
+
+def test_what_the_server_writes_beside_a_model_is_no_part_of_its_version(
+    tmp_path: Path, loader: Loader, loads: list[Path]
+) -> None:
+    file = put(tmp_path, "doubler", 1)
+    loader.refresh()
+    for name in ("profile.json", ".profile.json-7"):
+        file.with_name(name).write_text("[]")
+    loader.refresh()
+    assert len(loads) == 1
