@@ -123,6 +123,7 @@ class Listing:
     problem: str = ""  # why nothing of this model can be served
     files: dict[int, Stamp] = field(default_factory=dict)  # by version, those with a model file
     missing: tuple[int, ...] = ()  # versions without one
+    unreadable: tuple[int, ...] = ()  # those of them whose folder cannot be read
 
 
 def scan(root: Path) -> dict[str, Listing]:
@@ -157,6 +158,7 @@ def _scan_model(folder: Path) -> Listing:
     problem = ""
     files: dict[int, Stamp] = {}
     missing = []
+    unreadable = []
     for entry in folder.iterdir():
         if _VERSION.fullmatch(entry.name) and entry.is_dir():
             stamp = _stamp(entry / MODEL_FILE)
@@ -164,6 +166,8 @@ def _scan_model(folder: Path) -> Listing:
                 files[int(entry.name)] = stamp
             else:
                 missing.append(int(entry.name))
+                if not _is_readable(entry):
+                    unreadable.append(int(entry.name))
     try:
         if (folder / CONFIG_FILE).exists():
             settings = load_model_config((folder / CONFIG_FILE).read_text())
@@ -171,7 +175,17 @@ def _scan_model(folder: Path) -> Listing:
         problem = f"{CONFIG_FILE}: {error.message}"
     except (OSError, UnicodeDecodeError) as error:
         problem = f"{CONFIG_FILE} cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}"
-    return Listing(settings, problem, files, tuple(missing))
+    return Listing(settings, problem, files, tuple(missing), tuple(unreadable))
+
+
+def _is_readable(folder: Path) -> bool:
+    try:
+        (folder / MODEL_FILE).stat()
+    except PermissionError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _stamp(file: Path) -> Stamp | None:
