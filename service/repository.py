@@ -17,6 +17,7 @@ from service.metadata import Document
 MODEL_FILE = "model.onnx"
 CONFIG_FILE = "model.toml"
 TRITON_FILE = "config.pbtxt"  # beside a model that another server has served
+PROFILE_FILE = "profile.json"  # which the server itself writes beside a model file
 
 MAX_NAME = 64
 _NAMED = 8  # models that a message names: it travels in a header
@@ -120,11 +121,13 @@ def decode_table(data: bytes) -> Table:
 
 
 class Stamp(msgspec.Struct, frozen=True):
-    """Tells one state of a file from another without reading it."""
+    """Tells one state of a version's files from another without reading them: of its model file, and of what lies
+    beside it, which may hold its weights."""
 
     inode: int
     nbytes: int
     modified_ns: int
+    beside: tuple[tuple[str, int, int, int], ...] = ()  # name, inode, bytes, time of each other file
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,7 @@ class Listing:
     files: dict[int, Stamp] = field(default_factory=dict)  # by version, those with a model file
     missing: tuple[int, ...] = ()  # versions without one
     note: str = ""  # what else there is that bears on how the model serves
+    unreadable: tuple[int, ...] = ()  # those of them whose folder cannot be read
 
 
 def scan(root: Path) -> dict[str, Listing]:
@@ -170,6 +174,7 @@ def _scan_model(folder: Path) -> Listing:
     problem = ""
     files: dict[int, Stamp] = {}
     missing = []
+    unreadable = []
     for entry in folder.iterdir():
         if _VERSION.fullmatch(entry.name) and entry.is_dir():
             stamp = _stamp(entry / MODEL_FILE)
@@ -177,6 +182,8 @@ def _scan_model(folder: Path) -> Listing:
                 files[int(entry.name)] = stamp
             else:
                 missing.append(int(entry.name))
+                if not _is_readable(entry):
+                    unreadable.append(int(entry.name))
     try:
         if (folder / CONFIG_FILE).exists():
             settings = load_model_config((folder / CONFIG_FILE).read_text())
@@ -185,7 +192,7 @@ def _scan_model(folder: Path) -> Listing:
     except (OSError, UnicodeDecodeError) as error:
         problem = f"{CONFIG_FILE} cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}"
     settings, note = _with_triton(folder / TRITON_FILE, settings)
-    return Listing(settings, problem, files, tuple(missing), note)
+    return Listing(settings, problem, files, tuple(missing), note, tuple(unreadable))
 
 
 def _with_triton(file: Path, settings: ModelConfig) -> tuple[ModelConfig, str]:
@@ -212,12 +219,39 @@ def _with_triton(file: Path, settings: ModelConfig) -> tuple[ModelConfig, str]:
     return settings, f"max_batch_size = {most} is read from {TRITON_FILE}, and nothing else of it"
 
 
+def _is_readable(folder: Path) -> bool:
+    try:
+        (folder / MODEL_FILE).stat()
+    except PermissionError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
 def _stamp(file: Path) -> Stamp | None:
+    own = _state(file)
+    if own is None:
+        return None
+    beside = []
+    try:
+        names = sorted(entry.name for entry in file.parent.iterdir())
+    except OSError:
+        names = []
+    for name in names:
+        if name not in (MODEL_FILE, PROFILE_FILE) and not name.startswith("."):
+            state = _state(file.parent / name)
+            if state is not None:
+                beside.append((name, *state))
+    return Stamp(*own, tuple(beside))
+
+
+def _state(file: Path) -> tuple[int, int, int] | None:
     try:
         status = file.stat()
     except OSError:
         return None
-    return Stamp(status.st_ino, status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
+    return (status.st_ino, status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
 
 def choose(listing: Listing, failed: Iterable[tuple[int, Stamp]]) -> int | None:

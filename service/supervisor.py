@@ -331,7 +331,7 @@ def serve(config: Config, repository: Path) -> int:
     if not repository.is_dir():
         raise BadConfig(f"model repository {str(repository)!r} is not a directory: make it, or name another")
     sockets = Sockets(config.server)
-    root = repository.resolve()
+    root = repository.absolute()  # a link stays one: what it leads to may be swapped while the server runs
 
     async def run() -> int:
         return await Supervisor(config, root, sockets, processes.ours()).serve()

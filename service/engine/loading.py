@@ -74,6 +74,7 @@ class Loader:
         self._models: dict[str, _Model] = {}
         self._complete = False
         self._published: Table | None = None
+        self._unreadable: str | None = None  # why the repository could not be read, when it was last looked at
         self._misnamed: set[str] = set()  # folders, when they were last looked at
 
     def refresh(self) -> None:
@@ -82,8 +83,11 @@ class Loader:
             listings = repository.scan(self._root)
             misnamed = repository.misnamed(self._root)
         except OSError as error:
-            log.error("model repository cannot be read: %s; what is loaded goes on serving", error.strerror)
+            if error.strerror != self._unreadable:
+                log.error("model repository cannot be read: %s; what is loaded goes on serving", error.strerror)
+            self._unreadable = error.strerror
             return
+        self._unreadable = None
         for name in set(misnamed) - self._misnamed:
             log.warning("folder %r is passed over: a model's name is 1 to %d of a-z, 0-9, - and _", name, MAX_NAME)
         self._misnamed = set(misnamed)
@@ -298,6 +302,8 @@ class Loader:
             return "LOADING", "loading"
         if model.listing.problem:
             return "UNAVAILABLE", model.listing.problem
+        if version in model.listing.unreadable:
+            return "UNAVAILABLE", "its folder cannot be read: Permission denied"
         if stamp is None:
             return "UNAVAILABLE", f"{repository.MODEL_FILE} is missing"
         if (version, stamp) in model.failed:

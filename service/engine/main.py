@@ -69,16 +69,30 @@ class Engine:
 
     async def serve(self) -> None:
         """Load what the repository holds and follow its changes, for ever."""
-        await self._loop.run_in_executor(self._loading, self._loader.refresh)
-        poll_ms = round(self._config.repository.poll_seconds * 1000)
+        await self._refresh()
+        poll = self._config.repository.poll_seconds
+        told = False
         while True:
+            there = _identity(self._root)
+            changes = awatch(self._root, rust_timeout=round(poll * 1000), yield_on_timeout=True, debounce=200, step=50)
             try:
-                async for _ in awatch(self._root, rust_timeout=poll_ms, yield_on_timeout=True, debounce=200, step=50):
-                    await self._loop.run_in_executor(self._loading, self._loader.refresh)
-            except OSError as error:
-                logger.error("model repository cannot be watched: %s; it is looked at by polling", error.strerror)
-            await asyncio.sleep(self._config.repository.poll_seconds)
-            await self._loop.run_in_executor(self._loading, self._loader.refresh)
+                # The path may be a link, and what it leads to may be swapped: then the new folder is to be watched.
+                while _identity(self._root) == there:
+                    await anext(changes)
+                    told = False
+                    await self._refresh()
+            except (OSError, RuntimeError) as error:  # watchfiles' own is a RuntimeError: no inotify instance, say
+                if not told:
+                    reason = getattr(error, "strerror", None) or str(error)
+                    logger.error("model repository cannot be watched: %s; it is looked at by polling", reason)
+                told = True
+                await asyncio.sleep(poll)
+            finally:
+                await changes.aclose()
+            await self._refresh()
+
+    async def _refresh(self) -> None:
+        await self._loop.run_in_executor(self._loading, self._loader.refresh)
 
     def attach(self, number: int, connection: socket.socket) -> None:
         """A front end's channel."""
@@ -240,6 +254,15 @@ class Engine:
     def _write_levels(self) -> None:
         for model in self._asked:
             metrics.QUEUE_DEPTH.labels(model, self._config.engine.device).set(self._dispatcher.waiting(model))
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Which folder a path leads to now; None where it leads nowhere."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _volume(shape: Hashable) -> float:

@@ -13,8 +13,9 @@ import numpy as np
 from service.engine.providers import CPU, GPU
 from service.engine.run_times import RunTimes
 from service.engine.session import VERSION
+from service.repository import PROFILE_FILE
 
-FILE = "profile.json"
+FILE = PROFILE_FILE
 
 _FASTER = 0.97  # of the time of a batch as it is: what padding has to reach to be worth the copy
 

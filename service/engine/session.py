@@ -241,6 +241,8 @@ def input_shape(document: Document) -> tuple[int, ...]:
 def _first_line(error: Exception, file: Path) -> str:
     # Also the folder: a message may name what lies beside the file. Nothing of the server's paths leaves it.
     text = str(error).replace(str(file), "the file").replace(str(file.parent), "its folder").strip()
+    if "escapes model directory" in text:  # onnxruntime names where a link leads
+        return "a data file that it names leads outside its folder: put the data beside it, or link both files"
     text = _PREFIX.sub("", text)
     return text.splitlines()[0][:300] if text else type(error).__name__
 

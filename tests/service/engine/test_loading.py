@@ -581,3 +581,74 @@ def test_metric_tells_which_versions_serve(tmp_path: Path, loader: Loader) -> No
     shutil.rmtree(tmp_path / "measured")
     loader.refresh()
     assert (ready(1), ready(2)) == (0, 0)
+
+
+def test_data_beside_a_model_file_are_part_of_its_version(tmp_path: Path, loader: Loader, loads: list[Path]) -> None:
+    file = put(tmp_path, "doubler", 1)
+    loader.refresh()
+    data = file.with_name("model.onnx.data")
+    data.write_bytes(b"weights")
+    loader.refresh()
+    assert len(loads) == 2
+    touch_later(data)
+    loader.refresh()
+    assert len(loads) == 3
+    assert states(loader.table()) == {("doubler", 1): "READY"}
+
+
+def test_failed_version_is_tried_again_when_its_data_come(tmp_path: Path, loader: Loader, loads: list[Path]) -> None:
+    file = put(tmp_path, "doubler", 1, corrupt=True)
+    for _ in range(2):
+        loader.refresh()
+    assert len(loads) == 1
+    file.with_name("weights.bin").write_bytes(b"weights")
+    loader.refresh()
+    assert len(loads) == 2
+
+
+def test_what_the_server_writes_beside_a_model_is_no_part_of_its_version(
+    tmp_path: Path, loader: Loader, loads: list[Path]
+) -> None:
+    file = put(tmp_path, "doubler", 1)
+    loader.refresh()
+    for name in ("profile.json", ".profile.json-7"):
+        file.with_name(name).write_text("[]")
+    loader.refresh()
+    assert len(loads) == 1
+
+
+def test_version_whose_folder_cannot_be_read_says_so(
+    tmp_path: Path, loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path, "doubler", 1)
+    locked = put(tmp_path, "doubler", 2)
+    real = Path.stat
+
+    def denied(file: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        if file == locked:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(file, follow_symlinks=follow_symlinks)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "stat", denied)
+        loader.refresh()
+    assert states(loader.table()) == {("doubler", 2): "UNAVAILABLE", ("doubler", 1): "READY"}
+    assert row_of(loader, "doubler", 2).reason == "its folder cannot be read: Permission denied"
+    loader.refresh()
+    assert row_of(loader, "doubler", 2).state == "READY"
+
+
+def test_repository_that_is_away_is_told_once(
+    tmp_path: Path, tables: list[Table], caplog: pytest.LogCaptureFixture
+) -> None:
+    loader = Loader(tmp_path / "away", Config(), tables.append)
+    for _ in range(3):
+        loader.refresh()
+    assert len([record for record in caplog.records if "cannot be read" in record.message]) == 1
+
+
+def test_where_a_link_of_data_leads_is_not_told(tmp_path: Path) -> None:
+    error = RuntimeError('External data path escapes model directory, resolved path: "/srv/blobs/b"')
+    shown = sessions._first_line(error, tmp_path / "model.onnx")
+    assert "outside its folder" in shown
+    assert "/srv" not in shown
