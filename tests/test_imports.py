@@ -24,7 +24,12 @@ ONLY = {
         "models/network_table.py",
     ),
     "grpc": ("service/frontend/", "service/client.py", "service/answers.py", "service/commands/", "service/bench/"),
-    "service.frontend": ("service/frontend/", "models/data/batches.py", "models/visualize/subject.py"),
+    "service.frontend": (
+        "service/frontend/",
+        "models/data/batches.py",
+        "models/data/picture.py",
+        "models/visualize/subject.py",
+    ),
     "service.engine": (
         "service/engine/",
         "service/simulation.py",

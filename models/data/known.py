@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from models import whole_file
 from models.data.listing import Entry
 
-VERSION = f"1, Pillow {PIL.__version__}"  # of how pictures are read: what another one has noted counts for nothing
+VERSION = f"2, Pillow {PIL.__version__}"  # of how pictures are read: what another one has noted counts for nothing
 SETTLED_NS = 2_000_000_000  # a file may be changed twice within one tick of the clock that stamps it
 
 # Of a picture and its mask: bytes, and the two times of the last change in ns.

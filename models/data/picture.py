@@ -1,7 +1,6 @@
 """Picture files as training reads them: any format that Pillow opens, as a person would see it on white paper.
 
-Serving has decoders of its own, for files from strangers; for the JPEG and PNG files that it takes these are the same
-pixels, but for one step of 255 where colours of 16 bits or half transparent ones are rounded.
+JPEG and PNG files are read by the decoders of serving, so that both see the same pixels, and leave out the same files.
 """
 
 import contextlib
@@ -17,12 +16,17 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from models.errors import BadData
+from service.errors import BadImage
+from service.frontend import decode
+from service.frontend.exif import UPRIGHT, is_turned, orientation
+from service.frontend.limits import MAX_SIDE
 
 # What is too large for Pillow is an error, told in words; these are somebody's own pictures.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 GREY_MODES = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L")
-ORIENTATION = 0x0112
+EXIF = b"Exif\0\0"
+MANY = "more pixels than Pillow takes for harmless"
 # From the way a picture is stored to the way it is meant to be seen (EXIF 2.32, section 4.6.4).
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -79,20 +83,28 @@ def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
 
 
 def header(path: Path) -> Header:
-    """What a picture's first bytes say. Raises BadData."""
+    """What a picture says of itself without its pixels. Raises BadData."""
+    data = _served(path)
+    if data is not None:
+        found = _inspected(path, data)
+        return Header(found.height, found.width, found.grey)
     with _opened(path) as image:
-        turned = _orientation(image) >= 5
-        width, height = reversed(image.size) if turned else image.size
+        width, height = reversed(image.size) if is_turned(_orientation(image)) else image.size
         return Header(height, width, image.mode in GREY_MODES)
 
 
 def read(path: Path, colour: Literal["RGB", "L"]) -> NDArray[np.uint8]:
     """The pixels, (H, W, 3) RGB or (H, W, 1) luma of ITU-R BT.601: turned the way EXIF says, what is transparent on
     white, 16 bits scaled to 8, of an animation the first picture. Raises BadData."""
+    data = _served(path)
+    if data is not None:
+        _inspected(path, data)
+        try:
+            return np.require(decode.decode(data, colour, MAX_SIDE**2).pixels, requirements=["C", "W"])
+        except BadImage as error:
+            raise _unreadable(path, error) from error
     with _opened(path) as image:
         turn = TURNS.get(_orientation(image))
-        if colour == "L":
-            image.draft("L", image.size)  # a JPEG file holds the luma: no need to go through colours
         pixels = _opaque(_eight_bits(path, image))
         if pixels.mode != colour:
             # Through RGB: from CMYK there is no direct way to grey.
@@ -131,6 +143,31 @@ def _extensions() -> set[str]:
     return {extension for extension, name in Image.registered_extensions().items() if name in Image.OPEN}
 
 
+def _served(path: Path) -> bytes | None:
+    """The bytes of a file that serving would take; None of other formats, and of what cannot be opened."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+            return start + file.read() if decode.is_ours(start) else None
+    except (OSError, ValueError):
+        return None
+
+
+def _inspected(path: Path, data: bytes) -> decode.Header:
+    # The limit is that of the other formats; what a server takes at most is its own setting.
+    try:
+        found = decode.inspect(data, MAX_SIDE**2)
+    except BadImage as error:
+        raise _unreadable(path, error) from error
+    if Image.MAX_IMAGE_PIXELS and found.height * found.width > 2 * Image.MAX_IMAGE_PIXELS:
+        raise BadData(f"{path} cannot be read ({MANY}), want a picture")
+    return found
+
+
+def _unreadable(path: Path, error: BadImage) -> BadData:
+    return BadData(f"{path} cannot be read ({error.message}), want a picture")
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     try:
@@ -139,7 +176,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except BadData:
         raise
     except Exception as error:  # decoders raise whatever they like
-        many = "more pixels than Pillow takes for harmless" if isinstance(error, Image.DecompressionBombError) else None
+        many = MANY if isinstance(error, Image.DecompressionBombError) else None
         strange = "of a kind that Pillow does not open" if path.suffix.lower() not in _extensions() else None
         why = getattr(error, "strerror", None) or many or strange or "damaged, or no picture"
         raise BadData(f"{path} cannot be read ({why}), want a picture") from error
@@ -148,13 +185,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 def _orientation(image: Image.Image) -> int:
     # Not getexif(): it reads a whole PNG file in search of one, and takes XMP's word too, which serving does not.
     if image.format == "TIFF":  # Pillow turns these by itself
-        return 1
-    exif = Image.Exif()
-    try:
-        exif.load(image.info.get("exif", b""))
-        return int(exif.get(ORIENTATION, 1))
-    except Exception:  # a broken block says nothing
-        return 1
+        return UPRIGHT
+    return orientation(bytes(image.info.get("exif", b"")).removeprefix(EXIF))
 
 
 def _eight_bits(path: Path, image: Image.Image) -> Image.Image:

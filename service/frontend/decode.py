@@ -40,11 +40,13 @@ OTHER_FORMATS = [
 
 
 class Header(NamedTuple):
-    """What a file says of its picture: `height` and `width` as it is meant to be seen (after its EXIF rotation)."""
+    """What a file says of its picture: `height` and `width` as it is meant to be seen (after its EXIF rotation), and
+    whether it is stored without colour."""
 
     format: Literal["JPEG", "PNG"]
     height: int
     width: int
+    grey: bool = False
 
 
 class Picture(NamedTuple):
@@ -54,6 +56,11 @@ class Picture(NamedTuple):
     pixels: NDArray[np.uint8]
     height: int
     width: int
+
+
+def is_ours(data: bytes) -> bool:
+    """Whether the bytes start as a JPEG or PNG file does: of these, this module says what is a picture."""
+    return data.startswith((jpeg.SIGNATURE, png.SIGNATURE))
 
 
 def inspect(data: bytes, max_pixels: int) -> Header:
@@ -154,7 +161,11 @@ def _described(
     height, width = structure.height, structure.width
     if is_turned(structure.orientation):
         height, width = width, height
-    return Header(kind, height, width), structure
+    if isinstance(structure, jpeg.Structure):
+        grey = structure.components == 1
+    else:
+        grey = structure.kind in (png.GREY, png.GREY_ALPHA)
+    return Header(kind, height, width, grey), structure
 
 
 def _in_colour(image: Image.Image, colour: Colour) -> NDArray[np.uint8]:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 UPRIGHT = 1
 ORIENTATION = 0x0112
-SHORT = 3
+# Writers should take SHORT; some phones take LONG. All kinds of integers that fit the entry say the same.
+INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}
 MAX_ENTRIES = 1000  # a camera writes some dozens
 BLOCK = 64  # columns turned at a time
 
@@ -24,9 +25,12 @@ def orientation(exif: bytes | memoryview) -> int:
         (directory,) = struct.unpack_from(f"{order}I", exif, 4)
         (entries,) = struct.unpack_from(f"{order}H", exif, directory)
         for position in range(directory + 2, directory + 2 + 12 * min(entries, MAX_ENTRIES), 12):
-            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", exif, position)
+            tag, kind, count = struct.unpack_from(f"{order}HHI", exif, position)
             if tag == ORIENTATION:
-                return value if kind == SHORT and 1 <= value <= 8 else UPRIGHT
+                if kind not in INTEGERS or count != 1:
+                    return UPRIGHT
+                (value,) = struct.unpack_from(f"{order}{INTEGERS[kind]}", exif, position + 8)
+                return int(value) if 1 <= value <= 8 else UPRIGHT
     except struct.error:  # it ends early: then it says nothing
         pass
     return UPRIGHT

@@ -26,6 +26,10 @@ MAX_SEGMENTS = 4096  # 64 MiB hold 1025 of the longest kind
 MAX_SCANS = 100  # each costs a pass over the whole picture; a progressive file has about ten
 BLOCK_BYTES = 65_536  # fits the cache
 
+# What the decoder warns of where a part of the picture is lost. Its other warnings are of untidy edges only, such as
+# stray bytes before a marker.
+LOSSES = ("premature end", "bad huffman code", "bad arithmetic code", "instead of rst")
+
 
 class Structure(NamedTuple):
     """What a JPEG file says of itself. `height` and `width` are as stored, before its orientation is applied."""
@@ -35,6 +39,7 @@ class Structure(NamedTuple):
     components: int  # 1 grey, 3 colour, 4 CMYK
     orientation: int
     notes: list[slice]  # segments that say nothing of the pixels
+    strays: list[slice]  # bytes between segments that belong to none
 
 
 class _Frame(NamedTuple):
@@ -48,16 +53,23 @@ def read_structure(data: bytes, max_pixels: int) -> Structure:
     frame: _Frame | None = None
     turned: int | None = None
     notes: list[slice] = []
+    strays: list[slice] = []
     scans = 0
     position = len(SIGNATURE) - 1
     for _ in range(MAX_SEGMENTS):
         prefix, code = _marker(data, position)
-        if prefix != 0xFF:
-            raise BadImage(f"image is damaged: byte {position} is {prefix:#04x}, want a JPEG marker")
+        if prefix != 0xFF or code == 0:
+            # Some cameras leave a few bytes between two segments; every viewer looks for the next marker.
+            found = data.find(b"\xff", position + 1 + (prefix == 0xFF))
+            if found < 0:
+                raise _truncated(data)
+            strays.append(slice(position, found))
+            position = found
+            continue
         if code == EOI:
             if frame is None or not scans:
                 raise BadImage("image has no picture: the JPEG file ends before its first scan")
-            return Structure(*frame, turned or UPRIGHT, notes)
+            return Structure(*frame, turned or UPRIGHT, notes, strays)
         if code == 0xFF or code in BARE:
             position += 1 if code == 0xFF else 2
             continue
@@ -83,23 +95,36 @@ def read_structure(data: bytes, max_pixels: int) -> Structure:
 def read_pixels(
     data: bytes, structure: Structure, colour: Literal["RGB", "L"], reduction: int = 1
 ) -> NDArray[np.uint8]:
-    """The pixels as stored, (H, W, 3) or (H, W, 1). Raises what the decoder raises, also for what it could patch up.
+    """The pixels as stored, (H, W, 3) or (H, W, 1). Raises BadImage where a part of the picture is lost, also one that
+    could be patched up, and whatever the decoder raises.
 
     With a `reduction` of 2 or 4 each side is a half or a quarter of that, rounded up: fewer frequencies of each block
     are turned into fewer pixels, which costs much less. A rare kind of file comes in full size all the same.
     """
     least = {"min_height": -(-structure.height // reduction), "min_width": -(-structure.width // reduction)}
+    tidy = _without(data, structure.strays) if structure.strays else data
     try:
-        simplejpeg.decode_jpeg_header(data)
-    except ValueError:
-        # It knows the usual ways to thin out colour (4:4:4, 4:2:2, 4:2:0 ...) only; 3:1:1 and 4:1:0 are as valid.
-        return _pixels(JpegImageFile(BytesIO(_without(data, structure.notes))), colour)
-    if structure.components == 4:
-        # Every writer of CMYK files follows Adobe, which stores them inverted.
-        inks = simplejpeg.decode_jpeg(data, "CMYK", strict=True, **least)
-        return _pixels(Image.frombuffer("CMYK", inks.shape[1::-1], np.invert(inks, out=inks)), colour)
-    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "GRAY" if colour == "L" else "RGB", strict=True, **least)
-    return pixels
+        if structure.components == 4:
+            # Every writer of CMYK files follows Adobe, which stores them inverted.
+            inks = simplejpeg.decode_jpeg(tidy, "CMYK", strict=True, **least)
+            return _pixels(Image.frombuffer("CMYK", inks.shape[1::-1], np.invert(inks, out=inks)), colour)
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+            tidy, "GRAY" if colour == "L" else "RGB", strict=True, **least
+        )
+        return pixels
+    except ValueError as error:
+        if any(loss in str(error).lower() for loss in LOSSES):
+            raise BadImage("image is damaged: a part of its JPEG scan is missing or garbled") from None
+    return _patient(_without(data, sorted([*structure.notes, *structure.strays], key=lambda each: each.start)), colour)
+
+
+def _patient(data: bytes, colour: Literal["RGB", "L"]) -> NDArray[np.uint8]:
+    # The fast decoder knows the usual ways to thin out colour (4:4:4, 4:2:2, 4:2:0 ...) and Huffman's code only, and
+    # stops at every warning; 3:1:1, 4:1:0 and arithmetic coding are as valid.
+    image = JpegImageFile(BytesIO(data))
+    if colour == "L":
+        image.draft("L", image.size)  # the luma that the file holds, as the fast one reads it
+    return _pixels(image, colour)
 
 
 def _pixels(image: Image.Image, colour: Literal["RGB", "L"]) -> NDArray[np.uint8]:

@@ -41,20 +41,23 @@ class Structure(NamedTuple):
     transparency: slice | None  # alpha of the palette's colours, or the one colour that is transparent
     pieces: list[slice]  # the chunks with the pixels
     orientation: int
+    ended: bool  # whether IEND is there
 
 
 def read_structure(data: bytes, max_pixels: int) -> Structure:
-    """Walk the chunks up to IEND. Raises BadImage; takes at most some 20 ms whatever the file."""
+    """Walk the chunks up to IEND, or to the end of the last whole chunk with pixels. Raises BadImage; takes at most
+    some 20 ms whatever the file."""
     found: dict[bytes, slice] = {}
     pieces: list[slice] = []
     header: tuple[int, ...] | None = None
     position = len(SIGNATURE)
     for _ in range(MAX_CHUNKS):
-        if position + 12 > len(data):
-            raise _truncated(data)
-        length, name = _CHUNK.unpack_from(data, position)
+        length, name = _CHUNK.unpack_from(data, position) if position + 8 <= len(data) else (0, b"")
         chunk = slice(position, position + 12 + length)
         position = chunk.stop
+        if header and pieces and name != b"IDAT" and (position > len(data) or not name.isalpha()):
+            # No IEND. Whether the picture is whole without it, its pixels decide.
+            return _structure(data, header, found, pieces, name == b"IEND")
         if position > len(data):
             raise _truncated(data)
         if header is None:
@@ -62,7 +65,7 @@ def read_structure(data: bytes, max_pixels: int) -> Structure:
         elif name == b"IDAT":
             pieces.append(chunk)
         elif name == b"IEND":
-            return _structure(data, header, found, pieces)
+            return _structure(data, header, found, pieces, ended=True)
         elif name in (b"PLTE", b"tRNS", b"eXIf"):
             found.setdefault(name, chunk)
     raise BadImage(f"image has more than {MAX_CHUNKS} PNG chunks, want at most {MAX_CHUNKS}")
@@ -72,16 +75,29 @@ def read_image(data: bytes, png: Structure) -> Image.Image:
     """The pixels as stored: mode 1, L, RGB, LA or RGBA, or P without transparency.
 
     What is transparent by a colour or by the palette is white already; an alpha channel is left to the caller. Of an
-    animation it is the picture that a viewer without animations shows. Raises BadImage where a checksum is wrong, and
-    whatever the decoder raises.
+    animation it is the picture that a viewer without animations shows. Raises BadImage where the checksum of a palette
+    is wrong or pixels are missing, and whatever the decoder raises.
     """
-    for chunk in (png.palette, png.transparency, *png.pieces):
+    for chunk in (png.palette, png.transparency):
         if chunk is not None:
             _check_sum(data, chunk)
+    try:
+        return _image(data, png)
+    except Exception:
+        # The checksums of pixels matter only where these cannot be read: then they say why.
+        for chunk in png.pieces:
+            _check_sum(data, chunk)
+        if not png.ended:
+            raise _truncated(data) from None
+        raise
+
+
+def _image(data: bytes, png: Structure) -> Image.Image:
     key = _key(data, png)
     if png.bits == 16:
         return Image.fromarray(_eight_bits(*_halves(data, png), key))
     image = _open(data, png, png.bits, png.kind)
+    image.load()
     if key is None:
         return image
     pixels = np.array(image.convert("L") if png.kind == GREY else image)
@@ -105,7 +121,9 @@ def _header(name: bytes, data: bytes, chunk: slice, max_pixels: int) -> tuple[in
     return fields
 
 
-def _structure(data: bytes, header: tuple[int, ...], found: dict[bytes, slice], pieces: list[slice]) -> Structure:
+def _structure(
+    data: bytes, header: tuple[int, ...], found: dict[bytes, slice], pieces: list[slice], ended: bool
+) -> Structure:
     width, height, bits, kind, _, _, interlaced = header
     # Before any memory is taken for the pixels: a few bytes that promise a large picture are not one.
     wanted = height * width * bits * SAMPLES[kind] // 8
@@ -115,7 +133,8 @@ def _structure(data: bytes, header: tuple[int, ...], found: dict[bytes, slice], 
     if kind == PALETTE and b"PLTE" not in found:
         raise BadImage("image is damaged: a palette PNG without a palette")
     turned = orientation(_body(data, found[b"eXIf"])) if b"eXIf" in found else UPRIGHT
-    return Structure(height, width, bits, kind, interlaced, found.get(b"PLTE"), found.get(b"tRNS"), pieces, turned)
+    palette, transparency = found.get(b"PLTE"), found.get(b"tRNS")
+    return Structure(height, width, bits, kind, interlaced, palette, transparency, pieces, turned, ended)
 
 
 def _body(data: bytes, chunk: slice | None) -> memoryview:

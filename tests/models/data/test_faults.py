@@ -37,7 +37,7 @@ def test_bad_files_are_named_with_the_reason_and_counted(tmp_path: Path, capsys:
     bad = spoil(root)
     data = data_set(str(root))
     err = capsys.readouterr().err
-    assert "images/p7.png cannot be read (damaged, or no picture), want a picture" in err
+    assert "images/p7.png cannot be read (image is truncated: " in err
     assert "masks/p8.png is 5x6 (height x width), want 12x16 as" in err
     assert "there is no mask" in err
     assert f"left out {bad} of 40 pictures; --strict makes that an error" in err

@@ -13,6 +13,7 @@ from PIL import Image
 
 from models.data import picture
 from models.errors import BadData
+from service.errors import BadImage
 from service.frontend.decode import decode
 
 COLOURS: tuple[Literal["RGB", "L"], ...] = ("RGB", "L")
@@ -94,13 +95,121 @@ def test_header_tells_grey_from_colour(tmp_path: Path) -> None:
         assert picture.header(saved(pixels(mode), tmp_path / "a.png")).grey == grey
 
 
-def test_size_is_known_from_the_first_bytes(tmp_path: Path) -> None:
-    whole = BytesIO()
-    pixels("RGB", (400, 300)).save(whole, "PNG")
-    (tmp_path / "a.png").write_bytes(whole.getvalue()[:200])
-    assert picture.header(tmp_path / "a.png")[:2] == (300, 400)
-    with pytest.raises(BadData, match=r"a\.png cannot be read \(damaged, or no picture\)"):
-        picture.read(tmp_path / "a.png", "RGB")
+def jpeg(mode: str = "RGB", **options: object) -> bytes:
+    file = BytesIO()
+    pixels(mode).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def png(mode: str = "RGB", **options: object) -> bytes:
+    file = BytesIO()
+    pixels(mode).save(file, "PNG", **options)
+    return file.getvalue()
+
+
+def turned(order: str, kind: int, value: int) -> bytes:
+    """EXIF of one orientation, stored as that kind of integer."""
+    code = {1: "B", 3: "H", 4: "I", 9: "i"}[kind]
+    entry = struct.pack(f"{order}{code}", value).ljust(4, b"\0")
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    return b"Exif\0\0" + mark + struct.pack(f"{order}IHHHI", 8, 1, ORIENTATION, kind, 1) + entry + bytes(4)
+
+
+SCAN = jpeg().index(b"\xff\xda")
+CORPUS = {
+    "stray bytes before the end": jpeg()[:-2] + b"\x12\x34" * 5 + jpeg()[-2:],
+    "stray bytes between segments": jpeg()[:SCAN] + b"\1\2\3" + jpeg()[SCAN:],
+    "bytes after the end of a JPEG": jpeg() + b"trailing",
+    "scan cut before its end": jpeg()[:-30] + b"\xff\xd9",
+    "progressive scan cut before its end": jpeg(progressive=True)[:-8] + b"\xff\xd9",
+    "no end of image": jpeg()[:-2],
+    "half a JPEG": jpeg()[:-150],
+    "odd JFIF revision": jpeg()[:11] + b"\0" + jpeg()[12:],
+    "print colours": jpeg("CMYK"),
+    "grey JPEG": jpeg("L"),
+    "PNG without its end": png()[:-12],
+    "PNG cut in its end": png()[:-5],
+    "half a PNG": png()[:-60],
+    "bytes after the end of a PNG": png() + b"trailing",
+    "wrong checksum of pixels": png()[:-13] + bytes([png()[-13] ^ 1]) + png()[-12:],
+    "wrong checksum of the header": png()[:29] + bytes([png()[29] ^ 1]) + png()[30:],
+    "transparent palette": png("P", transparency=bytes(range(0, 256, 16))),
+    "grey with alpha": png("LA"),
+    "colour with alpha": png("RGBA"),
+    "four bits": png("P", bits=4),
+    **{
+        f"orientation {value} as kind {kind} {order}": jpeg(exif=turned(order, kind, value))
+        for value in (0, 6, 9)
+        for kind in (1, 3, 4, 9)
+        for order in "<>"
+    },
+}
+BROKEN = {
+    "scan cut before its end": "a part of its JPEG scan is missing or garbled",
+    "progressive scan cut before its end": "a part of its JPEG scan is missing or garbled",
+    "no end of image": "image is truncated",
+    "half a JPEG": "image is truncated",
+    "half a PNG": "image is truncated",
+    "wrong checksum of the header": "does not match its checksum",
+}
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.parametrize("name", CORPUS)
+def test_training_and_serving_agree_on_every_file(tmp_path: Path, name: str, colour: Literal["RGB", "L"]) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(CORPUS[name])
+    if name in BROKEN:
+        with pytest.raises(BadImage, match=BROKEN[name]):
+            decode(CORPUS[name], colour, 10**6)
+        with pytest.raises(BadData, match=BROKEN[name]):
+            picture.read(path, colour)
+    else:
+        served = decode(CORPUS[name], colour, 10**6)
+        ours = picture.read(path, colour)
+        assert (ours == served.pixels).all()
+        assert ours.flags.writeable
+        assert picture.header(path)[:2] == ours.shape[:2] == (served.height, served.width)
+
+
+def arithmetic(data: bytes) -> bytes:
+    """The JPEG file declared to be arithmetic coded: the same bytes are then another picture."""
+    return data.replace(b"\xff\xc0", b"\xff\xc9", 1)
+
+
+def test_arithmetic_coded_jpeg_is_read_alike(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(arithmetic(jpeg("L")))
+    ours = picture.read(path, "L")
+    assert (ours == decode(path.read_bytes(), "L", 10**6).pixels).all()
+    assert (ours == np.asarray(Image.open(path))[..., None]).all()
+
+
+def test_reading_refuses_flipped_bits_as_serving_does(tmp_path: Path) -> None:
+    path, rng = tmp_path / "a", np.random.default_rng(5)
+    outcomes = set()
+    for _ in range(200):
+        data = bytearray(list(CORPUS.values())[rng.integers(len(CORPUS))])
+        data[rng.integers(12, len(data))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(data)
+        try:
+            served = decode(bytes(data), "RGB", 10**10).pixels.tobytes()
+        except BadImage as error:
+            with pytest.raises(BadData) as refused:
+                picture.read(path, "RGB")
+            assert error.message in refused.value.message or picture.MANY in refused.value.message  # noqa: PT017 - two readers, one outcome
+            outcomes.add("refused")
+        else:
+            assert picture.read(path, "RGB").tobytes() == served
+            outcomes.add("read")
+    assert outcomes == {"read", "refused"}
+
+
+def test_truncated_picture_is_refused_by_its_header_too(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png()[:100])
+    for read in (picture.header, lambda path: picture.read(path, "RGB")):
+        with pytest.raises(BadData, match=r"a\.png cannot be read \(image is truncated: 100 bytes of PNG"):
+            read(tmp_path / "a.png")
 
 
 def test_what_is_no_picture_is_told_in_one_line(tmp_path: Path) -> None:
