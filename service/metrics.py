@@ -86,7 +86,7 @@ def _reserve(filename: str) -> None:
 
 
 if METRICS_DIRECTORY in os.environ:
-    values.MmapedDict = Counts  # type: ignore[attr-defined, misc]
+    values.MmapedDict = Counts  # type: ignore[attr-defined]
     # Else it asks the kernel for the process id at every increment, in case of a fork: none of our processes forks.
     _PROCESS_ID = os.getpid()
     values.ValueClass = values.MultiProcessValue(lambda: _PROCESS_ID)  # type: ignore[no-untyped-call]
