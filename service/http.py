@@ -3,6 +3,7 @@
 import json
 import logging
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +16,7 @@ from service.processes import Restarts
 
 log = logging.getLogger(__name__)
 
+_ALLOWED = "GET, HEAD, OPTIONS"
 _TIMEOUT = 10  # seconds that a client may take for its request
 
 
@@ -35,11 +37,18 @@ def serve(
         (health, _health_handler(ready)),
         (scrapes, _metrics_handler(metrics.registry(directory, restarts))),
     ):
-        server = ThreadingHTTPServer(listener.getsockname()[:2], handler, bind_and_activate=False)
+        server = _Server(listener.getsockname()[:2], handler, bind_and_activate=False)
         server.socket.close()
         server.socket = listener
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        # A client that resets its connection, as load balancers' probes do, is no fault; the rest is one of ours.
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            log.error("an HTTP request failed", exc_info=sys.exception())
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -52,7 +61,28 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def do_HEAD(self) -> None:
+        getattr(self, "do_GET")()  # noqa: B009 (each port's handler has its own)
+
+    def do_OPTIONS(self) -> None:
+        self.send_response(204)
+        self.send_header("Allow", _ALLOWED)
+        self.end_headers()
+
+    def refuse(self) -> None:
+        body = b"method not allowed: want GET, HEAD or OPTIONS\n"
+        self.close_connection = True
+        self.send_response(405)
+        self.send_header("Allow", _ALLOWED)
+        self.send_header("Content-Type", "text/plain")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
         self.wfile.write(body)
+
+    do_POST = do_PUT = do_DELETE = do_PATCH = do_TRACE = do_CONNECT = refuse  # noqa: N815 (the base class's names)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
         log.debug("http: " + format, *args)

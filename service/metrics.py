@@ -5,6 +5,7 @@ supervisor adds them up when it is scraped. So the sums are exact over all proce
 """
 
 import asyncio
+import mmap
 import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,12 +16,77 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
 from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
 from service.processes import METRICS_DIRECTORY, Restarts
 
+_FILE_BYTES = 16 << 10  # of a new file of counts
+
+
+class Counts(MmapedDict):
+    """A file of counts whose blocks are reserved before they are mapped.
+
+    A page that the disk has no room for would end the process with a bus error when it is first written. Where there is
+    no room, the process counts on in memory of its own: scrapes miss that, requests do not.
+    """
+
+    def __init__(self, filename: str, read_mode: bool = False) -> None:
+        try:
+            if not read_mode:
+                _reserve(filename)
+            super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
+        except OSError:
+            if read_mode:
+                raise
+            self._f: Any = None
+            self._fname = filename
+            self._capacity = _FILE_BYTES
+            self._m = mmap.mmap(-1, self._capacity)
+            self._positions: dict[str, int] = {}
+            self._used = 8
+            self._m[:4] = self._used.to_bytes(4, "little")
+
+    def _init_value(self, key: str) -> None:
+        # An entry is its key, padded, and at most 28 bytes more.
+        needed = self._used + len(key.encode()) + 28
+        if needed > self._capacity:
+            self._grow(needed)
+        super()._init_value(key)  # type: ignore[no-untyped-call]
+
+    def _grow(self, needed: int) -> None:
+        capacity = self._capacity
+        while capacity < needed:
+            capacity *= 2
+        try:
+            if self._f is None:
+                raise OSError
+            os.posix_fallocate(self._f.fileno(), 0, capacity)
+            grown = mmap.mmap(self._f.fileno(), capacity)
+        except OSError:
+            grown = mmap.mmap(-1, capacity)
+            grown[: self._used] = self._m[: self._used]
+            if self._f is not None:
+                self._f.close()  # it stays as it is: what was counted up to now
+                self._f = None
+        self._m, self._capacity = grown, capacity
+
+
+def _reserve(filename: str) -> None:
+    descriptor = os.open(filename, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        if os.fstat(descriptor).st_size == 0:
+            os.posix_fallocate(descriptor, 0, _FILE_BYTES)
+    except OSError:
+        Path(filename).unlink()  # an empty file is none that a scrape could read
+        raise
+    finally:
+        os.close(descriptor)
+
+
 if METRICS_DIRECTORY in os.environ:
+    values.MmapedDict = Counts  # type: ignore[attr-defined]
     # Else it asks the kernel for the process id at every increment, in case of a fork: none of our processes forks.
     _PROCESS_ID = os.getpid()
     values.ValueClass = values.MultiProcessValue(lambda: _PROCESS_ID)  # type: ignore[no-untyped-call]
