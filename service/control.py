@@ -12,6 +12,14 @@ from service.config import Config
 _MAX_MESSAGE = 65_536
 
 
+class Suspect(msgspec.Struct, frozen=True):
+    """A version that an engine was loading when it died; `stamp` tells one state of its files from another."""
+
+    model: str
+    version: int
+    stamp: str
+
+
 class Start(msgspec.Struct, frozen=True, tag=True):
     """To a process, first: what it is."""
 
@@ -20,6 +28,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     repository: str
     grpc_address: str
     metrics_directory: str
+    suspects: tuple[tuple[Suspect, int], ...] = ()  # to an engine: how many of its predecessors each has seen die
 
 
 class Link(msgspec.Struct, frozen=True, tag=True):
@@ -45,7 +54,13 @@ class Status(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
-Message = Start | Link | Drain | Status
+class Loading(msgspec.Struct, frozen=True, tag=True):
+    """To the supervisor: what an engine loads from now on; None where it loads nothing."""
+
+    what: Suspect | None
+
+
+Message = Start | Link | Drain | Status | Loading
 _decoder = msgspec.json.Decoder(Message)
 
 

@@ -68,6 +68,7 @@ class Table(msgspec.Struct, frozen=True):
 
     versions: tuple[Version, ...] = ()
     complete: bool = False
+    problem: str = ""  # why there has been no first look
 
     def serving(self, model: str, version: int = 0) -> Version:
         """The row that serves `model`; `version` 0 means whichever does.
@@ -77,6 +78,8 @@ class Table(msgspec.Struct, frozen=True):
         rows = [row for row in self.versions if row.model == model]
         model = model[:MAX_NAME]  # what a caller made up goes into messages, in part
         if not rows:
+            if self.problem:
+                raise ModelUnavailable(f"model {model!r} is not served: {self.problem}", retry_after=5.0)
             if not self.complete:
                 raise ModelUnavailable(f"model {model!r} may still be loading", retry_after=1.0)
             raise UnknownModel(f"model {model!r} is unknown: {self._names()}")

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 _BACKOFF = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds before another start, by how many came in quick succession
 _STEADY = 30.0  # seconds after which a process counts as one that runs
 _LAST_GRACE = 3.0  # seconds beyond the front ends' own grace, after which they are killed
+_MOST_SUSPECTS = 64  # of which a new engine is told: what one message surely carries
 _STARTING = control.Status(listening=False, ready=False, reason="starting")
 
 
@@ -40,6 +41,7 @@ class Child:
     process: Process
     started: float = field(default_factory=time.monotonic)
     status: control.Status = _STARTING
+    loading: control.Suspect | None = None  # what an engine loads now
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class Supervisor:
         self._children: dict[int, Child] = {}
         self._numbers = 0
         self._quick_ends: Counter[tuple[Kind, int]] = Counter()
+        self._suspects: Counter[control.Suspect] = Counter()  # engines that have died while they loaded it
         self._draining = False  # a front end that ends is not started again
         self._ending = False  # nor is an engine: the front ends have ended
         self._starts = asyncio.Lock()  # one at a time; who holds it sees every process there is
@@ -131,6 +134,7 @@ class Supervisor:
             repository=str(self._repository),
             grpc_address=self._addresses.grpc,
             metrics_directory=str(self._directory),
+            suspects=tuple(self._suspects.most_common(_MOST_SUSPECTS)) if kind == "engine" else (),
         )
         with suppress(ConnectionError):  # it has died already: _watch sees to that
             control.send(process.channel, start)
@@ -161,6 +165,8 @@ class Supervisor:
         if isinstance(message, control.Status):
             child.status = message
             self._tell_readiness()
+        elif isinstance(message, control.Loading):
+            child.loading = message.what
 
     def _tell_readiness(self) -> None:
         ready, reason = self.ready()
@@ -196,6 +202,9 @@ class Supervisor:
         if child.kind == "engine" and len(self._devices) > 1:
             which += f" of device {child.device}"
         log.error("%s ended with %s; another starts in %g s", which, how, delay)
+        if child.loading is not None:
+            self._suspects[child.loading] += 1
+            log.error("it was loading model %s version %d", child.loading.model, child.loading.version)
         if child.kind == "engine":
             self._restarts.engines[child.device] += 1
         else:

@@ -1,15 +1,20 @@
 """Keeps the sessions in step with the model repository, and tells what it has: the table of versions."""
 
+import hashlib
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+
+import msgspec
 
 from service import buckets, repository
 from service.buckets import NONE, Buckets, Size
 from service.config import Config, ModelConfig
+from service.control import Suspect
 from service.engine import independence
 from service.engine.batching import Limits
 from service.engine.building import build
@@ -28,6 +33,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_OBJECTIVE = 0.1  # seconds
 _USUAL = (256, 256)  # pixels of an image of any size
+_DEATHS = 3  # of engines: what else may end one, such as a lack of memory, seldom does so three times on one file
 _RUNS = 5  # of one image: an objective that leaves room for a few of them
 
 
@@ -66,11 +72,22 @@ class Loader:
     whole. A retired version stays in `versions` until `drop` is called for it, because requests may be on their way.
     """
 
-    def __init__(self, root: Path, config: Config, publish: Callable[[Table], None]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        config: Config,
+        publish: Callable[[Table], None],
+        announce: Callable[[Suspect | None], None] = lambda what: None,
+        suspects: Mapping[Suspect, int] = MappingProxyType({}),
+    ) -> None:
+        """`announce` is called with what is loaded next, and with None when that has ended. `suspects` have been loaded
+        by so many engines that died of it, or while they did so."""
         self.versions: dict[tuple[str, int], Loaded] = {}
         self._root = root
         self._config = config
         self._publish = publish
+        self._announce = announce
+        self._suspects = suspects
         self._models: dict[str, _Model] = {}
         self._complete = False
         self._published: Table | None = None
@@ -86,6 +103,9 @@ class Loader:
             if error.strerror != self._unreadable:
                 log.error("model repository cannot be read: %s; what is loaded goes on serving", error.strerror)
             self._unreadable = error.strerror
+            if not self._complete:
+                self._publish(Table(problem=f"the model repository cannot be read: {error.strerror}"))
+                self._published = None
             return
         self._unreadable = None
         for name in set(misnamed) - self._misnamed:
@@ -100,7 +120,7 @@ class Loader:
             if model.serving is None:
                 model.loading = repository.choose(model.listing, model.failed)
         self._tell()
-        for name, model in self._models.items():
+        for name, model in sorted(self._models.items(), key=lambda item: self._deaths(*item)):
             self._bring_up(name, model)
         self._complete = True
         self._tell()
@@ -179,6 +199,11 @@ class Loader:
         model.failed = {key: reason for key, reason in model.failed.items() if key in present}
         model.listing = listing
 
+    def _deaths(self, name: str, model: _Model) -> int:
+        """Engines that may have died of what this model would load: the others are loaded first."""
+        version = repository.choose(model.listing, model.failed)
+        return 0 if version is None else self._suspects.get(_suspect(name, version, model.listing.files[version]), 0)
+
     def _bring_up(self, name: str, model: _Model) -> None:
         while (version := repository.choose(model.listing, model.failed)) is not None:
             if _stays(model, version):
@@ -212,6 +237,14 @@ class Loader:
         device = Device(settings.provider or engine.provider, engine, most)
         wanted = settings.instances or engine.instances
         objective = DEFAULT_OBJECTIVE if objective_ms is None else objective_ms / 1000
+        suspect = _suspect(name, version, stamp)
+        if self._suspects.get(suspect, 0) >= _DEATHS:
+            model.failed[version, stamp] = (
+                f"{_DEATHS} engines have died while they loaded it; it is tried again when it changes"
+            )
+            return None
+        self._announce(suspect)
+        log.debug("model %s version %d is being loaded", name, version)
         try:
             instances, measured = build(file, device, wanted, objective, partial(self._shapes, settings, most))
             _settle(instances, settings)
@@ -225,6 +258,8 @@ class Loader:
             log.exception("model %s version %d cannot be loaded", name, version)
             model.failed[version, stamp] = "loading it failed in a way that is in the log"
             return None
+        finally:
+            self._announce(None)
         delay_ms = settings.max_queue_delay_ms
         session = instances.session
         limits = Limits(
@@ -323,6 +358,11 @@ class Loader:
                 log.log(level, "model %s version %d is not served: %s", row.model, row.version, row.reason)
         self._published = table
         self._publish(table)
+
+
+def _suspect(name: str, version: int, stamp: Stamp) -> Suspect:
+    text = hashlib.blake2b(msgspec.json.encode(stamp), digest_size=16).hexdigest()
+    return Suspect(name, version, text)
 
 
 def _settle(instances: Instances, settings: ModelConfig) -> None:

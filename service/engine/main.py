@@ -7,8 +7,9 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -49,7 +50,13 @@ class Peer:
 class Engine:
     """One device: what front ends send goes into its queues, what comes out of them goes back."""
 
-    def __init__(self, root: Path, config: Config) -> None:
+    def __init__(
+        self,
+        root: Path,
+        config: Config,
+        announce: Callable[[control.Suspect | None], None] = lambda what: None,
+        suspects: dict[control.Suspect, int] | None = None,
+    ) -> None:
         self._root = root
         self._config = config
         self._loop = asyncio.get_running_loop()
@@ -58,7 +65,7 @@ class Engine:
         self._asked: set[str] = set()  # models for which requests have come
         self._peers: dict[Hashable, Peer] = {}  # numbers are never used twice
         self._table = Table()
-        self._loader = Loader(root, config, self._publish_soon)
+        self._loader = Loader(root, config, self._publish_soon, announce, suspects or {})
         self._unreleased: dict[
             tuple[str, int], set[Hashable]
         ] = {}  # retired versions -> front ends that may refer to them
@@ -303,7 +310,12 @@ async def _main(supervisor: socket.socket) -> None:
     start = control.receive_start(supervisor)
     several = len(start.devices) > 1
     log.configure(start.config.server.log_level, f"engine {start.config.engine.device}" if several else "engine")
-    engine = Engine(Path(start.repository), start.config)
+
+    def announce(what: control.Suspect | None) -> None:
+        with suppress(OSError):  # the supervisor has died: so does this process in a moment
+            control.send(supervisor, control.Loading(what))
+
+    engine = Engine(Path(start.repository), start.config, announce, dict(start.suspects))
     over = asyncio.Event()
 
     def take(message: control.Message, connection: socket.socket | None) -> None:

@@ -23,7 +23,7 @@ class Catalogue:
 
     def update(self, table: Table) -> None:
         """Take a new table. While a restarted engine still loads, the one before stays: its requests are held."""
-        if self.table.complete and not table.complete:
+        if self.table.complete and not table.complete and not table.problem:
             return
         before, after = _ready(self.table), _ready(table)
         self.table = table

@@ -140,7 +140,7 @@ class _Engine:
         """A new table of the process that is there now."""
         self.runnable |= {(row.model, row.version) for row in table.versions if row.state == "READY"}
         self.complete = table.complete
-        if table.complete or (self.table is not None and not self.table.complete):
+        if table.complete or table.problem or (self.table is not None and not self.table.complete):
             self.table = table
         if table.complete:
             self.lost = False

@@ -164,7 +164,7 @@ class FrontEnd:
         elif not self._link.connected:
             reason = "the engine is starting"
         elif not table.complete:
-            reason = "models are loading"
+            reason = table.problem or "models are loading"
         elif not table.ready:
             faults = [f"{row.model} version {row.version}: {row.reason}" for row in table.versions if row.reason]
             reason = "no model serves" + (f": {'; '.join(faults)}" if faults else ": the repository holds no model")

@@ -20,7 +20,8 @@ def merged(tables: Mapping[int, Table]) -> Table:
             found.setdefault((row.model, row.version), {})[device] = row
     order = sorted(found, key=lambda key: (key[0], -key[1]))
     complete = bool(tables) and all(table.complete for table in tables.values())
-    return Table(tuple(_row(found[key]) for key in order), complete)
+    problem = "" if any(not table.problem for table in tables.values()) else next(iter(tables.values())).problem
+    return Table(tuple(_row(found[key]) for key in order), complete, problem)
 
 
 def _row(rows: Mapping[int, Version]) -> Version:

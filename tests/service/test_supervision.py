@@ -13,6 +13,7 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+import onnx
 import pytest
 
 from service.client import Client, ServerError
@@ -21,6 +22,7 @@ from service.errors import BadConfig
 from service.pb import inference_pb2
 from service.pb.convoy.v1 import vision_pb2 as pb
 from service.supervisor import Sockets
+from tests.service import networks
 from tests.service.calls import method
 from tests.service.running import Server
 from tests.service.test_overload import _best, _wait_until, assert_all_slots_are_freed, ran, request
@@ -339,3 +341,47 @@ def test_nothing_of_the_server_has_a_name_in_shared_memory(small: Server) -> Non
     held = [target for pid in small.children().values() for target in held_by(pid)]
     assert any("memfd:convoy" in target for target in held)  # the control
     assert not any(target.startswith("/dev/shm") for target in held)
+
+
+def test_a_file_that_kills_its_loader_is_given_up_and_the_others_serve(tmp_path: Path) -> None:
+    networks.save(networks.classifier(), tmp_path, "zebras")
+    # Its first run takes for ever: time enough to be killed while it loads.
+    file = networks.save(networks.slow(10**7), tmp_path, "deadly")
+    with Server(tmp_path, [*PROMPT, "server.log_level=debug"], wait=False) as server:
+        seen = 0
+        for _ in range(3):
+            server.wait_for_log("model deadly version 1 is being loaded", after=seen)
+            seen = len(server.log)
+            os.kill(server.children()["engine"], signal.SIGKILL)
+            server.wait_for_log("it was loading model deadly version 1", after=seen)
+        server.wait_for_log("ready")
+        with Client(server.grpc) as client:
+            states = {model.model: (model.state, model.reason) for model in client.models()}
+            assert states["zebras"] == ("ready", "")
+            assert states["deadly"][0] == "unavailable"
+            assert states["deadly"][1].startswith("3 engines have died while they loaded it")
+            assert client.classify(grey(1), "zebras").labels[0].index == _best(1)[0]
+            # Another file is another matter.
+            onnx.save(networks.classifier(), file.with_suffix(".part"))
+            file.with_suffix(".part").rename(file)
+            server.wait_for_log("model deadly version 1 serves")
+            _wait_until(lambda: client.models()[0].state == "ready")
+            assert client.classify(grey(1), "deadly").labels[0].index == _best(1)[0]
+
+
+def test_server_is_not_ready_where_a_new_engine_finds_no_repository(tmp_path: Path) -> None:
+    root = tmp_path / "repository"
+    networks.save(networks.classifier(), root, "letters")
+    with Server(root, [*PROMPT, "repository.poll_seconds=0.2"]) as server, Client(server.grpc) as client:
+        root.rename(tmp_path / "away")
+        os.kill(server.children()["engine"], signal.SIGKILL)
+        server.wait_for_log("not ready: the model repository cannot be read: No such file or directory")
+        status, text = server.get(f"{server.http}/readyz")
+        assert status == 503
+        assert "cannot be read" in text
+        with pytest.raises(ServerError, match="model 'letters' is not served: the model repository cannot be read"):
+            client.classify(grey(1), "letters")
+        seen = len(server.log)
+        (tmp_path / "away").rename(root)
+        server.wait_for_log("ready", after=seen)
+        assert client.classify(grey(1), "letters").labels[0].index == _best(1)[0]
