@@ -5,7 +5,9 @@ import errno
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from service import processes
@@ -48,13 +50,20 @@ COMMANDS = {
 }
 
 
+_TRACEBACK = "CONVOY_TRACEBACK"  # in the environment: what fails unexpectedly fails with Python's traceback
+_MOST = 500  # characters of an unexpected error
+
+
 def main() -> None:
     """The console script."""
     # onnxruntime sends usage data from Linux unless told not to before it is imported, here or in a process of ours.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     if sys.argv[1:2] == ["serve"] and "--help" not in sys.argv:
         # Before all else: what reads the command line takes a tenth of a second to import.
-        processes.ours().start_ahead()
+        try:
+            processes.ours().start_ahead()
+        except ConvoyError as error:
+            sys.exit(_refuse("convoy serve", error.message))
     try:
         code = run(sys.argv[1:])
         print(end="", flush=True)  # here, where it can be told that it fails, not when Python ends
@@ -73,8 +82,8 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Runs `convoy` with these arguments and returns its exit code.
 
-    0 done; 1 the command says that some of it failed; 2 it cannot be done as asked, told in one line on stderr;
-    130 interrupted.
+    0 done; 1 the command says that some of it failed; 2 it cannot be done as asked, told in one line on stderr; 70 a
+    fault of ours, also in one line; 130 interrupted.
     """
     name = arguments[0] if arguments else None
     if name in ("--help", "-h"):
@@ -97,11 +106,20 @@ def run(arguments: Sequence[str]) -> int:
         return _refuse(f"convoy {name}", error.message)
     except OSError as error:
         if error.filename is None:
-            raise
+            if error.errno in (errno.EPIPE, errno.ENOSPC):  # of standard output: see `main`
+                raise
+            return _refuse(f"convoy {name}", error.strerror or str(error))
         # A file that cannot be read or written: the system's words say what to do about it.
         return _refuse(f"convoy {name}", f"{str(error.filename)!r}: {error.strerror}")
     except TyperException as error:
         return _refuse(f"convoy {name}", _in_words(error, name))
+    except Exception as error:  # a command ends here: what nobody has thought of is one line, too
+        if os.environ.get(_TRACEBACK):
+            raise
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
+        _refuse(f"convoy {name}", f"failed where it should not have: {what[:_MOST]}; {_TRACEBACK}=1 shows all of it")
+        return 70
 
 
 def _call(name: str, arguments: Sequence[str]) -> int:

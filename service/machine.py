@@ -5,12 +5,32 @@ import os
 from pathlib import Path
 
 # The limits of a control group, as containers have one: version 2, and version 1.
+_GROUPS = Path("/sys/fs/cgroup")
 _MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
-def cores() -> int:
-    """How many this process may run on."""
-    return len(os.sched_getaffinity(0))
+def cores(groups: Path | None = None) -> int:
+    """How many this process may keep busy: those that it may run on, or what the quota of its container allows.
+
+    A quota stops all threads for the rest of a period once they have used it up together, so more threads than it has
+    cores only make each wait for the others. A part of a core counts from a half on.
+    """
+    return max(1, min([len(os.sched_getaffinity(0)), *(round(share) for share in _quotas(groups or _GROUPS))]))
+
+
+def _quotas(groups: Path) -> list[float]:
+    """In cores, of version 2 and version 1 of control groups; none where nothing is limited."""
+    found: list[float] = []
+    try:
+        quota, period = (groups / "cpu.max").read_text().split()
+        found.append(int(quota) / int(period))
+    except (OSError, ValueError):  # there is none, or it says "max"
+        pass
+    for controller in ("cpu", "cpu,cpuacct"):
+        quota_us, period_us = (_read(groups / controller / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+        if quota_us and period_us and quota_us > 0:  # -1: none
+            found.append(quota_us / period_us)
+    return found
 
 
 def memory_bytes(limits: tuple[Path, ...] = _MEMORY_LIMITS) -> int:

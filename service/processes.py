@@ -10,13 +10,21 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Literal
+
+from service.errors import BadConfig
 
 Kind = Literal["engine", "frontend"]
 
+_MEMORY = Path("/dev/shm")
+_PREFIX = "convoy-metrics-"
+_ADDRESS = "address"
+_OWN = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
 METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # in the environment: prometheus_client reads it when it is imported
 
 _MODULES: Mapping[Kind, str] = {"engine": "service.engine.main", "frontend": "service.frontend.main"}
@@ -65,7 +73,7 @@ class Processes:
     """Starts the processes of a server, which count in one directory. One writer: the supervisor's loop."""
 
     def __init__(self) -> None:
-        self.directory = tempfile.TemporaryDirectory(prefix="convoy-metrics-")
+        self.directory = tempfile.TemporaryDirectory(prefix=_PREFIX, dir=_writable())
         self._ahead: dict[Kind, Process] = {}
 
     def start_ahead(self) -> None:
@@ -81,6 +89,49 @@ class Processes:
     def _end_those_ahead(self) -> None:
         for process in self._ahead.values():
             process.kill()
+
+
+def _writable(memory: Path = _MEMORY) -> str:
+    """Where counts can be kept: the usual folder for temporary files, else the shared memory that every container has.
+
+    Raises BadConfig where neither can be written.
+    """
+    with suppress(FileNotFoundError):
+        return tempfile.gettempdir()
+    if os.access(memory, os.W_OK):
+        return str(memory)
+    raise BadConfig(
+        "no folder for temporary files can be written: set TMPDIR to one, or mount one "
+        f"(in Kubernetes an emptyDir) at /tmp or {memory}"
+    )
+
+
+def announce(directory: Path, address: str) -> None:
+    """Leave word of where the server with these counts listens: HOST:PORT of gRPC."""
+    with suppress(OSError):  # a full disk: whoever asks without an address asks the default one
+        (directory / _ADDRESS).write_text(f"{os.getpid()} {address}\n")
+
+
+def announced(folders: Iterable[Path] | None = None) -> list[str]:
+    """Where the servers of this machine or container listen, as far as they have left word and still live."""
+    found = []
+    if folders is None:
+        folders = {_MEMORY}
+        with suppress(FileNotFoundError):
+            folders.add(Path(tempfile.gettempdir()))
+    for folder in folders:
+        for file in sorted(folder.glob(f"{_PREFIX}*/{_ADDRESS}")):
+            with suppress(OSError, ValueError):
+                pid, address = file.read_text().split()
+                if Path(f"/proc/{int(pid)}").exists():
+                    found.append(_reachable(address))
+    return found
+
+
+def _reachable(address: str) -> str:
+    # Who listens on all addresses is asked on the machine's own.
+    host, _, port = address.rpartition(":")
+    return f"{_OWN.get(host, host)}:{port}"
 
 
 @cache

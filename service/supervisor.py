@@ -81,9 +81,13 @@ class Supervisor:
     async def serve(self) -> int:
         """Run until a signal; the exit code."""
         stopping = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        signals = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
+            signals.append(signal.SIGHUP)  # the terminal has gone
+        for number in signals:
             self._loop.add_signal_handler(number, self._on_signal, stopping)
         addresses = self._addresses
+        processes.announce(self._directory, addresses.grpc)
         fields = {"grpc": addresses.grpc, "http": addresses.http, "metrics": addresses.metrics}
         log.info("listening", extra={"fields": fields})
         async with self._starts:
@@ -333,7 +337,7 @@ def _address(taken: socket.socket) -> str:
 
 
 def serve(config: Config, repository: Path) -> int:
-    """Serve a model repository until SIGTERM or SIGINT; the exit code.
+    """Serve a model repository until SIGTERM, SIGINT or SIGHUP; the exit code.
 
     Raises BadConfig where the repository or a port cannot be used.
     """

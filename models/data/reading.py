@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from models import threads
 from models.data import known, picture
 from models.data.dataset import IGNORE
 from models.data.faults import Fault
 from models.data.known import Facts
 from models.data.listing import Entry
 from models.errors import BadData
+from service.machine import cores
 
 MEASURED_IMAGES = 2000  # evenly spread, for mean and deviation
 LEAST_DEVIATION = 1 / 255  # of pixels that are all alike
@@ -76,7 +76,7 @@ def highest(mask: NDArray[np.uint8]) -> int:
 
 
 def _made(work: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
-    with ThreadPoolExecutor(threads.cores()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for start in range(0, len(jobs), AHEAD):
             yield from pool.map(work, jobs[start : start + AHEAD])
 

@@ -33,6 +33,7 @@ from models.training.processes import is_first, launched
 from models.training.progress import Bar, EpochLines, Pace
 from models.training.run import Machine, Note, RunFolder, Settings, commit, source_digest
 from models.training.saving import MONITOR, WholeCheckpoints, checkpoints
+from service.machine import cores
 from service.metadata import InputSpec, Task, TensorInput
 
 MOST_WORKERS = 8  # threads: what of the work does not run beside Python's lock keeps more from being of use
@@ -279,7 +280,7 @@ def trainer_options(recipe: Recipe, machine: Machine) -> dict[str, Any]:
 def _workers(data: str, machine: Machine, processes: int) -> int:
     if machine.workers is not None:
         return machine.workers
-    return 0 if data in DATA else max(1, min(MOST_WORKERS, threads.cores() // processes))
+    return 0 if data in DATA else max(1, min(MOST_WORKERS, cores() // processes))
 
 
 def _prepare(folder: RunFolder, settings: Settings, resume: Path | None) -> None:

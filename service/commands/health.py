@@ -1,5 +1,6 @@
 """`convoy health`: asks a server whether it serves, as an orchestrator's probe does."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import grpc
@@ -7,24 +8,34 @@ import typer
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
+from service import processes
 from service.commands.options import Server
 
 # A probe's answer is worth nothing once the prober has given up.
 DEADLINE = 2.0
+DEFAULT = "127.0.0.1:8001"
 # Straight to the server: a proxy from the environment would answer for itself.
 OPTIONS = (("grpc.enable_http_proxy", 0),)
 
 
 def health(
-    server: Server = "127.0.0.1:8001",
+    server: Server | None = None,
     service: Annotated[
         str, typer.Option(metavar="NAME", help="Name to ask about, such as a model's; empty: the whole server.")
     ] = "",
 ) -> None:
-    """Ask a server whether it serves: prints the status, exit code 0 when it is SERVING, else 1."""
-    status = check(server, service)
+    """Ask a server whether it serves: prints the status, exit code 0 when it is SERVING, else 1.
+
+    Without --server it asks the one that runs on this machine or in this container, wherever that listens, and
+    127.0.0.1:8001 where there is none or more than one.
+    """
+    status = check(server or _here(processes.announced()), service)
     typer.echo(status)
     raise typer.Exit(0 if status == "SERVING" else 1)
+
+
+def _here(announced: Sequence[str]) -> str:
+    return announced[0] if len(announced) == 1 else DEFAULT
 
 
 def check(server: str, service: str = "") -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from service.engine.providers import CPU, GPU
 from service.engine.run_times import RunTimes
 from service.engine.session import VERSION
+from service.machine import cores
 from service.repository import PROFILE_FILE
 
 FILE = PROFILE_FILE
@@ -99,7 +100,7 @@ def machine(model: Path, provider: str, device: int, threads: int, instances: in
         settings=settings,
         device=_cpu_name() if provider == CPU else _gpu_name(device),
         provider=provider,
-        threads=threads or len(os.sched_getaffinity(0)),
+        threads=threads or cores(),
         onnxruntime=VERSION,
         model_sha256=_digest(model, (state.st_ino, state.st_size, state.st_mtime_ns)),
     )

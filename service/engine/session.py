@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import re
 import threading
 from collections.abc import Hashable, Mapping, Sequence
@@ -20,6 +19,7 @@ from service.engine.buffers import Buffer, page_lock
 from service.engine.graphs import Graphs
 from service.engine.providers import CUDA, GPU, Device, Options, check, preload, providers
 from service.errors import BadModelFile
+from service.machine import cores
 from service.metadata import Document
 from service.repository import TensorSpec, is_placeholder
 from service.slots import DTYPES, MAX_RANK
@@ -193,7 +193,7 @@ def load_on(file: Path, device: Device, threads: int) -> Session:
     needed for.
     """
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = threads or cores()
     options.inter_op_num_threads = 1
     # Spinning would win a few microseconds a run and take the cores from the front ends.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

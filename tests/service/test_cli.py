@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 import types
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +9,7 @@ from typing import Annotated
 import pytest
 import typer
 
-from service import cli
+from service import cli, processes
 from service.errors import BadConfig
 
 ROOT = Path(cli.__file__).parents[1]
@@ -147,15 +148,6 @@ def test_number_out_of_range_is_named_with_what_was_wanted(command, capsys, valu
     assert one_line(capsys).startswith(f"convoy count: Invalid value for '--number': {value!r}, want {wanted}")
 
 
-def test_mistake_of_ours_is_not_hidden(command):
-    def broken() -> None:
-        raise ZeroDivisionError
-
-    command(broken)
-    with pytest.raises(ZeroDivisionError):
-        cli.run(["broken"])
-
-
 @pytest.fixture
 def group(monkeypatch):
     """`convoy group`, a command with two further ones below it."""
@@ -230,8 +222,7 @@ def test_load_generator_without_its_packages_says_what_to_install():
 @pytest.mark.parametrize(("name", "missing"), [("train", "models.trian"), ("classify", "grpc")])
 def test_other_missing_modules_are_not_taken_for_training_packages(monkeypatch, name, missing):
     monkeypatch.setattr(cli.importlib, "import_module", _not_found(missing))
-    with pytest.raises(ModuleNotFoundError):
-        cli.run([name])
+    assert cli.run([name]) == 70
 
 
 def _not_found(name):
@@ -239,3 +230,47 @@ def _not_found(name):
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     return import_module
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("x"), RecursionError("too deep"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad")]
+)
+def test_what_nobody_has_thought_of_is_one_line(command, capsys, error):
+    def surprising() -> None:
+        raise error
+
+    command(surprising)
+    assert cli.run(["surprising"]) == 70
+    line = one_line(capsys)
+    assert line.startswith(f"convoy surprising: failed where it should not have: {type(error).__name__}")
+    assert "CONVOY_TRACEBACK=1" in line
+
+
+def test_traceback_is_there_for_who_asks_for_it(command, monkeypatch):
+    def surprising() -> None:
+        raise KeyError("x")
+
+    command(surprising)
+    monkeypatch.setenv("CONVOY_TRACEBACK", "1")
+    with pytest.raises(KeyError):
+        cli.run(["surprising"])
+
+
+def test_error_of_the_system_without_a_file_is_one_line(command, capsys):
+    def starving() -> None:
+        raise OSError(24, "Too many open files")
+
+    command(starving)
+    assert cli.run(["starving"]) == 2
+    assert one_line(capsys) == "convoy starving: Too many open files\n"
+
+
+def test_counts_are_kept_in_shared_memory_where_there_is_no_other_place(monkeypatch, tmp_path):
+    def none() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    assert processes._writable() == tempfile.gettempdir()
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    assert processes._writable(tmp_path) == str(tmp_path)
+    with pytest.raises(BadConfig, match="set TMPDIR to one, or mount one"):
+        processes._writable(tmp_path / "none")

@@ -14,6 +14,31 @@ def test_a_process_has_the_cores_it_may_run_on() -> None:
     assert 1 <= cores() <= (os.cpu_count() or 1)
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "share"),
+    [
+        ("cpu.max", "100000 100000\n", 1),
+        ("cpu.max", "25000 100000\n", 1),
+        ("cpu.max", "max 100000\n", None),
+        ("cpu.max", "6400000 100000\n", None),
+        ("cpu.max", "nonsense", None),
+        ("cpu/cpu.cfs_quota_us", "100000\n", 1),
+        ("cpu,cpuacct/cpu.cfs_quota_us", "100000\n", 1),
+        ("cpu/cpu.cfs_quota_us", "-1\n", None),
+    ],
+)
+def test_a_containers_quota_counts_as_its_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, text: str, share: int | None
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    if "cfs" in file:
+        path.with_name("cpu.cfs_period_us").write_text("100000\n")
+    assert cores(tmp_path) == (share or 8)
+
+
 def test_a_containers_memory_is_its_limit_where_it_has_one(tmp_path: Path) -> None:
     machine = memory_bytes(())
     assert machine > 1 << 28

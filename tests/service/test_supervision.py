@@ -385,3 +385,22 @@ def test_server_is_not_ready_where_a_new_engine_finds_no_repository(tmp_path: Pa
         (tmp_path / "away").rename(root)
         server.wait_for_log("ready", after=seen)
         assert client.classify(grey(1), "letters").labels[0].index == _best(1)[0]
+
+
+def test_server_drains_when_its_terminal_goes(small_repository: Path) -> None:
+    with Server(small_repository, PROMPT) as server, Client(server.grpc) as client:
+        client.classify(grey(1), "letters")
+        assert server.stop(signal.SIGHUP) == 0
+        assert {"draining", "ended"} <= {record["message"] for record in server.log}
+
+
+def test_server_that_nohup_started_outlives_its_terminal(small_repository: Path) -> None:
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which a new program inherits
+    try:
+        server = Server(small_repository, PROMPT)
+    finally:
+        signal.signal(signal.SIGHUP, ignored)
+    with server, Client(server.grpc) as client:
+        os.kill(server.process.pid, signal.SIGHUP)
+        client.classify(grey(1), "letters")
+        assert server.stop() == 0

@@ -286,7 +286,7 @@ def test_torch_uses_no_more_threads_than_its_share_of_the_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, quota: str, expected: int
 ) -> None:
     (tmp_path / "cpu.max").write_text(quota)
-    monkeypatch.setattr(threads, "QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr("service.machine._GROUPS", tmp_path)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
     threads.limit()
     assert torch.get_num_threads() == expected

@@ -1,9 +1,13 @@
 """`convoy health` against real gRPC servers."""
 
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 import pytest
@@ -13,7 +17,9 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from typer.testing import CliRunner
 
-from service.commands.health import check, health
+from service import processes
+from service.commands.health import _here, check, health
+from tests.service.running import Server
 
 app = typer.Typer()
 app.command()(health)
@@ -74,3 +80,33 @@ def test_proxy_of_the_environment_is_not_asked(asked: Asked, monkeypatch: pytest
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
     assert check(asked.address) == "SERVING"
+
+
+def announce(folder: Path, name: str, pid: int, address: str) -> None:
+    (folder / f"convoy-metrics-{name}").mkdir()
+    (folder / f"convoy-metrics-{name}" / "address").write_text(f"{pid} {address}\n")
+
+
+def test_without_an_address_the_one_server_that_lives_here_is_asked(tmp_path: Path) -> None:
+    assert _here(processes.announced([tmp_path])) == "127.0.0.1:8001"
+    announce(tmp_path, "dead", 2**22 + 1, "127.0.0.1:1")
+    announce(tmp_path, "garbled", 1, "")
+    announce(tmp_path, "lives", os.getpid(), "0.0.0.0:9001")
+    assert _here(processes.announced([tmp_path])) == "127.0.0.1:9001"
+    announce(tmp_path, "second", os.getpid(), "[::1]:9002")
+    assert sorted(processes.announced([tmp_path])) == ["127.0.0.1:9001", "[::1]:9002"]
+    assert _here(processes.announced([tmp_path])) == "127.0.0.1:8001"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "0.0.0.0"])
+def test_health_finds_the_server_on_any_port_and_host(small_repository: Path, tmp_path: Path, host: str) -> None:
+    environment = {"TMPDIR": str(tmp_path)}
+    with Server(small_repository, [f"server.host={host}", "server.lame_duck_seconds=0"], environment=environment):
+        asked = subprocess.run(
+            [str(Path(sys.executable).with_name("convoy")), "health"],
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert (asked.returncode, asked.stdout) == (0, "SERVING\n"), asked.stderr
