@@ -10,6 +10,7 @@ from models.data.faults import Fault
 from models.data.shares import shares, validating
 from models.errors import BadData
 from service.metadata import Task
+from service.text import NoText, decoded
 
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 LABELS = "labels.txt"
@@ -119,7 +120,9 @@ def class_names(path: Path) -> list[str] | None:
 
 def lines(path: Path) -> list[str]:
     """The lines of a text file, none of them empty. Raises BadData."""
-    found = [line.strip() for line in text(path).rstrip().splitlines()]
+    found = [line.strip() for line in text(path).rstrip().split("\n")]
+    if found == [""]:
+        return []
     if "" in found:
         raise BadData(f"line {found.index('') + 1} of {path} is empty, want one name a line")
     return found
@@ -128,11 +131,11 @@ def lines(path: Path) -> list[str]:
 def text(path: Path) -> str:
     """What is in a text file. Raises BadData."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return decoded(path.read_bytes())
     except OSError as error:
         raise BadData(f"{path} cannot be read ({error.strerror}), want a text file, one name a line") from None
-    except UnicodeDecodeError:
-        raise BadData(f"{path} is not UTF-8 text, want one name a line") from None
+    except NoText as error:
+        raise BadData(f"{path}: {error}") from None
 
 
 def _check_classes(root: Path, labels: list[str], entries: Entries, without: str) -> None:
