@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from models.data.dataset import SplitName
 from models.data.faults import Fault
+from models.data.names import one
 from models.data.shares import shares, validating
 from models.errors import BadData
 from service.metadata import Task
@@ -109,7 +110,7 @@ def class_names(path: Path) -> list[str] | None:
     """The names of the classes of masks, one a line of a text file; None where there is no such file."""
     if not path.exists():
         return None
-    labels = lines(path)
+    labels = [one(label) for label in lines(path)]
     for label, count in Counter(labels).items():
         if count > 1:
             raise BadData(f"{path} names {label!r} {count} times, want each class once")

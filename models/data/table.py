@@ -9,6 +9,7 @@ from typing import NamedTuple
 from models.data.dataset import SplitName
 from models.data.faults import Fault
 from models.data.listing import LABELS, SPLIT_NAMES, SPLITS, Entries, Entry, Listing, class_names, shared, text, told
+from models.data.names import one, there
 from models.errors import BadData
 
 SUFFIX = ".csv"
@@ -41,13 +42,15 @@ def listing(file: Path) -> Listing:
     faults: list[Fault] = []
     named: dict[SplitName | None, list[tuple[str, Entry]]] = {split: [] for split in (*SPLITS, None)}
     for row in rows:
-        target = file.parent / row.target if task == "mask" else numbers[row.target]
-        entry = Entry(file.parent / row.path, target)
+        target = there(file.parent / row.target) if task == "mask" else numbers[row.target]
+        entry = Entry(there(file.parent / row.path), target)
         missing = [path for path in entry if isinstance(path, Path) and not path.is_file()]
         if missing:
             faults.append(Fault(missing[0], f"there is no file {missing[0]}, which {file} names"))
         else:
             named[row.split].append((row.path, entry))
+    if faults and len(faults) == len(rows):
+        raise BadData(f"{faults[0].reason}; of no line of {len(rows)} all files are there")
     return Listing("segmentation" if task == "mask" else "classification", labels, _entries(rows, named), faults)
 
 
@@ -74,10 +77,10 @@ def _rows(file: Path) -> tuple[str, list[Row]]:
             want = f"want {len(columns)}: a comma within a name needs quotation marks around it"
             raise BadData(f"line {line} of {file} has {len(cells)} values, {want}")
         row = _row(file, line, kinds[0], dict(zip(columns, cells, strict=False)), "split" in columns)
-        if row.path in lines:
-            before = lines[row.path]
+        if one(row.path) in lines:
+            before = lines[one(row.path)]
             raise BadData(f"line {line} of {file} names {row.path!r}, as line {before} does, want it once")
-        lines[row.path] = line
+        lines[one(row.path)] = line
         rows.append(row)
     return kinds[0], rows
 
@@ -115,11 +118,12 @@ def _row(file: Path, line: int, kind: str, cells: dict[str, str], divided: bool)
         if "\n" in value:
             want = "want it closed on its line or taken out"
             raise BadData(f"line {line} of {file} opens a quotation mark in its {name}, {want}")
+    target = one(values[kind]) if kind == "label" else values[kind]
     if not divided:
-        return Row(values["path"], values[kind], None)
+        return Row(values["path"], target, None)
     if values["split"].lower() not in SPLIT_NAMES:
         raise BadData(f"line {line} of {file} has the split {values['split']!r}, want {', '.join(SPLITS)}")
-    return Row(values["path"], values[kind], SPLIT_NAMES[values["split"].lower()])
+    return Row(values["path"], target, SPLIT_NAMES[values["split"].lower()])
 
 
 def _labels(file: Path, rows: list[Row]) -> list[str]:

@@ -254,7 +254,7 @@ def move(root: Path) -> None:
 FAULTS_OF_MASKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no pictures": (lambda root: [path.unlink() for path in (root / "images").iterdir()], "images holds no picture"),
     "no mask": (lambda root: (root / "masks" / "p7.png").unlink(), r"no mask .*masks/p7\.png, want one for .*/p7\.png"),
-    "no masks": (move, "there is no mask"),
+    "no masks": (move, r"there is no folder .*masks, want the mask of each picture of .*; there is 'labels/'$"),
     "no picture for a mask": (
         lambda root: (root / "images" / "p7.png").unlink(),
         r"no picture in .*images for the mask .*masks/p7\.png",
