@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from service.errors import BadConfig
 from service.metadata import Side
+from service.text import NoText, decoded
 
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 MIB = 1 << 20
@@ -196,21 +197,25 @@ def load(
     return _convert(values, Config)
 
 
-def load_model_config(text: str) -> ModelConfig:
-    """The configuration in the text of a `model.toml`. Raises BadConfig."""
+def load_model_config(data: bytes | str) -> ModelConfig:
+    """The configuration in a `model.toml`. Raises BadConfig."""
     try:
-        return _convert(tomllib.loads(text), ModelConfig)
+        return _convert(tomllib.loads(decoded(data) if isinstance(data, bytes) else data), ModelConfig)
+    except NoText as error:
+        raise BadConfig(str(error)) from None
     except tomllib.TOMLDecodeError as error:
         raise BadConfig(f"not TOML: {error}") from None
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text())
+        return tomllib.loads(decoded(file.read_bytes()))
     except OSError as error:
         raise BadConfig(f"configuration file {str(file)!r}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise BadConfig(f"configuration file {str(file)!r} is not TOML: {error}") from None
+    except NoText as error:
+        raise BadConfig(f"configuration file {str(file)!r}: {error}") from None
 
 
 def _value(text: str) -> object:

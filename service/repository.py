@@ -189,11 +189,11 @@ def _scan_model(folder: Path) -> Listing:
                     unreadable.append(int(entry.name))
     try:
         if (folder / CONFIG_FILE).exists():
-            settings = load_model_config((folder / CONFIG_FILE).read_text())
+            settings = load_model_config((folder / CONFIG_FILE).read_bytes())
     except BadConfig as error:
         problem = f"{CONFIG_FILE}: {error.message}"
-    except (OSError, UnicodeDecodeError) as error:
-        problem = f"{CONFIG_FILE} cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}"
+    except OSError as error:
+        problem = f"{CONFIG_FILE} cannot be read: {error.strerror}"
     settings, note = _with_triton(folder / TRITON_FILE, settings)
     return Listing(settings, problem, files, tuple(missing), note, tuple(unreadable))
 

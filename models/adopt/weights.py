@@ -16,6 +16,7 @@ from models.checkpoint import Description
 from models.errors import BadWeights
 from models.registry import Argument
 from models.training.run import commit
+from service.text import NoText, decoded
 
 CHANNELS = 3
 
@@ -77,9 +78,9 @@ def adopt(
 def read_labels(path: Path) -> list[str]:
     """The labels in a text file, one a line, class 0 first. Raises BadWeights."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
-    except UnicodeDecodeError:
-        raise BadWeights(f"labels {path} are not UTF-8 text, want one label a line") from None
+        lines = [line.strip() for line in decoded(path.read_bytes()).rstrip().split("\n")]
+    except NoText as error:
+        raise BadWeights(f"labels {path}: {error}, one label a line") from None
     if "" in lines:
         raise BadWeights(f"line {lines.index('') + 1} of labels {path} is empty, want one label a line")
     return lines

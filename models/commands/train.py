@@ -10,7 +10,7 @@ import msgspec
 import typer
 from msgspec.structs import replace
 
-from models import registry
+from models import registry, surroundings
 from models.commands.options import assignments, checkpoint_of, last_of, parse_range, parse_size
 from models.data.augmentation import Augmentation, Flip
 from models.data.registry import DATA, resolve, shown
@@ -168,6 +168,7 @@ def train(
     ] = False,
 ) -> None:
     """Train a network. What is not given is as the architecture's recipe has it, or as the resumed run was told."""
+    surroundings.forget_ranks()  # first: what is wrong with them is told before anything is read
     if resume is not None:
         _check_goes_on(
             {

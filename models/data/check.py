@@ -15,6 +15,7 @@ from models.data.dataset import IGNORE, DataSet, Split, SplitName
 from models.data.faults import Fault, in_words, tell
 from models.data.folder import FolderSplit
 from models.data.listing import LABELS, SPLITS
+from models.data.names import is_data
 from models.data.reading import in_threads
 from models.data.registry import loaded
 from models.errors import BadData
@@ -139,10 +140,7 @@ def _unused(data: DataSet, faults: Sequence[Fault]) -> dict[str, int]:
     unused = Counter(
         path.suffix.lower() or "no ending"
         for path in root.rglob("*")
-        if path not in used
-        and path.stem not in paired
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
+        if path not in used and path.stem not in paired and path.is_file() and is_data(path.relative_to(root))
     )
     return dict(unused.most_common())
 

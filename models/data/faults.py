@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from models import surroundings
 from models.errors import BadData
 
 
@@ -30,7 +31,7 @@ def in_words(path: Path) -> str:
 def tell(faults: Sequence[Fault], pictures: int) -> None:
     """Each fault on stderr, once however often the data are read, then how many pictures were left out."""
     # Where several processes of a host read the same data, the first of them speaks.
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if surroundings.local_rank() != 0:
         return
     new = [fault for fault in faults if fault.reason not in _told]
     for fault in new:

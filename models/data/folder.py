@@ -12,6 +12,7 @@ from models.data.dataset import IGNORE, DataSet, SplitName, Target
 from models.data.faults import Fault, Report, in_words
 from models.data.known import Facts
 from models.data.listing import SPLITS, Entries, Entry, Listing, check_complete
+from models.data.names import one
 from models.data.reading import moments, read
 from models.errors import BadData
 from service.metadata import Task
@@ -19,6 +20,7 @@ from service.metadata import Task
 Colour = Literal["RGB", "L"]
 Palette = list[tuple[int, int, int]]
 Sound = list[tuple[Entry, Facts]]
+MANY_MISSING = 32  # classes; of those of well known data sets a few pictures may leave out most, but they are fewer
 
 
 def load(root: Path, found: Listing, report: Report) -> DataSet:
@@ -28,6 +30,10 @@ def load(root: Path, found: Listing, report: Report) -> DataSet:
     little is left.
     """
     sound, faults = _sound(root, [(split, entry) for split in SPLITS for entry in found.entries[split]])
+    if not sound and len(faults) > 1:
+        raise BadData(f"{faults[0].reason}; no other of the {len(faults)} pictures of {root} can be used")
+    if found.task == "segmentation":
+        _check_numbers(root, found.labels, [facts for _, _, facts in sound])
     faults = [*found.faults, *faults]
     labels = found.labels or _numbered(facts for split, _, facts in sound if split == "train")
     kept: dict[SplitName, Sound] = {split: [] for split in SPLITS}
@@ -41,9 +47,7 @@ def load(root: Path, found: Listing, report: Report) -> DataSet:
     entries: Entries = {split: [entry for entry, _ in kept[split]] for split in SPLITS}
     check_complete(root, labels, entries, len(faults))
     if len(labels) < 2:
-        raise BadData(
-            f"the training masks of {root} have no class but 0, want at least two: {IGNORE} is a pixel of no class"
-        )
+        raise BadData(_one_class(root))
     train = [facts for _, facts in kept["train"]]
     colour: Colour = "L" if all(facts.grey for facts in train) else "RGB"
     splits = {split: FolderSplit(root, kept[split], colour) for split in SPLITS}
@@ -59,7 +63,7 @@ def split(
     or other ones than the listing's."""
     if found.task != task:
         raise BadData(f"{root} is data for {found.task}, want some for {task}")
-    if found.labels is not None and found.labels != labels:
+    if found.labels is not None and [one(label) for label in found.labels] != [one(label) for label in labels]:
         raise BadData(f"{root} has the classes {_brief(found.labels)}, the network was trained with {_brief(labels)}")
     sound, faults = _sound(root, [(name, entry) for entry in found.entries[name]])
     unknown = [_unknown(entry, facts, len(labels)) for _, entry, facts in sound]
@@ -110,6 +114,33 @@ def _unknown(entry: Entry, facts: Facts, classes: int) -> Fault | None:
         return None
     return Fault(
         entry.image, f"mask {entry.target} has the class {facts.highest}, want 0 to {classes - 1}, or {IGNORE} for none"
+    )
+
+
+def _check_numbers(root: Path, labels: Sequence[str] | None, sound: Sequence[Facts]) -> None:
+    """Raises BadData where the numbers in the masks cannot be those of classes: grey values that somebody painted."""
+    used = sorted({number for facts in sound for number in facts.numbers} - {IGNORE})
+    if used == [0]:
+        raise BadData(_one_class(root))
+    listed = ", ".join(map(str, [*used[:8], *(["..."] if len(used) > 8 else [])]))
+    choice = "want each pixel as the number of its class: 0, 1, 2 and on"
+    if labels is not None:
+        beyond = [number for number in used if number >= len(labels)]
+        if beyond and all(facts.highest >= len(labels) for facts in sound):
+            classes = f"{len(labels)} classes have names"
+            raise BadData(f"the masks of {root} have the numbers {listed}, and {classes}: {choice}")
+    missing = used[-1] + 1 - len(used) if used else 0
+    if labels is None and missing >= MANY_MISSING and missing > len(used):
+        raise BadData(
+            f"the masks of {root} have the numbers {listed}, which leaves {missing} classes without a pixel: {choice}; "
+            f"where they are so many classes, want their names in labels.txt"
+        )
+
+
+def _one_class(root: Path) -> str:
+    return (
+        f"the masks of {root} have no class but 0, want at least two: {IGNORE} is a pixel of no class, "
+        "want 1 where it is meant as the second"
     )
 
 

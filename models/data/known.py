@@ -26,12 +26,14 @@ Stamps = tuple[tuple[int, int, int], ...]
 
 class Facts(NamedTuple):
     """What one sound picture says: `size` (height, width) as it is seen; the `highest` class of its mask, 0 without;
-    how often each value is there, `histogram` (channels, 256), of those that are measured."""
+    how often each value is there, `histogram` (channels, 256), of those that are measured; the `numbers` that are in
+    its mask, that of no class among them."""
 
     size: tuple[int, int]
     grey: bool
     highest: int = 0
     histogram: NDArray[np.int64] | None = None
+    numbers: bytes = b""
 
 
 class Note(msgspec.Struct, array_like=True):
@@ -42,6 +44,7 @@ class Note(msgspec.Struct, array_like=True):
     grey: bool
     highest: int
     histogram: bytes  # empty where it was not measured
+    numbers: bytes
 
 
 class Notes(msgspec.Struct):
@@ -56,7 +59,7 @@ class Notes(msgspec.Struct):
         if note is None or not stamps or note.stamps != stamps or (measured and not note.histogram):
             return None
         histogram = np.frombuffer(note.histogram, np.int64).reshape(-1, 256) if measured else None
-        return Facts(note.size, note.grey, note.highest, histogram)
+        return Facts(note.size, note.grey, note.highest, histogram, note.numbers)
 
     def add(self, read: Iterable[tuple[Entry, Stamps, Facts]]) -> None:
         """Note what was read, if the files had those stamps before."""
@@ -64,7 +67,8 @@ class Notes(msgspec.Struct):
         for entry, stamps, facts in read:
             if stamps and all(now - max(times) > SETTLED_NS for _, *times in stamps):
                 counts = b"" if facts.histogram is None else facts.histogram.tobytes()
-                self.pictures[_key(entry)] = Note(stamps, facts.size, facts.grey, facts.highest, counts)
+                noted = Note(stamps, facts.size, facts.grey, facts.highest, counts, facts.numbers)
+                self.pictures[_key(entry)] = noted
 
 
 def load(root: Path) -> Notes:

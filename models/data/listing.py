@@ -7,9 +7,11 @@ from typing import NamedTuple
 
 from models.data.dataset import SplitName
 from models.data.faults import Fault
+from models.data.names import one
 from models.data.shares import shares, validating
 from models.errors import BadData
 from service.metadata import Task
+from service.text import NoText, decoded
 
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 LABELS = "labels.txt"
@@ -108,7 +110,7 @@ def class_names(path: Path) -> list[str] | None:
     """The names of the classes of masks, one a line of a text file; None where there is no such file."""
     if not path.exists():
         return None
-    labels = lines(path)
+    labels = [one(label) for label in lines(path)]
     for label, count in Counter(labels).items():
         if count > 1:
             raise BadData(f"{path} names {label!r} {count} times, want each class once")
@@ -119,7 +121,9 @@ def class_names(path: Path) -> list[str] | None:
 
 def lines(path: Path) -> list[str]:
     """The lines of a text file, none of them empty. Raises BadData."""
-    found = [line.strip() for line in text(path).rstrip().splitlines()]
+    found = [line.strip() for line in text(path).rstrip().split("\n")]
+    if found == [""]:
+        return []
     if "" in found:
         raise BadData(f"line {found.index('') + 1} of {path} is empty, want one name a line")
     return found
@@ -128,11 +132,11 @@ def lines(path: Path) -> list[str]:
 def text(path: Path) -> str:
     """What is in a text file. Raises BadData."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return decoded(path.read_bytes())
     except OSError as error:
         raise BadData(f"{path} cannot be read ({error.strerror}), want a text file, one name a line") from None
-    except UnicodeDecodeError:
-        raise BadData(f"{path} is not UTF-8 text, want one name a line") from None
+    except NoText as error:
+        raise BadData(f"{path}: {error}") from None
 
 
 def _check_classes(root: Path, labels: list[str], entries: Entries, without: str) -> None:

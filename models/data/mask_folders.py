@@ -1,12 +1,13 @@
 """Folders of `images/` and `masks/`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from models.data.dataset import SplitName
 from models.data.faults import Fault
 from models.data.listing import LABELS, SPLITS, Entry, Listing, class_names, lines, shared, split_paths, told
+from models.data.names import folders, one
 from models.data.picture import by_stem, files
 from models.errors import BadData
 
@@ -51,36 +52,48 @@ def listing(root: Path) -> Listing:
 
 def _pairs(root: Path) -> dict[SplitName, Pair]:
     """Those of each split, where the splits are folders."""
-    inside = split_paths(_folders(root / IMAGES)) if (root / IMAGES).is_dir() else {}
+    inside = split_paths(folders(root / IMAGES)) if (root / IMAGES).is_dir() else {}
     if inside:
         return {split: Pair(folder, root / MASKS / folder.name) for split, folder in inside.items()}
-    outside = split_paths(folder for folder in _folders(root) if (folder / IMAGES).is_dir())
+    outside = split_paths(folder for folder in folders(root) if (folder / IMAGES).is_dir())
     return {split: Pair(folder / IMAGES, folder / MASKS) for split, folder in outside.items()}
-
-
-def _folders(root: Path) -> list[Path]:
-    return [path for path in root.iterdir() if path.is_dir()]
 
 
 def _by_stem(pair: Pair) -> dict[str, Path]:
     images = by_stem(files(pair.images))
     if not images:
         raise BadData(f"{pair.images} holds no picture, want some of a format that Pillow reads")
+    if not pair.masks.is_dir():
+        beside = [repr(f"{folder.name}/") for folder in folders(pair.masks.parent) if folder != pair.images]
+        instead = f"; there is {', '.join(beside[:3])[:200]}" if beside else ""
+        raise BadData(f"there is no folder {pair.masks}, want the mask of each picture of {pair.images} there{instead}")
     return images
 
 
 def _named(images: dict[str, Path], pair: Pair, faults: list[Fault]) -> list[tuple[str, Entry]]:
-    masks = files(pair.masks) if pair.masks.is_dir() else []
+    masks = files(pair.masks)
     faults += [
         Fault(mask, f"there is no picture in {pair.images} for the mask {mask}")
         for mask in masks
-        if mask.stem not in images
+        if one(mask.stem) not in images
     ]
-    return [(name, _entry(image, pair)) for name, image in images.items()]
+    if masks and all(one(mask.stem) not in images for mask in masks):
+        raise BadData(
+            f"none of the {len(masks)} masks of {pair.masks} is called as a picture of {pair.images} is: "
+            f"there is {masks[0].name[:100]!r}, want {next(iter(images.values())).stem[:100] + '.png'!r}"
+        )
+    found = _found(masks)
+    return [(name, _entry(image, pair, found)) for name, image in images.items()]
 
 
-def _entry(image: Path, pair: Pair) -> Entry:
-    return Entry(image, pair.masks / f"{image.stem}.png")
+def _found(masks: Iterable[Path]) -> dict[str, Path]:
+    """Masks by their names without the ending; of several the PNG file."""
+    ordered = sorted(masks, key=lambda mask: mask.suffix.lower() == ".png")
+    return {one(mask.stem): mask for mask in ordered}
+
+
+def _entry(image: Path, pair: Pair, masks: Mapping[str, Path]) -> Entry:
+    return Entry(image, masks.get(one(image.stem), pair.masks / f"{image.stem}.png"))
 
 
 def _has_mask(entry: Entry) -> bool:
@@ -102,15 +115,16 @@ def _listed(root: Path, faults: list[Fault]) -> dict[SplitName, list[tuple[str, 
     pair = Pair(root / IMAGES, root / MASKS)
     images, lists = _by_stem(pair), split_paths((root / LISTS).glob("*.txt"))
     _check_splits(root / LISTS, lists)
+    masks = _found(files(pair.masks))
     named: dict[SplitName, list[tuple[str, Entry]]] = {split: [] for split in lists}
     place: dict[str, SplitName] = {}
     for split, file in lists.items():
-        for name in lines(file):
+        for name in map(one, lines(file)):
             if name in place:
                 raise BadData(f"{file} names {name!r}, which is in {place[name]} already, want each picture once")
             place[name] = split
             if name in images:
-                named[split].append((name, _entry(images[name], pair)))
+                named[split].append((name, _entry(images[name], pair, masks)))
             else:
                 image = pair.images / name
                 faults.append(Fault(image, f"{file} names {name!r}, and there is no such picture in {pair.images}"))

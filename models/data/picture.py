@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
+from models.data.names import is_data, one
 from models.errors import BadData
 from service.errors import BadImage
 from service.frontend import decode
@@ -56,8 +57,8 @@ class MaskHeader(NamedTuple):
 
 
 def files(folder: Path, below: bool = False) -> list[Path]:
-    """The pictures right in a folder, or in the folders `below` it, too, by name; files of other kinds and what is
-    hidden are left alone.
+    """The pictures right in a folder, or in the folders `below` it, too, by name; files of other kinds, what is
+    hidden and what is a system's own are left alone.
 
     Among them are pictures of a kind that Pillow does not open, such as HEIC, and links that lead nowhere: reading
     tells what is wrong with them.
@@ -67,18 +68,19 @@ def files(folder: Path, below: bool = False) -> list[Path]:
         path
         for path in (folder.rglob("*") if below else folder.iterdir())
         if (path.suffix.lower() in known or _called_picture(path))
-        and not _hidden(path.relative_to(folder))
+        and is_data(path.relative_to(folder))
         and (path.is_file() or (path.is_symlink() and not path.is_dir()))
     )
 
 
 def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
-    """Pictures by their names without the ending. Raises BadData where two have the same."""
+    """Pictures by their names without the ending, as `one` writes them. Raises BadData where two have the same."""
     images: dict[str, Path] = {}
     for path in paths:
-        if path.stem in images:
-            raise BadData(f"{images[path.stem]} and {path} have the same name, want one picture for a mask")
-        images[path.stem] = path
+        name = one(path.stem)
+        if name in images:
+            raise BadData(f"{images[name]} and {path} have the same name, want one picture for a mask")
+        images[name] = path
     return images
 
 
@@ -133,10 +135,6 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
 def _called_picture(path: Path) -> bool:
     kind, _ = mimetypes.guess_type(path.name, strict=False)
     return kind is not None and kind.startswith("image/")
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _extensions() -> set[str]:

@@ -69,12 +69,6 @@ def moments(counts: NDArray[np.int64]) -> tuple[list[float], list[float]]:
     return mean.tolist(), np.maximum(deviation, LEAST_DEVIATION).tolist()
 
 
-def highest(mask: NDArray[np.uint8]) -> int:
-    """The highest class in a mask; 0 where all of it is ignored."""
-    there = np.bincount(mask.ravel(), minlength=256)[:IGNORE].nonzero()[0]
-    return int(there[-1]) if len(there) else 0
-
-
 def _made(work: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
     with ThreadPoolExecutor(cores()) as pool:
         for start in range(0, len(jobs), AHEAD):
@@ -87,15 +81,16 @@ def _facts(job: tuple[Entry, bool]) -> Facts | Fault:
         grey = picture.header(entry.image).grey
         image = picture.read(entry.image, "L" if grey else "RGB")
         height, width = image.shape[:2]
-        top = _highest(entry.image, (height, width), entry.target) if isinstance(entry.target, Path) else 0
+        numbers = _numbers(entry.image, (height, width), entry.target) if isinstance(entry.target, Path) else b""
     except BadData as error:
         return Fault(entry.image, error.message)
-    return Facts((height, width), grey, top, histogram(image) if measure else None)
+    top = max((number for number in numbers if number != IGNORE), default=0)
+    return Facts((height, width), grey, top, histogram(image) if measure else None, numbers)
 
 
-def _highest(image: Path, size: tuple[int, int], file: Path) -> int:
+def _numbers(image: Path, size: tuple[int, int], file: Path) -> bytes:
     mask = picture.read_mask(file)
     if mask.shape != size:
         (height, width), (high, wide) = size, mask.shape
         raise BadData(f"mask {file} is {high}x{wide} (height x width), want {height}x{width} as {image} is seen")
-    return highest(mask)
+    return np.unique(mask).tobytes()

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 
 from models.data.dataset import SplitName
+from models.data.names import one
 
 VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2
 
@@ -54,5 +55,5 @@ def validating(names: Sequence[str]) -> list[bool]:
 
 def _place(name: str) -> float:
     """0..1, evenly."""
-    # The bytes of the name, which need not be UTF-8.
-    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8]) / 2**64
+    # The bytes of the name, which need not be UTF-8; the same ones on a Mac, which writes accents in another way.
+    return int.from_bytes(hashlib.sha256(os.fsencode(one(name))).digest()[:8]) / 2**64

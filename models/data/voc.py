@@ -6,6 +6,7 @@ from pathlib import Path
 from models.data.dataset import SplitName
 from models.data.faults import Fault
 from models.data.listing import LABELS, SPLITS, Entries, Entry, Listing, class_names, lines, told
+from models.data.names import one, there
 from models.data.picture import by_stem, files
 from models.errors import BadData
 
@@ -29,6 +30,8 @@ def listing(root: Path) -> Listing:
     The classes are those of `labels.txt` where there is one, and the challenge's own in a folder called VOC and a year,
     as its archives have it. Raises BadData.
     """
+    if not (root / MASKS).is_dir():
+        raise BadData(f"there is no folder {root / MASKS}, want the masks of {root / IMAGES} there")
     faults: list[Fault] = []
     images = by_stem(files(root / IMAGES))
     train, val = (_entries(root, images, name, faults) for name in ("train", "val"))
@@ -43,14 +46,14 @@ def listing(root: Path) -> Listing:
 def _entries(root: Path, images: dict[str, Path], part: str, faults: list[Fault]) -> list[tuple[str, Entry]]:
     file, entries = root / LISTS / f"{part}.txt", []
     for name in lines(file):
-        mask = root / MASKS / f"{name}.png"
-        if name not in images:
+        mask = there(root / MASKS / f"{name}.png")
+        if one(name) not in images:
             reason = f"{file} names {name!r}, and there is no such picture in {root / IMAGES}"
             faults.append(Fault(root / IMAGES / name, reason))
         elif not mask.is_file():
             faults.append(Fault(mask, f"there is no mask {mask}, want one for {name!r} of {file}"))
         else:
-            entries.append((name, Entry(images[name], mask)))
+            entries.append((name, Entry(images[one(name)], mask)))
     return entries
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from models.data import picture
 from models.errors import BadNetworkFile
+from service.text import NoText, decoded
 
 Colour = tuple[int, int, int]
 _HEX = re.compile(r"#?([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
@@ -21,7 +22,10 @@ def read_palette(path: Path, classes: int) -> list[Colour]:
 
 
 def _read_text(path: Path) -> list[Colour]:
-    lines = path.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()
+    try:
+        lines = decoded(path.read_bytes()).rstrip().split("\n")
+    except NoText as error:
+        raise BadNetworkFile(f"{path}: {error}, one colour a line") from None
     return [_colour(path, number, line.strip()) for number, line in enumerate(lines, start=1)]
 
 

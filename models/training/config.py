@@ -9,6 +9,7 @@ import tomli_w
 from models import whole_file
 from models.errors import BadTraining
 from models.training.run import Settings
+from service.text import decoded
 
 HEADER = """\
 # All that this run was told. The same source and the same machine give the same network again with
@@ -24,7 +25,7 @@ def write(path: Path, settings: Settings) -> None:
 def read(path: Path) -> Settings:
     """Raises BadTraining, naming the key and what was wanted of it."""
     try:
-        return msgspec.toml.decode(path.read_bytes(), type=Settings)
+        return msgspec.toml.decode(decoded(path.read_bytes()), type=Settings)
     except FileNotFoundError:
         raise BadTraining(f"there is no file {path}, want the config.toml of a run") from None
     except (msgspec.MsgspecError, ValueError) as error:

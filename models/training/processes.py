@@ -4,17 +4,33 @@ import os
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch import distributed as dist
 
+from models import surroundings
+
 
 def launched() -> tuple[int, int] | None:
     """How many processes torchrun started on this host, and on how many hosts; None where it did not start this."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if not surroundings.by_torchrun():
         return None
     here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
     return here, everywhere // here
+
+
+def settle() -> None:
+    """Train alone where this was started by hand, whatever the environment says. Raises BadTraining where a launcher
+    that is not torchrun started it several times."""
+    if surroundings.forget_ranks():
+        rank_zero_only.rank = 0  # type: ignore[attr-defined]  # Lightning took it from there as it was imported
+
+
+def environment() -> list[ClusterEnvironment]:
+    """Where Lightning takes ranks from: torchrun, or else only ourselves, not the scheduler of a cluster."""
+    return [] if surroundings.by_torchrun() else [LightningEnvironment()]
 
 
 def is_first() -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 from models.data.loading import Batch
 from models.errors import BadTraining
 from models.training.module import Training
+from models.training.processes import environment
 from models.training.progress import Bar, Pace
 from models.training.run import Machine, Settings
 from models.training.train import fit, prepared_run, trainer_options
@@ -55,6 +56,7 @@ def find_rate(settings: Settings, folder: Path, machine: Machine) -> Found:
         max_steps=STEPS,
         **trainer_options(settings.recipe, machine),
         callbacks=[pace, Bar(pace)] if bar else [],
+        plugins=[*environment()],
         limit_val_batches=0,
         logger=False,
         enable_checkpointing=False,

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 
-from models import checkpoint, registry, threads
+from models import checkpoint, registry, surroundings, threads
 from models.checkpoint import Description
 from models.data.augmentation import check
 from models.data.batches import loader
@@ -29,7 +29,7 @@ from models.training.averaging import averaging
 from models.training.history import History
 from models.training.logs import EVERY_STEPS, loggers
 from models.training.module import Training, ignored
-from models.training.processes import is_first, launched
+from models.training.processes import environment, is_first, launched, settle
 from models.training.progress import Bar, EpochLines, Pace
 from models.training.run import Machine, Note, RunFolder, Settings, commit, source_digest
 from models.training.saving import MONITOR, WholeCheckpoints, checkpoints
@@ -110,6 +110,7 @@ def prepared_run(
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     failures.tell_of_lost_processes()
+    settle()
     data = data_set(settings.data, strict)
     if settings.transfer is not None:
         expects, _ = checkpoint.load(resume or Path(settings.transfer.checkpoint))
@@ -240,7 +241,7 @@ def _trainer(recipe: Recipe, task: Task, folder: RunFolder, machine: Machine) ->
             Bar(pace) if bar else EpochLines(task, pace),
             *checkpoints(folder, recipe.keep, machine.save_seconds),
         ],
-        plugins=[WholeCheckpoints()],
+        plugins=[WholeCheckpoints(), *environment()],
         logger=loggers(folder.root),
         enable_progress_bar=bar,
         log_every_n_steps=EVERY_STEPS,
@@ -262,6 +263,8 @@ def trainer_options(recipe: Recipe, machine: Machine) -> dict[str, Any]:
     if cuda and devices > torch.cuda.device_count():
         raise BadTraining(f"{devices} devices: there are {torch.cuda.device_count()} CUDA devices here")
     several = devices * hosts > 1
+    if several:
+        surroundings.start_others()
     return {
         "accumulate_grad_batches": recipe.accumulate,
         "gradient_clip_val": recipe.clip,

@@ -18,6 +18,7 @@ from service.engine.profile import Profile
 from service.errors import BadConfig
 from service.simulation import Load, Outcome, Stream, oracle
 from service.simulation import simulate as run
+from service.text import NoText, decoded
 
 _COLUMNS = 48  # of the longest bar
 
@@ -143,8 +144,8 @@ def _policies(names: list[str]) -> list[PolicyName]:
 
 def _read(file: Path) -> Profile:
     try:
-        profiles = msgspec.json.decode(file.read_bytes(), type=list[Profile])
-    except (OSError, msgspec.MsgspecError) as error:
+        profiles = msgspec.json.decode(decoded(file.read_bytes()), type=list[Profile])
+    except (OSError, NoText, msgspec.MsgspecError) as error:
         raise BadConfig(f"{file} is no profile: {getattr(error, 'strerror', None) or error}") from None
     profiles = [each for each in profiles if each.machine.instances == 1] or profiles  # beside it may be other layouts
     if len(profiles) != 1:
@@ -173,7 +174,7 @@ def _arrivals(trace: Path | None, load: Load) -> tuple[float, ...]:
     if trace is None:
         return ()
     try:
-        found = tuple(float(line) for line in trace.read_text().split())
+        found = tuple(float(line) for line in decoded(trace.read_bytes()).split())
     except ValueError as error:
         raise BadConfig(f"{trace}: {error}") from None
     if not found or list(found) != sorted(found):

@@ -172,7 +172,10 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_file_that_is_no_text_is_named(file: Path) -> None:
     file.write_bytes(b"\xff\xfe\x00")
-    assert "is not TOML" in refusal(file=file)
+    assert "configuration file" in refusal(file=file)
+    assert "line 1 ends within a character, want whole UTF-16 text" in refusal(file=file)
+    file.write_bytes("[server]\n# café\n".encode("latin-1"))
+    assert "line 2 is not UTF-8 (byte 0xe9), want the file saved as UTF-8" in refusal(file=file)
     assert "Is a directory" in refusal(file=file.parent)
 
 
@@ -282,3 +285,9 @@ def test_engines_of_several_devices_share_the_threads() -> None:
     assert engine.of_device(0, 3, cores=2).threads == 1
     assert load(None, ["engine.threads=6"]).engine.of_device(1, 3, cores=2).threads == 2
     assert load().engine.of_device(0, 1, cores=8) == load().engine  # of one nothing changes
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_file_is_read_as_editors_save_it(file: Path, encoding: str) -> None:
+    file.write_bytes("# größer\r\n[server]\r\ngrpc_port = 9001\r\n".encode(encoding))
+    assert load(file=file).server.grpc_port == 9001

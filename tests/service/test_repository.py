@@ -127,7 +127,8 @@ def test_settings_of_a_model_are_read(tmp_path: Path) -> None:
         (b"max_batch_size = 'many'", "max_batch_size"),
         (b"batch = 4", "unknown key batch"),
         (b"max_batch_size = ", "not TOML"),
-        (b"\xff\xfe\x00", "not UTF-8"),
+        (b"\xff\xfe\x00", "line 1 ends within a character, want whole UTF-16"),
+        (b"# caf\xe9\n", "line 1 is not UTF-8 (byte 0xe9), want the file saved as UTF-8"),
     ],
 )
 def test_wrong_settings_are_the_models_problem(tmp_path: Path, data: bytes, why: str) -> None:
@@ -322,3 +323,11 @@ def test_table_survives_its_way_to_the_front_ends() -> None:
     table = Table((full, *TABLE.versions), complete=True)
     assert decode_table(encode_table(table)) == table
     assert decode_table(encode_table(Table())) == Table()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_settings_are_read_as_editors_save_them(tmp_path: Path, encoding: str) -> None:
+    put(tmp_path, "digits", "1")
+    (tmp_path / "digits" / "model.toml").write_bytes("# größer\r\nmax_batch_size = 8\r\n".encode(encoding))
+    found = scan(tmp_path)["digits"]
+    assert (found.problem, found.config.max_batch_size) == ("", 8)

@@ -280,7 +280,7 @@ def test_every_way_to_take_pixels_says_what_it_does() -> None:
             "3 labels for a network of 6 classes, want one for each",
         ),
         (["mobilenet", "a.weights.h5", "--labels", "gap.txt"], "line 2 of labels gap.txt is empty"),
-        (["mobilenet", "a.weights.h5", "--labels", "bytes.txt"], "labels bytes.txt are not UTF-8 text"),
+        (["mobilenet", "a.weights.h5", "--labels", "bytes.txt"], "labels bytes.txt: line 1 is not UTF-8"),
         (["mobilenet", "a.weights.h5", "--labels", "nowhere.txt"], "'nowhere.txt': No such file or directory"),
     ],
 )
@@ -296,7 +296,7 @@ def test_what_cannot_be_adopted_is_one_line_and_exit_code_2(
     write(Path("a.weights.h5"), saved(network))
     Path("labels.txt").write_text("ant\nbee\ncat\n")
     Path("gap.txt").write_text("ant\n\ncat\n")
-    Path("bytes.txt").write_bytes(b"\xff\xfe")
+    Path("bytes.txt").write_bytes("café".encode("latin-1"))
     assert cli.run(["adopt-weights", *arguments]) == 2
     err = capsys.readouterr().err
     assert message in err

@@ -60,12 +60,21 @@ def test_bad_files_are_told_once_however_often_the_data_are_read(
 
 
 def test_one_process_of_a_host_speaks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    for name in ("TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "1")
     tell([Fault(Path("a"), "a is bad")], 9)
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("LOCAL_RANK", "0")
     tell([Fault(Path("a"), "a is bad")], 9)
     assert capsys.readouterr().err.startswith("left out: a is bad\nleft out 1 of 9 pictures")
+
+
+def test_rank_that_is_left_over_silences_nobody(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    tell([Fault(Path("a"), "a is bad")], 9)
+    assert capsys.readouterr().err.startswith("left out: a is bad\n")
 
 
 def test_sound_data_are_told_nothing_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -254,7 +254,7 @@ def move(root: Path) -> None:
 FAULTS_OF_MASKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no pictures": (lambda root: [path.unlink() for path in (root / "images").iterdir()], "images holds no picture"),
     "no mask": (lambda root: (root / "masks" / "p7.png").unlink(), r"no mask .*masks/p7\.png, want one for .*/p7\.png"),
-    "no masks": (move, "there is no mask"),
+    "no masks": (move, r"there is no folder .*masks, want the mask of each picture of .*; there is 'labels/'$"),
     "no picture for a mask": (
         lambda root: (root / "images" / "p7.png").unlink(),
         r"no picture in .*images for the mask .*masks/p7\.png",
@@ -286,7 +286,10 @@ FAULTS_OF_MASKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty line in labels": (lambda root: (root / "labels.txt").write_text("a\n\nb\n"), r"line 2 of .*labels\.txt"),
     "label twice": (lambda root: (root / "labels.txt").write_text("a\nb\na\n"), r"labels\.txt names 'a' 2 times"),
     "one label": (lambda root: (root / "labels.txt").write_text("a\n"), "names 1 classes, want 2 to 255"),
-    "labels are no text": (lambda root: (root / "labels.txt").write_bytes(b"\xff\xfe"), "not UTF-8 text"),
+    "labels are no text": (
+        lambda root: (root / "labels.txt").write_bytes("sky\ncafé\n".encode("latin-1")),
+        r"labels\.txt: line 2 is not UTF-8 \(byte 0xe9\), want the file saved as UTF-8",
+    ),
     "split missing": (
         lambda root: (write_lists(root, "p1", "p2", "p3"), (root / "splits" / "train.txt").unlink()),
         r"splits is split into test and validation only, want train and test or validation",

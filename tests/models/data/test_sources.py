@@ -274,6 +274,23 @@ FAULTS_OF_TABLES: dict[str, tuple[str, str]] = {
     ),
     "twice": ("path,label\n0.png,cat\n0.png,dog\n", r"line 3 of .*t\.csv names '0\.png', as line 2 does"),
     "one class": ("path,label\n0.png,cat\n1.png,cat\n", "has 1 classes, want at least two"),
+    "quotation mark never closed": (
+        'path,label\n0.png,cat\n1.png,"dog\n' + "2.png,cat\n" * 20_000,
+        r"line 3 of .*t\.csv opens a quotation mark that is not closed, want it closed or taken out",
+    ),
+    "quotation mark not closed in a short file": (
+        'path,label\n\n"0.png,cat\n1.png,dog\n',
+        r"line 3 of .*t\.csv opens a quotation mark that is not closed",
+    ),
+    "quotation mark in the heads": ('path,"label\n0.png,cat\n', r"line 1 of .*t\.csv opens a quotation mark"),
+    "two marks lines apart": (
+        'path,label\n0.png,"cat\n1.png,dog\n2.png,bird"\n',
+        r"line 2 of .*t\.csv opens a quotation mark in its label, want it closed on its line",
+    ),
+    "mark within a value": ('path,label\n"0"5.png,cat\n', r"line 2 of .*t\.csv has a quotation mark within a value"),
+    "comma in a name": ("path,label\n0,5.png,cat\n", r"line 2 of .*t\.csv has 3 values, want 2: a comma within"),
+    "value without end": ("path,label\n" + "x" * 140_000 + ",cat\n", r"line 2 of .*t\.csv cannot be read \(field"),
+    "Latin-1": ("path,label\n0.png,caf\udce9\n", r"t\.csv: line 2 is not UTF-8 \(byte 0xe9\)"),
     "picture missing": ("path,label\n0.png,cat\n1.png,dog\n", r"there is no file .*0\.png, which .*t\.csv names"),
 }
 
@@ -281,10 +298,22 @@ FAULTS_OF_TABLES: dict[str, tuple[str, str]] = {
 @pytest.mark.parametrize("fault", FAULTS_OF_TABLES)
 def test_fault_of_a_table_is_told_in_one_line(tmp_path: Path, fault: str) -> None:
     content, message = FAULTS_OF_TABLES[fault]
-    (tmp_path / "t.csv").write_text(content)
+    (tmp_path / "t.csv").write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(BadData, match=message) as caught:
         load(tmp_path / "t.csv")
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_table_and_labels_are_read_as_editors_save_them(tmp_path: Path, encoding: str) -> None:
+    write_classes(tmp_path / "pictures", 4)
+    rows = [
+        f"pictures/{kind}/{number}.png,{label},"
+        for kind, label in (("dark", "café"), ("light", '"a, b"'))
+        for number in range(4)
+    ]
+    (tmp_path / "t.csv").write_bytes("\r\n".join(["path,label", *rows]).encode(encoding))
+    assert load(tmp_path / "t.csv").labels == ["a, b", "café"]
 
 
 def test_folders_to_train_and_to_test_with_need_none_to_validate_with(tmp_path: Path) -> None:
