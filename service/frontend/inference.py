@@ -22,7 +22,7 @@ from service.frontend.threads import to_its_end
 from service.frontend.timings import Marks, observe
 from service.metrics import Duration, Statistics
 from service.pb import inference_pb2 as pb
-from service.repository import MODEL_FILE, Version
+from service.repository import MODEL_FILE, TensorSpec, Version
 
 # What is offered beyond the protocol's core, by the names its clients know.
 EXTENSIONS = ("classification", "model_configuration", "parameters", "statistics")
@@ -106,7 +106,10 @@ class InferenceService:
             default_model_filename=MODEL_FILE,
             input=[
                 pb.ModelInput(
-                    name=spec.name, data_type=_DATA_TYPES[spec.dtype], dims=tensors.metadata_shape(spec)[first:]
+                    name=spec.name,
+                    data_type=_DATA_TYPES[spec.dtype],
+                    format=_format(row, spec),
+                    dims=tensors.metadata_shape(spec)[first:],
                 )
                 for spec in row.inputs
             ],
@@ -200,6 +203,12 @@ class InferenceService:
             copy()
             return
         await to_its_end(self._threads, copy)
+
+
+def _format(row: Version, spec: TensorSpec) -> pb.ModelInput.Format:
+    """How the pixels of an image lie. Of a file that says nothing about itself nobody knows whether it takes images."""
+    image = row.document is not None and row.document.input is not None and spec.name == metadata.IMAGE
+    return pb.ModelInput.FORMAT_NHWC if image else pb.ModelInput.FORMAT_NONE
 
 
 def _version(text: str) -> int:

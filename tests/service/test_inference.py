@@ -263,6 +263,23 @@ def test_model_metadata_and_configuration_agree(channel: grpc.Channel) -> None:
     assert config.input[0].data_type == pb.TYPE_UINT8
 
 
+@pytest.mark.parametrize(
+    ("model", "wanted"),
+    [
+        ("letters", pb.ModelInput.FORMAT_NHWC),
+        ("colours", pb.ModelInput.FORMAT_NHWC),
+        ("waves", pb.ModelInput.FORMAT_NONE),
+        ("doubler", pb.ModelInput.FORMAT_NONE),
+    ],
+)
+def test_configuration_says_how_pixels_lie_where_a_model_takes_images(
+    channel: grpc.Channel, model: str, wanted: pb.ModelInput.Format
+) -> None:
+    config = method(channel, "ModelConfig")(pb.ModelConfigRequest(name=model)).config
+    assert [tensor.format for tensor in config.input] == [wanted]
+    assert pb.ModelInput.DESCRIPTOR.fields_by_name["format"].number == 3
+
+
 def test_metadata_of_a_model_of_tensors_carry_its_document(channel: grpc.Channel) -> None:
     found = method(channel, "ModelMetadata")(pb.ModelMetadataRequest(name="waves"))
     assert [(tensor.name, tensor.datatype, list(tensor.shape)) for tensor in found.inputs] == [
