@@ -12,7 +12,6 @@ from tests.service import networks
 from tests.service.calls import infer_request, method, outputs, reason
 
 NAMES = {
-    "ModelStreamInfer",
     "RepositoryModelLoad",
     "RepositoryModelUnload",
     "SystemSharedMemoryStatus",
