@@ -115,7 +115,7 @@ class FrontEnd:
                 ("grpc.max_metadata_size", limits.max_metadata_bytes),
                 ("grpc.absolute_max_metadata_size", limits.max_metadata_bytes),
                 # Clients, idle or in a call, may ping this often without being sent away.
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", round(server_config.min_ping_seconds * 1000)),
+                ("grpc.http2.min_ping_interval_without_data_ms", round(server_config.min_ping_seconds * 1000)),
                 ("grpc.keepalive_permit_without_calls", 1),
             ],
             # Beyond what the gate refuses with a hint: bounds the memory of requests that nobody has looked at.
