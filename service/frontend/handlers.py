@@ -88,7 +88,7 @@ def _unary(method: MethodDescriptor, implementation: Implementation, gate: Gate)
             if isinstance(result, ConvoyError):
                 # Not abort: it raises, through all that stands above, and takes twice as long.
                 context.set_code(status.code_of(result))
-                context.set_details(result.message)
+                context.set_details(status.message_of(result))
                 context.set_trailing_metadata(status.trailers(result))
                 return b""
             return result
@@ -200,7 +200,7 @@ class _Tensors:
         inside.parameters["triton_final_response"].bool_param = True
         inside.parameters["convoy_status"].string_param = status.code_of(result).name
         inside.parameters["convoy_reason"].string_param = result.reason
-        return pb.ModelStreamInferResponse(error_message=result.message, infer_response=inside)
+        return pb.ModelStreamInferResponse(error_message=status.message_of(result), infer_response=inside)
 
 
 class _Turn(NamedTuple):
