@@ -3,6 +3,31 @@
 A message names the value and what was wanted, in one line; it never holds a path or an address of the server.
 """
 
+from collections.abc import Iterable
+
+_MOST_OF_A_NAME = 90  # bytes
+_MOST_OF_A_LIST = 180  # bytes: a name and a list come to less than 300
+
+
+def named(name: str) -> str:
+    """A name for a message, in quotes; of a long one the beginning."""
+    return _cut(repr(name), _MOST_OF_A_NAME)
+
+
+def listed(names: Iterable[str], most: int = 1000) -> str:
+    """Names for a message, which travels in a header: those that fit, `most` of them, and how many more there are."""
+    texts = [_cut(name, _MOST_OF_A_NAME) for name in names]
+    shown, left = 0, _MOST_OF_A_LIST
+    while shown < min(len(texts), most) and (left := left - len(texts[shown].encode()) - 2) >= 0:
+        shown += 1
+    more = f" and {len(texts) - shown} more" if shown < len(texts) else ""
+    return ", ".join(texts[:shown]) + more
+
+
+def _cut(text: str, most: int) -> str:
+    data = text.encode(errors="backslashreplace")
+    return data.decode() if len(data) <= most else data[:most].decode(errors="ignore") + "..."
+
 
 class ConvoyError(Exception):
     """Anything Convoy tells a caller. `reason` is the machine-readable name of it."""
@@ -37,6 +62,12 @@ class UnknownModel(ConvoyError):
     """No such model or version is served."""
 
     reason = "UNKNOWN_MODEL"
+
+
+class NotOffered(ConvoyError):
+    """A call of a published protocol that has no place here; the message says what takes its place."""
+
+    reason = "NOT_OFFERED"
 
 
 class QueueFull(ConvoyError):

@@ -97,7 +97,7 @@ _LEVELS_SECONDS = 0.05
 _IMAGES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024)
 
 # The methods that run a network; the others ask about one. Each request of a stream counts as one.
-INFERENCE = ("Classify", "Segment", "ClassifyStream", "SegmentStream", "ModelInfer")
+INFERENCE = ("Classify", "Segment", "ClassifyStream", "SegmentStream", "ModelInfer", "ModelStreamInfer")
 STAGES = ("receive", "decode", "preprocess", "queue", "gather", "run", "scatter", "postprocess")
 
 REQUEST_DURATION = Histogram(

@@ -11,7 +11,7 @@ import msgspec
 
 from service.buckets import NONE, Buckets
 from service.config import ModelConfig, load_model_config
-from service.errors import BadConfig, ModelUnavailable, UnknownModel
+from service.errors import BadConfig, ModelUnavailable, UnknownModel, listed
 from service.metadata import Document
 
 MODEL_FILE = "model.onnx"
@@ -98,9 +98,8 @@ class Table(msgspec.Struct, frozen=True):
 
     def _names(self) -> str:
         names = sorted({row.model for row in self.versions})
-        if len(names) > _NAMED:
-            return f"the server has {', '.join(names[:_NAMED])} and {len(names) - _NAMED} more; ListModels names them"
-        return f"the server has {', '.join(names) or 'none'}"
+        text = listed(names, _NAMED)
+        return f"the server has {text or 'none'}" + ("; ListModels names them" if text.endswith(" more") else "")
 
     @property
     def ready(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version as package_version
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from service import metadata, metrics
 from service.channel import Answer
 from service.config import LimitsConfig
-from service.errors import BadRequest, BadTensor
+from service.errors import BadRequest, BadTensor, NotOffered, named
 from service.frontend import tensors
 from service.frontend.catalogue import Catalogue
 from service.frontend.link import EngineLink
@@ -22,13 +23,14 @@ from service.frontend.threads import to_its_end
 from service.frontend.timings import Marks, observe
 from service.metrics import Duration, Statistics
 from service.pb import inference_pb2 as pb
-from service.repository import MODEL_FILE, Version
+from service.repository import MODEL_FILE, TensorSpec, Version
 
 # What is offered beyond the protocol's core, by the names its clients know.
 EXTENSIONS = ("classification", "model_configuration", "parameters", "statistics")
 
 _PLATFORM = "onnxruntime_onnx"
 _DATA_TYPES = {name: f"TYPE_{datatype}" for name, datatype in tensors.DATATYPES.items()}
+_NO_SHARED_MEMORY = "shared memory is not offered: send tensors in the request, and read them from the response"
 _LARGE = 1 << 18  # bytes; copying more than this leaves the loop
 
 
@@ -106,7 +108,10 @@ class InferenceService:
             default_model_filename=MODEL_FILE,
             input=[
                 pb.ModelInput(
-                    name=spec.name, data_type=_DATA_TYPES[spec.dtype], dims=tensors.metadata_shape(spec)[first:]
+                    name=spec.name,
+                    data_type=_DATA_TYPES[spec.dtype],
+                    format=_format(row, spec),
+                    dims=tensors.metadata_shape(spec)[first:],
                 )
                 for spec in row.inputs
             ],
@@ -125,10 +130,7 @@ class InferenceService:
     async def ModelInfer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
         """Tensors in, tensors out, for any model."""
         row = self._serving(request.model_name, request.model_version, call)
-        if "timeout" in request.parameters:
-            call.within(request.parameters["timeout"].int64_param / 1e6)  # microseconds
-        if "priority" in request.parameters:
-            call.low_priority = request.parameters["priority"].uint64_param > 1  # 1 is the highest, 0 the usual one
+        _heed(request, call)
         with self._catalogue.using(row):
             read = tensors.read(request, row, self._limits.max_input_pixels, call.payloads)
             wanted = tensors.wanted_outputs(request, row)
@@ -186,6 +188,66 @@ class InferenceService:
             ]
         )
 
+    async def RepositoryModelLoad(self, request: pb.RepositoryModelLoadRequest, call: Call) -> NoReturn:
+        """Not offered."""
+        raise NotOffered(
+            "models are not loaded on request: put a file at MODEL/VERSION/model.onnx in the server's repository, "
+            "which is watched, and ask ModelReady or RepositoryIndex until it serves"
+        )
+
+    async def RepositoryModelUnload(self, request: pb.RepositoryModelUnloadRequest, call: Call) -> NoReturn:
+        """Not offered."""
+        raise NotOffered(
+            "models are not unloaded on request: remove MODEL/VERSION from the server's repository, which is watched, "
+            "and the version stops serving once its requests are answered"
+        )
+
+    async def SystemSharedMemoryStatus(
+        self, request: pb.SystemSharedMemoryStatusRequest, call: Call
+    ) -> pb.SystemSharedMemoryStatusResponse:
+        """No region: none can be registered."""
+        return pb.SystemSharedMemoryStatusResponse()
+
+    async def SystemSharedMemoryRegister(self, request: pb.SystemSharedMemoryRegisterRequest, call: Call) -> NoReturn:
+        """Not offered."""
+        raise NotOffered(_NO_SHARED_MEMORY)
+
+    async def SystemSharedMemoryUnregister(
+        self, request: pb.SystemSharedMemoryUnregisterRequest, call: Call
+    ) -> pb.SystemSharedMemoryUnregisterResponse:
+        """Nothing is registered, so nothing is left to undo: clients begin with this."""
+        return pb.SystemSharedMemoryUnregisterResponse()
+
+    async def CudaSharedMemoryStatus(
+        self, request: pb.CudaSharedMemoryStatusRequest, call: Call
+    ) -> pb.CudaSharedMemoryStatusResponse:
+        """No region: none can be registered."""
+        return pb.CudaSharedMemoryStatusResponse()
+
+    async def CudaSharedMemoryRegister(self, request: pb.CudaSharedMemoryRegisterRequest, call: Call) -> NoReturn:
+        """Not offered."""
+        raise NotOffered(_NO_SHARED_MEMORY)
+
+    async def CudaSharedMemoryUnregister(
+        self, request: pb.CudaSharedMemoryUnregisterRequest, call: Call
+    ) -> pb.CudaSharedMemoryUnregisterResponse:
+        """Nothing is registered, so nothing is left to undo."""
+        return pb.CudaSharedMemoryUnregisterResponse()
+
+    async def TraceSetting(self, request: pb.TraceSettingRequest, call: Call) -> pb.TraceSettingResponse:
+        """No settings; a setting without a value takes back what was never set."""
+        if request.model_name:
+            self._serving(request.model_name, "", call)
+        if any(setting.value for setting in request.settings.values()):
+            raise NotOffered("requests are not traced: each response has the times of its stages as parameters")
+        return pb.TraceSettingResponse()
+
+    async def LogSettings(self, request: pb.LogSettingsRequest, call: Call) -> pb.LogSettingsResponse:
+        """No settings that could be changed while the server runs."""
+        if request.settings:
+            raise NotOffered("the log is not set on request: server.log_level of the configuration, read at the start")
+        return pb.LogSettingsResponse()
+
     def _serving(self, name: str, version: str, call: Call) -> Version:
         row = self._catalogue.table.serving(name, _version(version))
         call.serves(row)
@@ -200,6 +262,25 @@ class InferenceService:
             copy()
             return
         await to_its_end(self._threads, copy)
+
+
+def _heed(request: pb.ModelInferRequest, call: Call) -> None:
+    """The request's own deadline and priority."""
+    if "timeout" in request.parameters:
+        microseconds = tensors.whole_number("timeout", request.parameters["timeout"])
+        if microseconds < 0:
+            raise BadRequest(f"parameter 'timeout' is {microseconds} microseconds, want 0 for none, or more")
+        if microseconds:
+            call.within(microseconds / 1e6)
+    if "priority" in request.parameters:
+        # 1 is the highest, 0 the usual one.
+        call.low_priority = tensors.whole_number("priority", request.parameters["priority"]) > 1
+
+
+def _format(row: Version, spec: TensorSpec) -> pb.ModelInput.Format:
+    """How the pixels of an image lie. Of a file that says nothing about itself nobody knows whether it takes images."""
+    image = row.document is not None and row.document.input is not None and spec.name == metadata.IMAGE
+    return pb.ModelInput.FORMAT_NHWC if image else pb.ModelInput.FORMAT_NONE
 
 
 def _version(text: str) -> int:
@@ -217,7 +298,7 @@ def _put(response: pb.ModelInferResponse, row: Version, number: int, values: NDA
         response.raw_output_contents.append(values.tobytes())
         return
     if values.ndim < 2:
-        raise BadTensor(f"output {spec.name!r} has rank {values.ndim}, want 2 or more for classification")
+        raise BadTensor(f"output {named(spec.name)} has rank {values.ndim}, want 2 or more for classification")
     labels = row.document.labels if row.document is not None and spec.name == metadata.PROBABILITIES else []
     texts = tensors.ranked(values, classes, labels)
     response.outputs.add(name=spec.name, datatype="BYTES", shape=texts.shape)

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import grpc
 import uvloop
+from google.protobuf import text_format
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
 from service import control, log, machine, metrics
 from service.frontend.catalogue import Catalogue
@@ -35,6 +36,7 @@ _VISION = vision_pb2.DESCRIPTOR.services_by_name["Vision"]
 _INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 _REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
+_REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 _SERVICES = (_VISION, _INFERENCE)
 _MAX_REASON = 4096  # characters of what keeps the server from being ready
 _LAST_WORDS = 0.5  # seconds for gRPC to send what was answered, and to end the streams of health watchers
@@ -129,7 +131,17 @@ class FrontEnd:
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = [service.full_name for service in (*_SERVICES, _HEALTH, _REFLECTION)]
-        reflection.enable_server_reflection(names, server, pool=_reflected())
+        names.append(_REFLECTION_V1)
+        reflected = reflection.aio.ReflectionServicer(names, pool=_reflected())
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, server)
+        # The messages of both versions are the same on the wire.
+        answer = grpc.stream_stream_rpc_method_handler(
+            reflected.ServerReflectionInfo,
+            request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+            response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+        )
+        v1 = grpc.method_handlers_generic_handler(_REFLECTION_V1, {"ServerReflectionInfo": answer})
+        server.add_generic_rpc_handlers((v1,))
         server.add_insecure_port(self._address)
         return server
 
@@ -198,6 +210,10 @@ def _reflected() -> DescriptorPool:
         file = FileDescriptorProto()
         service.file.CopyToProto(file)
         pool.Add(file)
+    # The library has version 1alpha alone; version 1 differs from it by its name.
+    alpha = FileDescriptorProto()
+    _REFLECTION.file.CopyToProto(alpha)
+    pool.Add(text_format.Parse(text_format.MessageToString(alpha).replace("v1alpha", "v1"), FileDescriptorProto()))
     return pool
 
 

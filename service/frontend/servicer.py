@@ -297,7 +297,7 @@ def _copy_pixels(part: Part, target: memoryview) -> None:
 
 
 def _image_error(error: ConvoyError) -> pb.ImageError:
-    return pb.ImageError(code=status.number_of(error), reason=error.reason, message=error.message)
+    return pb.ImageError(code=status.number_of(error), reason=error.reason, message=status.message_of(error))
 
 
 def _end_slot(work: Future[_Prepared]) -> None:

@@ -18,6 +18,7 @@ from service.errors import (
     DeadlinePassed,
     EngineDied,
     ModelUnavailable,
+    NotOffered,
     PredictedLate,
     QueueFull,
     RunFailed,
@@ -30,6 +31,7 @@ STATUS: dict[type[ConvoyError], StatusCode] = {
     BadImage: StatusCode.INVALID_ARGUMENT,
     BadTensor: StatusCode.INVALID_ARGUMENT,
     UnknownModel: StatusCode.NOT_FOUND,
+    NotOffered: StatusCode.UNIMPLEMENTED,
     QueueFull: StatusCode.RESOURCE_EXHAUSTED,  # back off
     PredictedLate: StatusCode.RESOURCE_EXHAUSTED,
     DeadlinePassed: StatusCode.DEADLINE_EXCEEDED,
@@ -38,6 +40,8 @@ STATUS: dict[type[ConvoyError], StatusCode] = {
     EngineDied: StatusCode.INTERNAL,
     Cancelled: StatusCode.CANCELLED,
 }
+# Bytes of a message on the wire. It travels in the trailers twice, and clients take 8 kB of those, some only 4.
+_MOST_ON_THE_WIRE = 1500
 DOMAIN = "convoy"  # of ErrorInfo: who gives the reasons their meaning
 
 
@@ -52,6 +56,17 @@ def number_of(error: ConvoyError) -> int:
     return number
 
 
+def message_of(error: ConvoyError) -> str:
+    """The message, or the beginning of one that is too long for a header."""
+    size = 0
+    for place, character in enumerate(error.message):
+        data = character.encode(errors="replace")
+        size += sum(1 if 0x20 <= byte <= 0x7E and byte != 0x25 else 3 for byte in data)  # gRPC writes others as %XX
+        if size > _MOST_ON_THE_WIRE:
+            return error.message[: max(0, place - 3)] + "..."
+    return error.message
+
+
 def trailers(error: ConvoyError) -> tuple[tuple[str, str | bytes], ...]:
     """The trailing metadata: google.rpc.Status with ErrorInfo, and RetryInfo where trying again makes sense."""
     details = [_any(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))]
@@ -62,7 +77,7 @@ def trailers(error: ConvoyError) -> tuple[tuple[str, str | bytes], ...]:
         delay.FromMilliseconds(milliseconds)
         details.append(_any(error_details_pb2.RetryInfo(retry_delay=delay)))
         pairs.append(("grpc-retry-pushback-ms", str(milliseconds)))
-    status = Status(code=number_of(error), message=error.message, details=details)
+    status = Status(code=number_of(error), message=message_of(error), details=details)
     return (*pairs, ("grpc-status-details-bin", status.SerializeToString()))
 
 
@@ -71,7 +86,7 @@ def request_error(error: ConvoyError) -> pb.RequestError:
     return pb.RequestError(
         code=number_of(error),
         reason=error.reason,
-        message=error.message,
+        message=message_of(error),
         retry_after_seconds=error.retry_after or 0,
     )
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import BadTensor
+from service.errors import BadRequest, BadTensor, listed, named
 from service.frontend.wire import NOTHING
 from service.metadata import Document, InputSpec
 from service.pb import inference_pb2 as pb
@@ -60,8 +60,8 @@ def read(
     by_name = _by_name(request, row.inputs)
     raw = request.raw_input_contents
     if raw and any(tensor.HasField("contents") for tensor in request.inputs):
-        named = next(tensor.name for tensor in request.inputs if tensor.HasField("contents"))
-        raise BadTensor(f"input {named!r} has contents beside raw_input_contents, want one of the two")
+        both = next(tensor.name for tensor in request.inputs if tensor.HasField("contents"))
+        raise BadTensor(f"input {named(both)} has contents beside raw_input_contents, want one of the two")
     if raw and len(raw) != len(request.inputs):
         raise BadTensor(f"raw_input_contents has {len(raw)} entries for {len(request.inputs)} inputs")
     free: dict[str, tuple[int, str]] = {}
@@ -75,7 +75,9 @@ def read(
             arrays.append(_from_contents(tensor, spec, shape))
     rows = arrays[0].shape[0] if row.batched else 1
     if row.batched and not 1 <= rows <= row.max_batch_size:
-        raise BadTensor(f"input {row.inputs[0].name!r} has a batch of {rows}, want 1 to {row.max_batch_size}")
+        raise BadTensor(
+            f"input {named(row.inputs[0].name)} has a batch of {rows}, want 1 to {row.max_batch_size}: max_batch_size"
+        )
     if row.document is not None:
         _check_sides(row.document, arrays[0].shape[1:], max_input_pixels)
     return Tensors(rows, arrays)
@@ -110,7 +112,9 @@ def wanted_outputs(request: pb.ModelInferRequest, row: Version) -> list[tuple[in
     wanted = []
     for output in request.outputs:
         if output.name not in numbers:
-            raise BadTensor(f"output {output.name[:64]!r} is unknown, want one of {sorted(numbers)}")
+            raise BadTensor(
+                f"output {named(output.name)} is unknown, want one of [{listed(map(repr, sorted(numbers)))}]"
+            )
         wanted.append((numbers[output.name], _classes(output)))
     return wanted
 
@@ -137,6 +141,15 @@ def metadata_shape(spec: TensorSpec) -> list[int]:
     return [-1 if side is None else side for side in spec.shape]
 
 
+def whole_number(name: str, parameter: pb.InferParameter) -> int:
+    """The value of a parameter that counts something. Raises BadRequest, naming it, where it is of another type."""
+    kind = parameter.WhichOneof("parameter_choice")
+    if kind not in ("int64_param", "uint64_param"):
+        raise BadRequest(f"parameter {name!r} has {kind or 'no value'}, want int64_param")
+    number: int = getattr(parameter, kind)
+    return number
+
+
 def _by_name(
     request: pb.ModelInferRequest, specs: Sequence[TensorSpec]
 ) -> Mapping[str, tuple[int, pb.ModelInferRequest.InferInputTensor]]:
@@ -144,13 +157,13 @@ def _by_name(
     found: dict[str, tuple[int, pb.ModelInferRequest.InferInputTensor]] = {}
     for place, tensor in enumerate(request.inputs):
         if tensor.name not in names:
-            raise BadTensor(f"input {tensor.name[:64]!r} is unknown, want {names}")
+            raise BadTensor(f"input {named(tensor.name)} is unknown, want [{listed(map(repr, names))}]")
         if tensor.name in found:
-            raise BadTensor(f"input {tensor.name!r} is given twice")
+            raise BadTensor(f"input {named(tensor.name)} is given twice")
         found[tensor.name] = (place, tensor)
     for name in names:
         if name not in found:
-            raise BadTensor(f"input {name!r} is missing, want {names}")
+            raise BadTensor(f"input {named(name)} is missing, want [{listed(map(repr, names))}]")
     return found
 
 
@@ -191,7 +204,7 @@ def _from_raw(data: bytes | memoryview, spec: TensorSpec, shape: tuple[int, ...]
     dtype = np.dtype(spec.dtype).newbyteorder("<")
     wanted = _count(shape) * dtype.itemsize
     if len(data) != wanted:
-        raise BadTensor(f"input {spec.name!r} has {len(data)} bytes, want {wanted} for shape {list(shape)}")
+        raise BadTensor(f"input {named(spec.name)} has {len(data)} bytes, want {wanted} for shape {list(shape)}")
     values: NDArray[np.generic] = np.frombuffer(data, dtype).reshape(shape)
     return values
 
@@ -201,16 +214,16 @@ def _from_contents(
 ) -> NDArray[np.generic]:
     field = _CONTENTS.get(spec.dtype)
     if field is None:
-        raise BadTensor(f"input {spec.name!r} is {DATATYPES[spec.dtype]}, want it in raw_input_contents")
+        raise BadTensor(f"input {named(spec.name)} is {DATATYPES[spec.dtype]}, want it in raw_input_contents")
     values = getattr(tensor.contents, field)
     count = _count(shape)
     if len(values) != count:
-        raise BadTensor(f"input {spec.name!r} has {len(values)} {field}, want {count} for shape {list(shape)}")
+        raise BadTensor(f"input {named(spec.name)} has {len(values)} {field}, want {count} for shape {list(shape)}")
     try:
         # A list: from the container itself numpy would wrap what is out of range without a word.
         return np.array(list(values), np.dtype(spec.dtype)).reshape(shape)
     except (OverflowError, ValueError):
-        raise BadTensor(f"input {spec.name!r} has values outside {DATATYPES[spec.dtype]}") from None
+        raise BadTensor(f"input {named(spec.name)} has values outside {DATATYPES[spec.dtype]}") from None
 
 
 def _check_sides(document: Document, shape: tuple[int, ...], max_input_pixels: int) -> None:
@@ -220,7 +233,7 @@ def _check_sides(document: Document, shape: tuple[int, ...], max_input_pixels: i
     if taken.free and taken.places(shape) > max_input_pixels:
         sides = "x".join(str(side) for side, axis in zip(shape, taken.axes, strict=True) if axis.name != "channel")
         unit = "places" if document.input is None else "pixels"
-        raise BadTensor(f"input {taken.name!r} is {sides} {unit}, want at most {max_input_pixels} in all")
+        raise BadTensor(f"input {named(taken.name)} is {sides} {unit}, want at most {max_input_pixels} in all")
 
 
 def _check_image(spec: InputSpec, height: int, width: int) -> None:
@@ -233,10 +246,10 @@ def _check_image(spec: InputSpec, height: int, width: int) -> None:
 def _classes(output: pb.ModelInferRequest.InferRequestedOutputTensor) -> int:
     for name, parameter in output.parameters.items():
         if name.startswith("shared_memory"):
-            raise BadTensor(f"output {output.name!r} asks for shared memory, which is not offered")
+            raise BadTensor(f"output {named(output.name)} asks for shared memory, which is not offered")
         if name == "classification":
-            classes: int = parameter.int64_param
+            classes = whole_number(name, parameter)
             if classes < 1:
-                raise BadTensor(f"output {output.name!r} asks for {classes} classes, want 1 or more")
+                raise BadTensor(f"output {named(output.name)} asks for {classes} classes, want 1 or more")
             return classes
     return 0

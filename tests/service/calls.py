@@ -29,9 +29,10 @@ def method(channel: grpc.Channel, name: str) -> Any:
 
 def stream(channel: grpc.Channel, name: str) -> Any:
     """The stream of this name: called with an iterator of requests, it is an iterator of responses."""
-    found = VISION.methods_by_name[name]
+    service = VISION if name in VISION.methods_by_name else INFERENCE
+    found = service.methods_by_name[name]
     return channel.stream_stream(
-        f"/{VISION.full_name}/{name}",
+        f"/{service.full_name}/{name}",
         request_serializer=lambda request: request if isinstance(request, bytes) else request.SerializeToString(),
         response_deserializer=GetMessageClass(found.output_type).FromString,
     )

@@ -107,13 +107,35 @@ def _silent_stream(target: str, seconds: float) -> grpc.StatusCode | None:
         return call.code()
 
 
-def test_silent_stream_outlives_its_pings_unless_the_setting_forbids_them(server: Server, tmp_path: Path) -> None:
+def _loses_idle_connection(target: str, seconds: float) -> bool:
+    """Whether a connection without any call is closed within so long, while its client pings every second."""
+    connected, lost = threading.Event(), threading.Event()
+
+    def changed(state: grpc.ChannelConnectivity) -> None:
+        if state is grpc.ChannelConnectivity.READY:
+            connected.set()
+        elif connected.is_set():
+            lost.set()
+
+    with grpc.insecure_channel(target, PINGING) as channel:
+        channel.subscribe(changed, try_to_connect=True)
+        assert connected.wait(20)
+        gone = lost.wait(seconds)
+        assert method(channel, "ServerLive")(b"", wait_for_ready=True, timeout=20).live
+        channel.unsubscribe(changed)
+    return gone
+
+
+def test_pings_end_neither_silent_streams_nor_idle_connections_unless_the_setting_forbids_them(
+    server: Server, tmp_path: Path
+) -> None:
     networks.save(networks.classifier(), tmp_path, "letters")
     with (
         Server(tmp_path, ["server.min_ping_seconds=60", "server.lame_duck_seconds=0"]) as strict,
-        ThreadPoolExecutor(2) as clients,
+        ThreadPoolExecutor(4) as clients,
     ):
         # gRPC's own client pings once a second at most, and is sent away with its third ping that is too soon.
-        lenient, forbidden = clients.map(lambda target: _silent_stream(target, 7.0), [server.grpc, strict.grpc])
-    assert lenient is grpc.StatusCode.OK
-    assert forbidden is grpc.StatusCode.UNAVAILABLE
+        streams = clients.map(lambda target: _silent_stream(target, 7.0), [server.grpc, strict.grpc])
+        idle = clients.map(lambda target: _loses_idle_connection(target, 7.0), [server.grpc, strict.grpc])
+        assert list(streams) == [grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE]
+        assert list(idle) == [False, True]

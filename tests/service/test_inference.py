@@ -5,25 +5,13 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from grpc_reflection.v1alpha import reflection_pb2
 
 from service import metadata
 from service.pb import inference_pb2 as pb
 from tests.service import networks
 from tests.service.calls import infer_request, method, outputs, reason
 
-NAMES = {
-    "ModelStreamInfer",
-    "RepositoryModelLoad",
-    "RepositoryModelUnload",
-    "SystemSharedMemoryStatus",
-    "SystemSharedMemoryRegister",
-    "SystemSharedMemoryUnregister",
-    "CudaSharedMemoryStatus",
-    "CudaSharedMemoryRegister",
-    "CudaSharedMemoryUnregister",
-    "TraceSetting",
-    "LogSettings",
-}
 Output = pb.ModelInferRequest.InferRequestedOutputTensor
 
 
@@ -134,6 +122,63 @@ def test_the_timeout_parameter_is_a_deadline_in_microseconds(infer: Any) -> None
     assert infer(request)
 
 
+def test_a_timeout_of_zero_is_none(infer: Any) -> None:
+    request = infer_request("doubler", np.ones((3, 4), np.float32))
+    request.parameters["timeout"].int64_param = 0
+    assert outputs(infer(request))["y"].shape == (3, 4)
+    request.parameters["timeout"].uint64_param = 2**64 - 1
+    request.parameters["priority"].int64_param = 2
+    assert outputs(infer(request))["y"].shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("timeout", {"string_param": "5"}, "parameter 'timeout' has string_param, want int64_param"),
+        ("timeout", {"double_param": 0.5}, "parameter 'timeout' has double_param, want int64_param"),
+        ("timeout", {"int64_param": -3}, "parameter 'timeout' is -3 microseconds, want 0 for none, or more"),
+        ("timeout", {}, "parameter 'timeout' has no value, want int64_param"),
+        ("priority", {"bool_param": True}, "parameter 'priority' has bool_param, want int64_param"),
+    ],
+)
+def test_a_parameter_of_another_type_is_named(infer: Any, name: str, value: dict[str, Any], words: str) -> None:
+    request = infer_request("doubler", np.ones((3, 4), np.float32))
+    request.parameters[name].CopyFrom(pb.InferParameter(**value))
+    with pytest.raises(grpc.RpcError) as caught:
+        infer(request)
+    assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.INVALID_ARGUMENT, words)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"int64_param": 0}, "output 'y' asks for 0 classes, want 1 or more"),
+        ({"string_param": "3"}, "parameter 'classification' has string_param, want int64_param"),
+    ],
+)
+def test_a_number_of_classes_is_a_number(infer: Any, value: dict[str, Any], words: str) -> None:
+    request = infer_request("doubler", np.ones((3, 4), np.float32))
+    request.outputs.append(Output(name="y", parameters={"classification": pb.InferParameter(**value)}))
+    with pytest.raises(grpc.RpcError) as caught:
+        infer(request)
+    assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.INVALID_ARGUMENT, words)
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+def test_reflection_describes_every_service_in_both_versions(channel: grpc.Channel, version: str) -> None:
+    ask = channel.stream_stream(
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    (listing,) = ask(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+    names = {service.name for service in listing.list_services_response.service}
+    assert {"convoy.v1.Vision", "inference.GRPCInferenceService", "grpc.reflection.v1.ServerReflection"} <= names
+    questions = [reflection_pb2.ServerReflectionRequest(file_containing_symbol=name) for name in sorted(names)]
+    for answer in ask(iter(questions)):
+        assert answer.file_descriptor_response.file_descriptor_proto
+
+
 def wrong(**changes: Any) -> pb.ModelInferRequest:
     request = infer_request("doubler", np.ones((2, 4), np.float32))
     for name, value in changes.items():
@@ -188,10 +233,9 @@ def odd_output(name: str = "", parameter: str = "") -> pb.ModelInferRequest:
         pytest.param(pb.ModelInferRequest(model_name="doubler"), "input 'x' is missing", id="missing"),
         pytest.param(odd_output("nothing"), "output 'nothing' is unknown", id="output"),
         pytest.param(odd_output("", "shared_memory_region"), "shared memory", id="shared-memory"),
-        pytest.param(odd_output("", "classification"), "asks for 0 classes", id="classes"),
         pytest.param(
             infer_request("doubler", np.zeros((33, 4), np.float32)),
-            "input 'x' has a batch of 33, want 1 to 32",
+            "input 'x' has a batch of 33, want 1 to 32: max_batch_size",
             id="batch",
         ),
         pytest.param(
@@ -263,6 +307,23 @@ def test_model_metadata_and_configuration_agree(channel: grpc.Channel) -> None:
     assert config.input[0].data_type == pb.TYPE_UINT8
 
 
+@pytest.mark.parametrize(
+    ("model", "wanted"),
+    [
+        ("letters", pb.ModelInput.FORMAT_NHWC),
+        ("colours", pb.ModelInput.FORMAT_NHWC),
+        ("waves", pb.ModelInput.FORMAT_NONE),
+        ("doubler", pb.ModelInput.FORMAT_NONE),
+    ],
+)
+def test_configuration_says_how_pixels_lie_where_a_model_takes_images(
+    channel: grpc.Channel, model: str, wanted: pb.ModelInput.Format
+) -> None:
+    config = method(channel, "ModelConfig")(pb.ModelConfigRequest(name=model)).config
+    assert [tensor.format for tensor in config.input] == [wanted]
+    assert pb.ModelInput.DESCRIPTOR.fields_by_name["format"].number == 3
+
+
 def test_metadata_of_a_model_of_tensors_carry_its_document(channel: grpc.Channel) -> None:
     found = method(channel, "ModelMetadata")(pb.ModelMetadataRequest(name="waves"))
     assert [(tensor.name, tensor.datatype, list(tensor.shape)) for tensor in found.inputs] == [
@@ -278,12 +339,47 @@ def test_the_index_lists_every_version(channel: grpc.Channel) -> None:
     assert {(entry.name, entry.version, entry.state) for entry in index.models} >= {("letters", "1", "READY")}
 
 
-@pytest.mark.parametrize("name", sorted(NAMES))
-def test_a_name_that_is_not_offered_answers_unimplemented(channel: grpc.Channel, name: str) -> None:
-    assert name in pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods_by_name
+REGION = {"name": "region", "byte_size": 4}
+TRACE = pb.TraceSettingRequest.SettingValue(value=["TIMESTAMPS"])
+LOG = pb.LogSettingsRequest.SettingValue(uint32_param=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "request_", "words"),
+    [
+        ("RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name="letters"), "MODEL/VERSION/model.onnx"),
+        ("RepositoryModelUnload", pb.RepositoryModelUnloadRequest(model_name="letters"), "remove MODEL/VERSION"),
+        ("SystemSharedMemoryRegister", pb.SystemSharedMemoryRegisterRequest(**REGION), "send tensors in the request"),
+        ("CudaSharedMemoryRegister", pb.CudaSharedMemoryRegisterRequest(**REGION), "send tensors in the request"),
+        ("TraceSetting", pb.TraceSettingRequest(settings={"trace_level": TRACE}), "times of its stages"),
+        ("LogSettings", pb.LogSettingsRequest(settings={"log_verbose_level": LOG}), "server.log_level"),
+    ],
+)
+def test_call_that_has_no_place_here_is_unimplemented_and_says_what_takes_its_place(
+    channel: grpc.Channel, name: str, request_: Any, words: str
+) -> None:
     with pytest.raises(grpc.RpcError) as caught:
-        method(channel, name)(b"")
+        method(channel, name)(request_)
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    assert words in caught.value.details()
+    assert reason(caught.value) == "NOT_OFFERED"
+
+
+@pytest.mark.parametrize(
+    ("name", "request_"),
+    [
+        ("SystemSharedMemoryStatus", pb.SystemSharedMemoryStatusRequest()),
+        ("SystemSharedMemoryUnregister", pb.SystemSharedMemoryUnregisterRequest()),
+        ("SystemSharedMemoryUnregister", pb.SystemSharedMemoryUnregisterRequest(name="region")),
+        ("CudaSharedMemoryStatus", pb.CudaSharedMemoryStatusRequest()),
+        ("CudaSharedMemoryUnregister", pb.CudaSharedMemoryUnregisterRequest()),
+        ("TraceSetting", pb.TraceSettingRequest(model_name="letters")),
+        ("TraceSetting", pb.TraceSettingRequest(settings={"trace_level": pb.TraceSettingRequest.SettingValue()})),
+        ("LogSettings", pb.LogSettingsRequest()),
+    ],
+)
+def test_call_that_undoes_nothing_succeeds(channel: grpc.Channel, name: str, request_: Any) -> None:
+    assert method(channel, name)(request_).ListFields() == []
 
 
 def test_twenty_methods_are_declared() -> None:

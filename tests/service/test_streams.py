@@ -14,8 +14,9 @@ import pytest
 
 from service.client import AsyncClient, Classification, Client, Segmentation, ServerError
 from service.errors import BadImage, BadRequest
+from service.pb import inference_pb2
 from service.pb.convoy.v1 import vision_pb2 as pb
-from tests.service.calls import stream
+from tests.service.calls import infer_request, outputs, stream
 from tests.service.running import Server
 from tests.service.test_overload import _best, _wait_until, assert_all_slots_are_freed
 from tests.service.test_vision import colourful, encoded, grey
@@ -256,6 +257,98 @@ def test_requests_of_a_stream_are_counted_and_timed_as_calls_are(small_repositor
                 value for field, value in timings.ListFields() if field.name not in ("total_seconds", "batch_size")
             ]
             assert sum(stages) == pytest.approx(timings.total_seconds)
+
+
+# Tensors.
+
+
+def tensors(value: float, model: str = "doubler", rows: int = 1) -> inference_pb2.ModelInferRequest:
+    request = infer_request(model, np.full((rows, 4), value, np.float32))
+    request.id = f"{value:g}"
+    return request
+
+
+def test_tensors_of_a_stream_are_answered_in_the_order_of_their_requests(channel: grpc.Channel) -> None:
+    image = infer_request("slow", np.zeros((1, 8, 8, 1), np.uint8), "image", "UINT8")
+    image.id = "slow"
+    responses = list(stream(channel, "ModelStreamInfer")(iter([image, *(tensors(number) for number in range(200))])))
+    assert [response.infer_response.id for response in responses] == ["slow", *map(str, range(200))]
+    assert {response.error_message for response in responses} == {""}
+    for number, response in enumerate(responses[1:]):
+        np.testing.assert_array_equal(outputs(response.infer_response)["y"], np.full((1, 4), 2 * number))
+
+
+def test_bad_tensors_fail_alone_in_words_and_the_stream_goes_on(channel: grpc.Channel) -> None:
+    wrong = tensors(3)
+    wrong.inputs[0].datatype = "FP64"
+    late = tensors(5)
+    late.parameters["timeout"].int64_param = 1
+    line = Line(channel, "ModelStreamInfer")
+    found = []
+    for request in (tensors(1), tensors(2, "made-up"), wrong, b"\xff\xff", late, tensors(6, rows=99), tensors(7)):
+        line.say(request)
+        response = line.hear()
+        parameters = response.infer_response.parameters
+        assert parameters["triton_final_response"].bool_param
+        assert bool(response.error_message) == (parameters["convoy_status"].string_param != "")
+        found.append((response.infer_response.id, parameters["convoy_status"].string_param, response.error_message))
+    line.hang_up()
+    assert list(line.call) == []
+    assert line.call.code() is grpc.StatusCode.OK
+    assert [one[:2] for one in found] == [
+        ("1", ""),
+        ("2", "NOT_FOUND"),
+        ("3", "INVALID_ARGUMENT"),
+        ("", "INVALID_ARGUMENT"),
+        ("5", "DEADLINE_EXCEEDED"),
+        ("6", "INVALID_ARGUMENT"),
+        ("7", ""),
+    ]
+    assert found[2][2] == "input 'x' has datatype 'FP64', want 'FP32'"
+    assert found[3][2] == "request is not a inference.ModelInferRequest message"
+
+
+def test_large_tensors_of_a_stream_come_whole(channel: grpc.Channel) -> None:
+    lengths = (200_000, 3, 100_000)
+    requests = [infer_request("compressor", np.arange(1, length, dtype=np.float32)) for length in lengths]
+    responses = stream(channel, "ModelStreamInfer")(iter(requests))
+    for length, response in zip(lengths, responses, strict=True):
+        assert outputs(response.infer_response)["positive"].tolist() == list(range(1, length))
+
+
+def test_request_for_an_empty_final_response_is_answered_once_and_finally(channel: grpc.Channel) -> None:
+    request = tensors(1)
+    request.parameters["triton_enable_empty_final_response"].bool_param = True
+    (response,) = stream(channel, "ModelStreamInfer")(iter([request]))
+    assert response.infer_response.parameters["triton_final_response"].bool_param
+    assert outputs(response.infer_response)["y"].shape == (1, 4)
+
+
+def test_no_more_tensors_are_read_than_may_be_under_way(lonely: Server) -> None:
+    image = infer_request("slow", np.zeros((1, 8, 8, 1), np.uint8), "image", "UINT8")
+    with grpc.insecure_channel(lonely.grpc) as channel:
+        line = Line(channel, "ModelStreamInfer")
+        for _ in range(10):
+            line.say(image)
+        line.hang_up()
+        most, count = 0.0, 0
+        while count < 10:
+            most = max(most, lonely.total("convoy_requests_in_flight"))
+            assert not line.hear().error_message
+            count += 1
+        assert most == 4
+    assert_all_slots_are_freed(lonely)
+
+
+def test_cancelled_stream_of_tensors_leaves_nothing_behind(lonely: Server) -> None:
+    image = infer_request("slow", np.zeros((1, 8, 8, 1), np.uint8), "image", "UINT8")
+    with grpc.insecure_channel(lonely.grpc) as channel:
+        line = Line(channel, "ModelStreamInfer")
+        for _ in range(4):
+            line.say(image)
+        _wait_until(lambda: lonely.total("convoy_requests_in_flight") == 4)
+        line.call.cancel()
+    assert_all_slots_are_freed(lonely)
 
 
 # The client.

@@ -1,5 +1,7 @@
 """Every error has its gRPC status and its machine-readable reason."""
 
+from urllib.parse import quote
+
 import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
@@ -8,8 +10,8 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc import StatusCode
 
 from service import channel, errors
-from service.errors import BadConfig, BadImage, BadMetadata, BadModelFile, ConvoyError, QueueFull
-from service.frontend.status import STATUS, code_of, number_of, trailers
+from service.errors import BadConfig, BadImage, BadMetadata, BadModelFile, ConvoyError, QueueFull, listed, named
+from service.frontend.status import STATUS, code_of, message_of, number_of, trailers
 
 KINDS = [
     kind
@@ -53,6 +55,7 @@ def test_ours_are_internal(kind: type[ConvoyError]) -> None:
         ("BadImage", "INVALID_ARGUMENT"),
         ("BadTensor", "INVALID_ARGUMENT"),
         ("UnknownModel", "NOT_FOUND"),
+        ("NotOffered", "UNIMPLEMENTED"),
         ("QueueFull", "RESOURCE_EXHAUSTED"),
         ("DeadlinePassed", "DEADLINE_EXCEEDED"),
         ("ModelUnavailable", "UNAVAILABLE"),
@@ -83,3 +86,36 @@ def test_hint_when_to_try_again_travels_along(retry_after: float, milliseconds: 
     delay.FromMilliseconds(milliseconds)
     assert status.details[1] == packed(error_details_pb2.RetryInfo(retry_delay=delay))
     assert pairs["grpc-retry-pushback-ms"] == str(milliseconds)
+
+
+@pytest.mark.parametrize("letter", ["a", "%", "\n", "\u00e4", "\u732b", "\U0001f408"])
+def test_longest_message_fits_the_headers_of_any_client(letter: str) -> None:
+    error = BadImage(letter * 70_000)
+    message = message_of(error)
+    assert message.startswith(letter * 100)
+    assert message.endswith("...")
+    details = dict(trailers(error))["grpc-status-details-bin"]
+    assert len(quote(message)) + len(details) * 4 / 3 < 4000
+
+
+def test_message_of_usual_length_is_whole() -> None:
+    text = "image is \u732b, " + "want 1 to 16777216 " * 60
+    assert message_of(BadImage(text)) == text
+
+
+@pytest.mark.parametrize("letter", ["a", "'", "\u732b"])
+@pytest.mark.parametrize("length", [1, 30, 80, 5000])
+def test_lists_of_names_are_short_and_say_how_many_are_missing(letter: str, length: int) -> None:
+    names = [letter * length for _ in range(1000)]
+    text = listed(map(repr, names))
+    assert len(text.encode()) + len(named(names[0]).encode()) < 300
+    assert text.endswith(" more")
+    shown = 1000 - int(text.split(" and ")[1].split()[0])
+    assert shown == text.count(", ") + 1
+    assert text.startswith(repr(names[0])[:20])
+
+
+def test_few_names_are_all_listed() -> None:
+    assert listed(["a", "b", "c"]) == "a, b, c"
+    assert listed(["a", "b", "c"], 2) == "a, b and 1 more"
+    assert listed([]) == ""

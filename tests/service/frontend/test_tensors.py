@@ -171,6 +171,20 @@ def test_unknown_missing_and_doubled_inputs_are_named() -> None:
     assert len(refusal(request(("z" * 10**6, VALUES)), ROW)) < 200
 
 
+@pytest.mark.parametrize("letter", ["x", "\u732b"])
+@pytest.mark.parametrize("length", [1, 1000])
+def test_messages_about_a_model_of_many_tensors_stay_short(letter: str, length: int) -> None:
+    specs = [spec(f"{letter * length}{number}", ["N", 4]) for number in range(1000)]
+    row = version(*specs, outputs=specs)
+    for wrong in (request(), request(("z" * 1000, VALUES)), request(*[(specs[0].name, VALUES)] * 2)):
+        assert len(refusal(wrong, row).encode()) < 350
+    with pytest.raises(BadTensor) as caught:
+        wanted_outputs(
+            pb.ModelInferRequest(outputs=[pb.ModelInferRequest.InferRequestedOutputTensor(name="z" * 1000)]), row
+        )
+    assert len(str(caught.value).encode()) < 350
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
