@@ -8,14 +8,11 @@ import onnx
 import onnxruntime
 import torch
 
+from service.runtime_words import reason
+
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 Session: TypeAlias = onnxruntime.InferenceSession
-# What onnxruntime says first: the kind of error, the node, and the line of its source.
-_FIRST_WORDS = (
-    r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ",
-    r".*Status Message: ",
-    r"\S+\.(cc|h):\d+ (.* was false\. |\w+ )?",
-)
+_BEFORE = re.compile(r"^.*Status Message: |^.* was false\. ")  # the node; the condition in its source
 
 
 def session(graph: onnx.ModelProto | Path, providers: list[str] | None = None, optimised: bool = True) -> Session:
@@ -47,7 +44,4 @@ def device() -> torch.device:
 
 def words(error: Exception) -> str:
     """What onnxruntime says, in one line, without the names of its own code."""
-    text = " ".join(str(error).split())
-    for before in _FIRST_WORDS:
-        text = re.sub(f"^{before}", "", text)
-    return text[:300]
+    return reason(RuntimeError(_BEFORE.sub("", " ".join(str(error).split()))))

@@ -51,7 +51,7 @@ COMMANDS = {
 
 
 _TRACEBACK = "CONVOY_TRACEBACK"  # in the environment: what fails unexpectedly fails with Python's traceback
-_MOST = 500  # characters of an unexpected error
+_MOST = 1500  # characters of a refusal
 
 
 def main() -> None:
@@ -118,7 +118,7 @@ def run(arguments: Sequence[str]) -> int:
             raise
         where = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
-        _refuse(f"convoy {name}", f"failed where it should not have: {what[:_MOST]}; {_TRACEBACK}=1 shows all of it")
+        _refuse(f"convoy {name}", f"failed where it should not have: {what[:500]}; {_TRACEBACK}=1 shows all of it")
         return 70
 
 
@@ -193,5 +193,8 @@ def _given(error: "TyperException") -> object:
 
 
 def _refuse(who: str, message: str) -> int:
-    print(f"{who}: {' '.join(message.split())}", file=sys.stderr)
+    words = " ".join(message.split())
+    if len(words) > _MOST:  # whatever was in the file: its beginning and its end say enough
+        words = f"{words[: _MOST - 300]} ... {words[-290:]}"
+    print(f"{who}: {words}", file=sys.stderr)
     return 2

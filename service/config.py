@@ -203,7 +203,7 @@ def load_model_config(data: bytes | str) -> ModelConfig:
         return _convert(tomllib.loads(decoded(data) if isinstance(data, bytes) else data), ModelConfig)
     except NoText as error:
         raise BadConfig(str(error)) from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise BadConfig(f"not TOML: {error}") from None
 
 
@@ -212,7 +212,7 @@ def _read(file: Path) -> dict[str, Any]:
         return tomllib.loads(decoded(file.read_bytes()))
     except OSError as error:
         raise BadConfig(f"configuration file {str(file)!r}: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise BadConfig(f"configuration file {str(file)!r} is not TOML: {error}") from None
     except NoText as error:
         raise BadConfig(f"configuration file {str(file)!r}: {error}") from None
@@ -222,7 +222,7 @@ def _value(text: str) -> object:
     # A setting's value is TOML where it parses (numbers, true, "text"), else plain text.
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
 
 

@@ -152,12 +152,21 @@ class _Reader:
             self.types[name] = _type(onnx.helper.np_dtype_to_tensor_dtype(np.asarray(answer).dtype), np.shape(answer))
 
 
+def free_negative_sides(model: onnx.ModelProto) -> None:
+    """Some write a free side as the number -1: it becomes one without number or name."""
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for side in value.type.tensor_type.shape.dim:
+            if side.dim_value < 0:
+                side.ClearField("dim_value")
+
+
 def _load(path: Path) -> onnx.ModelProto:
     try:
         # Weights that lie beside the file are not needed to tell their shapes.
         model = onnx.load(path, load_external_data=False)
     except DecodeError:
         raise BadNetworkFile(f"{path} is no ONNX file") from None
+    free_negative_sides(model)
     if not model.graph.node:
         raise BadNetworkFile(f"{path} is no ONNX file, or holds no operations")
     return onnx.inliner.inline_local_functions(model) if model.functions else model

@@ -8,6 +8,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, ValueInfoProto, helper
 
+from models.anatomy.onnx_reader import free_negative_sides
 from models.errors import BadNetworkFile
 from service import metadata
 
@@ -86,12 +87,37 @@ def _load(path: Path) -> tuple[onnx.ModelProto, int]:
             )
         if nbytes:
             onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
+        free_negative_sides(model)
+        _drop_unused(model)
         onnx.checker.check_model(model)
     except DecodeError:  # whose words are about protobuf
         raise BadNetworkFile(f"{path} is no ONNX file, or only a part of one: want a whole .onnx file") from None
     except (onnx.checker.ValidationError, OSError, ValueError) as error:
         raise BadNetworkFile(f"{path} is no sound ONNX file: {_line(error)}") from None
     return model, nbytes
+
+
+def _drop_unused(model: onnx.ModelProto) -> None:
+    """Weights that no node takes: onnxruntime refuses them where they are no inputs either, as in old files."""
+    used = {value.name for value in model.graph.output} | _taken(model.graph)
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    if len(kept) < len(model.graph.initializer):
+        unused = {tensor.name for tensor in model.graph.initializer} - used
+        inputs = [value for value in model.graph.input if value.name not in unused]
+        del model.graph.initializer[:], model.graph.input[:]
+        model.graph.initializer.extend(kept)
+        model.graph.input.extend(inputs)
+
+
+def _taken(graph: onnx.GraphProto) -> set[str]:
+    """What nodes take, those of inner graphs too."""
+    names: set[str] = set()
+    for node in graph.node:
+        names.update(node.input)
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                names |= _taken(inner) | {value.name for value in inner.output}
+    return names
 
 
 def _external_bytes(tensor: TensorProto) -> int:

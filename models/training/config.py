@@ -28,7 +28,7 @@ def read(path: Path) -> Settings:
         return msgspec.toml.decode(decoded(path.read_bytes()), type=Settings)
     except FileNotFoundError:
         raise BadTraining(f"there is no file {path}, want the config.toml of a run") from None
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise BadTraining(f"{path}: {' '.join(str(error).split())}") from None
 
 

@@ -1,5 +1,6 @@
 """`convoy locate`: where in pictures the thing is that a model was made from."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -40,7 +41,7 @@ def locate(
     check_png("--out", out)
     if out is not None and len(pictures) > 1:
         raise BadConfig(f"-o {str(out)!r} is one file for {len(pictures)} pictures, want one picture")
-    if out is not None and out.resolve() == pictures[0].resolve():
+    if out is not None and os.path.realpath(out) == os.path.realpath(pictures[0]):
         raise BadConfig(f"-o {str(out)!r} is the picture itself, want another file")
     files = [(str(path), read_image(path)) for path in pictures]
     screen, refused = console(), 0

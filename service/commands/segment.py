@@ -1,6 +1,7 @@
 """`convoy segment`: a class for every pixel of an image, as files and on the terminal."""
 
 import itertools
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -98,7 +99,7 @@ def show(screen: Console, name: str, answer: Segmentation, blended: Pixels, pale
 
 def _check_different(files: Mapping[str, Path | None]) -> None:
     """One of them would be written over another. Raises BadConfig."""
-    named = {name: (path, path.resolve()) for name, path in files.items() if path is not None}
+    named = {name: (path, os.path.realpath(path)) for name, path in files.items() if path is not None}
     for (one, (path, place)), (other, (_, same)) in itertools.combinations(named.items(), 2):
         if place == same:
             raise BadConfig(f"{one} and {other} are both {str(path)!r}, want different files")

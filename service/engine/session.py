@@ -2,7 +2,6 @@
 
 import logging
 import math
-import re
 import threading
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from service.errors import BadModelFile
 from service.machine import cores
 from service.metadata import Document
 from service.repository import TensorSpec, is_placeholder
+from service.runtime_words import reason
 from service.slots import DTYPES, MAX_RANK
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,6 @@ _DTYPES = {
 }
 assert {np.dtype(name) for name in _DTYPES.values()} == set(DTYPES)
 
-_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")  # before what its errors say
 _MAX_TENSORS = 64  # inputs, and outputs, of one network: what one message between processes surely carries
 _DEVICE_FAULTS = ("CUDA failure", "CUDA error", "CUDNN failure", "CUBLAS failure", "cudaError")
 _WARM_UP_SIDE = 64  # places of a free axis, rounded up to the model's multiple: any size does where it takes any
@@ -240,11 +239,10 @@ def input_shape(document: Document) -> tuple[int, ...]:
 
 def _first_line(error: Exception, file: Path) -> str:
     # Also the folder: a message may name what lies beside the file. Nothing of the server's paths leaves it.
-    text = str(error).replace(str(file), "the file").replace(str(file.parent), "its folder").strip()
+    text = str(error).replace(str(file), "the file").replace(str(file.parent), "its folder")
     if "escapes model directory" in text:  # onnxruntime names where a link leads
         return "a data file that it names leads outside its folder: put the data beside it, or link both files"
-    text = _PREFIX.sub("", text)
-    return text.splitlines()[0][:300] if text else type(error).__name__
+    return reason(RuntimeError(text)) if text.strip() else type(error).__name__
 
 
 def _spec(argument: onnxruntime.NodeArg) -> TensorSpec:
