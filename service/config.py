@@ -33,6 +33,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     frontends: Annotated[int, Meta(ge=1, le=64)] | Literal["auto"] = 1
     lame_duck_seconds: Annotated[float, Meta(ge=0, le=300)] = 1.0  # still accepts for so long after SIGTERM
     grace_seconds: Annotated[float, Meta(ge=0, le=3600)] = 20.0  # for what was accepted to be answered
+    # How long the series of a version that no longer serves stay: a few scrapes must find the last of them.
+    keep_metrics_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 600.0
     # The shortest time between two keepalive pings of a client; who pings faster is sent away after a few.
     min_ping_seconds: Annotated[float, Meta(ge=0, le=3600)] = 1.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"

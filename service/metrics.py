@@ -5,12 +5,18 @@ supervisor adds them up when it is scraped. So the sums are exact over all proce
 """
 
 import asyncio
+import inspect
+import json
 import mmap
 import os
+import struct
+import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +53,33 @@ class Counts(MmapedDict):
             self._positions: dict[str, int] = {}
             self._used = 8
             self._m[:4] = self._used.to_bytes(4, "little")
+        if not read_mode:
+            _COUNTING.append(self)
+
+    def forget(self, unwanted: Callable[[str], bool]) -> None:
+        """Drop the entries whose keys are unwanted. Who reads the file meanwhile reads it before or after that.
+
+        On a full disk all stay. The lock of the values that write here must be held.
+        """
+        kept = [entry for entry in self.read_all_values() if not unwanted(entry[0])]  # type: ignore[no-untyped-call]
+        if len(kept) == len(self._positions):
+            return
+        image, positions = _image(kept)
+        capacity = max(self._capacity, len(image))
+        try:
+            if self._f is None:
+                fresh, file = mmap.mmap(-1, capacity), None
+                fresh[: len(image)] = image
+            else:
+                _write_whole(Path(self._fname), image, capacity)
+                file = open(self._fname, "r+b")  # noqa: PTH123, SIM115  kept, as the base class does
+                fresh = mmap.mmap(file.fileno(), capacity)
+        except OSError:
+            return
+        if self._f is not None:
+            self._f.close()
+        self._f, self._m, self._capacity = file, fresh, capacity
+        self._positions, self._used = positions, len(image)
 
     def _init_value(self, key: str) -> None:
         # An entry is its key, padded, and at most 28 bytes more.
@@ -71,6 +104,36 @@ class Counts(MmapedDict):
                 self._f.close()  # it stays as it is: what was counted up to now
                 self._f = None
         self._m, self._capacity = grown, capacity
+
+
+_COUNTING: list[Counts] = []  # the files of this process
+
+
+def _image(entries: Iterable[tuple[str, float, float]]) -> tuple[bytes, dict[str, int]]:
+    """The bytes of a file of counts with these (key, value, time), and where each value is, as prometheus_client lays
+    them out: the number of bytes used, then each key with its length before it, padded, and two doubles."""
+    data = bytearray(8)
+    positions = {}
+    for key, value, timestamp in entries:
+        encoded = key.encode()
+        data += struct.pack("i", len(encoded)) + encoded + b" " * (8 - (len(encoded) + 4) % 8)
+        positions[key] = len(data)
+        data += struct.pack("dd", value, timestamp)
+    data[:4] = struct.pack("i", len(data))
+    return bytes(data), positions
+
+
+def _write_whole(path: Path, image: bytes, capacity: int) -> None:
+    """Replace a file by these bytes, with room up to `capacity`, at once. Raises OSError, and leaves it as it was."""
+    fresh = path.with_name(f"{path.name}.new")  # not *.db: no scrape reads it
+    try:
+        with fresh.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, capacity)
+            file.write(image)
+        fresh.replace(path)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
 
 
 def _reserve(filename: str) -> None:
@@ -217,13 +280,53 @@ def _image_counters(model: str, version: str) -> tuple[Counter, list[_Parts]]:
     return IMAGES.labels(model, version), histograms
 
 
+def forget_version(model: str, version: int) -> None:
+    """Drop the series of a version that no longer serves from what this process has counted."""
+    wanted = {"model": model, "version": str(version)}
+
+    def belongs(key: str) -> bool:
+        labels: dict[str, str] = json.loads(key)[2]
+        return wanted.items() <= labels.items()
+
+    # The values' own lock, which is in the closure of their methods: a session's thread may count at this moment.
+    with inspect.getclosurevars(values.ValueClass.inc).nonlocals.get("lock", _FILES):
+        for counts in _COUNTING:
+            counts.forget(belongs)
+
+
+_FILES = threading.Lock()  # held while files come and go: a scrape must find each count once
+_DEAD = 0  # no process has this number: what those counted that have ended
+_SUMMED: Mapping[str, Callable[[float, float], float]] = {"counter": add, "histogram": add, "gauge_max": max}
+
+
 def forget_process(pid: int, directory: Path) -> None:
-    """A process has ended: its gauges go, its counts stay."""
-    mark_process_dead(pid, str(directory))  # type: ignore[no-untyped-call]
+    """A process has ended: its gauges go, its counts stay, in one file for all that have ended."""
+    with _FILES:
+        mark_process_dead(pid, str(directory))  # type: ignore[no-untyped-call]
+        for kind, both in _SUMMED.items():
+            with suppress(OSError):  # such as a full disk: the file of the dead stays as it is
+                _bury(directory / f"{kind}_{pid}.db", directory / f"{kind}_{_DEAD}.db", both)
+
+
+def _bury(file: Path, total: Path, both: Callable[[float, float], float]) -> None:
+    found: dict[str, tuple[float, float]] = {}
+    for each in (total, file):
+        if each.exists():
+            for key, value, timestamp, _ in Counts.read_all_values_from_file(str(each)):  # type: ignore[no-untyped-call]
+                found[key] = (both(found[key][0], value) if key in found else value, timestamp)
+    if file.exists():
+        image, _ = _image((key, *entry) for key, entry in found.items())
+        _write_whole(total, image, max(len(image), _FILE_BYTES))
+        file.unlink()
 
 
 def collect(directory: Path) -> list[Metric]:
     """What all processes have counted up to now."""
+    with _FILES:
+        return _collect(directory)
+
+
+def _collect(directory: Path) -> list[Metric]:
     return list(MultiProcessCollector(None, str(directory)).collect())  # type: ignore[no-untyped-call]
 
 

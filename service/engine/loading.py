@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -179,7 +179,7 @@ class Loader:
         rows = [
             self._row(name, model, version)
             for name, model in sorted(self._models.items())
-            for version in sorted({*model.listing.files, *model.listing.missing}, reverse=True)
+            for version in _versions(model.listing)
         ]
         return Table(tuple(rows), self._complete)
 
@@ -317,7 +317,7 @@ class Loader:
             model=name,
             version=version,
             state=state,
-            reason=f"requests run one at a time: {session.apart}" if session.apart else "",
+            reason="; ".join(_without(session)),
             provider=session.provider,
             document=session.document,
             inputs=session.inputs,
@@ -365,6 +365,12 @@ def _suspect(name: str, version: int, stamp: Stamp) -> Suspect:
     return Suspect(name, version, text)
 
 
+def _versions(listing: Listing) -> list[int]:
+    """From the highest down; 0 stands for those of a folder that cannot be read."""
+    found = sorted({*listing.files, *listing.missing}, reverse=True)
+    return found or ([0] if listing.problem else [])
+
+
 def _settle(instances: Instances, settings: ModelConfig) -> None:
     """Decide whether requests share runs: by model.toml, by the file's own document, else by a trial."""
     session = instances.session
@@ -383,8 +389,18 @@ def _settle(instances: Instances, settings: ModelConfig) -> None:
             instance.session.run_apart(reason)
 
 
+def _without(session: Session) -> Iterator[str]:
+    """What a version that serves goes without."""
+    if session.apart:
+        yield f"requests run one at a time: {session.apart}"
+    if session.left_out:
+        yield f"without {session.left_out}"
+
+
 def _report_apart(name: str, version: int, session: Session) -> None:
     MODEL_BATCHED.labels(name, version).set(session.batched and not session.apart)
+    if session.left_out:
+        log.warning("model %s version %d serves without %s", name, version, session.left_out)
     if session.apart:
         log.warning("model %s version %d runs one request at a time: %s", name, version, session.apart)
 

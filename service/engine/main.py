@@ -153,6 +153,11 @@ class Engine:
             self._profiled.pop((model, version), None)
             self._sizes.pop((model, version), None)
             self._loader.drop(model, version)
+            self._loop.call_later(self._config.server.keep_metrics_seconds, self._forget, model, version)
+
+    def _forget(self, model: str, version: int) -> None:
+        if (model, version) not in self._loader.versions:
+            metrics.forget_version(model, version)
 
     def _read(self, peer: Peer, packet: Packet) -> None:
         descriptors = iter(packet.descriptors)

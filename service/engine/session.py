@@ -17,7 +17,7 @@ from service.config import EngineConfig
 from service.engine.buffers import Buffer, page_lock
 from service.engine.graphs import Graphs
 from service.engine.providers import CUDA, GPU, Device, Options, check, preload, providers
-from service.errors import BadModelFile
+from service.errors import BadModelFile, listed
 from service.machine import cores
 from service.metadata import Document
 from service.repository import TensorSpec, is_placeholder
@@ -63,7 +63,11 @@ class Session:
             if not 1 <= len(arguments) <= _MAX_TENSORS:
                 raise BadModelFile(f"{len(arguments)} {kind}, want 1 to {_MAX_TENSORS}")
         self.inputs = tuple(_spec(argument) for argument in session.get_inputs())
-        self.outputs = tuple(_spec(argument) for argument in session.get_outputs())
+        outputs = [argument for argument in session.get_outputs() if argument.type in _DTYPES]
+        # Such as the strings beside the scores of a classifier made from a table: they cost the scores nothing.
+        odd = [argument for argument in session.get_outputs() if argument.type not in _DTYPES]
+        self.outputs = tuple(_spec(argument) for argument in outputs or odd)
+        self.left_out = listed(f"output {argument.name[:64]!r} ({argument.type[:64]})" for argument in odd)
         self.document = metadata.decode(session.get_modelmeta().custom_metadata_map)
         self.batched = _batched(self.inputs, self.outputs)
         self.apart = ""  # why requests do not share a run, though the names of the first sides would let them

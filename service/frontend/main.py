@@ -53,7 +53,7 @@ class FrontEnd:
         levels = metrics.Levels(self._write_levels)
         slot_bytes = start.config.limits.slot_bytes
         self._link = EngineLink(slot_bytes, self._update, self._report_soon, levels.changed, start.devices)
-        self._catalogue = Catalogue(self._link.release)
+        self._catalogue = Catalogue(self._release)
         limits = start.config.limits
         front_ends = start.config.server.front_ends(machine.cores())
         self._gate = Gate(
@@ -148,6 +148,17 @@ class FrontEnd:
     def _update(self, table: Table) -> None:
         self._catalogue.update(table)
         self._report_soon()
+
+    def _release(self, model: str, version: int) -> None:
+        """No request refers to a version any more, and it does not serve."""
+        self._link.release(model, version)
+        loop = asyncio.get_running_loop()
+        loop.call_later(self._config.server.keep_metrics_seconds, self._forget, model, version)
+
+    def _forget(self, model: str, version: int) -> None:
+        rows = self._catalogue.table.versions
+        if not any((row.model, row.version, row.state) == (model, version, "READY") for row in rows):
+            metrics.forget_version(model, version)
 
     def _write_levels(self) -> None:
         metrics.IN_FLIGHT.set(self._gate.requests)

@@ -123,6 +123,19 @@ def compressor() -> onnx.ModelProto:
     )
 
 
+def with_strings() -> onnx.ModelProto:
+    """y = 2 x, and beside it the same as text, as classifiers of tables have their labels."""
+    nodes = [
+        helper.make_node("Add", ["x", "x"], ["y"]),
+        helper.make_node("Cast", ["y"], ["label"], to=TensorProto.STRING),
+    ]
+    outputs: list[tuple[str, int, list[str | int]]] = [
+        ("label", TensorProto.STRING, ["N", 4]),
+        ("y", TensorProto.FLOAT, ["N", 4]),
+    ]
+    return _model(nodes, [("x", TensorProto.FLOAT, ["N", 4])], outputs, {}, None)
+
+
 def first_sides() -> dict[str, onnx.ModelProto]:
     """Networks x [N, 4] -> y whose first sides all bear one name, though they are no batch of independent rows."""
     one = helper.make_node

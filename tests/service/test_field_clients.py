@@ -12,6 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from service.client import Client
 from service.pb.convoy.v1 import vision_pb2
 from tests.service import networks
 from tests.service.calls import infer_request, method, outputs, stream
@@ -43,6 +44,7 @@ SHAPES: dict[str, list[str | int] | None] = {
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     root: Path = tmp_path_factory.mktemp("repository")
     networks.save(networks.classifier(), root, "letters")
+    networks.save(networks.with_strings(), root, "strings")
     for name, shape in SHAPES.items():
         networks.save(passes(shape), root, name)
     with Server(root, ["server.min_ping_seconds=0.02", "server.lame_duck_seconds=0"]) as running:
@@ -139,3 +141,14 @@ def test_pings_end_neither_silent_streams_nor_idle_connections_unless_the_settin
         idle = clients.map(lambda target: _loses_idle_connection(target, 7.0), [server.grpc, strict.grpc])
         assert list(streams) == [grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE]
         assert list(idle) == [False, True]
+
+
+def test_output_of_strings_costs_the_one_of_numbers_nothing(server: Server) -> None:
+    values = np.arange(8, dtype=np.float32).reshape(2, 4)
+    with grpc.insecure_channel(server.grpc) as channel, Client(server.grpc) as client:
+        found = outputs(method(channel, "ModelInfer")(infer_request("strings", values)))
+        assert found.keys() == {"y"}
+        np.testing.assert_array_equal(found["y"], values * 2)
+        (model,) = (model for model in client.models() if model.model == "strings")
+        assert (model.state, model.max_batch_size) == ("ready", 32)
+        assert model.reason == "without output 'label' (tensor(string))"

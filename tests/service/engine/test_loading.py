@@ -17,6 +17,7 @@ from service.engine import session as sessions
 from service.engine.loading import Loader
 from service.engine.providers import Device
 from service.engine.session import Session
+from service.errors import ModelUnavailable
 from service.repository import Table, Version
 from tests.service import networks
 
@@ -652,3 +653,28 @@ def test_where_a_link_of_data_leads_is_not_told(tmp_path: Path) -> None:
     shown = sessions._first_line(error, tmp_path / "model.onnx")
     assert "outside its folder" in shown
     assert "/srv" not in shown
+
+
+def test_model_whose_folder_cannot_be_read_is_listed_with_the_reason_and_comes_later(
+    tmp_path: Path, loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path, "doubler", 1)
+    put(tmp_path, "locked", 3)
+    real = Path.iterdir
+
+    def refuse(folder: Path) -> Iterator[Path]:
+        if folder.name == "locked":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return real(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    loader.refresh()
+    row = row_of(loader, "locked", 0)
+    assert (row.state, row.reason) == ("UNAVAILABLE", "its folder cannot be read: Permission denied")
+    assert row_of(loader, "doubler", 1).state == "READY"
+    with pytest.raises(ModelUnavailable, match="cannot be read"):
+        loader.table().serving("locked")
+    monkeypatch.undo()
+    loader.refresh()
+    assert row_of(loader, "locked", 3).state == "READY"
+    assert [row.version for row in loader.table().versions if row.model == "locked"] == [3]
