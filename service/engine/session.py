@@ -2,6 +2,8 @@
 
 import logging
 import math
+import mmap
+import os
 import threading
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -70,6 +72,7 @@ class Session:
         self.left_out = listed(f"output {argument.name[:64]!r} ({argument.type[:64]})" for argument in odd)
         self.document = metadata.decode(session.get_modelmeta().custom_metadata_map)
         self.batched = _batched(self.inputs, self.outputs)
+        self.data: Mapping[str, bytes] = {}  # of files beside the model file: onnxruntime reads its weights there
         self.apart = ""  # why requests do not share a run, though the names of the first sides would let them
         pin = page_lock(device) if self.provider in GPU else None
         self.input_buffers = tuple(Buffer(pin) for _ in self.inputs)
@@ -204,6 +207,10 @@ def load_on(file: Path, device: Device, threads: int) -> Session:
     preload()
     try:
         chosen = providers(device, file)
+        data = _read_beside(file)
+        if data:
+            sizes = [len(each) for each in data.values()]
+            options.add_external_initializers_from_files_in_memory(list(data), list(data.values()), sizes)
         session = onnxruntime.InferenceSession(str(file), options, providers=chosen)
     except BadModelFile:
         raise
@@ -213,9 +220,26 @@ def load_on(file: Path, device: Device, threads: int) -> Session:
     check(device.provider, chosen, got)
     _tell(device, chosen, got, file)
     loaded = Session(session, device.config.device, graphs=device.config.cuda_graphs and got == CUDA)
+    loaded.data = data
     _check(loaded)
     _warm_up(loaded, file)
     return loaded
+
+
+def _read_beside(file: Path) -> dict[str, bytes]:
+    """The contents of the data files that a model file names, by name.
+
+    onnxruntime would map them instead: whoever overwrites one in place would change the answers of what is loaded, and
+    whoever shortens it would end the process.
+    """
+    if not file.is_file() or not file.stat().st_size:
+        return {}  # onnxruntime says what is wrong with that
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as model:
+        return {
+            beside.name: beside.read_bytes()
+            for beside in sorted(file.parent.iterdir())
+            if beside != file and beside.is_file() and model.find(os.fsencode(beside.name)) >= 0
+        }
 
 
 def _tell(device: Device, chosen: Options, got: str, file: Path) -> None:

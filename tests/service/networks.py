@@ -123,6 +123,17 @@ def compressor() -> onnx.ModelProto:
     )
 
 
+def table_lookup(table: np.ndarray) -> onnx.ModelProto:
+    """Rows of a table by their numbers."""
+    return _model(
+        [helper.make_node("Gather", ["table", "x"], ["y"])],
+        [("x", TensorProto.INT64, ["N"])],
+        [("y", TensorProto.FLOAT, ["N", table.shape[1]])],
+        {"table": table},
+        None,
+    )
+
+
 def with_strings() -> onnx.ModelProto:
     """y = 2 x, and beside it the same as text, as classifiers of tables have their labels."""
     nodes = [
@@ -214,13 +225,7 @@ def independent() -> dict[str, onnx.ModelProto]:
             {"kernel": kernel},
             None,
         ),
-        "rows-of-a-table": _model(
-            [one("Gather", ["table", "x"], ["y"])],
-            [("x", TensorProto.INT64, ["N"])],
-            [("y", TensorProto.FLOAT, ["N", 3])],
-            {"table": table},
-            None,
-        ),
+        "rows-of-a-table": table_lookup(table),
         "half": _model(
             [one("Softmax", ["x"], ["y"], axis=1)],
             [("x", TensorProto.FLOAT16, ["N", 7])],

@@ -1,5 +1,6 @@
 """Which model files load, what they are found to take and give, and why the others are refused."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -379,3 +380,52 @@ def test_first_run_of_a_tensor_has_the_sizes_of_its_axes(tmp_path: Path) -> None
 def test_first_run_is_not_smaller_than_the_least_that_the_network_takes() -> None:
     least = InputSpec(colour="L", fit="pad", min_height=20, min_width=65)
     assert input_shape(Document(task="matching", labels=["a"], input=least)) == (64, 65, 1)
+
+
+def _with_data(folder: Path, value: float) -> Path:
+    """A file that picks rows of a table of one value, which lies beside it and which onnxruntime would map."""
+    table = np.full((4096, 4), value, np.float32)
+    model = networks.table_lookup(table)
+    folder.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, folder / "model.onnx", save_as_external_data=True, location="table.data", size_threshold=0)
+    return folder / "model.onnx"
+
+
+@pytest.mark.parametrize("harm", ["overwritten", "shortened", "removed"])
+def test_answers_stay_those_of_what_was_loaded_whatever_happens_to_its_data(tmp_path: Path, harm: str) -> None:
+    session = load(_with_data(tmp_path / "model" / "1", 3.0), "cpu", 0, 1)
+    data = tmp_path / "model" / "1" / "table.data"
+    if harm == "overwritten":
+        with data.open("r+b") as opened:
+            opened.write(np.full((4096, 4), 7, np.float32).tobytes())
+    elif harm == "shortened":
+        os.truncate(data, 0)
+    else:
+        data.unlink()
+    (found,) = session.run([np.array([0, 4095])])
+    assert (found == 3).all()
+
+
+def test_data_too_short_for_the_file_are_refused(tmp_path: Path) -> None:
+    file = _with_data(tmp_path / "model" / "1", 3.0)
+    os.truncate(file.with_name("table.data"), 100)
+    with pytest.raises(BadModelFile) as refused:
+        load(file, "cpu", 0, 1)
+    assert str(tmp_path) not in refused.value.message
+
+
+def test_missing_data_are_named_without_the_servers_path(tmp_path: Path) -> None:
+    file = _with_data(tmp_path / "model" / "1", 3.0)
+    file.with_name("table.data").unlink()
+    with pytest.raises(BadModelFile, match=r"table\.data") as refused:
+        load(file, "cpu", 0, 1)
+    assert str(tmp_path) not in refused.value.message
+
+
+def test_data_behind_a_link_are_read(tmp_path: Path) -> None:
+    file = _with_data(tmp_path / "model" / "1", 3.0)
+    data = file.with_name("table.data")
+    blob = data.rename(tmp_path / "blob")
+    data.symlink_to(blob)
+    (found,) = load(file, "cpu", 0, 1).run([np.array([1])])
+    assert (found == 3).all()
