@@ -1,13 +1,16 @@
 """What the supervisor answers over HTTP: /livez and /readyz on one port, /metrics on another."""
 
+import gzip
 import json
 import logging
 import socket
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
@@ -17,6 +20,8 @@ from service.processes import Restarts
 log = logging.getLogger(__name__)
 
 _ALLOWED = "GET, HEAD, OPTIONS"
+_MOST = 64  # connections of a port at a time
+_MOST_BODY = 1 << 16  # bytes of a request's body, which nobody reads
 _TIMEOUT = 10  # seconds that a client may take for its request
 
 
@@ -45,6 +50,32 @@ def serve(
 
 
 class _Server(ThreadingHTTPServer):
+    """Answers each connection in a thread, `_MOST` at a time: one more ends the oldest, which most likely says nothing.
+
+    One writer of `_open`: whoever holds `_lock`.
+    """
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._lock = threading.Lock()
+        self._open: dict[socket.socket, None] = {}  # the oldest first
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            self._open[request] = None
+            oldest = next(iter(self._open)) if len(self._open) > _MOST else None
+            if oldest is not None:
+                del self._open[oldest]
+        if oldest is not None:
+            with suppress(OSError):
+                oldest.shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
+
     def handle_error(self, request: object, client_address: object) -> None:
         # A client that resets its connection, as load balancers' probes do, is no fault; the rest is one of ours.
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
@@ -56,13 +87,23 @@ class _Handler(BaseHTTPRequestHandler):
     server_version = "convoy"
     sys_version = ""
 
-    def answer(self, status: int, content_type: str, body: bytes) -> None:
+    def answer(self, status: int, content_type: str, body: bytes, encoding: str = "") -> None:
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
+        if encoding:
+            self.send_header("Content-Encoding", encoding)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+    def parse_request(self) -> bool:
+        parsed = super().parse_request()
+        # What has been sent and not read when a connection is closed resets it, and the answer is lost with it.
+        length = self.headers.get("Content-Length", "") if parsed else ""
+        if length.isdecimal() and "100-continue" not in self.headers.get("Expect", "").lower():
+            self.rfile.read(min(int(length[:6]), _MOST_BODY))
+        return parsed
 
     def do_HEAD(self) -> None:
         getattr(self, "do_GET")()  # noqa: B009 (each port's handler has its own)
@@ -82,7 +123,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    do_POST = do_PUT = do_DELETE = do_PATCH = do_TRACE = do_CONNECT = refuse  # noqa: N815 (the base class's names)
+    def __getattr__(self, name: str) -> Callable[[], None]:
+        # The base class looks for do_METHOD, and answers 501 where there is none.
+        if name.startswith("do_"):
+            return self.refuse
+        raise AttributeError(name)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
         log.debug("http: " + format, *args)
@@ -108,7 +153,11 @@ def _metrics_handler(registry: CollectorRegistry) -> type[_Handler]:
     class Handler(_Handler):
         def do_GET(self) -> None:
             if self.path.partition("?")[0] == "/metrics":
-                self.answer(200, CONTENT_TYPE_LATEST, generate_latest(registry))
+                text = generate_latest(registry)
+                if "gzip" in self.headers.get("Accept-Encoding", "").lower():
+                    self.answer(200, CONTENT_TYPE_LATEST, gzip.compress(text, 1), "gzip")
+                else:
+                    self.answer(200, CONTENT_TYPE_LATEST, text)
             else:
                 self.answer(404, "text/plain", b"not found: want /metrics\n")
 
