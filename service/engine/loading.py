@@ -3,11 +3,13 @@
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 import msgspec
 
@@ -33,6 +35,8 @@ log = logging.getLogger(__name__)
 
 DEFAULT_OBJECTIVE = 0.1  # seconds
 _USUAL = (256, 256)  # pixels of an image of any size
+_RETRY, _LAST_RETRY = 60.0, 600.0  # seconds until what failed is tried again: the first time, and at most
+_QUIET = 30.0  # seconds in which a version is named in the log once: a slow copy fails with each part that comes
 _DEATHS = 3  # of engines: what else may end one, such as a lack of memory, seldom does so three times on one file
 _RUNS = 5  # of one image: an objective that leaves room for a few of them
 
@@ -56,6 +60,13 @@ class Loaded:
         return self.instances.session
 
 
+class _Retry(NamedTuple):
+    """When what failed is tried again, on the loader's clock, and how long it then has waited."""
+
+    at: float
+    wait: float
+
+
 @dataclass(slots=True)
 class _Model:
     listing: Listing = field(default_factory=Listing)
@@ -63,6 +74,21 @@ class _Model:
     serving: int | None = None
     loading: int | None = None
     failed: dict[tuple[int, Stamp], str] = field(default_factory=dict)  # reasons
+    retries: dict[tuple[int, Stamp], _Retry] = field(default_factory=dict)  # of what failed, until its files change
+
+    def fail(self, version: int, stamp: Stamp, reason: str, now: float) -> None:
+        """Loading a version failed: it is tried again when its files change, or after a while, ever longer."""
+        before = self.retries.get((version, stamp))
+        wait = _RETRY if before is None else min(2 * before.wait, _LAST_RETRY)
+        self.failed[version, stamp] = reason
+        self.retries[version, stamp] = _Retry(now + wait, wait)
+
+    def forgive(self, present: Collection[tuple[int, Stamp]], now: float) -> None:
+        """Forget failures of files that are gone or have changed, and those that are to be tried again."""
+        self.retries = {key: retry for key, retry in self.retries.items() if key in present}
+        self.failed = {
+            key: reason for key, reason in self.failed.items() if key in present and now < self.retries[key].at
+        }
 
 
 class Loader:
@@ -79,6 +105,7 @@ class Loader:
         publish: Callable[[Table], None],
         announce: Callable[[Suspect | None], None] = lambda what: None,
         suspects: Mapping[Suspect, int] = MappingProxyType({}),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`announce` is called with what is loaded next, and with None when that has ended. `suspects` have been loaded
         by so many engines that died of it, or while they did so."""
@@ -88,6 +115,8 @@ class Loader:
         self._publish = publish
         self._announce = announce
         self._suspects = suspects
+        self._clock = clock
+        self._logged: dict[tuple[str, int], float] = {}  # when it was last logged that a version is not served
         self._models: dict[str, _Model] = {}
         self._complete = False
         self._published: Table | None = None
@@ -194,9 +223,10 @@ class Loader:
         if listing.problem and model.serving is not None:
             listing = model.listing
         if listing.config != model.listing.config:
-            model.failed.clear()  # the provider, say, may have been what failed
+            model.failed.clear()
+            model.retries.clear()  # the provider, say, may have been what failed
         present = set(listing.files.items())
-        model.failed = {key: reason for key, reason in model.failed.items() if key in present}
+        model.forgive(present, self._clock())
         model.listing = listing
 
     def _deaths(self, name: str, model: _Model) -> int:
@@ -239,9 +269,8 @@ class Loader:
         objective = DEFAULT_OBJECTIVE if objective_ms is None else objective_ms / 1000
         suspect = _suspect(name, version, stamp)
         if self._suspects.get(suspect, 0) >= _DEATHS:
-            model.failed[version, stamp] = (
-                f"{_DEATHS} engines have died while they loaded it; it is tried again when it changes"
-            )
+            reason = f"{_DEATHS} engines have died while they loaded it; it is tried again when it changes"
+            model.fail(version, stamp, reason, self._clock())
             return None
         self._announce(suspect)
         log.debug("model %s version %d is being loaded", name, version)
@@ -250,13 +279,13 @@ class Loader:
             _settle(instances, settings)
             padded = self._buckets(settings, instances.session.document)
         except (BadConfig, BadModelFile, BadMetadata) as error:
-            model.failed[version, stamp] = error.message
+            model.fail(version, stamp, error.message, self._clock())
             if version == model.serving:
                 log.error("model %s version %d goes on as it was loaded: %s", name, version, error.message)
             return None
         except Exception:  # one file, whatever is in it, must not end the engine for all
             log.exception("model %s version %d cannot be loaded", name, version)
-            model.failed[version, stamp] = "loading it failed in a way that is in the log"
+            model.fail(version, stamp, "loading it failed in a way that is in the log", self._clock())
             return None
         finally:
             self._announce(None)
@@ -347,6 +376,13 @@ class Loader:
             return "UNAVAILABLE", f"version {model.serving} serves"
         return "UNAVAILABLE", f"version {model.loading} is loading"
 
+    def _logged_lately(self, row: Version) -> bool:
+        now, key = self._clock(), (row.model, row.version)
+        if now < self._logged.get(key, -math.inf) + _QUIET:
+            return True
+        self._logged[key] = now
+        return False
+
     def _tell(self) -> None:
         table = self.table()
         if table == self._published:
@@ -354,7 +390,8 @@ class Loader:
         known = {(row.model, row.version): row for row in self._published.versions} if self._published else {}
         for row in table.versions:
             if row.state == "UNAVAILABLE" and row != known.get((row.model, row.version)):
-                level = logging.DEBUG if row.reason.startswith("version ") else logging.ERROR
+                expected = row.reason.startswith("version ")
+                level = logging.DEBUG if expected or self._logged_lately(row) else logging.ERROR
                 log.log(level, "model %s version %d is not served: %s", row.model, row.version, row.reason)
         self._published = table
         self._publish(table)

@@ -678,3 +678,33 @@ def test_model_whose_folder_cannot_be_read_is_listed_with_the_reason_and_comes_l
     loader.refresh()
     assert row_of(loader, "locked", 3).state == "READY"
     assert [row.version for row in loader.table().versions if row.model == "locked"] == [3]
+
+
+def test_failed_version_is_tried_again_after_ever_longer_whiles(tmp_path: Path, loads: list[Path]) -> None:
+    now = 0.0
+    loader = Loader(tmp_path, Config(), lambda table: None, clock=lambda: now)
+    put(tmp_path, "doubler", 1, corrupt=True)
+    tried = []
+    for now in range(0, 2500, 10):
+        loader.refresh()
+        if len(loads) > len(tried):
+            tried.append(now)
+    assert tried == [0, 60, 180, 420, 900, 1500, 2100]
+    assert row_of(loader, "doubler", 1).state == "UNAVAILABLE"
+
+
+def test_slow_copy_is_named_in_the_log_once_in_a_while_and_serves_at_its_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 0.0
+    loader = Loader(tmp_path, Config(), lambda table: None, clock=lambda: now)
+    file = put(tmp_path, "doubler", 1)
+    whole = file.read_bytes()
+    for size in range(10, 110):
+        now += 0.2
+        file.write_bytes(whole[:size])
+        loader.refresh()
+    assert sum("is not served" in record.message for record in caplog.records if record.levelname == "ERROR") == 1
+    file.write_bytes(whole)
+    loader.refresh()
+    assert row_of(loader, "doubler", 1).state == "READY"
