@@ -90,7 +90,7 @@ def test_process_that_another_of_the_run_started_keeps_its_rank(environment: pyt
     environment.setenv("WORLD_SIZE", "4")
     assert not surroundings.forget_ranks()
     assert surroundings.local_rank() == 3
-    environment.setenv(surroundings.PARENT, "1")  # of a run that is gone
+    environment.setenv(surroundings.PARENT, str(1 << 23))  # of a run that is gone
     environment.delenv("WORLD_SIZE")
     assert surroundings.forget_ranks()
 
