@@ -3,6 +3,7 @@
 import difflib
 import errno
 import importlib
+import logging
 import os
 import sys
 import traceback
@@ -58,6 +59,8 @@ def main() -> None:
     """The console script."""
     # onnxruntime sends usage data from Linux unless told not to before it is imported, here or in a process of ours.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    # Without a home that can be written it says so twice in every command that draws; its cache is then left out.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     if sys.argv[1:2] == ["serve"] and "--help" not in sys.argv:
         # Before all else: what reads the command line takes a tenth of a second to import.
         try:

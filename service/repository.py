@@ -56,6 +56,7 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
     document: Document | None = None  # None: an ONNX file that says nothing about itself
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
+    defaults: tuple[str, ...] = ()  # inputs that have a value in the file, with which they run
     batched: bool = False  # several requests may run side by side along the first dimension
     max_batch_size: int = 1
     batch_size: int = 1  # images of the most efficient batch, as far as that is known before it serves

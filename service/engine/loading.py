@@ -351,6 +351,7 @@ class Loader:
             document=session.document,
             inputs=session.inputs,
             outputs=session.outputs,
+            defaults=session.defaults,
             batched=session.batched,
             max_batch_size=loaded.limits.max_batch_size,
             batch_size=min((profile.batch_size for profile in loaded.profiles), default=1),

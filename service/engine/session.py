@@ -72,6 +72,7 @@ class Session:
         self.left_out = listed(f"output {argument.name[:64]!r} ({argument.type[:64]})" for argument in odd)
         self.document = metadata.decode(session.get_modelmeta().custom_metadata_map)
         self.batched = _batched(self.inputs, self.outputs)
+        self.defaults = tuple(argument.name for argument in session.get_overridable_initializers())
         self.data: Mapping[str, bytes] = {}  # of files beside the model file: onnxruntime reads its weights there
         self.apart = ""  # why requests do not share a run, though the names of the first sides would let them
         pin = page_lock(device) if self.provider in GPU else None

@@ -57,7 +57,7 @@ def read(
 
     Raises BadTensor, naming the tensor, where a name, dtype, rank, side or byte count is not what the model takes.
     """
-    by_name = _by_name(request, row.inputs)
+    by_name = _by_name(request, row)
     raw = request.raw_input_contents
     if raw and any(tensor.HasField("contents") for tensor in request.inputs):
         both = next(tensor.name for tensor in request.inputs if tensor.HasField("contents"))
@@ -151,11 +151,13 @@ def whole_number(name: str, parameter: pb.InferParameter) -> int:
 
 
 def _by_name(
-    request: pb.ModelInferRequest, specs: Sequence[TensorSpec]
+    request: pb.ModelInferRequest, row: Version
 ) -> Mapping[str, tuple[int, pb.ModelInferRequest.InferInputTensor]]:
-    names = [spec.name for spec in specs]
+    names = [spec.name for spec in row.inputs]
     found: dict[str, tuple[int, pb.ModelInferRequest.InferInputTensor]] = {}
     for place, tensor in enumerate(request.inputs):
+        if tensor.name in row.defaults:
+            raise BadTensor(f"input {named(tensor.name)} has a value in the model file, which holds: leave it out")
         if tensor.name not in names:
             raise BadTensor(f"input {named(tensor.name)} is unknown, want [{listed(map(repr, names))}]")
         if tensor.name in found:

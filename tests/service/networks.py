@@ -134,6 +134,19 @@ def table_lookup(table: np.ndarray) -> onnx.ModelProto:
     )
 
 
+def with_default() -> onnx.ModelProto:
+    """y = w x, where w is an input that has a value of its own, 2."""
+    model = _model(
+        [helper.make_node("Mul", ["x", "w"], ["y"])],
+        [("x", TensorProto.FLOAT, ["N", 4])],
+        [("y", TensorProto.FLOAT, ["N", 4])],
+        {"w": np.full(1, 2, np.float32)},
+        None,
+    )
+    model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [1]))
+    return model
+
+
 def with_strings() -> onnx.ModelProto:
     """y = 2 x, and beside it the same as text, as classifiers of tables have their labels."""
     nodes = [

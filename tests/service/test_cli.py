@@ -274,3 +274,11 @@ def test_counts_are_kept_in_shared_memory_where_there_is_no_other_place(monkeypa
     assert processes._writable(tmp_path) == str(tmp_path)
     with pytest.raises(BadConfig, match="set TMPDIR to one, or mount one"):
         processes._writable(tmp_path / "none")
+
+
+def test_drawing_says_nothing_of_a_home_that_cannot_be_written():
+    environment = {"PATH": os.environ["PATH"], "HOME": "/proc", "PYTHONPATH": str(ROOT)}
+    code = "import sys; sys.argv = ['convoy', '--version']\nfrom service import cli\n"
+    code += "try: cli.main()\nexcept SystemExit: pass\nimport matplotlib.pyplot"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stderr == ""

@@ -45,6 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     root: Path = tmp_path_factory.mktemp("repository")
     networks.save(networks.classifier(), root, "letters")
     networks.save(networks.with_strings(), root, "strings")
+    networks.save(networks.with_default(), root, "default")
     for name, shape in SHAPES.items():
         networks.save(passes(shape), root, name)
     with Server(root, ["server.min_ping_seconds=0.02", "server.lame_duck_seconds=0"]) as running:
@@ -152,3 +153,15 @@ def test_output_of_strings_costs_the_one_of_numbers_nothing(server: Server) -> N
         (model,) = (model for model in client.models() if model.model == "strings")
         assert (model.state, model.max_batch_size) == ("ready", 32)
         assert model.reason == "without output 'label' (tensor(string))"
+
+
+def test_input_with_a_value_in_the_file_may_be_left_out_and_giving_it_is_refused_in_words(server: Server) -> None:
+    values = np.arange(8, dtype=np.float32).reshape(2, 4)
+    request = infer_request("default", values)
+    with grpc.insecure_channel(server.grpc) as channel:
+        infer = method(channel, "ModelInfer")
+        np.testing.assert_array_equal(outputs(infer(request))["y"], values * 2)
+        request.inputs.add(name="w", datatype="FP32", shape=[1])
+        request.raw_input_contents.append(np.ones(1, np.float32).tobytes())
+        with pytest.raises(grpc.RpcError, match="input 'w' has a value in the model file, which holds: leave it out"):
+            infer(request)
