@@ -59,6 +59,9 @@ def main() -> None:
     """The console script."""
     # onnxruntime sends usage data from Linux unless told not to before it is imported, here or in a process of ours.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    # Another program's folder for its counts: prometheus_client would write ours there, too.
+    for name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
+        os.environ.pop(name, None)
     # Without a home that can be written it says so twice in every command that draws; its cache is then left out.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     if sys.argv[1:2] == ["serve"] and "--help" not in sys.argv:

@@ -404,3 +404,15 @@ def test_server_that_nohup_started_outlives_its_terminal(small_repository: Path)
         os.kill(server.process.pid, signal.SIGHUP)
         client.classify(grey(1), "letters")
         assert server.stop() == 0
+
+
+def test_another_programs_folder_for_metrics_is_left_alone(small_repository: Path, tmp_path: Path) -> None:
+    names = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir", "OMP_NUM_THREADS", "http_proxy")
+    environment = dict(zip(names, (str(tmp_path), str(tmp_path / "none"), "many", "http://127.0.0.1:9"), strict=True))
+    with (
+        Server(small_repository, PROMPT, environment=environment) as server,
+        Client(server.grpc) as client,
+    ):
+        client.classify(grey(1), "letters")
+        assert server.total("convoy_images_total") == 1
+        assert list(tmp_path.iterdir()) == []

@@ -288,5 +288,17 @@ def test_torch_uses_no_more_threads_than_its_share_of_the_cores(
     (tmp_path / "cpu.max").write_text(quota)
     monkeypatch.setattr("service.machine._GROUPS", tmp_path)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    threads.limit()
+    assert torch.get_num_threads() == expected
+
+
+@pytest.mark.parametrize(("asked", "expected"), [("3", 3), ("64", 8), ("0", 8), ("4,2", 8), ("many", 8), ("", 8)])
+def test_torch_keeps_to_the_threads_that_the_job_gives_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, expected: int
+) -> None:
+    monkeypatch.setattr("service.machine._GROUPS", tmp_path)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
     threads.limit()
     assert torch.get_num_threads() == expected
