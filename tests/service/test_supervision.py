@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -416,3 +417,20 @@ def test_another_programs_folder_for_metrics_is_left_alone(small_repository: Pat
         client.classify(grey(1), "letters")
         assert server.total("convoy_images_total") == 1
         assert list(tmp_path.iterdir()) == []
+
+
+def test_repository_behind_a_link_that_is_swapped_is_followed_also_by_the_next_engine(tmp_path: Path) -> None:
+    for version, checkout in ((1, "one"), (2, "two")):
+        networks.save(networks.classifier(), tmp_path / checkout, "letters", version)
+    root, fresh = tmp_path / "repository", tmp_path / "fresh"
+    root.symlink_to("one")
+    with Server(root, [*PROMPT, "repository.poll_seconds=0.5"]) as server, Client(server.grpc) as client:
+        assert client.classify(grey(1), "letters").version == 1
+        fresh.symlink_to("two")
+        fresh.replace(root)
+        shutil.rmtree(tmp_path / "one")
+        server.wait_for_log("model letters version 2 serves")
+        seen = len(server.log)
+        os.kill(server.children()["engine"], signal.SIGKILL)
+        server.wait_for_log("model letters version 2 serves", after=seen)
+        assert client.classify(grey(1), "letters").version == 2
