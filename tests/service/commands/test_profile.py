@@ -141,7 +141,7 @@ def test_file_that_is_no_network_is_named_with_what_is_wrong(convoy, tmp_path):
     file = tmp_path / "notes.onnx"
     file.write_text("not a network")
     done = convoy("profile", file)
-    words = "onnxruntime cannot load it: Load model from the file failed:Protobuf parsing failed."
+    words = "onnxruntime cannot load it: Load model from the file failed: Protobuf parsing failed."
     assert (done.returncode, done.stderr) == (2, f"convoy profile: {file}: {words}\n")
 
 
