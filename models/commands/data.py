@@ -12,6 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from models.anatomy.act import by
+from models.commands.options import MaskColours, MaskValues, with_masks
 from models.data.check import Copies, Sizes, Summary
 from models.data.check import check as look_into
 from models.data.listing import SPLITS
@@ -38,6 +39,8 @@ def check(
         typer.Option(metavar="FILE.png", help="Draw training pictures with their classes, or with masks laid over."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    mask_values: MaskValues = None,
+    mask_colours: MaskColours = None,
 ) -> int:
     """Tell the classes, sizes and balance of a data set, what cannot be read, and which pictures are there twice.
 
@@ -45,7 +48,7 @@ def check(
     """
     if sheet is not None and not sheet.parent.is_dir():  # told now, not after minutes of reading
         raise BadConfig(f"cannot write {str(sheet)!r}: there is no folder {str(sheet.parent)!r}")
-    found, summary = look_into(resolve(source))
+    found, summary = look_into(resolve(with_masks(source, mask_values, mask_colours)))
     if json:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(summary), indent=2).decode() + "\n")
     else:

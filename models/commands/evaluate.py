@@ -9,7 +9,7 @@ import msgspec
 import typer
 from rich.console import Console
 
-from models.commands.options import checkpoint_of
+from models.commands.options import MaskColours, MaskValues, checkpoint_of, with_masks
 from models.data.registry import shown
 from models.evaluation.evaluate import Evaluation, evaluate_file
 from models.evaluation.slices import parse
@@ -61,11 +61,17 @@ def evaluate(
         typer.Option("--strict", help="Refuse data with a picture that cannot be read, instead of leaving it out."),
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    mask_values: MaskValues = None,
+    mask_colours: MaskColours = None,
 ) -> None:
     """Measure a trained network on the whole held-out split of its data. A checkpoint is run by PyTorch, an exported
     file by onnxruntime, as it is served."""
     if picture is not None and not picture.parent.is_dir():  # told now, not after minutes of measuring
         raise BadConfig(f"cannot write {str(picture)!r}: there is no folder {str(picture.parent)!r}")
+    if data is not None:
+        data = with_masks(data, mask_values, mask_colours)
+    elif mask_values is not None or mask_colours is not None:
+        raise BadConfig("--mask-values and --mask-colours go with --data, whose masks they are about")
     result = evaluate_file(network, data, None if slices is None else parse(slices), strict)
     if json:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(as_json(result)), indent=2).decode() + "\n")

@@ -2,11 +2,32 @@
 
 import re
 from pathlib import Path
+from typing import Annotated
 
+import typer
+
+from models.data.masks import parse, source
 from models.errors import BadTraining
+from models.foreign.palette import read_colours
 from models.training.run import RunFolder
 
 MAX_SIDE = 65_535
+
+MaskValues = Annotated[
+    str | None,
+    typer.Option(
+        metavar="VALUE,VALUE",
+        help="The values in the masks that stand for class 0, 1 and on, such as 0,255; VALUE=255 is no class.",
+    ),
+]
+MaskColours = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RRGGBB|FILE,...",
+        help="The colours in the masks that stand for class 0, 1 and on, or files of them, one a line; RRGGBB=255 is "
+        "no class.",
+    ),
+]
 
 
 def checkpoint_of(path: Path | None) -> Path | None:
@@ -26,6 +47,24 @@ def assignments(texts: list[str]) -> dict[str, str]:
         if not (name and sign):
             raise BadTraining(f"--set {text!r}, want NAME=VALUE")
     return {name: value for name, _, value in pairs}
+
+
+def with_masks(data: str, values: str | None, colours: str | None) -> str:
+    """Data and how their masks are coded, in one text for `models.data.registry.resolve`. Raises BadTraining,
+    BadNetworkFile."""
+    if values is not None and colours is not None:
+        raise BadTraining("--mask-values and --mask-colours are two ways to say the same, want one of them")
+    if values is not None:
+        return source(Path(data), parse("values", values))
+    if colours is not None:
+        listed = [colour for part in colours.split(",") for colour in _colours(part)]
+        return source(Path(data), parse("colours", ",".join(listed)))
+    return data
+
+
+def _colours(part: str) -> list[str]:
+    file = Path(part)
+    return [bytes(colour).hex() for colour in read_colours(file)] if part and file.is_file() else [part]
 
 
 def parse_size(text: str) -> tuple[int, int]:

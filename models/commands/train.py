@@ -11,9 +11,18 @@ import typer
 from msgspec.structs import replace
 
 from models import registry, surroundings
-from models.commands.options import assignments, checkpoint_of, last_of, parse_range, parse_size
+from models.commands.options import (
+    MaskColours,
+    MaskValues,
+    assignments,
+    checkpoint_of,
+    last_of,
+    parse_range,
+    parse_size,
+    with_masks,
+)
 from models.data.augmentation import Augmentation, Flip
-from models.data.registry import DATA, resolve, shown
+from models.data.registry import DATA, moved, resolve, shown
 from models.errors import BadTraining, TrainingStopped
 from models.recipe import ClassWeights, Loss, Precision, Recipe, Schedule
 from models.registry import ARCHITECTURES
@@ -51,6 +60,8 @@ def train(
         str | None,
         typer.Option(metavar="DATA", help=f"One of: {', '.join(DATA)}; or a folder or CSV file of your own pictures."),
     ] = None,
+    mask_values: MaskValues = None,
+    mask_colours: MaskColours = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The config.toml of a run: train as that one was told.")
     ] = None,
@@ -180,6 +191,10 @@ def train(
                 "--preview": preview,
             }
         )
+    if data is not None:
+        data = with_masks(data, mask_values, mask_colours)
+    elif mask_values is not None or mask_colours is not None:
+        raise BadTraining("--mask-values and --mask-colours go with --data, whose masks they are about")
     defaults = _defaults(architecture, data, config, resume, source)
     architecture, data = defaults.architecture, defaults.data
     settings = Settings(
@@ -270,7 +285,7 @@ def _defaults(
     before = read_config(config) if config is not None else _told_before(resume) if resume is not None else None
     if before is not None:
         defaults = _elsewhere(
-            before, architecture or before.architecture, before.data if data is None else resolve(data)
+            before, architecture or before.architecture, before.data if data is None else moved(data, before.data)
         )
     elif architecture is None or data is None:
         missing = "an architecture" if architecture is None else "--data DATA"

@@ -15,6 +15,7 @@ from models.data.dataset import IGNORE, DataSet, Split, SplitName
 from models.data.faults import Fault, in_words, tell
 from models.data.folder import FolderSplit
 from models.data.listing import LABELS, SPLITS
+from models.data.masks import of_source
 from models.data.names import is_data
 from models.data.reading import in_threads
 from models.data.registry import loaded
@@ -128,7 +129,7 @@ def summary(data: DataSet, faults: Sequence[Fault]) -> Summary:
 
 def _unused(data: DataSet, faults: Sequence[Fault]) -> dict[str, int]:
     splits = [data.split(name) for name in SPLITS]
-    root = Path(data.name)
+    root = Path(of_source(data.name)[0])
     if not root.is_dir() or not all(isinstance(split, FolderSplit) for split in splits):
         return {}
     entries = [entry for split in splits if isinstance(split, FolderSplit) for entry in split.entries]

@@ -20,7 +20,7 @@ class Fault(NamedTuple):
 # Takes what is wrong with the pictures of a data set, of which there are so many.
 Report = Callable[[Sequence[Fault], int], None]
 
-_told: set[str] = set()  # by `tell`, the only one who writes it
+_told: set[str] = set()  # by `tell` and `remark`
 
 
 def in_words(path: Path) -> str:
@@ -39,6 +39,13 @@ def tell(faults: Sequence[Fault], pictures: int) -> None:
     if new:
         print(f"left out {len(faults)} of {pictures} pictures; --strict makes that an error", file=sys.stderr)
     _told.update(fault.reason for fault in new)
+
+
+def remark(line: str) -> None:
+    """How the data were understood, on stderr; once, however often they are read."""
+    if surroundings.local_rank() == 0 and line not in _told:
+        print(line, file=sys.stderr)
+        _told.add(line)
 
 
 def refuse(faults: Sequence[Fault], _: int) -> None:

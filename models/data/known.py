@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from models import whole_file
 from models.data.listing import Entry
+from models.data.masks import Coding, source
 
-VERSION = f"2, Pillow {PIL.__version__}"  # of how pictures are read: what another one has noted counts for nothing
+VERSION = f"3, Pillow {PIL.__version__}"  # of how pictures are read: what another one has noted counts for nothing
 SETTLED_NS = 2_000_000_000  # a file may be changed twice within one tick of the clock that stamps it
 
 # Of a picture and its mask: bytes, and the two times of the last change in ns.
@@ -71,20 +72,20 @@ class Notes(msgspec.Struct):
                 self.pictures[_key(entry)] = noted
 
 
-def load(root: Path) -> Notes:
-    """The notes of a data set; empty where there are none that can be used."""
+def load(root: Path, coding: Coding | None) -> Notes:
+    """The notes of a data set whose masks are read so; empty where there are none that can be used."""
     with contextlib.suppress(OSError, RuntimeError, msgspec.MsgspecError):
-        notes = msgspec.msgpack.decode(_file(root).read_bytes(), type=Notes)
+        notes = msgspec.msgpack.decode(_file(root, coding).read_bytes(), type=Notes)
         if notes.version == VERSION:
             return notes
     return Notes(VERSION, {})
 
 
-def save(root: Path, notes: Notes) -> None:
+def save(root: Path, coding: Coding | None, notes: Notes) -> None:
     """Keep the notes, but for files that are not there any more. Where that cannot be, nothing is lost but time."""
     there = {key: note for key, note in notes.pictures.items() if all(map(os.path.exists, key.split(b"\0")))}
     with contextlib.suppress(OSError, RuntimeError):
-        file = _file(root)
+        file = _file(root, coding)
         file.parent.mkdir(parents=True, exist_ok=True)
         whole_file.write(file, msgspec.msgpack.encode(Notes(VERSION, there)))
 
@@ -110,6 +111,7 @@ def _key(entry: Entry) -> bytes:
     return b"\0".join(map(os.fsencode, _paths(entry)))
 
 
-def _file(root: Path) -> Path:
+def _file(root: Path, coding: Coding | None) -> Path:
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(caches) / "convoy" / "pictures" / f"{sha256(os.fsencode(root.absolute())).hexdigest()}.msgpack"
+    name = sha256(os.fsencode(source(root.absolute(), coding))).hexdigest()
+    return Path(caches) / "convoy" / "pictures" / f"{name}.msgpack"

@@ -13,7 +13,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from PIL.PngImagePlugin import PngImageFile
 
 from models.data.names import is_data, one
 from models.errors import BadData
@@ -90,7 +89,7 @@ def header(path: Path) -> Header:
     if data is not None:
         found = _inspected(path, data)
         return Header(found.height, found.width, found.grey)
-    with _opened(path) as image:
+    with opened(path) as image:
         width, height = reversed(image.size) if is_turned(_orientation(image)) else image.size
         return Header(height, width, image.mode in GREY_MODES)
 
@@ -105,7 +104,7 @@ def read(path: Path, colour: Literal["RGB", "L"]) -> NDArray[np.uint8]:
             return np.require(decode.decode(data, colour, MAX_SIDE**2).pixels, requirements=["C", "W"])
         except BadImage as error:
             raise _unreadable(path, error) from error
-    with _opened(path) as image:
+    with opened(path) as image:
         turn = TURNS.get(_orientation(image))
         pixels = _opaque(_eight_bits(path, image))
         if pixels.mode != colour:
@@ -117,19 +116,11 @@ def read(path: Path, colour: Literal["RGB", "L"]) -> NDArray[np.uint8]:
 
 
 def mask_header(path: Path) -> MaskHeader:
-    """What the first bytes of a class map say. Raises BadData where it is not one number of 8 bits a pixel."""
-    with _opened(path) as image:
-        _check_indices(path, image)
+    """What the first bytes of a class map say. Raises BadData."""
+    with opened(path) as image:
         flat = image.getpalette("RGB") if image.mode == "P" else None
         palette = [(red, green, blue) for red, green, blue in zip(*[iter(flat or [])] * 3, strict=True)]
         return MaskHeader(image.height, image.width, palette)
-
-
-def read_mask(path: Path) -> NDArray[np.uint8]:
-    """The number of each pixel's class, (H, W): the palette's index, or the grey. Raises BadData."""
-    with _opened(path) as image:
-        _check_indices(path, image)
-        return np.array(image)
 
 
 def _called_picture(path: Path) -> bool:
@@ -167,7 +158,8 @@ def _unreadable(path: Path, error: BadImage) -> BadData:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def opened(path: Path) -> Iterator[Image.Image]:
+    """A picture whose pixels are not read yet. What fails inside is BadData, too."""
     try:
         with Image.open(path) as image:
             yield image
@@ -203,13 +195,3 @@ def _opaque(image: Image.Image) -> Image.Image:
     paper = Image.new("RGB", image.size, "white")
     paper.paste(image, mask=image)
     return paper
-
-
-def _check_indices(path: Path, image: Image.Image) -> None:
-    # A grey file of fewer than 8 bits is spread over 0..255 when it is read: its numbers are gone.
-    grey = image.mode == "L" and isinstance(image, PngImageFile) and all(tile[3] == "L" for tile in image.tile)
-    if image.format != "PNG" or not (image.mode == "P" or grey):
-        raise BadData(
-            f"mask {path} is {image.format} with pixels of kind {image.mode}, want a PNG file with a palette: "
-            "the number of its class for each pixel"
-        )

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from models.data import known, picture
+from models.data import known, masks, picture
 from models.data.dataset import IGNORE
 from models.data.faults import Fault
 from models.data.known import Facts
 from models.data.listing import Entry
+from models.data.masks import Coding
 from models.errors import BadData
 from service.machine import cores
 
@@ -29,13 +30,13 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-def read(root: Path, entries: Sequence[Entry]) -> list[Facts | Fault]:
+def read(root: Path, entries: Sequence[Entry], coding: Coding | None = None) -> list[Facts | Fault]:
     """What each picture of a data set and its mask say, in the order of the entries; or what is wrong with one."""
     every = max(1, -(-len(entries) // MEASURED_IMAGES))
-    jobs = [(entry, place % every == 0) for place, entry in enumerate(entries)]
-    notes, stamps = known.load(root), [known.stamps(entry) for entry in entries]
+    jobs = [(entry, coding, place % every == 0) for place, entry in enumerate(entries)]
+    notes, stamps = known.load(root, coding), [known.stamps(entry) for entry in entries]
     found: list[Facts | Fault | None] = [
-        notes.facts(entry, stamp, measured) for (entry, measured), stamp in zip(jobs, stamps, strict=True)
+        notes.facts(entry, stamp, measured) for (entry, _, measured), stamp in zip(jobs, stamps, strict=True)
     ]
     missing = [place for place, facts in enumerate(found) if facts is None]
     for place, read_now in zip(missing, in_threads(_facts, [jobs[place] for place in missing], TITLE), strict=True):
@@ -43,7 +44,7 @@ def read(root: Path, entries: Sequence[Entry]) -> list[Facts | Fault]:
     new = [(entries[place], stamps[place], facts) for place in missing if isinstance(facts := found[place], Facts)]
     if new:
         notes.add(new)
-        known.save(root, notes)
+        known.save(root, coding, notes)
     return [result for result in found if result is not None]
 
 
@@ -75,21 +76,22 @@ def _made(work: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result
             yield from pool.map(work, jobs[start : start + AHEAD])
 
 
-def _facts(job: tuple[Entry, bool]) -> Facts | Fault:
-    entry, measure = job
+def _facts(job: tuple[Entry, Coding | None, bool]) -> Facts | Fault:
+    entry, coding, measure = job
     try:
         grey = picture.header(entry.image).grey
         image = picture.read(entry.image, "L" if grey else "RGB")
         height, width = image.shape[:2]
-        numbers = _numbers(entry.image, (height, width), entry.target) if isinstance(entry.target, Path) else b""
+        size, mask = (height, width), entry.target
+        numbers = _numbers(entry.image, size, mask, coding) if isinstance(mask, Path) else b""
     except BadData as error:
         return Fault(entry.image, error.message)
     top = max((number for number in numbers if number != IGNORE), default=0)
-    return Facts((height, width), grey, top, histogram(image) if measure else None, numbers)
+    return Facts(size, grey, top, histogram(image) if measure else None, numbers)
 
 
-def _numbers(image: Path, size: tuple[int, int], file: Path) -> bytes:
-    mask = picture.read_mask(file)
+def _numbers(image: Path, size: tuple[int, int], file: Path, coding: Coding | None) -> bytes:
+    mask = masks.read(file, coding)
     if mask.shape != size:
         (height, width), (high, wide) = size, mask.shape
         raise BadData(f"mask {file} is {high}x{wide} (height x width), want {height}x{width} as {image} is seen")

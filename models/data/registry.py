@@ -7,6 +7,7 @@ from typing import Literal
 from models.data import aerial, clips, digits, permuted, scenes, sources, table, waveforms
 from models.data.dataset import DataSet, Split, SplitName
 from models.data.faults import Report, refuse, tell
+from models.data.masks import Coding, of_source, source
 from models.errors import BadTraining
 from service.metadata import Task
 
@@ -20,19 +21,29 @@ DATA: dict[str, Callable[[], DataSet]] = {
 }
 
 
-def resolve(text: str) -> str:
-    """What a run notes of the data it was given: a name as it is, a folder or CSV file as its absolute path. Raises
-    BadTraining."""
-    if text in DATA:
-        return text
-    if not _lies(Path(text)):
-        raise _unknown(text)
-    return str(Path(text).resolve())
+def resolve(text: str, coding: Coding | None = None) -> str:
+    """What a run notes of the data it was given: a name as it is, a folder or CSV file as its absolute path and how its
+    masks are coded. Raises BadTraining."""
+    path, noted = of_source(text)
+    coding = coding or noted
+    if path in DATA:
+        if coding is not None:
+            raise BadTraining(f"--mask-{coding.kind} says how masks of one's own are read, {path} has none")
+        return path
+    if not _lies(Path(path)):
+        raise _unknown(path)
+    return source(Path(path).resolve(), coding)
+
+
+def moved(text: str, before: str) -> str:
+    """What `resolve` answers of data that take the place of others: their masks are coded alike, where nothing else is
+    said. Raises BadTraining."""
+    return resolve(text, None if text in DATA or of_source(text)[1] else of_source(before)[1])
 
 
 def shown(name: str) -> str:
     """The name of a data set without the folders above it, which are nobody else's business."""
-    return name if name in DATA else Path(name).name.removesuffix(table.SUFFIX)
+    return name if name in DATA else Path(of_source(name)[0]).name.removesuffix(table.SUFFIX)
 
 
 def data_set(name: str, strict: bool = False) -> DataSet:
@@ -44,7 +55,10 @@ def data_set(name: str, strict: bool = False) -> DataSet:
 def loaded(name: str, report: Report) -> DataSet:
     """The data set that `resolve` answered; what of one's own pictures cannot be trained with goes to `report`. Raises
     BadTraining, BadData."""
-    return DATA[name]() if name in DATA else sources.load(_there(name), report)
+    if name in DATA:
+        return DATA[name]()
+    path, coding = _there(name)
+    return sources.load(path, report, coding)
 
 
 def held_out(
@@ -70,7 +84,8 @@ def split_of(
     if name not in DATA:
         if colour is None:
             raise BadTraining(f"{name} is a folder of images, the network takes none")
-        return sources.split(_there(name), split, task, colour, labels, _report(strict))
+        path, coding = _there(name)
+        return sources.split(path, split, task, colour, labels, _report(strict), coding)
     data = DATA[name]()
     if (data.task, data.colour, data.labels) != (task, colour, labels):
         raise BadTraining(f"data set {name} has other classes, another task or other colours than the network")
@@ -85,8 +100,9 @@ def _lies(path: Path) -> bool:
     return path.is_dir() or table.found(path)
 
 
-def _there(name: str) -> Path:
-    path = Path(name)
+def _there(name: str) -> tuple[Path, Coding | None]:
+    text, coding = of_source(name)
+    path = Path(text)
     if not path.is_absolute():
         raise _unknown(name)
     if not _lies(path):
@@ -95,7 +111,7 @@ def _there(name: str) -> Path:
             f"there is no {kind} {path} any more, want its pictures: say where they are with --data DIR, "
             "or export --without-data"
         )
-    return path
+    return path, coding
 
 
 def _unknown(text: str) -> BadTraining:

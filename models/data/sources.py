@@ -8,6 +8,7 @@ from models.data import arrays, cifar10, class_folders, folder, idx, mask_folder
 from models.data.dataset import DataSet, Split, SplitName
 from models.data.faults import Report
 from models.data.listing import Listing
+from models.data.masks import Coding
 from models.errors import BadData
 from service.metadata import Task
 
@@ -23,24 +24,30 @@ LISTED: dict[Callable[[Path], bool], Callable[[Path], Listing]] = {
 }
 
 
-def load(path: Path, report: Report) -> DataSet:
-    """The data at a path, its name the path; pictures that cannot be trained with go to `report`, which may let the
-    others go on. Raises BadData."""
+def load(path: Path, report: Report, coding: Coding | None = None) -> DataSet:
+    """The data at a path, its name the path and how its masks are coded; pictures that cannot be trained with go to
+    `report`, which may let the others go on. Raises BadData."""
     for found, read in BINARY.items():
         if found(path):
             return arrays.load(path, read(path))
-    return folder.load(path, listing(path), report)
+    return folder.load(path, _with_masks(listing(path), path, coding), report, coding)
 
 
 def split(
-    path: Path, name: SplitName, task: Task, colour: Literal["RGB", "L"], labels: list[str], report: Report
+    path: Path,
+    name: SplitName,
+    task: Task,
+    colour: Literal["RGB", "L"],
+    labels: list[str],
+    report: Report,
+    coding: Coding | None = None,
 ) -> Split:
     """One split of the data at a path, for a network that was trained in that colour with those labels. Raises
     BadData."""
     for found, read in BINARY.items():
         if found(path):
             return arrays.split(path, read(path), name, task, colour, labels)
-    return folder.split(path, listing(path), name, task, colour, labels, report)
+    return folder.split(path, listing(path), name, task, colour, labels, report, coding)
 
 
 def listing(path: Path) -> Listing:
@@ -51,3 +58,9 @@ def listing(path: Path) -> Listing:
         if found(path):
             return listed(path)
     return class_folders.listing(path)
+
+
+def _with_masks(found: Listing, path: Path, coding: Coding | None) -> Listing:
+    if coding is not None and found.task != "segmentation":
+        raise BadData(f"{path} has no masks, --mask-{coding.kind} says how they are to be read")
+    return found

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models import checkpoint, runtime
 from models.checkpoint import Description
 from models.data.dataset import Split, SplitName
-from models.data.registry import DATA, resolve, split_of
+from models.data.registry import DATA, moved, resolve, split_of
 from models.errors import BadCheckpoint, BadNetworkFile
 from models.graph import served
 from models.runtime import Session
@@ -69,7 +69,7 @@ def of_checkpoint(path: Path, data: str | None = None) -> Answerer:
     """Run by PyTorch. Raises BadCheckpoint, BadTraining."""
     description, network = checkpoint.load(path)
     if data is not None:
-        description = msgspec.structs.replace(description, data=resolve(data))
+        description = msgspec.structs.replace(description, data=moved(data, description.data))
     if not description.data:
         raise BadCheckpoint(
             f"{path} holds weights that were not trained here: say with --data what to measure them on, "

@@ -18,7 +18,7 @@ from torch.export import Dim
 
 from models import checkpoint, threads
 from models.checkpoint import Description
-from models.data.registry import resolve, shown
+from models.data.registry import moved, shown
 from models.errors import VariantRefused
 from models.evaluation.evaluate import evaluate
 from models.exporting import parity, publish, variants
@@ -101,7 +101,7 @@ def trace(path: Path, data: str | None = None) -> Traced:
     threads.limit()
     description, network = checkpoint.load(path)
     if data is not None:
-        description = msgspec.structs.replace(description, data=data and resolve(data))
+        description = msgspec.structs.replace(description, data=data and moved(data, description.data))
     graph = onnx_graph(description, network)
     return Traced(description, network, graph, parity.check(graph, description, network))
 

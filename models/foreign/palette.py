@@ -15,13 +15,14 @@ _NUMBERS = re.compile(r"(\d{1,3})[ ,]+(\d{1,3})[ ,]+(\d{1,3})")
 def read_palette(path: Path, classes: int) -> list[Colour]:
     """So many colours, (red, green, blue) in 0..255: of lines such as `#ff8000` or `255 128 0`, or of the palette of a
     PNG. Raises BadNetworkFile, BadData."""
-    colours = picture.mask_header(path).palette if path.suffix.lower() == ".png" else _read_text(path)
+    colours = picture.mask_header(path).palette if path.suffix.lower() == ".png" else read_colours(path)
     if len(colours) < classes:
         raise BadNetworkFile(f"{path} has {len(colours)} colours for {classes} classes")
     return colours[:classes]
 
 
-def _read_text(path: Path) -> list[Colour]:
+def read_colours(path: Path) -> list[Colour]:
+    """The colours of a text, one a line. Raises BadNetworkFile."""
     try:
         lines = decoded(path.read_bytes()).rstrip().split("\n")
     except NoText as error:

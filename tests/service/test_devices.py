@@ -85,7 +85,7 @@ def test_both_engines_work_and_are_told_apart(pair: Server) -> None:
 def answered_without_a_successor(repository: Path, settings: Sequence[str], seconds: float) -> bool:
     """Requests are under way, one engine is killed, and nobody starts another: whether all are answered in that time.
 
-    On a slow machine that is several runs of a second each. Nobody waits so long: the one who starts engines is stopped.
+    On a slow machine that is several runs of a second each.
     """
     networks.save(networks.slow(), repository, "slow")
     with Server(repository, settings) as server, grpc.insecure_channel(server.grpc) as channel:

@@ -151,7 +151,10 @@ NOTHING_FITS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "masks of VOC elsewhere": (without_masks_of_voc, "no folder .*SegmentationClass, want the masks of"),
     "masks called otherwise": (called_otherwise, r"there is 'p0_mask\.png', want 'p0\.png'"),
     "no file of a table": (no_file_of_a_table, r"no file .*/0\.png, which .*; of no line of 30 all files are there"),
-    "masks in colours": (coloured, r"pixels of kind RGB, want a PNG file .*; no other of the 40 pictures"),
+    "masks in colours": (
+        coloured,
+        r"has the colours .*, or --mask-colours .*; no other of the 40 pictures",
+    ),
 }
 
 
@@ -187,12 +190,13 @@ def paint(root: Path, values: dict[int, int]) -> Path:
 @pytest.mark.parametrize(
     ("values", "labels", "message"),
     [
-        ({1: 128, 2: 128}, "", "have the numbers 0, 128, which leaves 127 classes without a pixel"),
         ({1: 64, 2: 192}, "", "have the numbers 0, 64, 192, which leaves 190 classes without a pixel"),
         ({1: 1, 2: 254}, "", "have the numbers 0, 1, 254, which leaves 252 classes"),
-        ({1: 255, 2: 255}, "", "no class but 0, want at least two: 255 is a pixel of no class, want 1 where"),
-        ({1: 255, 2: 255}, "ground\nroad\n", "no class but 0, want at least two: 255 is a pixel of no class"),
-        ({1: 128, 2: 128}, "ground\nroad\n", "have the numbers 0, 128, and 2 classes have names: want each pixel"),
+        ({1: 64, 2: 192}, "", "want each pixel as the number of its class: 0, 1, 2 and on, or which values they are: "),
+        ({1: 64, 2: 192}, "", "--mask-values 0,64,192"),
+        ({1: 255, 2: 255}, "sky\nground\nroad\n", "no class but 0, want at least two: 255 is a pixel of no class; "),
+        ({1: 255, 2: 255}, "sky\nground\nroad\n", "where it is meant as a class: --mask-values 0,255"),
+        ({1: 128, 2: 192}, "ground\nroad\n", "have the numbers 0, 128, 192, and 2 classes have names: want each pixel"),
     ],
 )
 def test_painted_masks_are_refused_with_the_choice(
@@ -206,6 +210,41 @@ def test_painted_masks_are_refused_with_the_choice(
         err = capsys.readouterr().err
         assert message in err
         assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("value", [255, 128])
+@pytest.mark.parametrize("labels", ["", "ground\nroad\n"])
+def test_masks_of_zero_and_one_high_value_are_two_classes(
+    tmp_path: Path, value: int, labels: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = paint(tmp_path, {1: value, 2: value})
+    if labels:
+        (root / "labels.txt").write_text(labels)
+    data = load(root)
+    assert data.labels == (labels.split() or ["class 0", "class 1"])
+    _, mask = data.split("train")[0]
+    assert np.unique(np.asarray(mask)).tolist() == [0, 1]
+    said = capsys.readouterr().err
+    assert f"have the values 0 and {value}, read as the classes 0 and 1 (--mask-values 0,{value})" in said
+    load(root)
+    assert capsys.readouterr().err == ""
+
+
+def test_split_without_the_background_is_read_as_the_whole_was(tmp_path: Path) -> None:
+    root = paint(tmp_path, {1: 255, 2: 255})
+    for entry in load(root).split("test").entries:  # type: ignore[attr-defined]
+        Image.fromarray(np.full_like(np.array(Image.open(entry.target)), 255)).save(entry.target)
+    held_out = sources.split(root, "test", "segmentation", "RGB", ["class 0", "class 1"], refuse)
+    assert {int(number) for index in range(len(held_out)) for number in np.unique(held_out[index][1])} == {1}
+
+
+def test_pixels_of_no_class_stay_so_where_the_second_class_is_elsewhere(tmp_path: Path) -> None:
+    root = paint(tmp_path, {1: 1, 2: 255})
+    for entry in load(root).split("test").entries:  # type: ignore[attr-defined]
+        pixels = np.array(Image.open(entry.target))
+        Image.fromarray(np.where(pixels == 1, 255, pixels).astype(np.uint8)).save(entry.target)
+    held_out = sources.split(root, "test", "segmentation", "RGB", ["class 0", "class 1"], refuse)
+    assert {int(number) for index in range(len(held_out)) for number in np.unique(held_out[index][1])} == {0, 255}
 
 
 def test_few_numbers_that_no_mask_has_are_classes(tmp_path: Path) -> None:

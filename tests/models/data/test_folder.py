@@ -268,8 +268,8 @@ FAULTS_OF_MASKS: dict[str, tuple[Callable[[Path], object], str]] = {
         r"masks/p7\.png is 5x6 \(height x width\), want 9x21 as .*images/p7\.png is seen",
     ),
     "colours for classes": (
-        lambda root: Image.new("RGB", (21, 9)).save(root / "masks" / "p7.png"),
-        r"masks/p7\.png is PNG with pixels of kind RGB, want a PNG file with a palette",
+        lambda root: Image.new("RGB", (21, 9), "red").save(root / "masks" / "p7.png"),
+        r"masks/p7\.png has the colours #ff0000, want a PNG file with the number of its class .*--mask-colours",
     ),
     "damaged mask": (
         lambda root: (root / "masks" / "p7.png").write_bytes(b"nothing"),
