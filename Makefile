@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml
 	@rm -f .venv/.installed-*; touch $@
 
 demo: $(STAMP)
-	@$(BIN)/python -m models.demo $(ARGS)
+	@$(BIN)/python -m tools.demo $(ARGS)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest $(ARGS)
@@ -60,7 +60,7 @@ stubs-check: $(STAMP)
 	@echo "service/pb is what proto/ gives"
 
 networks: $(STAMP)
-	@$(BIN)/python -m models.network_table docs/networks.md
+	@$(BIN)/python -m tools.network_table docs/networks.md
 
 perf: $(STAMP)
 	@$(BIN)/python -m tests.performance docs/benchmarks.md $(ARGS)

@@ -5,7 +5,8 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
-from service.client import Client, Model
+from service.client.client import Client
+from service.client.results import Model
 
 
 def main(server: str) -> None:

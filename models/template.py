@@ -17,8 +17,8 @@ from onnx import helper, numpy_helper, parser
 
 from models.data import picture
 from models.errors import BadTemplate
-from models.exporting import publish
-from models.exporting.export import OPSET
+from models.export import publish
+from models.export.export import OPSET
 from service import metadata
 from service.metadata import Document, InputSpec, Provenance
 

@@ -8,7 +8,7 @@ import torch
 
 from models import checkpoint, registry
 from models.checkpoint import Description
-from models.data.generated import generated
+from models.data.builtin.generated import generated
 from models.random_weights import randomise
 from models.registry import Argument
 from service.metadata import InputSpec, TensorInput

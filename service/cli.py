@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from service import processes
 from service.errors import ConvoyError
+from service.supervisor import processes
 
 if TYPE_CHECKING:
     from typer import Typer

@@ -26,7 +26,7 @@ from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
-from service.processes import METRICS_DIRECTORY, Restarts
+from service.supervisor.processes import METRICS_DIRECTORY, Restarts
 
 _FILE_BYTES = 16 << 10  # of a new file of counts
 

@@ -19,7 +19,7 @@ def caches() -> None:
 def trained_repository() -> Path:
     """A model repository with `lenet5` and `unet`, trained with the defaults. A second run of the tests finds it done,
     unless the source that decides on it has changed."""
-    from models import demo
+    from tools import demo
 
     return demo.prepare(Path(__file__).parent.parent / ".cache" / "trained")
 

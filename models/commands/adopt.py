@@ -10,10 +10,10 @@ import typer
 
 from models.commands.options import parse_size
 from models.errors import BadNetworkFile
-from models.foreign.adopt import Colour, Wanted, chosen
-from models.foreign.adopt import adopt as run
-from models.foreign.answer import Tail
-from models.foreign.look import Found, Layout, Task, Tensor, likely_task, look
+from models.onnx_import.adopt import Colour, Wanted, chosen
+from models.onnx_import.adopt import adopt as run
+from models.onnx_import.answer import Tail
+from models.onnx_import.look import Found, Layout, Task, Tensor, likely_task, look
 from service.metadata import Fit, InputSpec
 
 

@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 
 from models import checkpoint
-from models.adopt.preprocessing import MEANING, PixelForm
-from models.adopt.registry import KERAS, TORCHVISION
-from models.adopt.weights import adopt, read_labels
 from models.commands.options import assignments, parse_size
 from models.parameters import count
+from models.pretrained.preprocessing import MEANING, PixelForm
+from models.pretrained.registry import KERAS, TORCHVISION
+from models.pretrained.weights import adopt, read_labels
 
 
 def adopt_weights(

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from models.anatomy.act import by
+from models.analysis.operators import by
 from models.commands.options import MaskColours, MaskValues, with_masks
 from models.data.check import Copies, Sizes, Summary
 from models.data.check import check as look_into
-from models.data.listing import SPLITS
+from models.data.formats.listing import SPLITS
 from models.data.registry import DATA, resolve, shown
 from models.data.samples import save_samples
 from service.errors import BadConfig

@@ -12,9 +12,9 @@ from rich.measure import Measurement
 
 from models.commands.options import checkpoint_of
 from models.errors import BadTraining, VariantRefused
-from models.exporting.export import Exported, trace
-from models.exporting.export import export as run
-from models.exporting.variants import Outcome, Plan, make, measure
+from models.export.export import Exported, trace
+from models.export.export import export as run
+from models.export.variants import Outcome, Plan, make, measure
 from models.visualize import variants
 from service.metadata import Calibration, Precision
 

@@ -7,10 +7,10 @@ import typer
 from rich.console import Console
 from rich.measure import Measurement
 
-from models.anatomy.act import by
+from models.analysis.operators import by
+from models.analysis.summary import inspect_architecture, inspect_file, is_file
 from models.commands.options import assignments, parse_size
 from models.errors import BadTraining
-from models.inspect import inspect_architecture, inspect_file, is_file
 from models.visualize import layers
 
 

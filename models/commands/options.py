@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from models.data.masks import parse, source
+from models.data.formats.masks import parse, source
 from models.errors import BadTraining
-from models.foreign.palette import read_colours
+from models.onnx_import.palette import read_colours
 from models.training.run import RunFolder
 
 MAX_SIDE = 65_535

@@ -28,9 +28,9 @@ from models.recipe import ClassWeights, Loss, Precision, Recipe, Schedule
 from models.registry import ARCHITECTURES
 from models.report.write import PAGE, write_at_end
 from models.training.config import read as read_config
+from models.training.distributed import is_first
+from models.training.lr_finder import find_rate
 from models.training.preview import preview as save_preview
-from models.training.processes import is_first
-from models.training.rates import find_rate
 from models.training.resuming import settings_of
 from models.training.run import HIGHEST_SEED, Freeze, Machine, RunFolder, Settings, Transfer, default_settings
 from models.training.train import ONE

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from models.data.augmentation import Augmentation, augmented, window, zoomed
 from models.data.dataset import IGNORE, Split, Target
 from models.data.loading import WHOLE, Batch, Loader, Share
-from service.frontend.preprocess import input_size, preprocess
 from service.metadata import InputSpec, TensorInput
+from service.preprocess import input_size, preprocess
 
 # Pixels, or numbers, of a batch that is only looked at: one of photographs would fill the memory.
 MOST_NUMBERS = 4 << 20

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import msgspec
 import numpy as np
 
-from models.data import mask_folders, voc
+from models.data.bad_files import Fault, in_words, tell
 from models.data.dataset import IGNORE, DataSet, Split, SplitName
-from models.data.faults import Fault, in_words, tell
-from models.data.folder import FolderSplit
-from models.data.listing import LABELS, SPLITS
-from models.data.masks import of_source
+from models.data.formats import mask_folders, voc
+from models.data.formats.folder import FolderSplit
+from models.data.formats.listing import LABELS, SPLITS
+from models.data.formats.masks import of_source
 from models.data.names import is_data
 from models.data.reading import in_threads
 from models.data.registry import loaded

@@ -17,9 +17,9 @@ from PIL import Image
 from models.data.names import is_data, one
 from models.errors import BadData
 from service.errors import BadImage
-from service.frontend import decode
-from service.frontend.exif import UPRIGHT, is_turned, orientation
-from service.frontend.limits import MAX_SIDE
+from service.images import decode
+from service.images.exif import UPRIGHT, is_turned, orientation
+from service.images.limits import MAX_SIDE
 
 # What is too large for Pillow is an error, told in words; these are somebody's own pictures.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from models.data import known, masks, picture
+from models.data import picture, scan
+from models.data.bad_files import Fault
 from models.data.dataset import IGNORE
-from models.data.faults import Fault
-from models.data.known import Facts
-from models.data.listing import Entry
-from models.data.masks import Coding
+from models.data.formats import masks
+from models.data.formats.listing import Entry
+from models.data.formats.masks import Coding
+from models.data.scan import Facts
 from models.errors import BadData
 from service.machine import cores
 
@@ -34,7 +35,7 @@ def read(root: Path, entries: Sequence[Entry], coding: Coding | None = None) -> 
     """What each picture of a data set and its mask say, in the order of the entries; or what is wrong with one."""
     every = max(1, -(-len(entries) // MEASURED_IMAGES))
     jobs = [(entry, coding, place % every == 0) for place, entry in enumerate(entries)]
-    notes, stamps = known.load(root, coding), [known.stamps(entry) for entry in entries]
+    notes, stamps = scan.load(root, coding), [scan.stamps(entry) for entry in entries]
     found: list[Facts | Fault | None] = [
         notes.facts(entry, stamp, measured) for (entry, _, measured), stamp in zip(jobs, stamps, strict=True)
     ]
@@ -44,7 +45,7 @@ def read(root: Path, entries: Sequence[Entry], coding: Coding | None = None) -> 
     new = [(entries[place], stamps[place], facts) for place in missing if isinstance(facts := found[place], Facts)]
     if new:
         notes.add(new)
-        known.save(root, coding, notes)
+        scan.save(root, coding, notes)
     return [result for result in found if result is not None]
 
 

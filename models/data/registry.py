@@ -4,10 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from models.data import aerial, clips, digits, permuted, scenes, sources, table, waveforms
+from models.data.bad_files import Report, refuse, tell
+from models.data.builtin import aerial, clips, digits, permuted, scenes, waveforms
 from models.data.dataset import DataSet, Split, SplitName
-from models.data.faults import Report, refuse, tell
-from models.data.masks import Coding, of_source, source
+from models.data.formats import sources, table
+from models.data.formats.masks import Coding, of_source, source
 from models.errors import BadTraining
 from service.metadata import Task
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from models.data.contact_sheet import COLUMNS, Tile, sheet
 from models.data.dataset import DataSet, Split
-from models.data.sheet import COLUMNS, Tile, sheet
 from models.errors import BadTraining
 
 ROWS = 6

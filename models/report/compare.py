@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models import checkpoint
+from models.analysis.summary import inspect_file
 from models.data.registry import shown
 from models.errors import BadRun
 from models.evaluation.evaluate import evaluate_file
 from models.evaluation.metrics import LEADING
-from models.inspect import inspect_file
 from models.report import curves, page
 from models.report.runs import Run, read
 from service.metadata import Task

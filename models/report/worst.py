@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.data.batches import indexed
+from models.data.contact_sheet import Tile, sheet
 from models.data.dataset import Sample, Split, Target
-from models.data.folder import FolderSplit
-from models.data.sheet import Tile, sheet
+from models.data.formats.folder import FolderSplit
 from models.evaluation.answerer import Answerer
 from models.evaluation.evaluate import Evaluation, Example
 

@@ -18,8 +18,8 @@ from models.data.loading import Batch, Loader
 from models.evaluation.metrics import LEADING, measures
 from models.recipe import Recipe
 from models.training import losses, resuming, schedules, transfer
+from models.training.distributed import add_up, put_together, several
 from models.training.lone_images import normalise_by_the_run
-from models.training.processes import add_up, put_together, several
 from models.training.run import Settings
 from service.metadata import Task
 

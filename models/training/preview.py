@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models.checkpoint import Description
 from models.data.augment import Mixed
-from models.data.sheet import COLUMNS, Tile, sheet
+from models.data.contact_sheet import COLUMNS, Tile, sheet
 from models.errors import BadTraining
 from models.training.module import Training
 from models.training.run import Settings

@@ -9,7 +9,7 @@ import msgspec
 from models import checkpoint
 from models.checkpoint import Description
 from models.data.dataset import DataSet, SplitName
-from models.data.folder import FolderSplit
+from models.data.formats.folder import FolderSplit
 from models.errors import BadTraining
 from models.training.run import Settings
 

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 
 from models import checkpoint, registry, surroundings, threads
+from models.analysis.summary import inspect_architecture
 from models.checkpoint import Description
 from models.data.augmentation import check
 from models.data.batches import loader
@@ -22,17 +23,16 @@ from models.data.dataset import DataSet
 from models.data.loading import WHOLE, Loader, Share
 from models.data.registry import DATA, data_set
 from models.errors import BadTraining, TrainingStopped
-from models.inspect import inspect_architecture
 from models.recipe import Recipe
 from models.training import config, failures, logs, resuming, transfer
 from models.training.averaging import averaging
+from models.training.checkpointing import MONITOR, WholeCheckpoints, checkpoints
+from models.training.distributed import environment, is_first, launched, settle
 from models.training.history import History
 from models.training.logs import EVERY_STEPS, loggers
 from models.training.module import Training, ignored
-from models.training.processes import environment, is_first, launched, settle
 from models.training.progress import Bar, EpochLines, Pace
 from models.training.run import Machine, Note, RunFolder, Settings, commit, source_digest
-from models.training.saving import MONITOR, WholeCheckpoints, checkpoints
 from service.machine import cores
 from service.metadata import InputSpec, Task, TensorInput
 

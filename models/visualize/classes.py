@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from models.errors import BadView
-from models.visualize import growth, taps
+from models.visualize import activation_maximization, hooks
+from models.visualize.activation_maximization import Growing, Grown, ScoreOf
 from models.visualize.ascent import Climb
-from models.visualize.growth import Growing, Grown, ScoreOf
+from models.visualize.network import Pixels, Size, Subject
 from models.visualize.sheet import Section, Tile
-from models.visualize.subject import Pixels, Size, Subject
 
 
 def class_images(subject: Subject, classes: list[int], size: Size, climb: Climb, growing: Growing) -> Grown:
@@ -22,13 +22,13 @@ def class_images(subject: Subject, classes: list[int], size: Size, climb: Climb,
     """
     if len(subject.description.labels) < 2:
         raise BadView(f"{subject.name} has one class only: there is nothing to tell it from")
-    return growth.grow(subject, classes, size, _score(subject, classes, log_odds), climb, growing)
+    return activation_maximization.grow(subject, classes, size, _score(subject, classes, log_odds), climb, growing)
 
 
 def confidences(subject: Subject, classes: list[int], images: list[Pixels]) -> list[float]:
     """The probability, 0..1, that the network gives each image's class: of the 8 bits a pixel that are stored.
     For segmentation the mean over all pixels."""
-    return growth.measured(_score(subject, classes, probability), images)
+    return activation_maximization.measured(_score(subject, classes, probability), images)
 
 
 def section(subject: Subject, classes: list[int], images: list[Pixels], reached: list[float] | None) -> Section:
@@ -58,7 +58,7 @@ def probability(logits: Tensor, classes: Tensor) -> Tensor:
 def _score(subject: Subject, classes: list[int], measure: Callable[[Tensor, Tensor], Tensor]) -> ScoreOf:
     def score(pictures: Tensor, batch: list[int]) -> Tensor:
         height, width = pictures.shape[1:3]
-        logits = taps.logits(subject, pictures)
+        logits = hooks.logits(subject, pictures)
         values = measure(logits, torch.tensor([classes[place] for place in batch]))
         # Of segmentation, the picture's own pixels and not the padding.
         return values[:, :height, :width].mean(dim=(1, 2)) if values.dim() == 3 else values

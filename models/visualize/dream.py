@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.anatomy.act import by
+from models.analysis.operators import by
 from models.errors import BadView
-from models.visualize import taps
+from models.visualize import hooks
 from models.visualize.ascent import Climb, ascend, response
-from models.visualize.subject import Pixels, Size, Subject, as_pictures
-from models.visualize.taps import Layer
+from models.visualize.hooks import Layer
+from models.visualize.network import Pixels, Size, Subject, as_pictures
 
 LEAST_SIDE = 8  # pixels, of the smallest octave
 
@@ -47,7 +47,7 @@ def dream(
     whole = as_pictures(photograph)
 
     def score(pictures: Tensor) -> Tensor:
-        return response(taps.answers(subject, [layer.name], pictures)[layer.name][:, channels])
+        return response(hooks.answers(subject, [layer.name], pictures)[layer.name][:, channels])
 
     added = torch.zeros_like(_resized(whole, octaves[0]))
     for number, size in enumerate(octaves):

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.anatomy.act import by
-from models.visualize import taps
+from models.analysis.operators import by
+from models.visualize import hooks
+from models.visualize.hooks import Layer
+from models.visualize.network import Pixels, Subject, as_pictures
 from models.visualize.sheet import Section, Tile
-from models.visualize.subject import Pixels, Subject, as_pictures
-from models.visualize.taps import Layer
 
 COLOURS = "viridis"  # dark blue is a channel's least, yellow its most; as even for a colour-blind eye
 
@@ -26,7 +26,7 @@ def features(subject: Subject, image: Pixels, chosen: list[tuple[Layer, list[int
     """
     names = [layer.name for layer, _ in chosen]
     with torch.no_grad():
-        answers = taps.answers(subject, names, as_pictures(image))
+        answers = hooks.answers(subject, names, as_pictures(image))
     return [_section(layer, channels, answers[layer.name][0]) for layer, channels in chosen]
 
 

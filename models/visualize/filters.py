@@ -3,8 +3,8 @@
 import numpy as np
 from torch import Tensor
 
+from models.visualize.network import Pixels
 from models.visualize.sheet import Section, Tile
-from models.visualize.subject import Pixels
 
 KERNEL_SIDE = 40  # pixels on the sheet, of one kernel of many
 

@@ -6,9 +6,9 @@ from fractions import Fraction
 
 from rich.table import Table
 
-from models.anatomy.act import by, once
-from models.anatomy.reach import Reach
-from models.anatomy.rows import Anatomy, Row
+from models.analysis.operators import by, once
+from models.analysis.reach import Reach
+from models.analysis.rows import Anatomy, Row
 
 EVERYTHING = "all"
 MISALIGNED = "*"

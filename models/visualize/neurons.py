@@ -2,22 +2,22 @@
 
 from torch import Tensor
 
-from models.visualize import growth, taps
+from models.visualize import activation_maximization, hooks
+from models.visualize.activation_maximization import Growing, Grown, ScoreOf
 from models.visualize.ascent import Climb, response
-from models.visualize.growth import Growing, Grown, ScoreOf
+from models.visualize.hooks import Layer
+from models.visualize.network import Pixels, Size, Subject
 from models.visualize.sheet import Section, Tile
-from models.visualize.subject import Pixels, Size, Subject
-from models.visualize.taps import Layer
 
 
 def neurons(subject: Subject, layer: Layer, channels: list[int], size: Size, climb: Climb, growing: Growing) -> Grown:
     """A picture for each channel, from noise. The same channel gets the same noise whatever others are asked for."""
-    return growth.grow(subject, channels, size, _score(subject, layer, channels), climb, growing)
+    return activation_maximization.grow(subject, channels, size, _score(subject, layer, channels), climb, growing)
 
 
 def responses(subject: Subject, layer: Layer, channels: list[int], images: list[Pixels]) -> list[float]:
     """How strongly each channel answers to its image, as `ascent.response` has it."""
-    return growth.measured(_score(subject, layer, channels), images)
+    return activation_maximization.measured(_score(subject, layer, channels), images)
 
 
 def section(subject: Subject, channels: list[int], images: list[Pixels], reached: list[float] | None) -> Section:
@@ -32,7 +32,7 @@ def section(subject: Subject, channels: list[int], images: list[Pixels], reached
 
 def _score(subject: Subject, layer: Layer, channels: list[int]) -> ScoreOf:
     def score(pictures: Tensor, batch: list[int]) -> Tensor:
-        answer = taps.answers(subject, [layer.name], pictures)[layer.name]
+        answer = hooks.answers(subject, [layer.name], pictures)[layer.name]
         # One row each: the places of its channel, or the one number of a layer without.
         own = answer[range(len(batch)), [channels[place] for place in batch]]
         return response(own.reshape(len(batch), -1))

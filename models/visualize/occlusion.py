@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from models.visualize import growth, taps
-from models.visualize.growth import Tick
-from models.visualize.subject import Size, Subject
+from models.visualize import activation_maximization, hooks
+from models.visualize.activation_maximization import Tick
+from models.visualize.network import Size, Subject
 from models.visualize.target import Target
 
 
@@ -27,11 +27,11 @@ def occlusion(subject: Subject, picture: Tensor, target: Target, patch: int, str
     spots = places(size, patch, stride)
     cover = torch.tensor(subject.description.mean)
     with torch.no_grad():
-        for batch in growth.batches(len(spots), size):
+        for batch in activation_maximization.batches(len(spots), size):
             pictures = picture.repeat(len(batch), 1, 1, 1)
             for image, place in zip(pictures, batch, strict=True):
                 image[_window(spots[place], patch)] = cover
-            values = target.probability(taps.logits(subject, pictures))
+            values = target.probability(hooks.logits(subject, pictures))
             for place, value in zip(batch, values.tolist(), strict=True):
                 fallen[_window(spots[place], patch)] += target.confidence - value
                 covered[_window(spots[place], patch)] += 1

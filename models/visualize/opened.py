@@ -4,7 +4,7 @@ from pathlib import Path
 
 from models import checkpoint, threads
 from models.errors import BadView
-from models.visualize.subject import ImageSubject, Subject
+from models.visualize.network import ImageSubject, Subject
 from models.visualize.tensors import TensorSubject
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from models.errors import BadView
-from models.visualize.taps import Layer
+from models.visualize.hooks import Layer
 
 
 def channels(text: str | None, count: int, layer: str, most: int) -> list[int]:

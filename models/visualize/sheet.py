@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from models.lettering import font
-from models.visualize.subject import Pixels
+from models.visualize.network import Pixels
 
 ROW = 1000  # pixels, about as wide as a page
 GAP = 10

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from models.errors import BadView
-from models.visualize import taps
+from models.visualize import hooks
 from models.visualize.classes import probability
-from models.visualize.subject import Size, Subject
+from models.visualize.network import Size, Subject
 
 BACKGROUND = "background"
 
@@ -47,7 +47,7 @@ def target(subject: Subject, picture: Tensor, index: int | None, at: tuple[int, 
     """
     size = (picture.shape[1], picture.shape[2])
     with torch.no_grad():
-        logits = taps.logits(subject, picture)
+        logits = hooks.logits(subject, picture)
     labels = subject.description.labels
     if subject.description.task == "classification":
         if at is not None:

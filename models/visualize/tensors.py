@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from models.errors import BadView
-from models.visualize.subject import Pixels, Size, Subject
+from models.visualize.network import Pixels, Size, Subject
 from service.metadata import Axis, TensorInput
 
 FREE_SIDE = 128  # numbers along an axis of any length

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from rich.table import Table
 
 from models.evaluation.metrics import LEADING
-from models.exporting.variants import Outcome
+from models.export.variants import Outcome
 from models.runtime import CUDA
 from service.metadata import Precision, Task
 

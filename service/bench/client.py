@@ -6,8 +6,8 @@ import selectors
 from collections.abc import Callable
 from functools import partial
 
-from service.arrivals import Piece, arrivals
 from service.bench import oip, vision
+from service.bench.arrivals import Piece, arrivals
 from service.bench.asking import Question, connect, sender, unary
 from service.bench.drive import Now, Sample, Send, busy, closed_loop, lateness, open_loop
 from service.bench.findings import Findings, Recorder

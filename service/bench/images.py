@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from service.client import read_image
+from service.client.requests import read_image
 from service.commands.masks import png
 from service.errors import BadConfig
 

@@ -7,10 +7,10 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from service.answers import read_error
 from service.bench.asking import Question
 from service.bench.drive import Outcome
 from service.bench.plan import InputTensor, TensorModel
+from service.client.results import read_error
 from service.errors import BadConfig
 from service.pb import inference_pb2 as pb
 

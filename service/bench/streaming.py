@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 
 import grpc.aio
 
-from service.answers import (
+from service.bench.asking import Question, refusal
+from service.bench.drive import Outcome, Refusal
+from service.client.results import (
     ServerError,
     read_error,
     read_streamed_classification,
     read_streamed_segmentation,
     stream_ended,
 )
-from service.bench.asking import Question, refusal
-from service.bench.drive import Outcome, Refusal
 from service.pb.convoy.v1 import vision_pb2 as pb
 
 

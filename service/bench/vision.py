@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from service.answers import ServerError, read_classifications, read_segmentations
 from service.bench.asking import Question, refusal
 from service.bench.drive import Outcome
 from service.bench.images import from_folder, generated
 from service.bench.plan import ImageModel, Plan
-from service.client import Client, Model
+from service.client.client import Client
+from service.client.results import Model, ServerError, read_classifications, read_segmentations
 from service.errors import BadConfig, ModelUnavailable, UnknownModel
 from service.pb.convoy.v1 import vision_pb2 as pb
 

@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 import msgspec
 import typer
 
-from service.arrivals import Piece, Spacing
 from service.bench import fleet, oip, vision
+from service.bench.arrivals import Piece, Spacing
 from service.bench.images import from_folder
 from service.bench.plan import AskedModel, Closed, Open, Plan
 from service.bench.report import in_words, summarise
-from service.client import DEFAULT_TARGET
+from service.client.requests import DEFAULT_TARGET
 from service.commands.options import Json, Server, check_picture
 from service.commands.report import show
 from service.commands.terminal import console, plain

@@ -11,7 +11,9 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from service.client import DEFAULT_TARGET, MAX_TOP_K, Classification, Client, Label, ServerError, read_image
+from service.client.client import Client
+from service.client.requests import DEFAULT_TARGET, MAX_TOP_K, read_image
+from service.client.results import Classification, Label, ServerError
 from service.commands.options import DEADLINE, Deadline, Json, ModelName, Server
 from service.commands.picture import characters, half_blocks, read_pixels
 from service.commands.terminal import bar, console, plain, shows_colours, stage_line
@@ -98,7 +100,7 @@ def _ask(
     client: Client, files: Sequence[tuple[str, bytes]], model: str, top_k: int, deadline: float
 ) -> list[Classification | ServerError]:
     try:
-        return client.classify([data for _, data in files], model, top_k=top_k, deadline=deadline)
+        return client.classify_many([data for _, data in files], model, top_k=top_k, deadline=deadline)
     except ServerError as error:
         # A request with a single image fails as a whole where its image does.
         if len(files) == 1 and error.reason == BadImage.reason:

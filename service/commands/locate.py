@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from rich.text import Text
 
 from service import metadata
-from service.answers import ServerError
-from service.client import DEFAULT_TARGET, read_image
+from service.client.requests import DEFAULT_TARGET, read_image
+from service.client.results import ServerError
 from service.commands.masks import png
 from service.commands.options import DEADLINE, Deadline, Server, check_png
 from service.commands.picture import Pixels, read_pixels

@@ -8,7 +8,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from service.client import DEFAULT_TARGET, Client, Input, Model, Tensor
+from service.client.client import Client
+from service.client.requests import DEFAULT_TARGET
+from service.client.results import Input, Model, Tensor
 from service.commands.options import DEADLINE, Deadline, Json, Server
 from service.commands.terminal import console, plain
 

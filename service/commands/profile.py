@@ -17,11 +17,11 @@ from service.commands.terminal import bar, console, milliseconds
 from service.config import BatchingConfig, EngineConfig, LimitsConfig, ModelConfig
 from service.engine import layouts, profiling
 from service.engine import profile as profiles
-from service.engine.building import load_all, measured
 from service.engine.profile import Profile
 from service.engine.providers import Device, gpu_offered
-from service.engine.run_times import RunTimes
+from service.engine.scheduler.latency_model import RunTimes
 from service.engine.session import Session
+from service.engine.session_builder import load_all, measured
 from service.errors import BadConfig, BadModelFile, UnknownModel
 from service.machine import cores
 from service.repository import MODEL_FILE, choose, model_file, scan

@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from service.client import DEFAULT_TARGET, Client, MaskFormat, Model, Segmentation, ServerError, read_image
+from service.client.client import Client
+from service.client.requests import DEFAULT_TARGET, MaskFormat, read_image
+from service.client.results import Model, Segmentation, ServerError
 from service.commands.masks import Palette, Pixels, mask_png, overlay, palette_of, png
 from service.commands.options import DEADLINE, Deadline, ModelName, Server, check_png
 from service.commands.picture import half_blocks, read_pixels, symbols

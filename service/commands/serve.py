@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from service import config, log, supervisor
+from service import config, log
+from service.supervisor import watch
 
 
 def serve(
@@ -28,4 +29,4 @@ def serve(
     overrides = {f"server.{name}": value for name, value in options.items() if value is not None}
     settled = config.load(config_file, settings or (), overrides)
     log.configure(settled.server.log_level, "supervisor")
-    raise typer.Exit(supervisor.serve(settled, repository))
+    raise typer.Exit(watch.serve(settled, repository))

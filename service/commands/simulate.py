@@ -12,12 +12,12 @@ from rich.text import Text
 from service.commands.options import Json, check_picture
 from service.commands.terminal import bar, console, milliseconds
 from service.config import PolicyName
-from service.engine.batching import Limits
-from service.engine.policies import POLICIES
 from service.engine.profile import Profile
+from service.engine.scheduler.batcher import Limits
+from service.engine.scheduler.policies import POLICIES
+from service.engine.scheduler.simulation import Load, Outcome, Stream, oracle
+from service.engine.scheduler.simulation import simulate as run
 from service.errors import BadConfig
-from service.simulation import Load, Outcome, Stream, oracle
-from service.simulation import simulate as run
 from service.text import NoText, decoded
 
 _COLUMNS = 48  # of the longest bar

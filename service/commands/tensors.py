@@ -10,7 +10,7 @@ from google.protobuf.message_factory import GetMessageClass
 from numpy.typing import NDArray
 
 from service import metadata
-from service.answers import read_error
+from service.client.results import read_error
 from service.metadata import Document
 from service.pb import inference_pb2 as pb
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from service.config import Instances
 from service.engine.profile import Profile
-from service.engine.run_times import RunTimes
+from service.engine.scheduler.latency_model import RunTimes
 
 GAIN = 1.05  # of the images a second: less is not worth the memory and a lone image's longer time
 _MOST = 16  # sessions, each of which has the network's weights in memory

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from service.engine.providers import CPU, GPU
-from service.engine.run_times import RunTimes
+from service.engine.scheduler.latency_model import RunTimes
 from service.engine.session import VERSION
 from service.machine import cores
 from service.repository import PROFILE_FILE

@@ -15,7 +15,7 @@ from service.buckets import Size
 from service.engine import profile as profiles
 from service.engine.profile import BatchTime, Machine, Profile
 from service.engine.providers import GPU
-from service.engine.run_times import RunTimes
+from service.engine.scheduler.latency_model import RunTimes
 from service.engine.session import DeviceLost, Session, input_shape
 from service.errors import BadModelFile
 from service.metadata import Document

@@ -17,14 +17,14 @@ from onnxruntime import OrtValue, RunOptions
 from service import metadata
 from service.config import EngineConfig
 from service.engine.buffers import Buffer, page_lock
-from service.engine.graphs import Graphs
+from service.engine.cuda_graphs import Graphs
 from service.engine.providers import CUDA, GPU, Device, Options, check, preload, providers
 from service.errors import BadModelFile, listed
+from service.ipc.slots import DTYPES, MAX_RANK
 from service.machine import cores
 from service.metadata import Document
 from service.repository import TensorSpec, is_placeholder
 from service.runtime_words import reason
-from service.slots import DTYPES, MAX_RANK
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from service.errors import BadRequest, RunFailed
-from service.frontend.preprocess import Placement, restore
 from service.metadata import MAX_MASK_CLASSES, Document
 from service.pb.convoy.v1 import vision_pb2 as pb
+from service.preprocess import Placement, restore
 
 DEFAULT_TOP_K = 5
 _FEW_CLASSES = 64  # Python sorts so many in less time than numpy takes to begin

@@ -9,7 +9,6 @@ from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 
-from service.channel import Cancelled
 from service.errors import (
     BadImage,
     BadRequest,
@@ -24,6 +23,7 @@ from service.errors import (
     RunFailed,
     UnknownModel,
 )
+from service.ipc.channel import Cancelled
 from service.pb.convoy.v1 import vision_pb2 as pb
 
 STATUS: dict[type[ConvoyError], StatusCode] = {

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from service.errors import BadRequest, BadTensor, listed, named
 from service.frontend.wire import NOTHING
+from service.ipc.slots import MAX_RANK
 from service.metadata import Document, InputSpec
 from service.pb import inference_pb2 as pb
 from service.repository import TensorSpec, Version, is_placeholder
-from service.slots import MAX_RANK
 
 DATATYPES = {
     "bool": "BOOL",

@@ -6,8 +6,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from service import metrics
-from service.channel import Times
-from service.frontend.rpc import Call
+from service.frontend.call import Call
+from service.ipc.channel import Times
 
 
 class Marks(NamedTuple):

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from models import checkpoint
-from models.data import digits, scenes
+from models.data.builtin import digits, scenes
 from models.data.dataset import DataSet, Split, SplitName, Target
 from models.data.registry import DATA
 from models.recipe import Recipe

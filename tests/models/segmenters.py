@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from models.checkpoint import Description
-from models.exporting.export import onnx_graph
+from models.export.export import onnx_graph
 from models.graph import served
 from models.random_weights import randomise
 from service.metadata import InputSpec

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models import registry, zoo
-from models.exporting.export import export
+from models.export.export import export
 from models.parameters import count
 from models.registry import ARCHITECTURES
 from models.training.run import RunFolder

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models import template as templates
-from models.data import scenes
+from models.data.builtin import scenes
 from models.errors import BadData, BadModelName, BadTemplate
 from models.template import network, publish_template
 from service import cli, metadata

@@ -14,7 +14,7 @@ from models import checkpoint
 from models.data.dataset import DataSet, Split, Target
 from models.data.registry import DATA, data_set
 from models.evaluation.evaluate import evaluate_file
-from models.exporting.export import Exported, export
+from models.export.export import Exported, export
 from models.registry import ARCHITECTURES
 from models.training.run import RunFolder, Settings
 from models.training.train import train

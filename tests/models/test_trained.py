@@ -9,13 +9,13 @@ import onnx
 import onnxruntime
 import pytest
 
-from models import demo
 from models.data.batches import loader
 from models.data.registry import data_set
 from models.evaluation.evaluate import evaluate_file
-from models.exporting.publish import versions
+from models.export.publish import versions
 from service import metadata
 from service.metadata import Document
+from tools import demo
 
 pytestmark = [pytest.mark.trained, pytest.mark.timeout(1200)]  # the first test trains
 
@@ -85,7 +85,7 @@ def test_preparing_again_does_nothing_again(trained_repository: Path) -> None:
 
 def test_demo_runs_through_and_ends_by_itself(trained_repository: Path) -> None:
     directory = trained_repository.parent
-    command = [sys.executable, "-m", "models.demo", "--once", "--directory", str(directory)]
+    command = [sys.executable, "-m", "tools.demo", "--once", "--directory", str(directory)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("done before") == 4

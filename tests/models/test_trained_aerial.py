@@ -6,9 +6,9 @@ import subprocess
 import numpy as np
 import pytest
 
-from models.demo import CONVOY, ENVIRONMENT
 from models.evaluation.evaluate import Evaluation, evaluate_file
 from models.training.run import RunFolder
+from tools.demo import CONVOY, ENVIRONMENT
 
 pytestmark = [pytest.mark.trained, pytest.mark.timeout(1200)]
 

@@ -7,7 +7,7 @@ from typing import Never
 import pytest
 
 from models import whole_file
-from models.training.saving import WholeCheckpoints
+from models.training.checkpointing import WholeCheckpoints
 
 
 def test_file_takes_the_place_of_the_one_before(tmp_path: Path) -> None:

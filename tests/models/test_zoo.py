@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from models import checkpoint, registry, zoo
-from models.data.generated import generated
-from models.exporting.export import Exported, export
+from models.analysis.summary import inspect_file, totals
+from models.data.builtin.generated import generated
+from models.export.export import Exported, export
 from models.graph import served
-from models.inspect import inspect_file, totals
 from models.registry import ARCHITECTURES, Argument
-from service.client import Client
+from service.client.client import Client
 from service.metadata import InputSpec, Task, TensorInput
 from tests.models.segmenters import assert_answers
 from tests.service.calls import infer_request, method, outputs

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import onnxruntime
 
-from service.arrivals import gaps
+from service.bench.arrivals import gaps
 from service.config import EngineConfig
 from service.engine import profile as profiles
 from service.engine.buffers import Buffer, page_lock

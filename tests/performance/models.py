@@ -8,8 +8,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from models import checkpoint, zoo
-from models.exporting.export import export, onnx_graph
-from models.exporting.variants import Plan, make
+from models.export.export import export, onnx_graph
+from models.export.variants import Plan, make
 from models.training.run import default_settings
 from models.training.train import train
 from service import metadata

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from models import checkpoint, zoo
 from models.data.batches import loader
-from models.data.generated import generated
-from models.exporting import comparison
-from models.exporting.export import onnx_graph
-from models.exporting.quantise import quantised
+from models.data.builtin.generated import generated
+from models.export import comparison
+from models.export.export import onnx_graph
+from models.export.int8 import quantised
 from tests.performance.figure import Figure
 
 WANTED = 1.8

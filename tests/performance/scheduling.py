@@ -9,11 +9,11 @@ import numpy as np
 
 from service.config import PolicyName
 from service.engine import session as sessions
-from service.engine.batching import Batcher, Key, Limits, Request
-from service.engine.policies import POLICIES
-from service.engine.run_times import RunTimes
-from service.engine.sleeping import Sleeping
-from service.simulation import Load, Outcome, Stream, oracle, simulate
+from service.engine.null_session import Sleeping
+from service.engine.scheduler.batcher import Batcher, Key, Limits, Request
+from service.engine.scheduler.latency_model import RunTimes
+from service.engine.scheduler.policies import POLICIES
+from service.engine.scheduler.simulation import Load, Outcome, Stream, oracle, simulate
 from tests.performance.figure import EACH, FIXED, Figure, seconds_of
 from tests.performance.trials import ratio
 

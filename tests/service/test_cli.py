@@ -9,8 +9,9 @@ from typing import Annotated
 import pytest
 import typer
 
-from service import cli, processes
+from service import cli
 from service.errors import BadConfig
+from service.supervisor import processes
 
 ROOT = Path(cli.__file__).parents[1]
 SERVING = sorted(name for name, command in cli.COMMANDS.items() if command.module.startswith("service."))

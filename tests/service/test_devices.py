@@ -11,7 +11,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from service.client import Client, ServerError
+from service.client.client import Client
+from service.client.results import ServerError
 from tests.service import networks
 from tests.service.calls import method
 from tests.service.running import Server

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from service.client import Client
+from service.client.client import Client
 from service.pb.convoy.v1 import vision_pb2
 from tests.service import networks
 from tests.service.calls import infer_request, method, outputs, stream

@@ -11,7 +11,8 @@ import onnx
 import pytest
 
 from service import metadata
-from service.client import Client, ServerError
+from service.client.client import Client
+from service.client.results import ServerError
 from service.pb import inference_pb2 as pb
 from tests.service import networks
 from tests.service.calls import method
@@ -154,7 +155,7 @@ def test_a_models_own_configuration_bounds_its_batches(tmp_path: Path) -> None:
     (tmp_path / "letters" / "model.toml").write_text("max_batch_size = 3\n")
     with Server(tmp_path, ["server.lame_duck_seconds=0"]) as server, Client(server.grpc) as client:
         assert client.models()[0].max_batch_size == 3
-        answers = client.classify([grey(seed) for seed in range(20)], "letters")
+        answers = client.classify_many([grey(seed) for seed in range(20)], "letters")
         assert max(answer.timings.batch_size for answer in answers if not isinstance(answer, ServerError)) <= 3
 
 

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from models import template
-from models.data import scenes
+from models.data.builtin import scenes
 from service import cli
-from service.client import Client, ServerError
+from service.client.client import Client
+from service.client.results import ServerError
 from service.commands.locate import drawn
 from service.commands.tensors import TensorClient
 from service.errors import BadTensor

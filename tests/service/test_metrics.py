@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service import metrics
 from service.metrics import Duration, collect, forget_process, registry, statistics
-from service.processes import METRICS_DIRECTORY, Restarts
+from service.supervisor.processes import METRICS_DIRECTORY, Restarts
 
 # A process counts what its arguments say, tells that it has, and ends when its input does.
 COUNTING = """

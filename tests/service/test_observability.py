@@ -17,9 +17,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from service import metrics
-from service.client import Client, ServerError
+from service.client.client import Client
+from service.client.results import ServerError
 from service.pb import inference_pb2 as pb
-from service.processes import METRICS_DIRECTORY
+from service.supervisor.processes import METRICS_DIRECTORY
 from tests.service import networks
 from tests.service.calls import method
 from tests.service.running import Server
@@ -40,7 +41,7 @@ def counted(small_repository: Path) -> Iterator[Server]:
                 for turn in range(6):
                     client.classify(grey(10 * number + turn), "letters")
                 if number < 5:
-                    client.segment([colourful(turn, 10, 10) for turn in range(5)], "colours")
+                    client.segment_many([colourful(turn, 10, 10) for turn in range(5)], "colours")
                 if number < 7:
                     with pytest.raises(ServerError):
                         client.classify(b"none", "letters")

@@ -9,7 +9,9 @@ import grpc
 import numpy as np
 import pytest
 
-from service.client import AsyncClient, Classification, Client, ServerError
+from service.client.aio import AsyncClient
+from service.client.client import Client
+from service.client.results import Classification, ServerError
 from service.pb.convoy.v1 import vision_pb2 as pb
 from tests.service import networks
 from tests.service.calls import infer_request, method, reason, retry_delay, stream
@@ -190,7 +192,7 @@ def test_slot_memory_that_is_in_use_refuses_with_a_hint(small_repository: Path) 
     settings = ["limits.slot_bytes=1048576", "server.lame_duck_seconds=0"]
     image = np.zeros((400, 400, 3), np.uint8)  # 800 kB of input and outputs: one fits, two do not
     with Server(small_repository, settings) as server, Client(server.grpc) as client:
-        answers = client.segment([image] * 8, "colours")
+        answers = client.segment_many([image] * 8, "colours")
         refused = [answer for answer in answers if isinstance(answer, ServerError)]
         assert 0 < len(refused) < 8
         assert {answer.code for answer in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
@@ -205,7 +207,7 @@ def test_large_images_ride_in_smaller_batches(small_repository: Path) -> None:
         sizes = {side: [np.zeros((side, side, 3), np.uint8)] * 24 for side in (8, 32, 64)}
         largest = {}
         for side, images in sizes.items():
-            answers = client.segment(images, "colours")
+            answers = client.segment_many(images, "colours")
             largest[side] = max(answer.timings.batch_size for answer in answers if not isinstance(answer, ServerError))
     assert largest[8] > 2
     assert largest[32] <= 2  # 1024 pixels each: two fit

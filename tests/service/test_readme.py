@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from models import demo
 from models.data.registry import DATA
 from models.registry import ARCHITECTURES
 from service import cli
 from tests.service import networks
 from tests.service.running import Server
 from tests.service.test_vision import colourful, grey
+from tools import demo
 
 README = (Path(cli.__file__).parents[1] / "README.md").read_text()
 PORT = "127.0.0.1:8001"
@@ -84,7 +84,8 @@ def test_command_that_asks_the_server_works(server: Server, words: list[str], fo
 
 def printed_by_example(number: int, server: Server, capsys: pytest.CaptureFixture[str]) -> list[str]:
     """What an example of the client prints, which is run on its own."""
-    examples = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "service.client" in block]
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    examples = [block for block in blocks if "service.client" in block]
     assert PORT in examples[number]
     exec(re.sub(r"deadline=[\d.]+", "deadline=30", examples[number].replace(PORT, server.grpc)), {})
     return capsys.readouterr().out.splitlines()

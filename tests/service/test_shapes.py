@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from service.client import Client, Segmentation
+from service.client.client import Client
+from service.client.results import Segmentation
 from tests.service import networks
 from tests.service.running import Server
 
@@ -63,13 +64,13 @@ def test_buckets_are_learnt_from_what_comes_where_batches_pay(tmp_path: Path) ->
         Server(repository(tmp_path, "buckets = 'auto'\n"), SLEEP) as server,
         Client(server.grpc) as client,
     ):
-        assert [answer.timings.batch_size for answer in client.segment(unequal, "colours")] == [1, 1, 1]
+        assert [answer.timings.batch_size for answer in client.segment_many(unequal, "colours")] == [1, 1, 1]
         segment_all(server, SIZES[:3] * 200)
         record = server.wait_for_log("model colours version 1: images are padded to")
         assert record["message"].endswith("padded to 64x64")
         for _ in range(20):  # front ends hear of it a moment later
             before = server.total("convoy_padding_pixels_total")
-            answers = client.segment(unequal, "colours")
+            answers = client.segment_many(unequal, "colours")
             if answers[0].timings.batch_size == 3:
                 break
         assert [answer.timings.batch_size for answer in answers] == [3, 3, 3]

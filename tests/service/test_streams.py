@@ -12,7 +12,9 @@ import grpc
 import numpy as np
 import pytest
 
-from service.client import AsyncClient, Classification, Client, Segmentation, ServerError
+from service.client.aio import AsyncClient
+from service.client.client import Client
+from service.client.results import Classification, Segmentation, ServerError
 from service.errors import BadImage, BadRequest
 from service.pb import inference_pb2
 from service.pb.convoy.v1 import vision_pb2 as pb

@@ -9,7 +9,9 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from service.client import AsyncClient, Classification, Client, Segmentation
+from service.client.aio import AsyncClient
+from service.client.client import Client
+from service.client.results import Classification, Segmentation
 from tests.service.running import Server
 
 pytestmark = pytest.mark.trained
@@ -46,7 +48,7 @@ def test_every_digit_gets_offline_onnxruntimes_answer_whatever_batch_it_rode_in(
     async def run() -> list[Classification]:
         async with AsyncClient(server.grpc) as client:
             groups = in_groups(images, (1, 1, 1, 5, 1, 2, 20))
-            answers = await asyncio.gather(*(client.classify(group, "lenet5", top_k=10) for group in groups))
+            answers = await asyncio.gather(*(client.classify_many(group, "lenet5", top_k=10) for group in groups))
             return [answer for group in answers for answer in group if isinstance(answer, Classification)]
 
     answers = asyncio.run(run())
@@ -70,7 +72,9 @@ def test_every_scene_gets_offline_onnxruntimes_class_map_whatever_batch_it_rode_
     async def run() -> list[Segmentation]:
         async with AsyncClient(server.grpc) as client:
             groups = in_groups(images, (1, 4, 2, 1, 8))
-            answers = await asyncio.gather(*(client.segment(group, "unet", with_confidence=True) for group in groups))
+            answers = await asyncio.gather(
+                *(client.segment_many(group, "unet", with_confidence=True) for group in groups)
+            )
             return [answer for group in answers for answer in group if isinstance(answer, Segmentation)]
 
     answers = asyncio.run(run())

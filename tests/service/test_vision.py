@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from service.client import AsyncClient, Classification, Client, Segmentation, ServerError
+from service.client.aio import AsyncClient
+from service.client.client import Client
+from service.client.results import Classification, Segmentation, ServerError
 from service.pb.convoy.v1 import vision_pb2 as pb
 from tests.service import networks
 from tests.service.calls import method, reason
@@ -138,7 +140,7 @@ def test_run_lengths_are_what_coco_tools_read_and_a_png_carries_the_palette(chan
 
 def test_images_of_different_sizes_in_one_request_each_get_their_own_class_map(client: Client) -> None:
     images = [colourful(seed, 5 + seed, 40 - seed) for seed in range(12)]
-    answers = client.segment(images, "colours")
+    answers = client.segment_many(images, "colours")
     for image, answer in zip(images, answers, strict=True):
         assert isinstance(answer, Segmentation)
         np.testing.assert_array_equal(answer.mask, image.argmax(2))
@@ -146,7 +148,7 @@ def test_images_of_different_sizes_in_one_request_each_get_their_own_class_map(c
 
 def test_of_several_images_each_has_its_own_result_or_error(client: Client) -> None:
     good = encoded(grey(5))
-    answers = client.classify([good, good[:40], good, b""], "letters")
+    answers = client.classify_many([good, good[:40], good, b""], "letters")
     assert [type(answer) for answer in answers] == [Classification, ServerError, Classification, ServerError]
     assert isinstance(answers[1], ServerError)
     assert answers[1].code == grpc.StatusCode.INVALID_ARGUMENT

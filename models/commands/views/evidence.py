@@ -5,21 +5,16 @@ from typing import Annotated, Literal
 import typer
 from torch import Tensor
 
-from models.anatomy.act import by
+from models.analysis.operators import by
 from models.commands.views import options
-from models.commands.views.options import (
-    Checkpoint,
-    Output,
-    Picture,
-    Within,
-)
+from models.commands.views.options import Checkpoint, Output, Picture, Within
 from models.errors import BadView
-from models.visualize import opened, selection, sheet, taps
-from models.visualize.activation_map import activation_map
+from models.visualize import hooks, opened, selection, sheet
+from models.visualize.grad_cam import activation_map
+from models.visualize.network import Subject, as_images, as_pictures
 from models.visualize.occlusion import occlusion, places
 from models.visualize.overlay import laid_over, picked_out
 from models.visualize.sheet import Section, Tile
-from models.visualize.subject import Subject, as_images, as_pictures
 from models.visualize.target import Target, target
 from service.errors import BadConfig
 
@@ -94,11 +89,11 @@ def _occlusion(subject: Subject, picture: Tensor, found: Target, patch: int | No
 
 def _activation(subject: Subject, picture: Tensor, found: Target, layer: str | None) -> Tile:
     size, per_pixel = (picture.shape[1], picture.shape[2]), found.where is not None
-    there = taps.layers(subject, size)
+    there = hooks.layers(subject, size)
     if layer is None:
         chosen = selection.last_with_places(there, len(subject.description.labels), per_pixel)
     else:
-        chosen = taps.choose(layer, there)
+        chosen = hooks.choose(layer, there)
     if not chosen.is_map:
         raise BadView(f"layer {chosen.name!r} answers {chosen.shape[0]} numbers, want one that answers maps")
     values = activation_map(subject, picture, found, chosen)

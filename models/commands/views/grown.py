@@ -23,12 +23,12 @@ from models.commands.views.options import (
     Within,
 )
 from models.visualize import classes, opened, selection, sheet
+from models.visualize import network as subjects
 from models.visualize import neurons as responses
-from models.visualize import subject as subjects
+from models.visualize.activation_maximization import Growing, filmed, frames, ticks
 from models.visualize.dream import dream as dreams
 from models.visualize.dream import sizes
-from models.visualize.growth import Growing, filmed, frames, ticks
-from models.visualize.subject import as_images
+from models.visualize.network import as_images
 
 NEURONS, CLASSES = 16, 20  # that are shown unless told otherwise
 

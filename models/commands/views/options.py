@@ -12,16 +12,16 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from models.anatomy.act import by
+from models.analysis.operators import by
 from models.commands.options import checkpoint_of, parse_size
 from models.data.registry import shown
 from models.errors import BadView
-from models.visualize import selection, sheet, taps
-from models.visualize import subject as subjects
+from models.visualize import hooks, selection, sheet
+from models.visualize import network as subjects
+from models.visualize.activation_maximization import Tick
 from models.visualize.ascent import Climb, Space
-from models.visualize.growth import Tick
-from models.visualize.subject import ImageSubject, Pixels, Size, Subject
-from models.visualize.taps import Layer
+from models.visualize.hooks import Layer
+from models.visualize.network import ImageSubject, Pixels, Size, Subject
 from service.errors import BadConfig
 
 Checkpoint = Annotated[
@@ -119,8 +119,8 @@ def photograph(pixels: Pixels, size: str | None) -> Pixels:
 
 def layer(name: str | None, subject: Subject) -> Layer:
     """The layer that was named, or one in the middle. Raises BadView."""
-    there = taps.layers(subject, subject.size())
-    return selection.spread(there, 1)[0] if name is None else taps.choose(name, there)
+    there = hooks.layers(subject, subject.size())
+    return selection.spread(there, 1)[0] if name is None else hooks.choose(name, there)
 
 
 def destination(output: Path | None, checkpoint: Path, kind: str) -> Path:

@@ -4,19 +4,12 @@ from typing import Annotated
 
 import typer
 
-from models.anatomy.act import by
+from models.analysis.operators import by
 from models.commands.views import options
-from models.commands.views.options import (
-    Channels,
-    Checkpoint,
-    Output,
-    Picture,
-    Sides,
-    Within,
-)
+from models.commands.views.options import Channels, Checkpoint, Output, Picture, Sides, Within
 from models.errors import BadView
-from models.visualize import opened, selection, sheet, taps
-from models.visualize import subject as subjects
+from models.visualize import hooks, opened, selection, sheet
+from models.visualize import network as subjects
 from models.visualize.features import features as maps
 from models.visualize.filters import by_input, in_colour
 from models.visualize.sheet import Section, Tile
@@ -28,7 +21,7 @@ SPREAD = 4  # layers whose maps are shown likewise
 def layers(checkpoint: Checkpoint, size: Sides = None) -> None:
     """List the layers by name, in the order in which they are done, with what they answer."""
     subject = opened.load(checkpoint)
-    there = taps.layers(subject, options.sides(size, subject))
+    there = hooks.layers(subject, options.sides(size, subject))
     widest, kinds = (
         max(map(len, column)) for column in zip(*((layer.name, layer.kind) for layer in there), strict=True)
     )
@@ -52,14 +45,14 @@ def filters(
     """Draw the filters of a convolution: in the image's colours for the first, deeper a row of kernels for each."""
     path = options.destination(output, checkpoint, "filters")
     subject = opened.load(checkpoint)
-    there = taps.layers(subject, subject.size())
+    there = hooks.layers(subject, subject.size())
     having = [each for each in there if selection.filters_of(each) is not None]
     if not having:
         raise BadView(f"no layer of {subject.name} has filters")
-    chosen = having[0] if layer is None else taps.choose(layer, there)
+    chosen = having[0] if layer is None else hooks.choose(layer, there)
     weight = selection.filters_of(chosen)
     if weight is None:
-        raise BadView(f"layer {layer!r} has no filters; those that have: {taps.nearest(chosen.name, having)}")
+        raise BadView(f"layer {layer!r} has no filters; those that have: {hooks.nearest(chosen.name, having)}")
     first = subject.coloured and chosen is having[0] and weight.shape[1] == len(subject.mean)
     numbers = selection.channels(channels, len(weight), chosen.name, FILTERS if first else KERNELS)
     if first and inputs is not None:
@@ -92,8 +85,8 @@ def features(
     path = options.destination(output, checkpoint, "features")
     subject = opened.load_for_images(checkpoint)
     pixels = options.seen(image, size, subject)
-    there = taps.layers(subject, subjects.sides(pixels))
-    chosen = [taps.choose(name, there) for name in layer] if layer else selection.spread(there, SPREAD)
+    there = hooks.layers(subject, subjects.sides(pixels))
+    chosen = [hooks.choose(name, there) for name in layer] if layer else selection.spread(there, SPREAD)
     shown = []
     for each in chosen:
         # A dense layer's numbers take no more room than one picture.

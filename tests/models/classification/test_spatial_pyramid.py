@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from models import checkpoint, registry, zoo
 from models.classification.spatial_pyramid import SpatialPyramid, SpatialPyramidNet
-from models.exporting.export import Exported, export
+from models.export.export import Exported, export
 from models.graph import served
 from models.parameters import count
-from service.client import Client
+from service.client.client import Client
 from tests.service.running import Server
 
 # (H, W) of images; with 1-pixel sides, and with the neighbours of multiples of what strides and bins divide by.
@@ -118,7 +118,7 @@ def test_one_server_answers_several_sizes(exported: Exported) -> None:
     repository = exported.path.parents[2]
     with Server(repository, ["server.lame_duck_seconds=0"]) as server, Client(server.grpc) as client:
         alone = [client.classify(image, "spatial_pyramid", top_k=5) for image in images()]
-        together = client.classify(images(), "spatial_pyramid", top_k=5)
+        together = client.classify_many(images(), "spatial_pyramid", top_k=5)
     for answer, one, row in zip(alone, together, expected, strict=True):
         for result in (answer, one):
             probabilities = {label.index: label.probability for label in result.labels}

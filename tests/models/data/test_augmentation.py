@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from models.data.augment import mixup
 from models.data.augmentation import Augmentation, augmented, check, window, zoomed
 from models.data.batches import loader
+from models.data.contact_sheet import SIDE, Tile, distinct, sheet
 from models.data.dataset import IGNORE
 from models.data.registry import data_set
-from models.data.sheet import SIDE, Tile, distinct, sheet
 from models.training import losses
 from models.training.run import RunFolder
 from models.training.train import train

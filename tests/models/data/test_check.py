@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.data import faults
+from models.data import bad_files
+from models.data.contact_sheet import GAP, SIDE, TEXT, Tile, sheet
 from models.data.dataset import IGNORE
-from models.data.sheet import GAP, SIDE, TEXT, Tile, sheet
 from service import cli
-from tests.models.data.test_folder import PALETTE, save_mask, write_classes, write_masks
+from tests.models.data.formats.test_folder import PALETTE, save_mask, write_classes, write_masks
 from tests.models.own_data import write_cifar10, write_idx, write_voc
 
 
 @pytest.fixture(autouse=True)
 def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faults, "_told", set())
+    monkeypatch.setattr(bad_files, "_told", set())
 
 
 def checked(root: Path, capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, dict[str, object]]:

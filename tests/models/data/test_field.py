@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.data import sources
+from models.data.bad_files import refuse
 from models.data.dataset import DataSet
-from models.data.faults import refuse
-from models.data.listing import SPLITS
-from models.data.shares import share
+from models.data.formats import sources
+from models.data.formats.listing import SPLITS
+from models.data.splits import share
 from models.errors import BadData
 from service import cli
-from tests.models.data.test_folder import write_classes, write_lists, write_masks
+from tests.models.data.formats.test_folder import write_classes, write_lists, write_masks
 from tests.models.own_data import write_voc
 
 TWO_FORMS = ("caf\u00e9", "cafe\u0301")

@@ -10,10 +10,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.data import masks, picture
+from models.data import picture
+from models.data.formats import masks
 from models.errors import BadData
 from service.errors import BadImage
-from service.frontend.decode import decode
+from service.images.decode import decode
 
 COLOURS: tuple[Literal["RGB", "L"], ...] = ("RGB", "L")
 ORIENTATION = 0x0112

@@ -7,9 +7,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from models.data import digits, scenes, strokes
 from models.data.augment import jitter
 from models.data.batches import SameSize, loader
+from models.data.builtin import digits, scenes, strokes
 from models.data.dataset import IGNORE, SplitName
 from models.data.registry import data_set
 from models.errors import BadTraining

@@ -21,7 +21,7 @@ from models.evaluation import metrics
 from models.evaluation.answerer import of_path
 from models.evaluation.evaluate import evaluate, evaluate_file
 from models.evaluation.metrics import measures
-from models.exporting.export import export
+from models.export.export import export
 from models.runtime import CPU, CUDA
 from models.visualize import confusion
 from service import cli

@@ -8,8 +8,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
-from models.anatomy import torch_reader
-from models.anatomy.rows import anatomy
+from models.analysis import torch_reader
+from models.analysis.rows import anatomy
 from models.arithmetic import output_size
 from models.blocks import Conv2dSame
 from models.errors import ImpossibleLayer

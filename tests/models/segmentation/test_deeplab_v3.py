@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.adopt import weights
 from models.classification.resnet import ResNet
 from models.parameters import count
+from models.pretrained import weights
 from models.segmentation.deeplab_v3 import DeepLabV3, Pyramid
-from tests.models.adopt.test_torchvision import TOLERANCE, Random, downsampled
+from tests.models.pretrained.test_torchvision import TOLERANCE, Random, downsampled
 from tests.models.segmenters import assert_exports, settled
 
 

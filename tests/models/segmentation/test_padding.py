@@ -9,12 +9,12 @@ import pytest
 from numpy.typing import NDArray
 
 from models import checkpoint, zoo
-from models.exporting.export import onnx_graph
-from models.inspect import inspect_architecture
+from models.analysis.summary import inspect_architecture
+from models.export.export import onnx_graph
 from models.registry import Argument
 from service.buckets import Buckets, Size
-from service.frontend.preprocess import input_size, preprocess, restore
 from service.metadata import InputSpec
+from service.preprocess import input_size, preprocess, restore
 
 IMAGE = (150, 133)
 OWN = (152, 136)  # rounded up to what the networks below take

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from models.data.sheet import SIDE
+from models.data.contact_sheet import SIDE
 from service import cli
 from tests.models.pictures import draw
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoint import Description
-from models.visualize.subject import ImageSubject
+from models.visualize.network import ImageSubject
 from service.metadata import InputSpec, Task
 
 

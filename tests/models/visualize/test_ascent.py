@@ -4,12 +4,12 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from models.errors import BadView
-from models.visualize import growth, taps
+from models.visualize import activation_maximization, hooks
+from models.visualize.activation_maximization import Growing, Grown, frames
 from models.visualize.ascent import Climb, Space, ascend, noise, response
 from models.visualize.classes import class_images, confidences, log_odds, probability
-from models.visualize.growth import Growing, Grown, frames
+from models.visualize.network import Subject, as_pictures
 from models.visualize.neurons import neurons, responses
-from models.visualize.subject import Subject, as_pictures
 from tests.models.visualize.handmade import Blind, CornerReader, OneFilter, subject
 
 SIDE = 9
@@ -33,7 +33,7 @@ FILTERS = torch.stack([gabor(0.0), gabor(1.57)])[:, None]
 
 
 def grown(seen: Subject, channels: list[int], climb: Climb = STRAIGHT, seed: int = 0, film: bool = False) -> Grown:
-    layer = taps.layers(seen, seen.size())[0]
+    layer = hooks.layers(seen, seen.size())[0]
     return neurons(seen, layer, channels, seen.size(), climb, Growing(seed, lambda: None, film))
 
 
@@ -69,9 +69,9 @@ def test_filter_of_one_colour_makes_that_colour(space: Space, channel: int) -> N
 
 def test_response_that_is_reached_is_above_that_of_the_noise() -> None:
     seen = subject(OneFilter(FILTERS), 16)
-    layer = taps.layers(seen, seen.size())[0]
+    layer = hooks.layers(seen, seen.size())[0]
     start = noise([(0, 1, 0)], (16, 16), [0.5], STRAIGHT)
-    begun = float(response(taps.answers(seen, ["conv"], start)["conv"][:, 0]))
+    begun = float(response(hooks.answers(seen, ["conv"], start)["conv"][:, 0]))
     assert responses(seen, layer, [0], grown(seen, [0]).images)[0] > 5 * begun
 
 
@@ -172,7 +172,7 @@ def test_single_class_has_nothing_to_be_told_from() -> None:
 
 
 def test_film_ends_with_the_picture_and_ticks_come_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(growth, "BATCH_PIXELS", 16 * 16)  # one at a time
+    monkeypatch.setattr(activation_maximization, "BATCH_PIXELS", 16 * 16)  # one at a time
     seen = subject(OneFilter(FILTERS), 16)
     ticks = 0
 
@@ -180,9 +180,9 @@ def test_film_ends_with_the_picture_and_ticks_come_every_step(monkeypatch: pytes
         nonlocal ticks
         ticks += 1
 
-    layer = taps.layers(seen, seen.size())[0]
+    layer = hooks.layers(seen, seen.size())[0]
     found = neurons(seen, layer, [0, 1], (16, 16), STRAIGHT, Growing(0, tick, True))
-    assert ticks == growth.ticks(2, (16, 16), STRAIGHT.steps) == 80
+    assert ticks == activation_maximization.ticks(2, (16, 16), STRAIGHT.steps) == 80
     assert [len(images) for images in found.film] == [2] * 24
     assert all((last == image).all() for last, image in zip(found.film[-1], found.images, strict=True))
 

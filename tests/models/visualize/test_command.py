@@ -8,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from models import checkpoint, demo, registry
+from models import checkpoint, registry
 from models.checkpoint import Description
 from models.commands.views import options
 from service import cli
 from tests.models.conftest import untrained
+from tools import demo
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@ import pytest
 import torch
 
 from models.errors import BadView
-from models.visualize import taps
+from models.visualize import hooks
 from models.visualize.ascent import Climb, response
 from models.visualize.dream import dream, sizes
-from models.visualize.subject import Pixels, as_images, as_pictures
+from models.visualize.network import Pixels, as_images, as_pictures
 from tests.models.visualize.handmade import OneFilter, subject
 from tests.models.visualize.test_ascent import FILTERS
 
@@ -20,7 +20,7 @@ def photograph() -> Pixels:
 
 
 def dreamt(octaves: int, seed: int = 0, channels: tuple[int, ...] = (0, 1)) -> list[torch.Tensor]:
-    layer = taps.layers(SEEN, (40, 56))[0]
+    layer = hooks.layers(SEEN, (40, 56))[0]
     return list(dream(SEEN, photograph(), layer, list(channels), sizes((40, 56), octaves, 1.4), CLIMB, seed))
 
 
@@ -39,7 +39,7 @@ def test_dream_has_the_size_of_the_photograph_and_takes_steps_in_each_octave() -
 
 def test_layer_answers_the_dream_more_than_the_photograph_which_is_still_there() -> None:
     before, after = as_pictures(photograph()), as_pictures(*as_images(dreamt(2)[-1]))
-    first, last = (float(response(taps.answers(SEEN, ["conv"], each)["conv"])) for each in (before, after))
+    first, last = (float(response(hooks.answers(SEEN, ["conv"], each)["conv"])) for each in (before, after))
     assert last > 2 * first
     assert torch.corrcoef(torch.stack([before.flatten(), after.flatten()]))[0, 1] > 0.5
 

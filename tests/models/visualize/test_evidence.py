@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from models.errors import BadView
-from models.visualize import selection, taps
-from models.visualize.activation_map import activation_map
+from models.visualize import hooks, selection
+from models.visualize.grad_cam import activation_map
+from models.visualize.network import Subject
 from models.visualize.occlusion import occlusion, places
 from models.visualize.overlay import laid_over, picked_out
-from models.visualize.subject import Subject
 from models.visualize.target import target
 from tests.models.visualize.handmade import Blind, BrightPixels, CornerReader, SpotFinder, peak, spot, subject
 
@@ -20,7 +20,7 @@ def fall(seen: Subject, picture: Tensor, index: int | None = None, patch: int = 
 
 
 def cam(seen: Subject, picture: Tensor, index: int | None = None, at: tuple[int, int] | None = None) -> Tensor:
-    layer = taps.choose("conv", taps.layers(seen, (24, 24)))
+    layer = hooks.choose("conv", hooks.layers(seen, (24, 24)))
     return activation_map(seen, picture, target(seen, picture, index, at), layer)
 
 
@@ -55,7 +55,7 @@ def test_activation_map_peaks_where_the_network_looks(place: tuple[int, int]) ->
 
 def test_nothing_speaks_for_the_other_class_in_an_activation_map() -> None:
     seen = subject(SpotFinder(), 24, mean=0.2)
-    layer = taps.choose("relu", taps.layers(seen, (24, 24)))
+    layer = hooks.choose("relu", hooks.layers(seen, (24, 24)))
     values = activation_map(seen, spot(8, 8), target(seen, spot(8, 8), 0, None), layer)
     assert not values.any()
 
@@ -115,9 +115,9 @@ def test_layer_of_the_map_is_the_last_with_places_or_the_bottleneck() -> None:
     from models.registry import build
 
     lenet = subject(build("lenet5", 1, 10), 32)
-    assert selection.last_with_places(taps.layers(lenet, (32, 32)), 10, per_pixel=False).name == "s4"
+    assert selection.last_with_places(hooks.layers(lenet, (32, 32)), 10, per_pixel=False).name == "s4"
     unet = subject(build("unet", 3, 5, {"width": 2, "depth": 2}), None, "RGB", task="segmentation")
-    assert selection.last_with_places(taps.layers(unet, (32, 32)), 5, per_pixel=True).name == "bottom"
+    assert selection.last_with_places(hooks.layers(unet, (32, 32)), 5, per_pixel=True).name == "bottom"
 
 
 def test_overlay_is_red_where_it_speaks_for_and_blue_where_against() -> None:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from models.checkpoint import Description
 from models.errors import BadView
-from models.visualize import taps
+from models.visualize import hooks
+from models.visualize.activation_maximization import Growing
 from models.visualize.ascent import Climb
-from models.visualize.growth import Growing
 from models.visualize.neurons import neurons
 from models.visualize.tensors import GAP, SPREADS, TensorSubject
 from service import cli
@@ -80,7 +80,7 @@ def test_what_a_channel_answers_most_to_is_its_own_filter(space: str) -> None:
     seen = subject(WAVEFORM, OneFilter(filters))
     climb = Climb(steps=30, rate=0.01, jitter=0, blur=0.0, space=space, coloured=seen.coloured)
     size = seen.size((1, 16))
-    (image,) = neurons(seen, taps.layers(seen, size)[0], [0], size, climb, Growing(0, lambda: None, film=False)).images
+    (image,) = neurons(seen, hooks.layers(seen, size)[0], [0], size, climb, Growing(0, lambda: None, film=False)).images
     grown = torch.from_numpy(image[0]).float().T
     for curve, own, other in zip(grown, filters[0], filters[0].flip(0), strict=True):
         assert torch.corrcoef(torch.stack([curve, own]))[0, 1] > 0.9

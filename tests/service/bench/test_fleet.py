@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from service.arrivals import Piece
 from service.bench import findings, fleet
+from service.bench.arrivals import Piece
 from service.bench.fleet import ClientFailed
 from service.bench.plan import InputTensor, Open, Plan, Share, TensorModel
 from tests.service.fake_inference import FakeInference, serving

@@ -1,8 +1,8 @@
 import PIL.Image
 import pytest
 
-from service.arrivals import Piece
 from service.bench import findings, picture
+from service.bench.arrivals import Piece
 from service.bench.drive import Outcome, Refusal, Sample
 from service.bench.findings import Recorder
 from service.bench.plan import Closed, ImageModel, Open, Plan, edges

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 
 import grpc
 
-from service.arrivals import Piece
 from service.bench import client, vision
+from service.bench.arrivals import Piece
 from service.bench.asking import Question, connect
 from service.bench.drive import Outcome
 from service.bench.plan import Open, Plan

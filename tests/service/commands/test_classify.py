@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 from rich.console import Console
 
-from service.client import Client
+from service.client.client import Client
 from service.commands.classify import requests, show
 
 

@@ -17,8 +17,8 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from typer.testing import CliRunner
 
-from service import processes
 from service.commands.health import _here, check, health
+from service.supervisor import processes
 from tests.service.running import Server
 
 app = typer.Typer()

@@ -4,7 +4,7 @@ import json
 import pytest
 from rich.console import Console
 
-from service.client import Client
+from service.client.client import Client
 from service.commands.models import show
 from service.pb.convoy.v1 import vision_pb2 as pb
 

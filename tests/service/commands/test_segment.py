@@ -5,7 +5,7 @@ import PIL.Image
 import pytest
 from rich.console import Console
 
-from service.client import Client
+from service.client.client import Client
 from service.commands.masks import overlay, palette_of
 from service.commands.segment import show
 

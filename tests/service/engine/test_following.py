@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from service.config import load
-from service.engine import main
-from service.engine.main import Engine
+from service.engine import server
+from service.engine.server import Engine
 from service.repository import Table
 from tests.service import networks
 
@@ -57,7 +57,7 @@ def test_without_a_watch_the_repository_is_polled_and_that_is_told_once(
             raise error
         yield set()
 
-    monkeypatch.setattr(main, "awatch", refused)
+    monkeypatch.setattr(server, "awatch", refused)
     follow(tmp_path, "late")
     told = [record.message for record in caplog.records if "cannot be watched" in record.message]
     assert len(told) == 1

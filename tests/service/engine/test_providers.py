@@ -13,8 +13,8 @@ from onnxruntime import OrtValue
 
 from service import metadata
 from service.config import MIB, EngineConfig
-from service.engine import graphs, providers
-from service.engine.graphs import Graphs
+from service.engine import cuda_graphs, providers
+from service.engine.cuda_graphs import Graphs
 from service.engine.providers import CPU, CUDA, TENSORRT, Device, check
 from service.engine.session import Session, load, load_on
 from service.errors import BadModelFile
@@ -157,7 +157,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> tuple[Recorder, Graphs]:
     class Values:
         ortvalue_from_shape_and_type = staticmethod(Value)
 
-    monkeypatch.setattr(graphs, "OrtValue", Values)
+    monkeypatch.setattr(cuda_graphs, "OrtValue", Values)
     monkeypatch.setattr(Value, "made", 0)
     recorder: Any = Recorder()
     spec = TensorSpec("x", "float32", (None, 4), ("N", ""))
@@ -179,7 +179,7 @@ def test_graph_of_each_shape_is_made_once_and_repeated(made: tuple[Recorder, Gra
 def test_shape_beyond_the_last_graph_runs_without_one(
     made: tuple[Recorder, Graphs], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graphs, "_MOST", 1)
+    monkeypatch.setattr(cuda_graphs, "_MOST", 1)
     _, several = made
     assert several.run([np.ones((1, 4), np.float32)], [(1, 4)]) is not None
     assert several.run([np.ones((2, 4), np.float32)], [(2, 4)]) is None
@@ -195,7 +195,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         def ortvalue_from_shape_and_type(shape: tuple[int, ...], dtype: type, device: str, number: int) -> OrtValue:
             return OrtValue.ortvalue_from_shape_and_type(shape, dtype, "cpu")
 
-    monkeypatch.setattr(graphs, "OrtValue", Values)
+    monkeypatch.setattr(cuda_graphs, "OrtValue", Values)
 
 
 @pytest.mark.usefixtures("on_cpu")

@@ -17,9 +17,9 @@ from service import metadata
 from service.engine.providers import CPU, CUDA
 from service.engine.session import DeviceLost, Session, input_shape, load
 from service.errors import BadMetadata, BadModelFile
+from service.ipc.slots import DTYPES
 from service.metadata import Axis, Document, InputSpec
 from service.repository import TensorSpec
-from service.slots import DTYPES
 from tests.service import networks
 
 ONNX_TYPES = {np.dtype(name): helper.np_dtype_to_tensor_dtype(np.dtype(name)) for name in DTYPES}

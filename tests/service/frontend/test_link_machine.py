@@ -9,12 +9,12 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
-from service.channel import Failure, Submit
 from service.errors import ConvoyError, ModelUnavailable, QueueFull, RunFailed
-from service.frontend.choice import Load
-from service.frontend.link import EngineLink, Slot
-from service.slots import Arena
-from tests.service.frontend.test_link import ROW, Engine, ask
+from service.frontend.engine_client import EngineLink, Slot
+from service.frontend.routing import Load
+from service.ipc.channel import Failure, Submit
+from service.ipc.slots import Arena
+from tests.service.frontend.test_engine_client import ROW, Engine, ask
 
 ARENA_BYTES = 1 << 10  # eight slots of two cache lines
 TURNS = 4  # of the loop, in which all that is under way within one process settles

@@ -14,9 +14,9 @@ from pycocotools import mask as coco
 
 from service.errors import BadRequest, RunFailed
 from service.frontend.postprocess import Ranking, default_palette, rankings, segmentation
-from service.frontend.preprocess import Placement, preprocess
 from service.metadata import Document, InputSpec
 from service.pb.convoy.v1 import vision_pb2 as pb
+from service.preprocess import Placement, preprocess
 
 FORMATS = [pb.MASK_FORMAT_RAW, pb.MASK_FORMAT_PNG, pb.MASK_FORMAT_RLE]
 PROBABILITIES = arrays(

@@ -12,15 +12,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
 from service.errors import BadTensor
-from service.frontend.tensors import (
-    DATATYPES,
-    byte_strings,
-    metadata_shape,
-    output_bytes,
-    ranked,
-    read,
-    wanted_outputs,
-)
+from service.frontend.tensors import DATATYPES, byte_strings, metadata_shape, output_bytes, ranked, read, wanted_outputs
 from service.metadata import Axis, Document, InputSpec, TensorInput
 from service.pb import inference_pb2 as pb
 from service.repository import TensorSpec, Version

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from service.errors import BadRequest
 from service.frontend import tensors, wire
-from service.frontend.decode import from_raw
 from service.frontend.wire import LARGE, Parser
+from service.images.decode import from_raw
 from service.pb import inference_pb2
 from service.pb.convoy.v1 import vision_pb2 as pb
 from service.repository import TensorSpec, Version

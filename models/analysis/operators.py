@@ -1,0 +1,223 @@
+"""What an operation does to the shape, the cost and the sight of its answer. Every reader describes it with these."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from models.analysis.reach import Reach, bins, resized, spread, whole, window
+from models.analysis.receptive_field import Permuted, Reached, Reshaped, Step
+from models.errors import ImpossibleLayer, NothingLeft
+
+Shape = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Act:
+    """What an operation does.
+
+    kind           in words
+    steps          how the places of the answer follow from those of the input; none where they are the same
+    multiply_adds  of convolutions and products of matrices, for the whole answer, padding included; what else is done
+                   with each number once (activations, normalisation, sums, means) counts nothing
+    shown          what a table makes of it: a row, a row with its neighbours in the same layer, a mention, nothing
+    known          whether `steps` say all: else every number of the answer may depend on all numbers of the inputs
+    """
+
+    kind: str
+    steps: tuple[Step, ...] = ()
+    multiply_adds: int = 0
+    shown: Literal["row", "part", "mention", "never"] = "row"
+    known: bool = True
+
+
+@dataclass(frozen=True)
+class Window:
+    """The window of a convolution or a pooling, a number an axis of the image; `after` pads at the end."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+    def __str__(self) -> str:
+        kernel = by(self.kernel)
+        stride = f" / {once(self.stride)}" if set(self.stride) != {1} else ""
+        dilation = f" dilated {once(self.dilation)}" if set(self.dilation) != {1} else ""
+        return kernel + stride + dilation
+
+    def axes(self) -> list[tuple[int, int, int, int, int]]:
+        return list(zip(self.kernel, self.stride, self.before, self.after, self.dilation, strict=True))
+
+    def check(self, layer: str, word: str, shape: Shape, ceil: bool = False) -> None:
+        """Raises NothingLeft where nothing is left of a map: floor((i + padding - reach) / stride) + 1 below 1.
+
+        With `ceil` a window may also stand half beyond the end.
+        """
+        sides = shape[-len(self.kernel) :]
+        for side, (kernel, stride, before, after, dilation) in zip(sides, self.axes(), strict=True):
+            room = side + before + after - dilation * (kernel - 1) - 1
+            if (-(-room // stride) if ceil else room // stride) < 0:
+                padding = once([once(pair) for pair in zip(self.before, self.after, strict=True)])
+                raise NothingLeft(
+                    f"{layer}: nothing is left by {word} of {by(shape[1:])} with kernel {by(self.kernel)}, "
+                    f"stride {once(self.stride)}, padding {padding}"
+                    + ("" if set(self.dilation) == {1} else f", dilation {once(self.dilation)}")
+                )
+
+
+def convolution(shape: Shape, new_shape: Shape, windows: Window, groups: int) -> Act:
+    """(N, C, *sides) -> (N, C', *sides'), either's channels in as many groups."""
+    steps = [
+        Reached(dim, window(kernel, stride, before, dilation), new_shape[dim])
+        for dim, (kernel, stride, before, _, dilation) in enumerate(windows.axes(), start=2)
+    ]
+    return Act(
+        kind=f"{_grouped(groups, shape[1])}convolution {windows}",
+        steps=(_all(1, shape, new_shape[1]), *steps),
+        multiply_adds=prod(new_shape) * prod(windows.kernel) * shape[1] // groups,
+    )
+
+
+def check_dense(layer: str, shape: Shape, wanted: int, dim: int = -1) -> None:
+    """Raises ImpossibleLayer where a product does not find as many numbers as it has weights for."""
+    if shape[dim] != wanted:
+        raise ImpossibleLayer(f"{layer}: a dense layer for {wanted:,} numbers gets {shape[dim]:,}")
+
+
+def transposed_convolution(shape: Shape, new_shape: Shape, windows: Window, groups: int) -> Act:
+    """Every number of the input is laid on a kernel of the answer: `before` and `after` are cut off."""
+    steps = [
+        Reached(dim, spread(kernel, stride, before, dilation), new_shape[dim])
+        for dim, (kernel, stride, before, _, dilation) in enumerate(windows.axes(), start=2)
+    ]
+    return Act(
+        kind=f"{_grouped(groups, shape[1])}transposed convolution {windows}",
+        steps=(_all(1, shape, new_shape[1]), *steps),
+        multiply_adds=prod(shape) * prod(windows.kernel) * new_shape[1] // groups,
+    )
+
+
+def pooling(word: str, new_shape: Shape, windows: Window) -> Act:
+    """Over the last dimensions."""
+    first = len(new_shape) - len(windows.kernel)
+    reaches = [window(kernel, stride, before, dilation) for kernel, stride, before, _, dilation in windows.axes()]
+    steps = tuple(Reached(dim, reach, new_shape[dim]) for dim, reach in enumerate(reaches, start=first))
+    return Act(f"{word} pooling {windows}", steps)
+
+
+def adaptive_pooling(word: str, shape: Shape, new_shape: Shape) -> Act:
+    """As many windows as the answer has sides, as large as the map makes them."""
+    steps = tuple(Reached(dim, bins(shape[dim], new_shape[dim]), new_shape[dim]) for dim in range(2, len(shape)))
+    sides = new_shape[2:]
+    return Act(f"{word} of each map" if set(sides) == {1} else f"{word} in {by(sides)} bins", steps)
+
+
+def reduction(word: str, shape: Shape, new_shape: Shape, dims: Sequence[int]) -> Act:
+    """One number is left along each of `dims`, or the dimension is gone."""
+    steps: list[Step] = [_all(dim % len(shape), shape, 1) for dim in dims]
+    if len(new_shape) < len(shape):
+        steps.append(Reshaped(tuple(new_shape)))
+    return Act(word, tuple(steps), shown="part")
+
+
+def dense(shape: Shape, new_shape: Shape, dim: int = -1) -> Act:
+    """A product with a matrix of weights that sums along `dim`."""
+    dim %= len(shape)
+    return Act(
+        kind="dense" if len(shape) == 2 else "matrix product",
+        steps=(_all(dim, shape, new_shape[dim]),),
+        multiply_adds=prod(new_shape) * shape[dim],
+    )
+
+
+def product(new_shape: Shape, summed: int) -> Act:
+    """A product of two matrices that are both made of the image, or that leaves its places in another order."""
+    return Act("matrix product", multiply_adds=prod(new_shape) * summed, known=False)
+
+
+def along(word: str, shape: Shape, dims: Sequence[int]) -> Act:
+    """Each answer depends on all numbers along these dimensions: softmax, layer normalisation."""
+    return Act(word, tuple(_all(dim % len(shape), shape, shape[dim]) for dim in dims), shown="mention")
+
+
+def pointwise(word: str) -> Act:
+    """Number by number, of one input or of several."""
+    return Act(word, shown="mention")
+
+
+def normalisation(word: str) -> Act:
+    """With given statistics, number by number."""
+    return Act(word)
+
+
+def concatenation() -> Act:
+    return Act("concatenation", shown="part")
+
+
+def upsampling(word: str, shape: Shape, new_shape: Shape, taps: int, corners: bool) -> Act:
+    steps = tuple(
+        Reached(dim, resized(shape[dim], new_shape[dim], taps, corners), new_shape[dim])
+        for dim in range(2, len(shape))
+        if shape[dim] != new_shape[dim]
+    )
+    return Act(f"{word} interpolation", steps)
+
+
+def patches(shape: Shape, new_shape: Shape, windows: Window, sides: Shape) -> Act:
+    """(N, C, H, W) -> (N, C kernel, positions): each window's numbers in a column."""
+    reaches = [
+        Reached(dim, window(kernel, stride, before, dilation), side)
+        for dim, side, (kernel, stride, before, _, dilation) in zip((2, 3), sides, windows.axes(), strict=True)
+    ]
+    return Act("patches", (_all(1, shape, new_shape[1]), *reaches, Reshaped(tuple(new_shape))), shown="never")
+
+
+def moved(*steps: Step) -> Act:
+    """No arithmetic: the same numbers in another place."""
+    return Act("move", steps, shown="never")
+
+
+def permuted(order: Sequence[int]) -> Act:
+    return moved(Permuted(tuple(dim % len(order) for dim in order)))
+
+
+def reshaped(new_shape: Shape) -> Act:
+    return moved(Reshaped(tuple(new_shape)))
+
+
+def shifted(dim: int, start: int, step: int, size: int) -> Reached:
+    """The places `start`, `start + step` and so on along a dimension; a negative `start` pads."""
+    return Reached(dim, window(1, step, -start), size)
+
+
+def blocks(shape: Shape, new_shape: Shape, size: int, down: bool) -> Act:
+    """Space to depth (`down`) or depth to space, in blocks of `size` x `size`."""
+    reach: Reach = window(size, size) if down else spread(size, size)
+    steps = [Reached(dim, reach, new_shape[dim]) for dim in (2, 3)]
+    return moved(_all(1, shape, new_shape[1]), *steps)
+
+
+def unknown(word: str) -> Act:
+    return Act(word, known=False)
+
+
+def by(numbers: Sequence[object]) -> str:
+    """2x3"""
+    return "x".join(map(str, numbers))
+
+
+def once(numbers: Sequence[object]) -> str:
+    """A number that is the same for every axis stands for all."""
+    return str(numbers[0]) if len(set(numbers)) == 1 else by(numbers)
+
+
+def _all(dim: int, shape: Shape, size: int) -> Reached:
+    return Reached(dim, whole(shape[dim]), size)
+
+
+def _grouped(groups: int, channels: int) -> str:
+    if groups == 1:
+        return ""
+    return "depthwise " if groups == channels else f"grouped ({groups}) "

@@ -1,0 +1,181 @@
+"""What a tensor inside a network sees of the image, however its dimensions were moved, merged and split on the way."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import NamedTuple
+
+from models.analysis.reach import ITSELF, Reach, spread, union, whole, window
+
+
+class Factor(NamedTuple):
+    """A part of a dimension: `size` places, which follow an axis of the image or (None) do not."""
+
+    size: int
+    axis: int | None = None
+
+
+@dataclass(frozen=True)
+class Sight:
+    """Of one tensor.
+
+    dims    each dimension as the factors it consists of, the slowest first: behind a flattening there are several
+    fields  for each axis of the image what the places of this tensor see along it
+    """
+
+    dims: tuple[tuple[Factor, ...], ...]
+    fields: tuple[Reach, ...]
+
+
+class Reached(NamedTuple):
+    """Each place along a dimension sees places of the one before, and there are `size` of them now."""
+
+    dim: int
+    reach: Reach
+    size: int
+
+
+class Permuted(NamedTuple):
+    order: tuple[int, ...]
+
+
+class Reshaped(NamedTuple):
+    shape: tuple[int, ...]
+
+
+Step = Reached | Permuted | Reshaped
+
+
+def of_image(shape: Sequence[int], axes: Sequence[int]) -> Sight:
+    """The image itself, whose dimensions `axes` are its axes."""
+    dims = tuple((Factor(size, axes.index(dim) if dim in axes else None),) for dim, size in enumerate(shape))
+    return Sight(dims, (ITSELF,) * len(axes))
+
+
+def after(sight: Sight, step: Step) -> Sight:
+    """What the answer of a step sees whose input has this sight."""
+    match step:
+        case Reached(dim, reach, size):
+            return _reached(sight, dim, reach, size)
+        case Permuted(order):
+            return replace(sight, dims=tuple(sight.dims[dim] for dim in order))
+        case Reshaped(shape):
+            return _reshaped(sight, shape)
+
+
+def together(sights: Sequence[Sight], shape: Sequence[int]) -> Sight:
+    """What an answer of `shape` sees whose every number is made of the inputs' numbers in the same place.
+
+    Along a dimension where an input has another size, because it is broadcast or only a part of the answer, each number
+    counts as made of all of it.
+    """
+    aligned = [_fitted(sight, shape) for sight in sights]
+    for dim in range(len(shape)):
+        layouts = {sight.dims[dim] for sight in aligned if _axes(sight.dims[dim])}
+        if len(layouts) > 1:
+            aligned = [_blurred(sight, dim) for sight in aligned]
+    dims = tuple(_layout([sight.dims[dim] for sight in aligned], size) for dim, size in enumerate(shape))
+    sides = {factor.axis: factor.size for dim in dims for factor in dim}
+    fields = tuple(
+        union([sight.fields[axis] for sight in aligned], sides.get(axis, 1)) for axis in range(len(sights[0].fields))
+    )
+    # Beside a branch that sees everything, the places of the others make no difference any more.
+    still = {axis for axis, field in enumerate(fields) if field.jump == 0}
+    return Sight(tuple(tuple(f._replace(axis=None) if f.axis in still else f for f in dim) for dim in dims), fields)
+
+
+def everything(sights: Sequence[Sight], shape: Sequence[int]) -> Sight:
+    """What an answer of `shape` sees whose every number may depend on all numbers of the inputs."""
+    blurred = []
+    for sight in sights:
+        for dim in range(len(sight.dims)):
+            sight = _blurred(sight, dim)  # noqa: PLW2901
+        blurred.append(sight)
+    fields = tuple(union(list(branches), 1) for branches in zip(*(sight.fields for sight in blurred), strict=True))
+    return Sight(tuple((Factor(size),) for size in shape), fields)
+
+
+def _reached(sight: Sight, dim: int, reach: Reach, size: int) -> Sight:
+    sight = _single(sight, dim)
+    (factor,) = sight.dims[dim]
+    if factor.axis is None:
+        return _with(sight, dim, (Factor(size),))
+    sight = _seen(sight, factor.axis, reach)
+    return _with(sight, dim, (Factor(size, factor.axis if reach.jump else None),))
+
+
+def _single(sight: Sight, dim: int) -> Sight:
+    """The dimension as one factor, where it can be: else all of it is seen."""
+    factors = [factor for factor in sight.dims[dim] if factor.size > 1 or factor.axis is not None]
+    size = prod(factor.size for factor in factors)
+    axes = _axes(factors)
+    if len(axes) != 1 or factors[0].axis is None:
+        sight = _blurred(sight, dim)
+        return _with(sight, dim, (Factor(size),))
+    # Several places in a row belong to one place of the axis.
+    inner = size // factors[0].size
+    return _with(_seen(sight, factors[0].axis, spread(inner, inner)), dim, (Factor(size, factors[0].axis),))
+
+
+def _reshaped(sight: Sight, shape: Sequence[int]) -> Sight:
+    for factor in [factor for dim in sight.dims for factor in dim]:
+        if factor.size == 1 and factor.axis is not None:
+            sight = _seen(sight, factor.axis, whole(1))
+    # A place without neighbours follows no axis any more: it could end up anywhere.
+    left = [factor for dim in sight.dims for factor in dim if factor.size > 1]
+    dims = []
+    for size in shape:
+        taken: list[Factor] = []
+        missing = size
+        while missing > 1:
+            factor = left.pop(0)
+            if missing % factor.size:
+                if factor.size % missing:
+                    return everything([sight], shape)
+                sight, factor, rest = _split(sight, factor, missing)
+                left.insert(0, rest)
+            taken.append(factor)
+            missing //= factor.size
+        dims.append(taken or [Factor(1)])
+    return replace(sight, dims=tuple(map(tuple, dims)))
+
+
+def _split(sight: Sight, factor: Factor, outer: int) -> tuple[Sight, Factor, Factor]:
+    inner = factor.size // outer
+    if factor.axis is not None:
+        sight = _seen(sight, factor.axis, window(inner, inner))
+    return sight, Factor(outer, factor.axis), Factor(inner)
+
+
+def _fitted(sight: Sight, shape: Sequence[int]) -> Sight:
+    missing = len(shape) - len(sight.dims)
+    sight = replace(sight, dims=((Factor(1),),) * missing + sight.dims)
+    for dim, size in enumerate(shape):
+        if prod(factor.size for factor in sight.dims[dim]) != size:
+            sight = _blurred(sight, dim)
+    return sight
+
+
+def _blurred(sight: Sight, dim: int) -> Sight:
+    """All places along the dimension are seen at once."""
+    for factor in sight.dims[dim]:
+        if factor.axis is not None:
+            sight = _seen(sight, factor.axis, whole(factor.size))
+    return _with(sight, dim, tuple(factor._replace(axis=None) for factor in sight.dims[dim]))
+
+
+def _seen(sight: Sight, axis: int, reach: Reach) -> Sight:
+    fields = tuple(field.behind(reach) if axis == index else field for index, field in enumerate(sight.fields))
+    return replace(sight, fields=fields)
+
+
+def _with(sight: Sight, dim: int, factors: tuple[Factor, ...]) -> Sight:
+    return replace(sight, dims=(*sight.dims[:dim], factors, *sight.dims[dim + 1 :]))
+
+
+def _layout(layouts: list[tuple[Factor, ...]], size: int) -> tuple[Factor, ...]:
+    return next((layout for layout in layouts if _axes(layout)), (Factor(size),))
+
+
+def _axes(factors: Sequence[Factor]) -> list[int]:
+    return [factor.axis for factor in factors if factor.axis is not None]

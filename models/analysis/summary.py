@@ -1,0 +1,117 @@
+"""What an architecture, a checkpoint or an ONNX file consists of: layers, shapes, costs and receptive fields."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from models import checkpoint, registry
+from models.analysis import onnx_reader, torch_reader
+from models.analysis.operation import FREE_SIDE, Graph
+from models.analysis.operators import by
+from models.analysis.rows import Anatomy, anatomy
+from models.errors import BadNetworkFile, BadTraining, ImpossibleLayer, NothingLeft
+from models.registry import ARCHITECTURES, Architecture, Argument
+from service.metadata import InputSpec, TensorInput
+
+Size = tuple[int, ...]
+SUFFIXES = (".ckpt", ".onnx")
+
+
+class Totals(NamedTuple):
+    """Of a network at one size of image; parameters are counted as `models.parameters.count` does."""
+
+    parameters: int
+    multiply_adds: int
+
+
+def totals(
+    name: str,
+    size: Size | None = None,
+    classes: int | None = None,
+    channels: int | None = None,
+    arguments: Mapping[str, Argument] | None = None,
+) -> Totals:
+    """Of an architecture, without making its weights. Raises as `inspect_architecture` does."""
+    whole = inspect_architecture(name, size, classes, channels, arguments)
+    return Totals(whole.parameters, whole.multiply_adds)
+
+
+def inspect_architecture(
+    name: str,
+    size: Size | None = None,
+    classes: int | None = None,
+    channels: int | None = None,
+    arguments: Mapping[str, Argument] | None = None,
+) -> Anatomy:
+    """An architecture at its own size of image, or at `size`, on the meta device: nothing is allocated.
+
+    Raises BadTraining for what it cannot be built with; ImpossibleLayer, naming the layer that an image of this size
+    leaves nothing for.
+    """
+    row = registry.architecture(name)
+    channels = channels or row.input.channels
+    classes = classes or _classes(row)
+    sides = sides_of(name, row.input, size)
+    with torch.device("meta"):
+        try:
+            network = registry.build(name, channels, classes, arguments, size)
+        except BadTraining as refusal:
+            if size is None:
+                raise
+            # Built for its own size, the network tells which layer the other one is too small for.
+            try:
+                _graph(name, registry.build(name, channels, classes, arguments), channels, sides)
+            except NothingLeft:
+                raise
+            except ImpossibleLayer:  # weights for its own size, which say nothing of the other
+                raise refusal from None
+            raise
+        return anatomy(_graph(name, network, channels, sides))
+
+
+def inspect_file(path: Path, size: Size | None = None) -> Anatomy:
+    """A checkpoint or an ONNX file, by its suffix. Raises BadNetworkFile, BadCheckpoint, ImpossibleLayer."""
+    if path.suffix not in SUFFIXES:
+        raise BadNetworkFile(f"{path} is neither a checkpoint (.ckpt) nor an ONNX file (.onnx)")
+    if path.suffix == ".onnx":
+        try:
+            return anatomy(onnx_reader.read(path, size))
+        except ImpossibleLayer as error:
+            raise ImpossibleLayer(f"{path.name}: {error.message}") from error
+    description, network = checkpoint.load(path)
+    sides = sides_of(path.name, description.spec, size)
+    return anatomy(_graph(path.name, network.to("meta"), description.takes.channels, sides))
+
+
+def sides_of(name: str, spec: InputSpec | TensorInput, size: Size | None) -> Size:
+    """The sides of what is looked at: `size`, or those of the input, or FREE_SIDE where they are free."""
+    if isinstance(spec, InputSpec):
+        own = [spec.height, spec.width]
+    else:
+        own = [axis.size for axis in spec.axes if axis.name != "channel"]
+    if size is not None and len(size) != len(own):
+        raise BadTraining(f"size {by(size)}: {name} takes an input of {len(own)} sides")
+    return size or tuple(side or FREE_SIDE for side in own)
+
+
+def is_file(subject: str) -> bool:
+    """Whether the user means a file, and not an architecture, there or not."""
+    return subject not in ARCHITECTURES and (Path(subject).suffix in SUFFIXES or Path(subject).exists())
+
+
+def _graph(name: str, network: nn.Module, channels: int, sides: tuple[int, ...]) -> Graph:
+    try:
+        return torch_reader.read(network.eval(), (1, channels, *sides))
+    except ImpossibleLayer as error:
+        raise type(error)(f"{name} at {by(sides)}: {error.message}") from error
+    except ValueError as error:  # what a network says to an image that it does not take
+        raise BadTraining(f"{name}: {error}") from None
+
+
+def _classes(row: Architecture) -> int:
+    if row.task == "segmentation":
+        return 21  # of Pascal VOC, with the background
+    return 1000 if isinstance(row.input, InputSpec) and row.input.channels == 3 else 10

@@ -1,0 +1,208 @@
+"""What each of PyTorch's operations does, told in the words of `act`. The names are those of ATen, without `aten::`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.analysis import operators
+from models.analysis.operators import Act, Window
+from models.analysis.reach import whole, window
+from models.analysis.receptive_field import Reached, Reshaped
+from models.errors import ImpossibleLayer
+
+Given = dict[str, Any]  # an operation's arguments by name
+
+
+def check(name: str, given: Given, layer: str) -> None:
+    """Raises ImpossibleLayer for sizes that do not go together, before PyTorch is asked."""
+    match name:
+        case "convolution" if not given["transposed"]:
+            x, weight = given["input"], given["weight"]
+            _convolution_window(given).check(layer, "a convolution", x.shape)
+            if x.shape[1] != weight.shape[1] * given["groups"]:
+                wanted = weight.shape[1] * given["groups"]
+                raise ImpossibleLayer(f"{layer}: a convolution of {wanted:,} maps gets {x.shape[1]:,}")
+        case "addmm":
+            operators.check_dense(layer, given["mat1"].shape, given["mat2"].shape[0])
+        case "mm" | "bmm":
+            operators.check_dense(layer, given["self"].shape, given["mat2"].shape[-2])
+        case "im2col":
+            _patch_window(given).check(layer, "patches", given["self"].shape)
+        case _ if name in _POOLINGS:
+            word = f"{_POOLINGS[name]} pooling"
+            _pool_window(given, name).check(layer, word, given["self"].shape, given["ceil_mode"])
+
+
+def describe(func: Any, name: str, given: Given, answer: Tensor, answers: dict[int, int]) -> Act:
+    """What the operation does to the tensors of `answers`, which are made of the image."""
+    shape = tuple(answer.shape)
+    if name in _PRODUCTS:
+        return _product(name, given, shape, answers)
+    if name in _POOLINGS:
+        return operators.pooling(_POOLINGS[name], shape, _pool_window(given, name))
+    if name in _ACTS:
+        return _ACTS[name](given, shape)
+    if torch.Tag.pointwise in func.tags or name.rstrip("_") in _POINTWISE:
+        return operators.pointwise(name.rstrip("_"))
+    return operators.unknown(name)
+
+
+def _product(name: str, given: Given, shape: tuple[int, ...], answers: dict[int, int]) -> Act:
+    left, right = (given["mat1"], given["mat2"]) if name == "addmm" else (given["self"], given["mat2"])
+    match id(left) in answers, id(right) in answers:
+        case True, False:
+            return operators.dense(left.shape, shape)
+        case False, True:
+            return operators.dense(right.shape, shape, dim=-2)
+    return operators.product(shape, left.shape[-1])
+
+
+def _convolution(given: Given, shape: tuple[int, ...]) -> Act:
+    describe = operators.transposed_convolution if given["transposed"] else operators.convolution
+    return describe(given["input"].shape, shape, _convolution_window(given), given["groups"])
+
+
+def _convolution_window(given: Given) -> Window:
+    kernel = given["weight"].shape[2:]
+    return _window(kernel, given["stride"], given["padding"], given["dilation"])
+
+
+def _pool_window(given: Given, name: str) -> Window:
+    axes = int(name[name.index("d") - 1])
+    kernel = _full(given["kernel_size"], axes)
+    return _window(kernel, given["stride"] or kernel, given["padding"], given.get("dilation", 1))
+
+
+def _patch_window(given: Given) -> Window:
+    return _window(given["kernel_size"], given["stride"], given["padding"], given["dilation"])
+
+
+def _window(kernel: Any, stride: Any, padding: Any, dilation: Any) -> Window:
+    axes = len(kernel)
+    before = _full(padding, axes)
+    return Window(tuple(kernel), _full(stride, axes), before, before, _full(dilation, axes))
+
+
+def _full(value: Any, axes: int) -> tuple[int, ...]:
+    numbers = list(value) if isinstance(value, list | tuple) else [value]
+    return tuple(numbers * axes if len(numbers) == 1 else numbers)
+
+
+def _patches(given: Given, shape: tuple[int, ...]) -> Act:
+    x, windows = given["self"], _patch_window(given)
+    sides = [
+        (side + before + after - dilation * (kernel - 1) - 1) // stride + 1
+        for side, (kernel, stride, before, after, dilation) in zip(x.shape[2:], windows.axes(), strict=True)
+    ]
+    return operators.patches(x.shape, shape, windows, sides)
+
+
+def _reduction(word: str) -> Callable[[Given, tuple[int, ...]], Act]:
+    def describe(given: Given, shape: tuple[int, ...]) -> Act:
+        x = given["self"]
+        dims = given.get("dim")
+        dims = [dims] if isinstance(dims, int) else dims or range(x.dim())
+        return operators.reduction(word, x.shape, shape, list(dims))
+
+    return describe
+
+
+def _padding(given: Given, shape: tuple[int, ...]) -> Act:
+    pad = given["pad"]
+    # Pairs of (before, after), the last dimension first.
+    first = {len(shape) - 1 - index: pad[2 * index] for index in range(len(pad) // 2)}
+    return operators.moved(*(operators.shifted(dim, -before, 1, shape[dim]) for dim, before in sorted(first.items())))
+
+
+def _slice(given: Given, shape: tuple[int, ...]) -> Act:
+    x, dim = given["self"], given["dim"] % len(shape)
+    start = min(given["start"] or 0, x.shape[dim])
+    start = start + x.shape[dim] if start < 0 else start
+    return operators.moved(operators.shifted(dim, start, given["step"], shape[dim]))
+
+
+def _select(given: Given, shape: tuple[int, ...]) -> Act:
+    dim, index = given["dim"] % (len(shape) + 1), given["index"] % given["self"].shape[given["dim"]]
+    return operators.moved(Reached(dim, window(1, before=-index), 1), Reshaped(shape))
+
+
+def _split(given: Given, shape: tuple[int, ...]) -> Act:
+    # Its answers are told apart by nothing here: each counts as seeing the whole dimension.
+    dim = given["dim"] % len(shape)
+    return operators.moved(Reached(dim, whole(given["self"].shape[dim]), shape[dim]))
+
+
+def _transpose(given: Given, shape: tuple[int, ...]) -> Act:
+    order = list(range(len(shape)))
+    first, second = (0, 1) if "dim0" not in given else (given["dim0"], given["dim1"])
+    order[first], order[second] = order[second], order[first]
+    return operators.permuted(order)
+
+
+def _upsampling(word: str, taps: int) -> Callable[[Given, tuple[int, ...]], Act]:
+    def describe(given: Given, shape: tuple[int, ...]) -> Act:
+        return operators.upsampling(word, given["self"].shape, shape, taps, bool(given.get("align_corners")))
+
+    return describe
+
+
+_PRODUCTS = ("addmm", "mm", "bmm")
+_POOLINGS = {
+    "max_pool2d_with_indices": "max",
+    "max_pool3d_with_indices": "max",
+    "avg_pool2d": "mean",
+    "avg_pool3d": "mean",
+}
+# What PyTorch does not mark as pointwise, though it is where an image is concerned alone.
+_POINTWISE = ("where", "masked_fill", "hardtanh", "relu", "threshold", "leaky_relu", "elu", "prelu")
+_NORMALISATIONS = ("native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit_no_training")
+_ACTS: dict[str, Callable[[Given, tuple[int, ...]], Act]] = {
+    "convolution": _convolution,
+    "im2col": _patches,
+    "_adaptive_avg_pool2d": lambda given, shape: operators.adaptive_pooling("mean", given["self"].shape, shape),
+    "_adaptive_avg_pool3d": lambda given, shape: operators.adaptive_pooling("mean", given["self"].shape, shape),
+    "adaptive_max_pool2d": lambda given, shape: operators.adaptive_pooling("maximum", given["self"].shape, shape),
+    "adaptive_max_pool3d": lambda given, shape: operators.adaptive_pooling("maximum", given["self"].shape, shape),
+    **dict.fromkeys(_NORMALISATIONS, lambda *_: operators.normalisation("batch normalisation")),
+    "native_layer_norm": lambda given, shape: operators.along(
+        "layer normalisation", shape, range(-len(given["normalized_shape"]), 0)
+    ),
+    "native_group_norm": lambda _, shape: operators.along("group normalisation", shape, range(1, len(shape))),
+    "_softmax": lambda given, shape: operators.along("softmax", shape, [given["dim"]]),
+    "_log_softmax": lambda given, shape: operators.along("softmax", shape, [given["dim"]]),
+    "mean": _reduction("mean"),
+    "sum": _reduction("sum"),
+    "amax": _reduction("maximum"),
+    "amin": _reduction("minimum"),
+    "max": _reduction("maximum"),
+    "argmax": _reduction("argmax"),
+    "cat": lambda *_: operators.concatenation(),
+    "upsample_nearest1d": _upsampling("nearest", 1),
+    "upsample_nearest2d": _upsampling("nearest", 1),
+    "upsample_nearest3d": _upsampling("nearest", 1),
+    "upsample_linear1d": _upsampling("linear", 2),
+    "upsample_bilinear2d": _upsampling("linear", 2),
+    "upsample_trilinear3d": _upsampling("linear", 2),
+    "upsample_bicubic2d": _upsampling("cubic", 4),
+    "pixel_unshuffle": lambda given, shape: operators.blocks(
+        given["self"].shape, shape, given["downscale_factor"], down=True
+    ),
+    "pixel_shuffle": lambda given, shape: operators.blocks(
+        given["self"].shape, shape, given["upscale_factor"], down=False
+    ),
+    "constant_pad_nd": _padding,
+    "slice": _slice,
+    "select": _select,
+    "split": _split,
+    "split_with_sizes": _split,
+    "transpose": _transpose,
+    "t": _transpose,
+    "permute": lambda given, _: operators.permuted(given["dims"]),
+    **dict.fromkeys(
+        ("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze"),
+        lambda _, shape: operators.reshaped(shape),
+    ),
+    **dict.fromkeys(("alias", "detach", "contiguous", "clone", "expand", "_to_copy"), lambda *_: operators.moved()),
+}

@@ -1,0 +1,113 @@
+"""The operations of a PyTorch network, watched while it runs on the meta device, which has shapes and no numbers."""
+
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from models.analysis.operation import Graph, Operation
+from models.analysis.operators import Act, by
+from models.analysis.torch_operators import Given, check, describe
+from models.errors import ImpossibleLayer, NothingLeft
+from models.parameters import moving_statistics
+
+ROOT = "forward"  # what the network's own forward does outside of its modules
+
+
+def read(network: nn.Module, shape: tuple[int, ...]) -> Graph:
+    """The graph of a network on the meta device, in eval mode, for an input of (1, channels, *sides).
+
+    Raises ImpossibleLayer.
+    """
+    assert not network.training
+    image = torch.empty(shape, device="meta")
+    watch = _Watch(dict(network.named_parameters()) | moving_statistics(network), image)
+    with _layers(network, watch), torch.no_grad(), warnings.catch_warnings(), watch:
+        warnings.simplefilter("ignore")  # how PyTorch would run it does not matter here
+        try:
+            network(image)
+        except RuntimeError as error:  # what `check` does not foresee, in PyTorch's own words
+            raise ImpossibleLayer(f"{watch.layer}: {str(error).splitlines()[0]}") from error
+    return Graph(tuple(range(2, len(shape))), watch.operations, _idle(network, watch.idle))
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Writes down each operation on tensors. Every tensor is either an operation's answer, found in `answers`, or made
+    of parameters alone, found in `made_of`; `kept` holds them all, for a tensor that goes would leave its id to others.
+    """
+
+    def __init__(self, parameters: dict[str, Tensor], image: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.sizes = {name: tensor.numel() for name, tensor in parameters.items()}
+        self.idle = dict(self.sizes)  # what no operation has used so far
+        self.made_of = {id(tensor): frozenset({name}) for name, tensor in parameters.items()}
+        self.answers = {id(image): 0}
+        self.kept = [image, *parameters.values()]
+        self.operations = [Operation("image", Act("image", shown="never"), (), tuple(image.shape))]
+        self.modules: list[tuple[str, nn.Module]] = []
+
+    @property
+    def layer(self) -> str:
+        return self.modules[-1][0] or ROOT
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = _by_name(func, args, kwargs or {})
+        tensors = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
+        inputs = [self.answers[id(tensor)] for tensor in tensors if id(tensor) in self.answers]
+        name = func._schema.name.removeprefix("aten::")
+        if inputs:
+            check(name, given, self.layer)
+        answer = func(*args, **(kwargs or {}))
+        answers = [leaf for leaf in tree_leaves(answer) if isinstance(leaf, Tensor)]
+        self.kept += answers
+        used = frozenset[str]().union(*(self.made_of.get(id(tensor), ()) for tensor in tensors))
+        if not inputs:
+            self.made_of.update((id(tensor), used) for tensor in answers)
+        elif answers:
+            self._add(describe(func, name, given, answers[0], self.answers), inputs, answers, used)
+        return answer
+
+    def _add(self, done: Act, inputs: list[int], answers: list[Tensor], used: frozenset[str]) -> None:
+        if isinstance(self.modules[-1][1], nn.LocalResponseNorm) and done.shown == "row":
+            done = replace(done, kind="response normalisation")
+        # A parameter that several operations share is the first one's.
+        parameters = sum(self.idle.pop(name, 0) for name in used)
+        self.answers.update((id(tensor), len(self.operations)) for tensor in answers)
+        self.operations.append(Operation(self.layer, done, tuple(inputs), tuple(answers[0].shape), parameters))
+        if 0 in answers[0].shape:
+            shapes = " and ".join(by(self.operations[index].shape) for index in inputs)
+            raise NothingLeft(f"{self.layer}: nothing is left of {shapes}")
+
+
+@contextmanager
+def _layers(network: nn.Module, watch: _Watch) -> Iterator[None]:
+    """Tells the watch in which module the network is."""
+
+    def enter(name: str) -> Callable[..., None]:
+        return lambda module, _: watch.modules.append((name, module))
+
+    with ExitStack() as hooks:
+        for name, module in network.named_modules():
+            hooks.enter_context(module.register_forward_pre_hook(enter(name)))
+            hooks.enter_context(module.register_forward_hook(lambda *_: watch.modules.pop() and None))
+        yield
+
+
+def _idle(network: nn.Module, idle: dict[str, int]) -> dict[str, int]:
+    modules: dict[str, int] = defaultdict(int)
+    for name, size in idle.items():
+        modules[name.partition(".")[0]] += size
+    return dict(modules)
+
+
+def _by_name(func: Any, args: Any, kwargs: Any) -> Given:
+    given = {argument.name: argument.default_value for argument in func._schema.arguments}
+    names = [argument.name for argument in func._schema.arguments]
+    return {**given, **dict(zip(names, args, strict=False)), **kwargs}

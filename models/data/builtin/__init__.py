@@ -1,0 +1,1 @@
+"""Data sets that are made or bundled: nothing has to be downloaded."""

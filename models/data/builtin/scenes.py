@@ -1,0 +1,128 @@
+"""`digit-scenes`: handwritten digits strewn over a textured background, with the class of every pixel.
+
+The strokes are those of `digits`, and a split of scenes uses the strokes of the same split only. A scene is made from
+its index alone, so any of them can be made again.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from models.data.builtin import strokes
+from models.data.builtin.made import MadeSplit
+from models.data.dataset import DataSet, SplitName
+
+SEED = 2015
+COUNTS: dict[SplitName, int] = {"train": 1200, "validation": 96, "test": 192}
+SIZES = ((64, 64), (64, 80), (80, 64), (64, 96), (96, 64), (80, 80))  # height and width, by turns
+DIGIT_SIDES = (16, 28)  # pixels, least and most
+PIXELS_PER_DIGIT = 900  # of the scene: how crowded it is
+CONTRAST = 3.0
+
+PALETTE = [
+    (16, 16, 20),
+    (230, 25, 75),
+    (60, 180, 75),
+    (255, 225, 25),
+    (0, 130, 200),
+    (245, 130, 48),
+    (145, 30, 180),
+    (70, 240, 240),
+    (240, 50, 230),
+    (250, 190, 212),
+    (0, 128, 128),
+]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """`image` (H, W, 3) RGB; `mask` (H, W), 0 background and 1 + digit elsewhere; `strokes`, the handwriting in it."""
+
+    image: NDArray[np.uint8]
+    mask: NDArray[np.uint8]
+    strokes: list[int]
+
+
+def load() -> DataSet:
+    """Colour scenes of six sizes, two to six digits each, eleven classes."""
+    return DataSet(
+        name="digit-scenes",
+        task="segmentation",
+        colour="RGB",
+        labels=["background", *(str(digit) for digit in range(10))],
+        palette=PALETTE,
+        mean=[0.5] * 3,
+        std=[0.25] * 3,
+        split=_split,
+    )
+
+
+def draw(split: SplitName, index: int, size: tuple[int, int]) -> Scene:
+    """The scene that belongs to a split and an index, of height and width `size`; always the same one."""
+    random = np.random.default_rng((SEED, list(COUNTS).index(split), index))
+    height, width = size
+    light = bool(random.integers(2))  # a light background takes dark digits, and the reverse
+    canvas = _texture(random, height, width, light)
+    mask = np.zeros(size, np.uint8)
+    ink, digits = strokes.strokes()
+    used: list[int] = []
+    wanted = height * width // PIXELS_PER_DIGIT
+    # Twice as many candidates as are wanted: some find no place.
+    for stroke in random.choice(strokes.indices(split), size=2 * wanted, replace=False):
+        if len(used) == wanted:
+            break
+        scale = random.uniform(*DIGIT_SIDES) / 8
+        side = round(scale * 9)  # a pixel of the eight more, for the soft end of strokes
+        place = _free_place(random, mask, side)
+        if place is None:
+            continue
+        coverage = strokes.render(ink[stroke], side, scale, CONTRAST, random.uniform(-12, 12))[..., None]
+        canvas[place] += coverage * (_colour(random, not light) - canvas[place])
+        mask[place][coverage[..., 0] > 0.5] = 1 + digits[stroke]
+        used.append(int(stroke))
+    image = np.rint(np.clip(canvas, 0, 1) * 255).astype(np.uint8)
+    return Scene(image, mask, used)
+
+
+@cache
+def _split(name: SplitName) -> MadeSplit:
+    """45 KB a scene."""
+    sizes = [SIZES[index % len(SIZES)] for index in range(COUNTS[name])]
+
+    def make(index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        scene = draw(name, index, sizes[index])
+        return scene.image, scene.mask
+
+    return MadeSplit(sizes, make)
+
+
+def _texture(random: np.random.Generator, height: int, width: int, light: bool) -> NDArray[np.float32]:
+    canvas = np.broadcast_to(_colour(random, light), (height, width, 3)).copy()
+    for cell, strength in ((24, 0.14), (6, 0.07)):
+        coarse = random.normal(0, strength, (height // cell + 2, width // cell + 2, 3)).astype(np.float32)
+        canvas += np.stack(
+            [
+                np.asarray(Image.fromarray(channel).resize((width, height), Image.Resampling.BICUBIC))
+                for channel in np.moveaxis(coarse, -1, 0)
+            ],
+            axis=-1,
+        )
+    return canvas + random.normal(0, 0.02, (height, width, 1)).astype(np.float32)
+
+
+def _colour(random: np.random.Generator, light: bool) -> NDArray[np.float32]:
+    low, high = (0.65, 1.0) if light else (0.0, 0.35)
+    return random.uniform(low, high, 3).astype(np.float32)
+
+
+def _free_place(random: np.random.Generator, mask: NDArray[np.uint8], side: int) -> tuple[slice, slice] | None:
+    height, width = mask.shape
+    for _ in range(50):
+        top, left = random.integers(0, height - side + 1), random.integers(0, width - side + 1)
+        place = slice(top, top + side), slice(left, left + side)
+        if not mask[place].any():
+            return place
+    return None

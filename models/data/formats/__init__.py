@@ -1,0 +1,1 @@
+"""Users' own data, one module for each layout of files."""

@@ -1,0 +1,53 @@
+"""A folder with a subfolder of pictures for each class."""
+
+from pathlib import Path
+
+from models.data.dataset import SplitName
+from models.data.formats.listing import Entries, Entry, Listing, shared, split_paths, told
+from models.data.names import folders, one
+from models.data.picture import files
+from models.errors import BadData
+
+
+def listing(root: Path) -> Listing:
+    """The pictures below the subfolders, which may lie below `train/`, `validation/` and `test/`, or two of these.
+
+    Where there are no splits the names of classes and pictures decide; where there are two, as `told` says. Raises
+    BadData.
+    """
+    splits = split_paths(folders(root))
+    # A class may be called train, too.
+    labels, entries = _split(splits) if "train" in splits and _labels(splits["train"]) else _whole(root)
+    if len(labels) < 2:
+        raise BadData(
+            f"{root} has {len(labels)} subfolders, want images/ and masks/, or a subfolder for each class; "
+            "or the files of MNIST, of CIFAR-10 or of Pascal VOC"
+        )
+    return Listing("classification", labels, entries, [])
+
+
+def _whole(root: Path) -> tuple[list[str], Entries]:
+    labels = _labels(root)
+    return labels, shared(_named(root, labels))
+
+
+def _split(splits: dict[SplitName, Path]) -> tuple[list[str], Entries]:
+    if len(splits) < 2:
+        raise BadData(f"there is {splits['train']}, and no test/ or validation/ beside it: want one of them")
+    labels = sorted({label for folder in splits.values() for label in _labels(folder)})
+    return labels, told({split: _named(folder, labels) for split, folder in splits.items()})
+
+
+def _named(root: Path, labels: list[str]) -> list[tuple[str, Entry]]:
+    classes = folders(root)
+    return [
+        (image.relative_to(root).as_posix(), Entry(image, number))
+        for number, label in enumerate(labels)
+        for folder in classes
+        if one(folder.name) == label
+        for image in files(folder, below=True)
+    ]
+
+
+def _labels(root: Path) -> list[str]:
+    return sorted({one(folder.name) for folder in folders(root)})

@@ -1,0 +1,222 @@
+"""One's own picture files as data, whichever way they are listed."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.data import picture
+from models.data.bad_files import Fault, Report, in_words, remark
+from models.data.dataset import IGNORE, DataSet, SplitName, Target
+from models.data.formats import masks
+from models.data.formats.listing import SPLITS, Entries, Entry, Listing, check_complete
+from models.data.formats.masks import Coding, source
+from models.data.names import one
+from models.data.reading import moments, read
+from models.data.scan import Facts
+from models.errors import BadData
+from service.metadata import Task
+
+Colour = Literal["RGB", "L"]
+Palette = list[tuple[int, int, int]]
+Sound = list[tuple[SplitName, Entry, Facts]]
+MANY_MISSING = 32  # classes; of those of well known data sets a few pictures may leave out most, but they are fewer
+
+
+def load(root: Path, found: Listing, report: Report, coding: Coding | None = None) -> DataSet:
+    """The data of a listing, its name the path and the coding of its masks. Grey where every training picture is.
+
+    Reads every file once; what cannot be trained with goes to `report` and is left out. Raises BadData where too
+    little is left.
+    """
+    sound, faults = _sound(root, _all(found), coding)
+    if not sound and len(faults) > 1:
+        raise BadData(f"{faults[0].reason}; no other of the {len(faults)} pictures of {root} can be used")
+    painted = coding
+    if found.task == "segmentation" and coding is None:
+        painted = _painted(root, found.labels, sound)
+        if painted is None:
+            _check_numbers(root, found.labels, sound)
+        else:
+            sound = _recoded(sound, painted)
+    faults = [*found.faults, *faults]
+    labels = found.labels or _numbered((facts for split, _, facts in sound if split == "train"), painted)
+    kept: dict[SplitName, list[tuple[Entry, Facts]]] = {split: [] for split in SPLITS}
+    for split, entry, facts in sound:
+        unknown = _unknown(entry, facts, len(labels))
+        if unknown is None:
+            kept[split].append((entry, facts))
+        else:
+            faults.append(unknown)
+    report(faults, sum(map(len, found.entries.values())) + len(found.faults))
+    entries: Entries = {split: [entry for entry, _ in kept[split]] for split in SPLITS}
+    check_complete(root, labels, entries, len(faults))
+    if len(labels) < 2:
+        raise BadData(_one_class(root))
+    train = [facts for _, facts in kept["train"]]
+    colour: Colour = "L" if all(facts.grey for facts in train) else "RGB"
+    splits = {split: FolderSplit(root, kept[split], colour, painted) for split in SPLITS}
+    palette = _palette((entry for split in SPLITS for entry in entries[split]), len(labels), painted)
+    mean, std = _measured(train, colour)
+    return DataSet(source(root, coding), found.task, colour, labels, palette, mean, std, splits.__getitem__)
+
+
+def split(
+    root: Path,
+    found: Listing,
+    name: SplitName,
+    task: Task,
+    colour: Colour,
+    labels: list[str],
+    report: Report,
+    coding: Coding | None = None,
+) -> "FolderSplit":
+    """One split, for a network that is trained: in its colour, with its labels. Raises BadData where they are others,
+    or other ones than the listing's."""
+    if found.task != task:
+        raise BadData(f"{root} is data for {found.task}, want some for {task}")
+    if found.labels is not None and [one(label) for label in found.labels] != [one(label) for label in labels]:
+        raise BadData(f"{root} has the classes {_brief(found.labels)}, the network was trained with {_brief(labels)}")
+    sound, faults = _sound(root, [(name, entry) for entry in found.entries[name]], coding)
+    if found.task == "segmentation" and coding is None and _maybe_painted(sound, labels):
+        # What the values mean is decided by all of the data, as it was for training.
+        whole, _ = _sound(root, _all(found), None)
+        coding = _painted(root, labels, whole)
+        sound = sound if coding is None else _recoded(sound, coding)
+    unknown = [_unknown(entry, facts, len(labels)) for _, entry, facts in sound]
+    faults += [fault for fault in unknown if fault is not None]
+    report([*found.faults, *faults], len(found.entries[name]) + len(found.faults))
+    kept = [(entry, facts) for (_, entry, facts), fault in zip(sound, unknown, strict=True) if fault is None]
+    if not kept:
+        raise BadData(f"{root} has no pictures in its {name} split ({len(faults)} were left out), want at least one")
+    return FolderSplit(root, kept, colour, coding)
+
+
+class FolderSplit:
+    """Pictures with their class, or the class of each pixel, read from their files each time they are asked for."""
+
+    def __init__(self, root: Path, sound: Sequence[tuple[Entry, Facts]], colour: Colour, coding: Coding | None) -> None:
+        self.root, self.colour, self.coding = root, colour, coding
+        self.entries = [entry for entry, _ in sound]
+        self.sizes = [facts.size for _, facts in sound]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self.sizes[index]
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], Target]:
+        image, target = self.entries[index]
+        return picture.read(image, self.colour), target if isinstance(target, int) else masks.read(target, self.coding)
+
+    def name(self, index: int) -> str:
+        """Where a picture lies, seen from the data set."""
+        path, root = self.entries[index].image, self.root if self.root.is_dir() else self.root.parent
+        return in_words(path.relative_to(root) if path.is_relative_to(root) else path)
+
+
+def _all(found: Listing) -> list[tuple[SplitName, Entry]]:
+    return [(split, entry) for split in SPLITS for entry in found.entries[split]]
+
+
+def _sound(root: Path, listed: list[tuple[SplitName, Entry]], coding: Coding | None) -> tuple[Sound, list[Fault]]:
+    results = read(root, [entry for _, entry in listed], coding)
+    sound = [
+        (split, entry, facts) for (split, entry), facts in zip(listed, results, strict=True) if isinstance(facts, Facts)
+    ]
+    return sound, [result for result in results if isinstance(result, Fault)]
+
+
+def _unknown(entry: Entry, facts: Facts, classes: int) -> Fault | None:
+    if facts.highest < classes:
+        return None
+    return Fault(
+        entry.image, f"mask {entry.target} has the class {facts.highest}, want 0 to {classes - 1}, or {IGNORE} for none"
+    )
+
+
+def _painted(root: Path, labels: Sequence[str] | None, sound: Sound) -> Coding | None:
+    """The coding of masks in which somebody painted two classes: 0 and one value that cannot be meant as the number of
+    a class. None of other masks."""
+    used = sorted({number for _, _, facts in sound for number in facts.numbers})
+    if len(used) != 2 or used[0] != 0 or used[1] <= MANY_MISSING or (labels is not None and len(labels) != 2):
+        return None
+    coding = masks.two(used[1])
+    remark(f"the masks of {root} have the values 0 and {used[1]}, read as the classes 0 and 1 (--mask-values {coding})")
+    return coding
+
+
+def _maybe_painted(sound: Sound, labels: Sequence[str]) -> bool:
+    used = {number for _, _, facts in sound for number in facts.numbers}
+    return len(labels) == 2 and used - {0} != set() and min(used - {0}) > MANY_MISSING
+
+
+def _recoded(sound: Sound, coding: Coding) -> Sound:
+    table = dict(coding.classes)
+    return [
+        (split, entry, facts._replace(highest=max((table[number] for number in facts.numbers), default=0)))
+        for split, entry, facts in sound
+    ]
+
+
+def _check_numbers(root: Path, labels: Sequence[str] | None, sound: Sound) -> None:
+    """Raises BadData where the numbers in the masks cannot be those of classes: grey values that somebody painted."""
+    used = sorted({number for _, _, facts in sound for number in facts.numbers} - {IGNORE})
+    if used == [0]:
+        raise BadData(_one_class(root))
+    listed = ", ".join(map(str, [*used[:8], *(["..."] if len(used) > 8 else [])]))
+    values = ",".join(map(str, used)) if len(used) <= 8 else "0,85,170"
+    numbers = "want each pixel as the number of its class: 0, 1, 2 and on"
+    choice = f"{numbers}, or which values they are: --mask-values {values}"
+    if labels is not None:
+        beyond = [number for number in used if number >= len(labels)]
+        if beyond and all(facts.highest >= len(labels) for _, _, facts in sound):
+            classes = f"{len(labels)} classes have names"
+            raise BadData(f"the masks of {root} have the numbers {listed}, and {classes}: {choice}")
+    missing = used[-1] + 1 - len(used) if used else 0
+    if labels is None and missing >= MANY_MISSING and missing > len(used):
+        raise BadData(
+            f"the masks of {root} have the numbers {listed}, which leaves {missing} classes without a pixel: {choice}; "
+            f"where they are so many classes, want their names in labels.txt"
+        )
+
+
+def _one_class(root: Path) -> str:
+    return (
+        f"the masks of {root} have no class but 0, want at least two: {IGNORE} is a pixel of no class; "
+        f"where it is meant as a class: --mask-values 0,{IGNORE}"
+    )
+
+
+def _numbered(train: Iterable[Facts], coding: Coding | None) -> list[str]:
+    highest = max((facts.highest for facts in train), default=0) if coding is None else coding.highest
+    return [f"class {number}" for number in range(highest + 1)]
+
+
+def _palette(entries: Iterable[Entry], classes: int, coding: Coding | None) -> Palette | None:
+    if coding is not None:
+        colours = coding.palette()
+        return colours[:classes] if colours is not None and len(colours) >= classes else None
+    for entry in entries:
+        if isinstance(entry.target, Path):
+            # Some programs leave out the colours of classes that are not in the picture.
+            palette = picture.mask_header(entry.target).palette
+            if len(palette) >= classes:
+                return palette[:classes]
+    return None
+
+
+def _measured(train: Iterable[Facts], colour: Colour) -> tuple[list[float], list[float]]:
+    channels = 3 if colour == "RGB" else 1
+    counts = np.zeros((channels, 256), np.int64)
+    for facts in train:
+        if facts.histogram is not None:
+            counts += facts.histogram  # a grey picture counts in every channel
+    return moments(counts)
+
+
+def _brief(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:5]) + (f", ... ({len(labels)})" if len(labels) > 5 else "")

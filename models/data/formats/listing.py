@@ -1,0 +1,154 @@
+"""What belongs to a data set of picture files, and whether there is enough of it; no picture is opened here."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from models.data.bad_files import Fault
+from models.data.dataset import SplitName
+from models.data.names import one
+from models.data.splits import shares, validating
+from models.errors import BadData
+from service.metadata import Task
+from service.text import NoText, decoded
+
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+LABELS = "labels.txt"
+# What people call them, in lower case.
+SPLIT_NAMES: dict[str, SplitName] = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "test": "test",
+    "testing": "test",
+}
+
+
+class Entry(NamedTuple):
+    """A picture and the number of its class, or the file that says the class of each pixel."""
+
+    image: Path
+    target: int | Path
+
+
+Entries = dict[SplitName, list[Entry]]
+
+
+class Listing(NamedTuple):
+    """`labels` is None where masks come without names of their classes; `faults` are pictures that are not there."""
+
+    task: Task
+    labels: list[str] | None
+    entries: Entries
+    faults: list[Fault]
+
+
+def shared(named: Iterable[tuple[str, Entry]]) -> Entries:
+    """Entries by split as their names alone decide; each class is there to train and to test with, where it can."""
+    listed = list(named)
+    groups: dict[int, list[str]] = defaultdict(list)
+    for name, entry in listed:
+        groups[entry.target if isinstance(entry.target, int) else 0].append(name)
+    split_of = shares(list(groups.values()))
+    found: Entries = {split: [] for split in SPLITS}
+    for name, entry in listed:
+        found[split_of[name]].append(entry)
+    return found
+
+
+def told(named: Mapping[SplitName, Sequence[tuple[str, Entry]]]) -> Entries:
+    """Entries by split as the data say, with names by which to choose among them.
+
+    Where they say of none that it is to test with, those to validate with are held out; where none is left to validate
+    with, some of those to train with are put aside.
+    """
+    entries: Entries = {split: [entry for _, entry in named.get(split, [])] for split in SPLITS}
+    if "test" in named and "validation" in named:
+        return entries
+    if "test" not in named:
+        entries["test"] = entries["validation"]
+    entries["train"], entries["validation"] = put_aside(named["train"])
+    return entries
+
+
+def split_paths(paths: Iterable[Path]) -> dict[SplitName, Path]:
+    """Those of some folders, or of some lists, that are called as a split is. Raises BadData where two are the same."""
+    found: dict[SplitName, Path] = {}
+    for path in sorted(paths):
+        split = SPLIT_NAMES.get(path.name.removesuffix(".txt").lower())
+        if split is not None and split in found:
+            raise BadData(f"{found[split]} and {path} are both for {split}, want one of them")
+        if split is not None:
+            found[split] = path
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def put_aside(named: Sequence[tuple[str, Entry]]) -> tuple[list[Entry], list[Entry]]:
+    """Of entries to train with, those that stay, and those to validate with, as their names alone decide."""
+    aside = validating([name for name, _ in named])
+    train = [entry for (_, entry), away in zip(named, aside, strict=True) if not away]
+    return train, [entry for (_, entry), away in zip(named, aside, strict=True) if away]
+
+
+def check_complete(root: Path, labels: list[str], entries: Entries, left_out: int) -> None:
+    """Raises BadData where a split has no pictures, or a class none to train or none to test with."""
+    without = f" ({left_out} were left out)" if left_out else ""
+    if all(isinstance(entry.target, int) for split in SPLITS for entry in entries[split]):
+        _check_classes(root, labels, entries, without)
+    for split in SPLITS:
+        if not entries[split]:
+            total = sum(map(len, entries.values()))
+            raise BadData(
+                f"none of the {total} pictures of {root} is in its {split} split{without}, want at least one in each"
+            )
+
+
+def class_names(path: Path) -> list[str] | None:
+    """The names of the classes of masks, one a line of a text file; None where there is no such file."""
+    if not path.exists():
+        return None
+    labels = [one(label) for label in lines(path)]
+    for label, count in Counter(labels).items():
+        if count > 1:
+            raise BadData(f"{path} names {label!r} {count} times, want each class once")
+    if not 2 <= len(labels) <= 255:
+        raise BadData(f"{path} names {len(labels)} classes, want 2 to 255: 255 in a mask is a pixel of no class")
+    return labels
+
+
+def lines(path: Path) -> list[str]:
+    """The lines of a text file, none of them empty. Raises BadData."""
+    found = [line.strip() for line in text(path).rstrip().split("\n")]
+    if found == [""]:
+        return []
+    if "" in found:
+        raise BadData(f"line {found.index('') + 1} of {path} is empty, want one name a line")
+    return found
+
+
+def text(path: Path) -> str:
+    """What is in a text file. Raises BadData."""
+    try:
+        return decoded(path.read_bytes())
+    except OSError as error:
+        raise BadData(f"{path} cannot be read ({error.strerror}), want a text file, one name a line") from None
+    except NoText as error:
+        raise BadData(f"{path}: {error}") from None
+
+
+def _check_classes(root: Path, labels: list[str], entries: Entries, without: str) -> None:
+    counts = {split: Counter(entry.target for entry in entries[split]) for split in SPLITS}
+    for number, label in enumerate(labels):
+        splits = [split for split in SPLITS if counts[split][number]]
+        if not splits:
+            raise BadData(
+                f"class {label!r} of {root} has no pictures{without}, want some of a format that Pillow reads"
+            )
+        if splits == ["train"] or "train" not in splits:
+            raise BadData(
+                f"class {label!r} of {root} has pictures in {' and '.join(splits)} only{without}, "
+                "want some to train with and some to test with"
+            )

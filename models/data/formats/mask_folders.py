@@ -1,0 +1,131 @@
+"""Folders of `images/` and `masks/`."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from models.data.bad_files import Fault
+from models.data.dataset import SplitName
+from models.data.formats.listing import LABELS, SPLITS, Entry, Listing, class_names, lines, shared, split_paths, told
+from models.data.names import folders, one
+from models.data.picture import by_stem, files
+from models.errors import BadData
+
+IMAGES, MASKS, LISTS = "images", "masks", "splits"
+
+
+class Pair(NamedTuple):
+    """A folder of pictures and that of their masks."""
+
+    images: Path
+    masks: Path
+
+
+def found(root: Path) -> bool:
+    """Whether a folder is of this kind."""
+    return (root / IMAGES).is_dir() or any(pair.images.is_dir() for pair in _pairs(root).values())
+
+
+def listing(root: Path) -> Listing:
+    """`masks/NAME.png` belongs to `images/NAME.*`; the names of the classes may stand in `labels.txt`, one a line.
+
+    The splits are folders, `train/images/` and `train/masks/` or `images/train/` and `masks/train/` and so on, or
+    `splits/train.txt` and so on, one NAME a line; where there are two of the three, as `told` says; else the names of
+    the pictures decide. Raises BadData.
+    """
+    pairs = _pairs(root)
+    faults: list[Fault] = []
+    if pairs:
+        named = {split: _named(_by_stem(pair), pair, faults) for split, pair in pairs.items()}
+        _check_splits(root, named)
+        entries = told(named)
+    elif (root / LISTS).is_dir():
+        entries = told(_listed(root, faults))
+    else:
+        pair = Pair(root / IMAGES, root / MASKS)
+        entries = shared(_named(_by_stem(pair), pair, faults))
+    for split in SPLITS:
+        faults += [_no_mask(entry) for entry in entries[split] if not _has_mask(entry)]
+        entries[split] = [entry for entry in entries[split] if _has_mask(entry)]
+    return Listing("segmentation", class_names(root / LABELS), entries, faults)
+
+
+def _pairs(root: Path) -> dict[SplitName, Pair]:
+    """Those of each split, where the splits are folders."""
+    inside = split_paths(folders(root / IMAGES)) if (root / IMAGES).is_dir() else {}
+    if inside:
+        return {split: Pair(folder, root / MASKS / folder.name) for split, folder in inside.items()}
+    outside = split_paths(folder for folder in folders(root) if (folder / IMAGES).is_dir())
+    return {split: Pair(folder / IMAGES, folder / MASKS) for split, folder in outside.items()}
+
+
+def _by_stem(pair: Pair) -> dict[str, Path]:
+    images = by_stem(files(pair.images))
+    if not images:
+        raise BadData(f"{pair.images} holds no picture, want some of a format that Pillow reads")
+    if not pair.masks.is_dir():
+        beside = [repr(f"{folder.name}/") for folder in folders(pair.masks.parent) if folder != pair.images]
+        instead = f"; there is {', '.join(beside[:3])[:200]}" if beside else ""
+        raise BadData(f"there is no folder {pair.masks}, want the mask of each picture of {pair.images} there{instead}")
+    return images
+
+
+def _named(images: dict[str, Path], pair: Pair, faults: list[Fault]) -> list[tuple[str, Entry]]:
+    masks = files(pair.masks)
+    faults += [
+        Fault(mask, f"there is no picture in {pair.images} for the mask {mask}")
+        for mask in masks
+        if one(mask.stem) not in images
+    ]
+    if masks and all(one(mask.stem) not in images for mask in masks):
+        raise BadData(
+            f"none of the {len(masks)} masks of {pair.masks} is called as a picture of {pair.images} is: "
+            f"there is {masks[0].name[:100]!r}, want {next(iter(images.values())).stem[:100] + '.png'!r}"
+        )
+    found = _found(masks)
+    return [(name, _entry(image, pair, found)) for name, image in images.items()]
+
+
+def _found(masks: Iterable[Path]) -> dict[str, Path]:
+    """Masks by their names without the ending; of several the PNG file."""
+    ordered = sorted(masks, key=lambda mask: mask.suffix.lower() == ".png")
+    return {one(mask.stem): mask for mask in ordered}
+
+
+def _entry(image: Path, pair: Pair, masks: Mapping[str, Path]) -> Entry:
+    return Entry(image, masks.get(one(image.stem), pair.masks / f"{image.stem}.png"))
+
+
+def _has_mask(entry: Entry) -> bool:
+    assert isinstance(entry.target, Path)
+    return entry.target.is_file()
+
+
+def _no_mask(entry: Entry) -> Fault:
+    return Fault(entry.image, f"there is no mask {entry.target}, want one for {entry.image}")
+
+
+def _check_splits(root: Path, splits: Iterable[SplitName]) -> None:
+    there = set(splits)
+    if "train" not in there or len(there) < 2:
+        raise BadData(f"{root} is split into {' and '.join(sorted(there))} only, want train and test or validation")
+
+
+def _listed(root: Path, faults: list[Fault]) -> dict[SplitName, list[tuple[str, Entry]]]:
+    pair = Pair(root / IMAGES, root / MASKS)
+    images, lists = _by_stem(pair), split_paths((root / LISTS).glob("*.txt"))
+    _check_splits(root / LISTS, lists)
+    masks = _found(files(pair.masks))
+    named: dict[SplitName, list[tuple[str, Entry]]] = {split: [] for split in lists}
+    place: dict[str, SplitName] = {}
+    for split, file in lists.items():
+        for name in map(one, lines(file)):
+            if name in place:
+                raise BadData(f"{file} names {name!r}, which is in {place[name]} already, want each picture once")
+            place[name] = split
+            if name in images:
+                named[split].append((name, _entry(images[name], pair, masks)))
+            else:
+                image = pair.images / name
+                faults.append(Fault(image, f"{file} names {name!r}, and there is no such picture in {pair.images}"))
+    return named

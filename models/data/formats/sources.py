@@ -1,0 +1,66 @@
+"""One's own data, of whichever kind lies at a path."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from models.data.bad_files import Report
+from models.data.dataset import DataSet, Split, SplitName
+from models.data.formats import arrays, cifar10, class_folders, folder, idx, mask_folders, table, voc
+from models.data.formats.listing import Listing
+from models.data.formats.masks import Coding
+from models.errors import BadData
+from service.metadata import Task
+
+# What tells that a path is of a kind, and what reads it.
+BINARY: dict[Callable[[Path], bool], Callable[[Path], arrays.Arrays]] = {
+    idx.found: idx.read,
+    cifar10.found: cifar10.read,
+}
+LISTED: dict[Callable[[Path], bool], Callable[[Path], Listing]] = {
+    table.found: table.listing,
+    voc.found: voc.listing,
+    mask_folders.found: mask_folders.listing,
+}
+
+
+def load(path: Path, report: Report, coding: Coding | None = None) -> DataSet:
+    """The data at a path, its name the path and how its masks are coded; pictures that cannot be trained with go to
+    `report`, which may let the others go on. Raises BadData."""
+    for found, read in BINARY.items():
+        if found(path):
+            return arrays.load(path, read(path))
+    return folder.load(path, _with_masks(listing(path), path, coding), report, coding)
+
+
+def split(
+    path: Path,
+    name: SplitName,
+    task: Task,
+    colour: Literal["RGB", "L"],
+    labels: list[str],
+    report: Report,
+    coding: Coding | None = None,
+) -> Split:
+    """One split of the data at a path, for a network that was trained in that colour with those labels. Raises
+    BadData."""
+    for found, read in BINARY.items():
+        if found(path):
+            return arrays.split(path, read(path), name, task, colour, labels)
+    return folder.split(path, listing(path), name, task, colour, labels, report, coding)
+
+
+def listing(path: Path) -> Listing:
+    """The pictures of a folder or of a CSV file. Raises BadData."""
+    if not path.is_dir() and not table.found(path):
+        raise BadData(f"there is no folder or CSV file {path}, want one of pictures")
+    for found, listed in LISTED.items():
+        if found(path):
+            return listed(path)
+    return class_folders.listing(path)
+
+
+def _with_masks(found: Listing, path: Path, coding: Coding | None) -> Listing:
+    if coding is not None and found.task != "segmentation":
+        raise BadData(f"{path} has no masks, --mask-{coding.kind} says how they are to be read")
+    return found

@@ -1,0 +1,66 @@
+"""Pictures and class maps as Pascal VOC lays them out (Everingham et al. 2010, IJCV 88)."""
+
+import re
+from pathlib import Path
+
+from models.data.bad_files import Fault
+from models.data.dataset import SplitName
+from models.data.formats.listing import LABELS, SPLITS, Entries, Entry, Listing, class_names, lines, told
+from models.data.names import one, there
+from models.data.picture import by_stem, files
+from models.errors import BadData
+
+IMAGES, MASKS, LISTS = "JPEGImages", "SegmentationClass", Path("ImageSets") / "Segmentation"
+CLASSES = [
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("dining table", "dog", "horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train", "tv monitor"),
+]
+
+
+def found(root: Path) -> bool:
+    """Whether a folder is of this kind."""
+    return (root / IMAGES).is_dir()
+
+
+def listing(root: Path) -> Listing:
+    """The pictures that `train.txt` and `val.txt` name. The masks of the challenge's own test pictures are not given
+    out, so `val.txt` is what is held out, and of `train.txt` the names decide what is put aside to validate with. Where
+    there are masks for `test.txt`, that is held out and `val.txt` is for validation.
+
+    The classes are those of `labels.txt` where there is one, and the challenge's own in a folder called VOC and a year,
+    as its archives have it. Raises BadData.
+    """
+    if not (root / MASKS).is_dir():
+        raise BadData(f"there is no folder {root / MASKS}, want the masks of {root / IMAGES} there")
+    faults: list[Fault] = []
+    images = by_stem(files(root / IMAGES))
+    train, val = (_entries(root, images, name, faults) for name in ("train", "val"))
+    test = _entries(root, images, "test", []) if (root / LISTS / "test.txt").is_file() else []
+    named: dict[SplitName, list[tuple[str, Entry]]] = {"train": train, "validation": val}
+    entries = told({**named, "test": test} if test else named)
+    _check_once(root, entries)
+    own = CLASSES if re.fullmatch(r"VOC\d{4}", root.name) else None
+    return Listing("segmentation", class_names(root / LABELS) or own, entries, faults)
+
+
+def _entries(root: Path, images: dict[str, Path], part: str, faults: list[Fault]) -> list[tuple[str, Entry]]:
+    file, entries = root / LISTS / f"{part}.txt", []
+    for name in lines(file):
+        mask = there(root / MASKS / f"{name}.png")
+        if one(name) not in images:
+            reason = f"{file} names {name!r}, and there is no such picture in {root / IMAGES}"
+            faults.append(Fault(root / IMAGES / name, reason))
+        elif not mask.is_file():
+            faults.append(Fault(mask, f"there is no mask {mask}, want one for {name!r} of {file}"))
+        else:
+            entries.append((name, Entry(images[one(name)], mask)))
+    return entries
+
+
+def _check_once(root: Path, entries: Entries) -> None:
+    place: dict[Path, str] = {}
+    for split in SPLITS:
+        for entry in entries[split]:
+            if entry.image in place:
+                raise BadData(f"{root / LISTS} names {entry.image.stem!r} twice, want each picture once")
+            place[entry.image] = split

@@ -1,0 +1,217 @@
+"""From a checkpoint to a version in a model repository: one ONNX file that takes pixels, or what a sensor tells as it
+is, and says what it is."""
+
+import contextlib
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import onnx
+import torch
+from torch import nn
+from torch.export import Dim
+
+from models import checkpoint, threads
+from models.checkpoint import Description
+from models.data.registry import moved, shown
+from models.errors import VariantRefused
+from models.evaluation.evaluate import evaluate
+from models.export import parity, publish, variants
+from models.export.variants import Plan
+from models.graph import served
+from service import metadata
+from service.metadata import AxisName, Document, Parity, Precision, Provenance, Variant
+
+# Older than what onnxruntime takes at most: every operation these networks need has its CUDA kernel at this one.
+OPSET = 18
+# What the free axes are called in the graph.
+DIMENSIONS: dict[AxisName, str] = {"channel": "C", "time": "T", "depth": "D", "height": "H", "width": "W"}
+EXAMPLE_SIDE = 160  # pixels, of the image a network of any size is traced with: five times the largest stride
+SOURCE_KEY = "convoy.checkpoint"  # SHA-256 of the checkpoint a file was exported from
+DEFAULT = Plan()
+OUTPUTS = {
+    "classification": (metadata.PROBABILITIES,),
+    "segmentation": (metadata.MASK, metadata.CONFIDENCE),
+}
+
+
+class Traced(NamedTuple):
+    """A network of a checkpoint, and the graph in fp32 that answers as it does."""
+
+    description: Description
+    network: nn.Module
+    graph: onnx.ModelProto
+    parity: Parity
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The file in the repository and what it says about itself."""
+
+    path: Path
+    document: Document
+
+    @property
+    def version(self) -> int:
+        return int(self.path.parent.name)
+
+
+def export(
+    path: Path,
+    repository: Path,
+    name: str | None = None,
+    data: str | None = None,
+    precision: Precision = "fp32",
+    plan: Plan = DEFAULT,
+) -> Exported:
+    """Export the network of a checkpoint as the next version of a model, by default named for its architecture.
+
+    Measures it on the held-out split of its data, where it has data, or of `data` in its place: a folder that has
+    moved, or "" for none. Checks the graph and its parity with PyTorch; in another precision than fp32, also what that
+    costs and gains beside fp32; and only then writes. Raises BadModelName, BadCheckpoint, BadTraining, BadData,
+    ParityRefused, VariantRefused; nothing is written then.
+    """
+    if name is not None:
+        publish.check_name(name)
+    traced = trace(path, data)
+    name = traced.description.architecture if name is None else name
+    if precision == "fp32":
+        network = traced.network
+        scores = evaluate(traced.description, network).scores if traced.description.data else {}
+        graph, document = traced.graph, _document(traced.description, scores, traced.parity)
+    else:
+        graph, document = _variant(traced, precision, plan)
+    # A variant's props, too, would else be those of the library that made it.
+    del graph.metadata_props[:]
+    onnx.helper.set_model_props(graph, {metadata.KEY: metadata.encode(document), SOURCE_KEY: _digest(path)})
+    onnx.checker.check_model(graph, full_check=True)
+    return Exported(publish.publish(graph.SerializeToString(), repository, name), document)
+
+
+def trace(path: Path, data: str | None = None) -> Traced:
+    """The network of a checkpoint as a graph in fp32 that answers as PyTorch does; `data` is as for `export`.
+
+    Raises BadCheckpoint, BadTraining, BadData, ParityRefused.
+    """
+    threads.limit()
+    description, network = checkpoint.load(path)
+    if data is not None:
+        description = msgspec.structs.replace(description, data=data and moved(data, description.data))
+    graph = onnx_graph(description, network)
+    return Traced(description, network, graph, parity.check(graph, description, network))
+
+
+def exported_from(path: Path, repository: Path, name: str) -> bool:
+    """Whether the highest version of a model was exported from this very checkpoint."""
+    numbers = publish.versions(repository, name)
+    file = repository / name / str(max(numbers, default=0)) / publish.FILE
+    if not (file.is_file() and path.is_file()):
+        return False
+    properties = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
+    return properties.get(SOURCE_KEY) == _digest(path)
+
+
+def onnx_graph(description: Description, network: nn.Module) -> onnx.ModelProto:
+    """The served form: in goes `image` uint8 (N, H, W, C), or the description's tensor; out come the `OUTPUTS` of the
+    task. N and the free axes are dynamic."""
+    taken = description.takes
+    multiple = 1 if description.input is None else description.input.multiple
+    module = served(description.task, description.normalisation(), network)
+    # The example's sides differ from each other and from the batch: equal numbers would be taken for one dimension.
+    # And they are large: one that shrinks to 1 inside the network would be taken for a constant.
+    blocks = max(4, EXAMPLE_SIDE // multiple)
+    shape = [axis.size or (blocks + 2 * place) * multiple for place, axis in enumerate(taken.axes)]
+    free = {place: DIMENSIONS[axis.name] for place, axis in enumerate(taken.axes, start=1) if axis.size is None}
+    dynamic = {0: Dim("N", min=1), **{place: _multiples(name, multiple) for place, name in free.items()}}
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            (torch.zeros(2, *shape, dtype=getattr(torch, taken.dtype)),),
+            dynamo=True,
+            input_names=[taken.name],
+            output_names=list(OUTPUTS[description.task]),
+            dynamic_shapes=({**dynamic},),
+            opset_version=OPSET,
+            verbose=False,
+        )
+    assert program is not None
+    return _tidy(program.model_proto, free)
+
+
+def _multiples(name: str, multiple: int) -> object:
+    if multiple == 1:
+        # Of a named one the exporter would rather change the range, down to a single number, than say that it cannot
+        # prove something for all of it. This one may get a lower end, which the file does not keep, but never a number.
+        return Dim.DYNAMIC
+    return multiple * Dim(name, min=1, max=65_535 // multiple)
+
+
+def _tidy(graph: onnx.ModelProto, free: dict[int, str]) -> onnx.ModelProto:
+    # The exporter leaves stack traces with this machine's paths on every node, and names such as 8*H.
+    del graph.graph.value_info[:]
+    del graph.graph.metadata_props[:]
+    del graph.metadata_props[:]
+    for node in graph.graph.node:
+        node.ClearField("doc_string")
+        del node.metadata_props[:]
+    for value in [*graph.graph.input, *graph.graph.output]:
+        del value.metadata_props[:]
+        dimensions = value.type.tensor_type.shape.dim
+        dimensions[0].dim_param = "N"
+        if len(dimensions) > 2:  # a classifier answers nothing as large as its input
+            for place, name in free.items():
+                dimensions[place].dim_param = name
+    for initializer in graph.graph.initializer:
+        del initializer.metadata_props[:]
+    return graph
+
+
+def _variant(traced: Traced, precision: Precision, plan: Plan) -> tuple[onnx.ModelProto, Document]:
+    graph = variants.make(precision, traced.graph, traced.description, plan)
+    outcome = variants.measure({"fp32": traced.graph, precision: graph}, traced.description, plan)[precision]
+    if outcome.complaint:
+        raise VariantRefused(outcome.complaint)
+    return graph, _document(traced.description, outcome.quality.scores, None, outcome.variant)
+
+
+def _document(
+    description: Description, scores: dict[str, float], measured: Parity | None, variant: Variant | None = None
+) -> Document:
+    return Document(
+        task=description.task,
+        labels=description.labels,
+        palette=description.palette,
+        input=description.input,
+        tensor=description.tensor,
+        provenance=Provenance(
+            architecture=description.architecture,
+            data=shown(description.data),
+            commit=description.commit,
+            metrics={name: round(score, 6) for name, score in scores.items()},
+        ),
+        parity=measured,
+        variant=variant,
+    )
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    # The exporter reports what it does not need (torchvision) and deprecations inside torch itself.
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,161 @@
+"""Whether an exported graph, run by onnxruntime, answers as the PyTorch network does."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from models import runtime
+from models.checkpoint import Description
+from models.data.batches import loader
+from models.data.builtin.generated import generated
+from models.data.loading import Batch
+from models.errors import ParityRefused
+from models.graph import served
+from models.segmentation.segnet import Pool
+from service import metadata
+from service.metadata import Parity
+
+FEWEST_IMAGES, MOST_IMAGES = 64, 256  # that are compared
+BATCH_SIZE = 24
+MAX_DIFFERENCE = 1e-4  # of any probability
+MIN_MASK_AGREEMENT = 0.9999  # share of pixels
+MAX_CONFIDENCE_STEPS = 1  # of 255: a difference below MAX_DIFFERENCE may still round the other way
+
+
+class Difference(NamedTuple):
+    """How far apart the answers to some images are; an answer is an image's class or a pixel's."""
+
+    images: int
+    probabilities: float  # largest absolute difference
+    confidence_steps: int  # largest, of 255
+    answers: int
+    same: int
+
+
+def check(graph: onnx.ModelProto, description: Description, network: nn.Module) -> Parity:
+    """Compare both on held-out images, on the CPU, and measure how far apart they are. Where there are fewer than 64,
+    or none because the weights were not trained here, 64 more are generated.
+
+    Classification compares the probabilities that the graph answers. Segmentation compares masks, confidences, and the
+    probabilities of every class at every pixel; those a served graph keeps to itself, so here it is run with the logits
+    as one more output. Where the network goes on from positions of maxima, PyTorch takes those that onnxruntime found,
+    as long as they are maxima to it too, but for rounding. Raises ParityRefused, saying by how much, where a
+    probability differs by more than 1e-4, any top-1 differs, masks differ on more than 0.01 % of the pixels, a
+    confidence differs by more than one step.
+    """
+    compare = (_classifier if description.task == "classification" else _segmenter)(graph, description, network)
+    found: list[Difference] = []
+    with torch.inference_mode():
+        for batch, _ in _batches(description):
+            found.append(compare(batch))
+            if sum(difference.images for difference in found) >= MOST_IMAGES:
+                break
+    images, probabilities, steps, answers, same = zip(*found, strict=True)
+    # numpy's max, not Python's: it keeps a NaN, which then passes no test.
+    total = Difference(sum(images), float(np.max(probabilities)), max(steps), sum(answers), sum(same))
+    return _judge(description, total)
+
+
+def _batches(description: Description) -> Iterator[Batch]:
+    if description.data:
+        held_out = description.held_out()
+        yield from loader(held_out, description.spec, BATCH_SIZE)
+        if len(held_out) >= FEWEST_IMAGES:
+            return
+    yield from loader(generated(description.spec), description.spec, BATCH_SIZE)
+
+
+def _judge(description: Description, total: Difference) -> Parity:
+    classification = description.task == "classification"
+    agreement = total.same / total.answers
+    complaints = []
+    if not total.probabilities <= MAX_DIFFERENCE:
+        complaints.append(f"probabilities differ by up to {total.probabilities:.3g}, want at most {MAX_DIFFERENCE:g}")
+    if classification and agreement < 1:
+        complaints.append(f"top-1 is the same on {agreement:.2%} of images, want all")
+    if not classification and agreement < MIN_MASK_AGREEMENT:
+        complaints.append(f"masks are the same on {agreement:.3%} of pixels, want {MIN_MASK_AGREEMENT:.2%}")
+    if total.confidence_steps > MAX_CONFIDENCE_STEPS:
+        complaints.append(f"confidences differ by up to {total.confidence_steps} of 255, want {MAX_CONFIDENCE_STEPS}")
+    if complaints:
+        raise ParityRefused(
+            f"onnxruntime and PyTorch are not shown to agree on {total.images} images: {'; '.join(complaints)}"
+        )
+    return Parity(
+        images=total.images,
+        max_abs_difference=total.probabilities,
+        top1_agreement=agreement if classification else None,
+        mask_agreement=None if classification else agreement,
+    )
+
+
+def _classifier(graph: onnx.ModelProto, description: Description, network: nn.Module) -> Callable[[Tensor], Difference]:
+    session = runtime.session(graph)
+    module = served(description.task, description.normalisation(), network)
+
+    def compare(batch: Tensor) -> Difference:
+        ours = module(batch).numpy()
+        (theirs,) = session.run([metadata.PROBABILITIES], {description.takes.name: batch.numpy()})
+        same = int((ours.argmax(axis=1) == theirs.argmax(axis=1)).sum())
+        return Difference(len(batch), float(np.abs(ours - theirs).max()), 0, len(batch), same)
+
+    return compare
+
+
+def _segmenter(graph: onnx.ModelProto, description: Description, network: nn.Module) -> Callable[[Tensor], Difference]:
+    graph, logits, choices = _with_logits(graph)
+    session = runtime.session(graph)
+    pools = getattr(network, "pools", ())
+    assert len(pools) == len(choices), "a choice of the graph that nothing in the network answers to"
+    pixels = description.normalisation()
+    module = served(description.task, pixels, network)
+
+    def compare(batch: Tensor) -> Difference:
+        names = [logits, metadata.MASK, metadata.CONFIDENCE, *choices]
+        their_logits, their_mask, their_confidence, *chosen = session.run(names, {metadata.IMAGE: batch.numpy()})
+        hooks = [
+            pool.register_forward_hook(_choosing(torch.from_numpy(c))) for pool, c in zip(pools, chosen, strict=True)
+        ]
+        mask, confidence = (tensor.numpy() for tensor in module(batch))
+        ours = torch.softmax(network(pixels(batch)), dim=1)
+        for hook in hooks:
+            hook.remove()
+        theirs = torch.softmax(torch.from_numpy(their_logits), dim=1)
+        return Difference(
+            images=len(batch),
+            probabilities=float((ours - theirs).abs().max()),
+            confidence_steps=int(np.abs(confidence.astype(int) - their_confidence.astype(int)).max()),
+            answers=mask.size,
+            same=int((mask == their_mask).sum()),
+        )
+
+    return compare
+
+
+def _choosing(theirs: Tensor) -> Callable[[Pool, tuple[Tensor], tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
+    """A hook with which a pool that remembers where its maxima were chooses as onnxruntime did, where the values that
+    it chooses from are equal but for rounding: of these each runtime takes another one."""
+
+    def choose(pool: Pool, inputs: tuple[Tensor], outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        best, winner = outputs
+        value = pool.blocks(*inputs).gather(2, theirs[:, :, None])[:, :, 0]
+        return best, torch.where(best - value <= MAX_DIFFERENCE, theirs, winner)
+
+    return choose
+
+
+def _with_logits(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, str, list[str]]:
+    # The logits are what the argmax reads that the mask comes from; the others are choices inside the network.
+    makers = {output: node for node in graph.graph.node for output in node.output}
+    argmax = makers[metadata.MASK]
+    while argmax.op_type != "ArgMax":
+        argmax = makers[argmax.input[0]]
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    choices = [node.output[0] for node in graph.graph.node if node.op_type == "ArgMax" and node != argmax]
+    copy.graph.output.extend(map(onnx.helper.make_empty_tensor_value_info, [argmax.input[0], *choices]))
+    return copy, argmax.input[0], choices

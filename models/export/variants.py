@@ -1,0 +1,155 @@
+"""A network in fewer bits: made from its fp32 graph, measured beside it, refused where it has become too bad."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import onnx
+
+from models.checkpoint import Description
+from models.data.batches import loader
+from models.data.builtin.generated import generated
+from models.data.dataset import Sample, Split, Target
+from models.errors import VariantRefused
+from models.evaluation.metrics import LEADING
+from models.export import comparison
+from models.export.calibration import Inputs
+from models.export.comparison import Quality
+from models.export.fp16 import halved
+from models.export.int8 import quantised
+from service.metadata import Calibration, Precision, Variant
+
+HALF_IMAGES = 32  # that tell which values are too large for half precision
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What is wanted of a variant. `max_drop` is how much of its leading score, top1 or mean_iou, it may lose."""
+
+    max_drop: float = 0.01
+    calibration: Calibration = "percentile"
+    calibration_images: int = 128
+
+
+class Outcome(NamedTuple):
+    """A graph and all that was measured of it; `variant` is None of fp32 itself, `complaint` empty where it may serve.
+
+    image_ms  milliseconds an image, by batch size
+    """
+
+    graph: onnx.ModelProto
+    quality: Quality
+    image_ms: dict[int, float]
+    variant: Variant | None
+    complaint: str
+
+    @property
+    def best_batch(self) -> int:
+        """The batch size with the least time an image."""
+        return min(self.image_ms, key=self.image_ms.__getitem__)
+
+
+def make(precision: Precision, graph: onnx.ModelProto, description: Description, plan: Plan) -> onnx.ModelProto:
+    """The graph in that precision, not yet looked at. Raises VariantRefused, BadTraining, BadData."""
+    match precision:
+        case "fp32":
+            return graph
+        case "fp16":
+            return halved(graph, _inputs(description, _some(description), HALF_IMAGES))
+        case "int8":
+            return quantised(graph, calibration_batches(description, plan), plan.calibration)
+
+
+def calibration_batches(description: Description, plan: Plan) -> Iterator[Inputs]:
+    """Training images, evenly spread over their split, brought to the input as serving does. Raises VariantRefused
+    where the weights came without data."""
+    if not description.data:
+        raise VariantRefused("int8 is calibrated on training images, and there are none: want --data DATA")
+    return _inputs(description, description.split("train"), plan.calibration_images)
+
+
+def measure(graphs: dict[Precision, onnx.ModelProto], description: Description, plan: Plan) -> dict[Precision, Outcome]:
+    """All of them beside each other, fp32, which comes first, as what the others are compared with."""
+    running = comparison.sessions(graphs)
+    qualities = comparison.qualities(running, description)
+    times = comparison.image_times(running, description)
+    outcomes = {}
+    for precision, graph in graphs.items():
+        variant = None
+        if precision != "fp32":
+            where = comparison.provider(running), comparison.processor(running)
+            variant = _variant(precision, description, plan, qualities, times, where)
+        complaint = "" if variant is None else judged(variant, plan.max_drop)
+        outcomes[precision] = Outcome(graph, qualities[precision], times[precision], variant, complaint)
+    return outcomes
+
+
+def judged(variant: Variant, max_drop: float) -> str:
+    """Why it may not serve, in words; empty where it may. Without a score, each answer that is not fp32's is lost."""
+    if not np.isfinite(variant.max_abs_difference):
+        return f"{variant.precision} answers numbers that are none: some of them are too large for it"
+    if variant.drop is None:
+        lost, what = round(1 - variant.agreement, 6), f"changes {1 - variant.agreement:.4f} of the answers"
+    else:
+        lost, what = variant.drop, f"loses {variant.drop:.4f} of {variant.score}"
+    if lost <= max_drop:
+        return ""
+    return f"{variant.precision} {what} on {variant.images} images, want at most {max_drop:g}: see --max-drop"
+
+
+def _some(description: Description) -> Split:
+    return description.split("train") if description.data else generated(description.spec)
+
+
+def _inputs(description: Description, split: Split, most: int) -> Iterator[Inputs]:
+    # One by one: every activation of a batch is looked at at once, and they may be large.
+    batches = loader(_Spread(split, most), description.spec, batch_size=1)
+    return ({description.takes.name: images.numpy()} for images, _ in batches)
+
+
+def _variant(
+    precision: Precision,
+    description: Description,
+    plan: Plan,
+    qualities: dict[Precision, Quality],
+    times: dict[Precision, dict[int, float]],
+    where: tuple[str, str],
+) -> Variant:
+    assert precision != "fp32"
+    quality, reference = qualities[precision], qualities["fp32"]
+    score = LEADING[description.task] if quality.scores else ""
+    return Variant(
+        precision=precision,
+        images=quality.images,
+        score=score,
+        drop=round(reference.scores[score] - quality.scores[score], 6) if score else None,
+        agreement=quality.agreement,
+        max_abs_difference=quality.difference,
+        speed_up=round(times["fp32"][1] / times[precision][1], 3),
+        batched_speed_up=round(min(times["fp32"].values()) / min(times[precision].values()), 3),
+        provider=where[0],
+        processor=where[1],
+        calibration=plan.calibration if precision == "int8" else None,
+        calibration_images=_calibrated(description, plan) if precision == "int8" else None,
+    )
+
+
+def _calibrated(description: Description, plan: Plan) -> int:
+    return min(plan.calibration_images, len(description.split("train")))
+
+
+class _Spread:
+    """At most so many of a split, evenly spread over it."""
+
+    def __init__(self, split: Split, most: int) -> None:
+        self.split = split
+        self.indices: Sequence[Any] = np.unique(np.linspace(0, len(split) - 1, most).round().astype(int)).tolist()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def size(self, index: int) -> tuple[int, ...]:
+        return self.split.size(self.indices[index])
+
+    def __getitem__(self, index: int) -> tuple[Sample, Target]:
+        return self.split[self.indices[index]]

@@ -1,0 +1,215 @@
+"""From an ONNX file made elsewhere to a version in a model repository that serves Classify or Segment."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import msgspec
+import onnx
+from onnx import TensorProto, helper
+
+from models.errors import BadNetworkFile
+from models.export import publish
+from models.onnx_import import check, several
+from models.onnx_import.answer import Answer, Tail, seen
+from models.onnx_import.batch import freed
+from models.onnx_import.front import Front
+from models.onnx_import.look import CHANNELS, Found, Layout, Task, Tensor
+from models.onnx_import.original import Original, Size, noise, session, words
+from models.onnx_import.palette import read_palette
+from models.onnx_import.wrap import wrapped
+from models.pretrained.weights import read_labels
+from models.runtime import Session
+from service import metadata
+from service.metadata import Document, Fit, InputSpec, Provenance
+
+TRIAL_SIDE = 224  # pixels, of the image that a network of any size is first tried with
+MOST_PIXELS = 50_000_000  # of an image that it is tried with: a server takes none that are larger unless told to
+MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128)  # that a network of any size may want of an image's sides
+
+Colour = Literal["RGB", "BGR", "L"]
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """What the file does not say and its user does. `mean` and `std` are by channel, or one for all, of pixels times
+    `scale`; `size` is (height, width)."""
+
+    task: Task | None = None
+    labels: Path | None = None
+    palette: Path | None = None
+    colour: Colour | None = None
+    layout: Layout | None = None
+    size: Size | None = None
+    fit: Fit | None = None
+    output: str | None = None
+    uint8_front: bool = False
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    scale: float | None = None
+    tail: Tail = "none"
+
+
+class Adopted(NamedTuple):
+    """The file in the repository, what it says about itself, and whether it tells how sure it is."""
+
+    path: Path
+    document: Document
+    confident: bool
+
+
+def adopt(found: Found, source: str, repository: Path, name: str, wanted: Wanted) -> Adopted:
+    """Write the network, told what is wanted, as the next version of the model `name`, if it then answers as the file
+    does. `source` is the file's name, for the metadata. Raises BadModelName, BadNetworkFile, BadWeights,
+    ParityRefused; nothing is written then, and the file itself is never changed."""
+    publish.check_name(name)
+    layout = wanted.layout or found.layout
+    if layout is None:
+        raise BadNetworkFile(f"input is {found.input}: which axis is the channels'? want --layout NCHW or NHWC")
+    channels = _channels(found, layout, wanted)
+    original = Original(found, chosen(found, wanted.output), _front(found, layout, channels, wanted))
+    size = _size(found, layout, wanted)
+    trial = size or (TRIAL_SIDE, TRIAL_SIDE)
+    labels = None if wanted.labels is None else read_labels(wanted.labels)
+    answer = seen(original, trial, channels, wanted.task, wanted.tail, None if labels is None else len(labels))
+    if size is None and answer.task == "classification":
+        raise BadNetworkFile(f"input is {found.input}, and takes several sizes: want --size HxW for a classifier")
+    batch = found.input.shape[0]
+    inner = freed(found.model) if isinstance(batch, int) else found.model
+    graph = wrapped(inner, original.front, answer, size or (None, None), channels)
+    several.check(graph, trial, channels, batch)
+    running = session(graph)
+    spec = _spec(running, size, channels, wanted)
+    document = _document(found, source, answer, labels, spec, wanted)
+    document = msgspec.structs.replace(document, parity=check.check(original, running, answer, spec))
+    _describe(graph, found, document)
+    return Adopted(publish.publish(graph.SerializeToString(), repository, name), document, answer.values != "indices")
+
+
+def chosen(found: Found, name: str | None) -> Tensor:
+    """The output of that name, or the first one. Raises BadNetworkFile."""
+    if name is None:
+        return found.outputs[0]
+    for tensor in found.outputs:
+        if tensor.name == name:
+            return tensor
+    raise BadNetworkFile(f"--output {name!r}, want one of {', '.join(tensor.name for tensor in found.outputs)}")
+
+
+def _channels(found: Found, layout: Layout, wanted: Wanted) -> int:
+    side = found.input.shape[1 if layout == "NCHW" else 3]
+    given = None if wanted.colour is None else 1 if wanted.colour == "L" else 3
+    channels = side if isinstance(side, int) else given
+    if channels is None:
+        raise BadNetworkFile(f"input is {found.input}: how many channels? want --colour RGB, BGR or L")
+    if channels not in CHANNELS or given not in (None, channels):
+        raise BadNetworkFile(f"input is {found.input}, {channels} channels as {layout}, want 1 for L, 3 for RGB or BGR")
+    return channels
+
+
+def _front(found: Found, layout: Layout, channels: int, wanted: Wanted) -> Front | None:
+    told = {"--mean": wanted.mean, "--std": wanted.std, "--scale": wanted.scale}
+    names = " and ".join(name for name, value in told.items() if value is not None)
+    as_served = found.input.dtype == "uint8" and layout == "NHWC" and wanted.colour != "BGR"
+    if not wanted.uint8_front:
+        if not as_served:
+            raise BadNetworkFile(
+                f"input is {found.input} as {layout}, images arrive as uint8 [N, H, W, C]: want --uint8-front, with "
+                "--mean, --std and --scale as the network was trained"
+            )
+        if names:
+            raise BadNetworkFile(f"{names} want --uint8-front: it is what applies them")
+        return None
+    if found.input.dtype == "uint8" and names:
+        raise BadNetworkFile(f"input is {found.input}: bytes are not normalised, want no {names}")
+    return Front(
+        layout=layout,
+        dtype={"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "uint8": TensorProto.UINT8}[
+            found.input.dtype
+        ],
+        mean=_each("--mean", wanted.mean or (0.0,), channels),
+        std=_each("--std", wanted.std or (1.0,), channels),
+        scale=1.0 if found.input.dtype == "uint8" else 1 / 255 if wanted.scale is None else wanted.scale,
+        reverse=wanted.colour == "BGR",
+    )
+
+
+def _each(option: str, values: Sequence[float], channels: int) -> tuple[float, ...]:
+    if len(values) not in (1, channels):
+        raise BadNetworkFile(f"{option} has {len(values)} numbers for {channels} channels")
+    if option == "--std" and not all(values):
+        raise BadNetworkFile("--std has a 0, want other numbers: pixels are divided by them")
+    return tuple(values) if len(values) == channels else tuple(values) * channels
+
+
+def _size(found: Found, layout: Layout, wanted: Wanted) -> Size | None:
+    sides = found.input.shape[2:4] if layout == "NCHW" else found.input.shape[1:3]
+    given: Sequence[int | str] = sides if wanted.size is None else wanted.size
+    if any(isinstance(side, int) and side != told for side, told in zip(sides, given, strict=True)):
+        raise BadNetworkFile(f"input is {found.input}, want --size {_sides(sides)}{_or_none(sides)}")
+    fixed = [side for side in given if isinstance(side, int)]
+    if len(fixed) == 1:
+        raise BadNetworkFile(f"input is {found.input}, one side fixed, the other free: want --size {_sides(sides)}")
+    if len(fixed) == 2 and fixed[0] * fixed[1] > MOST_PIXELS:
+        raise BadNetworkFile(f"images of {_sides(fixed)} are too large to try, want at most {MOST_PIXELS:,} pixels")
+    return (fixed[0], fixed[1]) if fixed else None
+
+
+def _sides(sides: Sequence[int | str]) -> str:
+    return "x".join(str(side) if isinstance(side, int) else name for side, name in zip(sides, "HW", strict=True))
+
+
+def _or_none(sides: Sequence[int | str]) -> str:
+    return " or none" if all(isinstance(side, int) for side in sides) else ""
+
+
+def _document(
+    found: Found, source: str, answer: Answer, labels: list[str] | None, spec: InputSpec, wanted: Wanted
+) -> Document:
+    classes = answer.classes
+    if labels is not None and len(labels) != classes:
+        raise BadNetworkFile(f"{wanted.labels} has {len(labels)} labels for {classes} classes")
+    try:
+        return Document(
+            task=answer.task,
+            labels=labels or [f"class {index}" for index in range(classes)],
+            palette=None if wanted.palette is None else read_palette(wanted.palette, classes),
+            input=spec,
+            provenance=Provenance(architecture=source, data=""),
+        )
+    except ValueError as error:
+        raise BadNetworkFile(f"cannot be served so: {error}") from None
+
+
+def _spec(running: Session, size: Size | None, channels: int, wanted: Wanted) -> InputSpec:
+    colour: Literal["RGB", "L"] = "RGB" if channels == 3 else "L"
+    if size is not None:
+        if wanted.fit == "pad":
+            raise BadNetworkFile(f"--fit pad is for images of any size, the input is {size[0]}x{size[1]}")
+        return InputSpec(colour=colour, height=size[0], width=size[1], fit=wanted.fit or "stretch")
+    if wanted.fit not in (None, "pad"):
+        raise BadNetworkFile(f"--fit {wanted.fit} wants --size HxW: the network takes images of any size")
+    return InputSpec(colour=colour, fit="pad", multiple=_multiple(running, channels))
+
+
+def _multiple(running: Session, channels: int) -> int:
+    """The least multiple that the sides of an image must be of, for a mask of the same size."""
+    for multiple in MULTIPLES:
+        least = -(-40 // multiple)
+        # Odd multiples, and different ones: an even one would be a larger multiple.
+        size = (multiple * (least | 1), multiple * ((least | 1) + 2))
+        try:
+            mask = running.run([metadata.MASK], {metadata.IMAGE: noise(size, channels, 1)})[0]
+        except Exception:  # not of this one: onnxruntime has a class of its own for each way to fail
+            continue
+        if mask.shape == (1, *size):
+            return multiple
+    raise BadNetworkFile(f"no multiple up to {MULTIPLES[-1]} is one of whose sizes masks come back: want --size HxW")
+
+
+def _describe(graph: onnx.ModelProto, found: Found, document: Document) -> None:
+    properties = {entry.key: entry.value for entry in found.model.metadata_props}
+    helper.set_model_props(graph, {**properties, metadata.KEY: metadata.encode(document)})
+    try:
+        onnx.checker.check_model(graph)
+    except onnx.checker.ValidationError as error:
+        raise BadNetworkFile(f"the result is no sound ONNX file: {words(error)}") from None

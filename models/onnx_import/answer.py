@@ -1,0 +1,124 @@
+"""What a file made elsewhere answers, seen from its answers, and which tail that wants."""
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, softmax
+
+from models.errors import BadNetworkFile
+from models.onnx_import.look import Task, Tensor, likely_task
+from models.onnx_import.original import Original, Size, noise
+
+Tail = Literal["softmax", "sigmoid", "argmax", "none"]
+Values = Literal["logits", "probabilities", "indices"]
+
+NO_TENSORS = ("sequence", "map", "optional", "sparse_tensor", "string")
+
+
+class Answer(NamedTuple):
+    """What the network answers. `axis` is that of the classes, None of a mask without one; `rank` how many axes there
+    are in all. Of a `single` number there are two classes all the same: it is how likely the second one is."""
+
+    name: str
+    task: Task
+    axis: int | None
+    rank: int
+    classes: int
+    values: Values
+    single: bool = False
+
+    def shares(self, given: NDArray[Any]) -> NDArray[np.float64]:
+        """The probabilities in such answers, (answers, classes) float64: of images, or of their pixels."""
+        assert self.axis is not None
+        values = given.astype(np.float64)
+        if self.values == "logits":
+            values = expit(values) if self.single else softmax(values, self.axis)
+        if self.single:
+            values = np.concatenate([1 - values, values], self.axis)
+        return np.moveaxis(values, self.axis, -1).reshape(-1, self.classes)
+
+
+def seen(original: Original, size: Size, channels: int, task: Task | None, tail: Tail, indices: int | None) -> Answer:
+    """What the file answers to images of that size, for a task and with a tail that were told. `indices` is how many
+    classes a mask of class numbers may have, None where nobody said. Raises BadNetworkFile, with what is wanted."""
+    if original.output.dtype in NO_TENSORS:
+        raise BadNetworkFile(f"output {original.output} is no tensor of numbers{_others(original)}")
+    images = noise(size, channels, original.batch)
+    given, again = original.raw(images), original.raw(images)
+    if not np.array_equal(given, again, equal_nan=given.dtype.kind == "f"):
+        raise BadNetworkFile("the file answers the same image differently each time: want it exported for inference")
+    if given.dtype.kind in "iub":
+        return _mask(original, given, size, tail, indices)
+    found = likely_task(Tensor(original.output.name, str(given.dtype), given.shape))
+    wanted = task or found
+    if wanted is None or given.dtype.kind != "f" or (wanted == "classification" and found != wanted):
+        raise BadNetworkFile(
+            f"answer {original.output.name!r} is {given.dtype} {list(given.shape)} for {_asked(original, size)}: "
+            "want a number for each class, [N, classes], or for each class at each pixel, [N, classes, H, W] or "
+            f"[N, H, W, classes], or the class of each pixel, [N, H, W] of integers{_others(original)}"
+        )
+    axis = 1 if wanted == "classification" else _class_axis(original, given, size)
+    return _of_scores(original.output.name, given, wanted, axis, tail)
+
+
+def _of_scores(name: str, given: NDArray[Any], task: Task, axis: int, tail: Tail) -> Answer:
+    single = given.shape[axis] == 1
+    # Of one number alone there is no sum to see it by: within 0..1 it may be a logit, too, where its user says so.
+    certain = _within(given) and tail != "sigmoid" if single else _sum_to_one(given, axis)
+    usual: Tail = "argmax" if task == "segmentation" else "none"
+    logits: Tail = "sigmoid" if single else "argmax" if task == "segmentation" else "softmax"
+    fitting = usual if certain else logits
+    if tail != fitting:
+        what = "probabilities" if certain else "no probabilities"
+        raise BadNetworkFile(f"answer {name!r} holds {what} for {task}: want --tail {fitting}")
+    classes = 2 if single else given.shape[axis]
+    return Answer(name, task, axis, given.ndim, classes, "probabilities" if certain else "logits", single)
+
+
+def _within(given: NDArray[Any]) -> bool:
+    return bool((given >= 0).all() and (given <= 1).all())
+
+
+def _sum_to_one(given: NDArray[Any], axis: int) -> bool:
+    sums = given.astype(np.float64).sum(axis=axis)
+    return bool((given >= 0).all() and np.abs(sums - 1).max() < 1e-2)
+
+
+def _mask(original: Original, given: NDArray[Any], size: Size, tail: Tail, indices: int | None) -> Answer:
+    name, shape = original.output.name, given.shape[1:]
+    places: dict[tuple[int, ...], int | None] = {size: None, (1, *size): 1, (*size, 1): 3}
+    if shape not in places:
+        raise BadNetworkFile(
+            f"answer {name!r} is {given.dtype} {list(given.shape)} for {_asked(original, size)}: want the class "
+            f"of each pixel, [N, H, W]{_others(original)}"
+        )
+    if tail != "none":
+        raise BadNetworkFile(f"answer {name!r} holds the class of each pixel: want --tail none")
+    if indices is None:
+        raise BadNetworkFile(f"answer {name!r} holds the class of each pixel: of how many? want --labels FILE")
+    if not 0 <= given.min() <= given.max() < indices:
+        raise BadNetworkFile(
+            f"answer {name!r} holds classes {given.min()} to {given.max()}, there are {indices} labels"
+        )
+    return Answer(name, "segmentation", places[shape], given.ndim, indices, "indices")
+
+
+def _class_axis(original: Original, given: NDArray[Any], size: Size) -> int:
+    if given.ndim == 4 and given.shape[2:] == size:
+        return 1
+    if given.ndim == 4 and given.shape[1:3] == size:
+        return 3
+    raise BadNetworkFile(
+        f"answer {original.output.name!r} is {list(given.shape)} for {_asked(original, size)}: want a number for each "
+        f"class at each pixel{_others(original)}"
+    )
+
+
+def _asked(original: Original, size: Size) -> str:
+    return f"{original.batch} image{'s' if original.batch > 1 else ''} of {size[0]}x{size[1]}"
+
+
+def _others(original: Original) -> str:
+    names = [tensor.name for tensor in original.found.outputs if tensor is not original.output]
+    return f"; with --output one of {', '.join(names)}" if names else ""

@@ -1,0 +1,148 @@
+"""Which learning rate a run should take: a few steps with ever higher ones, and where the loss falls fastest."""
+
+import csv
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import torch
+from matplotlib.figure import Figure
+from msgspec.structs import replace
+from torch import Tensor
+
+from models.data.loading import Batch
+from models.errors import BadTraining
+from models.training.distributed import environment
+from models.training.module import Training
+from models.training.progress import Bar, Pace
+from models.training.run import Machine, Settings
+from models.training.train import fit, prepared_run, trainer_options
+
+LOWEST, HIGHEST = 1e-6, 10.0
+STEPS = 120
+MEMORY = 0.9  # of the smoothed loss, what a step keeps of those before
+GIVEN_UP = 3.0  # times the lowest loss so far, behind which higher rates only make it worse
+LEAST_STEPS = 10  # to tell a slope by
+
+
+class Trial(NamedTuple):
+    """One step: with which rate, and the loss of its batch before the step."""
+
+    rate: float
+    loss: float
+
+
+class Found(NamedTuple):
+    suggested: float
+    picture: Path
+    table: Path
+
+
+def find_rate(settings: Settings, folder: Path, machine: Machine) -> Found:
+    """The range test (Smith, arXiv 1506.01186, section 3.3): train from the start, the rate rising with each step, here
+    by a constant factor as it spans seven powers of ten; nothing of the training is kept.
+
+    Writes `lr.png` and `lr.csv` into the folder. Raises BadTraining as `train` does, and where no loss comes down.
+    """
+    # The rates are those below, whichever is given.
+    settings = replace(settings, recipe=replace(settings.recipe, learning_rate=1.0))
+    data, description, network = prepared_run(settings, strict=machine.strict)
+    training = RangeTest(description, network, data, settings)
+    bar, pace = sys.stderr.isatty(), Pace()
+    trainer = pl.Trainer(
+        max_steps=STEPS,
+        **trainer_options(settings.recipe, machine),
+        callbacks=[pace, Bar(pace)] if bar else [],
+        plugins=[*environment()],
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=bar,
+    )
+    fit(trainer, training, data, settings, machine)
+    best = suggestion(training.trials)
+    found = Found(best, folder / "lr.png", folder / "lr.csv")
+    if trainer.is_global_zero:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(found.table, training.trials)
+        _draw(found.picture, training.trials, best, f"{settings.architecture} on {data.name}")
+    return found
+
+
+def suggestion(trials: Sequence[Trial]) -> float:
+    """The rate at which the smoothed loss falls fastest, over the logarithm of the rate. Raises BadTraining where it
+    nowhere falls."""
+    losses = smoothed([trial.loss for trial in trials])
+    if len(losses) >= LEAST_STEPS:
+        logarithms = torch.tensor([math.log(trial.rate) for trial in trials], dtype=torch.float64)
+        (slopes,) = torch.gradient(torch.tensor(losses, dtype=torch.float64), spacing=(logarithms,))
+        steepest = int(slopes.argmin())
+        if float(slopes[steepest]) < 0:
+            return trials[steepest].rate
+    raise BadTraining(f"no learning rate from {LOWEST:g} to {HIGHEST:g} makes the loss smaller")
+
+
+def smoothed(losses: Sequence[float]) -> list[float]:
+    """A moving average that forgets, without its lean to 0 at the start (Kingma and Ba, arXiv 1412.6980, section 3)."""
+    average, found = 0.0, []
+    for count, loss in enumerate(losses, start=1):
+        average = MEMORY * average + (1 - MEMORY) * loss
+        found.append(average / (1 - MEMORY**count))
+    return found
+
+
+def rate_of(step: int) -> float:
+    """The rate of step 0 .. STEPS - 1."""
+    return float(LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1)))
+
+
+class RangeTest(Training):
+    """Trains with a higher rate in each step, until the loss has grown well above its lowest."""
+
+    trials: list[Trial]
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self.trials = []
+
+    def on_train_batch_start(self, batch: Batch, index: int) -> None:
+        """The momentum of one cycle is left alone."""
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        loss = super().training_step(batch, index)
+        self.trials.append(Trial(rate_of(self.global_step), float(loss.detach())))
+        losses = smoothed([trial.loss for trial in self.trials])
+        if not losses[-1] < GIVEN_UP * min(losses):  # also where it is no number
+            self.trials.pop()
+            self.trainer.should_stop = True
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        configured = super().configure_optimizers()
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            configured["optimizer"], lambda step: rate_of(min(step, STEPS - 1))
+        )
+        return {**configured, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _write(path: Path, trials: Sequence[Trial]) -> None:
+    losses = smoothed([trial.loss for trial in trials])
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["learning_rate", "loss", "smoothed_loss"])
+        rows.writerows((trial.rate, trial.loss, smooth) for trial, smooth in zip(trials, losses, strict=True))
+
+
+def _draw(path: Path, trials: Sequence[Trial], best: float, title: str) -> None:
+    rates, losses = [trial.rate for trial in trials], [trial.loss for trial in trials]
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.semilogx(rates, losses, color="0.75", label="loss of the batch")
+    axes.semilogx(rates, smoothed(losses), color="C0", label="smoothed")
+    axes.axvline(best, color="C3", linestyle="--", label=f"suggested: {best:.2g}")
+    axes.set(xlabel="learning rate", ylabel="loss", title=title)
+    axes.legend()
+    figure.savefig(path, dpi=110)

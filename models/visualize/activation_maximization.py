@@ -1,0 +1,89 @@
+"""Many pictures grown from noise, as many at a time as memory likes, with what lies on the way for a film."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from models.visualize.ascent import Climb, ascend, noise
+from models.visualize.network import Pixels, Size, Subject, as_images, as_pictures
+
+BATCH_PIXELS = 1 << 18  # that go through the network at once: 16 pictures of 128x128
+FRAMES = 24  # of a film, at most
+
+Tick = Callable[[], None]
+
+
+class ScoreOf(Protocol):
+    """The score of each picture, (N,); `batch` tells which of all pictures these are."""
+
+    def __call__(self, pictures: Tensor, batch: list[int]) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Growing:
+    """`seed` is that of the noise and of the shifts; `tick` is called after each step of each batch, of which `ticks`
+    tells the number; `film`: what lies on the way is kept."""
+
+    seed: int
+    tick: Tick
+    film: bool
+
+
+@dataclass(frozen=True)
+class Grown:
+    """`images`, one for each number, (H, W, C); `film` is the same frame by frame, ending with `images`."""
+
+    images: list[Pixels]
+    film: list[list[Pixels]]
+
+
+def grow(subject: Subject, numbers: Sequence[int], size: Size, score: ScoreOf, climb: Climb, growing: Growing) -> Grown:
+    """A picture for each number; the number decides on its noise, whatever the others are."""
+    kept = frames(climb.steps, growing.film)
+    film: list[list[Pixels]] = [[] for _ in kept]
+    for batch in batches(len(numbers), size):
+        seeds = [(growing.seed, 1, numbers[place]) for place in batch]
+        start = noise(seeds, size, subject.mean, climb)
+        steps = ascend(start, partial(score, batch=batch), climb, (growing.seed, 0))
+        for images, pictures in zip(film, filmed(steps, kept, growing.tick), strict=True):
+            images.extend(as_images(pictures))
+    return Grown(film[-1], film)
+
+
+def ticks(count: int, size: Size, steps: int) -> int:
+    """How often `grow` calls `tick` for so many pictures."""
+    return len(batches(count, size)) * steps
+
+
+def batches(count: int, size: Size) -> list[list[int]]:
+    """The places 0 to count - 1 in groups that go through the network together."""
+    most = max(1, BATCH_PIXELS // (size[0] * size[1]))
+    return [list(range(start, min(start + most, count))) for start in range(0, count, most)]
+
+
+def filmed(steps: Iterator[Tensor], kept: list[int], tick: Tick) -> Iterator[Tensor]:
+    """Of all steps those that are kept."""
+    for step, pictures in enumerate(steps):
+        tick()
+        if step in kept:
+            yield pictures
+
+
+def frames(steps: int, film: bool) -> list[int]:
+    """Which steps are kept: the last one; for a film more of them, evenly spread."""
+    most = min(FRAMES, steps) if film else 1
+    return [(turn + 1) * steps // most - 1 for turn in range(most)]
+
+
+def measured(score: ScoreOf, images: list[Pixels]) -> list[float]:
+    """The score of each image as it is stored."""
+    with torch.no_grad():
+        return [
+            float(value)
+            for batch in batches(len(images), images[0].shape[:2])
+            for value in score(as_pictures(*(images[place] for place in batch)), batch)
+        ]

@@ -1,0 +1,128 @@
+"""The layers of a network by name, and what they answer while it runs."""
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.analysis.operators import by
+from models.errors import BadView, ImpossibleLayer
+from models.visualize.network import Size, Subject
+
+NEAR = 8  # names that a refusal tells
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module that runs. `shape` is that of its answer to one picture: (channels, *sides), or (channels,)."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    module: nn.Module
+
+    @property
+    def is_map(self) -> bool:
+        return len(self.shape) > 1
+
+
+def layers(subject: Subject, size: Size) -> list[Layer]:
+    """Every module of a network that answers maps or numbers, in the order in which they are done, containers too, for
+    a picture of `size`. Raises BadView where the network does not take it."""
+    found: dict[str, Layer] = {}
+
+    def note(name: str, module: nn.Module, answer: Tensor) -> None:
+        if name not in found and answer.dim() in (2, 2 + subject.sides):
+            found[name] = Layer(name, type(module).__name__, tuple(answer.shape[1:]), module)
+
+    with torch.no_grad(), _hooks(dict(subject.network.named_modules()), note):
+        logits(subject, torch.zeros(1, *size, len(subject.mean)))
+    return list(found.values())
+
+
+def choose(name: str, there: Sequence[Layer]) -> Layer:
+    """The layer of that name. Raises BadView, naming those that are there, what is near first."""
+    for layer in there:
+        if layer.name == name:
+            return layer
+    raise BadView(f"there is no layer {name!r}; there are {nearest(name, there)}")
+
+
+def nearest(name: str, there: Sequence[Layer]) -> str:
+    """The names of layers for a refusal, those that are like `name` first, and how many more there are."""
+    names = [layer.name for layer in there]
+    near = [other for other in names if name in other]
+    near += [other for other in difflib.get_close_matches(name, names, NEAR, 0.4) if other not in near]
+    listed = (near + [other for other in names if other not in near])[:NEAR]
+    left = len(names) - len(listed)
+    rest = f" and {left} more, which 'convoy visualize layers' lists" if left else ""
+    return f"{', '.join(listed)}{rest}"
+
+
+def answers(subject: Subject, names: Sequence[str], pictures: Tensor) -> dict[str, Tensor]:
+    """What layers answer to pictures, (N, channels, *sides) or (N, channels) each. Gradients flow through.
+
+    The network runs no further than it must: where layers behind these want another size of picture, that is no matter.
+    A layer that runs several times is looked at the first time. Raises BadView where the pictures do not get there.
+    """
+    with watch(subject, names, stop=True) as seen:
+        logits(subject, pictures)
+    return seen
+
+
+def logits(subject: Subject, pictures: Tensor) -> Tensor:
+    """What the network answers to pictures, (N, classes), or (N, classes, h, w) with the padding. Raises BadView."""
+    try:
+        answer: Tensor = subject.network(subject.entered(pictures))
+    except (RuntimeError, ValueError, ImpossibleLayer) as error:  # what torch and the networks say to a size
+        size, own = by(pictures.shape[1:3]), by(subject.size())
+        raise BadView(f"{subject.name} does not take images of {size}; of {own} it does ({_line(error)})") from error
+    return answer
+
+
+@contextmanager
+def watch(subject: Subject, names: Sequence[str], stop: bool = False) -> Iterator[dict[str, Tensor]]:
+    """Within it, every run of the network leaves in the dictionary what these layers answered; with `stop`, a run
+    ends where it has them all."""
+    modules = dict(subject.network.named_modules())
+    seen: dict[str, Tensor] = {}
+
+    def note(name: str, _: nn.Module, answer: Tensor) -> None:
+        seen.setdefault(name, answer)
+        if stop and len(seen) == len(names):
+            raise _Reached
+
+    with _hooks({name: modules[name] for name in names}, note), suppress(_Reached):
+        yield seen
+
+
+class _Reached(Exception):
+    """The network has run as far as it has to."""
+
+
+@contextmanager
+def _hooks(modules: dict[str, nn.Module], note: Callable[[str, nn.Module, Tensor], None]) -> Iterator[None]:
+    def hook(name: str) -> Callable[[nn.Module, Any, Any], Any]:
+        def seen(module: nn.Module, _: Any, answer: Any) -> Any:
+            # Of a pooling layer that tells its winners too, the values.
+            first, *more = answer if isinstance(answer, tuple) else (answer,)
+            note(name, module, first)
+            # The network goes on with a copy: rectifiers write over what they are given.
+            return (first.clone(), *more) if more else first.clone()
+
+        return seen
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items() if name]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _line(error: Exception) -> str:
+    return str(error).splitlines()[0]

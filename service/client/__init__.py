@@ -1,0 +1,1 @@
+"""The client: for threads, for asyncio, and the results that it returns."""

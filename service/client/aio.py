@@ -1,0 +1,182 @@
+"""The client for asyncio."""
+
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from typing import Any, Self, TypeVar
+
+import grpc.aio
+from google.protobuf.message import Message
+
+from service.client.requests import (
+    DEFAULT_TARGET,
+    OPTIONS,
+    ImageSource,
+    MaskFormat,
+    Priority,
+    check_complete,
+    classify_request,
+    methods,
+    seconds,
+    segment_request,
+)
+from service.client.results import (
+    Classification,
+    Model,
+    Segmentation,
+    ServerError,
+    read_classifications,
+    read_error,
+    read_models,
+    read_segmentations,
+    read_streamed_classification,
+    read_streamed_segmentation,
+)
+from service.client.streams import Sending
+from service.pb.convoy.v1 import vision_pb2 as pb
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """`Client` for asyncio. Create it inside the running loop; one client carries any number of calls at a time.
+
+    Files named by path are read where they are called for, so send bytes where the loop must not wait for a disk.
+    """
+
+    def __init__(self, target: str = DEFAULT_TARGET, *, priority: Priority = "normal") -> None:
+        self._target = target
+        self._priority = priority
+        self._channel = grpc.aio.insecure_channel(target, options=OPTIONS)
+        self._methods = methods(self._channel)
+
+    async def close(self) -> None:
+        """Ends the connection; calls that wait for an answer are cancelled."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def classify(
+        self,
+        image: ImageSource,
+        model: str = "",
+        *,
+        version: int = 0,
+        top_k: int = 5,
+        deadline: float | None = None,
+    ) -> Classification:
+        """As `Client.classify`."""
+        (result,) = await self.classify_many([image], model, version=version, top_k=top_k, deadline=deadline)
+        if isinstance(result, ServerError):
+            raise result
+        return result
+
+    async def classify_many(
+        self,
+        images: Iterable[ImageSource],
+        model: str = "",
+        *,
+        version: int = 0,
+        top_k: int = 5,
+        deadline: float | None = None,
+    ) -> list[Classification | ServerError]:
+        """As `Client.classify_many`."""
+        request = classify_request(images, model, version, top_k, self._priority)
+        return read_classifications(await self._call("Classify", request, deadline))
+
+    async def segment(
+        self,
+        image: ImageSource,
+        model: str = "",
+        *,
+        version: int = 0,
+        format: MaskFormat = "raw",  # noqa: A002  the field's name
+        with_confidence: bool = False,
+        deadline: float | None = None,
+    ) -> Segmentation:
+        """As `Client.segment`."""
+        asked = self.segment_many(
+            [image], model, version=version, format=format, with_confidence=with_confidence, deadline=deadline
+        )
+        (result,) = await asked
+        if isinstance(result, ServerError):
+            raise result
+        return result
+
+    async def segment_many(
+        self,
+        images: Iterable[ImageSource],
+        model: str = "",
+        *,
+        version: int = 0,
+        format: MaskFormat = "raw",  # noqa: A002  the field's name
+        with_confidence: bool = False,
+        deadline: float | None = None,
+    ) -> list[Segmentation | ServerError]:
+        """As `Client.segment_many`."""
+        request = segment_request(images, model, version, format, with_confidence, self._priority)
+        return read_segmentations(await self._call("Segment", request, deadline))
+
+    def classify_stream(
+        self,
+        images: Iterable[ImageSource] | AsyncIterable[ImageSource],
+        model: str = "",
+        *,
+        version: int = 0,
+        top_k: int = 5,
+        deadline: float | None = None,
+    ) -> AsyncIterator[tuple[int, Classification | ServerError]]:
+        """As `Client.classify_stream`, for `async for`. `images` may be asynchronous; else the loop waits for each."""
+        in_seconds = seconds(deadline)
+
+        def request(number: int, image: ImageSource) -> pb.ClassifyStreamRequest:
+            asked = classify_request([image], model, version, top_k, self._priority)
+            return pb.ClassifyStreamRequest(id=number, request=asked, deadline_seconds=in_seconds)
+
+        return self._stream("ClassifyStream", Sending(images, request), read_streamed_classification)
+
+    def segment_stream(
+        self,
+        images: Iterable[ImageSource] | AsyncIterable[ImageSource],
+        model: str = "",
+        *,
+        version: int = 0,
+        format: MaskFormat = "raw",  # noqa: A002  the field's name
+        with_confidence: bool = False,
+        deadline: float | None = None,
+    ) -> AsyncIterator[tuple[int, Segmentation | ServerError]]:
+        """As `Client.segment_stream`, likewise."""
+        in_seconds = seconds(deadline)
+
+        def request(number: int, image: ImageSource) -> pb.SegmentStreamRequest:
+            asked = segment_request([image], model, version, format, with_confidence, self._priority)
+            return pb.SegmentStreamRequest(id=number, request=asked, deadline_seconds=in_seconds)
+
+        return self._stream("SegmentStream", Sending(images, request), read_streamed_segmentation)
+
+    async def models(self, deadline: float | None = None) -> list[Model]:
+        """As `Client.models`."""
+        return read_models(await self._call("ListModels", pb.ListModelsRequest(), deadline))
+
+    async def _call(self, method: str, request: Message, deadline: float | None) -> Any:
+        try:
+            return await self._methods[method](request, timeout=deadline)
+        except grpc.aio.AioRpcError as error:
+            raise read_error(error, self._target, deadline) from None
+
+    async def _stream(
+        self, method: str, sending: Sending[ImageSource], read: Callable[[Any], T]
+    ) -> AsyncIterator[tuple[int, T]]:
+        call = self._methods[method](aiter(sending))
+        answered = 0
+        try:
+            async for message in call:
+                answered += 1
+                yield message.id, read(message)
+        except grpc.aio.AioRpcError as error:
+            raise read_error(error, self._target, None) from None
+        finally:
+            call.cancel()
+        check_complete(sending, answered, self._target)

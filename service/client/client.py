@@ -1,0 +1,209 @@
+"""The client for threads; that for asyncio has the same methods.
+
+    with Client("127.0.0.1:8001") as client:
+        best = client.classify("four.png").labels[0]
+        print(best.name, best.probability)
+        mask = client.segment(pixels, model="unet").mask  # (H, W) uint8, class indices
+
+An image is a path, the bytes of a JPEG or PNG file, or uint8 pixels: (H, W) or (H, W, 1) grey, (H, W, 3) RGB,
+(H, W, 4) RGBA. `classify` and `segment` take one image and return its result or raise ServerError; `classify_many` and
+`segment_many` return a result or a ServerError for each. A `deadline` is the seconds in which the answer
+must be here; it travels with the request, so the server does no work that comes too late. What a client of `priority`
+"low" asks for runs behind what others ask for, but does not wait for ever. Nothing is sent twice: who wants that waits
+`ServerError.retry_after` and calls again.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Self, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from service.client.requests import (
+    DEFAULT_TARGET,
+    OPTIONS,
+    ImageSource,
+    MaskFormat,
+    Priority,
+    check_complete,
+    classify_request,
+    methods,
+    seconds,
+    segment_request,
+)
+from service.client.results import (
+    Classification,
+    Model,
+    Segmentation,
+    ServerError,
+    read_classifications,
+    read_error,
+    read_models,
+    read_segmentations,
+    read_streamed_classification,
+    read_streamed_segmentation,
+)
+from service.client.streams import Sending
+from service.pb.convoy.v1 import vision_pb2 as pb
+
+T = TypeVar("T")
+
+
+class Client:
+    """Calls a server from threads; any number of them may share one client. Close it, or use it in `with`."""
+
+    def __init__(self, target: str = DEFAULT_TARGET, *, priority: Priority = "normal") -> None:
+        self._target = target
+        self._priority = priority
+        self._channel = grpc.insecure_channel(target, options=OPTIONS)
+        self._methods = methods(self._channel)
+
+    def close(self) -> None:
+        """Ends the connection; calls that wait for an answer are cancelled."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def classify(
+        self,
+        image: ImageSource,
+        model: str = "",
+        *,
+        version: int = 0,
+        top_k: int = 5,
+        deadline: float | None = None,
+    ) -> Classification:
+        """The `top_k` most probable labels of one image.
+
+        `model` may be empty where the server has one classification model; `version` 0 is the one that serves.
+        Raises BadImage for a file that cannot be read or an array that is no image, BadRequest for a `version` or
+        `top_k` that no server takes, ServerError.
+        """
+        (result,) = self.classify_many([image], model, version=version, top_k=top_k, deadline=deadline)
+        if isinstance(result, ServerError):
+            raise result
+        return result
+
+    def classify_many(
+        self,
+        images: Iterable[ImageSource],
+        model: str = "",
+        *,
+        version: int = 0,
+        top_k: int = 5,
+        deadline: float | None = None,
+    ) -> list[Classification | ServerError]:
+        """The labels of several images in one request: a result for each, or the server's refusal of that image alone.
+
+        Raises as `classify`; ServerError only where the whole request failed.
+        """
+        request = classify_request(images, model, version, top_k, self._priority)
+        return read_classifications(self._call("Classify", request, deadline))
+
+    def segment(
+        self,
+        image: ImageSource,
+        model: str = "",
+        *,
+        version: int = 0,
+        format: MaskFormat = "raw",  # noqa: A002  the field's name
+        with_confidence: bool = False,
+        deadline: float | None = None,
+    ) -> Segmentation:
+        """The class of every pixel of one image, and with `with_confidence` how sure each is; a network that cannot
+        tell refuses that.
+
+        `format` is how masks travel, the result is the same: `raw` costs the server least, `png` and `rle` are smaller.
+        Else as `classify`.
+        """
+        asked = self.segment_many(
+            [image], model, version=version, format=format, with_confidence=with_confidence, deadline=deadline
+        )
+        (result,) = asked
+        if isinstance(result, ServerError):
+            raise result
+        return result
+
+    def segment_many(
+        self,
+        images: Iterable[ImageSource],
+        model: str = "",
+        *,
+        version: int = 0,
+        format: MaskFormat = "raw",  # noqa: A002  the field's name
+        with_confidence: bool = False,
+        deadline: float | None = None,
+    ) -> list[Segmentation | ServerError]:
+        """The class maps of several images in one request: `segment`, in the way of `classify_many`."""
+        request = segment_request(images, model, version, format, with_confidence, self._priority)
+        return read_segmentations(self._call("Segment", request, deadline))
+
+    def classify_stream(
+        self,
+        images: Iterable[ImageSource],
+        model: str = "",
+        *,
+        version: int = 0,
+        top_k: int = 5,
+        deadline: float | None = None,
+    ) -> Iterator[tuple[int, Classification | ServerError]]:
+        """The labels of any number of images over one stream, each as soon as it is done: its place in `images`, and
+        its result or the server's refusal.
+
+        Images are taken from `images` while answers come, as fast as the server has room for them. `deadline` is each
+        image's own, from its arrival at the server. Raises BadImage and BadRequest as `classify`, once what was sent
+        before is answered. A ServerError that is raised ended the stream: what had no result by then has none.
+        """
+        in_seconds = seconds(deadline)
+
+        def request(number: int, image: ImageSource) -> pb.ClassifyStreamRequest:
+            asked = classify_request([image], model, version, top_k, self._priority)
+            return pb.ClassifyStreamRequest(id=number, request=asked, deadline_seconds=in_seconds)
+
+        return self._stream("ClassifyStream", Sending(images, request), read_streamed_classification)
+
+    def segment_stream(
+        self,
+        images: Iterable[ImageSource],
+        model: str = "",
+        *,
+        version: int = 0,
+        format: MaskFormat = "raw",  # noqa: A002  the field's name
+        with_confidence: bool = False,
+        deadline: float | None = None,
+    ) -> Iterator[tuple[int, Segmentation | ServerError]]:
+        """The class maps of any number of images over one stream: `segment`, in the way of `classify_stream`."""
+        in_seconds = seconds(deadline)
+
+        def request(number: int, image: ImageSource) -> pb.SegmentStreamRequest:
+            asked = segment_request([image], model, version, format, with_confidence, self._priority)
+            return pb.SegmentStreamRequest(id=number, request=asked, deadline_seconds=in_seconds)
+
+        return self._stream("SegmentStream", Sending(images, request), read_streamed_segmentation)
+
+    def models(self, deadline: float | None = None) -> list[Model]:
+        """Every version of every model the server has, also those it cannot serve and why. Raises ServerError."""
+        return read_models(self._call("ListModels", pb.ListModelsRequest(), deadline))
+
+    def _call(self, method: str, request: Message, deadline: float | None) -> Any:
+        try:
+            return self._methods[method](request, timeout=deadline)
+        except grpc.RpcError as error:
+            raise read_error(error, self._target, deadline) from None
+
+    def _stream(self, method: str, sending: Sending[ImageSource], read: Callable[[Any], T]) -> Iterator[tuple[int, T]]:
+        call = self._methods[method](iter(sending))
+        answered = 0
+        try:
+            for message in call:
+                answered += 1
+                yield message.id, read(message)
+        except grpc.RpcError as error:
+            raise read_error(error, self._target, None) from None
+        finally:
+            call.cancel()  # where the caller reads no further
+        check_complete(sending, answered, self._target)

@@ -1,0 +1,118 @@
+"""What a client sends: images as messages, requests checked before they leave."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from google.protobuf.message_factory import GetMessageClass
+from numpy.typing import NDArray
+
+from service.client.results import stream_ended
+from service.client.streams import Sending
+from service.errors import BadImage, BadRequest
+from service.pb.convoy.v1 import vision_pb2 as pb
+
+ImageSource = str | Path | bytes | NDArray[np.uint8]
+MaskFormat = Literal["raw", "png", "rle"]
+Priority = Literal["normal", "low"]
+DEFAULT_TARGET = "127.0.0.1:8001"
+MAX_TOP_K = 2**32 - 1  # what the message's field holds; a server gives as many labels as the model has
+
+# The server's own limit decides how large a request may be, and an answer is as large as what was asked for.
+OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.use_local_subchannel_pool", 1),  # a connection of its own: the kernel deals them out to the front ends
+    ("grpc.enable_http_proxy", 0),  # where to connect is what the caller says, never the environment
+)
+_MAX_VERSION = 2**63 - 1
+_PRIORITIES = {"normal": pb.PRIORITY_UNSPECIFIED, "low": pb.PRIORITY_LOW}
+_FORMATS = {"raw": pb.MASK_FORMAT_RAW, "png": pb.MASK_FORMAT_PNG, "rle": pb.MASK_FORMAT_RLE}
+
+
+def methods(channel: Any) -> dict[str, Callable[..., Any]]:
+    """The methods of `convoy.v1.Vision` on a channel, of threads or of asyncio, by name."""
+    # Built from the schema, so that there are no generated method stubs to keep beside the messages.
+    vision = pb.DESCRIPTOR.services_by_name["Vision"]
+    return {
+        method.name: (channel.stream_stream if method.client_streaming else channel.unary_unary)(
+            f"/{vision.full_name}/{method.name}",
+            request_serializer=GetMessageClass(method.input_type).SerializeToString,
+            response_deserializer=GetMessageClass(method.output_type).FromString,
+        )
+        for method in vision.methods
+    }
+
+
+def classify_request(
+    images: Iterable[ImageSource], model: str, version: int, top_k: int, priority: Priority
+) -> pb.ClassifyRequest:
+    """Raises BadImage, BadRequest."""
+    _check("version", version, _MAX_VERSION)
+    _check("top_k", top_k, MAX_TOP_K)
+    return pb.ClassifyRequest(
+        model=model, version=version, images=map(_message, images), top_k=top_k, priority=_PRIORITIES[priority]
+    )
+
+
+def segment_request(
+    images: Iterable[ImageSource],
+    model: str,
+    version: int,
+    mask: MaskFormat,
+    with_confidence: bool,
+    priority: Priority,
+) -> pb.SegmentRequest:
+    """Raises BadImage, BadRequest."""
+    _check("version", version, _MAX_VERSION)
+    return pb.SegmentRequest(
+        model=model,
+        version=version,
+        images=map(_message, images),
+        format=_FORMATS[mask],
+        with_confidence=with_confidence,
+        priority=_PRIORITIES[priority],
+    )
+
+
+def seconds(deadline: float | None) -> float:
+    """A deadline as the messages of a stream carry it, where 0 is none. Raises BadRequest."""
+    if deadline is not None and deadline <= 0:
+        raise BadRequest(f"deadline is {deadline:g}, want more than 0 seconds")
+    return deadline or 0
+
+
+def check_complete(sending: Sending[Any], answered: int, target: str) -> None:
+    """Raises what went wrong with a stream that has ended: the caller's own failure, or a ServerError."""
+    if sending.failure is not None:
+        raise sending.failure
+    if not sending.complete or answered < sending.sent:
+        raise stream_ended(target, sending.sent - answered)
+
+
+def read_image(path: str | Path) -> bytes:
+    """The bytes of an image file. Raises BadImage, naming the file."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise BadImage(f"cannot read image {str(path)!r}: {error.strerror}") from None
+
+
+def _check(name: str, value: int, largest: int) -> None:
+    if not 0 <= value <= largest:
+        raise BadRequest(f"{name} is {value}, want 0 to {largest}")
+
+
+def _message(image: ImageSource) -> pb.Image:
+    if isinstance(image, bytes):
+        return pb.Image(encoded=image)
+    if isinstance(image, str | Path):
+        return pb.Image(encoded=read_image(image))
+    pixels = image[..., np.newaxis] if image.ndim == 2 else image
+    if image.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):
+        raise BadImage(f"array is {image.dtype} {image.shape}, want uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
+    height, width, channels = pixels.shape
+    return pb.Image(
+        raw=pb.RawImage(pixels=pixels.tobytes(), height_px=height, width_px=width, channels=channels),
+    )

@@ -1,0 +1,215 @@
+"""Hands batches to sessions. Whoever ends a batch decides at once what runs next: between two batches the device waits
+for no other thread."""
+
+import asyncio
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import NamedTuple
+
+from service.engine.instances import Instance, Instances
+from service.engine.providers import GPU
+from service.engine.runner import Computed, Ran, compute, finish
+from service.engine.scheduler.batcher import Batch, Batcher, Key, Limits, Request
+from service.engine.session import Session
+from service.errors import ConvoyError, DeadlinePassed, UnknownModel
+
+logger = logging.getLogger(__name__)
+
+_SHORT = 0.0005  # seconds; so long a batch may keep the loop: it takes about as long to a thread and back
+_ALONE = 0.01  # the same where nobody else is there: whoever comes meanwhile has to wait for the device anyway
+
+_FEW = 1 << 18  # bytes of outputs: the loop copies them in less than 0.1 ms
+
+
+class Ended(NamedTuple):
+    """A batch that has run."""
+
+    batch: Batch
+    ran: Ran
+    session: Session
+
+
+class _Started(NamedTuple):
+    """A batch that a session is to run now."""
+
+    batch: Batch
+    instance: Instance
+    at: float
+
+
+class _Decided(NamedTuple):
+    """What to run, whom to tell that it will not, and when to ask again at the latest. Later ones have a larger
+    `number`."""
+
+    number: int
+    started: list[_Started]
+    failed: list[tuple[Request, ConvoyError]]
+    again: float
+
+
+class Dispatcher:
+    """The queues of a device, and the sessions that run what comes out of them.
+
+    Batches run in their sessions' threads, very short ones on the loop. Whoever has run one takes the next out of the
+    queues, under a lock; all that front ends are to be told goes through the loop.
+
+    instances  of a model and version, or None where it is not there any more; called in any thread
+    ended      tells of a batch that ran, failed of a request that will not; on the loop
+    """
+
+    def __init__(
+        self,
+        instances: Callable[[str, int], Instances | None],
+        ended: Callable[[Ended], None],
+        failed: Callable[[Request, ConvoyError], None],
+        volume: Callable[[Hashable], float],
+    ) -> None:
+        self._instances = instances
+        self._tell_ended = ended
+        self._tell_failed = failed
+        self._batcher = Batcher(volume=volume)
+        self._lock = threading.Lock()  # for all above and below, but for what only the loop touches
+        self._loop = asyncio.get_running_loop()
+        self._decisions = 0
+        self._timer: asyncio.TimerHandle | None = None  # the loop's
+        self._told = 0  # the loop's: the decision that the timer is of
+        self._company = False  # the loop's: whether more than one request is known of
+
+    def measured(self, key: Key, limits: Limits, times: Mapping[int, float]) -> None:
+        """See Batcher."""
+        with self._lock:
+            self._batcher.measured(key, limits, times)
+
+    def expect(self, model: str, source: Hashable, following: int, company: int, now: float) -> None:
+        """See Batcher."""
+        self._company = following > 0 or company > 1
+        with self._lock:
+            self._batcher.expect(model, source, following, company, now)
+
+    def add(self, key: Key, request: Request, limits: Limits, now: float) -> None:
+        """See Batcher. `pump` has to follow."""
+        with self._lock:
+            self._batcher.add(key, request, limits, now)
+
+    def cancel(self, request_id: Hashable) -> Request | None:
+        """See Batcher."""
+        with self._lock:
+            return self._batcher.cancel(request_id)
+
+    def forget(self, source: Hashable) -> list[Request]:
+        """See Batcher."""
+        with self._lock:
+            return self._batcher.forget(source)
+
+    def waiting(self, model: str) -> int:
+        """See Batcher."""
+        return self._batcher.waiting(model)
+
+    def pump(self) -> None:
+        """Run what can run now; else come back when something can."""
+        with self._lock:
+            decided = self._decide()
+        self._tell(decided)
+        for started in decided.started:
+            self._start(started)
+
+    def _decide(self) -> _Decided:
+        now = time.monotonic()
+        self._decisions += 1
+        started: list[_Started] = []
+        failed: list[tuple[Request, ConvoyError]] = []
+        while True:
+            decision = self._batcher.next(now)
+            late = DeadlinePassed("deadline would pass before the image could run")
+            failed += [(request, late) for request in decision.late]
+            if decision.batch is None:
+                return _Decided(self._decisions, started, failed, decision.again)
+            key = decision.batch.key
+            instances = self._instances(key.model, key.version)
+            if instances is None:
+                self._batcher.ended(decision.batch, [])
+                gone = UnknownModel(f"model {key.model!r} was taken away")
+                failed += [(request, gone) for request in decision.batch.requests]
+            else:
+                started.append(_Started(decision.batch, instances.take(), now))
+
+    def _tell(self, decided: _Decided) -> None:
+        for request, error in decided.failed:
+            self._tell_failed(request, error)
+        if decided.number < self._told:
+            return  # a session's thread decided it before the loop last did: it knows less of what waits
+        self._told = decided.number
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if decided.again < math.inf:
+            self._timer = self._loop.call_later(max(0.0, decided.again - time.monotonic()), self.pump)
+
+    def _start(self, started: _Started) -> None:
+        if self._keeps_the_loop(started):
+            # Through the loop, so that what has come meanwhile is read between one short batch and the next.
+            self._loop.call_soon(self._end_on_loop, started, _compute_or_end(started))
+        else:
+            started.instance.submit(self._run_on, started)
+
+    def _keeps_the_loop(self, started: _Started) -> bool:
+        batch, instance = started.batch, started.instance
+        seconds = batch.ends - started.at
+        if not seconds or instance.running > 1 or instance.held or instance.session.provider in GPU:
+            return False
+        alone = len(batch.requests) == 1 and not self._company and not len(self._batcher)
+        return seconds < (_ALONE if alone else _SHORT)
+
+    def _end_on_loop(self, started: _Started, computed: Computed | Ran) -> None:
+        with self._lock:
+            self._end(started, computed)
+            decided = self._decide()
+        self._settle(started, computed, decided, decided.started)
+
+    def _run_on(self, started: _Started | None) -> None:
+        """In the thread of its session: a batch, and those that the session runs behind it."""
+        while started is not None:
+            computed = _compute_or_end(started)
+            with self._lock:
+                self._end(started, computed)
+                decided = self._decide()
+            instance, ended, started = started.instance, started, None
+            others = []
+            for following in decided.started:
+                if following.instance is instance and not self._keeps_the_loop(following):
+                    started = following
+                else:
+                    others.append(following)
+            self._loop.call_soon_threadsafe(self._settle, ended, computed, decided, others)
+
+    def _end(self, started: _Started, computed: Computed | Ran) -> None:
+        Instances.give(started.instance)
+        # From the decision to its end: all that keeps the device from the next batch.
+        seconds = time.monotonic() - started.at
+        in_one = isinstance(computed, Computed) or len(computed.batches) == 1
+        self._batcher.ended(started.batch, [(started.batch.rows, seconds)] if in_one else [])
+
+    def _settle(
+        self, ended: _Started, computed: Computed | Ran, decided: _Decided, following: Sequence[_Started]
+    ) -> None:
+        for each in following:
+            self._start(each)
+        self._tell(decided)
+        self._tell_ended(Ended(ended.batch, finish(computed), ended.instance.session))
+
+
+def _compute_or_end(started: _Started) -> Computed | Ran:
+    """Run it. A few outputs are written to their slots on the loop, while the device runs the next batch."""
+    session = started.instance.session
+    try:
+        computed = compute(session, [request.payload for request in started.batch.requests])
+    except Exception:  # DeviceLost, or a mistake of ours: front ends send what waits to a fresh process
+        logger.exception("the engine cannot go on")
+        os._exit(1)
+    if isinstance(computed, Computed) and (session.provider in GPU or computed.nbytes > _FEW):
+        return finish(computed)
+    return computed

@@ -1,0 +1,230 @@
+"""Runs one batch: gathers inputs from the slots, runs the session, scatters outputs to the slots. In a thread."""
+
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine.session import DeviceLost, Session
+from service.errors import ConvoyError, RunFailed
+from service.ipc.channel import Answer, Failure, Submit, Times
+from service.ipc.slots import SPILLED, Span, memory_file
+from service.ipc.slots import Mapping as Memory
+from service.repository import TensorSpec
+
+log = logging.getLogger(__name__)
+
+_LARGE = 1 << 18  # bytes of outputs: to copy fewer takes no longer than to tell onnxruntime where to put them
+
+
+class _NotRows(Exception):
+    """A run shows that the network's first sides are no rows that could be shared out."""
+
+
+class Work(NamedTuple):
+    """One request of a batch, and the memory of the front end that sent it."""
+
+    submit: Submit
+    memory: Memory
+
+
+class Done(NamedTuple):
+    """How one request of a batch ended. Whoever sends it on closes the descriptors of its spilled outputs."""
+
+    record: Answer | Failure
+    descriptors: tuple[int, ...] = ()
+
+
+class Ran(NamedTuple):
+    """What running a batch came to; `batches` are the sizes that ran and the times of each."""
+
+    ends: list[Done]
+    batches: list[tuple[int, Times]]
+
+
+class Computed(NamedTuple):
+    """A batch whose outputs are there, and not yet in the slots. Where and when it ran is as in Times."""
+
+    works: Sequence[Work]
+    outputs: Sequence[NDArray[np.generic]]
+    rows: int
+    batched: bool
+    slots: Mapping[int, NDArray[np.uint8]]  # outputs that the network has written itself
+    gather: int
+    run: int
+    scatter: int
+
+    @property
+    def nbytes(self) -> int:
+        """Of the outputs."""
+        return sum([values.nbytes for values in self.outputs])
+
+
+def run(session: Session, works: Sequence[Work]) -> Ran:
+    """Run a batch and write its outputs to the slots. Raises as `compute`."""
+    return finish(compute(session, works))
+
+
+def compute(session: Session, works: Sequence[Work]) -> Computed | Ran:
+    """Run a batch. Where it fails and is of several requests, each runs alone, so that a bad one fails alone; that is
+    then over. Else the outputs are the session's own memory on a GPU, where its next run overwrites them.
+
+    Raises DeviceLost: then nothing may be answered, and the process has to end.
+    """
+    try:
+        if len(works) > 1 and session.apart:
+            return _alone(session, works)
+        return _compute(session, works)
+    except DeviceLost:
+        raise
+    except _NotRows as error:
+        # Known now: no run of this network is shared any more. The engine reports it, and whoever is here runs alone.
+        session.run_apart(str(error))
+        return compute(session, works)
+    except Exception as error:  # a batch ends here, whatever the network or onnxruntime did
+        if len(works) > 1:
+            return _alone(session, works)
+        log.warning("a run failed", exc_info=error)
+        known = error if isinstance(error, ConvoyError) and not isinstance(error, RunFailed) else None
+        return Ran([_failed(works[0], known or RunFailed("the network failed on this input"))], [])
+
+
+def _alone(session: Session, works: Sequence[Work]) -> Ran:
+    alone = [run(session, [work]) for work in works]
+    return Ran([end for one in alone for end in one.ends], [size for one in alone for size in one.batches])
+
+
+def finish(computed: Computed | Ran) -> Ran:
+    """Write the outputs to the slots, where that has not been done. Who cannot get them is told so alone."""
+    if isinstance(computed, Ran):
+        return computed
+    row = 0
+    written: list[tuple[tuple[Span, ...], tuple[int, ...]] | None] = []
+    for work in computed.works:
+        part = slice(row, row + work.submit.rows)
+        parts = [values[part] for values in computed.outputs] if computed.batched else computed.outputs
+        written.append(_written(work, parts, computed.slots))
+        row += work.submit.rows
+    times = Times(computed.gather, computed.run, computed.scatter, time.monotonic_ns())
+    ends = [
+        _failed(work, RunFailed("the answer could not be passed on"))
+        if into is None
+        else Done(Answer(work.submit.id, computed.rows, times, into[0]), into[1])
+        for work, into in zip(computed.works, written, strict=True)
+    ]
+    return Ran(ends, [(computed.rows, times)])
+
+
+def _written(
+    work: Work, outputs: Sequence[NDArray[np.generic]], slots: Mapping[int, NDArray[np.uint8]]
+) -> tuple[tuple[Span, ...], tuple[int, ...]] | None:
+    with ExitStack() as undo:
+        try:
+            written = _scatter(work, outputs, slots, undo)
+        except Exception as error:  # such as no more descriptors, for what travels in memory of its own
+            log.error("outputs could not be written", exc_info=error)
+            return None
+        undo.pop_all()  # what was spilled now belongs to whoever sends the answer
+        return written
+
+
+def _failed(work: Work, error: ConvoyError) -> Done:
+    return Done(Failure(work.submit.id, error))
+
+
+def _compute(session: Session, works: Sequence[Work]) -> Computed:
+    gather = time.monotonic_ns()
+    rows = sum([work.submit.rows for work in works])
+    size = _padded(session, works[0].submit, rows) if session.padding else rows
+    arrays = [_gather(session, works, number, size - rows) for number in range(len(session.inputs))]
+    slots = _slots(works) if size == rows else {}
+    rooms = session.rooms(arrays, slots)
+    start = time.monotonic_ns()
+    outputs = _outputs(session, arrays, rooms)
+    scatter = time.monotonic_ns()
+    if session.batched:
+        for spec, values in zip(session.outputs, outputs, strict=True):
+            if not values.shape or values.shape[0] != size or not _as_declared(session, spec, values):
+                reason = f"output {spec.name[:64]!r} came as {list(values.shape)} for {size} rows"
+                raise RunFailed(reason) if session.document is not None else _NotRows(reason)
+    return Computed(works, outputs, rows, session.batched, slots, gather, start, scatter)
+
+
+def _as_declared(session: Session, spec: TensorSpec, values: NDArray[np.generic]) -> bool:
+    # A document's sides were checked when the file was loaded.
+    return session.document is not None or (
+        values.ndim == len(spec.shape)
+        and all(side in (None, got) for side, got in zip(spec.shape, values.shape, strict=True))
+    )
+
+
+def _padded(session: Session, submit: Submit, rows: int) -> int:
+    key = tuple((span.shape[1:], span.dtype) for span in submit.inputs)
+    return session.padding.get(key, {}).get(rows, rows)
+
+
+def _gather(session: Session, works: Sequence[Work], number: int, padding: int) -> NDArray[np.generic]:
+    views = [work.memory.array(work.submit.inputs[number]) for work in works]
+    if len(views) == 1 and not padding:
+        return views[0]  # a batch of one request needs no copy: its slot is contiguous
+    rows = sum([len(view) for view in views])
+    batch = session.input_buffers[number].array((rows + padding, *views[0].shape[1:]), views[0].dtype)
+    batch[rows:] = 0  # not what an earlier batch has left there
+    np.concatenate(views, out=batch[:rows])
+    return batch
+
+
+def _slots(works: Sequence[Work]) -> dict[int, NDArray[np.uint8]]:
+    """Where the network may write its outputs itself: a batch of one request fills its slot alone."""
+    rooms = works[0].submit.outputs
+    if len(works) > 1 or sum([room.nbytes for room in rooms]) < _LARGE:
+        return {}
+    return {room.number: works[0].memory.bytes_at(room.offset, room.nbytes) for room in rooms}
+
+
+def _outputs(
+    session: Session, arrays: Sequence[NDArray[np.generic]], rooms: Sequence[NDArray[np.generic] | None]
+) -> list[NDArray[np.generic]]:
+    try:
+        return session.run(arrays, rooms)
+    except DeviceLost:
+        raise
+    except Exception:
+        if not any(room is not None for room in rooms):
+            raise
+        outputs = session.run(arrays)
+        session.sure = False  # it was the rooms: the file does not hold to the shapes that it tells
+        return outputs
+
+
+def _scatter(
+    work: Work, outputs: Sequence[NDArray[np.generic]], slots: Mapping[int, NDArray[np.uint8]], undo: ExitStack
+) -> tuple[tuple[Span, ...], tuple[int, ...]]:
+    spans = []
+    descriptors = []
+    for room in work.submit.outputs:
+        values = outputs[room.number]
+        offset = room.offset
+        if values.nbytes == room.nbytes:
+            if room.number not in slots or not np.may_share_memory(values, slots[room.number]):
+                work.memory.bytes_at(offset, values.nbytes)[:] = values.reshape(-1).view(np.uint8)
+        else:
+            # The size was not known when the slot was claimed: the output travels in a memory file of its own.
+            offset = SPILLED
+            descriptors.append(_spill(values, undo))
+        spans.append(Span(room.number, offset, values.nbytes, values.dtype, values.shape))
+    return tuple(spans), tuple(descriptors)
+
+
+def _spill(values: NDArray[np.generic], undo: ExitStack) -> int:
+    descriptor = memory_file(max(1, values.nbytes))
+    undo.callback(os.close, descriptor)
+    data = memoryview(values.reshape(-1).view(np.uint8).data)
+    while data:
+        data = data[os.write(descriptor, data) :]
+    return descriptor

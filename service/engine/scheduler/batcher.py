@@ -1,0 +1,307 @@
+"""Which requests run now, and which cannot be answered in time: the queues of one device.
+
+Plain code. Time comes in as an argument (seconds, monotonic), decisions go out: no clock, lock or I/O. There is one
+queue per model, version and shape; of those whose batch has closed, the device goes to the one that has to start first.
+When a batch closes and what goes into it is for the policy of its model (`policies.py`).
+"""
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from service.engine.scheduler.policies import POLICIES, Traffic
+from service.engine.scheduler.request_queue import Key, Limits, Place, Queue, Request
+from service.errors import PredictedLate, QueueFull
+
+__all__ = ["Batch", "Batcher", "Decision", "Key", "Limits", "Request"]
+
+_GAP_WEIGHT = 0.1  # of the newest gap between arrivals in the moving average
+_LONG_GAP_WEIGHT = 0.01
+_MEMORY = 0.1  # seconds for which overlapping callers are remembered
+_ROUNDING = 1e-9  # a third of a device, three times, fills it
+_MOST_QUEUES = 1024  # whose run times are remembered; clients may send any number of sizes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Requests to run together, what is due first first. It should end at `ends`, and takes its share of a lane."""
+
+    key: Key
+    requests: list[Request]
+    ends: float
+    share: float
+
+    @property
+    def rows(self) -> int:
+        return sum(request.rows for request in self.requests)
+
+
+class Decision(NamedTuple):
+    """late   requests that have left their queue: running them would end behind their deadlines
+    batch  what to run now on an idle device
+    again  when to ask again at the latest, though nothing happens until then; inf: not at all"""
+
+    late: Sequence[Request]
+    batch: Batch | None
+    again: float
+
+
+@dataclass(slots=True)
+class _Callers:
+    """What is known of a model's callers."""
+
+    following: dict[Hashable, int] = field(default_factory=dict)  # source -> requests accepted there and not yet sent
+    last: float = -math.inf  # arrival
+    gap: float = math.inf  # seconds between arrivals, moving average since the last pause
+    long_gap: float = math.inf  # the same over a longer time, pauses and all
+    overlapping_until: float = -math.inf
+
+    def arrive(self, now: float) -> None:
+        gap = max(0.0, now - self.last)
+        self.last = now
+        self.long_gap = gap if self.long_gap == math.inf else self.long_gap + _LONG_GAP_WEIGHT * (gap - self.long_gap)
+        if gap >= _MEMORY:
+            self.gap = math.inf  # a pause: what came before says nothing about now, nor does its length
+        elif self.gap == math.inf:
+            self.gap = gap
+        else:
+            self.gap += _GAP_WEIGHT * (gap - self.gap)
+
+    def expected(self) -> Traffic:
+        following = any(self.following.values())
+        if following:
+            return Traffic(self.last, self.gap if self.gap < math.inf else 0.0, following)
+        # A lone caller sends the next request after the answer: its pace says nothing about what comes before that.
+        return Traffic(self.last, self.gap if self.last < self.overlapping_until else math.inf, following)
+
+    def within(self, seconds: float) -> float:
+        """How many requests are to be reckoned with in that time: bursts count, and a lull in a flood does not."""
+        gap = min(self.gap, self.long_gap)
+        if seconds <= 0:
+            return 0.0
+        return seconds / gap if gap > 0 else math.inf
+
+
+class Batcher:
+    """All queues of one device, which runs batches on `lanes` lanes at once: one batch in a lane, or as many as its
+    model has instances, each of which takes that share of it. So a model never runs more batches than it has instances
+    for, and one whose only session uses every core runs alone. One writer: the engine's loop.
+
+    `volume` tells how large one row of a shape is: a shape that never ran is taken to need as much time as the nearest
+    one of its model and version that did, in proportion.
+    """
+
+    def __init__(self, lanes: int = 1, volume: Callable[[Hashable], float] | None = None) -> None:
+        self._lanes = lanes
+        self._volume = volume
+        self._queues: dict[Key, Queue] = {}
+        self._active: dict[Key, Queue] = {}  # those in which something waits
+        self._places: dict[Hashable, tuple[Queue, Place]] = {}  # of each waiting request, by its id
+        self._deadlines: list[tuple[float, int, Hashable]] = []  # heap; ended requests leave lazily
+        self._rows: Counter[str] = Counter()  # that wait, by model
+        self._callers: dict[str, _Callers] = {}  # by model
+        self._running: list[Batch] = []
+        self._room = float(lanes)  # that no running batch takes
+        self._arrivals = 0
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def waiting(self, model: str) -> int:
+        """Rows of a model that wait, over all its versions and shapes."""
+        return self._rows[model]
+
+    def measured(self, key: Key, limits: Limits, times: Mapping[int, float]) -> None:
+        """What batches of these sizes take in seconds, measured before serving."""
+        self._queue(key, limits).start_with(times)
+
+    def add(self, key: Key, request: Request, limits: Limits, now: float) -> None:
+        """Queue a request. Raises QueueFull, and PredictedLate where its answer would miss its deadline, with the
+        time after which trying again makes sense."""
+        queue = self._queue(key, limits)
+        waiting = self._rows[key.model]
+        if waiting and waiting + request.rows > limits.max_queue:
+            raise QueueFull(
+                f"queue of model {key.model!r} holds {waiting} images, want at most {limits.max_queue}",
+                retry_after=_hint(queue.work(waiting)),
+            )
+        callers = self._callers.setdefault(key.model, _Callers())
+        callers.arrive(request.arrived)
+        if not queue.times.known and self._volume is not None:
+            self._guess(queue)
+        due = request.due(limits.objective)
+        if request.deadline < math.inf and queue.times.known and POLICIES[limits.policy].admits:
+            self._admit(queue, request, due, callers, now)
+        self._arrivals += 1
+        self._places[request.id] = queue, queue.put(request, due, self._arrivals)
+        self._active[key] = queue
+        self._rows[key.model] += request.rows
+        if request.deadline < math.inf:
+            heapq.heappush(self._deadlines, (request.deadline, self._arrivals, request.id))
+            if len(self._deadlines) > 2 * len(self._places) + 64:
+                self._deadlines = [entry for entry in self._deadlines if entry[2] in self._places]
+                heapq.heapify(self._deadlines)
+
+    def expect(self, model: str, source: Hashable, following: int, company: int, now: float) -> None:
+        """What `source` has said of `model`: it will send `following` more; it has not answered `company` requests."""
+        callers = self._callers.setdefault(model, _Callers())
+        callers.following[source] = following
+        if company > 1:
+            callers.overlapping_until = now + _MEMORY
+
+    def forget(self, source: Hashable) -> list[Request]:
+        """`source` has gone: nothing more is expected from it. Takes out what it sent: it is never run."""
+        for callers in self._callers.values():
+            callers.following.pop(source, None)
+        gone = [place.request for _, place in self._places.values() if place.request.source == source]
+        for request in gone:
+            self._remove(request.id)
+        return gone
+
+    def cancel(self, request_id: Hashable) -> Request | None:
+        """Take a request out of its queue; None where it does not wait (any more)."""
+        return self._remove(request_id) if request_id in self._places else None
+
+    def next(self, now: float) -> Decision:
+        """What to do now. A batch that is handed out is running until `ended` is called with it."""
+        late = self._expired(now)
+        while self._room > _ROUNDING and self._active:
+            queue, close_at = self._candidate(now)
+            if queue is None:
+                return Decision(late, None, min(close_at, self._first_deadline()))
+            if queue.share > self._room + _ROUNDING:
+                break  # its turn comes when others have ended: smaller ones in its place could keep it waiting for ever
+            taken = POLICIES[queue.limits.policy].take(queue, now)
+            self._left(queue, (*taken.late, *taken.batch))
+            late += taken.late
+            if taken.batch:
+                return Decision(late, self._start(queue, taken.batch, now), self._first_deadline())
+        return Decision(late, None, self._first_deadline())
+
+    def ended(self, batch: Batch, runs: Sequence[tuple[int, float]]) -> None:
+        """A batch has run, in one run or in several: (rows, seconds from gather to scatter) of each."""
+        self._running.remove(batch)
+        self._room = self._lanes - sum(other.share for other in self._running)
+        queue = self._queues.get(batch.key)
+        if queue is not None:
+            for rows, seconds in runs:
+                queue.learn(rows, seconds)
+                if not queue.times.known and self._volume is not None:
+                    queue.guess({rows: seconds})
+
+    def _queue(self, key: Key, limits: Limits) -> Queue:
+        queue = self._queues.get(key)
+        if queue is None:
+            idle = (each for each in self._queues if each not in self._active)
+            if len(self._queues) >= _MOST_QUEUES and (oldest := next(idle, None)) is not None:
+                del self._queues[oldest]
+            queue = self._queues[key] = Queue(key, limits, self._volume(key.shape) if self._volume else 1.0)
+        elif queue.limits is not limits:
+            queue.follow(limits)
+        return queue
+
+    def _candidate(self, now: float) -> tuple[Queue | None, float]:
+        """The queue whose batch runs now, or None and when the first of them closes."""
+        closed: Queue | None = None
+        pressing: Queue | None = None  # of those that still wait, the one that has to start first
+        starts = pressing_starts = again = math.inf
+        for queue in self._active.values():
+            close_at = POLICIES[queue.limits.policy].close_at(queue, self._callers[queue.key.model].expected())
+            latest = queue.due - queue.times.bound(queue.rows)
+            if close_at > now:
+                again = min(again, close_at)
+                if latest < pressing_starts:
+                    pressing, pressing_starts = queue, latest
+            elif closed is None or latest < starts:
+                closed, starts = queue, latest
+        if closed is not None and pressing_starts < min(starts, now + closed.times.bound(closed.rows)):
+            return pressing, now  # it would have to wait too long for the other
+        return closed, again
+
+    def _start(self, queue: Queue, requests: list[Request], now: float) -> Batch:
+        self._queues[queue.key] = self._queues.pop(queue.key)  # what has run last stands last
+        ends = now + queue.times.bound(sum(request.rows for request in requests))
+        batch = Batch(queue.key, requests, ends, queue.share)
+        self._running.append(batch)
+        self._room -= queue.share
+        return batch
+
+    def _admit(self, queue: Queue, request: Request, due: float, callers: _Callers, now: float) -> None:
+        """Raises PredictedLate."""
+        free = self._free(queue.share, now)
+        size, others = queue.batch_size, 0.0
+        for other in self._active.values():
+            if other is not queue and other.due < due:
+                others += other.work(other.rows)
+        batches, rest = divmod(queue.rows_ahead(due), size)
+        start = free + (others + batches * queue.times.bound(size) * queue.share) / self._lanes
+        # Whoever comes before its batch starts will be in it.
+        company = callers.within(start - now)
+        finish = start + queue.times.bound(max(int(min(size, rest + request.rows + company)), request.rows))
+        excess = finish - request.deadline
+        if queue and due < queue.last.due and queue.last.request.deadline < math.inf:
+            # Those behind it were promised their time, too.
+            end = free + (others + queue.work(queue.rows + request.rows)) / self._lanes
+            excess = max(excess, end - queue.last.request.deadline)
+        if excess > 0 and not self._worth_trying(queue, request, now):
+            raise PredictedLate(
+                f"model {queue.key.model!r} would answer {1000 * excess:.1f} ms after the deadline",
+                retry_after=_hint(excess),
+            )
+
+    def _guess(self, queue: Queue) -> None:
+        known = [other for other in self._queues.values() if other.key[:2] == queue.key[:2] and other.times.known]
+        if known:
+            # What was measured counts before what is itself a guess.
+            nearest = min(known, key=lambda other: (other.times.guessed, abs(math.log(other.volume / queue.volume))))
+            scale = queue.volume / nearest.volume
+            queue.guess({size: scale * seconds for size, seconds in nearest.times.measured.items()})
+
+    def _worth_trying(self, queue: Queue, request: Request, now: float) -> bool:
+        """Whether only a guess is against it: one such request at a time runs, or a guess that is too high would keep
+        its shape from ever being measured."""
+        if not queue.times.guessed or now + queue.times.bound(request.rows) <= request.deadline:
+            return False
+        running = (self._queues[batch.key] for batch in self._running if batch.key in self._queues)
+        return not any(other.times.guessed for other in (*self._active.values(), *running))
+
+    def _free(self, share: float, now: float) -> float:
+        """When the running batches leave such a share of a lane."""
+        room = self._room
+        for batch in sorted(self._running, key=lambda batch: batch.ends):
+            if room >= share - _ROUNDING:
+                break
+            room += batch.share
+            now = max(now, batch.ends)
+        return now
+
+    def _expired(self, now: float) -> list[Request]:
+        gone = []
+        while self._first_deadline() <= now:
+            gone.append(self._remove(self._deadlines[0][2]))
+        return gone
+
+    def _first_deadline(self) -> float:
+        while self._deadlines and self._deadlines[0][2] not in self._places:
+            heapq.heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else math.inf
+
+    def _remove(self, request_id: Hashable) -> Request:
+        queue, place = self._places[request_id]
+        queue.remove(place)
+        self._left(queue, (place.request,))
+        return place.request
+
+    def _left(self, queue: Queue, requests: Sequence[Request]) -> None:
+        for request in requests:
+            del self._places[request.id]
+        self._rows[queue.key.model] -= sum([request.rows for request in requests])
+        if not queue:
+            self._active.pop(queue.key, None)
+
+
+def _hint(seconds: float) -> float:
+    return min(10.0, max(0.01, seconds))

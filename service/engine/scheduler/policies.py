@@ -1,0 +1,135 @@
+"""When a batch closes and what goes into it: the default, and what others do, to compare with.
+
+Plain functions on one queue. `deferred` is ours. `eager` takes what is there; `timeout` is the usual maximum delay;
+`aimd` grows the batch until it takes longer than the objective (Crankshaw et al.: Clipper, NSDI 2017, section 4.3.1);
+`nexus` gives up what is too late for an efficient batch (Shen et al.: Nexus, SOSP 2019, section 6.3).
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from service.config import PolicyName
+from service.engine.scheduler.request_queue import Queue, Request
+
+_GAPS = 2.0  # average gaps without an arrival after which no more is expected
+_DISPATCH = 0.0005  # seconds of CPU time around a batch, in which the front ends could do something else
+_POOR = 0.5  # of the throughput of a batch of all: so little is not worth keeping what hinders it
+_AIMD_STEP, _AIMD_FACTOR = 1.0, 0.9
+
+
+class Traffic(NamedTuple):
+    """What is expected of a model's callers, as things stand."""
+
+    last: float  # when the latest request came
+    gap: float  # seconds between requests; inf: none is expected
+    following: bool  # a request has been accepted by a front end and is on its way
+
+
+class Taken(NamedTuple):
+    """What leaves a queue: `late` cannot be answered in time and must not run."""
+
+    late: list[Request]
+    batch: list[Request]
+
+
+class Policy(NamedTuple):
+    """close_at  when the batch at the head of a queue should run on an idle device: now, or a time to ask again
+    take      what runs, and what is too late for it
+    admits    whether requests that are predicted to be late are refused when they come"""
+
+    close_at: Callable[[Queue, Traffic], float]
+    take: Callable[[Queue, float], Taken]
+    admits: bool = False
+
+
+def _deferred_close_at(queue: Queue, traffic: Traffic) -> float:
+    """Waiting costs the device a gap, and saves what one more row takes less in this batch than in one of its own."""
+    rows, times = queue.rows, queue.times
+    if rows >= queue.batch_size:
+        return -math.inf
+    if traffic.gap + times.predict(rows + 1) - times.predict(rows) >= times.predict(1) + _DISPATCH:
+        return -math.inf
+    return min(
+        queue.head.arrived + queue.limits.max_queue_delay,
+        queue.due - times.bound(rows + 1),
+        math.inf if traffic.following else traffic.last + _GAPS * traffic.gap,
+    )
+
+
+def _deferred_take(queue: Queue, now: float) -> Taken:
+    if queue.times.guessed:
+        return Taken([], queue.pop(min(queue.rows, queue.batch_size)))  # a guess drops nothing: the run tells
+    late = _pop_while(queue, lambda request: now + queue.times.bound(request.rows) > request.deadline)
+    if not queue:
+        return Taken(late, [])
+    rows = min(queue.rows, queue.batch_size)
+    fitting = queue.times.largest_within(queue.head.deadline - now)
+    if fitting < rows:
+        hindering = sum(request.deadline < now + queue.times.bound(rows) for request in queue.first(rows))
+        if hindering < rows - fitting and _throughput(queue, fitting) < _POOR * _throughput(queue, rows):
+            ends = now + queue.times.bound(rows)
+            late += _pop_while(queue, lambda request: request.deadline < ends)
+            rows = min(queue.rows, rows)
+        else:
+            rows = fitting
+    return Taken(late, queue.pop(rows) if queue else [])
+
+
+def _eager_close_at(queue: Queue, traffic: Traffic) -> float:
+    return -math.inf
+
+
+def _timeout_close_at(queue: Queue, traffic: Traffic) -> float:
+    if queue.rows >= queue.limits.max_batch_size:
+        return -math.inf
+    return queue.head.arrived + queue.limits.max_queue_delay
+
+
+def _take_all(queue: Queue, now: float) -> Taken:
+    late = _pop_while(queue, lambda request: request.deadline <= now)
+    return Taken(late, queue.pop(queue.limits.max_batch_size) if queue else [])
+
+
+def _aimd_take(queue: Queue, now: float) -> Taken:
+    late = _pop_while(queue, lambda request: request.deadline <= now)
+    if not queue:
+        return Taken(late, [])
+    full = queue.rows >= int(queue.cap)
+    batch = queue.pop(min(int(queue.cap), queue.limits.max_batch_size))
+    if queue.times.predict(int(queue.cap)) > queue.budget:
+        queue.cap = max(1.0, _AIMD_FACTOR * queue.cap)
+    elif full:
+        queue.cap = min(queue.cap + _AIMD_STEP, queue.limits.max_batch_size)
+    return Taken(late, batch)
+
+
+def _nexus_take(queue: Queue, now: float) -> Taken:
+    """A window of the efficient size moves on until all in it can be answered in time."""
+    late: list[Request] = []
+    rows = min(queue.rows, queue.batch_size)
+    while queue and not queue.times.guessed and queue.head.deadline < now + queue.times.predict(rows):
+        late += queue.pop(queue.head.rows)
+        rows = min(queue.rows, rows)
+    return Taken(late, queue.pop(rows) if queue else [])
+
+
+def _pop_while(queue: Queue, condition: Callable[[Request], bool]) -> list[Request]:
+    popped: list[Request] = []
+    while queue and condition(queue.head):
+        popped += queue.pop(queue.head.rows)
+    return popped
+
+
+def _throughput(queue: Queue, rows: int) -> float:
+    seconds = queue.times.predict(rows)
+    return rows / seconds if seconds else 0.0
+
+
+POLICIES: dict[PolicyName, Policy] = {
+    "deferred": Policy(_deferred_close_at, _deferred_take, admits=True),
+    "eager": Policy(_eager_close_at, _take_all),
+    "timeout": Policy(_timeout_close_at, _take_all),
+    "aimd": Policy(_eager_close_at, _aimd_take),
+    "nexus": Policy(_eager_close_at, _nexus_take),
+}

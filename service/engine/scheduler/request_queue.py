@@ -1,0 +1,177 @@
+"""The requests that can run together, ordered by when they are due."""
+
+import math
+from bisect import bisect_left, insort
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from service.config import PolicyName
+from service.engine.scheduler.latency_model import RunTimes
+
+_BUDGET_WEIGHT = 0.05  # of the newest request in the moving average
+_PATIENCE = 10.0  # latency objectives by which a request of low priority is due later
+
+
+class Key(NamedTuple):
+    """Requests with the same key can run together."""
+
+    model: str
+    version: int
+    shape: Hashable  # of the inputs, without the batch dimension
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How one model's requests are put together. Times are in seconds."""
+
+    max_batch_size: int  # rows
+    max_queue_delay: float  # for company, while more requests are on their way
+    max_queue: int  # rows that may wait
+    objective: float = 0.1  # a request without a deadline is due so long after its arrival
+    policy: PolicyName = "deferred"
+    instances: int = 1  # sessions of the network: so many of its batches fill the device
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request in a queue. `id` is the caller's own and unique; `payload` is not looked at."""
+
+    id: Hashable
+    source: Hashable  # the front end it came from
+    rows: int
+    arrived: float
+    deadline: float = math.inf  # it is never run so late that it would end behind this
+    low_priority: bool = False
+    payload: Any = None
+
+    def due(self, objective: float) -> float:
+        """When it should be answered, which decides on its place: nothing waits for ever behind what comes later."""
+        due = self.deadline if self.deadline < math.inf else self.arrived + objective
+        return due + _PATIENCE * objective if self.low_priority else due
+
+
+class Place(NamedTuple):
+    """Where a request stands in its queue."""
+
+    due: float
+    number: int  # of its arrival, unique
+    request: Request
+
+
+class Queue:
+    """Requests of one key, and what is known of their batches. One writer: the engine's loop."""
+
+    def __init__(self, key: Key, limits: Limits, volume: float = 1.0) -> None:
+        self.key = key
+        self.limits = limits
+        self.volume = volume  # of a row, beside those of other shapes
+        self.times = RunTimes(limits.max_batch_size)
+        self.rows = 0  # that wait
+        self.budget = limits.objective  # seconds from arrival to due, moving average
+        self.cap = 1.0  # rows; how far `aimd` has come
+        # Rows of a batch where more than enough wait: a request that comes just behind its start still finds its answer
+        # in time in the batch after it, and a smaller batch would be less efficient.
+        self.batch_size = limits.max_batch_size
+        self._places: list[Place] = []  # ascending
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @property
+    def head(self) -> Request:
+        """The one that is due first. The queue is not empty."""
+        return self._places[0].request
+
+    @property
+    def due(self) -> float:
+        """When the first is due; inf where nothing waits."""
+        return self._places[0].due if self._places else math.inf
+
+    @property
+    def share(self) -> float:
+        """What a batch takes of the device while it runs."""
+        return 1 / self.limits.instances
+
+    def first(self, count: int) -> list[Request]:
+        """The next so many, which stay."""
+        return [place.request for place in self._places[:count]]
+
+    def put(self, request: Request, due: float, number: int) -> Place:
+        """Into its place; `number` is unique and ascending."""
+        place = Place(due, number, request)
+        if self._places and due < self._places[-1].due:
+            insort(self._places, place)
+        else:
+            self._places.append(place)
+        self.rows += request.rows
+        self.budget += _BUDGET_WEIGHT * (due - request.arrived - self.budget)
+        return place
+
+    def rows_ahead(self, due: float) -> int:
+        """Rows that would run before a request that is due then; exact where all requests have equally many."""
+        if not self._places or due >= self._places[-1].due:
+            return self.rows
+        return round(self.rows * bisect_left(self._places, (due,)) / len(self._places))
+
+    @property
+    def last(self) -> Place:
+        """The one that is due last. The queue is not empty."""
+        return self._places[-1]
+
+    def remove(self, place: Place) -> None:
+        """One that is there, wherever it stands."""
+        del self._places[bisect_left(self._places, place[:2])]
+        self.rows -= place.request.rows
+
+    def pop(self, rows: int) -> list[Request]:
+        """The next ones, as many as go into so many rows; a single larger one comes alone."""
+        if self.rows == len(self._places):  # all of one row
+            count = max(1, rows)
+        else:
+            count = taken = 0
+            for place in self._places:
+                taken += place.request.rows
+                if taken > rows and count:
+                    break
+                count += 1
+        popped = self.first(count)
+        del self._places[:count]
+        self.rows -= sum(request.rows for request in popped)
+        self._choose_size()
+        return popped
+
+    def learn(self, rows: int, seconds: float) -> None:
+        """A batch has run."""
+        self.times.learn(rows, seconds)
+        self._choose_size()
+
+    def start_with(self, times: Mapping[int, float]) -> None:
+        """What batches of these sizes took, measured before serving."""
+        self._take(times, guessed=False)
+
+    def guess(self, times: Mapping[int, float]) -> None:
+        """What batches of these sizes may take, by what is known of others."""
+        self._take(times, guessed=True)
+
+    def _take(self, times: Mapping[int, float], guessed: bool) -> None:
+        most = self.limits.max_batch_size
+        fitting = {size: seconds for size, seconds in times.items() if size <= most}
+        self.times = RunTimes(most, fitting, guessed=guessed)
+        self._choose_size()
+
+    def follow(self, limits: Limits) -> None:
+        """The model's configuration may have changed."""
+        if limits != self.limits:
+            self.limits = limits
+            self._take(self.times.measured, self.times.guessed)
+
+    def _choose_size(self) -> None:
+        most = min(self.limits.max_batch_size, self.times.largest_within(self.budget / 2))
+        self.batch_size = max(1, self.times.efficient(most))
+
+    def work(self, rows: int) -> float:
+        """Seconds of the whole device for so many rows."""
+        size = self.batch_size
+        batches, rest = divmod(rows, size)
+        return self.share * (batches * self.times.bound(size) + (self.times.bound(rest) if rest else 0.0))

@@ -1,0 +1,204 @@
+"""The scheduler on a virtual clock: the very code that serves, with arrivals and a device that are made up.
+
+Plain code. Times are in seconds; nothing waits, and the same seed gives the same outcome.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from heapq import merge
+from typing import Literal
+
+import numpy as np
+
+from service.bench.arrivals import gaps
+from service.engine.scheduler.batcher import Batch, Batcher, Key, Limits, Request
+from service.errors import ConvoyError
+
+Load = Literal["poisson", "gamma", "constant", "trace"]
+
+_CHUNK = 65_536  # arrivals that are drawn at once
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Requests of one model. `measured` are the seconds of batches by size; `deadline` is seconds from arrival to the
+    deadline, inf for none."""
+
+    name: str
+    measured: Mapping[int, float]
+    limits: Limits
+    deadline: float
+    rate: float  # requests a second
+    load: Load = "poisson"
+    variation: float = 1.0  # of the gaps: standard deviation over mean, for `gamma`
+    trace: tuple[float, ...] = ()  # the arrivals themselves, ascending, for `trace`
+
+    def arrivals(self, seed: int) -> Iterator[float]:
+        """Ascending times, without end but for a trace."""
+        if self.load == "trace":
+            yield from self.trace
+            return
+        random = np.random.default_rng(seed)
+        at = 0.0
+        while True:
+            times = at + np.cumsum(gaps(random, self.load, self.rate, self.variation, _CHUNK))
+            at = float(times[-1])
+            yield from times.tolist()
+
+    def seconds(self, size: int) -> float:
+        """What a batch takes: between the measured sizes on a straight line, above them at their throughput."""
+        sizes = sorted(self.measured)
+        if size > sizes[-1]:
+            return self.measured[sizes[-1]] * size / sizes[-1]
+        return float(np.interp(size, sizes, [self.measured[each] for each in sizes]))
+
+
+@dataclass
+class Outcome:
+    """What became of the requests of one stream, all of which have arrived within `seconds`, and of which the last that
+    was answered in time was so at `answered`."""
+
+    offered: int = 0
+    in_time: int = 0
+    late: int = 0  # answered behind their deadline
+    refused: int = 0  # when they came
+    dropped: int = 0  # taken out of the queue, never run
+    latencies: list[float] = field(default_factory=list)  # of those answered
+    batches: dict[int, int] = field(default_factory=dict)  # by size
+    seconds: float = 0.0
+    answered: float = 0.0
+
+    @property
+    def goodput(self) -> float:
+        """Requests answered in time, a second: of all the time that it took, or few requests would beat any oracle."""
+        seconds = max(self.seconds, self.answered)
+        return self.in_time / seconds if seconds else 0.0
+
+    @property
+    def mean_batch(self) -> float:
+        """Images in a batch."""
+        batches = sum(self.batches.values())
+        return sum(size * count for size, count in self.batches.items()) / batches if batches else 0.0
+
+
+def oracle(measured: Callable[[int], float], most: int, deadline: float, devices: int = 1) -> float:
+    """The highest rate at which every request can be answered in time by full batches: the maximum over b of
+    n b / l(b) where l(b) (1 + 1/n) is within the deadline."""
+    sizes = [size for size in range(1, most + 1) if measured(size) * (1 + 1 / devices) <= deadline]
+    return max((devices * size / measured(size) for size in sizes), default=0.0)
+
+
+def simulate(
+    streams: Sequence[Stream],
+    requests: int,
+    seed: int = 0,
+    *,
+    lanes: int = 1,
+    jitter: float = 0.0,
+    speed: Callable[[float], float] = lambda now: 1.0,
+) -> list[Outcome]:
+    """So many requests of all streams together through one device.
+
+    jitter  of the time that a batch takes: the standard deviation of its logarithm, 0 for none
+    speed   by what factor slower the device is at a time
+    """
+    device = _Device(streams, lanes)
+    random = np.random.default_rng((seed, len(streams)))
+    outcomes = device.outcomes
+    running: list[tuple[float, Batch, float]] = []
+    again = math.inf
+    last = 0.0
+    for at, number in _first(_arrivals(streams, seed), requests):
+        while (now := min(running[0][0] if running else math.inf, again)) <= at:
+            if running and running[0][0] <= now:
+                device.finish(*running.pop(0))
+            again = device.start(now, running, random, jitter, speed)
+        device.arrive(at, number)
+        again = device.start(at, running, random, jitter, speed)
+        last = at
+    while running or again < math.inf:
+        now = min(running[0][0] if running else math.inf, again)
+        if running and running[0][0] <= now:
+            device.finish(*running.pop(0))
+        again = device.start(now, running, random, jitter, speed)
+    for outcome in outcomes:
+        outcome.seconds = last
+    return outcomes
+
+
+class _Device:
+    """The batcher, what it runs, and the count of what became of everything."""
+
+    def __init__(self, streams: Sequence[Stream], lanes: int) -> None:
+        self.streams = streams
+        self.outcomes = [Outcome() for _ in streams]
+        self.keys = [Key(stream.name, 1, ()) for stream in streams]
+        self.numbers = {key: number for number, key in enumerate(self.keys)}
+        self.times = [
+            [0.0, *(stream.seconds(size) for size in range(1, stream.limits.max_batch_size + 1))] for stream in streams
+        ]
+        self.batcher = Batcher(lanes)
+        for key, stream in zip(self.keys, streams, strict=True):
+            self.batcher.measured(key, stream.limits, stream.measured)
+        self.count = 0
+
+    def arrive(self, now: float, number: int) -> None:
+        stream, outcome, key = self.streams[number], self.outcomes[number], self.keys[number]
+        outcome.offered += 1
+        self.count += 1
+        self.batcher.expect(stream.name, number, 0, 2, now)
+        request = Request(self.count, number, 1, now, now + stream.deadline)
+        try:
+            self.batcher.add(key, request, stream.limits, now)
+        except ConvoyError:
+            outcome.refused += 1
+
+    def start(
+        self,
+        now: float,
+        running: list[tuple[float, Batch, float]],
+        random: np.random.Generator,
+        jitter: float,
+        speed: Callable[[float], float],
+    ) -> float:
+        """Start what the batcher says; when it wants to be asked again."""
+        while True:
+            decision = self.batcher.next(now)
+            for request in decision.late:
+                self.outcomes[int(str(request.source))].dropped += 1
+            batch = decision.batch
+            if batch is None:
+                return decision.again
+            number = self.numbers[batch.key]
+            seconds = self.times[number][batch.rows] * speed(now)
+            if jitter:
+                seconds *= math.exp(jitter * random.standard_normal())
+            running.append((now + seconds, batch, seconds))
+            running.sort(key=lambda entry: entry[0])
+
+    def finish(self, now: float, batch: Batch, seconds: float) -> None:
+        outcome = self.outcomes[self.numbers[batch.key]]
+        rows = len(batch.requests)
+        outcome.batches[rows] = outcome.batches.get(rows, 0) + 1
+        for request in batch.requests:
+            outcome.latencies.append(now - request.arrived)
+            if now <= request.deadline + 1e-9:
+                outcome.in_time += 1
+                outcome.answered = now
+            else:
+                outcome.late += 1
+        self.batcher.ended(batch, [(rows, seconds)])
+
+
+def _arrivals(streams: Sequence[Stream], seed: int) -> Iterator[tuple[float, int]]:
+    def numbered(number: int, stream: Stream) -> Iterator[tuple[float, int]]:
+        return ((at, number) for at in stream.arrivals(seed * len(streams) + number))
+
+    each = [numbered(number, stream) for number, stream in enumerate(streams)]
+    return each[0] if len(each) == 1 else merge(*each)
+
+
+def _first(arrivals: Iterable[tuple[float, int]], count: int) -> Iterator[tuple[float, int]]:
+    for _, arrival in zip(range(count), arrivals, strict=False):
+        yield arrival

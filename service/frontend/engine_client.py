@@ -1,0 +1,392 @@
+"""A front end's side of the engines: claims slots, hands them over, waits for their answers, outlives a dead engine."""
+
+import asyncio
+import itertools
+import logging
+import mmap
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service import metrics
+from service.errors import EngineDied, ModelUnavailable
+from service.frontend.routing import Load, choose
+from service.frontend.versions import merged
+from service.frontend.way_back import WayBack
+from service.ipc.channel import Answer, Cancel, Failure, Hello, Packet, Record, Release, Submit, Wire
+from service.ipc.channel import Table as TableRecord
+from service.ipc.slots import SPILLED, Arena, Span, layout
+from service.repository import Table, Version, decode_table
+
+log = logging.getLogger(__name__)
+
+Result = tuple[Answer, dict[int, NDArray[Any]]]
+
+_ATTEMPTS = 3  # submissions of one slot: an input that kills the engine must not kill it for ever
+_HOLD = 30.0  # seconds that requests wait for an engine that does not come back
+
+
+class Slot:
+    """The place of one request's tensors in shared memory. Use as a context manager: leaving it ends the slot once.
+
+    `inputs` are views to be filled before `run`; the arrays that `run` gives are views too, valid until the slot ends.
+    """
+
+    def __init__(self, link: "EngineLink", block: tuple[int, int], inputs: tuple[Span, ...], outputs: tuple[Span, ...]):
+        self._link = link
+        self._block = block
+        self._spans = (inputs, outputs)
+        self._id = 0  # 0: never submitted
+        self._done = 0  # when the engine was done with it, CLOCK_MONOTONIC in ns; 0: it has not answered
+
+    @cached_property
+    def inputs(self) -> list[NDArray[np.generic]]:
+        """Views of the network's inputs, to be filled."""
+        return [self._link.arena.mapping.array(span) for span in self._spans[0]]
+
+    def bytes_of(self, number: int) -> memoryview:
+        """The bytes of an input, to be filled."""
+        return self._link.arena.mapping.view(self._spans[0][number])
+
+    async def run(
+        self,
+        version: Version,
+        *,
+        rows: int,
+        company: int,
+        deadline: int,
+        image: tuple[int, int] = (0, 0),
+        low_priority: bool = False,
+    ) -> Result:
+        """Submit and wait: the answer, and the outputs by their number.
+
+        rows       images side by side in the slot
+        company    requests of this model under way in this front end, this one among them
+        deadline   CLOCK_MONOTONIC, ns, or NEVER
+        image      pixels of the input that each image fills, height and width
+        Raises what the engine answered: QueueFull, DeadlinePassed, RunFailed, ModelUnavailable, UnknownModel.
+        """
+        self._id = self._link.next_id()
+        now = time.monotonic_ns()
+        by = self._link.way_back.leave(deadline, now)
+        what = (self._id, version.model, version.version, rows, 0, company, now, by)
+        submit = Submit(*what, *self._spans, image, low_priority)
+        result = await self._link.submit(self, submit)
+        self._done = result[0].times.done
+        return result
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._done:
+            self._link.way_back.learn((time.monotonic_ns() - self._done) / 1e9)
+        if not self._link.abandon(self._id):
+            self.free()
+
+    def free(self) -> None:
+        """Give the memory back. Only once nobody reads or writes it any more."""
+        self._link.arena.free(self._block)
+        self._link.changed()
+
+
+class _Waiting:
+    """A submitted slot whose last word from the engine has not come."""
+
+    def __init__(self, slot: Slot, submit: Submit, answer: asyncio.Future[Result]) -> None:
+        self.slot = slot
+        self.submit = submit
+        self.answer = answer
+        self.attempts = 0  # submissions to an engine
+        self.engine: _Engine | None = None  # the one that it goes to
+        self.sent = False  # to that engine
+        self.abandoned = False
+
+    @property
+    def served(self) -> tuple[str, int]:
+        return self.submit.model, self.submit.version
+
+    @property
+    def nbytes(self) -> int:
+        return sum([span.nbytes for span in self.submit.inputs])
+
+
+class _Engine:
+    """A device's engine, as this front end sees it. One writer: the front end's loop."""
+
+    def __init__(self, device: int) -> None:
+        self.device = device
+        self.wire: Wire | None = None
+        self.runnable: set[tuple[str, int]] = set()  # versions that the process there is now has, retired ones too
+        self.unsent: list[_Waiting] = []
+        self.load = Load()  # only kept where there are several
+        self.complete = False  # the process there is now has looked at the whole repository
+        self.lost = False  # one has died, and none has been complete since
+        # Of this process, or while it still loads of the one before; None: it does not come back, the others go on.
+        self.table: Table | None = Table()
+
+    def take(self, table: Table) -> None:
+        """A new table of the process that is there now."""
+        self.runnable |= {(row.model, row.version) for row in table.versions if row.state == "READY"}
+        self.complete = table.complete
+        if table.complete or table.problem or (self.table is not None and not self.table.complete):
+            self.table = table
+        if table.complete:
+            self.lost = False
+
+    def die(self) -> None:
+        self.wire = None
+        self.runnable = set()
+        self.unsent = []
+        self.load.forget()
+        self.complete = False
+        self.lost = True
+
+
+class EngineLink:
+    """The memory that this front end shares with the engines, one for each device, and what waits for them.
+
+    One writer: the front end's loop; only `claim` may be called from its threads.
+    """
+
+    def __init__(
+        self,
+        slot_bytes: int,
+        on_table: Callable[[Table], None],
+        on_loss: Callable[[], None],
+        changed: Callable[[], None] = lambda: None,
+        devices: Sequence[int] = (0,),
+    ) -> None:
+        self.changed = changed  # how much of the memory is in use
+        self.arena = Arena(slot_bytes)
+        self._on_table = on_table
+        self._on_loss = on_loss
+        self._engines = {device: _Engine(device) for device in devices}
+        self._only = self._engines[devices[0]] if len(devices) == 1 else None  # then there is nothing to choose
+        self._turns = 0  # choices
+        self._waiting: dict[int, _Waiting] = {}
+        self._coming: Counter[str] = Counter()
+        self._ids = itertools.count(1)
+        self._loop = asyncio.get_running_loop()
+        self._hold: asyncio.TimerHandle | None = None
+        self.way_back = WayBack()
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is an engine."""
+        return any(engine.wire is not None for engine in self._engines.values())
+
+    @property
+    def lost(self) -> list[int]:
+        """Devices whose engine has died, and none has loaded since what the repository holds."""
+        return [engine.device for engine in self._engines.values() if engine.lost]
+
+    def attach(self, connection: socket.socket, device: int = 0) -> None:
+        """A new engine's channel. What waits is sent again as soon as that engine, or another, has the version."""
+        engine = self._engines[device]
+        if engine.wire is not None:
+            engine.wire.close()  # the end of the one before has not been read yet
+        engine.wire = Wire(connection, lambda packet: self._read(engine, packet), lambda: self._lost(engine))
+        engine.wire.send([Hello(self.arena.nbytes)], [self.arena.descriptor])
+
+    @contextmanager
+    def coming(self, model: str) -> Iterator[None]:
+        """A request of `model` is being prepared: batches of it may wait a little."""
+        self._coming[model] += 1
+        try:
+            yield
+        finally:
+            self._coming[model] -= 1
+
+    def claim(
+        self, inputs: Iterable[tuple[np.dtype[np.generic], tuple[int, ...]]], output_bytes: Iterable[tuple[int, int]]
+    ) -> Slot:
+        """A slot for inputs of these (dtype, shape) and outputs of these (number, bytes). Raises QueueFull.
+
+        An output whose size is not known has 0 bytes: it comes in memory of its own.
+        """
+        plan = layout(tuple(inputs), tuple(output_bytes))
+        block = self.arena.allocate(plan.nbytes)
+        return Slot(self, block, *plan.at(block[0]))
+
+    def next_id(self) -> int:
+        """A number that no other submission of this front end has had."""
+        return next(self._ids)
+
+    def submit(self, slot: Slot, submit: Submit) -> asyncio.Future[Result]:
+        """See Slot.run."""
+        waiting = self._waiting[submit.id] = _Waiting(slot, submit, self._loop.create_future())
+        self._queue(waiting)
+        return waiting.answer
+
+    def abandon(self, submit_id: int) -> bool:
+        """The caller of a slot has gone. True where the engine may still use it: then its last word frees the slot."""
+        waiting = self._waiting.get(submit_id)
+        if waiting is None:
+            return False
+        if waiting.engine is None or not waiting.sent:
+            del self._waiting[submit_id]
+            self._take_from_load(waiting)
+            return False
+        waiting.abandoned = True
+        if waiting.engine.wire is not None:
+            waiting.engine.wire.send([Cancel(submit_id)])
+        return True
+
+    def release(self, model: str, version: int) -> None:
+        """Nothing of this front end refers to a version any more."""
+        for engine in self._engines.values():
+            engine.runnable.discard((model, version))
+            if engine.wire is not None:
+                engine.wire.send([Release(model, version)])
+
+    def _queue(self, waiting: _Waiting) -> bool:
+        """To an engine that has the version; whether there is one. Else it is held."""
+        engine = self._engine_for(waiting)
+        if engine is None:
+            self._hold_for_a_while()
+            return False
+        waiting.engine = engine
+        # What is submitted within one turn of the loop leaves in one packet.
+        if not engine.unsent:
+            self._loop.call_soon(self._send_unsent, engine)
+        engine.unsent.append(waiting)
+        return True
+
+    def _engine_for(self, waiting: _Waiting) -> _Engine | None:
+        served = waiting.served
+        if self._only is not None:
+            return self._only if served in self._only.runnable else None
+        able = {engine.load: engine for engine in self._engines.values() if served in engine.runnable}
+        if not able:
+            return None
+        self._turns += 1
+        chosen = choose(list(able), served, waiting.nbytes, self._turns)
+        chosen.add(served, waiting.nbytes)
+        return able[chosen]
+
+    def _take_from_load(self, waiting: _Waiting) -> None:
+        if self._only is None and waiting.engine is not None:
+            waiting.engine.load.end(waiting.served, waiting.nbytes)
+
+    def _send_unsent(self, engine: _Engine) -> None:
+        unsent, engine.unsent = engine.unsent, []
+        records: list[Record] = []
+        for waiting in unsent:
+            if engine.wire is None or waiting.submit.id not in self._waiting:
+                continue  # the engine has died, or the caller has gone, within this turn of the loop
+            waiting.sent = True
+            waiting.attempts += 1
+            following = self._coming[waiting.submit.model] // len(self._engines)  # the others get theirs
+            records.append(waiting.submit._replace(following=following) if following else waiting.submit)
+        if engine.wire is not None and records:
+            engine.wire.send(records)
+
+    def _read(self, engine: _Engine, packet: Packet) -> None:
+        descriptors = iter(packet.descriptors)
+        for record in packet.records:
+            match record:
+                case Answer(outputs=spans):
+                    if self._only is None:
+                        self._learn(engine, record)
+                    outputs = {span.number: self._output(span, descriptors) for span in spans}
+                    self._end(record.id, (record, outputs))
+                case Failure(error=error):
+                    self._end(record.id, error)
+                case TableRecord(nbytes=nbytes):
+                    descriptor = next(descriptors)
+                    table = decode_table(os.pread(descriptor, nbytes, 0))
+                    os.close(descriptor)
+                    self._update(engine, table)
+
+    def _learn(self, engine: _Engine, answer: Answer) -> None:
+        waiting, times = self._waiting[answer.id], answer.times
+        nbytes = waiting.nbytes * answer.batch_size // waiting.submit.rows
+        engine.load.learn(waiting.served, times.gather, times.done, nbytes)
+
+    def _output(self, span: Span, descriptors: Iterator[int]) -> NDArray[np.generic]:
+        if span.offset != SPILLED:
+            return self.arena.mapping.array(span)
+        descriptor = next(descriptors)
+        memory = mmap.mmap(descriptor, max(1, span.nbytes), prot=mmap.PROT_READ)
+        os.close(descriptor)
+        return np.ndarray(span.shape, span.dtype, buffer=memory)
+
+    def _end(self, submit_id: int, result: Result | Exception) -> None:
+        waiting = self._waiting.pop(submit_id)
+        self._take_from_load(waiting)
+        if waiting.abandoned:
+            waiting.slot.free()
+        elif waiting.answer.done():
+            pass  # cancelled within this turn of the loop: leaving the slot frees it
+        elif isinstance(result, Exception):
+            waiting.answer.set_exception(result)
+        else:
+            waiting.answer.set_result(result)
+
+    def _update(self, engine: _Engine, table: Table) -> None:
+        engine.take(table)
+        self._tell_table()
+        settled = self._settled()
+        if settled and self._hold is not None:
+            self._hold.cancel()
+            self._hold = None
+        elif self.lost:
+            self._hold_for_a_while()
+        for waiting in [each for each in self._waiting.values() if each.engine is None]:
+            if not self._queue_again(waiting) and settled:
+                self._end(waiting.submit.id, ModelUnavailable(f"model {waiting.submit.model!r} is no longer served"))
+
+    def _tell_table(self) -> None:
+        self._on_table(merged({each.device: each.table for each in self._engines.values() if each.table is not None}))
+
+    def _settled(self) -> bool:
+        """Whether what no engine has now will not come with one that still loads."""
+        return all(engine.complete for engine in self._engines.values() if engine.table is not None)
+
+    def _queue_again(self, waiting: _Waiting) -> bool:
+        queued = self._queue(waiting)
+        if queued and waiting.attempts:
+            metrics.RETRIES.labels(waiting.submit.model).inc()
+        return queued
+
+    def _lost(self, engine: _Engine) -> None:
+        """An engine has died: it writes into no slot any more. What it had goes to others, or waits for its next."""
+        engine.die()
+        for waiting in [each for each in self._waiting.values() if each.engine is engine]:
+            waiting.engine = None
+            waiting.sent = False
+            if waiting.abandoned:
+                self._end(waiting.submit.id, EngineDied("the engine died"))
+            elif waiting.attempts >= _ATTEMPTS:
+                log.error("giving up on a request that was with the engine %d times when it died", waiting.attempts)
+                self._end(waiting.submit.id, EngineDied(f"the engine died {waiting.attempts} times on this request"))
+            else:
+                self._queue_again(waiting)
+        self._hold_for_a_while()
+        self._on_loss()
+
+    def _hold_for_a_while(self) -> None:
+        if self._hold is None:
+            self._hold = self._loop.call_later(_HOLD, self._give_up)
+
+    def _give_up(self) -> None:
+        self._hold = None
+        for waiting in [each for each in self._waiting.values() if each.engine is None]:
+            self._end(waiting.submit.id, ModelUnavailable("the engine does not come back", retry_after=5.0))
+        if self.lost and any(engine.complete for engine in self._engines.values()):
+            # What only a lost engine had is not served any more.
+            for engine in self._engines.values():
+                engine.table = None if engine.lost else engine.table
+            self._tell_table()

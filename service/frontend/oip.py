@@ -1,0 +1,345 @@
+"""inference.GRPCInferenceService: the Open Inference Protocol, version 2, over the same slots and engine."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service import metadata, metrics
+from service.config import LimitsConfig
+from service.errors import BadRequest, BadTensor, NotOffered, named
+from service.frontend import tensors
+from service.frontend.call import Call
+from service.frontend.catalogue import Catalogue
+from service.frontend.engine_client import EngineLink
+from service.frontend.threads import to_its_end
+from service.frontend.timings import Marks, observe
+from service.ipc.channel import Answer
+from service.metrics import Duration, Statistics
+from service.pb import inference_pb2 as pb
+from service.repository import MODEL_FILE, TensorSpec, Version
+
+# What is offered beyond the protocol's core, by the names its clients know.
+EXTENSIONS = ("classification", "model_configuration", "parameters", "statistics")
+
+_PLATFORM = "onnxruntime_onnx"
+_DATA_TYPES = {name: f"TYPE_{datatype}" for name, datatype in tensors.DATATYPES.items()}
+_NO_SHARED_MEMORY = "shared memory is not offered: send tensors in the request, and read them from the response"
+_LARGE = 1 << 18  # bytes; copying more than this leaves the loop
+
+
+class InferenceService:
+    """The servicer. `ready` says whether this front end wants requests."""
+
+    def __init__(
+        self,
+        *,
+        catalogue: Catalogue,
+        link: EngineLink,
+        limits: LimitsConfig,
+        threads: ThreadPoolExecutor,
+        metrics_directory: Path,
+        ready: Callable[[], bool],
+    ) -> None:
+        self._catalogue = catalogue
+        self._link = link
+        self._limits = limits
+        self._threads = threads
+        self._metrics_directory = metrics_directory
+        self._ready = ready
+
+    async def ServerLive(self, request: pb.ServerLiveRequest, call: Call) -> pb.ServerLiveResponse:
+        """True as long as the process answers, also while it drains."""
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: pb.ServerReadyRequest, call: Call) -> pb.ServerReadyResponse:
+        """Whether the server wants requests."""
+        return pb.ServerReadyResponse(ready=self._ready())
+
+    async def ModelReady(self, request: pb.ModelReadyRequest, call: Call) -> pb.ModelReadyResponse:
+        """Whether a version serves; false, not an error, where there is none such."""
+        number = _version(request.version)
+        rows = self._catalogue.table.versions
+        serves = any(row.state == "READY" and row.model == request.name and number in (0, row.version) for row in rows)
+        return pb.ModelReadyResponse(ready=serves and self._ready())
+
+    async def ServerMetadata(self, request: pb.ServerMetadataRequest, call: Call) -> pb.ServerMetadataResponse:
+        """Name, version and what is offered beyond the core."""
+        return pb.ServerMetadataResponse(name="convoy", version=package_version("convoy"), extensions=EXTENSIONS)
+
+    async def ModelMetadata(self, request: pb.ModelMetadataRequest, call: Call) -> pb.ModelMetadataResponse:
+        """The tensors of the version that serves, its provider, and its metadata document."""
+        row = self._serving(request.name, request.version, call)
+        properties = {"provider": row.provider}
+        if row.document is not None:
+            properties |= {"task": row.document.task, metadata.KEY: metadata.encode(row.document)}
+        kind = pb.ModelMetadataResponse.TensorMetadata
+        inputs, outputs = (
+            [
+                kind(name=spec.name, datatype=tensors.DATATYPES[spec.dtype], shape=tensors.metadata_shape(spec))
+                for spec in specs
+            ]
+            for specs in (row.inputs, row.outputs)
+        )
+        return pb.ModelMetadataResponse(
+            name=row.model,
+            versions=[str(row.version)],
+            platform=_PLATFORM,
+            inputs=inputs,
+            outputs=outputs,
+            properties=properties,
+        )
+
+    async def ModelConfig(self, request: pb.ModelConfigRequest, call: Call) -> pb.ModelConfigResponse:
+        """The part of a model's configuration that clients read."""
+        row = self._serving(request.name, request.version, call)
+        first = 1 if row.batched else 0  # with max_batch_size > 0 the batch dimension is left out
+        config = pb.ModelConfig(
+            name=row.model,
+            platform=_PLATFORM,
+            backend="onnxruntime",
+            max_batch_size=row.max_batch_size if row.batched else 0,
+            default_model_filename=MODEL_FILE,
+            input=[
+                pb.ModelInput(
+                    name=spec.name,
+                    data_type=_DATA_TYPES[spec.dtype],
+                    format=_format(row, spec),
+                    dims=tensors.metadata_shape(spec)[first:],
+                )
+                for spec in row.inputs
+            ],
+            output=[
+                pb.ModelOutput(
+                    name=spec.name, data_type=_DATA_TYPES[spec.dtype], dims=tensors.metadata_shape(spec)[first:]
+                )
+                for spec in row.outputs
+            ],
+            parameters={"provider": pb.ModelParameter(string_value=row.provider)},
+        )
+        if row.batched:
+            config.dynamic_batching.max_queue_delay_microseconds = round(row.max_queue_delay_ms * 1000)
+        return pb.ModelConfigResponse(config=config)
+
+    async def ModelInfer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
+        """Tensors in, tensors out, for any model."""
+        row = self._serving(request.model_name, request.model_version, call)
+        _heed(request, call)
+        with self._catalogue.using(row):
+            read = tensors.read(request, row, self._limits.max_input_pixels, call.payloads)
+            wanted = tensors.wanted_outputs(request, row)
+            numbers = sorted({number for number, _ in wanted})
+            call.check_deadline()
+            began = time.monotonic_ns()
+            with self._link.coming(row.model):
+                slot = self._link.claim(
+                    [
+                        (np.dtype(spec.dtype), values.shape)
+                        for spec, values in zip(row.inputs, read.arrays, strict=True)
+                    ],
+                    [(number, tensors.output_bytes(row, read.arrays, number)) for number in numbers],
+                )
+            with slot:
+                await self._copy(read.arrays, slot.inputs)
+                copied = time.monotonic_ns()
+                answer, outputs = await slot.run(
+                    row,
+                    rows=read.rows,
+                    company=self._catalogue.users(row),
+                    deadline=call.deadline,
+                    low_priority=call.low_priority,
+                )
+                response = pb.ModelInferResponse(model_name=row.model, model_version=str(row.version), id=request.id)
+                for number, classes in wanted:
+                    _put(response, row, number, outputs[number], classes)
+            _put_timings(response, call, Marks(began, began, copied), answer)
+            return response
+
+    async def ModelStatistics(self, request: pb.ModelStatisticsRequest, call: Call) -> pb.ModelStatisticsResponse:
+        """Counts and times of every version that has run, read back from the metrics of all processes."""
+        if request.name:
+            self._serving(request.name, request.version, call)
+        found = await asyncio.get_running_loop().run_in_executor(
+            self._threads, lambda: metrics.statistics(metrics.collect(self._metrics_directory))
+        )
+        wanted = {
+            (row.model, str(row.version))
+            for row in self._catalogue.table.versions
+            if row.state == "READY" and request.name in ("", row.model)
+        }
+        return pb.ModelStatisticsResponse(
+            model_stats=[_statistics(*key, found.get(key, Statistics())) for key in sorted(wanted)]
+        )
+
+    async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, call: Call) -> pb.RepositoryIndexResponse:
+        """Every version there is, and why it does not serve."""
+        kind = pb.RepositoryIndexResponse.ModelIndex
+        return pb.RepositoryIndexResponse(
+            models=[
+                kind(name=row.model, version=str(row.version), state=row.state, reason=row.reason)
+                for row in self._catalogue.table.versions
+                if row.state == "READY" or not request.ready
+            ]
+        )
+
+    async def RepositoryModelLoad(self, request: pb.RepositoryModelLoadRequest, call: Call) -> NoReturn:
+        """Not offered."""
+        raise NotOffered(
+            "models are not loaded on request: put a file at MODEL/VERSION/model.onnx in the server's repository, "
+            "which is watched, and ask ModelReady or RepositoryIndex until it serves"
+        )
+
+    async def RepositoryModelUnload(self, request: pb.RepositoryModelUnloadRequest, call: Call) -> NoReturn:
+        """Not offered."""
+        raise NotOffered(
+            "models are not unloaded on request: remove MODEL/VERSION from the server's repository, which is watched, "
+            "and the version stops serving once its requests are answered"
+        )
+
+    async def SystemSharedMemoryStatus(
+        self, request: pb.SystemSharedMemoryStatusRequest, call: Call
+    ) -> pb.SystemSharedMemoryStatusResponse:
+        """No region: none can be registered."""
+        return pb.SystemSharedMemoryStatusResponse()
+
+    async def SystemSharedMemoryRegister(self, request: pb.SystemSharedMemoryRegisterRequest, call: Call) -> NoReturn:
+        """Not offered."""
+        raise NotOffered(_NO_SHARED_MEMORY)
+
+    async def SystemSharedMemoryUnregister(
+        self, request: pb.SystemSharedMemoryUnregisterRequest, call: Call
+    ) -> pb.SystemSharedMemoryUnregisterResponse:
+        """Nothing is registered, so nothing is left to undo: clients begin with this."""
+        return pb.SystemSharedMemoryUnregisterResponse()
+
+    async def CudaSharedMemoryStatus(
+        self, request: pb.CudaSharedMemoryStatusRequest, call: Call
+    ) -> pb.CudaSharedMemoryStatusResponse:
+        """No region: none can be registered."""
+        return pb.CudaSharedMemoryStatusResponse()
+
+    async def CudaSharedMemoryRegister(self, request: pb.CudaSharedMemoryRegisterRequest, call: Call) -> NoReturn:
+        """Not offered."""
+        raise NotOffered(_NO_SHARED_MEMORY)
+
+    async def CudaSharedMemoryUnregister(
+        self, request: pb.CudaSharedMemoryUnregisterRequest, call: Call
+    ) -> pb.CudaSharedMemoryUnregisterResponse:
+        """Nothing is registered, so nothing is left to undo."""
+        return pb.CudaSharedMemoryUnregisterResponse()
+
+    async def TraceSetting(self, request: pb.TraceSettingRequest, call: Call) -> pb.TraceSettingResponse:
+        """No settings; a setting without a value takes back what was never set."""
+        if request.model_name:
+            self._serving(request.model_name, "", call)
+        if any(setting.value for setting in request.settings.values()):
+            raise NotOffered("requests are not traced: each response has the times of its stages as parameters")
+        return pb.TraceSettingResponse()
+
+    async def LogSettings(self, request: pb.LogSettingsRequest, call: Call) -> pb.LogSettingsResponse:
+        """No settings that could be changed while the server runs."""
+        if request.settings:
+            raise NotOffered("the log is not set on request: server.log_level of the configuration, read at the start")
+        return pb.LogSettingsResponse()
+
+    def _serving(self, name: str, version: str, call: Call) -> Version:
+        row = self._catalogue.table.serving(name, _version(version))
+        call.serves(row)
+        return row
+
+    async def _copy(self, arrays: list[NDArray[np.generic]], views: list[NDArray[np.generic]]) -> None:
+        def copy() -> None:
+            for values, view in zip(arrays, views, strict=True):
+                view[...] = values
+
+        if sum(values.nbytes for values in arrays) <= _LARGE:
+            copy()
+            return
+        await to_its_end(self._threads, copy)
+
+
+def _heed(request: pb.ModelInferRequest, call: Call) -> None:
+    """The request's own deadline and priority."""
+    if "timeout" in request.parameters:
+        microseconds = tensors.whole_number("timeout", request.parameters["timeout"])
+        if microseconds < 0:
+            raise BadRequest(f"parameter 'timeout' is {microseconds} microseconds, want 0 for none, or more")
+        if microseconds:
+            call.within(microseconds / 1e6)
+    if "priority" in request.parameters:
+        # 1 is the highest, 0 the usual one.
+        call.low_priority = tensors.whole_number("priority", request.parameters["priority"]) > 1
+
+
+def _format(row: Version, spec: TensorSpec) -> pb.ModelInput.Format:
+    """How the pixels of an image lie. Of a file that says nothing about itself nobody knows whether it takes images."""
+    image = row.document is not None and row.document.input is not None and spec.name == metadata.IMAGE
+    return pb.ModelInput.FORMAT_NHWC if image else pb.ModelInput.FORMAT_NONE
+
+
+def _version(text: str) -> int:
+    if not text:
+        return 0
+    if not (text.isascii() and text.isdigit() and len(text) <= 18 and int(text) > 0):
+        raise BadRequest(f"version is {text[:32]!r}, want a positive whole number, or nothing")
+    return int(text)
+
+
+def _put(response: pb.ModelInferResponse, row: Version, number: int, values: NDArray[np.generic], classes: int) -> None:
+    spec = row.outputs[number]
+    if not classes:
+        response.outputs.add(name=spec.name, datatype=tensors.DATATYPES[spec.dtype], shape=values.shape)
+        response.raw_output_contents.append(values.tobytes())
+        return
+    if values.ndim < 2:
+        raise BadTensor(f"output {named(spec.name)} has rank {values.ndim}, want 2 or more for classification")
+    labels = row.document.labels if row.document is not None and spec.name == metadata.PROBABILITIES else []
+    texts = tensors.ranked(values, classes, labels)
+    response.outputs.add(name=spec.name, datatype="BYTES", shape=texts.shape)
+    response.raw_output_contents.append(tensors.byte_strings(texts))
+
+
+def _put_timings(response: pb.ModelInferResponse, call: Call, marks: Marks, answer: Answer) -> None:
+    timings = observe(call, marks, answer.times)
+    for stage, seconds in zip(metrics.STAGES, timings.stages, strict=True):
+        response.parameters[f"convoy_{stage}_seconds"].double_param = seconds
+    response.parameters["convoy_total_seconds"].double_param = timings.total
+    response.parameters["convoy_batch_size"].int64_param = answer.batch_size
+
+
+def _statistics(model: str, version: str, found: Statistics) -> pb.ModelStatistics:
+    stages = found.stages
+    return pb.ModelStatistics(
+        name=model,
+        version=version,
+        last_inference=round(found.last_inference * 1000),
+        inference_count=found.images,
+        execution_count=found.batches,
+        inference_stats=pb.InferStatistics(
+            success=_duration(found.success),
+            fail=_duration(found.fail),
+            queue=_duration(stages["queue"]),
+            compute_input=_duration(stages["gather"]),
+            compute_infer=_duration(stages["run"]),
+            compute_output=_duration(stages["scatter"]),
+        ),
+        batch_stats=[
+            pb.InferBatchStatistics(
+                batch_size=size,
+                compute_input=_duration(durations["gather"]),
+                compute_infer=_duration(durations["run"]),
+                compute_output=_duration(durations["scatter"]),
+            )
+            for size, durations in sorted(found.by_batch_size.items())
+        ],
+    )
+
+
+def _duration(duration: Duration) -> pb.StatisticDuration:
+    return pb.StatisticDuration(count=duration.count, ns=round(duration.seconds * 1e9))

@@ -1,0 +1,1 @@
+"""Image files to pixels, the same for serving and training."""

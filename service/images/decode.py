@@ -1,0 +1,180 @@
+"""From the bytes of a request to the pixels of one image: JPEG, PNG or raw, in the colours the network wants."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.errors import BadImage
+from service.images import jpeg, png
+from service.images.exif import UPRIGHT, is_turned, upright
+from service.images.limits import check_size
+
+Colour = Literal["RGB", "L"]
+
+RAW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+# Other formats, by (offset, first bytes), to name them when they come.
+OTHER_FORMATS = [
+    ("GIF", 0, b"GIF8"),
+    ("WebP", 8, b"WEBP"),
+    ("BMP", 0, b"BM"),
+    ("TIFF", 0, b"II*\0"),
+    ("TIFF", 0, b"MM\0*"),
+    ("AVIF", 4, b"ftypavi"),
+    ("HEIC", 4, b"ftyphei"),
+    ("HEIC", 4, b"ftyphev"),
+    ("HEIF", 4, b"ftypmif1"),
+    ("HEIF", 4, b"ftypmsf1"),
+    ("JPEG 2000", 4, b"jP  \r\n"),
+    ("JPEG 2000", 0, b"\xff\x4f\xff\x51"),
+    ("JPEG XL", 0, b"\xff\x0a"),
+    ("JPEG XL", 4, b"JXL \r\n"),
+    ("ICO", 0, b"\0\0\1\0"),
+    ("PSD", 0, b"8BPS"),
+    ("PDF", 0, b"%PDF"),
+    ("SVG", 0, b"<svg"),
+]
+
+
+class Header(NamedTuple):
+    """What a file says of its picture: `height` and `width` as it is meant to be seen (after its EXIF rotation), and
+    whether it is stored without colour."""
+
+    format: Literal["JPEG", "PNG"]
+    height: int
+    width: int
+    grey: bool = False
+
+
+class Picture(NamedTuple):
+    """One image's pixels, (h, w, C), 0..255, and the `height` and `width` in which it was sent, as it is meant to be
+    seen. The pixels are of that size, or of a half or a quarter of it (rounded up)."""
+
+    pixels: NDArray[np.uint8]
+    height: int
+    width: int
+
+
+def is_ours(data: bytes) -> bool:
+    """Whether the bytes start as a JPEG or PNG file does: of these, this module says what is a picture."""
+    return data.startswith((jpeg.SIGNATURE, png.SIGNATURE))
+
+
+def inspect(data: bytes, max_pixels: int) -> Header:
+    """The header of an encoded image whose structure is whole, without decoding its pixels.
+
+    Raises BadImage for what is no JPEG or PNG file, is truncated, larger than `max_pixels` (height times width) or
+    built to be slow.
+    """
+    return _read_structure(data, max_pixels)[0]
+
+
+def whole(height: int, width: int) -> int:
+    """The `reduction` that makes no picture smaller."""
+    return 1
+
+
+def decode(data: bytes, colour: Colour, max_pixels: int, reduction: Callable[[int, int], int] = whole) -> Picture:
+    """The picture of a JPEG or PNG file as a person would see it on white paper.
+
+    colour     "RGB": (H, W, 3); "L": (H, W, 1), the luma of ITU-R BT.601
+    reduction  of a picture's height and width: by how much both may be made smaller, 1, 2 or 4. Where the file makes
+               that cheap (JPEG), the pixels come so small; else in full size
+    returns    contiguous pixels, turned the way EXIF says; 16 bits are scaled to 8; may be read-only
+
+    Raises BadImage.
+    """
+    header, structure = _read_structure(data, max_pixels)
+    height, width = header.height, header.width
+    factor = 1
+    try:
+        if isinstance(structure, jpeg.Structure):
+            factor = _exact(reduction(height, width), structure)
+            stored = jpeg.read_pixels(data, structure, colour, factor)
+        else:
+            stored = _in_colour(png.read_image(data, structure), colour)
+        pixels = upright(stored, structure.orientation)
+    except BadImage:
+        raise
+    except Exception:
+        # Decoders raise whatever they like, in words that name their own parts.
+        raise BadImage(f"image is damaged: the pixels of its {header.format} file cannot be decoded") from None
+    if pixels.shape[:2] not in ((height, width), (-(-height // factor), -(-width // factor))):
+        raise BadImage(f"image is damaged: its {header.format} file holds another size than its header says")
+    return Picture(pixels, height, width)
+
+
+def from_raw(
+    pixels: bytes | memoryview, height: int, width: int, channels: int, colour: Colour, max_pixels: int
+) -> Picture:
+    """Pixels that came row by row, 8 bits a channel (1 grey, 3 RGB, 4 RGBA), as `decode` returns them.
+
+    Where they are in the wanted colours already, the result has a read-only view of `pixels`. Raises BadImage.
+    """
+    if channels not in RAW_MODES:
+        raise BadImage(f"raw image has {channels} channels, want 1, 3 or 4")
+    check_size(height, width, max_pixels)
+    wanted = height * width * channels
+    if len(pixels) != wanted:
+        raise BadImage(
+            f"raw image is {len(pixels)} bytes, want {wanted} = {height} high x {width} wide x {channels} channels"
+        )
+    if RAW_MODES[channels] == colour:
+        values = np.frombuffer(pixels, np.uint8).reshape(height, width, channels)
+    else:
+        values = _in_colour(
+            Image.frombuffer(RAW_MODES[channels], (width, height), np.frombuffer(pixels, np.uint8)), colour
+        )
+    return Picture(values, height, width)
+
+
+def _exact(factor: int, structure: jpeg.Structure) -> int:
+    # A side that is no multiple ends in a part of a pixel. Turned round, the picture would begin with it.
+    if structure.orientation != UPRIGHT and (structure.height % factor or structure.width % factor):
+        return 1
+    return factor
+
+
+def _read_structure(data: bytes, max_pixels: int) -> tuple[Header, jpeg.Structure | png.Structure]:
+    if data.startswith(jpeg.SIGNATURE):
+        return _described("JPEG", jpeg.read_structure, data, max_pixels)
+    if data.startswith(png.SIGNATURE):
+        return _described("PNG", png.read_structure, data, max_pixels)
+    if not data:
+        raise BadImage("image is 0 bytes, want a JPEG or PNG file")
+    for name, offset, signature in OTHER_FORMATS:
+        if data.startswith(signature, offset):
+            raise BadImage(f"image is {name}, want JPEG or PNG")
+    raise BadImage(f"image starts with the bytes {data[:8].hex(' ')}, want JPEG or PNG")
+
+
+def _described(
+    kind: Literal["JPEG", "PNG"],
+    read: Callable[[bytes, int], jpeg.Structure | png.Structure],
+    data: bytes,
+    max_pixels: int,
+) -> tuple[Header, jpeg.Structure | png.Structure]:
+    structure = read(data, max_pixels)
+    height, width = structure.height, structure.width
+    if is_turned(structure.orientation):
+        height, width = width, height
+    if isinstance(structure, jpeg.Structure):
+        grey = structure.components == 1
+    else:
+        grey = structure.kind in (png.GREY, png.GREY_ALPHA)
+    return Header(kind, height, width, grey), structure
+
+
+def _in_colour(image: Image.Image, colour: Colour) -> NDArray[np.uint8]:
+    if image.mode in ("LA", "RGBA"):
+        paper = Image.new("RGB", image.size, "white")
+        paper.paste(image, mask=image)
+        image = paper
+    elif image.mode == "P":
+        image = image.convert("RGB")
+    if image.mode != colour:
+        image = image.convert(colour)
+    return np.asarray(image).reshape(image.height, image.width, -1)

@@ -1,0 +1,1 @@
+"""What two processes share: messages, records and memory."""

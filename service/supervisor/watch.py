@@ -1,0 +1,355 @@
+"""Starts, watches, restarts and drains a server's processes.
+
+What it imports delays them all. So it imports little; what answers over HTTP follows once they have been started.
+"""
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import socket
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from service import machine
+from service.config import Config, ServerConfig
+from service.errors import BadConfig
+from service.ipc import messages
+from service.supervisor import processes
+from service.supervisor.processes import Kind, Process, Processes, Restarts, channel_pair
+
+log = logging.getLogger(__name__)
+
+_BACKOFF = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds before another start, by how many came in quick succession
+_STEADY = 30.0  # seconds after which a process counts as one that runs
+_LAST_GRACE = 3.0  # seconds beyond the front ends' own grace, after which they are killed
+_MOST_SUSPECTS = 64  # of which a new engine is told: what one message surely carries
+_STARTING = messages.Status(listening=False, ready=False, reason="starting")
+
+
+@dataclass(slots=True)
+class Child:
+    """A process of the server. One writer: the supervisor's loop."""
+
+    kind: Kind
+    device: int  # whose engine; of a front end 0
+    number: int  # never used twice
+    process: Process
+    started: float = field(default_factory=time.monotonic)
+    status: messages.Status = _STARTING
+    loading: messages.Suspect | None = None  # what an engine loads now
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where the server listens, once the ports are known."""
+
+    grpc: str
+    http: str
+    metrics: str
+
+
+class Supervisor:
+    """All processes of one server. One writer of everything here: its loop; the HTTP threads only read."""
+
+    def __init__(self, config: Config, repository: Path, sockets: "Sockets", processes: Processes) -> None:
+        self._config = config
+        self._devices = config.engine.device_numbers(machine.cuda_devices)
+        self._front_ends = config.server.front_ends(machine.cores())
+        self._repository = repository
+        self._addresses = sockets.addresses
+        self._processes = processes
+        self._directory = Path(processes.directory.name)
+        self._sockets = sockets
+        self._restarts = Restarts(dict.fromkeys(self._devices, 0))
+        self._children: dict[int, Child] = {}
+        self._numbers = 0
+        self._quick_ends: Counter[tuple[Kind, int]] = Counter()
+        self._suspects: Counter[messages.Suspect] = Counter()  # engines that have died while they loaded it
+        self._draining = False  # a front end that ends is not started again
+        self._ending = False  # nor is an engine: the front ends have ended
+        self._starts = asyncio.Lock()  # one at a time; who holds it sees every process there is
+        self._was_ready = False
+        self._shortage = ""  # what is missing though it is ready, as it was told last
+        self._loop = asyncio.get_running_loop()
+        self._watchers: set[asyncio.Task[None]] = set()
+
+    async def serve(self) -> int:
+        """Run until a signal; the exit code."""
+        stopping = asyncio.Event()
+        signals = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
+            signals.append(signal.SIGHUP)  # the terminal has gone
+        for number in signals:
+            self._loop.add_signal_handler(number, self._on_signal, stopping)
+        addresses = self._addresses
+        processes.announce(self._directory, addresses.grpc)
+        fields = {"grpc": addresses.grpc, "http": addresses.http, "metrics": addresses.metrics}
+        log.info("listening", extra={"fields": fields})
+        async with self._starts:
+            for device in self._devices:
+                await self._start("engine", device)
+            for _ in range(self._front_ends):
+                await self._start("frontend")
+        await asyncio.to_thread(self._serve_http)
+        await stopping.wait()
+        return await self._drain()
+
+    def ready(self) -> tuple[bool, str]:
+        """Whether every front end wants requests; and if not, or if some engine is missing, why."""
+        if self._draining:
+            return False, "draining"
+        front_ends = self._children_of("frontend")
+        if len(front_ends) < self._front_ends:
+            return False, "front ends are starting"
+        for child in front_ends:
+            if not child.status.ready:
+                return False, child.status.reason
+        return True, next((child.status.reason for child in front_ends if child.status.reason), "")
+
+    def _children_of(self, kind: Kind) -> list[Child]:
+        return [child for child in list(self._children.values()) if child.kind == kind]
+
+    def _serve_http(self) -> None:
+        from service.supervisor import endpoints  # noqa: PLC0415  see above
+
+        endpoints.serve(self._sockets.http, self._sockets.metrics, self.ready, self._directory, self._restarts)
+
+    def _on_signal(self, stopping: asyncio.Event) -> None:
+        if stopping.is_set():
+            log.warning("second signal: ending at once")
+            for child in self._children.values():
+                child.process.kill()
+            os._exit(1)
+        self._draining = True
+        stopping.set()
+
+    async def _start(self, kind: Kind, device: int = 0) -> None:
+        self._numbers += 1
+        process = self._processes.start(kind)
+        child = self._children[self._numbers] = Child(kind, device, self._numbers, process)
+        start = messages.Start(
+            config=self._config if kind == "frontend" else self._config_of(device),
+            devices=self._devices,
+            repository=str(self._repository),
+            grpc_address=self._addresses.grpc,
+            metrics_directory=str(self._directory),
+            suspects=tuple(self._suspects.most_common(_MOST_SUSPECTS)) if kind == "engine" else (),
+        )
+        with suppress(ConnectionError):  # it has died already: _watch sees to that
+            messages.send(process.channel, start)
+        process.channel.setblocking(False)
+        messages.listen(process.channel, lambda message, _: self._on_message(child, message), lambda: None)
+        for other in list(self._children.values()):
+            self._link(child, other)
+        watcher = self._loop.create_task(self._watch(child))
+        self._watchers.add(watcher)
+        watcher.add_done_callback(self._watchers.discard)
+
+    def _config_of(self, device: int) -> Config:
+        engine = self._config.engine.of_device(device, len(self._devices), machine.cores())
+        return msgspec.structs.replace(self._config, engine=engine)
+
+    def _link(self, one: Child, other: Child) -> None:
+        """Give a front end and an engine the two ends of a new channel."""
+        if one.kind == other.kind:
+            return
+        engine, front_end = (one, other) if one.kind == "engine" else (other, one)
+        engine_end, front_end_end = channel_pair()
+        with engine_end, front_end_end, suppress(OSError):  # one of the two has died: its successor gets another
+            link = messages.Link(front_end.number, engine.device)
+            messages.send(engine.process.channel, link, engine_end.fileno())
+            messages.send(front_end.process.channel, link, front_end_end.fileno())
+
+    def _on_message(self, child: Child, message: messages.Message) -> None:
+        if isinstance(message, messages.Status):
+            child.status = message
+            self._tell_readiness()
+        elif isinstance(message, messages.Loading):
+            child.loading = message.what
+
+    def _tell_readiness(self) -> None:
+        ready, reason = self.ready()
+        if ready and not self._was_ready:
+            log.info("ready", extra={"fields": {"grpc": self._addresses.grpc}})
+        elif self._was_ready and not ready:
+            log.warning("not ready: %s", reason)
+        elif not ready and reason.startswith("no model serves"):
+            log.error("not ready: %s", reason)
+        if ready and reason != self._shortage:
+            log.warning("%s", reason or "engines serve on all devices again")
+        self._was_ready = ready
+        self._shortage = reason if ready else self._shortage
+
+    async def _watch(self, child: Child) -> None:
+        """Wait for a process to end; start another while one is wanted."""
+        code = await _end(child.process)
+        self._loop.remove_reader(child.process.channel)
+        child.process.channel.close()
+        del self._children[child.number]
+        from service import metrics  # noqa: PLC0415  see above
+
+        metrics.forget_process(child.process.pid, self._directory)
+        if not self._wanted(child.kind):
+            return
+        self._tell_readiness()
+        steady = time.monotonic() - child.started > _STEADY
+        place = (child.kind, child.device)
+        quick = self._quick_ends[place] = 0 if steady else self._quick_ends[place] + 1
+        delay = _BACKOFF[min(quick, len(_BACKOFF) - 1)]
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        which = f"{child.kind} {child.process.pid}"
+        if child.kind == "engine" and len(self._devices) > 1:
+            which += f" of device {child.device}"
+        log.error("%s ended with %s; another starts in %g s", which, how, delay)
+        if child.loading is not None:
+            self._suspects[child.loading] += 1
+            log.error("it was loading model %s version %d", child.loading.model, child.loading.version)
+        if child.kind == "engine":
+            self._restarts.engines[child.device] += 1
+        else:
+            self._restarts.front_ends += 1
+        settled = False
+        while not settled:
+            await asyncio.sleep(delay)
+            settled = await self._start_if_wanted(child.kind, child.device)
+            delay = _BACKOFF[-1]
+
+    def _wanted(self, kind: Kind) -> bool:
+        # Front ends that drain have requests that an engine must answer.
+        return not (self._ending if kind == "engine" else self._draining)
+
+    async def _start_if_wanted(self, kind: Kind, device: int) -> bool:
+        """Whether it was started, or is not wanted any more; False where it could not be started now."""
+        async with self._starts:
+            try:
+                if self._wanted(kind):
+                    await self._start(kind, device)
+            except OSError as error:  # no memory or no process left: it may come back
+                log.error("%s cannot be started: %s", kind, error.strerror)
+                return False
+        return True
+
+    async def _drain(self) -> int:
+        """Let the front ends answer what they accepted, then end the engines. 0 where everything was answered."""
+        log.info("draining")
+        server = self._config.server
+        async with self._starts:
+            front_ends = self._children_of("frontend")
+        for child in front_ends:
+            with suppress(OSError):  # one that does not listen is killed when its time is up
+                messages.send(child.process.channel, messages.Drain())
+        complete = await self._wait_for(front_ends, server.lame_duck_seconds + server.grace_seconds + _LAST_GRACE)
+        async with self._starts:
+            self._ending = True
+            engines = self._children_of("engine")
+        for child in engines:
+            child.process.channel.shutdown(socket.SHUT_RDWR)
+        complete &= await self._wait_for(engines, _LAST_GRACE)
+        log.info("ended")
+        return 0 if complete else 1
+
+    async def _wait_for(self, children: list[Child], seconds: float) -> bool:
+        """Wait for processes to end, kill those that do not; whether all ended by themselves, and well."""
+        if not children:
+            return True
+        _, late = await asyncio.wait(
+            [self._loop.create_task(_end(child.process)) for child in children], timeout=seconds
+        )
+        for child in children:
+            if child.process.returncode is None:
+                log.error("%s %d does not end: killed", child.kind, child.process.pid)
+                child.process.kill()
+                await _end(child.process)
+        return not late and all(child.process.returncode == 0 for child in children)
+
+
+async def _end(process: Process) -> int:
+    """Wait for it; its exit code, or the negative number of the signal that killed it."""
+    loop = asyncio.get_running_loop()
+    while (code := process.returncode) is None:
+        ended = asyncio.Event()
+        descriptor = os.pidfd_open(process.pid)
+        loop.add_reader(descriptor, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+    return code
+
+
+class Sockets:
+    """The three ports of a server, taken. The gRPC port is only reserved: the front ends listen on it."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        # The reserved one last: nobody listens on it yet, so it alone could be bound once more by one of the others.
+        self.http = _bound(config.host, config.http_port, "server.http_port")
+        self.metrics = _bound(config.host, config.metrics_port, "server.metrics_port")
+        self.reserved = _bound(config.host, config.grpc_port, "server.grpc_port", shared=True)
+        self.addresses = Addresses(*(_address(taken) for taken in (self.reserved, self.http, self.metrics)))
+
+
+def _bound(host: str, port: int, key: str, *, shared: bool = False) -> socket.socket:
+    """A bound socket, which listens unless it is `shared`. Raises BadConfig where the host or port cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise _bad_host(host, error) from None
+    taken = socket.socket(family, kind, protocol)
+    try:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(address)
+        if shared:
+            # Bound without SO_REUSEPORT first: with it, two servers would share the port without a word.
+            address = taken.getsockname()
+            taken.close()
+            taken = socket.socket(family, kind, protocol)
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            taken.bind(address)
+        else:
+            taken.listen()  # now: with SO_REUSEADDR, a port that is only bound could be bound once more
+    except OSError as error:
+        taken.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise _bad_host(host, error) from None
+        raise BadConfig(
+            f"port {port} on {host} cannot be used ({error.strerror}): end what uses it, or set {key}"
+        ) from None
+    return taken
+
+
+def _bad_host(host: str, error: OSError) -> BadConfig:
+    wanted = "want an address or a name of this machine such as 127.0.0.1, or 0.0.0.0 for all of its addresses"
+    return BadConfig(f"server.host is {host!r} ({error.strerror}), {wanted}")
+
+
+def _address(taken: socket.socket) -> str:
+    host, port = taken.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def serve(config: Config, repository: Path) -> int:
+    """Serve a model repository until SIGTERM, SIGINT or SIGHUP; the exit code.
+
+    Raises BadConfig where the repository or a port cannot be used.
+    """
+    if not repository.is_dir():
+        raise BadConfig(f"model repository {str(repository)!r} is not a directory: make it, or name another")
+    sockets = Sockets(config.server)
+    root = repository.absolute()  # a link stays one: what it leads to may be swapped while the server runs
+
+    async def run() -> int:
+        return await Supervisor(config, root, sockets, processes.ours()).serve()
+
+    with processes.ours().directory:
+        return asyncio.run(run())

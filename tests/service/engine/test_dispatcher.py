@@ -1,0 +1,218 @@
+"""Batches go to sessions, and whoever ends one runs the next."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from service.engine import dispatcher
+from service.engine.dispatcher import Dispatcher, Ended
+from service.engine.instances import Instances
+from service.engine.runner import Done, Ran
+from service.engine.scheduler.batcher import Key, Limits, Request
+from service.errors import ConvoyError, RunFailed, UnknownModel
+from service.ipc.channel import Failure, Times
+
+KEY = Key("letters", 1, ())
+LIMITS = Limits(max_batch_size=4, max_queue_delay=0.0, max_queue=1000, policy="eager")
+
+
+class Session:
+    """Nothing: what runs is told by the test."""
+
+    provider = "CPUExecutionProvider"
+
+
+class Device:
+    """A dispatcher with one model, and what came of its requests."""
+
+    def __init__(self, run: Callable[[list[int]], object], sessions: int = 1, limits: Limits = LIMITS) -> None:
+        self.instances: Instances | None = Instances([Session() for _ in range(sessions)])  # type: ignore[misc]
+        self.ended: list[int] = []
+        self.failed: list[tuple[int, ConvoyError]] = []
+        self.more = asyncio.Event()
+        self.run = run
+        self.limits = limits
+        self.dispatcher = Dispatcher(lambda model, version: self.instances, self._end, self._fail, lambda shape: 1.0)
+
+    def add(self, *numbers: int) -> None:
+        for number in numbers:
+            self.dispatcher.add(KEY, Request(number, "front end", 1, 0.0, payload=number), self.limits, 0.0)
+
+    async def until(self, count: int) -> None:
+        while len(self.ended) < count:
+            self.more.clear()
+            await self.more.wait()
+
+    def _end(self, ended: Ended) -> None:
+        self.more.set()
+        self.ended += [request.payload for request in ended.batch.requests]
+
+    def _fail(self, request: Request, error: ConvoyError) -> None:
+        self.failed.append((request.payload, error))
+
+
+@pytest.fixture(autouse=True)
+def running(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Sessions run what the test's device says."""
+    device: dict[str, Any] = {}
+
+    def compute(session: Session, works: list[int]) -> Ran:
+        device["it"].run(works)
+        times = Times(0, 0, 0, 0)
+        return Ran([Done(Failure(number, RunFailed("not looked at"))) for number in works], [(len(works), times)])
+
+    monkeypatch.setattr(dispatcher, "compute", compute)
+    return device
+
+
+def play(device: dict[str, Any], make: Callable[[], Device], scenario: Callable[[Device], Awaitable[None]]) -> None:
+    async def main() -> None:
+        device["it"] = make()
+        await asyncio.wait_for(scenario(device["it"]), 20)
+
+    asyncio.run(main())
+
+
+def test_session_goes_on_with_the_next_batch_while_the_loop_does_something_else(running: dict[str, Any]) -> None:
+    begun: list[list[int]] = []
+    second = threading.Event()
+
+    def run(works: list[int]) -> None:
+        begun.append(works)
+        if len(begun) == 2:
+            second.set()
+        threading.Event().wait(0.005)  # long enough to stay off the loop
+
+    async def scenario(device: Device) -> None:
+        device.dispatcher.measured(KEY, LIMITS, {1: 0.005, 4: 0.005})
+        device.add(*range(8))
+        device.dispatcher.pump()
+        assert second.wait(10)  # this blocks the loop
+        await device.until(8)
+        assert begun == [[0, 1, 2, 3], [4, 5, 6, 7]]
+        assert device.ended == list(range(8))
+
+    play(running, lambda: Device(run), scenario)
+
+
+def test_short_batches_go_back_to_the_loop(running: dict[str, Any]) -> None:
+    threads: list[int] = []
+
+    async def scenario(device: Device) -> None:
+        device.add(*range(4 * 50))  # nobody knows yet how long they take
+        device.dispatcher.pump()
+        await device.until(4 * 50)
+
+    play(running, lambda: Device(lambda works: threads.append(threading.get_ident())), scenario)
+    assert threads[0] != threading.get_ident()
+    assert threads[-1] == threading.get_ident()
+
+
+@pytest.mark.parametrize("sessions", [1, 3])
+def test_every_request_ends_once_whatever_comes_while_batches_run(running: dict[str, Any], sessions: int) -> None:
+    async def scenario(device: Device) -> None:
+        for number in range(500):
+            device.add(number)
+            device.dispatcher.pump()
+            if number % 7 == 0:
+                await asyncio.sleep(0)
+        await device.until(500)
+        assert sorted(device.ended) == list(range(500))
+        assert device.failed == []
+
+    play(running, lambda: Device(lambda works: None, sessions), scenario)
+
+
+def test_sessions_run_side_by_side(running: dict[str, Any]) -> None:
+    meeting = threading.Barrier(2)
+
+    async def scenario(device: Device) -> None:
+        device.add(*range(2))
+        device.dispatcher.pump()
+        await device.until(2)
+
+    limits = Limits(max_batch_size=1, max_queue_delay=0.0, max_queue=10, policy="eager", instances=2)
+    play(running, lambda: Device(lambda works: meeting.wait(10), 2, limits), scenario)
+
+
+def where_it_runs(running: dict[str, Any], seconds: float, company: int, images: int = 1, held: bool = False) -> bool:
+    """Whether a batch that is known to take so long runs on the loop's thread."""
+    threads: list[int] = []
+
+    async def scenario(device: Device) -> None:
+        assert device.instances is not None
+        device.instances.hold(1)
+        device.instances.hold(0 if held else -1)
+        device.dispatcher.measured(KEY, LIMITS, {1: seconds, 4: seconds})
+        device.dispatcher.expect("letters", "front end", 0, company, 0.0)
+        device.add(*range(images))
+        device.dispatcher.pump()
+        await device.until(images)
+
+    play(running, lambda: Device(lambda works: threads.append(threading.get_ident())), scenario)
+    return threads[0] == threading.get_ident()
+
+
+def test_only_short_batches_keep_the_loop_and_somewhat_longer_ones_where_nobody_else_is_there(
+    running: dict[str, Any],
+) -> None:
+    assert where_it_runs(running, 0.0001, company=5)
+    assert not where_it_runs(running, 0.005, company=5)
+    assert where_it_runs(running, 0.005, company=1)
+    assert not where_it_runs(running, 0.005, company=1, images=8)
+    assert not where_it_runs(running, 0.02, company=1)
+
+
+def test_batches_go_through_the_threads_as_long_as_the_sessions_are_held(running: dict[str, Any]) -> None:
+    """So that none meets what else runs in them."""
+    assert not where_it_runs(running, 0.0001, company=5, held=True)
+
+
+def test_what_takes_nobody_knows_how_long_leaves_the_loop(running: dict[str, Any]) -> None:
+    threads: list[int] = []
+
+    async def scenario(device: Device) -> None:
+        device.add(0)
+        device.dispatcher.pump()
+        await device.until(1)
+
+    play(running, lambda: Device(lambda works: threads.append(threading.get_ident())), scenario)
+    assert threads != [threading.get_ident()]
+
+
+def test_request_that_waits_for_company_runs_though_a_batch_ended_just_before_it_came(running: dict[str, Any]) -> None:
+    """The thread that ended the batch knew of nothing that waits, and its word reaches the loop last."""
+    limits = Limits(max_batch_size=4, max_queue_delay=0.005, max_queue=1000)
+    may_end = threading.Event()
+
+    async def scenario(device: Device) -> None:
+        assert device.instances is not None
+        device.dispatcher.measured(KEY, limits, {1: 0.02, 4: 0.021})
+        device.add(0)
+        device.dispatcher.pump()
+        may_end.set()
+        (instance,) = device.instances.all
+        instance.submit(lambda: None).result(10)  # the thread is done, and the loop has not heard of it
+        now = time.monotonic()
+        device.dispatcher.expect("letters", "front end", 1, 2, now)
+        device.dispatcher.add(KEY, Request(1, "front end", 1, now, payload=1), limits, now)
+        device.dispatcher.pump()
+        assert device.ended == []
+        await device.until(2)
+
+    play(running, lambda: Device(lambda works: may_end.wait(10), limits=limits), scenario)
+
+
+def test_requests_of_a_version_that_has_gone_are_told_so(running: dict[str, Any]) -> None:
+    async def scenario(device: Device) -> None:
+        device.instances = None
+        device.add(0, 1)
+        device.dispatcher.pump()
+        assert [number for number, _ in device.failed] == [0, 1]
+        assert all(isinstance(error, UnknownModel) for _, error in device.failed)
+
+    play(running, lambda: Device(lambda works: None), scenario)

@@ -1,0 +1,487 @@
+"""A front end's side of the engine, against an engine that is played by hand."""
+
+import asyncio
+import math
+import os
+import random
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.errors import ModelUnavailable, RunFailed
+from service.frontend import engine_client as links
+from service.frontend.engine_client import EngineLink
+from service.frontend.way_back import WayBack
+from service.ipc.channel import NEVER, Answer, Cancel, Channel, Failure, Hello, Record, Release, Submit, Times
+from service.ipc.channel import Table as TableRecord
+from service.ipc.slots import Mapping, memory_file
+from service.repository import Table, Version, encode_table
+from service.supervisor.processes import channel_pair
+
+ROW = Version(model="letters", version=1, state="READY")
+SHAPE = (1, 4)
+
+
+class Engine:
+    """The other end of a link: takes what it is sent, answers when it is told to."""
+
+    def __init__(self, link: EngineLink, device: int = 0) -> None:
+        ours, theirs = channel_pair()
+        self.channel = Channel(ours)
+        self.memory: Mapping | None = None
+        self.submits: list[Submit] = []
+        self.cancels: list[int] = []
+        self.releases: list[tuple[str, int]] = []
+        link.attach(theirs, device)
+
+    async def take(self, until: Callable[[], object]) -> None:
+        """Read until something holds."""
+        for _ in range(1000):
+            await asyncio.sleep(0)
+            while packet := self.channel.receive():
+                descriptors = iter(packet.descriptors)
+                for record in packet.records:
+                    self._take(record, descriptors)
+            if until():
+                return
+        raise AssertionError("the front end did not send it")
+
+    def _take(self, record: Record, descriptors: Any) -> None:
+        match record:
+            case Hello(arena_bytes=nbytes):
+                descriptor = next(descriptors)
+                self.memory = Mapping(descriptor, nbytes)
+                os.close(descriptor)
+            case Submit():
+                self.submits.append(record)
+            case Cancel(id=id_):
+                self.cancels.append(id_)
+            case Release(model=model, version=version):
+                self.releases.append((model, version))
+
+    def publish(self, *rows: Version, complete: bool = True) -> None:
+        data = encode_table(Table(rows, complete))
+        descriptor = memory_file(len(data))
+        os.pwrite(descriptor, data, 0)
+        self.channel.send([TableRecord(len(data))], [descriptor])
+        os.close(descriptor)
+
+    def answer(self, submit: Submit) -> None:
+        """Twice the input."""
+        assert self.memory is not None
+        values = self.memory.array(submit.inputs[0])
+        room = submit.outputs[0]._replace(dtype=values.dtype, shape=values.shape)
+        self.memory.array(room)[...] = values * 2
+        self.channel.send([Answer(submit.id, 1, Times(1, 2, 3, 4), (room,))])
+
+    def die(self) -> None:
+        self.channel.close()
+
+
+async def ask(link: EngineLink, value: int) -> list[int]:
+    with link.claim([(np.dtype(np.uint8), SHAPE)], [(0, 4)]) as slot:
+        slot.inputs[0][...] = value
+        _, outputs = await slot.run(ROW, rows=1, company=1, deadline=NEVER)
+        return [int(number) for number in outputs[0].reshape(-1)]
+
+
+def run(
+    scenario: Callable[[EngineLink], Coroutine[Any, Any, None]],
+    devices: Sequence[int] = (0,),
+    on_table: Callable[[Table], None] = lambda table: None,
+) -> None:
+    """Play a scenario; afterwards nothing of the slots' memory is in use."""
+
+    async def play() -> None:
+        link = EngineLink(1 << 20, on_table, lambda: None, devices=devices)
+        await scenario(link)
+        await asyncio.sleep(0)
+        assert link.arena.used_bytes == 0
+
+    asyncio.run(asyncio.wait_for(play(), 20))
+
+
+def test_an_answer_reaches_the_one_who_asked() -> None:
+    async def scenario(link: EngineLink) -> None:
+        engine = Engine(link)
+        engine.publish(ROW)
+        asked = [asyncio.ensure_future(ask(link, value)) for value in (3, 5)]
+        await engine.take(lambda: len(engine.submits) == 2)
+        for submit in reversed(engine.submits):
+            engine.answer(submit)
+        assert await asyncio.gather(*asked) == [[6] * 4, [10] * 4]
+
+    run(scenario)
+
+
+def test_nothing_is_sent_before_the_engine_has_the_version() -> None:
+    async def scenario(link: EngineLink) -> None:
+        engine = Engine(link)
+        asked = asyncio.ensure_future(ask(link, 1))
+        await engine.take(lambda: engine.memory)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        await engine.take(lambda: True)
+        assert not engine.submits
+        engine.publish(ROW, complete=False)
+        await engine.take(lambda: engine.submits)
+        engine.answer(engine.submits[0])
+        assert await asked == [2] * 4
+
+    run(scenario)
+
+
+def test_the_next_engine_gets_what_the_dead_one_had_with_the_same_input() -> None:
+    async def scenario(link: EngineLink) -> None:
+        first = Engine(link)
+        first.publish(ROW)
+        asked = asyncio.ensure_future(ask(link, 7))
+        await first.take(lambda: first.submits)
+        first.die()
+        second = Engine(link)
+        await second.take(lambda: second.memory)
+        second.publish(ROW)
+        await second.take(lambda: second.submits)
+        assert second.submits[0].id == first.submits[0].id
+        second.answer(second.submits[0])
+        assert await asked == [14] * 4
+
+    run(scenario)
+
+
+def test_an_engine_whose_end_is_noticed_after_the_next_one_came_does_not_take_it_away() -> None:
+    async def scenario(link: EngineLink) -> None:
+        first = Engine(link)
+        second = Engine(link)
+        first.die()
+        await second.take(lambda: second.memory)
+        assert link.connected
+
+    run(scenario)
+
+
+def test_what_kills_three_engines_is_given_up() -> None:
+    async def scenario(link: EngineLink) -> None:
+        asked = asyncio.ensure_future(ask(link, 7))
+        for _ in range(3):
+            engine = Engine(link)
+            engine.publish(ROW)
+            await engine.take(lambda engine=engine: engine.submits)
+            engine.die()
+        with pytest.raises(RunFailed, match="the engine died 3 times on this request"):
+            await asked
+
+    run(scenario)
+
+
+def test_a_version_that_the_next_engine_lacks_is_unavailable() -> None:
+    async def scenario(link: EngineLink) -> None:
+        first = Engine(link)
+        first.publish(ROW)
+        asked = asyncio.ensure_future(ask(link, 7))
+        await first.take(lambda: first.submits)
+        first.die()
+        second = Engine(link)
+        second.publish()
+        with pytest.raises(ModelUnavailable, match="no longer served"):
+            await asked
+        second.die()
+
+    run(scenario)
+
+
+def test_nobody_is_held_for_ever_where_no_engine_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "_HOLD", 0.01)
+
+    async def scenario(link: EngineLink) -> None:
+        engine = Engine(link)
+        engine.publish(ROW)
+        early = asyncio.ensure_future(ask(link, 1))
+        await engine.take(lambda: engine.submits)
+        engine.die()
+        with pytest.raises(ModelUnavailable, match="the engine does not come back"):
+            await early
+        with pytest.raises(ModelUnavailable, match="the engine does not come back"):
+            await ask(link, 2)  # that came after the others were given up
+
+    run(scenario)
+
+
+def test_memory_of_a_caller_that_went_is_kept_until_the_engines_last_word() -> None:
+    async def scenario(link: EngineLink) -> None:
+        engine = Engine(link)
+        engine.publish(ROW)
+        asked = asyncio.ensure_future(ask(link, 1))
+        await engine.take(lambda: engine.submits)
+        asked.cancel()
+        await engine.take(lambda: engine.cancels)
+        assert link.arena.used_bytes > 0
+        engine.channel.send([Failure(engine.cancels[0], RunFailed("let go"))])
+        for _ in range(100):
+            await asyncio.sleep(0)
+            if not link.arena.used_bytes:
+                break
+
+    run(scenario)
+
+
+def test_an_engine_that_dies_frees_the_memory_of_callers_that_went() -> None:
+    async def scenario(link: EngineLink) -> None:
+        engine = Engine(link)
+        engine.publish(ROW)
+        asked = asyncio.ensure_future(ask(link, 1))
+        await engine.take(lambda: engine.submits)
+        asked.cancel()
+        await engine.take(lambda: engine.cancels)
+        engine.die()
+        for _ in range(100):
+            await asyncio.sleep(0)
+            if not link.arena.used_bytes:
+                break
+
+    run(scenario)
+
+
+def test_a_submit_says_how_many_more_are_being_prepared() -> None:
+    async def scenario(link: EngineLink) -> None:
+        engine = Engine(link)
+        engine.publish(ROW)
+        with link.coming("letters"), link.coming("letters"), link.coming("other"):
+            asked = asyncio.ensure_future(ask(link, 1))
+            await engine.take(lambda: engine.submits)
+        assert engine.submits[0].following == 2
+        engine.answer(engine.submits[0])
+        await asked
+
+    run(scenario)
+
+
+def test_deadline_leaves_time_for_the_reply() -> None:
+    way_back, now = WayBack(), 5_000_000_000
+    assert way_back.leave(NEVER, now) == NEVER
+    assert way_back.leave(now + 100_000_000, now) == now + 99_000_000
+    assert way_back.leave(now + 1_000_000, now) == now + 500_000  # half of what is left
+    assert way_back.leave(now - 1, now) == now - 1
+
+
+def test_time_for_the_reply_is_what_999_of_1000_replies_take() -> None:
+    way_back, generator = WayBack(), random.Random(2)
+    above = 0
+    for turn in range(80_000):
+        seconds = 0.010 * math.exp(generator.gauss(0, 0.3))
+        above += turn >= 40_000 and seconds + 0.001 > way_back.bound
+        way_back.learn(seconds)
+    assert 0.0002 <= above / 40_000 <= 0.003
+    for _ in range(20_000):
+        way_back.learn(0.0001)
+    assert way_back.bound < 0.0013  # and it comes down again
+
+
+TWO = (0, 1)
+BOTH = ROW, Version(model="scenes", version=1, state="READY")
+
+
+def two(link: EngineLink) -> list[Engine]:
+    engines = [Engine(link, device) for device in TWO]
+    for engine in engines:
+        engine.publish(ROW)
+    return engines
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if holds():
+            return
+        await asyncio.sleep(0.002)
+    raise AssertionError("it does not come to hold")
+
+
+async def all_submits(engines: Sequence[Engine], count: int) -> None:
+    for _ in range(1000):
+        for engine in engines:
+            await engine.take(lambda: True)
+        if sum(len(engine.submits) for engine in engines) == count:
+            return
+    raise AssertionError("the front end did not send it")
+
+
+def test_two_engines_share_what_comes_and_read_the_same_memory() -> None:
+    async def scenario(link: EngineLink) -> None:
+        engines = two(link)
+        await all_submits(engines, 0)
+        asked = [asyncio.ensure_future(ask(link, value)) for value in range(1, 9)]
+        await all_submits(engines, 8)
+        assert [len(engine.submits) for engine in engines] == [4, 4]
+        for engine in engines:
+            for submit in engine.submits:
+                engine.answer(submit)
+        assert await asyncio.gather(*asked) == [[2 * value] * 4 for value in range(1, 9)]
+
+    run(scenario, TWO)
+
+
+def test_what_a_dead_engine_had_goes_to_the_other_at_once() -> None:
+    async def scenario(link: EngineLink) -> None:
+        engines = two(link)
+        await all_submits(engines, 0)
+        asked = [asyncio.ensure_future(ask(link, value)) for value in range(1, 5)]
+        await all_submits(engines, 4)
+        engines[0].die()
+        await engines[1].take(lambda: len(engines[1].submits) == 4)
+        assert link.lost == [0]
+        for submit in engines[1].submits:
+            engines[1].answer(submit)
+        assert await asyncio.gather(*asked) == [[2 * value] * 4 for value in range(1, 5)]
+        third = Engine(link, 0)
+        assert link.lost == [0]
+        third.publish(ROW)
+        await third.take(lambda: not link.lost)
+
+    run(scenario, TWO)
+
+
+def test_a_request_goes_to_an_engine_that_has_its_version() -> None:
+    async def scenario(link: EngineLink) -> None:
+        engines = [Engine(link, device) for device in TWO]
+        engines[0].publish(complete=False)
+        engines[1].publish(ROW)
+        await all_submits(engines, 0)
+        asked = [asyncio.ensure_future(ask(link, 1)) for _ in range(3)]
+        await engines[1].take(lambda: len(engines[1].submits) == 3)
+        for submit in engines[1].submits:
+            engines[1].answer(submit)
+        await asyncio.gather(*asked)
+
+    run(scenario, TWO)
+
+
+def test_what_only_a_dead_engine_had_waits_for_its_successor() -> None:
+    async def scenario(link: EngineLink) -> None:
+        engines = [Engine(link, device) for device in TWO]
+        engines[0].publish(ROW)
+        engines[1].publish()
+        await all_submits(engines, 0)
+        asked = asyncio.ensure_future(ask(link, 6))
+        await engines[0].take(lambda: engines[0].submits)
+        engines[0].die()
+        await engines[1].take(lambda: link.lost)
+        engines[1].publish()  # it has nothing of it still
+        await engines[1].take(lambda: True)
+        assert not asked.done()
+        successor = Engine(link, 0)
+        successor.publish(ROW)
+        await successor.take(lambda: successor.submits)
+        successor.answer(successor.submits[0])
+        assert await asked == [12] * 4
+
+    run(scenario, TWO)
+
+
+def test_what_kills_one_engine_after_the_other_is_given_up() -> None:
+    async def scenario(link: EngineLink) -> None:
+        engines = dict(zip(TWO, two(link), strict=True))
+        await all_submits(list(engines.values()), 0)
+        asked = asyncio.ensure_future(ask(link, 7))
+        for _ in range(3):
+            await all_submits(list(engines.values()), 1)
+            device = next(device for device, engine in engines.items() if engine.submits)
+            engines[device].die()
+            engines[device] = Engine(link, device)
+            engines[device].publish(ROW)
+        with pytest.raises(RunFailed, match="the engine died 3 times on this request"):
+            await asked
+
+    run(scenario, TWO)
+
+
+def test_every_engine_is_told_that_a_version_is_released() -> None:
+    async def scenario(link: EngineLink) -> None:
+        engines = two(link)
+        await all_submits(engines, 0)
+        link.release("letters", 1)
+        for engine in engines:
+            await engine.take(lambda engine=engine: engine.releases == [("letters", 1)])
+
+    run(scenario, TWO)
+
+
+def test_the_table_is_what_the_engines_have_together_and_stays_while_one_restarts() -> None:
+    tables: list[Table] = []
+
+    async def scenario(link: EngineLink) -> None:
+        engines = [Engine(link, device) for device in TWO]
+        engines[0].publish(ROW)
+        await engines[0].take(lambda: tables)
+        assert (tables[-1].versions, tables[-1].complete) == ((ROW,), False)  # the other has not looked yet
+        engines[1].publish(*BOTH)
+        await engines[1].take(lambda: len(tables) == 2)
+        assert (tables[-1].versions, tables[-1].complete) == (BOTH, True)
+        engines[1].die()
+        await engines[0].take(lambda: link.lost)
+        successor = Engine(link, 1)
+        successor.publish(complete=False)
+        await successor.take(lambda: len(tables) == 3)
+        assert tables[-1] == tables[-2]
+        successor.publish()
+        await successor.take(lambda: len(tables) == 4)
+        assert (tables[-1].versions, tables[-1].complete) == ((ROW,), True)
+
+    run(scenario, TWO, tables.append)
+
+
+def test_an_engine_that_does_not_come_back_no_longer_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "_HOLD", 0.01)
+    tables: list[Table] = []
+
+    async def scenario(link: EngineLink) -> None:
+        engines = [Engine(link, device) for device in TWO]
+        engines[0].publish(ROW)
+        engines[1].publish(*BOTH)
+        await all_submits(engines, 0)
+        engines[1].die()
+        await until(lambda: tables[-1].versions == (ROW,))
+        assert (tables[-1].versions, tables[-1].complete) == ((ROW,), True)
+        assert link.lost == [1]
+        successor = Engine(link, 1)
+        successor.publish(complete=False)
+        successor.publish(*BOTH)
+        await successor.take(lambda: not link.lost)
+        assert (tables[-1].versions, tables[-1].complete) == (BOTH, True)
+
+    run(scenario, TWO, tables.append)
+
+
+def test_an_engine_that_never_loads_anything_does_not_keep_the_others_from_serving(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(links, "_HOLD", 0.01)
+    tables: list[Table] = []
+
+    async def scenario(link: EngineLink) -> None:
+        broken, sound = [Engine(link, device) for device in TWO]
+        broken.die()
+        sound.publish(ROW)
+        await sound.take(lambda: tables)
+        assert not tables[-1].complete
+        await until(lambda: tables[-1].complete)
+        assert tables[-1].versions == (ROW,)
+
+    run(scenario, TWO, tables.append)
+
+
+def test_with_one_engine_nothing_is_chosen_and_nothing_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "choose", None)
+    monkeypatch.setattr(links.Load, "add", None)
+    monkeypatch.setattr(links.Load, "end", None)
+
+    async def scenario(link: EngineLink) -> None:
+        engine = Engine(link)
+        engine.publish(ROW)
+        asked = asyncio.ensure_future(ask(link, 1))
+        await engine.take(lambda: engine.submits)
+        engine.answer(engine.submits[0])
+        await asked
+
+    run(scenario)

@@ -1,0 +1,185 @@
+"""The demo's pieces, against a stand-in for the `convoy` command; `test_trained.py` runs the whole."""
+
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.data.builtin import scenes, strokes
+from tools import demo
+from tools.demo import StepFailed
+
+# Serves until SIGTERM, then exits as it is told; other commands print their arguments.
+CONVOY = """#!{python}
+import http.server, signal, sys
+command, arguments = sys.argv[1], sys.argv[2:]
+if command == "fail":
+    sys.exit(3)
+if command != "serve":
+    print("ran", command, *arguments)
+    sys.exit(0)
+if {exit_at_once}:
+    print("convoy serve: port 1 is taken", file=sys.stderr)
+    sys.exit(2)
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path == "/readyz" else 404)
+        self.end_headers()
+    def log_message(self, *_):
+        pass
+(port,) = (int(a.partition("=")[2]) for a in arguments if a.startswith("--http-port="))
+signal.signal(signal.SIGTERM, lambda *_: sys.exit({exit_code}))
+http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+def stand_in(folder: Path, exit_code: int = 0, exit_at_once: bool = False) -> Path:
+    path = folder / "convoy"
+    path.write_text(CONVOY.format(python=sys.executable, exit_code=exit_code, exit_at_once=exit_at_once))
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """`main` takes SIGTERM over."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(autouse=True)
+def convoy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "CONVOY", stand_in(tmp_path))
+    monkeypatch.setattr(demo, "POLL_SECONDS", 0.01)
+
+
+def test_pictures_are_held_out_and_large_enough_for_a_person(tmp_path: Path) -> None:
+    paths = demo.write_images(tmp_path)
+    shown = [path for path in paths if path.name.startswith("digit-")]
+    held_out = strokes.indices("test")
+    rendered = {
+        label: [strokes.strokes()[0][i] for i in held_out if strokes.strokes()[1][i] == label] for label in range(10)
+    }
+    for path in shown:
+        image = Image.open(path)
+        assert (image.mode, image.size) == ("L", (64, 64))
+        label = int(path.stem.split("-")[1])
+        expected = strokes.render(rendered[label][0], 64, 6, 1)
+        assert np.abs(np.asarray(image) / 255 - expected).max() < 0.01
+    assert len(shown) >= 4
+    sizes = {Image.open(path).size for path in paths if path.name.startswith("scene-")}
+    assert len(sizes) == len(paths) - len(shown) >= 2
+    assert min(min(size) for size in sizes) >= 96
+
+
+def test_scenes_shown_are_made_of_held_out_strokes() -> None:
+    own = set(strokes.indices("test").tolist())
+    for number, size in enumerate(demo.SCENES_SHOWN, start=1):
+        assert set(scenes.draw("test", number, size).strokes) <= own
+        assert size not in scenes.SIZES
+
+
+def test_command_is_shown_as_a_user_would_type_it(capfd: pytest.CaptureFixture[str]) -> None:
+    demo._convoy("classify", "a b.png", "--top-k", 3)
+    assert capfd.readouterr().out.splitlines() == [
+        "$ convoy classify 'a b.png' --top-k 3",
+        "ran classify a b.png --top-k 3",
+    ]
+
+
+def test_command_that_fails_ends_the_demo_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "prepare", lambda _: demo._convoy("fail"))
+    monkeypatch.setattr(sys, "argv", ["demo", "--once", "--directory", str(tmp_path)])
+    assert demo.main() == 1
+    assert capsys.readouterr().err == "demo: convoy fail failed with exit code 3\n"
+
+
+def test_server_is_ready_inside_and_stopped_afterwards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with demo._server(tmp_path, demo._free_ports(), tmp_path / "log") as server:
+        assert server.poll() is None
+    assert server.returncode == 0
+    out = capsys.readouterr().out
+    assert f"convoy serve --repository {tmp_path}" in out
+    assert "stopped with exit code 0" in out
+
+
+def test_server_that_does_not_end_well_fails_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "CONVOY", stand_in(tmp_path, exit_code=4))
+    with (
+        pytest.raises(StepFailed, match="answered SIGTERM with exit code 4, want 0"),
+        demo._server(tmp_path, demo._free_ports(), tmp_path / "log"),
+    ):
+        pass
+
+
+def test_server_that_does_not_start_fails_the_demo_with_what_it_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "CONVOY", stand_in(tmp_path, exit_at_once=True))
+    with (
+        pytest.raises(StepFailed, match=r"ended with exit code 2: convoy serve: port 1 is taken"),
+        demo._server(tmp_path, demo._free_ports(), tmp_path / "log"),
+    ):
+        raise AssertionError("never ready")
+
+
+def test_server_that_dies_meanwhile_fails_the_demo(tmp_path: Path) -> None:
+    with demo._server(tmp_path, demo._free_ports(), tmp_path / "log") as server:
+        server.send_signal(signal.SIGKILL)
+        with pytest.raises(StepFailed, match="ended by itself with exit code -9"):
+            demo._until_it_ends(server)
+        server.returncode = 0  # what follows is another test
+
+
+def test_ctrl_c_stops_the_running_server_and_is_a_good_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ports, server = demo._free_ports(), demo._server
+    monkeypatch.setattr(demo, "_check_free", lambda _: None)
+    monkeypatch.setattr(demo, "prepare", lambda directory: directory)
+    monkeypatch.setattr(demo, "_ask", lambda *_: None)
+    monkeypatch.setattr(demo, "_server", lambda repository, _, log: server(repository, ports, log))
+    monkeypatch.setattr(demo, "_until_it_ends", lambda _: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(sys, "argv", ["demo", "--directory", str(tmp_path)])
+    assert demo.main() == 0
+    out = capsys.readouterr().out
+    assert "Try, in another terminal" in out
+    assert out.endswith("server stopped with exit code 0\n")
+
+
+def test_step_that_fails_while_serving_is_the_one_that_is_told(tmp_path: Path) -> None:
+    with (
+        pytest.raises(StepFailed, match="convoy fail failed"),
+        demo._server(tmp_path, demo._free_ports(), tmp_path / "log") as server,
+    ):
+        demo._convoy("fail")
+    assert server.returncode == 0  # and the server is stopped all the same
+
+
+def test_taken_port_is_told_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setattr(demo, "PORTS", {"grpc": taken.getsockname()[1]})
+        with pytest.raises(
+            StepFailed, match=r"port \d+ is taken: stop what listens there, or run: make demo ARGS=--once"
+        ):
+            demo.demonstrate(tmp_path / "demo", once=False)
+    assert not (tmp_path / "demo").exists()
+
+
+def test_free_ports_differ() -> None:
+    assert len(set(demo._free_ports().values())) == 3
+
+
+def test_digit_read_wrong_is_said_plainly(capsys: pytest.CaptureFixture[str]) -> None:
+    demo._compare([Path("digit-3.png"), Path("digit-7.png")], ["3", "9"])
+    assert capsys.readouterr().out == "wrong: digit-7.png was read as 9\n1 of 2 digits read right\n"
+    with pytest.raises(StepFailed, match="answered 1 of 2 images"):
+        demo._compare([Path("digit-3.png"), Path("digit-7.png")], ["3"])

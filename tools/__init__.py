@@ -1,0 +1,1 @@
+"""What writes documents and pictures of this repository; no part of the library."""

@@ -1,0 +1,193 @@
+"""`docs/experiment.md`: what convolutional structure is worth, measured on digits with and without it.
+
+`python -m tools.structure_experiment RUNS FOLDER` trains every network of the experiment into RUNS, as `convoy train`
+does, measures it on the held-out digits, and writes the tables and two pictures into FOLDER. What an earlier call has
+trained is not trained again.
+"""
+
+import argparse
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import matplotlib as mpl
+import msgspec
+from matplotlib.figure import Figure
+
+from models import threads
+from models.analysis.summary import totals
+from models.evaluation.evaluate import evaluate_file
+from models.training.run import RunFolder, Settings, default_settings
+from models.training.train import train
+
+Kind = Literal["fully connected", "convolutions"]
+
+EPOCHS, BATCH_SIZE, LEARNING_RATE = 15, 64, 3e-3
+SEEDS = range(3)
+DATA = ("digits", "permuted-digits")
+SIDE = 32  # pixels, of the images
+DEPTH = 2  # hidden layers, at which the number of parameters is varied
+STYLES = {"digits": "-", "permuted-digits": "--"}
+COLOURS: dict[Kind, str] = {"fully connected": "tab:orange", "convolutions": "tab:blue"}
+
+
+@dataclass(frozen=True)
+class Network:
+    """`depth` counts the layers before the last one; `widths` are their units, or their maps."""
+
+    kind: Kind
+    depth: int
+    widths: str
+
+    @property
+    def arguments(self) -> dict[str, str]:
+        """What `convoy train pattern --set` takes."""
+        if self.kind == "fully connected":
+            return {"pattern": f"INPUT -> [FC -> RELU]*{self.depth} -> FC", "dense": self.widths}
+        return {"pattern": f"INPUT -> [CONV -> RELU -> POOL]*{self.depth} -> FC", "widths": self.widths}
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind.split()[0]}-{self.widths.replace(',', '-')}"
+
+
+# About 50,000 parameters each.
+BY_DEPTH = (
+    Network("fully connected", 1, "48"),
+    Network("fully connected", 2, "46,46"),
+    Network("fully connected", 3, "44,44,44"),
+    Network("fully connected", 4, "43,43,43,43"),
+    Network("convolutions", 1, "19"),
+    Network("convolutions", 2, "16,64"),
+    Network("convolutions", 3, "16,32,100"),
+    Network("convolutions", 4, "16,32,64,43"),
+)
+# About 5,000, 15,000, 50,000 and 150,000 parameters.
+BY_PARAMETERS = (
+    Network("fully connected", DEPTH, "5,5"),
+    Network("fully connected", DEPTH, "14,14"),
+    Network("fully connected", DEPTH, "46,46"),
+    Network("fully connected", DEPTH, "128,128"),
+    Network("convolutions", DEPTH, "4,7"),
+    Network("convolutions", DEPTH, "8,21"),
+    Network("convolutions", DEPTH, "16,64"),
+    Network("convolutions", DEPTH, "32,160"),
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of one network on one data set: `errors` on the held-out split, 0..1, one a seed."""
+
+    network: Network
+    data: str
+    parameters: int
+    multiply_adds: int
+    errors: list[float]
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.errors)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over the seeds."""
+        return statistics.stdev(self.errors)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.structure_experiment", description=__doc__)
+    parser.add_argument("runs", type=Path, metavar="RUNS")
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    arguments = parser.parse_args()
+    threads.limit()
+    by_depth = [result(network, data, arguments.runs) for network in BY_DEPTH for data in DATA]
+    by_parameters = [result(network, "digits", arguments.runs) for network in BY_PARAMETERS]
+    draw(by_depth, "depth", arguments.folder / "experiment-depth.png")
+    draw(by_parameters, "parameters", arguments.folder / "experiment-parameters.png")
+    print(table(by_depth))
+    print(table(by_parameters))
+
+
+def result(network: Network, data: str, runs: Path) -> Result:
+    """Train the network with every seed, where that was not done before, and measure it."""
+    cost = totals("pattern", (SIDE, SIDE), classes=10, channels=1, arguments=network.arguments)
+    checkpoints = [trained(network, data, seed, runs) for seed in SEEDS]
+    errors = [1 - evaluate_file(checkpoint).scores["top1"] for checkpoint in checkpoints]
+    return Result(network, data, cost.parameters, cost.multiply_adds, errors)
+
+
+def settings(network: Network, data: str, seed: int) -> Settings:
+    """What each run is told."""
+    defaults = default_settings("pattern", data)
+    changed = msgspec.structs.replace(
+        defaults.recipe, epochs=EPOCHS, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE, patience=EPOCHS
+    )
+    told = defaults.arguments | network.arguments
+    return msgspec.structs.replace(defaults, arguments=told, recipe=changed, seed=seed)
+
+
+def trained(network: Network, data: str, seed: int, runs: Path) -> Path:
+    """The checkpoint of one run."""
+    folder, told = RunFolder(runs / f"{network.name}-{data}-{seed}"), settings(network, data, seed)
+    if not folder.finished(told):
+        print(folder.root, file=sys.stderr)
+        train(told, folder.root)
+    return folder.chosen()
+
+
+def table(results: Iterable[Result]) -> str:
+    """The results as Markdown."""
+    lines = [
+        "| network | data | hidden layers | parameters | multiply-adds | held-out errors, % | each seed |",
+        "| --- | --- | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for each in results:
+        seeds = ", ".join(f"{100 * error:.1f}" for error in each.errors)
+        network = each.network
+        lines.append(
+            f"| {network.kind}, {network.widths} | {each.data} | {network.depth} | {each.parameters:,} | "
+            f"{each.multiply_adds:,} | {100 * each.mean:.1f} ± {100 * each.spread:.1f} | {seeds} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def draw(results: Sequence[Result], axis: Literal["depth", "parameters"], path: Path) -> None:
+    """Errors against depth or parameters as a PNG file: means, and bars of a standard deviation to either side."""
+    mpl.use("Agg")  # no window, so no display is needed
+    lines: dict[tuple[Kind, str], list[Result]] = defaultdict(list)
+    for each in results:
+        lines[each.network.kind, each.data].append(each)
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    for (kind, data), found in lines.items():
+        across = [each.network.depth if axis == "depth" else each.parameters for each in found]
+        means, spreads = [100 * each.mean for each in found], [100 * each.spread for each in found]
+        axes.errorbar(
+            across,
+            means,
+            spreads,
+            color=COLOURS[kind],
+            linestyle=STYLES[data],
+            marker="o",
+            capsize=3,
+            label=f"{kind}, {data}",
+        )
+    if axis == "parameters":
+        axes.set(xscale="log", yscale="log", xlabel=f"parameters, {DEPTH} hidden layers")
+        axes.yaxis.set_major_formatter("{x:g}")
+    else:
+        depths = sorted({each.network.depth for each in results})
+        axes.set(ylim=(0, None), xticks=depths, xlabel="hidden layers, about 50,000 parameters")
+    axes.set(ylabel="held-out digits read wrongly, %")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=90, format="png")
+
+
+if __name__ == "__main__":
+    main()
