@@ -39,12 +39,13 @@ RUN cd /opt/convoy/lib/python3*/site-packages \
 FROM dependencies AS code
 COPY README.md ./
 COPY service service
+COPY convoy convoy
 RUN installer/bin/pip --python /opt/convoy/bin/python install --quiet --no-compile --no-deps --target /opt/convoy/code . \
  && /opt/convoy/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/convoy/code
 # The promise above, kept by the build: what must be inside can be imported, what must not cannot be found.
 RUN /opt/convoy/bin/python -c 'import sys; from importlib.util import find_spec; \
-import onnxruntime, service.cli; \
-sys.exit([f"{name} is in the image" for name in ("torch", "onnx", "models", "pip") if find_spec(name)] or 0)'
+import onnxruntime, convoy.service.cli; \
+sys.exit([f"{name} is in the image" for name in ("torch", "onnx", "convoy.models", "pip") if find_spec(name)] or 0)'
 
 FROM ${BASE}
 COPY --from=dependencies /opt/convoy /opt/convoy

@@ -5,8 +5,7 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
-from service.client.client import Client
-from service.client.results import Model
+from convoy import Client, Model
 
 
 def main(server: str) -> None:

@@ -7,13 +7,13 @@ import msgspec
 import torch
 from torch import nn
 
-from models import registry
-from models.data.dataset import Split, SplitName
-from models.data.registry import split_of
-from models.errors import BadCheckpoint, BadTraining
-from models.graph import ChannelOrder, Pixels, Values
-from models.registry import Argument
-from service.metadata import InputSpec, Task, TensorInput, image_tensor
+from convoy.models import registry
+from convoy.models.data.dataset import Split, SplitName
+from convoy.models.data.registry import split_of
+from convoy.models.errors import BadCheckpoint, BadTraining
+from convoy.models.graph import ChannelOrder, Pixels, Values
+from convoy.models.registry import Argument
+from convoy.service.metadata import InputSpec, Task, TensorInput, image_tensor
 
 KEY = "convoy"
 EPOCHS = "convoy_epochs"  # that are done; what Lightning notes does not tell the middle of one from its end

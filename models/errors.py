@@ -1,6 +1,6 @@
 """What can go wrong offline, each a ConvoyError: the command line prints it as one line."""
 
-from service.errors import ConvoyError
+from convoy.service.errors import ConvoyError
 
 
 class BadTraining(ConvoyError):

@@ -9,7 +9,7 @@ as the number behind it says (0 leaves it out). Written out, the layers have to 
 import re
 from typing import Literal, NamedTuple, NoReturn, cast, get_args
 
-from models.errors import BadTraining
+from convoy.models.errors import BadTraining
 
 Kind = Literal["INPUT", "CONV", "RELU", "POOL", "FC"]
 MAX_LAYERS = 256  # written out; more is a slip of the keyboard

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from service.metadata import Task, TensorInput
+from convoy.service.metadata import Task, TensorInput
 
 ChannelOrder = Literal["RGB", "BGR"]
 

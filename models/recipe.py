@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from models.data.augmentation import Augmentation
+from convoy.models.data.augmentation import Augmentation
 
 Optimizer = Literal["sgd", "adamw"]
 Precision = Literal["32", "16-mixed", "bf16-mixed"]

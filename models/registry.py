@@ -8,31 +8,31 @@ from typing import Any, Literal
 import msgspec
 from torch import nn
 
-from models.classification.alexnet import AlexNet
-from models.classification.conv1d import Conv1d
-from models.classification.conv3d import Conv3d
-from models.classification.convpool import ConvPool
-from models.classification.densenet import DenseNet
-from models.classification.googlenet import GoogLeNet
-from models.classification.inception_resnet_v2 import InceptionResNetV2
-from models.classification.inception_v3 import InceptionV3
-from models.classification.lenet5 import LeNet5
-from models.classification.lenet1989 import LeNet1989
-from models.classification.locally_connected import DeepFace
-from models.classification.maxout import Maxout
-from models.classification.mobilenet import MobileNet
-from models.classification.pattern import DEFAULT, Pattern
-from models.classification.resnet import ResNet
-from models.classification.spatial_pyramid import SpatialPyramidNet
-from models.classification.vgg import VGG
-from models.classification.xception import Xception
-from models.errors import BadTraining
-from models.recipe import Recipe
-from models.segmentation.deeplab_v3 import DeepLabV3
-from models.segmentation.fcn import FCN
-from models.segmentation.segnet import SegNet
-from models.segmentation.unet import UNet
-from service.metadata import Axis, InputSpec, Task, TensorInput, image_tensor
+from convoy.models.classification.alexnet import AlexNet
+from convoy.models.classification.conv1d import Conv1d
+from convoy.models.classification.conv3d import Conv3d
+from convoy.models.classification.convpool import ConvPool
+from convoy.models.classification.densenet import DenseNet
+from convoy.models.classification.googlenet import GoogLeNet
+from convoy.models.classification.inception_resnet_v2 import InceptionResNetV2
+from convoy.models.classification.inception_v3 import InceptionV3
+from convoy.models.classification.lenet5 import LeNet5
+from convoy.models.classification.lenet1989 import LeNet1989
+from convoy.models.classification.locally_connected import DeepFace
+from convoy.models.classification.maxout import Maxout
+from convoy.models.classification.mobilenet import MobileNet
+from convoy.models.classification.pattern import DEFAULT, Pattern
+from convoy.models.classification.resnet import ResNet
+from convoy.models.classification.spatial_pyramid import SpatialPyramidNet
+from convoy.models.classification.vgg import VGG
+from convoy.models.classification.xception import Xception
+from convoy.models.errors import BadTraining
+from convoy.models.recipe import Recipe
+from convoy.models.segmentation.deeplab_v3 import DeepLabV3
+from convoy.models.segmentation.fcn import FCN
+from convoy.models.segmentation.segnet import SegNet
+from convoy.models.segmentation.unet import UNet
+from convoy.service.metadata import Axis, InputSpec, Task, TensorInput, image_tensor
 
 Argument = int | float | str
 

@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import torch
 
-from service.runtime_words import reason
+from convoy.service.runtime_words import reason
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 Session: TypeAlias = onnxruntime.InferenceSession

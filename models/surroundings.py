@@ -3,7 +3,7 @@ other programs have left in the environment."""
 
 import os
 
-from models.errors import BadTraining
+from convoy.models.errors import BadTraining
 
 # The number of the process that started this one as a part of its run: a copy left over in some shell is another's.
 PARENT = "CONVOY_TRAINING_PARENT"

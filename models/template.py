@@ -15,12 +15,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper, parser
 
-from models.data import picture
-from models.errors import BadTemplate
-from models.export import publish
-from models.export.export import OPSET
-from service import metadata
-from service.metadata import Document, InputSpec, Provenance
+from convoy.models.data import picture
+from convoy.models.errors import BadTemplate
+from convoy.models.export import publish
+from convoy.models.export.export import OPSET
+from convoy.service import metadata
+from convoy.service.metadata import Document, InputSpec, Provenance
 
 MAX_PIXELS = 1 << 22  # of a template: up to here the sums over a window are whole numbers of 63 bits
 

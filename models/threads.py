@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from service.machine import cores
+from convoy.service.machine import cores
 
 MOST = 16  # small networks only lose by more
 

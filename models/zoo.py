@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models import checkpoint, registry
-from models.checkpoint import Description
-from models.data.builtin.generated import generated
-from models.random_weights import randomise
-from models.registry import Argument
-from service.metadata import InputSpec, TensorInput
+from convoy.models import checkpoint, registry
+from convoy.models.checkpoint import Description
+from convoy.models.data.builtin.generated import generated
+from convoy.models.random_weights import randomise
+from convoy.models.registry import Argument
+from convoy.service.metadata import InputSpec, TensorInput
 
 IMAGES = 4  # that the random weights are settled on
 

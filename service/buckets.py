@@ -8,9 +8,9 @@ from collections.abc import Iterable
 
 import msgspec
 
-from service.config import Buckets as Setting
-from service.errors import BadConfig
-from service.metadata import Document, InputSpec
+from convoy.service.config import Buckets as Setting
+from convoy.service.errors import BadConfig
+from convoy.service.metadata import Document, InputSpec
 
 Size = tuple[int, int]
 

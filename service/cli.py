@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from service.errors import ConvoyError
-from service.supervisor import processes
+from convoy.service.errors import ConvoyError
+from convoy.service.supervisor import processes
 
 if TYPE_CHECKING:
     from typer import Typer
@@ -28,26 +28,32 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "serve": Command("service.commands.serve", "Serve a model repository over gRPC"),
-    "classify": Command("service.commands.classify", "Ask a server what is in images"),
-    "segment": Command("service.commands.segment", "Ask a server for the class of every pixel of an image"),
-    "locate": Command("service.commands.locate", "Ask a server where in pictures a template is"),
-    "models": Command("service.commands.models", "List what a server serves"),
-    "health": Command("service.commands.health", "Ask a server whether it serves; the exit code says so"),
-    "profile": Command("service.commands.profile", "Measure what batches of a model take on this machine"),
-    "simulate": Command("service.commands.simulate", "Try the scheduler under a load, on a virtual clock"),
-    "bench": Command("service.commands.bench", "Load a server and measure how it answers"),
-    "data": Command("models.commands.data", "Look into a data set: classes, sizes, duplicates, what cannot be read"),
-    "train": Command("models.commands.train", "Train a network"),
-    "evaluate": Command("models.commands.evaluate", "Measure a trained network on its held-out images"),
-    "report": Command("models.commands.report", "Write the pictures, tables and the page of a run anew"),
-    "compare": Command("models.commands.compare", "Show runs side by side: costs, scores, curves"),
-    "export": Command("models.commands.export", "Export a trained network into a model repository"),
-    "template": Command("models.commands.template", "Make a model that finds a picture inside others"),
-    "inspect": Command("models.commands.inspect", "Show the layers of a network: shapes, costs, receptive fields"),
-    "visualize": Command("models.commands.visualize", "Draw what a trained network has learned and looks at"),
-    "adopt": Command("models.commands.adopt", "Make a file from elsewhere take images and describe itself"),
-    "adopt-weights": Command("models.commands.adopt_weights", "Take over weights that Keras or torchvision saved"),
+    "serve": Command("convoy.service.commands.serve", "Serve a model repository over gRPC"),
+    "classify": Command("convoy.service.commands.classify", "Ask a server what is in images"),
+    "segment": Command("convoy.service.commands.segment", "Ask a server for the class of every pixel of an image"),
+    "locate": Command("convoy.service.commands.locate", "Ask a server where in pictures a template is"),
+    "models": Command("convoy.service.commands.models", "List what a server serves"),
+    "health": Command("convoy.service.commands.health", "Ask a server whether it serves; the exit code says so"),
+    "profile": Command("convoy.service.commands.profile", "Measure what batches of a model take on this machine"),
+    "simulate": Command("convoy.service.commands.simulate", "Try the scheduler under a load, on a virtual clock"),
+    "bench": Command("convoy.service.commands.bench", "Load a server and measure how it answers"),
+    "data": Command(
+        "convoy.models.commands.data", "Look into a data set: classes, sizes, duplicates, what cannot be read"
+    ),
+    "train": Command("convoy.models.commands.train", "Train a network"),
+    "evaluate": Command("convoy.models.commands.evaluate", "Measure a trained network on its held-out images"),
+    "report": Command("convoy.models.commands.report", "Write the pictures, tables and the page of a run anew"),
+    "compare": Command("convoy.models.commands.compare", "Show runs side by side: costs, scores, curves"),
+    "export": Command("convoy.models.commands.export", "Export a trained network into a model repository"),
+    "template": Command("convoy.models.commands.template", "Make a model that finds a picture inside others"),
+    "inspect": Command(
+        "convoy.models.commands.inspect", "Show the layers of a network: shapes, costs, receptive fields"
+    ),
+    "visualize": Command("convoy.models.commands.visualize", "Draw what a trained network has learned and looks at"),
+    "adopt": Command("convoy.models.commands.adopt", "Make a file from elsewhere take images and describe itself"),
+    "adopt-weights": Command(
+        "convoy.models.commands.adopt_weights", "Take over weights that Keras or torchvision saved"
+    ),
 }
 
 
@@ -131,7 +137,7 @@ def run(arguments: Sequence[str]) -> int:
 def _call(name: str, arguments: Sequence[str]) -> int:
     import typer  # noqa: PLC0415  see `main`
 
-    from service.commands.sections import Sections  # noqa: PLC0415
+    from convoy.service.commands.sections import Sections  # noqa: PLC0415
 
     found = _found(name)
     # Plain help: with markup a word in brackets, such as convoy[train], would vanish from it.
@@ -150,8 +156,9 @@ def _found(name: str) -> "Callable[..., None] | Typer":
         # What the load generator counts with, and the serving image goes without.
         if (error.name or "").partition(".")[0] == "hdrh":
             raise ConvoyError("needs the packages of the load generator: install convoy[bench]") from None
-        # Where the serving packages are alone, `models` or what it imports is missing; a missing file of ours is a bug.
-        if not path.startswith("models.") or (error.name or "").startswith(("models.", "service")):
+        # Where the serving packages are alone, `convoy.models` or what it imports is missing; a missing file of ours is
+        # a bug.
+        if not path.startswith("convoy.models.") or (error.name or "").startswith(("convoy.models.", "convoy.service")):
             raise
         raise ConvoyError("needs the training packages: install convoy[train]") from None
     found: Callable[..., None] | Typer = getattr(module, name.replace("-", "_"))

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
-from service.errors import BadConfig
-from service.metadata import Side
-from service.text import NoText, decoded
+from convoy.service.errors import BadConfig
+from convoy.service.metadata import Side
+from convoy.service.text import NoText, decoded
 
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 MIB = 1 << 20

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from service.errors import BadMetadata
+from convoy.service.errors import BadMetadata
 
 KEY = "convoy"
 

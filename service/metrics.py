@@ -26,7 +26,9 @@ from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
-from service.supervisor.processes import METRICS_DIRECTORY, Restarts
+DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # in the environment: prometheus_client reads it when it is imported
+# How many processes were started again, by kind and device, after one ended unasked.
+Restarts = Mapping[tuple[str, int], int]
 
 _FILE_BYTES = 16 << 10  # of a new file of counts
 
@@ -148,7 +150,7 @@ def _reserve(filename: str) -> None:
         os.close(descriptor)
 
 
-if METRICS_DIRECTORY in os.environ:
+if DIRECTORY in os.environ:
     values.MmapedDict = Counts  # type: ignore[attr-defined]
     # Else it asks the kernel for the process id at every increment, in case of a fork: none of our processes forks.
     _PROCESS_ID = os.getpid()
@@ -343,11 +345,15 @@ class ServerCollector(Collector):
         engines = CounterMetricFamily(
             "convoy_engine_restarts", "Engines started again after one ended unasked.", labels=["device"]
         )
-        for device, count in self._restarts.engines.items():
-            engines.add_metric([str(device)], count)
+        front_ends = 0
+        for (kind, device), count in self._restarts.items():
+            if kind == "engine":
+                engines.add_metric([str(device)], count)
+            else:
+                front_ends += count
         yield engines
         yield CounterMetricFamily(
-            "convoy_frontend_restarts", "Front ends started again after one ended unasked.", self._restarts.front_ends
+            "convoy_frontend_restarts", "Front ends started again after one ended unasked.", front_ends
         )
         yield from _triton_names(statistics(families))
 

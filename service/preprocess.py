@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.buckets import NONE, Buckets, Size, rounded
-from service.metadata import InputSpec, Interpolation
+from convoy.service.buckets import NONE, Buckets, Size, rounded
+from convoy.service.metadata import InputSpec, Interpolation
 
 RESAMPLING: dict[Interpolation, Image.Resampling] = {
     "nearest": Image.Resampling.NEAREST,

@@ -9,10 +9,10 @@ from typing import Literal
 
 import msgspec
 
-from service.buckets import NONE, Buckets
-from service.config import ModelConfig, load_model_config
-from service.errors import BadConfig, ModelUnavailable, UnknownModel, listed
-from service.metadata import Document
+from convoy.service.buckets import NONE, Buckets
+from convoy.service.config import ModelConfig, load_model_config
+from convoy.service.errors import BadConfig, ModelUnavailable, UnknownModel, listed
+from convoy.service.metadata import Document
 
 MODEL_FILE = "model.onnx"
 CONFIG_FILE = "model.toml"

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from service import cli
+from convoy.service import cli
 from tests.service import networks
 
 LONG = "x" * 300

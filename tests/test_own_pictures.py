@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from models.data.registry import data_set
+from convoy.models.data.registry import data_set
 from tests.service.running import Server
 
 PICTURES = 700

@@ -19,9 +19,9 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from models.data.builtin import digits, scenes, strokes
-from models.export import export
-from models.training.run import RunFolder, default_settings
+from convoy.models.data.builtin import digits, scenes, strokes
+from convoy.models.export import export
+from convoy.models.training.run import RunFolder, default_settings
 
 CONVOY = Path(sys.executable).with_name("convoy")
 NETWORKS = {"lenet5": "digits", "unet": "digit-scenes"}

@@ -17,13 +17,13 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from models import registry, runtime, zoo
-from models.analysis.operation import FREE_SIDE
-from models.analysis.summary import totals
-from models.data.builtin.generated import generated
-from models.export.export import Exported, export
-from models.registry import ARCHITECTURES
-from service.metadata import InputSpec
+from convoy.models import registry, runtime, zoo
+from convoy.models.analysis.operation import FREE_SIDE
+from convoy.models.analysis.summary import totals
+from convoy.models.data.builtin.generated import generated
+from convoy.models.export.export import Exported, export
+from convoy.models.registry import ARCHITECTURES
+from convoy.service.metadata import InputSpec
 
 CLASSES = {("classification", 3): 1000, ("classification", 1): 10, ("segmentation", 3): 21}  # by task and channels
 TENSOR_CLASSES = 10

@@ -18,11 +18,11 @@ import matplotlib as mpl
 import msgspec
 from matplotlib.figure import Figure
 
-from models import threads
-from models.analysis.summary import totals
-from models.evaluation.evaluate import evaluate_file
-from models.training.run import RunFolder, Settings, default_settings
-from models.training.train import train
+from convoy.models import threads
+from convoy.models.analysis.summary import totals
+from convoy.models.evaluation.evaluate import evaluate_file
+from convoy.models.training.run import RunFolder, Settings, default_settings
+from convoy.models.training.train import train
 
 Kind = Literal["fully connected", "convolutions"]
 

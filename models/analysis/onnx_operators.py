@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from models.analysis import operators
-from models.analysis.operators import Act, Window
-from models.analysis.reach import whole, window
-from models.analysis.receptive_field import Reached, Reshaped, Step
-from models.errors import ImpossibleLayer
+from convoy.models.analysis import operators
+from convoy.models.analysis.operators import Act, Window
+from convoy.models.analysis.reach import whole, window
+from convoy.models.analysis.receptive_field import Reached, Reshaped, Step
+from convoy.models.errors import ImpossibleLayer
 
 Shape = tuple[int, ...]
 

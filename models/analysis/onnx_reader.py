@@ -12,11 +12,11 @@ from onnx.defs import SchemaError
 from onnx.reference import ReferenceEvaluator
 from onnx.shape_inference import InferenceError
 
-from models.analysis.onnx_operators import Node, Shape, check, describe
-from models.analysis.operation import FREE_SIDE, Graph, Operation
-from models.analysis.operators import Act, by
-from models.errors import BadNetworkFile, ImpossibleLayer, NothingLeft
-from service import metadata
+from convoy.models.analysis.onnx_operators import Node, Shape, check, describe
+from convoy.models.analysis.operation import FREE_SIDE, Graph, Operation
+from convoy.models.analysis.operators import Act, by
+from convoy.models.errors import BadNetworkFile, ImpossibleLayer, NothingLeft
+from convoy.service import metadata
 
 SMALL = 4096  # elements: what may say something about a shape
 WEIGHTS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.INT8)

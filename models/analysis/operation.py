@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from models.analysis import receptive_field
-from models.analysis.operators import Act
-from models.analysis.receptive_field import Sight
+from convoy.models.analysis import receptive_field
+from convoy.models.analysis.operators import Act
+from convoy.models.analysis.receptive_field import Sight
 
 FREE_SIDE = 256  # pixels: what is looked at where a network takes any size and none is given
 

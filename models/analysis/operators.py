@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-from models.analysis.reach import Reach, bins, resized, spread, whole, window
-from models.analysis.receptive_field import Permuted, Reached, Reshaped, Step
-from models.errors import ImpossibleLayer, NothingLeft
+from convoy.models.analysis.reach import Reach, bins, resized, spread, whole, window
+from convoy.models.analysis.receptive_field import Permuted, Reached, Reshaped, Step
+from convoy.models.errors import ImpossibleLayer, NothingLeft
 
 Shape = Sequence[int]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import NamedTuple
 
-from models.analysis.reach import ITSELF, Reach, spread, union, whole, window
+from convoy.models.analysis.reach import ITSELF, Reach, spread, union, whole, window
 
 
 class Factor(NamedTuple):

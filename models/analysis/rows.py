@@ -3,8 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
-from models.analysis.operation import Graph, Operation, sights
-from models.analysis.reach import Reach
+from convoy.models.analysis.operation import Graph, Operation, sights
+from convoy.models.analysis.reach import Reach
 
 
 @dataclass(frozen=True)

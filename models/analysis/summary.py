@@ -7,21 +7,21 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from models import checkpoint, registry
-from models.analysis import onnx_reader, torch_reader
-from models.analysis.operation import FREE_SIDE, Graph
-from models.analysis.operators import by
-from models.analysis.rows import Anatomy, anatomy
-from models.errors import BadNetworkFile, BadTraining, ImpossibleLayer, NothingLeft
-from models.registry import ARCHITECTURES, Architecture, Argument
-from service.metadata import InputSpec, TensorInput
+from convoy.models import checkpoint, registry
+from convoy.models.analysis import onnx_reader, torch_reader
+from convoy.models.analysis.operation import FREE_SIDE, Graph
+from convoy.models.analysis.operators import by
+from convoy.models.analysis.rows import Anatomy, anatomy
+from convoy.models.errors import BadNetworkFile, BadTraining, ImpossibleLayer, NothingLeft
+from convoy.models.registry import ARCHITECTURES, Architecture, Argument
+from convoy.service.metadata import InputSpec, TensorInput
 
 Size = tuple[int, ...]
 SUFFIXES = (".ckpt", ".onnx")
 
 
 class Totals(NamedTuple):
-    """Of a network at one size of image; parameters are counted as `models.parameters.count` does."""
+    """Of a network at one size of image; parameters are counted as `convoy.models.parameters.count` does."""
 
     parameters: int
     multiply_adds: int

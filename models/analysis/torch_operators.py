@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.analysis import operators
-from models.analysis.operators import Act, Window
-from models.analysis.reach import whole, window
-from models.analysis.receptive_field import Reached, Reshaped
-from models.errors import ImpossibleLayer
+from convoy.models.analysis import operators
+from convoy.models.analysis.operators import Act, Window
+from convoy.models.analysis.reach import whole, window
+from convoy.models.analysis.receptive_field import Reached, Reshaped
+from convoy.models.errors import ImpossibleLayer
 
 Given = dict[str, Any]  # an operation's arguments by name
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from models.analysis.operation import Graph, Operation
-from models.analysis.operators import Act, by
-from models.analysis.torch_operators import Given, check, describe
-from models.errors import ImpossibleLayer, NothingLeft
-from models.parameters import moving_statistics
+from convoy.models.analysis.operation import Graph, Operation
+from convoy.models.analysis.operators import Act, by
+from convoy.models.analysis.torch_operators import Given, check, describe
+from convoy.models.errors import ImpossibleLayer, NothingLeft
+from convoy.models.parameters import moving_statistics
 
 ROOT = "forward"  # what the network's own forward does outside of its modules
 

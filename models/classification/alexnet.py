@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from models.arithmetic import output_size
+from convoy.models.arithmetic import output_size
 
 # Section 5: these start at 1, so that their rectifiers have something positive to begin with; the others at 0.
 BIASED = ("conv2", "conv4", "conv5", "fc6", "fc7")

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from models.blocks import Branches
+from convoy.models.blocks import Branches
 
 # Table 1: the maps of 1x1, of 3x3 behind its reduction, of 5x5 behind its reduction, and of the projected pooling.
 Widths = tuple[int, tuple[int, int], tuple[int, int], int]

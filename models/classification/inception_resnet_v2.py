@@ -3,8 +3,8 @@ Learning, arXiv 1602.07261)."""
 
 from torch import Tensor, nn
 
-from models.blocks import Branches
-from models.classification.inception_v3 import Convolutions, Stem
+from convoy.models.blocks import Branches
+from convoy.models.classification.inception_v3 import Convolutions, Stem
 
 
 class InceptionResNetV2(nn.Module):

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from models.blocks import Branches, ConvNorm2d
+from convoy.models.blocks import Branches, ConvNorm2d
 
 Form = Literal["keras", "torchvision"]
 # The maps and the kernel of a convolution.

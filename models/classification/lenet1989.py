@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from models.classification.lenet5 import PartialConv2d, Subsampling, initialise, scaled_tanh
+from convoy.models.classification.lenet5 import PartialConv2d, Subsampling, initialise, scaled_tanh
 
 # Table 1 of the paper: the H2 maps that each of the twelve H3 maps sees. The two halves never meet before the output.
 H3_TABLE = (

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from models.blocks import Conv2dSame
+from convoy.models.blocks import Conv2dSame
 
 STEM = 32
 # Table 1 of the paper: the maps that each separable convolution answers, and its stride.

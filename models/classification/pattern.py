@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from models.errors import BadTraining
-from models.grammar import Layer, parse, refuse
+from convoy.models.errors import BadTraining
+from convoy.models.grammar import Layer, parse, refuse
 
 DEFAULT = "INPUT -> [[CONV -> RELU]*2 -> POOL]*3 -> [FC -> RELU]*2 -> FC"
 MAX_WIDTH = 65_536

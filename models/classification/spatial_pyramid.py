@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from models.blocks import ConvNorm2d
+from convoy.models.blocks import ConvNorm2d
 
 BINS = (1, 2, 4)
 

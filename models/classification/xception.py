@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks import ConvNorm2d
+from convoy.models.blocks import ConvNorm2d
 
 EPS, MOMENTUM = 1e-3, 0.01  # of every normalisation: those of the published weights
 MIDDLE = 8  # modules of the middle flow

@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
-from models.commands.options import parse_size
-from models.errors import BadNetworkFile
-from models.onnx_import.adopt import Colour, Wanted, chosen
-from models.onnx_import.adopt import adopt as run
-from models.onnx_import.answer import Tail
-from models.onnx_import.look import Found, Layout, Task, Tensor, likely_task, look
-from service.metadata import Fit, InputSpec
+from convoy.models.commands.options import parse_size
+from convoy.models.errors import BadNetworkFile
+from convoy.models.onnx_import.adopt import Colour, Wanted, chosen
+from convoy.models.onnx_import.adopt import adopt as run
+from convoy.models.onnx_import.answer import Tail
+from convoy.models.onnx_import.look import Found, Layout, Task, Tensor, likely_task, look
+from convoy.service.metadata import Fit, InputSpec
 
 
 def adopt(

@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from models import checkpoint
-from models.commands.options import assignments, parse_size
-from models.parameters import count
-from models.pretrained.preprocessing import MEANING, PixelForm
-from models.pretrained.registry import KERAS, TORCHVISION
-from models.pretrained.weights import adopt, read_labels
+from convoy.models import checkpoint
+from convoy.models.commands.options import assignments, parse_size
+from convoy.models.parameters import count
+from convoy.models.pretrained.preprocessing import MEANING, PixelForm
+from convoy.models.pretrained.registry import KERAS, TORCHVISION
+from convoy.models.pretrained.weights import adopt, read_labels
 
 
 def adopt_weights(

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from models.report.compare import Comparison, cells, header, save
-from models.report.compare import compare as read
-from service.errors import BadConfig
+from convoy.models.report.compare import Comparison, cells, header, save
+from convoy.models.report.compare import compare as read
+from convoy.service.errors import BadConfig
 
 
 def compare(

@@ -11,14 +11,14 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from models.analysis.operators import by
-from models.commands.options import MaskColours, MaskValues, with_masks
-from models.data.check import Copies, Sizes, Summary
-from models.data.check import check as look_into
-from models.data.formats.listing import SPLITS
-from models.data.registry import DATA, resolve, shown
-from models.data.samples import save_samples
-from service.errors import BadConfig
+from convoy.models.analysis.operators import by
+from convoy.models.commands.options import MaskColours, MaskValues, with_masks
+from convoy.models.data.check import Copies, Sizes, Summary
+from convoy.models.data.check import check as look_into
+from convoy.models.data.formats.listing import SPLITS
+from convoy.models.data.registry import DATA, resolve, shown
+from convoy.models.data.samples import save_samples
+from convoy.service.errors import BadConfig
 
 data = typer.Typer(add_completion=False, rich_markup_mode=None)
 

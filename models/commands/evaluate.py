@@ -9,13 +9,13 @@ import msgspec
 import typer
 from rich.console import Console
 
-from models.commands.options import MaskColours, MaskValues, checkpoint_of, with_masks
-from models.data.registry import shown
-from models.evaluation.evaluate import Evaluation, evaluate_file
-from models.evaluation.slices import parse
-from models.report import classes
-from models.visualize import confusion
-from service.errors import BadConfig
+from convoy.models.commands.options import MaskColours, MaskValues, checkpoint_of, with_masks
+from convoy.models.data.registry import shown
+from convoy.models.evaluation.evaluate import Evaluation, evaluate_file
+from convoy.models.evaluation.slices import parse
+from convoy.models.report import classes
+from convoy.models.visualize import confusion
+from convoy.service.errors import BadConfig
 
 MEANING = {
     "top1": "share of {kind} whose most probable class is right",

@@ -10,13 +10,13 @@ import typer
 from rich.console import Console
 from rich.measure import Measurement
 
-from models.commands.options import checkpoint_of
-from models.errors import BadTraining, VariantRefused
-from models.export.export import Exported, trace
-from models.export.export import export as run
-from models.export.variants import Outcome, Plan, make, measure
-from models.visualize import variants
-from service.metadata import Calibration, Precision
+from convoy.models.commands.options import checkpoint_of
+from convoy.models.errors import BadTraining, VariantRefused
+from convoy.models.export.export import Exported, trace
+from convoy.models.export.export import export as run
+from convoy.models.export.variants import Outcome, Plan, make, measure
+from convoy.models.visualize import variants
+from convoy.service.metadata import Calibration, Precision
 
 DEFAULT = Plan()
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")

@@ -7,11 +7,11 @@ import typer
 from rich.console import Console
 from rich.measure import Measurement
 
-from models.analysis.operators import by
-from models.analysis.summary import inspect_architecture, inspect_file, is_file
-from models.commands.options import assignments, parse_size
-from models.errors import BadTraining
-from models.visualize import layers
+from convoy.models.analysis.operators import by
+from convoy.models.analysis.summary import inspect_architecture, inspect_file, is_file
+from convoy.models.commands.options import assignments, parse_size
+from convoy.models.errors import BadTraining
+from convoy.models.visualize import layers
 
 
 def inspect(

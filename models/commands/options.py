@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from models.data.formats.masks import parse, source
-from models.errors import BadTraining
-from models.onnx_import.palette import read_colours
-from models.training.run import RunFolder
+from convoy.models.data.formats.masks import parse, source
+from convoy.models.errors import BadTraining
+from convoy.models.onnx_import.palette import read_colours
+from convoy.models.training.run import RunFolder
 
 MAX_SIDE = 65_535
 
@@ -50,7 +50,7 @@ def assignments(texts: list[str]) -> dict[str, str]:
 
 
 def with_masks(data: str, values: str | None, colours: str | None) -> str:
-    """Data and how their masks are coded, in one text for `models.data.registry.resolve`. Raises BadTraining,
+    """Data and how their masks are coded, in one text for `convoy.models.data.registry.resolve`. Raises BadTraining,
     BadNetworkFile."""
     if values is not None and colours is not None:
         raise BadTraining("--mask-values and --mask-colours are two ways to say the same, want one of them")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from models.report.write import PAGE, write
+from convoy.models.report.write import PAGE, write
 
 
 def report(

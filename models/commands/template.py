@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from models.template import publish_template
+from convoy.models.template import publish_template
 
 
 def template(

@@ -10,8 +10,8 @@ import msgspec
 import typer
 from msgspec.structs import replace
 
-from models import registry, surroundings
-from models.commands.options import (
+from convoy.models import registry, surroundings
+from convoy.models.commands.options import (
     MaskColours,
     MaskValues,
     assignments,
@@ -21,21 +21,21 @@ from models.commands.options import (
     parse_size,
     with_masks,
 )
-from models.data.augmentation import Augmentation, Flip
-from models.data.registry import DATA, moved, resolve, shown
-from models.errors import BadTraining, TrainingStopped
-from models.recipe import ClassWeights, Loss, Precision, Recipe, Schedule
-from models.registry import ARCHITECTURES
-from models.report.write import PAGE, write_at_end
-from models.training.config import read as read_config
-from models.training.distributed import is_first
-from models.training.lr_finder import find_rate
-from models.training.preview import preview as save_preview
-from models.training.resuming import settings_of
-from models.training.run import HIGHEST_SEED, Freeze, Machine, RunFolder, Settings, Transfer, default_settings
-from models.training.train import ONE
-from models.training.train import train as run
-from models.training.transfer import defaults as taken_over
+from convoy.models.data.augmentation import Augmentation, Flip
+from convoy.models.data.registry import DATA, moved, resolve, shown
+from convoy.models.errors import BadTraining, TrainingStopped
+from convoy.models.recipe import ClassWeights, Loss, Precision, Recipe, Schedule
+from convoy.models.registry import ARCHITECTURES
+from convoy.models.report.write import PAGE, write_at_end
+from convoy.models.training.config import read as read_config
+from convoy.models.training.distributed import is_first
+from convoy.models.training.lr_finder import find_rate
+from convoy.models.training.preview import preview as save_preview
+from convoy.models.training.resuming import settings_of
+from convoy.models.training.run import HIGHEST_SEED, Freeze, Machine, RunFolder, Settings, Transfer, default_settings
+from convoy.models.training.train import ONE
+from convoy.models.training.train import train as run
+from convoy.models.training.transfer import defaults as taken_over
 
 Changed = TypeVar("Changed", Recipe, Augmentation)
 

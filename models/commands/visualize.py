@@ -2,9 +2,9 @@
 
 import typer
 
-from models.commands.views.evidence import evidence
-from models.commands.views.grown import class_, dream, neurons
-from models.commands.views.shown import features, filters, layers
+from convoy.models.commands.views.evidence import evidence
+from convoy.models.commands.views.grown import class_, dream, neurons
+from convoy.models.commands.views.shown import features, filters, layers
 
 visualize = typer.Typer(
     add_completion=False,

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
 
-from models.data.dataset import IGNORE, DataSet
-from models.errors import BadTraining
+from convoy.models.data.dataset import IGNORE, DataSet
+from convoy.models.errors import BadTraining
 
 Flip = Literal["none", "horizontal", "vertical", "both"]
 Factor = Annotated[float, Meta(ge=0.1, le=10)]

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from models import surroundings
-from models.errors import BadData
+from convoy.models import surroundings
+from convoy.models.errors import BadData
 
 
 class Fault(NamedTuple):

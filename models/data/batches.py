@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.data.augmentation import Augmentation, augmented, window, zoomed
-from models.data.dataset import IGNORE, Split, Target
-from models.data.loading import WHOLE, Batch, Loader, Share
-from service.metadata import InputSpec, TensorInput
-from service.preprocess import input_size, preprocess
+from convoy.models.data.augmentation import Augmentation, augmented, window, zoomed
+from convoy.models.data.dataset import IGNORE, Split, Target
+from convoy.models.data.loading import WHOLE, Batch, Loader, Share
+from convoy.service.metadata import InputSpec, TensorInput
+from convoy.service.preprocess import input_size, preprocess
 
 # Pixels, or numbers, of a batch that is only looked at: one of photographs would fill the memory.
 MOST_NUMBERS = 4 << 20

@@ -10,17 +10,17 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import msgspec
 import numpy as np
 
-from models.data.bad_files import Fault, in_words, tell
-from models.data.dataset import IGNORE, DataSet, Split, SplitName
-from models.data.formats import mask_folders, voc
-from models.data.formats.folder import FolderSplit
-from models.data.formats.listing import LABELS, SPLITS
-from models.data.formats.masks import of_source
-from models.data.names import is_data
-from models.data.reading import in_threads
-from models.data.registry import loaded
-from models.errors import BadData
-from service.metadata import Task
+from convoy.models.data.bad_files import Fault, in_words, tell
+from convoy.models.data.dataset import IGNORE, DataSet, Split, SplitName
+from convoy.models.data.formats import mask_folders, voc
+from convoy.models.data.formats.folder import FolderSplit
+from convoy.models.data.formats.listing import LABELS, SPLITS
+from convoy.models.data.formats.masks import of_source
+from convoy.models.data.names import is_data
+from convoy.models.data.reading import in_threads
+from convoy.models.data.registry import loaded
+from convoy.models.errors import BadData
+from convoy.service.metadata import Task
 
 Shape = tuple[int, ...]
 

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from models.data.dataset import IGNORE
-from models.lettering import font
+from convoy.models.data.dataset import IGNORE
+from convoy.models.lettering import font
 
 Palette = Sequence[tuple[int, int, int]]
 

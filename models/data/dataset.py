@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from service.metadata import Task, TensorInput
+from convoy.service.metadata import Task, TensorInput
 
 SplitName = Literal["train", "validation", "test"]
 Sample = NDArray[Any]  # uint8 or float32

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.data.names import is_data, one
-from models.errors import BadData
-from service.errors import BadImage
-from service.images import decode
-from service.images.exif import UPRIGHT, is_turned, orientation
-from service.images.limits import MAX_SIDE
+from convoy.models.data.names import is_data, one
+from convoy.models.errors import BadData
+from convoy.service.errors import BadImage
+from convoy.service.images import decode
+from convoy.service.images.exif import UPRIGHT, is_turned, orientation
+from convoy.service.images.limits import MAX_SIDE
 
 # What is too large for Pillow is an error, told in words; these are somebody's own pictures.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)

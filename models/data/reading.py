@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from models.data import picture, scan
-from models.data.bad_files import Fault
-from models.data.dataset import IGNORE
-from models.data.formats import masks
-from models.data.formats.listing import Entry
-from models.data.formats.masks import Coding
-from models.data.scan import Facts
-from models.errors import BadData
-from service.machine import cores
+from convoy.models.data import picture, scan
+from convoy.models.data.bad_files import Fault
+from convoy.models.data.dataset import IGNORE
+from convoy.models.data.formats import masks
+from convoy.models.data.formats.listing import Entry
+from convoy.models.data.formats.masks import Coding
+from convoy.models.data.scan import Facts
+from convoy.models.errors import BadData
+from convoy.service.machine import cores
 
 MEASURED_IMAGES = 2000  # evenly spread, for mean and deviation
 LEAST_DEVIATION = 1 / 255  # of pixels that are all alike

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from models.data.bad_files import Report, refuse, tell
-from models.data.builtin import aerial, clips, digits, permuted, scenes, waveforms
-from models.data.dataset import DataSet, Split, SplitName
-from models.data.formats import sources, table
-from models.data.formats.masks import Coding, of_source, source
-from models.errors import BadTraining
-from service.metadata import Task
+from convoy.models.data.bad_files import Report, refuse, tell
+from convoy.models.data.builtin import aerial, clips, digits, permuted, scenes, waveforms
+from convoy.models.data.dataset import DataSet, Split, SplitName
+from convoy.models.data.formats import sources, table
+from convoy.models.data.formats.masks import Coding, of_source, source
+from convoy.models.errors import BadTraining
+from convoy.service.metadata import Task
 
 DATA: dict[str, Callable[[], DataSet]] = {
     "digits": digits.load,

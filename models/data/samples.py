@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from models.data.contact_sheet import COLUMNS, Tile, sheet
-from models.data.dataset import DataSet, Split
-from models.errors import BadTraining
+from convoy.models.data.contact_sheet import COLUMNS, Tile, sheet
+from convoy.models.data.dataset import DataSet, Split
+from convoy.models.errors import BadTraining
 
 ROWS = 6
 

@@ -4,8 +4,8 @@ import hashlib
 import os
 from collections.abc import Sequence
 
-from models.data.dataset import SplitName
-from models.data.names import one
+from convoy.models.data.dataset import SplitName
+from convoy.models.data.names import one
 
 VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2
 

@@ -9,16 +9,16 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from models import checkpoint, runtime
-from models.checkpoint import Description
-from models.data.dataset import Split, SplitName
-from models.data.registry import DATA, moved, resolve, split_of
-from models.errors import BadCheckpoint, BadNetworkFile
-from models.graph import served
-from models.runtime import Session
-from service import metadata
-from service.errors import BadMetadata
-from service.metadata import Document, InputSpec, Task, TensorInput
+from convoy.models import checkpoint, runtime
+from convoy.models.checkpoint import Description
+from convoy.models.data.dataset import Split, SplitName
+from convoy.models.data.registry import DATA, moved, resolve, split_of
+from convoy.models.errors import BadCheckpoint, BadNetworkFile
+from convoy.models.graph import served
+from convoy.models.runtime import Session
+from convoy.service import metadata
+from convoy.service.errors import BadMetadata
+from convoy.service.metadata import Document, InputSpec, Task, TensorInput
 
 # What is compared with the truth.
 ANSWER: dict[Task, str] = {"classification": metadata.PROBABILITIES, "segmentation": metadata.MASK}
@@ -39,7 +39,7 @@ class Answers(NamedTuple):
 @dataclass(frozen=True)
 class Answerer:
     """`answer` takes what is served, (N, H, W, C) uint8 or tensors as `spec` tells. `data` is a name or a folder as
-    `models.data.registry.resolve` answers it."""
+    `convoy.models.data.registry.resolve` answers it."""
 
     name: str
     task: Task
@@ -51,7 +51,7 @@ class Answerer:
 
     def split(self, name: SplitName, strict: bool = False) -> Split:
         """A split of its data. Raises BadTraining, BadData where they are not there as they were; what `strict` does is
-        as in `models.data.registry.data_set`."""
+        as in `convoy.models.data.registry.data_set`."""
         colour = self.spec.colour if isinstance(self.spec, InputSpec) else None
         return split_of(self.data, name, self.task, colour, self.labels, strict)
 

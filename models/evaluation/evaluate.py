@@ -9,18 +9,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models import threads
-from models.checkpoint import Description
-from models.data.batches import indexed
-from models.data.dataset import IGNORE, Split, SplitName
-from models.data.loading import Batch
-from models.evaluation.answerer import Answerer, Answers, of_network, of_path
-from models.evaluation.boundary import BoundaryF1
-from models.evaluation.calibration import MaskCalibrationError
-from models.evaluation.classes import ClassScores, class_scores
-from models.evaluation.metrics import ALONE, confusion, scores
-from models.evaluation.slices import names, place, side, thirds
-from service.metadata import InputSpec
+from convoy.models import threads
+from convoy.models.checkpoint import Description
+from convoy.models.data.batches import indexed
+from convoy.models.data.dataset import IGNORE, Split, SplitName
+from convoy.models.data.loading import Batch
+from convoy.models.evaluation.answerer import Answerer, Answers, of_network, of_path
+from convoy.models.evaluation.boundary import BoundaryF1
+from convoy.models.evaluation.calibration import MaskCalibrationError
+from convoy.models.evaluation.classes import ClassScores, class_scores
+from convoy.models.evaluation.metrics import ALONE, confusion, scores
+from convoy.models.evaluation.slices import names, place, side, thirds
+from convoy.service.metadata import InputSpec
 
 BATCH_SIZE = 32
 
@@ -48,7 +48,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`scores` by name, 0..1, as `models.evaluation.metrics.scores` defines them, of so many images, or tensors;
+    """`scores` by name, 0..1, as `convoy.models.evaluation.metrics.scores` defines them, of so many images, or tensors;
     `confusion[true, answered]` counts those or pixels. `slices` is empty where all images are of one size."""
 
     network: Answerer

@@ -5,10 +5,10 @@ from typing import Any
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassJaccardIndex
 
-from models.data.dataset import IGNORE
-from models.evaluation.boundary import BoundaryF1
-from models.evaluation.calibration import CalibrationError
-from service.metadata import Task
+from convoy.models.data.dataset import IGNORE
+from convoy.models.evaluation.boundary import BoundaryF1
+from convoy.models.evaluation.calibration import CalibrationError
+from convoy.service.metadata import Task
 
 # Looking for wrong classes takes ten times as long as counting right ones.
 QUICKLY: Any = {"validate_args": False}

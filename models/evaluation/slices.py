@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from models.errors import BadTraining
+from convoy.models.errors import BadTraining
 
 NAMES = ("small", "medium", "large")
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnxruntime import quantization
 from onnxruntime.quantization import CalibrationMethod, TensorsData
 
-from service.metadata import Calibration
+from convoy.service.metadata import Calibration
 
 METHODS: dict[Calibration, CalibrationMethod] = {
     "minmax": CalibrationMethod.MinMax,

@@ -11,14 +11,14 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from models import runtime
-from models.checkpoint import Description
-from models.data.batches import loader
-from models.data.builtin.generated import generated
-from models.data.loading import Batch
-from models.evaluation.metrics import measures
-from models.runtime import CPU, Session
-from service.metadata import Precision, Task
+from convoy.models import runtime
+from convoy.models.checkpoint import Description
+from convoy.models.data.batches import loader
+from convoy.models.data.builtin.generated import generated
+from convoy.models.data.loading import Batch
+from convoy.models.evaluation.metrics import measures
+from convoy.models.runtime import CPU, Session
+from convoy.service.metadata import Precision, Task
 
 BATCH_SIZE = 16
 BATCHES = (1, 2, 4, 8, 16, 32)  # that are timed

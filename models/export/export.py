@@ -16,16 +16,16 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from models import checkpoint, threads
-from models.checkpoint import Description
-from models.data.registry import moved, shown
-from models.errors import VariantRefused
-from models.evaluation.evaluate import evaluate
-from models.export import parity, publish, variants
-from models.export.variants import Plan
-from models.graph import served
-from service import metadata
-from service.metadata import AxisName, Document, Parity, Precision, Provenance, Variant
+from convoy.models import checkpoint, threads
+from convoy.models.checkpoint import Description
+from convoy.models.data.registry import moved, shown
+from convoy.models.errors import VariantRefused
+from convoy.models.evaluation.evaluate import evaluate
+from convoy.models.export import parity, publish, variants
+from convoy.models.export.variants import Plan
+from convoy.models.graph import served
+from convoy.service import metadata
+from convoy.service.metadata import AxisName, Document, Parity, Precision, Provenance, Variant
 
 # Older than what onnxruntime takes at most: every operation these networks need has its CUDA kernel at this one.
 OPSET = 18

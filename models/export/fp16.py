@@ -8,9 +8,9 @@ from onnx import TensorProto, helper
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from models.errors import VariantRefused
-from models.export.calibration import Inputs, ranges
-from models.export.ends import ends
+from convoy.models.errors import VariantRefused
+from convoy.models.export.calibration import Inputs, ranges
+from convoy.models.export.ends import ends
 
 # Sums of squares, which pass the largest half long before what they are sums of: they stay in single precision.
 SENSITIVE = ("LRN", "ReduceL2", "ReduceSumSquare", "LpNormalization", "InstanceNormalization", "LayerNormalization")

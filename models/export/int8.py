@@ -10,10 +10,10 @@ from onnxruntime.quantization import QDQQuantizer, QuantType
 from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shape_infer
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
-from models.errors import VariantRefused
-from models.export.calibration import Inputs, quiet, ranges
-from models.export.ends import ends
-from service.metadata import Calibration
+from convoy.models.errors import VariantRefused
+from convoy.models.export.calibration import Inputs, quiet, ranges
+from convoy.models.export.ends import ends
+from convoy.service.metadata import Calibration
 
 # Of these onnxruntime has none in integers on the CPU: they would compute in floats, and convert twice.
 FLOATS = {"ConvTranspose", "BatchNormalization", "InstanceNormalization", "LayerNormalization", "CumSum", "TopK"}

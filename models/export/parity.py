@@ -8,16 +8,16 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from models import runtime
-from models.checkpoint import Description
-from models.data.batches import loader
-from models.data.builtin.generated import generated
-from models.data.loading import Batch
-from models.errors import ParityRefused
-from models.graph import served
-from models.segmentation.segnet import Pool
-from service import metadata
-from service.metadata import Parity
+from convoy.models import runtime
+from convoy.models.checkpoint import Description
+from convoy.models.data.batches import loader
+from convoy.models.data.builtin.generated import generated
+from convoy.models.data.loading import Batch
+from convoy.models.errors import ParityRefused
+from convoy.models.graph import served
+from convoy.models.segmentation.segnet import Pool
+from convoy.service import metadata
+from convoy.service.metadata import Parity
 
 FEWEST_IMAGES, MOST_IMAGES = 64, 256  # that are compared
 BATCH_SIZE = 24

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from models.errors import BadModelName
+from convoy.models.errors import BadModelName
 
 FILE = "model.onnx"
 _NAME = re.compile(r"[a-z0-9_-]{1,64}")

@@ -7,18 +7,18 @@ import msgspec
 import numpy as np
 import onnx
 
-from models.checkpoint import Description
-from models.data.batches import loader
-from models.data.builtin.generated import generated
-from models.data.dataset import Sample, Split, Target
-from models.errors import VariantRefused
-from models.evaluation.metrics import LEADING
-from models.export import comparison
-from models.export.calibration import Inputs
-from models.export.comparison import Quality
-from models.export.fp16 import halved
-from models.export.int8 import quantised
-from service.metadata import Calibration, Precision, Variant
+from convoy.models.checkpoint import Description
+from convoy.models.data.batches import loader
+from convoy.models.data.builtin.generated import generated
+from convoy.models.data.dataset import Sample, Split, Target
+from convoy.models.errors import VariantRefused
+from convoy.models.evaluation.metrics import LEADING
+from convoy.models.export import comparison
+from convoy.models.export.calibration import Inputs
+from convoy.models.export.comparison import Quality
+from convoy.models.export.fp16 import halved
+from convoy.models.export.int8 import quantised
+from convoy.service.metadata import Calibration, Precision, Variant
 
 HALF_IMAGES = 32  # that tell which values are too large for half precision
 

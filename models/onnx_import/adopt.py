@@ -8,20 +8,20 @@ import msgspec
 import onnx
 from onnx import TensorProto, helper
 
-from models.errors import BadNetworkFile
-from models.export import publish
-from models.onnx_import import check, several
-from models.onnx_import.answer import Answer, Tail, seen
-from models.onnx_import.batch import freed
-from models.onnx_import.front import Front
-from models.onnx_import.look import CHANNELS, Found, Layout, Task, Tensor
-from models.onnx_import.original import Original, Size, noise, session, words
-from models.onnx_import.palette import read_palette
-from models.onnx_import.wrap import wrapped
-from models.pretrained.weights import read_labels
-from models.runtime import Session
-from service import metadata
-from service.metadata import Document, Fit, InputSpec, Provenance
+from convoy.models.errors import BadNetworkFile
+from convoy.models.export import publish
+from convoy.models.onnx_import import check, several
+from convoy.models.onnx_import.answer import Answer, Tail, seen
+from convoy.models.onnx_import.batch import freed
+from convoy.models.onnx_import.front import Front
+from convoy.models.onnx_import.look import CHANNELS, Found, Layout, Task, Tensor
+from convoy.models.onnx_import.original import Original, Size, noise, session, words
+from convoy.models.onnx_import.palette import read_palette
+from convoy.models.onnx_import.wrap import wrapped
+from convoy.models.pretrained.weights import read_labels
+from convoy.models.runtime import Session
+from convoy.service import metadata
+from convoy.service.metadata import Document, Fit, InputSpec, Provenance
 
 TRIAL_SIDE = 224  # pixels, of the image that a network of any size is first tried with
 MOST_PIXELS = 50_000_000  # of an image that it is tried with: a server takes none that are larger unless told to

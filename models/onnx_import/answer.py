@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
 
-from models.errors import BadNetworkFile
-from models.onnx_import.look import Task, Tensor, likely_task
-from models.onnx_import.original import Original, Size, noise
+from convoy.models.errors import BadNetworkFile
+from convoy.models.onnx_import.look import Task, Tensor, likely_task
+from convoy.models.onnx_import.original import Original, Size, noise
 
 Tail = Literal["softmax", "sigmoid", "argmax", "none"]
 Values = Literal["logits", "probabilities", "indices"]

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from models.data.batches import loader
-from models.data.builtin.generated import generated
-from models.errors import ParityRefused
-from models.onnx_import.answer import Answer
-from models.onnx_import.original import Original
-from models.runtime import Session
-from service import metadata
-from service.metadata import InputSpec, Parity
+from convoy.models.data.batches import loader
+from convoy.models.data.builtin.generated import generated
+from convoy.models.errors import ParityRefused
+from convoy.models.onnx_import.answer import Answer
+from convoy.models.onnx_import.original import Original
+from convoy.models.runtime import Session
+from convoy.service import metadata
+from convoy.service.metadata import InputSpec, Parity
 
 IMAGES = 24
 TOGETHER = 3  # that the adopted network answers at a time

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from models.onnx_import.look import Layout
-from service import metadata
+from convoy.models.onnx_import.look import Layout
+from convoy.service import metadata
 
 
 class Front(NamedTuple):

@@ -8,9 +8,9 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, ValueInfoProto, helper
 
-from models.analysis.onnx_reader import free_negative_sides
-from models.errors import BadNetworkFile
-from service import metadata
+from convoy.models.analysis.onnx_reader import free_negative_sides
+from convoy.models.errors import BadNetworkFile
+from convoy.service import metadata
 
 Layout = Literal["NCHW", "NHWC"]
 Task = Literal["classification", "segmentation"]

@@ -6,12 +6,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from models import runtime
-from models.errors import BadNetworkFile
-from models.onnx_import.front import Front
-from models.onnx_import.look import Found, Tensor
-from models.onnx_import.names import PREFIX
-from models.runtime import Session
+from convoy.models import runtime
+from convoy.models.errors import BadNetworkFile
+from convoy.models.onnx_import.front import Front
+from convoy.models.onnx_import.look import Found, Tensor
+from convoy.models.onnx_import.names import PREFIX
+from convoy.models.runtime import Session
 
 Size = tuple[int, int]
 

@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-from models.data import picture
-from models.errors import BadNetworkFile
-from service.text import NoText, decoded
+from convoy.models.data import picture
+from convoy.models.errors import BadNetworkFile
+from convoy.service.text import NoText, decoded
 
 Colour = tuple[int, int, int]
 _HEX = re.compile(r"#?([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")

@@ -4,10 +4,10 @@ import re
 
 import onnx
 
-from models.errors import BadNetworkFile
-from models.onnx_import.names import PREFIX
-from models.onnx_import.original import Size, noise, session, words
-from service import metadata
+from convoy.models.errors import BadNetworkFile
+from convoy.models.onnx_import.names import PREFIX
+from convoy.models.onnx_import.original import Size, noise, session, words
+from convoy.service import metadata
 
 BATCHES = (1, 3)  # that it is tried with
 

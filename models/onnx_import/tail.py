@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from models.onnx_import.answer import Answer
-from service import metadata
+from convoy.models.onnx_import.answer import Answer
+from convoy.service import metadata
 
 
 def nodes(source: str, answer: Answer, opset: int) -> list[NodeProto]:

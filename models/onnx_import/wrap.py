@@ -3,12 +3,12 @@
 import onnx
 from onnx import TensorProto, helper
 
-from models.onnx_import import front as front_nodes
-from models.onnx_import import tail
-from models.onnx_import.answer import Answer
-from models.onnx_import.front import Front
-from models.onnx_import.names import PREFIX, prefixed
-from service import metadata
+from convoy.models.onnx_import import front as front_nodes
+from convoy.models.onnx_import import tail
+from convoy.models.onnx_import.answer import Answer
+from convoy.models.onnx_import.front import Front
+from convoy.models.onnx_import.names import PREFIX, prefixed
+from convoy.service import metadata
 
 OLDEST_IR = 4  # before which weights were inputs, too, for anyone to change
 

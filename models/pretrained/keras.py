@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.errors import BadWeights
-from models.pretrained.keras_file import CONVOLUTION, DENSE, DEPTHWISE, NORM, SEPARABLE, Layers
+from convoy.models.errors import BadWeights
+from convoy.models.pretrained.keras_file import CONVOLUTION, DENSE, DEPTHWISE, NORM, SEPARABLE, Layers
 
 
 class Flattened(NamedTuple):

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from models.errors import BadWeights
+from convoy.models.errors import BadWeights
 
 CONVOLUTION, DEPTHWISE, SEPARABLE = "conv2d", "depthwise_conv2d", "separable_conv2d"
 DENSE, NORM = "dense", "batch_normalization"

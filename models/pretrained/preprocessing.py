@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple
 
-from models.graph import ChannelOrder
+from convoy.models.graph import ChannelOrder
 
 PixelForm = Literal["plain", "imagenet", "caffe", "symmetric"]
 

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from models.blocks import ConvNorm2d
-from models.classification.resnet import Bottleneck, ResNet
-from models.classification.vgg import VGG
-from models.pretrained.keras import Entry, Flattened, registration_order
-from models.pretrained.preprocessing import PixelForm
-from models.pretrained.side_by_side import by_depth
-from models.pretrained.torchvision import Rename
-from models.registry import Argument
+from convoy.models.blocks import ConvNorm2d
+from convoy.models.classification.resnet import Bottleneck, ResNet
+from convoy.models.classification.vgg import VGG
+from convoy.models.pretrained.keras import Entry, Flattened, registration_order
+from convoy.models.pretrained.preprocessing import PixelForm
+from convoy.models.pretrained.side_by_side import by_depth
+from convoy.models.pretrained.torchvision import Rename
+from convoy.models.registry import Argument
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from models.blocks import Branches
-from models.pretrained.keras import Entry, registration_order
+from convoy.models.blocks import Branches
+from convoy.models.pretrained.keras import Entry, registration_order
 
 
 def by_depth(network: nn.Module) -> list[Entry]:

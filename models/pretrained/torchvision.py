@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.errors import BadWeights
+from convoy.models.errors import BadWeights
 
 # The name that a tensor of the file has in this network of ours; None for what it has no use for in serving.
 Rename = Callable[[str, nn.Module], str | None]

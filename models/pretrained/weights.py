@@ -8,15 +8,15 @@ import h5py
 import torch
 from torch import nn
 
-from models import registry
-from models.checkpoint import Description
-from models.errors import BadWeights
-from models.pretrained import keras, keras_file, torchvision
-from models.pretrained.preprocessing import PREPROCESSING, PixelForm
-from models.pretrained.registry import KERAS, TORCHVISION, Published, PublishedState
-from models.registry import Argument
-from models.training.run import commit
-from service.text import NoText, decoded
+from convoy.models import registry
+from convoy.models.checkpoint import Description
+from convoy.models.errors import BadWeights
+from convoy.models.pretrained import keras, keras_file, torchvision
+from convoy.models.pretrained.preprocessing import PREPROCESSING, PixelForm
+from convoy.models.pretrained.registry import KERAS, TORCHVISION, Published, PublishedState
+from convoy.models.registry import Argument
+from convoy.models.training.run import commit
+from convoy.service.text import NoText, decoded
 
 CHANNELS = 3
 

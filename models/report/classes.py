@@ -5,8 +5,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from models.evaluation.classes import ClassScores
-from models.evaluation.evaluate import Evaluation
+from convoy.models.evaluation.classes import ClassScores
+from convoy.models.evaluation.evaluate import Evaluation
 
 MOST_ROWS = 40  # in the terminal, and in sight on a page; the file has them all
 

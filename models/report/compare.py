@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from models import checkpoint
-from models.analysis.summary import inspect_file
-from models.data.registry import shown
-from models.errors import BadRun
-from models.evaluation.evaluate import evaluate_file
-from models.evaluation.metrics import LEADING
-from models.report import curves, page
-from models.report.runs import Run, read
-from service.metadata import Task
+from convoy.models import checkpoint
+from convoy.models.analysis.summary import inspect_file
+from convoy.models.data.registry import shown
+from convoy.models.errors import BadRun
+from convoy.models.evaluation.evaluate import evaluate_file
+from convoy.models.evaluation.metrics import LEADING
+from convoy.models.report import curves, page
+from convoy.models.report.runs import Run, read
+from convoy.service.metadata import Task
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from typing import Any
 
 import msgspec
 
-from models.data.registry import shown
-from models.errors import BadRun
-from models.training import history
-from models.training.history import Row
-from models.training.run import Note, RunFolder
+from convoy.models.data.registry import shown
+from convoy.models.errors import BadRun
+from convoy.models.training import history
+from convoy.models.training.history import Row
+from convoy.models.training.run import Note, RunFolder
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.data.batches import indexed
-from models.data.contact_sheet import Tile, sheet
-from models.data.dataset import Sample, Split, Target
-from models.data.formats.folder import FolderSplit
-from models.evaluation.answerer import Answerer
-from models.evaluation.evaluate import Evaluation, Example
+from convoy.models.data.batches import indexed
+from convoy.models.data.contact_sheet import Tile, sheet
+from convoy.models.data.dataset import Sample, Split, Target
+from convoy.models.data.formats.folder import FolderSplit
+from convoy.models.evaluation.answerer import Answerer
+from convoy.models.evaluation.evaluate import Evaluation, Example
 
 MOST_IMAGES, MOST_MASKS = 32, 16
 

@@ -9,13 +9,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from models.data.registry import shown
-from models.evaluation.answerer import of_checkpoint
-from models.evaluation.evaluate import Evaluation, Example, measure
-from models.evaluation.metrics import LEADING
-from models.report import classes, curves, page, worst
-from models.report.runs import Run, read
-from models.visualize import confusion
+from convoy.models.data.registry import shown
+from convoy.models.evaluation.answerer import of_checkpoint
+from convoy.models.evaluation.evaluate import Evaluation, Example, measure
+from convoy.models.evaluation.metrics import LEADING
+from convoy.models.report import classes, curves, page, worst
+from convoy.models.report.runs import Run, read
+from convoy.models.visualize import confusion
 
 CURVES, CONFUSION, CLASSES, WORST, PAGE = "curves.png", "confusion.png", "classes.csv", "worst.png", "report.html"
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from models.classification.vgg import HIDDEN, WIDTHS, Stack
+from convoy.models.classification.vgg import HIDDEN, WIDTHS, Stack
 
 LAYERS = (2, 2, 3, 3, 3)  # convolutions in each stack of VGG16
 

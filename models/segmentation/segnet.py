@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks import ConvNorm2d
+from convoy.models.blocks import ConvNorm2d
 
 # The levels of VGG16's body: how many convolutions, and their maps in units of the width.
 LEVELS = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))

@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from models import whole_file
-from models.training.run import RunFolder
+from convoy.models import whole_file
+from convoy.models.training.run import RunFolder
 
 MONITOR = "validation_loss"
 MOST_OF_TIME = 0.02  # that writing checkpoints within an epoch may take

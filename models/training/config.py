@@ -6,10 +6,10 @@ from typing import Any
 import msgspec
 import tomli_w
 
-from models import whole_file
-from models.errors import BadTraining
-from models.training.run import Settings
-from service.text import decoded
+from convoy.models import whole_file
+from convoy.models.errors import BadTraining
+from convoy.models.training.run import Settings
+from convoy.service.text import decoded
 
 HEADER = """\
 # All that this run was told. The same source and the same machine give the same network again with

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch import distributed as dist
 
-from models import surroundings
+from convoy.models import surroundings
 
 
 def launched() -> tuple[int, int] | None:

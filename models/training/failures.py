@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from models.recipe import Recipe
+from convoy.models.recipe import Recipe
 
 # What torch says where the CPU's memory is not enough, and its libraries where another process is not there any more.
 NO_MEMORY = ("can't allocate memory", "not enough memory")

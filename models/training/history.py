@@ -10,8 +10,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from torch.optim import Optimizer
 
-from models import whole_file
-from models.errors import BadRun
+from convoy.models import whole_file
+from convoy.models.errors import BadRun
 
 FILE = "metrics.csv"
 OF_STEPS = ("loss", "learning_rate")  # of the last step, where the epoch's are wanted

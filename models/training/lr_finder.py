@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 from msgspec.structs import replace
 from torch import Tensor
 
-from models.data.loading import Batch
-from models.errors import BadTraining
-from models.training.distributed import environment
-from models.training.module import Training
-from models.training.progress import Bar, Pace
-from models.training.run import Machine, Settings
-from models.training.train import fit, prepared_run, trainer_options
+from convoy.models.data.loading import Batch
+from convoy.models.errors import BadTraining
+from convoy.models.training.distributed import environment
+from convoy.models.training.module import Training
+from convoy.models.training.progress import Bar, Pace
+from convoy.models.training.run import Machine, Settings
+from convoy.models.training.train import fit, prepared_run, trainer_options
 
 LOWEST, HIGHEST = 1e-6, 10.0
 STEPS = 120

@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics import MeanMetric
 
-from models import checkpoint
-from models.checkpoint import Description
-from models.data.augment import Mixed, mixup
-from models.data.dataset import IGNORE, DataSet
-from models.data.loading import Batch, Loader
-from models.evaluation.metrics import LEADING, measures
-from models.recipe import Recipe
-from models.training import losses, resuming, schedules, transfer
-from models.training.distributed import add_up, put_together, several
-from models.training.lone_images import normalise_by_the_run
-from models.training.run import Settings
-from service.metadata import Task
+from convoy.models import checkpoint
+from convoy.models.checkpoint import Description
+from convoy.models.data.augment import Mixed, mixup
+from convoy.models.data.dataset import IGNORE, DataSet
+from convoy.models.data.loading import Batch, Loader
+from convoy.models.evaluation.metrics import LEADING, measures
+from convoy.models.recipe import Recipe
+from convoy.models.training import losses, resuming, schedules, transfer
+from convoy.models.training.distributed import add_up, put_together, several
+from convoy.models.training.lone_images import normalise_by_the_run
+from convoy.models.training.run import Settings
+from convoy.service.metadata import Task
 
 STEPS_APART = 1_000_003  # of the random draws of one seed from those of the next
 RANKS_APART = 15_485_863  # of those of one process from those of the next

@@ -7,14 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.checkpoint import Description
-from models.data.augment import Mixed
-from models.data.contact_sheet import COLUMNS, Tile, sheet
-from models.errors import BadTraining
-from models.training.module import Training
-from models.training.run import Settings
-from models.training.train import prepared_run, training_batches
-from service.errors import BadConfig
+from convoy.models.checkpoint import Description
+from convoy.models.data.augment import Mixed
+from convoy.models.data.contact_sheet import COLUMNS, Tile, sheet
+from convoy.models.errors import BadTraining
+from convoy.models.training.module import Training
+from convoy.models.training.run import Settings
+from convoy.models.training.train import prepared_run, training_batches
+from convoy.service.errors import BadConfig
 
 ROWS = 4
 

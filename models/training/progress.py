@@ -7,9 +7,9 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 
-from models.data.loading import Batch, Loader
-from models.evaluation.metrics import LEADING
-from service.metadata import Task
+from convoy.models.data.loading import Batch, Loader
+from convoy.models.evaluation.metrics import LEADING
+from convoy.service.metadata import Task
 
 IMAGES_PER_SECOND, WAITING = "images_per_second", "waiting_for_data"
 

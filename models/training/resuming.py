@@ -6,12 +6,12 @@ from typing import Any
 
 import msgspec
 
-from models import checkpoint
-from models.checkpoint import Description
-from models.data.dataset import DataSet, SplitName
-from models.data.formats.folder import FolderSplit
-from models.errors import BadTraining
-from models.training.run import Settings
+from convoy.models import checkpoint
+from convoy.models.checkpoint import Description
+from convoy.models.data.dataset import DataSet, SplitName
+from convoy.models.data.formats.folder import FolderSplit
+from convoy.models.errors import BadTraining
+from convoy.models.training.run import Settings
 
 SETTINGS, PICTURES = "convoy_settings", "convoy_pictures"
 SEEN: tuple[SplitName, ...] = ("train", "validation")  # by a run

@@ -10,10 +10,10 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from models import registry, whole_file
-from models.errors import BadRun
-from models.recipe import Recipe
-from models.registry import Argument
+from convoy.models import registry, whole_file
+from convoy.models.errors import BadRun
+from convoy.models.recipe import Recipe
+from convoy.models.registry import Argument
 
 PACKAGE = Path(__file__).parents[1]
 DEFAULT_SEED = 0

@@ -3,7 +3,7 @@
 import math
 from typing import get_args
 
-from models.recipe import Schedule
+from convoy.models.recipe import Schedule
 
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 # Share of the steps in which the rate rises, where nobody says another one.

@@ -14,27 +14,27 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 
-from models import checkpoint, registry, surroundings, threads
-from models.analysis.summary import inspect_architecture
-from models.checkpoint import Description
-from models.data.augmentation import check
-from models.data.batches import loader
-from models.data.dataset import DataSet
-from models.data.loading import WHOLE, Loader, Share
-from models.data.registry import DATA, data_set
-from models.errors import BadTraining, TrainingStopped
-from models.recipe import Recipe
-from models.training import config, failures, logs, resuming, transfer
-from models.training.averaging import averaging
-from models.training.checkpointing import MONITOR, WholeCheckpoints, checkpoints
-from models.training.distributed import environment, is_first, launched, settle
-from models.training.history import History
-from models.training.logs import EVERY_STEPS, loggers
-from models.training.module import Training, ignored
-from models.training.progress import Bar, EpochLines, Pace
-from models.training.run import Machine, Note, RunFolder, Settings, commit, source_digest
-from service.machine import cores
-from service.metadata import InputSpec, Task, TensorInput
+from convoy.models import checkpoint, registry, surroundings, threads
+from convoy.models.analysis.summary import inspect_architecture
+from convoy.models.checkpoint import Description
+from convoy.models.data.augmentation import check
+from convoy.models.data.batches import loader
+from convoy.models.data.dataset import DataSet
+from convoy.models.data.loading import WHOLE, Loader, Share
+from convoy.models.data.registry import DATA, data_set
+from convoy.models.errors import BadTraining, TrainingStopped
+from convoy.models.recipe import Recipe
+from convoy.models.training import config, failures, logs, resuming, transfer
+from convoy.models.training.averaging import averaging
+from convoy.models.training.checkpointing import MONITOR, WholeCheckpoints, checkpoints
+from convoy.models.training.distributed import environment, is_first, launched, settle
+from convoy.models.training.history import History
+from convoy.models.training.logs import EVERY_STEPS, loggers
+from convoy.models.training.module import Training, ignored
+from convoy.models.training.progress import Bar, EpochLines, Pace
+from convoy.models.training.run import Machine, Note, RunFolder, Settings, commit, source_digest
+from convoy.service.machine import cores
+from convoy.service.metadata import InputSpec, Task, TensorInput
 
 MOST_WORKERS = 8  # threads: what of the work does not run beside Python's lock keeps more from being of use
 ONE = Machine()

@@ -8,13 +8,13 @@ import msgspec
 import torch
 from torch import nn
 
-from models import checkpoint, registry
-from models.checkpoint import Description
-from models.data.dataset import DataSet, Split, SplitName
-from models.data.registry import DATA, split_of
-from models.errors import BadTraining
-from models.parameters import count, moving_statistics
-from models.registry import Argument
+from convoy.models import checkpoint, registry
+from convoy.models.checkpoint import Description
+from convoy.models.data.dataset import DataSet, Split, SplitName
+from convoy.models.data.registry import DATA, split_of
+from convoy.models.errors import BadTraining
+from convoy.models.parameters import count, moving_statistics
+from convoy.models.registry import Argument
 
 
 class Taken(NamedTuple):

@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from models.visualize.ascent import Climb, ascend, noise
-from models.visualize.network import Pixels, Size, Subject, as_images, as_pictures
+from convoy.models.visualize.ascent import Climb, ascend, noise
+from convoy.models.visualize.network import Pixels, Size, Subject, as_images, as_pictures
 
 BATCH_PIXELS = 1 << 18  # that go through the network at once: 16 pictures of 128x128
 FRAMES = 24  # of a film, at most

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.visualize.network import Size
+from convoy.models.visualize.network import Size
 
 Score = Callable[[Tensor], Tensor]
 Space = Literal["pixels", "frequency"]

@@ -5,12 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.errors import BadView
-from models.visualize import activation_maximization, hooks
-from models.visualize.activation_maximization import Growing, Grown, ScoreOf
-from models.visualize.ascent import Climb
-from models.visualize.network import Pixels, Size, Subject
-from models.visualize.sheet import Section, Tile
+from convoy.models.errors import BadView
+from convoy.models.visualize import activation_maximization, hooks
+from convoy.models.visualize.activation_maximization import Growing, Grown, ScoreOf
+from convoy.models.visualize.ascent import Climb
+from convoy.models.visualize.network import Pixels, Size, Subject
+from convoy.models.visualize.sheet import Section, Tile
 
 
 def class_images(subject: Subject, classes: list[int], size: Size, climb: Climb, growing: Growing) -> Grown:

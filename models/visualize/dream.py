@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.analysis.operators import by
-from models.errors import BadView
-from models.visualize import hooks
-from models.visualize.ascent import Climb, ascend, response
-from models.visualize.hooks import Layer
-from models.visualize.network import Pixels, Size, Subject, as_pictures
+from convoy.models.analysis.operators import by
+from convoy.models.errors import BadView
+from convoy.models.visualize import hooks
+from convoy.models.visualize.ascent import Climb, ascend, response
+from convoy.models.visualize.hooks import Layer
+from convoy.models.visualize.network import Pixels, Size, Subject, as_pictures
 
 LEAST_SIDE = 8  # pixels, of the smallest octave
 

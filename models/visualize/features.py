@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.analysis.operators import by
-from models.visualize import hooks
-from models.visualize.hooks import Layer
-from models.visualize.network import Pixels, Subject, as_pictures
-from models.visualize.sheet import Section, Tile
+from convoy.models.analysis.operators import by
+from convoy.models.visualize import hooks
+from convoy.models.visualize.hooks import Layer
+from convoy.models.visualize.network import Pixels, Subject, as_pictures
+from convoy.models.visualize.sheet import Section, Tile
 
 COLOURS = "viridis"  # dark blue is a channel's least, yellow its most; as even for a colour-blind eye
 

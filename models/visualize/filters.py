@@ -3,8 +3,8 @@
 import numpy as np
 from torch import Tensor
 
-from models.visualize.network import Pixels
-from models.visualize.sheet import Section, Tile
+from convoy.models.visualize.network import Pixels
+from convoy.models.visualize.sheet import Section, Tile
 
 KERNEL_SIDE = 40  # pixels on the sheet, of one kernel of many
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.visualize import hooks
-from models.visualize.hooks import Layer
-from models.visualize.network import Subject
-from models.visualize.target import Target
+from convoy.models.visualize import hooks
+from convoy.models.visualize.hooks import Layer
+from convoy.models.visualize.network import Subject
+from convoy.models.visualize.target import Target
 
 
 def activation_map(subject: Subject, picture: Tensor, target: Target, layer: Layer) -> Tensor:

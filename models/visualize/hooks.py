@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.analysis.operators import by
-from models.errors import BadView, ImpossibleLayer
-from models.visualize.network import Size, Subject
+from convoy.models.analysis.operators import by
+from convoy.models.errors import BadView, ImpossibleLayer
+from convoy.models.visualize.network import Size, Subject
 
 NEAR = 8  # names that a refusal tells
 

@@ -6,9 +6,9 @@ from fractions import Fraction
 
 from rich.table import Table
 
-from models.analysis.operators import by, once
-from models.analysis.reach import Reach
-from models.analysis.rows import Anatomy, Row
+from convoy.models.analysis.operators import by, once
+from convoy.models.analysis.reach import Reach
+from convoy.models.analysis.rows import Anatomy, Row
 
 EVERYTHING = "all"
 MISALIGNED = "*"

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from models.checkpoint import Description
-from models.data import picture
-from models.errors import BadView
-from service.metadata import InputSpec
-from service.preprocess import input_size, preprocess
+from convoy.models.checkpoint import Description
+from convoy.models.data import picture
+from convoy.models.errors import BadView
+from convoy.service.metadata import InputSpec
+from convoy.service.preprocess import input_size, preprocess
 
 FREE_SIDE = 128  # pixels, of a picture that is made for a network of any size
 

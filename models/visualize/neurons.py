@@ -2,12 +2,12 @@
 
 from torch import Tensor
 
-from models.visualize import activation_maximization, hooks
-from models.visualize.activation_maximization import Growing, Grown, ScoreOf
-from models.visualize.ascent import Climb, response
-from models.visualize.hooks import Layer
-from models.visualize.network import Pixels, Size, Subject
-from models.visualize.sheet import Section, Tile
+from convoy.models.visualize import activation_maximization, hooks
+from convoy.models.visualize.activation_maximization import Growing, Grown, ScoreOf
+from convoy.models.visualize.ascent import Climb, response
+from convoy.models.visualize.hooks import Layer
+from convoy.models.visualize.network import Pixels, Size, Subject
+from convoy.models.visualize.sheet import Section, Tile
 
 
 def neurons(subject: Subject, layer: Layer, channels: list[int], size: Size, climb: Climb, growing: Growing) -> Grown:

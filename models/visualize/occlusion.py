@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from models.visualize import activation_maximization, hooks
-from models.visualize.activation_maximization import Tick
-from models.visualize.network import Size, Subject
-from models.visualize.target import Target
+from convoy.models.visualize import activation_maximization, hooks
+from convoy.models.visualize.activation_maximization import Tick
+from convoy.models.visualize.network import Size, Subject
+from convoy.models.visualize.target import Target
 
 
 def occlusion(subject: Subject, picture: Tensor, target: Target, patch: int, stride: int, tick: Tick) -> Tensor:

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from models import checkpoint, threads
-from models.errors import BadView
-from models.visualize.network import ImageSubject, Subject
-from models.visualize.tensors import TensorSubject
+from convoy.models import checkpoint, threads
+from convoy.models.errors import BadView
+from convoy.models.visualize.network import ImageSubject, Subject
+from convoy.models.visualize.tensors import TensorSubject
 
 
 def load(path: Path) -> Subject:

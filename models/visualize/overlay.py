@@ -4,7 +4,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.visualize.network import Pixels
+from convoy.models.visualize.network import Pixels
 
 FOR, AGAINST = (255, 30, 0), (0, 60, 255)
 MOST = 0.85  # opacity of the highest value

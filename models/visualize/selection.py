@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from models.errors import BadView
-from models.visualize.hooks import Layer
+from convoy.models.errors import BadView
+from convoy.models.visualize.hooks import Layer
 
 
 def channels(text: str | None, count: int, layer: str, most: int) -> list[int]:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from models.lettering import font
-from models.visualize.network import Pixels
+from convoy.models.lettering import font
+from convoy.models.visualize.network import Pixels
 
 ROW = 1000  # pixels, about as wide as a page
 GAP = 10

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.errors import BadView
-from models.visualize import hooks
-from models.visualize.classes import probability
-from models.visualize.network import Size, Subject
+from convoy.models.errors import BadView
+from convoy.models.visualize import hooks
+from convoy.models.visualize.classes import probability
+from convoy.models.visualize.network import Size, Subject
 
 BACKGROUND = "background"
 

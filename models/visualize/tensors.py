@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from models.errors import BadView
-from models.visualize.network import Pixels, Size, Subject
-from service.metadata import Axis, TensorInput
+from convoy.models.errors import BadView
+from convoy.models.visualize.network import Pixels, Size, Subject
+from convoy.service.metadata import Axis, TensorInput
 
 FREE_SIDE = 128  # numbers along an axis of any length
 SPREADS = 3  # standard deviations from the mean to either end of a picture's 0..1, for numbers that have no ends

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-from models.evaluation.metrics import LEADING
-from models.export.variants import Outcome
-from models.runtime import CUDA
-from service.metadata import Precision, Task
+from convoy.models.evaluation.metrics import LEADING
+from convoy.models.export.variants import Outcome
+from convoy.models.runtime import CUDA
+from convoy.service.metadata import Precision, Task
 
 
 def table(outcomes: Mapping[Precision, Outcome], task: Task) -> Table:

@@ -7,8 +7,8 @@ import grpc
 import grpc.aio
 import numpy as np
 
-from service.bench.drive import Outcome, Refusal, Send
-from service.client.results import ServerError, read_error
+from convoy.service.bench.drive import Outcome, Refusal, Send
+from convoy.service.client.results import ServerError, read_error
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", -1),

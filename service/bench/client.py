@@ -6,13 +6,13 @@ import selectors
 from collections.abc import Callable
 from functools import partial
 
-from service.bench import oip, vision
-from service.bench.arrivals import Piece, arrivals
-from service.bench.asking import Question, connect, sender, unary
-from service.bench.drive import Now, Sample, Send, busy, closed_loop, lateness, open_loop
-from service.bench.findings import Findings, Recorder
-from service.bench.plan import AskedModel, Closed, ImageModel, Open, Plan, edges
-from service.bench.streaming import Streamed
+from convoy.service.bench import oip, vision
+from convoy.service.bench.arrivals import Piece, arrivals
+from convoy.service.bench.asking import Question, connect, sender, unary
+from convoy.service.bench.drive import Now, Sample, Send, busy, closed_loop, lateness, open_loop
+from convoy.service.bench.findings import Findings, Recorder
+from convoy.service.bench.plan import AskedModel, Closed, ImageModel, Open, Plan, edges
+from convoy.service.bench.streaming import Streamed
 
 _TICK = 0.01  # seconds between two looks at how late a closed loop's event loop is
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from service.client.results import Timings
+from convoy.service.client.results import Timings
 
 
 class Refusal(NamedTuple):

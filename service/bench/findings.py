@@ -6,9 +6,9 @@ from typing import TypeVar
 
 import msgspec
 
-from service.bench.drive import Sample
-from service.bench.histogram import Histogram
-from service.client.results import Timings
+from convoy.service.bench.drive import Sample
+from convoy.service.bench.histogram import Histogram
+from convoy.service.client.results import Timings
 
 Number = TypeVar("Number", int, float)
 _STAGES = tuple(name for name in Timings.__struct_fields__ if name not in ("total", "batch_size"))

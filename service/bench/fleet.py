@@ -10,10 +10,10 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import msgspec
 
-from service.bench import client, findings
-from service.bench.findings import Findings
-from service.bench.plan import Plan, Share
-from service.errors import ConvoyError
+from convoy.service.bench import client, findings
+from convoy.service.bench.findings import Findings
+from convoy.service.bench.plan import Plan, Share
+from convoy.service.errors import ConvoyError
 
 Process = subprocess.Popen[bytes]
 _PREPARING = 120.0  # seconds for imports and for making the requests
@@ -49,7 +49,7 @@ def run(plan: Plan) -> Findings:
 def _process(plan: Plan, share: int) -> Iterator[Process]:
     # exec, not fork: gRPC's threads do not survive a fork. A session of its own keeps a terminal's Ctrl-C away from it.
     process = subprocess.Popen(
-        [sys.executable, "-m", "service.bench.main"],
+        [sys.executable, "-m", "convoy.service.bench.main"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from service.client.requests import read_image
-from service.commands.masks import png
-from service.errors import BadConfig
+from convoy.service.client.requests import read_image
+from convoy.service.commands.masks import png
+from convoy.service.errors import BadConfig
 
 _DISTINCT = 16  # generated images: enough that no cache answers for the server
 _SUFFIXES = (".jpeg", ".jpg", ".png")

@@ -10,8 +10,8 @@ import threading
 
 import msgspec
 
-from service.bench import client, findings
-from service.bench.plan import Share
+from convoy.service.bench import client, findings
+from convoy.service.bench.plan import Share
 
 
 def main() -> None:

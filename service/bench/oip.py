@@ -7,12 +7,12 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from service.bench.asking import Question
-from service.bench.drive import Outcome
-from service.bench.plan import InputTensor, TensorModel
-from service.client.results import read_error
-from service.errors import BadConfig
-from service.pb import inference_pb2 as pb
+from convoy.service.bench.asking import Question
+from convoy.service.bench.drive import Outcome
+from convoy.service.bench.plan import InputTensor, TensorModel
+from convoy.service.client.results import read_error
+from convoy.service.errors import BadConfig
+from convoy.service.pb import inference_pb2 as pb
 
 Shapes = Mapping[str, Sequence[tuple[int, ...]]]  # by the name of the input
 _SERVICE = "/inference.GRPCInferenceService"

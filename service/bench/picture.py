@@ -9,9 +9,9 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from service.bench.histogram import Histogram
-from service.bench.plan import Closed
-from service.bench.report import Report, in_words
+from convoy.service.bench.histogram import Histogram
+from convoy.service.bench.plan import Closed
+from convoy.service.bench.report import Report, in_words
 
 _SHARES = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)
 _MANY = 20  # requests of an interval, from which on its 99th percentile says more than its longest

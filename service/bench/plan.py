@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from service.bench.arrivals import Piece, Spacing
+from convoy.service.bench.arrivals import Piece, Spacing
 
 _INTERVALS = 60  # at most about so many, whatever the length: as many points as a picture can show
 

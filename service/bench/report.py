@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from service.bench.findings import Findings, Tally, total
-from service.bench.histogram import Histogram
-from service.bench.plan import AskedModel, Closed, Open, Plan, edges
+from convoy.service.bench.findings import Findings, Tally, total
+from convoy.service.bench.histogram import Histogram
+from convoy.service.bench.plan import AskedModel, Closed, Open, Plan, edges
 
 _LATE = 0.005  # seconds: from here on the figures say as much about the load generator as about the server
 _BUSY = 0.9  # of a core: a process that is short of time reads answers late, and nothing else would show it

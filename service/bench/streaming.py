@@ -6,16 +6,16 @@ from typing import Any, NamedTuple
 
 import grpc.aio
 
-from service.bench.asking import Question, refusal
-from service.bench.drive import Outcome, Refusal
-from service.client.results import (
+from convoy.service.bench.asking import Question, refusal
+from convoy.service.bench.drive import Outcome, Refusal
+from convoy.service.client.results import (
     ServerError,
     read_error,
     read_streamed_classification,
     read_streamed_segmentation,
     stream_ended,
 )
-from service.pb.convoy.v1 import vision_pb2 as pb
+from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 
 
 class _Kind(NamedTuple):

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from service.bench.asking import Question, refusal
-from service.bench.drive import Outcome
-from service.bench.images import from_folder, generated
-from service.bench.plan import ImageModel, Plan
-from service.client.client import Client
-from service.client.results import Model, ServerError, read_classifications, read_segmentations
-from service.errors import BadConfig, ModelUnavailable, UnknownModel
-from service.pb.convoy.v1 import vision_pb2 as pb
+from convoy.service.bench.asking import Question, refusal
+from convoy.service.bench.drive import Outcome
+from convoy.service.bench.images import from_folder, generated
+from convoy.service.bench.plan import ImageModel, Plan
+from convoy.service.client.client import Client
+from convoy.service.client.results import Model, ServerError, read_classifications, read_segmentations
+from convoy.service.errors import BadConfig, ModelUnavailable, UnknownModel
+from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 
 _ANY_SIZE = 256  # pixels a side of generated images where the model takes any size
 _TOP_K = 5

@@ -6,7 +6,7 @@ from typing import Any, Self, TypeVar
 import grpc.aio
 from google.protobuf.message import Message
 
-from service.client.requests import (
+from convoy.service.client.requests import (
     DEFAULT_TARGET,
     OPTIONS,
     ImageSource,
@@ -18,7 +18,7 @@ from service.client.requests import (
     seconds,
     segment_request,
 )
-from service.client.results import (
+from convoy.service.client.results import (
     Classification,
     Model,
     Segmentation,
@@ -30,8 +30,8 @@ from service.client.results import (
     read_streamed_classification,
     read_streamed_segmentation,
 )
-from service.client.streams import Sending
-from service.pb.convoy.v1 import vision_pb2 as pb
+from convoy.service.client.streams import Sending
+from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 
 T = TypeVar("T")
 

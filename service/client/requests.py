@@ -8,10 +8,10 @@ import numpy as np
 from google.protobuf.message_factory import GetMessageClass
 from numpy.typing import NDArray
 
-from service.client.results import stream_ended
-from service.client.streams import Sending
-from service.errors import BadImage, BadRequest
-from service.pb.convoy.v1 import vision_pb2 as pb
+from convoy.service.client.results import stream_ended
+from convoy.service.client.streams import Sending
+from convoy.service.errors import BadImage, BadRequest
+from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 
 ImageSource = str | Path | bytes | NDArray[np.uint8]
 MaskFormat = Literal["raw", "png", "rle"]

@@ -13,8 +13,8 @@ from grpc_status import rpc_status
 from numpy.typing import NDArray
 from pycocotools import mask as run_lengths
 
-from service.errors import ConvoyError
-from service.pb.convoy.v1 import vision_pb2 as pb
+from convoy.service.errors import ConvoyError
+from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 
 Mask = NDArray[np.uint8]
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}

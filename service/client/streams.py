@@ -5,7 +5,7 @@ from typing import Generic, TypeVar
 
 from google.protobuf.message import Message
 
-from service.errors import BadRequest
+from convoy.service.errors import BadRequest
 
 Source = TypeVar("Source")
 

@@ -8,16 +8,16 @@ from typing import Annotated, Literal
 import msgspec
 import typer
 
-from service.bench import fleet, oip, vision
-from service.bench.arrivals import Piece, Spacing
-from service.bench.images import from_folder
-from service.bench.plan import AskedModel, Closed, Open, Plan
-from service.bench.report import in_words, summarise
-from service.client.requests import DEFAULT_TARGET
-from service.commands.options import Json, Server, check_picture
-from service.commands.report import show
-from service.commands.terminal import console, plain
-from service.errors import BadConfig
+from convoy.service.bench import fleet, oip, vision
+from convoy.service.bench.arrivals import Piece, Spacing
+from convoy.service.bench.images import from_folder
+from convoy.service.bench.plan import AskedModel, Closed, Open, Plan
+from convoy.service.bench.report import in_words, summarise
+from convoy.service.client.requests import DEFAULT_TARGET
+from convoy.service.commands.options import Json, Server, check_picture
+from convoy.service.commands.report import show
+from convoy.service.commands.terminal import console, plain
+from convoy.service.errors import BadConfig
 
 Protocol = Literal["convoy", "oip"]
 _WARM_UP = 1.0  # seconds before the measured ones: connections, caches, the clients' own code
@@ -121,7 +121,7 @@ def bench(
     print(_announcement(plan), file=sys.stderr)
     report = summarise(plan, fleet.run(plan))
     if picture is not None:
-        from service.bench.picture import save  # noqa: PLC0415  matplotlib takes a second to import
+        from convoy.service.bench.picture import save  # noqa: PLC0415  matplotlib takes a second to import
 
         save(report, picture)
     if json:

@@ -11,14 +11,14 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from service.client.client import Client
-from service.client.requests import DEFAULT_TARGET, MAX_TOP_K, read_image
-from service.client.results import Classification, Label, ServerError
-from service.commands.options import DEADLINE, Deadline, Json, ModelName, Server
-from service.commands.picture import characters, half_blocks, read_pixels
-from service.commands.terminal import bar, console, plain, shows_colours, stage_line
-from service.config import LimitsConfig
-from service.errors import BadImage
+from convoy.service.client.client import Client
+from convoy.service.client.requests import DEFAULT_TARGET, MAX_TOP_K, read_image
+from convoy.service.client.results import Classification, Label, ServerError
+from convoy.service.commands.options import DEADLINE, Deadline, Json, ModelName, Server
+from convoy.service.commands.picture import characters, half_blocks, read_pixels
+from convoy.service.commands.terminal import bar, console, plain, shows_colours, stage_line
+from convoy.service.config import LimitsConfig
+from convoy.service.errors import BadImage
 
 _LIMITS = LimitsConfig()  # a server's, unless it was told otherwise
 _PICTURE_COLUMNS, _PICTURE_LINES = 28, 14

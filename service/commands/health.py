@@ -8,8 +8,8 @@ import typer
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from service.commands.options import Server
-from service.supervisor import processes
+from convoy.service.commands.options import Server
+from convoy.service.supervisor import processes
 
 # A probe's answer is worth nothing once the prober has given up.
 DEADLINE = 2.0

@@ -11,16 +11,16 @@ import typer
 from numpy.typing import NDArray
 from rich.text import Text
 
-from service import metadata
-from service.client.requests import DEFAULT_TARGET, read_image
-from service.client.results import ServerError
-from service.commands.masks import png
-from service.commands.options import DEADLINE, Deadline, Server, check_png
-from service.commands.picture import Pixels, read_pixels
-from service.commands.tensors import TensorClient
-from service.commands.terminal import console, plain
-from service.errors import BadConfig, BadImage, BadRequest, BadTensor
-from service.metadata import InputSpec
+from convoy.service import metadata
+from convoy.service.client.requests import DEFAULT_TARGET, read_image
+from convoy.service.client.results import ServerError
+from convoy.service.commands.masks import png
+from convoy.service.commands.options import DEADLINE, Deadline, Server, check_png
+from convoy.service.commands.picture import Pixels, read_pixels
+from convoy.service.commands.tensors import TensorClient
+from convoy.service.commands.terminal import console, plain
+from convoy.service.errors import BadConfig, BadImage, BadRequest, BadTensor
+from convoy.service.metadata import InputSpec
 
 _BOX = (0, 255, 120)  # a colour that the heat map's do not come near
 

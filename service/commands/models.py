@@ -8,11 +8,11 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from service.client.client import Client
-from service.client.requests import DEFAULT_TARGET
-from service.client.results import Input, Model, Tensor
-from service.commands.options import DEADLINE, Deadline, Json, Server
-from service.commands.terminal import console, plain
+from convoy.service.client.client import Client
+from convoy.service.client.requests import DEFAULT_TARGET
+from convoy.service.client.results import Input, Model, Tensor
+from convoy.service.commands.options import DEADLINE, Deadline, Json, Server
+from convoy.service.commands.terminal import console, plain
 
 _TASK = {
     "classification": "classify",

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from service.errors import BadConfig
+from convoy.service.errors import BadConfig
 
 Server = Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="Where the server listens.")]
 ModelName = Annotated[

@@ -10,21 +10,21 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from service import buckets
-from service.buckets import Size
-from service.commands.options import Json, check_picture
-from service.commands.terminal import bar, console, milliseconds
-from service.config import BatchingConfig, EngineConfig, LimitsConfig, ModelConfig
-from service.engine import layouts, profiling
-from service.engine import profile as profiles
-from service.engine.profile import Profile
-from service.engine.providers import Device, gpu_offered
-from service.engine.scheduler.latency_model import RunTimes
-from service.engine.session import Session
-from service.engine.session_builder import load_all, measured
-from service.errors import BadConfig, BadModelFile, UnknownModel
-from service.machine import cores
-from service.repository import MODEL_FILE, choose, model_file, scan
+from convoy.service import buckets
+from convoy.service.buckets import Size
+from convoy.service.commands.options import Json, check_picture
+from convoy.service.commands.terminal import bar, console, milliseconds
+from convoy.service.config import BatchingConfig, EngineConfig, LimitsConfig, ModelConfig
+from convoy.service.engine import layouts, profiling
+from convoy.service.engine import profile as profiles
+from convoy.service.engine.profile import Profile
+from convoy.service.engine.providers import Device, gpu_offered
+from convoy.service.engine.scheduler.latency_model import RunTimes
+from convoy.service.engine.session import Session
+from convoy.service.engine.session_builder import load_all, measured
+from convoy.service.errors import BadConfig, BadModelFile, UnknownModel
+from convoy.service.machine import cores
+from convoy.service.repository import MODEL_FILE, choose, model_file, scan
 
 _COLUMNS = 24  # of the longest bar
 
@@ -74,7 +74,7 @@ def profile(
         largest = _largest(model, session, settings, size or [], max_batch_size)
         made.append([profiling.measure(measured(instances), machine, *entry) for entry in largest.items()])
     if picture is not None:
-        from service.commands.profile_picture import save  # noqa: PLC0415  matplotlib takes a second to import
+        from convoy.service.commands.profile_picture import save  # noqa: PLC0415  matplotlib takes a second to import
 
         drawn = [each for those in made for each in those]
         save(drawn, [chosen(each, objective) for each in drawn], model, picture)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from service.engine.profile import Profile
+from convoy.service.engine.profile import Profile
 
 # Okabe and Ito's colours, which all eyes tell apart; each also has a sign of its own.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")

@@ -6,9 +6,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from service.bench.plan import Closed
-from service.bench.report import Figures, Latency, Report
-from service.commands.terminal import bar, milliseconds, plain
+from convoy.service.bench.plan import Closed
+from convoy.service.bench.report import Figures, Latency, Report
+from convoy.service.commands.terminal import bar, milliseconds, plain
 
 
 def show(out: Console, report: Report) -> None:

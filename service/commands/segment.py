@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from service.client.client import Client
-from service.client.requests import DEFAULT_TARGET, MaskFormat, read_image
-from service.client.results import Model, Segmentation, ServerError
-from service.commands.masks import Palette, Pixels, mask_png, overlay, palette_of, png
-from service.commands.options import DEADLINE, Deadline, ModelName, Server, check_png
-from service.commands.picture import half_blocks, read_pixels, symbols
-from service.commands.terminal import bar, console, plain, shows_colours, stage_line
-from service.errors import BadConfig, BadImage
+from convoy.service.client.client import Client
+from convoy.service.client.requests import DEFAULT_TARGET, MaskFormat, read_image
+from convoy.service.client.results import Model, Segmentation, ServerError
+from convoy.service.commands.masks import Palette, Pixels, mask_png, overlay, palette_of, png
+from convoy.service.commands.options import DEADLINE, Deadline, ModelName, Server, check_png
+from convoy.service.commands.picture import half_blocks, read_pixels, symbols
+from convoy.service.commands.terminal import bar, console, plain, shows_colours, stage_line
+from convoy.service.errors import BadConfig, BadImage
 
 _TABLE_COLUMNS = 46
 _PICTURE_LINES = 24

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from service import config, log
-from service.supervisor import watch
+from convoy.service import config, log
+from convoy.service.supervisor import watch
 
 
 def serve(

@@ -9,16 +9,16 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from service.commands.options import Json, check_picture
-from service.commands.terminal import bar, console, milliseconds
-from service.config import PolicyName
-from service.engine.profile import Profile
-from service.engine.scheduler.batcher import Limits
-from service.engine.scheduler.policies import POLICIES
-from service.engine.scheduler.simulation import Load, Outcome, Stream, oracle
-from service.engine.scheduler.simulation import simulate as run
-from service.errors import BadConfig
-from service.text import NoText, decoded
+from convoy.service.bench.simulation import Load, Outcome, Stream, oracle
+from convoy.service.bench.simulation import simulate as run
+from convoy.service.commands.options import Json, check_picture
+from convoy.service.commands.terminal import bar, console, milliseconds
+from convoy.service.config import PolicyName
+from convoy.service.engine.profile import Profile
+from convoy.service.engine.scheduler.batcher import Limits
+from convoy.service.engine.scheduler.policies import POLICIES
+from convoy.service.errors import BadConfig
+from convoy.service.text import NoText, decoded
 
 _COLUMNS = 48  # of the longest bar
 
@@ -105,7 +105,7 @@ def simulate(
     outcome = next(iter(outcomes.values()))
     title = f"{outcome.offered:,} requests in {outcome.seconds:,.1f} s, {load}"
     if picture is not None:
-        from service.commands.simulate_picture import save  # noqa: PLC0415  matplotlib takes a second to import
+        from convoy.service.commands.simulate_picture import save  # noqa: PLC0415  matplotlib takes a second to import
 
         save(outcomes, best, deadline, title, picture)
     if json:

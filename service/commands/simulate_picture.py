@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from service.engine.scheduler.simulation import Outcome
+from convoy.service.bench.simulation import Outcome
 
 # Okabe and Ito's colours, which all eyes tell apart.
 _BLUE, _ORANGE, _GREEN, _PINK, _SKY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"

@@ -9,10 +9,10 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from numpy.typing import NDArray
 
-from service import metadata
-from service.client.results import read_error
-from service.metadata import Document
-from service.pb import inference_pb2 as pb
+from convoy.service import metadata
+from convoy.service.client.results import read_error
+from convoy.service.metadata import Document
+from convoy.service.pb import inference_pb2 as pb
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", -1),

@@ -5,7 +5,7 @@ import textwrap
 from rich.console import Console
 from rich.text import Text
 
-from service.client.results import Timings
+from convoy.service.client.results import Timings
 
 STAGES = ("receive", "decode", "preprocess", "queue", "gather", "run", "scatter", "postprocess")
 _EIGHTHS = " ▏▎▍▌▋▊▉█"

@@ -8,7 +8,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime import OrtValue, RunOptions
 
-from service.repository import TensorSpec
+from convoy.service.repository import TensorSpec
 
 _MOST = 128  # graphs of a session, which keeps them as long as it lives
 _KEY = "gpu_graph_id"

@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import NamedTuple
 
-from service.engine.instances import Instance, Instances
-from service.engine.providers import GPU
-from service.engine.runner import Computed, Ran, compute, finish
-from service.engine.scheduler.batcher import Batch, Batcher, Key, Limits, Request
-from service.engine.session import Session
-from service.errors import ConvoyError, DeadlinePassed, UnknownModel
+from convoy.service.engine.instances import Instance, Instances
+from convoy.service.engine.providers import GPU
+from convoy.service.engine.runner import Computed, Ran, compute, finish
+from convoy.service.engine.scheduler.batcher import Batch, Batcher, Key, Limits, Request
+from convoy.service.engine.session import Session
+from convoy.service.errors import ConvoyError, DeadlinePassed, UnknownModel
 
 logger = logging.getLogger(__name__)
 

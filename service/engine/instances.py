@@ -7,8 +7,8 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.providers import GPU
-from service.engine.session import Session
+from convoy.service.engine.providers import GPU
+from convoy.service.engine.session import Session
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -6,9 +6,9 @@ Several keep every core busy where the parts of one run are too small to be shar
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from service.config import Instances
-from service.engine.profile import Profile
-from service.engine.scheduler.latency_model import RunTimes
+from convoy.service.config import Instances
+from convoy.service.engine.profile import Profile
+from convoy.service.engine.scheduler.latency_model import RunTimes
 
 GAIN = 1.05  # of the images a second: less is not worth the memory and a lone image's longer time
 _MOST = 16  # sessions, each of which has the network's weights in memory

@@ -15,7 +15,7 @@ from operator import itemgetter
 import numpy as np
 from numpy.typing import NDArray
 
-from service.buckets import Size, ordered
+from convoy.service.buckets import Size, ordered
 
 MOST_PADDING = 1.25  # pixels run for each that the network needs
 WORTH = 1.5  # images a second of the best batch over those of a batch of one: then padding costs less than it brings

@@ -13,23 +13,23 @@ from typing import NamedTuple
 
 import msgspec
 
-from service import buckets, repository
-from service.buckets import NONE, Buckets, Size
-from service.config import Config, ModelConfig
-from service.engine import row_independence
-from service.engine.instances import Instances, Together
-from service.engine.learned_buckets import MOST_PADDING, choose, pays
-from service.engine.profile import Profile
-from service.engine.profiling import Shape, shapes, warm
-from service.engine.providers import Device
-from service.engine.scheduler.batcher import Limits
-from service.engine.session import Session
-from service.engine.session_builder import build
-from service.errors import BadConfig, BadMetadata, BadModelFile
-from service.ipc.messages import Suspect
-from service.metadata import Document
-from service.metrics import MODEL_BATCHED, MODEL_READY
-from service.repository import MAX_NAME, Listing, Stamp, State, Table, Version
+from convoy.service import buckets, repository
+from convoy.service.buckets import NONE, Buckets, Size
+from convoy.service.config import Config, ModelConfig
+from convoy.service.engine import row_independence
+from convoy.service.engine.instances import Instances, Together
+from convoy.service.engine.learned_buckets import MOST_PADDING, choose, pays
+from convoy.service.engine.profile import Profile
+from convoy.service.engine.profiling import Shape, shapes, warm
+from convoy.service.engine.providers import Device
+from convoy.service.engine.scheduler.batcher import Limits
+from convoy.service.engine.session import Session
+from convoy.service.engine.session_builder import build
+from convoy.service.errors import BadConfig, BadMetadata, BadModelFile
+from convoy.service.ipc.messages import Suspect
+from convoy.service.metadata import Document
+from convoy.service.metrics import MODEL_BATCHED, MODEL_READY
+from convoy.service.repository import MAX_NAME, Listing, Stamp, State, Table, Version
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.session import Session
+from convoy.service.engine.session import Session
 
 
 class Sleeping(Session):

@@ -10,11 +10,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from service.engine.providers import CPU, GPU
-from service.engine.scheduler.latency_model import RunTimes
-from service.engine.session import VERSION
-from service.machine import cores
-from service.repository import PROFILE_FILE
+from convoy.service.engine.providers import CPU, GPU
+from convoy.service.engine.scheduler.latency_model import RunTimes
+from convoy.service.engine.session import VERSION
+from convoy.service.machine import cores
+from convoy.service.repository import PROFILE_FILE
 
 FILE = PROFILE_FILE
 

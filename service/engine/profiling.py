@@ -11,14 +11,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from service.buckets import Size
-from service.engine import profile as profiles
-from service.engine.profile import BatchTime, Machine, Profile
-from service.engine.providers import GPU
-from service.engine.scheduler.latency_model import RunTimes
-from service.engine.session import DeviceLost, Session, input_shape
-from service.errors import BadModelFile
-from service.metadata import Document
+from convoy.service.buckets import Size
+from convoy.service.engine import profile as profiles
+from convoy.service.engine.profile import BatchTime, Machine, Profile
+from convoy.service.engine.providers import GPU
+from convoy.service.engine.scheduler.latency_model import RunTimes
+from convoy.service.engine.session import DeviceLost, Session, input_shape
+from convoy.service.errors import BadModelFile
+from convoy.service.metadata import Document
 
 Shape = tuple[int, ...]
 

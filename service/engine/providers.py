@@ -7,8 +7,8 @@ from pathlib import Path
 
 import onnxruntime
 
-from service.config import MIB, EngineConfig
-from service.errors import BadModelFile
+from convoy.service.config import MIB, EngineConfig
+from convoy.service.errors import BadModelFile
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"

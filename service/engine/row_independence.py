@@ -11,8 +11,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.session import DeviceLost
-from service.repository import TensorSpec
+from convoy.service.engine.session import DeviceLost
+from convoy.service.repository import TensorSpec
 
 _SEED = 1
 _SIDES = ((8, 12), (32, 64), (64, 96), (224, 256), (3, 5), (1, 2))  # of free axes: two sizes, one pair after another

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.session import DeviceLost, Session
-from service.errors import ConvoyError, RunFailed
-from service.ipc.channel import Answer, Failure, Submit, Times
-from service.ipc.slots import SPILLED, Span, memory_file
-from service.ipc.slots import Mapping as Memory
-from service.repository import TensorSpec
+from convoy.service.engine.session import DeviceLost, Session
+from convoy.service.errors import ConvoyError, RunFailed
+from convoy.service.ipc.channel import Answer, Failure, Submit, Times
+from convoy.service.ipc.slots import SPILLED, Span, memory_file
+from convoy.service.ipc.slots import Mapping as Memory
+from convoy.service.repository import TensorSpec
 
 log = logging.getLogger(__name__)
 

@@ -18,23 +18,23 @@ from typing import Any
 import uvloop
 from watchfiles import awatch
 
-from service import log, metrics
-from service.buckets import Size, rounded
-from service.config import Config
-from service.engine.dispatcher import Dispatcher, Ended
-from service.engine.instances import Instances
-from service.engine.learned_buckets import Sizes
-from service.engine.model_loader import Loaded, Loader
-from service.engine.profiling import largest_batch
-from service.engine.runner import Ran, Work
-from service.engine.scheduler.batcher import Batch, Key, Limits, Request
-from service.errors import ConvoyError, UnknownModel
-from service.ipc import messages
-from service.ipc.channel import NEVER, Cancel, Cancelled, Failure, Hello, Packet, Record, Release, Submit, Wire
-from service.ipc.channel import Table as TableRecord
-from service.ipc.slots import Mapping, memory_file
-from service.metadata import Document
-from service.repository import Table, encode_table
+from convoy.service import log, metrics
+from convoy.service.buckets import Size, rounded
+from convoy.service.config import Config
+from convoy.service.engine.dispatcher import Dispatcher, Ended
+from convoy.service.engine.instances import Instances
+from convoy.service.engine.learned_buckets import Sizes
+from convoy.service.engine.model_loader import Loaded, Loader
+from convoy.service.engine.profiling import largest_batch
+from convoy.service.engine.runner import Ran, Work
+from convoy.service.engine.scheduler.batcher import Batch, Key, Limits, Request
+from convoy.service.errors import ConvoyError, UnknownModel
+from convoy.service.ipc import messages
+from convoy.service.ipc.channel import NEVER, Cancel, Cancelled, Failure, Hello, Packet, Record, Release, Submit, Wire
+from convoy.service.ipc.channel import Table as TableRecord
+from convoy.service.ipc.slots import Mapping, memory_file
+from convoy.service.metadata import Document
+from convoy.service.repository import Table, encode_table
 
 logger = logging.getLogger(__name__)
 

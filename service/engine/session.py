@@ -14,17 +14,17 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime import OrtValue, RunOptions
 
-from service import metadata
-from service.config import EngineConfig
-from service.engine.buffers import Buffer, page_lock
-from service.engine.cuda_graphs import Graphs
-from service.engine.providers import CUDA, GPU, Device, Options, check, preload, providers
-from service.errors import BadModelFile, listed
-from service.ipc.slots import DTYPES, MAX_RANK
-from service.machine import cores
-from service.metadata import Document
-from service.repository import TensorSpec, is_placeholder
-from service.runtime_words import reason
+from convoy.service import metadata
+from convoy.service.config import EngineConfig
+from convoy.service.engine.buffers import Buffer, page_lock
+from convoy.service.engine.cuda_graphs import Graphs
+from convoy.service.engine.providers import CUDA, GPU, Device, Options, check, preload, providers
+from convoy.service.errors import BadModelFile, listed
+from convoy.service.ipc.slots import DTYPES, MAX_RANK
+from convoy.service.machine import cores
+from convoy.service.metadata import Document
+from convoy.service.repository import TensorSpec, is_placeholder
+from convoy.service.runtime_words import reason
 
 log = logging.getLogger(__name__)
 

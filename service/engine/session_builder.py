@@ -5,18 +5,18 @@ from pathlib import Path
 
 import msgspec
 
-from service.config import Instances as Wanted
-from service.engine import layouts
-from service.engine import profile as profiles
-from service.engine import session as sessions
-from service.engine.instances import Instances, Together
-from service.engine.layouts import Layout
-from service.engine.null_session import Sleeping
-from service.engine.profile import Profile
-from service.engine.profiling import Shape, prepare
-from service.engine.providers import CPU, GPU, Device, gpu_offered
-from service.engine.session import Session
-from service.machine import cores
+from convoy.service.config import Instances as Wanted
+from convoy.service.engine import layouts
+from convoy.service.engine import profile as profiles
+from convoy.service.engine import session as sessions
+from convoy.service.engine.instances import Instances, Together
+from convoy.service.engine.layouts import Layout
+from convoy.service.engine.null_session import Sleeping
+from convoy.service.engine.profile import Profile
+from convoy.service.engine.profiling import Shape, prepare
+from convoy.service.engine.providers import CPU, GPU, Device, gpu_offered
+from convoy.service.engine.session import Session
+from convoy.service.machine import cores
 
 Built = tuple[Instances, tuple[Profile, ...]]
 ShapesOf = Callable[[Session], Mapping[Shape, int]]

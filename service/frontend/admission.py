@@ -3,8 +3,8 @@
 from collections.abc import Hashable
 from typing import NamedTuple
 
-from service.errors import PredictedLate
-from service.ipc.channel import NEVER
+from convoy.service.errors import PredictedLate
+from convoy.service.ipc.channel import NEVER
 
 _VALID = 5_000_000  # ns for which one refusal speaks for others; then the engine is asked again
 _MARGIN = 5_000_000  # ns by which work may be done earlier than was predicted

@@ -10,12 +10,12 @@ from typing import TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from service import metrics
-from service.errors import BadRequest, ConvoyError, DeadlinePassed, ModelUnavailable, QueueFull
-from service.frontend import status
-from service.frontend.wire import NOTHING
-from service.ipc.channel import NEVER
-from service.repository import Version
+from convoy.service import metrics
+from convoy.service.errors import BadRequest, ConvoyError, DeadlinePassed, ModelUnavailable, QueueFull
+from convoy.service.frontend import status
+from convoy.service.frontend.wire import NOTHING
+from convoy.service.ipc.channel import NEVER
+from convoy.service.repository import Version
 
 log = logging.getLogger(__name__)
 

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from service.errors import BadRequest, ModelUnavailable, UnknownModel
-from service.metadata import Document, Task
-from service.repository import Table, Version
+from convoy.service.errors import BadRequest, ModelUnavailable, UnknownModel
+from convoy.service.metadata import Document, Task
+from convoy.service.repository import Table, Version
 
 
 class Catalogue:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from service.pb.convoy.v1 import vision_pb2 as pb
+from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 
 _LEAST_SHARE = 8  # of a batch: no part but the last one is smaller than one in so many
 

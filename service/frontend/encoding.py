@@ -7,9 +7,9 @@ The bytes are what vision.proto says (protobuf's encoding, "Message Structure");
 import struct
 from collections.abc import Iterable, Sequence
 
-from service import metrics
-from service.frontend.wire import FIXED32, FIXED64, LENGTH, VARINT, block, tag, varint
-from service.pb.convoy.v1 import vision_pb2 as pb
+from convoy.service import metrics
+from convoy.service.frontend.wire import FIXED32, FIXED64, LENGTH, VARINT, block, tag, varint
+from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 
 _FLOAT = struct.Struct("<f")
 

@@ -17,15 +17,15 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from service import metrics
-from service.errors import EngineDied, ModelUnavailable
-from service.frontend.routing import Load, choose
-from service.frontend.versions import merged
-from service.frontend.way_back import WayBack
-from service.ipc.channel import Answer, Cancel, Failure, Hello, Packet, Record, Release, Submit, Wire
-from service.ipc.channel import Table as TableRecord
-from service.ipc.slots import SPILLED, Arena, Span, layout
-from service.repository import Table, Version, decode_table
+from convoy.service import metrics
+from convoy.service.errors import EngineDied, ModelUnavailable
+from convoy.service.frontend.routing import Load, choose
+from convoy.service.frontend.versions import merged
+from convoy.service.frontend.way_back import WayBack
+from convoy.service.ipc.channel import Answer, Cancel, Failure, Hello, Packet, Record, Release, Submit, Wire
+from convoy.service.ipc.channel import Table as TableRecord
+from convoy.service.ipc.slots import SPILLED, Arena, Span, layout
+from convoy.service.repository import Table, Version, decode_table
 
 log = logging.getLogger(__name__)
 

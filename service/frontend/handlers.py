@@ -10,13 +10,13 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from service.errors import BadRequest, ConvoyError
-from service.frontend import status
-from service.frontend.call import Call, Gate, serve
-from service.frontend.streams import Conversation
-from service.frontend.wire import LENGTH, Parser, block, tag
-from service.ipc.channel import NEVER
-from service.pb import inference_pb2 as pb
+from convoy.service.errors import BadRequest, ConvoyError
+from convoy.service.frontend import status
+from convoy.service.frontend.call import Call, Gate, serve
+from convoy.service.frontend.streams import Conversation
+from convoy.service.frontend.wire import LENGTH, Parser, block, tag
+from convoy.service.ipc.channel import NEVER
+from convoy.service.pb import inference_pb2 as pb
 
 Response = Message | bytes  # bytes: a message that is written already
 Implementation = Callable[[Any, Call], Awaitable[Response]]

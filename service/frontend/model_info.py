@@ -1,9 +1,9 @@
 """What ListModels says of a version."""
 
-from service.frontend.tensors import DATATYPES
-from service.metadata import InputSpec, TensorInput
-from service.pb.convoy.v1 import vision_pb2 as pb
-from service.repository import Version
+from convoy.service.frontend.tensors import DATATYPES
+from convoy.service.metadata import InputSpec, TensorInput
+from convoy.service.pb.convoy.v1 import vision_pb2 as pb
+from convoy.service.repository import Version
 
 _TASKS = {
     None: pb.TASK_TENSORS,

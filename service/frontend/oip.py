@@ -11,19 +11,19 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from service import metadata, metrics
-from service.config import LimitsConfig
-from service.errors import BadRequest, BadTensor, NotOffered, named
-from service.frontend import tensors
-from service.frontend.call import Call
-from service.frontend.catalogue import Catalogue
-from service.frontend.engine_client import EngineLink
-from service.frontend.threads import to_its_end
-from service.frontend.timings import Marks, observe
-from service.ipc.channel import Answer
-from service.metrics import Duration, Statistics
-from service.pb import inference_pb2 as pb
-from service.repository import MODEL_FILE, TensorSpec, Version
+from convoy.service import metadata, metrics
+from convoy.service.config import LimitsConfig
+from convoy.service.errors import BadRequest, BadTensor, NotOffered, named
+from convoy.service.frontend import tensors
+from convoy.service.frontend.call import Call
+from convoy.service.frontend.catalogue import Catalogue
+from convoy.service.frontend.engine_client import EngineLink
+from convoy.service.frontend.threads import to_its_end
+from convoy.service.frontend.timings import Marks, observe
+from convoy.service.ipc.channel import Answer
+from convoy.service.metrics import Duration, Statistics
+from convoy.service.pb import inference_pb2 as pb
+from convoy.service.repository import MODEL_FILE, TensorSpec, Version
 
 # What is offered beyond the protocol's core, by the names its clients know.
 EXTENSIONS = ("classification", "model_configuration", "parameters", "statistics")

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
 
-from service.errors import BadRequest, RunFailed
-from service.metadata import MAX_MASK_CLASSES, Document
-from service.pb.convoy.v1 import vision_pb2 as pb
-from service.preprocess import Placement, restore
+from convoy.service.errors import BadRequest, RunFailed
+from convoy.service.metadata import MAX_MASK_CLASSES, Document
+from convoy.service.pb.convoy.v1 import vision_pb2 as pb
+from convoy.service.preprocess import Placement, restore
 
 DEFAULT_TOP_K = 5
 _FEW_CLASSES = 64  # Python sorts so many in less time than numpy takes to begin

@@ -19,17 +19,17 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
-from service import log, machine, metrics
-from service.frontend.call import Gate
-from service.frontend.catalogue import Catalogue
-from service.frontend.engine_client import EngineLink
-from service.frontend.handlers import handlers
-from service.frontend.oip import InferenceService
-from service.frontend.vision import Vision
-from service.ipc import messages
-from service.pb import inference_pb2
-from service.pb.convoy.v1 import vision_pb2
-from service.repository import Table
+from convoy.service import log, machine, metrics
+from convoy.service.frontend.call import Gate
+from convoy.service.frontend.catalogue import Catalogue
+from convoy.service.frontend.engine_client import EngineLink
+from convoy.service.frontend.handlers import handlers
+from convoy.service.frontend.oip import InferenceService
+from convoy.service.frontend.vision import Vision
+from convoy.service.ipc import messages
+from convoy.service.pb import inference_pb2
+from convoy.service.pb.convoy.v1 import vision_pb2
+from convoy.service.repository import Table
 
 logger = logging.getLogger(__name__)
 

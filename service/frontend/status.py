@@ -9,7 +9,7 @@ from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 
-from service.errors import (
+from convoy.service.errors import (
     BadImage,
     BadRequest,
     BadTensor,
@@ -23,8 +23,8 @@ from service.errors import (
     RunFailed,
     UnknownModel,
 )
-from service.ipc.channel import Cancelled
-from service.pb.convoy.v1 import vision_pb2 as pb
+from convoy.service.ipc.channel import Cancelled
+from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 
 STATUS: dict[type[ConvoyError], StatusCode] = {
     BadRequest: StatusCode.INVALID_ARGUMENT,  # fix the request

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import BadRequest, BadTensor, listed, named
-from service.frontend.wire import NOTHING
-from service.ipc.slots import MAX_RANK
-from service.metadata import Document, InputSpec
-from service.pb import inference_pb2 as pb
-from service.repository import TensorSpec, Version, is_placeholder
+from convoy.service.errors import BadRequest, BadTensor, listed, named
+from convoy.service.frontend.wire import NOTHING
+from convoy.service.ipc.slots import MAX_RANK
+from convoy.service.metadata import Document, InputSpec
+from convoy.service.pb import inference_pb2 as pb
+from convoy.service.repository import TensorSpec, Version, is_placeholder
 
 DATATYPES = {
     "bool": "BOOL",

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from service import metrics
-from service.frontend.call import Call
-from service.ipc.channel import Times
+from convoy.service import metrics
+from convoy.service.frontend.call import Call
+from convoy.service.ipc.channel import Times
 
 
 class Marks(NamedTuple):

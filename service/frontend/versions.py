@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
-from service.repository import Table, Version
+from convoy.service.repository import Table, Version
 
 
 def merged(tables: Mapping[int, Table]) -> Table:

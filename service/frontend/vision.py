@@ -10,26 +10,26 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from service import metadata, metrics
-from service.config import LimitsConfig
-from service.errors import BadImage, BadRequest, ConvoyError, EngineDied, PredictedLate, RunFailed
-from service.frontend import encoding, status
-from service.frontend.admission import Outlook
-from service.frontend.call import Call, count_refusal
-from service.frontend.catalogue import Catalogue
-from service.frontend.chunks import Part, Sent, parts
-from service.frontend.encoding import Labels
-from service.frontend.engine_client import EngineLink, Slot
-from service.frontend.model_info import describe
-from service.frontend.postprocess import Ranking, rankings, segmentation
-from service.frontend.threads import to_its_end
-from service.frontend.timings import Marks, observe
-from service.images.decode import Picture, decode, from_raw
-from service.ipc.channel import Answer
-from service.metadata import Document, InputSpec
-from service.pb.convoy.v1 import vision_pb2 as pb
-from service.preprocess import Placement, input_size, preprocess, reduction
-from service.repository import Version
+from convoy.service import metadata, metrics
+from convoy.service.config import LimitsConfig
+from convoy.service.errors import BadImage, BadRequest, ConvoyError, EngineDied, PredictedLate, RunFailed
+from convoy.service.frontend import encoding, status
+from convoy.service.frontend.admission import Outlook
+from convoy.service.frontend.call import Call, count_refusal
+from convoy.service.frontend.catalogue import Catalogue
+from convoy.service.frontend.chunks import Part, Sent, parts
+from convoy.service.frontend.encoding import Labels
+from convoy.service.frontend.engine_client import EngineLink, Slot
+from convoy.service.frontend.model_info import describe
+from convoy.service.frontend.postprocess import Ranking, rankings, segmentation
+from convoy.service.frontend.threads import to_its_end
+from convoy.service.frontend.timings import Marks, observe
+from convoy.service.images.decode import Picture, decode, from_raw
+from convoy.service.ipc.channel import Answer
+from convoy.service.metadata import Document, InputSpec
+from convoy.service.pb.convoy.v1 import vision_pb2 as pb
+from convoy.service.preprocess import Placement, input_size, preprocess, reduction
+from convoy.service.repository import Version
 
 _STAGE_FIELDS = tuple(f"{stage}_seconds" for stage in metrics.STAGES)
 _PRIORITIES = frozenset(pb.Priority.values())

@@ -1,6 +1,6 @@
 """How long before a deadline the engine has to be done."""
 
-from service.ipc.channel import NEVER
+from convoy.service.ipc.channel import NEVER
 
 _REPLY = 0.001  # seconds that gRPC takes for a reply, which nobody here sees
 _QUANTILE = 0.999  # of a large batch's answers the last leaves many replies behind the first

@@ -12,7 +12,7 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message_factory import GetMessageClass
 
-from service.errors import BadRequest
+from convoy.service.errors import BadRequest
 
 NOTHING: Mapping[int, memoryview] = MappingProxyType({})
 LARGE = 1 << 16  # bytes: what is smaller is copied in less time than it takes to look for it

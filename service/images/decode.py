@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.errors import BadImage
-from service.images import jpeg, png
-from service.images.exif import UPRIGHT, is_turned, upright
-from service.images.limits import check_size
+from convoy.service.errors import BadImage
+from convoy.service.images import jpeg, png
+from convoy.service.images.exif import UPRIGHT, is_turned, upright
+from convoy.service.images.limits import check_size
 
 Colour = Literal["RGB", "L"]
 

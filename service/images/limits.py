@@ -1,6 +1,6 @@
 """How large an image may be."""
 
-from service.errors import BadImage
+from convoy.service.errors import BadImage
 
 MAX_SIDE = 65_535  # JPEG's own limit
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
-from service.errors import BadImage
-from service.images.exif import UPRIGHT, orientation
-from service.images.limits import check_size
+from convoy.service.errors import BadImage
+from convoy.service.images.exif import UPRIGHT, orientation
+from convoy.service.images.limits import check_size
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 

@@ -17,7 +17,7 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import NamedTuple
 
-from service.errors import (
+from convoy.service.errors import (
     BadTensor,
     ConvoyError,
     DeadlinePassed,
@@ -27,7 +27,7 @@ from service.errors import (
     RunFailed,
     UnknownModel,
 )
-from service.ipc.slots import DTYPES, MAX_RANK, SPILLED, Span
+from convoy.service.ipc.slots import DTYPES, MAX_RANK, SPILLED, Span
 
 NEVER = (1 << 63) - 1  # a deadline that never comes, nanoseconds
 

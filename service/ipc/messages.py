@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from service.config import Config
+from convoy.service.config import Config
 
 _MAX_MESSAGE = 65_536
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import BadTensor, QueueFull
+from convoy.service.errors import BadTensor, QueueFull
 
 ALIGNMENT = 64  # bytes; a cache line, and what vector loads like
 MAX_RANK = 8

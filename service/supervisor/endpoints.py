@@ -14,8 +14,7 @@ from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from service import metrics
-from service.supervisor.processes import Restarts
+from convoy.service import metrics
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ def serve(
     scrapes: socket.socket,
     ready: Callable[[], tuple[bool, str]],
     directory: Path,
-    restarts: Restarts,
+    restarts: metrics.Restarts,
 ) -> None:
     """Answer on two listening sockets, in threads of their own, as long as the process lives.
 

@@ -12,12 +12,11 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from service.errors import BadConfig
+from convoy.service.errors import BadConfig
 
 Kind = Literal["engine", "frontend"]
 
@@ -25,9 +24,9 @@ _MEMORY = Path("/dev/shm")
 _PREFIX = "convoy-metrics-"
 _ADDRESS = "address"
 _OWN = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
-METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # in the environment: prometheus_client reads it when it is imported
+_METRICS = "PROMETHEUS_MULTIPROC_DIR"  # in the environment: prometheus_client reads it when it is imported
 
-_MODULES: Mapping[Kind, str] = {"engine": "service.engine.server", "frontend": "service.frontend.server"}
+_MODULES: Mapping[Kind, str] = {"engine": "convoy.service.engine.server", "frontend": "convoy.service.frontend.server"}
 
 
 def channel_pair() -> tuple[socket.socket, socket.socket]:
@@ -46,7 +45,7 @@ class Process:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", _MODULES[kind], str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, METRICS_DIRECTORY: metrics_directory},
+                env={**os.environ, _METRICS: metrics_directory},
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
@@ -59,14 +58,6 @@ class Process:
 
     def kill(self) -> None:
         self._process.kill()
-
-
-@dataclass(slots=True)
-class Restarts:
-    """How many processes were started again after one ended unasked. One writer: the supervisor's loop."""
-
-    engines: dict[int, int]  # by device
-    front_ends: int = 0
 
 
 class Processes:

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import msgspec
 
-from service import machine
-from service.config import Config, ServerConfig
-from service.errors import BadConfig
-from service.ipc import messages
-from service.supervisor import processes
-from service.supervisor.processes import Kind, Process, Processes, Restarts, channel_pair
+from convoy.service import machine
+from convoy.service.config import Config, ServerConfig
+from convoy.service.errors import BadConfig
+from convoy.service.ipc import messages
+from convoy.service.supervisor import processes
+from convoy.service.supervisor.processes import Kind, Process, Processes, channel_pair
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Supervisor:
         self._processes = processes
         self._directory = Path(processes.directory.name)
         self._sockets = sockets
-        self._restarts = Restarts(dict.fromkeys(self._devices, 0))
+        self._restarts: Counter[tuple[str, int]] = Counter({("engine", device): 0 for device in self._devices})
         self._children: dict[int, Child] = {}
         self._numbers = 0
         self._quick_ends: Counter[tuple[Kind, int]] = Counter()
@@ -117,7 +117,7 @@ class Supervisor:
         return [child for child in list(self._children.values()) if child.kind == kind]
 
     def _serve_http(self) -> None:
-        from service.supervisor import endpoints  # noqa: PLC0415  see above
+        from convoy.service.supervisor import endpoints  # noqa: PLC0415  see above
 
         endpoints.serve(self._sockets.http, self._sockets.metrics, self.ready, self._directory, self._restarts)
 
@@ -193,7 +193,7 @@ class Supervisor:
         self._loop.remove_reader(child.process.channel)
         child.process.channel.close()
         del self._children[child.number]
-        from service import metrics  # noqa: PLC0415  see above
+        from convoy.service import metrics  # noqa: PLC0415  see above
 
         metrics.forget_process(child.process.pid, self._directory)
         if not self._wanted(child.kind):
@@ -211,10 +211,7 @@ class Supervisor:
         if child.loading is not None:
             self._suspects[child.loading] += 1
             log.error("it was loading model %s version %d", child.loading.model, child.loading.version)
-        if child.kind == "engine":
-            self._restarts.engines[child.device] += 1
-        else:
-            self._restarts.front_ends += 1
+        self._restarts[child.kind, child.device] += 1
         settled = False
         while not settled:
             await asyncio.sleep(delay)

@@ -10,13 +10,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from models import checkpoint
-from models.data.builtin import digits, scenes
-from models.data.dataset import DataSet, Split, SplitName, Target
-from models.data.registry import DATA
-from models.recipe import Recipe
-from models.training.run import Settings
-from models.training.train import describe
+from convoy.models import checkpoint
+from convoy.models.data.builtin import digits, scenes
+from convoy.models.data.dataset import DataSet, Split, SplitName, Target
+from convoy.models.data.registry import DATA
+from convoy.models.recipe import Recipe
+from convoy.models.training.run import Settings
+from convoy.models.training.train import describe
 
 COUNTS: dict[SplitName, int] = {"train": 96, "validation": 48, "test": 72}
 

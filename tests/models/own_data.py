@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.data.formats.voc import CLASSES
+from convoy.models.data.formats.voc import CLASSES
 
 
 def write_idx(root: Path, gz: bool = False, sign: str = "-", counts: tuple[int, int] = (40, 12)) -> Path:

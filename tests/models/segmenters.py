@@ -7,11 +7,11 @@ import onnxruntime
 import torch
 from torch import nn
 
-from models.checkpoint import Description
-from models.export.export import onnx_graph
-from models.graph import served
-from models.random_weights import randomise
-from service.metadata import InputSpec
+from convoy.models.checkpoint import Description
+from convoy.models.export.export import onnx_graph
+from convoy.models.graph import served
+from convoy.models.random_weights import randomise
+from convoy.service.metadata import InputSpec
 
 SIZES = ((1, 1, 1), (3, 33, 47), (1, 70, 61), (3, 64, 32))  # images, height, width
 

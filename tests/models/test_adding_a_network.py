@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from models import registry, zoo
-from models.export.export import export
-from models.parameters import count
-from models.registry import ARCHITECTURES
-from models.training.run import RunFolder
-from service import cli
+from convoy.models import registry, zoo
+from convoy.models.export.export import export
+from convoy.models.parameters import count
+from convoy.models.registry import ARCHITECTURES
+from convoy.models.training.run import RunFolder
+from convoy.service import cli
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "adding-a-network.md"
 

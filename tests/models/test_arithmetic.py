@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.arithmetic import output_size
+from convoy.models.arithmetic import output_size
 
 LAYERS = nn.Sequential(
     OrderedDict(

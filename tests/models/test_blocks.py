@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from models.blocks import Conv2dSame, ConvNorm2d, ShiftNorm2d
-from models.graph import Pixels
-from models.parameters import Count, count
+from convoy.models.blocks import Conv2dSame, ConvNorm2d, ShiftNorm2d
+from convoy.models.graph import Pixels
+from convoy.models.parameters import Count, count
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])

@@ -5,8 +5,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from models.training.run import RunFolder, default_settings
-from service import cli
+from convoy.models.training.run import RunFolder, default_settings
+from convoy.service import cli
 
 
 def test_train_then_export_with_what_is_printed(
@@ -134,7 +134,7 @@ def test_defaults_are_the_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         seen.append(settings)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("models.commands.train.run", run)
+    monkeypatch.setattr("convoy.models.commands.train.run", run)
     assert cli.run(["train", "unet", "--data", "digit-scenes", "--output", str(tmp_path)]) == 130
     assert seen == [default_settings("unet", "digit-scenes")]
 

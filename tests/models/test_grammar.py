@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.errors import BadTraining
-from models.grammar import MAX_LAYERS, parse
+from convoy.models.errors import BadTraining
+from convoy.models.grammar import MAX_LAYERS, parse
 
 CLASSIC = "INPUT -> [[CONV -> RELU]*{n} -> {pool}]*{m} -> [FC -> RELU]*{k} -> FC"
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.blocks import ConvNorm2d
-from models.random_weights import randomise
+from convoy.models.blocks import ConvNorm2d
+from convoy.models.random_weights import randomise
 
 DEPTH = 40
 

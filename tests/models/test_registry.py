@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from models import registry
-from models.errors import BadTraining
-from models.registry import ARCHITECTURES
-from service.metadata import Axis, InputSpec, TensorInput, image_tensor
+from convoy.models import registry
+from convoy.models.errors import BadTraining
+from convoy.models.registry import ARCHITECTURES
+from convoy.service.metadata import Axis, InputSpec, TensorInput, image_tensor
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

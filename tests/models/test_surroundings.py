@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from models import surroundings
-from models.errors import BadTraining
-from service import cli
+from convoy.models import surroundings
+from convoy.models.errors import BadTraining
+from convoy.service import cli
 from tests.models.pictures import draw
 
 LEFT_OVER = {

@@ -9,11 +9,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from models import template as templates
-from models.data.builtin import scenes
-from models.errors import BadData, BadModelName, BadTemplate
-from models.template import network, publish_template
-from service import cli, metadata
+from convoy.models import template as templates
+from convoy.models.data.builtin import scenes
+from convoy.models.errors import BadData, BadModelName, BadTemplate
+from convoy.models.template import network, publish_template
+from convoy.service import cli, metadata
 
 Pixels = NDArray[np.uint8]
 

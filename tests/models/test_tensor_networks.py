@@ -10,17 +10,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from models import checkpoint
-from models.data.dataset import DataSet, Split, Target
-from models.data.registry import DATA, data_set
-from models.evaluation.evaluate import evaluate_file
-from models.export.export import Exported, export
-from models.registry import ARCHITECTURES
-from models.training.run import RunFolder, Settings
-from models.training.train import train
-from service import metadata
-from service.metadata import TensorInput
-from service.pb import inference_pb2 as pb
+from convoy.models import checkpoint
+from convoy.models.data.dataset import DataSet, Split, Target
+from convoy.models.data.registry import DATA, data_set
+from convoy.models.evaluation.evaluate import evaluate_file
+from convoy.models.export.export import Exported, export
+from convoy.models.registry import ARCHITECTURES
+from convoy.models.training.run import RunFolder, Settings
+from convoy.models.training.train import train
+from convoy.service import metadata
+from convoy.service.metadata import TensorInput
+from convoy.service.pb import inference_pb2 as pb
 from tests.service.calls import infer_request, method, outputs, reason
 from tests.service.running import Server
 

@@ -9,12 +9,12 @@ import onnx
 import onnxruntime
 import pytest
 
-from models.data.batches import loader
-from models.data.registry import data_set
-from models.evaluation.evaluate import evaluate_file
-from models.export.publish import versions
-from service import metadata
-from service.metadata import Document
+from convoy.models.data.batches import loader
+from convoy.models.data.registry import data_set
+from convoy.models.evaluation.evaluate import evaluate_file
+from convoy.models.export.publish import versions
+from convoy.service import metadata
+from convoy.service.metadata import Document
 from tools import demo
 
 pytestmark = [pytest.mark.trained, pytest.mark.timeout(1200)]  # the first test trains

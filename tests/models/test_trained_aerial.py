@@ -6,8 +6,8 @@ import subprocess
 import numpy as np
 import pytest
 
-from models.evaluation.evaluate import Evaluation, evaluate_file
-from models.training.run import RunFolder
+from convoy.models.evaluation.evaluate import Evaluation, evaluate_file
+from convoy.models.training.run import RunFolder
 from tools.demo import CONVOY, ENVIRONMENT
 
 pytestmark = [pytest.mark.trained, pytest.mark.timeout(1200)]

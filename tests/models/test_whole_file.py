@@ -6,8 +6,8 @@ from typing import Never
 
 import pytest
 
-from models import whole_file
-from models.training.checkpointing import WholeCheckpoints
+from convoy.models import whole_file
+from convoy.models.training.checkpointing import WholeCheckpoints
 
 
 def test_file_takes_the_place_of_the_one_before(tmp_path: Path) -> None:

@@ -11,14 +11,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from models import checkpoint, registry, zoo
-from models.analysis.summary import inspect_file, totals
-from models.data.builtin.generated import generated
-from models.export.export import Exported, export
-from models.graph import served
-from models.registry import ARCHITECTURES, Argument
-from service.client.client import Client
-from service.metadata import InputSpec, Task, TensorInput
+from convoy.models import checkpoint, registry, zoo
+from convoy.models.analysis.summary import inspect_file, totals
+from convoy.models.data.builtin.generated import generated
+from convoy.models.export.export import Exported, export
+from convoy.models.graph import served
+from convoy.models.registry import ARCHITECTURES, Argument
+from convoy.service.client.client import Client
+from convoy.service.metadata import InputSpec, Task, TensorInput
 from tests.models.segmenters import assert_answers
 from tests.service.calls import infer_request, method, outputs
 from tests.service.running import Server

@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 
-from service.engine import session as sessions
+from convoy.service.engine import session as sessions
 from tests.performance import load, models
 from tests.performance.figure import ANSWER_BYTES, CLASSIFY, Figure, cpu_per_request, request, serving
 from tests.performance.processes import Echo

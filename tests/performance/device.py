@@ -9,7 +9,7 @@ from typing import Self
 
 import numpy as np
 
-from service.engine import session as sessions
+from convoy.service.engine import session as sessions
 from tests.performance import load
 from tests.performance.figure import QUIET, SEGMENT, Figure, segment_request, serving
 from tests.service.running import Server

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from service.pb.convoy.v1 import vision_pb2 as pb
+from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 from tests.performance import load
 from tests.performance.processes import cpu_seconds
 from tests.service.running import Server

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from service.pb.convoy.v1 import vision_pb2 as pb
+from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 from tests.performance import load
 from tests.performance.echo import METHOD, STREAM
 from tests.performance.figure import ANSWER_BYTES, CLASSIFY, Figure, cpu_per_request, request, serving

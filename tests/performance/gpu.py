@@ -14,12 +14,12 @@ from typing import NamedTuple
 import numpy as np
 import onnxruntime
 
-from service.bench.arrivals import gaps
-from service.config import EngineConfig
-from service.engine import profile as profiles
-from service.engine.buffers import Buffer, page_lock
-from service.engine.providers import CPU, CUDA, Device, preload, providers
-from service.errors import ConvoyError
+from convoy.service.bench.arrivals import gaps
+from convoy.service.config import EngineConfig
+from convoy.service.engine import profile as profiles
+from convoy.service.engine.buffers import Buffer, page_lock
+from convoy.service.engine.providers import CPU, CUDA, Device, preload, providers
+from convoy.service.errors import ConvoyError
 from tests.performance import load
 from tests.performance.__main__ import machine, report
 from tests.performance.device import Watch, hidden, mixed_sizes, parity

@@ -9,11 +9,11 @@ from pathlib import Path
 import grpc
 import numpy as np
 
-from service.bench.arrivals import gaps
-from service.engine import session as sessions
-from service.engine.null_session import Sleeping
-from service.engine.scheduler.simulation import oracle
-from service.engine.session import Session
+from convoy.service.bench.arrivals import gaps
+from convoy.service.bench.simulation import oracle
+from convoy.service.engine import session as sessions
+from convoy.service.engine.null_session import Sleeping
+from convoy.service.engine.session import Session
 from tests.performance import load, models
 from tests.performance.figure import ANSWER_BYTES, CLASSIFY, EACH, FIXED, Figure, request, seconds_of, serving, sleeping
 from tests.performance.processes import Echo

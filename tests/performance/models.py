@@ -7,13 +7,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from models import checkpoint, zoo
-from models.export.export import export, onnx_graph
-from models.export.variants import Plan, make
-from models.training.run import default_settings
-from models.training.train import train
-from service import metadata
-from service.metadata import Document, InputSpec
+from convoy.models import checkpoint, zoo
+from convoy.models.export.export import export, onnx_graph
+from convoy.models.export.variants import Plan, make
+from convoy.models.training.run import default_settings
+from convoy.models.training.train import train
+from convoy.service import metadata
+from convoy.service.metadata import Document, InputSpec
 
 CLASSES = 10
 

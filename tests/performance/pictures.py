@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from models.data.builtin import digits, strokes
-from service.engine import session as sessions
-from service.engine.session import Session
-from service.images.decode import decode, whole
-from service.metadata import InputSpec
-from service.preprocess import reduction
+from convoy.models.data.builtin import digits, strokes
+from convoy.service.engine import session as sessions
+from convoy.service.engine.session import Session
+from convoy.service.images.decode import decode, whole
+from convoy.service.metadata import InputSpec
+from convoy.service.preprocess import reduction
 from tests.performance import models
 from tests.performance.figure import Figure
 from tests.performance.trials import in_turns, ratio

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from models import checkpoint, zoo
-from models.data.batches import loader
-from models.data.builtin.generated import generated
-from models.export import comparison
-from models.export.export import onnx_graph
-from models.export.int8 import quantised
+from convoy.models import checkpoint, zoo
+from convoy.models.data.batches import loader
+from convoy.models.data.builtin.generated import generated
+from convoy.models.export import comparison
+from convoy.models.export.export import onnx_graph
+from convoy.models.export.int8 import quantised
 from tests.performance.figure import Figure
 
 WANTED = 1.8

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from service.config import PolicyName
-from service.engine import session as sessions
-from service.engine.null_session import Sleeping
-from service.engine.scheduler.batcher import Batcher, Key, Limits, Request
-from service.engine.scheduler.latency_model import RunTimes
-from service.engine.scheduler.policies import POLICIES
-from service.engine.scheduler.simulation import Load, Outcome, Stream, oracle, simulate
+from convoy.service.bench.simulation import Load, Outcome, Stream, oracle, simulate
+from convoy.service.config import PolicyName
+from convoy.service.engine import session as sessions
+from convoy.service.engine.null_session import Sleeping
+from convoy.service.engine.scheduler.batcher import Batcher, Key, Limits, Request
+from convoy.service.engine.scheduler.latency_model import RunTimes
+from convoy.service.engine.scheduler.policies import POLICIES
 from tests.performance.figure import EACH, FIXED, Figure, seconds_of
 from tests.performance.trials import ratio
 

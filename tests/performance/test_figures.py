@@ -13,7 +13,7 @@ from tests.performance.loads import settled
 COUNTING = """
 import os, tempfile
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp()
-from service import metrics
+from convoy.service import metrics
 metrics.CANCELLED.labels("digits").inc()
 metrics.BATCH_SIZE.labels("digits", "1").observe(4)
 print(sum(sample.value for family in metrics.collect(__import__("pathlib").Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))

@@ -6,8 +6,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from service.errors import ConvoyError
-from service.pb.convoy.v1 import vision_pb2 as pb
+from convoy.service.errors import ConvoyError
+from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 from tests.performance import gpu, models
 from tests.performance.device import Watch
 from tests.performance.figure import CLASSIFY

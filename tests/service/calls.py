@@ -9,8 +9,8 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from numpy.typing import NDArray
 
-from service.pb import inference_pb2
-from service.pb.convoy.v1 import vision_pb2
+from convoy.service.pb import inference_pb2
+from convoy.service.pb.convoy.v1 import vision_pb2
 
 VISION = vision_pb2.DESCRIPTOR.services_by_name["Vision"]
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]

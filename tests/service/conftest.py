@@ -6,7 +6,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from service.client.client import Client
+from convoy.service.client.client import Client
 from tests.service import networks
 from tests.service.running import Server
 

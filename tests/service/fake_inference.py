@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 from google.protobuf.message_factory import GetMessageClass
 
-from service.pb import inference_pb2 as pb
+from convoy.service.pb import inference_pb2 as pb
 
 
 class FakeInference:

@@ -17,7 +17,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from pycocotools import mask as run_lengths
 
-from service.pb.convoy.v1 import vision_pb2 as pb
+from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 
 PALETTE = ((0, 0, 0), (255, 0, 0), (0, 0, 255))
 CLASSES = ("background", "cat", "dog")

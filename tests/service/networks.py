@@ -7,8 +7,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from service import metadata
-from service.metadata import Axis, Document, InputSpec, TensorInput
+from convoy.service import metadata
+from convoy.service.metadata import Axis, Document, InputSpec, TensorInput
 
 SIDE = 8
 CLASSES = 10

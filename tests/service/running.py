@@ -82,7 +82,7 @@ class Server:
         listing = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         for pid in map(int, listing.split()):
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            kind = next((word.decode().split(".")[1] for word in words if word.startswith(b"service.")), "")
+            kind = next((word.decode().split(".")[2] for word in words if word.startswith(b"convoy.service.")), "")
             if kind == wanted:
                 found.append(pid)
         return found

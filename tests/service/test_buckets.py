@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.buckets import NONE, Buckets, Size, configured, ordered, takes_buckets
-from service.errors import BadConfig
-from service.metadata import Document, InputSpec, TensorInput
+from convoy.service.buckets import NONE, Buckets, Size, configured, ordered, takes_buckets
+from convoy.service.errors import BadConfig
+from convoy.service.metadata import Document, InputSpec, TensorInput
 from tests.service.networks import WAVES
 
 ANY_SIZE = InputSpec(colour="RGB", fit="pad", multiple=16, min_height=32, min_width=48)

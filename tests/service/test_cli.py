@@ -9,18 +9,18 @@ from typing import Annotated
 import pytest
 import typer
 
-from service import cli
-from service.errors import BadConfig
-from service.supervisor import processes
+from convoy.service import cli
+from convoy.service.errors import BadConfig
+from convoy.service.supervisor import processes
 
 ROOT = Path(cli.__file__).parents[1]
-SERVING = sorted(name for name, command in cli.COMMANDS.items() if command.module.startswith("service."))
-TRAINING_PACKAGES = ("torch", "onnx", "lightning", "sklearn", "models")
+SERVING = sorted(name for name, command in cli.COMMANDS.items() if command.module.startswith("convoy.service."))
+TRAINING_PACKAGES = ("torch", "onnx", "lightning", "sklearn", "convoy.models")
 
 
 def loaded_by(statement: str) -> set[str]:
     """Which of the training packages a fresh interpreter has loaded after `statement`."""
-    code = f"import sys\nfrom service import cli\n{statement}\nprint('\\n', *sys.modules)"
+    code = f"import sys\nfrom convoy.service import cli\n{statement}\nprint('\\n', *sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     return set(TRAINING_PACKAGES) & set(done.stdout.splitlines()[-1].split())
 
@@ -31,7 +31,7 @@ def command(monkeypatch):
 
     def add(function):
         name = function.__name__
-        module = types.ModuleType(f"service.commands.{name}")
+        module = types.ModuleType(f"convoy.service.commands.{name}")
         setattr(module, name, function)
         monkeypatch.setitem(sys.modules, module.__name__, module)
         monkeypatch.setitem(cli.COMMANDS, name, cli.Command(module.__name__, "For a test"))
@@ -56,12 +56,13 @@ def test_serving_command_loads_no_training_package(name):
 
 
 def test_a_training_package_that_is_loaded_would_be_seen():
-    assert loaded_by("import models; import onnx") == {"models", "onnx"}
+    assert loaded_by("import convoy.models; import onnx") == {"convoy.models", "onnx"}
 
 
 def test_overview_names_every_command_and_imports_none():
     code = (
-        "import sys\nfrom service import cli\ncli.run(['--help'])\nprint([m for m in sys.modules if '.commands.' in m])"
+        "import sys\nfrom convoy.service import cli\ncli.run(['--help'])\n"
+        "print([m for m in sys.modules if '.commands.' in m])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.splitlines()[-1] == "[]"
@@ -162,7 +163,7 @@ def group(monkeypatch):
     def second() -> None:
         raise BadConfig("no")
 
-    module = types.ModuleType("service.commands.group")
+    module = types.ModuleType("convoy.service.commands.group")
     module.group = app
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(cli.COMMANDS, "group", cli.Command(module.__name__, "For a test"))
@@ -206,7 +207,7 @@ def test_interrupted_command_is_silent_and_exits_130(capsys, command):
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("missing", ["torch", "models", "lightning.pytorch"])
+@pytest.mark.parametrize("missing", ["torch", "convoy.models", "lightning.pytorch"])
 def test_training_command_without_its_packages_says_what_to_install(capsys, monkeypatch, missing):
     monkeypatch.setattr(cli.importlib, "import_module", _not_found(missing))
     assert cli.run(["train"]) == 2
@@ -214,13 +215,14 @@ def test_training_command_without_its_packages_says_what_to_install(capsys, monk
 
 
 def test_load_generator_without_its_packages_says_what_to_install():
-    code = "import sys\nsys.modules['hdrh'] = None\nfrom service import cli\nsys.exit(cli.run(['bench', '--help']))"
+    start = "import sys\nsys.modules['hdrh'] = None\nfrom convoy.service import cli\n"
+    code = start + "sys.exit(cli.run(['bench', '--help']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     said = "convoy bench: needs the packages of the load generator: install convoy[bench]\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
 
 
-@pytest.mark.parametrize(("name", "missing"), [("train", "models.trian"), ("classify", "grpc")])
+@pytest.mark.parametrize(("name", "missing"), [("train", "convoy.models.trian"), ("classify", "grpc")])
 def test_other_missing_modules_are_not_taken_for_training_packages(monkeypatch, name, missing):
     monkeypatch.setattr(cli.importlib, "import_module", _not_found(missing))
     assert cli.run([name]) == 70
@@ -279,7 +281,7 @@ def test_counts_are_kept_in_shared_memory_where_there_is_no_other_place(monkeypa
 
 def test_drawing_says_nothing_of_a_home_that_cannot_be_written():
     environment = {"PATH": os.environ["PATH"], "HOME": "/proc", "PYTHONPATH": str(ROOT)}
-    code = "import sys; sys.argv = ['convoy', '--version']\nfrom service import cli\n"
+    code = "import sys; sys.argv = ['convoy', '--version']\nfrom convoy.service import cli\n"
     code += "try: cli.main()\nexcept SystemExit: pass\nimport matplotlib.pyplot"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stderr == ""

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from service.config import BatchingConfig, Config, ModelConfig, ServerConfig, load, load_model_config
-from service.errors import BadConfig
+from convoy.service.config import BatchingConfig, Config, ModelConfig, ServerConfig, load, load_model_config
+from convoy.service.errors import BadConfig
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from service.client.client import Client
-from service.client.results import ServerError
+from convoy.service.client.client import Client
+from convoy.service.client.results import ServerError
 from tests.service import networks
 from tests.service.calls import method
 from tests.service.running import Server

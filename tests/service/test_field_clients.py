@@ -12,8 +12,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from service.client.client import Client
-from service.pb.convoy.v1 import vision_pb2
+from convoy.service.client.client import Client
+from convoy.service.pb.convoy.v1 import vision_pb2
 from tests.service import networks
 from tests.service.calls import infer_request, method, outputs, stream
 from tests.service.running import Server

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2
 
-from service import metadata
-from service.pb import inference_pb2 as pb
+from convoy.service import metadata
+from convoy.service.pb import inference_pb2 as pb
 from tests.service import networks
 from tests.service.calls import infer_request, method, outputs, reason
 

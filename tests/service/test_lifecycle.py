@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 import pytest
 
-from service import metadata
-from service.client.client import Client
-from service.client.results import ServerError
-from service.pb import inference_pb2 as pb
+from convoy.service import metadata
+from convoy.service.client.client import Client
+from convoy.service.client.results import ServerError
+from convoy.service.pb import inference_pb2 as pb
 from tests.service import networks
 from tests.service.calls import method
 from tests.service.running import Server

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import log
+from convoy.service import log
 
 logger = logging.getLogger(__name__)
 

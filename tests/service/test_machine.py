@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.machine import cores, cuda_devices, memory_bytes
+from convoy.service.machine import cores, cuda_devices, memory_bytes
 
 
 def test_a_process_has_the_cores_it_may_run_on() -> None:

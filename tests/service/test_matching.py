@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models import template
-from models.data.builtin import scenes
-from service import cli
-from service.client.client import Client
-from service.client.results import ServerError
-from service.commands.locate import drawn
-from service.commands.tensors import TensorClient
-from service.errors import BadTensor
+from convoy.models import template
+from convoy.models.data.builtin import scenes
+from convoy.service import cli
+from convoy.service.client.client import Client
+from convoy.service.client.results import ServerError
+from convoy.service.commands.locate import drawn
+from convoy.service.commands.tensors import TensorClient
+from convoy.service.errors import BadTensor
 from tests.service import networks
 from tests.service.running import Server
 

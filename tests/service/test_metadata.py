@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import BadMetadata
-from service.metadata import (
+from convoy.service.errors import BadMetadata
+from convoy.service.metadata import (
     KEY,
     MAX_MASK_CLASSES,
     Axis,

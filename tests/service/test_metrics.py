@@ -12,14 +12,13 @@ from prometheus_client import generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from service import metrics
-from service.metrics import Duration, collect, forget_process, registry, statistics
-from service.supervisor.processes import METRICS_DIRECTORY, Restarts
+from convoy.service import metrics
+from convoy.service.metrics import DIRECTORY, Duration, collect, forget_process, registry, statistics
 
 # A process counts what its arguments say, tells that it has, and ends when its input does.
 COUNTING = """
 import sys
-from service import metrics
+from convoy.service import metrics
 batches, depth, moment = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 for _ in range(batches):
     metrics.BATCH_SIZE.labels("digits", "1").observe(4)
@@ -47,7 +46,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     def begin(batches: int, depth: int, moment: float) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, "-c", COUNTING, str(batches), str(depth), str(moment)],
-            env={**os.environ, METRICS_DIRECTORY: str(tmp_path)},
+            env={**os.environ, DIRECTORY: str(tmp_path)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -120,7 +119,7 @@ def test_statistics_are_the_metrics_read_back(tmp_path: Path, start: Start) -> N
 
 def test_statistics_and_tritons_names_agree_with_what_is_scraped(tmp_path: Path, start: Start) -> None:
     start(3, 0, 100.0)
-    exposed = registry(tmp_path, Restarts({0: 2, 1: 3}))
+    exposed = registry(tmp_path, {("engine", 0): 2, ("engine", 1): 3})
     text = generate_latest(exposed).decode()
     families = list(text_string_to_metric_families(text))
     assert value(families, "convoy_engine_restarts_total", device="0") == 2

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.client.client import Client
-from service.metrics import Counts, forget_process
+from convoy.service.client.client import Client
+from convoy.service.metrics import Counts, forget_process
 from tests.service import networks
 from tests.service.running import Server
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from service.client.client import Client
+from convoy.service.client.client import Client
 from tests.service import networks
 from tests.service.calls import infer_request, method, outputs
 from tests.service.running import Server

@@ -16,11 +16,11 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from service import metrics
-from service.client.client import Client
-from service.client.results import ServerError
-from service.pb import inference_pb2 as pb
-from service.supervisor.processes import METRICS_DIRECTORY
+from convoy.service import metrics
+from convoy.service.client.client import Client
+from convoy.service.client.results import ServerError
+from convoy.service.metrics import DIRECTORY
+from convoy.service.pb import inference_pb2 as pb
 from tests.service import networks
 from tests.service.calls import method
 from tests.service.running import Server
@@ -78,7 +78,7 @@ def test_both_front_ends_had_a_part_in_it(counted: Server) -> None:
 def _counting_processes(server: Server) -> int:
     """The engine and the front ends that have counted something."""
     environment = Path(f"/proc/{server.children()['engine']}/environ").read_bytes().decode().split("\0")
-    directory = dict(entry.partition("=")[::2] for entry in environment)[METRICS_DIRECTORY]
+    directory = dict(entry.partition("=")[::2] for entry in environment)[DIRECTORY]
     return len(list(Path(directory).glob("histogram_*.db")))
 
 

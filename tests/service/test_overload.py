@@ -9,10 +9,10 @@ import grpc
 import numpy as np
 import pytest
 
-from service.client.aio import AsyncClient
-from service.client.client import Client
-from service.client.results import Classification, ServerError
-from service.pb.convoy.v1 import vision_pb2 as pb
+from convoy.service.client.aio import AsyncClient
+from convoy.service.client.client import Client
+from convoy.service.client.results import Classification, ServerError
+from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 from tests.service import networks
 from tests.service.calls import infer_request, method, reason, retry_delay, stream
 from tests.service.running import Server

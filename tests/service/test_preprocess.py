@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.buckets import Buckets
-from service.metadata import InputSpec
-from service.preprocess import Placement, input_size, preprocess, restore
+from convoy.service.buckets import Buckets
+from convoy.service.metadata import InputSpec
+from convoy.service.preprocess import Placement, input_size, preprocess, restore
 
 UNTOUCHED = 201
 SIDES = st.integers(1, 70)

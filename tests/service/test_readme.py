@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from models.data.registry import DATA
-from models.registry import ARCHITECTURES
-from service import cli
+from convoy.models.data.registry import DATA
+from convoy.models.registry import ARCHITECTURES
+from convoy.service import cli
 from tests.service import networks
 from tests.service.running import Server
 from tests.service.test_vision import colourful, grey
@@ -25,7 +25,9 @@ def commands() -> list[list[str]]:
     return [line.split() for line in lines]
 
 
-ASKING = [words for words in commands() if words[0] != "serve" and cli.COMMANDS[words[0]].module.startswith("service.")]
+ASKING = [
+    words for words in commands() if words[0] != "serve" and cli.COMMANDS[words[0]].module.startswith("convoy.service.")
+]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +87,7 @@ def test_command_that_asks_the_server_works(server: Server, words: list[str], fo
 def printed_by_example(number: int, server: Server, capsys: pytest.CaptureFixture[str]) -> list[str]:
     """What an example of the client prints, which is run on its own."""
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    examples = [block for block in blocks if "service.client" in block]
+    examples = [block for block in blocks if "import convoy" in block]
     assert PORT in examples[number]
     exec(re.sub(r"deadline=[\d.]+", "deadline=30", examples[number].replace(PORT, server.grpc)), {})
     return capsys.readouterr().out.splitlines()

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from service.config import ModelConfig
-from service.errors import ModelUnavailable, UnknownModel
-from service.metadata import Document, InputSpec
-from service.repository import (
+from convoy.service.config import ModelConfig
+from convoy.service.errors import ModelUnavailable, UnknownModel
+from convoy.service.metadata import Document, InputSpec
+from convoy.service.repository import (
     Listing,
     Stamp,
     State,

@@ -4,8 +4,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from service.errors import BadModelFile
-from service.runtime_words import reason
+from convoy.service.errors import BadModelFile
+from convoy.service.runtime_words import reason
 
 SAID = {
     "[ONNXRuntimeError] : 1 : FAIL : Load model from m.onnx failed:/src/core/graph/model_load_utils.h:46 void "
@@ -37,7 +37,7 @@ def test_long_list_of_names_is_cut() -> None:
 
 @pytest.mark.parametrize(("opset", "ir", "wanted"), [(99, 10, "pset 99"), (18, 99, "IR version: 99")])
 def test_file_of_a_newer_onnx_is_refused_with_the_reason(tmp_path, opset: int, ir: int, wanted: str) -> None:
-    from service.engine.session import load
+    from convoy.service.engine.session import load
 
     graph = helper.make_graph(
         [helper.make_node("Relu", ["x"], ["y"])],

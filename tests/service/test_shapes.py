@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from service.client.client import Client
-from service.client.results import Segmentation
+from convoy.service.client.client import Client
+from convoy.service.client.results import Segmentation
 from tests.service import networks
 from tests.service.running import Server
 

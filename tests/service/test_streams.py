@@ -12,12 +12,12 @@ import grpc
 import numpy as np
 import pytest
 
-from service.client.aio import AsyncClient
-from service.client.client import Client
-from service.client.results import Classification, Segmentation, ServerError
-from service.errors import BadImage, BadRequest
-from service.pb import inference_pb2
-from service.pb.convoy.v1 import vision_pb2 as pb
+from convoy.service.client.aio import AsyncClient
+from convoy.service.client.client import Client
+from convoy.service.client.results import Classification, Segmentation, ServerError
+from convoy.service.errors import BadImage, BadRequest
+from convoy.service.pb import inference_pb2
+from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 from tests.service.calls import infer_request, outputs, stream
 from tests.service.running import Server
 from tests.service.test_overload import _best, _wait_until, assert_all_slots_are_freed

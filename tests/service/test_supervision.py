@@ -17,13 +17,13 @@ import numpy as np
 import onnx
 import pytest
 
-from service.client.client import Client
-from service.client.results import ServerError
-from service.config import ServerConfig
-from service.errors import BadConfig
-from service.pb import inference_pb2
-from service.pb.convoy.v1 import vision_pb2 as pb
-from service.supervisor.watch import Sockets
+from convoy.service.client.client import Client
+from convoy.service.client.results import ServerError
+from convoy.service.config import ServerConfig
+from convoy.service.errors import BadConfig
+from convoy.service.pb import inference_pb2
+from convoy.service.pb.convoy.v1 import vision_pb2 as pb
+from convoy.service.supervisor.watch import Sockets
 from tests.service import networks
 from tests.service.calls import method
 from tests.service.running import Server

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.text import NoText, decoded
+from convoy.service.text import NoText, decoded
 
 TEXT = "Käse\nÖl\n"
 

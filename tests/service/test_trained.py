@@ -9,9 +9,9 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from service.client.aio import AsyncClient
-from service.client.client import Client
-from service.client.results import Classification, Segmentation
+from convoy.service.client.aio import AsyncClient
+from convoy.service.client.client import Client
+from convoy.service.client.results import Classification, Segmentation
 from tests.service.running import Server
 
 pytestmark = pytest.mark.trained
@@ -24,7 +24,7 @@ def offline(server: Server, model: str) -> onnxruntime.InferenceSession:
 
 
 def held_out(name: str) -> list[tuple[NDArray[np.uint8], NDArray[np.int64] | int]]:
-    from models.data.registry import data_set
+    from convoy.models.data.registry import data_set
 
     split = data_set(name).split("test")
     return [split[index] for index in range(len(split))]

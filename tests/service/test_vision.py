@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from service.client.aio import AsyncClient
-from service.client.client import Client
-from service.client.results import Classification, Segmentation, ServerError
-from service.pb.convoy.v1 import vision_pb2 as pb
+from convoy.service.client.aio import AsyncClient
+from convoy.service.client.client import Client
+from convoy.service.client.results import Classification, Segmentation, ServerError
+from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 from tests.service import networks
 from tests.service.calls import method, reason
 from tests.service.running import Server

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.data.builtin import scenes, strokes
+from convoy.models.data.builtin import scenes, strokes
 from tools import demo
 from tools.demo import StepFailed
 

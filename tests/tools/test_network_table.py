@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import registry
-from models.parameters import count
-from models.registry import ARCHITECTURES
+from convoy.models import registry
+from convoy.models.parameters import count
+from convoy.models.registry import ARCHITECTURES
 from tools.network_table import COLUMNS, Measured, measure, table
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "networks.md"

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from models.analysis.summary import totals
-from models.data.builtin import digits, permuted
+from convoy.models.analysis.summary import totals
+from convoy.models.data.builtin import digits, permuted
 from tools.structure_experiment import BY_DEPTH, BY_PARAMETERS, SIDE, Network, Result, draw, settings, table
 
 

@@ -5,18 +5,18 @@ from typing import Annotated, Literal
 import typer
 from torch import Tensor
 
-from models.analysis.operators import by
-from models.commands.views import options
-from models.commands.views.options import Checkpoint, Output, Picture, Within
-from models.errors import BadView
-from models.visualize import hooks, opened, selection, sheet
-from models.visualize.grad_cam import activation_map
-from models.visualize.network import Subject, as_images, as_pictures
-from models.visualize.occlusion import occlusion, places
-from models.visualize.overlay import laid_over, picked_out
-from models.visualize.sheet import Section, Tile
-from models.visualize.target import Target, target
-from service.errors import BadConfig
+from convoy.models.analysis.operators import by
+from convoy.models.commands.views import options
+from convoy.models.commands.views.options import Checkpoint, Output, Picture, Within
+from convoy.models.errors import BadView
+from convoy.models.visualize import hooks, opened, selection, sheet
+from convoy.models.visualize.grad_cam import activation_map
+from convoy.models.visualize.network import Subject, as_images, as_pictures
+from convoy.models.visualize.occlusion import occlusion, places
+from convoy.models.visualize.overlay import laid_over, picked_out
+from convoy.models.visualize.sheet import Section, Tile
+from convoy.models.visualize.target import Target, target
+from convoy.service.errors import BadConfig
 
 PATCHES = 6  # covers along the shorter side of an image
 TILE_SIDE = 224  # pixels on the sheet: what a map shows is small

@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 from PIL import Image
 
-from models.commands.views import options
-from models.commands.views.options import (
+from convoy.models.commands.views import options
+from convoy.models.commands.views.options import (
     Blur,
     Channels,
     Checkpoint,
@@ -22,13 +22,13 @@ from models.commands.views.options import (
     Steps,
     Within,
 )
-from models.visualize import classes, opened, selection, sheet
-from models.visualize import network as subjects
-from models.visualize import neurons as responses
-from models.visualize.activation_maximization import Growing, filmed, frames, ticks
-from models.visualize.dream import dream as dreams
-from models.visualize.dream import sizes
-from models.visualize.network import as_images
+from convoy.models.visualize import classes, opened, selection, sheet
+from convoy.models.visualize import network as subjects
+from convoy.models.visualize import neurons as responses
+from convoy.models.visualize.activation_maximization import Growing, filmed, frames, ticks
+from convoy.models.visualize.dream import dream as dreams
+from convoy.models.visualize.dream import sizes
+from convoy.models.visualize.network import as_images
 
 NEURONS, CLASSES = 16, 20  # that are shown unless told otherwise
 

@@ -12,17 +12,17 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from models.analysis.operators import by
-from models.commands.options import checkpoint_of, parse_size
-from models.data.registry import shown
-from models.errors import BadView
-from models.visualize import hooks, selection, sheet
-from models.visualize import network as subjects
-from models.visualize.activation_maximization import Tick
-from models.visualize.ascent import Climb, Space
-from models.visualize.hooks import Layer
-from models.visualize.network import ImageSubject, Pixels, Size, Subject
-from service.errors import BadConfig
+from convoy.models.analysis.operators import by
+from convoy.models.commands.options import checkpoint_of, parse_size
+from convoy.models.data.registry import shown
+from convoy.models.errors import BadView
+from convoy.models.visualize import hooks, selection, sheet
+from convoy.models.visualize import network as subjects
+from convoy.models.visualize.activation_maximization import Tick
+from convoy.models.visualize.ascent import Climb, Space
+from convoy.models.visualize.hooks import Layer
+from convoy.models.visualize.network import ImageSubject, Pixels, Size, Subject
+from convoy.service.errors import BadConfig
 
 Checkpoint = Annotated[
     Path,

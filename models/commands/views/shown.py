@@ -4,15 +4,15 @@ from typing import Annotated
 
 import typer
 
-from models.analysis.operators import by
-from models.commands.views import options
-from models.commands.views.options import Channels, Checkpoint, Output, Picture, Sides, Within
-from models.errors import BadView
-from models.visualize import hooks, opened, selection, sheet
-from models.visualize import network as subjects
-from models.visualize.features import features as maps
-from models.visualize.filters import by_input, in_colour
-from models.visualize.sheet import Section, Tile
+from convoy.models.analysis.operators import by
+from convoy.models.commands.views import options
+from convoy.models.commands.views.options import Channels, Checkpoint, Output, Picture, Sides, Within
+from convoy.models.errors import BadView
+from convoy.models.visualize import hooks, opened, selection, sheet
+from convoy.models.visualize import network as subjects
+from convoy.models.visualize.features import features as maps
+from convoy.models.visualize.filters import by_input, in_colour
+from convoy.models.visualize.sheet import Section, Tile
 
 FILTERS, KERNELS, MAPS = 64, 16, 16  # that are shown unless told otherwise
 SPREAD = 4  # layers whose maps are shown likewise

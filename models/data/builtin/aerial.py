@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from models.data.builtin.made import MadeSplit
-from models.data.dataset import DataSet, SplitName
+from convoy.models.data.builtin.made import MadeSplit
+from convoy.models.data.dataset import DataSet, SplitName
 
 SEED = 1858  # the year of the first photograph from a balloon
 COUNTS: dict[SplitName, int] = {"train": 240, "validation": 24, "test": 48}

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.data.augment import roll
-from models.data.builtin.made import MadeSplit
-from models.data.dataset import DataSet, SplitName
-from service.metadata import Axis, TensorInput
+from convoy.models.data.augment import roll
+from convoy.models.data.builtin.made import MadeSplit
+from convoy.models.data.dataset import DataSet, SplitName
+from convoy.service.metadata import Axis, TensorInput
 
 SEED = 1895  # the first film show
 COUNTS: dict[SplitName, int] = {"train": 1120, "validation": 98, "test": 252}

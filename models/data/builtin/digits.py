@@ -5,9 +5,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from models.data.augment import jitter
-from models.data.builtin import strokes
-from models.data.dataset import DataSet, SplitName
+from convoy.models.data.augment import jitter
+from convoy.models.data.builtin import strokes
+from convoy.models.data.dataset import DataSet, SplitName
 
 SIDE = 32
 SCALE = 3.0  # so a digit fills 24x24 and the border is four pixels wide

@@ -4,8 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.data.dataset import Split
-from service.metadata import InputSpec, TensorInput
+from convoy.models.data.dataset import Split
+from convoy.service.metadata import InputSpec, TensorInput
 
 SEED = 1966
 COUNT = 64

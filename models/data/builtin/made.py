@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from models.data.dataset import Sample, Target
+from convoy.models.data.dataset import Sample, Target
 
 
 class MadeSplit:

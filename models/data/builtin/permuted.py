@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.data.builtin import digits
-from models.data.dataset import DataSet
+from convoy.models.data.builtin import digits
+from convoy.models.data.dataset import DataSet
 
 SEED = 1989
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.data.builtin import strokes
-from models.data.builtin.made import MadeSplit
-from models.data.dataset import DataSet, SplitName
+from convoy.models.data.builtin import strokes
+from convoy.models.data.builtin.made import MadeSplit
+from convoy.models.data.dataset import DataSet, SplitName
 
 SEED = 2015
 COUNTS: dict[SplitName, int] = {"train": 1200, "validation": 96, "test": 192}

@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from models.data.dataset import SplitName
+from convoy.models.data.dataset import SplitName
 
 SPLIT_SEED = 1998
 VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2

@@ -10,9 +10,9 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from models.data.builtin.made import MadeSplit
-from models.data.dataset import DataSet, SplitName
-from service.metadata import Axis, TensorInput
+from convoy.models.data.builtin.made import MadeSplit
+from convoy.models.data.dataset import DataSet, SplitName
+from convoy.service.metadata import Axis, TensorInput
 
 SEED = 1872  # Muybridge photographs a trotting horse
 COUNTS: dict[SplitName, int] = {"train": 600, "validation": 100, "test": 250}

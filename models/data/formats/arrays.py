@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.data.dataset import DataSet, SplitName
-from models.data.reading import MEASURED_IMAGES, histogram, moments
-from models.data.splits import validating
-from models.errors import BadData
-from service.metadata import Task
+from convoy.models.data.dataset import DataSet, SplitName
+from convoy.models.data.reading import MEASURED_IMAGES, histogram, moments
+from convoy.models.data.splits import validating
+from convoy.models.errors import BadData
+from convoy.service.metadata import Task
 
 Colour = Literal["RGB", "L"]
 

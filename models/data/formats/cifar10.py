@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from models.data.formats.arrays import Arrays, Records
-from models.data.formats.listing import lines
-from models.errors import BadData
+from convoy.models.data.formats.arrays import Arrays, Records
+from convoy.models.data.formats.listing import lines
+from convoy.models.errors import BadData
 
 SIDE = 32
 RECORD = 1 + 3 * SIDE * SIDE  # bytes: the class, then all red, all green, all blue

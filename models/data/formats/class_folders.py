@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from models.data.dataset import SplitName
-from models.data.formats.listing import Entries, Entry, Listing, shared, split_paths, told
-from models.data.names import folders, one
-from models.data.picture import files
-from models.errors import BadData
+from convoy.models.data.dataset import SplitName
+from convoy.models.data.formats.listing import Entries, Entry, Listing, shared, split_paths, told
+from convoy.models.data.names import folders, one
+from convoy.models.data.picture import files
+from convoy.models.errors import BadData
 
 
 def listing(root: Path) -> Listing:

@@ -7,17 +7,17 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from models.data import picture
-from models.data.bad_files import Fault, Report, in_words, remark
-from models.data.dataset import IGNORE, DataSet, SplitName, Target
-from models.data.formats import masks
-from models.data.formats.listing import SPLITS, Entries, Entry, Listing, check_complete
-from models.data.formats.masks import Coding, source
-from models.data.names import one
-from models.data.reading import moments, read
-from models.data.scan import Facts
-from models.errors import BadData
-from service.metadata import Task
+from convoy.models.data import picture
+from convoy.models.data.bad_files import Fault, Report, in_words, remark
+from convoy.models.data.dataset import IGNORE, DataSet, SplitName, Target
+from convoy.models.data.formats import masks
+from convoy.models.data.formats.listing import SPLITS, Entries, Entry, Listing, check_complete
+from convoy.models.data.formats.masks import Coding, source
+from convoy.models.data.names import one
+from convoy.models.data.reading import moments, read
+from convoy.models.data.scan import Facts
+from convoy.models.errors import BadData
+from convoy.service.metadata import Task
 
 Colour = Literal["RGB", "L"]
 Palette = list[tuple[int, int, int]]

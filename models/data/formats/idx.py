@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.data.formats.arrays import Arrays, Records
-from models.data.formats.listing import LABELS, class_names
-from models.errors import BadData
+from convoy.models.data.formats.arrays import Arrays, Records
+from convoy.models.data.formats.listing import LABELS, class_names
+from convoy.models.errors import BadData
 
 PARTS = {"train": "train", "test": "t10k"}
 # Two zeros, 8 for unsigned bytes, the number of axes.

@@ -5,13 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from models.data.bad_files import Fault
-from models.data.dataset import SplitName
-from models.data.names import one
-from models.data.splits import shares, validating
-from models.errors import BadData
-from service.metadata import Task
-from service.text import NoText, decoded
+from convoy.models.data.bad_files import Fault
+from convoy.models.data.dataset import SplitName
+from convoy.models.data.names import one
+from convoy.models.data.splits import shares, validating
+from convoy.models.errors import BadData
+from convoy.service.metadata import Task
+from convoy.service.text import NoText, decoded
 
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 LABELS = "labels.txt"

@@ -4,12 +4,22 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from models.data.bad_files import Fault
-from models.data.dataset import SplitName
-from models.data.formats.listing import LABELS, SPLITS, Entry, Listing, class_names, lines, shared, split_paths, told
-from models.data.names import folders, one
-from models.data.picture import by_stem, files
-from models.errors import BadData
+from convoy.models.data.bad_files import Fault
+from convoy.models.data.dataset import SplitName
+from convoy.models.data.formats.listing import (
+    LABELS,
+    SPLITS,
+    Entry,
+    Listing,
+    class_names,
+    lines,
+    shared,
+    split_paths,
+    told,
+)
+from convoy.models.data.names import folders, one
+from convoy.models.data.picture import by_stem, files
+from convoy.models.errors import BadData
 
 IMAGES, MASKS, LISTS = "images", "masks", "splits"
 

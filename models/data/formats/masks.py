@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
-from models.data.dataset import IGNORE
-from models.data.picture import opened
-from models.errors import BadData, BadTraining
+from convoy.models.data.dataset import IGNORE
+from convoy.models.data.picture import opened
+from convoy.models.errors import BadData, BadTraining
 
 Kind = Literal["values", "colours"]
 RGB = tuple[int, int, int]

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from models.data.bad_files import Report
-from models.data.dataset import DataSet, Split, SplitName
-from models.data.formats import arrays, cifar10, class_folders, folder, idx, mask_folders, table, voc
-from models.data.formats.listing import Listing
-from models.data.formats.masks import Coding
-from models.errors import BadData
-from service.metadata import Task
+from convoy.models.data.bad_files import Report
+from convoy.models.data.dataset import DataSet, Split, SplitName
+from convoy.models.data.formats import arrays, cifar10, class_folders, folder, idx, mask_folders, table, voc
+from convoy.models.data.formats.listing import Listing
+from convoy.models.data.formats.masks import Coding
+from convoy.models.errors import BadData
+from convoy.service.metadata import Task
 
 # What tells that a path is of a kind, and what reads it.
 BINARY: dict[Callable[[Path], bool], Callable[[Path], arrays.Arrays]] = {

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from models.data.bad_files import Fault
-from models.data.dataset import SplitName
-from models.data.formats.listing import (
+from convoy.models.data.bad_files import Fault
+from convoy.models.data.dataset import SplitName
+from convoy.models.data.formats.listing import (
     LABELS,
     SPLIT_NAMES,
     SPLITS,
@@ -20,8 +20,8 @@ from models.data.formats.listing import (
     text,
     told,
 )
-from models.data.names import one, there
-from models.errors import BadData
+from convoy.models.data.names import one, there
+from convoy.models.errors import BadData
 
 SUFFIX = ".csv"
 

@@ -3,12 +3,12 @@
 import re
 from pathlib import Path
 
-from models.data.bad_files import Fault
-from models.data.dataset import SplitName
-from models.data.formats.listing import LABELS, SPLITS, Entries, Entry, Listing, class_names, lines, told
-from models.data.names import one, there
-from models.data.picture import by_stem, files
-from models.errors import BadData
+from convoy.models.data.bad_files import Fault
+from convoy.models.data.dataset import SplitName
+from convoy.models.data.formats.listing import LABELS, SPLITS, Entries, Entry, Listing, class_names, lines, told
+from convoy.models.data.names import one, there
+from convoy.models.data.picture import by_stem, files
+from convoy.models.errors import BadData
 
 IMAGES, MASKS, LISTS = "JPEGImages", "SegmentationClass", Path("ImageSets") / "Segmentation"
 CLASSES = [

@@ -12,9 +12,9 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from service.engine.scheduler.policies import POLICIES, Traffic
-from service.engine.scheduler.request_queue import Key, Limits, Place, Queue, Request
-from service.errors import PredictedLate, QueueFull
+from convoy.service.engine.scheduler.policies import POLICIES, Traffic
+from convoy.service.engine.scheduler.request_queue import Key, Limits, Place, Queue, Request
+from convoy.service.errors import PredictedLate, QueueFull
 
 __all__ = ["Batch", "Batcher", "Decision", "Key", "Limits", "Request"]
 

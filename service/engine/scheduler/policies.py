@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from service.config import PolicyName
-from service.engine.scheduler.request_queue import Queue, Request
+from convoy.service.config import PolicyName
+from convoy.service.engine.scheduler.request_queue import Queue, Request
 
 _GAPS = 2.0  # average gaps without an arrival after which no more is expected
 _DISPATCH = 0.0005  # seconds of CPU time around a batch, in which the front ends could do something else

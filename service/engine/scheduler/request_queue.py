@@ -6,8 +6,8 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from service.config import PolicyName
-from service.engine.scheduler.latency_model import RunTimes
+from convoy.service.config import PolicyName
+from convoy.service.engine.scheduler.latency_model import RunTimes
 
 _BUDGET_WEIGHT = 0.05  # of the newest request in the moving average
 _PATIENCE = 10.0  # latency objectives by which a request of low priority is due later

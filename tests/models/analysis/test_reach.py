@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.analysis.reach import ITSELF, Reach, bins, resized, spread, union, whole, window
+from convoy.models.analysis.reach import ITSELF, Reach, bins, resized, spread, union, whole, window
 
 Layer = tuple[str, int, int, int, int]  # kind, kernel, stride, before, dilation
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from models import registry
-from models.analysis import reach, torch_reader
-from models.analysis.rows import Anatomy, Row, anatomy
-from models.classification.locally_connected import LocallyConnected2d
-from models.registry import Argument
+from convoy.models import registry
+from convoy.models.analysis import reach, torch_reader
+from convoy.models.analysis.rows import Anatomy, Row, anatomy
+from convoy.models.classification.locally_connected import LocallyConnected2d
+from convoy.models.registry import Argument
 
 SIDES = (40, 46)
 Box = tuple[tuple[int, int], ...]
@@ -252,7 +252,8 @@ def test_axes_that_cross_are_seen_as_a_whole() -> None:
 
 def test_wrong_arithmetic_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "models.analysis.operators.window", lambda kernel, stride, before, _: reach.window(kernel, stride, before)
+        "convoy.models.analysis.operators.window",
+        lambda kernel, stride, before, _: reach.window(kernel, stride, before),
     )
     wrong, _ = disagreements(HAND_MADE["dilation"], SIDES)
     assert {text.split()[0] for text in wrong} == {"layer0", "layer1"}

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import zoo
-from models.analysis import torch_reader
-from models.analysis.rows import Anatomy, Row
-from models.analysis.summary import Totals, inspect_architecture, inspect_file, totals
-from models.errors import BadTraining
-from service import cli
+from convoy.models import zoo
+from convoy.models.analysis import torch_reader
+from convoy.models.analysis.rows import Anatomy, Row
+from convoy.models.analysis.summary import Totals, inspect_architecture, inspect_file, totals
+from convoy.models.errors import BadTraining
+from convoy.service import cli
 
 
 def rows(name: str, **options: object) -> dict[str, Row]:

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import registry
-from models.analysis import torch_reader
-from models.analysis.rows import Anatomy, anatomy
-from models.analysis.summary import inspect_architecture, sides_of
-from models.errors import ImpossibleLayer
-from models.parameters import count
-from models.registry import ARCHITECTURES
+from convoy.models import registry
+from convoy.models.analysis import torch_reader
+from convoy.models.analysis.rows import Anatomy, anatomy
+from convoy.models.analysis.summary import inspect_architecture, sides_of
+from convoy.models.errors import ImpossibleLayer
+from convoy.models.parameters import count
+from convoy.models.registry import ARCHITECTURES
 
 
 def taken_apart(network: nn.Module, *shape: int) -> Anatomy:

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from models import registry
-from models.classification.conv3d import STAGES, Conv3d, places
-from models.parameters import count
+from convoy.models import registry
+from convoy.models.classification.conv3d import STAGES, Conv3d, places
+from convoy.models.parameters import count
 
 
 def test_parameters_are_those_of_the_paper() -> None:

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models import registry
-from models.classification.convpool import ConvPool
-from models.errors import BadTraining
-from models.parameters import count
+from convoy.models import registry
+from convoy.models.classification.convpool import ConvPool
+from convoy.models.errors import BadTraining
+from convoy.models.parameters import count
 
 
 def test_parameters_are_431080_for_digits() -> None:

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from models import registry
-from models.classification.densenet import DenseLayer, DenseNet
-from models.parameters import count
+from convoy.models import registry
+from convoy.models.classification.densenet import DenseLayer, DenseNet
+from convoy.models.parameters import count
 
 
 def on_meta(name: str) -> nn.Module:

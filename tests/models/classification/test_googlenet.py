@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from models import registry
-from models.blocks import Branches
-from models.classification.googlenet import GoogLeNet
-from models.errors import BadTraining
-from models.parameters import count
+from convoy.models import registry
+from convoy.models.blocks import Branches
+from convoy.models.classification.googlenet import GoogLeNet
+from convoy.models.errors import BadTraining
+from convoy.models.parameters import count
 
 # Output size as printed; parameters in units of 1,024 as printed, and those of our layers where they are others.
 ROWS = {

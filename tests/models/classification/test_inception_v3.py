@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from models import registry
-from models.classification.inception_v3 import Convolutions, InceptionV3, figure_6, figure_7
-from models.errors import BadTraining
-from models.parameters import count
+from convoy.models import registry
+from convoy.models.classification.inception_v3 import Convolutions, InceptionV3, figure_6, figure_7
+from convoy.models.errors import BadTraining
+from convoy.models.parameters import count
 
 
 @pytest.mark.parametrize(("form", "trainable"), [("keras", 23_817_352), ("torchvision", 23_834_568)])

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import registry
-from models.classification.lenet5 import scaled_tanh
-from models.classification.lenet1989 import LeNet1989
-from models.errors import BadTraining
-from models.parameters import count
+from convoy.models import registry
+from convoy.models.classification.lenet5 import scaled_tanh
+from convoy.models.classification.lenet1989 import LeNet1989
+from convoy.models.errors import BadTraining
+from convoy.models.parameters import count
 
 # Table 1 of the paper: a row for each H2 map, a column for each H3 map.
 TABLE_1 = """

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.classification.lenet5 import C3_TABLE, LeNet5, PartialConv2d, Subsampling, scaled_tanh
+from convoy.models.classification.lenet5 import C3_TABLE, LeNet5, PartialConv2d, Subsampling, scaled_tanh
 
 # Table I of the paper, drawn as it stands there: a row for each S2 map, a column for each C3 map.
 TABLE_I = """

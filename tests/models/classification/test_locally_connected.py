@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models import registry
-from models.classification.locally_connected import DeepFace, LocallyConnected2d
-from models.errors import BadTraining
-from models.parameters import count
+from convoy.models import registry
+from convoy.models.classification.locally_connected import DeepFace, LocallyConnected2d
+from convoy.models.errors import BadTraining
+from convoy.models.parameters import count
 
 
 @pytest.mark.parametrize("stride", [1, 2])

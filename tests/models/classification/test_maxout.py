@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models import registry
-from models.classification.maxout import MAX_NORM, MaxoutConv2d, MaxoutLinear
-from models.errors import BadTraining
+from convoy.models import registry
+from convoy.models.classification.maxout import MAX_NORM, MaxoutConv2d, MaxoutLinear
+from convoy.models.errors import BadTraining
 
 
 def test_a_map_is_the_largest_of_its_pieces() -> None:

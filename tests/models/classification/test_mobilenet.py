@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from models import registry
-from models.classification.mobilenet import MobileNet
-from models.errors import BadTraining
-from models.parameters import count
+from convoy.models import registry
+from convoy.models.classification.mobilenet import MobileNet
+from convoy.models.errors import BadTraining
+from convoy.models.parameters import count
 
 
 def on_meta(alpha: float = 1.0) -> nn.Module:

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from models import registry
-from models.classification.pattern import DEFAULT, Pattern
-from models.errors import BadTraining
-from models.parameters import count
-from service.cli import run
+from convoy.models import registry
+from convoy.models.classification.pattern import DEFAULT, Pattern
+from convoy.models.errors import BadTraining
+from convoy.models.parameters import count
+from convoy.service.cli import run
 
 
 def build(pattern: str, size: tuple[int, int] = (32, 32), channels: int = 1, **arguments: str) -> Pattern:

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from models import registry
-from models.classification.resnet import Bottleneck, ResNet
-from models.errors import BadTraining
-from models.parameters import count
+from convoy.models import registry
+from convoy.models.classification.resnet import Bottleneck, ResNet
+from convoy.models.errors import BadTraining
+from convoy.models.parameters import count
 
 
 def on_meta(name: str, **arguments: str) -> nn.Module:

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models import checkpoint, registry, zoo
-from models.classification.spatial_pyramid import SpatialPyramid, SpatialPyramidNet
-from models.export.export import Exported, export
-from models.graph import served
-from models.parameters import count
-from service.client.client import Client
+from convoy.models import checkpoint, registry, zoo
+from convoy.models.classification.spatial_pyramid import SpatialPyramid, SpatialPyramidNet
+from convoy.models.export.export import Exported, export
+from convoy.models.graph import served
+from convoy.models.parameters import count
+from convoy.service.client.client import Client
 from tests.service.running import Server
 
 # (H, W) of images; with 1-pixel sides, and with the neighbours of multiples of what strides and bins divide by.

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from models import registry
-from models.classification.vgg import VGG
-from models.errors import BadTraining
-from models.parameters import Count, count
+from convoy.models import registry
+from convoy.models.classification.vgg import VGG
+from convoy.models.errors import BadTraining
+from convoy.models.parameters import Count, count
 
 
 def on_meta(name: str, classes: int = 1000, size: tuple[int, int] | None = None) -> nn.Module:

@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
 
-from models.data.augment import mixup
-from models.data.augmentation import Augmentation, augmented, check, window, zoomed
-from models.data.batches import loader
-from models.data.contact_sheet import SIDE, Tile, distinct, sheet
-from models.data.dataset import IGNORE
-from models.data.registry import data_set
-from models.training import losses
-from models.training.run import RunFolder
-from models.training.train import train
-from service import cli
-from service.metadata import InputSpec
+from convoy.models.data.augment import mixup
+from convoy.models.data.augmentation import Augmentation, augmented, check, window, zoomed
+from convoy.models.data.batches import loader
+from convoy.models.data.contact_sheet import SIDE, Tile, distinct, sheet
+from convoy.models.data.dataset import IGNORE
+from convoy.models.data.registry import data_set
+from convoy.models.training import losses
+from convoy.models.training.run import RunFolder
+from convoy.models.training.train import train
+from convoy.service import cli
+from convoy.service.metadata import InputSpec
 from tests.models.conftest import settings
 from tests.models.training.test_train import same
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.data import bad_files
-from models.data.bad_files import Fault, refuse, tell
-from models.data.formats import sources
-from models.data.formats.listing import SPLITS
-from models.data.registry import data_set
-from models.errors import BadData
-from service import cli
+from convoy.models.data import bad_files
+from convoy.models.data.bad_files import Fault, refuse, tell
+from convoy.models.data.formats import sources
+from convoy.models.data.formats.listing import SPLITS
+from convoy.models.data.registry import data_set
+from convoy.models.errors import BadData
+from convoy.service import cli
 from tests.models.data.formats.test_folder import save_mask, write_classes, write_masks
 from tests.models.training.test_train import same
 

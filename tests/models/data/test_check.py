@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.data import bad_files
-from models.data.contact_sheet import GAP, SIDE, TEXT, Tile, sheet
-from models.data.dataset import IGNORE
-from service import cli
+from convoy.models.data import bad_files
+from convoy.models.data.contact_sheet import GAP, SIDE, TEXT, Tile, sheet
+from convoy.models.data.dataset import IGNORE
+from convoy.service import cli
 from tests.models.data.formats.test_folder import PALETTE, save_mask, write_classes, write_masks
 from tests.models.own_data import write_cifar10, write_idx, write_voc
 

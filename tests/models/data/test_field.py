@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.data.bad_files import refuse
-from models.data.dataset import DataSet
-from models.data.formats import sources
-from models.data.formats.listing import SPLITS
-from models.data.splits import share
-from models.errors import BadData
-from service import cli
+from convoy.models.data.bad_files import refuse
+from convoy.models.data.dataset import DataSet
+from convoy.models.data.formats import sources
+from convoy.models.data.formats.listing import SPLITS
+from convoy.models.data.splits import share
+from convoy.models.errors import BadData
+from convoy.service import cli
 from tests.models.data.formats.test_folder import write_classes, write_lists, write_masks
 from tests.models.own_data import write_voc
 

@@ -5,8 +5,8 @@ import time
 import pytest
 import torch
 
-from models.data.batches import SameSize
-from models.data.loading import WHOLE, Batch, Loader, Share
+from convoy.models.data.batches import SameSize
+from convoy.models.data.loading import WHOLE, Batch, Loader, Share
 
 SIZES = [(4, 4)] * 13 + [(4, 8)] * 6
 

@@ -10,11 +10,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.data import picture
-from models.data.formats import masks
-from models.errors import BadData
-from service.errors import BadImage
-from service.images.decode import decode
+from convoy.models.data import picture
+from convoy.models.data.formats import masks
+from convoy.models.errors import BadData
+from convoy.service.errors import BadImage
+from convoy.service.images.decode import decode
 
 COLOURS: tuple[Literal["RGB", "L"], ...] = ("RGB", "L")
 ORIENTATION = 0x0112

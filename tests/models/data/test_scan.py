@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from models.data import picture, scan
-from models.data.bad_files import Fault
-from models.data.formats.listing import Entry
-from models.data.reading import read
-from models.data.scan import SETTLED_NS, Facts
+from convoy.models.data import picture, scan
+from convoy.models.data.bad_files import Fault
+from convoy.models.data.formats.listing import Entry
+from convoy.models.data.reading import read
+from convoy.models.data.scan import SETTLED_NS, Facts
 
 
 @pytest.fixture(autouse=True)

@@ -7,13 +7,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from models.data.augment import jitter
-from models.data.batches import SameSize, loader
-from models.data.builtin import digits, scenes, strokes
-from models.data.dataset import IGNORE, SplitName
-from models.data.registry import data_set
-from models.errors import BadTraining
-from service.metadata import InputSpec
+from convoy.models.data.augment import jitter
+from convoy.models.data.batches import SameSize, loader
+from convoy.models.data.builtin import digits, scenes, strokes
+from convoy.models.data.dataset import IGNORE, SplitName
+from convoy.models.data.registry import data_set
+from convoy.models.errors import BadTraining
+from convoy.service.metadata import InputSpec
 
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 

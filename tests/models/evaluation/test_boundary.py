@@ -8,8 +8,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from models.data.dataset import IGNORE
-from models.evaluation.boundary import BoundaryF1, image_scores, outline
+from convoy.models.data.dataset import IGNORE
+from convoy.models.evaluation.boundary import BoundaryF1, image_scores, outline
 
 
 def square(side: int, top: int, left: int, size: int) -> NDArray[np.uint8]:

@@ -7,8 +7,8 @@ from sklearn.calibration import calibration_curve
 from torch import Tensor
 from torchmetrics.classification import MulticlassCalibrationError
 
-from models.data.dataset import IGNORE
-from models.evaluation.calibration import BINS, CalibrationError, MaskCalibrationError
+from convoy.models.data.dataset import IGNORE
+from convoy.models.evaluation.calibration import BINS, CalibrationError, MaskCalibrationError
 
 
 def error(probabilities: Tensor, targets: Tensor) -> float:

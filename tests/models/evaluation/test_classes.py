@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, jaccard_score, precision_recall_fscore_support
 
-from models.evaluation.classes import class_scores
+from convoy.models.evaluation.classes import class_scores
 
 
 def test_scores_of_a_class_come_from_its_row_and_its_column() -> None:

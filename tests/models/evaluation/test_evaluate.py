@@ -12,20 +12,20 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
-from models import runtime
-from models.checkpoint import Description
-from models.data.dataset import IGNORE, DataSet
-from models.data.registry import DATA
-from models.errors import BadCheckpoint, BadNetworkFile
-from models.evaluation import metrics
-from models.evaluation.answerer import of_path
-from models.evaluation.evaluate import evaluate, evaluate_file
-from models.evaluation.metrics import measures
-from models.export.export import export
-from models.runtime import CPU, CUDA
-from models.visualize import confusion
-from service import cli
-from service.metadata import InputSpec
+from convoy.models import runtime
+from convoy.models.checkpoint import Description
+from convoy.models.data.dataset import IGNORE, DataSet
+from convoy.models.data.registry import DATA
+from convoy.models.errors import BadCheckpoint, BadNetworkFile
+from convoy.models.evaluation import metrics
+from convoy.models.evaluation.answerer import of_path
+from convoy.models.evaluation.evaluate import evaluate, evaluate_file
+from convoy.models.evaluation.metrics import measures
+from convoy.models.export.export import export
+from convoy.models.runtime import CPU, CUDA
+from convoy.models.visualize import confusion
+from convoy.service import cli
+from convoy.service.metadata import InputSpec
 from tests.models.conftest import untrained
 
 MASKS = [np.array([[0, 0, 1], [0, 2, 1]], np.uint8), np.array([[0], [0]], np.uint8)]

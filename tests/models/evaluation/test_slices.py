@@ -2,8 +2,8 @@
 
 import pytest
 
-from models.errors import BadTraining
-from models.evaluation.slices import names, parse, place, side, thirds
+from convoy.models.errors import BadTraining
+from convoy.models.evaluation.slices import names, parse, place, side, thirds
 
 
 def test_side_is_that_of_a_square_of_the_same_area() -> None:

@@ -8,14 +8,14 @@ import onnxruntime
 import pytest
 import torch
 
-from models import checkpoint
-from models.data.registry import data_set
-from models.errors import BadCheckpoint, BadModelName, ParityRefused
-from models.export import export as exporting
-from models.export import parity
-from models.export.export import Exported, export, exported_from, onnx_graph
-from models.graph import Pixels, Segmenter
-from service import cli, metadata
+from convoy.models import checkpoint
+from convoy.models.data.registry import data_set
+from convoy.models.errors import BadCheckpoint, BadModelName, ParityRefused
+from convoy.models.export import export as exporting
+from convoy.models.export import parity
+from convoy.models.export.export import Exported, export, exported_from, onnx_graph
+from convoy.models.graph import Pixels, Segmenter
+from convoy.service import cli, metadata
 from tests.models.conftest import untrained
 
 NETWORKS = [("lenet5", "tiny-digits"), ("unet", "tiny-scenes")]

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from service.engine.session import load
+from convoy.service.engine.session import load
 from tests.performance import models
 
 

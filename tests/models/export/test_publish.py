@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from models.errors import BadModelName
-from models.export import publish
+from convoy.models.errors import BadModelName
+from convoy.models.export import publish
 
 
 def visible(repository: Path) -> list[str]:

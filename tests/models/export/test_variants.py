@@ -9,18 +9,18 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from models.data.registry import DATA
-from models.errors import VariantRefused
-from models.export import comparison, variants
-from models.export.calibration import METHODS
-from models.export.ends import ends
-from models.export.export import Traced, export, trace
-from models.export.fp16 import halved
-from models.export.int8 import quantised
-from models.export.variants import Plan, calibration_batches, judged, make
-from service import cli, metadata
-from service.client.client import Client
-from service.metadata import Precision, Variant
+from convoy.models.data.registry import DATA
+from convoy.models.errors import VariantRefused
+from convoy.models.export import comparison, variants
+from convoy.models.export.calibration import METHODS
+from convoy.models.export.ends import ends
+from convoy.models.export.export import Traced, export, trace
+from convoy.models.export.fp16 import halved
+from convoy.models.export.int8 import quantised
+from convoy.models.export.variants import Plan, calibration_batches, judged, make
+from convoy.service import cli, metadata
+from convoy.service.client.client import Client
+from convoy.service.metadata import Precision, Variant
 from tests.models.conftest import untrained
 from tests.service.running import Server
 

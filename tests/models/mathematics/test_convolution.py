@@ -7,8 +7,8 @@ from numpy.testing import assert_allclose
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks import Conv2dSame
-from models.classification.locally_connected import LocallyConnected2d
+from convoy.models.blocks import Conv2dSame
+from convoy.models.classification.locally_connected import LocallyConnected2d
 from tests.models.mathematics import definitions
 from tests.models.mathematics.definitions import Array
 

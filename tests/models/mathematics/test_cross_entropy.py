@@ -9,7 +9,7 @@ import torch
 from numpy.testing import assert_allclose
 from torch import Tensor
 
-from models.training.losses import loss
+from convoy.models.training.losses import loss
 from tests.models.mathematics import definitions
 
 IGNORED = 255

@@ -8,11 +8,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
-from models.analysis import torch_reader
-from models.analysis.rows import anatomy
-from models.arithmetic import output_size
-from models.blocks import Conv2dSame
-from models.errors import ImpossibleLayer
+from convoy.models.analysis import torch_reader
+from convoy.models.analysis.rows import anatomy
+from convoy.models.arithmetic import output_size
+from convoy.models.blocks import Conv2dSame
+from convoy.models.errors import ImpossibleLayer
 
 sides = st.integers(1, 40)
 kernels = st.integers(1, 7)

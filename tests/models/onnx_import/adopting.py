@@ -7,8 +7,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from service import cli, metadata
-from service.metadata import Document
+from convoy.service import cli, metadata
+from convoy.service.metadata import Document
 from tests.models.onnx_import.networks import SIDE
 
 

@@ -8,9 +8,9 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from models.onnx_import import look
-from service import cli
-from service.client.client import Client
+from convoy.models.onnx_import import look
+from convoy.service import cli
+from convoy.service.client.client import Client
 from tests.models.onnx_import.adopting import adopt, pictures, refused, run, softmax
 from tests.models.onnx_import.networks import CLASSES, SIDE, Net, Pixelwise, from_helper, from_torch, per_pixel
 from tests.service.running import Server
@@ -265,7 +265,7 @@ def test_file_that_describes_itself_is_not_adopted_again(tmp_path: Path, capsys:
 def test_result_that_does_not_answer_as_the_file_does_is_refused(
     torch_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from models.onnx_import import front
+    from convoy.models.onnx_import import front
 
     right = front.constants
     monkeypatch.setattr(front, "constants", lambda told: right(told._replace(scale=told.scale * 1.1)))

@@ -10,10 +10,10 @@ import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from models.onnx_import import adopt as adoption
-from service import cli
-from service.client.client import Client
-from service.client.results import ServerError
+from convoy.models.onnx_import import adopt as adoption
+from convoy.service import cli
+from convoy.service.client.client import Client
+from convoy.service.client.results import ServerError
 from tests.models.onnx_import.adopting import adopt, pictures, refused, run, softmax
 from tests.models.onnx_import.networks import CLASSES, SIDE, from_helper, from_torch
 from tests.service.running import Server

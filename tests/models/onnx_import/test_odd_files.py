@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from service import cli
+from convoy.service import cli
 
 
 def classifier(first: str | int = "N", unused: bool = False, ir: int = 10) -> onnx.ModelProto:

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from models import checkpoint, registry
-from models.errors import BadWeights
-from models.pretrained import weights
-from models.pretrained.keras_file import read
-from models.pretrained.preprocessing import PREPROCESSING
-from service import cli
+from convoy.models import checkpoint, registry
+from convoy.models.errors import BadWeights
+from convoy.models.pretrained import weights
+from convoy.models.pretrained.keras_file import read
+from convoy.models.pretrained.preprocessing import PREPROCESSING
+from convoy.service import cli
 
 CLASSES = 6
 Saved = dict[str, list[list[NDArray[np.float32]]]]  # arrays of each layer, by the snake case of its class

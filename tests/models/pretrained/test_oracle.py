@@ -14,11 +14,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from models.export.export import onnx_graph
-from models.graph import Pixels
-from models.pretrained import keras_file, weights
-from models.pretrained.preprocessing import PREPROCESSING, PixelForm
-from models.pretrained.registry import KERAS
+from convoy.models.export.export import onnx_graph
+from convoy.models.graph import Pixels
+from convoy.models.pretrained import keras_file, weights
+from convoy.models.pretrained.preprocessing import PREPROCESSING, PixelForm
+from convoy.models.pretrained.registry import KERAS
 
 pytestmark = [
     pytest.mark.oracle,

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.pretrained import weights
-from models.pretrained.torchvision import State
+from convoy.models.pretrained import weights
+from convoy.models.pretrained.torchvision import State
 
 CLASSES = 5
 TOLERANCE = 1e-4

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from models.training.train import train
+from convoy.models.training.train import train
 from tests.models.conftest import settings
 
 

@@ -7,14 +7,14 @@ import msgspec
 import pytest
 from PIL import Image
 
-from models.checkpoint import load
-from models.errors import BadRun
-from models.evaluation.evaluate import evaluate_file
-from models.parameters import count
-from models.report.compare import cells, compare, header, names
-from models.training.run import RunFolder
-from models.training.train import train
-from service import cli
+from convoy.models.checkpoint import load
+from convoy.models.errors import BadRun
+from convoy.models.evaluation.evaluate import evaluate_file
+from convoy.models.parameters import count
+from convoy.models.report.compare import cells, compare, header, names
+from convoy.models.training.run import RunFolder
+from convoy.models.training.train import train
+from convoy.service import cli
 from tests.models.conftest import settings
 
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.errors import BadRun
-from models.evaluation.answerer import of_checkpoint
-from models.evaluation.classes import class_scores
-from models.evaluation.evaluate import measure
-from models.report import curves, worst
-from models.report.runs import read
-from models.report.write import _classes, _confusion, write
-from service import cli
+from convoy.models.errors import BadRun
+from convoy.models.evaluation.answerer import of_checkpoint
+from convoy.models.evaluation.classes import class_scores
+from convoy.models.evaluation.evaluate import measure
+from convoy.models.report import curves, worst
+from convoy.models.report.runs import read
+from convoy.models.report.write import _classes, _confusion, write
+from convoy.service import cli
 
 PICTURES = {"curves.png", "confusion.png", "worst.png"}
 
@@ -123,7 +123,7 @@ def test_training_ends_well_where_nothing_can_be_measured(
     def broken(*_: object) -> None:
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr("models.report.write.measure", broken)
+    monkeypatch.setattr("convoy.models.report.write.measure", broken)
     arguments = ["lenet5", "--data", "tiny-digits", "--epochs", "1", "--output", str(tmp_path / "run")]
     assert cli.run(["train", *arguments]) == 0
     out, err = capsys.readouterr()

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.classification.resnet import ResNet
-from models.parameters import count
-from models.pretrained import weights
-from models.segmentation.deeplab_v3 import DeepLabV3, Pyramid
+from convoy.models.classification.resnet import ResNet
+from convoy.models.parameters import count
+from convoy.models.pretrained import weights
+from convoy.models.segmentation.deeplab_v3 import DeepLabV3, Pyramid
 from tests.models.pretrained.test_torchvision import TOLERANCE, Random, downsampled
 from tests.models.segmenters import assert_exports, settled
 

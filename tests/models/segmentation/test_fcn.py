@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.classification.vgg import VGG
-from models.parameters import count
-from models.segmentation.fcn import FCN, BilinearUp
+from convoy.models.classification.vgg import VGG
+from convoy.models.parameters import count
+from convoy.models.segmentation.fcn import FCN, BilinearUp
 from tests.models.segmenters import settled
 
 STRIDES = (32, 16, 8)

@@ -8,13 +8,13 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from models import checkpoint, zoo
-from models.analysis.summary import inspect_architecture
-from models.export.export import onnx_graph
-from models.registry import Argument
-from service.buckets import Buckets, Size
-from service.metadata import InputSpec
-from service.preprocess import input_size, preprocess, restore
+from convoy.models import checkpoint, zoo
+from convoy.models.analysis.summary import inspect_architecture
+from convoy.models.export.export import onnx_graph
+from convoy.models.registry import Argument
+from convoy.service.buckets import Buckets, Size
+from convoy.service.metadata import InputSpec
+from convoy.service.preprocess import input_size, preprocess, restore
 
 IMAGE = (150, 133)
 OWN = (152, 136)  # rounded up to what the networks below take

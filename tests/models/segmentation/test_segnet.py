@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.classification.vgg import VGG
-from models.parameters import count
-from models.segmentation.segnet import Pool, SegNet, unpool
+from convoy.models.classification.vgg import VGG
+from convoy.models.parameters import count
+from convoy.models.segmentation.segnet import Pool, SegNet, unpool
 from tests.models.segmenters import settled
 
 SHAPES = [(2, 3, 8, 6), (1, 2, 7, 5), (2, 1, 1, 1), (1, 4, 1, 9), (3, 2, 16, 15)]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.segmentation.unet import UNet
+from convoy.models.segmentation.unet import UNet
 
 
 @pytest.mark.parametrize(("depth", "height", "width"), [(1, 6, 10), (2, 12, 8), (3, 24, 40), (4, 16, 48)])

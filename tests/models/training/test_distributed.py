@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.errors import BadTraining
-from models.recipe import Loss, Recipe
-from models.training.losses import LOSSES, loss
-from models.training.run import Machine, RunFolder
-from models.training.train import trainer_options
-from service import cli
+from convoy.models.errors import BadTraining
+from convoy.models.recipe import Loss, Recipe
+from convoy.models.training.losses import LOSSES, loss
+from convoy.models.training.run import Machine, RunFolder
+from convoy.models.training.train import trainer_options
+from convoy.service import cli
 from tests.models.conftest import untrained
 from tests.models.pictures import draw
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 
-from models.training import train as training
-from models.training.failures import in_words, tell_of_lost_processes
-from models.training.run import RunFolder
-from service import cli
+from convoy.models.training import train as training
+from convoy.models.training.failures import in_words, tell_of_lost_processes
+from convoy.models.training.run import RunFolder
+from convoy.service import cli
 from tests.models.conftest import settings
 
 OUTSIDE = [

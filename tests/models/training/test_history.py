@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from models.training.history import FILE, read
-from models.training.run import RunFolder
-from models.training.train import train
+from convoy.models.training.history import FILE, read
+from convoy.models.training.run import RunFolder
+from convoy.models.training.train import train
 from tests.models.conftest import settings
 
 NAMES = {

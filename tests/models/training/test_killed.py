@@ -9,15 +9,15 @@ from pathlib import Path
 
 import torch
 
-from models.training.run import RunFolder
-from service import cli
+from convoy.models.training.run import RunFolder
+from convoy.service import cli
 from tests.models.pictures import draw
 
 # `convoy train`, shot in the middle of its n-th step by itself: as sudden as any SIGKILL, and at a step of our choice.
 SHOT = """
 import os, signal, sys
-from models.training.module import Training
-from service.cli import run
+from convoy.models.training.module import Training
+from convoy.service.cli import run
 taken, step = 0, Training.training_step
 def shot(self, batch, index):
     global taken

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from models.training.lone_images import normalise_by_the_run
+from convoy.models.training.lone_images import normalise_by_the_run
 
 
 def test_one_number_a_channel_is_normalised_by_the_moving_statistics() -> None:

@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.data.dataset import DataSet
-from models.training.losses import LOSSES, balanced, dice, focal, loss
-from models.training.module import Training
-from models.training.train import describe
+from convoy.models.data.dataset import DataSet
+from convoy.models.training.losses import LOSSES, balanced, dice, focal, loss
+from convoy.models.training.module import Training
+from convoy.models.training.train import describe
 from tests.models.conftest import settings
 
 IGNORE = 255

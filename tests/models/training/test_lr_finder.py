@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from models.errors import BadTraining
-from models.training.lr_finder import HIGHEST, LOWEST, STEPS, Trial, rate_of, smoothed, suggestion
-from service import cli
+from convoy.models.errors import BadTraining
+from convoy.models.training.lr_finder import HIGHEST, LOWEST, STEPS, Trial, rate_of, smoothed, suggestion
+from convoy.service import cli
 
 
 def trials(best: float, floor: float = 0.1) -> list[Trial]:

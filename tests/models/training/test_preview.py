@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from models.data.contact_sheet import SIDE
-from service import cli
+from convoy.models.data.contact_sheet import SIDE
+from convoy.service import cli
 from tests.models.pictures import draw
 
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import checkpoint
-from models.data.registry import data_set
-from models.errors import BadTraining
-from models.training import config
-from models.training.averaging import averaging
-from models.training.module import Training
-from models.training.run import RunFolder, Transfer
-from models.training.train import describe, train, validation_batches
-from service import cli
+from convoy.models import checkpoint
+from convoy.models.data.registry import data_set
+from convoy.models.errors import BadTraining
+from convoy.models.training import config
+from convoy.models.training.averaging import averaging
+from convoy.models.training.module import Training
+from convoy.models.training.run import RunFolder, Transfer
+from convoy.models.training.train import describe, train, validation_batches
+from convoy.service import cli
 from tests.models.conftest import settings
 from tests.models.pictures import draw
 

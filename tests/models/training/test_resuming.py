@@ -6,10 +6,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from models.errors import BadTraining
-from models.training.run import RunFolder
-from models.training.train import train
-from service import cli
+from convoy.models.errors import BadTraining
+from convoy.models.training.run import RunFolder
+from convoy.models.training.train import train
+from convoy.service import cli
 from tests.models.conftest import settings
 from tests.models.pictures import draw
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from models.recipe import Schedule
-from models.training.schedules import SCHEDULES, WARM_UP, momentum, share_of_rate
+from convoy.models.recipe import Schedule
+from convoy.models.training.schedules import SCHEDULES, WARM_UP, momentum, share_of_rate
 
 
 def shares(schedule: Schedule, steps: int = 100, warm_up: float | None = None) -> list[float]:

@@ -11,12 +11,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from models import checkpoint, threads
-from models.data.dataset import Split, SplitName, Target
-from models.data.registry import DATA, data_set
-from models.errors import BadCheckpoint, BadTraining
-from models.training.run import RunFolder, default_settings
-from models.training.train import train
+from convoy.models import checkpoint, threads
+from convoy.models.data.dataset import Split, SplitName, Target
+from convoy.models.data.registry import DATA, data_set
+from convoy.models.errors import BadCheckpoint, BadTraining
+from convoy.models.training.run import RunFolder, default_settings
+from convoy.models.training.train import train
 from tests.models.conftest import settings, untrained
 
 
@@ -252,7 +252,7 @@ def test_run_counts_as_finished_only_with_the_same_settings_and_source(
     folder.write(msgspec.structs.replace(note, complete=False))
     assert not folder.finished(wanted)
     folder.write(note)
-    monkeypatch.setattr("models.training.run.source_digest", lambda _: "another source")
+    monkeypatch.setattr("convoy.models.training.run.source_digest", lambda _: "another source")
     assert not folder.finished(wanted)
     monkeypatch.undo()
     folder.chosen().unlink()
@@ -286,7 +286,7 @@ def test_torch_uses_no_more_threads_than_its_share_of_the_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, quota: str, expected: int
 ) -> None:
     (tmp_path / "cpu.max").write_text(quota)
-    monkeypatch.setattr("service.machine._GROUPS", tmp_path)
+    monkeypatch.setattr("convoy.service.machine._GROUPS", tmp_path)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     threads.limit()
@@ -297,7 +297,7 @@ def test_torch_uses_no_more_threads_than_its_share_of_the_cores(
 def test_torch_keeps_to_the_threads_that_the_job_gives_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, expected: int
 ) -> None:
-    monkeypatch.setattr("service.machine._GROUPS", tmp_path)
+    monkeypatch.setattr("convoy.service.machine._GROUPS", tmp_path)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
     threads.limit()

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from models import checkpoint
-from models.checkpoint import Description
-from models.registry import ARCHITECTURES
-from models.training.run import RunFolder, Transfer
-from models.training.train import train
-from models.training.transfer import head
-from service import cli
-from service.metadata import InputSpec, TensorInput
+from convoy.models import checkpoint
+from convoy.models.checkpoint import Description
+from convoy.models.registry import ARCHITECTURES
+from convoy.models.training.run import RunFolder, Transfer
+from convoy.models.training.train import train
+from convoy.models.training.transfer import head
+from convoy.service import cli
+from convoy.service.metadata import InputSpec, TensorInput
 from tests.models.conftest import settings, untrained
 from tests.models.pictures import draw
 

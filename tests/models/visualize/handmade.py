@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from models.checkpoint import Description
-from models.visualize.network import ImageSubject
-from service.metadata import InputSpec, Task
+from convoy.models.checkpoint import Description
+from convoy.models.visualize.network import ImageSubject
+from convoy.service.metadata import InputSpec, Task
 
 
 def subject(

@@ -3,13 +3,13 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor
 
-from models.errors import BadView
-from models.visualize import activation_maximization, hooks
-from models.visualize.activation_maximization import Growing, Grown, frames
-from models.visualize.ascent import Climb, Space, ascend, noise, response
-from models.visualize.classes import class_images, confidences, log_odds, probability
-from models.visualize.network import Subject, as_pictures
-from models.visualize.neurons import neurons, responses
+from convoy.models.errors import BadView
+from convoy.models.visualize import activation_maximization, hooks
+from convoy.models.visualize.activation_maximization import Growing, Grown, frames
+from convoy.models.visualize.ascent import Climb, Space, ascend, noise, response
+from convoy.models.visualize.classes import class_images, confidences, log_odds, probability
+from convoy.models.visualize.network import Subject, as_pictures
+from convoy.models.visualize.neurons import neurons, responses
 from tests.models.visualize.handmade import Blind, CornerReader, OneFilter, subject
 
 SIDE = 9

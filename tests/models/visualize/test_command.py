@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from models import checkpoint, registry
-from models.checkpoint import Description
-from models.commands.views import options
-from service import cli
+from convoy.models import checkpoint, registry
+from convoy.models.checkpoint import Description
+from convoy.models.commands.views import options
+from convoy.service import cli
 from tests.models.conftest import untrained
 from tools import demo
 

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from models.errors import BadView
-from models.visualize import hooks
-from models.visualize.ascent import Climb, response
-from models.visualize.dream import dream, sizes
-from models.visualize.network import Pixels, as_images, as_pictures
+from convoy.models.errors import BadView
+from convoy.models.visualize import hooks
+from convoy.models.visualize.ascent import Climb, response
+from convoy.models.visualize.dream import dream, sizes
+from convoy.models.visualize.network import Pixels, as_images, as_pictures
 from tests.models.visualize.handmade import OneFilter, subject
 from tests.models.visualize.test_ascent import FILTERS
 

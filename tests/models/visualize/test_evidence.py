@@ -3,13 +3,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.errors import BadView
-from models.visualize import hooks, selection
-from models.visualize.grad_cam import activation_map
-from models.visualize.network import Subject
-from models.visualize.occlusion import occlusion, places
-from models.visualize.overlay import laid_over, picked_out
-from models.visualize.target import target
+from convoy.models.errors import BadView
+from convoy.models.visualize import hooks, selection
+from convoy.models.visualize.grad_cam import activation_map
+from convoy.models.visualize.network import Subject
+from convoy.models.visualize.occlusion import occlusion, places
+from convoy.models.visualize.overlay import laid_over, picked_out
+from convoy.models.visualize.target import target
 from tests.models.visualize.handmade import Blind, BrightPixels, CornerReader, SpotFinder, peak, spot, subject
 
 PLACES = [(6, 6), (12, 17)]
@@ -112,7 +112,7 @@ def test_targets_that_are_not_there_are_refused() -> None:
 
 
 def test_layer_of_the_map_is_the_last_with_places_or_the_bottleneck() -> None:
-    from models.registry import build
+    from convoy.models.registry import build
 
     lenet = subject(build("lenet5", 1, 10), 32)
     assert selection.last_with_places(hooks.layers(lenet, (32, 32)), 10, per_pixel=False).name == "s4"

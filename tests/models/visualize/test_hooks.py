@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from models.errors import BadView
-from models.visualize import hooks, selection
-from models.visualize.network import ImageSubject
+from convoy.models.errors import BadView
+from convoy.models.visualize import hooks, selection
+from convoy.models.visualize.network import ImageSubject
 from tests.models.visualize.handmade import BrightPixels, SpotFinder, spot, subject
 
 
 def lenet() -> ImageSubject:
-    from models.registry import build
+    from convoy.models.registry import build
 
     return subject(build("lenet5", 1, 10), 32, labels=tuple("0123456789"))
 
@@ -27,7 +27,7 @@ def test_layer_that_is_not_there_is_refused_with_near_ones_first() -> None:
 
 
 def test_refusal_of_a_layer_tells_how_many_more_there_are() -> None:
-    from models.registry import build
+    from convoy.models.registry import build
 
     seen = subject(build("unet", 3, 5, {"width": 2, "depth": 2}), None, "RGB", task="segmentation")
     there = hooks.layers(seen, (16, 16))

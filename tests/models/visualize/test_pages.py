@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from models.commands.visualize import visualize
+from convoy.models.commands.visualize import visualize
 
 PAGE = Path(__file__).parents[3] / "docs" / "inside.md"
 COMMANDS = re.findall(r"^    convoy visualize (.*)$", PAGE.read_text(), re.MULTILINE)

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from models.visualize.sheet import Section, Tile, draw, film
+from convoy.models.visualize.sheet import Section, Tile, draw, film
 
 
 def tile(side: int, value: int = 100, caption: str = "") -> Tile:

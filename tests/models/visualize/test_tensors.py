@@ -8,15 +8,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from models.checkpoint import Description
-from models.errors import BadView
-from models.visualize import hooks
-from models.visualize.activation_maximization import Growing
-from models.visualize.ascent import Climb
-from models.visualize.neurons import neurons
-from models.visualize.tensors import GAP, SPREADS, TensorSubject
-from service import cli
-from service.metadata import Axis, TensorInput
+from convoy.models.checkpoint import Description
+from convoy.models.errors import BadView
+from convoy.models.visualize import hooks
+from convoy.models.visualize.activation_maximization import Growing
+from convoy.models.visualize.ascent import Climb
+from convoy.models.visualize.neurons import neurons
+from convoy.models.visualize.tensors import GAP, SPREADS, TensorSubject
+from convoy.service import cli
+from convoy.service.metadata import Axis, TensorInput
 from tests.models.conftest import untrained
 
 WAVEFORM = TensorInput(

@@ -31,9 +31,9 @@ def _silence_requests(module: Any) -> None:
 
 
 _SILENCED = {
-    "service.metrics": _silence_requests,
+    "convoy.service.metrics": _silence_requests,
     "prometheus_client.metrics": _silence_metrics,
-    "service.frontend.timings": _silence_timings,
+    "convoy.service.frontend.timings": _silence_timings,
 }
 
 

@@ -3,8 +3,8 @@
 import asyncio
 import selectors
 
-from service.bench.drive import Outcome
-from service.client.results import Timings
+from convoy.service.bench.drive import Outcome
+from convoy.service.client.results import Timings
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from service.bench.arrivals import Piece, arrivals, gaps
+from convoy.service.bench.arrivals import Piece, arrivals, gaps
 
 
 def steady(rate, seconds):

@@ -3,7 +3,7 @@ import itertools
 
 import pytest
 
-from service.bench.drive import Sample, busy, closed_loop, lateness, open_loop
+from convoy.service.bench.drive import Sample, busy, closed_loop, lateness, open_loop
 from tests.service.bench.clocks import ANSWERED, now, one_at_a_time, run
 
 

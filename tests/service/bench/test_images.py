@@ -3,8 +3,8 @@ import io
 import PIL.Image
 import pytest
 
-from service.bench.images import from_folder, generated
-from service.errors import BadConfig
+from convoy.service.bench.images import from_folder, generated
+from convoy.service.errors import BadConfig
 
 
 @pytest.mark.parametrize(("colour", "mode"), [("L", "L"), ("RGB", "RGB")])

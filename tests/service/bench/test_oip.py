@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from service.bench import oip
-from service.errors import BadConfig
-from service.pb import inference_pb2 as pb
+from convoy.service.bench import oip
+from convoy.service.errors import BadConfig
+from convoy.service.pb import inference_pb2 as pb
 
 
 def asked(*inputs, shapes=None, batch=2):

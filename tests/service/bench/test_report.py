@@ -1,12 +1,12 @@
 import PIL.Image
 import pytest
 
-from service.bench import findings, picture
-from service.bench.arrivals import Piece
-from service.bench.drive import Outcome, Refusal, Sample
-from service.bench.findings import Recorder
-from service.bench.plan import Closed, ImageModel, Open, Plan, edges
-from service.bench.report import in_words, summarise
+from convoy.service.bench import findings, picture
+from convoy.service.bench.arrivals import Piece
+from convoy.service.bench.drive import Outcome, Refusal, Sample
+from convoy.service.bench.findings import Recorder
+from convoy.service.bench.plan import Closed, ImageModel, Open, Plan, edges
+from convoy.service.bench.report import in_words, summarise
 from tests.service.bench.clocks import ANSWERED, timings
 
 A, B, C = (Refusal(name, f"{name} happened") for name in "ABC")

@@ -6,13 +6,13 @@ from collections.abc import Awaitable, Callable
 
 import grpc
 
-from service.bench import client, vision
-from service.bench.arrivals import Piece
-from service.bench.asking import Question, connect
-from service.bench.drive import Outcome
-from service.bench.plan import Open, Plan
-from service.bench.streaming import Streamed
-from service.pb.convoy.v1 import vision_pb2 as pb
+from convoy.service.bench import client, vision
+from convoy.service.bench.arrivals import Piece
+from convoy.service.bench.asking import Question, connect
+from convoy.service.bench.drive import Outcome
+from convoy.service.bench.plan import Open, Plan
+from convoy.service.bench.streaming import Streamed
+from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 from tests.service.running import Server
 
 

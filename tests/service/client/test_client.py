@@ -6,10 +6,10 @@ import grpc
 import numpy as np
 import pytest
 
-from service.client.aio import AsyncClient
-from service.client.client import Client
-from service.client.results import ServerError, Timings, read_error
-from service.errors import BadImage, BadRequest
+from convoy.service.client.aio import AsyncClient
+from convoy.service.client.client import Client
+from convoy.service.client.results import ServerError, Timings, read_error
+from convoy.service.errors import BadImage, BadRequest
 from tests.service.fake_vision import FakeVision, serving
 from tests.service.test_overload import _wait_until
 

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from service import cli
+from convoy.service import cli
 from tests.service.fake_vision import FakeVision, serving
 
 

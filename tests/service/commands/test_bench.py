@@ -5,9 +5,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from service.bench.histogram import Histogram
-from service.commands import bench, options
-from service.pb.convoy.v1 import vision_pb2 as pb
+from convoy.service.bench.histogram import Histogram
+from convoy.service.commands import bench, options
+from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ def bench(convoy, target, *arguments):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr("service.commands.bench._WARM_UP", 0.05)
+    monkeypatch.setattr("convoy.service.commands.bench._WARM_UP", 0.05)
 
 
 @pytest.mark.usefixtures("quick")

@@ -7,8 +7,8 @@ import PIL.Image
 import pytest
 from rich.console import Console
 
-from service.client.client import Client
-from service.commands.classify import requests, show
+from convoy.service.client.client import Client
+from convoy.service.commands.classify import requests, show
 
 
 @pytest.fixture(autouse=True)

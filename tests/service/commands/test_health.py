@@ -17,8 +17,8 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from typer.testing import CliRunner
 
-from service.commands.health import _here, check, health
-from service.supervisor import processes
+from convoy.service.commands.health import _here, check, health
+from convoy.service.supervisor import processes
 from tests.service.running import Server
 
 app = typer.Typer()
@@ -71,7 +71,7 @@ def test_nobody_listening_is_exit_code_1() -> None:
 
 
 def test_server_that_does_not_speak_ends_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.commands.health.DEADLINE", 0.2)
+    monkeypatch.setattr("convoy.service.commands.health.DEADLINE", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         assert check(f"127.0.0.1:{silent.getsockname()[1]}") == "DEADLINE_EXCEEDED"
 

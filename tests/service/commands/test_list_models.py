@@ -4,9 +4,9 @@ import json
 import pytest
 from rich.console import Console
 
-from service.client.client import Client
-from service.commands.models import show
-from service.pb.convoy.v1 import vision_pb2 as pb
+from convoy.service.client.client import Client
+from convoy.service.commands.models import show
+from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -5,8 +5,8 @@ import PIL.Image
 import pytest
 from rich.console import Console
 
-from service.commands.picture import cells, characters, half_blocks, read_pixels, symbols
-from service.commands.terminal import bar, plain, shows_colours
+from convoy.service.commands.picture import cells, characters, half_blocks, read_pixels, symbols
+from convoy.service.commands.terminal import bar, plain, shows_colours
 
 
 def test_half_blocks_show_an_upper_and_a_lower_pixel_in_each_cell():

@@ -5,9 +5,9 @@ import PIL.Image
 import pytest
 from rich.console import Console
 
-from service.client.client import Client
-from service.commands.masks import overlay, palette_of
-from service.commands.segment import show
+from convoy.service.client.client import Client
+from convoy.service.commands.masks import overlay, palette_of
+from convoy.service.commands.segment import show
 
 
 @pytest.fixture(autouse=True)

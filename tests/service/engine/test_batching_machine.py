@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from service.engine.scheduler.batcher import Batch, Batcher, Decision, Key, Limits, Request
-from service.engine.scheduler.request_queue import Queue
-from service.errors import PredictedLate, QueueFull
+from convoy.service.engine.scheduler.batcher import Batch, Batcher, Decision, Key, Limits, Request
+from convoy.service.engine.scheduler.request_queue import Queue
+from convoy.service.errors import PredictedLate, QueueFull
 
 KEYS = (Key("model", 1, ((32, 32, 1),)), Key("model", 1, ((64, 64, 1),)), Key("other", 1, ((32, 32, 1),)))
 LIMITS = Limits(max_batch_size=8, max_queue_delay=0.004, max_queue=24)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.engine.buffers import Buffer, page_lock
+from convoy.service.engine.buffers import Buffer, page_lock
 
 F4, U1 = np.dtype(np.float32), np.dtype(np.uint8)
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from service.engine import dispatcher
-from service.engine.dispatcher import Dispatcher, Ended
-from service.engine.instances import Instances
-from service.engine.runner import Done, Ran
-from service.engine.scheduler.batcher import Key, Limits, Request
-from service.errors import ConvoyError, RunFailed, UnknownModel
-from service.ipc.channel import Failure, Times
+from convoy.service.engine import dispatcher
+from convoy.service.engine.dispatcher import Dispatcher, Ended
+from convoy.service.engine.instances import Instances
+from convoy.service.engine.runner import Done, Ran
+from convoy.service.engine.scheduler.batcher import Key, Limits, Request
+from convoy.service.errors import ConvoyError, RunFailed, UnknownModel
+from convoy.service.ipc.channel import Failure, Times
 
 KEY = Key("letters", 1, ())
 LIMITS = Limits(max_batch_size=4, max_queue_delay=0.0, max_queue=1000, policy="eager")

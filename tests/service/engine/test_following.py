@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from service.config import load
-from service.engine import server
-from service.engine.server import Engine
-from service.repository import Table
+from convoy.service.config import load
+from convoy.service.engine import server
+from convoy.service.engine.server import Engine
+from convoy.service.repository import Table
 from tests.service import networks
 
 

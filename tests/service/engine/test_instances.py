@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from service.client.client import Client
+from convoy.service.client.client import Client
 from tests.service import networks
 from tests.service.running import Server
 

@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 
-from service.engine.layouts import Layout, choose, known, layouts, rate
-from service.engine.profile import BatchTime, Machine, Profile
+from convoy.service.engine.layouts import Layout, choose, known, layouts, rate
+from convoy.service.engine.profile import BatchTime, Machine, Profile
 
 MACHINE = Machine(device="a machine", provider="CPUExecutionProvider", threads=4, onnxruntime="1", model_sha256="0")
 

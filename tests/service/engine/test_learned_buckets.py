@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.buckets import Buckets, Size, ordered
-from service.engine import learned_buckets as learning
-from service.engine.learned_buckets import MOST_PADDING, Sizes, choose, pays
+from convoy.service.buckets import Buckets, Size, ordered
+from convoy.service.engine import learned_buckets as learning
+from convoy.service.engine.learned_buckets import MOST_PADDING, Sizes, choose, pays
 
 MANY = 1 << 22
 SIDE = st.integers(1, 40).map(lambda steps: 8 * steps)

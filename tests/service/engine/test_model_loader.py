@@ -11,14 +11,14 @@ import pytest
 from onnx import helper, numpy_helper
 from prometheus_client import REGISTRY
 
-from service.config import Config, load
-from service.engine import model_loader
-from service.engine import session as sessions
-from service.engine.model_loader import Loader
-from service.engine.providers import Device
-from service.engine.session import Session
-from service.errors import ModelUnavailable
-from service.repository import Table, Version
+from convoy.service.config import Config, load
+from convoy.service.engine import model_loader
+from convoy.service.engine import session as sessions
+from convoy.service.engine.model_loader import Loader
+from convoy.service.engine.providers import Device
+from convoy.service.engine.session import Session
+from convoy.service.errors import ModelUnavailable
+from convoy.service.repository import Table, Version
 from tests.service import networks
 
 X = np.ones((1, 4), np.float32)

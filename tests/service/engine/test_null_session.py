@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.client.client import Client
-from service.engine.null_session import Sleeping
-from service.engine.session import load
+from convoy.service.client.client import Client
+from convoy.service.engine.null_session import Sleeping
+from convoy.service.engine.session import load
 from tests.service import networks
 from tests.service.running import Server
 

@@ -11,14 +11,14 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from service.engine import profile as profiles
-from service.engine import profiling
-from service.engine.profile import BatchTime, Machine, Profile
-from service.engine.profiling import measure, prepare, shapes
-from service.engine.providers import CUDA
-from service.engine.session import Session, load
-from service.errors import BadModelFile
-from service.metadata import decode
+from convoy.service.engine import profile as profiles
+from convoy.service.engine import profiling
+from convoy.service.engine.profile import BatchTime, Machine, Profile
+from convoy.service.engine.profiling import measure, prepare, shapes
+from convoy.service.engine.providers import CUDA
+from convoy.service.engine.session import Session, load
+from convoy.service.errors import BadModelFile
+from convoy.service.metadata import decode
 from tests.service import networks
 
 LETTER = (8, 8, 1)

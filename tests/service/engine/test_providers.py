@@ -11,15 +11,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime import OrtValue
 
-from service import metadata
-from service.config import MIB, EngineConfig
-from service.engine import cuda_graphs, providers
-from service.engine.cuda_graphs import Graphs
-from service.engine.providers import CPU, CUDA, TENSORRT, Device, check
-from service.engine.session import Session, load, load_on
-from service.errors import BadModelFile
-from service.metadata import Document, InputSpec
-from service.repository import TensorSpec
+from convoy.service import metadata
+from convoy.service.config import MIB, EngineConfig
+from convoy.service.engine import cuda_graphs, providers
+from convoy.service.engine.cuda_graphs import Graphs
+from convoy.service.engine.providers import CPU, CUDA, TENSORRT, Device, check
+from convoy.service.engine.session import Session, load, load_on
+from convoy.service.errors import BadModelFile
+from convoy.service.metadata import Document, InputSpec
+from convoy.service.repository import TensorSpec
 from tests.service import networks
 
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from service.config import Config
-from service.engine.model_loader import Loader
-from service.engine.row_independence import trial
-from service.engine.session import DeviceLost, load
-from service.metrics import MODEL_BATCHED
-from service.repository import Table, TensorSpec, Version
+from convoy.service.config import Config
+from convoy.service.engine.model_loader import Loader
+from convoy.service.engine.row_independence import trial
+from convoy.service.engine.session import DeviceLost, load
+from convoy.service.metrics import MODEL_BATCHED
+from convoy.service.repository import Table, TensorSpec, Version
 from tests.service import networks
 
 DEPENDENT = networks.first_sides()

@@ -12,15 +12,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from service.engine import runner
-from service.engine.buffers import Buffer
-from service.engine.providers import CPU, CUDA
-from service.engine.runner import Done, Work, run
-from service.engine.session import DeviceLost, Session, load
-from service.errors import BadTensor, RunFailed
-from service.ipc.channel import NEVER, Answer, Failure, Submit
-from service.ipc.slots import SPILLED, Arena, Span
-from service.repository import TensorSpec
+from convoy.service.engine import runner
+from convoy.service.engine.buffers import Buffer
+from convoy.service.engine.providers import CPU, CUDA
+from convoy.service.engine.runner import Done, Work, run
+from convoy.service.engine.session import DeviceLost, Session, load
+from convoy.service.errors import BadTensor, RunFailed
+from convoy.service.ipc.channel import NEVER, Answer, Failure, Submit
+from convoy.service.ipc.slots import SPILLED, Arena, Span
+from convoy.service.repository import TensorSpec
 from tests.service import networks
 
 F4 = np.dtype(np.float32)

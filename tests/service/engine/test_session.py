@@ -13,13 +13,13 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from service import metadata
-from service.engine.providers import CPU, CUDA
-from service.engine.session import DeviceLost, Session, input_shape, load
-from service.errors import BadMetadata, BadModelFile
-from service.ipc.slots import DTYPES
-from service.metadata import Axis, Document, InputSpec
-from service.repository import TensorSpec
+from convoy.service import metadata
+from convoy.service.engine.providers import CPU, CUDA
+from convoy.service.engine.session import DeviceLost, Session, input_shape, load
+from convoy.service.errors import BadMetadata, BadModelFile
+from convoy.service.ipc.slots import DTYPES
+from convoy.service.metadata import Axis, Document, InputSpec
+from convoy.service.repository import TensorSpec
 from tests.service import networks
 
 ONNX_TYPES = {np.dtype(name): helper.np_dtype_to_tensor_dtype(np.dtype(name)) for name in DTYPES}

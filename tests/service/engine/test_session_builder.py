@@ -9,16 +9,16 @@ import msgspec
 import numpy as np
 import pytest
 
-from service.config import EngineConfig
-from service.engine import profile as profiles
-from service.engine import session as sessions
-from service.engine import session_builder
-from service.engine.instances import Instances, Together
-from service.engine.layouts import Layout
-from service.engine.profile import BatchTime
-from service.engine.providers import CPU, CUDA, Device
-from service.engine.session import Session
-from service.engine.session_builder import build
+from convoy.service.config import EngineConfig
+from convoy.service.engine import profile as profiles
+from convoy.service.engine import session as sessions
+from convoy.service.engine import session_builder
+from convoy.service.engine.instances import Instances, Together
+from convoy.service.engine.layouts import Layout
+from convoy.service.engine.profile import BatchTime
+from convoy.service.engine.providers import CPU, CUDA, Device
+from convoy.service.engine.session import Session
+from convoy.service.engine.session_builder import build
 from tests.service import networks
 
 LETTER = (8, 8, 1)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from service.errors import PredictedLate
-from service.frontend.admission import Outlook
-from service.ipc.channel import NEVER
+from convoy.service.errors import PredictedLate
+from convoy.service.frontend.admission import Outlook
+from convoy.service.ipc.channel import NEVER
 
 MS = 1_000_000
 LETTERS = ("letters", 1)

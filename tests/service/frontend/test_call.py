@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import ModelUnavailable, QueueFull
-from service.frontend.call import Call, Gate, missed_deadline
-from service.ipc.channel import NEVER
+from convoy.service.errors import ModelUnavailable, QueueFull
+from convoy.service.frontend.call import Call, Gate, missed_deadline
+from convoy.service.ipc.channel import NEVER
 
 MS = 1_000_000
 SECOND = 1000 * MS

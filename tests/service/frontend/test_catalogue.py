@@ -2,10 +2,10 @@
 
 import pytest
 
-from service.errors import BadRequest, ModelUnavailable, UnknownModel
-from service.frontend.catalogue import Catalogue
-from service.metadata import Document, InputSpec, Task
-from service.repository import State, Table, Version
+from convoy.service.errors import BadRequest, ModelUnavailable, UnknownModel
+from convoy.service.frontend.catalogue import Catalogue
+from convoy.service.metadata import Document, InputSpec, Task
+from convoy.service.repository import State, Table, Version
 from tests.service import networks
 
 Released = list[tuple[str, int]]

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.frontend.chunks import Part, parts
-from service.metadata import InputSpec
-from service.pb.convoy.v1 import vision_pb2 as pb
-from service.preprocess import input_size
+from convoy.service.frontend.chunks import Part, parts
+from convoy.service.metadata import InputSpec
+from convoy.service.pb.convoy.v1 import vision_pb2 as pb
+from convoy.service.preprocess import input_size
 
 FIXED = InputSpec(colour="RGB", height=8, width=8)
 FREE = InputSpec(colour="L", fit="pad", multiple=4)

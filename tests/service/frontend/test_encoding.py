@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import metrics
-from service.frontend import encoding
-from service.frontend.encoding import Labels
-from service.frontend.wire import varint
-from service.pb.convoy.v1 import vision_pb2 as pb
+from convoy.service import metrics
+from convoy.service.frontend import encoding
+from convoy.service.frontend.encoding import Labels
+from convoy.service.frontend.wire import varint
+from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 
 FLOATS = st.floats(0, 1, width=32)
 

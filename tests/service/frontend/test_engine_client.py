@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.errors import ModelUnavailable, RunFailed
-from service.frontend import engine_client as links
-from service.frontend.engine_client import EngineLink
-from service.frontend.way_back import WayBack
-from service.ipc.channel import NEVER, Answer, Cancel, Channel, Failure, Hello, Record, Release, Submit, Times
-from service.ipc.channel import Table as TableRecord
-from service.ipc.slots import Mapping, memory_file
-from service.repository import Table, Version, encode_table
-from service.supervisor.processes import channel_pair
+from convoy.service.errors import ModelUnavailable, RunFailed
+from convoy.service.frontend import engine_client as links
+from convoy.service.frontend.engine_client import EngineLink
+from convoy.service.frontend.way_back import WayBack
+from convoy.service.ipc.channel import NEVER, Answer, Cancel, Channel, Failure, Hello, Record, Release, Submit, Times
+from convoy.service.ipc.channel import Table as TableRecord
+from convoy.service.ipc.slots import Mapping, memory_file
+from convoy.service.repository import Table, Version, encode_table
+from convoy.service.supervisor.processes import channel_pair
 
 ROW = Version(model="letters", version=1, state="READY")
 SHAPE = (1, 4)

@@ -9,11 +9,11 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
-from service.errors import ConvoyError, ModelUnavailable, QueueFull, RunFailed
-from service.frontend.engine_client import EngineLink, Slot
-from service.frontend.routing import Load
-from service.ipc.channel import Failure, Submit
-from service.ipc.slots import Arena
+from convoy.service.errors import ConvoyError, ModelUnavailable, QueueFull, RunFailed
+from convoy.service.frontend.engine_client import EngineLink, Slot
+from convoy.service.frontend.routing import Load
+from convoy.service.ipc.channel import Failure, Submit
+from convoy.service.ipc.slots import Arena
 from tests.service.frontend.test_engine_client import ROW, Engine, ask
 
 ARENA_BYTES = 1 << 10  # eight slots of two cache lines

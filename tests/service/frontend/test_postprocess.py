@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
 
-from service.errors import BadRequest, RunFailed
-from service.frontend.postprocess import Ranking, default_palette, rankings, segmentation
-from service.metadata import Document, InputSpec
-from service.pb.convoy.v1 import vision_pb2 as pb
-from service.preprocess import Placement, preprocess
+from convoy.service.errors import BadRequest, RunFailed
+from convoy.service.frontend.postprocess import Ranking, default_palette, rankings, segmentation
+from convoy.service.metadata import Document, InputSpec
+from convoy.service.pb.convoy.v1 import vision_pb2 as pb
+from convoy.service.preprocess import Placement, preprocess
 
 FORMATS = [pb.MASK_FORMAT_RAW, pb.MASK_FORMAT_PNG, pb.MASK_FORMAT_RLE]
 PROBABILITIES = arrays(

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.images.decode import Picture, decode, whole
-from service.metadata import InputSpec
-from service.preprocess import Placement, input_size, preprocess, reduction
+from convoy.service.images.decode import Picture, decode, whole
+from convoy.service.metadata import InputSpec
+from convoy.service.preprocess import Placement, input_size, preprocess, reduction
 
 LIMIT = 50_000_000
 TURNS = range(1, 9)  # EXIF's orientations

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from service.frontend import routing
-from service.frontend.routing import Load, Served, choose
+from convoy.service.frontend import routing
+from convoy.service.frontend.routing import Load, Served, choose
 
 LETTERS = ("letters", 1)
 BYTES = 1000  # of a request's input

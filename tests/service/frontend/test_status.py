@@ -9,10 +9,10 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc import StatusCode
 
-from service import errors
-from service.errors import BadConfig, BadImage, BadMetadata, BadModelFile, ConvoyError, QueueFull, listed, named
-from service.frontend.status import STATUS, code_of, message_of, number_of, trailers
-from service.ipc import channel
+from convoy.service import errors
+from convoy.service.errors import BadConfig, BadImage, BadMetadata, BadModelFile, ConvoyError, QueueFull, listed, named
+from convoy.service.frontend.status import STATUS, code_of, message_of, number_of, trailers
+from convoy.service.ipc import channel
 
 KINDS = [
     kind

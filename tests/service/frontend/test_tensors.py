@@ -11,11 +11,19 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
-from service.errors import BadTensor
-from service.frontend.tensors import DATATYPES, byte_strings, metadata_shape, output_bytes, ranked, read, wanted_outputs
-from service.metadata import Axis, Document, InputSpec, TensorInput
-from service.pb import inference_pb2 as pb
-from service.repository import TensorSpec, Version
+from convoy.service.errors import BadTensor
+from convoy.service.frontend.tensors import (
+    DATATYPES,
+    byte_strings,
+    metadata_shape,
+    output_bytes,
+    ranked,
+    read,
+    wanted_outputs,
+)
+from convoy.service.metadata import Axis, Document, InputSpec, TensorInput
+from convoy.service.pb import inference_pb2 as pb
+from convoy.service.repository import TensorSpec, Version
 from tests.service import networks
 
 FIELDS = {

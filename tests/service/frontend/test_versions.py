@@ -1,7 +1,7 @@
 """One table out of those of several engines."""
 
-from service.frontend.versions import merged
-from service.repository import State, Table, Version
+from convoy.service.frontend.versions import merged
+from convoy.service.repository import State, Table, Version
 
 
 def row(version: int, state: State = "READY", reason: str = "", provider: str = "") -> Version:

@@ -11,13 +11,13 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import BadRequest
-from service.frontend import tensors, wire
-from service.frontend.wire import LARGE, Parser
-from service.images.decode import from_raw
-from service.pb import inference_pb2
-from service.pb.convoy.v1 import vision_pb2 as pb
-from service.repository import TensorSpec, Version
+from convoy.service.errors import BadRequest
+from convoy.service.frontend import tensors, wire
+from convoy.service.frontend.wire import LARGE, Parser
+from convoy.service.images.decode import from_raw
+from convoy.service.pb import inference_pb2
+from convoy.service.pb.convoy.v1 import vision_pb2 as pb
+from convoy.service.repository import TensorSpec, Version
 from tests.service.calls import infer_request
 
 CLASSIFY = Parser(pb.ClassifyRequest.DESCRIPTOR, "images.raw.pixels")

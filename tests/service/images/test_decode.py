@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from service.errors import BadImage
-from service.images import decode as decoding
-from service.images.decode import Colour, Header, inspect
+from convoy.service.errors import BadImage
+from convoy.service.images import decode as decoding
+from convoy.service.images.decode import Colour, Header, inspect
 
 LIMIT = 50_000_000
 MIB = 1 << 20

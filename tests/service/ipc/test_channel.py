@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import (
+from convoy.service.errors import (
     BadMetadata,
     BadTensor,
     ConvoyError,
@@ -22,7 +22,7 @@ from service.errors import (
     RunFailed,
     UnknownModel,
 )
-from service.ipc.channel import (
+from convoy.service.ipc.channel import (
     NEVER,
     Answer,
     Cancel,
@@ -38,8 +38,8 @@ from service.ipc.channel import (
     Times,
     Wire,
 )
-from service.ipc.slots import DTYPES, MAX_RANK, SPILLED, Span
-from service.supervisor.processes import channel_pair
+from convoy.service.ipc.slots import DTYPES, MAX_RANK, SPILLED, Span
+from convoy.service.supervisor.processes import channel_pair
 
 U1 = np.dtype(np.uint8)
 MAX_MESSAGE = 1024  # bytes of a failure's text

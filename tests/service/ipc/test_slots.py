@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import BadTensor, QueueFull
-from service.ipc.slots import ALIGNMENT, DTYPES, SPILLED, Arena, Mapping, Span, memory_file
+from convoy.service.errors import BadTensor, QueueFull
+from convoy.service.ipc.slots import ALIGNMENT, DTYPES, SPILLED, Arena, Mapping, Span, memory_file
 
 NBYTES = 64 * ALIGNMENT
 U1 = np.dtype(np.uint8)

@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-from service.supervisor import endpoints as ports
-from service.supervisor.processes import Restarts
+from convoy.service.supervisor import endpoints as ports
 
 
 class Ports(NamedTuple):
@@ -28,7 +27,7 @@ class Ports(NamedTuple):
 def ports_(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ports]:
     directory: Path = tmp_path_factory.mktemp("metrics")
     with socket.create_server(("127.0.0.1", 0)) as health, socket.create_server(("127.0.0.1", 0)) as scrapes:
-        ports.serve(health, scrapes, lambda: (True, ""), directory, Restarts({}))
+        ports.serve(health, scrapes, lambda: (True, ""), directory, {})
         yield Ports(health.getsockname()[1], scrapes.getsockname()[1])
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.data.builtin import aerial
-from models.data.builtin.aerial import COUNTS, FIELD, GRASS, HOUSE, LABELS, RIVER, ROAD, SIZES, TREE, draw
-from models.data.dataset import SplitName
+from convoy.models.data.builtin import aerial
+from convoy.models.data.builtin.aerial import COUNTS, FIELD, GRASS, HOUSE, LABELS, RIVER, ROAD, SIZES, TREE, draw
+from convoy.models.data.dataset import SplitName
 
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 SIZE = (256, 320)

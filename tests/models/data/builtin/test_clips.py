@@ -8,10 +8,10 @@ import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from models.data.augment import roll
-from models.data.builtin import clips
-from models.data.builtin.clips import COUNTS, FRAMES, LABELS, SIDE, TENSOR, film
-from models.data.dataset import SplitName
+from convoy.models.data.augment import roll
+from convoy.models.data.builtin import clips
+from convoy.models.data.builtin.clips import COUNTS, FRAMES, LABELS, SIDE, TENSOR, film
+from convoy.models.data.dataset import SplitName
 
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 

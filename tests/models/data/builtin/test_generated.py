@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from models import checkpoint, registry
-from models.checkpoint import Description
-from models.data.builtin.generated import GeneratedSplit
-from models.errors import BadCheckpoint
-from models.evaluation.evaluate import evaluate_file
-from models.export.export import export
-from models.random_weights import randomise
-from service.metadata import InputSpec
+from convoy.models import checkpoint, registry
+from convoy.models.checkpoint import Description
+from convoy.models.data.builtin.generated import GeneratedSplit
+from convoy.models.errors import BadCheckpoint
+from convoy.models.evaluation.evaluate import evaluate_file
+from convoy.models.export.export import export
+from convoy.models.random_weights import randomise
+from convoy.service.metadata import InputSpec
 
 
 def fresh(folder: Path) -> Path:

@@ -7,9 +7,9 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from models.data.builtin import waveforms
-from models.data.builtin.waveforms import COUNTS, JOINTS, LABELS, LENGTHS, TENSOR, record
-from models.data.dataset import SplitName
+from convoy.models.data.builtin import waveforms
+from convoy.models.data.builtin.waveforms import COUNTS, JOINTS, LABELS, LENGTHS, TENSOR, record
+from convoy.models.data.dataset import SplitName
 
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 

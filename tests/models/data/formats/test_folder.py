@@ -11,15 +11,15 @@ import onnx
 import pytest
 from PIL import Image
 
-from models.data import picture
-from models.data.bad_files import refuse
-from models.data.dataset import DataSet, Split
-from models.data.formats import sources
-from models.data.formats.listing import SPLITS
-from models.data.registry import data_set, held_out, resolve, shown
-from models.data.splits import share, shares
-from models.errors import BadData, BadTraining
-from service import cli, metadata
+from convoy.models.data import picture
+from convoy.models.data.bad_files import refuse
+from convoy.models.data.dataset import DataSet, Split
+from convoy.models.data.formats import sources
+from convoy.models.data.formats.listing import SPLITS
+from convoy.models.data.registry import data_set, held_out, resolve, shown
+from convoy.models.data.splits import share, shares
+from convoy.models.errors import BadData, BadTraining
+from convoy.service import cli, metadata
 
 PALETTE = [(0, 0, 0), (200, 30, 30), (30, 200, 30)]
 SIZES = ((12, 16), (9, 21))

@@ -9,12 +9,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.data.bad_files import refuse
-from models.data.formats import masks, sources
-from models.data.formats.masks import Coding, of_source, parse, source
-from models.data.registry import data_set, moved, resolve, shown, split_of
-from models.errors import BadData, BadTraining
-from service import cli
+from convoy.models.data.bad_files import refuse
+from convoy.models.data.formats import masks, sources
+from convoy.models.data.formats.masks import Coding, of_source, parse, source
+from convoy.models.data.registry import data_set, moved, resolve, shown, split_of
+from convoy.models.errors import BadData, BadTraining
+from convoy.service import cli
 from tests.models.data.formats.test_folder import write_classes, write_masks
 from tests.models.data.test_field import paint
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.data.bad_files import refuse
-from models.data.dataset import DataSet
-from models.data.formats import sources, voc
-from models.data.formats.listing import SPLITS
-from models.data.registry import data_set, held_out, resolve, shown
-from models.data.splits import validating
-from models.errors import BadData, BadTraining
-from service import cli
+from convoy.models.data.bad_files import refuse
+from convoy.models.data.dataset import DataSet
+from convoy.models.data.formats import sources, voc
+from convoy.models.data.formats.listing import SPLITS
+from convoy.models.data.registry import data_set, held_out, resolve, shown
+from convoy.models.data.splits import validating
+from convoy.models.errors import BadData, BadTraining
+from convoy.service import cli
 from tests.models.data.formats.test_folder import write_classes
 from tests.models.own_data import cifar10_records, write_cifar10, write_idx, write_table, write_voc
 

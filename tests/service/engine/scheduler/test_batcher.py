@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.config import PolicyName
-from service.engine.scheduler.batcher import Batch, Batcher, Key, Limits, Request
-from service.errors import ConvoyError, PredictedLate, QueueFull
+from convoy.service.config import PolicyName
+from convoy.service.engine.scheduler.batcher import Batch, Batcher, Key, Limits, Request
+from convoy.service.errors import ConvoyError, PredictedLate, QueueFull
 
 KEY = Key("model", 1, ((32, 32, 1),))
 WIDE = Key("model", 1, ((64, 64, 1),))

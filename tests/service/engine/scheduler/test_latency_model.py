@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.scheduler.latency_model import RunTimes
+from convoy.service.engine.scheduler.latency_model import RunTimes
 
 SIZES = (1, 2, 4, 8, 16, 32)
 

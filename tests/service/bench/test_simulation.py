@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from service.config import PolicyName
-from service.engine.scheduler.batcher import Limits
-from service.engine.scheduler.simulation import Load, Outcome, Stream, oracle, simulate
+from convoy.service.bench.simulation import Load, Outcome, Stream, oracle, simulate
+from convoy.service.config import PolicyName
+from convoy.service.engine.scheduler.batcher import Limits
 
 OBJECTIVE = 0.1
 LIMITS = Limits(max_batch_size=64, max_queue_delay=0.005, max_queue=100_000, objective=OBJECTIVE)

@@ -11,9 +11,9 @@ from typing import Literal
 
 import numpy as np
 
-from service.bench.arrivals import gaps
-from service.engine.scheduler.batcher import Batch, Batcher, Key, Limits, Request
-from service.errors import ConvoyError
+from convoy.service.bench.arrivals import gaps
+from convoy.service.engine.scheduler.batcher import Batch, Batcher, Key, Limits, Request
+from convoy.service.errors import ConvoyError
 
 Load = Literal["poisson", "gamma", "constant", "trace"]
 
