@@ -14,7 +14,7 @@ STAMP := .venv/.installed-$(RUNTIME)
 # onnxruntime sends usage data from Linux unless told not to; `convoy` says so itself.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test perf perf-gpu check lint types stubs stubs-check format image install clean networks
+.PHONY: demo test soak perf perf-gpu check lint types stubs stubs-check format image install clean networks
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -32,6 +32,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest $(ARGS)
+
+# What takes too long for every change.
+soak: $(STAMP)
+	@$(BIN)/python -m pytest -m soak $(ARGS)
 
 check: lint types stubs-check
 

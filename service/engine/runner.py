@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from convoy.service.engine.session import DeviceLost, Session
 from convoy.service.errors import ConvoyError, RunFailed
-from convoy.service.ipc.channel import Answer, Failure, Submit, Times
+from convoy.service.ipc.channel import FAILED, Answer, Failure, Submit, Times
 from convoy.service.ipc.slots import SPILLED, Span, memory_file
 from convoy.service.ipc.slots import Mapping as Memory
 from convoy.service.repository import TensorSpec
@@ -89,14 +89,55 @@ def compute(session: Session, works: Sequence[Work]) -> Computed | Ran:
     except Exception as error:  # a batch ends here, whatever the network or onnxruntime did
         if len(works) > 1:
             return _alone(session, works)
+        if works[0].submit.image[0] and works[0].submit.rows > 1:
+            return _images_alone(session, works[0])
         log.warning("a run failed", exc_info=error)
         known = error if isinstance(error, ConvoyError) and not isinstance(error, RunFailed) else None
-        return Ran([_failed(works[0], known or RunFailed("the network failed on this input"))], [])
+        return Ran([_failed(works[0], known or RunFailed(FAILED))], [])
 
 
 def _alone(session: Session, works: Sequence[Work]) -> Ran:
     alone = [run(session, [work]) for work in works]
     return Ran([end for one in alone for end in one.ends], [size for one in alone for size in one.batches])
+
+
+def _images_alone(session: Session, work: Work) -> Ran:
+    """Images that share a slot, each in a run of its own: one of them may be what the run of all failed on."""
+    rows, failed = work.submit.rows, []
+    good: list[Answer] = []
+    batches: list[tuple[int, Times]] = []
+    for row in range(rows):
+        ran = run(session, [Work(_row_of(work.submit, row), work.memory)])
+        (done,) = ran.ends
+        batches += ran.batches
+        if isinstance(done.record, Answer) and not done.descriptors:
+            good.append(done.record)
+        else:
+            failed.append(row)
+        for descriptor in done.descriptors:  # of another size than the slot has room for
+            os.close(descriptor)
+    if not good:
+        return Ran([_failed(work, RunFailed(FAILED))], batches)
+    times = Times(*good[0].times[:2], *good[-1].times[2:])
+    outputs = tuple(
+        room._replace(dtype=span.dtype, shape=(rows, *span.shape[1:]))
+        for room, span in zip(work.submit.outputs, good[0].outputs, strict=True)
+    )
+    return Ran([Done(Answer(work.submit.id, 1, times, outputs, tuple(failed)))], batches)
+
+
+def _row_of(submit: Submit, row: int) -> Submit:
+    """One image of several in a slot."""
+    return submit._replace(
+        rows=1,
+        inputs=tuple(_part(span, row, submit.rows, (1, *span.shape[1:])) for span in submit.inputs),
+        outputs=tuple(_part(span, row, submit.rows, span.shape) for span in submit.outputs),
+    )
+
+
+def _part(span: Span, row: int, rows: int, shape: tuple[int, ...]) -> Span:
+    nbytes = span.nbytes // rows
+    return span._replace(offset=span.offset + row * nbytes, nbytes=nbytes, shape=shape)
 
 
 def finish(computed: Computed | Ran) -> Ran:

@@ -1,40 +1,77 @@
-"""Around every request: when it came, whether there is room, its deadline, status and duration, and who counts it."""
+"""One request, from its arrival to its answer: room, deadline, status, duration, and where its time went."""
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import TypeVar
-
-import grpc
-from google.protobuf.message import Message
+from itertools import pairwise
+from types import TracebackType
+from typing import NamedTuple, Self
 
 from convoy.service import metrics
-from convoy.service.errors import BadRequest, ConvoyError, DeadlinePassed, ModelUnavailable, QueueFull
+from convoy.service.errors import BadRequest, ConvoyError, DeadlinePassed
 from convoy.service.frontend import status
+from convoy.service.frontend.admission import Gate
+from convoy.service.frontend.status import Code
+from convoy.service.frontend.transport.interface import Received
 from convoy.service.frontend.wire import NOTHING
-from convoy.service.ipc.channel import NEVER
+from convoy.service.ipc.channel import NEVER, Times
 from convoy.service.repository import Version
 
 log = logging.getLogger(__name__)
-
-Reply = TypeVar("Reply")
 
 _MAX_SECONDS = 10**9
 
 
 class Call:
-    """One RPC under way."""
+    """One request under way, from its arrival to its answer. A context manager: leaving it counts the request."""
 
-    def __init__(self, method: str, arrived: int, deadline: int) -> None:
+    def __init__(self, method: str, received: Received, deadline: int, gate: Gate) -> None:
         self.method = method
-        self.arrived = arrived  # CLOCK_MONOTONIC, ns
+        self.arrived = received.arrived  # CLOCK_MONOTONIC, ns
         self.deadline = deadline  # CLOCK_MONOTONIC, ns, or NEVER
         self.model = ""  # of a model that there is: metrics take no name a caller made up
         self.version = ""
         self.low_priority = False
         self.payloads = NOTHING  # of its request, those that are not in the message: see wire.py
+        self._nbytes = len(received.data)
+        self._gate = gate
+        self._inside = False
+        self._code = Code.OK
+        self._refused = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, asyncio.CancelledError) and not self._refused:
+            self._code = _count_gone(self)
+        seconds = (time.monotonic_ns() - self.arrived) / 1e9
+        metrics.count_request(self.model, self.version, self.method, self._code.name, seconds)
+        if self._inside:
+            self._gate.leave(self._nbytes)
+
+    def enter(self) -> None:
+        """Let it in. Raises ModelUnavailable, QueueFull, DeadlinePassed."""
+        # Questions about the server and its models pass: liveness has an answer until the end.
+        if self.method in metrics.INFERENCE:
+            self._gate.enter(self._nbytes)
+            self._inside = True
+        self.check_deadline()
+
+    def refuse(self, error: Exception) -> ConvoyError:
+        """Why there is no answer, counted. Of a mistake of ours the caller learns no more than that it was one."""
+        if isinstance(error, ConvoyError):
+            count_refusal(self, error)
+        else:
+            log.error("request failed", exc_info=error, extra={"fields": {"method": self.method}})
+            error = ConvoyError("internal error")
+        self._code = status.code_of(error)
+        self._refused = True
+        return error
 
     def serves(self, row: Version) -> None:
         """The version that answers this call."""
@@ -71,95 +108,38 @@ class Call:
             raise DeadlinePassed("deadline passed before the image reached the queue")
 
 
-class Gate:
-    """Which requests may run a network, and how many are inside with how many bytes. One writer: the front end's
-    loop."""
+class Marks(NamedTuple):
+    """When the front end's stages ended, CLOCK_MONOTONIC in ns. Tensors need no decoding: `decoded` is then `began`."""
 
-    def __init__(self, max_requests: int, max_bytes: int, changed: Callable[[], None] = lambda: None) -> None:
-        self.closed = asyncio.Event()
-        self.requests = 0  # inside
-        self.bytes = 0  # of them
-        self._changed = changed
-        self._max_requests = max_requests
-        self._max_bytes = max_bytes
-        self._empty = asyncio.Event()
-        self._empty.set()
-
-    def enter(self, nbytes: int) -> None:
-        """A request of `nbytes` comes in. Raises ModelUnavailable once closed, QueueFull where too much is inside."""
-        if self.closed.is_set():
-            raise ModelUnavailable("server is shutting down")
-        if self.requests >= self._max_requests:
-            raise QueueFull(
-                f"{self.requests} requests are in flight, want at most {self._max_requests}", retry_after=0.1
-            )
-        if self.bytes + nbytes > self._max_bytes:
-            raise QueueFull(
-                f"request has {nbytes} bytes beside {self.bytes} in flight, want at most {self._max_bytes} in all",
-                retry_after=0.1,
-            )
-        self._empty.clear()
-        self._count(1, nbytes)
-
-    def leave(self, nbytes: int) -> None:
-        """Undo `enter`."""
-        self._count(-1, -nbytes)
-        if not self.requests:
-            self._empty.set()
-
-    def close(self) -> None:
-        """Nothing enters any more."""
-        self.closed.set()
-
-    async def wait_empty(self) -> None:
-        """Until the last has left."""
-        await self._empty.wait()
-
-    def _count(self, requests: int, nbytes: int) -> None:
-        self.requests += requests
-        self.bytes += nbytes
-        self._changed()
+    began: int
+    decoded: int
+    preprocessed: int
 
 
-async def serve(
-    call: Call,
-    nbytes: int,
-    gate: Gate,
-    act: Callable[[], Awaitable[Message | bytes]],
-    reply: Callable[[Message | bytes | ConvoyError], Awaitable[Reply]],
-) -> Reply:
-    """One request of `nbytes` from the gate to its reply, counted on the way.
+class Timings(NamedTuple):
+    """Seconds by stage, in the order of metrics.STAGES, and from the request's arrival to the result."""
 
-    `reply` is given what `act` answers, or why there is no answer; the request is inside until it has returned.
-    """
-    code = grpc.StatusCode.OK
-    entered = False
-    result: Message | bytes | ConvoyError
-    try:
-        try:
-            # Questions about the server and its models pass: liveness has an answer until the end.
-            if call.method in metrics.INFERENCE:
-                gate.enter(nbytes)
-                entered = True
-            call.check_deadline()
-            result = await act()
-        except ConvoyError as error:
-            count_refusal(call, error)
-            result = error
-        except asyncio.CancelledError:
-            code = _count_gone(call)
-            raise
-        except Exception:  # a request ends here; what went wrong is ours, and stays in the log
-            log.exception("request failed", extra={"fields": {"method": call.method}})
-            result = ConvoyError("internal error")
-        if isinstance(result, ConvoyError):
-            code = status.code_of(result)
-        return await reply(result)
-    finally:
-        seconds = (time.monotonic_ns() - call.arrived) / 1e9
-        metrics.count_request(call.model, call.version, call.method, code.name, seconds)
-        if entered:
-            gate.leave(nbytes)
+    stages: Sequence[float]
+    total: float
+
+
+def observe(call: Call, marks: Marks, times: Times, images: int = 1) -> Timings:
+    """Count images that were answered together, and their stages, in the metrics; they come back for the response."""
+    done = time.monotonic_ns()
+    ends = (
+        call.arrived,
+        marks.began,  # receive: parsing, and the wait for a thread
+        marks.decoded,
+        marks.preprocessed,
+        times.gather,  # queue: with the way to the engine
+        times.run,
+        times.scatter,
+        times.done,
+        done,  # postprocess: with the way back from the engine
+    )
+    stages = [(end - begin) / 1e9 for begin, end in pairwise(ends)]
+    metrics.count_images(call.model, call.version, images, stages)
+    return Timings(stages, (done - call.arrived) / 1e9)
 
 
 def count_refusal(call: Call, error: ConvoyError) -> None:
@@ -179,9 +159,9 @@ def missed_deadline(call: Call, gone: int) -> bool:
     return call.deadline != NEVER and gone >= call.deadline - max((call.deadline - call.arrived) // 10, 5_000_000)
 
 
-def _count_gone(call: Call) -> grpc.StatusCode:
+def _count_gone(call: Call) -> Code:
     if missed_deadline(call, time.monotonic_ns()):
         metrics.DEADLINE_MISSES.labels(call.model).inc()
-        return grpc.StatusCode.DEADLINE_EXCEEDED
+        return Code.DEADLINE_EXCEEDED
     metrics.CANCELLED.labels(call.model).inc()
-    return grpc.StatusCode.CANCELLED
+    return Code.CANCELLED

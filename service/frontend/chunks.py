@@ -1,11 +1,11 @@
-"""The images of one request, put together into parts that share a slot: one way to the engine and back for many."""
+"""The images of one request, put together into chunks that share a slot: one way to the engine and back for many."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 
-_LEAST_SHARE = 8  # of a batch: no part but the last one is smaller than one in so many
+_LEAST_SHARE = 8  # of a batch: no chunk but the last one is smaller than one in so many
 
 
 class Sent(NamedTuple):
@@ -15,7 +15,7 @@ class Sent(NamedTuple):
     pixels: bytes | memoryview
 
 
-class Part(NamedTuple):
+class Chunk(NamedTuple):
     """Images that share a slot, by their numbers in the request.
 
     `size` is the (height, width) of raw pixels that are the network's input as they are; None where one image still
@@ -26,45 +26,40 @@ class Part(NamedTuple):
     sent: Sequence[Sent]
     size: tuple[int, int] | None
 
-    def alone(self) -> Iterator["Part"]:
-        """Its images, each in a part of its own."""
-        for number, sent in zip(self.numbers, self.sent, strict=True):
-            yield Part((number,), (sent,), self.size)
 
-
-def parts(
+def chunks(
     images: Sequence[pb.Image],
     payloads: Mapping[int, memoryview],
     channels: int,
     fitted: Callable[[int, int], tuple[int, int]],
     max_pixels: int,
     batch_size: int,
-) -> list[Part]:
-    """Every image of a request in one part: of those that need no work as many together as batches have use for.
+) -> list[Chunk]:
+    """Every image of a request in one chunk: of those that need no work as many together as batches have use for.
 
     payloads    raw pixels that are not in the message, by the image's number
     channels    of the network's input
     fitted      its (height, width) for an image of a height and a width
     max_pixels  of one image, its height times its width
-    batch_size  images at most, 1 or more, in one part
+    batch_size  images at most, 1 or more, in one chunk
     """
     if len(images) == 1:
         only = Sent(images[0], payloads.get(0) or images[0].raw.pixels)
-        return [Part((0,), (only,), _size_as_it_is(only, channels, fitted, max_pixels))]
-    found: list[Part] = []
+        return [Chunk((0,), (only,), _size_as_it_is(only, channels, fitted, max_pixels))]
+    found: list[Chunk] = []
     alike: dict[tuple[int, int], list[int]] = {}
     sent = [Sent(image, payloads.get(number) or image.raw.pixels) for number, image in enumerate(images)]
     for number, one in enumerate(sent):
         size = _size_as_it_is(one, channels, fitted, max_pixels)
         if size is None:
-            found.append(Part((number,), (one,), None))
+            found.append(Chunk((number,), (one,), None))
         else:
             alike.setdefault(size, []).append(number)
     for size, numbers in alike.items():
         at = 0
         for count in _counts(len(numbers), batch_size):
             chosen = numbers[at : at + count]
-            found.append(Part(chosen, [sent[number] for number in chosen], size))
+            found.append(Chunk(chosen, [sent[number] for number in chosen], size))
             at += count
     return found
 
@@ -86,7 +81,7 @@ def _size_as_it_is(
 
 
 def _counts(images: int, batch_size: int) -> Iterator[int]:
-    """How many images go into each part: whole batches, then halves of them, so that the parts of different requests
+    """How many images go into each chunk: whole batches, then halves of them, so that the chunks of different requests
     fill batches together."""
     count = batch_size
     while images:

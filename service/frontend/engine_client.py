@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 
 from convoy.service import metrics
 from convoy.service.errors import EngineDied, ModelUnavailable
-from convoy.service.frontend.routing import Load, choose
-from convoy.service.frontend.versions import merged
-from convoy.service.frontend.way_back import WayBack
+from convoy.service.frontend.admission import WayBack
+from convoy.service.frontend.routing import Load, choose, merged
 from convoy.service.ipc.channel import Answer, Cancel, Failure, Hello, Packet, Record, Release, Submit, Wire
 from convoy.service.ipc.channel import Table as TableRecord
 from convoy.service.ipc.slots import SPILLED, Arena, Span, layout
@@ -35,27 +34,40 @@ _ATTEMPTS = 3  # submissions of one slot: an input that kills the engine must no
 _HOLD = 30.0  # seconds that requests wait for an engine that does not come back
 
 
-class Slot:
-    """The place of one request's tensors in shared memory. Use as a context manager: leaving it ends the slot once.
+class Lease:
+    """Room for the tensors of one request in the memory that the engines share: filled, run, read, and released once.
 
-    `inputs` are views to be filled before `run`; the arrays that `run` gives are views too, valid until the slot ends.
+    Use it as a context manager, or call `release`. `inputs` are views to be filled before `run`; the arrays that `run`
+    returns are views, too, valid until the release. One owner: whoever claimed it.
     """
 
-    def __init__(self, link: "EngineLink", block: tuple[int, int], inputs: tuple[Span, ...], outputs: tuple[Span, ...]):
-        self._link = link
-        self._block = block
+    def __init__(
+        self, client: "EngineClient", block: tuple[int, int], inputs: tuple[Span, ...], outputs: tuple[Span, ...]
+    ) -> None:
+        self.block = block
+        self.submit: Submit | None = None
+        self.answer: asyncio.Future[Result] | None = None
+        self.attempts = 0  # submissions to an engine
+        self.engine: _Engine | None = None  # the one that it goes to
+        self.sent = False  # to that engine
+        self.released = False
+        self.done = 0  # when the engine was done with it, CLOCK_MONOTONIC in ns; 0: it has not answered
+        self._client = client
         self._spans = (inputs, outputs)
-        self._id = 0  # 0: never submitted
-        self._done = 0  # when the engine was done with it, CLOCK_MONOTONIC in ns; 0: it has not answered
 
     @cached_property
     def inputs(self) -> list[NDArray[np.generic]]:
         """Views of the network's inputs, to be filled."""
-        return [self._link.arena.mapping.array(span) for span in self._spans[0]]
+        return [self._client.arena.mapping.array(span) for span in self._spans[0]]
 
     def bytes_of(self, number: int) -> memoryview:
         """The bytes of an input, to be filled."""
-        return self._link.arena.mapping.view(self._spans[0][number])
+        return self._client.arena.mapping.view(self._spans[0][number])
+
+    @property
+    def nbytes(self) -> int:
+        """Of the inputs."""
+        return sum([span.nbytes for span in self._spans[0]])
 
     async def run(
         self,
@@ -75,14 +87,34 @@ class Slot:
         image      pixels of the input that each image fills, height and width
         Raises what the engine answered: QueueFull, DeadlinePassed, RunFailed, ModelUnavailable, UnknownModel.
         """
-        self._id = self._link.next_id()
         now = time.monotonic_ns()
-        by = self._link.way_back.leave(deadline, now)
-        what = (self._id, version.model, version.version, rows, 0, company, now, by)
-        submit = Submit(*what, *self._spans, image, low_priority)
-        result = await self._link.submit(self, submit)
-        self._done = result[0].times.done
-        return result
+        self.submit = Submit(
+            id=self._client.next_id(),
+            model=version.model,
+            version=version.version,
+            rows=rows,
+            following=0,  # known when it is sent
+            company=company,
+            arrived=now,
+            deadline=self._client.way_back.leave(deadline, now),
+            inputs=self._spans[0],
+            outputs=self._spans[1],
+            image=image,
+            low_priority=low_priority,
+        )
+        answer, outputs = await self._client.send(self, self.submit)
+        self.done = answer.times.done
+        return answer, outputs
+
+    def release(self) -> None:
+        """The owner needs it no more: the memory is free once no engine may touch it either. A second call does
+        nothing."""
+        if self.released:
+            return
+        self.released = True
+        if self.done:
+            self._client.way_back.learn((time.monotonic_ns() - self.done) / 1e9)
+        self._client.let_go(self)
 
     def __enter__(self) -> Self:
         return self
@@ -90,36 +122,7 @@ class Slot:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._done:
-            self._link.way_back.learn((time.monotonic_ns() - self._done) / 1e9)
-        if not self._link.abandon(self._id):
-            self.free()
-
-    def free(self) -> None:
-        """Give the memory back. Only once nobody reads or writes it any more."""
-        self._link.arena.free(self._block)
-        self._link.changed()
-
-
-class _Waiting:
-    """A submitted slot whose last word from the engine has not come."""
-
-    def __init__(self, slot: Slot, submit: Submit, answer: asyncio.Future[Result]) -> None:
-        self.slot = slot
-        self.submit = submit
-        self.answer = answer
-        self.attempts = 0  # submissions to an engine
-        self.engine: _Engine | None = None  # the one that it goes to
-        self.sent = False  # to that engine
-        self.abandoned = False
-
-    @property
-    def served(self) -> tuple[str, int]:
-        return self.submit.model, self.submit.version
-
-    @property
-    def nbytes(self) -> int:
-        return sum([span.nbytes for span in self.submit.inputs])
+        self.release()
 
 
 class _Engine:
@@ -129,7 +132,7 @@ class _Engine:
         self.device = device
         self.wire: Wire | None = None
         self.runnable: set[tuple[str, int]] = set()  # versions that the process there is now has, retired ones too
-        self.unsent: list[_Waiting] = []
+        self.unsent: list[tuple[Lease, Submit]] = []
         self.load = Load()  # only kept where there are several
         self.complete = False  # the process there is now has looked at the whole repository
         self.lost = False  # one has died, and none has been complete since
@@ -154,7 +157,7 @@ class _Engine:
         self.lost = True
 
 
-class EngineLink:
+class EngineClient:
     """The memory that this front end shares with the engines, one for each device, and what waits for them.
 
     One writer: the front end's loop; only `claim` may be called from its threads.
@@ -175,7 +178,7 @@ class EngineLink:
         self._engines = {device: _Engine(device) for device in devices}
         self._only = self._engines[devices[0]] if len(devices) == 1 else None  # then there is nothing to choose
         self._turns = 0  # choices
-        self._waiting: dict[int, _Waiting] = {}
+        self._waiting: dict[int, Lease] = {}
         self._coming: Counter[str] = Counter()
         self._ids = itertools.count(1)
         self._loop = asyncio.get_running_loop()
@@ -211,85 +214,89 @@ class EngineLink:
 
     def claim(
         self, inputs: Iterable[tuple[np.dtype[np.generic], tuple[int, ...]]], output_bytes: Iterable[tuple[int, int]]
-    ) -> Slot:
+    ) -> Lease:
         """A slot for inputs of these (dtype, shape) and outputs of these (number, bytes). Raises QueueFull.
 
         An output whose size is not known has 0 bytes: it comes in memory of its own.
         """
         plan = layout(tuple(inputs), tuple(output_bytes))
         block = self.arena.allocate(plan.nbytes)
-        return Slot(self, block, *plan.at(block[0]))
+        return Lease(self, block, *plan.at(block[0]))
 
     def next_id(self) -> int:
         """A number that no other submission of this front end has had."""
         return next(self._ids)
 
-    def submit(self, slot: Slot, submit: Submit) -> asyncio.Future[Result]:
-        """See Slot.run."""
-        waiting = self._waiting[submit.id] = _Waiting(slot, submit, self._loop.create_future())
-        self._queue(waiting)
-        return waiting.answer
+    def send(self, lease: Lease, submit: Submit) -> asyncio.Future[Result]:
+        """See Lease.run."""
+        self._waiting[submit.id] = lease
+        lease.answer = self._loop.create_future()
+        self._queue(lease, submit)
+        return lease.answer
 
-    def abandon(self, submit_id: int) -> bool:
-        """The caller of a slot has gone. True where the engine may still use it: then its last word frees the slot."""
-        waiting = self._waiting.get(submit_id)
-        if waiting is None:
-            return False
-        if waiting.engine is None or not waiting.sent:
-            del self._waiting[submit_id]
-            self._take_from_load(waiting)
-            return False
-        waiting.abandoned = True
-        if waiting.engine.wire is not None:
-            waiting.engine.wire.send([Cancel(submit_id)])
-        return True
+    def let_go(self, lease: Lease) -> None:
+        """See Lease.release, which calls it once."""
+        submit = lease.submit
+        if submit is not None and submit.id in self._waiting:
+            if lease.sent:
+                if lease.engine is not None and lease.engine.wire is not None:
+                    lease.engine.wire.send([Cancel(submit.id)])
+                return  # the engine may still use it: its last word frees it
+            del self._waiting[submit.id]
+            self._take_from_load(lease, submit)
+        self._free(lease)
 
-    def release(self, model: str, version: int) -> None:
+    def _free(self, lease: Lease) -> None:
+        """Nobody reads or writes it any more."""
+        self.arena.free(lease.block)
+        self.changed()
+
+    def forget(self, model: str, version: int) -> None:
         """Nothing of this front end refers to a version any more."""
         for engine in self._engines.values():
             engine.runnable.discard((model, version))
             if engine.wire is not None:
                 engine.wire.send([Release(model, version)])
 
-    def _queue(self, waiting: _Waiting) -> bool:
+    def _queue(self, lease: Lease, submit: Submit) -> bool:
         """To an engine that has the version; whether there is one. Else it is held."""
-        engine = self._engine_for(waiting)
+        engine = self._engine_for(submit, lease.nbytes)
         if engine is None:
             self._hold_for_a_while()
             return False
-        waiting.engine = engine
+        lease.engine = engine
         # What is submitted within one turn of the loop leaves in one packet.
         if not engine.unsent:
             self._loop.call_soon(self._send_unsent, engine)
-        engine.unsent.append(waiting)
+        engine.unsent.append((lease, submit))
         return True
 
-    def _engine_for(self, waiting: _Waiting) -> _Engine | None:
-        served = waiting.served
+    def _engine_for(self, submit: Submit, nbytes: int) -> _Engine | None:
+        served = submit.model, submit.version
         if self._only is not None:
             return self._only if served in self._only.runnable else None
         able = {engine.load: engine for engine in self._engines.values() if served in engine.runnable}
         if not able:
             return None
         self._turns += 1
-        chosen = choose(list(able), served, waiting.nbytes, self._turns)
-        chosen.add(served, waiting.nbytes)
+        chosen = choose(list(able), served, nbytes, self._turns)
+        chosen.add(served, nbytes)
         return able[chosen]
 
-    def _take_from_load(self, waiting: _Waiting) -> None:
-        if self._only is None and waiting.engine is not None:
-            waiting.engine.load.end(waiting.served, waiting.nbytes)
+    def _take_from_load(self, lease: Lease, submit: Submit) -> None:
+        if self._only is None and lease.engine is not None:
+            lease.engine.load.end((submit.model, submit.version), lease.nbytes)
 
     def _send_unsent(self, engine: _Engine) -> None:
         unsent, engine.unsent = engine.unsent, []
         records: list[Record] = []
-        for waiting in unsent:
-            if engine.wire is None or waiting.submit.id not in self._waiting:
+        for lease, submit in unsent:
+            if engine.wire is None or submit.id not in self._waiting:
                 continue  # the engine has died, or the caller has gone, within this turn of the loop
-            waiting.sent = True
-            waiting.attempts += 1
-            following = self._coming[waiting.submit.model] // len(self._engines)  # the others get theirs
-            records.append(waiting.submit._replace(following=following) if following else waiting.submit)
+            lease.sent = True
+            lease.attempts += 1
+            following = self._coming[submit.model] // len(self._engines)  # the others get theirs
+            records.append(submit._replace(following=following) if following else submit)
         if engine.wire is not None and records:
             engine.wire.send(records)
 
@@ -311,9 +318,10 @@ class EngineLink:
                     self._update(engine, table)
 
     def _learn(self, engine: _Engine, answer: Answer) -> None:
-        waiting, times = self._waiting[answer.id], answer.times
-        nbytes = waiting.nbytes * answer.batch_size // waiting.submit.rows
-        engine.load.learn(waiting.served, times.gather, times.done, nbytes)
+        lease, times = self._waiting[answer.id], answer.times
+        assert lease.submit is not None
+        nbytes = lease.nbytes * answer.batch_size // lease.submit.rows
+        engine.load.learn((lease.submit.model, lease.submit.version), times.gather, times.done, nbytes)
 
     def _output(self, span: Span, descriptors: Iterator[int]) -> NDArray[np.generic]:
         if span.offset != SPILLED:
@@ -324,16 +332,20 @@ class EngineLink:
         return np.ndarray(span.shape, span.dtype, buffer=memory)
 
     def _end(self, submit_id: int, result: Result | Exception) -> None:
-        waiting = self._waiting.pop(submit_id)
-        self._take_from_load(waiting)
-        if waiting.abandoned:
-            waiting.slot.free()
-        elif waiting.answer.done():
-            pass  # cancelled within this turn of the loop: leaving the slot frees it
+        """The engine is done with it, or has died, or will never have it."""
+        lease = self._waiting.pop(submit_id)
+        assert lease.submit is not None
+        assert lease.answer is not None
+        self._take_from_load(lease, lease.submit)
+        lease.sent = False
+        if lease.released:
+            self._free(lease)
+        elif lease.answer.done():
+            pass  # cancelled within this turn of the loop: the release frees it
         elif isinstance(result, Exception):
-            waiting.answer.set_exception(result)
+            lease.answer.set_exception(result)
         else:
-            waiting.answer.set_result(result)
+            lease.answer.set_result(result)
 
     def _update(self, engine: _Engine, table: Table) -> None:
         engine.take(table)
@@ -344,9 +356,13 @@ class EngineLink:
             self._hold = None
         elif self.lost:
             self._hold_for_a_while()
-        for waiting in [each for each in self._waiting.values() if each.engine is None]:
-            if not self._queue_again(waiting) and settled:
-                self._end(waiting.submit.id, ModelUnavailable(f"model {waiting.submit.model!r} is no longer served"))
+        for lease, submit in self._unplaced():
+            if not self._queue_again(lease, submit) and settled:
+                self._end(submit.id, ModelUnavailable(f"model {submit.model!r} is no longer served"))
+
+    def _unplaced(self) -> list[tuple[Lease, Submit]]:
+        """Those that wait for an engine that has their version."""
+        return [(each, each.submit) for each in self._waiting.values() if each.engine is None and each.submit]
 
     def _tell_table(self) -> None:
         self._on_table(merged({each.device: each.table for each in self._engines.values() if each.table is not None}))
@@ -355,25 +371,27 @@ class EngineLink:
         """Whether what no engine has now will not come with one that still loads."""
         return all(engine.complete for engine in self._engines.values() if engine.table is not None)
 
-    def _queue_again(self, waiting: _Waiting) -> bool:
-        queued = self._queue(waiting)
-        if queued and waiting.attempts:
-            metrics.RETRIES.labels(waiting.submit.model).inc()
+    def _queue_again(self, lease: Lease, submit: Submit) -> bool:
+        queued = self._queue(lease, submit)
+        if queued and lease.attempts:
+            metrics.RETRIES.labels(submit.model).inc()
         return queued
 
     def _lost(self, engine: _Engine) -> None:
         """An engine has died: it writes into no slot any more. What it had goes to others, or waits for its next."""
         engine.die()
-        for waiting in [each for each in self._waiting.values() if each.engine is engine]:
-            waiting.engine = None
-            waiting.sent = False
-            if waiting.abandoned:
-                self._end(waiting.submit.id, EngineDied("the engine died"))
-            elif waiting.attempts >= _ATTEMPTS:
-                log.error("giving up on a request that was with the engine %d times when it died", waiting.attempts)
-                self._end(waiting.submit.id, EngineDied(f"the engine died {waiting.attempts} times on this request"))
+        for lease in [each for each in self._waiting.values() if each.engine is engine]:
+            lease.engine = None
+            lease.sent = False
+            submit = lease.submit
+            assert submit is not None
+            if lease.released:
+                self._end(submit.id, EngineDied("the engine died"))
+            elif lease.attempts >= _ATTEMPTS:
+                log.error("giving up on a request that was with the engine %d times when it died", lease.attempts)
+                self._end(submit.id, EngineDied(f"the engine died {lease.attempts} times on this request"))
             else:
-                self._queue_again(waiting)
+                self._queue_again(lease, submit)
         self._hold_for_a_while()
         self._on_loss()
 
@@ -383,8 +401,8 @@ class EngineLink:
 
     def _give_up(self) -> None:
         self._hold = None
-        for waiting in [each for each in self._waiting.values() if each.engine is None]:
-            self._end(waiting.submit.id, ModelUnavailable("the engine does not come back", retry_after=5.0))
+        for _, submit in self._unplaced():
+            self._end(submit.id, ModelUnavailable("the engine does not come back", retry_after=5.0))
         if self.lost and any(engine.complete for engine in self._engines.values()):
             # What only a lost engine had is not served any more.
             for engine in self._engines.values():

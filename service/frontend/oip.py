@@ -15,11 +15,10 @@ from convoy.service import metadata, metrics
 from convoy.service.config import LimitsConfig
 from convoy.service.errors import BadRequest, BadTensor, NotOffered, named
 from convoy.service.frontend import tensors
-from convoy.service.frontend.call import Call
+from convoy.service.frontend.call import Call, Marks, observe
 from convoy.service.frontend.catalogue import Catalogue
-from convoy.service.frontend.engine_client import EngineLink
-from convoy.service.frontend.threads import to_its_end
-from convoy.service.frontend.timings import Marks, observe
+from convoy.service.frontend.engine_client import EngineClient
+from convoy.service.frontend.prepare import to_its_end
 from convoy.service.ipc.channel import Answer
 from convoy.service.metrics import Duration, Statistics
 from convoy.service.pb import inference_pb2 as pb
@@ -41,14 +40,14 @@ class InferenceService:
         self,
         *,
         catalogue: Catalogue,
-        link: EngineLink,
+        client: EngineClient,
         limits: LimitsConfig,
         threads: ThreadPoolExecutor,
         metrics_directory: Path,
         ready: Callable[[], bool],
     ) -> None:
         self._catalogue = catalogue
-        self._link = link
+        self._client = client
         self._limits = limits
         self._threads = threads
         self._metrics_directory = metrics_directory
@@ -137,18 +136,18 @@ class InferenceService:
             numbers = sorted({number for number, _ in wanted})
             call.check_deadline()
             began = time.monotonic_ns()
-            with self._link.coming(row.model):
-                slot = self._link.claim(
+            with self._client.coming(row.model):
+                lease = self._client.claim(
                     [
                         (np.dtype(spec.dtype), values.shape)
                         for spec, values in zip(row.inputs, read.arrays, strict=True)
                     ],
                     [(number, tensors.output_bytes(row, read.arrays, number)) for number in numbers],
                 )
-            with slot:
-                await self._copy(read.arrays, slot.inputs)
+            with lease:
+                await self._copy(read.arrays, lease.inputs)
                 copied = time.monotonic_ns()
-                answer, outputs = await slot.run(
+                answer, outputs = await lease.run(
                     row,
                     rows=read.rows,
                     company=self._catalogue.users(row),

@@ -1,6 +1,6 @@
 """From what a network answered for one image to what its caller gets: ranked labels, or a class map."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from io import BytesIO
 from math import isfinite
 from typing import NamedTuple
@@ -11,6 +11,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from convoy.service.errors import BadRequest, RunFailed
+from convoy.service.ipc.channel import FAILED
 from convoy.service.metadata import MAX_MASK_CLASSES, Document
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 from convoy.service.preprocess import Placement, restore
@@ -27,17 +28,25 @@ class Ranking(NamedTuple):
     probabilities: Sequence[float]
 
 
-def rankings(probabilities: NDArray[np.float32], classes: int, top_k: int) -> list[Ranking | RunFailed]:
+def rankings(
+    probabilities: NDArray[np.float32], classes: int, top_k: int, failed: Collection[int] = ()
+) -> list[Ranking | RunFailed]:
     """Of each image the `top_k` most probable classes (0: five; at most all), ties in the order of the classes.
 
     probabilities  (N, classes), 0..1
+    failed         images on which the network failed
 
-    RunFailed stands where an image's probabilities are not all finite. Raises it where there is not one for each class.
+    RunFailed stands for those, and where an image's probabilities are not all finite. Raises it where there is not one
+    for each class.
     """
     if probabilities.shape[1:] != (classes,):
         raise RunFailed(f"the network answered {probabilities[0].size} probabilities for {classes} labels")
     count = min(top_k or DEFAULT_TOP_K, classes)
     ranked = _ranked_few if classes <= _FEW_CLASSES else _ranked_many
+    if failed:
+        return [
+            RunFailed(FAILED) if number in failed else ranked(row, count) for number, row in enumerate(probabilities)
+        ]
     return [ranked(row, count) for row in probabilities]
 
 

@@ -1,8 +1,9 @@
-"""Which of several engines a request goes to: the one that should be done with it first.
+"""Several engines: which of them a request goes to, and one table of versions out of theirs. Plain code.
 
-Plain code. What an engine has to do is what this front end has sent there and has no answer to, by what such requests
-took lately. The request's own run counts too, or a slow device that is idle would look as good as a fast one. Of equal
-engines the one with the fewest requests is chosen, then the one whose last turn is longest ago.
+A request goes to the engine that should be done with it first. What an engine has to do is what this front end has
+sent there and has no answer to, by what such requests took lately. The request's own run counts too, or a slow device
+that is idle would look as good as a fast one. Of equal engines the one with the fewest requests is chosen, then the one
+whose last turn is longest ago.
 
 What other front ends have sent there is not known: each shares out its own. An engine's word of it comes with answers,
 and so is as old as a batch takes; whoever goes by it goes where all others went meanwhile, and waits longer.
@@ -13,13 +14,15 @@ as in the best order (R. L. Graham, Bounds on multiprocessing timing anomalies, 
 times do, for the requests of one front end.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+
+import msgspec
+
+from convoy.service.repository import Table, Version
 
 Served = tuple[str, int]  # a model and its version
 
-_GUESS = (
-    1e-7  # seconds for a byte of input, where no engine has answered yet: the same for all, so that only they compare
-)
+_GUESS = 1e-7  # seconds for a byte of input, where no engine has answered yet: the same for all, so only bytes compare
 _WEIGHT = 0.1  # of the newest batch in the moving average
 _MOST = 2.0  # times the average is what one batch counts for: a stall must not send all away for long
 _TRIAL = 128  # requests, of which one goes to an engine that has none: an idle engine may have become faster unseen
@@ -79,3 +82,39 @@ def choose(loads: Sequence[Load], served: Served, nbytes: int, turn: int) -> Loa
         chosen = min(loads, key=lambda load: (load.seconds(served, nbytes, guess), load.requests, load.chosen))
     chosen.chosen = turn
     return chosen
+
+
+def merged(tables: Mapping[int, Table]) -> Table:
+    """What the engines have together, by device: a version serves where one of them does, and loads until then.
+
+    Why it does not serve on every device is said in its row's `reason`. The first look is complete when all are.
+    """
+    if len(tables) == 1:
+        return next(iter(tables.values()))
+    found: dict[tuple[str, int], dict[int, Version]] = {}
+    for device, table in tables.items():
+        for row in table.versions:
+            found.setdefault((row.model, row.version), {})[device] = row
+    order = sorted(found, key=lambda key: (key[0], -key[1]))
+    complete = bool(tables) and all(table.complete for table in tables.values())
+    problem = "" if any(not table.problem for table in tables.values()) else next(iter(tables.values())).problem
+    return Table(tuple(_row(found[key]) for key in order), complete, problem)
+
+
+def _row(rows: Mapping[int, Version]) -> Version:
+    for state in ("READY", "LOADING", "UNAVAILABLE"):
+        having = [row for row in rows.values() if row.state == state]
+        if having:
+            break
+    reasons = {row.reason for row in rows.values()}
+    if len(reasons) == 1 and state != "READY":
+        return having[0]
+    return msgspec.structs.replace(having[0], reason="; ".join(_reasons(having[0], rows)))
+
+
+def _reasons(shown: Version, rows: Mapping[int, Version]) -> Iterator[str]:
+    for device, row in rows.items():
+        if row.state == "UNAVAILABLE" and row.reason:
+            yield f"device {device}: {row.reason}"
+        elif row.state == "READY" and row.provider != shown.provider:
+            yield f"device {device}: runs on {row.provider}"

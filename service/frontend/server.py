@@ -10,21 +10,16 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import grpc
 import uvloop
-from google.protobuf import text_format
-from google.protobuf.descriptor_pb2 import FileDescriptorProto
-from google.protobuf.descriptor_pool import DescriptorPool
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health
-from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
 from convoy.service import log, machine, metrics
-from convoy.service.frontend.call import Gate
+from convoy.service.frontend.admission import Gate
 from convoy.service.frontend.catalogue import Catalogue
-from convoy.service.frontend.engine_client import EngineLink
-from convoy.service.frontend.handlers import handlers
+from convoy.service.frontend.engine_client import EngineClient
+from convoy.service.frontend.methods import service_of
 from convoy.service.frontend.oip import InferenceService
+from convoy.service.frontend.transport.grpc_aio import GrpcAio
+from convoy.service.frontend.transport.interface import Limits, Transport
 from convoy.service.frontend.vision import Vision
 from convoy.service.ipc import messages
 from convoy.service.pb import inference_pb2
@@ -35,32 +30,27 @@ logger = logging.getLogger(__name__)
 
 _VISION = vision_pb2.DESCRIPTOR.services_by_name["Vision"]
 _INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
-_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
-_REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
-_REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 _SERVICES = (_VISION, _INFERENCE)
 _MAX_REASON = 4096  # characters of what keeps the server from being ready
 _LAST_WORDS = 0.5  # seconds for gRPC to send what was answered, and to end the streams of health watchers
 
 
 class FrontEnd:
-    """One gRPC server and what it stands on. One writer of everything here: the loop."""
+    """One transport and what it stands on. One writer of everything here: the loop."""
 
     def __init__(self, start: messages.Start, supervisor: socket.socket) -> None:
         self._config = start.config
-        self._address = start.grpc_address
         self._supervisor = supervisor
         self._loop = asyncio.get_running_loop()
         levels = metrics.Levels(self._write_levels)
         slot_bytes = start.config.limits.slot_bytes
-        self._link = EngineLink(slot_bytes, self._update, self._report_soon, levels.changed, start.devices)
+        self._client = EngineClient(slot_bytes, self._update, self._report_soon, levels.changed, start.devices)
         self._catalogue = Catalogue(self._release)
         limits = start.config.limits
         front_ends = start.config.server.front_ends(machine.cores())
         self._gate = Gate(
             limits.max_requests, limits.bytes_in_flight(machine.memory_bytes(), front_ends), levels.changed
         )
-        self._health = health.HealthServicer()
         self._health_services: set[str] = set()
         self._listening = False
         self._draining = False
@@ -68,27 +58,40 @@ class FrontEnd:
         self._reports = asyncio.Event()
         self._status = messages.Status(False, False, "starting")
         threads = ThreadPoolExecutor(start.config.limits.decode_threads or machine.cores(), "decode")
-        self._vision = Vision(self._catalogue, self._link, start.config.limits, threads)
-        self._inference = InferenceService(
+        vision = Vision(self._catalogue, self._client, start.config.limits, threads)
+        inference = InferenceService(
             catalogue=self._catalogue,
-            link=self._link,
+            client=self._client,
             limits=start.config.limits,
             threads=threads,
             metrics_directory=Path(start.metrics_directory),
             ready=lambda: self._status.ready,
         )
-        self._server = self._build_server()
+        self._transport: Transport = GrpcAio(
+            start.grpc_address,
+            [
+                service_of(_VISION, vision, self._gate, limits.max_stream_requests),
+                service_of(_INFERENCE, inference, self._gate, limits.max_stream_requests),
+            ],
+            Limits(
+                message_bytes=limits.max_message_bytes,
+                metadata_bytes=limits.max_metadata_bytes,
+                # Beyond what the gate refuses with a hint: bounds the memory of requests that nobody has looked at.
+                calls=limits.max_requests * 2 + 64,
+                min_ping_seconds=start.config.server.min_ping_seconds,
+            ),
+        )
 
     async def listen(self) -> None:
         """Accept requests; they are UNAVAILABLE until the engine has loaded their model."""
-        await self._server.start()
+        await self._transport.start()
         self._listening = True
         self._report = self._loop.create_task(self._keep_reporting())
         self._report_soon()
 
     def attach(self, connection: socket.socket, device: int) -> None:
         """A new engine's channel."""
-        self._link.attach(connection, device)
+        self._client.attach(connection, device)
 
     async def drain(self) -> bool:
         """Not ready at once; accept a little longer; answer what was accepted. Whether all of it was."""
@@ -102,49 +105,10 @@ class FrontEnd:
             await asyncio.wait_for(self._gate.wait_empty(), server.grace_seconds)
         except TimeoutError:
             logger.error("requests were still unanswered after %g s of grace", server.grace_seconds)
-            await self._server.stop(0)
+            await self._transport.stop(0)
             return False
-        await self._server.stop(_LAST_WORDS)
+        await self._transport.stop(_LAST_WORDS)
         return True
-
-    def _build_server(self) -> grpc.aio.Server:
-        limits, server_config = self._config.limits, self._config.server
-        server = grpc.aio.server(
-            options=[
-                ("grpc.so_reuseport", 1),
-                ("grpc.max_receive_message_length", limits.max_message_bytes),
-                ("grpc.max_send_message_length", -1),
-                # Between the two gRPC refuses by chance, the more often the larger it is: no gap, no chance.
-                ("grpc.max_metadata_size", limits.max_metadata_bytes),
-                ("grpc.absolute_max_metadata_size", limits.max_metadata_bytes),
-                # Clients, idle or in a call, may ping this often without being sent away.
-                ("grpc.http2.min_ping_interval_without_data_ms", round(server_config.min_ping_seconds * 1000)),
-                ("grpc.keepalive_permit_without_calls", 1),
-            ],
-            # Beyond what the gate refuses with a hint: bounds the memory of requests that nobody has looked at.
-            maximum_concurrent_rpcs=limits.max_requests * 2 + 64,
-        )
-        server.add_generic_rpc_handlers(
-            (
-                handlers(_VISION, self._vision, self._gate, limits.max_stream_requests),
-                handlers(_INFERENCE, self._inference, self._gate, limits.max_stream_requests),
-            )
-        )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        names = [service.full_name for service in (*_SERVICES, _HEALTH, _REFLECTION)]
-        names.append(_REFLECTION_V1)
-        reflected = reflection.aio.ReflectionServicer(names, pool=_reflected())
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, server)
-        # The messages of both versions are the same on the wire.
-        answer = grpc.stream_stream_rpc_method_handler(
-            reflected.ServerReflectionInfo,
-            request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
-            response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
-        )
-        v1 = grpc.method_handlers_generic_handler(_REFLECTION_V1, {"ServerReflectionInfo": answer})
-        server.add_generic_rpc_handlers((v1,))
-        server.add_insecure_port(self._address)
-        return server
 
     def _update(self, table: Table) -> None:
         self._catalogue.update(table)
@@ -152,7 +116,7 @@ class FrontEnd:
 
     def _release(self, model: str, version: int) -> None:
         """No request refers to a version any more, and it does not serve."""
-        self._link.release(model, version)
+        self._client.forget(model, version)
         loop = asyncio.get_running_loop()
         loop.call_later(self._config.server.keep_metrics_seconds, self._forget, model, version)
 
@@ -164,8 +128,8 @@ class FrontEnd:
     def _write_levels(self) -> None:
         metrics.IN_FLIGHT.set(self._gate.requests)
         metrics.IN_FLIGHT_BYTES.set(self._gate.bytes)
-        metrics.SLOTS.set(self._link.arena.blocks)
-        metrics.SLOT_BYTES.set(self._link.arena.used_bytes)
+        metrics.SLOTS.set(self._client.arena.blocks)
+        metrics.SLOT_BYTES.set(self._client.arena.used_bytes)
 
     def _report_soon(self) -> None:
         self._reports.set()
@@ -185,7 +149,7 @@ class FrontEnd:
         table = self._catalogue.table
         if self._draining:
             reason = "draining"
-        elif not self._link.connected:
+        elif not self._client.connected:
             reason = "the engine is starting"
         elif not table.complete:
             reason = table.problem or "models are loading"
@@ -193,7 +157,7 @@ class FrontEnd:
             faults = [f"{row.model} version {row.version}: {row.reason}" for row in table.versions if row.reason]
             reason = "no model serves" + (f": {'; '.join(faults)}" if faults else ": the repository holds no model")
         else:
-            return messages.Status(self._listening, True, _without(self._link.lost))
+            return messages.Status(self._listening, True, _without(self._client.lost))
         return messages.Status(self._listening, False, reason[:_MAX_REASON])
 
     async def _set_health(self, ready: bool) -> None:
@@ -203,9 +167,7 @@ class FrontEnd:
         known = {row.model for row in self._catalogue.table.versions}
         services = {"", *(service.full_name for service in _SERVICES)}
         for name in services | serving | known | self._health_services:
-            good = ready and (name in services or name in serving)
-            state = health_pb2.HealthCheckResponse.SERVING if good else health_pb2.HealthCheckResponse.NOT_SERVING
-            await self._health.set(name, state)
+            await self._transport.set_health(name, ready and (name in services or name in serving))
         self._health_services |= serving | known
 
 
@@ -213,20 +175,6 @@ def _without(devices: Sequence[int]) -> str:
     if not devices:
         return ""
     return f"no engine serves on device {' and '.join(map(str, devices))} now: the others do all"
-
-
-def _reflected() -> DescriptorPool:
-    """One pool with all services: the Open Inference Protocol's messages live in one of their own."""
-    pool = DescriptorPool()
-    for service in (*_SERVICES, _HEALTH, _REFLECTION):
-        file = FileDescriptorProto()
-        service.file.CopyToProto(file)
-        pool.Add(file)
-    # The library has version 1alpha alone; version 1 differs from it by its name.
-    alpha = FileDescriptorProto()
-    _REFLECTION.file.CopyToProto(alpha)
-    pool.Add(text_format.Parse(text_format.MessageToString(alpha).replace("v1alpha", "v1"), FileDescriptorProto()))
-    return pool
 
 
 async def _main(supervisor: socket.socket) -> int:

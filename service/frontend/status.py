@@ -1,13 +1,13 @@
 """The one table from errors to gRPC status, with the machine-readable details that travel along."""
 
 import math
+from enum import IntEnum
 
 from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status
-from grpc import StatusCode
 
 from convoy.service.errors import (
     BadImage,
@@ -26,34 +26,51 @@ from convoy.service.errors import (
 from convoy.service.ipc.channel import Cancelled
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 
-STATUS: dict[type[ConvoyError], StatusCode] = {
-    BadRequest: StatusCode.INVALID_ARGUMENT,  # fix the request
-    BadImage: StatusCode.INVALID_ARGUMENT,
-    BadTensor: StatusCode.INVALID_ARGUMENT,
-    UnknownModel: StatusCode.NOT_FOUND,
-    NotOffered: StatusCode.UNIMPLEMENTED,
-    QueueFull: StatusCode.RESOURCE_EXHAUSTED,  # back off
-    PredictedLate: StatusCode.RESOURCE_EXHAUSTED,
-    DeadlinePassed: StatusCode.DEADLINE_EXCEEDED,
-    ModelUnavailable: StatusCode.UNAVAILABLE,  # loading or draining: try another replica
-    RunFailed: StatusCode.INTERNAL,
-    EngineDied: StatusCode.INTERNAL,
-    Cancelled: StatusCode.CANCELLED,
+
+class Code(IntEnum):
+    """gRPC's statuses (google.rpc.Code)."""
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
+
+STATUS: dict[type[ConvoyError], Code] = {
+    BadRequest: Code.INVALID_ARGUMENT,  # fix the request
+    BadImage: Code.INVALID_ARGUMENT,
+    BadTensor: Code.INVALID_ARGUMENT,
+    UnknownModel: Code.NOT_FOUND,
+    NotOffered: Code.UNIMPLEMENTED,
+    QueueFull: Code.RESOURCE_EXHAUSTED,  # back off
+    PredictedLate: Code.RESOURCE_EXHAUSTED,
+    DeadlinePassed: Code.DEADLINE_EXCEEDED,
+    ModelUnavailable: Code.UNAVAILABLE,  # loading or draining: try another replica
+    RunFailed: Code.INTERNAL,
+    EngineDied: Code.INTERNAL,
+    Cancelled: Code.CANCELLED,
 }
 # Bytes of a message on the wire. It travels in the trailers twice, and clients take 8 kB of those, some only 4.
 _MOST_ON_THE_WIRE = 1500
 DOMAIN = "convoy"  # of ErrorInfo: who gives the reasons their meaning
 
 
-def code_of(error: ConvoyError) -> StatusCode:
+def code_of(error: ConvoyError) -> Code:
     """The gRPC status of an error."""
-    return STATUS.get(type(error), StatusCode.INTERNAL)
-
-
-def number_of(error: ConvoyError) -> int:
-    """The same as google.rpc.Code."""
-    number: int = code_of(error).value[0]
-    return number
+    return STATUS.get(type(error), Code.INTERNAL)
 
 
 def message_of(error: ConvoyError) -> str:
@@ -77,14 +94,14 @@ def trailers(error: ConvoyError) -> tuple[tuple[str, str | bytes], ...]:
         delay.FromMilliseconds(milliseconds)
         details.append(_any(error_details_pb2.RetryInfo(retry_delay=delay)))
         pairs.append(("grpc-retry-pushback-ms", str(milliseconds)))
-    status = Status(code=number_of(error), message=message_of(error), details=details)
+    status = Status(code=code_of(error), message=message_of(error), details=details)
     return (*pairs, ("grpc-status-details-bin", status.SerializeToString()))
 
 
 def request_error(error: ConvoyError) -> pb.RequestError:
     """The same inside a message: why one request of a stream was not served."""
     return pb.RequestError(
-        code=number_of(error),
+        code=code_of(error),
         reason=error.reason,
         message=message_of(error),
         retry_after_seconds=error.retry_after or 0,

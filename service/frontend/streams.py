@@ -1,67 +1,84 @@
 """One stream: requests come in while there is room, each is answered when it is done, and it ends with the server."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any
 
-import grpc.aio
-
-In = TypeVar("In")
-Out = TypeVar("Out")
+from convoy.service.frontend.transport.interface import Received, Stream
 
 
-class Conversation(Generic[In, Out]):
-    """A stream under way. `read` gives the next message, or gRPC's EOF; `write` sends one.
+class Reply:
+    """Where the answer to one request of a stream goes."""
+
+    def __init__(self, stream: Stream, writing: asyncio.Lock, before: asyncio.Event | None) -> None:
+        self._stream = stream
+        self._writing = writing
+        self._before = before
+        self.over = asyncio.Event()
+
+    async def send(self, data: bytes) -> None:
+        """Send the answer, once those before it are sent: a transport takes one at a time."""
+        if self._before is not None:
+            await self._before.wait()
+        async with self._writing:
+            await self._stream.write(data)
+
+
+# Answers one message, given the stream's deadline.
+Answer = Callable[[Received, int, Reply], Coroutine[Any, Any, None]]
+
+
+class Conversation:
+    """A stream under way.
 
     At most `most` messages are under way: beyond that nothing is read, and HTTP/2's flow control holds the caller
-    back. Once `closing` is set and all that was read is answered, the stream ends. One writer: the front end's loop.
+    back. Answers are sent as they are ready, or, `ordered`, in the order of their requests. Once `closing` is set and
+    all that was read is answered, the stream ends. One writer: the front end's loop.
     """
 
-    def __init__(
-        self,
-        read: Callable[[], Awaitable[In]],
-        write: Callable[[Out], Awaitable[None]],
-        closing: asyncio.Event,
-        most: int,
-    ) -> None:
-        self._read = read
-        self._write = write
+    def __init__(self, stream: Stream, closing: asyncio.Event, most: int, *, ordered: bool) -> None:
+        self._stream = stream
         self._closing = closing
         self._room = asyncio.Semaphore(most)
         self._writing = asyncio.Lock()
+        self._ordered = ordered
+        self._last: asyncio.Event | None = None  # when the answer before the next one is over, of those in order
         self._under_way = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
 
-    async def hold(self, answer: Callable[[In], Coroutine[Any, Any, None]]) -> None:
-        """Until the caller has said all and has every answer, or the server closes. `answer` says what there is."""
+    async def hold(self, answer: Answer) -> None:
+        """Until the caller has said all and has every answer, or the server closes."""
         async with asyncio.TaskGroup() as group:
             listening = group.create_task(self._listen(answer, group))
             leaving = group.create_task(self._leave(listening))
             listening.add_done_callback(lambda _: leaving.cancel())
 
-    async def say(self, message: Out) -> None:
-        """Send a message, once those before it are sent: gRPC takes one at a time."""
-        async with self._writing:
-            with suppress(grpc.aio.InternalError):  # the caller has gone, and gRPC is about to cancel all of this
-                await self._write(message)
-
-    async def _listen(self, answer: Callable[[In], Coroutine[Any, Any, None]], group: asyncio.TaskGroup) -> None:
+    async def _listen(self, answer: Answer, group: asyncio.TaskGroup) -> None:
         while True:
             await self._room.acquire()
-            message = await self._read()
-            if message is grpc.aio.EOF:
+            message = await self._stream.read()
+            if message is None:
                 return
             self._under_way += 1
             self._quiet.clear()
-            group.create_task(answer(message)).add_done_callback(self._answered)
+            group.create_task(self._answered(answer, message, self._next_reply()))
 
-    def _answered(self, _: asyncio.Task[None]) -> None:
-        self._room.release()
-        self._under_way -= 1
-        if not self._under_way:
-            self._quiet.set()
+    def _next_reply(self) -> Reply:
+        reply = Reply(self._stream, self._writing, self._last)
+        if self._ordered:
+            self._last = reply.over
+        return reply
+
+    async def _answered(self, answer: Answer, message: Received, reply: Reply) -> None:
+        try:
+            await answer(message, self._stream.deadline, reply)
+        finally:
+            reply.over.set()
+            self._room.release()
+            self._under_way -= 1
+            if not self._under_way:
+                self._quiet.set()
 
     async def _leave(self, listening: asyncio.Task[None]) -> None:
         await self._closing.wait()

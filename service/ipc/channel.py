@@ -30,6 +30,7 @@ from convoy.service.errors import (
 from convoy.service.ipc.slots import DTYPES, MAX_RANK, SPILLED, Span
 
 NEVER = (1 << 63) - 1  # a deadline that never comes, nanoseconds
+FAILED = "the network failed on this input"
 
 _DTYPE_NUMBERS = {dtype: number for number, dtype in enumerate(DTYPES)}
 
@@ -105,6 +106,7 @@ class Answer(NamedTuple):
     batch_size: int
     times: Times
     outputs: tuple[Span, ...]
+    failed: tuple[int, ...] = ()  # rows on which the network failed: their outputs mean nothing
 
 
 class Failure(NamedTuple):
@@ -126,7 +128,7 @@ _HELLO = struct.Struct("<B7xQ")
 _SUBMIT = struct.Struct("<BBB?IIIQqqq64sII")
 _CANCEL = struct.Struct("<B7xQ")
 _RELEASE = struct.Struct("<B7xq64s")
-_ANSWER = struct.Struct("<BB2xIQ4q")
+_ANSWER = struct.Struct("<BBHIQ4q")
 _FAILURE = struct.Struct("<BBHxxxxQd")
 _TABLE = struct.Struct("<B7xQ")
 _SPAN = struct.Struct("<BBB5xQQ8q")
@@ -311,8 +313,9 @@ def _pack(record: Record) -> bytes:
             )
             return head + b"".join(map(_pack_span, inputs)) + b"".join(map(_pack_span, outputs))
         case Answer(outputs=outputs):
-            head = _ANSWER.pack(_Kind.ANSWER, len(outputs), record.batch_size, record.id, *record.times)
-            return head + b"".join(map(_pack_span, outputs))
+            counts = len(outputs), len(record.failed)
+            head = _ANSWER.pack(_Kind.ANSWER, *counts, record.batch_size, record.id, *record.times)
+            return head + b"".join(map(_pack_span, outputs)) + struct.pack(f"<{len(record.failed)}I", *record.failed)
         case Failure(error=error):
             text = error.message.encode()[:_MAX_MESSAGE]
             number = _FAILURES.index(type(error))
@@ -353,9 +356,10 @@ def _unpack_one(data: bytes, at: int) -> tuple[Record, int]:
             what = (id_, name, version, rows, following, company, arrived, deadline)
             return Submit(*what, *tensors, (height, width), low), end
         case _Kind.ANSWER:
-            _, outputs, batch_size, id_, *times = _ANSWER.unpack_from(data, at)
+            _, outputs, failures, batch_size, id_, *times = _ANSWER.unpack_from(data, at)
             spans, end = _unpack_spans(data, at + _ANSWER.size, outputs)
-            return Answer(id_, batch_size, Times(*times), spans), end
+            failed = struct.unpack_from(f"<{failures}I", data, end)
+            return Answer(id_, batch_size, Times(*times), spans, failed), end + 4 * failures
         case _Kind.FAILURE:
             _, number, length, id_, retry_after = _FAILURE.unpack_from(data, at)
             start = at + _FAILURE.size

@@ -10,7 +10,7 @@ from convoy.models.evaluation.evaluate import Evaluation, evaluate_file
 from convoy.models.training.run import RunFolder
 from tools.demo import CONVOY, ENVIRONMENT
 
-pytestmark = [pytest.mark.trained, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1200)]
 
 OPTIONS = "--set width=8 --set depth=4 --crop 128 --batch-size 8 --loss cross-entropy+dice"
 # 36 epochs along one cycle: a mean IoU of 0.84 on these pictures. Along the default schedule 40 gave 0.80 and 0.82.

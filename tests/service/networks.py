@@ -266,7 +266,7 @@ def unsaid() -> onnx.ModelProto:
     )
 
 
-def slow(rounds: int = 40) -> onnx.ModelProto:
+def slow(rounds: int = 24) -> onnx.ModelProto:
     """As `classifier`, but each run first multiplies matrices for a while, however many images it has."""
     body = helper.make_graph(
         [

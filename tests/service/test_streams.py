@@ -27,7 +27,7 @@ from tests.service.test_vision import colourful, encoded, grey
 class Line:
     """A stream that is spoken by hand: `say` sends, `hear` waits for the next response."""
 
-    def __init__(self, channel: grpc.Channel, name: str = "ClassifyStream", timeout: float = 30) -> None:
+    def __init__(self, channel: grpc.Channel, name: str = "ClassifyStream", timeout: float = 120) -> None:
         self._out: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.call = stream(channel, name)(iter(self._out.get, None), timeout=timeout)
 

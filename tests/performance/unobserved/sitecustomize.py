@@ -33,7 +33,7 @@ def _silence_requests(module: Any) -> None:
 _SILENCED = {
     "convoy.service.metrics": _silence_requests,
     "prometheus_client.metrics": _silence_metrics,
-    "convoy.service.frontend.timings": _silence_timings,
+    "convoy.service.frontend.call": _silence_timings,
 }
 
 

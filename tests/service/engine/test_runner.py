@@ -280,6 +280,60 @@ def test_bad_request_of_a_batch_fails_alone(front_end: FrontEnd) -> None:
     assert len(session.given) == 4
 
 
+def images(front_end: FrontEnd, values: NDArray[np.float32], output_bytes: int) -> Work:
+    """Images that share a slot, as one request for many has them."""
+    work = front_end.work([values], [output_bytes])
+    return work._replace(submit=work.submit._replace(image=(1, 4)))
+
+
+def negative_fails(arrays: Arrays) -> Arrays:
+    if (arrays[0] < 0).any():
+        raise RuntimeError("no such number")
+    return double(arrays)
+
+
+def test_bad_image_of_several_in_a_slot_fails_alone(front_end: FrontEnd) -> None:
+    values = rows_of(1, 4)
+    values[2] = -1
+    session = FakeSession(negative_fails)
+    work = images(front_end, values, 64)
+    (done,) = run(session, [work, images(front_end, rows_of(3, 2), 32)]).ends[:1]
+    assert isinstance(done.record, Answer)
+    assert (done.record.id, done.record.failed) == (work.submit.id, (2,))
+    (found,) = front_end.outputs(done)
+    assert found.shape == (4, 4)
+    assert (found[[0, 1, 3]] == values[[0, 1, 3]] * 2).all()
+
+
+def test_images_that_all_fail_are_one_failure(front_end: FrontEnd) -> None:
+    (done,) = run(FakeSession(negative_fails), [images(front_end, rows_of(-5, 3), 48)]).ends
+    assert isinstance(done.record, Failure)
+    assert isinstance(done.record.error, RunFailed)
+
+
+def test_image_whose_outputs_do_not_fit_fails_and_leaves_no_file_behind(front_end: FrontEnd) -> None:
+    def network(arrays: Arrays) -> Arrays:
+        if len(arrays[0]) > 1:
+            raise RuntimeError("not together")
+        return double(arrays) if arrays[0][0, 0] < 2 else [np.zeros((1, 9), F4)]
+
+    values = np.concatenate([rows_of(1, 1), rows_of(2, 1)])
+    before = open_descriptors()
+    (done,) = run(FakeSession(network), [images(front_end, values, 32)]).ends
+    assert isinstance(done.record, Answer)
+    assert done.record.failed == (1,)
+    assert open_descriptors() == before
+
+
+def test_tensors_of_several_rows_fail_as_one(front_end: FrontEnd) -> None:
+    values = rows_of(1, 4)
+    values[2] = -1
+    session = FakeSession(negative_fails)
+    (done,) = run(session, [front_end.work([values], [64])]).ends
+    assert isinstance(done.record, Failure)
+    assert len(session.given) == 1
+
+
 def test_good_batch_is_run_once(front_end: FrontEnd) -> None:
     session = FakeSession(double)
     run(session, [front_end.work([rows_of(1, 1)], [16]) for _ in range(5)])

@@ -5,11 +5,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convoy.service.errors import ModelUnavailable, QueueFull
-from convoy.service.frontend.call import Call, Gate, missed_deadline
+from convoy.service.frontend.admission import Gate
+from convoy.service.frontend.call import Call, missed_deadline
+from convoy.service.frontend.transport.interface import Received
 from convoy.service.ipc.channel import NEVER
 
 MS = 1_000_000
 SECOND = 1000 * MS
+
+
+def call(method: str, arrived: int, deadline: int) -> Call:
+    return Call(method, Received(b"", arrived), deadline, Gate(max_requests=1, max_bytes=1))
 
 
 @pytest.mark.parametrize(
@@ -28,15 +34,15 @@ def test_a_caller_that_goes_when_its_time_is_about_over_has_missed_its_deadline(
 ) -> None:
     arrived = 5 * SECOND
     deadline = NEVER if given == NEVER else arrived + given
-    assert missed_deadline(Call("Classify", arrived, deadline), arrived + gone) == missed
+    assert missed_deadline(call("Classify", arrived, deadline), arrived + gone) == missed
 
 
 def test_a_timeout_only_ever_shortens_the_deadline() -> None:
-    call = Call("ModelInfer", arrived=SECOND, deadline=3 * SECOND)
-    call.within(5.0)
-    assert call.deadline == 3 * SECOND
-    call.within(0.5)
-    assert call.deadline == SECOND + SECOND // 2
+    infer = call("ModelInfer", arrived=SECOND, deadline=3 * SECOND)
+    infer.within(5.0)
+    assert infer.deadline == 3 * SECOND
+    infer.within(0.5)
+    assert infer.deadline == SECOND + SECOND // 2
 
 
 def test_the_gate_counts_who_is_inside_and_refuses_the_rest() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convoy.service.frontend.chunks import Part, parts
+from convoy.service.frontend.chunks import Chunk, chunks
 from convoy.service.metadata import InputSpec
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 from convoy.service.preprocess import input_size
@@ -21,8 +21,10 @@ def raw(height: int, width: int, channels: int, nbytes: int | None = None) -> pb
     return pb.Image(raw=pb.RawImage(pixels=pixels, height_px=height, width_px=width, channels=channels))
 
 
-def found(images: list[pb.Image], spec: InputSpec = FIXED, batch_size: int = 32, max_pixels: int = 10**6) -> list[Part]:
-    return parts(images, {}, spec.channels, partial(input_size, spec), max_pixels, batch_size)
+def found(
+    images: list[pb.Image], spec: InputSpec = FIXED, batch_size: int = 32, max_pixels: int = 10**6
+) -> list[Chunk]:
+    return chunks(images, {}, spec.channels, partial(input_size, spec), max_pixels, batch_size)
 
 
 @pytest.mark.parametrize(
@@ -40,20 +42,20 @@ def found(images: list[pb.Image], spec: InputSpec = FIXED, batch_size: int = 32,
     ],
 )
 def test_images_go_in_whole_batches_and_halves_of_them(images: int, batch_size: int, counts: list[int]) -> None:
-    assert [len(part.sent) for part in found([raw(8, 8, 3)] * images, batch_size=batch_size)] == counts
+    assert [len(chunk.sent) for chunk in found([raw(8, 8, 3)] * images, batch_size=batch_size)] == counts
 
 
 @given(st.lists(st.tuples(st.sampled_from([4, 8, 12]), st.sampled_from([4, 6, 8])), min_size=1), st.integers(1, 40))
-def test_every_image_is_in_one_part_of_its_own_size(sizes: list[tuple[int, int]], batch_size: int) -> None:
+def test_every_image_is_in_one_chunk_of_its_own_size(sizes: list[tuple[int, int]], batch_size: int) -> None:
     images = [raw(height, width, 1) for height, width in sizes]
     together = found(images, FREE, batch_size)
-    assert sorted(number for part in together for number in part.numbers) == list(range(len(images)))
-    for part in together:
-        assert len(part.numbers) == len(part.sent) <= (1 if part.size is None else batch_size)
-        for number, sent in zip(part.numbers, part.sent, strict=True):
+    assert sorted(number for chunk in together for number in chunk.numbers) == list(range(len(images)))
+    for chunk in together:
+        assert len(chunk.numbers) == len(chunk.sent) <= (1 if chunk.size is None else batch_size)
+        for number, sent in zip(chunk.numbers, chunk.sent, strict=True):
             assert sent.image == images[number]
-            assert part.size in (None, sizes[number])
-            assert (part.size is None) == (sizes[number][1] == 6)
+            assert chunk.size in (None, sizes[number])
+            assert (chunk.size is None) == (sizes[number][1] == 6)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +70,7 @@ def test_every_image_is_in_one_part_of_its_own_size(sizes: list[tuple[int, int]]
     ],
 )
 def test_what_needs_work_or_is_wrong_goes_alone(image: pb.Image) -> None:
-    first, second = sorted(found([raw(8, 8, 3), image, raw(8, 8, 3)]), key=lambda part: len(part.sent))
+    first, second = sorted(found([raw(8, 8, 3), image, raw(8, 8, 3)]), key=lambda chunk: len(chunk.sent))
     assert (first.numbers, first.size) == ((1,), None)
     assert (second.numbers, second.size) == ([0, 2], (8, 8))
 
@@ -81,11 +83,6 @@ def test_more_pixels_than_are_allowed_are_refused_where_images_are_decoded() -> 
 def test_pixels_that_are_not_in_the_message_count() -> None:
     image = pb.Image(raw=pb.RawImage(height_px=8, width_px=8, channels=3))
     payload = memoryview(np.full(192, 7, np.uint8).tobytes())
-    (part,) = parts([image], {0: payload}, 3, lambda *size: size, 10**6, 32)
-    assert part.size == (8, 8)
-    assert part.sent[0].pixels is payload
-
-
-def test_part_falls_into_single_images() -> None:
-    (part,) = found([raw(8, 8, 3)] * 3)
-    assert list(part.alone()) == [Part((number,), (part.sent[number],), (8, 8)) for number in range(3)]
+    (chunk,) = chunks([image], {0: payload}, 3, lambda *size: size, 10**6, 32)
+    assert chunk.size == (8, 8)
+    assert chunk.sent[0].pixels is payload

@@ -12,8 +12,8 @@ import pytest
 
 from convoy.service.errors import ModelUnavailable, RunFailed
 from convoy.service.frontend import engine_client as links
-from convoy.service.frontend.engine_client import EngineLink
-from convoy.service.frontend.way_back import WayBack
+from convoy.service.frontend.admission import WayBack
+from convoy.service.frontend.engine_client import EngineClient
 from convoy.service.ipc.channel import NEVER, Answer, Cancel, Channel, Failure, Hello, Record, Release, Submit, Times
 from convoy.service.ipc.channel import Table as TableRecord
 from convoy.service.ipc.slots import Mapping, memory_file
@@ -27,7 +27,7 @@ SHAPE = (1, 4)
 class Engine:
     """The other end of a link: takes what it is sent, answers when it is told to."""
 
-    def __init__(self, link: EngineLink, device: int = 0) -> None:
+    def __init__(self, link: EngineClient, device: int = 0) -> None:
         ours, theirs = channel_pair()
         self.channel = Channel(ours)
         self.memory: Mapping | None = None
@@ -80,7 +80,7 @@ class Engine:
         self.channel.close()
 
 
-async def ask(link: EngineLink, value: int) -> list[int]:
+async def ask(link: EngineClient, value: int) -> list[int]:
     with link.claim([(np.dtype(np.uint8), SHAPE)], [(0, 4)]) as slot:
         slot.inputs[0][...] = value
         _, outputs = await slot.run(ROW, rows=1, company=1, deadline=NEVER)
@@ -88,23 +88,24 @@ async def ask(link: EngineLink, value: int) -> list[int]:
 
 
 def run(
-    scenario: Callable[[EngineLink], Coroutine[Any, Any, None]],
+    scenario: Callable[[EngineClient], Coroutine[Any, Any, None]],
     devices: Sequence[int] = (0,),
     on_table: Callable[[Table], None] = lambda table: None,
 ) -> None:
     """Play a scenario; afterwards nothing of the slots' memory is in use."""
 
     async def play() -> None:
-        link = EngineLink(1 << 20, on_table, lambda: None, devices=devices)
+        link = EngineClient(1 << 20, on_table, lambda: None, devices=devices)
         await scenario(link)
         await asyncio.sleep(0)
         assert link.arena.used_bytes == 0
+        os.close(link.arena.descriptor)
 
     asyncio.run(asyncio.wait_for(play(), 20))
 
 
 def test_an_answer_reaches_the_one_who_asked() -> None:
-    async def scenario(link: EngineLink) -> None:
+    async def scenario(link: EngineClient) -> None:
         engine = Engine(link)
         engine.publish(ROW)
         asked = [asyncio.ensure_future(ask(link, value)) for value in (3, 5)]
@@ -117,7 +118,7 @@ def test_an_answer_reaches_the_one_who_asked() -> None:
 
 
 def test_nothing_is_sent_before_the_engine_has_the_version() -> None:
-    async def scenario(link: EngineLink) -> None:
+    async def scenario(link: EngineClient) -> None:
         engine = Engine(link)
         asked = asyncio.ensure_future(ask(link, 1))
         await engine.take(lambda: engine.memory)
@@ -134,7 +135,7 @@ def test_nothing_is_sent_before_the_engine_has_the_version() -> None:
 
 
 def test_the_next_engine_gets_what_the_dead_one_had_with_the_same_input() -> None:
-    async def scenario(link: EngineLink) -> None:
+    async def scenario(link: EngineClient) -> None:
         first = Engine(link)
         first.publish(ROW)
         asked = asyncio.ensure_future(ask(link, 7))
@@ -152,7 +153,7 @@ def test_the_next_engine_gets_what_the_dead_one_had_with_the_same_input() -> Non
 
 
 def test_an_engine_whose_end_is_noticed_after_the_next_one_came_does_not_take_it_away() -> None:
-    async def scenario(link: EngineLink) -> None:
+    async def scenario(link: EngineClient) -> None:
         first = Engine(link)
         second = Engine(link)
         first.die()
@@ -163,7 +164,7 @@ def test_an_engine_whose_end_is_noticed_after_the_next_one_came_does_not_take_it
 
 
 def test_what_kills_three_engines_is_given_up() -> None:
-    async def scenario(link: EngineLink) -> None:
+    async def scenario(link: EngineClient) -> None:
         asked = asyncio.ensure_future(ask(link, 7))
         for _ in range(3):
             engine = Engine(link)
@@ -177,7 +178,7 @@ def test_what_kills_three_engines_is_given_up() -> None:
 
 
 def test_a_version_that_the_next_engine_lacks_is_unavailable() -> None:
-    async def scenario(link: EngineLink) -> None:
+    async def scenario(link: EngineClient) -> None:
         first = Engine(link)
         first.publish(ROW)
         asked = asyncio.ensure_future(ask(link, 7))
@@ -195,7 +196,7 @@ def test_a_version_that_the_next_engine_lacks_is_unavailable() -> None:
 def test_nobody_is_held_for_ever_where_no_engine_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(links, "_HOLD", 0.01)
 
-    async def scenario(link: EngineLink) -> None:
+    async def scenario(link: EngineClient) -> None:
         engine = Engine(link)
         engine.publish(ROW)
         early = asyncio.ensure_future(ask(link, 1))
@@ -210,7 +211,7 @@ def test_nobody_is_held_for_ever_where_no_engine_comes(monkeypatch: pytest.Monke
 
 
 def test_memory_of_a_caller_that_went_is_kept_until_the_engines_last_word() -> None:
-    async def scenario(link: EngineLink) -> None:
+    async def scenario(link: EngineClient) -> None:
         engine = Engine(link)
         engine.publish(ROW)
         asked = asyncio.ensure_future(ask(link, 1))
@@ -228,7 +229,7 @@ def test_memory_of_a_caller_that_went_is_kept_until_the_engines_last_word() -> N
 
 
 def test_an_engine_that_dies_frees_the_memory_of_callers_that_went() -> None:
-    async def scenario(link: EngineLink) -> None:
+    async def scenario(link: EngineClient) -> None:
         engine = Engine(link)
         engine.publish(ROW)
         asked = asyncio.ensure_future(ask(link, 1))
@@ -245,7 +246,7 @@ def test_an_engine_that_dies_frees_the_memory_of_callers_that_went() -> None:
 
 
 def test_a_submit_says_how_many_more_are_being_prepared() -> None:
-    async def scenario(link: EngineLink) -> None:
+    async def scenario(link: EngineClient) -> None:
         engine = Engine(link)
         engine.publish(ROW)
         with link.coming("letters"), link.coming("letters"), link.coming("other"):
@@ -283,7 +284,7 @@ TWO = (0, 1)
 BOTH = ROW, Version(model="scenes", version=1, state="READY")
 
 
-def two(link: EngineLink) -> list[Engine]:
+def two(link: EngineClient) -> list[Engine]:
     engines = [Engine(link, device) for device in TWO]
     for engine in engines:
         engine.publish(ROW)
@@ -308,7 +309,7 @@ async def all_submits(engines: Sequence[Engine], count: int) -> None:
 
 
 def test_two_engines_share_what_comes_and_read_the_same_memory() -> None:
-    async def scenario(link: EngineLink) -> None:
+    async def scenario(link: EngineClient) -> None:
         engines = two(link)
         await all_submits(engines, 0)
         asked = [asyncio.ensure_future(ask(link, value)) for value in range(1, 9)]
@@ -323,7 +324,7 @@ def test_two_engines_share_what_comes_and_read_the_same_memory() -> None:
 
 
 def test_what_a_dead_engine_had_goes_to_the_other_at_once() -> None:
-    async def scenario(link: EngineLink) -> None:
+    async def scenario(link: EngineClient) -> None:
         engines = two(link)
         await all_submits(engines, 0)
         asked = [asyncio.ensure_future(ask(link, value)) for value in range(1, 5)]
@@ -343,7 +344,7 @@ def test_what_a_dead_engine_had_goes_to_the_other_at_once() -> None:
 
 
 def test_a_request_goes_to_an_engine_that_has_its_version() -> None:
-    async def scenario(link: EngineLink) -> None:
+    async def scenario(link: EngineClient) -> None:
         engines = [Engine(link, device) for device in TWO]
         engines[0].publish(complete=False)
         engines[1].publish(ROW)
@@ -358,7 +359,7 @@ def test_a_request_goes_to_an_engine_that_has_its_version() -> None:
 
 
 def test_what_only_a_dead_engine_had_waits_for_its_successor() -> None:
-    async def scenario(link: EngineLink) -> None:
+    async def scenario(link: EngineClient) -> None:
         engines = [Engine(link, device) for device in TWO]
         engines[0].publish(ROW)
         engines[1].publish()
@@ -380,7 +381,7 @@ def test_what_only_a_dead_engine_had_waits_for_its_successor() -> None:
 
 
 def test_what_kills_one_engine_after_the_other_is_given_up() -> None:
-    async def scenario(link: EngineLink) -> None:
+    async def scenario(link: EngineClient) -> None:
         engines = dict(zip(TWO, two(link), strict=True))
         await all_submits(list(engines.values()), 0)
         asked = asyncio.ensure_future(ask(link, 7))
@@ -397,10 +398,10 @@ def test_what_kills_one_engine_after_the_other_is_given_up() -> None:
 
 
 def test_every_engine_is_told_that_a_version_is_released() -> None:
-    async def scenario(link: EngineLink) -> None:
+    async def scenario(link: EngineClient) -> None:
         engines = two(link)
         await all_submits(engines, 0)
-        link.release("letters", 1)
+        link.forget("letters", 1)
         for engine in engines:
             await engine.take(lambda engine=engine: engine.releases == [("letters", 1)])
 
@@ -410,7 +411,7 @@ def test_every_engine_is_told_that_a_version_is_released() -> None:
 def test_the_table_is_what_the_engines_have_together_and_stays_while_one_restarts() -> None:
     tables: list[Table] = []
 
-    async def scenario(link: EngineLink) -> None:
+    async def scenario(link: EngineClient) -> None:
         engines = [Engine(link, device) for device in TWO]
         engines[0].publish(ROW)
         await engines[0].take(lambda: tables)
@@ -435,7 +436,7 @@ def test_an_engine_that_does_not_come_back_no_longer_counts(monkeypatch: pytest.
     monkeypatch.setattr(links, "_HOLD", 0.01)
     tables: list[Table] = []
 
-    async def scenario(link: EngineLink) -> None:
+    async def scenario(link: EngineClient) -> None:
         engines = [Engine(link, device) for device in TWO]
         engines[0].publish(ROW)
         engines[1].publish(*BOTH)
@@ -459,7 +460,7 @@ def test_an_engine_that_never_loads_anything_does_not_keep_the_others_from_servi
     monkeypatch.setattr(links, "_HOLD", 0.01)
     tables: list[Table] = []
 
-    async def scenario(link: EngineLink) -> None:
+    async def scenario(link: EngineClient) -> None:
         broken, sound = [Engine(link, device) for device in TWO]
         broken.die()
         sound.publish(ROW)
@@ -476,7 +477,7 @@ def test_with_one_engine_nothing_is_chosen_and_nothing_counted(monkeypatch: pyte
     monkeypatch.setattr(links.Load, "add", None)
     monkeypatch.setattr(links.Load, "end", None)
 
-    async def scenario(link: EngineLink) -> None:
+    async def scenario(link: EngineClient) -> None:
         engine = Engine(link)
         engine.publish(ROW)
         asked = asyncio.ensure_future(ask(link, 1))

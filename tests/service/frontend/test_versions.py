@@ -1,6 +1,6 @@
 """One table out of those of several engines."""
 
-from convoy.service.frontend.versions import merged
+from convoy.service.frontend.routing import merged
 from convoy.service.repository import State, Table, Version
 
 

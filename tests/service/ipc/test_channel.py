@@ -63,7 +63,9 @@ PLAIN_RECORDS = st.one_of(
     st.builds(Submit, IDS, NAMES, VERSIONS, *[COUNTS] * 3, *[NANOSECONDS] * 2, *[TENSORS] * 2, PAIRS),
     st.builds(Cancel, IDS),
     st.builds(Release, NAMES, VERSIONS),
-    st.builds(Answer, IDS, COUNTS, st.builds(Times, *[NANOSECONDS] * 4), TENSORS),
+    st.builds(
+        Answer, IDS, COUNTS, st.builds(Times, *[NANOSECONDS] * 4), TENSORS, st.lists(COUNTS, max_size=4).map(tuple)
+    ),
 )
 
 

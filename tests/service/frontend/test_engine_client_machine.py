@@ -1,6 +1,7 @@
 """Callers who come and go, engines that answer in any order and die: no memory is freed early, twice or never."""
 
 import asyncio
+import os
 from collections.abc import Coroutine
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from convoy.service.errors import ConvoyError, ModelUnavailable, QueueFull, RunFailed
-from convoy.service.frontend.engine_client import EngineLink, Slot
+from convoy.service.frontend.engine_client import EngineClient, Lease
 from convoy.service.frontend.routing import Load
 from convoy.service.ipc.channel import Failure, Submit
 from convoy.service.ipc.slots import Arena
@@ -36,8 +37,8 @@ class Slots(RuleBasedStateMachine):
         self.held: dict[int, tuple[int, Submit, int]] = {}  # what a device has not ended, and what was in it at first
         self.link = self._run(self._make())
 
-    async def _make(self) -> EngineLink:
-        return EngineLink(ARENA_BYTES, lambda table: None, lambda: None, devices=self.devices)
+    async def _make(self) -> EngineClient:
+        return EngineClient(ARENA_BYTES, lambda table: None, lambda: None, devices=self.devices)
 
     @rule(count=st.integers(1, 4))
     def ask(self, count: int) -> None:
@@ -119,7 +120,11 @@ class Slots(RuleBasedStateMachine):
             for task in self.callers.values():
                 task.cancel()
             self._run(asyncio.sleep(0))
+            for engine in self.engines.values():
+                engine.die()
+            self._run(asyncio.sleep(0))
             self.loop.close()
+            os.close(self.link.arena.descriptor)
 
     def _end(self, number: int, good: bool) -> None:
         device, submit, value = self.held.pop(number)
@@ -193,7 +198,7 @@ def assert_caught(machine: type[Slots] = Slots) -> None:
 
 def test_freeing_with_the_caller_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine may still read it, and its last word frees it once more."""
-    monkeypatch.setattr(Slot, "__exit__", lambda self, *error: self.free())
+    monkeypatch.setattr(Lease, "release", lambda self: self._client._free(self))
     assert_caught()
 
 
@@ -209,7 +214,7 @@ def test_an_answer_that_reaches_another_is_caught(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_request_that_an_engine_dies_with_and_no_other_gets_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(EngineLink, "_queue_again", lambda self, waiting: True)
+    monkeypatch.setattr(EngineClient, "_queue_again", lambda self, lease, submit: True)
     assert_caught(SlotsOfTwo)
 
 

@@ -1,0 +1,173 @@
+"""The methods of a service as a transport calls them: unary ones, and streams of their requests."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from convoy.service.errors import ConvoyError
+from convoy.service.frontend import status
+from convoy.service.frontend.admission import Gate
+from convoy.service.frontend.call import Call
+from convoy.service.frontend.streams import Conversation, Reply
+from convoy.service.frontend.transport.interface import Received, Service, Stream
+from convoy.service.frontend.wire import LENGTH, Parser, block, tag
+from convoy.service.pb import inference_pb2 as pb
+
+Response = Message | bytes  # bytes: a message that is written already
+Implementation = Callable[[Any, Call], Awaitable[Response]]
+
+# Where in their requests the methods have what may be large.
+_PAYLOADS = {
+    "Classify": "images.raw.pixels",
+    "Segment": "images.raw.pixels",
+    "ClassifyStream": "request.images.raw.pixels",
+    "SegmentStream": "request.images.raw.pixels",
+    "ModelInfer": "raw_input_contents",
+    "ModelStreamInfer": "raw_input_contents",
+}
+
+
+def service_of(descriptor: ServiceDescriptor, servicer: object, gate: Gate, max_stream_requests: int) -> Service:
+    """The methods of a service that `servicer` has.
+
+    A method is `async def Name(request, call) -> response` and raises ConvoyError. It serves the unary `Name`, and the
+    stream: `NameStream`, each of whose messages has a request of `Name` in it, or ModelStreamInfer, whose messages are
+    requests of ModelInfer.
+    """
+    service = Service(descriptor.full_name, {}, {})
+    for method in descriptor.methods:
+        implementation = getattr(servicer, method.name.replace("Stream", ""), None)
+        if implementation is None:
+            continue
+        if method.client_streaming:
+            form = Tensors(method) if method.name == "ModelStreamInfer" else Envelopes(method)
+            service.streaming[method.name] = StreamMethod(method, implementation, gate, form, max_stream_requests)
+        else:
+            service.unary[method.name] = UnaryMethod(method, implementation, gate)
+    return service
+
+
+class UnaryMethod:
+    """One request, one answer."""
+
+    def __init__(self, method: MethodDescriptor, implementation: Implementation, gate: Gate) -> None:
+        self._name = method.name
+        self._parser = Parser(method.input_type, _PAYLOADS.get(method.name))
+        self._implementation = implementation
+        self._gate = gate
+
+    async def __call__(self, received: Received, deadline: int) -> bytes | ConvoyError:
+        with Call(self._name, received, deadline, self._gate) as call:
+            try:
+                call.enter()
+                request, call.payloads = self._parser.parse(received.data)
+                response = await self._implementation(request, call)
+                return response if isinstance(response, bytes) else response.SerializeToString()
+            except Exception as error:
+                return call.refuse(error)
+
+
+class StreamMethod:
+    """Many requests over one call, each with its own answer, deadline and status."""
+
+    def __init__(
+        self,
+        method: MethodDescriptor,
+        implementation: Implementation,
+        gate: Gate,
+        form: "Envelopes | Tensors",
+        max_requests: int,
+    ) -> None:
+        self._name = method.name
+        self._empty = GetMessageClass(method.input_type)
+        self._parser = Parser(method.input_type, _PAYLOADS.get(method.name))
+        self._implementation = implementation
+        self._gate = gate
+        self._form = form
+        self._max_requests = max_requests
+
+    async def __call__(self, stream: Stream) -> None:
+        conversation = Conversation(stream, self._gate.closed, self._max_requests, ordered=self._form.ordered)
+        await conversation.hold(self._answer)
+
+    async def _answer(self, received: Received, deadline: int, reply: Reply) -> None:
+        message = self._empty()
+        result: Response | ConvoyError
+        with Call(self._name, received, deadline, self._gate) as call:
+            try:
+                message, call.payloads = self._parser.parse(received.data)  # first: a refusal repeats its id
+                call.enter()
+                async with call.at_most(self._form.seconds(message)):
+                    result = await self._implementation(self._form.request(message), call)
+            except Exception as error:
+                result = call.refuse(error)
+            # The request counts as in flight until its answer is sent.
+            await reply.send(self._form.response(message, result))
+
+
+class Envelopes:
+    """Messages of the Vision service's streams: an id, a request and its deadline; an id, and a response or an error.
+
+    What is done first is answered first.
+    """
+
+    ordered = False
+
+    def __init__(self, method: MethodDescriptor) -> None:
+        self._class = GetMessageClass(method.output_type)
+        self._inside = tag(method.output_type, "response", LENGTH)
+
+    def request(self, message: Any) -> Any:
+        """What the method takes."""
+        return message.request
+
+    def seconds(self, message: Any) -> float:
+        """The request's own deadline; 0: none."""
+        seconds: float = message.deadline_seconds
+        return seconds
+
+    def response(self, message: Any, result: Response | ConvoyError) -> bytes:
+        """The answer to `message`."""
+        head: Message = self._class(id=message.id)
+        if isinstance(result, ConvoyError):
+            head = self._class(id=message.id, error=status.request_error(result))
+            return head.SerializeToString()
+        inside = result if isinstance(result, bytes) else result.SerializeToString()
+        return head.SerializeToString() + block(self._inside, inside)
+
+
+class Tensors:
+    """Messages of ModelStreamInfer: requests as they are; a response, or an error and whose it is.
+
+    Clients tell responses apart by their order. Each request has one response, which is thereby the final one: those
+    who ask for an empty final response look for the parameter.
+    """
+
+    ordered = True
+
+    def __init__(self, method: MethodDescriptor) -> None:
+        self._inside = tag(method.output_type, "infer_response", LENGTH)
+
+    def request(self, message: Any) -> Any:
+        """See Envelopes."""
+        return message
+
+    def seconds(self, message: Any) -> float:
+        """The timeout is a parameter, and ModelInfer reads it."""
+        return 0.0
+
+    def response(self, message: Any, result: Response | ConvoyError) -> bytes:
+        """See Envelopes."""
+        if not isinstance(result, ConvoyError):
+            assert isinstance(result, pb.ModelInferResponse)
+            result.parameters["triton_final_response"].bool_param = True
+            return block(self._inside, result.SerializeToString())
+        inside = pb.ModelInferResponse(id=message.id)
+        inside.parameters["triton_final_response"].bool_param = True
+        inside.parameters["convoy_status"].string_param = status.code_of(result).name
+        inside.parameters["convoy_reason"].string_param = result.reason
+        failed = pb.ModelStreamInferResponse(error_message=status.message_of(result), infer_response=inside)
+        return failed.SerializeToString()

@@ -1,0 +1,157 @@
+"""From images as they came to the network's input: decoded and fitted straight into a slot."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from convoy.service import metadata, metrics
+from convoy.service.config import LimitsConfig
+from convoy.service.errors import BadImage
+from convoy.service.frontend.call import Call, Marks
+from convoy.service.frontend.chunks import Chunk, Sent
+from convoy.service.frontend.engine_client import EngineClient, Lease
+from convoy.service.images.decode import Picture, decode, from_raw
+from convoy.service.metadata import Document, InputSpec
+from convoy.service.preprocess import Placement, input_size, preprocess, reduction
+from convoy.service.repository import Version
+
+_UINT8 = np.dtype(np.uint8)
+_FEW = 1 << 17  # bytes of raw pixels: copying them takes about as long as the way to a thread and back
+
+T = TypeVar("T")
+
+
+class Served(NamedTuple):
+    """Who answers a request for images: a version and what its file says, and the request's limits."""
+
+    row: Version
+    document: Document
+    call: Call
+
+
+class Prepared(NamedTuple):
+    """Images in their slot, and what of each of its inputs they fill. Whoever gets it releases the lease."""
+
+    lease: Lease
+    placement: Placement
+    marks: Marks
+
+
+class Preparer:
+    """Brings chunks into slots. Threads and limits are those of the front end."""
+
+    def __init__(self, client: EngineClient, limits: LimitsConfig, threads: ThreadPoolExecutor) -> None:
+        self._client = client
+        self._limits = limits
+        self._threads = threads
+
+    def max_pixels(self, spec: InputSpec) -> int:
+        """Of an image, height times width."""
+        # What a model of any size would get as it is must not be larger than its runs can be.
+        limits = self._limits
+        return min(limits.max_pixels, limits.max_input_pixels) if spec.fit == "pad" else limits.max_pixels
+
+    async def prepare(self, chunk: Chunk, served: Served) -> Prepared:
+        """Raises BadImage, QueueFull, DeadlinePassed."""
+        if chunk.size is not None:
+            return await self._copy(chunk, chunk.size, served)
+        with self._client.coming(served.row.model):
+            work = self._threads.submit(self._decode, chunk.sent[0], served)
+            preparing = asyncio.wrap_future(work)
+            try:
+                return await asyncio.shield(preparing)
+            except asyncio.CancelledError:
+                # What has not begun never does. Else the thread goes on: what it claims is given back, and the request
+                # counts as in flight until then, as its bytes are.
+                if not work.cancel():
+                    work.add_done_callback(_release)
+                    await asyncio.wait([preparing])
+                raise
+
+    async def _copy(self, chunk: Chunk, size: tuple[int, int], served: Served) -> Prepared:
+        """Pixels that are the network's input as they are: a few are copied in less time than it takes to reach a
+        thread."""
+        began = time.monotonic_ns()
+        served.call.check_deadline()
+        count, channels = len(chunk.sent), served.document.image.channels
+        lease = self._client.claim([(_UINT8, (count, *size, channels))], _output_bytes(served, size, count))
+        try:
+            target = lease.bytes_of(0)
+            if len(target) <= _FEW:
+                _copy_pixels(chunk, target)
+            else:
+                with self._client.coming(served.row.model):
+                    await to_its_end(self._threads, partial(_copy_pixels, chunk, target))
+        except BaseException:
+            lease.release()
+            raise
+        return Prepared(lease, Placement(*size, 0, 0, *size), Marks(began, began, time.monotonic_ns()))
+
+    def _decode(self, sent: Sent, served: Served) -> Prepared:
+        began = time.monotonic_ns()
+        served.call.check_deadline()
+        row, spec = served.row, served.document.image
+        # Decoding comes before the claim: a broken image never occupies a slot.
+        picture = self._picture(sent, spec)
+        decoded = time.monotonic_ns()
+        size = input_size(spec, picture.height, picture.width, buckets=row.buckets)
+        lease = self._client.claim([(_UINT8, (1, *size, spec.channels))], _output_bytes(served, size, 1))
+        try:
+            placement = preprocess(picture.pixels, spec, lease.inputs[0][0], (picture.height, picture.width))
+        except BaseException:
+            lease.release()
+            raise
+        if spec.fit in ("pad", "letterbox"):
+            padding = size[0] * size[1] - placement.height * placement.width
+            metrics.PADDING.labels(row.model, str(row.version)).inc(padding)
+        return Prepared(lease, placement, Marks(began, decoded, time.monotonic_ns()))
+
+    def _picture(self, sent: Sent, spec: InputSpec) -> Picture:
+        max_pixels = self.max_pixels(spec)
+        match sent.image.WhichOneof("source"):
+            case "encoded":
+                return decode(sent.image.encoded, spec.colour, max_pixels, partial(reduction, spec))
+            case "raw":
+                raw = sent.image.raw
+                return from_raw(sent.pixels, raw.height_px, raw.width_px, raw.channels, spec.colour, max_pixels)
+        raise BadImage("image is empty, want a JPEG or PNG file, or raw pixels")
+
+
+async def to_its_end(threads: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+    """The result of work that reads or writes a slot. Where the caller goes meanwhile, the work is still waited for, so
+    that nobody releases the slot before."""
+    future = asyncio.get_running_loop().run_in_executor(threads, work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.wait([future])
+        raise
+
+
+def _copy_pixels(chunk: Chunk, target: memoryview) -> None:
+    at = 0
+    for sent in chunk.sent:
+        end = at + len(sent.pixels)
+        target[at:end] = sent.pixels
+        at = end
+
+
+def _release(work: Future[Prepared]) -> None:
+    if work.exception() is None:
+        work.result().lease.release()
+
+
+def _output_bytes(served: Served, size: tuple[int, int], images: int) -> list[tuple[int, int]]:
+    """The (number, bytes) of the outputs for so many images whose input has `size`."""
+    pixels = size[0] * size[1]
+    sizes = {
+        metadata.PROBABILITIES: 4 * len(served.document.labels),
+        metadata.MASK: pixels,
+        metadata.CONFIDENCE: pixels,
+    }
+    return [(number, images * sizes[spec.name]) for number, spec in enumerate(served.row.outputs) if spec.name in sizes]
