@@ -139,15 +139,9 @@ def _write_whole(path: Path, image: bytes, capacity: int) -> None:
 
 
 def _reserve(filename: str) -> None:
-    descriptor = os.open(filename, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        if os.fstat(descriptor).st_size == 0:
-            os.posix_fallocate(descriptor, 0, _FILE_BYTES)
-    except OSError:
-        Path(filename).unlink()  # an empty file is none that a scrape could read
-        raise
-    finally:
-        os.close(descriptor)
+    path = Path(filename)
+    if not path.exists():
+        _write_whole(path, b"", _FILE_BYTES)  # at once: a scrape cannot read an empty file
 
 
 if DIRECTORY in os.environ:

@@ -67,7 +67,9 @@ class Supervisor:
         self._processes = processes
         self._directory = Path(processes.directory.name)
         self._sockets = sockets
-        self._restarts: Counter[tuple[str, int]] = Counter({("engine", device): 0 for device in self._devices})
+        self._restarts: Counter[tuple[str, int]] = Counter(
+            {("frontend", 0): 0, **{("engine", device): 0 for device in self._devices}}
+        )
         self._children: dict[int, Child] = {}
         self._numbers = 0
         self._quick_ends: Counter[tuple[Kind, int]] = Counter()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from convoy.service.client.client import Client
-from convoy.service.metrics import Counts, forget_process
+from convoy.service.metrics import Counts, collect, forget_process
 from tests.service import networks
 from tests.service.running import Server
 
@@ -52,6 +52,19 @@ def test_a_disk_that_fills_keeps_what_was_counted(tmp_path: Path, monkeypatch: p
         _write(counts, f"key {number}", number)
     assert (_read(counts, "first"), _read(counts, "key 1999")) == (3.0, 1999)
     assert ("first", 3.0) in _stored(path)
+
+
+def test_a_scrape_while_a_file_is_made_reads_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scrapes = []
+    reserve = os.posix_fallocate
+
+    def scraped(descriptor: int, offset: int, length: int) -> None:
+        scrapes.append(collect(tmp_path))  # the file is there, and still empty
+        reserve(descriptor, offset, length)
+
+    monkeypatch.setattr(os, "posix_fallocate", scraped)
+    Counts(str(tmp_path / "counter_1.db"))
+    assert scrapes == [[]]
 
 
 def test_the_blocks_of_a_file_are_reserved(tmp_path: Path) -> None:
