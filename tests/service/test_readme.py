@@ -1,4 +1,4 @@
-"""What README.md tells a user to type can be typed, to the letter but for the server's port."""
+"""What README.md and docs/ tell a user to type can be typed, to the letter but for the server's port."""
 
 import re
 from collections.abc import Iterator
@@ -15,24 +15,25 @@ from tests.service.running import Server
 from tests.service.test_vision import colourful, grey
 from tools import demo
 
-README = (Path(cli.__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
 PORT = "127.0.0.1:8001"
 
 
-def commands() -> list[list[str]]:
-    """The words of every `convoy` line, without its comment."""
-    lines = re.findall(r"^    \.venv/bin/convoy (.*?)(?: *#.*)?$", README, re.MULTILINE)
-    return [line.split() for line in lines]
+def asked() -> list[list[str]]:
+    """The words of every line that starts `.venv/bin/convoy`, without its comment: they are run as they are."""
+    found = re.findall(r"^    \.venv/bin/convoy (.*?)(?: *#.*)?$", "\n".join(PAGES.values()), re.MULTILINE)
+    return [line.split() for line in dict.fromkeys(found)]
 
 
 ASKING = [
-    words for words in commands() if words[0] != "serve" and cli.COMMANDS[words[0]].module.startswith("convoy.service.")
+    words for words in asked() if words[0] != "serve" and cli.COMMANDS[words[0]].module.startswith("convoy.service.")
 ]
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Small networks under the names that the page gives to trained ones."""
+    """Small networks under the names that the pages give to trained ones."""
     repository = tmp_path_factory.mktemp("repository")
     networks.save(networks.classifier(), repository, "lenet5")
     networks.save(networks.segmenter(), repository, "unet")
@@ -56,7 +57,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_is_exported_was_trained_before_and_is_what_is_served() -> None:
     trained: set[str] = set()
     repositories: set[str] = set()
-    for words in commands():
+    for words in asked():
         match words:
             case ["train", architecture, "--data", data]:
                 assert architecture in ARCHITECTURES
@@ -72,7 +73,7 @@ def test_what_is_exported_was_trained_before_and_is_what_is_served() -> None:
     assert trained == {f"runs/{name}-{data}" for name, data in demo.NETWORKS.items()}
 
 
-def test_page_asks_the_server_for_everything_it_can_do() -> None:
+def test_pages_ask_the_server_for_everything_it_can_do() -> None:
     assert {words[0] for words in ASKING} >= {"models", "classify", "segment", "bench"}
 
 
@@ -84,30 +85,48 @@ def test_command_that_asks_the_server_works(server: Server, words: list[str], fo
         assert {path.name for path in folder.glob("*.png")} == {"mask.png", "mask-overlay.png"}
 
 
-def printed_by_example(number: int, server: Server, capsys: pytest.CaptureFixture[str]) -> list[str]:
+def examples() -> dict[str, str]:
+    """Every example of the client, by its page and its place there."""
+    return {
+        f"{page} {number}": block
+        for page, text in PAGES.items()
+        for number, block in enumerate(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+        if "import convoy" in block
+    }
+
+
+def printed_by_example(name: str, server: Server, capsys: pytest.CaptureFixture[str]) -> list[str]:
     """What an example of the client prints, which is run on its own."""
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    examples = [block for block in blocks if "import convoy" in block]
-    assert PORT in examples[number]
-    exec(re.sub(r"deadline=[\d.]+", "deadline=30", examples[number].replace(PORT, server.grpc)), {})
+    block = examples()[name]
+    assert PORT in block
+    exec(re.sub(r"deadline=[\d.]+", "deadline=30", block.replace(PORT, server.grpc)), {})
     return capsys.readouterr().out.splitlines()
 
 
+def test_every_example_of_the_client_is_one_of_those_tried_here() -> None:
+    assert set(examples()) == {"README.md 0", "docs/client.md 0", "docs/client.md 1"}
+
+
+def test_example_of_the_readme_works(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    assert printed_by_example("README.md 0", server, capsys)[2] == "(12, 16)"
+
+
 def test_example_of_the_client_works(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = printed_by_example(0, server, capsys)
+    lines = printed_by_example("docs/client.md 0", server, capsys)
     assert lines[2] == "(12, 16) uint8"
     refused = "image starts with the bytes 6e 6f 20 69 6d 61 67 65, want JPEG or PNG"
     assert [line.split("(")[0] for line in lines[3:]] == ["Classification", refused, "Classification"]
 
 
 def test_example_of_a_stream_works(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = printed_by_example(1, server, capsys)
+    lines = printed_by_example("docs/client.md 1", server, capsys)
     answered = sorted(line.split("(")[0] for line in lines)
     assert answered == sorted(f"digit-{digit}.png Classification" for digit in demo.DIGITS_SHOWN)
 
 
 def test_every_picture_that_is_sent_is_one_that_the_demo_leaves(folder: Path) -> None:
-    in_a_shell = re.findall(r"base64 -w0 ([^)]+)\)", README)
-    named = {*in_a_shell, *re.findall(r"demo/[\w/-]+\.png", README)}
+    text = "\n".join(PAGES.values())
+    in_a_shell = re.findall(r"base64 -w0 ([^)]+)\)", text)
+    named = {*in_a_shell, *re.findall(r"demo/images/[\w/-]+\.png", text)}
     assert in_a_shell
     assert [name for name in named if not (folder / name).is_file()] == []
