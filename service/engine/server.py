@@ -148,13 +148,19 @@ class Engine:
         os.close(descriptor)
 
     def _drop_if_released(self, model: str, version: int) -> None:
-        # A version that is not retired at all stands in no set: that is not the empty one that everybody has left.
+        # A version that is not retired at all stands in no set: that is not the empty one that everybody has left. The
+        # empty one stays until the loader, in whose thread versions come and go, has dropped it.
         if not self._unreleased.get((model, version), {0}):
-            del self._unreleased[model, version]
-            self._profiled.pop((model, version), None)
-            self._sizes.pop((model, version), None)
-            self._loader.drop(model, version)
-            self._loop.call_later(self._config.server.keep_metrics_seconds, self._forget, model, version)
+            dropping = self._loop.run_in_executor(self._loading, self._loader.drop, model, version)
+            dropping.add_done_callback(lambda _: self._dropped(model, version))
+
+    def _dropped(self, model: str, version: int) -> None:
+        if (model, version) in self._loader.versions or (model, version) not in self._unreleased:
+            return  # it serves again, or this has been done
+        del self._unreleased[model, version]
+        self._profiled.pop((model, version), None)
+        self._sizes.pop((model, version), None)
+        self._loop.call_later(self._config.server.keep_metrics_seconds, self._forget, model, version)
 
     def _forget(self, model: str, version: int) -> None:
         if (model, version) not in self._loader.versions:

@@ -41,8 +41,8 @@ class Cancelled(ConvoyError):
     reason = "CANCELLED"
 
 
-# The errors that an engine may answer, by their number in a descriptor.
-_FAILURES: tuple[type[ConvoyError], ...] = (
+# The errors that an engine may answer, by their number in a record. One that has no place here is RunFailed.
+FAILURES: tuple[type[ConvoyError], ...] = (
     RunFailed,
     QueueFull,
     PredictedLate,
@@ -123,6 +123,8 @@ class Table(NamedTuple):
 
 
 Record = Hello | Submit | Cancel | Release | Answer | Failure | Table
+
+_NUMBERS = {kind: number for number, kind in enumerate(FAILURES)}
 
 _HELLO = struct.Struct("<B7xQ")
 _SUBMIT = struct.Struct("<BBB?IIIQqqq64sII")
@@ -318,7 +320,7 @@ def _pack(record: Record) -> bytes:
             return head + b"".join(map(_pack_span, outputs)) + struct.pack(f"<{len(record.failed)}I", *record.failed)
         case Failure(error=error):
             text = error.message.encode()[:_MAX_MESSAGE]
-            number = _FAILURES.index(type(error))
+            number = _NUMBERS.get(type(error), 0)
             retry_after = -1.0 if error.retry_after is None else error.retry_after
             return _FAILURE.pack(_Kind.FAILURE, number, len(text), record.id, retry_after) + text
         case Cancel():
@@ -364,7 +366,7 @@ def _unpack_one(data: bytes, at: int) -> tuple[Record, int]:
             _, number, length, id_, retry_after = _FAILURE.unpack_from(data, at)
             start = at + _FAILURE.size
             text = data[start : start + length].decode(errors="replace")
-            error = _FAILURES[number](text, retry_after=None if retry_after < 0 else retry_after)
+            error = FAILURES[number](text, retry_after=None if retry_after < 0 else retry_after)
             return Failure(id_, error), start + length
         case _Kind.CANCEL:
             return Cancel(_CANCEL.unpack_from(data, at)[1]), at + _CANCEL.size

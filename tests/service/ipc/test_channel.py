@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convoy.service.errors import (
-    BadMetadata,
     BadTensor,
     ConvoyError,
     DeadlinePassed,
@@ -286,11 +285,6 @@ def test_failure_arrives_with_its_class_text_and_hint(
     assert type(arrived.error) is kind
     assert arrived.error.message == "want ≥ 3 images"
     assert arrived.error.retry_after == retry_after
-
-
-def test_error_that_no_engine_answers_is_our_own_mistake(ends: tuple[Channel, Channel]) -> None:
-    with pytest.raises(ValueError, match="not in tuple"):
-        ends[0].send([Failure(1, BadMetadata("never sent"))])
 
 
 @given(st.text(st.characters(exclude_categories=("Cs",)), max_size=MAX_MESSAGE + 50))
