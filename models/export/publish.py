@@ -1,16 +1,12 @@
 """Put a model file into a model repository: as a whole or not at all, under the next version number."""
 
 import os
-import re
 import shutil
 import tempfile
 from pathlib import Path
 
 from convoy.models.errors import BadModelName
-
-FILE = "model.onnx"
-_NAME = re.compile(r"[a-z0-9_-]{1,64}")
-_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+from convoy.service.repository import MODEL_FILE, NAME, VERSION
 
 
 def publish(content: bytes, repository: Path, name: str) -> Path:
@@ -25,7 +21,7 @@ def publish(content: bytes, repository: Path, name: str) -> Path:
     model.mkdir(parents=True, exist_ok=True)
     incoming = Path(tempfile.mkdtemp(prefix=".incoming-", dir=model))
     try:
-        _write(incoming / FILE, content)
+        _write(incoming / MODEL_FILE, content)
         incoming.chmod(0o755)  # mkdtemp's folders are for their owner only, and the server may be someone else
         _sync(incoming)
         version = _rename(incoming, model)
@@ -33,12 +29,12 @@ def publish(content: bytes, repository: Path, name: str) -> Path:
         shutil.rmtree(incoming, ignore_errors=True)
         raise
     _sync(model)
-    return version / FILE
+    return version / MODEL_FILE
 
 
 def check_name(name: str) -> None:
     """Raises BadModelName where a repository takes no such model."""
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise BadModelName(f"model name {name!r}, want 1 to 64 of a-z, 0-9, - and _")
 
 
@@ -46,7 +42,7 @@ def versions(repository: Path, name: str) -> list[int]:
     """The versions of a model, ascending; empty where there is no such model."""
     folder = repository / name
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if _VERSION.fullmatch(name))
+    return sorted(int(name) for name in names if VERSION.fullmatch(name))
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -30,9 +30,20 @@ from convoy.service.engine.runner import Ran, Work
 from convoy.service.engine.scheduler.batcher import Batch, Key, Limits, Request
 from convoy.service.errors import ConvoyError, UnknownModel
 from convoy.service.ipc import messages
-from convoy.service.ipc.channel import NEVER, Cancel, Cancelled, Failure, Hello, Packet, Record, Release, Submit, Wire
-from convoy.service.ipc.channel import Table as TableRecord
-from convoy.service.ipc.slots import Mapping, memory_file
+from convoy.service.ipc.channel import (
+    NEVER,
+    Cancel,
+    Cancelled,
+    Failure,
+    Hello,
+    Packet,
+    Record,
+    Release,
+    Submit,
+    TableFile,
+    Wire,
+)
+from convoy.service.ipc.slots import SharedMemory, memory_file
 from convoy.service.metadata import Document
 from convoy.service.repository import Table, encode_table
 
@@ -45,7 +56,7 @@ class Peer:
     def __init__(self, number: int) -> None:
         self.number = number
         self.wire: Wire
-        self.memory: Mapping | None = None
+        self.memory: SharedMemory | None = None
 
 
 class Engine:
@@ -144,7 +155,7 @@ class Engine:
         data = encode_table(self._table)
         descriptor = memory_file(len(data))
         os.pwrite(descriptor, data, 0)
-        peer.wire.send([TableRecord(len(data))], [descriptor])
+        peer.wire.send([TableFile(len(data))], [descriptor])
         os.close(descriptor)
 
     def _drop_if_released(self, model: str, version: int) -> None:
@@ -181,7 +192,7 @@ class Engine:
                         self._end(request, Cancelled("the caller has gone"))
                 case Hello(arena_bytes=nbytes):
                     descriptor = next(descriptors)
-                    peer.memory = Mapping(descriptor, nbytes)
+                    peer.memory = SharedMemory(descriptor, nbytes)
                     os.close(descriptor)
                 case Release(model=model, version=version):
                     self._unreleased.get((model, version), set()).discard(peer.number)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from convoy.service import metadata, metrics
 from convoy.service.config import LimitsConfig
+from convoy.service.dtypes import DATATYPES
 from convoy.service.errors import BadRequest, BadTensor, NotOffered, named
 from convoy.service.frontend import tensors
 from convoy.service.frontend.call import Call, Marks, observe
@@ -28,7 +29,7 @@ from convoy.service.repository import MODEL_FILE, TensorSpec, Version
 EXTENSIONS = ("classification", "model_configuration", "parameters", "statistics")
 
 _PLATFORM = "onnxruntime_onnx"
-_DATA_TYPES = {name: f"TYPE_{datatype}" for name, datatype in tensors.DATATYPES.items()}
+_DATA_TYPES = {name: f"TYPE_{datatype}" for name, datatype in DATATYPES.items()}
 _NO_SHARED_MEMORY = "shared memory is not offered: send tensors in the request, and read them from the response"
 _LARGE = 1 << 18  # bytes; copying more than this leaves the loop
 
@@ -80,10 +81,7 @@ class InferenceService:
             properties |= {"task": row.document.task, metadata.KEY: metadata.encode(row.document)}
         kind = pb.ModelMetadataResponse.TensorMetadata
         inputs, outputs = (
-            [
-                kind(name=spec.name, datatype=tensors.DATATYPES[spec.dtype], shape=tensors.metadata_shape(spec))
-                for spec in specs
-            ]
+            [kind(name=spec.name, datatype=DATATYPES[spec.dtype], shape=tensors.metadata_shape(spec)) for spec in specs]
             for specs in (row.inputs, row.outputs)
         )
         return pb.ModelMetadataResponse(
@@ -293,7 +291,7 @@ def _version(text: str) -> int:
 def _put(response: pb.ModelInferResponse, row: Version, number: int, values: NDArray[np.generic], classes: int) -> None:
     spec = row.outputs[number]
     if not classes:
-        response.outputs.add(name=spec.name, datatype=tensors.DATATYPES[spec.dtype], shape=values.shape)
+        response.outputs.add(name=spec.name, datatype=DATATYPES[spec.dtype], shape=values.shape)
         response.raw_output_contents.append(values.tobytes())
         return
     if values.ndim < 2:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from convoy.service.dtypes import DTYPES
 from convoy.service.errors import (
     BadTensor,
     ConvoyError,
@@ -33,11 +34,11 @@ from convoy.service.ipc.channel import (
     Record,
     Release,
     Submit,
-    Table,
+    TableFile,
     Times,
     Wire,
 )
-from convoy.service.ipc.slots import DTYPES, MAX_RANK, SPILLED, Span
+from convoy.service.ipc.slots import MAX_RANK, SPILLED, Span
 from convoy.service.supervisor.processes import channel_pair
 
 U1 = np.dtype(np.uint8)
@@ -203,7 +204,7 @@ def test_descriptors_travel_with_their_records(ends: tuple[Channel, Channel]) ->
     before = open_descriptors()
     names = [f"file {number}".encode() for number in range(5)]
     files = [filled(name) for name in names]
-    sent: list[Record] = [Hello(4096), submit(1), spilled(2, outputs=3), Cancel(3), Table(17)]
+    sent: list[Record] = [Hello(4096), submit(1), spilled(2, outputs=3), Cancel(3), TableFile(17)]
     here.send(sent, files)
     for file in files:
         os.close(file)  # the sender's own: what travels are duplicates
@@ -241,7 +242,7 @@ def test_descriptors_that_still_wait_are_closed_with_the_channel(file: int) -> N
     before = open_descriptors()
     here, there = (Channel(end) for end in channel_pair())
     while not here.waiting:
-        here.send([Table(1)] * 64, [file] * 64)
+        here.send([TableFile(1)] * 64, [file] * 64)
     assert open_descriptors() > before + 2
     here.close()
     there.close()
