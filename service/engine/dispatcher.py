@@ -16,13 +16,12 @@ from convoy.service.engine.runner import Computed, Ran, compute, finish
 from convoy.service.engine.scheduler.batcher import Batch, Batcher, Key, Limits, Request
 from convoy.service.engine.session import Session
 from convoy.service.errors import ConvoyError, DeadlinePassed, UnknownModel
+from convoy.service.ipc.slots import COPIED_AT_ONCE
 
 logger = logging.getLogger(__name__)
 
 _SHORT = 0.0005  # seconds; so long a batch may keep the loop: it takes about as long to a thread and back
 _ALONE = 0.01  # the same where nobody else is there: whoever comes meanwhile has to wait for the device anyway
-
-_FEW = 1 << 18  # bytes of outputs: the loop copies them in less than 0.1 ms
 
 
 class Ended(NamedTuple):
@@ -218,6 +217,6 @@ def _compute_or_end(started: _Started) -> Computed | Ran:
     except Exception:  # DeviceLost, or a mistake of ours: front ends send what waits to a fresh process
         logger.exception("the engine cannot go on")
         os._exit(1)
-    if isinstance(computed, Computed) and (session.provider in GPU or computed.nbytes > _FEW):
+    if isinstance(computed, Computed) and (session.provider in GPU or computed.nbytes > COPIED_AT_ONCE):
         return finish(computed)
     return computed

@@ -305,8 +305,13 @@ def _count(batch: Batch, ran: Ran, document: Document | None, device: int) -> No
     # Before the answers leave: a caller that has its answer finds it counted.
     key, version = batch.key, str(batch.key.version)
     if document is not None and document.input is not None:
-        first = batch.requests[0].payload.submit.inputs[0].shape
-        metrics.INPUT_PIXELS.labels(key.model, version).inc(batch.rows * document.takes.places(first[1:]))
+        submits = [request.payload.submit for request in batch.requests]
+        places = document.takes.places(submits[0].inputs[0].shape[1:])
+        metrics.INPUT_PIXELS.labels(key.model, version).inc(batch.rows * places)
+        if document.image.fit in ("pad", "letterbox"):
+            used = sum(submit.rows * submit.image[0] * submit.image[1] for submit in submits if submit.image[0])
+            rows = sum(submit.rows for submit in submits if submit.image[0])
+            metrics.PADDING.labels(key.model, version).inc(rows * places - used)
     for size, times in ran.batches:
         sizes, batches, gather, inside, scatter, last = _batch_counters(key.model, version, size, device)
         sizes.observe(size)

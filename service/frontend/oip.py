@@ -21,6 +21,7 @@ from convoy.service.frontend.catalogue import Catalogue
 from convoy.service.frontend.engine_client import EngineClient
 from convoy.service.frontend.prepare import to_its_end
 from convoy.service.ipc.channel import Answer
+from convoy.service.ipc.slots import COPIED_AT_ONCE
 from convoy.service.metrics import Duration, Statistics
 from convoy.service.pb import inference_pb2 as pb
 from convoy.service.repository import MODEL_FILE, TensorSpec, Version
@@ -31,7 +32,6 @@ EXTENSIONS = ("classification", "model_configuration", "parameters", "statistics
 _PLATFORM = "onnxruntime_onnx"
 _DATA_TYPES = {name: f"TYPE_{datatype}" for name, datatype in DATATYPES.items()}
 _NO_SHARED_MEMORY = "shared memory is not offered: send tensors in the request, and read them from the response"
-_LARGE = 1 << 18  # bytes; copying more than this leaves the loop
 
 
 class InferenceService:
@@ -255,7 +255,7 @@ class InferenceService:
             for values, view in zip(arrays, views, strict=True):
                 view[...] = values
 
-        if sum(values.nbytes for values in arrays) <= _LARGE:
+        if sum(values.nbytes for values in arrays) <= COPIED_AT_ONCE:
             copy()
             return
         await to_its_end(self._threads, copy)

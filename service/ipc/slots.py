@@ -20,6 +20,7 @@ from convoy.service.errors import BadTensor, QueueFull
 ALIGNMENT = 64  # bytes; a cache line, and what vector loads like
 MAX_RANK = 8
 _KEPT_SHARE = 8  # of the memory
+COPIED_AT_ONCE = 1 << 18  # bytes: copying them takes less than 0.1 ms, as long as the way to a thread and back
 SPILLED = (1 << 64) - 1  # offset of an output whose size was not known: it travels in a memory file of its own
 
 
