@@ -36,7 +36,7 @@ def traced(folder: Path, ask: Callable[[], object]) -> list[Traced]:
     _wait_until_none(folder, "*.noting")
     found = []
     for file in sorted(folder.glob("*.calls")):
-        lines = [line for line in file.read_text().splitlines() if not line.startswith(_ALWAYS)]
+        lines = [line for line in file.read_text().splitlines() if line and not line.startswith(_ALWAYS)]
         calls = [(name, function) for name, _, function in (line.partition(" ") for line in lines)]
         if calls:
             found.append(Traced(calls))
