@@ -14,7 +14,7 @@ from convoy.service.metadata import Task
 QUICKLY: Any = {"validate_args": False}
 # After training in several processes, one of them evaluates without waiting for the others.
 ALONE: Any = {"sync_on_compute": False}
-LEADING: dict[Task, str] = {"classification": "top1", "segmentation": "mean_iou"}  # determines the best checkpoint
+LEADING: dict[Task, str] = {"classification": "top1", "segmentation": "mean_iou"}  # the main score of each task
 
 
 def measures(task: Task, classes: int, **options: Any) -> MetricCollection:

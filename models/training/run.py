@@ -47,7 +47,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     data: str
     recipe: Recipe
     seed: Annotated[int, Meta(ge=0, le=HIGHEST_SEED)]
-    size: tuple[int, int] | None = None  # height and width of the input, where not the architecture's own
+    size: tuple[int, int] | None = None  # height and width of the input, if not the architecture's own
     transfer: Transfer | None = None
 
 
