@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from convoy.service.config import Buckets as Setting
+from convoy.service.config import BucketsSetting
 from convoy.service.errors import BadConfig
 from convoy.service.metadata import Document, InputSpec
 
@@ -51,7 +51,9 @@ def ordered(buckets: Iterable[Size]) -> tuple[Size, ...]:
     return tuple(sorted(set(buckets), key=lambda bucket: (bucket[0] * bucket[1], bucket)))
 
 
-def configured(default: Setting, own: Setting | None, document: Document | None, max_pixels: int) -> Buckets:
+def configured(
+    default: BucketsSetting, own: BucketsSetting | None, document: Document | None, max_pixels: int
+) -> Buckets:
     """The buckets that the server's configuration or the model's own gives this network; none for words.
 
     The server's count for those networks only that take buckets. Raises BadConfig where one does not hold.
@@ -83,5 +85,5 @@ def _check(bucket: Size, spec: InputSpec, max_pixels: int) -> None:
         )
 
 
-def _shown(buckets: Setting) -> str:
+def _shown(buckets: BucketsSetting) -> str:
     return repr(buckets) if isinstance(buckets, str) else str([list(bucket) for bucket in buckets])

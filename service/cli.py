@@ -3,6 +3,7 @@
 import difflib
 import errno
 import importlib
+import importlib.util
 import logging
 import os
 import sys
@@ -59,6 +60,8 @@ COMMANDS = {
 
 _TRACEBACK = "CONVOY_TRACEBACK"  # in the environment: what fails unexpectedly fails with Python's traceback
 _MOST = 1500  # characters of a refusal
+_SERVER = ("uvloop", "prometheus_client", "simplejpeg", "watchfiles", "grpc_reflection", "onnxruntime")
+_NO_SERVER = "needs the packages of the server: install convoy[cpu] or convoy[cuda]"
 
 
 def main() -> None:
@@ -73,6 +76,7 @@ def main() -> None:
     if sys.argv[1:2] == ["serve"] and "--help" not in sys.argv:
         # Before all else: what reads the command line takes a tenth of a second to import.
         try:
+            _check_server()
             processes.ours().start_ahead()
         except ConvoyError as error:
             sys.exit(_refuse("convoy serve", error.message))
@@ -148,11 +152,19 @@ def _call(name: str, arguments: Sequence[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
+def _check_server() -> None:
+    """Raises ConvoyError where the client alone is installed."""
+    if any(importlib.util.find_spec(name) is None for name in _SERVER):
+        raise ConvoyError(_NO_SERVER)
+
+
 def _found(name: str) -> "Callable[..., None] | Typer":
     path = COMMANDS[name].module
     try:
         module = importlib.import_module(path)
     except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in _SERVER:
+            raise ConvoyError(_NO_SERVER) from None
         # What the load generator counts with, and the serving image goes without.
         if (error.name or "").partition(".")[0] == "hdrh":
             raise ConvoyError("needs the packages of the load generator: install convoy[bench]") from None

@@ -26,6 +26,7 @@ from convoy.models.export.variants import Plan
 from convoy.models.graph import served
 from convoy.service import metadata
 from convoy.service.metadata import AxisName, Document, Parity, Precision, Provenance, Variant
+from convoy.service.repository import MODEL_FILE
 
 # Lower than onnxruntime's maximum: in this version, every operator these networks need has a CUDA kernel.
 OPSET = 18
@@ -109,7 +110,7 @@ def trace(path: Path, data: str | None = None) -> Traced:
 def exported_from(path: Path, repository: Path, name: str) -> bool:
     """Returns whether a model's highest version was exported from this very checkpoint."""
     numbers = publish.versions(repository, name)
-    file = repository / name / str(max(numbers, default=0)) / publish.FILE
+    file = repository / name / str(max(numbers, default=0)) / MODEL_FILE
     if not (file.is_file() and path.is_file()):
         return False
     properties = {entry.key: entry.value for entry in onnx.load(file).metadata_props}

@@ -1,16 +1,12 @@
 """Atomic publication of a model file in a model repository, under the next version number."""
 
 import os
-import re
 import shutil
 import tempfile
 from pathlib import Path
 
 from convoy.models.errors import BadModelName
-
-FILE = "model.onnx"
-_NAME = re.compile(r"[a-z0-9_-]{1,64}")
-_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+from convoy.service.repository import MODEL_FILE, NAME, VERSION
 
 
 def publish(content: bytes, repository: Path, name: str) -> Path:
@@ -24,7 +20,7 @@ def publish(content: bytes, repository: Path, name: str) -> Path:
     model.mkdir(parents=True, exist_ok=True)
     incoming = Path(tempfile.mkdtemp(prefix=".incoming-", dir=model))
     try:
-        _write(incoming / FILE, content)
+        _write(incoming / MODEL_FILE, content)
         incoming.chmod(0o755)  # mkdtemp's folders are private, and the server may run as another user
         _sync(incoming)
         version = _rename(incoming, model)
@@ -32,12 +28,12 @@ def publish(content: bytes, repository: Path, name: str) -> Path:
         shutil.rmtree(incoming, ignore_errors=True)
         raise
     _sync(model)
-    return version / FILE
+    return version / MODEL_FILE
 
 
 def check_name(name: str) -> None:
     """Raises BadModelName if a repository does not accept the name."""
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise BadModelName(f"model name {name!r}, want 1 to 64 of a-z, 0-9, - and _")
 
 
@@ -45,7 +41,7 @@ def versions(repository: Path, name: str) -> list[int]:
     """Returns the versions of a model, ascending; empty if there is no such model."""
     folder = repository / name
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if _VERSION.fullmatch(name))
+    return sorted(int(name) for name in names if VERSION.fullmatch(name))
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -8,14 +8,9 @@ import grpc.aio
 import numpy as np
 
 from convoy.service.bench.drive import Outcome, Refusal, Send
+from convoy.service.client.requests import OPTIONS
 from convoy.service.client.results import ServerError, read_error
 
-_OPTIONS = (
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.use_local_subchannel_pool", 1),  # a connection of its own: the kernel deals them out to the front ends
-    ("grpc.enable_http_proxy", 0),  # where to connect is what the caller says, never the environment
-)
 _CHOICES = 65_521  # a prime: which model is asked repeats after so many, and never in step with which image is sent
 
 
@@ -30,7 +25,7 @@ class Question(NamedTuple):
 
 def connect(server: str) -> grpc.aio.Channel:
     """A connection for a load test, on the running loop."""
-    return grpc.aio.insecure_channel(server, options=_OPTIONS)
+    return grpc.aio.insecure_channel(server, options=OPTIONS)
 
 
 def unary(channel: grpc.aio.Channel, question: Question, model: int, *, server: str, deadline: float) -> Send:

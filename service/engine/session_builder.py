@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from convoy.service.config import Instances as Wanted
+from convoy.service.config import InstancesSetting
 from convoy.service.engine import layouts
 from convoy.service.engine import profile as profiles
 from convoy.service.engine import session as sessions
@@ -22,7 +22,7 @@ Built = tuple[Instances, tuple[Profile, ...]]
 ShapesOf = Callable[[Session], Mapping[Shape, int]]
 
 
-def build(file: Path, device: Device, wanted: Wanted, objective: float, shapes: ShapesOf) -> Built:
+def build(file: Path, device: Device, wanted: InstancesSetting, objective: float, shapes: ShapesOf) -> Built:
     """The sessions of a model file, each size of each shape that will be used having run in each, and the profiles.
 
     wanted     how many; "auto": on the CPU, what brings clearly more images a second by the profiles, which are
