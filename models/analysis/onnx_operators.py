@@ -1,4 +1,4 @@
-"""Describes ONNX operators as an `Act`."""
+"""Describes ONNX operators as `Act` values."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Describes PyTorch operators as an `Act`. Names are ATen's, without `aten::`."""
+"""Describes PyTorch operators as `Act` values. Names are ATen's, without `aten::`."""
 
 from collections.abc import Callable
 from typing import Any
