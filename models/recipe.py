@@ -1,4 +1,4 @@
-"""How a network is trained: what a row of the table says by default, and a run may say otherwise."""
+"""Training settings: defaults per architecture, which a run may override."""
 
 from typing import Annotated, Literal
 
@@ -15,16 +15,16 @@ Schedule = Literal["cosine", "one-cycle", "steps", "constant"]
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a network is trained. `learning_rate` is the highest one; `patience` counts epochs without progress; `gamma`
-    is the focal loss's; `crop` is the side in pixels of the squares that are cut out of the images, None takes them
-    whole; `augmentation` is what else the images go through.
+    """Settings of a training run. `learning_rate` is the peak value; `patience` is in epochs without improvement;
+    `gamma` is the focal loss's parameter; `crop` is the side in pixels of the squares cut from the images, None uses
+    whole images; `augmentation` lists the other transformations of the images.
 
-    batch_size  images that go through the network at once, on all devices together
-    accumulate  batches whose gradients make one step
-    clip        longest that the gradient may be, as one vector; None: any length
+    batch_size  images per batch, summed over all devices
+    accumulate  batches whose gradients are summed for one step
+    clip        maximum norm of the whole gradient; None: no limit
     warm_up     share of the steps in which the learning rate rises; None: the schedule's own
-    ema         of the weights, over the steps: what a step keeps of the average before it; None: no average
-    keep        how many of the best checkpoints stay
+    ema         decay of the moving average of the weights, per step; None: no average
+    keep        number of best checkpoints to keep
     """
 
     epochs: Annotated[int, Meta(ge=1)]

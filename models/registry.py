@@ -1,4 +1,4 @@
-"""Every architecture by name: how it is built, what it is for, what it takes, and how it is trained by default."""
+"""The table of architectures: constructor, task, input and default training settings of each."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -41,17 +41,17 @@ Argument = int | float | str
 class Architecture:
     """One row of the table.
 
-    build     takes `channels`, `classes` and the keyword arguments, answers a module: (N, channels, H, W) float32, or
-              other sides where it takes tensors, to logits, (N, classes) or (N, classes, H, W). Where images of any
-              size go, the module's attribute `multiple` says of what the sides must be multiples. A module with
-              auxiliary heads answers in training mode (logits, auxiliary logits, ...) and has the attribute
-              `auxiliary_weight`, that of their loss
-    input     how an image reaches it, where the data set decides on the colour; or a tensor such as it takes, where
-              the data set decides on what the axes are
-    paper     where it comes from
-    sized     the shapes of its weights follow from the input's size: `build` takes `size`, too, which is (height,
-              width), or the sides of the tensor without its channels
-    arguments what `build` takes besides, with the defaults
+    build     accepts `channels`, `classes` and the keyword arguments; returns a module that maps (N, channels, H, W)
+              float32, or a tensor with other sides, to logits, (N, classes) or (N, classes, H, W). If the network
+              accepts images of any size, the module's attribute `multiple` is the number that the sides must be
+              multiples of. A module with auxiliary heads returns (logits, auxiliary logits, ...) in training mode and
+              has the attribute `auxiliary_weight`, the weight of their loss
+    input     the image input, whose colour the data set determines; or the tensor input, whose axes the data set
+              determines
+    paper     the source
+    sized     the shapes of the weights depend on the input size: `build` also accepts `size`, which is (height, width)
+              or the tensor's sides without the channels
+    arguments the other arguments of `build`, with their defaults
     """
 
     build: Callable[..., nn.Module]
@@ -320,7 +320,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def architecture(name: str) -> Architecture:
-    """The row of a name. Raises BadTraining, naming those there are."""
+    """Returns the row of a name. Raises BadTraining, listing the known names."""
     if name not in ARCHITECTURES:
         raise BadTraining(f"architecture {name!r}, want one of: {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[name]
@@ -333,10 +333,10 @@ def build(
     arguments: Mapping[str, Argument] | None = None,
     size: tuple[int, ...] | None = None,
 ) -> nn.Module:
-    """A fresh network of that architecture: its default arguments with `arguments` laid over them.
+    """Builds a new network of that architecture; `arguments` override the defaults.
 
-    `size` are the input's sides where they are not the architecture's own. Raises BadTraining for an argument or a size
-    that the architecture does not have or cannot be built with.
+    `size` is the input's sides, if not the architecture's own. Raises BadTraining for an argument or a size that the
+    architecture does not accept.
     """
     row = architecture(name)
     given = merged(name, arguments or {})
@@ -349,9 +349,9 @@ def build(
 
 
 def merged(name: str, arguments: Mapping[str, Argument]) -> dict[str, Any]:
-    """The architecture's default arguments with those given laid over them, each of the default's type.
+    """Returns the architecture's default arguments, overridden by `arguments`, each converted to its default's type.
 
-    Text is read as a number where a number is wanted. Raises BadTraining.
+    Text is converted to a number where the default is one. Raises BadTraining.
     """
     defaults = architecture(name).arguments
     for key, value in arguments.items():
@@ -362,7 +362,7 @@ def merged(name: str, arguments: Mapping[str, Argument]) -> dict[str, Any]:
 
 
 def sides(spec: InputSpec | TensorInput) -> tuple[int, ...] | None:
-    """Height and width of an input, or the sides of a tensor without its channels; None where any is free."""
+    """Returns an input's height and width, or a tensor's sides without the channels; None if any side is free."""
     tensor = image_tensor(spec) if isinstance(spec, InputSpec) else spec
     found = tuple(axis.size for axis in tensor.axes if axis.name != "channel" and axis.size is not None)
     return None if tensor.free else found
@@ -371,9 +371,9 @@ def sides(spec: InputSpec | TensorInput) -> tuple[int, ...] | None:
 def input_spec(
     name: str, network: nn.Module, colour: Literal["RGB", "L"], size: tuple[int, int] | None = None
 ) -> InputSpec:
-    """How an image reaches this network; `size` is the height and width where they are not the architecture's own.
+    """Returns the input specification of this network; `size` is (height, width), if not the architecture's own.
 
-    Raises BadTraining for a size where any size goes, and where it takes no images.
+    Raises BadTraining for a size if the network accepts any size, and if its input is not an image.
     """
     own = architecture(name).input
     if not isinstance(own, InputSpec):

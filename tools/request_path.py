@@ -1,4 +1,4 @@
-"""The path of a request through the server, as it is run: which files, in which order, and how long they are."""
+"""Traces the path of a request through the running server: its files, their order and their length."""
 
 import os
 import tempfile
@@ -11,7 +11,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 TRACING = Path(__file__).parent / "tracing"
 _PATIENCE = 60.0  # seconds
-# What every process does all the time, whoever asks.
+# What every process runs continuously, without a request.
 _ALWAYS = ("service/metrics.py Levels", "service/engine/server.py Engine.serve", "service/log.py")
 
 
@@ -22,13 +22,13 @@ class Traced(NamedTuple):
 
     @property
     def files(self) -> list[str]:
-        """Each once, in the order in which they were first met."""
+        """The files without duplicates, in the order of their first call."""
         return list(dict.fromkeys(file for file, _ in self.calls))
 
 
 def traced(folder: Path, ask: Callable[[], object]) -> list[Traced]:
-    """The calls of each process of a server, started with `environment`, while `ask` runs. Processes in which nothing
-    ran are left out."""
+    """Returns the calls of each process of a server, started with `environment`, while `ask` runs. Processes without
+    calls are omitted."""
     (folder / "on").touch()
     _wait_until_none(folder, "*.there")
     ask()
@@ -44,7 +44,7 @@ def traced(folder: Path, ask: Callable[[], object]) -> list[Traced]:
 
 
 def _wait_until_none(folder: Path, pattern: str) -> None:
-    """Until no living process is in a state, of which its file tells."""
+    """Waits until no living process has a file of this pattern, which marks a state."""
     until = time.monotonic() + _PATIENCE
     while any(Path("/proc", file.stem).exists() for file in folder.glob(pattern)):
         if time.monotonic() > until:
@@ -53,22 +53,22 @@ def _wait_until_none(folder: Path, pattern: str) -> None:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """For a server whose calls are to be noted."""
+    """Returns the environment for a server whose calls are traced."""
     paths = [str(TRACING), *([before] if (before := os.environ.get("PYTHONPATH")) else [])]
     return {"PYTHONPATH": os.pathsep.join(paths), "CONVOY_TRACE": str(folder)}
 
 
 def lines(files: Sequence[str]) -> int:
-    """How long they are together."""
+    """Returns the total number of lines."""
     return sum(len((ROOT / file).read_text().splitlines()) for file in files)
 
 
 def returns(calls: Sequence[tuple[str, str]]) -> int:
-    """How often the path comes back to a file that it has left."""
+    """Returns how often the path returns to a file it has left."""
     visits = [file for file, _ in groupby(file for file, _ in calls)]
     return len(visits) - len(set(visits))
 
 
 def workplace() -> "tempfile.TemporaryDirectory[str]":
-    """A folder for what is noted."""
+    """Returns a temporary folder for the trace."""
     return tempfile.TemporaryDirectory(prefix="convoy-trace-")

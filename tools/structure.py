@@ -1,7 +1,7 @@
-"""`make structure`: figures of the source, and the path of a request as it runs.
+"""`make structure`: figures about the source, and the path of a request through the running server.
 
-How many files and lines there are, how large the largest module and class are, how many imports are renamed because two
-things share a name, and which files one JPEG meets on its way through Classify.
+Reports the number of files and lines, the largest module and class, the number of imports that are renamed because two
+classes share a name, and the files that one JPEG passes through in Classify.
 """
 
 import ast
@@ -19,25 +19,25 @@ SMALL = 50  # lines
 
 
 def modules() -> list[Path]:
-    """The Python files of the library, without generated ones and packages' docstrings."""
+    """Returns the library's Python files, without generated ones and `__init__.py`."""
     found = [path for top in ("service", "models") for path in sorted((ROOT / top).rglob("*.py"))]
     return [path for path in found if path.name != "__init__.py" and "pb" not in path.relative_to(ROOT).parts]
 
 
 def length(path: Path) -> int:
-    """Its lines."""
+    """Returns the number of lines."""
     return len(path.read_text().splitlines())
 
 
 def classes(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines and the name of each class in a module."""
+    """Yields the number of lines and the name of each class in a module."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ClassDef):
             yield (node.end_lineno or 0) - node.lineno + 1, f"{path.relative_to(ROOT)} {node.name}"
 
 
 def homonyms(path: Path) -> Iterator[str]:
-    """Names of ours that a module imports under another name, though no module or function: two classes share it."""
+    """Yields our classes that a module imports under another name, because two classes share the name."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("convoy."):
             yield from (
@@ -46,8 +46,8 @@ def homonyms(path: Path) -> Iterator[str]:
 
 
 def of_a_jpeg() -> list[Traced]:
-    """One JPEG through Classify: the calls of the engine and of the front end."""
-    # The small networks and the server in processes of its own are those of the tests.
+    """Classifies one JPEG. Returns the calls of the engine and of the front end."""
+    # The tests provide the small networks and a server in separate processes.
     from convoy.service.client.client import Client  # noqa: PLC0415
     from tests.service import networks  # noqa: PLC0415
     from tests.service.running import Server  # noqa: PLC0415
@@ -63,13 +63,13 @@ def of_a_jpeg() -> list[Traced]:
             Server(repository, environment=request_path.environment(folder)) as server,
             Client(server.grpc) as client,
         ):
-            for _ in range(5):  # what happens once happens before
+            for _ in range(5):  # one-time work happens before the trace
                 client.classify(file.getvalue())
             return request_path.traced(folder, lambda: client.classify(file.getvalue()))
 
 
 def main() -> None:
-    """Print the figures; `--calls` prints each call of the path, too."""
+    """Prints the figures; with `--calls` also each call of the path."""
     paths = modules()
     sizes = sorted((length(path), str(path.relative_to(ROOT))) for path in paths)
     largest = max(entry for path in paths for entry in classes(path))

@@ -1,4 +1,4 @@
-"""Whose weights can be adopted: one row per architecture and library that publishes it."""
+"""The table of published weights: one row per architecture and library."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -18,12 +18,12 @@ from convoy.models.registry import Argument
 
 @dataclass(frozen=True)
 class Published:
-    """How Keras has a network.
+    """A network published by Keras.
 
-    pixels          as the published ImageNet weights expect them
-    order           our layers with weights in the order of Keras' `model.layers`, which is by depth below the output
-                    and then by creation
-    arguments       with which our network is Keras'
+    pixels          the preprocessing of the published ImageNet weights
+    order           our layers with weights in the order of Keras' `model.layers`, which is by distance from the output,
+                    then by creation
+    arguments       arguments that make our network equal to Keras'
     """
 
     pixels: PixelForm
@@ -33,12 +33,12 @@ class Published:
 
 @dataclass(frozen=True)
 class PublishedState:
-    """How torchvision has a network.
+    """A network published by torchvision.
 
-    rename          its names of tensors to ours
+    rename          maps its tensor names to ours
     head            its name of the last layer
-    arguments       with which our network is torchvision's
-    pixels          as the published ImageNet weights expect them
+    arguments       arguments that make our network equal to torchvision's
+    pixels          the preprocessing of the published ImageNet weights
     """
 
     rename: Rename
@@ -55,7 +55,7 @@ def _vgg(network: nn.Module) -> list[Entry]:
 
 
 def _resnet(network: nn.Module) -> list[Entry]:
-    """A shortcut's convolution is as far above the output as the last one beside it, and made before it."""
+    """A shortcut's convolution has the same depth as the last one beside it, and is created before it."""
     assert isinstance(network, ResNet)
     modules: list[nn.Module] = [network.stem]
     for block in network.modules():
@@ -81,7 +81,7 @@ KERAS: dict[str, Published] = {
 
 
 def renamed(*rules: tuple[str, str]) -> Rename:
-    """The first of these regular expressions that matches the beginning of a name is replaced; other names stay."""
+    """Replaces the first of these regular expressions that matches the start of a name; other names are unchanged."""
     compiled = [(re.compile(pattern), replacement) for pattern, replacement in rules]
 
     def rename(name: str, network: nn.Module) -> str:
@@ -94,7 +94,7 @@ def renamed(*rules: tuple[str, str]) -> Rename:
 
 
 def _flat_stacks(name: str, network: nn.Module) -> str:
-    """torchvision's features of VGG are one chain, ours are a chain of stacks."""
+    """torchvision's VGG features are one chain; ours are a chain of stacks."""
     assert isinstance(network, VGG)
     places = [f"features.{place}" for place, _ in network.features.named_modules() if "." in place]
     match = re.match(r"features\.(\d+)", name)
@@ -102,7 +102,7 @@ def _flat_stacks(name: str, network: nn.Module) -> str:
 
 
 def _inception_v3(name: str, network: nn.Module) -> str | None:
-    """torchvision has a name for every convolution where ours are numbered, in the same order."""
+    """torchvision names every convolution; ours are numbered, in the same order."""
     if name.startswith("AuxLogits."):
         return None
     ours = [place for place, module in network.named_modules() if isinstance(module, ConvNorm2d)]
@@ -159,7 +159,7 @@ _PYRAMID = renamed(
 )
 _DENSENET = renamed(
     (r"features\.(conv|norm)0\.", r"stem.\1."),
-    # The published files are from when a layer's parts were called norm.1, conv.1, ..
+    # The published files date from when a layer's parts were called norm.1, conv.1, ..
     (r"features\.denseblock(\d+)\.denselayer(\d+)\.(norm|conv)\.?([12])\.", r"body.block\1.layer\2.\3\4."),
     (r"features\.transition(\d)\.", r"body.transition\1."),
     (r"features\.norm5\.", "norm."),
@@ -167,7 +167,7 @@ _DENSENET = renamed(
 
 
 def _deeplab_v3(name: str, network: nn.Module) -> str | None:
-    """A ResNet under `backbone`, the pyramid under `classifier`, and a head for training only."""
+    """A ResNet under `backbone`, the pyramid under `classifier`, and a head that is for training only."""
     if name.startswith("aux_classifier."):
         return None
     body = name.removeprefix("backbone.")
@@ -188,6 +188,6 @@ TORCHVISION: dict[str, PublishedState] = {
     "deeplab_v3": PublishedState(
         _deeplab_v3, head="classifier.4", arguments={"form": "torchvision", "output_stride": 8}
     ),
-    # Its network turns the pixels it is given, imagenet's, into -1..1 itself.
+    # torchvision's network converts pixels from imagenet preprocessing to -1..1 itself.
     "inception_v3": PublishedState(_inception_v3, head="fc", arguments={"form": "torchvision"}, pixels="symmetric"),
 }

@@ -1,4 +1,4 @@
-"""Keras' order of layers in a network whose branches run side by side."""
+"""Keras' layer order for a network with parallel branches."""
 
 from torch import nn
 
@@ -7,17 +7,17 @@ from convoy.models.pretrained.keras import Entry, registration_order
 
 
 def by_depth(network: nn.Module) -> list[Entry]:
-    """The layers with weights, the one farthest above the output first.
+    """Returns the layers with weights, the farthest from the output first.
 
-    Keras sorts `model.layers` by the number of layers up to the output along the longest way, so branches are aligned
-    at their ends. Of those equally far up, the first branch's comes first, which is the order of registration here.
+    Keras sorts `model.layers` by the length of the longest path to the output, so branches are aligned at their ends.
+    At equal distance, the earlier branch comes first, as in registration order here.
     """
     found, _ = _above(network, 0)
     return [entry for _, entry in sorted(found, key=lambda pair: -pair[0])]
 
 
 def _above(module: nn.Module, depth: int) -> tuple[list[tuple[int, Entry]], int]:
-    """The layers inside, each with its depth, and the depth of whatever answers to the module."""
+    """Returns the layers inside, each with its depth, and the depth of the layer before the module."""
     if isinstance(module, Branches):
         ends = [_above(branch, depth + 1) for branch in module]
         return [pair for found, _ in ends for pair in found], max(above for _, above in ends)

@@ -1,4 +1,4 @@
-"""A run as reports read it: the note, the rows of its epochs, the checkpoint to go on with."""
+"""Runs as reports read them: note, history and chosen checkpoint."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from convoy.models.training.run import Note, RunFolder
 
 @dataclass(frozen=True)
 class Run:
-    """`rows` are by epoch, none of a run of an earlier version."""
+    """`rows` are by epoch; none for a run of an earlier version."""
 
     root: Path
     note: Note
@@ -26,13 +26,13 @@ class Run:
         return self.root / self.note.checkpoint
 
     def told(self) -> dict[str, str]:
-        """All that it was told, by name, without the folders above its data."""
+        """Returns all settings by name, without the folders above the data."""
         settings = msgspec.to_builtins(self.note.settings)
         return _flat({**settings, "data": shown(settings["data"])})
 
 
 def read(root: Path) -> Run:
-    """The run in a folder. Raises BadRun."""
+    """Reads the run in a folder. Raises BadRun."""
     note = RunFolder(root).read()
     if note is None:
         raise BadRun(f"{root} is not the folder of a run of this version, want one that `convoy train` wrote")

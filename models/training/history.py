@@ -1,4 +1,4 @@
-"""`metrics.csv` of a run: one row an epoch, with its learning rate and every loss and score, without gaps."""
+"""`metrics.csv` of a run: one row per epoch, with its learning rate and every loss and score, without gaps."""
 
 import csv
 import io
@@ -14,14 +14,14 @@ from convoy.models import whole_file
 from convoy.models.errors import BadRun
 
 FILE = "metrics.csv"
-OF_STEPS = ("loss", "learning_rate")  # of the last step, where the epoch's are wanted
+OF_STEPS = ("loss", "learning_rate")  # values of the last step, which differ from the epoch's
 
 Row = dict[str, float]
 
 
 class History(Callback):
-    """Writes the table anew after each epoch, so that a run that was killed has it up to there. A resumed run keeps the
-    rows of the epochs that its checkpoint has behind it."""
+    """Rewrites the table after each epoch, so that a killed run has it up to there. A resumed run keeps the rows of the
+    epochs before its checkpoint."""
 
     def __init__(self, root: Path) -> None:
         self.path = root / FILE
@@ -57,7 +57,7 @@ class History(Callback):
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a run, by epoch; none where there is no such table. Raises BadRun where it is broken."""
+    """Reads the rows of a run, by epoch; none if there is no table. Raises BadRun if it is damaged."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:

@@ -1,7 +1,7 @@
-"""Found by Python on PYTHONPATH, in every process of a server: writes down which functions of ours run.
+"""Traces the functions of Convoy that run. Python imports this from PYTHONPATH in every process of a server.
 
-CONVOY_TRACE names a folder. While a file `on` is there, each call of a function in `service/` is noted, in order, as
-`file function` in a file of the process.
+CONVOY_TRACE names a folder. While it contains a file `on`, each call of a function in `service/` is recorded, in order,
+as `file function` in one file per process.
 """
 
 import os
