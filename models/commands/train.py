@@ -4,7 +4,7 @@ import shlex
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 import typer
@@ -21,10 +21,9 @@ from convoy.models.commands.options import (
     parse_size,
     with_masks,
 )
-from convoy.models.data.augmentation import Augmentation, Flip
 from convoy.models.data.registry import DATA, moved, resolve, shown
 from convoy.models.errors import BadTraining, TrainingStopped
-from convoy.models.recipe import ClassWeights, Loss, Precision, Recipe, Schedule
+from convoy.models.recipe import Augmentation, ClassWeights, Flip, Loss, Optimizer, Precision, Recipe, Schedule
 from convoy.models.registry import ARCHITECTURES
 from convoy.models.report.write import PAGE, write_at_end
 from convoy.models.training.config import read as read_config
@@ -93,7 +92,7 @@ def train(
         bool, typer.Option("--find-lr", help="Only try which learning rate is right: writes lr.png and lr.csv.")
     ] = False,
     epochs: Annotated[int | None, _steps(metavar="N", min=1, help="How often to go through the data.")] = None,
-    optimizer: Annotated[Literal["sgd", "adamw"] | None, _steps(help="What updates the weights.")] = None,
+    optimizer: Annotated[Optimizer | None, _steps(help="What updates the weights.")] = None,
     learning_rate: Annotated[
         float | None, _steps("--lr", metavar="X", min=0, help="The highest learning rate.")
     ] = None,

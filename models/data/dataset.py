@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from convoy.service.metadata import Task, TensorInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SplitName = Literal["train", "validation", "test"]
 Sample = NDArray[Any]  # uint8 or float32
@@ -47,7 +49,7 @@ class DataSet:
     std: list[float]
     split: Callable[[SplitName], Split]
     # Changes a training batch, (N, C, H, W) float32 normalised, drawing from torch's global generator.
-    augment: Callable[[Tensor], Tensor] | None = None
+    augment: "Callable[[Tensor], Tensor] | None" = None
     tensor: TensorInput | None = None
 
     @property

@@ -4,21 +4,32 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from convoy.models import late
 from convoy.models.data.bad_files import Report, refuse, tell
-from convoy.models.data.builtin import aerial, clips, digits, permuted, scenes, waveforms
 from convoy.models.data.dataset import DataSet, Split, SplitName
 from convoy.models.data.formats import sources, table
 from convoy.models.data.formats.masks import Coding, of_source, source
 from convoy.models.errors import BadTraining
 from convoy.service.metadata import Task
 
+
+def _built_in(module: str) -> Callable[[], DataSet]:
+    """A data set of a module in `builtin`, which is imported, and scikit-learn with it, when the data are asked for."""
+
+    def load() -> DataSet:
+        found: DataSet = late.named(f"data.builtin.{module}:load")()
+        return found
+
+    return load
+
+
 DATA: dict[str, Callable[[], DataSet]] = {
-    "digits": digits.load,
-    "digit-scenes": scenes.load,
-    "aerial": aerial.load,
-    "gait": waveforms.load,
-    "motions": clips.load,
-    "permuted-digits": permuted.load,
+    "digits": _built_in("digits"),
+    "digit-scenes": _built_in("scenes"),
+    "aerial": _built_in("aerial"),
+    "gait": _built_in("waveforms"),
+    "motions": _built_in("clips"),
+    "permuted-digits": _built_in("permuted"),
 }
 
 

@@ -1,8 +1,9 @@
 """What published weights expect of pixels: the few ways there are."""
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from convoy.models.graph import ChannelOrder
+if TYPE_CHECKING:
+    from convoy.models.graph import ChannelOrder
 
 PixelForm = Literal["plain", "imagenet", "caffe", "symmetric"]
 
@@ -12,7 +13,7 @@ class Preprocessing(NamedTuple):
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    order: ChannelOrder = "RGB"
+    order: "ChannelOrder" = "RGB"
 
 
 PREPROCESSING: dict[PixelForm, Preprocessing] = {

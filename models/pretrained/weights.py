@@ -96,10 +96,10 @@ def _row(architecture: str, library: str) -> Published | PublishedState:
 def _from_keras(path: Path, row: Published, build: Callable[[int], nn.Module]) -> tuple[nn.Module, int]:
     layers = keras_file.read(path)
     with torch.device("meta"):
-        entries = row.order(build(1))
+        entries = row.entries(build(1))
     classes = keras.classes(layers, entries)
     network = build(classes)
-    keras.copy(layers, network, row.order(network))
+    keras.copy(layers, network, row.entries(network))
     return network, classes
 
 
@@ -107,7 +107,7 @@ def _from_torchvision(path: Path, row: PublishedState, build: Callable[[int], nn
     state = torchvision.read(path)
     classes = torchvision.classes(state, row.head)
     network = build(classes)
-    torchvision.copy(state, network, row.rename)
+    torchvision.copy(state, network, row.renaming())
     return network, classes
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import inspect
 import subprocess
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -146,8 +145,7 @@ def default_settings(architecture: str, data: str) -> Settings:
 
 def source_digest(architecture: str) -> str:
     """SHA-256 of the source that decides what a run of this architecture gives."""
-    build = registry.architecture(architecture).build
-    own = Path(inspect.getfile(build.func if isinstance(build, partial) else build))
+    own = Path(inspect.getfile(registry.architecture(architecture).network_class()))
     files = [own, *sorted(path for pattern in SOURCES for path in PACKAGE.glob(pattern))]
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
 

@@ -1,13 +1,32 @@
-"""Keras' order of layers in a network whose branches run side by side."""
+"""Our layers with weights in Keras' order, of networks in which that is not the order of registration."""
 
 from torch import nn
 
 from convoy.models.blocks import Branches
-from convoy.models.pretrained.keras import Entry, registration_order
+from convoy.models.classification.resnet import Bottleneck, ResNet
+from convoy.models.classification.vgg import VGG
+from convoy.models.pretrained.keras import Entry, Flattened, registration_order
+
+
+def vgg(network: nn.Module) -> list[Entry]:
+    assert isinstance(network, VGG)
+    first, *rest = registration_order(network.classifier)
+    assert isinstance(first, nn.Linear)
+    return [*registration_order(network.features), Flattened(first, network.grid), *rest]
+
+
+def resnet(network: nn.Module) -> list[Entry]:
+    """A shortcut's convolution is as far above the output as the last one beside it, and made before it."""
+    assert isinstance(network, ResNet)
+    modules: list[nn.Module] = [network.stem]
+    for block in network.modules():
+        if isinstance(block, Bottleneck):
+            modules += [block.step1, block.step2, block.shortcut, block.step3]
+    return [entry for module in (*modules, network.classifier) for entry in registration_order(module)]
 
 
 def by_depth(network: nn.Module) -> list[Entry]:
-    """The layers with weights, the one farthest above the output first.
+    """Of a network whose branches run side by side: the one farthest above the output first.
 
     Keras sorts `model.layers` by the number of layers up to the output along the longest way, so branches are aligned
     at their ends. Of those equally far up, the first branch's comes first, which is the order of registration here.
