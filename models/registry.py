@@ -380,12 +380,18 @@ def input_spec(
     own = architecture(name).input
     if not isinstance(own, InputSpec):
         raise BadTraining(f"{name} takes no images but tensors")
+    check_size(name, size)
     spec = msgspec.structs.replace(own, colour=colour)
     if spec.fit == "pad":
-        if size is not None:
-            raise BadTraining(f"size {size[0]}x{size[1]}: {name} takes images of any size")
         return msgspec.structs.replace(spec, multiple=getattr(network, "multiple", 1))
     return spec if size is None else msgspec.structs.replace(spec, height=size[0], width=size[1])
+
+
+def check_size(name: str, size: tuple[int, int] | None) -> None:
+    """Raises BadTraining for a size where any size goes."""
+    own = architecture(name).input
+    if size is not None and isinstance(own, InputSpec) and own.fit == "pad":
+        raise BadTraining(f"size {size[0]}x{size[1]}: {name} takes images of any size")
 
 
 def _as(key: str, value: Argument, kind: type[Any]) -> Argument:

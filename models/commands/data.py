@@ -12,13 +12,11 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from convoy.models.analysis.operators import by
-from convoy.models.commands.options import MaskColours, MaskValues, with_masks
+from convoy.models.commands.options import MaskColours, MaskValues, check_picture, with_masks
 from convoy.models.data.check import Copies, Sizes, Summary
 from convoy.models.data.check import check as look_into
 from convoy.models.data.formats.listing import SPLITS
 from convoy.models.data.registry import DATA, resolve, shown
-from convoy.models.data.samples import save_samples
-from convoy.service.errors import BadConfig
 
 data = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -46,14 +44,15 @@ def check(
 
     The exit code is 1 where a file cannot be trained with or a picture is in several splits, else 0.
     """
-    if sheet is not None and not sheet.parent.is_dir():  # told now, not after minutes of reading
-        raise BadConfig(f"cannot write {str(sheet)!r}: there is no folder {str(sheet.parent)!r}")
+    check_picture(sheet)
     found, summary = look_into(resolve(with_masks(source, mask_values, mask_colours)))
     if json:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(summary), indent=2).decode() + "\n")
     else:
         _print(summary)
     if sheet is not None:
+        from convoy.models.data.samples import save_samples
+
         count = save_samples(found, sheet)
         total = summary.splits["train"].count
         print(f"sheet     {count} of {total} training pictures: {sheet}", file=sys.stderr if json else sys.stdout)

@@ -7,9 +7,11 @@ from typing import Annotated
 import typer
 
 from convoy.models.data.formats.masks import parse, source
+from convoy.models.data.registry import resolve
 from convoy.models.errors import BadTraining
 from convoy.models.onnx_import.palette import read_colours
 from convoy.models.training.run import RunFolder
+from convoy.service.errors import BadConfig
 
 MAX_SIDE = 65_535
 
@@ -38,6 +40,25 @@ def checkpoint_of(path: Path | None) -> Path | None:
 def last_of(path: Path | None) -> Path | None:
     """Of the folder of a run the checkpoint behind its last step; other paths as they are."""
     return RunFolder(path).last if path is not None and path.is_dir() else path
+
+
+def check_there(*paths: Path | None) -> None:
+    """Raises OSError, which names the file, where one is not there."""
+    for path in paths:
+        if path is not None:
+            path.stat()
+
+
+def check_picture(path: Path | None) -> None:
+    """Raises BadConfig where a picture could not be written: now, not after minutes."""
+    if path is not None and not path.parent.is_dir():
+        raise BadConfig(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}")
+
+
+def check_data(data: str | None) -> None:
+    """Raises BadTraining where there are no such data."""
+    if data:
+        resolve(data)
 
 
 def assignments(texts: list[str]) -> dict[str, str]:

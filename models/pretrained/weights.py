@@ -8,7 +8,7 @@ import h5py
 import torch
 from torch import nn
 
-from convoy.models import registry
+from convoy.models import paths, registry
 from convoy.models.checkpoint import Description
 from convoy.models.errors import BadWeights
 from convoy.models.pretrained import keras, keras_file, torchvision
@@ -46,8 +46,7 @@ def adopt(
     have.
     """
     task = registry.architecture(architecture).task
-    if not path.is_file():
-        raise BadWeights(f"there is no file {path}, want weights that Keras or torchvision saved")
+    paths.check_weights(path)
     library = "Keras" if h5py.is_hdf5(path) else "torchvision"
     row = _row(architecture, library)
     given = registry.merged(architecture, {**row.arguments, **(arguments or {})})

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from convoy.models import registry, whole_file
-from convoy.models.errors import BadRun
+from convoy.models.errors import BadRun, BadTraining
 from convoy.models.recipe import Recipe
 from convoy.models.registry import Argument
 
@@ -64,6 +64,9 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     workers: int | None = None
     save_seconds: float = 60.0
     strict: bool = False
+
+
+ONE = Machine()
 
 
 class Note(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,6 +144,13 @@ def default_settings(architecture: str, data: str) -> Settings:
     return Settings(
         architecture=architecture, arguments=dict(row.arguments), data=data, recipe=row.recipe, seed=DEFAULT_SEED
     )
+
+
+def check_whole(settings: Settings) -> None:
+    """Raises BadTraining where squares cannot be cut out of what the architecture takes."""
+    row = registry.architecture(settings.architecture)
+    if settings.recipe.crop is not None and (row.task != "segmentation" or registry.sides(row.input)):
+        raise BadTraining(f"crop {settings.recipe.crop}: {settings.architecture} takes whole images")
 
 
 def source_digest(architecture: str) -> str:
