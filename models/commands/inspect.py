@@ -8,10 +8,8 @@ from rich.console import Console
 from rich.measure import Measurement
 
 from convoy.models import paths, registry
-from convoy.models.analysis.operators import by
 from convoy.models.commands.options import assignments, parse_size
 from convoy.models.errors import BadTraining
-from convoy.models.visualize import layers
 
 
 def inspect(
@@ -48,7 +46,9 @@ def inspect(
     else:
         registry.merged(subject, given)
 
+    from convoy.models.analysis.operators import by
     from convoy.models.analysis.summary import inspect_architecture, inspect_file
+    from convoy.models.visualize import layers
 
     if _is_file(subject):
         whole = inspect_file(Path(subject), sides)

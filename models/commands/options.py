@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 
-from convoy.models.data.formats.masks import parse, source
+from convoy.models.data.formats.coding import parse, source
 from convoy.models.data.registry import resolve
 from convoy.models.errors import BadTraining
-from convoy.models.onnx_import.palette import read_colours
 from convoy.models.training.run import RunFolder
 from convoy.service.errors import BadConfig
 
@@ -85,7 +84,12 @@ def with_masks(data: str, values: str | None, colours: str | None) -> str:
 
 def _colours(part: str) -> list[str]:
     file = Path(part)
-    return [bytes(colour).hex() for colour in read_colours(file)] if part and file.is_file() else [part]
+    if not (part and file.is_file()):
+        return [part]
+
+    from convoy.models.onnx_import.palette import read_colours
+
+    return [bytes(colour).hex() for colour in read_colours(file)]
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from convoy.models.data import picture
 from convoy.models.export import publish
 
 
@@ -19,6 +18,8 @@ def template(
     """Make a model that finds a picture inside others, whatever their brightness and contrast. Transparent parts of it
     count as white, as they do in the images that are searched."""
     publish.check_name(name)
+    from convoy.models.data import picture
+
     picture.header(crop)
 
     from convoy.models.template import publish_template
