@@ -35,7 +35,7 @@ from convoy.models.training.run import (
     RunFolder,
     Settings,
     Transfer,
-    check_whole,
+    check_crop,
     default_settings,
 )
 
@@ -247,7 +247,7 @@ def train(
     )
     if gamma is not None and settings.recipe.loss != "focal":
         raise BadTraining(f"--gamma {gamma:g} goes with --loss focal, the loss is {settings.recipe.loss}")
-    check_whole(settings)
+    check_crop(settings)
     if source is not None:
         settings = _like_its_weights(settings, source, given, sides)
     if preview is not None:

@@ -146,7 +146,7 @@ def default_settings(architecture: str, data: str) -> Settings:
     )
 
 
-def check_whole(settings: Settings) -> None:
+def check_crop(settings: Settings) -> None:
     """Raises BadTraining where squares cannot be cut out of what the architecture takes."""
     row = registry.architecture(settings.architecture)
     if settings.recipe.crop is not None and (row.task != "segmentation" or registry.sides(row.input)):

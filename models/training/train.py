@@ -32,7 +32,7 @@ from convoy.models.training.history import History
 from convoy.models.training.logs import EVERY_STEPS, loggers
 from convoy.models.training.module import Training, ignored
 from convoy.models.training.progress import Bar, EpochLines, Pace
-from convoy.models.training.run import ONE, Machine, Note, RunFolder, Settings, check_whole, commit, source_digest
+from convoy.models.training.run import ONE, Machine, Note, RunFolder, Settings, check_crop, commit, source_digest
 from convoy.service.machine import cores
 from convoy.service.metadata import InputSpec, Task, TensorInput
 
@@ -171,7 +171,7 @@ def describe(settings: Settings, data: DataSet) -> tuple[Description, nn.Module]
     if row.task != data.task:
         raise BadTraining(f"{settings.architecture} is for {row.task}, {data.name} is data for {data.task}")
     _check_kind(settings, row.input, data)
-    check_whole(settings)
+    check_crop(settings)
     check(settings.recipe.augmentation, data, settings.recipe.loss)
     if settings.size is not None:
         # Now, and in words: the first step would end with torch's.
