@@ -7,7 +7,7 @@ import msgspec
 import torch
 from torch import nn
 
-from convoy.models import registry
+from convoy.models import paths, registry
 from convoy.models.data.dataset import Split, SplitName
 from convoy.models.data.registry import split_of
 from convoy.models.errors import BadCheckpoint, BadTraining
@@ -122,9 +122,8 @@ def steps(path: Path) -> int:
 
 
 def content(path: Path) -> dict[str, Any]:
-    """Returns the full contents of a checkpoint, on the CPU. Raises BadCheckpoint."""
-    if not path.is_file():
-        raise BadCheckpoint(f"there is no checkpoint {path}, want a .ckpt file that `convoy train` wrote")
+    """All that is in a checkpoint, on the CPU. Raises BadCheckpoint."""
+    paths.check_checkpoint(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises many types for a file that is not a checkpoint

@@ -12,8 +12,9 @@ from typing import Literal, NamedTuple, NoReturn, cast, get_args
 from convoy.models.errors import BadTraining
 
 Kind = Literal["INPUT", "CONV", "RELU", "POOL", "FC"]
-MAX_LAYERS = 256  # after expansion; a longer pattern is a typing error
-MAX_DEPTH = 16  # levels of brackets
+DEFAULT = "INPUT -> [[CONV -> RELU]*2 -> POOL]*3 -> [FC -> RELU]*2 -> FC"
+MAX_LAYERS = 256  # written out; more is a slip of the keyboard
+MAX_DEPTH = 16  # of brackets
 
 
 class Layer(NamedTuple):

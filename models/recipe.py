@@ -5,13 +5,41 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from convoy.models.data.augmentation import Augmentation
-
 Optimizer = Literal["sgd", "adamw"]
 Precision = Literal["32", "16-mixed", "bf16-mixed"]
 Loss = Literal["cross-entropy", "focal", "dice", "cross-entropy+dice"]
 ClassWeights = Literal["none", "balanced"]
 Schedule = Literal["cosine", "one-cycle", "steps", "constant"]
+Flip = Literal["none", "horizontal", "vertical", "both"]
+Factor = Annotated[float, Meta(ge=0.1, le=10)]
+
+
+class Augmentation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What training images may go through; the defaults leave them as they are.
+
+    flip             half of the images to each side that is named
+    random_crop      least share of the area of a window of the image's proportions that takes the image's place
+    scale            least and largest factor by which what is in the image is enlarged, about its middle
+    rotate           degrees, at most, either way
+    colour           share, at most, by which brightness, contrast and saturation each change, either way
+    erase            share of the images in which a rectangle becomes noise (Zhong et al. 2017, arXiv 1708.04896)
+    mixup            alpha of the Beta distribution by which two images are blended (Zhang et al., arXiv 1710.09412)
+    label_smoothing  share of the target that all classes have alike (Szegedy et al. 2015, arXiv 1512.00567, section 7)
+    """
+
+    flip: Flip = "none"
+    random_crop: Annotated[float, Meta(ge=0.01, le=1)] = 1.0
+    scale: tuple[Factor, Factor] = (1.0, 1.0)
+    rotate: Annotated[float, Meta(ge=0, le=180)] = 0.0
+    colour: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    erase: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    mixup: Annotated[float, Meta(ge=0, le=10)] = 0.0
+    label_smoothing: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+
+    @property
+    def changes_images(self) -> bool:
+        """Whether any image is changed for itself, which `mixup` and `label_smoothing` do not do."""
+        return msgspec.structs.replace(self, mixup=0.0, label_smoothing=0.0) != Augmentation()
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -143,38 +143,30 @@ def _call(name: str, arguments: Sequence[str]) -> int:
 
     from convoy.service.commands.sections import Sections  # noqa: PLC0415
 
-    found = _found(name)
-    # Plain help: with markup a word in brackets, such as convoy[train], would vanish from it.
-    app = found if isinstance(found, typer.Typer) else typer.Typer(add_completion=False, rich_markup_mode=None)
-    if app is not found:
-        app.command(name, cls=Sections)(found)
-    result = typer.main.get_command(app).main(list(arguments), prog_name=f"convoy {name}", standalone_mode=False)
+    module = COMMANDS[name].module
+    try:
+        found: Callable[..., None] | Typer = getattr(importlib.import_module(module), name.replace("-", "_"))
+        # Plain help: with markup a word in brackets, such as convoy[train], would vanish from it.
+        app = found if isinstance(found, typer.Typer) else typer.Typer(add_completion=False, rich_markup_mode=None)
+        if app is not found:
+            app.command(name, cls=Sections)(found)
+        result = typer.main.get_command(app).main(list(arguments), prog_name=f"convoy {name}", standalone_mode=False)
+    except ModuleNotFoundError as error:  # of the command's module, or of what it imports once its options are checked
+        raise _missing(module, error) from None
     return result if isinstance(result, int) else 0
 
 
-def _check_server() -> None:
-    """Raises ConvoyError where the client alone is installed."""
-    if any(importlib.util.find_spec(name) is None for name in _SERVER):
-        raise ConvoyError(_NO_SERVER)
-
-
-def _found(name: str) -> "Callable[..., None] | Typer":
-    path = COMMANDS[name].module
-    try:
-        module = importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in _SERVER:
-            raise ConvoyError(_NO_SERVER) from None
-        # What the load generator counts with, and the serving image goes without.
-        if (error.name or "").partition(".")[0] == "hdrh":
-            raise ConvoyError("needs the packages of the load generator: install convoy[bench]") from None
-        # Where the serving packages are alone, `convoy.models` or what it imports is missing; a missing file of ours is
-        # a bug.
-        if not path.startswith("convoy.models.") or (error.name or "").startswith(("convoy.models.", "convoy.service")):
-            raise
-        raise ConvoyError("needs the training packages: install convoy[train]") from None
-    found: Callable[..., None] | Typer = getattr(module, name.replace("-", "_"))
-    return found
+def _missing(module: str, error: ModuleNotFoundError) -> Exception:
+    """What to say of a package that a command does not find; the error itself where that is a bug."""
+    package = error.name or ""
+    # What the load generator counts with, and the serving image goes without.
+    if package.partition(".")[0] == "hdrh":
+        return ConvoyError("needs the packages of the load generator: install convoy[bench]")
+    # Where the serving packages are alone, `convoy.models` or what it imports is missing; a missing file of ours is
+    # a bug.
+    if not module.startswith("convoy.models.") or package.startswith(("convoy.models.", "convoy.service")):
+        return error
+    return ConvoyError("needs the training packages: install convoy[train]")
 
 
 def _overview() -> str:

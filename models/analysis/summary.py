@@ -7,17 +7,16 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from convoy.models import checkpoint, registry
+from convoy.models import checkpoint, paths, registry
 from convoy.models.analysis import onnx_reader, torch_reader
 from convoy.models.analysis.operation import FREE_SIDE, Graph
 from convoy.models.analysis.operators import by
 from convoy.models.analysis.rows import Anatomy, anatomy
-from convoy.models.errors import BadNetworkFile, BadTraining, ImpossibleLayer, NothingLeft
-from convoy.models.registry import ARCHITECTURES, Architecture, Argument
+from convoy.models.errors import BadTraining, ImpossibleLayer, NothingLeft
+from convoy.models.registry import Architecture, Argument
 from convoy.service.metadata import InputSpec, TensorInput
 
 Size = tuple[int, ...]
-SUFFIXES = (".ckpt", ".onnx")
 
 
 class Totals(NamedTuple):
@@ -72,9 +71,8 @@ def inspect_architecture(
 
 
 def inspect_file(path: Path, size: Size | None = None) -> Anatomy:
-    """Analyses a checkpoint or an ONNX file, by its suffix. Raises BadNetworkFile, BadCheckpoint, ImpossibleLayer."""
-    if path.suffix not in SUFFIXES:
-        raise BadNetworkFile(f"{path} is neither a checkpoint (.ckpt) nor an ONNX file (.onnx)")
+    """A checkpoint or an ONNX file, by its suffix. Raises BadNetworkFile, BadCheckpoint, ImpossibleLayer."""
+    paths.check_network(path)
     if path.suffix == ".onnx":
         try:
             return anatomy(onnx_reader.read(path, size))
@@ -94,11 +92,6 @@ def sides_of(name: str, spec: InputSpec | TensorInput, size: Size | None) -> Siz
     if size is not None and len(size) != len(own):
         raise BadTraining(f"size {by(size)}: {name} takes an input of {len(own)} sides")
     return size or tuple(side or FREE_SIDE for side in own)
-
-
-def is_file(subject: str) -> bool:
-    """Returns whether the user means a file, existing or not, rather than an architecture."""
-    return subject not in ARCHITECTURES and (Path(subject).suffix in SUFFIXES or Path(subject).exists())
 
 
 def _graph(name: str, network: nn.Module, channels: int, sides: tuple[int, ...]) -> Graph:

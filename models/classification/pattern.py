@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from convoy.models.errors import BadTraining
-from convoy.models.grammar import Layer, parse, refuse
+from convoy.models.grammar import DEFAULT, Layer, parse, refuse
 
-DEFAULT = "INPUT -> [[CONV -> RELU]*2 -> POOL]*3 -> [FC -> RELU]*2 -> FC"
 MAX_WIDTH = 65_536
 
 

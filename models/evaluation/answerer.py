@@ -9,7 +9,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from convoy.models import checkpoint, runtime
+from convoy.models import checkpoint, paths, runtime
 from convoy.models.checkpoint import Description
 from convoy.models.data.dataset import Split, SplitName
 from convoy.models.data.registry import DATA, moved, resolve, split_of
@@ -123,8 +123,7 @@ def of_file(path: Path, data: str | None = None) -> Answerer:
 
 
 def _session(path: Path) -> Session:
-    if not path.is_file():
-        raise BadNetworkFile(f"there is no file {path}, want one that `convoy export` wrote")
+    paths.check_exported(path)
     try:
         return runtime.session(path, runtime.providers())
     except Exception as error:  # onnxruntime raises a different class for each kind of damage

@@ -22,7 +22,7 @@ from convoy.models.data.registry import moved, shown
 from convoy.models.errors import VariantRefused
 from convoy.models.evaluation.evaluate import evaluate
 from convoy.models.export import parity, publish, variants
-from convoy.models.export.variants import Plan
+from convoy.models.export.plan import DEFAULT, Plan
 from convoy.models.graph import served
 from convoy.service import metadata
 from convoy.service.metadata import AxisName, Document, Parity, Precision, Provenance, Variant
@@ -32,9 +32,8 @@ from convoy.service.repository import MODEL_FILE
 OPSET = 18
 # Names of the free axes in the graph.
 DIMENSIONS: dict[AxisName, str] = {"channel": "C", "time": "T", "depth": "D", "height": "H", "width": "W"}
-EXAMPLE_SIDE = 160  # pixels of the image that traces a network for any size: five times the largest stride
-SOURCE_KEY = "convoy.checkpoint"  # SHA-256 of the checkpoint that a file was exported from
-DEFAULT = Plan()
+EXAMPLE_SIDE = 160  # pixels, of the image a network of any size is traced with: five times the largest stride
+SOURCE_KEY = "convoy.checkpoint"  # SHA-256 of the checkpoint a file was exported from
 OUTPUTS = {
     "classification": (metadata.PROBABILITIES,),
     "segmentation": (metadata.MASK, metadata.CONFIDENCE),

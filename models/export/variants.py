@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 import onnx
 
@@ -18,17 +17,10 @@ from convoy.models.export.calibration import Inputs
 from convoy.models.export.comparison import Quality
 from convoy.models.export.fp16 import halved
 from convoy.models.export.int8 import quantised
-from convoy.service.metadata import Calibration, Precision, Variant
+from convoy.models.export.plan import Plan
+from convoy.service.metadata import Precision, Variant
 
 HALF_IMAGES = 32  # images that determine which values are too large for half precision
-
-
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """Options of a variant. `max_drop` is the accepted loss in the leading score, top1 or mean_iou."""
-
-    max_drop: float = 0.01
-    calibration: Calibration = "percentile"
-    calibration_images: int = 128
 
 
 class Outcome(NamedTuple):

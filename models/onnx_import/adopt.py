@@ -11,42 +11,22 @@ from onnx import TensorProto, helper
 from convoy.models.errors import BadNetworkFile
 from convoy.models.export import publish
 from convoy.models.onnx_import import check, several
-from convoy.models.onnx_import.answer import Answer, Tail, seen
+from convoy.models.onnx_import.answer import Answer, seen
 from convoy.models.onnx_import.batch import freed
 from convoy.models.onnx_import.front import Front
-from convoy.models.onnx_import.look import CHANNELS, Found, Layout, Task, Tensor
-from convoy.models.onnx_import.original import Original, Size, noise, session, words
+from convoy.models.onnx_import.look import CHANNELS, Found, Tensor
+from convoy.models.onnx_import.original import Original, noise, session, words
 from convoy.models.onnx_import.palette import read_palette
+from convoy.models.onnx_import.wanted import Layout, Size, Wanted
 from convoy.models.onnx_import.wrap import wrapped
 from convoy.models.pretrained.weights import read_labels
 from convoy.models.runtime import Session
 from convoy.service import metadata
-from convoy.service.metadata import Document, Fit, InputSpec, Provenance
+from convoy.service.metadata import Document, InputSpec, Provenance
 
 TRIAL_SIDE = 224  # pixels of the first test image, for a network of any size
 MOST_PIXELS = 50_000_000  # in a test image: the server's default limit
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128)  # candidates for the multiple that a network requires of an image's sides
-
-Colour = Literal["RGB", "BGR", "L"]
-
-
-class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """The user's specification of what the file does not contain. `mean` and `std` are per channel, or one for all, for
-    pixels times `scale`; `size` is (height, width)."""
-
-    task: Task | None = None
-    labels: Path | None = None
-    palette: Path | None = None
-    colour: Colour | None = None
-    layout: Layout | None = None
-    size: Size | None = None
-    fit: Fit | None = None
-    output: str | None = None
-    uint8_front: bool = False
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    scale: float | None = None
-    tail: Tail = "none"
 
 
 class Adopted(NamedTuple):

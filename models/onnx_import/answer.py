@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 from scipy.special import expit, softmax
 
 from convoy.models.errors import BadNetworkFile
-from convoy.models.onnx_import.look import Task, Tensor, likely_task
-from convoy.models.onnx_import.original import Original, Size, noise
+from convoy.models.onnx_import.look import Tensor, likely_task
+from convoy.models.onnx_import.original import Original, noise
+from convoy.models.onnx_import.wanted import Size, Tail, Task
 
-Tail = Literal["softmax", "sigmoid", "argmax", "none"]
 Values = Literal["logits", "probabilities", "indices"]
 
 NO_TENSORS = ("sequence", "map", "optional", "sparse_tensor", "string")

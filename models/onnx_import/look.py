@@ -1,22 +1,21 @@
 """Inspection of an ONNX file made elsewhere: its tensors, opset, layout and likely task."""
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, ValueInfoProto, helper
 
+from convoy.models import paths
 from convoy.models.analysis.onnx_reader import free_negative_sides
 from convoy.models.errors import BadNetworkFile
+from convoy.models.onnx_import.wanted import Layout, Task
 from convoy.service import metadata
 
-Layout = Literal["NCHW", "NHWC"]
-Task = Literal["classification", "segmentation"]
-
-CHANNELS = (1, 3)  # of served images
-MOST_EXTERNAL_BYTES = 1 << 30  # limit for embedding: a file may not exceed 2 GiB
+CHANNELS = (1, 3)  # of the images that are served
+MOST_EXTERNAL_BYTES = 1 << 30  # that are folded in: a file may not be larger than 2 GiB
 DTYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.UINT8: "uint8"}
 
 
@@ -73,10 +72,7 @@ def likely_task(output: Tensor) -> Task | None:
 
 
 def _load(path: Path) -> tuple[onnx.ModelProto, int]:
-    if not path.is_file():
-        raise BadNetworkFile(f"{path} is a folder, want an ONNX file" if path.is_dir() else f"there is no file {path}")
-    if not path.stat().st_size:
-        raise BadNetworkFile(f"{path} is empty, want an ONNX file")
+    paths.check_onnx(path)
     try:
         model = onnx.load(path, load_external_data=False)
         nbytes = sum(map(_external_bytes, model.graph.initializer))

@@ -11,9 +11,8 @@ from convoy.models.errors import BadNetworkFile
 from convoy.models.onnx_import.front import Front
 from convoy.models.onnx_import.look import Found, Tensor
 from convoy.models.onnx_import.names import PREFIX
+from convoy.models.onnx_import.wanted import Size
 from convoy.models.runtime import Session
-
-Size = tuple[int, int]
 
 
 class Original:

@@ -1,8 +1,9 @@
 """Preprocessing that published weights expect of pixels."""
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from convoy.models.graph import ChannelOrder
+if TYPE_CHECKING:
+    from convoy.models.graph import ChannelOrder
 
 PixelForm = Literal["plain", "imagenet", "caffe", "symmetric"]
 
@@ -12,7 +13,7 @@ class Preprocessing(NamedTuple):
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    order: ChannelOrder = "RGB"
+    order: "ChannelOrder" = "RGB"
 
 
 PREPROCESSING: dict[PixelForm, Preprocessing] = {

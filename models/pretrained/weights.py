@@ -8,7 +8,7 @@ import h5py
 import torch
 from torch import nn
 
-from convoy.models import registry
+from convoy.models import paths, registry
 from convoy.models.checkpoint import Description
 from convoy.models.errors import BadWeights
 from convoy.models.pretrained import keras, keras_file, torchvision
@@ -45,8 +45,7 @@ def adopt(
     Raises BadWeights if the file does not fit the network, BadTraining for an option the architecture does not have.
     """
     task = registry.architecture(architecture).task
-    if not path.is_file():
-        raise BadWeights(f"there is no file {path}, want weights that Keras or torchvision saved")
+    paths.check_weights(path)
     library = "Keras" if h5py.is_hdf5(path) else "torchvision"
     row = _row(architecture, library)
     given = registry.merged(architecture, {**row.arguments, **(arguments or {})})
@@ -95,10 +94,10 @@ def _row(architecture: str, library: str) -> Published | PublishedState:
 def _from_keras(path: Path, row: Published, build: Callable[[int], nn.Module]) -> tuple[nn.Module, int]:
     layers = keras_file.read(path)
     with torch.device("meta"):
-        entries = row.order(build(1))
+        entries = row.entries(build(1))
     classes = keras.classes(layers, entries)
     network = build(classes)
-    keras.copy(layers, network, row.order(network))
+    keras.copy(layers, network, row.entries(network))
     return network, classes
 
 
@@ -106,7 +105,7 @@ def _from_torchvision(path: Path, row: PublishedState, build: Callable[[int], nn
     state = torchvision.read(path)
     classes = torchvision.classes(state, row.head)
     network = build(classes)
-    torchvision.copy(state, network, row.rename)
+    torchvision.copy(state, network, row.renaming())
     return network, classes
 
 

@@ -11,7 +11,7 @@ from convoy.models.errors import BadRun
 from convoy.models.evaluation.evaluate import evaluate_file
 from convoy.models.evaluation.metrics import LEADING
 from convoy.models.report import curves, page
-from convoy.models.report.runs import Run, read
+from convoy.models.report.runs import Run, several
 from convoy.service.metadata import Task
 
 
@@ -44,11 +44,9 @@ class Comparison:
 
 
 def compare(roots: Sequence[Path], held_out: bool = False, data: str | None = None) -> Comparison:
-    """Reads runs, and with `held_out` evaluates each on the test split of its data, or of `data` if that has moved.
-    Raises BadRun for fewer than two runs or different tasks; BadCheckpoint, BadTraining, BadData."""
-    if len(roots) < 2:
-        raise BadRun(f"{len(roots)} run, want at least two to compare")
-    runs = [read(root) for root in roots]
+    """Reads runs, and with `held_out` measures each on the test split of its data, which lie at `data` where they have
+    moved. Raises BadRun where there are fewer than two, or for different tasks; BadCheckpoint, BadTraining, BadData."""
+    runs = several(roots)
     rows = [_compared(run, name, held_out, data) for run, name in zip(runs, names(roots), strict=True)]
     tasks = sorted({row.task for row in rows})
     if len(tasks) > 1:

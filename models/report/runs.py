@@ -1,5 +1,6 @@
 """Runs as reports read them: note, history and chosen checkpoint."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,8 @@ import msgspec
 
 from convoy.models.data.registry import shown
 from convoy.models.errors import BadRun
-from convoy.models.training import history
-from convoy.models.training.history import Row
+from convoy.models.training import metrics_table
+from convoy.models.training.metrics_table import Row
 from convoy.models.training.run import Note, RunFolder
 
 
@@ -38,7 +39,14 @@ def read(root: Path) -> Run:
         raise BadRun(f"{root} is not the folder of a run of this version, want one that `convoy train` wrote")
     if not (root / note.checkpoint).is_file():
         raise BadRun(f"the run in {root} has no {note.checkpoint} yet, want one that went through an epoch")
-    return Run(root, note, history.read(root / history.FILE))
+    return Run(root, note, metrics_table.read(root / metrics_table.FILE))
+
+
+def several(roots: Sequence[Path]) -> list[Run]:
+    """The runs to compare. Raises BadRun, also where there are fewer than two."""
+    if len(roots) < 2:
+        raise BadRun(f"{len(roots)} run, want at least two to compare")
+    return [read(root) for root in roots]
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:

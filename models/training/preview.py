@@ -14,17 +14,14 @@ from convoy.models.errors import BadTraining
 from convoy.models.training.module import Training
 from convoy.models.training.run import Settings
 from convoy.models.training.train import prepared_run, training_batches
-from convoy.service.errors import BadConfig
 
 ROWS = 4
 
 
 def preview(settings: Settings, file: Path, strict: bool = False) -> int:
-    """Writes a PNG file of the first images of the first epoch, augmented as in the run, with their classes or masks.
-    Returns their number. Raises BadTraining if the data has no images, BadConfig if the folder is missing; `strict` is
-    as in `data_set`."""
-    if not file.parent.is_dir():
-        raise BadConfig(f"cannot write {str(file)!r}: there is no folder {str(file.parent)!r}")
+    """Write a PNG file of the first images of the first epoch, changed as that run changes them, with their classes or
+    masks; answers how many. Raises BadTraining where there are no images; what `strict` does is as in
+    `data_set`."""
     data, description, network = prepared_run(settings, strict=strict)
     if data.colour is None:
         raise BadTraining(f"{data.name} has no images to show")

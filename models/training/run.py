@@ -3,7 +3,6 @@
 import hashlib
 import inspect
 import subprocess
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from convoy.models import registry, whole_file
-from convoy.models.errors import BadRun
+from convoy.models.errors import BadRun, BadTraining
 from convoy.models.recipe import Recipe
 from convoy.models.registry import Argument
 
@@ -64,6 +63,9 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     workers: int | None = None
     save_seconds: float = 60.0
     strict: bool = False
+
+
+ONE = Machine()
 
 
 class Note(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,10 +145,16 @@ def default_settings(architecture: str, data: str) -> Settings:
     )
 
 
+def check_crop(settings: Settings) -> None:
+    """Raises BadTraining where squares cannot be cut out of what the architecture takes."""
+    row = registry.architecture(settings.architecture)
+    if settings.recipe.crop is not None and (row.task != "segmentation" or registry.sides(row.input)):
+        raise BadTraining(f"crop {settings.recipe.crop}: {settings.architecture} takes whole images")
+
+
 def source_digest(architecture: str) -> str:
-    """Returns the SHA-256 of the source that determines the result of a run of this architecture."""
-    build = registry.architecture(architecture).build
-    own = Path(inspect.getfile(build.func if isinstance(build, partial) else build))
+    """SHA-256 of the source that decides what a run of this architecture gives."""
+    own = Path(inspect.getfile(registry.architecture(architecture).network_class()))
     files = [own, *sorted(path for pattern in SOURCES for path in PACKAGE.glob(pattern))]
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
 

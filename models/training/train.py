@@ -32,12 +32,11 @@ from convoy.models.training.history import History
 from convoy.models.training.logs import EVERY_STEPS, loggers
 from convoy.models.training.module import Training, ignored
 from convoy.models.training.progress import Bar, EpochLines, Pace
-from convoy.models.training.run import Machine, Note, RunFolder, Settings, commit, source_digest
+from convoy.models.training.run import ONE, Machine, Note, RunFolder, Settings, check_crop, commit, source_digest
 from convoy.service.machine import cores
 from convoy.service.metadata import InputSpec, Task, TensorInput
 
-MOST_WORKERS = 8  # threads: Python's lock limits the benefit of more
-ONE = Machine()
+MOST_WORKERS = 8  # threads: what of the work does not run beside Python's lock keeps more from being of use
 
 
 def train(settings: Settings, output: Path, resume: Path | None = None, machine: Machine = ONE) -> Note:
@@ -172,8 +171,7 @@ def describe(settings: Settings, data: DataSet) -> tuple[Description, nn.Module]
     if row.task != data.task:
         raise BadTraining(f"{settings.architecture} is for {row.task}, {data.name} is data for {data.task}")
     _check_kind(settings, row.input, data)
-    if settings.recipe.crop is not None and (row.task != "segmentation" or registry.sides(row.input)):
-        raise BadTraining(f"crop {settings.recipe.crop}: {settings.architecture} takes whole images")
+    check_crop(settings)
     check(settings.recipe.augmentation, data, settings.recipe.loss)
     if settings.size is not None:
         # Checked now for a clear message; the first step would fail with torch's.

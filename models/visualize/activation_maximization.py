@@ -8,7 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from convoy.models.visualize.ascent import Climb, ascend, noise
+from convoy.models.visualize.ascent import ascend, noise
+from convoy.models.visualize.climb import Climb
 from convoy.models.visualize.network import Pixels, Size, Subject, as_images, as_pictures
 
 BATCH_PIXELS = 1 << 18  # pixels per batch: 16 pictures of 128x128

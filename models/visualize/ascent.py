@@ -6,17 +6,15 @@ Feature Visualization, Distill 2017.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
 
-import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
+from convoy.models.visualize.climb import Climb
 from convoy.models.visualize.network import Size
 
 Score = Callable[[Tensor], Tensor]
-Space = Literal["pixels", "frequency"]
 
 NOISE = 0.05  # standard deviation of the initial noise
 BLUR_EVERY = 4  # steps, as in Yosinski et al.
@@ -24,23 +22,6 @@ BLUR_EVERY = 4  # steps, as in Yosinski et al.
 # against blue, green against both (Ohta, Kanade and Sakai, Color Information for Region Segmentation, 1980).
 COLOUR_AXES = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (-0.5, 1.0, -0.5))
 COLOUR_SPREADS = (1.0, 0.5, 0.3)
-
-
-class Climb(msgspec.Struct, frozen=True, kw_only=True):
-    """Parameters of the ascent.
-
-    `rate` is the size of a step: the root mean square over the picture's pixels, as a share of the range from black to
-    white. `jitter` is the maximum random shift in pixels before each step, with wrap-around. `blur` is the standard
-    deviation in pixels of the Gaussian that smooths the picture every fourth step. 0 disables each. `coloured` is as in
-    `Subject`.
-    """
-
-    steps: int
-    rate: float
-    jitter: int
-    blur: float
-    space: Space
-    coloured: bool = True
 
 
 def noise(seeds: Sequence[tuple[int, ...]], size: Size, mean: Sequence[float], climb: Climb) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from convoy.models.errors import BadView
 from convoy.models.visualize import activation_maximization, hooks
 from convoy.models.visualize.activation_maximization import Growing, Grown, ScoreOf
-from convoy.models.visualize.ascent import Climb
+from convoy.models.visualize.climb import Climb
 from convoy.models.visualize.network import Pixels, Size, Subject
 from convoy.models.visualize.sheet import Section, Tile
 

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from convoy.models.analysis.operators import by
 from convoy.models.errors import BadView
 from convoy.models.visualize import hooks
-from convoy.models.visualize.ascent import Climb, ascend, response
+from convoy.models.visualize.ascent import ascend, response
+from convoy.models.visualize.climb import Climb
 from convoy.models.visualize.hooks import Layer
 from convoy.models.visualize.network import Pixels, Size, Subject, as_pictures
 

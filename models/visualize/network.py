@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from convoy.models import paths
 from convoy.models.checkpoint import Description
 from convoy.models.data import picture
-from convoy.models.errors import BadView
 from convoy.service.metadata import InputSpec
 from convoy.service.preprocess import input_size, preprocess
 
@@ -107,9 +107,8 @@ class ImageSubject(Subject):
 
 
 def read(path: Path, subject: ImageSubject) -> Pixels:
-    """Reads an image file in the network's colours, (H, W, C). Raises BadView if it is missing, BadData."""
-    if not path.is_file():
-        raise BadView(f"there is no image {str(path)!r}")
+    """An image file in the network's colours, (H, W, C). Raises BadView where there is none, BadData."""
+    paths.check_image(path)
     return picture.read(path, subject.spec.colour)
 
 

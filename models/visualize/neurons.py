@@ -4,7 +4,8 @@ from torch import Tensor
 
 from convoy.models.visualize import activation_maximization, hooks
 from convoy.models.visualize.activation_maximization import Growing, Grown, ScoreOf
-from convoy.models.visualize.ascent import Climb, response
+from convoy.models.visualize.ascent import response
+from convoy.models.visualize.climb import Climb
 from convoy.models.visualize.hooks import Layer
 from convoy.models.visualize.network import Pixels, Size, Subject
 from convoy.models.visualize.sheet import Section, Tile
