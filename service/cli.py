@@ -156,9 +156,17 @@ def _call(name: str, arguments: Sequence[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
+def _check_server() -> None:
+    """Raises ConvoyError where the client alone is installed."""
+    if any(importlib.util.find_spec(name) is None for name in _SERVER):
+        raise ConvoyError(_NO_SERVER)
+
+
 def _missing(module: str, error: ModuleNotFoundError) -> Exception:
     """What to say of a package that a command does not find; the error itself where that is a bug."""
     package = error.name or ""
+    if package.partition(".")[0] in _SERVER:
+        return ConvoyError(_NO_SERVER)
     # What the load generator counts with, and the serving image goes without.
     if package.partition(".")[0] == "hdrh":
         return ConvoyError("needs the packages of the load generator: install convoy[bench]")

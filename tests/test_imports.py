@@ -43,13 +43,7 @@ ONLY = {
         "service/commands/simulate_picture.py",
     ),
     "hdrh": ("service/bench/",),
-    "convoy.service.bench": (
-        "service/bench/",
-        "service/commands/bench.py",
-        "service/commands/report.py",
-        "service/commands/simulate.py",
-        "service/commands/simulate_picture.py",
-    ),
+    "convoy.service.bench": ("service/bench/", "service/commands/"),
     "torchvision": (),
     "pickle": (),
 }
