@@ -1,5 +1,6 @@
 """README.md and docs/ list what there is: commands, options, settings, metrics, reasons, files."""
 
+import importlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -33,7 +34,8 @@ def unknown(words: list[str]) -> list[str]:
     """What the command line does not know of a command: its name, or options."""
     if words[0] not in cli.COMMANDS:
         return [words[0]]
-    found = cli._found(words[0])
+    module = importlib.import_module(cli.COMMANDS[words[0]].module)
+    found = getattr(module, words[0].replace("-", "_"))
     app = found if isinstance(found, typer.Typer) else typer.Typer()
     if app is not found:
         app.command(words[0])(found)

@@ -83,7 +83,7 @@ def test_server_without_its_packages_says_what_to_install() -> None:
     said = "needs the packages of the server: install convoy[cpu] or convoy[cuda]\n"
     for command in ("serve", "profile"):
         code = without("uvloop", "onnxruntime", "prometheus_client")
-        code += f"sys.argv = ['convoy', {command!r}, 'x']\nfrom convoy.service.cli import main\nmain()"
+        code += f"sys.argv = ['convoy', {command!r}, 'README.md']\nfrom convoy.service.cli import main\nmain()"
         done = python("-c", code, folder=ROOT)
         assert (done.returncode, done.stderr) == (2, f"convoy {command}: {said}")
 
