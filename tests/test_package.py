@@ -79,11 +79,13 @@ def test_client_needs_no_package_of_the_server() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_server_without_its_packages_says_what_to_install() -> None:
+def test_server_without_its_packages_says_what_to_install(tmp_path: Path) -> None:
     said = "needs the packages of the server: install convoy[cpu] or convoy[cuda]\n"
+    network = tmp_path / "network.onnx"
+    network.touch()
     for command in ("serve", "profile"):
         code = without("uvloop", "onnxruntime", "prometheus_client")
-        code += f"sys.argv = ['convoy', {command!r}, 'README.md']\nfrom convoy.service.cli import main\nmain()"
+        code += f"sys.argv = ['convoy', {command!r}, {str(network)!r}]\nfrom convoy.service.cli import main\nmain()"
         done = python("-c", code, folder=ROOT)
         assert (done.returncode, done.stderr) == (2, f"convoy {command}: {said}")
 
