@@ -1,4 +1,4 @@
-"""A mask as pictures: its colours, the palette PNG, the overlay over its image."""
+"""Masks as pictures: class colours, the palette PNG, the overlay over the image."""
 
 import colorsys
 import io
@@ -12,11 +12,11 @@ Pixels = NDArray[np.uint8]
 Palette = NDArray[np.uint8]
 
 _OPACITY = 0.5  # of the mask's colours over the image
-_GOLDEN_ANGLE = 0.381966  # of a turn: any run of classes gets hues far from each other
+_GOLDEN_ANGLE = 0.381966  # of a turn: successive classes get distant hues
 
 
 def palette_of(colours: Sequence[tuple[int, int, int]], classes: int) -> Palette:
-    """(classes, 3) uint8 RGB: the model's own colours, or where it has none black and then hues far apart."""
+    """(classes, 3) uint8 RGB: the model's own colours; without them, black and then distant hues."""
     if colours:
         return np.array(colours, np.uint8)
     hues = [colorsys.hsv_to_rgb(index * _GOLDEN_ANGLE % 1, 0.75, 0.95) for index in range(classes - 1)]
@@ -24,7 +24,7 @@ def palette_of(colours: Sequence[tuple[int, int, int]], classes: int) -> Palette
 
 
 def overlay(pixels: Pixels, mask: Pixels, palette: Palette) -> Pixels:
-    """The mask's colours laid half transparent over the image.
+    """The image with the mask's colours blended over it.
 
     pixels  (H, W, 3) RGB
     mask    (H, W) class indices

@@ -1,4 +1,4 @@
-"""`convoy profile`: what batches of a model take on this machine, and which sizes will be used."""
+"""`convoy profile`: measures batch times of a model on this machine, and reports which sizes will be used."""
 
 import re
 from collections.abc import Sequence
@@ -63,7 +63,7 @@ def profile(
     file, settings = _find(model, repository)
     on = Device(provider, EngineConfig(device=device), max_batch_size)
     candidates = layouts.layouts("auto", threads or cores(), gpu_offered(provider))
-    made: list[list[Profile]] = []  # of each layout, one for each shape
+    made: list[list[Profile]] = []  # one list per layout, with one profile per shape
     for layout in candidates:
         try:
             instances = load_all(file, on, layout)
@@ -92,13 +92,13 @@ def profile(
 
 
 def chosen(made: Profile, objective: float) -> int:
-    """The largest batch that will be used where answers should come within `objective` seconds."""
+    """The largest batch that will be used with a latency objective of `objective` seconds."""
     times = RunTimes(max(made.batches), made.seconds)
     return max(1, times.efficient(times.largest_within(objective / 2)))
 
 
 def why(made: Profile, objective: float) -> str:
-    """The choice in words."""
+    """The reason for the choice, as text."""
     times = RunTimes(max(made.batches), made.seconds)
     size, fitting = chosen(made, objective), times.largest_within(objective / 2)
     rate, best = (made.machine.instances * each / times.predict(each) for each in (size, made.batch_size))
@@ -116,7 +116,7 @@ def why(made: Profile, objective: float) -> str:
 
 
 def which(one: Sequence[Profile], several: Sequence[Profile], objective: float) -> str:
-    """The choice between one session and several in words; both are of the same shapes."""
+    """The choice between one session and several, as text; both have profiles of the same shapes."""
     pairs = list(zip(one, several, strict=True))
     rates = [(layouts.rate(first, objective), layouts.rate(second, objective)) for first, second in pairs]
     gains = [second / first - 1 if first else 0.0 for first, second in rates]
@@ -161,7 +161,7 @@ def _table(made: Profile, size: int) -> Table:
 def _largest(
     model: str, session: Session, settings: ModelConfig, sizes: Sequence[str], most: int
 ) -> dict[tuple[int, ...], int]:
-    """The shapes to measure, and the largest batch to try of each."""
+    """The shapes to measure, each with the largest batch to try."""
     document = session.document
     if document is None:
         raise BadModelFile(f"{model} does not say what it takes: its batches are measured while it serves")
@@ -192,7 +192,7 @@ def _parsed(text: str) -> Size:
 
 
 def _find(model: str, repository: Path) -> tuple[Path, ModelConfig]:
-    """The file, and what its model does differently."""
+    """The model file, and the model's own settings."""
     if model.endswith(".onnx"):
         if not Path(model).is_file():
             raise UnknownModel(f"there is no file {model!r}")

@@ -247,7 +247,7 @@ class Batcher:
         finish = start + queue.times.bound(max(int(min(size, rest + request.rows + company)), request.rows))
         excess = finish - request.deadline
         if queue and due < queue.last.due and queue.last.request.deadline < math.inf:
-            # Requests due later were admitted with a deadline, too.
+            # Requests due later were admitted for their own deadlines.
             end = free + (others + queue.work(queue.rows + request.rows)) / self._lanes
             excess = max(excess, end - queue.last.request.deadline)
         if excess > 0 and not self._worth_trying(queue, request, now):

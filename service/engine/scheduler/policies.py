@@ -46,7 +46,7 @@ class Policy(NamedTuple):
 
 
 def _deferred_close_at(queue: Queue, traffic: Traffic) -> float:
-    """Wait if a gap costs the device less than the next row saves by joining this batch instead of a later one."""
+    """Wait if a gap costs the device less than the next row saves by joining this batch instead of one of its own."""
     rows, times = queue.rows, queue.times
     if rows >= queue.batch_size:
         return -math.inf
