@@ -117,12 +117,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     # Several devices, with one engine process each; "auto": every CUDA device. Empty: `device` alone.
     devices: tuple[DeviceNumber, ...] | Literal["auto"] = ()
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0  # of onnxruntime, per model over all devices; 0: one per core
-    # Sessions of each model, which run concurrently; "auto": on the CPU, the number that measures best.
+    # Sessions of each model, which run concurrently; "auto": on the CPU, the number that performs best.
     instances: Instances = 1
     gpu_memory_mib: Annotated[int, Meta(ge=0, le=1 << 24)] = 0  # per session; 0: no limit
     cuda_graphs: bool = False  # records each batch size once and replays it; for networks of very short steps
     tensorrt: Literal["off", "fp32", "fp16"] = "off"  # on CUDA; its engines are cached
-    tensorrt_cache: str = ""  # cache folder; "": beside the model file
+    tensorrt_cache: str = ""  # cache folder; "": next to the model file
     # For measurements of the server itself: no network runs, a batch of n images takes fixed + n * each ms.
     sleep_ms: tuple[Annotated[float, Meta(ge=0)], Annotated[float, Meta(ge=0)]] | None = None
 

@@ -80,7 +80,7 @@ class Axis(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class TensorInput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The input of a network that does not take images: a tensor whose dimensions are N and then `axes`, in order.
+    """The input of a network that does not accept images: a tensor with dimensions N, then `axes` in order.
 
     `unit` is the unit of its values. One axis is `channel`, of fixed size.
     """
@@ -181,13 +181,13 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def image(self) -> InputSpec:
-        """`input`, for a document that is known to take images."""
+        """`input`, for a document that is known to accept images."""
         assert self.input is not None
         return self.input
 
     @property
     def takes(self) -> TensorInput:
-        """The tensor at the network's input, also for a network that takes images."""
+        """The tensor at the network's input, also for a network that accepts images."""
         return self.tensor if self.tensor is not None else image_tensor(self.image)
 
     def __post_init__(self) -> None:
@@ -219,7 +219,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 @cache
 def image_tensor(spec: InputSpec) -> TensorInput:
-    """The input tensor of a network that takes images as `spec` describes."""
+    """The input tensor of a network that accepts images as `spec` describes."""
     height, width = Axis(name="height", size=spec.height), Axis(name="width", size=spec.width)
     return TensorInput(name=IMAGE, dtype="uint8", axes=(height, width, Axis(name="channel", size=spec.channels)))
 

@@ -16,8 +16,8 @@ from convoy.service.metadata import Document
 
 MODEL_FILE = "model.onnx"
 CONFIG_FILE = "model.toml"
-TRITON_FILE = "config.pbtxt"  # beside a model that Triton has served
-PROFILE_FILE = "profile.json"  # which the server writes beside a model file
+TRITON_FILE = "config.pbtxt"  # next to a model that Triton has served
+PROFILE_FILE = "profile.json"  # which the server writes next to a model file
 
 MAX_NAME = 64
 _NAMED = 8  # models named in a message, which travels in a header
@@ -124,7 +124,7 @@ def decode_table(data: bytes) -> Table:
 
 
 class Stamp(msgspec.Struct, frozen=True):
-    """Identifies a state of a version's files without reading them: the model file and those beside it (weights)."""
+    """Identifies a state of a version's files without reading them: the model file and those next to it (weights)."""
 
     inode: int
     nbytes: int

@@ -13,7 +13,7 @@ from convoy.service.client.results import ServerError, read_error
 _OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    ("grpc.use_local_subchannel_pool", 1),  # a connection of its own: the kernel distributes them over the front ends
+    ("grpc.use_local_subchannel_pool", 1),  # own connection: the kernel distributes connections over the front ends
     ("grpc.enable_http_proxy", 0),  # the caller, never the environment, decides where to connect
 )
 _CHOICES = 65_521  # a prime: the sequence of models has this period, which never aligns with that of the images

@@ -23,7 +23,7 @@ MAX_TOP_K = 2**32 - 1  # maximum of the message's field; a server returns at mos
 OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    ("grpc.use_local_subchannel_pool", 1),  # a connection of its own: the kernel distributes them over the front ends
+    ("grpc.use_local_subchannel_pool", 1),  # own connection: the kernel distributes connections over the front ends
     ("grpc.enable_http_proxy", 0),  # the caller, never the environment, decides where to connect
 )
 _MAX_VERSION = 2**63 - 1
@@ -33,7 +33,7 @@ _FORMATS = {"raw": pb.MASK_FORMAT_RAW, "png": pb.MASK_FORMAT_PNG, "rle": pb.MASK
 
 def methods(channel: Any) -> dict[str, Callable[..., Any]]:
     """The methods of `convoy.v1.Vision` on a channel, of threads or of asyncio, by name."""
-    # Built from the schema, so that there are no generated method stubs to maintain beside the messages.
+    # Built from the schema, so that there are no generated method stubs to maintain next to the messages.
     vision = pb.DESCRIPTOR.services_by_name["Vision"]
     return {
         method.name: (channel.stream_stream if method.client_streaming else channel.unary_unary)(

@@ -1,4 +1,4 @@
-"""`convoy classify`: the ranked labels of images, beside the images."""
+"""`convoy classify`: the ranked labels of images, next to the images."""
 
 import sys
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""The picture of a simulation: the results of each policy beside the others and the oracle."""
+"""The picture of a simulation: the results of each policy next to the others and the oracle."""
 
 from collections.abc import Mapping
 from pathlib import Path

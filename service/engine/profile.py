@@ -1,4 +1,4 @@
-"""Profiles: batch times of one network on one machine, in a file beside the model with one profile per input shape."""
+"""Profiles: batch times of one network on one machine, in a file next to the model with one profile per input shape."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ from convoy.service.repository import PROFILE_FILE
 
 FILE = PROFILE_FILE
 
-_FASTER = 0.97  # maximum time relative to the unpadded batch: less gain is not worth the copy
+_FASTER = 0.97  # maximum time relative to the unpadded batch: a smaller gain is not worth the copy
 
 _CPU_INFORMATION = Path("/proc/cpuinfo")
 _GPU_INFORMATION = Path("/proc/driver/nvidia/gpus")  # one folder per GPU, named by its bus address

@@ -45,7 +45,7 @@ def prepare(
 ) -> tuple[Profile, ...]:
     """The profiles of a session for the shapes of `largest`, each up to its maximum batch size.
 
-    Profiles beside the model file are reused if they were made on this machine; otherwise new ones are measured and
+    Profiles next to the model file are reused if they were made on this machine; otherwise new ones are measured and
     written there. Each size of each shape that will be used has then run. Raises BadModelFile if a batch fails.
     """
     if not largest:

@@ -15,7 +15,7 @@ CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
 GPU = (CUDA, TENSORRT)
 
-_CACHE = "tensorrt"  # folder of the engines that TensorRT has built, beside the model file
+_CACHE = "tensorrt"  # folder of the engines that TensorRT has built, next to the model file
 
 
 @dataclass(frozen=True, slots=True)

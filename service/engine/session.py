@@ -73,7 +73,7 @@ class Session:
         self.document = metadata.decode(session.get_modelmeta().custom_metadata_map)
         self.batched = _batched(self.inputs, self.outputs)
         self.defaults = tuple(argument.name for argument in session.get_overridable_initializers())
-        self.data: Mapping[str, bytes] = {}  # files beside the model file, from which onnxruntime reads its weights
+        self.data: Mapping[str, bytes] = {}  # files next to the model file, from which onnxruntime reads its weights
         self.apart = ""  # why requests do not share a run although the first dimensions have one name
         pin = page_lock(device) if self.provider in GPU else None
         self.input_buffers = tuple(Buffer(pin) for _ in self.inputs)
@@ -265,7 +265,7 @@ def input_shape(document: Document) -> tuple[int, ...]:
 
 
 def _first_line(error: Exception, file: Path) -> str:
-    # The folder, too: a message may name a file beside the model. No path of the server is sent to a client.
+    # The folder, too: a message may name a file next to the model. No path of the server is sent to a client.
     text = str(error).replace(str(file), "the file").replace(str(file.parent), "its folder")
     if "escapes model directory" in text:  # onnxruntime names the target of the link
         return "a data file that it names leads outside its folder: put the data beside it, or link both files"

@@ -1,4 +1,4 @@
-"""Builds the sessions of a version, in the configured layout or in the one that measures better."""
+"""Builds the sessions of a version, in the configured layout or in the one that performs better."""
 
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
@@ -76,7 +76,7 @@ def _load(file: Path, device: Device, threads: int) -> Session:
 
 
 def _of_this_machine(file: Path, device: Device, threads: int) -> list[Profile]:
-    """The profiles beside a model file that were measured on this machine, in any layout."""
+    """The profiles next to a model file that were measured on this machine, in any layout."""
     there = profiles.read(file.parent)
     if not there:
         return []

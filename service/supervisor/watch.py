@@ -86,7 +86,7 @@ class Supervisor:
         """Run until a signal; returns the exit code."""
         stopping = asyncio.Event()
         signals = [signal.SIGTERM, signal.SIGINT]
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored under nohup
             signals.append(signal.SIGHUP)  # the terminal has closed
         for number in signals:
             self._loop.add_signal_handler(number, self._on_signal, stopping)

@@ -11,7 +11,7 @@ _SHAPE_WEIGHT = 0.05  # of the newest batch in the time of its own size: the rat
 _OUTLIER = 4.0  # the ratio to the prediction is clamped to this factor
 _STALE = 0.01  # relative change of a size's time that triggers a rebuild of the table
 _QUANTILE = 0.99  # of the batches that end within `bound`
-_QUANTILE_STEP = 0.02  # step of the bound, in predicted times
+_QUANTILE_STEP = 0.02  # step of the bound, as a share of the predicted time
 _EFFICIENT = 0.998  # of the highest throughput counts as equal to it: the smaller batch answers earlier
 
 
@@ -32,7 +32,7 @@ class RunTimes:
         self.margin = 1.0  # factor from the predicted time to `bound`
         self._speed = 1.0
         self._measured = dict(measured or {})  # batch size -> seconds, at speed 1
-        # Number of batches behind the time of each measured size.
+        # The number of batches that each measured time is based on.
         self._batches = dict.fromkeys(self._measured, 1.0 if guessed else 1 / _SHAPE_WEIGHT)
         self._ran: set[int] = set() if guessed else set(self._measured)
         self._built: dict[int, float] = {}  # what the table below was built from
