@@ -24,7 +24,9 @@ RUN python3 -m venv /build/installer && python3 -m venv --without-pip /opt/convo
 COPY pyproject.toml ./
 RUN python3 -c 'import sys, tomllib; \
 project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-print(*project["dependencies"], *project["optional-dependencies"][sys.argv[1]], sep="\n")' "${RUNTIME}" > requirements.txt \
+extras = project["optional-dependencies"]; \
+runtime = [one for one in extras[sys.argv[1]] if not one.startswith("convoy[")]; \
+print(*project["dependencies"], *extras["serve"], *runtime, sep="\n")' "${RUNTIME}" > requirements.txt \
  && installer/bin/pip --python /opt/convoy/bin/python install --quiet --no-compile --requirement requirements.txt
 # What never runs in a server goes: the packages' own tests, and onnxruntime's tools, which want onnx.
 # Compiled by hash, not by time: a layer keeps whole seconds, so that half of the files would look changed and be compiled

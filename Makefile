@@ -14,7 +14,7 @@ STAMP := .venv/.installed-$(RUNTIME)
 # onnxruntime sends usage data from Linux unless told not to; `convoy` says so itself.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test soak perf perf-gpu check lint types stubs stubs-check format image install clean networks
+.PHONY: demo test soak perf perf-gpu check lint types stubs stubs-check format image install clean networks structure
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -62,6 +62,9 @@ stubs-check: $(STAMP)
 	@rm -rf .cache/stubs && $(MAKE) --no-print-directory stubs STUBS=.cache/stubs
 	@diff -r -x __init__.py -x __pycache__ .cache/stubs service/pb || { echo "service/pb is not what proto/ gives: run 'make stubs' and commit" >&2; exit 1; }
 	@echo "service/pb is what proto/ gives"
+
+structure: $(STAMP)
+	@$(BIN)/python -m tools.structure $(ARGS)
 
 networks: $(STAMP)
 	@$(BIN)/python -m tools.network_table docs/networks.md

@@ -1,12 +1,12 @@
-"""How large the maps are that convolution and pooling leave: floor((side - kernel + 2 padding) / stride) + 1."""
+"""Output sizes of convolution and pooling layers: floor((side - kernel + 2 padding) / stride) + 1."""
 
 from torch import nn
 
 
 def output_size(layers: nn.Sequential, size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width behind `layers` of an input of `size`; layers without a window keep it.
+    """Returns height and width after `layers` for an input of `size`. Layers without a window keep the size.
 
-    Raises ValueError, naming the layer, where a window does not fit any more.
+    Raises ValueError, naming the layer, if a window is larger than its input.
     """
     for name, layer in layers.named_children():
         if isinstance(layer, nn.Conv2d | nn.MaxPool2d):

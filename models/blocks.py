@@ -1,4 +1,4 @@
-"""Layers that several networks are made of."""
+"""Layers that several networks share."""
 
 import torch
 from torch import Tensor, nn
@@ -6,12 +6,12 @@ from torch.nn import functional as F
 
 
 class Conv2dSame(nn.Conv2d):
-    """A convolution padded with zeros until its output has ceil(H / stride) rows and ceil(W / stride) columns.
+    """A convolution with zero padding, so that the output has ceil(H / stride) rows and ceil(W / stride) columns.
 
     (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))
 
-    Where the padding is odd, the one row or column more is at the bottom and the right, as in TensorFlow: with a stride
-    that is not what a symmetric padding gives, and published weights know the difference.
+    If the padding is odd, the extra row or column is at the bottom or right, as in TensorFlow. With a stride this is
+    not the same as symmetric padding, and published weights depend on it.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class Conv2dSame(nn.Conv2d):
     ) -> None:
         super().__init__(in_channels, out_channels, kernel, stride, dilation=dilation, groups=groups, bias=bias)
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # nn.Conv2d's own name
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # noqa: A002  # the name in nn.Conv2d
         rows, columns = (self._padding(side, axis) for axis, side in enumerate(input.shape[-2:]))
         if any(rows) or any(columns):
             input = F.pad(input, (*columns, *rows))  # noqa: A001
@@ -35,17 +35,17 @@ class Conv2dSame(nn.Conv2d):
     def _padding(self, side: int, axis: int) -> tuple[int, int]:
         reach = self.dilation[axis] * (self.kernel_size[axis] - 1)
         stride = self.stride[axis]
-        # With stride 1 nothing depends on the side, so that a free size stays free in an exported graph.
+        # With stride 1 the padding does not depend on the side, so a free size stays free in an exported graph.
         missing = reach if stride == 1 else max(0, (-(-side // stride) - 1) * stride + reach + 1 - side)
         return missing // 2, missing - missing // 2
 
 
 class ConvNorm2d(nn.Module):
-    """Convolution without bias, batch normalisation, and ReLU where there is an `activation`.
+    """Convolution without bias, batch normalisation, and ReLU if `activation` is set.
 
-    (N, in_channels, H, W) -> (N, out_channels, H', W') as the convolution's arithmetic says; `same` pads for
-    ceil(H / stride), otherwise `padding` is laid on every side. Where `scale` is off, the normalisation only shifts (a
-    ReLU and a convolution behind it can take any scale over).
+    (N, in_channels, H, W) -> (N, out_channels, H', W'), the convolution's output size. `same` pads for
+    ceil(H / stride); otherwise every side is padded by `padding`. Without `scale` the normalisation only shifts: a
+    following ReLU and convolution can absorb any scale.
     """
 
     def __init__(
@@ -77,10 +77,9 @@ class ConvNorm2d(nn.Module):
 
 
 class ShiftNorm2d(nn.BatchNorm2d):
-    """Batch normalisation with a bias and no scale of its own (Ioffe and Szegedy, arXiv 1502.03167, section 3, gamma
-    fixed at 1).
+    """Batch normalisation with a bias but no scale (Ioffe and Szegedy, arXiv 1502.03167, section 3, gamma fixed at 1).
 
-    (N, maps, H, W) -> the same
+    (N, maps, H, W) -> (N, maps, H, W)
     """
 
     def __init__(self, maps: int, eps: float = 1e-3, momentum: float = 0.01) -> None:
@@ -90,10 +89,10 @@ class ShiftNorm2d(nn.BatchNorm2d):
 
 
 class Branches(nn.ModuleList):
-    """The same input through each of several branches, their maps one behind the other (the Inception module of
-    Szegedy et al., arXiv 1409.4842, section 4).
+    """Parallel branches over one input, concatenated along the channels (the Inception module of Szegedy et al., arXiv
+    1409.4842, section 4).
 
-    (N, in_channels, H, W) -> (N, the branches' maps together, H', W')
+    (N, in_channels, H, W) -> (N, sum of the branches' maps, H', W')
     """
 
     def __init__(self, *branches: nn.Module) -> None:

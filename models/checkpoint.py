@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself, so that the network can be built again from the file alone."""
+"""The description inside a checkpoint, from which the network is rebuilt without any other file."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -7,7 +7,7 @@ import msgspec
 import torch
 from torch import nn
 
-from convoy.models import registry
+from convoy.models import paths, registry
 from convoy.models.data.dataset import Split, SplitName
 from convoy.models.data.registry import split_of
 from convoy.models.errors import BadCheckpoint, BadTraining
@@ -16,17 +16,17 @@ from convoy.models.registry import Argument
 from convoy.service.metadata import InputSpec, Task, TensorInput, image_tensor
 
 KEY = "convoy"
-EPOCHS = "convoy_epochs"  # that are done; what Lightning notes does not tell the middle of one from its end
-PREFIX = "network."  # of the network's weights in the checkpoint's state
+EPOCHS = "convoy_epochs"  # epochs completed; Lightning's count is the same in the middle of an epoch and at its end
+PREFIX = "network."  # prefix of the network's weights in the checkpoint's state
 
 
 class Description(msgspec.Struct, frozen=True, kw_only=True):
-    """Plain values only: a checkpoint is read with `torch.load(weights_only=True)`.
+    """The description of a checkpoint's network, in plain values that `torch.load(weights_only=True)` can read.
 
-    What it takes is as in `service.metadata.Document`. `mean` and `std` are per channel as images have them, of pixels
-    in 0..1, or of the numbers of a tensor (bytes in 0..1, too); the network takes an image's channels in
-    `channel_order`. `data` is empty where the weights were not trained here. `commit` is that of the source tree, empty
-    where there is none.
+    `input` and `tensor` are as in `service.metadata.Document`. `mean` and `std` are per channel, in the image's channel
+    order, of pixels scaled to 0..1, or of a tensor's values (bytes are scaled to 0..1, too). The network expects
+    channels in `channel_order`. `data` is empty if the weights were not trained here. `commit` is the commit of the
+    source tree, empty if there is none.
     """
 
     schema_version: Literal[1] = 1
@@ -44,47 +44,47 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     commit: str = ""
 
     def build(self) -> nn.Module:
-        """A fresh network."""
+        """Returns a network with fresh weights."""
         return registry.build(
             self.architecture, self.takes.channels, len(self.labels), self.arguments, registry.sides(self.spec)
         )
 
     @property
     def spec(self) -> InputSpec | TensorInput:
-        """How an image reaches the input, or what goes there instead."""
+        """The input specification: of an image, or of a tensor."""
         spec = self.input if self.tensor is None else self.tensor
         assert spec is not None
         return spec
 
     @property
     def takes(self) -> TensorInput:
-        """The tensor at the input, also where images are brought to it."""
+        """The input as a tensor, for images as well."""
         spec = self.spec
         return image_tensor(spec) if isinstance(spec, InputSpec) else spec
 
     def held_out(self) -> Split:
-        """The test split of the data it was trained on. Raises BadTraining, BadData where it is not there as it was."""
+        """Returns the test split of its training data. Raises BadTraining or BadData if that is missing or changed."""
         return self.split("test")
 
     def split(self, name: SplitName) -> Split:
-        """A split of the data it was trained on. Raises BadTraining, BadData where it is not there as it was."""
+        """Returns a split of its training data. Raises BadTraining or BadData if that is missing or changed."""
         colour = None if self.input is None else self.input.colour
         return split_of(self.data, name, self.task, colour, self.labels)
 
     def normalisation(self) -> Pixels | Values:
-        """What stands before the network: what is served in, what the network takes out."""
+        """Returns the module that converts a served input to the network's input."""
         if self.tensor is not None:
             return Values(self.mean, self.std, self.tensor)
         return Pixels(self.mean, self.std, self.channel_order)
 
 
 def put(description: Description, checkpoint: dict[str, Any]) -> None:
-    """Lay the description into a checkpoint that is about to be written."""
+    """Adds the description to a checkpoint that is about to be written."""
     checkpoint[KEY] = msgspec.to_builtins(description)
 
 
 def save(path: Path, description: Description, network: nn.Module) -> None:
-    """Write a checkpoint of weights that no run of `convoy train` made: `load` reads it, no run goes on from it."""
+    """Writes a checkpoint of weights that `convoy train` did not produce. `load` reads it; it cannot be resumed."""
     saved: dict[str, Any] = {
         "state_dict": {PREFIX + name: value for name, value in network.state_dict().items()},
         "epoch": -1,
@@ -94,7 +94,7 @@ def save(path: Path, description: Description, network: nn.Module) -> None:
 
 
 def load(path: Path) -> tuple[Description, nn.Module]:
-    """The description in a checkpoint and its network, in eval mode, on the CPU. Raises BadCheckpoint."""
+    """Returns the description in a checkpoint and its network, in eval mode, on the CPU. Raises BadCheckpoint."""
     checkpoint = content(path)
     try:
         description = msgspec.convert(checkpoint[KEY], Description)
@@ -109,26 +109,25 @@ def load(path: Path) -> tuple[Description, nn.Module]:
 
 
 def epochs(path: Path) -> int:
-    """How many epochs of its run a checkpoint has behind it. Raises BadCheckpoint."""
+    """Returns the number of epochs a checkpoint's run had completed. Raises BadCheckpoint."""
     found = content(path)
     done: int = found.get(EPOCHS, found["epoch"] + 1)  # Lightning counts from 0
     return done
 
 
 def steps(path: Path) -> int:
-    """How many steps of its run a checkpoint has behind it. Raises BadCheckpoint."""
+    """Returns the number of steps a checkpoint's run had completed. Raises BadCheckpoint."""
     taken: int = content(path).get("global_step", 0)
     return taken
 
 
 def content(path: Path) -> dict[str, Any]:
     """All that is in a checkpoint, on the CPU. Raises BadCheckpoint."""
-    if not path.is_file():
-        raise BadCheckpoint(f"there is no checkpoint {path}, want a .ckpt file that `convoy train` wrote")
+    paths.check_checkpoint(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a file that is no checkpoint makes the unpickler raise
-        # Its words are about unpickling, and say nothing to whoever named the wrong file.
+    except Exception as error:  # the unpickler raises many types for a file that is not a checkpoint
+        # The unpickler's message does not help a user who named the wrong file.
         raise BadCheckpoint(f"{path} is not a checkpoint, want a .ckpt file that `convoy train` wrote") from error
     if not isinstance(found, dict):
         raise BadCheckpoint(f"{path} holds a {type(found).__name__}, want a checkpoint of `convoy train`")

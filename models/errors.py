@@ -1,85 +1,85 @@
-"""What can go wrong offline, each a ConvoyError: the command line prints it as one line."""
+"""Offline errors, all ConvoyErrors: the command line prints each as one line."""
 
 from convoy.service.errors import ConvoyError
 
 
 class BadTraining(ConvoyError):
-    """What was asked to be trained does not go together."""
+    """The requested training settings are inconsistent."""
 
     reason = "BAD_TRAINING"
 
 
 class TrainingStopped(ConvoyError):
-    """Something outside a run ended it: too little memory, another process that has gone."""
+    """Something outside a run ended it, such as a lack of memory or the death of another process."""
 
     reason = "TRAINING_STOPPED"
 
 
 class BadRun(ConvoyError):
-    """A folder is not that of a run of `convoy train`."""
+    """A folder does not contain a run of `convoy train`."""
 
     reason = "BAD_RUN"
 
 
 class BadData(ConvoyError):
-    """A folder of pictures, or a file in it, is not as training wants it."""
+    """A data folder, or a file in it, is not valid for training."""
 
     reason = "BAD_DATA"
 
 
 class BadCheckpoint(ConvoyError):
-    """A checkpoint is missing, or is not one that `convoy train` wrote."""
+    """A checkpoint is missing, or was not written by `convoy train`."""
 
     reason = "BAD_CHECKPOINT"
 
 
 class ParityRefused(ConvoyError):
-    """The exported graph does not answer as the network does."""
+    """The outputs of the exported graph differ from the network's."""
 
     reason = "PARITY_REFUSED"
 
 
 class BadModelName(ConvoyError):
-    """A model's name is not one that a model repository takes."""
+    """A model repository does not accept a model's name."""
 
     reason = "BAD_MODEL_NAME"
 
 
 class BadWeights(ConvoyError):
-    """A file of weights is not one of this network, or cannot be read."""
+    """A weights file does not fit the network, or cannot be read."""
 
     reason = "BAD_WEIGHTS"
 
 
 class ImpossibleLayer(ConvoyError):
-    """A layer cannot take what the one before it answers."""
+    """A layer cannot accept the output of the layer before it."""
 
     reason = "IMPOSSIBLE_LAYER"
 
 
 class NothingLeft(ImpossibleLayer):
-    """A layer's windows do not fit into its maps, or nothing of them is left."""
+    """A layer's windows do not fit into its feature maps, or its output is empty."""
 
 
 class BadNetworkFile(ConvoyError):
-    """A file is no network, or not one that can be looked into."""
+    """A file is not a network, or not one that can be analysed."""
 
     reason = "BAD_NETWORK_FILE"
 
 
 class BadTemplate(ConvoyError):
-    """A picture that nothing can be found with."""
+    """A picture cannot be used as a template."""
 
     reason = "BAD_TEMPLATE"
 
 
 class BadView(ConvoyError):
-    """What was asked to be looked at is not in the network, or cannot be shown of it."""
+    """The requested part is not in the network, or cannot be visualised."""
 
     reason = "BAD_VIEW"
 
 
 class VariantRefused(ConvoyError):
-    """A network cannot be had in the precision that was asked for, or answers too badly in it."""
+    """A network cannot be exported in the requested precision, or is too inaccurate in it."""
 
     reason = "VARIANT_REFUSED"

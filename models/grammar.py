@@ -1,7 +1,7 @@
-"""The grammar of classic networks: `INPUT -> [[CONV -> RELU]*2 -> POOL]*3 -> [FC -> RELU]*2 -> FC` as a row of layers.
+"""A grammar for classic networks: parses `INPUT -> [[CONV -> RELU]*2 -> POOL]*3 -> [FC -> RELU]*2 -> FC` to layers.
 
-A pattern is items with arrows between them. An item is a layer, or a row of items in brackets that is repeated as often
-as the number behind it says (0 leaves it out). Written out, the layers have to be those of
+A pattern consists of items separated by arrows. An item is a layer, or a bracketed sequence of items with an optional
+repeat count (0 omits it). With repetitions expanded, the layers must match
 
     INPUT -> [[CONV -> RELU]*N -> POOL?]*M -> [FC -> RELU]*K -> FC
 """
@@ -12,12 +12,13 @@ from typing import Literal, NamedTuple, NoReturn, cast, get_args
 from convoy.models.errors import BadTraining
 
 Kind = Literal["INPUT", "CONV", "RELU", "POOL", "FC"]
+DEFAULT = "INPUT -> [[CONV -> RELU]*2 -> POOL]*3 -> [FC -> RELU]*2 -> FC"
 MAX_LAYERS = 256  # written out; more is a slip of the keyboard
 MAX_DEPTH = 16  # of brackets
 
 
 class Layer(NamedTuple):
-    """One layer and the column, from 1, where the pattern names it. `optional` is the question mark of `POOL?`."""
+    """One layer and its column in the pattern, from 1. `optional` is the question mark of `POOL?`."""
 
     kind: Kind
     column: int
@@ -25,24 +26,24 @@ class Layer(NamedTuple):
 
 
 def parse(pattern: str) -> list[Layer]:
-    """The layers behind INPUT, repetitions written out. Raises BadTraining, naming the column of what is wrong."""
+    """Returns the layers after INPUT, repetitions expanded. Raises BadTraining, naming the column of the error."""
     layers = _Parser(pattern).pattern()
     _check_order(layers, end=len(pattern.rstrip()) + 1)
     return layers[1:]
 
 
 def refuse(column: int, complaint: str) -> NoReturn:
-    """Raise BadTraining for what stands in that column of a pattern."""
+    """Raises BadTraining for an error in that column of the pattern."""
     raise BadTraining(f"pattern, column {column}: {complaint}")
 
 
 class _Token(NamedTuple):
-    text: str  # empty behind the last one
+    text: str  # empty after the last token
     column: int
 
 
 class _Parser:
-    """Reads from left to right, one method a rule."""
+    """A recursive-descent parser, one method per rule."""
 
     def __init__(self, pattern: str) -> None:
         self.tokens = _tokens(pattern)
@@ -90,7 +91,7 @@ class _Parser:
         count = self.take()
         if not count.text.isdigit():
             refuse(count.column, f"{_shown(count)}, want how often to repeat, 0 or more")
-        # Compared as text first: a number of a thousand digits is not worth reading.
+        # The length is checked first, so that a number with a thousand digits is never parsed.
         if len(count.text) > 4 or len(layers) * int(count.text) > MAX_LAYERS:
             refuse(count.column, f"{len(layers)} layers {count.text[:20]} times, want at most {MAX_LAYERS} layers")
         return layers * int(count.text)
@@ -129,7 +130,7 @@ def _check_order(layers: list[Layer], end: int) -> None:
         if kind not in _FOLLOWERS[state]:
             behind = f"behind {state.rsplit(maxsplit=1)[-1]}" if state else "at the beginning"
             refuse(column, f"{kind} {behind}, want {' or '.join(_FOLLOWERS[state]) or 'the end'}")
-        # What may follow a rectifier depends on what it rectifies.
+        # What may follow a ReLU depends on the layer before it.
         state = f"{state} RELU" if kind == "RELU" else kind
     if state != "FC":
         refuse(end, f"ends with {layers[-1].kind if layers else 'nothing'}, want FC, which gives the logits")

@@ -1,4 +1,4 @@
-"""The network as it is served: bytes or floats in, answers out. What is trained, evaluated and exported meets here."""
+"""The network as it is served, from input bytes or floats to predictions. Training, evaluation and export share it."""
 
 from typing import Literal
 
@@ -11,9 +11,9 @@ ChannelOrder = Literal["RGB", "BGR"]
 
 
 class Pixels(nn.Module):
-    """Pixels as the network takes them: (N, H, W, C) uint8 -> (N, C, H, W) float32, (pixel / 255 - mean) / std.
+    """Converts pixels to the network's input: (N, H, W, C) uint8 -> (N, C, H, W) float32, (pixel / 255 - mean) / std.
 
-    `mean` and `std` are per channel as images have them, grey or RGB; `channel_order` is the one the network wants.
+    `mean` and `std` are per channel in the image's order, grey or RGB; `channel_order` is the network's order.
     """
 
     scale: Tensor
@@ -29,7 +29,7 @@ class Pixels(nn.Module):
         self.register_buffer("offset", offset, persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        # The bytes are moved before they are cast: a quarter of the traffic.
+        # Transposing before the cast moves a quarter of the bytes.
         image = image.permute(0, 3, 1, 2)
         if self.reverse:
             image = image.flip(1)
@@ -37,8 +37,8 @@ class Pixels(nn.Module):
 
 
 class Values(nn.Module):
-    """The numbers of a tensor as the network takes them: (N, *axes) -> (N, C, *the other axes) float32, normalised as
-    (value - mean) / std; bytes count as value / 255.
+    """Converts a tensor's values to the network's input: (N, *axes) -> (N, C, *the other axes) float32, normalised as
+    (value - mean) / std; bytes are divided by 255 first.
 
     `mean` and `std` are per channel.
     """
@@ -55,12 +55,12 @@ class Values(nn.Module):
         self.register_buffer("offset", offset, persistent=False)
 
     def forward(self, values: Tensor) -> Tensor:
-        # The bytes are moved before they are cast, as pixels are.
+        # The transposition comes before the cast, as in `Pixels`.
         return values.movedim(self.axis, 1).float() * self.scale + self.offset
 
 
 class Classifier(nn.Module):
-    """What is served -> probabilities (N, classes) float32."""
+    """Served input -> probabilities (N, classes) float32."""
 
     def __init__(self, normalise: nn.Module, network: nn.Module) -> None:
         super().__init__()
@@ -80,18 +80,18 @@ class Segmenter(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.network(self.normalise(image))
         best = logits.amax(dim=1, keepdim=True)
-        # The winner's softmax without the other classes' divisions: 1 / sum(exp(logit - best)).
+        # The softmax of the winner alone, without dividing for the other classes: 1 / sum(exp(logit - best)).
         confidence = 255 / (logits - best).exp().sum(dim=1)
         return logits.argmax(dim=1).to(torch.uint8), confidence.round().to(torch.uint8)
 
 
 def served(task: Task, normalise: nn.Module, network: nn.Module) -> nn.Module:
-    """What is exported, in eval mode; `normalise` is `Pixels` or `Values`."""
+    """Returns the module to export, in eval mode; `normalise` is `Pixels` or `Values`."""
     return (Classifier if task == "classification" else Segmenter)(normalise, network).eval()
 
 
 def _scale_and_offset(mean: list[float], std: list[float], full: int, sides: int) -> tuple[Tensor, Tensor]:
-    # value * scale + offset is (value / full - mean) / std; both (C, 1, ...) with as many ones as there are sides.
+    # value * scale + offset equals (value / full - mean) / std; both have shape (C, 1, ...) with `sides` ones.
     middle, spread = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
     shape = (-1, *(1,) * sides)
     return (1 / (full * spread)).float().view(shape), (-middle / spread).float().view(shape)

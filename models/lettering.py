@@ -1,4 +1,4 @@
-"""The letters of captions in pictures."""
+"""The font for captions in pictures."""
 
 from functools import cache
 from pathlib import Path
@@ -9,5 +9,5 @@ from PIL import ImageFont
 
 @cache
 def font(size: int) -> ImageFont.FreeTypeFont:
-    """So many pixels high. DejaVu, which comes with matplotlib: it has the letters of more languages than Pillow's."""
+    """Returns DejaVu Sans, `size` pixels high. It ships with matplotlib and covers more languages than Pillow's."""
     return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)

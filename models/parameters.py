@@ -1,4 +1,4 @@
-"""How many numbers a network consists of, counted as the tables of the field do."""
+"""Parameter counts, following the convention of published tables."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class Count(NamedTuple):
-    """`fixed` are the moving statistics of batch normalisation: a mean and a variance a map, not trained but stored."""
+    """`fixed` counts the moving statistics of batch normalisation: a mean and a variance per map, not trained."""
 
     trainable: int
     fixed: int
@@ -17,14 +17,14 @@ class Count(NamedTuple):
 
 
 def count(network: nn.Module) -> Count:
-    """The numbers in a network; it may be on the meta device."""
+    """Returns the number of parameters in a network, which may be on the meta device."""
     trainable = sum(parameter.numel() for parameter in network.parameters())
     return Count(trainable, sum(statistic.numel() for statistic in moving_statistics(network).values()))
 
 
 def moving_statistics(network: nn.Module) -> dict[str, Tensor]:
-    """The means and variances of batch normalisation, by name."""
-    # Its third buffer only counts batches: no answer depends on it.
+    """Returns the running means and variances of batch normalisation, by name."""
+    # Its third buffer only counts batches and does not affect the output.
     return {name: buffer for name, buffer in network.named_buffers() if name.endswith(_STATISTICS)}
 
 

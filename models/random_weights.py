@@ -1,4 +1,4 @@
-"""Random weights under which every layer of a network has something to say, for where no trained ones are to be had."""
+"""Random weights with which every layer has a meaningful output, for use where no trained weights are available."""
 
 from typing import Any
 
@@ -7,19 +7,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 BIAS = 0.1
-LIFT = 1.0  # of what batch normalisation answers
+LIFT = 1.0  # added to the output of batch normalisation
 
 
 @torch.no_grad()
 def randomise(network: nn.Module, images: Tensor) -> None:
-    """Give each layer of weights outputs of unit variance over `images`, one layer after the other, in place.
+    """Scales the weights of each layer in turn, in place, so that its outputs over `images` have unit variance.
 
-    images   a batch as the network takes it, several images that differ
+    images   a batch in the network's input format, of several different images
 
-    Layer-sequential unit-variance initialisation (Mishkin and Matas, arXiv 1511.06422); batch normalisation gets the
-    statistics of these images, and every bias a small random value, those of normalisation around 1. With weights as
-    they come, deep networks answer the same to every image, or numbers that overflow, and a comparison of two such
-    answers says nothing.
+    Layer-sequential unit-variance initialisation (Mishkin and Matas, arXiv 1511.06422). Batch normalisation gets the
+    statistics of these images. Biases get small random values, around 1 for normalisation. With default initial
+    weights, a deep network's output is the same for every image or overflows, so comparing two outputs proves nothing.
     """
     generator = torch.Generator().manual_seed(0)
     for name, parameter in network.named_parameters():
@@ -40,8 +39,8 @@ def _settle(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         assert layer.running_var is not None
         layer.running_mean.copy_(x.mean(axes))
         layer.running_var.copy_(x.var(axes, correction=0))
-        # A rectifier that cuts half of everything off makes small differences a fifth larger: in fifty layers,
-        # rounding becomes an answer of its own (Yang et al., arXiv 1902.08129). Lifted, most of it gets through.
+        # A ReLU that cuts off half of the values enlarges small differences by a fifth: over fifty layers, rounding
+        # errors dominate the output (Yang et al., arXiv 1902.08129). With the lift, most values pass.
         if layer.bias is not None:
             layer.bias.add_(LIFT)
         return layer.forward(x)

@@ -1,30 +1,58 @@
-"""How a network is trained: what a row of the table says by default, and a run may say otherwise."""
+"""Training settings: defaults per architecture, which a run may override."""
 
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-from convoy.models.data.augmentation import Augmentation
-
 Optimizer = Literal["sgd", "adamw"]
 Precision = Literal["32", "16-mixed", "bf16-mixed"]
 Loss = Literal["cross-entropy", "focal", "dice", "cross-entropy+dice"]
 ClassWeights = Literal["none", "balanced"]
 Schedule = Literal["cosine", "one-cycle", "steps", "constant"]
+Flip = Literal["none", "horizontal", "vertical", "both"]
+Factor = Annotated[float, Meta(ge=0.1, le=10)]
+
+
+class Augmentation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What training images may go through; the defaults leave them as they are.
+
+    flip             half of the images to each side that is named
+    random_crop      least share of the area of a window of the image's proportions that takes the image's place
+    scale            least and largest factor by which what is in the image is enlarged, about its middle
+    rotate           degrees, at most, either way
+    colour           share, at most, by which brightness, contrast and saturation each change, either way
+    erase            share of the images in which a rectangle becomes noise (Zhong et al. 2017, arXiv 1708.04896)
+    mixup            alpha of the Beta distribution by which two images are blended (Zhang et al., arXiv 1710.09412)
+    label_smoothing  share of the target that all classes have alike (Szegedy et al. 2015, arXiv 1512.00567, section 7)
+    """
+
+    flip: Flip = "none"
+    random_crop: Annotated[float, Meta(ge=0.01, le=1)] = 1.0
+    scale: tuple[Factor, Factor] = (1.0, 1.0)
+    rotate: Annotated[float, Meta(ge=0, le=180)] = 0.0
+    colour: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    erase: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    mixup: Annotated[float, Meta(ge=0, le=10)] = 0.0
+    label_smoothing: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+
+    @property
+    def changes_images(self) -> bool:
+        """Whether any image is changed for itself, which `mixup` and `label_smoothing` do not do."""
+        return msgspec.structs.replace(self, mixup=0.0, label_smoothing=0.0) != Augmentation()
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a network is trained. `learning_rate` is the highest one; `patience` counts epochs without progress; `gamma`
-    is the focal loss's; `crop` is the side in pixels of the squares that are cut out of the images, None takes them
-    whole; `augmentation` is what else the images go through.
+    """Settings of a training run. `learning_rate` is the peak value; `patience` is in epochs without improvement;
+    `gamma` is the focal loss's parameter; `crop` is the side in pixels of the squares cut from the images, None uses
+    whole images; `augmentation` lists the other transformations of the images.
 
-    batch_size  images that go through the network at once, on all devices together
-    accumulate  batches whose gradients make one step
-    clip        longest that the gradient may be, as one vector; None: any length
+    batch_size  images per batch, summed over all devices
+    accumulate  batches whose gradients are summed for one step
+    clip        maximum norm of the whole gradient; None: no limit
     warm_up     share of the steps in which the learning rate rises; None: the schedule's own
-    ema         of the weights, over the steps: what a step keeps of the average before it; None: no average
-    keep        how many of the best checkpoints stay
+    ema         decay of the moving average of the weights, per step; None: no average
+    keep        number of best checkpoints to keep
     """
 
     epochs: Annotated[int, Meta(ge=1)]

@@ -1,38 +1,19 @@
-"""Every architecture by name: how it is built, what it is for, what it takes, and how it is trained by default."""
+"""The table of architectures: constructor, task, input and default training settings of each."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
-from torch import nn
 
-from convoy.models.classification.alexnet import AlexNet
-from convoy.models.classification.conv1d import Conv1d
-from convoy.models.classification.conv3d import Conv3d
-from convoy.models.classification.convpool import ConvPool
-from convoy.models.classification.densenet import DenseNet
-from convoy.models.classification.googlenet import GoogLeNet
-from convoy.models.classification.inception_resnet_v2 import InceptionResNetV2
-from convoy.models.classification.inception_v3 import InceptionV3
-from convoy.models.classification.lenet5 import LeNet5
-from convoy.models.classification.lenet1989 import LeNet1989
-from convoy.models.classification.locally_connected import DeepFace
-from convoy.models.classification.maxout import Maxout
-from convoy.models.classification.mobilenet import MobileNet
-from convoy.models.classification.pattern import DEFAULT, Pattern
-from convoy.models.classification.resnet import ResNet
-from convoy.models.classification.spatial_pyramid import SpatialPyramidNet
-from convoy.models.classification.vgg import VGG
-from convoy.models.classification.xception import Xception
+from convoy.models import late
 from convoy.models.errors import BadTraining
+from convoy.models.grammar import DEFAULT
 from convoy.models.recipe import Recipe
-from convoy.models.segmentation.deeplab_v3 import DeepLabV3
-from convoy.models.segmentation.fcn import FCN
-from convoy.models.segmentation.segnet import SegNet
-from convoy.models.segmentation.unet import UNet
 from convoy.service.metadata import Axis, InputSpec, Task, TensorInput, image_tensor
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Argument = int | float | str
 
@@ -41,38 +22,45 @@ Argument = int | float | str
 class Architecture:
     """One row of the table.
 
-    build     takes `channels`, `classes` and the keyword arguments, answers a module: (N, channels, H, W) float32, or
-              other sides where it takes tensors, to logits, (N, classes) or (N, classes, H, W). Where images of any
-              size go, the module's attribute `multiple` says of what the sides must be multiples. A module with
+    network   its class, as "classification.resnet:ResNet" below `convoy.models`: torch is not imported until one is
+              built. It takes `channels`, `classes` and the keyword arguments, and is a module: (N, channels, H, W)
+              float32, or other sides where it takes tensors, to logits, (N, classes) or (N, classes, H, W). Where
+              images of any size go, its attribute `multiple` says of what the sides must be multiples. One with
               auxiliary heads answers in training mode (logits, auxiliary logits, ...) and has the attribute
               `auxiliary_weight`, that of their loss
     input     how an image reaches it, where the data set decides on the colour; or a tensor such as it takes, where
               the data set decides on what the axes are
     paper     where it comes from
-    sized     the shapes of its weights follow from the input's size: `build` takes `size`, too, which is (height,
+    sized     the shapes of its weights follow from the input's size: the class takes `size`, too, which is (height,
               width), or the sides of the tensor without its channels
-    arguments what `build` takes besides, with the defaults
+    fixed     arguments of the class that make it this architecture
+    arguments what may be chosen besides, with the defaults
     """
 
-    build: Callable[..., nn.Module]
+    network: str
     task: Task
     input: InputSpec | TensorInput
     recipe: Recipe
     paper: str
     sized: bool = False
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     arguments: Mapping[str, Argument] = field(default_factory=dict)
+
+    def network_class(self) -> "type[nn.Module]":
+        found: type[nn.Module] = late.named(self.network)
+        return found
 
 
 ARCHITECTURES: dict[str, Architecture] = {
     "lenet5": Architecture(
-        LeNet5,
+        "classification.lenet5:LeNet5",
         task="classification",
         input=InputSpec(colour="L", height=32, width=32),
         recipe=Recipe(epochs=40, learning_rate=3e-3, patience=40),
         paper="LeCun et al. 1998",
     ),
     "lenet1989": Architecture(
-        LeNet1989,
+        "classification.lenet1989:LeNet1989",
         task="classification",
         input=InputSpec(colour="L", height=28, width=28),
         recipe=Recipe(epochs=40, learning_rate=1e-2, patience=40),
@@ -80,7 +68,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         sized=True,
     ),
     "convpool": Architecture(
-        ConvPool,
+        "classification.convpool:ConvPool",
         task="classification",
         input=InputSpec(colour="L", height=28, width=28),
         recipe=Recipe(epochs=20, patience=20),
@@ -88,7 +76,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         sized=True,
     ),
     "alexnet": Architecture(
-        AlexNet,
+        "classification.alexnet:AlexNet",
         task="classification",
         input=InputSpec(colour="RGB", height=227, width=227, fit="crop"),
         recipe=Recipe(epochs=90, optimizer="sgd", learning_rate=0.01, weight_decay=5e-4, batch_size=128),
@@ -96,7 +84,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         sized=True,
     ),
     "locally_connected": Architecture(
-        partial(DeepFace, kernels=(5, 5, 3, 3, 3), maps=(16, 16, 16, 16, 16), dense=128),
+        "classification.locally_connected:DeepFace",
+        fixed={"kernels": (5, 5, 3, 3, 3), "maps": (16, 16, 16, 16, 16), "dense": 128},
         task="classification",
         input=InputSpec(colour="L", height=32, width=32),
         recipe=Recipe(epochs=20, patience=20),
@@ -104,7 +93,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         sized=True,
     ),
     "maxout": Architecture(
-        Maxout,
+        "classification.maxout:Maxout",
         task="classification",
         input=InputSpec(colour="L", height=32, width=32),
         recipe=Recipe(epochs=20, patience=20),
@@ -113,7 +102,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         arguments={"width": 24, "pieces": 2},
     ),
     "pattern": Architecture(
-        Pattern,
+        "classification.pattern:Pattern",
         task="classification",
         input=InputSpec(colour="RGB", height=32, width=32),
         recipe=Recipe(epochs=20, patience=20),
@@ -122,7 +111,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         arguments={"pattern": DEFAULT, "widths": "", "dense": ""},
     ),
     "spatial_pyramid": Architecture(
-        SpatialPyramidNet,
+        "classification.spatial_pyramid:SpatialPyramidNet",
         task="classification",
         input=InputSpec(colour="RGB", fit="pad"),
         recipe=Recipe(epochs=12, patience=12),
@@ -130,7 +119,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         arguments={"width": 16},
     ),
     "vgg16": Architecture(
-        partial(VGG, layers=(2, 2, 3, 3, 3)),
+        "classification.vgg:VGG",
+        fixed={"layers": (2, 2, 3, 3, 3)},
         task="classification",
         input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
         recipe=Recipe(epochs=74, optimizer="sgd", learning_rate=0.01, weight_decay=5e-4, batch_size=64),
@@ -138,7 +128,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         sized=True,
     ),
     "vgg19": Architecture(
-        partial(VGG, layers=(2, 2, 4, 4, 4)),
+        "classification.vgg:VGG",
+        fixed={"layers": (2, 2, 4, 4, 4)},
         task="classification",
         input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
         recipe=Recipe(epochs=74, optimizer="sgd", learning_rate=0.01, weight_decay=5e-4, batch_size=64),
@@ -146,21 +137,24 @@ ARCHITECTURES: dict[str, Architecture] = {
         sized=True,
     ),
     "resnet18": Architecture(
-        partial(ResNet, layers=(2, 2, 2, 2), bottleneck=False, form="v1.5"),
+        "classification.resnet:ResNet",
+        fixed={"layers": (2, 2, 2, 2), "bottleneck": False, "form": "v1.5"},
         task="classification",
         input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
         recipe=Recipe(epochs=90, optimizer="sgd", learning_rate=0.05, weight_decay=1e-4),
         paper="He et al. 2015, arXiv 1512.03385",
     ),
     "resnet34": Architecture(
-        partial(ResNet, layers=(3, 4, 6, 3), bottleneck=False, form="v1.5"),
+        "classification.resnet:ResNet",
+        fixed={"layers": (3, 4, 6, 3), "bottleneck": False, "form": "v1.5"},
         task="classification",
         input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
         recipe=Recipe(epochs=90, optimizer="sgd", learning_rate=0.05, weight_decay=1e-4),
         paper="He et al. 2015, arXiv 1512.03385",
     ),
     "resnet50": Architecture(
-        partial(ResNet, layers=(3, 4, 6, 3)),
+        "classification.resnet:ResNet",
+        fixed={"layers": (3, 4, 6, 3)},
         task="classification",
         input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
         recipe=Recipe(epochs=90, optimizer="sgd", learning_rate=0.05, weight_decay=1e-4),
@@ -168,7 +162,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         arguments={"form": "v1"},
     ),
     "resnet101": Architecture(
-        partial(ResNet, layers=(3, 4, 23, 3)),
+        "classification.resnet:ResNet",
+        fixed={"layers": (3, 4, 23, 3)},
         task="classification",
         input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
         recipe=Recipe(epochs=90, optimizer="sgd", learning_rate=0.05, weight_decay=1e-4),
@@ -176,7 +171,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         arguments={"form": "v1"},
     ),
     "resnet152": Architecture(
-        partial(ResNet, layers=(3, 8, 36, 3)),
+        "classification.resnet:ResNet",
+        fixed={"layers": (3, 8, 36, 3)},
         task="classification",
         input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
         recipe=Recipe(epochs=90, optimizer="sgd", learning_rate=0.05, weight_decay=1e-4),
@@ -184,28 +180,31 @@ ARCHITECTURES: dict[str, Architecture] = {
         arguments={"form": "v1"},
     ),
     "densenet121": Architecture(
-        partial(DenseNet, layers=(6, 12, 24, 16)),
+        "classification.densenet:DenseNet",
+        fixed={"layers": (6, 12, 24, 16)},
         task="classification",
         input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
         recipe=Recipe(epochs=90, optimizer="sgd", learning_rate=0.05, weight_decay=1e-4),
         paper="Huang et al. 2016, arXiv 1608.06993",
     ),
     "densenet169": Architecture(
-        partial(DenseNet, layers=(6, 12, 32, 32)),
+        "classification.densenet:DenseNet",
+        fixed={"layers": (6, 12, 32, 32)},
         task="classification",
         input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
         recipe=Recipe(epochs=90, optimizer="sgd", learning_rate=0.05, weight_decay=1e-4),
         paper="Huang et al. 2016, arXiv 1608.06993",
     ),
     "densenet201": Architecture(
-        partial(DenseNet, layers=(6, 12, 48, 32)),
+        "classification.densenet:DenseNet",
+        fixed={"layers": (6, 12, 48, 32)},
         task="classification",
         input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
         recipe=Recipe(epochs=90, optimizer="sgd", learning_rate=0.05, weight_decay=1e-4),
         paper="Huang et al. 2016, arXiv 1608.06993",
     ),
     "mobilenet": Architecture(
-        MobileNet,
+        "classification.mobilenet:MobileNet",
         task="classification",
         input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
         recipe=Recipe(epochs=90, optimizer="sgd", learning_rate=0.05, weight_decay=4e-5),
@@ -213,7 +212,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         arguments={"alpha": 1.0},
     ),
     "googlenet": Architecture(
-        GoogLeNet,
+        "classification.googlenet:GoogLeNet",
         task="classification",
         input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
         recipe=Recipe(epochs=60, optimizer="sgd", learning_rate=0.01, weight_decay=2e-4),
@@ -221,7 +220,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         sized=True,
     ),
     "inception_v3": Architecture(
-        InceptionV3,
+        "classification.inception_v3:InceptionV3",
         task="classification",
         input=InputSpec(colour="RGB", height=299, width=299, fit="crop"),
         recipe=Recipe(epochs=100, optimizer="sgd", learning_rate=0.045, weight_decay=4e-5),
@@ -229,21 +228,21 @@ ARCHITECTURES: dict[str, Architecture] = {
         arguments={"form": "keras"},
     ),
     "inception_resnet_v2": Architecture(
-        InceptionResNetV2,
+        "classification.inception_resnet_v2:InceptionResNetV2",
         task="classification",
         input=InputSpec(colour="RGB", height=299, width=299, fit="crop"),
         recipe=Recipe(epochs=100, optimizer="sgd", learning_rate=0.045, weight_decay=4e-5),
         paper="Szegedy et al. 2016, arXiv 1602.07261",
     ),
     "xception": Architecture(
-        Xception,
+        "classification.xception:Xception",
         task="classification",
         input=InputSpec(colour="RGB", height=299, width=299, fit="crop"),
         recipe=Recipe(epochs=100, optimizer="sgd", learning_rate=0.045, weight_decay=1e-5),
         paper="Chollet 2016, arXiv 1610.02357",
     ),
     "conv1d": Architecture(
-        Conv1d,
+        "classification.conv1d:Conv1d",
         task="classification",
         input=TensorInput(name="waveform", dtype="float32", axes=(Axis(name="channel", size=3), Axis(name="time"))),
         recipe=Recipe(epochs=10, learning_rate=1e-2, batch_size=16, patience=10),
@@ -251,7 +250,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         arguments={"width": 32},
     ),
     "conv3d": Architecture(
-        Conv3d,
+        "classification.conv3d:Conv3d",
         task="classification",
         input=TensorInput(
             name="clip",
@@ -269,7 +268,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         arguments={"width": 8, "dropout": 0.2},
     ),
     "unet": Architecture(
-        UNet,
+        "segmentation.unet:UNet",
         task="segmentation",
         input=InputSpec(colour="RGB", fit="pad"),
         recipe=Recipe(epochs=6, learning_rate=3e-3, batch_size=8),
@@ -277,7 +276,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         arguments={"width": 16, "depth": 3},
     ),
     "fcn32s": Architecture(
-        partial(FCN, 32),
+        "segmentation.fcn:FCN",
+        fixed={"stride": 32},
         task="segmentation",
         input=InputSpec(colour="RGB", fit="pad"),
         recipe=Recipe(epochs=60, learning_rate=3e-4, batch_size=8),
@@ -285,7 +285,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         arguments={"width": 64},
     ),
     "fcn16s": Architecture(
-        partial(FCN, 16),
+        "segmentation.fcn:FCN",
+        fixed={"stride": 16},
         task="segmentation",
         input=InputSpec(colour="RGB", fit="pad"),
         recipe=Recipe(epochs=60, learning_rate=3e-4, batch_size=8),
@@ -293,7 +294,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         arguments={"width": 64},
     ),
     "fcn8s": Architecture(
-        partial(FCN, 8),
+        "segmentation.fcn:FCN",
+        fixed={"stride": 8},
         task="segmentation",
         input=InputSpec(colour="RGB", fit="pad"),
         recipe=Recipe(epochs=60, learning_rate=3e-4, batch_size=8),
@@ -301,7 +303,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         arguments={"width": 64},
     ),
     "segnet": Architecture(
-        SegNet,
+        "segmentation.segnet:SegNet",
         task="segmentation",
         input=InputSpec(colour="RGB", fit="pad"),
         recipe=Recipe(epochs=60, batch_size=8),
@@ -309,7 +311,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         arguments={"width": 64},
     ),
     "deeplab_v3": Architecture(
-        DeepLabV3,
+        "segmentation.deeplab_v3:DeepLabV3",
         task="segmentation",
         input=InputSpec(colour="RGB", fit="pad"),
         recipe=Recipe(epochs=60, batch_size=8),
@@ -320,7 +322,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def architecture(name: str) -> Architecture:
-    """The row of a name. Raises BadTraining, naming those there are."""
+    """Returns the row of a name. Raises BadTraining, listing the known names."""
     if name not in ARCHITECTURES:
         raise BadTraining(f"architecture {name!r}, want one of: {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[name]
@@ -332,26 +334,26 @@ def build(
     classes: int,
     arguments: Mapping[str, Argument] | None = None,
     size: tuple[int, ...] | None = None,
-) -> nn.Module:
+) -> "nn.Module":
     """A fresh network of that architecture: its default arguments with `arguments` laid over them.
 
-    `size` are the input's sides where they are not the architecture's own. Raises BadTraining for an argument or a size
-    that the architecture does not have or cannot be built with.
+    `size` is the input's sides, if not the architecture's own. Raises BadTraining for an argument or a size that the
+    architecture does not accept.
     """
     row = architecture(name)
     given = merged(name, arguments or {})
     if row.sized:
         given["size"] = size or sides(row.input)
     try:
-        return row.build(channels=channels, classes=classes, **given)
+        return row.network_class()(channels=channels, classes=classes, **row.fixed, **given)
     except ValueError as error:
         raise BadTraining(f"{name}: {error}") from None
 
 
 def merged(name: str, arguments: Mapping[str, Argument]) -> dict[str, Any]:
-    """The architecture's default arguments with those given laid over them, each of the default's type.
+    """Returns the architecture's default arguments, overridden by `arguments`, each converted to its default's type.
 
-    Text is read as a number where a number is wanted. Raises BadTraining.
+    Text is converted to a number where the default is one. Raises BadTraining.
     """
     defaults = architecture(name).arguments
     for key, value in arguments.items():
@@ -362,28 +364,34 @@ def merged(name: str, arguments: Mapping[str, Argument]) -> dict[str, Any]:
 
 
 def sides(spec: InputSpec | TensorInput) -> tuple[int, ...] | None:
-    """Height and width of an input, or the sides of a tensor without its channels; None where any is free."""
+    """Returns an input's height and width, or a tensor's sides without the channels; None if any side is free."""
     tensor = image_tensor(spec) if isinstance(spec, InputSpec) else spec
     found = tuple(axis.size for axis in tensor.axes if axis.name != "channel" and axis.size is not None)
     return None if tensor.free else found
 
 
 def input_spec(
-    name: str, network: nn.Module, colour: Literal["RGB", "L"], size: tuple[int, int] | None = None
+    name: str, network: "nn.Module", colour: Literal["RGB", "L"], size: tuple[int, int] | None = None
 ) -> InputSpec:
-    """How an image reaches this network; `size` is the height and width where they are not the architecture's own.
+    """Returns the input specification of this network; `size` is (height, width), if not the architecture's own.
 
-    Raises BadTraining for a size where any size goes, and where it takes no images.
+    Raises BadTraining for a size if the network accepts any size, and if its input is not an image.
     """
     own = architecture(name).input
     if not isinstance(own, InputSpec):
         raise BadTraining(f"{name} takes no images but tensors")
+    check_size(name, size)
     spec = msgspec.structs.replace(own, colour=colour)
     if spec.fit == "pad":
-        if size is not None:
-            raise BadTraining(f"size {size[0]}x{size[1]}: {name} takes images of any size")
         return msgspec.structs.replace(spec, multiple=getattr(network, "multiple", 1))
     return spec if size is None else msgspec.structs.replace(spec, height=size[0], width=size[1])
+
+
+def check_size(name: str, size: tuple[int, int] | None) -> None:
+    """Raises BadTraining for a size where any size goes."""
+    own = architecture(name).input
+    if size is not None and isinstance(own, InputSpec) and own.fit == "pad":
+        raise BadTraining(f"size {size[0]}x{size[1]}: {name} takes images of any size")
 
 
 def _as(key: str, value: Argument, kind: type[Any]) -> Argument:

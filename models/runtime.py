@@ -1,4 +1,4 @@
-"""Opens a graph in onnxruntime, with the threads that training has; and where networks run best."""
+"""onnxruntime sessions with training's thread count, and the choice of device."""
 
 import re
 from pathlib import Path
@@ -12,15 +12,15 @@ from convoy.service.runtime_words import reason
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 Session: TypeAlias = onnxruntime.InferenceSession
-_BEFORE = re.compile(r"^.*Status Message: |^.* was false\. ")  # the node; the condition in its source
+_BEFORE = re.compile(r"^.*Status Message: |^.* was false\. ")  # the failing node; the failed condition in its source
 
 
 def session(graph: onnx.ModelProto | Path, providers: list[str] | None = None, optimised: bool = True) -> Session:
-    """A graph, or a file that holds one, on the CPU unless told otherwise. What is not optimised keeps the names of its
-    nodes. Raises whatever onnxruntime makes of what it cannot run; its message says all that its log would."""
+    """Opens a graph, or a file with one, on the CPU by default. A session that is not optimised keeps its node names.
+    Raises onnxruntime's exception for a graph it cannot run; its message contains all that the log would."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    # As in serving; and the threads of one session would still spin while another one is timed.
+    # As in serving. Otherwise one session's threads keep spinning while another session is timed.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4
     if not optimised:
@@ -30,7 +30,7 @@ def session(graph: onnx.ModelProto | Path, providers: list[str] | None = None, o
 
 
 def providers() -> list[str]:
-    """CUDA where onnxruntime has it, and the CPU, which takes over where there is no device, or no kernel."""
+    """Returns CUDA, if onnxruntime has it, and the CPU as the fallback without a device or a kernel."""
     offered = onnxruntime.get_available_providers()
     if CUDA in offered:
         onnxruntime.preload_dlls()
@@ -38,10 +38,10 @@ def providers() -> list[str]:
 
 
 def device() -> torch.device:
-    """Where PyTorch runs a network: CUDA where there is one."""
+    """Returns the device on which PyTorch runs a network: CUDA if available."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def words(error: Exception) -> str:
-    """What onnxruntime says, in one line, without the names of its own code."""
+    """Returns onnxruntime's error message on one line, without the names of its source code."""
     return reason(RuntimeError(_BEFORE.sub("", " ".join(str(error).split()))))

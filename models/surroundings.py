@@ -1,15 +1,15 @@
-"""Who started this process: torchrun, a run of `convoy train --devices` above it, or somebody's hand, whatever ranks
-other programs have left in the environment."""
+"""How this process was started: by torchrun, by a run of `convoy train --devices`, or by hand with ranks of other
+programs left in the environment."""
 
 import os
 
 from convoy.models.errors import BadTraining
 
-# The number of the process that started this one as a part of its run: a copy left over in some shell is another's.
+# The pid of the process that started this one as part of its run. A stale copy in a shell has another pid.
 PARENT = "CONVOY_TRAINING_PARENT"
 _TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 _LEFT_OVER = (*_TORCHRUN, "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
-# How many processes a launcher started, by those that start a command several times.
+# Variables with a launcher's process count, and the launchers that start a command several times.
 _COUNTS = {
     "SLURM_STEP_NUM_TASKS": "srun",
     "OMPI_COMM_WORLD_SIZE": "mpirun",
@@ -24,33 +24,32 @@ def _number(name: str) -> int | None:
     return int(text) if text.isascii() and text.isdecimal() else None
 
 
-# Lightning takes its rank from these as it is imported, and fails on what is no number: so here, as this is imported.
+# Lightning reads its rank from these variables when it is imported, and fails on a non-number; so they are removed now.
 for _name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"):
     if _number(_name) is None:
         os.environ.pop(_name, None)
 
 
 def by_torchrun() -> bool:
-    """Whether torchrun started this."""
+    """Returns whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ and all(_number(name) is not None for name in _TORCHRUN)
 
 
 def by_us() -> bool:
-    """Whether a run of several processes started this as one of them."""
+    """Returns whether a multi-process run of Convoy started this process."""
     return os.environ.get(PARENT) == str(os.getppid()) and _number("LOCAL_RANK") is not None
 
 
 def local_rank() -> int:
-    """The number of this process among those of one run on this host."""
+    """Returns the index of this process among those of its run on this host."""
     return _number("LOCAL_RANK") or 0 if by_torchrun() or by_us() else 0
 
 
 def forget_ranks() -> bool:
-    """Whether this process was started by hand; the ranks that are then in the environment, which are not its own, are
-    taken out of it.
+    """Returns whether this process was started by hand. If so, removes other programs' ranks from the environment.
 
-    Raises BadTraining where a launcher that is not torchrun started it several times: each would train by itself, into
-    the folder of the others.
+    Raises BadTraining if a launcher other than torchrun started several processes: each would train on its own, all
+    into the same folder.
     """
     if by_torchrun() or by_us():
         return False
@@ -67,6 +66,6 @@ def forget_ranks() -> bool:
 
 
 def start_others() -> None:
-    """To be called before this process starts the others of its run: they take their ranks from it."""
+    """Must be called before this process starts the others of its run: they derive their ranks from it."""
     if not (by_torchrun() or by_us()):
         os.environ[PARENT] = str(os.getpid())

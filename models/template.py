@@ -1,11 +1,11 @@
-"""A network that finds one thing: its kernel is the template, its answer where an image looks most like it.
+"""A template-matching network: its kernel is the template, its output is where an image matches best.
 
 Zero-mean normalised cross-correlation (Lewis: Fast Normalized Cross-Correlation, Vision Interface 1995, equation 2):
 
     sum((I - mean(I)) * (T - mean(T))) / sqrt(sum((I - mean(I))^2) * sum((T - mean(T))^2))
 
-over every window I of the image that is as large as the template T, the means taken in each channel by itself. So what
-light and exposure change, an offset a channel and a factor on all of them, changes nothing.
+over every window I of the image that has the size of the template T, with the means per channel. The score is invariant
+to an offset per channel and a common factor, so to changes in light and exposure.
 """
 
 from pathlib import Path
@@ -22,12 +22,12 @@ from convoy.models.export.export import OPSET
 from convoy.service import metadata
 from convoy.service.metadata import Document, InputSpec, Provenance
 
-MAX_PIXELS = 1 << 22  # of a template: up to here the sums over a window are whole numbers of 63 bits
+MAX_PIXELS = 1 << 22  # for a template; up to this size the sums over a window fit in 63 bits
 
-# The numerator is a convolution with a kernel without mean, in float32. What is subtracted from the image first changes
-# nothing but its rounding. The denominator is a difference of large sums: it is taken in whole numbers, which are
-# exact, and the sums over windows from running sums along both axes, as Lewis has it. A window without variance answers
-# 0. (Casts come before Max: onnxruntime's, of 64-bit integers, confuses large ones.)
+# The numerator is a convolution with a zero-mean kernel, in float32. Subtracting the image's mean first affects only
+# the rounding. The denominator is a difference of large sums, so it is computed exactly, in integers. The sums over
+# windows are differences of running sums along both axes, as in Lewis. The score of a window without variance is 0.
+# (Casts come before Max because onnxruntime's Max of 64-bit integers is wrong for large values.)
 GRAPH = """
 <ir_version: 10, opset_import: ["" : {opset}]>
 matching (uint8[N, H, W, {channels}] image)
@@ -82,10 +82,10 @@ matching (uint8[N, H, W, {channels}] image)
 
 
 def publish_template(path: Path, repository: Path, name: str) -> tuple[Path, tuple[int, int]]:
-    """Write the network that finds the picture in the file `path` as the next version of the model `name`.
+    """Writes the network that finds the picture in the file `path` as the next version of the model `name`.
 
     Returns the model file, and the template's height and width. A grey picture makes a network for grey images. Raises
-    BadModelName, BadData for a file that is no picture, and BadTemplate; nothing is written then.
+    BadModelName, BadData for a file that is not a picture, and BadTemplate; then nothing is written.
     """
     publish.check_name(name)
     template = picture.read(path, "L" if picture.header(path).grey else "RGB")
@@ -94,16 +94,16 @@ def publish_template(path: Path, repository: Path, name: str) -> tuple[Path, tup
 
 
 def network(template: NDArray[np.uint8], label: str, source: str) -> onnx.ModelProto:
-    """The graph, with its metadata: `image` uint8 (N, H, W, C) to
+    """Returns the graph, with its metadata, from `image` uint8 (N, H, W, C) to
 
-    heat_map  float32 (N, H - h + 1, W - w + 1), -1..1: how much the window with its upper left corner there looks alike
-    location  int64 (N, 2), the row and the column of the best one; of several the first, row by row
-    score     float32 (N), its value
+    heat_map  float32 (N, H - h + 1, W - w + 1), -1..1: the score of the window whose upper left corner is there
+    location  int64 (N, 2), row and column of the best window; the first in row-major order if there are several
+    score     float32 (N), the score of that window
 
     template  (h, w, C), 1 grey or 3 RGB channels
-    source    where the template is from, for the metadata
+    source    the template's origin, for the metadata
 
-    Raises BadTemplate where all pixels are the same, of which nothing can be found, or there are too many.
+    Raises BadTemplate if all pixels are equal, which matches nothing, or if there are too many.
     """
     height, width, channels = template.shape
     if height * width > MAX_PIXELS:
@@ -123,8 +123,8 @@ def network(template: NDArray[np.uint8], label: str, source: str) -> onnx.ModelP
 
 
 def _kernel(template: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(1, C, h, w): no mean in any channel, and scaled so that the graph need only divide by the root of n times the
-    window's sum of squares."""
+    """Returns the kernel (1, C, h, w): zero mean in each channel, and scaled so that the graph only divides by the root
+    of n times the window's sum of squares."""
     values = template.astype(np.float64)
     values -= values.mean(axis=(0, 1))
     norm = np.sqrt((values**2).sum())
@@ -145,7 +145,7 @@ def _constants(height: int, width: int, channels: int) -> dict[str, NDArray[np.g
         "horizontal_axis": [3],
         "last_row": [height - 1],
         "last_column": [width - 1],
-        # Where the window is one pixel long, all places are starts.
+        # For a window of one pixel, every position is a start.
         "row_places": [1 - height or everything],
         "column_places": [1 - width or everything],
         "channels": [channels],

@@ -1,4 +1,4 @@
-"""How many threads torch may keep busy here."""
+"""The number of threads torch may use."""
 
 import os
 
@@ -6,13 +6,13 @@ import torch
 
 from convoy.service.machine import cores
 
-MOST = 16  # small networks only lose by more
+MOST = 16  # small networks get slower with more
 
 
 def limit(processes: int = 1) -> None:
-    """Give torch one thread for each core that this process may really use, up to 16; `processes` share the cores.
+    """Sets torch's threads to the number of cores available to this process, at most 16; `processes` share the cores.
 
-    OMP_NUM_THREADS, as clusters set it for each task of a job, is obeyed where it is less.
+    A lower OMP_NUM_THREADS, which clusters set for each task of a job, is respected.
     """
     asked = os.environ.get("OMP_NUM_THREADS", "")
     most = int(asked) if asked.isascii() and asked.isdecimal() and int(asked) else MOST

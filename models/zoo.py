@@ -1,4 +1,4 @@
-"""Any architecture as a checkpoint of random weights: what can be said and tried of a network before its training."""
+"""Checkpoints of any architecture with random weights, to analyse and test a network before training."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from convoy.models.random_weights import randomise
 from convoy.models.registry import Argument
 from convoy.service.metadata import InputSpec, TensorInput
 
-IMAGES = 4  # that the random weights are settled on
+IMAGES = 4  # images that the random weights are scaled on
 
 
 def untrained(
@@ -23,7 +23,7 @@ def untrained(
     size: tuple[int, int] | None = None,
     arguments: Mapping[str, Argument] | None = None,
 ) -> Description:
-    """Write a checkpoint of an architecture with random weights that tell images apart; the same every time.
+    """Writes a checkpoint of an architecture with random weights that distinguish images; the result is deterministic.
 
     `size` and `arguments` are as for `registry.build`. Raises BadTraining.
     """

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from convoy.service.config import Buckets as Setting
+from convoy.service.config import BucketsSetting
 from convoy.service.errors import BadConfig
 from convoy.service.metadata import Document, InputSpec
 
@@ -54,8 +54,10 @@ def ordered(buckets: Iterable[Size]) -> tuple[Size, ...]:
     return tuple(sorted(set(buckets), key=lambda bucket: (bucket[0] * bucket[1], bucket)))
 
 
-def configured(default: Setting, own: Setting | None, document: Document | None, max_pixels: int) -> Buckets:
-    """The buckets that the server's or the model's own configuration sets for this network; none for "none" and "auto".
+def configured(
+    default: BucketsSetting, own: BucketsSetting | None, document: Document | None, max_pixels: int
+) -> Buckets:
+    """The buckets that the server's configuration or the model's own gives this network; none for words.
 
     The server's setting applies only to networks that accept buckets. Raises BadConfig for an invalid bucket.
     """
@@ -86,5 +88,5 @@ def _check(bucket: Size, spec: InputSpec, max_pixels: int) -> None:
         )
 
 
-def _shown(buckets: Setting) -> str:
+def _shown(buckets: BucketsSetting) -> str:
     return repr(buckets) if isinstance(buckets, str) else str([list(bucket) for bucket in buckets])

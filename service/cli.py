@@ -3,6 +3,7 @@
 import difflib
 import errno
 import importlib
+import importlib.util
 import logging
 import os
 import sys
@@ -59,8 +60,10 @@ COMMANDS = {
 }
 
 
-_TRACEBACK = "CONVOY_TRACEBACK"  # environment variable: unexpected errors are shown with Python's traceback
-_MOST = 1500  # characters of an error message
+_TRACEBACK = "CONVOY_TRACEBACK"  # in the environment: what fails unexpectedly fails with Python's traceback
+_MOST = 1500  # characters of a refusal
+_SERVER = ("uvloop", "prometheus_client", "simplejpeg", "watchfiles", "grpc_reflection", "onnxruntime")
+_NO_SERVER = "needs the packages of the server: install convoy[cpu] or convoy[cuda]"
 
 
 def main() -> None:
@@ -75,6 +78,7 @@ def main() -> None:
     if sys.argv[1:2] == ["serve"] and "--help" not in sys.argv:
         # First of all: importing the command-line parser takes a tenth of a second.
         try:
+            _check_server()
             processes.ours().start_ahead()
         except ConvoyError as error:
             sys.exit(_refuse("convoy serve", error.message))
@@ -141,30 +145,38 @@ def _call(name: str, arguments: Sequence[str]) -> int:
 
     from convoy.service.commands.sections import Sections  # noqa: PLC0415
 
-    found = _found(name)
-    # Plain help: with markup, a word in brackets such as convoy[train] would vanish.
-    app = found if isinstance(found, typer.Typer) else typer.Typer(add_completion=False, rich_markup_mode=None)
-    if app is not found:
-        app.command(name, cls=Sections)(found)
-    result = typer.main.get_command(app).main(list(arguments), prog_name=f"convoy {name}", standalone_mode=False)
+    module = COMMANDS[name].module
+    try:
+        found: Callable[..., None] | Typer = getattr(importlib.import_module(module), name.replace("-", "_"))
+        # Plain help: with markup a word in brackets, such as convoy[train], would vanish from it.
+        app = found if isinstance(found, typer.Typer) else typer.Typer(add_completion=False, rich_markup_mode=None)
+        if app is not found:
+            app.command(name, cls=Sections)(found)
+        result = typer.main.get_command(app).main(list(arguments), prog_name=f"convoy {name}", standalone_mode=False)
+    except ModuleNotFoundError as error:  # of the command's module, or of what it imports once its options are checked
+        raise _missing(module, error) from None
     return result if isinstance(result, int) else 0
 
 
-def _found(name: str) -> "Callable[..., None] | Typer":
-    path = COMMANDS[name].module
-    try:
-        module = importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        # The load generator's histogram package, which the serving image does not contain.
-        if (error.name or "").partition(".")[0] == "hdrh":
-            raise ConvoyError("needs the packages of the load generator: install convoy[bench]") from None
-        # With the serving packages alone, `convoy.models` or its dependencies are missing. A missing module of ours is
-        # a bug.
-        if not path.startswith("convoy.models.") or (error.name or "").startswith(("convoy.models.", "convoy.service")):
-            raise
-        raise ConvoyError("needs the training packages: install convoy[train]") from None
-    found: Callable[..., None] | Typer = getattr(module, name.replace("-", "_"))
-    return found
+def _check_server() -> None:
+    """Raises ConvoyError where the client alone is installed."""
+    if any(importlib.util.find_spec(name) is None for name in _SERVER):
+        raise ConvoyError(_NO_SERVER)
+
+
+def _missing(module: str, error: ModuleNotFoundError) -> Exception:
+    """What to say of a package that a command does not find; the error itself where that is a bug."""
+    package = error.name or ""
+    if package.partition(".")[0] in _SERVER:
+        return ConvoyError(_NO_SERVER)
+    # What the load generator counts with, and the serving image goes without.
+    if package.partition(".")[0] == "hdrh":
+        return ConvoyError("needs the packages of the load generator: install convoy[bench]")
+    # Where the serving packages are alone, `convoy.models` or what it imports is missing; a missing file of ours is
+    # a bug.
+    if not module.startswith("convoy.models.") or package.startswith(("convoy.models.", "convoy.service")):
+        return error
+    return ConvoyError("needs the training packages: install convoy[train]")
 
 
 def _overview() -> str:

@@ -20,9 +20,9 @@ TRITON_FILE = "config.pbtxt"  # next to a model that Triton has served
 PROFILE_FILE = "profile.json"  # which the server writes next to a model file
 
 MAX_NAME = 64
-_NAMED = 8  # models named in a message, which travels in a header
-_NAME = re.compile(rf"[a-z0-9_-]{{1,{MAX_NAME}}}")
-_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+_NAMED = 8  # models that a message names: it travels in a header
+NAME = re.compile(rf"[a-z0-9_-]{{1,{MAX_NAME}}}")
+VERSION = re.compile(r"[1-9][0-9]{0,17}")
 _TRITON_BATCH = re.compile(r"^\s*max_batch_size\s*:\s*(\d{1,9})\b", re.MULTILINE)
 _MOST_TRITON_BYTES = 1 << 20
 
@@ -152,7 +152,7 @@ def scan(root: Path) -> dict[str, Listing]:
     found = {}
     for folder in sorted(root.iterdir()):
         try:
-            if _NAME.fullmatch(folder.name) and folder.is_dir():
+            if NAME.fullmatch(folder.name) and folder.is_dir():
                 found[folder.name] = _scan_model(folder)
         except FileNotFoundError:
             continue  # deleted during the scan
@@ -162,8 +162,8 @@ def scan(root: Path) -> dict[str, Listing]:
 
 
 def misnamed(root: Path) -> list[str]:
-    """Folders that contain a version with a model file but have no valid model name. Raises OSError as `scan` does."""
-    return sorted(file.parts[-3] for file in root.glob(f"*/*/{MODEL_FILE}") if not _NAME.fullmatch(file.parts[-3]))
+    """Folders that hold a version with a model file, but whose names are no model's. Raises OSError as `scan` does."""
+    return sorted(file.parts[-3] for file in root.glob(f"*/*/{MODEL_FILE}") if not NAME.fullmatch(file.parts[-3]))
 
 
 def model_file(root: Path, model: str, version: int) -> Path:
@@ -178,7 +178,7 @@ def _scan_model(folder: Path) -> Listing:
     missing = []
     unreadable = []
     for entry in folder.iterdir():
-        if _VERSION.fullmatch(entry.name) and entry.is_dir():
+        if VERSION.fullmatch(entry.name) and entry.is_dir():
             stamp = _stamp(entry / MODEL_FILE)
             if stamp:
                 files[int(entry.name)] = stamp

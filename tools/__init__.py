@@ -1,1 +1,1 @@
-"""What writes documents and pictures of this repository; no part of the library."""
+"""Scripts that write this repository's documents and pictures; not part of the library."""

@@ -1,4 +1,4 @@
-"""The whole way in front of a person: train two networks, export them, serve them, ask them. `make demo` runs this."""
+"""The demo: trains two networks, exports them, serves them and sends requests. `make demo` runs it."""
 
 import argparse
 import contextlib
@@ -26,27 +26,27 @@ from convoy.models.training.run import RunFolder, default_settings
 CONVOY = Path(sys.executable).with_name("convoy")
 NETWORKS = {"lenet5": "digits", "unet": "digit-scenes"}
 DIGITS_SHOWN = (2, 3, 4, 7, 8)
-DIGIT_SIDE = 64  # pixels; the server brings them to the 32 that the network takes
-SCENES_SHOWN = ((128, 192), (96, 160), (160, 120))  # height and width: sizes no training scene has
+DIGIT_SIDE = 64  # pixels; the server resizes them to the network's 32
+SCENES_SHOWN = ((128, 192), (96, 160), (160, 120))  # height and width: sizes that no training scene has
 READY_SECONDS = 60.0
 POLL_SECONDS = 0.2
 STOP_SECONDS = 30.0
-# torch's threads sleep while they wait for each other: on a machine that is busy, spinning takes a third longer.
+# torch's threads sleep while they wait for each other: on a busy machine, spinning takes a third longer.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
 PORTS = {"grpc": 8001, "http": 8000, "metrics": 8002}
 
 
 class StepFailed(Exception):
-    """A step of the demo did not do what it shows; the message names it in one line."""
+    """A step of the demo failed; the message names it in one line."""
 
 
 def main() -> int:
-    """Runs the demo; 0 where every step worked."""
+    """Runs the demo. Returns 0 if every step worked."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--once", action="store_true", help="stop the server at the end; free ports are chosen")
     parser.add_argument("--directory", type=Path, default=Path("demo"), help="where everything goes")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a plain kill ends it as Ctrl-C does: server stopped
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a plain kill also stops the server, as Ctrl-C does
     try:
         demonstrate(options.directory, options.once)
     except StepFailed as error:
@@ -59,7 +59,7 @@ def main() -> int:
 
 
 def demonstrate(directory: Path, once: bool) -> None:
-    """All the steps. With `once` the server is stopped in the end, else it runs until Ctrl-C. Raises StepFailed."""
+    """Runs all steps. With `once` the server is stopped at the end, else it runs until Ctrl-C. Raises StepFailed."""
     ports = _free_ports() if once else PORTS
     if not once:
         _check_free(ports)
@@ -79,10 +79,10 @@ def demonstrate(directory: Path, once: bool) -> None:
 
 
 def prepare(directory: Path) -> Path:
-    """Train both networks and export them, as a user would; returns the model repository below `directory`.
+    """Trains both networks and exports them, as a user would. Returns the model repository below `directory`.
 
-    What an earlier call has done is not done again, unless the source that decides on it has changed. Two calls at once
-    take turns. Raises StepFailed.
+    Finished steps are not repeated, unless the source they depend on has changed. Concurrent calls take turns. Raises
+    StepFailed.
     """
     directory.mkdir(parents=True, exist_ok=True)
     repository = directory / "repository"
@@ -104,12 +104,12 @@ def prepare(directory: Path) -> Path:
 
 
 def run_folder(directory: Path, architecture: str) -> RunFolder:
-    """Where `prepare` trains an architecture."""
+    """Returns the folder in which `prepare` trains an architecture."""
     return RunFolder(directory / "runs" / f"{architecture}-{NETWORKS[architecture]}")
 
 
 def write_images(folder: Path) -> list[Path]:
-    """Held-out digits and scenes as PNG files, digits first, a digit's label at the end of its name."""
+    """Writes held-out digits, then scenes, as PNG files. A digit's file name ends with its label."""
     folder.mkdir(parents=True, exist_ok=True)
     held_out = strokes.indices("test")
     labels = strokes.strokes()[1][held_out]
@@ -178,13 +178,13 @@ def _until_it_ends(server: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def _server(repository: Path, ports: dict[str, int], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A ready server on these ports; stopped with SIGTERM in the end, which it must answer with exit code 0."""
+    """A ready server on these ports. It is stopped with SIGTERM at the end and must then exit with code 0."""
     _heading("Serve")
     options = [f"--{name}-port={port}" for name, port in ports.items() if port != PORTS[name]]
     command = [str(CONVOY), "serve", "--repository", str(repository), *options]
     _echo([*command, "&"])
     with log.open("wb") as file:
-        # A session of its own: Ctrl-C reaches the demo only, which then stops the server in order.
+        # In its own session, Ctrl-C reaches only the demo, which then stops the server in order.
         server = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
     try:
         _until_ready(server, f"http://127.0.0.1:{ports['http']}/readyz", log)
@@ -217,7 +217,7 @@ def _stop(server: subprocess.Popen[bytes]) -> int:
     try:
         return server.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:
-        # The whole session, so that its engine and front ends go with it.
+        # The whole process group, including its engine and front ends.
         os.killpg(server.pid, signal.SIGKILL)
         return server.wait()
 
@@ -246,7 +246,7 @@ def _get(address: str) -> str:
 
 def _free_ports() -> dict[str, int]:
     with contextlib.ExitStack() as stack:
-        # All open at once, so that they differ.
+        # All are open at once, so that they differ.
         sockets = {name: stack.enter_context(socket.create_server(("127.0.0.1", 0))) for name in PORTS}
         return {name: taken.getsockname()[1] for name, taken in sockets.items()}
 

@@ -1,7 +1,7 @@
-"""`docs/networks.md`: every architecture with its size, its cost, and how its exported file does in onnxruntime.
+"""Writes `docs/networks.md`: each architecture's size, cost, and parity and speed of its exported file in onnxruntime.
 
-`python -m tools.network_table FILE` writes it. Every network is built at its own size with random weights and
-exported; then all files are run in turns, so that one slow moment of the machine is not one network's alone.
+Usage: `python -m tools.network_table FILE`. Every network is built at its own size with random weights and exported.
+The files are then run in turns, so that a slow moment of the machine affects all networks.
 """
 
 import argparse
@@ -27,15 +27,15 @@ from convoy.service.metadata import InputSpec
 
 CLASSES = {("classification", 3): 1000, ("classification", 1): 10, ("segmentation", 3): 21}  # by task and channels
 TENSOR_CLASSES = 10
-FREE_SIZE = (256, 256)  # at which networks for any size are counted and timed
+FREE_SIZE = (256, 256)  # the size at which networks for any size are counted and timed
 ROUNDS = 9
 COLUMNS = ("name", "paper", "input", "classes", "parameters", "multiply-adds", "file MB", "parity", "ms an image")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What is known of one architecture. `difference` is the largest of any probability between onnxruntime and
-    PyTorch, `agreement` the share of equal classes; `image_ms` the median time of a run with one image."""
+    """Measurements of one architecture. `difference` is the largest difference of any probability between onnxruntime
+    and PyTorch, `agreement` the share of equal classes, `image_ms` the median time of a run with one image."""
 
     name: str
     size: tuple[int, ...]
@@ -49,7 +49,7 @@ class Measured:
 
 
 def measure(names: Sequence[str], rounds: int = ROUNDS) -> list[Measured]:
-    """Export and time these architectures, with random weights. Raises ParityRefused."""
+    """Exports these architectures with random weights and times them. Raises ParityRefused."""
     with tempfile.TemporaryDirectory() as folder:
         exported = {name: _export(name, Path(folder)) for name in names}
         times = _times(exported, rounds)
@@ -57,7 +57,7 @@ def measure(names: Sequence[str], rounds: int = ROUNDS) -> list[Measured]:
 
 
 def table(rows: Sequence[Measured]) -> str:
-    """The rows as a Markdown table."""
+    """Returns the rows as a Markdown table."""
     lines = [COLUMNS, ("---", "---", "---", *("---:",) * (len(COLUMNS) - 3)), *map(_cells, rows)]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
@@ -83,7 +83,7 @@ def _times(exported: dict[str, Exported], rounds: int) -> dict[str, float]:
             start = time.perf_counter()
             session.run(None, {exported[name].document.takes.name: images[name]})
             seconds[name].append(time.perf_counter() - start)
-    # A session's first run is not like the others: it allocates.
+    # A session's first run also allocates.
     return {name: 1000 * statistics.median(spans[1:]) for name, spans in seconds.items()}
 
 

@@ -1,8 +1,8 @@
-"""`docs/experiment.md`: what convolutional structure is worth, measured on digits with and without it.
+"""Writes `docs/experiment.md`'s results: the value of convolutional structure, measured on digits with and without it.
 
 `python -m tools.structure_experiment RUNS FOLDER` trains every network of the experiment into RUNS, as `convoy train`
-does, measures it on the held-out digits, and writes the tables and two pictures into FOLDER. What an earlier call has
-trained is not trained again.
+does, evaluates it on the held-out digits, prints the tables and writes two pictures into FOLDER. Finished runs are not
+repeated.
 """
 
 import argparse
@@ -29,15 +29,15 @@ Kind = Literal["fully connected", "convolutions"]
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 15, 64, 3e-3
 SEEDS = range(3)
 DATA = ("digits", "permuted-digits")
-SIDE = 32  # pixels, of the images
-DEPTH = 2  # hidden layers, at which the number of parameters is varied
+SIDE = 32  # image side in pixels
+DEPTH = 2  # hidden layers of the networks that differ in their number of parameters
 STYLES = {"digits": "-", "permuted-digits": "--"}
 COLOURS: dict[Kind, str] = {"fully connected": "tab:orange", "convolutions": "tab:blue"}
 
 
 @dataclass(frozen=True)
 class Network:
-    """`depth` counts the layers before the last one; `widths` are their units, or their maps."""
+    """`depth` is the number of layers before the last one; `widths` are their units or feature maps."""
 
     kind: Kind
     depth: int
@@ -45,7 +45,7 @@ class Network:
 
     @property
     def arguments(self) -> dict[str, str]:
-        """What `convoy train pattern --set` takes."""
+        """The arguments for `convoy train pattern --set`."""
         if self.kind == "fully connected":
             return {"pattern": f"INPUT -> [FC -> RELU]*{self.depth} -> FC", "dense": self.widths}
         return {"pattern": f"INPUT -> [CONV -> RELU -> POOL]*{self.depth} -> FC", "widths": self.widths}
@@ -81,7 +81,7 @@ BY_PARAMETERS = (
 
 @dataclass(frozen=True)
 class Result:
-    """Of one network on one data set: `errors` on the held-out split, 0..1, one a seed."""
+    """Results of one network on one data set: `errors` on the held-out split, 0..1, one per seed."""
 
     network: Network
     data: str
@@ -95,7 +95,7 @@ class Result:
 
     @property
     def spread(self) -> float:
-        """Standard deviation over the seeds."""
+        """The standard deviation over the seeds."""
         return statistics.stdev(self.errors)
 
 
@@ -114,7 +114,7 @@ def main() -> None:
 
 
 def result(network: Network, data: str, runs: Path) -> Result:
-    """Train the network with every seed, where that was not done before, and measure it."""
+    """Trains the network with every seed, unless already done, and evaluates it."""
     cost = totals("pattern", (SIDE, SIDE), classes=10, channels=1, arguments=network.arguments)
     checkpoints = [trained(network, data, seed, runs) for seed in SEEDS]
     errors = [1 - evaluate_file(checkpoint).scores["top1"] for checkpoint in checkpoints]
@@ -122,7 +122,7 @@ def result(network: Network, data: str, runs: Path) -> Result:
 
 
 def settings(network: Network, data: str, seed: int) -> Settings:
-    """What each run is told."""
+    """Returns the settings of one run."""
     defaults = default_settings("pattern", data)
     changed = msgspec.structs.replace(
         defaults.recipe, epochs=EPOCHS, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE, patience=EPOCHS
@@ -132,7 +132,7 @@ def settings(network: Network, data: str, seed: int) -> Settings:
 
 
 def trained(network: Network, data: str, seed: int, runs: Path) -> Path:
-    """The checkpoint of one run."""
+    """Trains one run, unless already done. Returns its checkpoint."""
     folder, told = RunFolder(runs / f"{network.name}-{data}-{seed}"), settings(network, data, seed)
     if not folder.finished(told):
         print(folder.root, file=sys.stderr)
@@ -141,7 +141,7 @@ def trained(network: Network, data: str, seed: int, runs: Path) -> Path:
 
 
 def table(results: Iterable[Result]) -> str:
-    """The results as Markdown."""
+    """Returns the results as Markdown."""
     lines = [
         "| network | data | hidden layers | parameters | multiply-adds | held-out errors, % | each seed |",
         "| --- | --- | ---: | ---: | ---: | ---: | --- |",
@@ -157,7 +157,7 @@ def table(results: Iterable[Result]) -> str:
 
 
 def draw(results: Sequence[Result], axis: Literal["depth", "parameters"], path: Path) -> None:
-    """Errors against depth or parameters as a PNG file: means, and bars of a standard deviation to either side."""
+    """Plots errors against depth or parameters into a PNG file: means, with bars of one standard deviation."""
     mpl.use("Agg")  # no window, so no display is needed
     lines: dict[tuple[Kind, str], list[Result]] = defaultdict(list)
     for each in results:

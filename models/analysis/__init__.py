@@ -1,1 +1,1 @@
-"""What a network consists of: its operations, what each costs, and which part of the image each answer sees."""
+"""Analysis of networks: their operations, the cost of each, and the receptive field of each output."""

@@ -1,4 +1,4 @@
-"""What each of ONNX's operations does, told in the words of `act`."""
+"""Describes ONNX operators as `Act` values."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Node:
-    """One node with what is known of its inputs: their shapes (empty where one is left out), their values where they
-    are small constants, and whether they are `made` of the image; `new_shape` is that of its answer."""
+    """One node and its known inputs: their shapes (empty for an omitted input), their values if they are small
+    constants, and whether they are `made` of the image. `new_shape` is the shape of the output."""
 
     proto: onnx.NodeProto
     layer: str
@@ -32,7 +32,7 @@ class Node:
 
     @property
     def shape(self) -> Shape:
-        """Of the first input that is made of the image."""
+        """The shape of the first input that is made of the image."""
         return self.shapes[self.made.index(True)]
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -43,7 +43,7 @@ class Node:
         return default
 
     def constant(self, name: str, index: int) -> list[int] | None:
-        """Numbers that newer versions of an operation take as an input, older ones as an attribute."""
+        """Returns numbers that are an input in newer versions of an operator and an attribute in older ones."""
         if index < len(self.values):
             value = self.values[index]
             return None if value is None else [int(number) for number in value.reshape(-1)]
@@ -52,7 +52,7 @@ class Node:
 
 
 def check(node: Node) -> None:
-    """Raises ImpossibleLayer for sizes that do not go together."""
+    """Raises ImpossibleLayer for incompatible sizes."""
     match node.proto.op_type:
         case "Conv":
             convolution = _conv_window(node)
@@ -71,7 +71,7 @@ def check(node: Node) -> None:
 
 
 def describe(node: Node) -> Act:
-    """The act of a node of whose inputs one at least is made of the image."""
+    """Describes a node with at least one input that is made of the image."""
     name = node.proto.op_type
     if name in _ACTS:
         return _ACTS[name](node)
@@ -145,7 +145,7 @@ def _product(node: Node) -> Act:
 
 
 def _summed(node: Node) -> tuple[int, int]:
-    """The dimension of either operand along which a product sums."""
+    """Returns the dimension of each operand that a product sums over."""
     if node.proto.op_type == "Gemm":
         return -2 if node.get("transA", 0) else -1, -1 if node.get("transB", 0) else -2
     return -1, -2 if len(node.shapes[1]) > 1 else -1
@@ -196,7 +196,7 @@ def _slice(node: Node) -> Act:
     for dim, start, step in zip([dim % len(node.shape) for dim in dims], starts, steps, strict=True):
         side, size = node.shape[dim], node.new_shape[dim]
         first = min(max(start + side if start < 0 else start, 0), side)
-        # Backwards, the order turns round: every place may be any.
+        # A negative step reverses the order, so each position may depend on any.
         moves.append(operators.shifted(dim, first, step, size) if step > 0 else Reached(dim, whole(side), size))
     return operators.moved(*moves)
 
@@ -227,11 +227,11 @@ def _gather(node: Node) -> Act:
     first, strides = _regular(indices)
     sizes, walk = indices.shape, indices.ndim - 1
     if strides is None:
-        # Places in no order: each may see any, so that none follows the image any more.
+        # Irregular indices: each position may depend on any, so none follows the image's axis.
         steps: list[Step] = [Reached(dim, whole(node.shape[dim]), 1)]
         walk = -1
     else:
-        # Of a table of places the last dimension walks over the map, the others are the windows it takes along.
+        # In a table of positions, the last dimension steps over the map; the others form the window.
         around = sum((size - 1) * stride for size, stride in zip(sizes[:-1], strides[:-1], strict=True))
         stride, count = (strides[-1], sizes[-1]) if strides else (1, 1)
         steps = [Reached(dim, window(around + 1, stride, -first), count)]
@@ -242,7 +242,7 @@ def _gather(node: Node) -> Act:
 
 
 def _regular(indices: NDArray[Any]) -> tuple[int, list[int] | None]:
-    """The first index and the step along each dimension; None where steps differ, or go backwards."""
+    """Returns the first index and the step along each dimension; None for steps that are uneven or negative."""
     first = int(indices.reshape(-1)[0])
     steps = [int(np.take(indices, 1, dim).flat[0]) - first if size > 1 else 1 for dim, size in enumerate(indices.shape)]
     regular = first + np.tensordot(steps, np.indices(indices.shape), axes=1) if steps else np.asarray(first)

@@ -1,4 +1,4 @@
-"""The operations of an ONNX file, wherever it was made: its graph, with shapes inferred node by node."""
+"""Reads the operations of any ONNX file: its graph, with shapes inferred node by node."""
 
 from pathlib import Path
 from typing import Any
@@ -18,30 +18,30 @@ from convoy.models.analysis.operators import Act, by
 from convoy.models.errors import BadNetworkFile, ImpossibleLayer, NothingLeft
 from convoy.service import metadata
 
-SMALL = 4096  # elements: what may say something about a shape
+SMALL = 4096  # elements: constants up to this size may determine a shape
 WEIGHTS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.INT8)
-NETWORK = "network."  # what a file of ours calls the network inside of the graph that is served
-CHANNELS = (1, 3, 4)  # of images, whose dimension tells where the channels are
+NETWORK = "network."  # prefix of the network's weights in a file that Convoy exported
+CHANNELS = (1, 3, 4)  # of images: the dimension of such a size is the channels
 
 
 def read(path: Path, size: tuple[int, ...] | None = None) -> Graph:
-    """The graph of a file for one image of `size`, or of the file's own size.
+    """Reads the graph of a file for one image of `size`, or of the file's own size.
 
-    Where it takes several sizes and none is given, the image has sides of FREE_SIDE. Raises BadNetworkFile for a file
-    that is no network, or not one for this size; ImpossibleLayer.
+    If the file accepts several sizes and none is given, the image's sides are FREE_SIDE. Raises BadNetworkFile for a
+    file that is not a network, or not one for this size; ImpossibleLayer.
     """
     return _Reader(_load(path), path).read(size)
 
 
 class _Reader:
-    """Follows the nodes in their order. Every value is either an operation's answer, found in `answers`, or made of
-    constants alone, found in `made_of`; of small constants the numbers are in `values`."""
+    """Follows the nodes in order. Every value is either an operation's output, found in `answers`, or computed from
+    constants alone, found in `made_of`. `values` contains the numbers of small constants."""
 
     def __init__(self, model: onnx.ModelProto, path: Path) -> None:
         self.model, self.path = model, path
         self.types: dict[str, TypeProto] = {}
         self.values: dict[str, NDArray[Any]] = {}
-        self.sizes: dict[str, int] = {}  # of the weights that no operation has used so far
+        self.sizes: dict[str, int] = {}  # of the weights that no operation has used yet
         self.made_of: dict[str, frozenset[str]] = {}
         self.answers: dict[str, int] = {}
         self.operations: list[Operation] = []
@@ -136,7 +136,7 @@ class _Reader:
             raise BadNetworkFile(f"{layer}: the shape that {node.op_type} answers depends on the image")
 
     def evaluate(self, node: NodeProto, names: list[str]) -> None:
-        """A node that no number of the image reaches, only its shape."""
+        """Evaluates a node that depends on the image's shape only, not on its values."""
         if node.op_type in ("Shape", "Size"):
             shape = np.array(_shape(self.types[names[0]]), dtype=np.int64)
             attributes = {attribute.name: attribute.i for attribute in node.attribute}
@@ -144,7 +144,7 @@ class _Reader:
             answers: list[Any] = [shape if node.op_type == "Shape" else shape.prod()]
         elif all(name in self.values for name in names):
             answers = _run(node, {name: self.values[name] for name in names}, self.model)
-        else:  # of large weights the shape is enough
+        else:  # for large weights the shape is enough
             self.infer(node, node.name or node.output[0])
             return
         for name, answer in zip(node.output, answers, strict=False):
@@ -153,7 +153,7 @@ class _Reader:
 
 
 def free_negative_sides(model: onnx.ModelProto) -> None:
-    """Some write a free side as the number -1: it becomes one without number or name."""
+    """Removes sides of -1, which some exporters write for a free side: it is left without number or name."""
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         for side in value.type.tensor_type.shape.dim:
             if side.dim_value < 0:
@@ -162,7 +162,7 @@ def free_negative_sides(model: onnx.ModelProto) -> None:
 
 def _load(path: Path) -> onnx.ModelProto:
     try:
-        # Weights that lie beside the file are not needed to tell their shapes.
+        # External weights are not needed to determine shapes.
         model = onnx.load(path, load_external_data=False)
     except DecodeError:
         raise BadNetworkFile(f"{path} is no ONNX file") from None
@@ -173,13 +173,13 @@ def _load(path: Path) -> onnx.ModelProto:
 
 
 def _axes(model: onnx.ModelProto, image: ValueInfoProto) -> tuple[int, ...]:
-    """The dimensions of the input that are sides: neither the batch nor the channels."""
+    """Returns the dimensions of the input other than batch and channels."""
     document = metadata.decode({entry.key: entry.value for entry in model.metadata_props})
     dims = _dims(image)
     if document is not None:
         channels = 1 + document.takes.channel_axis
     else:
-        # The second, unless the last one alone looks like the channels of an image.
+        # The second dimension, unless only the last one looks like an image's channels.
         channels = len(dims) - 1 if len(dims) > 3 and dims[-1] in CHANNELS and dims[1] not in CHANNELS else 1
     return tuple(dim for dim in range(1, len(dims)) if dim != channels)
 
@@ -230,5 +230,5 @@ def _known(kind: TypeProto) -> bool:
 
 
 def _dims(value: ValueInfoProto) -> list[int]:
-    """The shape, with 0 for what is not fixed."""
+    """Returns the shape, with 0 for each free dimension."""
     return [dim.dim_value if dim.HasField("dim_value") else 0 for dim in value.type.tensor_type.shape.dim]

@@ -1,4 +1,4 @@
-"""What a reader makes of a network, whatever it was written in: its operations, in the order in which they run."""
+"""A network as a list of operations in execution order, independent of its source format."""
 
 from dataclasses import dataclass, field
 
@@ -6,17 +6,17 @@ from convoy.models.analysis import receptive_field
 from convoy.models.analysis.operators import Act
 from convoy.models.analysis.receptive_field import Sight
 
-FREE_SIDE = 256  # pixels: what is looked at where a network takes any size and none is given
+FREE_SIDE = 256  # pixels: the side used for a network of any size if none is given
 
 
 @dataclass(frozen=True)
 class Operation:
     """One operation.
 
-    layer       the module that it belongs to, or what a file calls it
-    inputs      the indices of those operations whose answers it takes
-    shape       of its answer
-    parameters  how many it uses that no operation before it has used
+    layer       the module it belongs to, or its name in the file
+    inputs      indices of the operations whose outputs it uses
+    shape       of its output
+    parameters  number of parameters it uses that no earlier operation uses
     """
 
     layer: str
@@ -28,8 +28,8 @@ class Operation:
 
 @dataclass(frozen=True)
 class Graph:
-    """`operations[0]` is the image, of whose dimensions `axes` are its axes; `idle` counts the parameters that no
-    operation uses, by the module they are in."""
+    """`operations[0]` is the image; `axes` are the dimensions that are its spatial axes. `idle` counts the parameters
+    that no operation uses, by their module."""
 
     axes: tuple[int, ...]
     operations: list[Operation]
@@ -37,7 +37,7 @@ class Graph:
 
 
 def sights(graph: Graph) -> list[Sight]:
-    """What each operation's answer sees of the image."""
+    """Returns the receptive field of each operation's output."""
     seen = [receptive_field.of_image(graph.operations[0].shape, graph.axes)]
     for operation in graph.operations[1:]:
         seen.append(_sight(operation, [seen[index] for index in operation.inputs]))

@@ -1,4 +1,4 @@
-"""What an operation does to the shape, the cost and the sight of its answer. Every reader describes it with these."""
+"""The effect of each kind of operation on shape, cost and receptive field, shared by all readers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ Shape = Sequence[int]
 
 @dataclass(frozen=True)
 class Act:
-    """What an operation does.
+    """The description of an operation.
 
     kind           in words
-    steps          how the places of the answer follow from those of the input; none where they are the same
-    multiply_adds  of convolutions and products of matrices, for the whole answer, padding included; what else is done
-                   with each number once (activations, normalisation, sums, means) counts nothing
-    shown          what a table makes of it: a row, a row with its neighbours in the same layer, a mention, nothing
-    known          whether `steps` say all: else every number of the answer may depend on all numbers of the inputs
+    steps          how output positions depend on input positions; empty if each depends on the same position
+    multiply_adds  of convolutions and matrix products, for the whole output, padding included; elementwise work
+                   (activations, normalisation, sums, means) counts as 0
+    shown          in a table: a row, a row merged with its neighbours in the same layer, a mention, or nothing
+    known          whether `steps` are complete; otherwise every output value may depend on all input values
     """
 
     kind: str
@@ -33,7 +33,7 @@ class Act:
 
 @dataclass(frozen=True)
 class Window:
-    """The window of a convolution or a pooling, a number an axis of the image; `after` pads at the end."""
+    """The window of a convolution or pooling, one number per axis of the image; `after` pads at the end."""
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
@@ -51,9 +51,9 @@ class Window:
         return list(zip(self.kernel, self.stride, self.before, self.after, self.dilation, strict=True))
 
     def check(self, layer: str, word: str, shape: Shape, ceil: bool = False) -> None:
-        """Raises NothingLeft where nothing is left of a map: floor((i + padding - reach) / stride) + 1 below 1.
+        """Raises NothingLeft if the output is empty: floor((i + padding - reach) / stride) + 1 below 1.
 
-        With `ceil` a window may also stand half beyond the end.
+        With `ceil` the last window may extend past the end.
         """
         sides = shape[-len(self.kernel) :]
         for side, (kernel, stride, before, after, dilation) in zip(sides, self.axes(), strict=True):
@@ -68,7 +68,7 @@ class Window:
 
 
 def convolution(shape: Shape, new_shape: Shape, windows: Window, groups: int) -> Act:
-    """(N, C, *sides) -> (N, C', *sides'), either's channels in as many groups."""
+    """(N, C, *sides) -> (N, C', *sides'), the channels of both in `groups` groups."""
     steps = [
         Reached(dim, window(kernel, stride, before, dilation), new_shape[dim])
         for dim, (kernel, stride, before, _, dilation) in enumerate(windows.axes(), start=2)
@@ -81,13 +81,13 @@ def convolution(shape: Shape, new_shape: Shape, windows: Window, groups: int) ->
 
 
 def check_dense(layer: str, shape: Shape, wanted: int, dim: int = -1) -> None:
-    """Raises ImpossibleLayer where a product does not find as many numbers as it has weights for."""
+    """Raises ImpossibleLayer if the input size of a product differs from the size of its weights."""
     if shape[dim] != wanted:
         raise ImpossibleLayer(f"{layer}: a dense layer for {wanted:,} numbers gets {shape[dim]:,}")
 
 
 def transposed_convolution(shape: Shape, new_shape: Shape, windows: Window, groups: int) -> Act:
-    """Every number of the input is laid on a kernel of the answer: `before` and `after` are cut off."""
+    """Each input value is spread over a kernel of outputs; `before` and `after` are cropped."""
     steps = [
         Reached(dim, spread(kernel, stride, before, dilation), new_shape[dim])
         for dim, (kernel, stride, before, _, dilation) in enumerate(windows.axes(), start=2)
@@ -100,7 +100,7 @@ def transposed_convolution(shape: Shape, new_shape: Shape, windows: Window, grou
 
 
 def pooling(word: str, new_shape: Shape, windows: Window) -> Act:
-    """Over the last dimensions."""
+    """Describes pooling over the last dimensions."""
     first = len(new_shape) - len(windows.kernel)
     reaches = [window(kernel, stride, before, dilation) for kernel, stride, before, _, dilation in windows.axes()]
     steps = tuple(Reached(dim, reach, new_shape[dim]) for dim, reach in enumerate(reaches, start=first))
@@ -108,14 +108,14 @@ def pooling(word: str, new_shape: Shape, windows: Window) -> Act:
 
 
 def adaptive_pooling(word: str, shape: Shape, new_shape: Shape) -> Act:
-    """As many windows as the answer has sides, as large as the map makes them."""
+    """Describes pooling with one window per output position, sized by the map."""
     steps = tuple(Reached(dim, bins(shape[dim], new_shape[dim]), new_shape[dim]) for dim in range(2, len(shape)))
     sides = new_shape[2:]
     return Act(f"{word} of each map" if set(sides) == {1} else f"{word} in {by(sides)} bins", steps)
 
 
 def reduction(word: str, shape: Shape, new_shape: Shape, dims: Sequence[int]) -> Act:
-    """One number is left along each of `dims`, or the dimension is gone."""
+    """Describes a reduction of each of `dims` to one value, with the dimension kept or removed."""
     steps: list[Step] = [_all(dim % len(shape), shape, 1) for dim in dims]
     if len(new_shape) < len(shape):
         steps.append(Reshaped(tuple(new_shape)))
@@ -123,7 +123,7 @@ def reduction(word: str, shape: Shape, new_shape: Shape, dims: Sequence[int]) ->
 
 
 def dense(shape: Shape, new_shape: Shape, dim: int = -1) -> Act:
-    """A product with a matrix of weights that sums along `dim`."""
+    """Describes a product with a weight matrix that sums along `dim`."""
     dim %= len(shape)
     return Act(
         kind="dense" if len(shape) == 2 else "matrix product",
@@ -133,22 +133,22 @@ def dense(shape: Shape, new_shape: Shape, dim: int = -1) -> Act:
 
 
 def product(new_shape: Shape, summed: int) -> Act:
-    """A product of two matrices that are both made of the image, or that leaves its places in another order."""
+    """Describes a product of two matrices that both depend on the image, or one that reorders positions."""
     return Act("matrix product", multiply_adds=prod(new_shape) * summed, known=False)
 
 
 def along(word: str, shape: Shape, dims: Sequence[int]) -> Act:
-    """Each answer depends on all numbers along these dimensions: softmax, layer normalisation."""
+    """Describes operations in which each output depends on all values along `dims`: softmax, layer normalisation."""
     return Act(word, tuple(_all(dim % len(shape), shape, shape[dim]) for dim in dims), shown="mention")
 
 
 def pointwise(word: str) -> Act:
-    """Number by number, of one input or of several."""
+    """Describes an elementwise operation of one or several inputs."""
     return Act(word, shown="mention")
 
 
 def normalisation(word: str) -> Act:
-    """With given statistics, number by number."""
+    """Describes elementwise normalisation with fixed statistics."""
     return Act(word)
 
 
@@ -166,7 +166,7 @@ def upsampling(word: str, shape: Shape, new_shape: Shape, taps: int, corners: bo
 
 
 def patches(shape: Shape, new_shape: Shape, windows: Window, sides: Shape) -> Act:
-    """(N, C, H, W) -> (N, C kernel, positions): each window's numbers in a column."""
+    """(N, C, H, W) -> (N, C kernel, positions): each window's values as a column."""
     reaches = [
         Reached(dim, window(kernel, stride, before, dilation), side)
         for dim, side, (kernel, stride, before, _, dilation) in zip((2, 3), sides, windows.axes(), strict=True)
@@ -175,7 +175,7 @@ def patches(shape: Shape, new_shape: Shape, windows: Window, sides: Shape) -> Ac
 
 
 def moved(*steps: Step) -> Act:
-    """No arithmetic: the same numbers in another place."""
+    """Describes an operation without arithmetic that only moves values."""
     return Act("move", steps, shown="never")
 
 
@@ -188,7 +188,7 @@ def reshaped(new_shape: Shape) -> Act:
 
 
 def shifted(dim: int, start: int, step: int, size: int) -> Reached:
-    """The places `start`, `start + step` and so on along a dimension; a negative `start` pads."""
+    """Selects the positions `start`, `start + step` and so on along a dimension; a negative `start` pads."""
     return Reached(dim, window(1, step, -start), size)
 
 
@@ -204,12 +204,12 @@ def unknown(word: str) -> Act:
 
 
 def by(numbers: Sequence[object]) -> str:
-    """2x3"""
+    """Formats sizes as 2x3."""
     return "x".join(map(str, numbers))
 
 
 def once(numbers: Sequence[object]) -> str:
-    """A number that is the same for every axis stands for all."""
+    """Formats numbers as 2x3, or as one number if all are equal."""
     return str(numbers[0]) if len(set(numbers)) == 1 else by(numbers)
 
 

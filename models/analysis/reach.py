@@ -1,7 +1,7 @@
-"""The arithmetic of receptive fields along one axis: which places of one map a place of another sees.
+"""Receptive field arithmetic along one axis: the positions of one map that each position of another depends on.
 
-After Araujo, Norris, Sim: Computing Receptive Fields of Convolutional Neural Networks (Distill 2019), with intervals in
-place of sizes and centres, so that branches and upsampling need no approximation.
+After Araujo, Norris, Sim: Computing Receptive Fields of Convolutional Neural Networks (Distill 2019), with intervals
+instead of sizes and centres, so that branches and upsampling need no approximation.
 """
 
 from fractions import Fraction
@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 
 class Reach(NamedTuple):
-    """Place n sees the places `first[r] + q * jump` to `last[r] + q * jump`, where q, r = divmod(n, len(first)).
+    """Position n depends on `first[r] + q * jump` to `last[r] + q * jump`, where q, r = divmod(n, len(first)).
 
-    Places count from 0; those below, and those beyond the end, are padding. A window has one entry; upsampling leaves a
-    period of several places that see differently. With `jump` 0 every place sees the same. `centred` says whether all
-    branches on the way have the same centre.
+    Positions count from 0; negative ones, and those past the end, are padding. A window has one entry; upsampling has a
+    period of several positions with different fields. With `jump` 0 all positions have the same field. `centred` is
+    whether all branches on the path have the same centre.
     """
 
     first: tuple[int, ...]
@@ -25,27 +25,27 @@ class Reach(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many places are seen at once, from the first to the last; the most of any place."""
+        """The size of the receptive field, from first to last position; the maximum over all positions."""
         return max(last - first for first, last in zip(self.first, self.last, strict=True)) + 1
 
     @property
     def stride(self) -> Fraction:
-        """How much further the next place looks; a fraction behind upsampling."""
+        """The distance between the fields of adjacent positions; a fraction after upsampling."""
         return Fraction(self.jump, len(self.first))
 
     @property
     def offset(self) -> Fraction:
-        """The centre of what place 0 sees; behind upsampling that of the mean place, moved back to place 0."""
+        """The centre of position 0's field; after upsampling that of the mean position, shifted back to position 0."""
         period = len(self.first)
         return Fraction(sum(self.first) + sum(self.last), 2 * period) - self.stride * Fraction(period - 1, 2)
 
     def at(self, place: int) -> tuple[int, int]:
-        """The first and the last place that `place` sees."""
+        """Returns the first and last positions that `place` depends on."""
         turn, rest = divmod(place, len(self.first))
         return self.first[rest] + turn * self.jump, self.last[rest] + turn * self.jump
 
     def behind(self, nearer: "Reach") -> "Reach":
-        """What is seen of the far side of this one by a map that sees this one's near side as `nearer` says."""
+        """Composes two reaches: `nearer` maps onto the near side of this one; the result spans both."""
         turns = len(self.first) // gcd(len(self.first), nearer.jump)
         period = len(nearer.first) * turns
         seen = [nearer.at(place) for place in range(period)]
@@ -61,30 +61,31 @@ ITSELF = Reach((0,), (0,), 1)
 
 
 def window(kernel: int, stride: int = 1, before: int = 0, dilation: int = 1) -> Reach:
-    """Of a convolution or a pooling with `before` places of padding at the start; a negative `before` crops."""
+    """Returns the reach of a convolution or pooling, with `before` padding at the start; a negative `before` crops."""
     return Reach((-before,), (dilation * (kernel - 1) - before,), stride)
 
 
 def spread(kernel: int, stride: int, before: int = 0, dilation: int = 1) -> Reach:
-    """Of a transposed convolution: each place of the input is laid on `kernel` places, `before` of them cut off."""
+    """Returns the reach of a transposed convolution: each input position spreads over `kernel` outputs, minus `before`
+    cropped at the start."""
     sources = []
     for place in range(stride):
         laid = [place + before - dilation * tap for tap in range(kernel)]
-        # A place between the kernels sees nothing; it counts as seeing its neighbour.
+        # A position between kernels has no inputs; it counts as depending on its neighbour.
         sources.append([start // stride for start in laid if start % stride == 0] or [(place + before) // stride])
     return Reach(tuple(map(min, sources)), tuple(map(max, sources)), 1)
 
 
 def resized(side: int, new_side: int, taps: int, corners: bool = False) -> Reach:
-    """Of interpolation between `taps` neighbours: 1 takes the nearest, 2 is linear, 4 cubic.
+    """Returns the reach of interpolation between `taps` neighbours: 1 is nearest, 2 linear, 4 cubic.
 
-    `corners` lays the centres of the outermost places on each other; else those of pixels' corners meet.
+    `corners` aligns the centres of the outermost positions; otherwise the outer edges are aligned.
     """
     if side == 1 or new_side == 1:
         return whole(side)
     far, near = (side - 1, new_side - 1) if corners else (side, new_side)
     period, jump = near // gcd(far, near), far // gcd(far, near)
-    # The places between which the centre of a new place lies.
+    # The positions on both sides of each new position's centre.
     shift = Fraction(0) if corners or taps == 1 else Fraction(1, 2)
     centres = [(place + shift) * Fraction(far, near) - shift for place in range(period)]
     more = (taps - 1) // 2
@@ -93,7 +94,7 @@ def resized(side: int, new_side: int, taps: int, corners: bool = False) -> Reach
 
 
 def bins(side: int, count: int) -> Reach:
-    """Of adaptive pooling: bin i spans the places floor(i side / count) to ceil((i + 1) side / count)."""
+    """Returns the reach of adaptive pooling: bin i spans floor(i side / count) to ceil((i + 1) side / count)."""
     if count == 1:
         return whole(side)
     period, jump = count // gcd(side, count), side // gcd(side, count)
@@ -102,14 +103,14 @@ def bins(side: int, count: int) -> Reach:
 
 
 def whole(side: int) -> Reach:
-    """Every place sees all places of a map."""
+    """Returns a reach in which every position depends on the whole map."""
     return Reach((0,), (side - 1,), 0)
 
 
 def union(branches: list[Reach], side: int) -> Reach:
-    """What is seen through several branches that meet in a map of `side` places.
+    """Returns the field of several branches that merge in a map of `side` positions.
 
-    Where branches advance at different strides, which no regular network has, the widest stands for all.
+    If branches have different strides, which no regular network has, the widest one represents all.
     """
     if len(branches) == 1:
         return branches[0]

@@ -1,4 +1,4 @@
-"""What a tensor inside a network sees of the image, however its dimensions were moved, merged and split on the way."""
+"""Receptive fields of tensors inside a network, tracked through permuted, merged and split dimensions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from convoy.models.analysis.reach import ITSELF, Reach, spread, union, whole, wi
 
 
 class Factor(NamedTuple):
-    """A part of a dimension: `size` places, which follow an axis of the image or (None) do not."""
+    """A factor of a dimension: `size` positions that follow an axis of the image, or none (None)."""
 
     size: int
     axis: int | None = None
@@ -17,10 +17,10 @@ class Factor(NamedTuple):
 
 @dataclass(frozen=True)
 class Sight:
-    """Of one tensor.
+    """The receptive field of one tensor.
 
-    dims    each dimension as the factors it consists of, the slowest first: behind a flattening there are several
-    fields  for each axis of the image what the places of this tensor see along it
+    dims    the factors of each dimension, slowest first; a flattened dimension has several
+    fields  for each axis of the image, the positions that this tensor's positions depend on
     """
 
     dims: tuple[tuple[Factor, ...], ...]
@@ -28,7 +28,7 @@ class Sight:
 
 
 class Reached(NamedTuple):
-    """Each place along a dimension sees places of the one before, and there are `size` of them now."""
+    """Each position along a dimension depends on positions of the previous map; `size` is the new size."""
 
     dim: int
     reach: Reach
@@ -47,13 +47,13 @@ Step = Reached | Permuted | Reshaped
 
 
 def of_image(shape: Sequence[int], axes: Sequence[int]) -> Sight:
-    """The image itself, whose dimensions `axes` are its axes."""
+    """Returns the field of the image itself; `axes` are the dimensions that are its spatial axes."""
     dims = tuple((Factor(size, axes.index(dim) if dim in axes else None),) for dim, size in enumerate(shape))
     return Sight(dims, (ITSELF,) * len(axes))
 
 
 def after(sight: Sight, step: Step) -> Sight:
-    """What the answer of a step sees whose input has this sight."""
+    """Returns the field of a step's output, given the field of its input."""
     match step:
         case Reached(dim, reach, size):
             return _reached(sight, dim, reach, size)
@@ -64,10 +64,10 @@ def after(sight: Sight, step: Step) -> Sight:
 
 
 def together(sights: Sequence[Sight], shape: Sequence[int]) -> Sight:
-    """What an answer of `shape` sees whose every number is made of the inputs' numbers in the same place.
+    """Returns the field of an output of `shape` computed elementwise from the inputs.
 
-    Along a dimension where an input has another size, because it is broadcast or only a part of the answer, each number
-    counts as made of all of it.
+    Along a dimension where an input has another size, because of broadcasting or concatenation, each output value
+    counts as depending on the whole dimension.
     """
     aligned = [_fitted(sight, shape) for sight in sights]
     for dim in range(len(shape)):
@@ -79,13 +79,13 @@ def together(sights: Sequence[Sight], shape: Sequence[int]) -> Sight:
     fields = tuple(
         union([sight.fields[axis] for sight in aligned], sides.get(axis, 1)) for axis in range(len(sights[0].fields))
     )
-    # Beside a branch that sees everything, the places of the others make no difference any more.
+    # If one branch depends on the whole axis, so does the output, and positions no longer follow it.
     still = {axis for axis, field in enumerate(fields) if field.jump == 0}
     return Sight(tuple(tuple(f._replace(axis=None) if f.axis in still else f for f in dim) for dim in dims), fields)
 
 
 def everything(sights: Sequence[Sight], shape: Sequence[int]) -> Sight:
-    """What an answer of `shape` sees whose every number may depend on all numbers of the inputs."""
+    """Returns the field of an output of `shape` in which every value may depend on all input values."""
     blurred = []
     for sight in sights:
         for dim in range(len(sight.dims)):
@@ -105,14 +105,14 @@ def _reached(sight: Sight, dim: int, reach: Reach, size: int) -> Sight:
 
 
 def _single(sight: Sight, dim: int) -> Sight:
-    """The dimension as one factor, where it can be: else all of it is seen."""
+    """Merges the dimension into one factor; if that is impossible, the field covers all of it."""
     factors = [factor for factor in sight.dims[dim] if factor.size > 1 or factor.axis is not None]
     size = prod(factor.size for factor in factors)
     axes = _axes(factors)
     if len(axes) != 1 or factors[0].axis is None:
         sight = _blurred(sight, dim)
         return _with(sight, dim, (Factor(size),))
-    # Several places in a row belong to one place of the axis.
+    # Several adjacent positions belong to one position of the axis.
     inner = size // factors[0].size
     return _with(_seen(sight, factors[0].axis, spread(inner, inner)), dim, (Factor(size, factors[0].axis),))
 
@@ -121,7 +121,7 @@ def _reshaped(sight: Sight, shape: Sequence[int]) -> Sight:
     for factor in [factor for dim in sight.dims for factor in dim]:
         if factor.size == 1 and factor.axis is not None:
             sight = _seen(sight, factor.axis, whole(1))
-    # A place without neighbours follows no axis any more: it could end up anywhere.
+    # A factor of size 1 no longer follows an axis: after the reshape it could be anywhere.
     left = [factor for dim in sight.dims for factor in dim if factor.size > 1]
     dims = []
     for size in shape:
@@ -157,7 +157,7 @@ def _fitted(sight: Sight, shape: Sequence[int]) -> Sight:
 
 
 def _blurred(sight: Sight, dim: int) -> Sight:
-    """All places along the dimension are seen at once."""
+    """Extends the field to all positions along the dimension."""
     for factor in sight.dims[dim]:
         if factor.axis is not None:
             sight = _seen(sight, factor.axis, whole(factor.size))

@@ -1,4 +1,4 @@
-"""A graph as the rows of a table: the layers that have weights, windows or another shape; the rest is counted."""
+"""Table rows of a graph: layers with weights, windows or a new shape. Other operations are counted only."""
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -9,7 +9,7 @@ from convoy.models.analysis.reach import Reach
 
 @dataclass(frozen=True)
 class Row:
-    """One layer: its answer's shape without the batch, and what a place of it sees along each axis of the image."""
+    """One layer: its output shape without the batch, and the receptive field along each axis of the image."""
 
     layer: str
     kind: str
@@ -21,13 +21,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A network taken apart.
+    """The analysis of a network.
 
-    image       shape of the image, (1, channels, *sides) or as the file has it
-    sides       of it along each axis
-    mentioned   operations without a row of their own: how often each occurs
-    unknown     operations of which nothing is known but their shapes, likewise
-    idle        parameters that an answer does not depend on, by the module they are in: auxiliary heads
+    image       shape of the image, (1, channels, *sides) or as in the file
+    sides       sizes of the image's axes
+    mentioned   counts of the operations without a row
+    unknown     counts of the operations of which only the shape is known
+    idle        parameters that do not affect the output (auxiliary heads), by their module
     """
 
     image: tuple[int, ...]
@@ -47,7 +47,7 @@ class Anatomy:
 
 
 def anatomy(graph: Graph) -> Anatomy:
-    """What one sees of a graph."""
+    """Returns the analysis of a graph."""
     rows: list[Row] = []
     mentioned: Counter[str] = Counter()
     mergeable = False

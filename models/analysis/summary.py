@@ -1,4 +1,4 @@
-"""What an architecture, a checkpoint or an ONNX file consists of: layers, shapes, costs and receptive fields."""
+"""Summaries of architectures, checkpoints and ONNX files: layers, shapes, costs and receptive fields."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,21 +7,20 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from convoy.models import checkpoint, registry
+from convoy.models import checkpoint, paths, registry
 from convoy.models.analysis import onnx_reader, torch_reader
 from convoy.models.analysis.operation import FREE_SIDE, Graph
 from convoy.models.analysis.operators import by
 from convoy.models.analysis.rows import Anatomy, anatomy
-from convoy.models.errors import BadNetworkFile, BadTraining, ImpossibleLayer, NothingLeft
-from convoy.models.registry import ARCHITECTURES, Architecture, Argument
+from convoy.models.errors import BadTraining, ImpossibleLayer, NothingLeft
+from convoy.models.registry import Architecture, Argument
 from convoy.service.metadata import InputSpec, TensorInput
 
 Size = tuple[int, ...]
-SUFFIXES = (".ckpt", ".onnx")
 
 
 class Totals(NamedTuple):
-    """Of a network at one size of image; parameters are counted as `convoy.models.parameters.count` does."""
+    """Cost of a network at one image size; parameters are counted as in `convoy.models.parameters.count`."""
 
     parameters: int
     multiply_adds: int
@@ -34,7 +33,7 @@ def totals(
     channels: int | None = None,
     arguments: Mapping[str, Argument] | None = None,
 ) -> Totals:
-    """Of an architecture, without making its weights. Raises as `inspect_architecture` does."""
+    """Returns an architecture's totals without allocating weights. Raises as `inspect_architecture`."""
     whole = inspect_architecture(name, size, classes, channels, arguments)
     return Totals(whole.parameters, whole.multiply_adds)
 
@@ -46,10 +45,9 @@ def inspect_architecture(
     channels: int | None = None,
     arguments: Mapping[str, Argument] | None = None,
 ) -> Anatomy:
-    """An architecture at its own size of image, or at `size`, on the meta device: nothing is allocated.
+    """Analyses an architecture at its own image size, or at `size`, on the meta device: nothing is allocated.
 
-    Raises BadTraining for what it cannot be built with; ImpossibleLayer, naming the layer that an image of this size
-    leaves nothing for.
+    Raises BadTraining for invalid arguments, and ImpossibleLayer, naming the layer whose output would be empty.
     """
     row = registry.architecture(name)
     channels = channels or row.input.channels
@@ -61,12 +59,12 @@ def inspect_architecture(
         except BadTraining as refusal:
             if size is None:
                 raise
-            # Built for its own size, the network tells which layer the other one is too small for.
+            # Built for its own size, the network reveals which layer the other size is too small for.
             try:
                 _graph(name, registry.build(name, channels, classes, arguments), channels, sides)
             except NothingLeft:
                 raise
-            except ImpossibleLayer:  # weights for its own size, which say nothing of the other
+            except ImpossibleLayer:  # a mismatch with the weights for its own size, which says nothing about the other
                 raise refusal from None
             raise
         return anatomy(_graph(name, network, channels, sides))
@@ -74,8 +72,7 @@ def inspect_architecture(
 
 def inspect_file(path: Path, size: Size | None = None) -> Anatomy:
     """A checkpoint or an ONNX file, by its suffix. Raises BadNetworkFile, BadCheckpoint, ImpossibleLayer."""
-    if path.suffix not in SUFFIXES:
-        raise BadNetworkFile(f"{path} is neither a checkpoint (.ckpt) nor an ONNX file (.onnx)")
+    paths.check_network(path)
     if path.suffix == ".onnx":
         try:
             return anatomy(onnx_reader.read(path, size))
@@ -87,7 +84,7 @@ def inspect_file(path: Path, size: Size | None = None) -> Anatomy:
 
 
 def sides_of(name: str, spec: InputSpec | TensorInput, size: Size | None) -> Size:
-    """The sides of what is looked at: `size`, or those of the input, or FREE_SIDE where they are free."""
+    """Returns `size`, or the sides of the input, with FREE_SIDE for free ones."""
     if isinstance(spec, InputSpec):
         own = [spec.height, spec.width]
     else:
@@ -97,21 +94,16 @@ def sides_of(name: str, spec: InputSpec | TensorInput, size: Size | None) -> Siz
     return size or tuple(side or FREE_SIDE for side in own)
 
 
-def is_file(subject: str) -> bool:
-    """Whether the user means a file, and not an architecture, there or not."""
-    return subject not in ARCHITECTURES and (Path(subject).suffix in SUFFIXES or Path(subject).exists())
-
-
 def _graph(name: str, network: nn.Module, channels: int, sides: tuple[int, ...]) -> Graph:
     try:
         return torch_reader.read(network.eval(), (1, channels, *sides))
     except ImpossibleLayer as error:
         raise type(error)(f"{name} at {by(sides)}: {error.message}") from error
-    except ValueError as error:  # what a network says to an image that it does not take
+    except ValueError as error:  # raised by a network that does not accept the image
         raise BadTraining(f"{name}: {error}") from None
 
 
 def _classes(row: Architecture) -> int:
     if row.task == "segmentation":
-        return 21  # of Pascal VOC, with the background
+        return 21  # as in Pascal VOC, with the background
     return 1000 if isinstance(row.input, InputSpec) and row.input.channels == 3 else 10

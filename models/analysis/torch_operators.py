@@ -1,4 +1,4 @@
-"""What each of PyTorch's operations does, told in the words of `act`. The names are those of ATen, without `aten::`."""
+"""Describes PyTorch operators as `Act` values. Names are ATen's, without `aten::`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +12,11 @@ from convoy.models.analysis.reach import whole, window
 from convoy.models.analysis.receptive_field import Reached, Reshaped
 from convoy.models.errors import ImpossibleLayer
 
-Given = dict[str, Any]  # an operation's arguments by name
+Given = dict[str, Any]  # arguments of an operator by name
 
 
 def check(name: str, given: Given, layer: str) -> None:
-    """Raises ImpossibleLayer for sizes that do not go together, before PyTorch is asked."""
+    """Raises ImpossibleLayer for incompatible sizes, before PyTorch runs the operator."""
     match name:
         case "convolution" if not given["transposed"]:
             x, weight = given["input"], given["weight"]
@@ -36,7 +36,7 @@ def check(name: str, given: Given, layer: str) -> None:
 
 
 def describe(func: Any, name: str, given: Given, answer: Tensor, answers: dict[int, int]) -> Act:
-    """What the operation does to the tensors of `answers`, which are made of the image."""
+    """Describes the operator; `answers` contains the tensors that depend on the image."""
     shape = tuple(answer.shape)
     if name in _PRODUCTS:
         return _product(name, given, shape, answers)
@@ -129,7 +129,7 @@ def _select(given: Given, shape: tuple[int, ...]) -> Act:
 
 
 def _split(given: Given, shape: tuple[int, ...]) -> Act:
-    # Its answers are told apart by nothing here: each counts as seeing the whole dimension.
+    # Its outputs are not distinguished, so each counts as depending on the whole dimension.
     dim = given["dim"] % len(shape)
     return operators.moved(Reached(dim, whole(given["self"].shape[dim]), shape[dim]))
 
@@ -155,7 +155,7 @@ _POOLINGS = {
     "avg_pool2d": "mean",
     "avg_pool3d": "mean",
 }
-# What PyTorch does not mark as pointwise, though it is where an image is concerned alone.
+# Pointwise with respect to the image, though PyTorch does not tag them so.
 _POINTWISE = ("where", "masked_fill", "hardtanh", "relu", "threshold", "leaky_relu", "elu", "prelu")
 _NORMALISATIONS = ("native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit_no_training")
 _ACTS: dict[str, Callable[[Given, tuple[int, ...]], Act]] = {

@@ -1,4 +1,4 @@
-"""The operations of a PyTorch network, watched while it runs on the meta device, which has shapes and no numbers."""
+"""Reads the operations of a PyTorch network by running it on the meta device, which has shapes but no values."""
 
 import warnings
 from collections import defaultdict
@@ -18,11 +18,11 @@ from convoy.models.analysis.torch_operators import Given, check, describe
 from convoy.models.errors import ImpossibleLayer, NothingLeft
 from convoy.models.parameters import moving_statistics
 
-ROOT = "forward"  # what the network's own forward does outside of its modules
+ROOT = "forward"  # for operations in the network's own forward, outside of its modules
 
 
 def read(network: nn.Module, shape: tuple[int, ...]) -> Graph:
-    """The graph of a network on the meta device, in eval mode, for an input of (1, channels, *sides).
+    """Reads the graph of a network on the meta device, in eval mode, for an input of (1, channels, *sides).
 
     Raises ImpossibleLayer.
     """
@@ -30,23 +30,23 @@ def read(network: nn.Module, shape: tuple[int, ...]) -> Graph:
     image = torch.empty(shape, device="meta")
     watch = _Watch(dict(network.named_parameters()) | moving_statistics(network), image)
     with _layers(network, watch), torch.no_grad(), warnings.catch_warnings(), watch:
-        warnings.simplefilter("ignore")  # how PyTorch would run it does not matter here
+        warnings.simplefilter("ignore")  # performance warnings are irrelevant here
         try:
             network(image)
-        except RuntimeError as error:  # what `check` does not foresee, in PyTorch's own words
+        except RuntimeError as error:  # a case that `check` does not cover; the message is PyTorch's
             raise ImpossibleLayer(f"{watch.layer}: {str(error).splitlines()[0]}") from error
     return Graph(tuple(range(2, len(shape))), watch.operations, _idle(network, watch.idle))
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Writes down each operation on tensors. Every tensor is either an operation's answer, found in `answers`, or made
-    of parameters alone, found in `made_of`; `kept` holds them all, for a tensor that goes would leave its id to others.
+    """Records each operation on tensors. Every tensor is either an operation's output, found in `answers`, or computed
+    from parameters alone, found in `made_of`. `kept` references them all, so that no id is reused.
     """
 
     def __init__(self, parameters: dict[str, Tensor], image: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.sizes = {name: tensor.numel() for name, tensor in parameters.items()}
-        self.idle = dict(self.sizes)  # what no operation has used so far
+        self.idle = dict(self.sizes)  # parameters that no operation has used yet
         self.made_of = {id(tensor): frozenset({name}) for name, tensor in parameters.items()}
         self.answers = {id(image): 0}
         self.kept = [image, *parameters.values()]
@@ -77,7 +77,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _add(self, done: Act, inputs: list[int], answers: list[Tensor], used: frozenset[str]) -> None:
         if isinstance(self.modules[-1][1], nn.LocalResponseNorm) and done.shown == "row":
             done = replace(done, kind="response normalisation")
-        # A parameter that several operations share is the first one's.
+        # A parameter shared by several operations counts for the first.
         parameters = sum(self.idle.pop(name, 0) for name in used)
         self.answers.update((id(tensor), len(self.operations)) for tensor in answers)
         self.operations.append(Operation(self.layer, done, tuple(inputs), tuple(answers[0].shape), parameters))
@@ -88,7 +88,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def _layers(network: nn.Module, watch: _Watch) -> Iterator[None]:
-    """Tells the watch in which module the network is."""
+    """Keeps the watch's stack of the modules that are running."""
 
     def enter(name: str) -> Callable[..., None]:
         return lambda module, _: watch.modules.append((name, module))

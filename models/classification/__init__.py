@@ -1,1 +1,1 @@
-"""Architectures that answer an image with ranked labels: one file per paper."""
+"""Architectures for image classification: one file per paper."""

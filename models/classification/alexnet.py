@@ -6,21 +6,21 @@ from torch import Tensor, nn
 
 from convoy.models.arithmetic import output_size
 
-# Section 5: these start at 1, so that their rectifiers have something positive to begin with; the others at 0.
+# Section 5: these biases start at 1, so that their ReLUs have positive inputs at first; the others start at 0.
 BIASED = ("conv2", "conv4", "conv5", "fc6", "fc7")
 
 
 class AlexNet(nn.Module):
-    """Logits of five convolutions and three dense layers; the two towers of the paper are groups.
+    """Five convolutions and three dense layers, with the paper's two towers as groups.
 
     (N, channels, H, W) float32, (H, W) = `size` -> (N, classes)
 
-    The paper ran on two GPUs: half of the maps on each, which meet in conv3 and in the dense layers only. It prints an
-    input of 224x224, but an 11x11 window in steps of 4 fits 55 times into 227, as the later layers want it, and into
-    224 only with a padding of which nothing is said. It also prints 253,440 neurons for conv1, which is 55 x 48 x 96;
-    55 x 55 x 96 are 290,400. The numbers of all other layers are as printed.
+    The paper splits the maps over two GPUs; the halves meet in conv3 and in the dense layers only. It states an input
+    of 224x224, but an 11x11 window with stride 4 has the 55 positions that the later layers need in 227 pixels; in 224
+    only with a padding that the paper does not mention. It also states 253,440 neurons for conv1, which is 55 x 48 x
+    96; 55 x 55 x 96 is 290,400. The numbers of all other layers match.
 
-    Responses are normalised over maps of both towers, as the paper's formula has it.
+    Response normalisation covers the maps of both towers, as in the paper's formula.
     """
 
     def __init__(self, channels: int = 3, classes: int = 1000, size: tuple[int, int] = (227, 227)) -> None:

@@ -4,11 +4,11 @@ from torch import Tensor, nn
 
 
 class Conv1d(nn.Module):
-    """Logits for a waveform of several channels and any length: three convolutions along time, and the mean over it.
+    """Three convolutions along time and a global mean, for a waveform of several channels and any length.
 
     (N, channels, T) float32 -> (N, classes)
 
-    `width` is the number of maps of the first and the third block, 128 in the paper; the second has twice as many.
+    `width` is the number of maps of the first and third blocks, 128 in the paper; the second has twice as many.
     """
 
     def __init__(self, channels: int = 1, classes: int = 10, width: int = 128) -> None:
@@ -26,8 +26,8 @@ class Conv1d(nn.Module):
 
 
 def block(in_channels: int, out_channels: int, kernel: int) -> tuple[nn.Module, ...]:
-    """(N, in_channels, T) -> (N, out_channels, T): no length is too short. Of an even kernel's padding the odd one is
-    behind, as in the authors' code."""
+    """(N, in_channels, T) -> (N, out_channels, T), for any length. An even kernel is padded by one more at the end, as
+    in the authors' code."""
     return (
         nn.ConstantPad1d(((kernel - 1) // 2, kernel // 2), 0.0),
         nn.Conv1d(in_channels, out_channels, kernel),

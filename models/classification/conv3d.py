@@ -4,21 +4,21 @@ import math
 
 from torch import Tensor, nn
 
-# Maps of the convolutions between one pooling and the next, as multiples of the first one's.
+# Feature maps of the convolutions between poolings, as multiples of the first convolution's.
 STAGES = ((1,), (2,), (4, 4), (8, 8), (8, 8))
-POOLED = 5  # times: once without pooling along the first side
+POOLED = 5  # poolings; the first does not pool along the first side
 
 
 class Conv3d(nn.Module):
-    """Logits for a clip (time, height, width), or a volume (depth, height, width), of several channels.
+    """3D convolutions for a clip (time, height, width), or a volume (depth, height, width), of several channels.
 
-    (N, channels, *size) float32 -> (N, classes); 78,409,573 parameters of convolutions and dense layers for 101 classes
-    at the paper's size
+    (N, channels, *size) float32 -> (N, classes); the convolutions and dense layers have 78,409,573 parameters for 101
+    classes at the paper's size
 
-    `width` is the number of maps of the first convolution, 64 in the paper; all others, and the 4,096 of the dense
-    layers, go with it. `size` in the paper is 16 frames of 112x112. Departures: batch normalisation behind every
-    convolution, without which so deep a network needs the paper's million clips to begin to learn; and where a side is
-    odd, pooling keeps the last plane, which at the paper's size is what the padding of its last pooling does.
+    `width` is the number of maps of the first convolution, 64 in the paper; all others, and the 4,096 units of the
+    dense layers, scale with it. `size` in the paper is 16 frames of 112x112. Departures: batch normalisation after
+    every convolution, since such a deep network otherwise needs the paper's million clips before it learns; and pooling
+    of an odd side keeps the last plane, as the padding of the last pooling does at the paper's size.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Conv3d(nn.Module):
             for multiple in multiples:
                 layers += convolution(maps, multiple * width)
                 maps = multiple * width
-            # Movement is short: the first pooling leaves every frame what it is.
+            # Motion is short: the first pooling keeps every frame.
             pool = (1, 2, 2) if stage == 0 else (2, 2, 2)
             layers.append(nn.MaxPool3d(pool, ceil_mode=True))
         self.features = nn.Sequential(*layers)
@@ -66,6 +66,6 @@ def convolution(in_channels: int, out_channels: int) -> tuple[nn.Module, ...]:
 
 
 def places(size: tuple[int, ...]) -> int:
-    """How many places of each map are left behind the last pooling."""
+    """Returns the number of positions in each map after the last pooling."""
     depth, height, width = size
     return math.prod((-(-depth // 2 ** (POOLED - 1)), -(-height // 2**POOLED), -(-width // 2**POOLED)))

@@ -1,6 +1,6 @@
-"""Two convolutions with pooling and a dense classifier: the classic digits network, LeNet-5 grown plain.
+"""Two convolutions with pooling and a dense classifier: the classic digits network, a simplified LeNet-5.
 
-Layers and widths are those of the example for handwritten digits that came with Caffe (Jia et al., arXiv 1408.5093).
+Layers and widths are those of Caffe's example for handwritten digits (Jia et al., arXiv 1408.5093).
 """
 
 from collections import OrderedDict
@@ -11,12 +11,12 @@ from convoy.models.arithmetic import output_size
 
 
 class ConvPool(nn.Module):
-    """Logits for one image; 431,080 parameters with 28x28 grey pixels and ten classes.
+    """Two convolutions and two dense layers; 431,080 parameters for 28x28 grey pixels and ten classes.
 
     (N, channels, H, W) float32, (H, W) = `size` -> (N, classes)
 
-    Against LeNet-5 (1998): maxima in place of trained means, rectifiers in place of tangents, and every map sees every
-    map. Departure from the example: the convolutions have rectifiers too.
+    Compared with LeNet-5 (1998): max pooling instead of trained means, ReLU instead of tanh, and full connections
+    between maps. Departure from the example: the convolutions have ReLUs too.
     """
 
     def __init__(self, channels: int = 1, classes: int = 10, size: tuple[int, int] = (28, 28)) -> None:

@@ -5,18 +5,19 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-GROWTH = 32  # the paper's k: maps that every layer adds
+GROWTH = 32  # the paper's k: maps added by each layer
 STEM = 2 * GROWTH
-BOTTLENECK = 4  # times k maps between the two convolutions of a layer (DenseNet-B)
-EPS = 1.001e-5  # of Keras; the authors' and torchvision's 1e-5 give the same to seven digits
+BOTTLENECK = 4  # multiple of k, the maps between the two convolutions of a layer (DenseNet-B)
+EPS = 1.001e-5  # as in Keras; with 1e-5, as in torchvision and the authors' code, outputs agree to seven digits
 
 
 class DenseNet(nn.Module):
-    """Blocks in which each layer reads the maps of all layers before it; transitions halve maps and sides between them.
+    """Blocks in which each layer reads the maps of all earlier layers; transitions between them halve maps and sides.
 
     (N, channels, H, W) float32, sides of at least 32 -> (N, classes)
 
-    `layers` are those of each block: (6, 12, 24, 16) is DenseNet-121, DenseNet-BC with k = 32 (table 1 of the paper).
+    `layers` is the number of layers in each block: (6, 12, 24, 16) is DenseNet-121, DenseNet-BC with k = 32 (table 1 of
+    the paper).
     """
 
     def __init__(self, layers: tuple[int, ...] = (6, 12, 24, 16), channels: int = 3, classes: int = 1000) -> None:
@@ -52,7 +53,7 @@ class DenseNet(nn.Module):
 
 
 class DenseBlock(nn.Sequential):
-    """Layers that each add `GROWTH` maps to all there were before.
+    """Layers that each append `GROWTH` maps to their input.
 
     (N, maps, H, W) -> (N, maps + layers * GROWTH, H, W)
     """
@@ -64,7 +65,7 @@ class DenseBlock(nn.Sequential):
 
 
 class DenseLayer(nn.Module):
-    """Normalised maps, a 1x1 convolution to a few of them, a 3x3 one to `GROWTH`, laid behind the input.
+    """Normalisation, a 1x1 convolution to a bottleneck, a 3x3 one to `GROWTH` maps, concatenated with the input.
 
     (N, maps, H, W) -> (N, maps + GROWTH, H, W)
     """
@@ -83,7 +84,7 @@ class DenseLayer(nn.Module):
 
 
 class Transition(nn.Sequential):
-    """Fewer maps by a 1x1 convolution, and the mean of each 2x2 block.
+    """A 1x1 convolution that reduces the maps, then 2x2 mean pooling.
 
     (N, in_channels, H, W) -> (N, out_channels, H // 2, W // 2)
     """

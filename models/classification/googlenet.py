@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from convoy.models.blocks import Branches
 
-# Table 1: the maps of 1x1, of 3x3 behind its reduction, of 5x5 behind its reduction, and of the projected pooling.
+# Table 1: the maps of 1x1, of 3x3 after its reduction, of 5x5 after its reduction, and of the pooling projection.
 Widths = tuple[int, tuple[int, int], tuple[int, int], int]
 TABLE: dict[str, Widths] = {
     "3a": (64, (96, 128), (16, 32), 32),
@@ -17,21 +17,21 @@ TABLE: dict[str, Widths] = {
     "5a": (256, (160, 320), (32, 128), 128),
     "5b": (384, (192, 384), (48, 128), 128),
 }
-LEAST = 79  # pixels: the auxiliary heads' 5x5 pooling fits once
+LEAST = 79  # pixels: the smallest side at which the auxiliary heads' 5x5 pooling fits
 
 
 class GoogLeNet(nn.Module):
-    """Logits of nine Inception modules (table 1 and figure 3 of the paper).
+    """Nine Inception modules (table 1 and figure 3 of the paper).
 
-    (N, channels, H, W) float32 at the given `size`, at least 79x79 -> (N, classes); in training the logits of
-    the auxiliary heads on 4a and 4d follow, whose dense layers' shapes depend on `size`
+    (N, channels, H, W) float32 at the given `size`, at least 79x79 -> (N, classes); in training mode also the logits of
+    the auxiliary heads on 4a and 4d. The shapes of their dense layers depend on `size`
 
-    Of 6,998,552 parameters for 1,000 classes, beside 6,379,728 of the heads, table 1 tells most (in units of 1,024,
-    without biases): it prints 2.7 K for the first convolution, which is what 7x1 and 1x7 kernels have, and 9 K are in
-    7x7; 463 K for 4c, which has 497; 1072 K for 5a, which has 1018; 4a, 4b, 4d, 4e and 5b differ by 2 % at most.
+    The network has 6,998,552 parameters for 1,000 classes, and the heads 6,379,728. Table 1 gives most of them (in
+    units of 1,024, without biases), with exceptions: its 2.7 K for the first convolution fit 7x1 and 1x7 kernels, 7x7
+    has 9 K; its 463 K for 4c should be 497, and its 1072 K for 5a 1018; 4a, 4b, 4d, 4e and 5b differ by 2 % at most.
 
-    The paper has no numbers for the local response normalisation: these are Krizhevsky's. Nor for the weights' start:
-    that of the convolutions is He's (arXiv 1502.01852).
+    The paper gives no values for the local response normalisation, so these are Krizhevsky's; nor for initialisation,
+    so the convolutions start from He's (arXiv 1502.01852).
     """
 
     auxiliary_weight = 0.3  # section 5
@@ -68,7 +68,7 @@ class GoogLeNet(nn.Module):
         )
         self.dropout = nn.Dropout(0.4)
         self.output = nn.Linear(1024, classes)
-        grid = ((size[0] + 1) // 16, (size[1] + 1) // 16)  # of 4a to 4e
+        grid = ((size[0] + 1) // 16, (size[1] + 1) // 16)  # the map size from 4a to 4e
         self.heads = nn.ModuleList((AuxiliaryHead(512, grid, classes), AuxiliaryHead(528, grid, classes)))
         self.apply(_initialise)
 
@@ -83,7 +83,7 @@ class GoogLeNet(nn.Module):
 
 
 class AuxiliaryHead(nn.Sequential):
-    """A small classifier in the middle of the network, for its gradient (section 5).
+    """A small auxiliary classifier that adds gradient in the middle of the network (section 5).
 
     (N, in_channels, *grid) -> (N, classes)
     """
@@ -118,7 +118,7 @@ def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 
 
 
 def _halve() -> nn.MaxPool2d:
-    # A window may reach over the end: from 112 table 1 comes to 56, 28, 14 and 7.
+    # The last window may extend past the edge: table 1 goes from 112 to 56, 28, 14 and 7.
     return nn.MaxPool2d(3, stride=2, ceil_mode=True)
 
 
@@ -131,6 +131,6 @@ def _initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     elif isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=0.01)  # at first, every class is as likely
+        nn.init.normal_(module.weight, std=0.01)  # so that all classes start equally likely
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.zeros_(module.get_parameter("bias"))

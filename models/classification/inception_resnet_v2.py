@@ -8,13 +8,13 @@ from convoy.models.classification.inception_v3 import Convolutions, Stem
 
 
 class InceptionResNetV2(nn.Module):
-    """Logits of forty Inception modules with residual connections.
+    """Forty Inception modules with residual connections.
 
-    (N, channels, H, W) float32, at least 75x75, the paper's images are 299x299 -> (N, classes)
+    (N, channels, H, W) float32, at least 75x75, 299x299 in the paper -> (N, classes)
 
-    The network is that of the published weights, which departs from the paper's figures: the stem of Inception-v3 and a
-    module like its first one stand for figure 3, and there are 10, 20 and 10 modules, of 320, 1088 and 2080 maps, where
-    figure 15 has 5, 10 and 5; the last is not rectified. The branches are those of figures 16 to 19. Normalisation only
+    The network is the one of the published weights, which departs from the paper's figures. The stem of Inception-v3
+    and a module like its first replace figure 3. There are 10, 20 and 10 modules, of 320, 1088 and 2080 maps, where
+    figure 15 has 5, 10 and 5; the last has no ReLU. The branches are those of figures 16 to 19. Normalisation only
     shifts, as in Inception-v3.
     """
 
@@ -42,9 +42,9 @@ class InceptionResNetV2(nn.Module):
 
 
 class Residual(nn.Module):
-    """The input and a share of what branches make of it, through a 1x1 convolution (section 3.3, figure 20).
+    """The input plus the scaled output of branches, projected by a 1x1 convolution (section 3.3, figure 20).
 
-    (N, channels, H, W) -> the same; `maps` are those of the branches together
+    (N, channels, H, W) -> (N, channels, H, W); `maps` is the sum of the branches' maps
     """
 
     def __init__(self, branches: Branches, maps: int, channels: int, scale: float, activation: bool = True) -> None:

@@ -8,22 +8,22 @@ from torch import Tensor, nn
 from convoy.models.blocks import Branches, ConvNorm2d
 
 Form = Literal["keras", "torchvision"]
-# The maps and the kernel of a convolution.
+# Feature maps and kernel of a convolution.
 Layer = tuple[int, int | tuple[int, int]]
 
 
 class InceptionV3(nn.Module):
-    """Logits of eleven Inception modules.
+    """Eleven Inception modules.
 
-    (N, channels, H, W) float32, at least 75x75, the paper's images are 299x299 -> (N, classes)
+    (N, channels, H, W) float32, at least 75x75, 299x299 in the paper -> (N, classes)
 
-    `form` is whose weights fit. In "keras" (TensorFlow's, the paper's own) batch normalisation has no scale, and the
-    average at the edge is over the pixels there are; in "torchvision" it has one, and the padding's zeros count.
+    `form` selects the published weights that fit. In "keras" (TensorFlow's, the paper's own) batch normalisation has no
+    scale, and mean pooling at the edge ignores the padding; "torchvision" has a scale and counts the padding's zeros.
 
-    Departures, which are those of all published weights: behind the first pooling stand a 1x1 convolution to 80 maps,
-    a 3x3 one to 192 and a second pooling, where table 1 has 3x3 convolutions to 80, 192 (stride 2) and 288; the first
-    module answers 256 maps, not 288. The auxiliary head of section 4 is left out, as by Chollet (arXiv 1610.02357,
-    4.3): it regularises training and no answer depends on it.
+    Departures, shared by all published weights: the first pooling is followed by a 1x1 convolution to 80 maps, a 3x3
+    one to 192 and a second pooling, where table 1 has 3x3 convolutions to 80, 192 (stride 2) and 288; the first module
+    has 256 output maps, not 288. The auxiliary head of section 4 is omitted, as by Chollet (arXiv 1610.02357, 4.3): it
+    only regularises training and does not affect the output.
     """
 
     def __init__(self, channels: int = 3, classes: int = 1000, form: str = "keras") -> None:
@@ -55,14 +55,14 @@ class InceptionV3(nn.Module):
 
 
 class Convolutions:
-    """Builds the branches of modules: chains of normalised convolutions that keep the grid, or halve it at the end."""
+    """Builds the modules' branches: chains of normalised convolutions that keep the map size or end by halving it."""
 
     def __init__(self, scale: bool = False, zeros_count: bool = False) -> None:
         self.single = partial(ConvNorm2d, scale=scale)
         self.zeros_count = zeros_count
 
     def __call__(self, in_channels: int, *layers: Layer, halve: bool = False) -> nn.Sequential:
-        """One convolution a layer; with `halve`, the last one has stride 2 and no padding."""
+        """Builds one convolution per layer; with `halve`, the last one has stride 2 and no padding."""
         chain = nn.Sequential()
         for index, (maps, kernel) in enumerate(layers):
             if halve and index == len(layers) - 1:
@@ -73,13 +73,13 @@ class Convolutions:
         return chain
 
     def pooled(self, in_channels: int, maps: int) -> nn.Sequential:
-        """The average of each 3x3 window, then a 1x1 convolution."""
+        """Builds 3x3 mean pooling, then a 1x1 convolution."""
         average = nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=self.zeros_count)
         return nn.Sequential(average, self.single(in_channels, maps, 1))
 
 
 class Stem(nn.Sequential):
-    """What comes before the modules, (N, channels, 299, 299) -> (N, 192, 35, 35)."""
+    """The layers before the modules, (N, channels, 299, 299) -> (N, 192, 35, 35)."""
 
     def __init__(self, channels: int, conv: Convolutions) -> None:
         super().__init__(
@@ -94,17 +94,20 @@ class Stem(nn.Sequential):
 
 
 def figure_5(in_channels: int, pool_maps: int, conv: Convolutions) -> Branches:
-    """A 5x5 convolution as two of 3x3: (N, in_channels, H, W) -> (N, 224 + pool_maps, H, W)."""
+    """A 5x5 convolution as two 3x3 ones: (N, in_channels, H, W) -> (N, 224 + pool_maps, H, W)."""
     return Branches(
         conv(in_channels, (64, 1)),
-        conv(in_channels, (48, 1), (64, 5)),  # one of the two, as published, stays 5x5
+        conv(in_channels, (48, 1), (64, 5)),  # stays 5x5, as in the published weights
         conv(in_channels, (64, 1), (96, 3), (96, 3)),
         conv.pooled(in_channels, pool_maps),
     )
 
 
 def reduction_1(in_channels: int, conv: Convolutions) -> Branches:
-    """The grid halved beside a pooling (figure 10): (N, in_channels, H, W) -> (N, 480 + in_channels, H', W')."""
+    """Parallel convolutions and pooling that halve the map size (figure 10).
+
+    (N, in_channels, H, W) -> (N, 480 + in_channels, H', W')
+    """
     return Branches(
         conv(in_channels, (384, 3), halve=True),
         conv(in_channels, (64, 1), (96, 3), (96, 3), halve=True),
@@ -113,7 +116,7 @@ def reduction_1(in_channels: int, conv: Convolutions) -> Branches:
 
 
 def figure_6(in_channels: int, maps: int, conv: Convolutions) -> Branches:
-    """7x7 convolutions as rows and columns: (N, in_channels, H, W) -> (N, 768, H, W); `maps` are those inside."""
+    """7x7 convolutions as rows and columns: (N, in_channels, H, W) -> (N, 768, H, W); `maps` is the inner width."""
     row, column = (1, 7), (7, 1)
     return Branches(
         conv(in_channels, (192, 1)),
@@ -124,7 +127,10 @@ def figure_6(in_channels: int, maps: int, conv: Convolutions) -> Branches:
 
 
 def reduction_2(in_channels: int, conv: Convolutions) -> Branches:
-    """The grid halved beside a pooling: (N, in_channels, H, W) -> (N, 512 + in_channels, H', W')."""
+    """Parallel convolutions and pooling that halve the map size.
+
+    (N, in_channels, H, W) -> (N, 512 + in_channels, H', W')
+    """
     return Branches(
         conv(in_channels, (192, 1), (320, 3), halve=True),
         conv(in_channels, (192, 1), (192, (1, 7)), (192, (7, 1)), (192, 3), halve=True),
@@ -133,7 +139,7 @@ def reduction_2(in_channels: int, conv: Convolutions) -> Branches:
 
 
 def figure_7(in_channels: int, conv: Convolutions) -> Branches:
-    """3x3 convolutions whose row and column stand side by side: (N, in_channels, H, W) -> (N, 2048, H, W)."""
+    """3x3 convolutions split into a row and a column in parallel: (N, in_channels, H, W) -> (N, 2048, H, W)."""
 
     def fork() -> Branches:
         return Branches(conv(384, (384, (1, 3))), conv(384, (384, (3, 1))))

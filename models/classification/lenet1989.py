@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from convoy.models.classification.lenet5 import PartialConv2d, Subsampling, initialise, scaled_tanh
 
-# Table 1 of the paper: the H2 maps that each of the twelve H3 maps sees. The two halves never meet before the output.
+# Table 1 of the paper: the H2 maps connected to each of the twelve H3 maps. The two halves meet only in the output.
 H3_TABLE = (
     (0,),
     (0, 1),
@@ -22,16 +22,15 @@ H3_TABLE = (
 
 
 class LeNet1989(nn.Module):
-    """Logits for one grey image; with 28x28 pixels and ten classes the 2,578 parameters of the paper.
+    """Two convolutions with subsampling and one dense layer; 2,578 parameters for 28x28 pixels and ten classes.
 
     (N, channels, H, W) float32, (H, W) = `size` -> (N, classes)
 
-    The paper lays a digit of 16x16 pixels into the middle of 28x28, so that H1 needs no padding. It counts 4,635 units:
-    784 pixels, 2,304 + 576 + 768 + 192 of H1 to H4, ten of the output, and the one unit that feeds all biases; and
-    98,442 connections, those from the bias unit among them. It leaves the squashing function open: this is the one
-    that the authors used from then on. Departures: the output is left unsquashed and trained with cross-entropy, so
-    that the scores are logits; H2 and H4 take the mean of four inputs and not their sum, so a coefficient here is four
-    times the paper's.
+    The paper centres a digit of 16x16 pixels in 28x28, so that H1 needs no padding. It counts 4,635 units: 784 pixels,
+    2,304 + 576 + 768 + 192 in H1 to H4, ten in the output, and one bias unit; and 98,442 connections, including those
+    from the bias unit. It does not state the squashing function; this is the one the authors used from then on.
+    Departures: the output is not squashed and is trained with cross-entropy, so that the scores are logits; H2 and H4
+    average four inputs instead of summing them, so a coefficient here is four times the paper's.
     """
 
     def __init__(self, channels: int = 1, classes: int = 10, size: tuple[int, int] = (28, 28)) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Table I of the paper: the S2 maps that each of the sixteen C3 maps sees.
+# Table I of the paper: the S2 maps connected to each of the sixteen C3 maps.
 C3_TABLE = (
     (0, 1, 2),
     (1, 2, 3),
@@ -26,14 +26,14 @@ C3_TABLE = (
 
 
 class LeNet5(nn.Module):
-    """Logits for one 32x32 image; C1 to F6 as in the paper, 60,000 trainable parameters.
+    """C1 to F6 of the paper, with 60,000 trainable parameters, and a linear output layer.
 
     (N, channels, 32, 32) float32 -> (N, classes)
 
-    The paper's output layer measures Euclidean distances from F6 to fixed bitmap codes (RBF units) under a loss of its
-    own. Here a plain linear layer stands in, trained with cross-entropy, so that the scores are logits: it adds
-    85 trainable parameters a class, 850 for ten. One more departure changes no function: S2 and S4 take the mean of
-    four inputs where the paper takes their sum, so a coefficient here is four times the paper's.
+    The paper's output layer measures Euclidean distances from F6 to fixed bitmap codes (RBF units), with its own loss.
+    Here it is a linear layer trained with cross-entropy, so that the scores are logits: it adds 85 trainable parameters
+    per class, 850 for ten. Another departure does not change the function: S2 and S4 average four inputs instead of
+    summing them, so a coefficient here is four times the paper's.
     """
 
     def __init__(self, channels: int = 1, classes: int = 10) -> None:
@@ -61,7 +61,7 @@ class LeNet5(nn.Module):
 
 
 class Subsampling(nn.Module):
-    """Mean of each 2x2 block, times a trainable coefficient, plus a trainable bias, one of each a map.
+    """The mean of each 2x2 block, times a trainable coefficient, plus a trainable bias, both per map.
 
     (N, maps, H, W) -> (N, maps, H / 2, W / 2)
     """
@@ -76,11 +76,11 @@ class Subsampling(nn.Module):
 
 
 class PartialConv2d(nn.Module):
-    """A convolution whose map i sees only the input maps `table[i]`; only those kernels exist as parameters.
+    """A convolution whose map i is connected only to the input maps `table[i]`; only those kernels are parameters.
 
     (N, maps, H, W) -> (N, len(table), H - kernel + 1, W - kernel + 1)
 
-    It runs as one dense convolution: the kernels are laid into a weight that is zero elsewhere, which export folds to
+    It runs as one dense convolution: the kernels are placed in a weight that is zero elsewhere, which export folds into
     a constant.
     """
 
@@ -91,7 +91,7 @@ class PartialConv2d(nn.Module):
         connections = sum(len(row) for row in table)
         self.kernels = nn.Parameter(torch.empty(connections, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(len(table)))
-        # place[i, j] is the kernel from input map j to map i; the one past the last stands for "none" and is zero.
+        # place[i, j] is the index of the kernel from input map j to map i; the index past the last means no kernel.
         place = torch.full((len(table), maps), connections)
         count = 0
         for i, row in enumerate(table):

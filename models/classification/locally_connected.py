@@ -1,4 +1,4 @@
-"""Convolutions that share no weights (Taigman, Yang, Ranzato, Wolf: DeepFace, CVPR 2014)."""
+"""Convolutions without shared weights (Taigman, Yang, Ranzato, Wolf: DeepFace, CVPR 2014)."""
 
 from collections import OrderedDict
 
@@ -10,14 +10,14 @@ from convoy.models.arithmetic import output_size
 
 
 class DeepFace(nn.Module):
-    """Logits of two convolutions, three locally connected layers and two dense ones: C1-M2-C3-L4-L5-L6-F7-F8.
+    """Two convolutions, three locally connected layers and two dense ones: C1-M2-C3-L4-L5-L6-F7-F8.
 
     (N, channels, H, W) float32, (H, W) = `size` -> (N, classes)
 
-    Once a face is aligned, each place of it shows something else, so only C1 and C3 share their weights. The defaults
-    are the paper's (section 3): `kernels` and `maps` of C1, C3, L4, L5 and L6, and the width of F7; they come to
-    118,923,774 parameters, where the paper speaks of more than 120 million. M2 is padded, of which nothing is said,
-    for else its maps would not be the 71x71 of the paper. Departure: the features of F7 are not normalised.
+    In an aligned face, each position shows a different part, so only C1 and C3 share weights. The defaults are the
+    paper's (section 3): `kernels` and `maps` of C1, C3, L4, L5 and L6, and the width of F7. They have 118,923,774
+    parameters, where the paper states more than 120 million. M2 is padded, which the paper does not mention, because
+    its maps otherwise would not be the paper's 71x71. Departure: the features of F7 are not normalised.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class DeepFace(nn.Module):
 
 
 class LocallyConnected2d(nn.Module):
-    """A convolution with a kernel and a bias of its own at every position.
+    """A convolution with its own kernel and bias at every position.
 
     (N, in_channels, H, W), (H, W) = `size` -> (N, out_channels, *output_size)
 
-    `weight` is (H' W', out_channels, in_channels kernel kernel), positions row by row. Raises ValueError where the
+    `weight` is (H' W', out_channels, in_channels kernel kernel), positions in row-major order. Raises ValueError if the
     kernel does not fit into `size`.
     """
 
@@ -81,7 +81,7 @@ class LocallyConnected2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         patches = F.unfold(x, self.kernel, stride=self.stride)  # (N, inputs, positions)
-        # One product of matrices a position: every weight is read once, whatever the batch.
+        # One matrix product per position reads every weight once, whatever the batch size.
         values = self.weight @ patches.permute(2, 1, 0)  # (positions, out_channels, N)
         return torch.unflatten(values.permute(2, 1, 0), 2, self.output_size) + self.bias
 

@@ -7,17 +7,17 @@ from torch import Tensor, nn
 
 from convoy.models.arithmetic import output_size
 
-MAX_NORM = 1.9365  # of the weights of one piece, as in the experiments that were published with the paper
+MAX_NORM = 1.9365  # of the weights of one piece, as in the code published with the paper
 
 
 class Maxout(nn.Module):
-    """Logits of three convolutional maxout layers with pooling, a dense maxout layer and a linear one.
+    """Three convolutional maxout layers with pooling, a dense maxout layer and a linear one.
 
     (N, channels, H, W) float32, (H, W) = `size` -> (N, classes)
 
-    Laid out as the networks of section 5, in small: `width` units a position in the first layer and twice as many in
-    the next two, of `pieces` linear pieces each. Dropout takes a fifth of the pixels and half of what enters the dense
-    layers; the paper also drops what enters the other convolutions, which so few maps do not bear.
+    A small version of the networks of section 5: `width` units per position in the first layer and twice as many in the
+    next two, of `pieces` linear pieces each. Dropout removes a fifth of the pixels and half of the inputs of the dense
+    layers. The paper also applies it to the other convolutions' inputs, which is too much for so few maps.
     """
 
     def __init__(
@@ -48,25 +48,25 @@ class Maxout(nn.Module):
 
 
 class MaxoutConv2d(nn.Conv2d):
-    """A convolution whose every map is the largest, pixel by pixel, of `pieces` maps of its own.
+    """A convolution in which every map is the pixelwise maximum of its `pieces` linear maps.
 
     (N, in_channels, H, W) -> (N, out_channels, H + 2 padding - kernel + 1, W + 2 padding - kernel + 1)
 
-    The kernels of a unit's pieces lie side by side in `weight`. In training no kernel is longer than MAX_NORM.
+    The kernels of a unit's pieces are adjacent in `weight`. In training no kernel's norm exceeds MAX_NORM.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, pieces: int, padding: int = 0) -> None:
         super().__init__(in_channels, out_channels * pieces, kernel, padding=padding)
         self.pieces = pieces
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # nn.Conv2d's own name
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # noqa: A002  # the name in nn.Conv2d
         if self.training:
             _shorten(self.weight)
         return torch.unflatten(super().forward(input), 1, (-1, self.pieces)).amax(dim=2)
 
 
 class MaxoutLinear(nn.Linear):
-    """A dense layer whose every unit is the largest of `pieces` linear functions.
+    """A dense layer in which every unit is the maximum of `pieces` linear functions.
 
     (N, in_features) -> (N, out_features); `weight` as in MaxoutConv2d
     """
@@ -75,7 +75,7 @@ class MaxoutLinear(nn.Linear):
         super().__init__(in_features, out_features * pieces)
         self.pieces = pieces
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # nn.Linear's own name
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # noqa: A002  # the name in nn.Linear
         if self.training:
             _shorten(self.weight)
         return torch.unflatten(super().forward(input), 1, (-1, self.pieces)).amax(dim=2)
@@ -83,5 +83,5 @@ class MaxoutLinear(nn.Linear):
 
 @torch.no_grad()
 def _shorten(weight: Tensor) -> None:
-    # The paper projects after every step. Before the next one is the same, but for the very last, whose step is tiny.
+    # The paper projects after every step. Projecting before the next step differs only after the last, tiny one.
     weight.copy_(torch.renorm(weight, p=2, dim=0, maxnorm=MAX_NORM))

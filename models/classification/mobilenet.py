@@ -5,18 +5,18 @@ from torch import Tensor, nn
 from convoy.models.blocks import Conv2dSame
 
 STEM = 32
-# Table 1 of the paper: the maps that each separable convolution answers, and its stride.
+# Table 1 of the paper: output maps and stride of each separable convolution.
 BODY = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
 
 
 class MobileNet(nn.Module):
-    """A 3x3 convolution, thirteen depthwise separable ones, and the mean of every map.
+    """A 3x3 convolution, thirteen depthwise separable ones, and a global mean.
 
     (N, channels, H, W) float32 -> (N, classes)
 
-    `alpha` is the paper's width multiplier, of the maps of every layer (section 3.3). As in the authors' release, ReLU
-    stops at 6, and a convolution with a stride is padded at the bottom and the right only. The last layer is a 1x1
-    convolution of the means, which is the dense layer of the paper.
+    `alpha` is the paper's width multiplier for the maps of every layer (section 3.3). As in the authors' release, ReLU
+    is clipped at 6, and a convolution with a stride is padded at the bottom and right only. The last layer is a 1x1
+    convolution of the means, equivalent to the paper's dense layer.
     """
 
     def __init__(self, channels: int = 3, classes: int = 1000, alpha: float = 1.0) -> None:
@@ -40,7 +40,7 @@ class MobileNet(nn.Module):
 
 
 class ConvNorm6(nn.Sequential):
-    """A convolution, batch normalisation, and a ReLU that stops at 6."""
+    """A convolution, batch normalisation, and a ReLU clipped at 6."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
@@ -52,12 +52,12 @@ class ConvNorm6(nn.Sequential):
 class Separable(nn.Sequential):
     """A depthwise 3x3 and a pointwise 1x1 convolution, each normalised (figure 3 of the paper).
 
-    (N, in_channels, H, W) -> (N, out_channels, H', W'), H' = H with stride 1 and H // 2 with stride 2, W' alike
+    (N, in_channels, H, W) -> (N, out_channels, H', W'), H' = H with stride 1 and H // 2 with stride 2, W' the same way
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        # Not quite "same": the authors' release pads so whatever the parity of the side.
+        # Not exactly "same": the authors' release pads this way for even and odd sides.
         self.pad = nn.ZeroPad2d((0, 1, 0, 1) if stride == 2 else 1)
         self.depthwise = ConvNorm6(nn.Conv2d(in_channels, in_channels, 3, stride, groups=in_channels, bias=False))
         self.pointwise = ConvNorm6(nn.Conv2d(in_channels, out_channels, 1, bias=False))

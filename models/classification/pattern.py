@@ -1,4 +1,4 @@
-"""Networks of the classic pattern, built from its text (Stanford's course CS231n, notes on convolutional networks)."""
+"""Networks built from a text pattern (Stanford's course CS231n, notes on convolutional networks)."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,26 +6,25 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from convoy.models.errors import BadTraining
-from convoy.models.grammar import Layer, parse, refuse
+from convoy.models.grammar import DEFAULT, Layer, parse, refuse
 
-DEFAULT = "INPUT -> [[CONV -> RELU]*2 -> POOL]*3 -> [FC -> RELU]*2 -> FC"
 MAX_WIDTH = 65_536
 
 
 class Pattern(nn.Module):
-    """Logits of the layers that `pattern` names (models/grammar.py has the grammar).
+    """The layers that `pattern` names (see models/grammar.py for the grammar).
 
     (N, channels, H, W) float32, (H, W) = `size` -> (N, classes)
 
-    CONV is 3x3 and keeps the size; POOL takes the largest of every 2x2, so halves it, and passes a last odd row or
-    column over. `POOL?` is left out where a side is 1.
+    CONV is 3x3 and keeps the size. POOL is 2x2 max pooling, which halves the size and drops the last row or column of
+    an odd side. `POOL?` is omitted if a side is 1.
 
-    widths  the maps of the convolutions, a number for all of them up to a POOL: "32,64,128"; those that are missing
-            are twice the one before, at most 512; the first is 32
-    dense   the units of the FC layers but the last, which has the classes: "256,128"; those that are missing are as
-            the one before; the first is 128
+    widths  feature maps of the convolutions, one number for all of them up to a POOL: "32,64,128"; missing ones are
+            twice the one before, at most 512; the first defaults to 32
+    dense   units of the FC layers except the last, which has the classes: "256,128"; missing ones equal the one before;
+            the first defaults to 128
 
-    Raises BadTraining for a pattern that does not hold, with the column, and for bad numbers.
+    Raises BadTraining for an invalid pattern, with the column, and for invalid numbers.
     """
 
     def __init__(
@@ -75,7 +74,7 @@ class Pattern(nn.Module):
 
 
 def _opens_stage(layers: Sequence[Layer], index: int) -> bool:
-    # A convolution behind a rectifier goes on with the maps of the convolution before that.
+    # A convolution after a ReLU keeps the number of maps of the convolution before.
     return layers[index].kind == "CONV" and (index == 0 or layers[index - 1].kind != "RELU")
 
 
@@ -92,7 +91,7 @@ def _numbers(name: str, text: str, count: int, default: int, factor: int = 1, mo
 
 
 def _initialise(layers: nn.Sequential) -> None:
-    # For rectifiers (He et al., arXiv 1502.01852): with PyTorch's own start a long pattern does not begin to learn.
+    # Initialisation for ReLUs (He et al., arXiv 1502.01852): with PyTorch's default, a long pattern does not learn.
     for layer in layers:
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 WIDTHS = (64, 128, 256, 512)
 STRIDES = (1, 2, 2, 2)
 STEM_STRIDE = 4
-BRANCH = 0.2  # scale at which a block's part of the sum begins
+BRANCH = 0.2  # initial scale of a block's residual branch
 
 
 class Form(NamedTuple):
-    """`bias`: the convolutions have one, though the normalisation behind takes it out again. `early`: a bottleneck's
+    """`bias`: the convolutions have a bias, though the following normalisation cancels it. `early`: a bottleneck's
     stride is on its first convolution."""
 
     bias: bool
@@ -20,8 +20,8 @@ class Form(NamedTuple):
 
 
 FORMS = {
-    "v1": Form(bias=True, eps=1.001e-5, early=True),  # Keras; the paper's stride
-    "v1.5": Form(bias=False, eps=1e-5, early=False),  # torchvision: half a per cent better, 12 % more arithmetic
+    "v1": Form(bias=True, eps=1.001e-5, early=True),  # Keras, and the paper's stride
+    "v1.5": Form(bias=False, eps=1e-5, early=False),  # torchvision: 0.5 % more accurate, 12 % more arithmetic
 }
 
 
@@ -30,13 +30,13 @@ class ResNet(nn.Module):
 
     (N, channels, H, W) float32 -> (N, classes)
 
-    `layers` are the blocks of each stage, `bottleneck` their kind: (2, 2, 2, 2) of basic ones is ResNet-18,
-    (3, 4, 6, 3) of bottlenecks ResNet-50. `form` is one of `FORMS`. Where `output_stride`, the reduction of the sides
-    by all stages, is 16 or 8 instead of 32, the last stages keep the sides and dilate their kernels instead (Chen et
+    `layers` is the number of blocks in each stage, `bottleneck` their kind: (2, 2, 2, 2) basic blocks are ResNet-18,
+    (3, 4, 6, 3) bottlenecks ResNet-50. `form` is one of `FORMS`. `output_stride` is the reduction of the sides by all
+    stages. If it is 16 or 8 instead of 32, the last stages keep the sides and dilate their kernels instead (Chen et
     al., arXiv 1706.05587, section 3.1), with the same weights.
 
-    Every block begins close to the identity, which keeps rounding errors and gradients of the deep networks in bounds,
-    by the scale of its last normalisation (Goyal et al., arXiv 1706.02677, section 5.1, where it is 0).
+    Every block starts close to the identity, by the initial scale of its last normalisation (0 in Goyal et al., arXiv
+    1706.02677, section 5.1). This bounds the rounding errors and gradients of the deep networks.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class ResNet(nn.Module):
             if reduction * stride > output_stride:
                 stride, dilation = 1, dilation * stride  # noqa: PLW2901
             reduction *= stride
-            # The first block reads maps that nothing has dilated yet.
+            # The input of the first block is not dilated yet.
             blocks = [block(maps, width, stride, before, FORMS[form])]
             maps = width * block.expansion
             blocks += [block(maps, width, 1, dilation, FORMS[form]) for _ in range(count - 1)]
@@ -79,7 +79,7 @@ class ResNet(nn.Module):
 
 
 class ConvNorm(nn.Sequential):
-    """A convolution as the network's form has it, and batch normalisation."""
+    """A convolution in the network's form, and batch normalisation."""
 
     def __init__(
         self,
@@ -146,7 +146,7 @@ class Bottleneck(nn.Module):
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int, form: Form) -> nn.Module:
-    # Option B of the paper: a projection where the shape changes, else the maps as they are.
+    # Option B of the paper: a projection if the shape changes, else the identity.
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
     return ConvNorm(in_channels, out_channels, 1, form, stride)

@@ -1,4 +1,4 @@
-"""Spatial pyramid pooling: dense layers behind maps of any size (He, Zhang, Ren, Sun, arXiv 1406.4729)."""
+"""Spatial pyramid pooling: dense layers after feature maps of any size (He, Zhang, Ren, Sun, arXiv 1406.4729)."""
 
 import torch
 from torch import Tensor, nn
@@ -9,12 +9,12 @@ BINS = (1, 2, 4)
 
 
 class SpatialPyramidNet(nn.Module):
-    """Logits of five convolutions, a spatial pyramid and two dense layers, for an image of any size.
+    """Five convolutions, a spatial pyramid and two dense layers, for an image of any size.
 
     (N, channels, H, W) float32 -> (N, classes)
 
-    The paper puts the pyramid on top of known networks; this one is small, `width` maps at first, and halves the size
-    by strides, which leave at least one pixel of any image.
+    The paper adds the pyramid to known networks. This one is small, with `width` maps at first, and reduces the size by
+    strides, which leave at least one pixel of any image.
     """
 
     multiple = 1
@@ -41,12 +41,12 @@ class SpatialPyramidNet(nn.Module):
 
 
 class SpatialPyramid(nn.Module):
-    """The largest value of each map in each bin of grids over the whole of it, one grid of n x n bins an n of `bins`.
+    """The maximum of each map in each bin, for grids of n x n bins that cover the map, one grid per n in `bins`.
 
-    (N, maps, H, W) -> (N, maps * places), bin by bin for each map, the grids one behind the other
+    (N, maps, H, W) -> (N, maps * places), the grids concatenated, each bin by bin for each map
 
-    Bin (i, j) spans the rows floor(i H / n) to ceil((i + 1) H / n) and the columns alike (section 2.3 and appendix A
-    of the paper), so no bin is ever empty: where H < n neighbours overlap.
+    Bin (i, j) spans the rows floor(i H / n) to ceil((i + 1) H / n), and the columns in the same way (section 2.3 and
+    appendix A of the paper), so no bin is empty: if H < n, neighbours overlap.
     """
 
     def __init__(self, bins: tuple[int, ...]) -> None:
@@ -61,7 +61,7 @@ class SpatialPyramid(nn.Module):
 def _largest(x: Tensor, n: int) -> Tensor:
     """(N, maps, H, W) -> (N, maps, n, W)"""
     height = x.shape[2]
-    # Slices whose bounds follow from the height, which an exported graph does as well; adaptive pooling there wants a
-    # height that is known beforehand.
+    # Slices, since an exported graph can compute their bounds from the height; exported adaptive pooling needs a fixed
+    # height.
     spans = [(i * height // n, ((i + 1) * height + n - 1) // n) for i in range(n)]
     return torch.cat([x[:, :, start:end].amax(2, keepdim=True) for start, end in spans], dim=2)

@@ -6,18 +6,18 @@ from torch import Tensor, nn
 
 WIDTHS = (64, 128, 256, 512, 512)
 HIDDEN = 4096
-REDUCTION = 1 << len(WIDTHS)  # of each side by the five poolings
+REDUCTION = 1 << len(WIDTHS)  # of each side, by the five poolings
 
 
 class VGG(nn.Module):
-    """Stacks of 3x3 convolutions, each stack ended by a 2x2 maximum; then three dense layers (table 1 of the paper).
+    """Stacks of 3x3 convolutions, each followed by 2x2 max pooling; then three dense layers (table 1 of the paper).
 
     (N, channels, H, W) float32 at the given `size`, at least 32x32 -> (N, classes)
 
-    `layers` are the convolutions in each of the five stacks: (2, 2, 3, 3, 3) is column D, VGG16, and (2, 2, 4, 4, 4)
-    column E, VGG19. The first dense layer reads the last maps as a whole, so its shape follows from `size`. The paper
-    trains the deep columns from a shallow one; here they start from the initialisation of He et al. (arXiv 1502.01852),
-    which was made for it.
+    `layers` is the number of convolutions in each of the five stacks: (2, 2, 3, 3, 3) is column D, VGG16, and (2, 2, 4,
+    4, 4) column E, VGG19. The first dense layer reads the whole last maps, so its shape depends on `size`. The paper
+    initialises the deep columns from a trained shallow one; here they start from the initialisation of He et al. (arXiv
+    1502.01852), which was designed for such depths.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class VGG(nn.Module):
         if min(size) < REDUCTION:
             raise ValueError(f"size is {size[0]}x{size[1]}, want at least {REDUCTION}x{REDUCTION}")
         self.features = nn.Sequential(*map(Stack, (channels, *WIDTHS), WIDTHS, layers))
-        self.grid = (WIDTHS[-1], size[0] // REDUCTION, size[1] // REDUCTION)  # what `features` answers: C, H, W
+        self.grid = (WIDTHS[-1], size[0] // REDUCTION, size[1] // REDUCTION)  # the output of `features`: C, H, W
         self.classifier = nn.Sequential(
             nn.Linear(prod(self.grid), HIDDEN),
             nn.ReLU(inplace=True),
@@ -50,7 +50,7 @@ class VGG(nn.Module):
 
 
 class Stack(nn.Sequential):
-    """Padded 3x3 convolutions with ReLU, and the maximum of each 2x2 block.
+    """Padded 3x3 convolutions with ReLU, then 2x2 max pooling.
 
     (N, in_channels, H, W) -> (N, out_channels, H // 2, W // 2)
     """

@@ -5,17 +5,17 @@ from torch.nn import functional as F
 
 from convoy.models.blocks import ConvNorm2d
 
-EPS, MOMENTUM = 1e-3, 0.01  # of every normalisation: those of the published weights
+EPS, MOMENTUM = 1e-3, 0.01  # of every normalisation, as in the published weights
 MIDDLE = 8  # modules of the middle flow
 
 
 class Xception(nn.Module):
-    """Logits of 36 convolutions, all but the first two and the shortcuts separable (figure 5 of the paper).
+    """36 convolutions, all separable except the first two and the shortcuts (figure 5 of the paper).
 
-    (N, channels, H, W) float32, the paper's images are 299x299 -> (N, classes)
+    (N, channels, H, W) float32, 299x299 in the paper -> (N, classes)
 
     As in the figure, separable convolutions have no bias and no activation between their two parts (section 4.7), and
-    all are normalised. Table 3's 22,855,952 parameters are the trainable ones for 1,000 classes.
+    all are normalised. The 22,855,952 parameters of table 3 are the trainable ones for 1,000 classes.
     """
 
     def __init__(self, channels: int = 3, classes: int = 1000) -> None:
@@ -58,11 +58,12 @@ class SeparableConv2d(nn.Sequential):
 
 
 class Module(nn.Module):
-    """Separable convolutions with a shortcut around them, each behind a ReLU.
+    """Separable convolutions, each after a ReLU, with a shortcut around them.
 
-    (N, in_channels, H, W) -> (N, widths[-1], H, W), or (.., ceil(H / 2), ceil(W / 2)) where it is to `reduce`: then
-    a maximum ends the convolutions and the shortcut is a 1x1 convolution, else it is the input itself. Where the input
-    is `activated`, the first ReLU is left out.
+    (N, in_channels, H, W) -> (N, widths[-1], H, W), or (N, widths[-1], ceil(H / 2), ceil(W / 2)) with `reduce`
+
+    With `reduce` the convolutions end with max pooling and the shortcut is a 1x1 convolution, else the identity. If the
+    input is `activated`, the first ReLU is omitted.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Module(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for maps, width in zip((in_channels, *widths), widths, strict=False):
-            # Not in place: the shortcut reads what the first one reads, before it is rectified.
+            # Not in place: the shortcut reads the input before the first ReLU.
             layers += [nn.ReLU(), *_separable(maps, width)]
         if activated:
             del layers[0]
@@ -87,14 +88,14 @@ class Module(nn.Module):
 
 
 class MaxPool2dSame(nn.Module):
-    """The maximum of 3x3 windows in steps of 2, with TensorFlow's "same" padding: an even side is padded at its end.
+    """3x3 max pooling with stride 2 and TensorFlow's "same" padding: an even side is padded at its end.
 
     (N, maps, H, W) -> (N, maps, ceil(H / 2), ceil(W / 2))
     """
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        # Where the padding is 0, `ceil_mode` lets the last window reach over the end.
+        # With padding 0, `ceil_mode` lets the last window extend past the edge.
         return F.max_pool2d(x, 3, stride=2, padding=(height % 2, width % 2), ceil_mode=True)
 
 

@@ -4,17 +4,19 @@ import math
 import re
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from convoy.models.commands.options import parse_size
+from convoy.models import paths
+from convoy.models.commands.options import check_there, parse_size
 from convoy.models.errors import BadNetworkFile
-from convoy.models.onnx_import.adopt import Colour, Wanted, chosen
-from convoy.models.onnx_import.adopt import adopt as run
-from convoy.models.onnx_import.answer import Tail
-from convoy.models.onnx_import.look import Found, Layout, Task, Tensor, likely_task, look
+from convoy.models.export import publish
+from convoy.models.onnx_import.wanted import Colour, Layout, Tail, Task, Wanted
 from convoy.service.metadata import Fit, InputSpec
+
+if TYPE_CHECKING:
+    from convoy.models.onnx_import.look import Found, Tensor
 
 
 def adopt(
@@ -64,14 +66,10 @@ def adopt(
     ] = "none",
 ) -> None:
     """Show an ONNX file made elsewhere, and with --repository adopt it: serve it over Classify or Segment."""
-    found = look(file)
-    for line in _shown(found, chosen(found, output)):
-        print(line)
-    if repository is None:
-        front = "" if found.input.dtype == "uint8" and found.layout == "NHWC" else " --uint8-front"
-        print(f"next      convoy adopt {shlex.quote(str(file))} --repository DIR{front}")
-        print("          and what the file does not say, such as --labels, --mean, --std, --tail: see --help")
-        return
+    paths.check_onnx(file)
+    check_there(labels, palette)
+    if repository is not None:
+        publish.check_name(name or _name(file))
     wanted = Wanted(
         task=task,
         labels=labels,
@@ -87,6 +85,19 @@ def adopt(
         scale=None if scale is None else _number("--scale", scale),
         tail=tail,
     )
+
+    from convoy.models.onnx_import.adopt import adopt as run
+    from convoy.models.onnx_import.adopt import chosen
+    from convoy.models.onnx_import.look import look
+
+    found = look(file)
+    for line in _shown(found, chosen(found, output)):
+        print(line)
+    if repository is None:
+        front = "" if found.input.dtype == "uint8" and found.layout == "NHWC" else " --uint8-front"
+        print(f"next      convoy adopt {shlex.quote(str(file))} --repository DIR{front}")
+        print("          and what the file does not say, such as --labels, --mean, --std, --tail: see --help")
+        return
     adopted = run(found, file.name, repository, name or _name(file), wanted)
     document = adopted.document
     parity = document.parity
@@ -111,7 +122,9 @@ def _name(file: Path) -> str:
     return re.sub(r"[^a-z0-9_-]+", "-", file.stem.lower()).strip("-")[:64]
 
 
-def _shown(found: Found, output: Tensor) -> list[str]:
+def _shown(found: "Found", output: "Tensor") -> list[str]:
+    from convoy.models.onnx_import.look import likely_task
+
     lines = [
         f"input     {found.input}, {found.layout or 'layout not told by its shape'}",
         f"output    {output}",

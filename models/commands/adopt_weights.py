@@ -5,12 +5,10 @@ from typing import Annotated
 
 import typer
 
-from convoy.models import checkpoint
-from convoy.models.commands.options import assignments, parse_size
-from convoy.models.parameters import count
+from convoy.models import paths, registry
+from convoy.models.commands.options import assignments, check_there, parse_size
 from convoy.models.pretrained.preprocessing import MEANING, PixelForm
 from convoy.models.pretrained.registry import KERAS, TORCHVISION
-from convoy.models.pretrained.weights import adopt, read_labels
 
 
 def adopt_weights(
@@ -44,12 +42,22 @@ def adopt_weights(
     ] = None,
 ) -> None:
     """Take over weights that another library saved, if every one of them has its place in the network."""
+    given, sides = assignments(arguments or []), None if size is None else parse_size(size)
+    registry.merged(architecture, given)
+    registry.check_size(architecture, sides)
+    paths.check_weights(file)
+    check_there(labels)
+
+    from convoy.models import checkpoint
+    from convoy.models.parameters import count
+    from convoy.models.pretrained.weights import adopt, read_labels
+
     adopted = adopt(
         architecture,
         file,
         labels=None if labels is None else read_labels(labels),
-        size=None if size is None else parse_size(size),
-        arguments=assignments(arguments or []),
+        size=sides,
+        arguments=given,
         pixels=pixels,
     )
     output = output or Path(f"{architecture}.ckpt")

@@ -3,7 +3,7 @@
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -11,9 +11,12 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from convoy.models.report.compare import Comparison, cells, header, save
-from convoy.models.report.compare import compare as read
+from convoy.models.commands.options import check_data
+from convoy.models.report.runs import several
 from convoy.service.errors import BadConfig
+
+if TYPE_CHECKING:
+    from convoy.models.report.compare import Comparison
 
 
 def compare(
@@ -37,6 +40,12 @@ def compare(
         raise BadConfig(f"cannot write {str(output)!r}, want a name that ends in .html, in a folder that is there")
     if data is not None and not held_out:
         raise BadConfig(f"--data {data} goes with --held-out, nothing else is measured")
+    check_data(data)
+    several(runs)
+
+    from convoy.models.report.compare import compare as read
+    from convoy.models.report.compare import save
+
     comparison = read(runs, held_out, data)
     if json:
         found = {"runs": [asdict(row) for row in comparison.runs], "notes": comparison.notes}
@@ -51,7 +60,9 @@ def compare(
         print(f"picture  {picture}")
 
 
-def _print(comparison: Comparison) -> None:
+def _print(comparison: "Comparison") -> None:
+    from convoy.models.report.compare import cells, header
+
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for place, name in enumerate(header(comparison)):
         table.add_column(name, justify="left" if place < 3 else "right", no_wrap=True)

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -11,14 +11,12 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from convoy.models.analysis.operators import by
-from convoy.models.commands.options import MaskColours, MaskValues, with_masks
-from convoy.models.data.check import Copies, Sizes, Summary
-from convoy.models.data.check import check as look_into
+from convoy.models.commands.options import MaskColours, MaskValues, check_picture, with_masks
 from convoy.models.data.formats.listing import SPLITS
 from convoy.models.data.registry import DATA, resolve, shown
-from convoy.models.data.samples import save_samples
-from convoy.service.errors import BadConfig
+
+if TYPE_CHECKING:
+    from convoy.models.data.check import Copies, Sizes, Summary
 
 data = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -46,21 +44,26 @@ def check(
 
     The exit code is 1 where a file cannot be trained with or a picture is in several splits, else 0.
     """
-    if sheet is not None and not sheet.parent.is_dir():  # told now, not after minutes of reading
-        raise BadConfig(f"cannot write {str(sheet)!r}: there is no folder {str(sheet.parent)!r}")
-    found, summary = look_into(resolve(with_masks(source, mask_values, mask_colours)))
+    check_picture(sheet)
+    name = resolve(with_masks(source, mask_values, mask_colours))
+
+    from convoy.models.data.check import check as look_into
+
+    found, summary = look_into(name)
     if json:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(summary), indent=2).decode() + "\n")
     else:
         _print(summary)
     if sheet is not None:
+        from convoy.models.data.samples import save_samples
+
         count = save_samples(found, sheet)
         total = summary.splits["train"].count
         print(f"sheet     {count} of {total} training pictures: {sheet}", file=sys.stderr if json else sys.stdout)
     return 1 if summary.wrong else 0
 
 
-def _print(summary: Summary) -> None:
+def _print(summary: "Summary") -> None:
     kind = "tensors" if summary.read_as is None else "pictures"
     print(f"{shown(summary.name)}: {summary.task}, {len(summary.labels)} classes, {summary.count} {kind}")
     _print_wide(_classes(summary))
@@ -68,7 +71,7 @@ def _print(summary: Summary) -> None:
         print(line)
 
 
-def _classes(summary: Summary) -> Table:
+def _classes(summary: "Summary") -> Table:
     masks = summary.task == "segmentation"
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("pictures with it" if masks else "class")
@@ -84,7 +87,7 @@ def _classes(summary: Summary) -> Table:
     return table
 
 
-def _lines(summary: Summary) -> Iterator[str]:
+def _lines(summary: "Summary") -> Iterator[str]:
     train = summary.splits["train"]
     if summary.balance is None:
         amounts = train.classes if train.pixel_shares is None else train.pixel_shares
@@ -110,7 +113,9 @@ def _lines(summary: Summary) -> Iterator[str]:
     yield from (f"  {_told(copies)}" for copies in (*across, *within))
 
 
-def _sizes(sizes: Sizes) -> str:
+def _sizes(sizes: "Sizes") -> str:
+    from convoy.models.analysis.operators import by
+
     if sizes.different == 1:
         return f"all {by(sizes.commonest)}"
     return (
@@ -119,7 +124,7 @@ def _sizes(sizes: Sizes) -> str:
     )
 
 
-def _told(copies: Copies) -> str:
+def _told(copies: "Copies") -> str:
     names = " = ".join(f"{split} {name}" for split, name in copies.pictures)
     return f"{names}{', with different classes' if copies.conflict else ''}"
 

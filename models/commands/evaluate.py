@@ -3,19 +3,27 @@
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 from rich.console import Console
 
-from convoy.models.commands.options import MaskColours, MaskValues, checkpoint_of, with_masks
+from convoy.models import paths
+from convoy.models.commands.options import (
+    MaskColours,
+    MaskValues,
+    check_data,
+    check_picture,
+    checkpoint_of,
+    with_masks,
+)
 from convoy.models.data.registry import shown
-from convoy.models.evaluation.evaluate import Evaluation, evaluate_file
 from convoy.models.evaluation.slices import parse
-from convoy.models.report import classes
-from convoy.models.visualize import confusion
 from convoy.service.errors import BadConfig
+
+if TYPE_CHECKING:
+    from convoy.models.evaluation.evaluate import Evaluation
 
 MEANING = {
     "top1": "share of {kind} whose most probable class is right",
@@ -66,13 +74,19 @@ def evaluate(
 ) -> None:
     """Measure a trained network on the whole held-out split of its data. A checkpoint is run by PyTorch, an exported
     file by onnxruntime, as it is served."""
-    if picture is not None and not picture.parent.is_dir():  # told now, not after minutes of measuring
-        raise BadConfig(f"cannot write {str(picture)!r}: there is no folder {str(picture.parent)!r}")
+    check_picture(picture)
     if data is not None:
         data = with_masks(data, mask_values, mask_colours)
     elif mask_values is not None or mask_colours is not None:
         raise BadConfig("--mask-values and --mask-colours go with --data, whose masks they are about")
-    result = evaluate_file(network, data, None if slices is None else parse(slices), strict)
+    bounds = None if slices is None else parse(slices)
+    paths.check_trained(network)
+    check_data(data)
+
+    from convoy.models.evaluation.evaluate import evaluate_file
+    from convoy.models.visualize import confusion
+
+    result = evaluate_file(network, data, bounds, strict)
     if json:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(as_json(result)), indent=2).decode() + "\n")
     else:
@@ -85,8 +99,10 @@ def evaluate(
         print(f"picture: {picture}", file=sys.stderr if json else sys.stdout)
 
 
-def as_json(result: Evaluation) -> dict[str, Any]:
+def as_json(result: "Evaluation") -> dict[str, Any]:
     """What `--json` prints."""
+    from convoy.models.report import classes
+
     names = classes.columns(result)
     return {
         "network": result.network.name,
@@ -101,7 +117,10 @@ def as_json(result: Evaluation) -> dict[str, Any]:
     }
 
 
-def _show(result: Evaluation) -> None:
+def _show(result: "Evaluation") -> None:
+    from convoy.models.report import classes
+    from convoy.models.visualize import confusion
+
     network, console = result.network, Console()
     kind = "tensors" if result.of_tensors else "images"
     counted = "pixels" if network.task == "segmentation" else kind

@@ -3,22 +3,24 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 from rich.console import Console
 from rich.measure import Measurement
 
-from convoy.models.commands.options import checkpoint_of
+from convoy.models import paths
+from convoy.models.commands.options import check_data, checkpoint_of
 from convoy.models.errors import BadTraining, VariantRefused
-from convoy.models.export.export import Exported, trace
-from convoy.models.export.export import export as run
-from convoy.models.export.variants import Outcome, Plan, make, measure
-from convoy.models.visualize import variants
+from convoy.models.export import publish
+from convoy.models.export.plan import DEFAULT, Plan
 from convoy.service.metadata import Calibration, Precision
 
-DEFAULT = Plan()
+if TYPE_CHECKING:
+    from convoy.models.export.export import Exported
+    from convoy.models.export.variants import Outcome
+
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 
@@ -76,6 +78,10 @@ def export(
         raise BadTraining(f"--all-variants only prints a table: want it without --variant {variant}")
     if without_data and data is not None:
         raise BadTraining(f"--without-data and --data {data}: want one of the two")
+    if name is not None and not all_variants:
+        publish.check_name(name)
+    paths.check_checkpoint(checkpoint)
+    check_data(data)
     plan = Plan(max_drop=max_drop, calibration=calibration, calibration_images=calibration_images)
     held_out = "" if without_data else data
     if all_variants:
@@ -83,6 +89,9 @@ def export(
         again = _again(checkpoint, repository, told, plan)
         _compare(checkpoint, held_out, plan, again)
         return
+
+    from convoy.models.export.export import export as run
+
     exported = run(checkpoint, repository, name, held_out, variant or "fp32", plan)
     print(f"file      {exported.path}  ({exported.path.stat().st_size / 1024:.0f} KiB, version {exported.version})")
     provenance = exported.document.provenance
@@ -94,7 +103,7 @@ def export(
     print(f"next      convoy serve --repository {repository}")
 
 
-def _checked(exported: Exported) -> list[str]:
+def _checked(exported: "Exported") -> list[str]:
     parity, variant, provenance = exported.document.parity, exported.document.variant, exported.document.provenance
     kind = "images" if exported.document.tensor is None else "tensors"
     generated = "" if provenance is not None and provenance.data else "generated "
@@ -130,6 +139,10 @@ def _again(checkpoint: Path, repository: Path, told: dict[str, str | None], plan
 
 
 def _compare(checkpoint: Path, data: str | None, plan: Plan, again: list[str]) -> None:
+    from convoy.models.export.export import trace
+    from convoy.models.export.variants import make, measure
+    from convoy.models.visualize import variants
+
     traced = trace(checkpoint, data)
     graphs = {}
     for precision in PRECISIONS:

@@ -7,11 +7,9 @@ import typer
 from rich.console import Console
 from rich.measure import Measurement
 
-from convoy.models.analysis.operators import by
-from convoy.models.analysis.summary import inspect_architecture, inspect_file, is_file
+from convoy.models import paths, registry
 from convoy.models.commands.options import assignments, parse_size
 from convoy.models.errors import BadTraining
-from convoy.models.visualize import layers
 
 
 def inspect(
@@ -40,12 +38,22 @@ def inspect(
 ) -> None:
     """Print the layers of a network: output shapes, parameters, multiply-adds and receptive fields."""
     sides = None if size is None else parse_size(size)
-    if is_file(subject):
+    given = assignments(arguments or [])
+    if _is_file(subject):
         if arguments or classes or channels:
             raise BadTraining(f"{subject} is a file: --set, --classes and --channels go with an architecture's name")
+        paths.check_network(Path(subject))
+    else:
+        registry.merged(subject, given)
+
+    from convoy.models.analysis.operators import by
+    from convoy.models.analysis.summary import inspect_architecture, inspect_file
+    from convoy.models.visualize import layers
+
+    if _is_file(subject):
         whole = inspect_file(Path(subject), sides)
     else:
-        whole = inspect_architecture(subject, sides, classes, channels, assignments(arguments or []))
+        whole = inspect_architecture(subject, sides, classes, channels, given)
     print(f"{subject}, input {by(whole.image[1:])}")
     table, console = layers.table(whole), Console()
     # As wide as it is, also where the terminal is narrower or there is none: figures that are cut off say nothing.
@@ -53,3 +61,9 @@ def inspect(
     Console(width=max(console.width, wide)).print(table)
     for note in layers.notes(whole):
         print(note)
+
+
+def _is_file(subject: str) -> bool:
+    """Whether the user means a file, and not an architecture, there or not."""
+    path = Path(subject)
+    return subject not in registry.ARCHITECTURES and (path.suffix in paths.NETWORKS or path.exists())

@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from convoy.models.data.formats.masks import parse, source
+from convoy.models.data.formats.coding import parse, source
+from convoy.models.data.registry import resolve
 from convoy.models.errors import BadTraining
-from convoy.models.onnx_import.palette import read_colours
 from convoy.models.training.run import RunFolder
+from convoy.service.errors import BadConfig
 
 MAX_SIDE = 65_535
 
@@ -40,6 +41,25 @@ def last_of(path: Path | None) -> Path | None:
     return RunFolder(path).last if path is not None and path.is_dir() else path
 
 
+def check_there(*paths: Path | None) -> None:
+    """Raises OSError, which names the file, where one is not there."""
+    for path in paths:
+        if path is not None:
+            path.stat()
+
+
+def check_picture(path: Path | None) -> None:
+    """Raises BadConfig where a picture could not be written: now, not after minutes."""
+    if path is not None and not path.parent.is_dir():
+        raise BadConfig(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}")
+
+
+def check_data(data: str | None) -> None:
+    """Raises BadTraining where there are no such data."""
+    if data:
+        resolve(data)
+
+
 def assignments(texts: list[str]) -> dict[str, str]:
     """`NAME=VALUE` texts by name. Raises BadTraining."""
     pairs = [text.partition("=") for text in texts]
@@ -64,7 +84,12 @@ def with_masks(data: str, values: str | None, colours: str | None) -> str:
 
 def _colours(part: str) -> list[str]:
     file = Path(part)
-    return [bytes(colour).hex() for colour in read_colours(file)] if part and file.is_file() else [part]
+    if not (part and file.is_file()):
+        return [part]
+
+    from convoy.models.onnx_import.palette import read_colours
+
+    return [bytes(colour).hex() for colour in read_colours(file)]
 
 
 def parse_size(text: str) -> tuple[int, int]:

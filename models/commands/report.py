@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from convoy.models.report.write import PAGE, write
+from convoy.models.commands.options import check_data
+from convoy.models.report.runs import read
 
 
 def report(
@@ -17,6 +18,11 @@ def report(
 ) -> int:
     """Write curves, confusion matrix, class table and worst examples of a run into its folder, and a page that shows
     them. All is measured on the validation split; `convoy evaluate` measures the held-out one."""
+    read(run)
+    check_data(data)
+
+    from convoy.models.report.write import PAGE, write
+
     complete = write(run, data)
     print(f"page  {run / PAGE}")
     return 0 if complete else 1

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from convoy.models.template import publish_template
+from convoy.models.export import publish
 
 
 def template(
@@ -17,6 +17,13 @@ def template(
 ) -> None:
     """Make a model that finds a picture inside others, whatever their brightness and contrast. Transparent parts of it
     count as white, as they do in the images that are searched."""
+    publish.check_name(name)
+    from convoy.models.data import picture
+
+    picture.header(crop)
+
+    from convoy.models.template import publish_template
+
     file, (height, width) = publish_template(crop, repository, name)
     print(f"file  {file}  (finds {width}x{height} pixels, version {file.parent.name})")
     print(f"next  convoy serve --repository {repository}")

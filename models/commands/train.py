@@ -4,38 +4,40 @@ import shlex
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 import typer
 from msgspec.structs import replace
 
-from convoy.models import registry, surroundings
+from convoy.models import paths, registry, surroundings
 from convoy.models.commands.options import (
     MaskColours,
     MaskValues,
     assignments,
+    check_picture,
     checkpoint_of,
     last_of,
     parse_range,
     parse_size,
     with_masks,
 )
-from convoy.models.data.augmentation import Augmentation, Flip
 from convoy.models.data.registry import DATA, moved, resolve, shown
 from convoy.models.errors import BadTraining, TrainingStopped
-from convoy.models.recipe import ClassWeights, Loss, Precision, Recipe, Schedule
+from convoy.models.recipe import Augmentation, ClassWeights, Flip, Loss, Optimizer, Precision, Recipe, Schedule
 from convoy.models.registry import ARCHITECTURES
-from convoy.models.report.write import PAGE, write_at_end
 from convoy.models.training.config import read as read_config
-from convoy.models.training.distributed import is_first
-from convoy.models.training.lr_finder import find_rate
-from convoy.models.training.preview import preview as save_preview
-from convoy.models.training.resuming import settings_of
-from convoy.models.training.run import HIGHEST_SEED, Freeze, Machine, RunFolder, Settings, Transfer, default_settings
-from convoy.models.training.train import ONE
-from convoy.models.training.train import train as run
-from convoy.models.training.transfer import defaults as taken_over
+from convoy.models.training.run import (
+    HIGHEST_SEED,
+    ONE,
+    Freeze,
+    Machine,
+    RunFolder,
+    Settings,
+    Transfer,
+    check_crop,
+    default_settings,
+)
 
 Changed = TypeVar("Changed", Recipe, Augmentation)
 
@@ -93,7 +95,7 @@ def train(
         bool, typer.Option("--find-lr", help="Only try which learning rate is right: writes lr.png and lr.csv.")
     ] = False,
     epochs: Annotated[int | None, _steps(metavar="N", min=1, help="How often to go through the data.")] = None,
-    optimizer: Annotated[Literal["sgd", "adamw"] | None, _steps(help="What updates the weights.")] = None,
+    optimizer: Annotated[Optimizer | None, _steps(help="What updates the weights.")] = None,
     learning_rate: Annotated[
         float | None, _steps("--lr", metavar="X", min=0, help="The highest learning rate.")
     ] = None,
@@ -195,11 +197,18 @@ def train(
         data = with_masks(data, mask_values, mask_colours)
     elif mask_values is not None or mask_colours is not None:
         raise BadTraining("--mask-values and --mask-colours go with --data, whose masks they are about")
-    defaults = _defaults(architecture, data, config, resume, source)
+    for checkpoint in (resume, source):
+        if checkpoint is not None:
+            paths.check_checkpoint(checkpoint)
+    check_picture(preview)
+    given, sides = assignments(arguments or []), None if size is None else parse_size(size)
+    factors = None if scale is None else parse_range("--scale", scale)
+    defaults = _defaults(architecture, data, config, resume)
     architecture, data = defaults.architecture, defaults.data
+    registry.check_size(architecture, sides)
     settings = Settings(
         architecture=architecture,
-        arguments=registry.merged(architecture, defaults.arguments | assignments(arguments or [])),
+        arguments=registry.merged(architecture, defaults.arguments | given),
         data=data,
         recipe=_changed(
             defaults.recipe,
@@ -217,7 +226,7 @@ def train(
                 defaults.recipe.augmentation,
                 flip=flip,
                 random_crop=random_crop,
-                scale=None if scale is None else parse_range("--scale", scale),
+                scale=factors,
                 rotate=rotate,
                 colour=colour,
                 erase=erase,
@@ -233,20 +242,33 @@ def train(
             keep=keep,
         ),
         seed=defaults.seed if seed is None else seed,
-        size=defaults.size if size is None else parse_size(size),
+        size=sides or defaults.size,
         transfer=_transfer(defaults.transfer, source, freeze=freeze, freeze_epochs=freeze_epochs, body_rate=body_rate),
     )
-    if preview is not None:
-        print(f"{save_preview(settings, preview, strict)} training images as they would be seen: {preview}")
-        return
     if gamma is not None and settings.recipe.loss != "focal":
         raise BadTraining(f"--gamma {gamma:g} goes with --loss focal, the loss is {settings.recipe.loss}")
+    check_crop(settings)
+    if source is not None:
+        settings = _like_its_weights(settings, source, given, sides)
+    if preview is not None:
+        from convoy.models.training.preview import preview as save_preview
+
+        print(f"{save_preview(settings, preview, strict)} training images as they would be seen: {preview}")
+        return
     own = Path("runs") / f"{architecture}-{shown(data)}"
     folder = RunFolder(output) if output is not None else RunFolder.of(resume) if resume is not None else RunFolder(own)
     machine = Machine(devices=devices, workers=workers, save_seconds=save_seconds, strict=strict)
     if find_lr:
         _find(settings, folder.root, machine)
-        return
+    else:
+        _train(settings, folder, resume, machine)
+
+
+def _train(settings: Settings, folder: RunFolder, resume: Path | None, machine: Machine) -> None:
+    from convoy.models.report.write import PAGE, write_at_end
+    from convoy.models.training.distributed import is_first
+    from convoy.models.training.train import train as run
+
     try:
         note = run(settings, folder.root, resume, machine)
     except (KeyboardInterrupt, OSError, RuntimeError, TrainingStopped) as error:
@@ -256,20 +278,23 @@ def train(
         raise
     if not is_first():
         return
-    checkpoint = folder.chosen()
+    chosen = folder.chosen()
     scores = "  ".join(f"{name} {value:.4f}" for name, value in note.validation.items())
     planned, patience = settings.recipe.epochs, settings.recipe.patience
     early = f" of {planned}, the last {patience} without a lower loss," if note.epochs < planned else ""
     print(f"trained {note.epochs} epochs{early} in {note.seconds:.0f} s; {scores}")
-    print(f"checkpoint  {checkpoint}")
+    print(f"checkpoint  {chosen}")
     write_at_end(folder.root)
     if (folder.root / PAGE).is_file():
         print(f"report      {folder.root / PAGE}")
-    print(f"next        convoy evaluate {checkpoint}")
-    print(f"            convoy export {checkpoint} --repository repository")
+    print(f"next        convoy evaluate {chosen}")
+    print(f"            convoy export {chosen} --repository repository")
 
 
 def _find(settings: Settings, folder: Path, machine: Machine) -> None:
+    from convoy.models.training.distributed import is_first
+    from convoy.models.training.lr_finder import find_rate
+
     found = find_rate(settings, folder, machine)
     if not is_first():
         return
@@ -278,9 +303,7 @@ def _find(settings: Settings, folder: Path, machine: Machine) -> None:
     print(f"table       {found.table}")
 
 
-def _defaults(
-    architecture: str | None, data: str | None, config: Path | None, resume: Path | None, source: Path | None
-) -> Settings:
+def _defaults(architecture: str | None, data: str | None, config: Path | None, resume: Path | None) -> Settings:
     """What holds where no option says anything else: the file's settings, the resumed run's, the recipe."""
     before = read_config(config) if config is not None else _told_before(resume) if resume is not None else None
     if before is not None:
@@ -292,15 +315,28 @@ def _defaults(
         raise BadTraining(f"want {missing}; see 'convoy train --help'")
     else:
         defaults = default_settings(architecture, resolve(data))
-    if source is None:
-        return defaults
-    arguments, size = taken_over(source, defaults.architecture)
-    return replace(defaults, arguments=defaults.arguments | arguments, size=size)
+    return defaults
+
+
+def _like_its_weights(
+    settings: Settings, source: Path, given: dict[str, str], size: tuple[int, int] | None
+) -> Settings:
+    """With the arguments and the size of the network that the weights come from, where nothing else was said."""
+    from convoy.models.training.transfer import defaults
+
+    arguments, own = defaults(source, settings.architecture)
+    merged = registry.merged(settings.architecture, settings.arguments | arguments | given)
+    return replace(settings, arguments=merged, size=size or own)
 
 
 def _told_before(resume: Path) -> Settings | None:
-    note, own = RunFolder.of(resume).read(), settings_of(resume)
-    return note.settings if note is not None else own
+    note = RunFolder.of(resume).read()
+    if note is not None:
+        return note.settings
+
+    from convoy.models.training.resuming import settings_of
+
+    return settings_of(resume)
 
 
 def _elsewhere(before: Settings, architecture: str, data: str) -> Settings:

@@ -5,53 +5,22 @@ whether it is used or not, so that one change more leaves the draws of the other
 """
 
 import math
-from typing import Annotated, Literal, NamedTuple
+from typing import NamedTuple
 
-import msgspec
 import numpy as np
 import torch
-from msgspec import Meta
 from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
 
 from convoy.models.data.dataset import IGNORE, DataSet
 from convoy.models.errors import BadTraining
+from convoy.models.recipe import Augmentation, Flip
 
-Flip = Literal["none", "horizontal", "vertical", "both"]
-Factor = Annotated[float, Meta(ge=0.1, le=10)]
 Pixels = NDArray[np.uint8]
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 ERASED_SHARES, ERASED_RATIOS = (0.02, 0.33), (0.3, 3.3)  # of the area; height over width
-
-
-class Augmentation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What training images may go through; the defaults leave them as they are.
-
-    flip             half of the images to each side that is named
-    random_crop      least share of the area of a window of the image's proportions that takes the image's place
-    scale            least and largest factor by which what is in the image is enlarged, about its middle
-    rotate           degrees, at most, either way
-    colour           share, at most, by which brightness, contrast and saturation each change, either way
-    erase            share of the images in which a rectangle becomes noise (Zhong et al. 2017, arXiv 1708.04896)
-    mixup            alpha of the Beta distribution by which two images are blended (Zhang et al., arXiv 1710.09412)
-    label_smoothing  share of the target that all classes have alike (Szegedy et al. 2015, arXiv 1512.00567, section 7)
-    """
-
-    flip: Flip = "none"
-    random_crop: Annotated[float, Meta(ge=0.01, le=1)] = 1.0
-    scale: tuple[Factor, Factor] = (1.0, 1.0)
-    rotate: Annotated[float, Meta(ge=0, le=180)] = 0.0
-    colour: Annotated[float, Meta(ge=0, lt=1)] = 0.0
-    erase: Annotated[float, Meta(ge=0, le=1)] = 0.0
-    mixup: Annotated[float, Meta(ge=0, le=10)] = 0.0
-    label_smoothing: Annotated[float, Meta(ge=0, lt=1)] = 0.0
-
-    @property
-    def changes_images(self) -> bool:
-        """Whether any image is changed for itself, which `mixup` and `label_smoothing` do not do."""
-        return msgspec.structs.replace(self, mixup=0.0, label_smoothing=0.0) != Augmentation()
 
 
 def check(how: Augmentation, data: DataSet, loss: str) -> None:

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from convoy.models.data.augmentation import Augmentation, augmented, window, zoomed
+from convoy.models.data.augmentation import augmented, window, zoomed
 from convoy.models.data.dataset import IGNORE, Split, Target
 from convoy.models.data.loading import WHOLE, Batch, Loader, Share
+from convoy.models.recipe import Augmentation
 from convoy.service.metadata import InputSpec, TensorInput
 from convoy.service.preprocess import input_size, preprocess
 

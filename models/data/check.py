@@ -13,9 +13,9 @@ import numpy as np
 from convoy.models.data.bad_files import Fault, in_words, tell
 from convoy.models.data.dataset import IGNORE, DataSet, Split, SplitName
 from convoy.models.data.formats import mask_folders, voc
+from convoy.models.data.formats.coding import of_source
 from convoy.models.data.formats.folder import FolderSplit
 from convoy.models.data.formats.listing import LABELS, SPLITS
-from convoy.models.data.formats.masks import of_source
 from convoy.models.data.names import is_data
 from convoy.models.data.reading import in_threads
 from convoy.models.data.registry import loaded

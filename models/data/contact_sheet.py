@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from convoy.models.data.dataset import IGNORE
 from convoy.models.lettering import font
+from convoy.service.palette import default_palette
 
 Palette = Sequence[tuple[int, int, int]]
 
@@ -32,7 +33,7 @@ def sheet(tiles: Sequence[Tile], palette: Palette | None, labels: Sequence[str])
     """All tiles in rows of eight squares of 128 pixels. Images keep their proportions; small ones are enlarged by
     nearest neighbour, so that their pixels can be seen. Pixels of no class are white. Below stands the colour of each
     class that is in a mask."""
-    colours = palette or distinct(len(labels))
+    colours = palette or default_palette(len(labels))
     wide = 2 if any(tile.mask is not None for tile in tiles) else 1
     columns = min(len(tiles), COLUMNS // wide)
     step_x, step_y = wide * SIDE + GAP, SIDE + TEXT + 2 * GAP
@@ -48,18 +49,6 @@ def sheet(tiles: Sequence[Tile], palette: Palette | None, labels: Sequence[str])
             paper.paste(picture, (left + offset * SIDE, top))
         pen.text((left, top + SIDE + 2), _fitting(tile.caption, letters, wide * SIDE), fill="black", font=letters)
     return paper
-
-
-def distinct(classes: int) -> list[tuple[int, int, int]]:
-    """Colours for classes that have none, those of Pascal VOC: the bits of the number, dealt to red, green and blue in
-    turn from the highest bit of each."""
-    found = []
-    for number in range(classes):
-        channels = [0, 0, 0]
-        for bit in range(8):
-            channels[bit % 3] |= (number >> bit & 1) << (7 - bit // 3)
-        found.append((channels[0], channels[1], channels[2]))
-    return found
 
 
 def _classes(tiles: Sequence[Tile]) -> list[int]:

@@ -2,17 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from convoy.service.metadata import Task, TensorInput
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
 SplitName = Literal["train", "validation", "test"]
-Sample = NDArray[Any]  # uint8 or float32
-Target = int | NDArray[np.uint8]
+Sample: TypeAlias = "NDArray[Any]"  # uint8 or float32
+Target: TypeAlias = "int | NDArray[np.uint8]"
 IGNORE = 255  # in a mask: a pixel of no class, or one that was padded
 
 
@@ -47,7 +48,7 @@ class DataSet:
     std: list[float]
     split: Callable[[SplitName], Split]
     # Changes a training batch, (N, C, H, W) float32 normalised, drawing from torch's global generator.
-    augment: Callable[[Tensor], Tensor] | None = None
+    augment: "Callable[[Tensor], Tensor] | None" = None
     tensor: TensorInput | None = None
 
     @property

@@ -16,8 +16,8 @@ from convoy.models.data import picture, scan
 from convoy.models.data.bad_files import Fault
 from convoy.models.data.dataset import IGNORE
 from convoy.models.data.formats import masks
+from convoy.models.data.formats.coding import Coding
 from convoy.models.data.formats.listing import Entry
-from convoy.models.data.formats.masks import Coding
 from convoy.models.data.scan import Facts
 from convoy.models.errors import BadData
 from convoy.service.machine import cores

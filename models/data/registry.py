@@ -2,23 +2,36 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from convoy.models import late
 from convoy.models.data.bad_files import Report, refuse, tell
-from convoy.models.data.builtin import aerial, clips, digits, permuted, scenes, waveforms
-from convoy.models.data.dataset import DataSet, Split, SplitName
-from convoy.models.data.formats import sources, table
-from convoy.models.data.formats.masks import Coding, of_source, source
+from convoy.models.data.formats import table
+from convoy.models.data.formats.coding import Coding, of_source, source
 from convoy.models.errors import BadTraining
 from convoy.service.metadata import Task
 
-DATA: dict[str, Callable[[], DataSet]] = {
-    "digits": digits.load,
-    "digit-scenes": scenes.load,
-    "aerial": aerial.load,
-    "gait": waveforms.load,
-    "motions": clips.load,
-    "permuted-digits": permuted.load,
+if TYPE_CHECKING:
+    from convoy.models.data.dataset import DataSet, Split, SplitName
+
+
+def _built_in(module: str) -> "Callable[[], DataSet]":
+    """A data set of a module in `builtin`, which is imported, and scikit-learn with it, when the data are asked for."""
+
+    def load() -> "DataSet":
+        found: DataSet = late.named(f"data.builtin.{module}:load")()
+        return found
+
+    return load
+
+
+DATA: "dict[str, Callable[[], DataSet]]" = {
+    "digits": _built_in("digits"),
+    "digit-scenes": _built_in("scenes"),
+    "aerial": _built_in("aerial"),
+    "gait": _built_in("waveforms"),
+    "motions": _built_in("clips"),
+    "permuted-digits": _built_in("permuted"),
 }
 
 
@@ -47,36 +60,38 @@ def shown(name: str) -> str:
     return name if name in DATA else Path(of_source(name)[0]).name.removesuffix(table.SUFFIX)
 
 
-def data_set(name: str, strict: bool = False) -> DataSet:
+def data_set(name: str, strict: bool = False) -> "DataSet":
     """The data set that `resolve` answered. Of one's own pictures, those that cannot be trained with are told on stderr
     and left out; `strict` raises BadData for them. Raises BadTraining, BadData."""
     return loaded(name, _report(strict))
 
 
-def loaded(name: str, report: Report) -> DataSet:
+def loaded(name: str, report: Report) -> "DataSet":
     """The data set that `resolve` answered; what of one's own pictures cannot be trained with goes to `report`. Raises
     BadTraining, BadData."""
     if name in DATA:
         return DATA[name]()
     path, coding = _there(name)
+    from convoy.models.data.formats import sources  # noqa: PLC0415  names do not wait for Pillow
+
     return sources.load(path, report, coding)
 
 
 def held_out(
     name: str, task: Task, colour: Literal["RGB", "L"] | None, labels: list[str], strict: bool = False
-) -> Split:
+) -> "Split":
     """The test split of a data set, as `split_of` gives it."""
     return split_of(name, "test", task, colour, labels, strict)
 
 
 def split_of(
     name: str,
-    split: SplitName,
+    split: "SplitName",
     task: Task,
     colour: Literal["RGB", "L"] | None,
     labels: list[str],
     strict: bool = False,
-) -> Split:
+) -> "Split":
     """One split of a data set, for a network that was trained on it or on data with the same classes.
 
     Raises BadTraining where it is for something else or a folder is not there any more, BadData for what is wrong in
@@ -86,6 +101,8 @@ def split_of(
         if colour is None:
             raise BadTraining(f"{name} is a folder of images, the network takes none")
         path, coding = _there(name)
+        from convoy.models.data.formats import sources  # noqa: PLC0415  likewise
+
         return sources.split(path, split, task, colour, labels, _report(strict), coding)
     data = DATA[name]()
     if (data.task, data.colour, data.labels) != (task, colour, labels):

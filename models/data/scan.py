@@ -15,8 +15,8 @@ import PIL
 from numpy.typing import NDArray
 
 from convoy.models import whole_file
+from convoy.models.data.formats.coding import Coding, source
 from convoy.models.data.formats.listing import Entry
-from convoy.models.data.formats.masks import Coding, source
 
 VERSION = f"3, Pillow {PIL.__version__}"  # of how pictures are read: what another one has noted counts for nothing
 SETTLED_NS = 2_000_000_000  # a file may be changed twice within one tick of the clock that stamps it

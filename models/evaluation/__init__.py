@@ -1,1 +1,1 @@
-"""How good a network or a file is on held-out images: what answers, what is measured, score by score."""
+"""Evaluation of a network or a file on held-out images: predictions, metrics and scores."""

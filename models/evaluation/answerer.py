@@ -1,4 +1,4 @@
-"""A network as it is served, whichever runtime answers: a checkpoint by PyTorch, an exported file by onnxruntime."""
+"""Predictions of a network in its served form: a checkpoint run by PyTorch, or an exported file run by onnxruntime."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from convoy.models import checkpoint, runtime
+from convoy.models import checkpoint, paths, runtime
 from convoy.models.checkpoint import Description
 from convoy.models.data.dataset import Split, SplitName
 from convoy.models.data.registry import DATA, moved, resolve, split_of
@@ -20,26 +20,26 @@ from convoy.service import metadata
 from convoy.service.errors import BadMetadata
 from convoy.service.metadata import Document, InputSpec, Task, TensorInput
 
-# What is compared with the truth.
+# The output that is compared with the targets.
 ANSWER: dict[Task, str] = {"classification": metadata.PROBABILITIES, "segmentation": metadata.MASK}
 
 
 class Answers(NamedTuple):
-    """`best` are probabilities (N, classes) float32, or masks (N, H, W) uint8, and `confidence` how sure those are,
-    (N, H, W) uint8, 0..255; None of classes, and of masks whose network cannot tell."""
+    """`best` contains probabilities (N, classes) float32, or masks (N, H, W) uint8; `confidence` is that of the masks,
+    (N, H, W) uint8, 0..255, None for classes and for networks without a confidence output."""
 
     best: Tensor
     confidence: Tensor | None = None
 
     def of(self, chosen: Tensor) -> "Answers":
-        """Those of the images that are true in `chosen`, (N,) bool."""
+        """Returns the predictions of the images that are true in `chosen`, (N,) bool."""
         return Answers(self.best[chosen], None if self.confidence is None else self.confidence[chosen])
 
 
 @dataclass(frozen=True)
 class Answerer:
-    """`answer` takes what is served, (N, H, W, C) uint8 or tensors as `spec` tells. `data` is a name or a folder as
-    `convoy.models.data.registry.resolve` answers it."""
+    """A runnable network. `answer` accepts served inputs, (N, H, W, C) uint8 or tensors as in `spec`. `data` is a name
+    or a folder, as returned by `convoy.models.data.registry.resolve`."""
 
     name: str
     task: Task
@@ -50,15 +50,15 @@ class Answerer:
     answer: Callable[[Tensor], Answers]
 
     def split(self, name: SplitName, strict: bool = False) -> Split:
-        """A split of its data. Raises BadTraining, BadData where they are not there as they were; what `strict` does is
+        """Returns a split of its data. Raises BadTraining or BadData if the data is missing or has changed; `strict` is
         as in `convoy.models.data.registry.data_set`."""
         colour = self.spec.colour if isinstance(self.spec, InputSpec) else None
         return split_of(self.data, name, self.task, colour, self.labels, strict)
 
 
 def of_path(path: Path, data: str | None = None) -> Answerer:
-    """Of an ONNX file or of a checkpoint, by the suffix, with the data it was trained on, or others with the same
-    classes.
+    """Opens an ONNX file or a checkpoint, by the suffix, with its training data or with `data`, which must have the
+    same classes.
 
     Raises BadCheckpoint, BadNetworkFile, BadTraining.
     """
@@ -66,7 +66,7 @@ def of_path(path: Path, data: str | None = None) -> Answerer:
 
 
 def of_checkpoint(path: Path, data: str | None = None) -> Answerer:
-    """Run by PyTorch. Raises BadCheckpoint, BadTraining."""
+    """Opens a checkpoint in PyTorch. Raises BadCheckpoint, BadTraining."""
     description, network = checkpoint.load(path)
     if data is not None:
         description = msgspec.structs.replace(description, data=moved(data, description.data))
@@ -79,7 +79,7 @@ def of_checkpoint(path: Path, data: str | None = None) -> Answerer:
 
 
 def of_network(description: Description, network: nn.Module) -> Answerer:
-    """Run by PyTorch, on CUDA where there is one; the network is brought there."""
+    """Wraps a network in PyTorch and moves it to CUDA if available."""
     device = runtime.device()
     module = served(description.task, description.normalisation(), network).to(device)
 
@@ -100,7 +100,7 @@ def of_network(description: Description, network: nn.Module) -> Answerer:
 
 
 def of_file(path: Path, data: str | None = None) -> Answerer:
-    """Run by onnxruntime, on CUDA where it has that, as the engine runs it. Raises BadNetworkFile, BadTraining."""
+    """Opens a file in onnxruntime as the engine does, on CUDA if available. Raises BadNetworkFile, BadTraining."""
     session = _session(path)
     document = _document(path, session)
     (taken,) = [value.name for value in session.get_inputs()]
@@ -123,12 +123,11 @@ def of_file(path: Path, data: str | None = None) -> Answerer:
 
 
 def _session(path: Path) -> Session:
-    if not path.is_file():
-        raise BadNetworkFile(f"there is no file {path}, want one that `convoy export` wrote")
+    paths.check_exported(path)
     try:
         return runtime.session(path, runtime.providers())
-    except Exception as error:  # onnxruntime's own classes, one for each kind of damage
-        # Its words about a file that is none are about protobuf.
+    except Exception as error:  # onnxruntime raises a different class for each kind of damage
+        # For a file in another format, its message is about protobuf.
         why = "" if "protobuf" in str(error).lower() else f": {runtime.words(error)}"
         raise BadNetworkFile(
             f"{path} is no ONNX file that onnxruntime runs, want one that `convoy export` wrote{why}"
@@ -154,6 +153,6 @@ def _data(path: Path, document: Document) -> str:
     name = "" if document.provenance is None else document.provenance.data
     if name in DATA:
         return name
-    # A file does not tell where a folder lies: that is nobody's business who asks a server.
+    # A file does not contain the folder's path, because a server's clients can read its metadata.
     known = f"was made with data called {name!r}, and not where they lie" if name else "tells of no data"
     raise BadNetworkFile(f"{path} {known}: say with --data what to measure it on")

@@ -1,4 +1,4 @@
-"""Whether the outlines in a mask lie where they should."""
+"""Accuracy of the outlines in a mask."""
 
 import math
 from typing import Any
@@ -15,16 +15,16 @@ TOLERANCE = 0.0075  # of the image's diagonal
 
 class BoundaryF1(Metric):
     """The boundary F1 score of Csurka et al. (What is a good evaluation measure for semantic segmentation?, BMVC 2013,
-    section 3): of a class in an image, precision is the share of the answered outline that lies within the tolerance of
-    the true one, recall the share of the true outline that lies within it of the answered one.
+    section 3). For a class in an image, precision is the share of the predicted outline within the tolerance of the
+    true one; recall is the share of the true outline within the tolerance of the predicted one.
 
-    The tolerance is 0.75 % of the image's diagonal, rounded up to whole pixels as the public code of Perazzi et al.
-    (CVPR 2016) does, for below one pixel no outline could be a little off. An image's score is the mean over the
-    classes that have an outline in it, true or answered; the score is the mean over images. Where an image has no
-    outline at all, there is nothing to be wrong about and it is left out; 1 where that holds for all.
+    The tolerance is 0.75 % of the image's diagonal, rounded up to whole pixels as in the public code of Perazzi et al.
+    (CVPR 2016), since less than one pixel would allow no deviation. An image's score is the mean over the classes with
+    an outline in it, true or predicted; the score is the mean over images. Images without any outline are skipped; if
+    there are no others, the score is 1.
 
-    Takes masks (N, H, W) of integers and targets (N, H, W) int64, `ignore` for a pixel of no class: such pixels have no
-    outline and make none.
+    Accepts masks (N, H, W) of integers and targets (N, H, W) int64, `ignore` for a pixel of no class; such pixels are
+    not part of an outline and do not create one.
     """
 
     full_state_update = False
@@ -53,7 +53,7 @@ class BoundaryF1(Metric):
         return (self.total / self.images if self.images else torch.ones(1, dtype=torch.float64))[0]
 
     def per_class(self) -> list[float | None]:
-        """The mean over the images in which a class has an outline; None where it never has."""
+        """Returns the mean over the images in which a class has an outline; None if there are none."""
         pairs = zip(self.class_total.tolist(), self.class_images.tolist(), strict=True)
         return [total / images if images else None for total, images in pairs]
 
@@ -61,11 +61,11 @@ class BoundaryF1(Metric):
 def image_scores(
     mask: NDArray[np.integer[Any]], target: NDArray[np.integer[Any]], counted: NDArray[np.bool_]
 ) -> dict[int, float]:
-    """F1 by class of one image, of the classes that have an outline; (H, W) each, `counted` where there is a class."""
+    """Returns F1 by class of one image, for classes with an outline; (H, W) each, `counted` for pixels of a class."""
     rows, columns = np.flatnonzero(counted.any(axis=1)), np.flatnonzero(counted.any(axis=0))
     if not len(rows):
         return {}
-    # The image as it was before it was padded: its diagonal is what counts.
+    # The diagonal is that of the image before padding.
     tolerance = math.ceil(TOLERANCE * math.hypot(rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1))
     answered, true = outline(mask, counted), outline(target, counted)
     classes = np.union1d(mask[answered], target[true]).tolist()
@@ -76,8 +76,8 @@ def image_scores(
 
 
 def outline(mask: NDArray[np.integer[Any]], counted: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The pixels (H, W) one of whose four neighbours is of another class; only pixels that are counted, on both sides.
-    The edge of the image is no outline."""
+    """Returns the pixels (H, W) with a neighbour, of four, of another class; only counted pixels, on both sides. The
+    edge of the image is not an outline."""
     found = np.zeros(mask.shape, bool)
     for first, second in (
         ((slice(1, None), slice(None)), (slice(None, -1), slice(None))),

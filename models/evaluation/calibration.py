@@ -1,4 +1,4 @@
-"""Whether a network is right as often as it says it is."""
+"""Calibration error: the gap between a network's confidence and its accuracy."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ STEPS = 255  # of a pixel's confidence
 
 
 class CalibrationError(Metric):
-    """The expected calibration error (Guo et al. 2017, arXiv 1706.04599, section 2, equation 3): confidences fall into
-    15 bins of equal width, (m - 1) / 15 < confidence <= m / 15; the answer is the mean over all images of how far the
-    share of right ones in a bin is from its mean confidence, 0 (calibrated) to 1.
+    """The expected calibration error (Guo et al. 2017, arXiv 1706.04599, section 2, equation 3), from 0 (calibrated) to
+    1. Confidences are sorted into 15 bins of equal width, (m - 1) / 15 < confidence <= m / 15. The result is the mean
+    over all images of the difference between a bin's accuracy and its mean confidence.
 
-    Takes probabilities (N, classes) and classes (N,) int64. torchmetrics has one, too, but its bins hold their lower
-    ends: images that a network is sure of, whose softmax rounds to 1 or to a little less, are in two bins there, and
-    two runtimes that round differently get different errors.
+    Accepts probabilities (N, classes) and classes (N,) int64. torchmetrics has this metric too, but its bins include
+    their lower ends: confident predictions, whose softmax rounds to 1 or slightly less, are split between two bins, so
+    the error depends on a runtime's rounding.
     """
 
     full_state_update = False
@@ -42,8 +42,8 @@ class CalibrationError(Metric):
 
 
 class MaskCalibrationError(Metric):
-    """The same over pixels, each of which is as good as an image: of masks (N, H, W) uint8, their confidences (N, H, W)
-    uint8, 0..255, and targets (N, H, W) int64, `ignore` for a pixel of no class, which does not count.
+    """The calibration error over pixels: accepts masks (N, H, W) uint8, their confidences (N, H, W) uint8, 0..255, and
+    targets (N, H, W) int64, `ignore` for a pixel of no class, which does not count.
     """
 
     full_state_update = False

@@ -1,4 +1,4 @@
-"""How good the answers are class by class, from the counts of who was taken for whom."""
+"""Scores per class, from the confusion matrix."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Of one class, each in 0..1. `support` is how many images, or pixels, are truly of it.
+    """Scores of one class, each in 0..1. `support` is the number of images, or pixels, that belong to it.
 
-    A score that has nothing to be measured on is None: the precision of a class that was never answered, the recall of
-    one that is not there. `boundary_f1` is of masks only.
+    An undefined score is None: the precision of a class that was never predicted, the recall of one that does not
+    occur. `boundary_f1` is for masks only.
     """
 
     label: str
@@ -26,7 +26,7 @@ class ClassScores:
 def class_scores(
     counts: NDArray[np.int64], labels: list[str], boundary: list[float | None] | None = None
 ) -> list[ClassScores]:
-    """One row a class. `counts[true, answered]`; `boundary` are the classes' boundary F1 scores."""
+    """Returns one row per class. `counts[true, answered]`; `boundary` contains boundary F1 scores by class."""
     right, true, answered = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
     return [
         ClassScores(

@@ -1,4 +1,4 @@
-"""How good a trained network is on what its weights have not seen."""
+"""Evaluation of a trained network on held-out data."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ BATCH_SIZE = 32
 
 @dataclass(frozen=True)
 class Slice:
-    """The images of some sizes, and the scores on these."""
+    """Images of a range of sizes, and their scores."""
 
     name: str
     images: int
@@ -36,8 +36,8 @@ class Slice:
 
 @dataclass(frozen=True)
 class Example:
-    """One image of the split by its `index`. `score`, 0..1, is how right the answer is: the probability of the true
-    class; of a mask the mean IoU of the classes that it has or should have. The others are of classes only."""
+    """One image of the split, by its `index`. `score`, 0..1, is the probability of the true class, or for a mask the
+    mean IoU of the classes in prediction or target. The other fields are for classes only."""
 
     index: int
     score: float
@@ -48,8 +48,8 @@ class Example:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`scores` by name, 0..1, as `convoy.models.evaluation.metrics.scores` defines them, of so many images, or tensors;
-    `confusion[true, answered]` counts those or pixels. `slices` is empty where all images are of one size."""
+    """`scores` by name, 0..1, as defined by `convoy.models.evaluation.metrics.scores`, over `images` images or tensors;
+    `confusion[true, answered]` counts images or pixels. `slices` is empty if all images have one size."""
 
     network: Answerer
     split: SplitName
@@ -59,7 +59,7 @@ class Evaluation:
     classes: list[ClassScores]
     slices: list[Slice]
     examples: list[Example]
-    samples: Split  # what the examples' indices are of
+    samples: Split  # the samples that the examples' indices refer to
 
     @property
     def of_tensors(self) -> bool:
@@ -69,24 +69,24 @@ class Evaluation:
 def evaluate_file(
     path: Path, data: str | None = None, bounds: Sequence[float] | None = None, strict: bool = False
 ) -> Evaluation:
-    """The network of a checkpoint or of an exported file on the whole test split of its data, or of other data with the
-    same classes. Raises BadCheckpoint, BadNetworkFile, BadTraining, BadData."""
+    """Evaluates a checkpoint or exported file on the whole test split of its data, or of other data with the same
+    classes. Raises BadCheckpoint, BadNetworkFile, BadTraining, BadData."""
     threads.limit()
     return measure(of_path(path, data), bounds=bounds, strict=strict)
 
 
 def evaluate(description: Description, network: nn.Module) -> Evaluation:
-    """A network on the whole test split of its data."""
+    """Evaluates a network on the whole test split of its data."""
     return measure(of_network(description, network))
 
 
 def measure(
     network: Answerer, split: SplitName = "test", bounds: Sequence[float] | None = None, strict: bool = False
 ) -> Evaluation:
-    """A network on a whole split, images brought to the input as serving would bring them.
+    """Evaluates a network on a whole split, with images preprocessed as in serving.
 
-    `bounds` are the sides in pixels that divide images into slices by their size; by default thirds. A picture that
-    cannot be read is left out; with `strict` it raises BadData.
+    `bounds` are the sides in pixels that divide images into slices by size; by default thirds. An unreadable picture is
+    skipped; with `strict` it raises BadData.
     """
     threads.limit()
     images = network.split(split, strict)
@@ -118,11 +118,11 @@ def measure(
 
 
 class _Tally:
-    """The scores of the images it is given."""
+    """Accumulates the scores of images."""
 
     def __init__(self, network: Answerer) -> None:
         self.images = 0
-        self.sure = False  # whether masks came with confidences
+        self.sure = False  # whether masks have confidences
         self.calibration = MaskCalibrationError(IGNORE, **ALONE)
         self.scores, self.counts = (
             scores(network.task, len(network.labels)),

@@ -1,4 +1,4 @@
-"""How good answers are: top-1, top-5 and calibration of classes; pixel accuracy, mean IoU and outlines of masks."""
+"""Metrics: top-1, top-5 and calibration for classes; pixel accuracy, mean IoU and outlines for masks."""
 
 from typing import Any
 
@@ -10,19 +10,19 @@ from convoy.models.evaluation.boundary import BoundaryF1
 from convoy.models.evaluation.calibration import CalibrationError
 from convoy.service.metadata import Task
 
-# Looking for wrong classes takes ten times as long as counting right ones.
+# Checking for invalid classes takes ten times as long as counting correct ones.
 QUICKLY: Any = {"validate_args": False}
-# Where several processes have trained together, one of them measures, and waits for no other.
+# After training in several processes, one of them evaluates without waiting for the others.
 ALONE: Any = {"sync_on_compute": False}
-LEADING: dict[Task, str] = {"classification": "top1", "segmentation": "mean_iou"}  # the one that checkpoints go by
+LEADING: dict[Task, str] = {"classification": "top1", "segmentation": "mean_iou"}  # the main score of each task
 
 
 def measures(task: Task, classes: int, **options: Any) -> MetricCollection:
-    """What is quick enough for every epoch. Take logits, or what is served, and targets batch by batch, answer scores
-    in 0..1 by name over all they have seen.
+    """Returns metrics fast enough for every epoch. They accept logits or served outputs, and targets, in batches, and
+    compute scores in 0..1 by name over all batches.
 
-    `mean_iou` is intersection over union from the counts of all pixels of the split, then the mean of all classes that
-    are in it, true or answered, the background among them. `options` are torchmetrics' own.
+    `mean_iou` is intersection over union from the pixel counts of the whole split, averaged over all classes in
+    prediction or target, including the background. `options` are torchmetrics' own.
     """
     if task == "classification":
         return MetricCollection(
@@ -40,8 +40,8 @@ def measures(task: Task, classes: int, **options: Any) -> MetricCollection:
 
 
 def scores(task: Task, classes: int) -> MetricCollection:
-    """`measures`, and what takes longer or wants probabilities. Take what is served: probabilities or masks. Of one
-    process alone."""
+    """Returns `measures` plus metrics that are slower or need probabilities. They accept served outputs, probabilities
+    or masks, in one process only."""
     found = measures(task, classes, **ALONE)
     if task == "classification":
         found.add_metrics({"calibration_error": CalibrationError(**ALONE)})
@@ -51,7 +51,7 @@ def scores(task: Task, classes: int) -> MetricCollection:
 
 
 def confusion(task: Task, classes: int) -> Metric:
-    """Counts of (true class, answered class), of one process alone."""
-    # Of a classifier's labels the one of that number is a class like any other.
+    """Returns counts of (true class, predicted class), in one process only."""
+    # For a classifier, the class with that index is an ordinary one.
     ignore = IGNORE if task == "segmentation" else None
     return MulticlassConfusionMatrix(classes, ignore_index=ignore, **QUICKLY, **ALONE)

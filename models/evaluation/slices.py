@@ -1,4 +1,4 @@
-"""Images by their size: whether a network does worse on small ones."""
+"""Slices of images by size, to show whether small images score worse."""
 
 import bisect
 import math
@@ -11,20 +11,20 @@ NAMES = ("small", "medium", "large")
 
 
 def side(size: Sequence[int]) -> float:
-    """How large an image of that height and width is: the side in pixels of a square of the same area."""
+    """Returns the size of an image (height, width): the side in pixels of a square of the same area."""
     return math.sqrt(size[0] * size[1])
 
 
 def thirds(sides: Sequence[float]) -> list[float]:
-    """The sides up to which images are the smallest third and the smallest two thirds; images of one size stay
-    together, so the thirds may be unequal. None where all are of one size."""
+    """Returns the sides that bound the smallest third and two thirds of the images. Images of one size stay together,
+    so the thirds may be unequal; no bounds if all have one size."""
     ordered = sorted(sides)
     bounds = [ordered[math.ceil(len(ordered) * share) - 1] for share in (1 / 3, 2 / 3)]
     return sorted({bound for bound in bounds if bound < ordered[-1]})
 
 
 def parse(text: str) -> list[float]:
-    """The bounds in `32,96`, ascending sides in pixels. Raises BadTraining."""
+    """Parses bounds such as `32,96`, ascending sides in pixels. Raises BadTraining."""
     words = text.split(",")
     bounds = [float(word) for word in words if word.strip().isdecimal()]
     if len(bounds) < len(words) or bounds[0] < 1 or any(a >= b for a, b in pairwise(bounds)):
@@ -33,12 +33,12 @@ def parse(text: str) -> list[float]:
 
 
 def place(side: float, bounds: Sequence[float]) -> int:
-    """The number of the slice that an image belongs to: up to the first bound, up to the second, and so on."""
+    """Returns the index of an image's slice: up to the first bound, up to the second, and so on."""
     return bisect.bisect_left(bounds, side)
 
 
 def names(bounds: Sequence[float]) -> list[str]:
-    """What the slices are called, in order: one more than there are bounds."""
+    """Returns the slices' names, in order: one more than there are bounds."""
     if not bounds:
         return ["all"]
     texts = [f"{bound:.4g}" for bound in bounds]

@@ -1,1 +1,1 @@
-"""From a checkpoint to a version in a model repository: the graph, its variants, and what each was checked against."""
+"""Export of a checkpoint to a model repository: the graph, its variants and their checks."""

@@ -1,4 +1,4 @@
-"""What values the tensors of a graph take, seen over images that are run through it."""
+"""Value ranges of a graph's tensors, measured over a calibration set."""
 
 import contextlib
 import io
@@ -21,7 +21,7 @@ METHODS: dict[Calibration, CalibrationMethod] = {
     "entropy": CalibrationMethod.Entropy,
     "percentile": CalibrationMethod.Percentile,
 }
-# onnxruntime's 128 bins for as many quantised ones leave the search for the least entropy one candidate, the maximum.
+# With onnxruntime's 128 bins for 128 quantised ones, the entropy search has one candidate only, the maximum.
 ENTROPY = {"num_bins": 512, "num_quantized_bins": 256}
 
 Inputs = dict[str, NDArray[np.generic]]
@@ -30,13 +30,13 @@ Inputs = dict[str, NDArray[np.generic]]
 def ranges(
     model: onnx.ModelProto, batches: Iterable[Inputs], method: Calibration, operations: Sequence[str] | None = None
 ) -> TensorsData:
-    """The range of every float tensor that nodes of these `operations`, or any, read or make, by name.
+    """Returns the range of every float tensor that nodes of these `operations` (all by default) read or write, by name.
 
-    batches  what goes to the graph's inputs, by name, a batch at a time; a range is taken over all of them: the whole
-             of it (minmax), all but one value in 100,000 (percentile), or the part that keeps most of the information
-             (entropy; Migacz: 8-bit Inference with TensorRT, GTC 2017)
+    batches  inputs of the graph by name, one batch at a time; a range covers all of them: every value (minmax), all but
+             one in 100,000 (percentile), or the part that keeps the most information (entropy; Migacz: 8-bit Inference
+             with TensorRT, GTC 2017)
 
-    Raises whatever onnxruntime raises.
+    Raises the exceptions of onnxruntime.
     """
     with quiet(), tempfile.TemporaryDirectory() as name:
         file, augmented = Path(name) / "model.onnx", Path(name) / "augmented.onnx"
@@ -46,25 +46,25 @@ def ranges(
             file, operations, str(augmented), METHODS[method], extra_options=options
         )
         for batch in batches:
-            # One at a time: the calibrator keeps every activation of what it is given at once.
+            # One at a time: the calibrator keeps all activations of its input in memory.
             calibrator.collect_data(_One(batch))
         return calibrator.compute_data()
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """onnxruntime's tools print each step to stdout, which is for results, and warn of what is meant: not in here."""
+    """Silences onnxruntime's tools, which print each step to stdout, where results go, and warn about intended use."""
     logging.disable(logging.WARNING)
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # of numpy in there, for tensors without any range
+            warnings.simplefilter("ignore", RuntimeWarning)  # from numpy, for tensors with an empty range
             yield
     finally:
         logging.disable(logging.NOTSET)
 
 
 class _One(quantization.CalibrationDataReader):  # type: ignore[misc]
-    """A single batch."""
+    """A reader of a single batch."""
 
     def __init__(self, batch: Inputs) -> None:
         self.batches = iter([batch])

@@ -1,4 +1,4 @@
-"""Several graphs of one network beside each other, in one run: how good their answers are, and how long they take."""
+"""Accuracy and speed of several graphs of one network, measured in one run."""
 
 import statistics
 import time
@@ -21,9 +21,9 @@ from convoy.models.runtime import CPU, Session
 from convoy.service.metadata import Precision, Task
 
 BATCH_SIZE = 16
-BATCHES = (1, 2, 4, 8, 16, 32)  # that are timed
-MOST_NUMBERS = 8 << 20  # in a batch that is timed, pixels times channels; what serving takes by default is about that
-SIZE_SECONDS = 1.5  # for the runs of one batch size, of all graphs together
+BATCHES = (1, 2, 4, 8, 16, 32)  # batch sizes that are timed
+MOST_NUMBERS = 8 << 20  # per timed batch, pixels times channels; about the default limit in serving
+SIZE_SECONDS = 1.5  # for the runs of one batch size, over all graphs
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 31
 
 Graphs = Mapping[Precision, onnx.ModelProto]
@@ -31,8 +31,8 @@ Sessions = Mapping[Precision, Session]
 
 
 class Quality(NamedTuple):
-    """How a graph answers. `scores` by name, 0..1, empty without data; `agreement` is the share of fp32's answers, that
-    is images or pixels, that it gives too, `difference` the largest of any probability or confidence, 0..1."""
+    """Accuracy of a graph. `scores` by name, 0..1, empty without data. `agreement` is the share of images or pixels
+    with the same prediction as fp32; `difference` the largest of any probability or confidence, 0..1."""
 
     images: int
     scores: dict[str, float]
@@ -41,12 +41,13 @@ class Quality(NamedTuple):
 
 
 def sessions(graphs: Graphs) -> dict[Precision, Session]:
-    """On CUDA where onnxruntime has it, else on the CPU, with what a server uses."""
+    """Opens the sessions on CUDA, if onnxruntime has it, else on the CPU, as a server does."""
     return {precision: runtime.session(graph, runtime.providers()) for precision, graph in graphs.items()}
 
 
 def qualities(running: Sessions, description: Description) -> dict[Precision, Quality]:
-    """Each beside fp32, over the whole held-out split, or generated images where the weights came without data."""
+    """Returns each graph's accuracy compared with fp32, over the whole held-out split, or over generated images if the
+    weights have no data."""
     tallies = {precision: _Tally(description) for precision in running}
     for images, targets in _batches(description):
         reference = None
@@ -58,7 +59,7 @@ def qualities(running: Sessions, description: Description) -> dict[Precision, Qu
 
 
 def image_times(running: Sessions, description: Description) -> dict[Precision, dict[int, float]]:
-    """Milliseconds an image in batches of each size, medians; run in turns, so that a slow moment is nobody's alone."""
+    """Returns median milliseconds per image by batch size. The graphs run in turns, so a slow moment affects all."""
     first = next(iter(_batches(description))).images[:1].numpy()
     sizes = [size for size in BATCHES if size == 1 or size * first.size <= MOST_NUMBERS]
     times: dict[Precision, dict[int, float]] = {precision: {} for precision in running}
@@ -70,7 +71,7 @@ def image_times(running: Sessions, description: Description) -> dict[Precision, 
 
 
 def processor(running: Sessions) -> str:
-    """What the sessions compute with where that is the CPU, such as "AMD EPYC, 2 threads"; else empty."""
+    """Returns the CPU that the sessions run on, such as "AMD EPYC, 2 threads"; empty if they do not run on a CPU."""
     if provider(running) != CPU:
         return ""
     names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
@@ -78,13 +79,13 @@ def processor(running: Sessions) -> str:
 
 
 def provider(running: Sessions) -> str:
-    """The provider that the sessions run on."""
+    """Returns the sessions' provider."""
     name: str = next(iter(running.values())).get_providers()[0]
     return name
 
 
 class _Tally:
-    """Adds up the answers of one graph."""
+    """Accumulates the outputs of one graph."""
 
     def __init__(self, description: Description) -> None:
         self.task: Task = description.task
@@ -97,7 +98,7 @@ class _Tally:
         self.images += len(targets)
         self.answers += answers.size
         self.same += int((answers == _answers(self.task, reference[0])).sum())
-        # numpy's max keeps a NaN.
+        # numpy's max propagates NaN.
         self.difference = float(np.max([self.difference, np.abs(_shares(outputs) - _shares(reference)).max()]))
         if self.scores is not None:
             given = outputs[0] if self.task == "classification" else outputs[0].astype(np.int64)
@@ -118,7 +119,7 @@ def _answers(task: Task, first: NDArray[Any]) -> NDArray[Any]:
 
 
 def _shares(outputs: list[NDArray[Any]]) -> NDArray[Any]:
-    # Probabilities, or confidences in steps of 255.
+    # Probabilities, or confidences in steps of 1/255.
     last = outputs[-1].astype(np.float32)
     return last / 255 if outputs[-1].dtype == np.uint8 else last
 
@@ -135,7 +136,7 @@ def _spans(running: Sessions, inputs: dict[str, NDArray[Any]]) -> dict[Precision
             start = time.perf_counter()
             session.run(None, inputs)
             spans[precision].append(time.perf_counter() - start)
-    # A session's first run of a size is not like the others: it allocates.
+    # A session's first run of a size also allocates.
     return {precision: taken[1:] for precision, taken in spans.items()}
 
 

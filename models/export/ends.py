@@ -1,4 +1,4 @@
-"""Where in a served graph the network begins and ends: what brings pixels to it, and what makes its answer plain."""
+"""The pre- and post-processing nodes of a served graph, around the network."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -9,20 +9,20 @@ WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 class Ends(NamedTuple):
-    """Names of nodes: those of the `front` come before every layer of weights (layout, cast, normalisation), those of
-    the `tail` behind every one (softmax, argmax, confidence)."""
+    """Node names: the `front` precedes every layer with weights (layout, cast, normalisation), the `tail` follows every
+    such layer (softmax, argmax, confidence)."""
 
     front: tuple[str, ...]
     tail: tuple[str, ...]
 
     @property
     def nodes(self) -> list[str]:
-        """All of them, each once."""
+        """All node names, without duplicates."""
         return list(dict.fromkeys((*self.front, *self.tail)))
 
 
 def ends(graph: onnx.GraphProto) -> Ends:
-    """Both ends of a graph whose nodes are in topological order and have names."""
+    """Returns both ends of a graph whose nodes are named and in topological order."""
     behind = _reached(graph.node, sources="input", targets="output")
     ahead = _reached(reversed(graph.node), sources="output", targets="input")
     return Ends(
@@ -32,7 +32,7 @@ def ends(graph: onnx.GraphProto) -> Ends:
 
 
 def _reached(nodes: Iterable[onnx.NodeProto], sources: str, targets: str) -> set[str]:
-    """The tensors that layers of weights lead to, going from a node's `sources` to its `targets`."""
+    """Returns the tensors reachable from layers with weights, from a node's `sources` to its `targets`."""
     reached: set[str] = set()
     for node in nodes:
         if _weighted(node) or not reached.isdisjoint(getattr(node, sources)):

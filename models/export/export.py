@@ -1,5 +1,5 @@
-"""From a checkpoint to a version in a model repository: one ONNX file that takes pixels, or what a sensor tells as it
-is, and says what it is."""
+"""Export of a checkpoint to a model repository: one self-describing ONNX file that accepts raw pixels or sensor
+values."""
 
 import contextlib
 import hashlib
@@ -22,18 +22,18 @@ from convoy.models.data.registry import moved, shown
 from convoy.models.errors import VariantRefused
 from convoy.models.evaluation.evaluate import evaluate
 from convoy.models.export import parity, publish, variants
-from convoy.models.export.variants import Plan
+from convoy.models.export.plan import DEFAULT, Plan
 from convoy.models.graph import served
 from convoy.service import metadata
 from convoy.service.metadata import AxisName, Document, Parity, Precision, Provenance, Variant
+from convoy.service.repository import MODEL_FILE
 
-# Older than what onnxruntime takes at most: every operation these networks need has its CUDA kernel at this one.
+# Lower than onnxruntime's maximum: in this version, every operator these networks need has a CUDA kernel.
 OPSET = 18
-# What the free axes are called in the graph.
+# Names of the free axes in the graph.
 DIMENSIONS: dict[AxisName, str] = {"channel": "C", "time": "T", "depth": "D", "height": "H", "width": "W"}
 EXAMPLE_SIDE = 160  # pixels, of the image a network of any size is traced with: five times the largest stride
 SOURCE_KEY = "convoy.checkpoint"  # SHA-256 of the checkpoint a file was exported from
-DEFAULT = Plan()
 OUTPUTS = {
     "classification": (metadata.PROBABILITIES,),
     "segmentation": (metadata.MASK, metadata.CONFIDENCE),
@@ -41,7 +41,7 @@ OUTPUTS = {
 
 
 class Traced(NamedTuple):
-    """A network of a checkpoint, and the graph in fp32 that answers as it does."""
+    """A checkpoint's network, and the equivalent fp32 graph."""
 
     description: Description
     network: nn.Module
@@ -51,7 +51,7 @@ class Traced(NamedTuple):
 
 @dataclass(frozen=True)
 class Exported:
-    """The file in the repository and what it says about itself."""
+    """The file in the repository and its metadata."""
 
     path: Path
     document: Document
@@ -69,12 +69,12 @@ def export(
     precision: Precision = "fp32",
     plan: Plan = DEFAULT,
 ) -> Exported:
-    """Export the network of a checkpoint as the next version of a model, by default named for its architecture.
+    """Exports the network of a checkpoint as the next version of a model, by default named for its architecture.
 
-    Measures it on the held-out split of its data, where it has data, or of `data` in its place: a folder that has
-    moved, or "" for none. Checks the graph and its parity with PyTorch; in another precision than fp32, also what that
-    costs and gains beside fp32; and only then writes. Raises BadModelName, BadCheckpoint, BadTraining, BadData,
-    ParityRefused, VariantRefused; nothing is written then.
+    Evaluates it on the held-out split of its data, if it has data. `data` replaces the data: a folder that has moved,
+    or "" for none. Checks the graph and its parity with PyTorch, and for a precision other than fp32 also measures
+    accuracy and speed against fp32, before writing. Raises BadModelName, BadCheckpoint, BadTraining, BadData,
+    ParityRefused, VariantRefused; then nothing is written.
     """
     if name is not None:
         publish.check_name(name)
@@ -86,7 +86,7 @@ def export(
         graph, document = traced.graph, _document(traced.description, scores, traced.parity)
     else:
         graph, document = _variant(traced, precision, plan)
-    # A variant's props, too, would else be those of the library that made it.
+    # A variant would otherwise keep the properties of the library that made it.
     del graph.metadata_props[:]
     onnx.helper.set_model_props(graph, {metadata.KEY: metadata.encode(document), SOURCE_KEY: _digest(path)})
     onnx.checker.check_model(graph, full_check=True)
@@ -94,7 +94,7 @@ def export(
 
 
 def trace(path: Path, data: str | None = None) -> Traced:
-    """The network of a checkpoint as a graph in fp32 that answers as PyTorch does; `data` is as for `export`.
+    """Returns a checkpoint's network with its fp32 graph, checked against PyTorch; `data` is as for `export`.
 
     Raises BadCheckpoint, BadTraining, BadData, ParityRefused.
     """
@@ -107,9 +107,9 @@ def trace(path: Path, data: str | None = None) -> Traced:
 
 
 def exported_from(path: Path, repository: Path, name: str) -> bool:
-    """Whether the highest version of a model was exported from this very checkpoint."""
+    """Returns whether a model's highest version was exported from this very checkpoint."""
     numbers = publish.versions(repository, name)
-    file = repository / name / str(max(numbers, default=0)) / publish.FILE
+    file = repository / name / str(max(numbers, default=0)) / MODEL_FILE
     if not (file.is_file() and path.is_file()):
         return False
     properties = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
@@ -117,13 +117,13 @@ def exported_from(path: Path, repository: Path, name: str) -> bool:
 
 
 def onnx_graph(description: Description, network: nn.Module) -> onnx.ModelProto:
-    """The served form: in goes `image` uint8 (N, H, W, C), or the description's tensor; out come the `OUTPUTS` of the
-    task. N and the free axes are dynamic."""
+    """Returns the served graph: `image` uint8 (N, H, W, C), or the description's tensor, to the task's `OUTPUTS`. N and
+    the free axes are dynamic."""
     taken = description.takes
     multiple = 1 if description.input is None else description.input.multiple
     module = served(description.task, description.normalisation(), network)
-    # The example's sides differ from each other and from the batch: equal numbers would be taken for one dimension.
-    # And they are large: one that shrinks to 1 inside the network would be taken for a constant.
+    # The example's sides differ from each other and from the batch: the exporter would merge equal dimensions. They are
+    # large: it would treat a dimension that shrinks to 1 inside the network as a constant.
     blocks = max(4, EXAMPLE_SIDE // multiple)
     shape = [axis.size or (blocks + 2 * place) * multiple for place, axis in enumerate(taken.axes)]
     free = {place: DIMENSIONS[axis.name] for place, axis in enumerate(taken.axes, start=1) if axis.size is None}
@@ -145,14 +145,14 @@ def onnx_graph(description: Description, network: nn.Module) -> onnx.ModelProto:
 
 def _multiples(name: str, multiple: int) -> object:
     if multiple == 1:
-        # Of a named one the exporter would rather change the range, down to a single number, than say that it cannot
-        # prove something for all of it. This one may get a lower end, which the file does not keep, but never a number.
+        # For a named dimension the exporter narrows the range, down to a single number, if it cannot prove a condition
+        # for all of it. A dynamic one may get a lower bound, which the file does not keep, but is never fixed.
         return Dim.DYNAMIC
     return multiple * Dim(name, min=1, max=65_535 // multiple)
 
 
 def _tidy(graph: onnx.ModelProto, free: dict[int, str]) -> onnx.ModelProto:
-    # The exporter leaves stack traces with this machine's paths on every node, and names such as 8*H.
+    # The exporter leaves stack traces with local paths on every node, and dimension names such as 8*H.
     del graph.graph.value_info[:]
     del graph.graph.metadata_props[:]
     del graph.metadata_props[:]
@@ -163,7 +163,7 @@ def _tidy(graph: onnx.ModelProto, free: dict[int, str]) -> onnx.ModelProto:
         del value.metadata_props[:]
         dimensions = value.type.tensor_type.shape.dim
         dimensions[0].dim_param = "N"
-        if len(dimensions) > 2:  # a classifier answers nothing as large as its input
+        if len(dimensions) > 2:  # a classifier's outputs have no image dimensions
             for place, name in free.items():
                 dimensions[place].dim_param = name
     for initializer in graph.graph.initializer:
@@ -205,7 +205,7 @@ def _digest(path: Path) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    # The exporter reports what it does not need (torchvision) and deprecations inside torch itself.
+    # The exporter warns about a package it does not need (torchvision) and about deprecations inside torch.
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""A served graph in half precision: its weights take half the memory, and a GPU a fraction of the time."""
+"""Half-precision variants of a served graph: half the weight memory, and faster on a GPU."""
 
 from collections.abc import Iterable
 
@@ -12,18 +12,18 @@ from convoy.models.errors import VariantRefused
 from convoy.models.export.calibration import Inputs, ranges
 from convoy.models.export.ends import ends
 
-# Sums of squares, which pass the largest half long before what they are sums of: they stay in single precision.
+# Sums of squares overflow float16 long before their inputs do, so they stay in single precision.
 SENSITIVE = ("LRN", "ReduceL2", "ReduceSumSquare", "LpNormalization", "InstanceNormalization", "LayerNormalization")
-LARGEST = 65504 / 8  # what a tensor may reach: other images than those that were seen may go further
+LARGEST = 65504 / 8  # limit for a tensor, with a margin for images outside of the calibration set
 
 
 def halved(graph: onnx.ModelProto, batches: Iterable[Inputs]) -> onnx.ModelProto:
-    """The same graph with float16 weights and operations between the normalisation and softmax or argmax.
+    """Returns the graph with float16 weights and operations between the normalisation and softmax or argmax.
 
-    batches  what goes to the graph's inputs, by name; where a tensor comes near to what overflows with one of them, the
-             nodes around it stay float32, too. A run on the CPU could not tell: there, onnxruntime computes in float32
+    batches  inputs of the graph by name. If one of them brings a tensor close to overflow, the nodes around it stay
+             float32 too. A run on the CPU would not show this, because onnxruntime computes in float32 there
 
-    Pixels in and probabilities out are what they are. Raises VariantRefused.
+    The types of inputs and outputs do not change. Raises VariantRefused.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)
@@ -35,7 +35,7 @@ def halved(graph: onnx.ModelProto, batches: Iterable[Inputs]) -> onnx.ModelProto
             op_block_list=[*DEFAULT_OP_BLOCK_LIST, *SENSITIVE],
             node_block_list=[*ends(graph.graph).nodes, *_around(graph, large)],
         )
-    except Exception as error:  # whatever the library makes of a graph that it cannot do
+    except Exception as error:  # the library's exceptions for a graph it does not support
         raise VariantRefused(f"cannot be had in half precision: {type(error).__name__}: {error}") from error
     _drop_twins(half.graph)
     _join(half.graph)
@@ -57,21 +57,21 @@ def _around(graph: onnx.ModelProto, tensors: set[str]) -> list[str]:
 
 
 def _drop_twins(graph: onnx.GraphProto) -> None:
-    # Where two nodes that stay float32 read one tensor, the library casts it for each of them, under one name.
+    # If two float32 nodes read one tensor, the library adds a cast for each, under the same name.
     once = {tuple(node.output): node for node in graph.node}
     del graph.node[:]
     graph.node.extend(once.values())
 
 
 def _join(graph: onnx.GraphProto) -> None:
-    # Between two nodes that both stay float32 the library casts to float16 and back, which only loses digits.
+    # Between two float32 nodes, the library casts to float16 and back, which only loses precision.
     narrowed = {node.output[0]: node.input[0] for node in graph.node if _casts_to(node, TensorProto.FLOAT16)}
     widened = {node.output[0]: node.input[0] for node in graph.node if _casts_to(node, TensorProto.FLOAT)}
     direct = {name: narrowed[source] for name, source in widened.items() if source in narrowed}
     for node in graph.node:
         for place, name in enumerate(node.input):
             node.input[place] = direct.get(name, name)
-    # An output of the graph keeps its name, and what makes it its cast.
+    # A graph output keeps its name, so its cast reads the float32 source.
     for node in graph.node:
         if node.op_type == "Cast" and node.output[0] in direct and node.input[0] in narrowed:
             node.input[0] = narrowed[node.input[0]]

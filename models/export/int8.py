@@ -1,5 +1,5 @@
-"""A served graph in 8-bit integers: static quantisation with a scale for each output channel of the weights, and for
-each activation one range that calibration images showed."""
+"""8-bit integer variants of a served graph: static quantisation with one weight scale per output channel and one range
+per activation from a calibration set."""
 
 from collections.abc import Iterable
 
@@ -15,18 +15,19 @@ from convoy.models.export.calibration import Inputs, quiet, ranges
 from convoy.models.export.ends import ends
 from convoy.service.metadata import Calibration
 
-# Of these onnxruntime has none in integers on the CPU: they would compute in floats, and convert twice.
+# onnxruntime has no integer kernels for these on the CPU: they would run in float, with two conversions.
 FLOATS = {"ConvTranspose", "BatchNormalization", "InstanceNormalization", "LayerNormalization", "CumSum", "TopK"}
 OPERATIONS = sorted((QLinearOpsRegistry.keys() | QDQRegistry.keys()) - FLOATS)
 
 
 def quantised(graph: onnx.ModelProto, batches: Iterable[Inputs], method: Calibration) -> onnx.ModelProto:
-    """The same graph with QuantizeLinear and DequantizeLinear around what onnxruntime runs in integers.
+    """Returns the graph with QuantizeLinear and DequantizeLinear around the operators that onnxruntime runs in
+    integers.
 
-    batches  what the ranges of the activations are taken from, by `method`, as `ranges` says
+    batches  the calibration set, from which `ranges` derives the activations' ranges by `method`
 
-    Activations are unsigned, weights signed and symmetric: the pair for which processors have instructions. What brings
-    the pixels to the network, and softmax or argmax behind it, stay as they are. Raises VariantRefused.
+    Activations are unsigned, weights signed and symmetric: the combination that processors have instructions for. Pre-
+    and post-processing are not quantised. Raises VariantRefused.
     """
     model = _widened(graph)
     kept = ends(model.graph).nodes
@@ -46,7 +47,7 @@ def quantised(graph: onnx.ModelProto, batches: Iterable[Inputs], method: Calibra
                 extra_options={},
             )
             quantizer.quantize_model()
-    except Exception as error:  # whatever the library makes of a graph that it cannot do
+    except Exception as error:  # the library's exceptions for a graph it does not support
         raise VariantRefused(f"cannot be quantised: {type(error).__name__}: {error}") from error
     quantizer.model.topological_sort()
     answer: onnx.ModelProto = quantizer.model.model
@@ -55,10 +56,10 @@ def quantised(graph: onnx.ModelProto, batches: Iterable[Inputs], method: Calibra
 
 
 def _widened(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which the constants of the normalisation, one for each channel, are repeated along the image's width.
+    """Returns a copy in which the normalisation's constants, one per channel, are repeated along the image's width.
 
-    onnxruntime moves the change of layout behind them, for its integer convolutions take channels last. There, they
-    would be three numbers at a time, and take a quarter of MobileNet's time.
+    onnxruntime moves the layout change after them, because its integer convolutions are channels-last. There, the
+    constants would broadcast three numbers at a time and take a quarter of MobileNet's time.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)

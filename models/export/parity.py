@@ -1,4 +1,4 @@
-"""Whether an exported graph, run by onnxruntime, answers as the PyTorch network does."""
+"""Parity check: compares the outputs of an exported graph in onnxruntime with those of the PyTorch network."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -19,15 +19,15 @@ from convoy.models.segmentation.segnet import Pool
 from convoy.service import metadata
 from convoy.service.metadata import Parity
 
-FEWEST_IMAGES, MOST_IMAGES = 64, 256  # that are compared
+FEWEST_IMAGES, MOST_IMAGES = 64, 256  # images that are compared
 BATCH_SIZE = 24
 MAX_DIFFERENCE = 1e-4  # of any probability
 MIN_MASK_AGREEMENT = 0.9999  # share of pixels
-MAX_CONFIDENCE_STEPS = 1  # of 255: a difference below MAX_DIFFERENCE may still round the other way
+MAX_CONFIDENCE_STEPS = 1  # of 255: a difference below MAX_DIFFERENCE may still change the rounding
 
 
 class Difference(NamedTuple):
-    """How far apart the answers to some images are; an answer is an image's class or a pixel's."""
+    """Differences over some images; an answer is the class of an image or pixel."""
 
     images: int
     probabilities: float  # largest absolute difference
@@ -37,15 +37,15 @@ class Difference(NamedTuple):
 
 
 def check(graph: onnx.ModelProto, description: Description, network: nn.Module) -> Parity:
-    """Compare both on held-out images, on the CPU, and measure how far apart they are. Where there are fewer than 64,
-    or none because the weights were not trained here, 64 more are generated.
+    """Compares both on held-out images, on the CPU, and measures the differences. If there are fewer than 64 images, or
+    none because the weights were not trained here, 64 more are generated.
 
-    Classification compares the probabilities that the graph answers. Segmentation compares masks, confidences, and the
-    probabilities of every class at every pixel; those a served graph keeps to itself, so here it is run with the logits
-    as one more output. Where the network goes on from positions of maxima, PyTorch takes those that onnxruntime found,
-    as long as they are maxima to it too, but for rounding. Raises ParityRefused, saying by how much, where a
-    probability differs by more than 1e-4, any top-1 differs, masks differ on more than 0.01 % of the pixels, a
-    confidence differs by more than one step.
+    Classification compares the graph's probabilities. Segmentation compares masks, confidences, and the probabilities
+    of every class at every pixel. A served graph does not output these, so the logits are added as an output here. If
+    the network uses positions of maxima, PyTorch uses the positions that onnxruntime found, provided that they are
+    maxima in PyTorch too, up to rounding. Raises ParityRefused, with the amount, if a probability differs by more than
+    1e-4, any top-1 differs, masks differ on more than 0.01 % of the pixels, or a confidence differs by more than one
+    step.
     """
     compare = (_classifier if description.task == "classification" else _segmenter)(graph, description, network)
     found: list[Difference] = []
@@ -55,7 +55,7 @@ def check(graph: onnx.ModelProto, description: Description, network: nn.Module) 
             if sum(difference.images for difference in found) >= MOST_IMAGES:
                 break
     images, probabilities, steps, answers, same = zip(*found, strict=True)
-    # numpy's max, not Python's: it keeps a NaN, which then passes no test.
+    # numpy's max, unlike Python's, propagates NaN, which then fails the test.
     total = Difference(sum(images), float(np.max(probabilities)), max(steps), sum(answers), sum(same))
     return _judge(description, total)
 
@@ -137,8 +137,8 @@ def _segmenter(graph: onnx.ModelProto, description: Description, network: nn.Mod
 
 
 def _choosing(theirs: Tensor) -> Callable[[Pool, tuple[Tensor], tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
-    """A hook with which a pool that remembers where its maxima were chooses as onnxruntime did, where the values that
-    it chooses from are equal but for rounding: of these each runtime takes another one."""
+    """Returns a hook for a pool that records positions of maxima. Where candidates are equal up to rounding, runtimes
+    choose differently; the hook makes the pool choose as onnxruntime did."""
 
     def choose(pool: Pool, inputs: tuple[Tensor], outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         best, winner = outputs
@@ -149,7 +149,7 @@ def _choosing(theirs: Tensor) -> Callable[[Pool, tuple[Tensor], tuple[Tensor, Te
 
 
 def _with_logits(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, str, list[str]]:
-    # The logits are what the argmax reads that the mask comes from; the others are choices inside the network.
+    # The logits are the input of the mask's argmax; any other argmax is a choice inside the network.
     makers = {output: node for node in graph.graph.node for output in node.output}
     argmax = makers[metadata.MASK]
     while argmax.op_type != "ArgMax":

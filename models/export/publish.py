@@ -1,52 +1,47 @@
-"""Put a model file into a model repository: as a whole or not at all, under the next version number."""
+"""Atomic publication of a model file in a model repository, under the next version number."""
 
 import os
-import re
 import shutil
 import tempfile
 from pathlib import Path
 
 from convoy.models.errors import BadModelName
-
-FILE = "model.onnx"
-_NAME = re.compile(r"[a-z0-9_-]{1,64}")
-_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+from convoy.service.repository import MODEL_FILE, NAME, VERSION
 
 
 def publish(content: bytes, repository: Path, name: str) -> Path:
-    """Write `<repository>/<name>/<version>/model.onnx`, one version above the highest; returns its path.
+    """Writes `<repository>/<name>/<version>/model.onnx`, one version above the highest. Returns its path.
 
-    The file is written and synced in a folder beside the versions whose name is no version, then renamed: whoever reads
-    the repository, and whatever happens halfway, a version is there complete or not there. Of two that publish at once
-    each gets its own version. Raises BadModelName.
+    The file is written and synced in a temporary folder beside the versions, which is then renamed, so that readers
+    never find an incomplete version, even after a crash. Concurrent calls get different versions. Raises BadModelName.
     """
     check_name(name)
     model = repository / name
     model.mkdir(parents=True, exist_ok=True)
     incoming = Path(tempfile.mkdtemp(prefix=".incoming-", dir=model))
     try:
-        _write(incoming / FILE, content)
-        incoming.chmod(0o755)  # mkdtemp's folders are for their owner only, and the server may be someone else
+        _write(incoming / MODEL_FILE, content)
+        incoming.chmod(0o755)  # mkdtemp's folders are private, and the server may run as another user
         _sync(incoming)
         version = _rename(incoming, model)
     except BaseException:
         shutil.rmtree(incoming, ignore_errors=True)
         raise
     _sync(model)
-    return version / FILE
+    return version / MODEL_FILE
 
 
 def check_name(name: str) -> None:
-    """Raises BadModelName where a repository takes no such model."""
-    if not _NAME.fullmatch(name):
+    """Raises BadModelName if a repository does not accept the name."""
+    if not NAME.fullmatch(name):
         raise BadModelName(f"model name {name!r}, want 1 to 64 of a-z, 0-9, - and _")
 
 
 def versions(repository: Path, name: str) -> list[int]:
-    """The versions of a model, ascending; empty where there is no such model."""
+    """Returns the versions of a model, ascending; empty if there is no such model."""
     folder = repository / name
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if _VERSION.fullmatch(name))
+    return sorted(int(name) for name in names if VERSION.fullmatch(name))
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -60,7 +55,7 @@ def _rename(incoming: Path, model: Path) -> Path:
     while True:
         version = model / str(max(versions(model.parent, model.name), default=0) + 1)
         try:
-            # Fails where someone else took the number just now: their folder is not empty.
+            # Fails if another process has just taken the number: its folder is not empty.
             return incoming.rename(version)
         except OSError:
             if not version.exists():

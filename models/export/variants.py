@@ -1,9 +1,8 @@
-"""A network in fewer bits: made from its fp32 graph, measured beside it, refused where it has become too bad."""
+"""Variants of a network in lower precision: made from its fp32 graph, compared with it, refused if too inaccurate."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 import onnx
 
@@ -18,23 +17,16 @@ from convoy.models.export.calibration import Inputs
 from convoy.models.export.comparison import Quality
 from convoy.models.export.fp16 import halved
 from convoy.models.export.int8 import quantised
-from convoy.service.metadata import Calibration, Precision, Variant
+from convoy.models.export.plan import Plan
+from convoy.service.metadata import Precision, Variant
 
-HALF_IMAGES = 32  # that tell which values are too large for half precision
-
-
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What is wanted of a variant. `max_drop` is how much of its leading score, top1 or mean_iou, it may lose."""
-
-    max_drop: float = 0.01
-    calibration: Calibration = "percentile"
-    calibration_images: int = 128
+HALF_IMAGES = 32  # images that determine which values are too large for half precision
 
 
 class Outcome(NamedTuple):
-    """A graph and all that was measured of it; `variant` is None of fp32 itself, `complaint` empty where it may serve.
+    """A graph and its measurements; `variant` is None for fp32 itself, `complaint` is empty if the graph may be served.
 
-    image_ms  milliseconds an image, by batch size
+    image_ms  milliseconds per image, by batch size
     """
 
     graph: onnx.ModelProto
@@ -45,12 +37,12 @@ class Outcome(NamedTuple):
 
     @property
     def best_batch(self) -> int:
-        """The batch size with the least time an image."""
+        """The batch size with the least time per image."""
         return min(self.image_ms, key=self.image_ms.__getitem__)
 
 
 def make(precision: Precision, graph: onnx.ModelProto, description: Description, plan: Plan) -> onnx.ModelProto:
-    """The graph in that precision, not yet looked at. Raises VariantRefused, BadTraining, BadData."""
+    """Returns the graph in that precision, unmeasured. Raises VariantRefused, BadTraining, BadData."""
     match precision:
         case "fp32":
             return graph
@@ -61,15 +53,15 @@ def make(precision: Precision, graph: onnx.ModelProto, description: Description,
 
 
 def calibration_batches(description: Description, plan: Plan) -> Iterator[Inputs]:
-    """Training images, evenly spread over their split, brought to the input as serving does. Raises VariantRefused
-    where the weights came without data."""
+    """Returns the calibration set: training images, evenly spread over their split and preprocessed as in serving.
+    Raises VariantRefused if the weights have no data."""
     if not description.data:
         raise VariantRefused("int8 is calibrated on training images, and there are none: want --data DATA")
     return _inputs(description, description.split("train"), plan.calibration_images)
 
 
 def measure(graphs: dict[Precision, onnx.ModelProto], description: Description, plan: Plan) -> dict[Precision, Outcome]:
-    """All of them beside each other, fp32, which comes first, as what the others are compared with."""
+    """Measures all graphs together; fp32, which comes first, is the reference."""
     running = comparison.sessions(graphs)
     qualities = comparison.qualities(running, description)
     times = comparison.image_times(running, description)
@@ -85,7 +77,8 @@ def measure(graphs: dict[Precision, onnx.ModelProto], description: Description, 
 
 
 def judged(variant: Variant, max_drop: float) -> str:
-    """Why it may not serve, in words; empty where it may. Without a score, each answer that is not fp32's is lost."""
+    """Returns why a variant may not be served; empty if it may. Without a score, each prediction that differs from
+    fp32's counts as lost."""
     if not np.isfinite(variant.max_abs_difference):
         return f"{variant.precision} answers numbers that are none: some of them are too large for it"
     if variant.drop is None:
@@ -102,7 +95,7 @@ def _some(description: Description) -> Split:
 
 
 def _inputs(description: Description, split: Split, most: int) -> Iterator[Inputs]:
-    # One by one: every activation of a batch is looked at at once, and they may be large.
+    # One by one: calibration keeps every activation of a batch in memory, and they may be large.
     batches = loader(_Spread(split, most), description.spec, batch_size=1)
     return ({description.takes.name: images.numpy()} for images, _ in batches)
 
@@ -139,7 +132,7 @@ def _calibrated(description: Description, plan: Plan) -> int:
 
 
 class _Spread:
-    """At most so many of a split, evenly spread over it."""
+    """A subset of a split, at most `most` samples, evenly spread."""
 
     def __init__(self, split: Split, most: int) -> None:
         self.split = split

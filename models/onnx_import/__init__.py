@@ -1,1 +1,1 @@
-"""ONNX files made elsewhere: looked at, made to take images and describe themselves, checked against what they were."""
+"""Import of ONNX files made elsewhere: inspection, adaptation to image input, metadata, and a parity check."""

@@ -1,4 +1,4 @@
-"""From an ONNX file made elsewhere to a version in a model repository that serves Classify or Segment."""
+"""Adoption of an ONNX file made elsewhere as a version in a model repository that serves Classify or Segment."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,46 +11,26 @@ from onnx import TensorProto, helper
 from convoy.models.errors import BadNetworkFile
 from convoy.models.export import publish
 from convoy.models.onnx_import import check, several
-from convoy.models.onnx_import.answer import Answer, Tail, seen
+from convoy.models.onnx_import.answer import Answer, seen
 from convoy.models.onnx_import.batch import freed
 from convoy.models.onnx_import.front import Front
-from convoy.models.onnx_import.look import CHANNELS, Found, Layout, Task, Tensor
-from convoy.models.onnx_import.original import Original, Size, noise, session, words
+from convoy.models.onnx_import.look import CHANNELS, Found, Tensor
+from convoy.models.onnx_import.original import Original, noise, session, words
 from convoy.models.onnx_import.palette import read_palette
+from convoy.models.onnx_import.wanted import Layout, Size, Wanted
 from convoy.models.onnx_import.wrap import wrapped
 from convoy.models.pretrained.weights import read_labels
 from convoy.models.runtime import Session
 from convoy.service import metadata
-from convoy.service.metadata import Document, Fit, InputSpec, Provenance
+from convoy.service.metadata import Document, InputSpec, Provenance
 
-TRIAL_SIDE = 224  # pixels, of the image that a network of any size is first tried with
-MOST_PIXELS = 50_000_000  # of an image that it is tried with: a server takes none that are larger unless told to
-MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128)  # that a network of any size may want of an image's sides
-
-Colour = Literal["RGB", "BGR", "L"]
-
-
-class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """What the file does not say and its user does. `mean` and `std` are by channel, or one for all, of pixels times
-    `scale`; `size` is (height, width)."""
-
-    task: Task | None = None
-    labels: Path | None = None
-    palette: Path | None = None
-    colour: Colour | None = None
-    layout: Layout | None = None
-    size: Size | None = None
-    fit: Fit | None = None
-    output: str | None = None
-    uint8_front: bool = False
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    scale: float | None = None
-    tail: Tail = "none"
+TRIAL_SIDE = 224  # pixels of the first test image, for a network of any size
+MOST_PIXELS = 50_000_000  # in a test image: the server's default limit
+MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128)  # candidates for the multiple that a network requires of an image's sides
 
 
 class Adopted(NamedTuple):
-    """The file in the repository, what it says about itself, and whether it tells how sure it is."""
+    """The file in the repository, its metadata, and whether it has a confidence."""
 
     path: Path
     document: Document
@@ -58,9 +38,9 @@ class Adopted(NamedTuple):
 
 
 def adopt(found: Found, source: str, repository: Path, name: str, wanted: Wanted) -> Adopted:
-    """Write the network, told what is wanted, as the next version of the model `name`, if it then answers as the file
-    does. `source` is the file's name, for the metadata. Raises BadModelName, BadNetworkFile, BadWeights,
-    ParityRefused; nothing is written then, and the file itself is never changed."""
+    """Writes the network with the given specification as the next version of the model `name`, if its outputs match the
+    file's. `source` is the file's name, for the metadata. Raises BadModelName, BadNetworkFile, BadWeights,
+    ParityRefused; then nothing is written. The file itself is never changed."""
     publish.check_name(name)
     layout = wanted.layout or found.layout
     if layout is None:
@@ -86,7 +66,7 @@ def adopt(found: Found, source: str, repository: Path, name: str, wanted: Wanted
 
 
 def chosen(found: Found, name: str | None) -> Tensor:
-    """The output of that name, or the first one. Raises BadNetworkFile."""
+    """Returns the output of that name, or the first one. Raises BadNetworkFile."""
     if name is None:
         return found.outputs[0]
     for tensor in found.outputs:
@@ -192,14 +172,14 @@ def _spec(running: Session, size: Size | None, channels: int, wanted: Wanted) ->
 
 
 def _multiple(running: Session, channels: int) -> int:
-    """The least multiple that the sides of an image must be of, for a mask of the same size."""
+    """Returns the smallest multiple for an image's sides with which the mask has the image's size."""
     for multiple in MULTIPLES:
         least = -(-40 // multiple)
         # Odd multiples, and different ones: an even one would be a larger multiple.
         size = (multiple * (least | 1), multiple * ((least | 1) + 2))
         try:
             mask = running.run([metadata.MASK], {metadata.IMAGE: noise(size, channels, 1)})[0]
-        except Exception:  # not of this one: onnxruntime has a class of its own for each way to fail
+        except Exception:  # not this multiple; onnxruntime raises a different class for each kind of failure
             continue
         if mask.shape == (1, *size):
             return multiple

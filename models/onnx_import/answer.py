@@ -1,4 +1,4 @@
-"""What a file made elsewhere answers, seen from its answers, and which tail that wants."""
+"""Detects the kind of output of a file made elsewhere, from its outputs, and the post-processing it needs."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -7,18 +7,18 @@ from numpy.typing import NDArray
 from scipy.special import expit, softmax
 
 from convoy.models.errors import BadNetworkFile
-from convoy.models.onnx_import.look import Task, Tensor, likely_task
-from convoy.models.onnx_import.original import Original, Size, noise
+from convoy.models.onnx_import.look import Tensor, likely_task
+from convoy.models.onnx_import.original import Original, noise
+from convoy.models.onnx_import.wanted import Size, Tail, Task
 
-Tail = Literal["softmax", "sigmoid", "argmax", "none"]
 Values = Literal["logits", "probabilities", "indices"]
 
 NO_TENSORS = ("sequence", "map", "optional", "sparse_tensor", "string")
 
 
 class Answer(NamedTuple):
-    """What the network answers. `axis` is that of the classes, None of a mask without one; `rank` how many axes there
-    are in all. Of a `single` number there are two classes all the same: it is how likely the second one is."""
+    """The network's output. `axis` is the class axis, None for a mask without one; `rank` is the number of axes. A
+    `single` number still means two classes: it is the probability of the second."""
 
     name: str
     task: Task
@@ -29,7 +29,7 @@ class Answer(NamedTuple):
     single: bool = False
 
     def shares(self, given: NDArray[Any]) -> NDArray[np.float64]:
-        """The probabilities in such answers, (answers, classes) float64: of images, or of their pixels."""
+        """Returns the probabilities in such outputs, (answers, classes) float64: of images, or of their pixels."""
         assert self.axis is not None
         values = given.astype(np.float64)
         if self.values == "logits":
@@ -40,8 +40,8 @@ class Answer(NamedTuple):
 
 
 def seen(original: Original, size: Size, channels: int, task: Task | None, tail: Tail, indices: int | None) -> Answer:
-    """What the file answers to images of that size, for a task and with a tail that were told. `indices` is how many
-    classes a mask of class numbers may have, None where nobody said. Raises BadNetworkFile, with what is wanted."""
+    """Detects the file's output for images of that size, for the given task and tail. `indices` is the number of
+    classes for a mask of class indices, None if unknown. Raises BadNetworkFile, with what is expected."""
     if original.output.dtype in NO_TENSORS:
         raise BadNetworkFile(f"output {original.output} is no tensor of numbers{_others(original)}")
     images = noise(size, channels, original.batch)
@@ -64,7 +64,7 @@ def seen(original: Original, size: Size, channels: int, task: Task | None, tail:
 
 def _of_scores(name: str, given: NDArray[Any], task: Task, axis: int, tail: Tail) -> Answer:
     single = given.shape[axis] == 1
-    # Of one number alone there is no sum to see it by: within 0..1 it may be a logit, too, where its user says so.
+    # A single number has no sum to check: values within 0..1 may also be logits, if the user says so.
     certain = _within(given) and tail != "sigmoid" if single else _sum_to_one(given, axis)
     usual: Tail = "argmax" if task == "segmentation" else "none"
     logits: Tail = "sigmoid" if single else "argmax" if task == "segmentation" else "softmax"

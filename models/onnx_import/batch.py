@@ -1,4 +1,4 @@
-"""A network of one fixed batch size, made to take any: what in its graph repeats the size is changed along."""
+"""Converts a network with a fixed batch size to any batch size, including shapes in its graph that repeat the size."""
 
 import numpy as np
 import onnx
@@ -8,9 +8,8 @@ BATCH = "N"
 
 
 def freed(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose first axis is free from the input on, the batch size it was fixed to taken out of the shapes that
-    Reshape and Resize are told, and what Concat joins to each image repeated for each. Whether that was enough, only
-    running it tells."""
+    """Returns a copy with a dynamic batch axis. The fixed batch size is removed from the target shapes of Reshape and
+    Resize, and constants that Concat joins to each image are expanded. Only a run shows whether this suffices."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph = copy.graph
@@ -21,7 +20,7 @@ def freed(model: onnx.ModelProto) -> onnx.ModelProto:
     for value in (image, *graph.output):
         if value.type.tensor_type.shape.dim:
             value.type.tensor_type.shape.dim[0].dim_param = BATCH
-    # What was inferred for one size would contradict the others.
+    # Shapes inferred for one batch size would contradict the others.
     del graph.value_info[:]
     reached, nodes = {image.name}, []
     for node in graph.node:
@@ -37,7 +36,7 @@ def freed(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _told(node: NodeProto, constants: dict[str, np.ndarray], size: int, graph: GraphProto) -> list[NodeProto]:
-    """Changes the shape that a node is told, where it begins with the batch size; nodes that must come before it."""
+    """Changes a node's target shape if it starts with the batch size. Returns the nodes that must precede it."""
     place = {"Reshape": 1, "Resize": 3}.get(node.op_type)
     if not size or place is None or len(node.input) <= place or node.input[place] not in constants:
         return []
@@ -46,7 +45,7 @@ def _told(node: NodeProto, constants: dict[str, np.ndarray], size: int, graph: G
         return []
     name = f"{node.output[0]}.shape"
     if node.op_type == "Reshape":
-        # 0 is the side as it comes in, which is the batch where another side is to be worked out.
+        # 0 copies the input's side, the batch; it is used if -1 infers another side.
         first = 0 if -1 in shape else -1
         graph.initializer.append(numpy_helper.from_array(np.array([first, *shape[1:]], np.int64), name))
         node.input[place] = name
@@ -58,7 +57,7 @@ def _told(node: NodeProto, constants: dict[str, np.ndarray], size: int, graph: G
 def _joined(
     node: NodeProto, reached: set[str], sides: dict[str, tuple[int, ...]], size: int, graph: GraphProto
 ) -> list[NodeProto]:
-    """Changes what a Concat joins to its images that is the same for all, such as a class token; nodes before it."""
+    """Expands constants that a Concat joins to its images, such as a class token. Returns the preceding nodes."""
     if node.op_type != "Concat" or node.attribute[0].i == 0:
         return []
     nodes = []
@@ -73,7 +72,7 @@ def _joined(
 
 
 def _shape(source: str, rest: list[int], name: str, graph: GraphProto) -> list[NodeProto]:
-    """Nodes that make the shape `name`: as many images as `source` has, then the `rest` of the sides."""
+    """Returns nodes that compute the shape `name`: the batch size of `source`, then the sides `rest`."""
     parts = {"zero": [0], "one": [1], "sides": rest}
     graph.initializer.extend(
         numpy_helper.from_array(np.array(values, np.int64), f"{name}.{part}") for part, values in parts.items()
@@ -90,7 +89,7 @@ def _has_axes(node: NodeProto) -> bool:
 
 
 def _constants(graph: GraphProto) -> dict[str, np.ndarray]:
-    """Small constants that shapes may be told with, by name."""
+    """Returns small constants that may define shapes, by name."""
     found = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if len(tensor.dims) == 1}
     for node in graph.node:
         for attribute in node.attribute:
@@ -102,7 +101,7 @@ def _constants(graph: GraphProto) -> dict[str, np.ndarray]:
 
 
 def _sides(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """The sides of what does not come from the image, as far as they can be told, by name."""
+    """Returns the known shapes of tensors that do not depend on the image, by name."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     found = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in graph.value_info:

@@ -1,4 +1,4 @@
-"""Whether an adopted network answers as the file that it was made of."""
+"""Parity check: compares an adopted network's outputs with those of the original file."""
 
 from collections.abc import Iterator
 
@@ -15,13 +15,13 @@ from convoy.service import metadata
 from convoy.service.metadata import InputSpec, Parity
 
 IMAGES = 24
-TOGETHER = 3  # that the adopted network answers at a time
-TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-2  # of probabilities, and of a network in half precision
-MIN_SAME = 0.9999  # share of classes, of images or pixels, where two probabilities are not equal but for rounding
+TOGETHER = 3  # batch size of the adopted network
+TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-2  # of probabilities, in float32 and in half precision
+MIN_SAME = 0.9999  # share of equal classes, of images or pixels, not counting ties up to rounding
 
 
 def check(original: Original, running: Session, answer: Answer, spec: InputSpec) -> Parity:
-    """Both on random images: the file as many at a time as it takes, the result several. Raises ParityRefused."""
+    """Compares both on random images: the file in its own batch size, the result in batches. Raises ParityRefused."""
     largest, same, answers, images = 0.0, 0, 0, 0
     tolerance = HALF_TOLERANCE if original.found.input.dtype == "float16" else TOLERANCE
     for batch in _images(spec):
@@ -55,22 +55,22 @@ def _indices(given: NDArray[np.int64], found: list[NDArray[np.uint8]]) -> tuple[
 def _scores(
     answer: Answer, shares: NDArray[np.float64], found: list[NDArray[np.float32]], tolerance: float
 ) -> tuple[float, NDArray[np.bool_]]:
-    """The largest difference of a probability, and whether each class is right."""
+    """Returns the largest difference of a probability, and whether each class is correct."""
     if answer.task == "classification":
         difference = np.abs(found[0] - shares).max()
         classes = found[0].argmax(axis=1)
     else:
-        # A confidence is rounded to one of 255 steps; what adds up to a little more than 1 counts as 1.
+        # A confidence is rounded to one of 255 steps; a sum slightly above 1 counts as 1.
         best = np.minimum(shares.max(axis=1), 1)
         difference = max(0.0, np.abs(found[1].reshape(-1) / 255 - best).max() - 0.5 / 255)
         classes = found[0].reshape(-1).astype(int)
-    # Of two that are equal but for rounding either may win.
+    # If two probabilities are equal up to rounding, either class may win.
     chosen = np.take_along_axis(shares, classes[:, None], axis=1)[:, 0]
     return float(difference), shares.max(axis=1) - chosen <= tolerance
 
 
 def _images(spec: InputSpec) -> Iterator[NDArray[np.uint8]]:
-    """Random textures as serving brings them to the input, and noise."""
+    """Yields random textures, preprocessed as in serving, and noise."""
     count = 0
     for images, _ in loader(generated(spec), spec, batch_size=TOGETHER):
         yield images.numpy()

@@ -1,4 +1,4 @@
-"""What stands before a network that was made elsewhere: bytes are brought to it as it was trained."""
+"""Preprocessing nodes for a network made elsewhere: they convert bytes to its input."""
 
 from typing import NamedTuple
 
@@ -6,13 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from convoy.models.onnx_import.look import Layout
+from convoy.models.onnx_import.wanted import Layout
 from convoy.service import metadata
 
 
 class Front(NamedTuple):
-    """How bytes become what the network takes: (pixel * scale - mean) / std by channel of the image as it is sent, red
-    first, then the channels turned round where `reverse` says so, in `layout`, as `dtype` of the network's input."""
+    """Conversion of bytes to the network's input: (pixel * scale - mean) / std per channel of the RGB image, then the
+    channels reversed if `reverse`, in `layout`, as `dtype` of the network's input."""
 
     layout: Layout
     dtype: int
@@ -22,7 +22,7 @@ class Front(NamedTuple):
     reverse: bool
 
     def applied(self, images: NDArray[np.uint8]) -> NDArray[np.generic]:
-        """(N, H, W, C) as the network takes them: the same in numpy, to check the nodes by."""
+        """Applies the preprocessing to (N, H, W, C) in numpy, as a reference for the nodes."""
         values = (images * np.float64(self.scale) - np.array(self.mean)) / np.array(self.std)
         values = values[..., ::-1] if self.reverse else values
         values = values.transpose(0, 3, 1, 2) if self.layout == "NCHW" else values
@@ -30,10 +30,10 @@ class Front(NamedTuple):
 
 
 def nodes(front: Front, given: str) -> list[NodeProto]:
-    """From `image` to `given`, which is the network's input."""
+    """Returns the nodes from `image` to `given`, the network's input."""
     name, made = metadata.IMAGE, []
     if front.layout == "NCHW":
-        # The bytes are moved before they are cast: a quarter of the traffic.
+        # Transposing before the cast moves a quarter of the bytes.
         made.append(helper.make_node("Transpose", [name], ["moved"], perm=[0, 3, 1, 2]))
         name = "moved"
     if front.reverse:
@@ -51,7 +51,7 @@ def nodes(front: Front, given: str) -> list[NodeProto]:
 
 
 def constants(front: Front) -> list[TensorProto]:
-    """What those nodes compute with."""
+    """Returns the constants of those nodes."""
     mean, std = np.array(front.mean), np.array(front.std)
     order = slice(None, None, -1) if front.reverse else slice(None)
     shape = (1, -1, 1, 1) if front.layout == "NCHW" else (1, 1, 1, -1)

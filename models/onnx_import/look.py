@@ -1,19 +1,18 @@
-"""What an ONNX file made elsewhere says about itself: its tensors, its opset, its layout, and its likely task."""
+"""Inspection of an ONNX file made elsewhere: its tensors, opset, layout and likely task."""
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, ValueInfoProto, helper
 
+from convoy.models import paths
 from convoy.models.analysis.onnx_reader import free_negative_sides
 from convoy.models.errors import BadNetworkFile
+from convoy.models.onnx_import.wanted import Layout, Task
 from convoy.service import metadata
-
-Layout = Literal["NCHW", "NHWC"]
-Task = Literal["classification", "segmentation"]
 
 CHANNELS = (1, 3)  # of the images that are served
 MOST_EXTERNAL_BYTES = 1 << 30  # that are folded in: a file may not be larger than 2 GiB
@@ -21,7 +20,7 @@ DTYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorPr
 
 
 class Tensor(NamedTuple):
-    """An input or output; a free side is its name, or "?". The `dtype` of what is no tensor is what it is instead, such
+    """An input or output; a free side is its name, or "?". For a value that is not a tensor, `dtype` is its kind, such
     as "sequence"."""
 
     name: str
@@ -33,8 +32,8 @@ class Tensor(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A file as it is, its external data folded in, and its weights no inputs. `external_bytes` lay beside it; `layout`
-    is None where the shape of the input does not tell."""
+    """A loaded file, with external data embedded and weights removed from its inputs. `external_bytes` were in other
+    files; `layout` is None if the input's shape does not determine it."""
 
     model: onnx.ModelProto
     input: Tensor
@@ -45,7 +44,7 @@ class Found(NamedTuple):
 
 
 def look(path: Path) -> Found:
-    """The file, looked at. Raises BadNetworkFile where it is no network, or none that takes one image."""
+    """Inspects a file. Raises BadNetworkFile if it is not a network with one image input."""
     model, external_bytes = _load(path)
     if any(entry.key == metadata.KEY for entry in model.metadata_props):
         raise BadNetworkFile(f"{path} describes itself already: copy it into a repository as it is")
@@ -65,7 +64,7 @@ def look(path: Path) -> Found:
 
 
 def likely_task(output: Tensor) -> Task | None:
-    """What an output looks like: a number for each class, or for each class at each pixel, or the class of each."""
+    """Guesses the task: one number per class; one per class and pixel, or one class index per pixel; or neither."""
     sides, numbers = len(output.shape), output.dtype.startswith(("float", "bfloat", "double"))
     if numbers and (sides == 2 or (sides == 4 and output.shape[2:] == (1, 1))):
         return "classification"
@@ -73,10 +72,7 @@ def likely_task(output: Tensor) -> Task | None:
 
 
 def _load(path: Path) -> tuple[onnx.ModelProto, int]:
-    if not path.is_file():
-        raise BadNetworkFile(f"{path} is a folder, want an ONNX file" if path.is_dir() else f"there is no file {path}")
-    if not path.stat().st_size:
-        raise BadNetworkFile(f"{path} is empty, want an ONNX file")
+    paths.check_onnx(path)
     try:
         model = onnx.load(path, load_external_data=False)
         nbytes = sum(map(_external_bytes, model.graph.initializer))
@@ -90,7 +86,7 @@ def _load(path: Path) -> tuple[onnx.ModelProto, int]:
         free_negative_sides(model)
         _drop_unused(model)
         onnx.checker.check_model(model)
-    except DecodeError:  # whose words are about protobuf
+    except DecodeError:  # its message is about protobuf
         raise BadNetworkFile(f"{path} is no ONNX file, or only a part of one: want a whole .onnx file") from None
     except (onnx.checker.ValidationError, OSError, ValueError) as error:
         raise BadNetworkFile(f"{path} is no sound ONNX file: {_line(error)}") from None
@@ -98,7 +94,7 @@ def _load(path: Path) -> tuple[onnx.ModelProto, int]:
 
 
 def _drop_unused(model: onnx.ModelProto) -> None:
-    """Weights that no node takes: onnxruntime refuses them where they are no inputs either, as in old files."""
+    """Removes unused weights: onnxruntime refuses those that are not inputs either, as in old files."""
     used = {value.name for value in model.graph.output} | _taken(model.graph)
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
     if len(kept) < len(model.graph.initializer):
@@ -110,7 +106,7 @@ def _drop_unused(model: onnx.ModelProto) -> None:
 
 
 def _taken(graph: onnx.GraphProto) -> set[str]:
-    """What nodes take, those of inner graphs too."""
+    """Returns the names that nodes read, including those of subgraphs."""
     names: set[str] = set()
     for node in graph.node:
         names.update(node.input)
@@ -128,7 +124,7 @@ def _external_bytes(tensor: TensorProto) -> int:
 
 
 def _fix_weights(model: onnx.ModelProto) -> None:
-    """Takes weights off the inputs, where old files list them, too, so that anyone could give others."""
+    """Removes weights from the inputs, where old files list them too, so that callers cannot override them."""
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     del model.graph.input[:]

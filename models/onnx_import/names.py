@@ -1,16 +1,16 @@
-"""The names inside a file made elsewhere, told apart from ours."""
+"""Prefixes for the names inside a file made elsewhere, so that they cannot clash with ours."""
 
 import onnx
 from onnx import AttributeProto, GraphProto
 
-PREFIX = "network."  # of all names inside the file, so that none of them is one of ours
+PREFIX = "network."  # for all names inside the file
 
 
 def prefixed(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which every tensor and node has `PREFIX` before its name, those of subgraphs too.
+    """Returns a copy in which every tensor and node name starts with `PREFIX`, including those of subgraphs.
 
-    onnx.compose.add_prefix renames a subgraph before it has seen the weights around it, and the branches of an If then
-    ask for names that are no more. Where all names change alike, none can be lost. Functions have names of their own.
+    onnx.compose.add_prefix renames a subgraph before it knows the weights outside, so the branches of an If refer to
+    missing names. Renaming everything in the same way avoids this. Functions have their own scope.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -27,7 +27,7 @@ def _rename(graph: GraphProto) -> None:
     for node in graph.node:
         node.name = node.name and PREFIX + node.name
         for names in (node.input, node.output):
-            names[:] = [name and PREFIX + name for name in names]  # an empty one is an input that is not given
+            names[:] = [name and PREFIX + name for name in names]  # an empty name is an omitted input
         for attribute in node.attribute:
             for inner in _graphs(attribute):
                 _rename(inner)

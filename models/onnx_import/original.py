@@ -1,4 +1,4 @@
-"""The file as it was made, running: what the adopted one must answer, and what its answers are seen from."""
+"""Runs the original file, as the reference for the adopted one."""
 
 from typing import Any
 
@@ -11,24 +11,23 @@ from convoy.models.errors import BadNetworkFile
 from convoy.models.onnx_import.front import Front
 from convoy.models.onnx_import.look import Found, Tensor
 from convoy.models.onnx_import.names import PREFIX
+from convoy.models.onnx_import.wanted import Size
 from convoy.models.runtime import Session
-
-Size = tuple[int, int]
 
 
 class Original:
-    """Answers images (N, H, W, C) uint8 as the file itself does, one by one or as many at a time as it was made for;
-    pixels are brought to it by numpy, not by nodes. Raises BadNetworkFile where onnxruntime does not run it."""
+    """Computes the file's own outputs for images (N, H, W, C) uint8, one by one or in its fixed batch size;
+    preprocessing is in numpy, without nodes. Raises BadNetworkFile if onnxruntime cannot run it."""
 
     def __init__(self, found: Found, output: Tensor, front: Front | None) -> None:
         self.found, self.output, self.front = found, output, front
         self.session = session(found.model)
         size = found.input.shape[0]
-        # Not several where it takes any number: an answer must not depend on who shares the batch.
+        # Not several if it accepts any number: an output must not depend on the other images of the batch.
         self.batch = size if isinstance(size, int) else 1
 
     def answers(self, images: NDArray[np.uint8]) -> NDArray[Any]:
-        """As many as there are images."""
+        """Returns the outputs for any number of images."""
         parts = []
         for start in range(0, len(images), self.batch):
             part = images[start : start + self.batch]
@@ -37,11 +36,11 @@ class Original:
         return np.concatenate(parts)
 
     def raw(self, images: NDArray[np.uint8]) -> NDArray[Any]:
-        """Whatever comes, of exactly as many images as it takes at a time."""
+        """Returns the raw output for exactly one batch."""
         values = images if self.front is None else self.front.applied(images)
         try:
             (given,) = self.session.run([self.output.name], {self.found.input.name: values})
-        except Exception as error:  # whatever onnxruntime makes of an input
+        except Exception as error:  # onnxruntime's exceptions for an invalid input
             raise BadNetworkFile(
                 f"onnxruntime does not run it on an image of {images.shape[1]}x{images.shape[2]}: {words(error)}"
             ) from None
@@ -49,18 +48,18 @@ class Original:
 
 
 def noise(size: Size, channels: int, count: int) -> NDArray[np.uint8]:
-    """Random pixels, (count, height, width, channels), the same each time."""
+    """Returns random pixels, (count, height, width, channels), always the same."""
     return np.random.default_rng(0).integers(0, 256, (count, *size, channels), dtype=np.uint8)
 
 
 def session(model: onnx.ModelProto, optimised: bool = True) -> Session:
-    """Raises BadNetworkFile where onnxruntime does not take it."""
+    """Opens a session. Raises BadNetworkFile if onnxruntime does not accept the graph."""
     try:
         return runtime.session(model, optimised=optimised)
-    except Exception as error:  # whatever onnxruntime makes of a file
+    except Exception as error:  # onnxruntime's exceptions for an invalid file
         raise BadNetworkFile(f"onnxruntime does not run it: {words(error)}") from None
 
 
 def words(error: Exception) -> str:
-    """What onnxruntime says, with the names that the file has."""
+    """Returns onnxruntime's message, with the names in the file."""
     return runtime.words(error).replace(PREFIX, "")

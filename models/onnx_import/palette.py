@@ -1,4 +1,4 @@
-"""The colours of classes from a file: a text of one colour a line, or a picture with a palette."""
+"""Class colours from a file: text with one colour per line, or a picture with a palette."""
 
 import re
 from pathlib import Path
@@ -13,8 +13,8 @@ _NUMBERS = re.compile(r"(\d{1,3})[ ,]+(\d{1,3})[ ,]+(\d{1,3})")
 
 
 def read_palette(path: Path, classes: int) -> list[Colour]:
-    """So many colours, (red, green, blue) in 0..255: of lines such as `#ff8000` or `255 128 0`, or of the palette of a
-    PNG. Raises BadNetworkFile, BadData."""
+    """Returns `classes` colours, (red, green, blue) in 0..255, from lines such as `#ff8000` or `255 128 0`, or from the
+    palette of a PNG. Raises BadNetworkFile, BadData."""
     colours = picture.mask_header(path).palette if path.suffix.lower() == ".png" else read_colours(path)
     if len(colours) < classes:
         raise BadNetworkFile(f"{path} has {len(colours)} colours for {classes} classes")
@@ -22,7 +22,7 @@ def read_palette(path: Path, classes: int) -> list[Colour]:
 
 
 def read_colours(path: Path) -> list[Colour]:
-    """The colours of a text, one a line. Raises BadNetworkFile."""
+    """Reads a text with one colour per line. Raises BadNetworkFile."""
     try:
         lines = decoded(path.read_bytes()).rstrip().split("\n")
     except NoText as error:

@@ -1,4 +1,4 @@
-"""Whether an adopted network takes several images at a time, and the node that forbids it."""
+"""Checks whether an adopted network supports batching, and names the node that prevents it."""
 
 import re
 
@@ -6,20 +6,21 @@ import onnx
 
 from convoy.models.errors import BadNetworkFile
 from convoy.models.onnx_import.names import PREFIX
-from convoy.models.onnx_import.original import Size, noise, session, words
+from convoy.models.onnx_import.original import noise, session, words
+from convoy.models.onnx_import.wanted import Size
 from convoy.service import metadata
 
-BATCHES = (1, 3)  # that it is tried with
+BATCHES = (1, 3)  # batch sizes tested
 
 
 def check(graph: onnx.ModelProto, size: Size, channels: int, batch: int | str) -> None:
-    """Runs it on images of that size. Raises BadNetworkFile, naming the node; `batch` is what the file was made for."""
+    """Runs it on images of that size. Raises BadNetworkFile, naming the node; `batch` is the file's batch size."""
     trouble = f"batch size {batch} cannot be made free" if isinstance(batch, int) else "it does not take several images"
-    running = session(graph, optimised=False)  # whose nodes have the names that they have in the file
+    running = session(graph, optimised=False)  # not optimised, so that its nodes keep the names in the file
     for count in BATCHES:
         try:
             (first, *_) = running.run(None, {metadata.IMAGE: noise(size, channels, count)})
-        except Exception as error:  # whatever onnxruntime makes of a graph
+        except Exception as error:  # onnxruntime's exceptions for an invalid graph
             raise BadNetworkFile(f"{trouble}: {_named(error)} forbids it: {words(error)}") from None
         if len(first) != count:
             raise BadNetworkFile(
@@ -35,7 +36,7 @@ def _named(error: Exception) -> str:
 
 
 def _culprit(graph: onnx.ModelProto, size: Size, channels: int) -> str:
-    """The first node whose answer does not grow with the batch."""
+    """Returns the first node whose output does not grow with the batch."""
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)
     names = [name for node in copy.graph.node for name in node.output[:1] if name]

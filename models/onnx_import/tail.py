@@ -1,4 +1,4 @@
-"""What stands behind a network that was made elsewhere: its answer becomes what its task is served with."""
+"""Post-processing nodes for a network made elsewhere: they convert its output to the served form."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ from convoy.service import metadata
 
 
 def nodes(source: str, answer: Answer, opset: int) -> list[NodeProto]:
-    """From the tensor `source`, which holds the answer, to the `outputs`."""
+    """Returns the nodes from the network's output `source` to the `outputs`."""
     if answer.values == "indices":
         return _mask(source, answer, opset)
     return _classes(source, answer) if answer.task == "classification" else _pixels(source, answer, opset)
 
 
 def outputs(answer: Answer, sides: list[str | int]) -> list[onnx.ValueInfoProto]:
-    """What comes out, for images of those sides, [N, H, W]; of classes that come as such nobody knows how sure."""
+    """Returns the served outputs for images of `sides`, [N, H, W]; class indices have no confidence."""
     if answer.task == "classification":
         return [helper.make_tensor_value_info(metadata.PROBABILITIES, TensorProto.FLOAT, ["N", "classes"])]
     names = [metadata.MASK] if answer.values == "indices" else [metadata.MASK, metadata.CONFIDENCE]
@@ -40,9 +40,9 @@ def _pixels(source: str, answer: Answer, opset: int) -> list[NodeProto]:
     axis, moved = answer.axis, []
     assert axis is not None
     if opset < 13 and axis == 1:
-        # There, softmax goes over its axis and all behind it.
+        # Before opset 13, softmax covers its axis and all later ones.
         moved, source, axis = [helper.make_node("Transpose", [source], ["last"], perm=[0, 2, 3, 1])], "last", 3
-    # Of logits, which order as their probabilities do, but tell apart what those round to the same.
+    # On logits, which have the same order as probabilities but distinguish values that round to the same.
     compared = "shares" if answer.single else "answer"
     return [
         *moved,
@@ -50,7 +50,7 @@ def _pixels(source: str, answer: Answer, opset: int) -> list[NodeProto]:
         helper.make_node("ArgMax", [compared], ["index"], axis=axis, keepdims=0),
         helper.make_node("Cast", ["index"], [metadata.MASK], to=TensorProto.UINT8),
         *_reduced("ReduceMax", "shares", "most", axis, since=18, opset=opset, keepdims=0),
-        # A probability of half precision may be above 1, and a byte would begin at 0 again.
+        # A half-precision probability may exceed 1, which would wrap around in a byte.
         _constant("whole", np.float32(1)),
         helper.make_node("Sub", ["most", "whole"], ["above"]),
         helper.make_node("Relu", ["above"], ["too_much"]),
@@ -58,13 +58,13 @@ def _pixels(source: str, answer: Answer, opset: int) -> list[NodeProto]:
         _constant("full", np.float32(255)),
         _constant("half", np.float32(0.5)),
         helper.make_node("Mul", ["best", "full"], ["steps"]),
-        helper.make_node("Add", ["steps", "half"], ["rounded"]),  # the cast cuts off what is behind the point
+        helper.make_node("Add", ["steps", "half"], ["rounded"]),  # the cast truncates
         helper.make_node("Cast", ["rounded"], [metadata.CONFIDENCE], to=TensorProto.UINT8),
     ]
 
 
 def _shares(source: str, answer: Answer, axis: int) -> list[NodeProto]:
-    """Probabilities of all classes along the axis."""
+    """Returns nodes for the probabilities of all classes along the axis."""
     cast = helper.make_node("Cast", [source], ["answer"], to=TensorProto.FLOAT)
     if not answer.single:
         last = {"logits": ("Softmax", {"axis": axis}), "probabilities": ("Identity", {})}[answer.values]
@@ -79,7 +79,7 @@ def _shares(source: str, answer: Answer, axis: int) -> list[NodeProto]:
 
 
 def _reduced(kind: str, source: str, result: str, axis: int, since: int, opset: int, **options: Any) -> list[NodeProto]:
-    """An operation over one axis, which it takes as an attribute before the opset `since`, then as an input."""
+    """Returns a reduction over one axis, which is an attribute before the opset `since` and an input from then on."""
     if opset < since:
         return [helper.make_node(kind, [source], [result], axes=[axis], **options)]
     return [

@@ -1,4 +1,4 @@
-"""A network that was made elsewhere between nodes of ours: pixels brought to it, and its answer made what is served."""
+"""Wraps a network made elsewhere in nodes for pre- and post-processing."""
 
 import onnx
 from onnx import TensorProto, helper
@@ -10,7 +10,7 @@ from convoy.models.onnx_import.front import Front
 from convoy.models.onnx_import.names import PREFIX, prefixed
 from convoy.service import metadata
 
-OLDEST_IR = 4  # before which weights were inputs, too, for anyone to change
+OLDEST_IR = 4  # earlier versions list weights as inputs, which callers could override
 
 
 def wrapped(
@@ -20,13 +20,13 @@ def wrapped(
     size: tuple[int | None, int | None],
     channels: int,
 ) -> onnx.ModelProto:
-    """`image` uint8 (N, H, W, C) in, what the answer's task is served with out."""
+    """Returns the graph from `image` uint8 (N, H, W, C) to the task's served outputs."""
     inner = prefixed(model)
     graph, sides = inner.graph, ["N", size[0] or "H", size[1] or "W"]
     (given,) = (value.name for value in graph.input)
     opset = max(entry.version for entry in inner.opset_import if entry.domain in ("", "ai.onnx"))
     for node in graph.node:
-        node.name = node.name or next(filter(None, node.output), "")  # what messages name it by
+        node.name = node.name or next(filter(None, node.output), "")  # the name in messages
     before = (
         [helper.make_node("Identity", [metadata.IMAGE], [given])] if front is None else front_nodes.nodes(front, given)
     )

@@ -1,1 +1,1 @@
-"""Weights that other libraries saved, read without those libraries."""
+"""Pretrained weights in other libraries' files, read without those libraries."""

@@ -1,4 +1,4 @@
-"""Weights that Keras saved, copied into a network of ours, layer by layer in Keras' order."""
+"""Keras weights, copied layer by layer in Keras' order."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -11,28 +11,28 @@ from convoy.models.pretrained.keras_file import CONVOLUTION, DENSE, DEPTHWISE, N
 
 
 class Flattened(NamedTuple):
-    """A linear layer that reads a flattened (channels, height, width) map, which Keras flattens as (height, width,
+    """A linear layer after a flattened (channels, height, width) map, which Keras flattens as (height, width,
     channels)."""
 
     linear: nn.Linear
     shape: tuple[int, int, int]
 
 
-# What one layer of Keras becomes. The Sequential is a depthwise convolution followed by a pointwise one.
+# The counterpart of one Keras layer. The Sequential is a depthwise convolution followed by a pointwise one.
 Entry = nn.Conv2d | nn.Linear | nn.BatchNorm2d | nn.Sequential | Flattened
 
 
 def registration_order(network: nn.Module) -> list[Entry]:
-    """The layers with weights, as they are registered: Keras' order for a network that is one chain."""
+    """Returns the layers with weights in registration order, which is Keras' order for a network without branches."""
     if isinstance(network, nn.Conv2d | nn.Linear | nn.BatchNorm2d) or _is_separable(network):
         return [network]  # type: ignore[list-item]
     return [entry for child in network.children() for entry in registration_order(child)]
 
 
 def classes(layers: Layers, entries: Sequence[Entry]) -> int:
-    """How many classes the file's last layer tells apart, where `entries` are of the same network with any number.
+    """Returns the number of classes of the file's last layer; `entries` are of the same network with any number.
 
-    Raises BadWeights where the file has no such layer.
+    Raises BadWeights if the file has no such layer.
     """
     head = layers.get(_kind(entries[-1]))
     if not head:
@@ -41,10 +41,10 @@ def classes(layers: Layers, entries: Sequence[Entry]) -> int:
 
 
 def copy(layers: Layers, network: nn.Module, entries: Sequence[Entry]) -> None:
-    """Copy each layer into its entry; `entries` are all of the network's layers with weights, in the order of Keras'
-    `model.layers`, and `layers` is used up.
+    """Copies each layer into its entry. `entries` are all layers of the network with weights, in the order of Keras'
+    `model.layers`; `layers` is consumed.
 
-    Raises BadWeights where a layer is missing, left over or of another shape.
+    Raises BadWeights if a layer is missing, left over or has another shape.
     """
     names = {id(module): name for name, module in network.named_modules()}
     filled: set[int] = set()
@@ -69,7 +69,7 @@ def copy(layers: Layers, network: nn.Module, entries: Sequence[Entry]) -> None:
 
 
 class _Slot(NamedTuple):
-    """A tensor of ours, the shape Keras has it in, and how to get from there to ours."""
+    """A tensor of our network, its shape in Keras, and the conversion from Keras' layout."""
 
     target: Tensor
     shape: tuple[int, ...]
@@ -85,7 +85,7 @@ def _slots(entry: Entry) -> list[_Slot]:
             return [slot for convolution in entry for slot in _slots(convolution)]  # type: ignore[arg-type]
         case nn.BatchNorm2d():
             tensors = (entry.weight, entry.bias, entry.running_mean, entry.running_var)
-            return [_vector(tensor) for tensor in tensors if tensor is not None]  # no weight: it does not scale
+            return [_vector(tensor) for tensor in tensors if tensor is not None]  # no weight: no scale
     bias: Tensor | None = entry.linear.bias if isinstance(entry, Flattened) else entry.bias
     return [_kernel(entry), *([] if bias is None else [_vector(bias)])]
 

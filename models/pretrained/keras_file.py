@@ -1,4 +1,4 @@
-"""The layers in a file of weights that Keras wrote: `.weights.h5`, and the legacy `.h5`."""
+"""Reads Keras weight files: `.weights.h5`, and the legacy `.h5`."""
 
 import re
 from collections import deque
@@ -16,8 +16,8 @@ DENSE, NORM = "dense", "batch_normalization"
 
 
 class Layer(NamedTuple):
-    """One layer under the name it has in Keras. `weights` are in Keras' order: kernel, bias; both kernels of a
-    separable convolution; gamma, beta, moving mean, moving variance, of which gamma may be missing."""
+    """One layer, by its name in Keras. `weights` are in Keras' order: kernel, bias; both kernels of a separable
+    convolution; gamma, beta, moving mean, moving variance, where gamma may be missing."""
 
     name: str
     weights: list[NDArray[np.float32]]
@@ -31,17 +31,17 @@ Layers = dict[str, deque[Layer]]
 
 
 def read(path: Path) -> Layers:
-    """The layers that have weights, by kind (the layer's class in snake case), each kind in the order of Keras'
+    """Returns the layers with weights, by kind (the layer's class in snake case), each kind in the order of Keras'
     `model.layers`.
 
-    A legacy file keeps classes to itself, but the ranks of the arrays tell them, except that a depthwise convolution
-    looks like a plain one: there both kinds are one and the same queue. Raises BadWeights.
+    A legacy file does not contain the classes, but the ranks of the arrays determine them, except that depthwise and
+    plain convolutions look the same: both kinds then share one queue. Raises BadWeights.
     """
     try:
         with h5py.File(path) as file:
             if "layers" in file:
                 return _by_class(file["layers"], file.filename)
-            legacy = file.get("model_weights", file)  # a whole saved model, or its weights alone
+            legacy = file.get("model_weights", file)  # a whole saved model, or its weights only
             if names := _texts(legacy, "layer_names"):
                 return _by_rank(legacy, names, file.filename)
     except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
@@ -93,7 +93,7 @@ def _kind(name: str, arrays: list[NDArray[np.float32]]) -> str:
 
 
 def _texts(group: Any, name: str) -> list[str]:
-    # A list longer than HDF5's limit for an attribute is written as name0, name1, ..
+    # HDF5 limits the size of attributes, so a longer list is written as name0, name1, ..
     pieces = [group.attrs[name]] if name in group.attrs else []
     while f"{name}{len(pieces)}" in group.attrs:
         pieces.append(group.attrs[f"{name}{len(pieces)}"])
@@ -101,7 +101,7 @@ def _texts(group: Any, name: str) -> list[str]:
 
 
 def _array(dataset: Any, path: str) -> NDArray[np.float32]:
-    # HDF5 can point into other files of this machine; weights have no reason to.
+    # HDF5 can reference other files of this machine; weights have no need to.
     if dataset.external or dataset.is_virtual or dataset.file.filename != path:
         raise BadWeights(f"array {dataset.name!r} of the file lies in another file, want one file with everything")
     return np.asarray(dataset, np.float32)

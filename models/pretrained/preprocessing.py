@@ -1,24 +1,25 @@
-"""What published weights expect of pixels: the few ways there are."""
+"""Preprocessing that published weights expect of pixels."""
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from convoy.models.graph import ChannelOrder
+if TYPE_CHECKING:
+    from convoy.models.graph import ChannelOrder
 
 PixelForm = Literal["plain", "imagenet", "caffe", "symmetric"]
 
 
 class Preprocessing(NamedTuple):
-    """`mean` and `std` are per channel as images have them, red first, of pixels in 0..1, whatever `order` says."""
+    """`mean` and `std` are per channel in image order, red first, for pixels in 0..1, regardless of `order`."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    order: ChannelOrder = "RGB"
+    order: "ChannelOrder" = "RGB"
 
 
 PREPROCESSING: dict[PixelForm, Preprocessing] = {
     "plain": Preprocessing((0, 0, 0), (1, 1, 1)),
     "imagenet": Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    # The mean colour of ImageNet in 0..255; OpenCV, with which Caffe read files, has blue first.
+    # ImageNet's mean colour in 0..255; OpenCV, which Caffe read files with, has blue first.
     "caffe": Preprocessing((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3, "BGR"),
     "symmetric": Preprocessing((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }

@@ -1,193 +1,93 @@
-"""Whose weights can be adopted: one row per architecture and library that publishes it."""
+"""Whose weights can be adopted: one row per architecture and library that publishes it.
 
-import re
-from collections.abc import Callable, Mapping
+Functions are named with their module in this package, which is imported when a file is read.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from torch import nn
-
-from convoy.models.blocks import ConvNorm2d
-from convoy.models.classification.resnet import Bottleneck, ResNet
-from convoy.models.classification.vgg import VGG
-from convoy.models.pretrained.keras import Entry, Flattened, registration_order
+from convoy.models import late
 from convoy.models.pretrained.preprocessing import PixelForm
-from convoy.models.pretrained.side_by_side import by_depth
-from convoy.models.pretrained.torchvision import Rename
 from convoy.models.registry import Argument
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from convoy.models.pretrained.keras import Entry
+    from convoy.models.pretrained.torchvision import Rename
 
 
 @dataclass(frozen=True)
 class Published:
-    """How Keras has a network.
+    """A network published by Keras.
 
     pixels          as the published ImageNet weights expect them
-    order           our layers with weights in the order of Keras' `model.layers`, which is by depth below the output
-                    and then by creation
+    order           the function that puts our layers with weights in the order of Keras' `model.layers`, which is by
+                    depth below the output and then by creation
     arguments       with which our network is Keras'
     """
 
     pixels: PixelForm
-    order: Callable[[nn.Module], list[Entry]] = registration_order
+    order: str = "keras:registration_order"
     arguments: Mapping[str, Argument] = field(default_factory=dict)
+
+    def entries(self, network: "nn.Module") -> "list[Entry]":
+        found: list[Entry] = late.named(f"pretrained.{self.order}")(network)
+        return found
 
 
 @dataclass(frozen=True)
 class PublishedState:
-    """How torchvision has a network.
+    """A network published by torchvision.
 
-    rename          its names of tensors to ours
+    rename          the function that makes its names of tensors ours
     head            its name of the last layer
-    arguments       with which our network is torchvision's
-    pixels          as the published ImageNet weights expect them
+    arguments       arguments that make our network equal to torchvision's
+    pixels          the preprocessing of the published ImageNet weights
     """
 
-    rename: Rename
+    rename: str
     head: str
     arguments: Mapping[str, Argument] = field(default_factory=dict)
     pixels: PixelForm = "imagenet"
 
-
-def _vgg(network: nn.Module) -> list[Entry]:
-    assert isinstance(network, VGG)
-    first, *rest = registration_order(network.classifier)
-    assert isinstance(first, nn.Linear)
-    return [*registration_order(network.features), Flattened(first, network.grid), *rest]
-
-
-def _resnet(network: nn.Module) -> list[Entry]:
-    """A shortcut's convolution is as far above the output as the last one beside it, and made before it."""
-    assert isinstance(network, ResNet)
-    modules: list[nn.Module] = [network.stem]
-    for block in network.modules():
-        if isinstance(block, Bottleneck):
-            modules += [block.step1, block.step2, block.shortcut, block.step3]
-    return [entry for module in (*modules, network.classifier) for entry in registration_order(module)]
+    def renaming(self) -> "Rename":
+        found: Rename = late.named(f"pretrained.{self.rename}")
+        return found
 
 
 KERAS: dict[str, Published] = {
-    "vgg16": Published("caffe", _vgg),
-    "vgg19": Published("caffe", _vgg),
-    "resnet50": Published("caffe", _resnet, {"form": "v1"}),
-    "resnet101": Published("caffe", _resnet, {"form": "v1"}),
-    "resnet152": Published("caffe", _resnet, {"form": "v1"}),
+    "vgg16": Published("caffe", "layer_order:vgg"),
+    "vgg19": Published("caffe", "layer_order:vgg"),
+    "resnet50": Published("caffe", "layer_order:resnet", {"form": "v1"}),
+    "resnet101": Published("caffe", "layer_order:resnet", {"form": "v1"}),
+    "resnet152": Published("caffe", "layer_order:resnet", {"form": "v1"}),
     "densenet121": Published("imagenet"),
     "densenet169": Published("imagenet"),
     "densenet201": Published("imagenet"),
     "mobilenet": Published("symmetric"),
-    "inception_v3": Published("symmetric", by_depth, {"form": "keras"}),
-    "inception_resnet_v2": Published("symmetric", by_depth),
+    "inception_v3": Published("symmetric", "layer_order:by_depth", {"form": "keras"}),
+    "inception_resnet_v2": Published("symmetric", "layer_order:by_depth"),
     "xception": Published("symmetric"),
 }
 
-
-def renamed(*rules: tuple[str, str]) -> Rename:
-    """The first of these regular expressions that matches the beginning of a name is replaced; other names stay."""
-    compiled = [(re.compile(pattern), replacement) for pattern, replacement in rules]
-
-    def rename(name: str, network: nn.Module) -> str:
-        for pattern, replacement in compiled:
-            if match := pattern.match(name):
-                return match.expand(replacement) + name[match.end() :]
-        return name
-
-    return rename
-
-
-def _flat_stacks(name: str, network: nn.Module) -> str:
-    """torchvision's features of VGG are one chain, ours are a chain of stacks."""
-    assert isinstance(network, VGG)
-    places = [f"features.{place}" for place, _ in network.features.named_modules() if "." in place]
-    match = re.match(r"features\.(\d+)", name)
-    return places[int(match[1])] + name[match.end() :] if match and int(match[1]) < len(places) else name
-
-
-def _inception_v3(name: str, network: nn.Module) -> str | None:
-    """torchvision has a name for every convolution where ours are numbered, in the same order."""
-    if name.startswith("AuxLogits."):
-        return None
-    ours = [place for place, module in network.named_modules() if isinstance(module, ConvNorm2d)]
-    places = dict(zip(_INCEPTION_V3, ours, strict=True)) | {"fc": "output"}
-    layer, _, tensor = name.rpartition(".")
-    match = re.fullmatch(r"(.+)\.(conv|bn)", layer)
-    if match and match[1] in places:
-        return f"{places[match[1]]}.{'conv' if match[2] == 'conv' else 'norm'}.{tensor}"
-    return f"{places.get(layer, layer)}.{tensor}"
-
-
-_FIGURE_5 = "branch1x1 branch5x5_1 branch5x5_2 branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3 branch_pool"
-_REDUCTION_1 = "branch3x3 branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3"
-_FIGURE_6 = (
-    "branch1x1 branch7x7_1 branch7x7_2 branch7x7_3 "
-    "branch7x7dbl_1 branch7x7dbl_2 branch7x7dbl_3 branch7x7dbl_4 branch7x7dbl_5 branch_pool"
-)
-_REDUCTION_2 = "branch3x3_1 branch3x3_2 branch7x7x3_1 branch7x7x3_2 branch7x7x3_3 branch7x7x3_4"
-_FIGURE_7 = (
-    "branch1x1 branch3x3_1 branch3x3_2a branch3x3_2b "
-    "branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3a branch3x3dbl_3b branch_pool"
-)
-_MIXED = {
-    **dict.fromkeys(("5b", "5c", "5d"), _FIGURE_5),
-    "6a": _REDUCTION_1,
-    **dict.fromkeys(("6b", "6c", "6d", "6e"), _FIGURE_6),
-    "7a": _REDUCTION_2,
-    **dict.fromkeys(("7b", "7c"), _FIGURE_7),
-}
-_INCEPTION_V3 = [
-    *(f"Conv2d_{place}" for place in ("1a_3x3", "2a_3x3", "2b_3x3", "3b_1x1", "4a_3x3")),
-    *(f"Mixed_{place}.{branch}" for place, branches in _MIXED.items() for branch in branches.split()),
-]
-
-_RESNET = renamed(
-    (r"conv1\.", "stem.conv."),
-    (r"bn1\.", "stem.norm."),
-    (r"layer(\d)\.(\d+)\.conv(\d)\.", r"stages.stage\1.\2.step\3.conv."),
-    (r"layer(\d)\.(\d+)\.bn(\d)\.", r"stages.stage\1.\2.step\3.norm."),
-    (r"layer(\d)\.(\d+)\.downsample\.0\.", r"stages.stage\1.\2.shortcut.conv."),
-    (r"layer(\d)\.(\d+)\.downsample\.1\.", r"stages.stage\1.\2.shortcut.norm."),
-    (r"fc\.", "classifier."),
-)
-_PYRAMID = renamed(
-    (r"classifier\.0\.convs\.([0-3])\.0\.", r"pyramid.branches.\1.conv."),
-    (r"classifier\.0\.convs\.([0-3])\.1\.", r"pyramid.branches.\1.norm."),
-    (r"classifier\.0\.convs\.4\.1\.", "pyramid.image.conv."),
-    (r"classifier\.0\.convs\.4\.2\.", "pyramid.image.norm."),
-    (r"classifier\.0\.project\.0\.", "pyramid.project.conv."),
-    (r"classifier\.0\.project\.1\.", "pyramid.project.norm."),
-    (r"classifier\.1\.", "refine.conv."),
-    (r"classifier\.2\.", "refine.norm."),
-    (r"classifier\.4\.", "score."),
-)
-_DENSENET = renamed(
-    (r"features\.(conv|norm)0\.", r"stem.\1."),
-    # The published files are from when a layer's parts were called norm.1, conv.1, ..
-    (r"features\.denseblock(\d+)\.denselayer(\d+)\.(norm|conv)\.?([12])\.", r"body.block\1.layer\2.\3\4."),
-    (r"features\.transition(\d)\.", r"body.transition\1."),
-    (r"features\.norm5\.", "norm."),
-)
-
-
-def _deeplab_v3(name: str, network: nn.Module) -> str | None:
-    """A ResNet under `backbone`, the pyramid under `classifier`, and a head for training only."""
-    if name.startswith("aux_classifier."):
-        return None
-    body = name.removeprefix("backbone.")
-    return _PYRAMID(name, network) if body == name else _RESNET(body, network)
-
-
 TORCHVISION: dict[str, PublishedState] = {
-    "vgg16": PublishedState(_flat_stacks, head="classifier.6"),
-    "vgg19": PublishedState(_flat_stacks, head="classifier.6"),
-    "resnet18": PublishedState(_RESNET, head="fc"),
-    "resnet34": PublishedState(_RESNET, head="fc"),
-    "resnet50": PublishedState(_RESNET, head="fc", arguments={"form": "v1.5"}),
-    "resnet101": PublishedState(_RESNET, head="fc", arguments={"form": "v1.5"}),
-    "resnet152": PublishedState(_RESNET, head="fc", arguments={"form": "v1.5"}),
-    "densenet121": PublishedState(_DENSENET, head="classifier"),
-    "densenet169": PublishedState(_DENSENET, head="classifier"),
-    "densenet201": PublishedState(_DENSENET, head="classifier"),
+    "vgg16": PublishedState("tensor_names:flat_stacks", head="classifier.6"),
+    "vgg19": PublishedState("tensor_names:flat_stacks", head="classifier.6"),
+    "resnet18": PublishedState("tensor_names:resnet", head="fc"),
+    "resnet34": PublishedState("tensor_names:resnet", head="fc"),
+    "resnet50": PublishedState("tensor_names:resnet", head="fc", arguments={"form": "v1.5"}),
+    "resnet101": PublishedState("tensor_names:resnet", head="fc", arguments={"form": "v1.5"}),
+    "resnet152": PublishedState("tensor_names:resnet", head="fc", arguments={"form": "v1.5"}),
+    "densenet121": PublishedState("tensor_names:densenet", head="classifier"),
+    "densenet169": PublishedState("tensor_names:densenet", head="classifier"),
+    "densenet201": PublishedState("tensor_names:densenet", head="classifier"),
     "deeplab_v3": PublishedState(
-        _deeplab_v3, head="classifier.4", arguments={"form": "torchvision", "output_stride": 8}
+        "tensor_names:deeplab_v3", head="classifier.4", arguments={"form": "torchvision", "output_stride": 8}
     ),
     # Its network turns the pixels it is given, imagenet's, into -1..1 itself.
-    "inception_v3": PublishedState(_inception_v3, head="fc", arguments={"form": "torchvision"}, pixels="symmetric"),
+    "inception_v3": PublishedState(
+        "tensor_names:inception_v3", head="fc", arguments={"form": "torchvision"}, pixels="symmetric"
+    ),
 }

@@ -1,4 +1,4 @@
-"""Weights of torchvision's networks, a state dict in a `.pth` file, copied into a network of ours by name."""
+"""torchvision weights, a state dict in a `.pth` file, copied by name."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,18 +8,18 @@ from torch import Tensor, nn
 
 from convoy.models.errors import BadWeights
 
-# The name that a tensor of the file has in this network of ours; None for what it has no use for in serving.
+# Maps a tensor's name in the file to its name in our network; None if serving does not use it.
 Rename = Callable[[str, nn.Module], str | None]
 State = dict[str, Tensor]
 
-COUNTER = "num_batches_tracked"  # no answer depends on it, and older files lack it
+COUNTER = "num_batches_tracked"  # does not affect the output, and older files lack it
 
 
 def read(path: Path) -> State:
-    """The tensors in a file by name. Nothing in the file is run. Raises BadWeights."""
+    """Reads the tensors in a file by name, without running any code in it. Raises BadWeights."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # whatever a file that is none makes the unpickler raise; its words are about unpickling
+    except Exception:  # the unpickler raises many types for an invalid file, with messages about unpickling
         raise BadWeights(f"{path} is {_WANTED}") from None
     if not (isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values())):
         raise BadWeights(f"{path} is {_WANTED}")
@@ -27,7 +27,7 @@ def read(path: Path) -> State:
 
 
 def classes(state: State, head: str) -> int:
-    """How many classes the file's last layer, `head`, tells apart. Raises BadWeights where it is not there."""
+    """Returns the number of classes of the file's last layer, `head`. Raises BadWeights if it is missing."""
     name = f"{head}.weight"
     if name not in state:
         raise BadWeights(f"the file has no tensor {name!r}, want a whole network with its classifier")
@@ -35,7 +35,7 @@ def classes(state: State, head: str) -> int:
 
 
 def copy(state: State, network: nn.Module, rename: Rename) -> None:
-    """Copy every tensor to its place. Raises BadWeights where one is missing, left over or of another shape."""
+    """Copies every tensor to its place. Raises BadWeights if one is missing, left over or has another shape."""
     missing = {name: value for name, value in network.state_dict().items() if not name.endswith(COUNTER)}
     for theirs, value in state.items():
         ours = rename(theirs, network)

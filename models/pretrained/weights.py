@@ -1,4 +1,4 @@
-"""From a file of weights that another library saved to a network of ours and all that its checkpoint will say."""
+"""Adoption of weights that another library saved: builds the network and its checkpoint's description."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import h5py
 import torch
 from torch import nn
 
-from convoy.models import registry
+from convoy.models import paths, registry
 from convoy.models.checkpoint import Description
 from convoy.models.errors import BadWeights
 from convoy.models.pretrained import keras, keras_file, torchvision
@@ -22,7 +22,7 @@ CHANNELS = 3
 
 
 class Adopted(NamedTuple):
-    """`network` is in eval mode; `library` saved its weights; `pixels` says how it takes images."""
+    """`network` is in eval mode; `library` saved its weights; `pixels` is its preprocessing."""
 
     description: Description
     network: nn.Module
@@ -38,16 +38,14 @@ def adopt(
     arguments: Mapping[str, Argument] | None = None,
     pixels: PixelForm | None = None,
 ) -> Adopted:
-    """A network of that architecture with the weights in a file of Keras or torchvision.
+    """Returns a network of that architecture with the weights in a file of Keras or torchvision.
 
-    The file says how many classes there are; without `labels` they are called `class 0` and so on. `size` (height,
-    width) is the architecture's own unless given, `arguments` and `pixels` are those of the library's published
-    network. Raises BadWeights where the file is not of this network, BadTraining for what the architecture does not
-    have.
+    The file determines the number of classes; without `labels` they are named `class 0` and so on. `size` (height,
+    width) defaults to the architecture's own, `arguments` and `pixels` to those of the library's published network.
+    Raises BadWeights if the file does not fit the network, BadTraining for an option the architecture does not have.
     """
     task = registry.architecture(architecture).task
-    if not path.is_file():
-        raise BadWeights(f"there is no file {path}, want weights that Keras or torchvision saved")
+    paths.check_weights(path)
     library = "Keras" if h5py.is_hdf5(path) else "torchvision"
     row = _row(architecture, library)
     given = registry.merged(architecture, {**row.arguments, **(arguments or {})})
@@ -76,7 +74,7 @@ def adopt(
 
 
 def read_labels(path: Path) -> list[str]:
-    """The labels in a text file, one a line, class 0 first. Raises BadWeights."""
+    """Reads the labels in a text file, one per line, class 0 first. Raises BadWeights."""
     try:
         lines = [line.strip() for line in decoded(path.read_bytes()).rstrip().split("\n")]
     except NoText as error:
@@ -96,10 +94,10 @@ def _row(architecture: str, library: str) -> Published | PublishedState:
 def _from_keras(path: Path, row: Published, build: Callable[[int], nn.Module]) -> tuple[nn.Module, int]:
     layers = keras_file.read(path)
     with torch.device("meta"):
-        entries = row.order(build(1))
+        entries = row.entries(build(1))
     classes = keras.classes(layers, entries)
     network = build(classes)
-    keras.copy(layers, network, row.order(network))
+    keras.copy(layers, network, row.entries(network))
     return network, classes
 
 
@@ -107,7 +105,7 @@ def _from_torchvision(path: Path, row: PublishedState, build: Callable[[int], nn
     state = torchvision.read(path)
     classes = torchvision.classes(state, row.head)
     network = build(classes)
-    torchvision.copy(state, network, row.rename)
+    torchvision.copy(state, network, row.renaming())
     return network, classes
 
 

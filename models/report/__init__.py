@@ -1,1 +1,1 @@
-"""What a run shows when it has ended, and runs side by side."""
+"""Reports of finished runs, and comparisons of runs."""

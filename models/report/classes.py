@@ -1,4 +1,4 @@
-"""The scores class by class as a table: in the terminal, as CSV, and in a page."""
+"""The table of scores per class, for the terminal, CSV and HTML."""
 
 import csv
 from pathlib import Path
@@ -8,24 +8,24 @@ from rich.table import Table
 from convoy.models.evaluation.classes import ClassScores
 from convoy.models.evaluation.evaluate import Evaluation
 
-MOST_ROWS = 40  # in the terminal, and in sight on a page; the file has them all
+MOST_ROWS = 40  # in the terminal, and visible on a page; the file has all rows
 
 
 def columns(evaluation: Evaluation) -> list[str]:
-    """The fields of `ClassScores` that say something in this task, in the order in which they are shown."""
+    """Returns the fields of `ClassScores` that apply to this task, in display order."""
     if evaluation.network.task == "classification":
         return ["precision", "recall", "f1", "support"]
     return ["iou", "precision", "recall", "boundary_f1", "support"]
 
 
 def cells(scores: ClassScores, names: list[str]) -> list[str]:
-    """A row as text; – for a score that there is nothing to measure on."""
+    """Returns a row as text; – for an undefined score."""
     found = [getattr(scores, name) for name in names]
     return ["–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}" for value in found]
 
 
 def table(evaluation: Evaluation) -> Table:
-    """For the terminal: the classes in their order, or of many the worst ones."""
+    """Returns the table for the terminal: all classes in order, or the worst ones if there are many."""
     names, rows, title = columns(evaluation), worst(evaluation), "classes"
     if len(rows) < len(evaluation.classes):
         title = f"the {len(rows)} worst of {len(evaluation.classes)} classes"
@@ -39,7 +39,7 @@ def table(evaluation: Evaluation) -> Table:
 
 
 def worst(evaluation: Evaluation) -> list[ClassScores]:
-    """The classes in their order where they are few, else the worst ones, worst first."""
+    """Returns all classes in order, or if there are many the worst ones, worst first."""
     rows = evaluation.classes
     if len(rows) <= MOST_ROWS:
         return rows
@@ -47,7 +47,7 @@ def worst(evaluation: Evaluation) -> list[ClassScores]:
 
 
 def save(evaluation: Evaluation, path: Path) -> None:
-    """All classes as CSV, a score that there is nothing to measure on left empty."""
+    """Writes all classes as CSV; undefined scores are empty."""
     names = columns(evaluation)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

@@ -1,4 +1,4 @@
-"""Runs side by side: what each network is and costs, how good it is, and how it came there."""
+"""Comparison of runs: architecture, cost, scores and curves."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from convoy.models.errors import BadRun
 from convoy.models.evaluation.evaluate import evaluate_file
 from convoy.models.evaluation.metrics import LEADING
 from convoy.models.report import curves, page
-from convoy.models.report.runs import Run, read
+from convoy.models.report.runs import Run, several
 from convoy.service.metadata import Task
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One run. `multiply_adds` are those of one image; `validation` are the scores of the checkpoint to go on with, by
-    name, `held_out` those on the test split, empty where nobody asked for them."""
+    """One run. `multiply_adds` is per image; `validation` contains the scores of the chosen checkpoint, by name;
+    `held_out` those on the test split, empty unless requested."""
 
     name: str
     architecture: str
@@ -36,7 +36,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`runs` are as they were named, `notes` say what makes them hard to compare."""
+    """`runs` are in the given order; `notes` warn about obstacles to a comparison."""
 
     runs: list[Compared]
     read: list[Run]
@@ -46,9 +46,7 @@ class Comparison:
 def compare(roots: Sequence[Path], held_out: bool = False, data: str | None = None) -> Comparison:
     """Reads runs, and with `held_out` measures each on the test split of its data, which lie at `data` where they have
     moved. Raises BadRun where there are fewer than two, or for different tasks; BadCheckpoint, BadTraining, BadData."""
-    if len(roots) < 2:
-        raise BadRun(f"{len(roots)} run, want at least two to compare")
-    runs = [read(root) for root in roots]
+    runs = several(roots)
     rows = [_compared(run, name, held_out, data) for run, name in zip(runs, names(roots), strict=True)]
     tasks = sorted({row.task for row in rows})
     if len(tasks) > 1:
@@ -57,13 +55,13 @@ def compare(roots: Sequence[Path], held_out: bool = False, data: str | None = No
 
 
 def names(roots: Sequence[Path]) -> list[str]:
-    """The folders' own names; the paths as they were given where these are not enough to tell runs apart."""
+    """Returns the folders' names, or the given paths if the names are not unique."""
     short = [root.resolve().name for root in roots]
     return short if len(set(short)) == len(short) else [str(root) for root in roots]
 
 
 def header(comparison: Comparison) -> list[str]:
-    """The columns of the table."""
+    """Returns the columns of the table."""
     validation, held_out = _scores(comparison)
     return [
         "run",
@@ -74,7 +72,7 @@ def header(comparison: Comparison) -> list[str]:
 
 
 def cells(comparison: Comparison, row: Compared) -> list[str]:
-    """One of its runs as text, in the order of the header; – for a score that it does not have."""
+    """Returns one run as text, in the order of the header; – for a missing score."""
     validation, held_out = _scores(comparison)
     scores = [*map(row.validation.get, validation), *map(row.held_out.get, held_out)]
     return [
@@ -86,7 +84,7 @@ def cells(comparison: Comparison, row: Compared) -> list[str]:
 
 
 def save(comparison: Comparison, path: Path) -> Path | None:
-    """Write the page, and beside it the curves as a PNG file; answers where those are, or None where no run has any."""
+    """Writes the page, and the curves as a PNG file beside it. Returns the PNG's path, or None if no run has curves."""
     picture = path.with_suffix(".png") if any(run.rows for run in comparison.read) else None
     sections = [page.note(text) for text in comparison.notes]
     rows = [cells(comparison, row) for row in comparison.runs]
@@ -103,7 +101,7 @@ def save(comparison: Comparison, path: Path) -> Path | None:
 
 
 def _scores(comparison: Comparison) -> tuple[list[str], list[str]]:
-    """The names of all scores that any of the runs has, on either split."""
+    """Returns the names of all scores that any run has, on each split."""
     return (
         list(dict.fromkeys(name for row in comparison.runs for name in row.validation)),
         list(dict.fromkeys(name for row in comparison.runs for name in row.held_out)),

@@ -1,4 +1,4 @@
-"""How losses, scores and the learning rate went, of one run or of several over each other."""
+"""Curves of losses, scores and the learning rate, for one run or several."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,14 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from convoy.models.training.history import Row
+from convoy.models.training.metrics_table import Row
 
-FEW = 25  # epochs, up to which each is marked
+FEW = 25  # epochs up to which each point is marked
 COLOURS = 20
 
 
 class Line(NamedTuple):
-    """`column` of the rows of one run, called `label` in the legend."""
+    """One `column` of a run's rows, with its `label` in the legend."""
 
     label: str
     rows: Sequence[Row]
@@ -24,7 +24,7 @@ class Line(NamedTuple):
 
 
 def save_run(rows: Sequence[Row], path: Path) -> None:
-    """Losses, scores and the learning rate of one run, each in a panel of a PNG file."""
+    """Plots losses, scores and the learning rate of one run, one panel each, into a PNG file."""
     names = [name for row in rows for name in row]
     scores = [name for name in dict.fromkeys(names) if name.startswith("validation_") and name != "validation_loss"]
     _save(
@@ -38,7 +38,7 @@ def save_run(rows: Sequence[Row], path: Path) -> None:
 
 
 def save_runs(runs: Mapping[str, Sequence[Row]], leading: str, path: Path) -> None:
-    """The leading validation score and both losses of several runs, by their names, each in a panel of a PNG file."""
+    """Plots the leading validation score and both losses of several named runs, one panel each, into a PNG file."""
     columns = {
         leading.removeprefix("validation_"): leading,
         "validation loss": "validation_loss",

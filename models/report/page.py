@@ -1,4 +1,4 @@
-"""A page of HTML that is one file: its pictures are inside, and nothing is fetched from anywhere."""
+"""A self-contained HTML page: pictures are embedded, and nothing is loaded from elsewhere."""
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ p.note { background: #fff8c5; border: 1px solid #d4a72c; border-radius: 6px; pad
 
 
 def page(title: str, lead: str, sections: Iterable[str]) -> str:
-    """The whole page, of parts that are HTML; title and lead are text."""
+    """Returns the whole page. The sections are HTML; title and lead are text."""
     return (
         "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
         '<meta name=viewport content="width=device-width, initial-scale=1">'
@@ -29,12 +29,12 @@ def page(title: str, lead: str, sections: Iterable[str]) -> str:
 
 
 def section(title: str, *parts: str) -> str:
-    """A part with a heading."""
+    """Returns a section with a heading."""
     return f"<h2>{escape(title)}</h2>" + "".join(parts)
 
 
 def cards(values: Mapping[str, str]) -> str:
-    """What matters most, large."""
+    """Returns the key figures as large cards."""
     inner = (
         f"<div class=card><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in values.items()
     )
@@ -42,36 +42,36 @@ def cards(values: Mapping[str, str]) -> str:
 
 
 def note(text: str) -> str:
-    """A sentence that should not be overlooked."""
+    """Returns a highlighted sentence."""
     return f"<p class=note>{escape(text)}</p>"
 
 
 def text(words: str) -> str:
-    """A sentence."""
+    """Returns a paragraph."""
     return f"<p>{escape(words)}</p>"
 
 
 def folded(title: str, part: str) -> str:
-    """A part that is seen when its title is chosen."""
+    """Returns a collapsed part that opens when its title is clicked."""
     return f"<details><summary>{escape(title)}</summary>{part}</details>"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Numbers at the right; the first column is names."""
+    """Returns a table with names in the first column and right-aligned numbers."""
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
     return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def pairs(values: Mapping[str, str]) -> str:
-    """A table of names and texts."""
+    """Returns a table of names and texts."""
     rows = (f"<tr><td>{escape(name)}</td><td class=text>{escape(value)}</td></tr>" for name, value in values.items())
     return f"<div class=scroll><table><tbody>{''.join(rows)}</tbody></table></div>"
 
 
 def picture(path: Path, description: str, wide: bool = False) -> str:
-    """A PNG file, inside the page; a sentence where there is none. What is `wide` is scrolled on a narrow screen, not
-    made small."""
+    """Returns a PNG file embedded in the page, or a note if it is missing. A `wide` one scrolls on a narrow screen
+    instead of shrinking."""
     if not path.is_file():
         return note(f"{path.name} is not there")
     data = base64.b64encode(path.read_bytes()).decode()

@@ -1,5 +1,6 @@
-"""A run as reports read it: the note, the rows of its epochs, the checkpoint to go on with."""
+"""Runs as reports read them: note, history and chosen checkpoint."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,14 @@ import msgspec
 
 from convoy.models.data.registry import shown
 from convoy.models.errors import BadRun
-from convoy.models.training import history
-from convoy.models.training.history import Row
+from convoy.models.training import metrics_table
+from convoy.models.training.metrics_table import Row
 from convoy.models.training.run import Note, RunFolder
 
 
 @dataclass(frozen=True)
 class Run:
-    """`rows` are by epoch, none of a run of an earlier version."""
+    """`rows` are by epoch; none for a run of an earlier version."""
 
     root: Path
     note: Note
@@ -26,19 +27,26 @@ class Run:
         return self.root / self.note.checkpoint
 
     def told(self) -> dict[str, str]:
-        """All that it was told, by name, without the folders above its data."""
+        """Returns all settings by name, without the folders above the data."""
         settings = msgspec.to_builtins(self.note.settings)
         return _flat({**settings, "data": shown(settings["data"])})
 
 
 def read(root: Path) -> Run:
-    """The run in a folder. Raises BadRun."""
+    """Reads the run in a folder. Raises BadRun."""
     note = RunFolder(root).read()
     if note is None:
         raise BadRun(f"{root} is not the folder of a run of this version, want one that `convoy train` wrote")
     if not (root / note.checkpoint).is_file():
         raise BadRun(f"the run in {root} has no {note.checkpoint} yet, want one that went through an epoch")
-    return Run(root, note, history.read(root / history.FILE))
+    return Run(root, note, metrics_table.read(root / metrics_table.FILE))
+
+
+def several(roots: Sequence[Path]) -> list[Run]:
+    """The runs to compare. Raises BadRun, also where there are fewer than two."""
+    if len(roots) < 2:
+        raise BadRun(f"{len(roots)} run, want at least two to compare")
+    return [read(root) for root in roots]
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:

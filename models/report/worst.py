@@ -1,4 +1,4 @@
-"""The examples that a network answers worst, as a sheet: where to look for wrong labels, and for what it cannot see."""
+"""The examples with the worst predictions, as a sheet: they reveal wrong labels and the network's weaknesses."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ MOST_IMAGES, MOST_MASKS = 32, 16
 
 
 class Chosen:
-    """Some images of a split, in that order."""
+    """A subset of a split, in the given order."""
 
     def __init__(self, split: Split, indices: Sequence[int]) -> None:
         self.split, self.indices = split, indices
@@ -33,15 +33,15 @@ class Chosen:
 
 
 def worst(evaluation: Evaluation) -> list[Example]:
-    """Those whose true class the network gave the least probability, or whose masks have the lowest mean IoU; worst
+    """Returns the images with the lowest probability of the true class, or whose masks have the lowest mean IoU, worst
     first."""
     most = MOST_IMAGES if evaluation.network.task == "classification" else MOST_MASKS
     return sorted(evaluation.examples, key=lambda example: example.score)[:most]
 
 
 def save(evaluation: Evaluation, path: Path) -> None:
-    """The worst images as a PNG file: with their true class and what was answered with which confidence; or the true
-    mask and the answered one side by side, each over the image. Of data that are images."""
+    """Writes the worst images as a PNG file: with true class, predicted class and confidence; or with the true and
+    predicted masks side by side, each over the image. For image data only."""
     network, split, examples = evaluation.network, evaluation.samples, worst(evaluation)
     if network.task == "classification":
         tiles = [Tile(split[each.index][0], caption(each, network.labels)) for each in examples]
@@ -51,7 +51,7 @@ def save(evaluation: Evaluation, path: Path) -> None:
 
 
 def caption(example: Example, labels: list[str]) -> str:
-    """What the image is, and what was answered."""
+    """Returns the true class and the prediction as text."""
     if example.true is None or example.answered is None or example.confidence is None:
         return f"IoU {example.score:.2f}"
     answered = "" if example.true == example.answered else f", not {labels[example.answered]}"
@@ -59,7 +59,7 @@ def caption(example: Example, labels: list[str]) -> str:
 
 
 def name(split: Split, index: int) -> str:
-    """The file of an image, or its number in the split."""
+    """Returns the file of an image, or its number in the split."""
     return split.name(index) if isinstance(split, FolderSplit) else f"no. {index}"
 
 
@@ -72,7 +72,7 @@ def _masks(network: Answerer, split: Split, examples: Sequence[Example]) -> list
     for place, example in enumerate(examples):
         image, target = chosen[place]
         assert isinstance(target, np.ndarray)
-        height, width = target.shape  # what was padded is at the right and at the bottom
+        height, width = target.shape  # padding is at the right and bottom
         tiles.append(Tile(image, f"{name(split, example.index)}: true", target))
         tiles.append(Tile(image, f"answered, {caption(example, network.labels)}", answers[place][:height, :width]))
     return tiles

@@ -1,7 +1,7 @@
-"""What a run folder shows when the run has ended: curves, confusion matrix, class table, worst examples, one page.
+"""The report of a finished run: curves, confusion matrix, class table, worst examples, and an HTML page.
 
-All is measured on the validation split. To look at what went wrong, change something and train again is to choose, and
-by the test split nothing may be chosen: `convoy evaluate` measures that one, when all is decided.
+Everything is measured on the validation split. Changing a network after looking at its errors is model selection, which
+must not use the test split: `convoy evaluate` measures that one, after all choices.
 """
 
 import shlex
@@ -21,8 +21,8 @@ CURVES, CONFUSION, CLASSES, WORST, PAGE = "curves.png", "confusion.png", "classe
 
 
 def write(root: Path, data: str | None = None) -> bool:
-    """Write all of it into a run's folder; whether all of it could be. `data` is where they are now, if they have
-    moved. What could not is told on stderr, in a line each, and the rest is there all the same. Raises BadRun,
+    """Writes the report into a run's folder. Returns whether all parts succeeded. `data` is the data's folder, if it
+    has moved. Each failed part is reported on one line of stderr; the others are still written. Raises BadRun,
     BadTraining, BadData."""
     run = read(root)
     evaluation = measure(of_checkpoint(run.checkpoint, data), "validation")
@@ -36,26 +36,26 @@ def write(root: Path, data: str | None = None) -> bool:
         parts.append((CURVES, lambda path: curves.save_run(run.rows, path)))
     if not evaluation.of_tensors:
         parts.append((WORST, lambda path: worst.save(evaluation, path)))
-    parts.append((PAGE, lambda path: _page(run, evaluation, path)))  # the last one: it shows the others
-    written = [_written(part, root / name) for name, part in parts]  # also after one that could not be
+    parts.append((PAGE, lambda path: _page(run, evaluation, path)))  # last, because it shows the others
+    written = [_written(part, root / name) for name, part in parts]  # a failure does not stop the later parts
     return all(written)
 
 
 def write_at_end(root: Path) -> None:
-    """The same behind a training run, whose end nothing here may spoil: what fails is told on stderr."""
-    (root / PAGE).unlink(missing_ok=True)  # of an earlier run, which would pass for this one's
+    """Writes the report after a training run. A failure is reported on stderr, since it must not fail the run."""
+    (root / PAGE).unlink(missing_ok=True)  # an earlier run's report would pass for this one's
     try:
         write(root)
-    except Exception as error:  # a report is not worth a run
+    except Exception as error:  # a report must not fail a run
         again = f"convoy report {shlex.quote(str(root))}"
         print(f"no report: {type(error).__name__}: {error}; try again with: {again}", file=sys.stderr, flush=True)
 
 
 def _written(part: Callable[[Path], None], path: Path) -> bool:
-    path.unlink(missing_ok=True)  # of an earlier run, which would pass for this one's
+    path.unlink(missing_ok=True)  # an earlier run's file would pass for this one's
     try:
         part(path)
-    except Exception as error:  # a picture is not worth a run
+    except Exception as error:  # a picture must not fail a run
         print(f"{path.name} could not be written: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return False
     return True
@@ -107,7 +107,7 @@ def _confusion(run: Run, evaluation: Evaluation) -> list[str]:
     labels = evaluation.network.labels
     if len(labels) <= confusion.MOST_NAMES:
         return [picture]
-    # Of so many classes the picture shows whether there is a pattern, and no names.
+    # With so many classes, the picture shows patterns but no names.
     rows = confusion.mistakes(evaluation.confusion, labels)
     return [page.text("The commonest mistakes:"), page.table(confusion.MISTAKES, rows), picture]
 

@@ -1,1 +1,1 @@
-"""Architectures that answer an image with a class per pixel: one file per paper."""
+"""Architectures for per-pixel segmentation: one file per paper."""

@@ -11,13 +11,13 @@ from convoy.models.classification.resnet import STEM_STRIDE, STRIDES, Bottleneck
 
 LAYERS = (3, 4, 6, 3)  # blocks in each stage of ResNet-50
 RESNET_FORM = RESNET_FORMS["v1.5"]
-RATES = (6, 12, 18)  # of the pyramid at an output stride of 16
+RATES = (6, 12, 18)  # of the pyramid, at an output stride of 16
 
 
 class Form(NamedTuple):
-    """`grid`: the rates of the three blocks of the last stage, relative to the stage's (section 3.2.1 of the paper).
-    `late`: the first block of a dilated stage still has the rate of the stage before. `refined`: a 3x3 convolution
-    between the pyramid and the classes' scores."""
+    """`grid`: the dilation rates of the last stage's three blocks, relative to the stage's (section 3.2.1 of the
+    paper). `late`: the first block of a dilated stage still has the previous stage's rate. `refined`: a 3x3 convolution
+    between the pyramid and the class scores."""
 
     grid: tuple[int, int, int]
     late: bool
@@ -31,14 +31,14 @@ FORMS = {
 
 
 class DeepLabV3(nn.Module):
-    """Logits for every pixel: a ResNet-50 whose last stages dilate their kernels, and a pyramid of such convolutions.
+    """A ResNet-50 with dilated kernels in the last stages, and a pyramid of dilated convolutions.
 
     (N, channels, H, W) float32, any H and W from 1 -> (N, classes, H, W)
 
-    `output_stride`, 16 or 8, is how much smaller than the image the maps are that the classes are told from; the scores
-    are brought to the image's size by bilinear interpolation. `width` is the maps of the stem, 64 in ResNet-50, and
-    everything inside follows it. `form` is one of `FORMS`. Departures: pixel centres stay where they are in the
-    interpolation, as in torchvision; the paper lays corner on corner.
+    `output_stride`, 16 or 8, is the ratio of the image's size to that of the last maps; bilinear interpolation scales
+    the scores to the image's size. `width` is the number of maps in the stem, 64 in ResNet-50; all other widths scale
+    with it. `form` is one of `FORMS`. Departure: the interpolation aligns pixel edges, as in torchvision; the paper's
+    aligns the centres of the corner pixels.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class DeepLabV3(nn.Module):
         size = x.shape[-2:]
         x = F.max_pool2d(torch.relu(self.stem(x)), 3, stride=2, padding=1)  # (N, width, H / 4, W / 4)
         x = self.stages(x)  # (N, 32 * width, H / output_stride, W / output_stride)
-        x = self.pyramid(x)  # (N, 4 * width, the same)
+        x = self.pyramid(x)  # (N, 4 * width, H / output_stride, W / output_stride)
         if self.refine is not None:
             x = torch.relu(self.refine(x))
         logits: Tensor = F.interpolate(self.score(x), size, mode="bilinear", align_corners=False)
@@ -71,7 +71,7 @@ class DeepLabV3(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """Atrous spatial pyramid pooling: the same maps seen at several rates, and the whole image at once (figure 5).
+    """Atrous spatial pyramid pooling: convolutions at several rates, and features of the whole image (figure 5).
 
     (N, in_channels, H, W) -> (N, out_channels, H, W)
     """
@@ -104,12 +104,12 @@ class ImagePooling(ConvNorm):
     def forward(self, x: Tensor) -> Tensor:
         pooled = self.conv(x.mean((2, 3), keepdim=True))
         if self.training and len(x) == 1:
-            # One value a map cannot be normalised by its own deviation.
+            # A single value per map cannot be normalised by its own deviation.
             norm = self.norm
             pooled = F.batch_norm(pooled, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
         else:
             pooled = self.norm(pooled)
-        # What bilinear interpolation makes of one pixel.
+        # Equal to bilinear interpolation of one pixel.
         answer: Tensor = pooled.expand(-1, -1, *x.shape[-2:])
         return answer
 

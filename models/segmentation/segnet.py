@@ -9,19 +9,19 @@ from torch.nn import functional as F
 
 from convoy.models.blocks import ConvNorm2d
 
-# The levels of VGG16's body: how many convolutions, and their maps in units of the width.
+# The levels of VGG16's body: number of convolutions, and their maps as a multiple of the width.
 LEVELS = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))
 
 
 class SegNet(nn.Module):
-    """Logits for every pixel: an encoder that remembers where its maxima were, and a decoder that lays values there.
+    """An encoder that records the positions of its maxima, and a decoder that places values there.
 
     (N, channels, H, W) float32, any H and W from 1 -> (N, classes, H, W)
 
     `width` is the number of maps at full resolution; with the paper's 64 the encoder is VGG16's body. The decoder
-    mirrors it, each convolution with batch normalisation and ReLU (as in the network that the authors published; the
-    text leaves the ReLU open), the last one answering the classes. Departures: convolutions before a normalisation have
-    no bias, which it would take away again; an odd side is rounded up where it is halved, so that no border is lost.
+    mirrors it. Each of its convolutions has batch normalisation and ReLU (as in the authors' published network; the
+    paper does not mention the ReLU), and the last outputs the classes. Departures: convolutions before a normalisation
+    have no bias, which it would cancel; an odd side is rounded up when halved, so that no border is lost.
     """
 
     def __init__(self, channels: int = 3, classes: int = 11, width: int = 64) -> None:
@@ -31,7 +31,7 @@ class SegNet(nn.Module):
         for level, (count, scale) in enumerate(LEVELS):
             maps = [scale * width] * count
             encoder.append(_convolutions([before, *maps]))
-            # The last convolution of the topmost level is the output's.
+            # The last convolution of the topmost level is the output layer.
             decoder.append(_convolutions([*maps, before] if level else maps))
             before = scale * width
         self.encoder = nn.ModuleList(encoder)
@@ -54,12 +54,12 @@ class SegNet(nn.Module):
 
 
 class Pool(nn.Module):
-    """The maximum of every 2x2 block, and which of its four pixels, row by row, was the first to have it.
+    """2x2 max pooling, with the position of the first maximum among the block's four pixels, row by row.
 
     (N, C, H, W) -> both (N, C, ceil(H / 2), ceil(W / 2)), the second int64, 0..3
 
-    What `max_pool2d(x, 2, ceil_mode=True, return_indices=True)` says, with the index counted inside the block: laid
-    down as plain operations, since onnxruntime has no MaxUnpool for CUDA.
+    Equivalent to `max_pool2d(x, 2, ceil_mode=True, return_indices=True)` with the index relative to the block. It is
+    built from plain operators because onnxruntime has no MaxUnpool for CUDA.
     """
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,7 +67,7 @@ class Pool(nn.Module):
         return best, winner
 
     def blocks(self, x: Tensor) -> Tensor:
-        """(N, C, 4, ceil(H / 2), ceil(W / 2)), the pixels of each block; beyond an odd side nothing wins."""
+        """Returns (N, C, 4, ceil(H / 2), ceil(W / 2)), the pixels of each block; padding of an odd side never wins."""
         height, width = x.shape[-2:]
         rows, columns = (height + 1) // 2, (width + 1) // 2
         x = F.pad(x, (0, 2 * columns - width, 0, 2 * rows - height), value=-torch.inf)
@@ -75,7 +75,7 @@ class Pool(nn.Module):
 
 
 def unpool(x: Tensor, winner: Tensor, height: int, width: int) -> Tensor:
-    """Each value at the pixel of its 2x2 block that `Pool` found to be the maximum, 0 at the others.
+    """Places each value at the pixel of its 2x2 block where `Pool` found the maximum, and 0 at the others.
 
     (N, C, ceil(height / 2), ceil(width / 2)) twice -> (N, C, height, width), as `max_unpool2d`
     """
@@ -85,6 +85,6 @@ def unpool(x: Tensor, winner: Tensor, height: int, width: int) -> Tensor:
 
 
 def _convolutions(maps: Sequence[int]) -> nn.Sequential:
-    # Statistics that follow the weights within a few dozen batches: own data is often a few hundred.
+    # Statistics adapt within a few dozen batches: a user's data set often has only a few hundred.
     layers = (ConvNorm2d(before, after, 3, padding=1, momentum=0.1) for before, after in pairwise(maps))
     return nn.Sequential(*layers)

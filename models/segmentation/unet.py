@@ -6,13 +6,13 @@ from torch.nn import functional as F
 
 
 class UNet(nn.Module):
-    """Logits for every pixel: a contracting path, an expansive path, and skips between their equal levels.
+    """A contracting path, an expansive path, and skip connections between equal levels.
 
     (N, channels, H, W) float32, H and W multiples of `multiple` = 2^depth -> (N, classes, H, W)
 
-    `width` is the number of maps at full resolution (the paper's 64), doubled `depth` times on the way down (the
-    paper's 4). Departures: the convolutions are padded, so that the class map has the image's size and the skips need
-    no cropping, and each is followed by batch normalisation, which trains from scratch in minutes; there is no dropout.
+    `width` is the number of maps at full resolution (64 in the paper), doubled `depth` times on the way down (4 in the
+    paper). Departures: the convolutions are padded, so that the class map has the image's size and the skips need no
+    cropping; each is followed by batch normalisation, so that training from scratch takes minutes; there is no dropout.
     """
 
     def __init__(self, channels: int = 3, classes: int = 2, width: int = 16, depth: int = 3) -> None:
@@ -40,7 +40,7 @@ class UNet(nn.Module):
 
 
 class DoubleConv2d(nn.Sequential):
-    """Twice a padded 3x3 convolution, batch normalisation and ReLU.
+    """Two padded 3x3 convolutions, each with batch normalisation and ReLU.
 
     (N, in_channels, H, W) -> (N, out_channels, H, W)
     """
@@ -57,7 +57,7 @@ class DoubleConv2d(nn.Sequential):
 
 
 class Up(nn.Module):
-    """A 2x2 up-convolution that halves the maps, the skip laid beside it, and a double convolution.
+    """A 2x2 transposed convolution that halves the maps, concatenation with the skip, and a double convolution.
 
     (N, 2 * maps, H, W) and the skip (N, maps, 2 * H, 2 * W) -> (N, maps, 2 * H, 2 * W)
     """

@@ -1,1 +1,1 @@
-"""From data to a trained network: settings, the loop with Lightning, what a run leaves in its folder."""
+"""Training: settings, the loop with Lightning, and the files of a run."""

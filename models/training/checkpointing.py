@@ -1,4 +1,4 @@
-"""Which checkpoints a run leaves, and when: the best, the last, and one within an epoch for a run that is killed."""
+"""Checkpoints of a run: the best, the last, and one within an epoch in case the run is killed."""
 
 import io
 import time
@@ -14,21 +14,21 @@ from convoy.models import whole_file
 from convoy.models.training.run import RunFolder
 
 MONITOR = "validation_loss"
-MOST_OF_TIME = 0.02  # that writing checkpoints within an epoch may take
-STEPS_BETWEEN = 10  # looks at the clock, on which several processes have to agree each time
+MOST_OF_TIME = 0.02  # limit on the time spent writing checkpoints within an epoch
+STEPS_BETWEEN = 10  # steps between checks of the clock, for which several processes must synchronise
 
 
 def checkpoints(folder: RunFolder, keep: int, every_seconds: float) -> list[Checkpoint]:
-    """The callbacks that write them: the best one, the `keep` best, that of each epoch, and those in between."""
+    """Returns the callbacks that write the best checkpoint, the `keep` best, each epoch's, and those in between."""
     kept = [_each(Kept, folder.kept / "epoch-{epoch:04d}.ckpt", MONITOR, keep)] if keep > 1 else []
     best, last = _each(ModelCheckpoint, folder.best, MONITOR), _each(ModelCheckpoint, folder.last)
-    # The last one behind the others, so that it knows which those are.
+    # The last one comes after the others, so that it records them.
     return [best, *kept, last, WithinEpoch(folder.last, every_seconds)]
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Lightning's own way copies from the folder of temporary files, mostly on another file system: half a file lies
-    there meanwhile, in the place of the last good one."""
+    """Writes checkpoints atomically. Lightning copies them from the temporary folder, often on another file system, so
+    that an incomplete file replaces the last good one in the meantime."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         path = Path(path)
@@ -39,18 +39,18 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 class Kept(ModelCheckpoint):
-    """Several of the best; a class of its own, for Lightning tells callbacks apart by class and monitor."""
+    """Keeps several of the best. It is a separate class since Lightning identifies callbacks by class and monitor."""
 
     def format_checkpoint_name(self, metrics: dict[str, Any], *args: Any, **named: Any) -> str:
-        # Epochs counted from 1, as they are shown.
+        # Epochs count from 1, as in the output.
         return super().format_checkpoint_name({**metrics, "epoch": metrics["epoch"] + 1}, *args, **named)
 
 
 class WithinEpoch(Checkpoint):
-    """Writes `path` every so many seconds of an epoch, and seldom enough to take no more than a fiftieth of the time.
+    """Writes `path` every `every_seconds` within an epoch, but uses at most a fiftieth of the time.
 
-    Not in the middle of steps that are added up, for their gradients are in no checkpoint, nor behind the last step of
-    an epoch, whose validation Lightning would pass over.
+    Not between accumulated batches, because a checkpoint does not contain gradients, nor after the last step of an
+    epoch, because Lightning would then skip its validation.
     """
 
     def __init__(self, path: Path, every_seconds: float) -> None:
@@ -72,12 +72,12 @@ class WithinEpoch(Checkpoint):
 
     def _due(self, trainer: pl.Trainer) -> bool:
         pause = 0.0 if self.every_seconds == 0 else max(self.every_seconds, self.took / MOST_OF_TIME)
-        # One process decides: a checkpoint is written together.
+        # One process decides, because all write a checkpoint together.
         return bool(trainer.strategy.broadcast(time.monotonic() - self.written >= pause))
 
 
 def _each(kind: type[ModelCheckpoint], path: Path, monitor: str | None = None, keep: int = 1) -> ModelCheckpoint:
-    # Without a monitor: every epoch. ModelCheckpoint's own save_last skips the epochs that are not the best so far.
+    # Without a monitor: every epoch. ModelCheckpoint's own save_last skips epochs that are not the best so far.
     return kind(
         path.parent,
         filename=path.stem,

@@ -1,4 +1,4 @@
-"""`config.toml` of a run: all that it was told, from which `convoy train --config` trains the same network again."""
+"""`config.toml` of a run: all its settings, with which `convoy train --config` trains the same network again."""
 
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,12 @@ HEADER = """\
 
 
 def write(path: Path, settings: Settings) -> None:
-    """What has no value is left out."""
+    """Writes the settings, without those that are None."""
     whole_file.write(path, (HEADER + tomli_w.dumps(_given(msgspec.to_builtins(settings)))).encode())
 
 
 def read(path: Path) -> Settings:
-    """Raises BadTraining, naming the key and what was wanted of it."""
+    """Reads settings. Raises BadTraining, naming the key and the expected value."""
     try:
         return msgspec.toml.decode(decoded(path.read_bytes()), type=Settings)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What several processes that train one network together exchange; where there is one, nothing."""
+"""Communication between processes that train one network together; a no-op in a single process."""
 
 import os
 from typing import Any
@@ -14,7 +14,7 @@ from convoy.models import surroundings
 
 
 def launched() -> tuple[int, int] | None:
-    """How many processes torchrun started on this host, and on how many hosts; None where it did not start this."""
+    """Returns the processes per host and the number of hosts under torchrun; None if torchrun did not start this."""
     if not surroundings.by_torchrun():
         return None
     here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
@@ -22,34 +22,34 @@ def launched() -> tuple[int, int] | None:
 
 
 def settle() -> None:
-    """Train alone where this was started by hand, whatever the environment says. Raises BadTraining where a launcher
-    that is not torchrun started it several times."""
+    """Trains alone if this process was started by hand, whatever the environment contains. Raises BadTraining if a
+    launcher other than torchrun started several processes."""
     if surroundings.forget_ranks():
-        rank_zero_only.rank = 0  # type: ignore[attr-defined]  # Lightning took it from there as it was imported
+        rank_zero_only.rank = 0  # type: ignore[attr-defined]  # Lightning read it at import
 
 
 def environment() -> list[ClusterEnvironment]:
-    """Where Lightning takes ranks from: torchrun, or else only ourselves, not the scheduler of a cluster."""
+    """Returns Lightning's source of ranks: torchrun, or else only Convoy itself, not a cluster's scheduler."""
     return [] if surroundings.by_torchrun() else [LightningEnvironment()]
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and prints."""
+    """Returns whether this process writes files and prints."""
     rank: int = rank_zero_only.rank  # type: ignore[attr-defined]
     return rank == 0
 
 
 def several() -> bool:
-    """Whether this process trains together with others."""
+    """Returns whether this process trains together with others."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def add_up(sums: Tensor) -> Tensor:
-    """The sum over all processes, in each of them.
+    """Returns the sum over all processes, in each of them.
 
-    Gradients flow back through it into this process's own part. Training goes along the mean of all processes'
-    gradients, so each comes out as many times larger as there are processes: the mean is then the gradient of what is
-    made of the whole sum, as every process makes the same of it.
+    Gradients flow back into this process's own part. Training averages the gradients of all processes, so each is
+    multiplied by the number of processes: the mean is then the gradient of the loss of the whole sum, which is the same
+    in every process.
     """
     if not several():
         return sums
@@ -58,9 +58,9 @@ def add_up(sums: Tensor) -> Tensor:
 
 
 def put_together(part: Tensor) -> tuple[Tensor, slice]:
-    """The parts (n, ...) of all processes in the order of their ranks, and where this one's is among them.
+    """Returns the parts (n, ...) of all processes in rank order, and the position of this process's part.
 
-    They may differ in n, not in the other sides.
+    The parts may differ in n, not in the other sides.
     """
     if not several():
         return part, slice(0, len(part))

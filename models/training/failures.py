@@ -1,4 +1,4 @@
-"""What ends a run from outside, in words: memory that is not there, a process that has gone."""
+"""Messages for failures outside of a run: lack of memory, or a process that died."""
 
 import logging
 import sys
@@ -7,15 +7,15 @@ import torch
 
 from convoy.models.recipe import Recipe
 
-# What torch says where the CPU's memory is not enough, and its libraries where another process is not there any more.
+# torch's messages when CPU memory is insufficient, and its libraries' names when another process has died.
 NO_MEMORY = ("can't allocate memory", "not enough memory")
 GONE = ("gloo", "nccl")
-# Lightning's, of what ends this process by a signal that nothing can catch.
+# Lightning's logger for the death of a process, before it kills this one with a signal that cannot be caught.
 LAUNCHER = logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script")
 
 
 def in_words(error: RuntimeError, recipe: Recipe) -> str | None:
-    """What happened and what to do about it, where it is one of these; None of any other error."""
+    """Returns a message with the cause and a remedy for these errors; None for any other error."""
     said = str(error).lower()
     if isinstance(error, torch.OutOfMemoryError) or any(words in said for words in NO_MEMORY):
         crop = f", or --crop below {recipe.crop}" if recipe.crop is not None else ""
@@ -29,8 +29,8 @@ def in_words(error: RuntimeError, recipe: Recipe) -> str | None:
 
 
 def tell_of_lost_processes() -> None:
-    """Let one line say that a process which this one had started has ended, and all the others with it: Lightning says
-    so where nobody hears it, and then kills them."""
+    """Prints one line when a process that this one started has died: Lightning only logs this, unseen, and then kills
+    all processes."""
     if not LAUNCHER.handlers:
         LAUNCHER.setLevel(logging.INFO)
         LAUNCHER.addHandler(_Told())

@@ -1,4 +1,4 @@
-"""The logs of a run: rows of CSV and TensorBoard's files, one folder of each for every time it was started."""
+"""The logs of a run: CSV and TensorBoard files, one folder of each per start."""
 
 import csv
 import shutil
@@ -7,11 +7,11 @@ from pathlib import Path
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 FOLDERS = ("csv", "tensorboard")
-EVERY_STEPS = 10  # that a row tells of
+EVERY_STEPS = 10  # steps per logged row
 
 
 def loggers(root: Path) -> list[CSVLogger | TensorBoardLogger]:
-    """`csv/version_N/metrics.csv`, written row by row so that a killed run has them, and `tensorboard/version_N`."""
+    """Returns loggers for `csv/version_N/metrics.csv`, flushed per row in case of a kill, and `tensorboard`."""
     return [
         CSVLogger(root, name="csv", flush_logs_every_n_steps=1),
         TensorBoardLogger(root, name="tensorboard"),
@@ -19,13 +19,13 @@ def loggers(root: Path) -> list[CSVLogger | TensorBoardLogger]:
 
 
 def clear(root: Path) -> None:
-    """Remove the logs of an earlier run in the same folder."""
+    """Removes the logs of an earlier run in the same folder."""
     for name in FOLDERS:
         shutil.rmtree(root / name, ignore_errors=True)
 
 
 def forget(root: Path, step: int) -> None:
-    """Remove the rows of steps from `step` on, counted from 0, which a resumed run takes again."""
+    """Removes the rows from step `step` on, counted from 0, which a resumed run repeats."""
     for path in sorted(root.glob("csv/version_*/metrics.csv")):
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))

@@ -1,16 +1,16 @@
-"""Batch normalisation of a batch that has one number a channel, of which there is no deviation."""
+"""Batch normalisation of a batch with one value per channel, which has no deviation."""
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def normalise_by_the_run(network: nn.Module) -> None:
-    """Let each batch normalisation go by its moving statistics, as in evaluation, where there is one number a channel.
+    """Makes batch normalisation use its moving statistics, as in evaluation, if there is one value per channel.
 
-    That is where a batch, or one process's part of it, is a lone image and the maps are 1x1: the last batch of an epoch
-    often is. Torch refuses it, in the middle of a run.
+    This happens if a batch, or one process's part of it, is a single image and the maps are 1x1, often in the last
+    batch of an epoch. Torch would raise an error in the middle of a run.
     """
-    waiting: set[nn.Module] = set()  # to train again
+    waiting: set[nn.Module] = set()  # modules to return to training mode
 
     def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         (values,) = inputs

@@ -1,4 +1,4 @@
-"""What training makes small: cross-entropy, focal and Dice loss, with weights for classes that are rare."""
+"""Training losses: cross-entropy, focal and Dice loss, with weights for rare classes."""
 
 from collections.abc import Callable
 from typing import get_args
@@ -12,11 +12,11 @@ from convoy.models.recipe import Loss
 LOSSES: tuple[Loss, ...] = get_args(Loss)
 Everywhere = Callable[[Tensor], Tensor]
 
-SMOOTHING = 1.0  # pixels, added to both parts of the Dice ratio: a class that is nowhere in a batch has no gradient
+SMOOTHING = 1.0  # pixels, added to both parts of the Dice ratio: a class absent from a batch has no gradient
 
 
 def alone(sums: Tensor) -> Tensor:
-    """The sums over the batch where one process has all of it."""
+    """Returns the sums over the batch unchanged, for a process that has the whole batch."""
     return sums
 
 
@@ -28,14 +28,14 @@ def loss(
     everywhere: Everywhere = alone,
     smoothing: float = 0.0,
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss of that name: takes logits (N, classes, ...) float and targets (N, ...) int64, answers a scalar.
+    """Returns the loss of that name, from logits (N, classes, ...) float and targets (N, ...) int64 to a scalar.
 
     gamma       of the focal loss, 0 or more; 0 makes it the cross-entropy
-    ignore      a target that counts for nothing
-    weights     (classes,), how much each class counts; the mean is over the weights, so their scale changes nothing
-    everywhere  adds up sums over the parts of a batch that several processes have, so that each answers the loss of
-                the whole batch, whichever part is its own
-    smoothing   of the labels, of the cross-entropy: share of the target that all classes have alike, 0..1
+    ignore      the target value that does not count
+    weights     (classes,), the weight of each class; the loss is a weighted mean, so their scale does not matter
+    everywhere  sums over the parts of a batch in several processes, so that each process returns the loss of the
+                whole batch
+    smoothing   label smoothing of the cross-entropy: share of the target that is uniform over the classes, 0..1
     """
     losses: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {
         "cross-entropy": lambda logits, targets: cross_entropy(logits, targets, ignore, weights, everywhere, smoothing),
@@ -57,11 +57,11 @@ def cross_entropy(
     everywhere: Everywhere = alone,
     smoothing: float = 0.0,
 ) -> Tensor:
-    """Mean of -log p, p the probability of the right class. Shapes are those of `loss`.
+    """Mean of -log p, p the probability of the true class. Shapes are those of `loss`.
 
-    With `smoothing` it is 1 - smoothing of that, and smoothing of the mean of -log p over all classes (label smoothing,
-    Szegedy et al. 2015, arXiv 1512.00567, section 7).
-    Where every target is ignored the answer is 0, which torch's own mean, 0 / 0, is not.
+    With `smoothing` it is (1 - smoothing) times that, plus smoothing times the mean of -log p over all classes (label
+    smoothing, Szegedy et al. 2015, arXiv 1512.00567, section 7).
+    If every target is ignored the loss is 0, unlike torch's own mean, 0 / 0.
     """
     total = F.cross_entropy(logits, targets, weights, ignore_index=ignore, reduction="sum", label_smoothing=smoothing)
     return _mean(total, _shares(logits, targets, ignore, weights), everywhere)
@@ -75,13 +75,13 @@ def focal(
     weights: Tensor | None = None,
     everywhere: Everywhere = alone,
 ) -> Tensor:
-    """Mean of -(1 - p)^gamma log p, p the probability of the right class (Lin et al., arXiv 1708.02002, section 3).
+    """Mean of -(1 - p)^gamma log p, p the probability of the true class (Lin et al., arXiv 1708.02002, section 3).
 
-    What is easy counts less. Shapes are those of `loss`. Where every target is ignored the answer is 0.
+    Easy examples count less. Shapes are those of `loss`. If every target is ignored the loss is 0.
     """
     right = F.log_softmax(logits, dim=1).gather(1, targets.where(targets != ignore, 0)[:, None])[:, 0]
     shares = _shares(logits, targets, ignore, weights)
-    # A power of an exact 0, which is what 1 - p is rounded to, has no finite gradient.
+    # 1 - p may round to 0, and a power of 0 has no finite gradient.
     hardness = (1 - right.exp()).clamp_min(torch.finfo(logits.dtype).tiny) ** gamma if gamma > 0 else 1.0
     return _mean(-(shares * hardness * right).sum(), shares, everywhere)
 
@@ -89,7 +89,7 @@ def focal(
 def dice(
     logits: Tensor, targets: Tensor, ignore: int, weights: Tensor | None = None, everywhere: Everywhere = alone
 ) -> Tensor:
-    """1 - the mean over classes of 2 sum(p g) / (sum(p^2) + sum(g)), g 1 where the class is right and 0 elsewhere
+    """1 - the mean over classes of 2 sum(p g) / (sum(p^2) + sum(g)), g 1 for pixels of the class and 0 elsewhere
     (Milletari et al., arXiv 1606.04797, section 3, for several classes); sums are over the pixels of the batch.
 
     Shapes are those of `loss`; 0 is perfect, 1 the worst.
@@ -108,9 +108,9 @@ def dice(
 
 
 def balanced(counts: Tensor) -> Tensor:
-    """Weights (classes,) from how often each class is there, (classes,) int: the median count over each class's own,
-    at most 10, and 1 for a class that is nowhere (median frequency balancing, Eigen and Fergus, arXiv 1411.4734,
-    section 6.3.2, here over counts of the whole split)."""
+    """Returns weights (classes,) from class counts, (classes,) int: the median count divided by the class's count, at
+    most 10, and 1 for an absent class (median frequency balancing, Eigen and Fergus, arXiv 1411.4734, section 6.3.2,
+    here with counts over the whole split)."""
     there = counts > 0
     median = counts[there].double().median()
     return torch.where(there, (median / counts.clamp_min(1)).clamp_max(10.0), 1.0).float()

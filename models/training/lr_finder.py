@@ -1,4 +1,4 @@
-"""Which learning rate a run should take: a few steps with ever higher ones, and where the loss falls fastest."""
+"""Learning rate finder: trains a few steps with rising rates and finds where the loss falls fastest."""
 
 import csv
 import math
@@ -23,13 +23,13 @@ from convoy.models.training.train import fit, prepared_run, trainer_options
 
 LOWEST, HIGHEST = 1e-6, 10.0
 STEPS = 120
-MEMORY = 0.9  # of the smoothed loss, what a step keeps of those before
-GIVEN_UP = 3.0  # times the lowest loss so far, behind which higher rates only make it worse
-LEAST_STEPS = 10  # to tell a slope by
+MEMORY = 0.9  # decay of the smoothed loss per step
+GIVEN_UP = 3.0  # multiple of the lowest loss at which the test stops
+LEAST_STEPS = 10  # minimum number of steps for a slope
 
 
 class Trial(NamedTuple):
-    """One step: with which rate, and the loss of its batch before the step."""
+    """One step: its learning rate, and the loss of its batch before the step."""
 
     rate: float
     loss: float
@@ -42,12 +42,12 @@ class Found(NamedTuple):
 
 
 def find_rate(settings: Settings, folder: Path, machine: Machine) -> Found:
-    """The range test (Smith, arXiv 1506.01186, section 3.3): train from the start, the rate rising with each step, here
-    by a constant factor as it spans seven powers of ten; nothing of the training is kept.
+    """Runs the range test (Smith, arXiv 1506.01186, section 3.3): trains from the start while the rate rises with each
+    step, here by a constant factor because it spans seven powers of ten. The trained weights are discarded.
 
-    Writes `lr.png` and `lr.csv` into the folder. Raises BadTraining as `train` does, and where no loss comes down.
+    Writes `lr.png` and `lr.csv` into the folder. Raises BadTraining as `train` does, and if the loss never falls.
     """
-    # The rates are those below, whichever is given.
+    # The configured rate does not matter: the test sets its own.
     settings = replace(settings, recipe=replace(settings.recipe, learning_rate=1.0))
     data, description, network = prepared_run(settings, strict=machine.strict)
     training = RangeTest(description, network, data, settings)
@@ -73,8 +73,8 @@ def find_rate(settings: Settings, folder: Path, machine: Machine) -> Found:
 
 
 def suggestion(trials: Sequence[Trial]) -> float:
-    """The rate at which the smoothed loss falls fastest, over the logarithm of the rate. Raises BadTraining where it
-    nowhere falls."""
+    """Returns the rate at which the smoothed loss falls fastest, over the logarithm of the rate. Raises BadTraining if
+    it never falls."""
     losses = smoothed([trial.loss for trial in trials])
     if len(losses) >= LEAST_STEPS:
         logarithms = torch.tensor([math.log(trial.rate) for trial in trials], dtype=torch.float64)
@@ -86,7 +86,8 @@ def suggestion(trials: Sequence[Trial]) -> float:
 
 
 def smoothed(losses: Sequence[float]) -> list[float]:
-    """A moving average that forgets, without its lean to 0 at the start (Kingma and Ba, arXiv 1412.6980, section 3)."""
+    """Returns an exponential moving average, corrected for its bias to 0 at the start (Kingma and Ba, arXiv 1412.6980,
+    section 3)."""
     average, found = 0.0, []
     for count, loss in enumerate(losses, start=1):
         average = MEMORY * average + (1 - MEMORY) * loss
@@ -95,12 +96,12 @@ def smoothed(losses: Sequence[float]) -> list[float]:
 
 
 def rate_of(step: int) -> float:
-    """The rate of step 0 .. STEPS - 1."""
+    """Returns the rate of step 0 .. STEPS - 1."""
     return float(LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1)))
 
 
 class RangeTest(Training):
-    """Trains with a higher rate in each step, until the loss has grown well above its lowest."""
+    """Trains with a higher rate in each step, until the loss is well above its lowest value."""
 
     trials: list[Trial]
 
@@ -109,13 +110,13 @@ class RangeTest(Training):
         self.trials = []
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
-        """The momentum of one cycle is left alone."""
+        """Leaves the momentum unchanged, also for one cycle."""
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         loss = super().training_step(batch, index)
         self.trials.append(Trial(rate_of(self.global_step), float(loss.detach())))
         losses = smoothed([trial.loss for trial in self.trials])
-        if not losses[-1] < GIVEN_UP * min(losses):  # also where it is no number
+        if not losses[-1] < GIVEN_UP * min(losses):  # also if it is NaN
             self.trials.pop()
             self.trainer.should_stop = True
         return loss

@@ -1,4 +1,4 @@
-"""One network in training, as Lightning asks for it: what a step does, what is measured, what a checkpoint keeps."""
+"""The Lightning module of a network in training: steps, metrics, and the contents of checkpoints."""
 
 import math
 from collections.abc import Callable
@@ -23,13 +23,13 @@ from convoy.models.training.lone_images import normalise_by_the_run
 from convoy.models.training.run import Settings
 from convoy.service.metadata import Task
 
-STEPS_APART = 1_000_003  # of the random draws of one seed from those of the next
-RANKS_APART = 15_485_863  # of those of one process from those of the next
+STEPS_APART = 1_000_003  # distance between the random seeds of successive run seeds
+RANKS_APART = 15_485_863  # distance between the random seeds of successive processes
 BETA2 = 0.999  # of AdamW
 
 
 class Training(pl.LightningModule):
-    """The loss, the measures of the task after every epoch, and the description in every checkpoint."""
+    """Computes the loss, the task's metrics after every epoch, and the description in every checkpoint."""
 
     def __init__(self, description: Description, network: nn.Module, data: DataSet, settings: Settings) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Training(pl.LightningModule):
         normalise_by_the_run(network)
         self.auxiliary_weight = float(getattr(network, "auxiliary_weight", 0.0))
         self.measures = measures(description.task, len(description.labels))
-        # The loss is that of the whole batch in every process already.
+        # The loss already covers the whole batch in every process.
         self.train_loss, self.validation_loss = (MeanMetric(sync_on_compute=False) for _ in range(2))
         self.ignore = ignored(description.task)
         weights = class_weights(data) if self.recipe.class_weights == "balanced" else None
@@ -54,15 +54,15 @@ class Training(pl.LightningModule):
         self.training_loss = losses.loss(*named, self.recipe.augmentation.label_smoothing)
         self.best: dict[str, float] = {}  # validation scores of the epoch with the lowest loss
         self.latest: dict[str, float] = {}
-        self.taken = {"taken": 0}  # of the epoch that is gone on with
+        self.taken = {"taken": 0}  # position in the epoch that is resumed
         self.frozen = False
         if self.transfer is not None and self.transfer.freeze_epochs is None:
-            self._freeze(0)  # before several processes agree on which gradients there are
+            self._freeze(0)  # before processes agree on which gradients exist
 
     def on_train_start(self) -> None:
-        # Here, too, for of an epoch that is gone on with nothing tells the start.
+        # Also here, because the hook for the start of an epoch does not run when resuming within one.
         self._freeze(self.current_epoch)
-        # Lightning would do it, but not where the steps were counted before, for the schedule.
+        # Lightning restores it too, but not if the steps were counted earlier, for the schedule.
         self._loader().load_state_dict(self.taken)
 
     def on_train_epoch_start(self) -> None:
@@ -89,14 +89,14 @@ class Training(pl.LightningModule):
         return scaled
 
     def prepared(self, batch: Batch, number: int) -> Mixed:
-        """The batch of that number, counted from the start of the run, as the network sees it."""
-        # A batch's draws depend on nothing before it, so a resumed run makes the same ones.
+        """Returns batch `number`, counted from the start of the run, as the network's input."""
+        # A batch's random numbers do not depend on earlier batches, so a resumed run draws the same ones.
         seed = self.seed * STEPS_APART + number
         torch.manual_seed(seed)
         together = several() and (self.augment is not None or self.recipe.augmentation.mixup > 0)
         mixed = self._drawn_together(batch) if together else self._drawn(batch)
         if self.global_rank:
-            torch.manual_seed(seed + RANKS_APART * self.global_rank)  # what the network draws is each one's own
+            torch.manual_seed(seed + RANKS_APART * self.global_rank)  # the network's own draws differ per process
         return mixed
 
     def _drawn(self, batch: Batch) -> Mixed:
@@ -106,7 +106,8 @@ class Training(pl.LightningModule):
         return mixup(images, batch.targets, self.recipe.augmentation.mixup)
 
     def _drawn_together(self, batch: Batch) -> Mixed:
-        """What draws for a batch as a whole: each process changes all of it, as one would, and takes its part."""
+        """Augments the batch as a whole: each process transforms all of it, as a single process would, and returns its
+        own part."""
         absent = not self._counted(batch.targets)
         images, own = put_together(batch.images[:0] if absent else batch.images)
         targets, _ = put_together(batch.targets[:0] if absent else batch.targets)
@@ -120,21 +121,21 @@ class Training(pl.LightningModule):
     ) -> Tensor:
         if isinstance(answer, Tensor):
             return loss(answer, targets)
-        # Heads in the middle of the network, which are there in training only.
+        # Auxiliary heads, present in training only.
         own, *auxiliary = (self._loss(loss, logits, targets) for logits in answer)
         return own + self.auxiliary_weight * torch.stack(auxiliary).sum()
 
     def _counted(self, targets: Tensor) -> Tensor:
-        """How many images of a batch have anything to count."""
+        """Returns the number of images in a batch with any target that counts."""
         counted: Tensor = (targets != self.ignore).reshape(len(targets), -1).any(1).sum().float()
         return counted
 
     def _batches(self) -> int:
-        return int(self.trainer.num_training_batches)  # a float to Lightning, for data without an end
+        return int(self.trainer.num_training_batches)  # a float in Lightning, for data without an end
 
     def _share_of_step(self, index: int) -> float:
-        """What makes the gradients of a step their mean: Lightning divides by `accumulate` also where the end of an
-        epoch leaves fewer batches for the last step."""
+        """Returns the factor that makes a step's gradient the mean over its batches: Lightning divides by `accumulate`
+        even if fewer batches remain for the last step of an epoch."""
         first = index - index % self.recipe.accumulate
         return self.recipe.accumulate / min(self.recipe.accumulate, self._batches() - first)
 
@@ -142,7 +143,7 @@ class Training(pl.LightningModule):
         logits = self.network(self.normalise(batch.images))
         loss = self._loss(self.loss, logits, batch.targets)
         counted = self._counted(batch.targets)
-        if not several() or counted:  # else there is nothing in this process's part
+        if not several() or counted:  # otherwise this process's part is empty
             self.measures.update(logits, batch.targets)
         self.validation_loss.update(loss, add_up(counted))
 
@@ -174,7 +175,7 @@ class Training(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _groups(self) -> list[dict[str, Any]]:
-        """The body with its own rate, then the head; all together where nothing was taken over."""
+        """Returns parameter groups: the body with its own rate, then the head; a single group without transfer."""
         named = dict(self.network.named_parameters())
         if self.transfer is None:
             return [{"params": list(named.values())}]
@@ -187,7 +188,7 @@ class Training(pl.LightningModule):
             return
         until = self.transfer.freeze_epochs
         self.frozen = until is None or epoch < until
-        # Several processes share the gradients that were wanted at the start: what thaws later has one all along.
+        # Processes share only gradients that were required at the start, so parameters that thaw later always have one.
         wanted = not self.frozen or (until is not None and several())
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(name in self.head or wanted)
@@ -215,7 +216,7 @@ class Training(pl.LightningModule):
         return batches
 
     def _epochs_done(self) -> int:
-        # Counted before the hooks at the end of an epoch run, where checkpoints are written.
+        # Checkpoints are written by hooks at the end of an epoch, which run after this count.
         done: int = self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
         return done
 
@@ -228,7 +229,7 @@ class Training(pl.LightningModule):
 
 
 def class_weights(data: DataSet) -> Tensor:
-    """Balanced weights (classes,) of the images, or of the pixels, of the training split."""
+    """Returns balanced weights (classes,) for the images, or pixels, of the training split."""
     counts = torch.zeros(len(data.labels), dtype=torch.int64)
     split = data.split("train")
     for index in range(len(split)):
@@ -238,5 +239,5 @@ def class_weights(data: DataSet) -> Tensor:
 
 
 def ignored(task: Task) -> int:
-    """The target that counts for nothing."""
-    return IGNORE if task == "segmentation" else -100  # classes may be more than 255
+    """Returns the target value that does not count."""
+    return IGNORE if task == "segmentation" else -100  # class indices may exceed 255

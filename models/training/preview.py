@@ -1,4 +1,4 @@
-"""Training images as the network would see them, drawn before anything is trained."""
+"""A preview of augmented training images, before any training."""
 
 from itertools import islice
 from pathlib import Path
@@ -14,24 +14,21 @@ from convoy.models.errors import BadTraining
 from convoy.models.training.module import Training
 from convoy.models.training.run import Settings
 from convoy.models.training.train import prepared_run, training_batches
-from convoy.service.errors import BadConfig
 
 ROWS = 4
 
 
 def preview(settings: Settings, file: Path, strict: bool = False) -> int:
     """Write a PNG file of the first images of the first epoch, changed as that run changes them, with their classes or
-    masks; answers how many. Raises BadTraining where there are no images, BadConfig where there is no such folder; what
-    `strict` does is as in `data_set`."""
-    if not file.parent.is_dir():
-        raise BadConfig(f"cannot write {str(file)!r}: there is no folder {str(file.parent)!r}")
+    masks; answers how many. Raises BadTraining where there are no images; what `strict` does is as in
+    `data_set`."""
     data, description, network = prepared_run(settings, strict=strict)
     if data.colour is None:
         raise BadTraining(f"{data.name} has no images to show")
     training = Training(description, network, data, settings)
     batches = training_batches(description, data, settings)
     count = ROWS * (COLUMNS if data.task == "classification" else COLUMNS // 2)
-    of_each = -(-count // min(ROWS, len(batches)))  # of several batches: what is blended is blended alike within one
+    of_each = -(-count // min(ROWS, len(batches)))  # from several batches: mixup blends a batch in one ratio
     tiles: list[Tile] = []
     for step, batch in enumerate(islice(batches, count)):
         tiles += _tiles(training.prepared(batch, step), description)[:of_each]
@@ -53,7 +50,7 @@ def _tiles(mixed: Mixed, description: Description) -> list[Tile]:
 
 
 def _pixels(images: Tensor, description: Description) -> NDArray[np.uint8]:
-    """(N, C, H, W) as the network takes them -> (N, H, W, C)."""
+    """Network input (N, C, H, W) -> (N, H, W, C)."""
     if description.channel_order == "BGR":
         images = images.flip(1)
     values = images.movedim(1, -1).numpy() * description.std + description.mean

@@ -1,4 +1,4 @@
-"""What one sees of a run while it goes: a moving bar on a terminal, a line an epoch elsewhere."""
+"""Progress display of a run: a bar on a terminal, one line per epoch elsewhere."""
 
 import sys
 import time
@@ -15,14 +15,14 @@ IMAGES_PER_SECOND, WAITING = "images_per_second", "waiting_for_data"
 
 
 class Pace(Callback):
-    """How fast an epoch goes, and how much of its time goes by waiting for data; logged at its end."""
+    """Measures the speed of an epoch and its share of time spent waiting for data; logged at its end."""
 
     def __init__(self) -> None:
         self.start = self.seconds = self.waiting = self.waited_before = 0.0
         self.images = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._begin(trainer)  # of an epoch that is gone on with nothing else tells
+        self._begin(trainer)  # an epoch that is resumed has no start hook
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._begin(trainer)
@@ -39,8 +39,8 @@ class Pace(Callback):
             pl_module.log(name, value)
 
     def figures(self) -> dict[str, float]:
-        """Images a second of the steps of this epoch, validation apart, and the share of their time, 0..1, in which
-        the next batch was not there yet."""
+        """Returns this epoch's images per second, without validation, and the share of time, 0..1, spent waiting for
+        the next batch."""
         return {IMAGES_PER_SECOND: self.images / max(self.seconds, 1e-9), WAITING: self.waiting}
 
     def _begin(self, trainer: pl.Trainer) -> None:
@@ -53,7 +53,7 @@ class Pace(Callback):
 
 
 class EpochLines(Callback):
-    """A line an epoch on stderr, for where a moving bar would be noise."""
+    """Prints one line per epoch on stderr, where a bar would be noise."""
 
     def __init__(self, task: Task, pace: Pace) -> None:
         self.shown = ("train_loss", "validation_loss", f"validation_{LEADING[task]}")
@@ -70,14 +70,14 @@ class EpochLines(Callback):
 
 
 class Bar(RichProgressBar):
-    """A moving bar on stderr: losses, the score that matters, the learning rate, the pace and the waiting."""
+    """A progress bar on stderr: losses, the leading score, the learning rate, speed and waiting."""
 
     def __init__(self, pace: Pace) -> None:
         super().__init__(leave=True, console_kwargs={"stderr": True})
         self.pace = pace
 
     def _get_train_description(self, current_epoch: int) -> str:
-        # Counted from 1, as everywhere else; as wide as what stands beside the validation.
+        # Counted from 1, as everywhere else; padded to the width of the validation's description.
         return f"epoch {current_epoch + 1}/{self.trainer.max_epochs}".ljust(len(self.validation_description))
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a checkpoint notes of its run, and whether a run can go on from there."""
+"""The record of a run in its checkpoints, and the check whether a run can resume from one."""
 
 import hashlib
 from pathlib import Path
@@ -14,18 +14,18 @@ from convoy.models.errors import BadTraining
 from convoy.models.training.run import Settings
 
 SETTINGS, PICTURES = "convoy_settings", "convoy_pictures"
-SEEN: tuple[SplitName, ...] = ("train", "validation")  # by a run
-# Of the recipe: what the optimizer's state, the average and the place within an epoch hang on. The rest may change.
+SEEN: tuple[SplitName, ...] = ("train", "validation")  # splits that a run uses
+# Recipe fields that determine the optimizer's state, the average and the position in an epoch. Others may change.
 FIXED = ("optimizer", "learning_rate", "weight_decay", "batch_size", "accumulate", "crop", "ema")
 
 
 def noted(settings: Settings, data: DataSet) -> dict[str, Any]:
-    """What every checkpoint of a run holds besides: what the run was told, and which pictures it sees."""
+    """Returns the record of a run in its checkpoints: its settings and its pictures."""
     return {SETTINGS: msgspec.to_builtins(settings), PICTURES: pictures(data)}
 
 
 def settings_of(path: Path) -> Settings | None:
-    """What the run of a checkpoint was told; None where that is of an earlier version, or of no run. Raises
+    """Returns the settings of a checkpoint's run; None if it is of an earlier version, or not from a run. Raises
     BadCheckpoint."""
     try:
         return msgspec.convert(checkpoint.content(path).get(SETTINGS), Settings)
@@ -34,8 +34,8 @@ def settings_of(path: Path) -> Settings | None:
 
 
 def check(path: Path, description: Description, settings: Settings, data: DataSet) -> None:
-    """Raises BadTraining where a run of these settings, with these data, cannot go on from a checkpoint, and
-    BadCheckpoint where it is none."""
+    """Raises BadTraining if a run with these settings and data cannot resume from a checkpoint, and BadCheckpoint if it
+    is not a checkpoint."""
     other, _ = checkpoint.load(path)
     for name in ("architecture", "arguments", "labels", "input"):
         _same(path, name, getattr(other, name), getattr(description, name))
@@ -51,8 +51,8 @@ def check(path: Path, description: Description, settings: Settings, data: DataSe
 
 
 def pictures(data: DataSet) -> dict[str, Any]:
-    """How many there are of each split that a run sees, and a digest of their names, which hangs on neither the place
-    of their folder nor on what is in them."""
+    """Returns the number of pictures in each split that a run uses, and a digest of their names. It depends neither on
+    the location of their folder nor on their contents."""
     splits = {name: data.split(name) for name in SEEN}
     digest = hashlib.sha256()
     for split in splits.values():
@@ -64,7 +64,7 @@ def pictures(data: DataSet) -> dict[str, Any]:
 
 def _check_pictures(path: Path, other: Description, data: DataSet) -> None:
     was, are = checkpoint.content(path).get(PICTURES), pictures(data)
-    if was is None:  # of an earlier version
+    if was is None:  # from an earlier version
         _same(path, "data", other.data, data.name)
     elif was != are:
         before, now = (f"{each['train']} to train and {each['validation']} to validate with" for each in (was, are))

@@ -1,9 +1,8 @@
-"""The folder of one training run: where its files lie, and the note that tells what ran and whether it ended."""
+"""The folder of a training run: paths of its files, and the note with its settings and outcome."""
 
 import hashlib
 import inspect
 import subprocess
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,25 +10,25 @@ import msgspec
 from msgspec import Meta
 
 from convoy.models import registry, whole_file
-from convoy.models.errors import BadRun
+from convoy.models.errors import BadRun, BadTraining
 from convoy.models.recipe import Recipe
 from convoy.models.registry import Argument
 
 PACKAGE = Path(__file__).parents[1]
 DEFAULT_SEED = 0
 HIGHEST_SEED = 2**32 - 1  # NumPy's
-# Besides the architecture's own file: the source that decides what comes out of a training run.
+# Source files, besides the architecture's own, that determine the result of a training run.
 SOURCES = ("training/*.py", "graph.py", "blocks.py", "data/*.py")
 
 Freeze = Literal["none", "body"]
 
 
 class Transfer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a run starts from the weights of another network; the body is all but the head, which depends on the classes.
+    """Transfer from another network's weights; the body is everything but the head, which depends on the classes.
 
-    checkpoint     where the weights are
-    freeze         what is left as it was taken over, with its batch normalisation
-    freeze_epochs  for how many epochs; None: to the end
+    checkpoint     file with the weights
+    freeze         the part that is not trained, including its batch normalisation
+    freeze_epochs  number of epochs for which it is frozen; None: all
     body_rate      learning rate of the body, as a multiple of the head's
     """
 
@@ -40,25 +39,24 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All that a training run is told; the same settings and source give the same network on the same machine."""
+    """Settings of a training run; the same settings and source produce the same network on the same machine."""
 
     architecture: str
     arguments: dict[str, Argument]
     data: str
     recipe: Recipe
     seed: Annotated[int, Meta(ge=0, le=HIGHEST_SEED)]
-    size: tuple[int, int] | None = None  # height and width of the input, where not the architecture's own
+    size: tuple[int, int] | None = None  # height and width of the input, if not the architecture's own
     transfer: Transfer | None = None
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run is given here, which changes nothing in what comes out of it.
+    """Resources of a run, which do not affect its result.
 
-    devices        processes that train together on this host, each with a device of its own; with torchrun as many as
-                   that started
-    workers        threads of each that make batches ahead; None: none for data that is kept in memory, else one a core
-    save_seconds   between checkpoints within an epoch; 0 writes one after every step
-    strict         a picture that cannot be read ends the run before it begins, instead of being left out
+    devices        processes that train together on this host, each on its own device; torchrun overrides this
+    workers        threads per process that prepare batches; None: none for data in memory, else one per core
+    save_seconds   interval of checkpoints within an epoch; 0 writes one after every step
+    strict         an unreadable picture ends the run before it starts, instead of being skipped
     """
 
     devices: int = 1
@@ -67,12 +65,15 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     strict: bool = False
 
 
-class Note(msgspec.Struct, frozen=True, kw_only=True):
-    """`run.json`. `seconds` of wall time count every session of a run that was resumed.
+ONE = Machine()
 
-    `checkpoint` is the file to go on with: the last epoch's where the run went to its end, for there the learning rate
-    has come down to nothing, and the choice among epochs by a small validation split is mostly noise; the best one
-    where it stopped early. `validation` holds its scores.
+
+class Note(msgspec.Struct, frozen=True, kw_only=True):
+    """`run.json`. `seconds` is wall time over all sessions of a resumed run.
+
+    `checkpoint` is the file to use. If the run completed, it is the last epoch's, because the learning rate has decayed
+    by then and a choice among epochs by a small validation split is mostly noise. If it stopped early, it is the best
+    one. `validation` contains its scores.
     """
 
     settings: Settings
@@ -85,8 +86,8 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunFolder:
-    """Paths below one folder. `best` is the checkpoint of the lowest validation loss, `last` that of the last epoch, or
-    of a step within it while the run goes; `kept` has the best few, where that was asked for."""
+    """Paths below one folder. `best` is the checkpoint with the lowest validation loss, `last` the last epoch's, or
+    during the run that of a step; `kept` contains the best few, if requested."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -98,19 +99,19 @@ class RunFolder:
 
     @classmethod
     def of(cls, checkpoint: Path) -> "RunFolder":
-        """The folder of the run that wrote a checkpoint."""
+        """Returns the folder of the run that wrote a checkpoint."""
         folder = cls(checkpoint.parent.parent)
         return folder if checkpoint.parent == folder.kept and folder.note.is_file() else cls(checkpoint.parent)
 
     def chosen(self) -> Path:
-        """The checkpoint to go on with; without a note the last one. Raises BadRun where there is neither."""
+        """Returns the checkpoint to use; without a note the last one. Raises BadRun if there is neither."""
         note = self.read()
         if note is None and not self.last.is_file():
             raise BadRun(f"{self.root} is not the folder of a run, want one that `convoy train` wrote")
         return self.root / note.checkpoint if note is not None else self.last
 
     def read(self) -> Note | None:
-        """The note, or None where there is none that this version wrote."""
+        """Returns the note, or None if this version did not write one."""
         try:
             return msgspec.json.decode(self.note.read_bytes(), type=Note)
         except (OSError, msgspec.MsgspecError):
@@ -120,12 +121,12 @@ class RunFolder:
         whole_file.write(self.note, msgspec.json.format(msgspec.json.encode(note)))
 
     def clear(self) -> None:
-        """Remove the checkpoints of an earlier run, from which nobody should go on by mistake."""
+        """Removes the checkpoints of an earlier run, so that they are not used by mistake."""
         for path in (self.best, self.last, *self.kept.glob("epoch-*.ckpt")):
             path.unlink(missing_ok=True)
 
     def finished(self, settings: Settings) -> bool:
-        """Whether a run of these settings, with the source as it is now, has come to its end here."""
+        """Returns whether a run with these settings and the current source has completed here."""
         note = self.read()
         return (
             note is not None
@@ -137,26 +138,32 @@ class RunFolder:
 
 
 def default_settings(architecture: str, data: str) -> Settings:
-    """What `convoy train ARCHITECTURE --data DATA` runs. Raises BadTraining."""
+    """Returns the settings of `convoy train ARCHITECTURE --data DATA`. Raises BadTraining."""
     row = registry.architecture(architecture)
     return Settings(
         architecture=architecture, arguments=dict(row.arguments), data=data, recipe=row.recipe, seed=DEFAULT_SEED
     )
 
 
+def check_crop(settings: Settings) -> None:
+    """Raises BadTraining where squares cannot be cut out of what the architecture takes."""
+    row = registry.architecture(settings.architecture)
+    if settings.recipe.crop is not None and (row.task != "segmentation" or registry.sides(row.input)):
+        raise BadTraining(f"crop {settings.recipe.crop}: {settings.architecture} takes whole images")
+
+
 def source_digest(architecture: str) -> str:
     """SHA-256 of the source that decides what a run of this architecture gives."""
-    build = registry.architecture(architecture).build
-    own = Path(inspect.getfile(build.func if isinstance(build, partial) else build))
+    own = Path(inspect.getfile(registry.architecture(architecture).network_class()))
     files = [own, *sorted(path for pattern in SOURCES for path in PACKAGE.glob(pattern))]
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def commit() -> str:
-    """The commit of the source tree, `-dirty` where it was changed since; empty where there is none."""
+    """Returns the commit of the source tree, with `-dirty` if it has changes; empty without a repository."""
     git = ["git", "-C", str(PACKAGE)]
     try:
-        # An installed package may lie inside some other project's tree.
+        # An installed package may be inside another project's tree.
         tracked = subprocess.run([*git, "ls-files", "--error-unmatch", "registry.py"], capture_output=True, check=False)
         if tracked.returncode:
             return ""

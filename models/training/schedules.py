@@ -1,4 +1,4 @@
-"""How the learning rate moves over a run: the share of the highest rate that each step trains with."""
+"""Learning rate schedules: the share of the peak rate for each step."""
 
 import math
 from typing import get_args
@@ -6,26 +6,26 @@ from typing import get_args
 from convoy.models.recipe import Schedule
 
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
-# Share of the steps in which the rate rises, where nobody says another one.
+# Default share of the steps in which the rate rises.
 WARM_UP: dict[Schedule, float] = {"cosine": 0.1, "one-cycle": 0.3, "steps": 0.05, "constant": 0.0}
 
-LOWEST = 1e-3  # the share at the end of a cosine: never 0, so that the last step is one
-START, END = 1 / 25, 1e-4 / 25  # shares at both ends of one cycle
-MOMENTUM = (0.95, 0.85)  # where the rate of one cycle is lowest, and where it is highest
-DROPS, DROP = (0.5, 0.75), 0.1  # after these shares of the steps the rate is a tenth of what it was
+LOWEST = 1e-3  # share at the end of a cosine; above 0, so that the last step still trains
+START, END = 1 / 25, 1e-4 / 25  # shares at the start and end of one cycle
+MOMENTUM = (0.95, 0.85)  # at one cycle's lowest and highest rate
+DROPS, DROP = (0.5, 0.75), 0.1  # after each of these shares of the steps, the rate drops to a tenth
 
 
 def share_of_rate(schedule: Schedule, step: int, steps: int, warm_up: float | None = None) -> float:
-    """The share of the learning rate, above 0 and at most 1, that step 0 .. `steps` - 1 trains with.
+    """Returns the share of the learning rate, above 0 and at most 1, for step 0 .. `steps` - 1.
 
-    cosine     up in a line, down along half a cosine (Loshchilov and Hutter, arXiv 1608.03983, section 3, one period)
-    one-cycle  up from a 25th and down to next to nothing, both along half a cosine (Smith and Topin, arXiv
-               1708.07120, section 2, with cosines for its lines, as is usual now)
-    steps      up in a line, then a tenth after half the steps and again after three quarters (He et al., arXiv
+    cosine     a linear rise, then half a cosine down (Loshchilov and Hutter, arXiv 1608.03983, section 3, one period)
+    one-cycle  up from a 25th and down to almost nothing, both along half a cosine (Smith and Topin, arXiv 1708.07120,
+               section 2, with cosines instead of its lines, as is usual now)
+    steps      a linear rise, then a tenth after half of the steps and again after three quarters (He et al., arXiv
                1512.03385, section 4.2)
-    constant   up in a line, then the rate itself
+    constant   a linear rise, then the peak rate
 
-    `warm_up` is the share of the steps in which it rises; None: the schedule's own, WARM_UP.
+    `warm_up` is the share of the steps in which the rate rises; None: the schedule's default, WARM_UP.
     """
     rise = _rise(schedule, steps, warm_up)
     if step < rise:
@@ -43,7 +43,7 @@ def share_of_rate(schedule: Schedule, step: int, steps: int, warm_up: float | No
 
 
 def momentum(schedule: Schedule, step: int, steps: int, warm_up: float | None = None) -> float | None:
-    """The momentum that a step trains with, which one cycle lowers while the rate is high; None: the optimizer's."""
+    """Returns the momentum of a step, which one cycle lowers while the rate is high; None: the optimizer's."""
     if schedule != "one-cycle":
         return None
     rise = _rise(schedule, steps, warm_up)

@@ -1,4 +1,4 @@
-"""Train one architecture on one data set with Lightning: checkpoints, logs, early stopping, resuming."""
+"""Training of an architecture on a data set with Lightning: checkpoints, logs, early stopping, resuming."""
 
 import logging
 import math
@@ -32,21 +32,20 @@ from convoy.models.training.history import History
 from convoy.models.training.logs import EVERY_STEPS, loggers
 from convoy.models.training.module import Training, ignored
 from convoy.models.training.progress import Bar, EpochLines, Pace
-from convoy.models.training.run import Machine, Note, RunFolder, Settings, commit, source_digest
+from convoy.models.training.run import ONE, Machine, Note, RunFolder, Settings, check_crop, commit, source_digest
 from convoy.service.machine import cores
 from convoy.service.metadata import InputSpec, Task, TensorInput
 
 MOST_WORKERS = 8  # threads: what of the work does not run beside Python's lock keeps more from being of use
-ONE = Machine()
 
 
 def train(settings: Settings, output: Path, resume: Path | None = None, machine: Machine = ONE) -> Note:
-    """Train, leaving checkpoints, logs, the settings and a note in the folder `output`; returns the note.
+    """Trains and writes checkpoints, logs, the settings and a note into the folder `output`. Returns the note.
 
-    `resume` is a checkpoint of a run of the same settings: it goes on behind that step and ends where the run would
-    have ended. Several processes each call this; the first writes. Raises BadTraining where architecture, data,
-    checkpoint and machine do not go together, and where the loss is no number any more; KeyboardInterrupt and
-    TrainingStopped after an interrupted run has been put away.
+    `resume` is a checkpoint of a run with the same settings: training continues after its step and ends where that run
+    would have ended. Each of several processes calls this; the first one writes. Raises BadTraining if architecture,
+    data, checkpoint and machine are incompatible, and if the loss is no longer finite; KeyboardInterrupt and
+    TrainingStopped after the state of an interrupted run has been saved.
     """
     data, description, network = prepared_run(settings, resume, machine.strict)
     folder = RunFolder(output)
@@ -81,7 +80,7 @@ def train(settings: Settings, output: Path, resume: Path | None = None, machine:
     keep(note(complete=False))
     try:
         fit(trainer, training, data, settings, machine, resume)
-    except SystemExit:  # which is what Lightning makes of Ctrl-C
+    except SystemExit:  # Lightning's response to Ctrl-C
         keep(note(complete=False))
         raise KeyboardInterrupt from None
     except RuntimeError as error:
@@ -103,9 +102,9 @@ def train(settings: Settings, output: Path, resume: Path | None = None, machine:
 def prepared_run(
     settings: Settings, resume: Path | None = None, strict: bool = False
 ) -> tuple[DataSet, Description, nn.Module]:
-    """Data, description and network as the run begins, but for what a checkpoint to go on from will lay into them.
-    Raises as `train` does."""
-    # Lightning announces devices, tips and each of its guesses; what a user must know stands in our own lines.
+    """Returns data, description and network at the start of a run, before a resumed checkpoint is loaded. Raises as
+    `train` does."""
+    # Lightning logs devices, tips and guesses; Convoy prints what a user must know.
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
@@ -120,7 +119,7 @@ def prepared_run(
     if resume is not None:
         resuming.check(resume, description, settings, data)
         other, _ = checkpoint.load(resume)
-        # What the network expects of pixels may have come with weights that were taken over.
+        # Transferred weights may have brought their own preprocessing.
         pixels = {name: getattr(other, name) for name in ("mean", "std", "channel_order")}
         return data, msgspec.structs.replace(description, **pixels), network
     if settings.transfer is None:
@@ -135,7 +134,7 @@ def prepared_run(
 def training_batches(
     description: Description, data: DataSet, settings: Settings, workers: int = 0, share: Share = WHOLE
 ) -> Loader:
-    """The training split as its epochs go through it."""
+    """Returns the batches of the training split."""
     recipe, ignore = settings.recipe, ignored(description.task)
     return loader(
         data.split("train"),
@@ -153,7 +152,7 @@ def training_batches(
 def validation_batches(
     description: Description, data: DataSet, settings: Settings, workers: int = 0, share: Share = WHOLE
 ) -> Loader:
-    """The validation split, in its order."""
+    """Returns the batches of the validation split, in order."""
     ignore = ignored(description.task)
     return loader(
         data.split("validation"),
@@ -166,17 +165,16 @@ def validation_batches(
 
 
 def describe(settings: Settings, data: DataSet) -> tuple[Description, nn.Module]:
-    """A fresh network and all that its checkpoints will say. Raises BadTraining where the two do not go together,
-    ImpossibleLayer where the size leaves nothing for a layer."""
+    """Returns a new network and its description. Raises BadTraining if architecture and data are incompatible,
+    ImpossibleLayer if the size is too small for a layer."""
     row = registry.architecture(settings.architecture)
     if row.task != data.task:
         raise BadTraining(f"{settings.architecture} is for {row.task}, {data.name} is data for {data.task}")
     _check_kind(settings, row.input, data)
-    if settings.recipe.crop is not None and (row.task != "segmentation" or registry.sides(row.input)):
-        raise BadTraining(f"crop {settings.recipe.crop}: {settings.architecture} takes whole images")
+    check_crop(settings)
     check(settings.recipe.augmentation, data, settings.recipe.loss)
     if settings.size is not None:
-        # Now, and in words: the first step would end with torch's.
+        # Checked now for a clear message; the first step would fail with torch's.
         inspect_architecture(settings.architecture, settings.size, len(data.labels), data.channels, settings.arguments)
     size = settings.size if data.tensor is None else registry.sides(data.tensor)
     network = registry.build(settings.architecture, data.channels, len(data.labels), settings.arguments, size)
@@ -218,7 +216,7 @@ def fit(
     machine: Machine,
     resume: Path | None = None,
 ) -> None:
-    """Train on the training split, on this process's part of each batch."""
+    """Trains on the training split, on this process's part of each batch."""
     threads.limit(trainer.num_devices)
     share = Share(trainer.global_rank, trainer.world_size)
     workers = _workers(settings.data, machine, trainer.num_devices)
@@ -249,8 +247,7 @@ def _trainer(recipe: Recipe, task: Task, folder: RunFolder, machine: Machine) ->
 
 
 def trainer_options(recipe: Recipe, machine: Machine) -> dict[str, Any]:
-    """What Lightning is told of each step, of devices and of hosts. Raises BadTraining for what this machine does not
-    have."""
+    """Returns Lightning's options for steps, devices and hosts. Raises BadTraining for what this machine lacks."""
     cuda = torch.cuda.is_available()
     if recipe.precision == "16-mixed" and not cuda:
         raise BadTraining("precision 16-mixed: there is no CUDA device here, want bf16-mixed or 32")
@@ -272,9 +269,9 @@ def trainer_options(recipe: Recipe, machine: Machine) -> dict[str, Any]:
         "devices": devices,
         "num_nodes": hosts,
         "strategy": "ddp" if several else "auto",
-        # Torch has it on CUDA only; elsewhere each process normalises its own part of a batch.
+        # Torch supports it on CUDA only; elsewhere each process normalises its own part of a batch.
         "sync_batchnorm": several and cuda,
-        "use_distributed_sampler": False,  # the loader divides each batch, in the order of one process
+        "use_distributed_sampler": False,  # the loader divides each batch, in the order of a single process
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
     }

@@ -1,4 +1,4 @@
-"""Training that starts from the weights of another network: its body is taken over, its head for the classes is new."""
+"""Transfer learning: a run starts with another network's body and a new head for its classes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +18,8 @@ from convoy.models.registry import Argument
 
 
 class Taken(NamedTuple):
-    """`description` says how pixels go in, as the taken weights expect them; `moved` and `fresh` are names of
-    parameters and buffers."""
+    """`description` includes the preprocessing of the transferred weights; `moved` and `fresh` are names of parameters
+    and buffers."""
 
     description: Description
     moved: list[str]
@@ -27,11 +27,11 @@ class Taken(NamedTuple):
 
 
 def head(description: Description) -> frozenset[str]:
-    """Names of the parameters and buffers of the head: of every module, wherever in the network, that has one whose
-    shape follows from how many classes there are.
+    """Returns the names of the head's parameters and buffers: those of every module with a shape that depends on the
+    number of classes.
 
-    That asks the architecture itself: it is built once with one class more. So a head for as many classes, though other
-    ones, is a head, and a layer of another shape for another reason is none.
+    To find them, the architecture is built again with one more class. So a head is found even if the other network has
+    the same number of classes, and a layer whose shape differs for another reason is not part of it.
     """
     with torch.device("meta"):
         own, other = (_shapes(description, len(description.labels) + more) for more in (0, 1))
@@ -40,8 +40,8 @@ def head(description: Description) -> frozenset[str]:
 
 
 def coloured(data: DataSet, name: str, expects: Description, strict: bool) -> DataSet:
-    """The data in the colours that a network with those weights takes: one's own grey pictures as RGB, where it wants
-    that. `name` is what the data are noted as, `strict` as in `data_set`."""
+    """Returns the data in the colours that the weights expect: a user's grey pictures as RGB, if necessary. `name` is
+    the recorded name of the data, `strict` as in `data_set`."""
     if name in DATA or data.colour != "L" or expects.input is None or expects.input.colour != "RGB":
         return data
 
@@ -52,10 +52,10 @@ def coloured(data: DataSet, name: str, expects: Description, strict: bool) -> Da
 
 
 def take(source: Path, description: Description, network: nn.Module) -> Taken:
-    """Copy the weights of a checkpoint into a fresh network of the same architecture, but for the head, which stays as
-    it is; the head comes along where the classes are the very same.
+    """Copies the weights of a checkpoint into a new network of the same architecture, except for the head, which is
+    copied only if the classes are the same.
 
-    Raises BadCheckpoint, and BadTraining where a part of the body does not fit, naming it.
+    Raises BadCheckpoint, and BadTraining, naming the part, if a part of the body does not fit.
     """
     given, other = checkpoint.load(source)
     _check(source, "architecture", given.architecture, description.architecture)
@@ -78,8 +78,8 @@ def take(source: Path, description: Description, network: nn.Module) -> Taken:
 
 
 def defaults(source: Path, architecture: str) -> tuple[dict[str, Argument], tuple[int, int] | None]:
-    """Arguments of the architecture, and height and width of the input, as the weights were trained with them; None
-    where that takes any size. Raises BadCheckpoint, BadTraining."""
+    """Returns the weights' architecture arguments and input height and width, None if the network accepts any size.
+    Raises BadCheckpoint, BadTraining."""
     given, _ = checkpoint.load(source)
     _check(source, "architecture", given.architecture, architecture)
     spec = given.input
@@ -88,7 +88,7 @@ def defaults(source: Path, architecture: str) -> tuple[dict[str, Argument], tupl
 
 
 def told(taken: Taken, source: str, network: nn.Module) -> str:
-    """In words, what was taken and what is new."""
+    """Returns a message with the transferred and the new parts."""
     numbers = {**dict(network.named_parameters()), **moving_statistics(network)}
     moved = sum(numbers[name].numel() for name in taken.moved if name in numbers)
     new = ", ".join(name for name in taken.fresh if name in numbers) or "nothing, the classes are the same"

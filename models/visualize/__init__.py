@@ -1,1 +1,1 @@
-"""Pictures of what networks do."""
+"""Visualisation of networks."""

@@ -1,4 +1,4 @@
-"""Many pictures grown from noise, as many at a time as memory likes, with what lies on the way for a film."""
+"""Activation maximisation: pictures optimised from noise, in batches that fit in memory, optionally with a film."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,25 +8,26 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from convoy.models.visualize.ascent import Climb, ascend, noise
+from convoy.models.visualize.ascent import ascend, noise
+from convoy.models.visualize.climb import Climb
 from convoy.models.visualize.network import Pixels, Size, Subject, as_images, as_pictures
 
-BATCH_PIXELS = 1 << 18  # that go through the network at once: 16 pictures of 128x128
-FRAMES = 24  # of a film, at most
+BATCH_PIXELS = 1 << 18  # pixels per batch: 16 pictures of 128x128
+FRAMES = 24  # maximum number of frames in a film
 
 Tick = Callable[[], None]
 
 
 class ScoreOf(Protocol):
-    """The score of each picture, (N,); `batch` tells which of all pictures these are."""
+    """The score of each picture, (N,); `batch` contains the pictures' indices among all pictures."""
 
     def __call__(self, pictures: Tensor, batch: list[int]) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Growing:
-    """`seed` is that of the noise and of the shifts; `tick` is called after each step of each batch, of which `ticks`
-    tells the number; `film`: what lies on the way is kept."""
+    """`seed` is that of the noise and the shifts; `tick` is called after each step of each batch, `ticks` times in all;
+    `film`: keep intermediate pictures."""
 
     seed: int
     tick: Tick
@@ -35,14 +36,14 @@ class Growing:
 
 @dataclass(frozen=True)
 class Grown:
-    """`images`, one for each number, (H, W, C); `film` is the same frame by frame, ending with `images`."""
+    """`images`, one per number, (H, W, C); `film` contains the same for each frame, ending with `images`."""
 
     images: list[Pixels]
     film: list[list[Pixels]]
 
 
 def grow(subject: Subject, numbers: Sequence[int], size: Size, score: ScoreOf, climb: Climb, growing: Growing) -> Grown:
-    """A picture for each number; the number decides on its noise, whatever the others are."""
+    """Optimises a picture for each number. Its noise depends on that number only."""
     kept = frames(climb.steps, growing.film)
     film: list[list[Pixels]] = [[] for _ in kept]
     for batch in batches(len(numbers), size):
@@ -55,18 +56,18 @@ def grow(subject: Subject, numbers: Sequence[int], size: Size, score: ScoreOf, c
 
 
 def ticks(count: int, size: Size, steps: int) -> int:
-    """How often `grow` calls `tick` for so many pictures."""
+    """Returns the number of calls of `tick` by `grow`."""
     return len(batches(count, size)) * steps
 
 
 def batches(count: int, size: Size) -> list[list[int]]:
-    """The places 0 to count - 1 in groups that go through the network together."""
+    """Returns the indices 0 to count - 1 in batches for the network."""
     most = max(1, BATCH_PIXELS // (size[0] * size[1]))
     return [list(range(start, min(start + most, count))) for start in range(0, count, most)]
 
 
 def filmed(steps: Iterator[Tensor], kept: list[int], tick: Tick) -> Iterator[Tensor]:
-    """Of all steps those that are kept."""
+    """Yields the steps to keep."""
     for step, pictures in enumerate(steps):
         tick()
         if step in kept:
@@ -74,13 +75,13 @@ def filmed(steps: Iterator[Tensor], kept: list[int], tick: Tick) -> Iterator[Ten
 
 
 def frames(steps: int, film: bool) -> list[int]:
-    """Which steps are kept: the last one; for a film more of them, evenly spread."""
+    """Returns the steps to keep: the last one; for a film more of them, evenly spread."""
     most = min(FRAMES, steps) if film else 1
     return [(turn + 1) * steps // most - 1 for turn in range(most)]
 
 
 def measured(score: ScoreOf, images: list[Pixels]) -> list[float]:
-    """The score of each image as it is stored."""
+    """Returns the score of each image as stored, in 8 bits."""
     with torch.no_grad():
         return [
             float(value)

@@ -1,4 +1,4 @@
-"""Gradient ascent on the input: pictures that a network answers most to, x <- x + rate * gradient.
+"""Gradient ascent on the input, for pictures that maximise a response: x <- x + rate * gradient.
 
 Erhan et al., Visualizing Higher-Layer Features of a Deep Network, 2009; jitter from Mordvintsev et al., Inceptionism,
 2015; blur from Yosinski et al., arXiv 1506.06579, section 4; frequency space and decorrelated colours from Olah et al.,
@@ -6,59 +6,39 @@ Feature Visualization, Distill 2017.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
 
-import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
+from convoy.models.visualize.climb import Climb
 from convoy.models.visualize.network import Size
 
 Score = Callable[[Tensor], Tensor]
-Space = Literal["pixels", "frequency"]
 
-NOISE = 0.05  # standard deviation of what the ascent begins with
-BLUR_EVERY = 4  # steps, as Yosinski et al.
-# The axes along which the colours of photographs vary, nearly independently, and how much they do on each: brightness,
-# red against blue, green against both (Ohta, Kanade and Sakai, Color Information for Region Segmentation, 1980).
+NOISE = 0.05  # standard deviation of the initial noise
+BLUR_EVERY = 4  # steps, as in Yosinski et al.
+# The axes along which the colours of photographs vary almost independently, and the spread on each: brightness, red
+# against blue, green against both (Ohta, Kanade and Sakai, Color Information for Region Segmentation, 1980).
 COLOUR_AXES = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (-0.5, 1.0, -0.5))
 COLOUR_SPREADS = (1.0, 0.5, 0.3)
 
 
-class Climb(msgspec.Struct, frozen=True, kw_only=True):
-    """How the ascent goes.
-
-    `rate` is how far a step changes a picture: the root mean square over its pixels, as a share of the whole range from
-    black to white. `jitter` is by how many pixels at most the picture is shifted, at random, before each step, in a
-    ring. `blur` is the standard deviation in pixels of the Gaussian that smooths it every fourth step. 0 is none.
-    `coloured` is as a `Subject` has it.
-    """
-
-    steps: int
-    rate: float
-    jitter: int
-    blur: float
-    space: Space
-    coloured: bool = True
-
-
 def noise(seeds: Sequence[tuple[int, ...]], size: Size, mean: Sequence[float], climb: Climb) -> Tensor:
-    """Pictures to begin with, (N, H, W, C): noise around the colour `mean`, 0..1, each of its own seed, whatever the
-    others are."""
+    """Returns initial pictures, (N, H, W, C): noise around the colour `mean`, 0..1, each determined by its own seed."""
     raw = torch.stack([torch.randn(*size, len(mean), generator=_generator(seed)) for seed in seeds])
     return (torch.tensor(mean) + NOISE * _unit(_in_space(raw, climb))).clamp(0, 1)
 
 
 def ascend(pictures: Tensor, score: Score, climb: Climb, seed: tuple[int, ...]) -> Iterator[Tensor]:
-    """The pictures after each of the steps, (N, H, W, C), 0..1.
+    """Yields the pictures after each step, (N, H, W, C), 0..1.
 
-    score   of each picture, (N,): what shall grow
+    score   of each picture, (N,), to be maximised
     seed    of the shifts
 
     In frequency space the gradient is followed in coordinates in which pixels and colours of natural images vary
-    independently: coarse structure goes ahead of fine. As those coordinates are a linear function of the pixels, that
-    is the same as filtering the gradient.
+    independently: coarse structure grows before fine. Since those coordinates are a linear function of the pixels, this
+    is equivalent to filtering the gradient.
     """
     random = _generator(seed)
     for step in range(climb.steps):
@@ -70,17 +50,17 @@ def ascend(pictures: Tensor, score: Score, climb: Climb, seed: tuple[int, ...]) 
 
 
 def response(answer: Tensor) -> Tensor:
-    """How strongly channels answer, (N,): the Euclidean norm of what is positive; where nothing is, the largest number.
+    """Returns the response of channels, (N,): the Euclidean norm of the positive part; without one, the largest value.
 
-    answer  (N, ...), of one channel or of several
+    answer  (N, ...), the output of one or several channels
 
-    The negative side is left out, for else a picture of the opposite would count as much; the largest number gives a
-    way up where there is nothing positive yet, and both agree where the last of it vanishes.
+    The negative part is excluded, since a picture of the opposite would otherwise count as much. The largest value
+    provides a gradient while nothing is positive yet; both are equal when the positive part vanishes.
     """
     flat = answer.flatten(1)
     positive = flat.clamp(min=0)
     largest = flat.amax(dim=1)
-    # The norm has no gradient at 0: `where` alone would let a NaN through.
+    # The norm has no gradient at 0: `where` alone would propagate NaN.
     squares = torch.where(largest > 0, positive.square().sum(dim=1), 1.0)
     return torch.where(largest > 0, squares.sqrt(), largest)
 
@@ -102,7 +82,7 @@ def _in_space(pictures: Tensor, climb: Climb) -> Tensor:
     if climb.space == "pixels":
         return pictures
     height, width = pictures.shape[1:3]
-    # An image's amplitude falls with its frequency; never below what one wave across the whole picture has.
+    # An image's amplitude falls with frequency; the lowest frequency is one wave across the whole picture.
     amplitude = 1 / _frequencies(height, width).clamp(min=1 / max(height, width))
     return _filtered(_decorrelated(pictures) if climb.coloured else pictures, amplitude)
 
@@ -116,7 +96,7 @@ def _decorrelated(pictures: Tensor) -> Tensor:
 
 
 def _blurred(pictures: Tensor, sigma: float) -> Tensor:
-    # A Gaussian's spectrum is a Gaussian. The edges meet, as they do where the picture is shifted in a ring.
+    # A Gaussian's spectrum is a Gaussian. Edges wrap around, as in the shifts.
     frequencies = _frequencies(*pictures.shape[1:3])
     return _filtered(pictures, torch.exp(-2 * (torch.pi * sigma * frequencies).square())).clamp(0, 1)
 
@@ -128,16 +108,16 @@ def _filtered(pictures: Tensor, transfer: Tensor) -> Tensor:
 
 
 def _frequencies(height: int, width: int) -> Tensor:
-    """Of each place of a real spectrum, (height, width // 2 + 1), in waves a pixel."""
+    """Returns the frequency at each position of a real spectrum, (height, width // 2 + 1), in waves per pixel."""
     return torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width))
 
 
 def _unit(change: Tensor) -> Tensor:
-    """Each picture's change with a root mean square of 1; where there is none, none."""
+    """Scales each picture's change to a root mean square of 1; zero stays zero."""
     size = change.flatten(1).square().mean(dim=1).sqrt().view(-1, 1, 1, 1)
     return torch.where(size > 0, change / size, 0.0)
 
 
 def _generator(seed: tuple[int, ...]) -> torch.Generator:
-    # Seeds that lie side by side would give torch's generator like starts; numpy's mixer keeps them apart.
+    # Adjacent seeds would give torch's generator similar states; numpy's SeedSequence decorrelates them.
     return torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))

@@ -1,4 +1,4 @@
-"""Class images: what a network takes for a class with the greatest confidence."""
+"""Class images: pictures that a network assigns to a class with maximum confidence."""
 
 from collections.abc import Callable
 
@@ -8,17 +8,17 @@ from torch import Tensor
 from convoy.models.errors import BadView
 from convoy.models.visualize import activation_maximization, hooks
 from convoy.models.visualize.activation_maximization import Growing, Grown, ScoreOf
-from convoy.models.visualize.ascent import Climb
+from convoy.models.visualize.climb import Climb
 from convoy.models.visualize.network import Pixels, Size, Subject
 from convoy.models.visualize.sheet import Section, Tile
 
 
 def class_images(subject: Subject, classes: list[int], size: Size, climb: Climb, growing: Growing) -> Grown:
-    """A picture for each class, from noise (Simonyan, Vedaldi and Zisserman, arXiv 1312.6034, section 2).
+    """Optimises a picture for each class, from noise (Simonyan, Vedaldi and Zisserman, arXiv 1312.6034, section 2).
 
-    What grows is the log-odds of the class, for segmentation their mean over all pixels: a class's logit alone also
-    grows while another's grows faster, and its probability has no slope left where it is nearly 1. Raises BadView
-    where there is one class only.
+    The objective is the log-odds of the class, for segmentation their mean over all pixels. A class's logit can grow
+    while another's grows faster, and the probability's gradient vanishes close to 1. Raises BadView if there is only
+    one class.
     """
     if len(subject.description.labels) < 2:
         raise BadView(f"{subject.name} has one class only: there is nothing to tell it from")
@@ -26,13 +26,13 @@ def class_images(subject: Subject, classes: list[int], size: Size, climb: Climb,
 
 
 def confidences(subject: Subject, classes: list[int], images: list[Pixels]) -> list[float]:
-    """The probability, 0..1, that the network gives each image's class: of the 8 bits a pixel that are stored.
-    For segmentation the mean over all pixels."""
+    """Returns the probability, 0..1, of each image's class, for the image as stored in 8 bits per channel. For
+    segmentation the mean over all pixels."""
     return activation_maximization.measured(_score(subject, classes, probability), images)
 
 
 def section(subject: Subject, classes: list[int], images: list[Pixels], reached: list[float] | None) -> Section:
-    """The pictures with the confidence that was reached, where that is known."""
+    """Returns the pictures with the confidence they reached, if known."""
     values = [""] * len(images) if reached is None else [f": {100 * value:.2f} %" for value in reached]
     labels = [subject.description.labels[index] for index in classes]
     tiles = [
@@ -43,7 +43,7 @@ def section(subject: Subject, classes: list[int], images: list[Pixels], reached:
 
 
 def log_odds(logits: Tensor, classes: Tensor) -> Tensor:
-    """log(p / (1 - p)) of one class each, of logits (N, classes, ...): (N, ...)."""
+    """Returns log(p / (1 - p)) of one class each, from logits (N, classes, ...): (N, ...)."""
     index = classes.view(-1, *(1,) * (logits.dim() - 1)).expand(-1, 1, *logits.shape[2:])
     own = logits.gather(1, index)
     others = logits.scatter(1, index, -torch.inf).logsumexp(dim=1, keepdim=True)
@@ -51,7 +51,7 @@ def log_odds(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def probability(logits: Tensor, classes: Tensor) -> Tensor:
-    """p of one class each, of logits (N, classes, ...): (N, ...)."""
+    """Returns p of one class each, from logits (N, classes, ...): (N, ...)."""
     return log_odds(logits, classes).sigmoid()
 
 
@@ -60,7 +60,7 @@ def _score(subject: Subject, classes: list[int], measure: Callable[[Tensor, Tens
         height, width = pictures.shape[1:3]
         logits = hooks.logits(subject, pictures)
         values = measure(logits, torch.tensor([classes[place] for place in batch]))
-        # Of segmentation, the picture's own pixels and not the padding.
+        # For segmentation, only the picture's own pixels, without padding.
         return values[:, :height, :width].mean(dim=(1, 2)) if values.dim() == 3 else values
 
     return score

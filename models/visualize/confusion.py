@@ -1,4 +1,4 @@
-"""A confusion matrix as a table in the terminal and as a picture."""
+"""Confusion matrices as a table in the terminal and as a picture."""
 
 from pathlib import Path
 
@@ -9,17 +9,17 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.table import Table
 
-MOST_COLUMNS = 21  # of a table in the terminal
-MOST_NUMBERS = 30  # classes, above which the cells of a picture are too small for their counts
-MOST_NAMES = 60  # above which there is no place for the classes' names
+MOST_COLUMNS = 21  # in a table in the terminal
+MOST_NUMBERS = 30  # classes up to which counts fit in the cells of a picture
+MOST_NAMES = 60  # classes up to which there is room for their names
 MOST_MISTAKES = 20
 MISTAKES = ("true", "answered", "count", "% of the true class")
 MOST_SIDE = 20.0  # inches
 
 
 def table(counts: NDArray[np.int64], labels: list[str]) -> Table:
-    """Rows are true classes, columns answered ones, each cell the share of its row in percent. Of more classes than a
-    terminal has room for: the commonest mistakes."""
+    """Returns a table with true classes as rows, predicted ones as columns, and each cell as a percentage of its row;
+    for more classes than fit in a terminal, the most frequent errors."""
     if len(labels) > MOST_COLUMNS:
         return _mistakes(counts, labels)
     result = Table(title="answered classes, % of each true class", box=None, padding=(0, 1, 0, 0))
@@ -32,7 +32,7 @@ def table(counts: NDArray[np.int64], labels: list[str]) -> Table:
 
 
 def mistakes(counts: NDArray[np.int64], labels: list[str]) -> list[tuple[str, str, str, str]]:
-    """The commonest ones, at most 20, as `MISTAKES` tells."""
+    """Returns the most frequent errors, at most 20, with the columns `MISTAKES`."""
     wrong, shares = counts.copy(), _shares(counts)
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_MISTAKES]
@@ -44,8 +44,8 @@ def mistakes(counts: NDArray[np.int64], labels: list[str]) -> list[tuple[str, st
 
 
 def save(counts: NDArray[np.int64], labels: list[str], title: str, path: Path) -> None:
-    """The matrix as a PNG file: darker is more, shares of each true class, the counts written in the cells as long as
-    there is room for them."""
+    """Writes the matrix as a PNG file: shares of each true class, darker for more, with the counts in the cells if they
+    fit."""
     mpl.use("Agg")  # no window, so no display is needed
     shares = _shares(counts)
     side = min(MOST_SIDE, 3 + 0.55 * len(labels))

@@ -1,5 +1,4 @@
-"""Deep dream: a photograph in which a layer sees ever more of what it looks for (Mordvintsev, Olah and Tyka,
-Inceptionism, 2015)."""
+"""Deep dream: a photograph changed to increase a layer's response (Mordvintsev, Olah and Tyka, Inceptionism, 2015)."""
 
 from collections.abc import Iterator
 
@@ -10,16 +9,17 @@ from torch.nn import functional as F
 from convoy.models.analysis.operators import by
 from convoy.models.errors import BadView
 from convoy.models.visualize import hooks
-from convoy.models.visualize.ascent import Climb, ascend, response
+from convoy.models.visualize.ascent import ascend, response
+from convoy.models.visualize.climb import Climb
 from convoy.models.visualize.hooks import Layer
 from convoy.models.visualize.network import Pixels, Size, Subject, as_pictures
 
-LEAST_SIDE = 8  # pixels, of the smallest octave
+LEAST_SIDE = 8  # pixels of the smallest octave
 
 
 def sizes(size: Size, octaves: int, scale: float) -> list[Size]:
-    """Height and width of each octave, the smallest first, the last one `size`; each `scale` times the one before.
-    Raises BadView where the first would be too small."""
+    """Returns height and width of each octave, smallest first and `size` last, each `scale` times the previous one.
+    Raises BadView if the first would be too small."""
     found = [tuple(max(1, round(side / scale**octave)) for side in size) for octave in reversed(range(octaves))]
     if min(found[0]) < LEAST_SIDE:
         raise BadView(
@@ -37,12 +37,12 @@ def dream(
     climb: Climb,
     seed: int,
 ) -> Iterator[Tensor]:
-    """The picture (1, h, w, C) after each of `climb.steps` steps in each octave, of that octave's size.
+    """Yields the picture (1, h, w, C) after each of `climb.steps` steps in each octave, in that octave's size.
 
     photograph  (H, W, C), the size of the last octave
 
-    What the ascent has added at one octave is enlarged and laid over the photograph at the next: so the network sees,
-    and deepens, the same thing at several sizes.
+    What the ascent adds in one octave is enlarged and added to the photograph in the next, so the network amplifies the
+    same structure at several sizes.
     """
     whole = as_pictures(photograph)
 

@@ -1,4 +1,4 @@
-"""What layers answer to one image, a picture for each channel."""
+"""Feature maps of layers for one image, one picture per channel."""
 
 import math
 
@@ -13,16 +13,16 @@ from convoy.models.visualize.hooks import Layer
 from convoy.models.visualize.network import Pixels, Subject, as_pictures
 from convoy.models.visualize.sheet import Section, Tile
 
-COLOURS = "viridis"  # dark blue is a channel's least, yellow its most; as even for a colour-blind eye
+COLOURS = "viridis"  # dark blue is a channel's minimum, yellow its maximum; also uniform for colour-blind viewers
 
 
 def features(subject: Subject, image: Pixels, chosen: list[tuple[Layer, list[int]]]) -> list[Section]:
-    """A section for each layer with the channels to show of it.
+    """Returns a section for each layer, with the selected channels.
 
-    image   as `Subject.fit` gives it
+    image   as returned by `Subject.fit`
 
-    Each map is drawn from its own least to its own most, which the caption tells: side by side the strong ones would
-    leave nothing of the others to see.
+    Each map is scaled from its own minimum to its own maximum, both in the caption: on a common scale, strong maps
+    would hide the others.
     """
     names = [layer.name for layer, _ in chosen]
     with torch.no_grad():
@@ -36,7 +36,7 @@ def _section(layer: Layer, channels: list[int], answer: Tensor) -> Section:
         return Section(heading, [_tile(f"{channel}: ", answer[channel]) for channel in channels])
     values = answer[channels]
     columns = math.ceil(math.sqrt(len(values)))
-    # No places, so one picture with a square for each number; what is left of the last row stays at the least.
+    # Without positions: one picture with a square per value; unused squares in the last row have the minimum.
     square = values.new_full((math.ceil(len(values) / columns) * columns,), float(values.min()))
     square[: len(values)] = values
     return Section(heading, [_tile("", square.view(-1, columns))])

@@ -1,4 +1,4 @@
-"""The weights of a convolution as small pictures."""
+"""Pictures of a convolution's filters."""
 
 import numpy as np
 from torch import Tensor
@@ -6,17 +6,17 @@ from torch import Tensor
 from convoy.models.visualize.network import Pixels
 from convoy.models.visualize.sheet import Section, Tile
 
-KERNEL_SIDE = 40  # pixels on the sheet, of one kernel of many
+KERNEL_SIDE = 40  # pixels on the sheet per kernel, for a filter with many
 
 
 def in_colour(weight: Tensor, chosen: list[int], reverse: bool) -> Section:
-    """Filters of the layer that sees the image, one picture each: in its colours, or grey.
+    """Returns the filters of a layer that reads the image, one picture each, in its colours or grey.
 
     weight   (filters, 3 or 1, height, width)
-    reverse  the network takes blue first
+    reverse  the network's channel order is BGR
 
-    Middle grey is 0, and each filter's largest weight either way is full: filters differ in strength, and here the
-    form is what counts; the strength, their Euclidean norm, is in the caption.
+    Middle grey is 0, and each filter is scaled to its largest absolute weight: filters differ in strength, and the
+    picture shows the form. The strength, their Euclidean norm, is in the caption.
     """
     tiles = []
     for number in chosen:
@@ -26,8 +26,8 @@ def in_colour(weight: Tensor, chosen: list[int], reverse: bool) -> Section:
 
 
 def by_input(weight: Tensor, chosen: list[int], inputs: list[int]) -> list[Section]:
-    """A row for each filter, with the kernel it lays over each of the maps before it, the planes of a solid one side by
-    side. One scale for all of a filter.
+    """Returns a row for each filter, with its kernel for each input map; the planes of a 3D kernel are side by side.
+    All kernels of a filter share one scale.
 
     weight   (filters, maps, *sides), one to three sides
     """
@@ -37,14 +37,14 @@ def by_input(weight: Tensor, chosen: list[int], inputs: list[int]) -> list[Secti
 def _flat(kernels: Tensor) -> Tensor:
     """(maps, *sides) -> (maps, height, width)."""
     if kernels.dim() == 2:
-        return kernels[:, None].expand(-1, 2, -1)  # two high: a line is hard to see
+        return kernels[:, None].expand(-1, 2, -1)  # two rows: a single one is hard to see
     return kernels if kernels.dim() == 3 else kernels.transpose(1, 2).flatten(2)
 
 
 def _row(number: int, values: Tensor, inputs: list[int]) -> Section:
     kernels = _grey_is_zero(values[inputs])[..., None]
     tiles = [Tile(kernel, str(channel)) for channel, kernel in zip(inputs, kernels, strict=True)]
-    side = KERNEL_SIDE * max(1, values.shape[2] // values.shape[1])  # of one plane, where there are several
+    side = KERNEL_SIDE * max(1, values.shape[2] // values.shape[1])  # of one plane, if there are several
     return Section(f"filter {number}: its norm is {float(values.norm()):.2f}", tiles, len(inputs), side)
 
 

@@ -1,4 +1,4 @@
-"""The layers of a network by name, and what they answer while it runs."""
+"""The layers of a network by name, and their outputs while it runs."""
 
 import difflib
 from collections.abc import Callable, Iterator, Sequence
@@ -13,12 +13,12 @@ from convoy.models.analysis.operators import by
 from convoy.models.errors import BadView, ImpossibleLayer
 from convoy.models.visualize.network import Size, Subject
 
-NEAR = 8  # names that a refusal tells
+NEAR = 8  # layer names in an error message
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A module that runs. `shape` is that of its answer to one picture: (channels, *sides), or (channels,)."""
+    """A module that runs. `shape` is that of its output for one picture: (channels, *sides), or (channels,)."""
 
     name: str
     kind: str
@@ -31,8 +31,8 @@ class Layer:
 
 
 def layers(subject: Subject, size: Size) -> list[Layer]:
-    """Every module of a network that answers maps or numbers, in the order in which they are done, containers too, for
-    a picture of `size`. Raises BadView where the network does not take it."""
+    """Returns every module with an output of maps or numbers for a picture of `size`, containers included, in the order
+    in which they finish. Raises BadView if the network does not accept the picture."""
     found: dict[str, Layer] = {}
 
     def note(name: str, module: nn.Module, answer: Tensor) -> None:
@@ -45,7 +45,7 @@ def layers(subject: Subject, size: Size) -> list[Layer]:
 
 
 def choose(name: str, there: Sequence[Layer]) -> Layer:
-    """The layer of that name. Raises BadView, naming those that are there, what is near first."""
+    """Returns the layer of that name. Raises BadView, listing the layers, similar names first."""
     for layer in there:
         if layer.name == name:
             return layer
@@ -53,7 +53,7 @@ def choose(name: str, there: Sequence[Layer]) -> Layer:
 
 
 def nearest(name: str, there: Sequence[Layer]) -> str:
-    """The names of layers for a refusal, those that are like `name` first, and how many more there are."""
+    """Returns layer names for an error message, similar to `name` first, and the number of others."""
     names = [layer.name for layer in there]
     near = [other for other in names if name in other]
     near += [other for other in difflib.get_close_matches(name, names, NEAR, 0.4) if other not in near]
@@ -64,10 +64,10 @@ def nearest(name: str, there: Sequence[Layer]) -> str:
 
 
 def answers(subject: Subject, names: Sequence[str], pictures: Tensor) -> dict[str, Tensor]:
-    """What layers answer to pictures, (N, channels, *sides) or (N, channels) each. Gradients flow through.
+    """Returns the outputs of layers for pictures, (N, channels, *sides) or (N, channels) each. Gradients flow through.
 
-    The network runs no further than it must: where layers behind these want another size of picture, that is no matter.
-    A layer that runs several times is looked at the first time. Raises BadView where the pictures do not get there.
+    The network stops after the last of these layers, so later layers may require another picture size. For a layer that
+    runs several times, the first output is returned. Raises BadView if the network fails before.
     """
     with watch(subject, names, stop=True) as seen:
         logits(subject, pictures)
@@ -75,10 +75,10 @@ def answers(subject: Subject, names: Sequence[str], pictures: Tensor) -> dict[st
 
 
 def logits(subject: Subject, pictures: Tensor) -> Tensor:
-    """What the network answers to pictures, (N, classes), or (N, classes, h, w) with the padding. Raises BadView."""
+    """Returns the network's output, (N, classes), or (N, classes, h, w) with the padding. Raises BadView."""
     try:
         answer: Tensor = subject.network(subject.entered(pictures))
-    except (RuntimeError, ValueError, ImpossibleLayer) as error:  # what torch and the networks say to a size
+    except (RuntimeError, ValueError, ImpossibleLayer) as error:  # torch's and the networks' errors for an invalid size
         size, own = by(pictures.shape[1:3]), by(subject.size())
         raise BadView(f"{subject.name} does not take images of {size}; of {own} it does ({_line(error)})") from error
     return answer
@@ -86,8 +86,8 @@ def logits(subject: Subject, pictures: Tensor) -> Tensor:
 
 @contextmanager
 def watch(subject: Subject, names: Sequence[str], stop: bool = False) -> Iterator[dict[str, Tensor]]:
-    """Within it, every run of the network leaves in the dictionary what these layers answered; with `stop`, a run
-    ends where it has them all."""
+    """Within this context, every run of the network stores the outputs of these layers in the dictionary; with `stop`,
+    a run ends once it has them all."""
     modules = dict(subject.network.named_modules())
     seen: dict[str, Tensor] = {}
 
@@ -101,17 +101,17 @@ def watch(subject: Subject, names: Sequence[str], stop: bool = False) -> Iterato
 
 
 class _Reached(Exception):
-    """The network has run as far as it has to."""
+    """The network has run far enough."""
 
 
 @contextmanager
 def _hooks(modules: dict[str, nn.Module], note: Callable[[str, nn.Module, Tensor], None]) -> Iterator[None]:
     def hook(name: str) -> Callable[[nn.Module, Any, Any], Any]:
         def seen(module: nn.Module, _: Any, answer: Any) -> Any:
-            # Of a pooling layer that tells its winners too, the values.
+            # For a pooling layer that also returns its winners, the values.
             first, *more = answer if isinstance(answer, tuple) else (answer,)
             note(name, module, first)
-            # The network goes on with a copy: rectifiers write over what they are given.
+            # The network continues with a copy, because ReLUs modify their input in place.
             return (first.clone(), *more) if more else first.clone()
 
         return seen

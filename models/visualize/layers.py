@@ -15,7 +15,7 @@ MISALIGNED = "*"
 
 
 def table(whole: Anatomy) -> Table:
-    """One row a layer. Where the axes of the image agree, one figure stands for all."""
+    """Returns one row per layer. If all axes of the image have the same value, it is shown once."""
     grid = Table(show_footer=True, box=None, pad_edge=False)
     grid.add_column("layer", "total", no_wrap=True)
     grid.add_column("kind", no_wrap=True)
@@ -33,7 +33,7 @@ def table(whole: Anatomy) -> Table:
 
 
 def notes(whole: Anatomy) -> list[str]:
-    """What the table leaves out."""
+    """Returns notes on what the table omits."""
     lines = []
     if whole.mentioned:
         lines.append(f"not shown: {_counts(whole.mentioned)}")

@@ -1,4 +1,4 @@
-"""Occlusion maps: how much less sure a network is with a part of the image covered (Zeiler and Fergus, arXiv 1311.2901,
+"""Occlusion maps: the drop in confidence when a part of the image is covered (Zeiler and Fergus, arXiv 1311.2901,
 section 4.2)."""
 
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from convoy.models.visualize.target import Target
 
 
 def occlusion(subject: Subject, picture: Tensor, target: Target, patch: int, stride: int, tick: Tick) -> Tensor:
-    """By how much the target's probability falls, (h, w), -1..1: at each pixel the mean of all patches that cover it.
-    Below 0 it rises: what was covered speaks against the class.
+    """Returns the drop in the target's probability, (h, w), -1..1: at each pixel the mean over all patches that cover
+    it. A negative value is a rise: the covered part is evidence against the class.
 
     picture  (1, h, w, C)
-    patch    side in pixels of the square that covers, `stride` pixels from one place to the next
-    tick     called after each patch of the `places` there are
+    patch    side in pixels of the covering square, which moves by `stride` pixels
+    tick     called after each patch of `places`
 
-    The cover has the mean colour of the training images, with which the network has least to do.
+    The cover has the mean colour of the training images, which is the most neutral for the network.
     """
     size = (picture.shape[1], picture.shape[2])
     fallen, covered = torch.zeros(size), torch.zeros(size)
@@ -40,7 +40,7 @@ def occlusion(subject: Subject, picture: Tensor, target: Target, patch: int, str
 
 
 def places(size: Size, patch: int, stride: int) -> list[tuple[int, int]]:
-    """Top and left of every patch, row by row; the last ones end where the image does."""
+    """Returns top and left of every patch in row-major order; the last ones are aligned with the image's edge."""
     return [(top, left) for top in _starts(size[0], patch, stride) for left in _starts(size[1], patch, stride)]
 
 

@@ -1,4 +1,4 @@
-"""The checkpoint that is looked into, by what its network takes."""
+"""Opens a checkpoint for visualisation, by its input type."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from convoy.models.visualize.tensors import TensorSubject
 
 
 def load(path: Path) -> Subject:
-    """The network of a checkpoint. Raises BadCheckpoint; BadView where it takes tensors of which no picture is."""
+    """Opens a checkpoint's network. Raises BadCheckpoint; BadView if its tensors cannot be shown as pictures."""
     threads.limit()
     description, network = checkpoint.load(path)
     kind = ImageSubject if description.input is not None else TensorSubject
@@ -17,7 +17,7 @@ def load(path: Path) -> Subject:
 
 
 def load_for_images(path: Path) -> ImageSubject:
-    """Likewise. Raises BadView where it takes no images."""
+    """Opens a checkpoint's network. Raises BadCheckpoint; BadView if its input is not an image."""
     subject = load(path)
     if not isinstance(subject, ImageSubject):
         takes = subject.description.takes

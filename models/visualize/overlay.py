@@ -1,4 +1,4 @@
-"""A map of what speaks for a class and against it, laid over the image."""
+"""Overlays on an image: evidence for and against a class."""
 
 import numpy as np
 from torch import Tensor
@@ -8,14 +8,13 @@ from convoy.models.visualize.network import Pixels
 
 FOR, AGAINST = (255, 30, 0), (0, 60, 255)
 MOST = 0.85  # opacity of the highest value
-CURVE = 0.7  # below 1: on a picture in many colours a faint tint would not be seen
-AROUND = 24  # share of the shorter side that stays bright each way around a single pixel
-PALE = 0.35  # of the image's own brightness that the pixels which do not count keep
+CURVE = 0.7  # below 1: on a colourful picture a faint tint would be invisible
+AROUND = 24  # of the shorter side: the margin that stays bright around a single pixel
+PALE = 0.35  # of its own brightness, for pixels that are not selected
 
 
 def laid_over(image: Pixels, values: Tensor) -> Pixels:
-    """The image under a map: red where it is above 0, blue where it is below, the more the farther; its largest number
-    either way is full.
+    """Tints the image by a map: red for positive values, blue for negative ones, scaled to the largest absolute value.
 
     image   (H, W, 3) or (H, W, 1)
     values  (H, W)
@@ -29,8 +28,8 @@ def laid_over(image: Pixels, values: Tensor) -> Pixels:
 
 
 def picked_out(image: Pixels, where: Tensor) -> Pixels:
-    """The image with all but some of its pixels, (H, W), darkened: (H, W, 3). Of a single one, what is around it stays
-    bright too, for else it would not be seen."""
+    """Darkens all but the selected pixels, (H, W), of an image: (H, W, 3). A margin around a single pixel stays bright
+    too, so that it is visible."""
     if where.sum() == 1:
         around = max(1, min(where.shape) // AROUND)
         where = F.max_pool2d(where[None].float(), 2 * around + 1, stride=1, padding=around)[0] > 0

@@ -1,4 +1,4 @@
-"""Which channels, layers and classes are shown where the user says nothing, and what the user's words mean."""
+"""Selection of channels, layers and classes: parsing of options, and defaults."""
 
 import difflib
 import re
@@ -11,17 +11,17 @@ from convoy.models.visualize.hooks import Layer
 
 
 def channels(text: str | None, count: int, layer: str, most: int) -> list[int]:
-    """The channels of `3`, `0-15` or `1,4,8-11`; without a text the first ones. Raises BadView."""
+    """Parses channels such as `3`, `0-15` or `1,4,8-11`; without a text, the first ones. Raises BadView."""
     return _listed("--channels", text, count, f"layer {layer!r} has {count} channels", most)
 
 
 def inputs(text: str | None, count: int, layer: str, most: int) -> list[int]:
-    """Likewise the maps over which a layer's filters lie."""
+    """Parses the input maps of a layer's filters, as `channels` does. Raises BadView."""
     return _listed("--inputs", text, count, f"the filters of layer {layer!r} lie over {count} maps", most)
 
 
 def label(text: str, labels: Sequence[str]) -> int:
-    """The class of a label; or of a number, where no label is that. Raises BadView, naming near ones."""
+    """Returns the class of a label, or of a number if no label matches. Raises BadView, listing similar labels."""
     found = [index for index, name in enumerate(labels) if name == text]
     if len(found) == 1:
         return found[0]
@@ -35,16 +35,16 @@ def label(text: str, labels: Sequence[str]) -> int:
 
 
 def filters_of(layer: Layer) -> Tensor | None:
-    """The weight (filters, inputs, *sides) of a layer that convolves, None of others."""
+    """Returns the weight (filters, inputs, *sides) of a convolution, None for other layers."""
     weight = getattr(layer.module, "weight", None)
     if not isinstance(weight, Tensor) or not (weight.dim() == 4 or isinstance(layer.module, nn.Conv1d | nn.Conv3d)):
         return None
-    # An up-convolution has its inputs first.
+    # A transposed convolution has its inputs first.
     return weight.transpose(0, 1) if getattr(layer.module, "transposed", False) else weight
 
 
 def spread(there: Sequence[Layer], count: int) -> list[Layer]:
-    """So many of the layers that convolve, evenly from the first to the last; one is that in the middle."""
+    """Returns `count` convolutions, evenly spread from the first to the last; a single one is from the middle."""
     convolving = [layer for layer in there if layer.is_map and filters_of(layer) is not None]
     found = convolving or [layer for layer in there if layer.is_map]
     if not found:
@@ -56,11 +56,11 @@ def spread(there: Sequence[Layer], count: int) -> list[Layer]:
 
 
 def last_with_places(there: Sequence[Layer], classes: int, per_pixel: bool) -> Layer:
-    """Where a class-activation map is taken: the last layer whose maps have more than one place (Selvaraju et al.: the
-    best of meaning and of detail).
+    """Returns the layer for a class activation map: the last one whose maps have more than one position (Selvaraju et
+    al.: the best compromise between semantics and detail).
 
-    Of a segmentation network the last of those with the fewest places, its bottleneck (Vinogradova et al., arXiv
-    2002.11434, section 3): behind it the answer's own pixels take over. Raises BadView.
+    For a segmentation network it is the last of those with the fewest positions, its bottleneck (Vinogradova et al.,
+    arXiv 2002.11434, section 3): after it the output's own pixels dominate. Raises BadView.
     """
     maps = [layer for layer in there if layer.is_map and layer.shape[1] * layer.shape[2] > 1]
     if per_pixel:

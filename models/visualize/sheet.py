@@ -1,4 +1,4 @@
-"""Pictures in rows with captions below them, under headings, as one picture; and many of those as a film."""
+"""Sheets of pictures in rows, with captions and headings; and films of sheets."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from convoy.models.lettering import font
 from convoy.models.visualize.network import Pixels
 
-ROW = 1000  # pixels, about as wide as a page
+ROW = 1000  # pixels, about the width of a page
 GAP = 10
 TEXT, HEADING = 13, 16  # pixels
 INK, PAPER = (32, 32, 32), (255, 255, 255)
@@ -26,8 +26,8 @@ class Tile(NamedTuple):
 
 
 class Section(NamedTuple):
-    """Tiles under a heading; `columns` in a row, or as many as go well. What is smaller than `side` pixels is enlarged
-    to about that, its pixels staying squares."""
+    """Tiles under a heading, in rows of `columns`, or as many as fit. Images smaller than `side` pixels are enlarged to
+    about that size, with square pixels."""
 
     heading: str
     tiles: list[Tile]
@@ -36,7 +36,7 @@ class Section(NamedTuple):
 
 
 def draw(title: str, sections: Sequence[Section]) -> Image.Image:
-    """The sheet, RGB. Every caption is whole: columns are as wide as they must be."""
+    """Draws the sheet, RGB. Columns are wide enough for every caption."""
     blocks = [_block(section) for section in sections]
     head = _text(title, HEADING)
     parts = [head, *blocks]
@@ -50,8 +50,8 @@ def draw(title: str, sections: Sequence[Section]) -> Image.Image:
 
 
 def film(sheets: Sequence[Image.Image], path: Path) -> None:
-    """Sheets of one size as a GIF that begins again; its last picture stays for a while."""
-    # One palette for all of them, or the paper would flicker.
+    """Writes sheets of one size as a looping GIF; the last one is shown longer."""
+    # One palette for all of them; otherwise the paper would flicker.
     palette = _beside([*sheets[:: max(1, len(sheets) // 4)], sheets[-1]]).quantize(256)
     frames = [sheet.quantize(palette=palette, dither=Image.Dither.NONE) for sheet in sheets]
     durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
@@ -87,7 +87,7 @@ def _block(section: Section) -> Image.Image:
 
 def _columns(count: int, width: int) -> int:
     most = max(1, (ROW + GAP) // (width + GAP))
-    # As even as they go: ten are two rows of five rather than nine and one.
+    # As even as possible: ten tiles make two rows of five, not nine and one.
     return math.ceil(count / math.ceil(count / most))
 
 

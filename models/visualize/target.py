@@ -1,4 +1,4 @@
-"""What an answer's evidence is looked for: a class, and for segmentation the pixels that count."""
+"""The target of an evidence map: a class, and for segmentation the selected pixels."""
 
 from dataclasses import dataclass
 
@@ -15,8 +15,8 @@ BACKGROUND = "background"
 
 @dataclass(frozen=True)
 class Target:
-    """A class. `where` (h, w) are the pixels that count, at the network's input without padding; None of a classifier.
-    `confidence` is its probability, 0..1, the mean of those pixels."""
+    """A class. `where` (h, w) selects pixels of the network's input without padding; None for a classifier.
+    `confidence` is its probability, 0..1, averaged over those pixels."""
 
     index: int
     label: str
@@ -24,11 +24,11 @@ class Target:
     confidence: float
 
     def logit(self, logits: Tensor) -> Tensor:
-        """Of each answer, (N,); of segmentation the mean of the pixels that count."""
+        """Returns the class's logit for each output, (N,); for segmentation the mean over the selected pixels."""
         return self._mean(logits[:, self.index])
 
     def probability(self, logits: Tensor) -> Tensor:
-        """Likewise, 0..1."""
+        """Returns the class's probability, 0..1, in the same way."""
         return self._mean(probability(logits, torch.full((len(logits),), self.index)))
 
     def _mean(self, values: Tensor) -> Tensor:
@@ -39,11 +39,11 @@ class Target:
 
 
 def target(subject: Subject, picture: Tensor, index: int | None, at: tuple[int, int] | None) -> Target:
-    """What to look for in one picture, (1, h, w, C): the class `index`, or the one that is answered.
+    """Returns the target for one picture, (1, h, w, C): the class `index`, or the predicted one.
 
-    For segmentation: the pixels that are answered `index`, where that is None the class that most pixels have, the
-    background aside; or the one pixel `at` row and column, and the class it is answered. Raises BadView where no pixel
-    is answered so, or `at` is outside.
+    For segmentation: the pixels predicted as `index`, or if it is None as the most frequent class other than the
+    background; or the one pixel `at` row and column, with its predicted class. Raises BadView if no pixel is predicted
+    as the class, or `at` is outside.
     """
     size = (picture.shape[1], picture.shape[2])
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Networks of tensors: a waveform, or a clip, as a picture that gradient ascent climbs on and a person can look at."""
+"""Tensor networks: waveforms and clips as pictures for gradient ascent and display."""
 
 import io
 import math
@@ -14,18 +14,18 @@ from convoy.models.errors import BadView
 from convoy.models.visualize.network import Pixels, Size, Subject
 from convoy.service.metadata import Axis, TensorInput
 
-FREE_SIDE = 128  # numbers along an axis of any length
-SPREADS = 3  # standard deviations from the mean to either end of a picture's 0..1, for numbers that have no ends
+FREE_SIDE = 128  # values along an axis of any length
+SPREADS = 3  # standard deviations from the mean to either end of a picture's 0..1, for unbounded values
 MOST_SIDES = 3
-FIGURE, DPI = (2.6, 1.5), 100  # inches, of a waveform's curves
-FRAME_SIDE, GAP = 64, 2  # pixels at least of a frame, and between two
+FIGURE, DPI = (2.6, 1.5), 100  # inches, of a waveform's plot
+FRAME_SIDE, GAP = 64, 2  # minimum side of a frame in pixels, and the gap between frames
 PAPER = 255
 
 
 @dataclass(frozen=True)
 class TensorSubject(Subject):
-    """A network of tensors. The picture of a waveform is one row high and has its channels; that of a clip is as large
-    as one frame and has the channels of all frames, one frame's behind another's."""
+    """A network for tensors. The picture of a waveform is one row high and has its channels. The picture of a clip has
+    the size of one frame and the concatenated channels of all frames."""
 
     coloured = False
 
@@ -41,7 +41,7 @@ class TensorSubject(Subject):
 
     @property
     def axes(self) -> list[Axis]:
-        """All but the channels'."""
+        """All axes except the channels."""
         return [axis for axis in self.tensor.axes if axis.name != "channel"]
 
     @property
@@ -59,7 +59,7 @@ class TensorSubject(Subject):
 
     def size(self, wanted: Size | None = None) -> Size:
         own = [axis.size for axis in self.axes][-2:]
-        given = (wanted or (FREE_SIDE, FREE_SIDE))[-len(own) :]  # of a waveform the width alone
+        given = (wanted or (FREE_SIDE, FREE_SIDE))[-len(own) :]  # for a waveform only the width
         sides = [side or free for side, free in zip(own, given, strict=True)]
         if wanted is not None and sides != list(given):
             raise BadView(f"{self.name} takes {self.tensor}, want no --size")
@@ -77,7 +77,7 @@ class TensorSubject(Subject):
         return normalised.reshape(count, self.tensor.channels, *places)
 
     def drawn(self, image: Pixels) -> Pixels:
-        """Curves of a waveform over time, in its own unit; the frames of a clip side by side."""
+        """Returns curves of a waveform over time, in its own unit, or the frames of a clip side by side."""
         return self._curves(image[0]) if self.sides == 1 else _strip(image, self.frames)
 
     def _curves(self, row: Pixels) -> Pixels:
@@ -101,7 +101,7 @@ class TensorSubject(Subject):
 
 
 def _strip(image: Pixels, frames: int) -> Pixels:
-    """(H, W, frames * C) -> frames side by side; where the channels are no colours, a row for each."""
+    """(H, W, frames * C) -> frames side by side; one row per channel if the channels are not colours."""
     channels = image.shape[2] // frames
     rows = [slice(None)] if channels in (1, 3) else [slice(place, place + 1) for place in range(channels)]
     factor = math.ceil(FRAME_SIDE / max(image.shape[:2]))

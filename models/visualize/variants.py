@@ -1,4 +1,4 @@
-"""The table that helps to choose between the variants of a network."""
+"""The table that compares the variants of a network."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from convoy.service.metadata import Precision, Task
 
 
 def table(outcomes: Mapping[Precision, Outcome], task: Task) -> Table:
-    """A row for each variant. The second speed-up is against fp32 where both have the batches that suit them best."""
+    """Returns a row per variant. The second speed-up compares with fp32 at the best batch size of each."""
     score = LEADING[task]
     rows = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     columns = (
@@ -35,7 +35,7 @@ def table(outcomes: Mapping[Precision, Outcome], task: Task) -> Table:
 
 
 def notes(outcomes: Mapping[Precision, Outcome]) -> list[str]:
-    """Where it was measured, and why variants are refused."""
+    """Returns where it was measured, and why variants are refused."""
     measured = next((outcome.variant for outcome in outcomes.values() if outcome.variant is not None), None)
     lines = [outcome.complaint for outcome in outcomes.values() if outcome.complaint]
     if measured is not None:

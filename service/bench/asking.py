@@ -8,15 +8,10 @@ import grpc.aio
 import numpy as np
 
 from convoy.service.bench.drive import Outcome, Refusal, Send
+from convoy.service.client.requests import OPTIONS
 from convoy.service.client.results import ServerError, read_error
 
-_OPTIONS = (
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.use_local_subchannel_pool", 1),  # own connection: the kernel distributes connections over the front ends
-    ("grpc.enable_http_proxy", 0),  # the caller, never the environment, decides where to connect
-)
-_CHOICES = 65_521  # a prime: the sequence of models has this period, which never aligns with that of the images
+_CHOICES = 65_521  # a prime: which model is asked repeats after so many, and never in step with which image is sent
 
 
 class Question(NamedTuple):
@@ -30,7 +25,7 @@ class Question(NamedTuple):
 
 def connect(server: str) -> grpc.aio.Channel:
     """A connection for a load test, on the running loop."""
-    return grpc.aio.insecure_channel(server, options=_OPTIONS)
+    return grpc.aio.insecure_channel(server, options=OPTIONS)
 
 
 def unary(channel: grpc.aio.Channel, question: Question, model: int, *, server: str, deadline: float) -> Send:

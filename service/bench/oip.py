@@ -10,28 +10,16 @@ from numpy.typing import NDArray
 from convoy.service.bench.asking import Question
 from convoy.service.bench.drive import Outcome
 from convoy.service.bench.plan import InputTensor, TensorModel
+from convoy.service.client.requests import OPTIONS
 from convoy.service.client.results import read_error
+from convoy.service.dtypes import NAMES
 from convoy.service.errors import BadConfig
 from convoy.service.pb import inference_pb2 as pb
 
 Shapes = Mapping[str, Sequence[tuple[int, ...]]]  # by input name
 _SERVICE = "/inference.GRPCInferenceService"
-_DTYPES = {
-    "BOOL": np.bool_,
-    "UINT8": np.uint8,
-    "UINT16": np.uint16,
-    "UINT32": np.uint32,
-    "UINT64": np.uint64,
-    "INT8": np.int8,
-    "INT16": np.int16,
-    "INT32": np.int32,
-    "INT64": np.int64,
-    "FP16": np.float16,
-    "FP32": np.float32,
-    "FP64": np.float64,
-}
-_DISTINCT = 16  # requests: enough to defeat caches
-_BYTES = 1 << 26  # of all of them together: fewer if they are large
+_DISTINCT = 16  # requests: enough that no cache answers for the server
+_BYTES = 1 << 26  # of all of them together: fewer where they are large
 
 
 def models(
@@ -43,7 +31,7 @@ def models(
     batch   the first dimension if only that one is free
     Raises BadConfig, ServerError.
     """
-    with grpc.insecure_channel(server, options=[("grpc.enable_http_proxy", 0)]) as channel:
+    with grpc.insecure_channel(server, options=OPTIONS) as channel:
         call = channel.unary_unary(
             f"{_SERVICE}/ModelMetadata",
             request_serializer=pb.ModelMetadataRequest.SerializeToString,
@@ -103,8 +91,8 @@ def _shapes(
     tensor: pb.ModelMetadataResponse.TensorMetadata, given: Sequence[tuple[int, ...]], batch: int
 ) -> tuple[tuple[int, ...], ...]:
     told = tuple(tensor.shape)
-    if tensor.datatype not in _DTYPES:
-        raise BadConfig(f"input {tensor.name!r} is {tensor.datatype}, want one of {', '.join(_DTYPES)}")
+    if tensor.datatype not in NAMES:
+        raise BadConfig(f"input {tensor.name!r} is {tensor.datatype}, want one of {', '.join(NAMES)}")
     for shape in given:
         if len(shape) != len(told) or any(want not in (-1, side) for want, side in zip(told, shape, strict=True)):
             raise BadConfig(f"--shape {tensor.name}:{_written(shape)} does not fit {_written(told)}, -1 being any")
@@ -126,8 +114,8 @@ def _request(random: np.random.Generator, model: TensorModel, number: int) -> by
 
 
 def _values(random: np.random.Generator, datatype: str, shape: tuple[int, ...]) -> NDArray[np.generic]:
-    """UINT8 is 0..255 as for pixels, other integers 0..127, which every type can represent, floats 0..1."""
-    dtype = np.dtype(_DTYPES[datatype])
+    """UINT8 is 0..255 as of pixels, other whole numbers 0..127, which every type holds, the rest 0..1."""
+    dtype = np.dtype(NAMES[datatype])
     if dtype.kind == "f":
         return random.random(shape, np.float32).astype(dtype)
     high = {"BOOL": 2, "UINT8": 256}.get(datatype, 128)

@@ -121,7 +121,7 @@ def bench(
     print(_announcement(plan), file=sys.stderr)
     report = summarise(plan, fleet.run(plan))
     if picture is not None:
-        from convoy.service.bench.picture import save  # noqa: PLC0415  matplotlib takes a second to import
+        from convoy.service.bench.picture import save
 
         save(report, picture)
     if json:

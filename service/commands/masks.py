@@ -1,6 +1,5 @@
 """Masks as pictures: class colours, the palette PNG, the overlay over the image."""
 
-import colorsys
 import io
 from collections.abc import Sequence
 
@@ -8,19 +7,17 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
+from convoy.service.palette import default_palette
+
 Pixels = NDArray[np.uint8]
 Palette = NDArray[np.uint8]
 
 _OPACITY = 0.5  # of the mask's colours over the image
-_GOLDEN_ANGLE = 0.381966  # of a turn: successive classes get distant hues
 
 
 def palette_of(colours: Sequence[tuple[int, int, int]], classes: int) -> Palette:
-    """(classes, 3) uint8 RGB: the model's own colours; without them, black and then distant hues."""
-    if colours:
-        return np.array(colours, np.uint8)
-    hues = [colorsys.hsv_to_rgb(index * _GOLDEN_ANGLE % 1, 0.75, 0.95) for index in range(classes - 1)]
-    return np.array([(0, 0, 0), *((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in hues)], np.uint8)
+    """(classes, 3) uint8 RGB: the model's own colours, or where it has none those that the server uses, too."""
+    return np.array(colours or default_palette(classes), np.uint8)
 
 
 def overlay(pixels: Pixels, mask: Pixels, palette: Palette) -> Pixels:

@@ -1,9 +1,9 @@
 """`convoy profile`: measures batch times of a model on this machine, and reports which sizes will be used."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 import typer
@@ -15,16 +15,14 @@ from convoy.service.buckets import Size
 from convoy.service.commands.options import Json, check_picture
 from convoy.service.commands.terminal import bar, console, milliseconds
 from convoy.service.config import BatchingConfig, EngineConfig, LimitsConfig, ModelConfig
-from convoy.service.engine import layouts, profiling
-from convoy.service.engine import profile as profiles
-from convoy.service.engine.profile import Profile
-from convoy.service.engine.providers import Device, gpu_offered
 from convoy.service.engine.scheduler.latency_model import RunTimes
-from convoy.service.engine.session import Session
-from convoy.service.engine.session_builder import load_all, measured
 from convoy.service.errors import BadConfig, BadModelFile, UnknownModel
 from convoy.service.machine import cores
 from convoy.service.repository import MODEL_FILE, choose, model_file, scan
+
+if TYPE_CHECKING:
+    from convoy.service.engine.profile import Profile
+    from convoy.service.engine.session import Session
 
 _COLUMNS = 24  # of the longest bar
 
@@ -60,7 +58,14 @@ def profile(
     On the CPU it measures one session with all threads, and several with one each.
     """
     check_picture(picture)
+    sizes = {text: _parsed(text) for text in size or []}
     file, settings = _find(model, repository)
+
+    from convoy.service.engine import layouts, profiling
+    from convoy.service.engine import profile as profiles
+    from convoy.service.engine.providers import Device, gpu_offered
+    from convoy.service.engine.session_builder import load_all, measured
+
     on = Device(provider, EngineConfig(device=device), max_batch_size)
     candidates = layouts.layouts("auto", threads or cores(), gpu_offered(provider))
     made: list[list[Profile]] = []  # one list per layout, with one profile per shape
@@ -71,10 +76,10 @@ def profile(
             raise BadModelFile(f"{model}: {error.message}") from None
         session = instances.session
         machine = profiles.machine(file, session.provider, device, layout.threads, layout.instances)
-        largest = _largest(model, session, settings, size or [], max_batch_size)
+        largest = _largest(model, session, settings, sizes, max_batch_size)
         made.append([profiling.measure(measured(instances), machine, *entry) for entry in largest.items()])
     if picture is not None:
-        from convoy.service.commands.profile_picture import save  # noqa: PLC0415  matplotlib takes a second to import
+        from convoy.service.commands.profile_picture import save
 
         drawn = [each for those in made for each in those]
         save(drawn, [chosen(each, objective) for each in drawn], model, picture)
@@ -91,14 +96,14 @@ def profile(
         terminal.print(f'with instances = "auto": {which(one, several, objective)}')
 
 
-def chosen(made: Profile, objective: float) -> int:
-    """The largest batch that will be used with a latency objective of `objective` seconds."""
+def chosen(made: "Profile", objective: float) -> int:
+    """The largest batch that will be used where answers should come within `objective` seconds."""
     times = RunTimes(max(made.batches), made.seconds)
     return max(1, times.efficient(times.largest_within(objective / 2)))
 
 
-def why(made: Profile, objective: float) -> str:
-    """The reason for the choice, as text."""
+def why(made: "Profile", objective: float) -> str:
+    """The choice in words."""
     times = RunTimes(max(made.batches), made.seconds)
     size, fitting = chosen(made, objective), times.largest_within(objective / 2)
     rate, best = (made.machine.instances * each / times.predict(each) for each in (size, made.batch_size))
@@ -115,8 +120,10 @@ def why(made: Profile, objective: float) -> str:
     return f"{text}; larger ones bring less than 0.2 % more"
 
 
-def which(one: Sequence[Profile], several: Sequence[Profile], objective: float) -> str:
-    """The choice between one session and several, as text; both have profiles of the same shapes."""
+def which(one: "Sequence[Profile]", several: "Sequence[Profile]", objective: float) -> str:
+    """The choice between one session and several in words; both are of the same shapes."""
+    from convoy.service.engine import layouts
+
     pairs = list(zip(one, several, strict=True))
     rates = [(layouts.rate(first, objective), layouts.rate(second, objective)) for first, second in pairs]
     gains = [second / first - 1 if first else 0.0 for first, second in rates]
@@ -133,17 +140,19 @@ def which(one: Sequence[Profile], several: Sequence[Profile], objective: float) 
     return f"{_layout(first)}; {brings}{where}, want at least {layouts.GAIN - 1:.0%} more"
 
 
-def _layout(made: Profile) -> str:
+def _layout(made: "Profile") -> str:
+    from convoy.service.engine import layouts
+
     number, threads = layouts.layout_of(made)
     of_threads = f"{threads} thread{'s' if threads > 1 else ''}"
     return of_threads if number == 1 else f"{number} sessions of {of_threads} each"
 
 
-def _shape(made: Profile) -> str:
+def _shape(made: "Profile") -> str:
     return "x".join(map(str, made.shape))
 
 
-def _table(made: Profile, size: int) -> Table:
+def _table(made: "Profile", size: int) -> Table:
     table = Table(box=None, pad_edge=False)
     for heading in ("batch", "ms", "images/s", "CPU ms/image"):
         table.add_column(heading, justify="right")
@@ -159,18 +168,20 @@ def _table(made: Profile, size: int) -> Table:
 
 
 def _largest(
-    model: str, session: Session, settings: ModelConfig, sizes: Sequence[str], most: int
+    model: str, session: "Session", settings: ModelConfig, sizes: Mapping[str, Size], most: int
 ) -> dict[tuple[int, ...], int]:
-    """The shapes to measure, each with the largest batch to try."""
+    """The shapes to measure, and the largest batch to try of each; `sizes` are by their text."""
+    from convoy.service.engine import profiling
+
     document = session.document
     if document is None:
         raise BadModelFile(f"{model} does not say what it takes: its batches are measured while it serves")
     free = document.input is not None and document.input.fit == "pad"
     if sizes and not free:
-        raise BadModelFile(f"--size {sizes[0]}: {model} does not take images of any size, want no --size")
+        raise BadModelFile(f"--size {next(iter(sizes))}: {model} does not take images of any size, want no --size")
     limits, batching = LimitsConfig(), BatchingConfig()
     own = buckets.configured("none", settings.buckets, document, limits.max_input_pixels).sizes
-    wanted = [buckets.rounded(document.image, *_parsed(text)) for text in sizes] or own
+    wanted = [buckets.rounded(document.image, *each) for each in sizes.values()] or own
     found = profiling.shapes(document, wanted, most if session.batched else 1, batching.max_batch_pixels)
     if not found:
         say = (

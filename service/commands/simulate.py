@@ -1,7 +1,7 @@
 """`convoy simulate`: simulates the scheduler under a load, on a virtual clock."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import numpy as np
@@ -14,11 +14,13 @@ from convoy.service.bench.simulation import simulate as run
 from convoy.service.commands.options import Json, check_picture
 from convoy.service.commands.terminal import bar, console, milliseconds
 from convoy.service.config import PolicyName
-from convoy.service.engine.profile import Profile
 from convoy.service.engine.scheduler.batcher import Limits
 from convoy.service.engine.scheduler.policies import POLICIES
 from convoy.service.errors import BadConfig
 from convoy.service.text import NoText, decoded
+
+if TYPE_CHECKING:
+    from convoy.service.engine.profile import Profile
 
 _COLUMNS = 48  # of the longest bar
 
@@ -105,7 +107,7 @@ def simulate(
     outcome = next(iter(outcomes.values()))
     title = f"{outcome.offered:,} requests in {outcome.seconds:,.1f} s, {load}"
     if picture is not None:
-        from convoy.service.commands.simulate_picture import save  # noqa: PLC0415  matplotlib takes a second to import
+        from convoy.service.commands.simulate_picture import save
 
         save(outcomes, best, deadline, title, picture)
     if json:
@@ -142,9 +144,13 @@ def _policies(names: list[str]) -> list[PolicyName]:
     return [name for name in POLICIES if name in names or not names]
 
 
-def _read(file: Path) -> Profile:
+def _read(file: Path) -> "Profile":
     try:
-        profiles = msgspec.json.decode(decoded(file.read_bytes()), type=list[Profile])
+        data = decoded(file.read_bytes())
+
+        from convoy.service.engine.profile import Profile
+
+        profiles = msgspec.json.decode(data, type=list[Profile])
     except (OSError, NoText, msgspec.MsgspecError) as error:
         raise BadConfig(f"{file} is no profile: {getattr(error, 'strerror', None) or error}") from None
     profiles = [each for each in profiles if each.machine.instances == 1] or profiles  # others may be in it

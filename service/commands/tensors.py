@@ -10,16 +10,12 @@ from google.protobuf.message_factory import GetMessageClass
 from numpy.typing import NDArray
 
 from convoy.service import metadata
+from convoy.service.client.requests import OPTIONS
 from convoy.service.client.results import read_error
+from convoy.service.dtypes import NAMES
 from convoy.service.metadata import Document
 from convoy.service.pb import inference_pb2 as pb
 
-_OPTIONS = (
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.enable_http_proxy", 0),  # the caller, never the environment, decides where to connect
-)
-_DTYPES = {"UINT8": "uint8", "INT64": "int64", "FP32": "float32"}
 _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 
 
@@ -28,7 +24,7 @@ class TensorClient:
 
     def __init__(self, target: str, deadline: float) -> None:
         self._target, self._deadline = target, deadline
-        self._channel = grpc.insecure_channel(target, options=_OPTIONS)
+        self._channel = grpc.insecure_channel(target, options=OPTIONS)
 
     def __enter__(self) -> Self:
         return self
@@ -54,7 +50,7 @@ class TensorClient:
         )
         answer = self._call("ModelInfer", request)
         return {
-            tensor.name: np.frombuffer(data, _DTYPES[tensor.datatype]).reshape(tensor.shape)
+            tensor.name: np.frombuffer(data, NAMES[tensor.datatype]).reshape(tensor.shape)
             for tensor, data in zip(answer.outputs, answer.raw_output_contents, strict=True)
         }
 

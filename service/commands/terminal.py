@@ -1,11 +1,13 @@
 """Terminal output of the client commands: the console, bars, stage timings."""
 
 import textwrap
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
-from convoy.service.client.results import Timings
+if TYPE_CHECKING:
+    from convoy.service.client.results import Timings
 
 STAGES = ("receive", "decode", "preprocess", "queue", "gather", "run", "scatter", "postprocess")
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -38,8 +40,8 @@ def milliseconds(seconds: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
-def stage_line(timings: Timings, columns: int) -> Text:
-    """The time of one image per stage, broken between stages at `columns`.
+def stage_line(timings: "Timings", columns: int) -> Text:
+    """Where one image's time went, broken between stages where it is longer than `columns`.
 
     Stages that did not run are omitted.
     """

@@ -16,13 +16,12 @@ from convoy.service.engine.runner import Computed, Ran, compute, finish
 from convoy.service.engine.scheduler.batcher import Batch, Batcher, Key, Limits, Request
 from convoy.service.engine.session import Session
 from convoy.service.errors import ConvoyError, DeadlinePassed, UnknownModel
+from convoy.service.ipc.slots import COPIED_AT_ONCE
 
 logger = logging.getLogger(__name__)
 
 _SHORT = 0.0005  # seconds; so long a batch may keep the loop: it takes about as long to a thread and back
 _ALONE = 0.01  # the same where nobody else is there: whoever comes meanwhile has to wait for the device anyway
-
-_FEW = 1 << 18  # bytes of outputs: the loop copies them in less than 0.1 ms
 
 
 class Ended(NamedTuple):
@@ -34,11 +33,12 @@ class Ended(NamedTuple):
 
 
 class _Started(NamedTuple):
-    """A batch that a session is to run now."""
+    """A batch that a session is to run now: in its thread, or `on_loop`."""
 
     batch: Batch
     instance: Instance
     at: float
+    on_loop: bool
 
 
 class _Decided(NamedTuple):
@@ -72,12 +72,12 @@ class Dispatcher:
         self._tell_ended = ended
         self._tell_failed = failed
         self._batcher = Batcher(volume=volume)
-        self._lock = threading.Lock()  # for all above and below, but for what only the loop touches
-        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()  # of the batcher, and of what stands above the loop's own state
         self._decisions = 0
+        self._company = False  # whether more than one request is known of
+        self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None  # the loop's
         self._told = 0  # the loop's: the decision that the timer is of
-        self._company = False  # the loop's: whether more than one request is known of
 
     def measured(self, key: Key, limits: Limits, times: Mapping[int, float]) -> None:
         """See Batcher."""
@@ -86,8 +86,8 @@ class Dispatcher:
 
     def expect(self, model: str, source: Hashable, following: int, company: int, now: float) -> None:
         """See Batcher."""
-        self._company = following > 0 or company > 1
         with self._lock:
+            self._company = following > 0 or company > 1
             self._batcher.expect(model, source, following, company, now)
 
     def add(self, key: Key, request: Request, limits: Limits, now: float) -> None:
@@ -107,7 +107,8 @@ class Dispatcher:
 
     def waiting(self, model: str) -> int:
         """See Batcher."""
-        return self._batcher.waiting(model)
+        with self._lock:
+            return self._batcher.waiting(model)
 
     def pump(self) -> None:
         """Run what can run now; else come back when something can."""
@@ -118,6 +119,7 @@ class Dispatcher:
             self._start(started)
 
     def _decide(self) -> _Decided:
+        """Under the lock."""
         now = time.monotonic()
         self._decisions += 1
         started: list[_Started] = []
@@ -135,7 +137,8 @@ class Dispatcher:
                 gone = UnknownModel(f"model {key.model!r} was taken away")
                 failed += [(request, gone) for request in decision.batch.requests]
             else:
-                started.append(_Started(decision.batch, instances.take(), now))
+                instance = instances.take()
+                started.append(_Started(decision.batch, instance, now, self._keeps_loop(decision.batch, instance, now)))
 
     def _tell(self, decided: _Decided) -> None:
         for request, error in decided.failed:
@@ -150,19 +153,23 @@ class Dispatcher:
             self._timer = self._loop.call_later(max(0.0, decided.again - time.monotonic()), self.pump)
 
     def _start(self, started: _Started) -> None:
-        if self._keeps_the_loop(started):
-            # Through the loop, so that what has come meanwhile is read between one short batch and the next.
-            self._loop.call_soon(self._end_on_loop, started, _compute_or_end(started))
+        if started.on_loop:
+            self._run_on_loop(started)
         else:
             started.instance.submit(self._run_on, started)
 
-    def _keeps_the_loop(self, started: _Started) -> bool:
-        batch, instance = started.batch, started.instance
-        seconds = batch.ends - started.at
+    def _keeps_loop(self, batch: Batch, instance: Instance, now: float) -> bool:
+        """Whether a batch is so short that it runs on the loop. Under the lock."""
+        seconds = batch.ends - now
         if not seconds or instance.running > 1 or instance.held or instance.session.provider in GPU:
             return False
         alone = len(batch.requests) == 1 and not self._company and not len(self._batcher)
         return seconds < (_ALONE if alone else _SHORT)
+
+    def _run_on_loop(self, started: _Started) -> None:
+        computed = _compute_or_end(started)
+        # Through the loop, so that what has come meanwhile is read between one short batch and the next.
+        self._loop.call_soon(self._end_on_loop, started, computed)
 
     def _end_on_loop(self, started: _Started, computed: Computed | Ran) -> None:
         with self._lock:
@@ -180,7 +187,7 @@ class Dispatcher:
             instance, ended, started = started.instance, started, None
             others = []
             for following in decided.started:
-                if following.instance is instance and not self._keeps_the_loop(following):
+                if following.instance is instance and not following.on_loop:
                     started = following
                 else:
                     others.append(following)
@@ -210,6 +217,6 @@ def _compute_or_end(started: _Started) -> Computed | Ran:
     except Exception:  # DeviceLost, or a mistake of ours: front ends send what waits to a fresh process
         logger.exception("the engine cannot go on")
         os._exit(1)
-    if isinstance(computed, Computed) and (session.provider in GPU or computed.nbytes > _FEW):
+    if isinstance(computed, Computed) and (session.provider in GPU or computed.nbytes > COPIED_AT_ONCE):
         return finish(computed)
     return computed

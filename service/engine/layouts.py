@@ -7,7 +7,7 @@ uses one core.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from convoy.service.config import Instances
+from convoy.service.config import InstancesSetting
 from convoy.service.engine.profile import Profile
 from convoy.service.engine.scheduler.latency_model import RunTimes
 
@@ -22,8 +22,8 @@ class Layout(NamedTuple):
     threads: int
 
 
-def layouts(wanted: Instances, threads: int, gpu: bool) -> list[Layout]:
-    """The candidates, the default first; `threads` is for all sessions of a network together."""
+def layouts(wanted: InstancesSetting, threads: int, gpu: bool) -> list[Layout]:
+    """Those to choose from, the one to take in doubt first; `threads` are there for all sessions of a network."""
     if wanted != "auto":
         return [Layout(wanted, max(1, threads // wanted))]
     one = Layout(1, threads)

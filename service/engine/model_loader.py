@@ -4,24 +4,24 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
 
 import msgspec
 
 from convoy.service import buckets, repository
 from convoy.service.buckets import NONE, Buckets, Size
 from convoy.service.config import Config, ModelConfig
-from convoy.service.engine import row_independence
+from convoy.service.engine.failures import Failures
 from convoy.service.engine.instances import Instances, Together
 from convoy.service.engine.learned_buckets import MOST_PADDING, choose, pays
 from convoy.service.engine.profile import Profile
 from convoy.service.engine.profiling import Shape, shapes, warm
 from convoy.service.engine.providers import Device
+from convoy.service.engine.row_independence import settle
 from convoy.service.engine.scheduler.batcher import Limits
 from convoy.service.engine.session import Session
 from convoy.service.engine.session_builder import build
@@ -35,7 +35,6 @@ log = logging.getLogger(__name__)
 
 DEFAULT_OBJECTIVE = 0.1  # seconds
 _USUAL = (256, 256)  # pixels of an image of any size
-_RETRY, _LAST_RETRY = 60.0, 600.0  # seconds until what failed is tried again: the first time, and at most
 _QUIET = 30.0  # seconds in which a version is named in the log once: a slow copy fails with each part that comes
 _DEATHS = 3  # of engines: what else may end one, such as a lack of memory, seldom does so three times on one file
 _RUNS = 5  # of one image: an objective that leaves room for a few of them
@@ -60,42 +59,21 @@ class Loaded:
         return self.instances.session
 
 
-class _Retry(NamedTuple):
-    """When what failed is tried again, on the loader's clock, and how long it then has waited."""
-
-    at: float
-    wait: float
-
-
 @dataclass(slots=True)
 class _Model:
     listing: Listing = field(default_factory=Listing)
     problem: str = ""  # of the folder, when it was last looked at
     serving: int | None = None
     loading: int | None = None
-    failed: dict[tuple[int, Stamp], str] = field(default_factory=dict)  # reasons
-    retries: dict[tuple[int, Stamp], _Retry] = field(default_factory=dict)  # of what failed, until its files change
-
-    def fail(self, version: int, stamp: Stamp, reason: str, now: float) -> None:
-        """Loading a version failed: it is tried again when its files change, or after a while, ever longer."""
-        before = self.retries.get((version, stamp))
-        wait = _RETRY if before is None else min(2 * before.wait, _LAST_RETRY)
-        self.failed[version, stamp] = reason
-        self.retries[version, stamp] = _Retry(now + wait, wait)
-
-    def forgive(self, present: Collection[tuple[int, Stamp]], now: float) -> None:
-        """Forget failures of files that are gone or have changed, and those that are to be tried again."""
-        self.retries = {key: retry for key, retry in self.retries.items() if key in present}
-        self.failed = {
-            key: reason for key, reason in self.failed.items() if key in present and now < self.retries[key].at
-        }
+    failures: Failures = field(default_factory=Failures)
 
 
 class Loader:
     """Loads what should serve and retires what should not.
 
-    One writer: the thread that calls `refresh`. `versions` is read by the engine's loop; entries are put and taken out
-    whole. A retired version stays in `versions` until `drop` is called for it, because requests may be on their way.
+    One writer of everything here: the loader's thread, which calls all methods but `joins` and `is_retired`. `versions`
+    is replaced as a whole, so any thread may read it. A retired version stays in `versions` until `drop` is called for
+    it, because requests may be on their way.
     """
 
     def __init__(
@@ -109,7 +87,7 @@ class Loader:
     ) -> None:
         """`announce` is called with what is loaded next, and with None when that has ended. `suspects` have been loaded
         by so many engines that died of it, or while they did so."""
-        self.versions: dict[tuple[str, int], Loaded] = {}
+        self.versions: Mapping[tuple[str, int], Loaded] = {}
         self._root = root
         self._config = config
         self._publish = publish
@@ -147,7 +125,7 @@ class Loader:
             model = self._models.setdefault(name, _Model())
             self._take(name, model, listing)
             if model.serving is None:
-                model.loading = repository.choose(model.listing, model.failed)
+                model.loading = repository.choose(model.listing, model.failures.reasons)
         self._tell()
         for name, model in sorted(self._models.items(), key=lambda item: self._deaths(*item)):
             self._bring_up(name, model)
@@ -157,7 +135,7 @@ class Loader:
     def drop(self, model: str, version: int) -> None:
         """Forget a retired version: nothing refers to it any more."""
         if self.is_retired(model, version):
-            del self.versions[model, version]
+            self.versions = {key: loaded for key, loaded in self.versions.items() if key != (model, version)}
 
     def joins(self, model: str, version: int) -> bool:
         """Whether requests for a loaded version may share runs."""
@@ -171,7 +149,7 @@ class Loader:
             return
         for instance in entry.instances.all:
             instance.session.run_apart(reason)
-        self.versions[model, version] = replace(entry, limits=replace(entry.limits, max_batch_size=1))
+        self._put(model, version, replace(entry, limits=replace(entry.limits, max_batch_size=1)))
         _report_apart(model, version, entry.session)
         self._tell()
 
@@ -193,7 +171,7 @@ class Loader:
         except Exception:  # it serves without them
             log.exception("model %s version %d: a run of a new bucket failed", model, version)
             return
-        self.versions[model, version] = replace(entry, buckets=Buckets(chosen, MOST_PADDING))
+        self._put(model, version, replace(entry, buckets=Buckets(chosen, MOST_PADDING)))
         self._tell()
         shown = ", ".join(f"{height}x{width}" for height, width in chosen)
         log.info("model %s version %d: images are padded to %s", model, version, shown)
@@ -212,6 +190,9 @@ class Loader:
         ]
         return Table(tuple(rows), self._complete)
 
+    def _put(self, model: str, version: int, loaded: Loaded) -> None:
+        self.versions = {**self.versions, (model, version): loaded}
+
     def _take(self, name: str, model: _Model, listing: Listing) -> None:
         """A model's folder as it is now. What is wrong with it never ends a version that serves."""
         if listing.problem and listing.problem != model.problem:
@@ -223,19 +204,18 @@ class Loader:
         if listing.problem and model.serving is not None:
             listing = model.listing
         if listing.config != model.listing.config:
-            model.failed.clear()
-            model.retries.clear()  # the provider, say, may have been what failed
+            model.failures = Failures()  # the provider, say, may have been what failed
         present = set(listing.files.items())
-        model.forgive(present, self._clock())
+        model.failures.forgive(present, self._clock())
         model.listing = listing
 
     def _deaths(self, name: str, model: _Model) -> int:
         """Engines that may have died of what this model would load: the others are loaded first."""
-        version = repository.choose(model.listing, model.failed)
+        version = repository.choose(model.listing, model.failures.reasons)
         return 0 if version is None else self._suspects.get(_suspect(name, version, model.listing.files[version]), 0)
 
     def _bring_up(self, name: str, model: _Model) -> None:
-        while (version := repository.choose(model.listing, model.failed)) is not None:
+        while (version := repository.choose(model.listing, model.failures.reasons)) is not None:
             if _stays(model, version):
                 break
             stamp = model.listing.files[version]
@@ -249,7 +229,7 @@ class Loader:
             model.loading = None
             if loaded is not None:
                 before, model.serving = model.serving, version
-                self.versions[name, version] = loaded
+                self._put(name, version, loaded)
                 self._mark(name, version, ready=True)
                 if before is not None and before != version:
                     self._mark(name, before, ready=False)
@@ -270,22 +250,22 @@ class Loader:
         suspect = _suspect(name, version, stamp)
         if self._suspects.get(suspect, 0) >= _DEATHS:
             reason = f"{_DEATHS} engines have died while they loaded it; it is tried again when it changes"
-            model.fail(version, stamp, reason, self._clock())
+            model.failures.add(version, stamp, reason, self._clock())
             return None
         self._announce(suspect)
         log.debug("model %s version %d is being loaded", name, version)
         try:
             instances, measured = build(file, device, wanted, objective, partial(self._shapes, settings, most))
-            _settle(instances, settings)
+            settle(instances, settings.batched)
             padded = self._buckets(settings, instances.session.document)
         except (BadConfig, BadModelFile, BadMetadata) as error:
-            model.fail(version, stamp, error.message, self._clock())
+            model.failures.add(version, stamp, error.message, self._clock())
             if version == model.serving:
                 log.error("model %s version %d goes on as it was loaded: %s", name, version, error.message)
             return None
         except Exception:  # one file, whatever is in it, must not end the engine for all
             log.exception("model %s version %d cannot be loaded", name, version)
-            model.fail(version, stamp, "loading it failed in a way that is in the log", self._clock())
+            model.failures.add(version, stamp, "loading it failed in a way that is in the log", self._clock())
             return None
         finally:
             self._announce(None)
@@ -371,8 +351,8 @@ class Loader:
             return "UNAVAILABLE", "its folder cannot be read: Permission denied"
         if stamp is None:
             return "UNAVAILABLE", f"{repository.MODEL_FILE} is missing"
-        if (version, stamp) in model.failed:
-            return "UNAVAILABLE", model.failed[version, stamp]
+        if (version, stamp) in model.failures.reasons:
+            return "UNAVAILABLE", model.failures.reasons[version, stamp]
         if model.serving is not None:
             return "UNAVAILABLE", f"version {model.serving} serves"
         return "UNAVAILABLE", f"version {model.loading} is loading"
@@ -407,24 +387,6 @@ def _versions(listing: Listing) -> list[int]:
     """From the highest down; 0 stands for those of a folder that cannot be read."""
     found = sorted({*listing.files, *listing.missing}, reverse=True)
     return found or ([0] if listing.problem else [])
-
-
-def _settle(instances: Instances, settings: ModelConfig) -> None:
-    """Decide whether requests share runs: by model.toml, by the file's own document, else by a trial."""
-    session = instances.session
-    if settings.batched is False:
-        reason = "model.toml or config.pbtxt says so"
-    elif settings.batched is True:
-        for instance in instances.all:
-            instance.session.join()
-        return
-    elif not session.batched or session.document is not None:  # what wrote the document has tried it in batches
-        return
-    else:
-        reason = instances.all[0].submit(row_independence.trial, session).result()
-    if reason:
-        for instance in instances.all:
-            instance.session.run_apart(reason)
 
 
 def _without(session: Session) -> Iterator[str]:

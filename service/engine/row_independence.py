@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from convoy.service.engine.instances import Instances
 from convoy.service.engine.session import DeviceLost
 from convoy.service.repository import TensorSpec
 
@@ -159,3 +160,21 @@ def _values(generator: np.random.Generator, spec: TensorSpec, rows: int, free: i
 
 def _count(values: NDArray[np.generic]) -> str:
     return f"{values.shape[0]} rows" if values.shape else f"{math.prod(values.shape)} value without rows"
+
+
+def settle(instances: Instances, batched: bool | None) -> None:
+    """Decide whether requests share runs: by `batched` of model.toml, by the file's own document, else by a trial."""
+    session = instances.session
+    if batched is False:
+        reason = "model.toml or config.pbtxt says so"
+    elif batched is True:
+        for instance in instances.all:
+            instance.session.join()
+        return
+    elif not session.batched or session.document is not None:  # what wrote the document has tried it in batches
+        return
+    else:
+        reason = instances.all[0].submit(trial, session).result()
+    if reason:
+        for instance in instances.all:
+            instance.session.run_apart(reason)

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from convoy.service.engine.session import DeviceLost, Session
 from convoy.service.errors import ConvoyError, RunFailed
 from convoy.service.ipc.channel import FAILED, Answer, Failure, Submit, Times
-from convoy.service.ipc.slots import SPILLED, Span, memory_file
-from convoy.service.ipc.slots import Mapping as Memory
+from convoy.service.ipc.slots import SPILLED, SharedMemory, Span, memory_file
 from convoy.service.repository import TensorSpec
 
 log = logging.getLogger(__name__)
@@ -30,7 +29,7 @@ class Work(NamedTuple):
     """One request of a batch, and the memory of the front end that sent it."""
 
     submit: Submit
-    memory: Memory
+    memory: SharedMemory
 
 
 class Done(NamedTuple):

@@ -30,9 +30,20 @@ from convoy.service.engine.runner import Ran, Work
 from convoy.service.engine.scheduler.batcher import Batch, Key, Limits, Request
 from convoy.service.errors import ConvoyError, UnknownModel
 from convoy.service.ipc import messages
-from convoy.service.ipc.channel import NEVER, Cancel, Cancelled, Failure, Hello, Packet, Record, Release, Submit, Wire
-from convoy.service.ipc.channel import Table as TableRecord
-from convoy.service.ipc.slots import Mapping, memory_file
+from convoy.service.ipc.channel import (
+    NEVER,
+    Cancel,
+    Cancelled,
+    Failure,
+    Hello,
+    Packet,
+    Record,
+    Release,
+    Submit,
+    TableFile,
+    Wire,
+)
+from convoy.service.ipc.slots import SharedMemory, memory_file
 from convoy.service.metadata import Document
 from convoy.service.repository import Table, encode_table
 
@@ -45,7 +56,7 @@ class Peer:
     def __init__(self, number: int) -> None:
         self.number = number
         self.wire: Wire
-        self.memory: Mapping | None = None
+        self.memory: SharedMemory | None = None
 
 
 class Engine:
@@ -144,17 +155,23 @@ class Engine:
         data = encode_table(self._table)
         descriptor = memory_file(len(data))
         os.pwrite(descriptor, data, 0)
-        peer.wire.send([TableRecord(len(data))], [descriptor])
+        peer.wire.send([TableFile(len(data))], [descriptor])
         os.close(descriptor)
 
     def _drop_if_released(self, model: str, version: int) -> None:
-        # A version that is not retired at all stands in no set: that is not the empty one that everybody has left.
+        # A version that is not retired at all stands in no set: that is not the empty one that everybody has left. The
+        # empty one stays until the loader, in whose thread versions come and go, has dropped it.
         if not self._unreleased.get((model, version), {0}):
-            del self._unreleased[model, version]
-            self._profiled.pop((model, version), None)
-            self._sizes.pop((model, version), None)
-            self._loader.drop(model, version)
-            self._loop.call_later(self._config.server.keep_metrics_seconds, self._forget, model, version)
+            dropping = self._loop.run_in_executor(self._loading, self._loader.drop, model, version)
+            dropping.add_done_callback(lambda _: self._dropped(model, version))
+
+    def _dropped(self, model: str, version: int) -> None:
+        if (model, version) in self._loader.versions or (model, version) not in self._unreleased:
+            return  # it serves again, or this has been done
+        del self._unreleased[model, version]
+        self._profiled.pop((model, version), None)
+        self._sizes.pop((model, version), None)
+        self._loop.call_later(self._config.server.keep_metrics_seconds, self._forget, model, version)
 
     def _forget(self, model: str, version: int) -> None:
         if (model, version) not in self._loader.versions:
@@ -175,7 +192,7 @@ class Engine:
                         self._end(request, Cancelled("the caller has gone"))
                 case Hello(arena_bytes=nbytes):
                     descriptor = next(descriptors)
-                    peer.memory = Mapping(descriptor, nbytes)
+                    peer.memory = SharedMemory(descriptor, nbytes)
                     os.close(descriptor)
                 case Release(model=model, version=version):
                     self._unreleased.get((model, version), set()).discard(peer.number)
@@ -288,8 +305,13 @@ def _count(batch: Batch, ran: Ran, document: Document | None, device: int) -> No
     # Before the answers leave: a caller that has its answer finds it counted.
     key, version = batch.key, str(batch.key.version)
     if document is not None and document.input is not None:
-        first = batch.requests[0].payload.submit.inputs[0].shape
-        metrics.INPUT_PIXELS.labels(key.model, version).inc(batch.rows * document.takes.places(first[1:]))
+        submits = [request.payload.submit for request in batch.requests]
+        places = document.takes.places(submits[0].inputs[0].shape[1:])
+        metrics.INPUT_PIXELS.labels(key.model, version).inc(batch.rows * places)
+        if document.image.fit in ("pad", "letterbox"):
+            used = sum(submit.rows * submit.image[0] * submit.image[1] for submit in submits if submit.image[0])
+            rows = sum(submit.rows for submit in submits if submit.image[0])
+            metrics.PADDING.labels(key.model, version).inc(rows * places - used)
     for size, times in ran.batches:
         sizes, batches, gather, inside, scatter, last = _batch_counters(key.model, version, size, device)
         sizes.observe(size)

@@ -16,11 +16,12 @@ from onnxruntime import OrtValue, RunOptions
 
 from convoy.service import metadata
 from convoy.service.config import EngineConfig
+from convoy.service.dtypes import OF_ONNX
 from convoy.service.engine.buffers import Buffer, page_lock
 from convoy.service.engine.cuda_graphs import Graphs
 from convoy.service.engine.providers import CUDA, GPU, Device, Options, check, preload, providers
 from convoy.service.errors import BadModelFile, listed
-from convoy.service.ipc.slots import DTYPES, MAX_RANK
+from convoy.service.ipc.slots import MAX_RANK
 from convoy.service.machine import cores
 from convoy.service.metadata import Document
 from convoy.service.repository import TensorSpec, is_placeholder
@@ -30,23 +31,7 @@ log = logging.getLogger(__name__)
 
 VERSION: str = onnxruntime.__version__
 
-_DTYPES = {
-    "tensor(bool)": "bool",
-    "tensor(uint8)": "uint8",
-    "tensor(uint16)": "uint16",
-    "tensor(uint32)": "uint32",
-    "tensor(uint64)": "uint64",
-    "tensor(int8)": "int8",
-    "tensor(int16)": "int16",
-    "tensor(int32)": "int32",
-    "tensor(int64)": "int64",
-    "tensor(float16)": "float16",
-    "tensor(float)": "float32",
-    "tensor(double)": "float64",
-}
-assert {np.dtype(name) for name in _DTYPES.values()} == set(DTYPES)
-
-_MAX_TENSORS = 64  # inputs, or outputs, of one network: as many as one message between processes can carry
+_MAX_TENSORS = 64  # inputs, and outputs, of one network: what one message between processes surely carries
 _DEVICE_FAULTS = ("CUDA failure", "CUDA error", "CUDNN failure", "CUBLAS failure", "cudaError")
 _WARM_UP_SIDE = 64  # size of a free axis, rounded up to the model's multiple, for a network that accepts any size
 
@@ -65,9 +50,9 @@ class Session:
             if not 1 <= len(arguments) <= _MAX_TENSORS:
                 raise BadModelFile(f"{len(arguments)} {kind}, want 1 to {_MAX_TENSORS}")
         self.inputs = tuple(_spec(argument) for argument in session.get_inputs())
-        outputs = [argument for argument in session.get_outputs() if argument.type in _DTYPES]
-        # Such as the strings beside the scores of a classifier for tabular data: the scores can still be served.
-        odd = [argument for argument in session.get_outputs() if argument.type not in _DTYPES]
+        outputs = [argument for argument in session.get_outputs() if argument.type in OF_ONNX]
+        # Such as the strings beside the scores of a classifier made from a table: they cost the scores nothing.
+        odd = [argument for argument in session.get_outputs() if argument.type not in OF_ONNX]
         self.outputs = tuple(_spec(argument) for argument in outputs or odd)
         self.left_out = listed(f"output {argument.name[:64]!r} ({argument.type[:64]})" for argument in odd)
         self.document = metadata.decode(session.get_modelmeta().custom_metadata_map)
@@ -273,8 +258,8 @@ def _first_line(error: Exception, file: Path) -> str:
 
 
 def _spec(argument: onnxruntime.NodeArg) -> TensorSpec:
-    if argument.type not in _DTYPES:
-        raise BadModelFile(f"tensor {argument.name!r} is {argument.type}, want one of {', '.join(_DTYPES)}")
+    if argument.type not in OF_ONNX:
+        raise BadModelFile(f"tensor {argument.name!r} is {argument.type}, want one of {', '.join(OF_ONNX)}")
     if len(argument.shape) > MAX_RANK:
         raise BadModelFile(f"tensor {argument.name!r} has rank {len(argument.shape)}, want at most {MAX_RANK}")
     shape = tuple(side if isinstance(side, int) and side >= 0 else None for side in argument.shape)
@@ -283,7 +268,7 @@ def _spec(argument: onnxruntime.NodeArg) -> TensorSpec:
         side if isinstance(side, str) and (axis == 0 or not is_placeholder(side)) else ""
         for axis, side in enumerate(argument.shape)
     )
-    return TensorSpec(argument.name, _DTYPES[argument.type], shape, names)
+    return TensorSpec(argument.name, OF_ONNX[argument.type], shape, names)
 
 
 def _batched(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> bool:

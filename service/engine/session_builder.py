@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from convoy.service.config import Instances as Wanted
+from convoy.service.config import InstancesSetting
 from convoy.service.engine import layouts
 from convoy.service.engine import profile as profiles
 from convoy.service.engine import session as sessions
@@ -22,8 +22,8 @@ Built = tuple[Instances, tuple[Profile, ...]]
 ShapesOf = Callable[[Session], Mapping[Shape, int]]
 
 
-def build(file: Path, device: Device, wanted: Wanted, objective: float, shapes: ShapesOf) -> Built:
-    """The sessions of a model file, and their profiles. Every size of every expected shape has run in each session.
+def build(file: Path, device: Device, wanted: InstancesSetting, objective: float, shapes: ShapesOf) -> Built:
+    """The sessions of a model file, each size of each shape that will be used having run in each, and the profiles.
 
     wanted     number of sessions; "auto": on the CPU, the layout with clearly higher throughput by the profiles, which
                are measured if missing

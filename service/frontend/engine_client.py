@@ -21,8 +21,7 @@ from convoy.service import metrics
 from convoy.service.errors import EngineDied, ModelUnavailable
 from convoy.service.frontend.admission import WayBack
 from convoy.service.frontend.routing import Load, choose, merged
-from convoy.service.ipc.channel import Answer, Cancel, Failure, Hello, Packet, Record, Release, Submit, Wire
-from convoy.service.ipc.channel import Table as TableRecord
+from convoy.service.ipc.channel import Answer, Cancel, Failure, Hello, Packet, Record, Release, Submit, TableFile, Wire
 from convoy.service.ipc.slots import SPILLED, Arena, Span, layout
 from convoy.service.repository import Table, Version, decode_table
 
@@ -311,7 +310,7 @@ class EngineClient:
                     self._end(record.id, (record, outputs))
                 case Failure(error=error):
                     self._end(record.id, error)
-                case TableRecord(nbytes=nbytes):
+                case TableFile(nbytes=nbytes):
                     descriptor = next(descriptors)
                     table = decode_table(os.pread(descriptor, nbytes, 0))
                     os.close(descriptor)

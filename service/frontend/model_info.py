@@ -1,6 +1,6 @@
 """What ListModels says of a version."""
 
-from convoy.service.frontend.tensors import DATATYPES
+from convoy.service.dtypes import DATATYPES
 from convoy.service.metadata import InputSpec, TensorInput
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 from convoy.service.repository import Version

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from convoy.service import metadata, metrics
 from convoy.service.config import LimitsConfig
+from convoy.service.dtypes import DATATYPES
 from convoy.service.errors import BadRequest, BadTensor, NotOffered, named
 from convoy.service.frontend import tensors
 from convoy.service.frontend.call import Call, Marks, observe
@@ -20,6 +21,7 @@ from convoy.service.frontend.catalogue import Catalogue
 from convoy.service.frontend.engine_client import EngineClient
 from convoy.service.frontend.prepare import to_its_end
 from convoy.service.ipc.channel import Answer
+from convoy.service.ipc.slots import COPIED_AT_ONCE
 from convoy.service.metrics import Duration, Statistics
 from convoy.service.pb import inference_pb2 as pb
 from convoy.service.repository import MODEL_FILE, TensorSpec, Version
@@ -28,9 +30,8 @@ from convoy.service.repository import MODEL_FILE, TensorSpec, Version
 EXTENSIONS = ("classification", "model_configuration", "parameters", "statistics")
 
 _PLATFORM = "onnxruntime_onnx"
-_DATA_TYPES = {name: f"TYPE_{datatype}" for name, datatype in tensors.DATATYPES.items()}
+_DATA_TYPES = {name: f"TYPE_{datatype}" for name, datatype in DATATYPES.items()}
 _NO_SHARED_MEMORY = "shared memory is not offered: send tensors in the request, and read them from the response"
-_LARGE = 1 << 18  # bytes; copying more than this leaves the loop
 
 
 class InferenceService:
@@ -80,10 +81,7 @@ class InferenceService:
             properties |= {"task": row.document.task, metadata.KEY: metadata.encode(row.document)}
         kind = pb.ModelMetadataResponse.TensorMetadata
         inputs, outputs = (
-            [
-                kind(name=spec.name, datatype=tensors.DATATYPES[spec.dtype], shape=tensors.metadata_shape(spec))
-                for spec in specs
-            ]
+            [kind(name=spec.name, datatype=DATATYPES[spec.dtype], shape=tensors.metadata_shape(spec)) for spec in specs]
             for specs in (row.inputs, row.outputs)
         )
         return pb.ModelMetadataResponse(
@@ -257,7 +255,7 @@ class InferenceService:
             for values, view in zip(arrays, views, strict=True):
                 view[...] = values
 
-        if sum(values.nbytes for values in arrays) <= _LARGE:
+        if sum(values.nbytes for values in arrays) <= COPIED_AT_ONCE:
             copy()
             return
         await to_its_end(self._threads, copy)
@@ -293,7 +291,7 @@ def _version(text: str) -> int:
 def _put(response: pb.ModelInferResponse, row: Version, number: int, values: NDArray[np.generic], classes: int) -> None:
     spec = row.outputs[number]
     if not classes:
-        response.outputs.add(name=spec.name, datatype=tensors.DATATYPES[spec.dtype], shape=values.shape)
+        response.outputs.add(name=spec.name, datatype=DATATYPES[spec.dtype], shape=values.shape)
         response.raw_output_contents.append(values.tobytes())
         return
     if values.ndim < 2:

@@ -12,7 +12,8 @@ from pycocotools import mask as coco
 
 from convoy.service.errors import BadRequest, RunFailed
 from convoy.service.ipc.channel import FAILED
-from convoy.service.metadata import MAX_MASK_CLASSES, Document
+from convoy.service.metadata import Document
+from convoy.service.palette import default_palette
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 from convoy.service.preprocess import Placement, restore
 
@@ -111,21 +112,6 @@ def segmentation(
         grey_png = answer.format == pb.MASK_FORMAT_PNG
         answer.confidence = _png(Image.fromarray(restored)) if grey_png else restored.tobytes()
     return answer
-
-
-def default_palette(classes: int) -> list[tuple[int, int, int]]:
-    """(red, green, blue) of each class where the metadata give none: the colours of PASCAL VOC, class 0 black.
-
-    The bits of the index are dealt out to red, green and blue in turn, the lowest ones to the highest bits, so that
-    any two of 256 classes differ and neighbours differ much.
-    """
-    assert classes <= MAX_MASK_CLASSES
-    return [(_dealt(index), _dealt(index >> 1), _dealt(index >> 2)) for index in range(classes)]
-
-
-def _dealt(index: int) -> int:
-    # Bits 0, 3 and 6 become bits 7, 6 and 5.
-    return (index & 1) << 7 | (index >> 3 & 1) << 6 | (index >> 6 & 1) << 5
 
 
 def _palette_png(classes: NDArray[np.uint8], palette: Sequence[tuple[int, int, int]]) -> bytes:

@@ -9,19 +9,19 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from convoy.service import metadata, metrics
+from convoy.service import metadata
 from convoy.service.config import LimitsConfig
 from convoy.service.errors import BadImage
 from convoy.service.frontend.call import Call, Marks
 from convoy.service.frontend.chunks import Chunk, Sent
 from convoy.service.frontend.engine_client import EngineClient, Lease
 from convoy.service.images.decode import Picture, decode, from_raw
+from convoy.service.ipc.slots import COPIED_AT_ONCE
 from convoy.service.metadata import Document, InputSpec
 from convoy.service.preprocess import Placement, input_size, preprocess, reduction
 from convoy.service.repository import Version
 
 _UINT8 = np.dtype(np.uint8)
-_FEW = 1 << 17  # bytes of raw pixels: copying them takes about as long as the way to a thread and back
 
 T = TypeVar("T")
 
@@ -82,7 +82,7 @@ class Preparer:
         lease = self._client.claim([(_UINT8, (count, *size, channels))], _output_bytes(served, size, count))
         try:
             target = lease.bytes_of(0)
-            if len(target) <= _FEW:
+            if len(target) <= COPIED_AT_ONCE:
                 _copy_pixels(chunk, target)
             else:
                 with self._client.coming(served.row.model):
@@ -106,9 +106,6 @@ class Preparer:
         except BaseException:
             lease.release()
             raise
-        if spec.fit in ("pad", "letterbox"):
-            padding = size[0] * size[1] - placement.height * placement.width
-            metrics.PADDING.labels(row.model, str(row.version)).inc(padding)
         return Prepared(lease, placement, Marks(began, decoded, time.monotonic_ns()))
 
     def _picture(self, sent: Sent, spec: InputSpec) -> Picture:

@@ -6,41 +6,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from convoy.service.dtypes import CONTENTS, DATATYPES
 from convoy.service.errors import BadRequest, BadTensor, listed, named
 from convoy.service.frontend.wire import NOTHING
 from convoy.service.ipc.slots import MAX_RANK
 from convoy.service.metadata import Document, InputSpec
 from convoy.service.pb import inference_pb2 as pb
 from convoy.service.repository import TensorSpec, Version, is_placeholder
-
-DATATYPES = {
-    "bool": "BOOL",
-    "uint8": "UINT8",
-    "uint16": "UINT16",
-    "uint32": "UINT32",
-    "uint64": "UINT64",
-    "int8": "INT8",
-    "int16": "INT16",
-    "int32": "INT32",
-    "int64": "INT64",
-    "float16": "FP16",
-    "float32": "FP32",
-    "float64": "FP64",
-}
-# The field of InferTensorContents that holds a datatype's values; FP16 travels raw only.
-_CONTENTS = {
-    "bool": "bool_contents",
-    "int8": "int_contents",
-    "int16": "int_contents",
-    "int32": "int_contents",
-    "int64": "int64_contents",
-    "uint8": "uint_contents",
-    "uint16": "uint_contents",
-    "uint32": "uint_contents",
-    "uint64": "uint64_contents",
-    "float32": "fp32_contents",
-    "float64": "fp64_contents",
-}
 
 
 class Tensors(NamedTuple):
@@ -214,7 +186,7 @@ def _from_raw(data: bytes | memoryview, spec: TensorSpec, shape: tuple[int, ...]
 def _from_contents(
     tensor: pb.ModelInferRequest.InferInputTensor, spec: TensorSpec, shape: tuple[int, ...]
 ) -> NDArray[np.generic]:
-    field = _CONTENTS.get(spec.dtype)
+    field = CONTENTS.get(spec.dtype)
     if field is None:
         raise BadTensor(f"input {named(spec.name)} is {DATATYPES[spec.dtype]}, want it in raw_input_contents")
     values = getattr(tensor.contents, field)

@@ -17,6 +17,7 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import NamedTuple
 
+from convoy.service.dtypes import DTYPES
 from convoy.service.errors import (
     BadTensor,
     ConvoyError,
@@ -27,7 +28,7 @@ from convoy.service.errors import (
     RunFailed,
     UnknownModel,
 )
-from convoy.service.ipc.slots import DTYPES, MAX_RANK, SPILLED, Span
+from convoy.service.ipc.slots import MAX_RANK, SPILLED, Span
 
 NEVER = (1 << 63) - 1  # a deadline that never comes, nanoseconds
 FAILED = "the network failed on this input"
@@ -41,8 +42,8 @@ class Cancelled(ConvoyError):
     reason = "CANCELLED"
 
 
-# The errors that an engine may answer, by their number in a descriptor.
-_FAILURES: tuple[type[ConvoyError], ...] = (
+# The errors that an engine may answer, by their number in a record. One that has no place here is RunFailed.
+FAILURES: tuple[type[ConvoyError], ...] = (
     RunFailed,
     QueueFull,
     PredictedLate,
@@ -116,13 +117,15 @@ class Failure(NamedTuple):
     error: ConvoyError
 
 
-class Table(NamedTuple):
+class TableFile(NamedTuple):
     """Engine to front end: what the repository holds now, as JSON in the memory file that travels with it."""
 
     nbytes: int
 
 
-Record = Hello | Submit | Cancel | Release | Answer | Failure | Table
+Record = Hello | Submit | Cancel | Release | Answer | Failure | TableFile
+
+_NUMBERS = {kind: number for number, kind in enumerate(FAILURES)}
 
 _HELLO = struct.Struct("<B7xQ")
 _SUBMIT = struct.Struct("<BBB?IIIQqqq64sII")
@@ -286,7 +289,7 @@ class Wire:
 
 def _descriptors_of(record: Record) -> int:
     match record:
-        case Hello() | Table():
+        case Hello() | TableFile():
             return 1
         case Answer():
             return sum(span.offset == SPILLED for span in record.outputs)
@@ -318,7 +321,7 @@ def _pack(record: Record) -> bytes:
             return head + b"".join(map(_pack_span, outputs)) + struct.pack(f"<{len(record.failed)}I", *record.failed)
         case Failure(error=error):
             text = error.message.encode()[:_MAX_MESSAGE]
-            number = _FAILURES.index(type(error))
+            number = _NUMBERS.get(type(error), 0)
             retry_after = -1.0 if error.retry_after is None else error.retry_after
             return _FAILURE.pack(_Kind.FAILURE, number, len(text), record.id, retry_after) + text
         case Cancel():
@@ -327,7 +330,7 @@ def _pack(record: Record) -> bytes:
             return _RELEASE.pack(_Kind.RELEASE, record.version, record.model.encode())
         case Hello():
             return _HELLO.pack(_Kind.HELLO, record.arena_bytes)
-        case Table():
+        case TableFile():
             return _TABLE.pack(_Kind.TABLE, record.nbytes)
 
 
@@ -364,7 +367,7 @@ def _unpack_one(data: bytes, at: int) -> tuple[Record, int]:
             _, number, length, id_, retry_after = _FAILURE.unpack_from(data, at)
             start = at + _FAILURE.size
             text = data[start : start + length].decode(errors="replace")
-            error = _FAILURES[number](text, retry_after=None if retry_after < 0 else retry_after)
+            error = FAILURES[number](text, retry_after=None if retry_after < 0 else retry_after)
             return Failure(id_, error), start + length
         case _Kind.CANCEL:
             return Cancel(_CANCEL.unpack_from(data, at)[1]), at + _CANCEL.size
@@ -374,7 +377,7 @@ def _unpack_one(data: bytes, at: int) -> tuple[Record, int]:
         case _Kind.HELLO:
             return Hello(_HELLO.unpack_from(data, at)[1]), at + _HELLO.size
         case _Kind.TABLE:
-            return Table(_TABLE.unpack_from(data, at)[1]), at + _TABLE.size
+            return TableFile(_TABLE.unpack_from(data, at)[1]), at + _TABLE.size
         case kind:
             raise AssertionError(f"record of kind {kind} in a packet")
 

@@ -1,7 +1,7 @@
 """Space for images that front ends and the engine share: a front end's memory file, and who may touch what in it.
 
 A front end owns one memory file (`Arena`) and allocates the input and output space of its slots in it. The engine maps
-the same memory (`Mapping`), only reads inputs and only writes outputs. Nothing has a name in the file system.
+the same memory (`SharedMemory`), only reads inputs and only writes outputs. Nothing has a name in the file system.
 """
 
 import math
@@ -20,13 +20,8 @@ from convoy.service.errors import BadTensor, QueueFull
 ALIGNMENT = 64  # bytes; a cache line, and what vector loads like
 MAX_RANK = 8
 _KEPT_SHARE = 8  # of the memory
+COPIED_AT_ONCE = 1 << 18  # bytes: copying them takes less than 0.1 ms, as long as the way to a thread and back
 SPILLED = (1 << 64) - 1  # offset of an output whose size was not known: it travels in a memory file of its own
-
-# The dtypes that tensors may have, by their number in a descriptor.
-DTYPES = tuple(
-    np.dtype(name)
-    for name in ("bool", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8")
-)  # fmt: skip
 
 
 class Span(NamedTuple):
@@ -79,7 +74,7 @@ def memory_file(nbytes: int) -> int:
     return descriptor
 
 
-class Mapping:
+class SharedMemory:
     """Shared memory as this process sees it. Both sides have one; the front end's is inside its Arena."""
 
     def __init__(self, descriptor: int, nbytes: int) -> None:
@@ -124,7 +119,7 @@ class Arena:
         self.nbytes = nbytes
         self.used_bytes = 0
         self.descriptor = memory_file(nbytes)
-        self.mapping = Mapping(self.descriptor, nbytes)
+        self.mapping = SharedMemory(self.descriptor, nbytes)
         self._lock = threading.Lock()
         self._used: dict[int, int] = {}  # bytes of each block in use, by its offset
         self._kept: dict[int, list[int]] = {}  # offsets of blocks for the next of their size

@@ -1,13 +1,15 @@
 """The example in docs/adding-a-network.md works as it is printed."""
 
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from convoy.models import registry, zoo
+from convoy.models import classification, registry, zoo
 from convoy.models.export.export import export
 from convoy.models.parameters import count
 from convoy.models.registry import ARCHITECTURES
@@ -18,17 +20,17 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "adding-a-network.md"
 
 
 @pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
-    """The names that the printed file, row and test define; the row is in the registry."""
+def example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """The names that the printed file, row and test define; the file is in the package, the row in the registry."""
     network, row, test = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
-    # The source of a run is read from a file.
     (tmp_path / "all_cnn.py").write_text(network)
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(classification, "__path__", [*classification.__path__, str(tmp_path)])
     monkeypatch.setattr(registry, "ARCHITECTURES", dict(ARCHITECTURES))
     names: dict[str, Any] = {"torch": torch, "count": count, **vars(registry)}
-    exec("from all_cnn import AllCNN", names)
+    exec("from convoy.models.classification.all_cnn import AllCNN", names)
     exec(row + test, names)
-    return names
+    yield names
+    del sys.modules["convoy.models.classification.all_cnn"], vars(classification)["all_cnn"]
 
 
 def test_printed_test_passes(example: dict[str, Any]) -> None:

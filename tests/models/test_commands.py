@@ -134,7 +134,7 @@ def test_defaults_are_the_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         seen.append(settings)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("convoy.models.commands.train.run", run)
+    monkeypatch.setattr("convoy.models.training.train.train", run)
     assert cli.run(["train", "unet", "--data", "digit-scenes", "--output", str(tmp_path)]) == 130
     assert seen == [default_settings("unet", "digit-scenes")]
 

@@ -1,5 +1,8 @@
 """Every row of the registry builds what it says."""
 
+import inspect
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -28,6 +31,19 @@ def test_free_input_size_follows_the_depth() -> None:
     network = registry.build("unet", channels=3, classes=2, arguments={"width": 2, "depth": 5})
     spec = registry.input_spec("unet", network, "RGB")
     assert (spec.fit, spec.multiple, spec.height) == ("pad", 32, None)
+
+
+def test_row_that_names_no_class_fails_as_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = replace(ARCHITECTURES["resnet50"], network="classification.resnet:ResNets")
+    monkeypatch.setitem(ARCHITECTURES, "resnets", row)
+    with pytest.raises(AttributeError, match="ResNets"):
+        registry.build("resnets", channels=3, classes=7)
+
+
+def test_every_default_of_a_row_is_an_argument_of_its_class() -> None:
+    for row in ARCHITECTURES.values():
+        taken = inspect.signature(row.network_class()).parameters
+        assert {*row.fixed, *row.arguments, "channels", "classes", *(["size"] if row.sized else [])} <= set(taken)
 
 
 def test_unknown_architecture_is_refused_with_the_names_there_are() -> None:

@@ -214,6 +214,14 @@ def test_training_command_without_its_packages_says_what_to_install(capsys, monk
     assert one_line(capsys) == "convoy train: needs the training packages: install convoy[train]\n"
 
 
+def test_package_that_is_missing_once_the_options_are_checked_is_told_likewise():
+    start = "import sys\nsys.modules['torch'] = None\nfrom convoy.service import cli\n"
+    code = start + "sys.exit(cli.run(['inspect', 'lenet5']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    said = "convoy inspect: needs the training packages: install convoy[train]\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+
+
 def test_load_generator_without_its_packages_says_what_to_install():
     start = "import sys\nsys.modules['hdrh'] = None\nfrom convoy.service import cli\n"
     code = start + "sys.exit(cli.run(['bench', '--help']))"

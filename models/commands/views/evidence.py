@@ -1,22 +1,21 @@
 """`convoy visualize evidence`: what of an image an answer hangs on."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from torch import Tensor
 
 from convoy.models.analysis.operators import by
 from convoy.models.commands.views import options
 from convoy.models.commands.views.options import Checkpoint, Output, Picture, Within
 from convoy.models.errors import BadView
-from convoy.models.visualize import hooks, opened, selection, sheet
-from convoy.models.visualize.grad_cam import activation_map
-from convoy.models.visualize.network import Subject, as_images, as_pictures
-from convoy.models.visualize.occlusion import occlusion, places
-from convoy.models.visualize.overlay import laid_over, picked_out
-from convoy.models.visualize.sheet import Section, Tile
-from convoy.models.visualize.target import Target, target
 from convoy.service.errors import BadConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from convoy.models.visualize.network import Subject
+    from convoy.models.visualize.sheet import Tile
+    from convoy.models.visualize.target import Target
 
 PATCHES = 6  # covers along the shorter side of an image
 TILE_SIDE = 224  # pixels on the sheet: what a map shows is small
@@ -55,12 +54,22 @@ def evidence(
 ) -> None:
     """Lay over an image what an answer hangs on: where covering it lowers the probability (occlusion), and where a
     layer sees what speaks for it (class-activation map)."""
+    options.check(checkpoint, image, size)
     path = options.destination(output, checkpoint, "evidence")
+    pixel = None if at is None else options.numbers(at, "--at")
+
+    from convoy.models.commands.views import drawing
+    from convoy.models.visualize import opened, selection, sheet
+    from convoy.models.visualize.network import as_pictures
+    from convoy.models.visualize.overlay import picked_out
+    from convoy.models.visualize.sheet import Section, Tile
+    from convoy.models.visualize.target import target
+
     subject = opened.load_for_images(checkpoint)
     index = None if class_ is None else selection.label(class_, subject.description.labels)
-    pixels = options.seen(image, size, subject)
+    pixels = drawing.seen(image, size, subject)
     picture = as_pictures(pixels)
-    found = target(subject, picture, index, None if at is None else options.numbers(at, "--at"))
+    found = target(subject, picture, index, pixel)
     print(f"{found.label}  {100 * found.confidence:.2f} %{_counted(found)}")
     tiles = [Tile(pixels, image.name)]
     if found.where is not None:
@@ -69,17 +78,23 @@ def evidence(
         tiles.append(_occlusion(subject, picture, found, patch, stride))
     if method != "occlusion":
         tiles.append(_activation(subject, picture, found, layer))
-    heading = options.title(subject, f"what speaks for {found.label} ({100 * found.confidence:.1f} %)")
-    options.save(path, sheet.draw(heading, [Section("red speaks for it, blue against it", tiles, side=TILE_SIDE)]))
+    heading = drawing.title(subject, f"what speaks for {found.label} ({100 * found.confidence:.1f} %)")
+    drawing.save(path, sheet.draw(heading, [Section("red speaks for it, blue against it", tiles, side=TILE_SIDE)]))
 
 
-def _occlusion(subject: Subject, picture: Tensor, found: Target, patch: int | None, stride: int | None) -> Tile:
+def _occlusion(subject: "Subject", picture: "Tensor", found: "Target", patch: int | None, stride: int | None) -> "Tile":
+    from convoy.models.commands.views import drawing
+    from convoy.models.visualize.network import as_images
+    from convoy.models.visualize.occlusion import occlusion, places
+    from convoy.models.visualize.overlay import laid_over
+    from convoy.models.visualize.sheet import Tile
+
     size = (picture.shape[1], picture.shape[2])
     patch = patch or max(1, min(size) // PATCHES)
     stride = stride or max(1, patch // 2)
     if patch > min(size) or stride > patch:
         raise BadConfig(f"--patch {patch} and --stride {stride}, want 1 <= stride <= patch <= {min(size)}")
-    with options.progress("occlusion", len(places(size, patch, stride))) as tick:
+    with drawing.progress("occlusion", len(places(size, patch, stride))) as tick:
         values = occlusion(subject, picture, found, patch, stride, tick)
     print(
         f"occlusion: covered, {patch}x{patch} pixels change it by {_change(-values.max())} to {_change(-values.min())}"
@@ -87,7 +102,13 @@ def _occlusion(subject: Subject, picture: Tensor, found: Target, patch: int | No
     return Tile(laid_over(as_images(picture)[0], values), f"occlusion, {patch}x{patch}")
 
 
-def _activation(subject: Subject, picture: Tensor, found: Target, layer: str | None) -> Tile:
+def _activation(subject: "Subject", picture: "Tensor", found: "Target", layer: str | None) -> "Tile":
+    from convoy.models.visualize import hooks, selection
+    from convoy.models.visualize.grad_cam import activation_map
+    from convoy.models.visualize.network import as_images
+    from convoy.models.visualize.overlay import laid_over
+    from convoy.models.visualize.sheet import Tile
+
     size, per_pixel = (picture.shape[1], picture.shape[2]), found.where is not None
     there = hooks.layers(subject, size)
     if layer is None:
@@ -103,11 +124,11 @@ def _activation(subject: Subject, picture: Tensor, found: Target, layer: str | N
     return Tile(laid_over(as_images(picture)[0], values), f"activation map, {chosen.name}")
 
 
-def _change(value: Tensor) -> str:
+def _change(value: "Tensor") -> str:
     return f"{100 * float(value):+.1f} %"
 
 
-def _counted(found: Target) -> str:
+def _counted(found: "Target") -> str:
     if found.where is None:
         return ""
     count = int(found.where.sum())

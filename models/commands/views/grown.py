@@ -22,13 +22,6 @@ from convoy.models.commands.views.options import (
     Steps,
     Within,
 )
-from convoy.models.visualize import classes, opened, selection, sheet
-from convoy.models.visualize import network as subjects
-from convoy.models.visualize import neurons as responses
-from convoy.models.visualize.activation_maximization import Growing, filmed, frames, ticks
-from convoy.models.visualize.dream import dream as dreams
-from convoy.models.visualize.dream import sizes
-from convoy.models.visualize.network import as_images
 
 NEURONS, CLASSES = 16, 20  # that are shown unless told otherwise
 
@@ -48,24 +41,31 @@ def neurons(
     gif: Gif = None,
 ) -> None:
     """Grow, from noise, the pictures that a layer's channels answer most to."""
+    options.check(checkpoint, size=size)
     path = options.destination(output, checkpoint, "neurons")
     options.check_gif(gif)
+
+    from convoy.models.commands.views import drawing
+    from convoy.models.visualize import neurons as responses
+    from convoy.models.visualize import opened, selection, sheet
+    from convoy.models.visualize.activation_maximization import Growing, ticks
+
     subject = opened.load(checkpoint)
-    sides = options.sides(size, subject)
-    climb = options.climb(steps, rate, jitter, blur, space, sides, subject.coloured)
-    chosen = options.layer(layer, subject)
+    sides = drawing.sides(size, subject)
+    climb = drawing.climb(steps, rate, jitter, blur, space, sides, subject.coloured)
+    chosen = drawing.layer(layer, subject)
     numbers = selection.channels(channels, chosen.shape[0], chosen.name, NEURONS)
-    with options.progress(f"neurons of {chosen.name}", ticks(len(numbers), sides, steps)) as tick:
+    with drawing.progress(f"neurons of {chosen.name}", ticks(len(numbers), sides, steps)) as tick:
         grown = responses.neurons(subject, chosen, numbers, sides, climb, Growing(seed, tick, gif is not None))
     reached = responses.responses(subject, chosen, numbers, grown.images)
-    options.say_rest(len(numbers), chosen.shape[0], "channels", "--channels")
+    drawing.say_rest(len(numbers), chosen.shape[0], "channels", "--channels")
     silent = [str(number) for number, value in zip(numbers, reached, strict=True) if value <= 0]
     if silent:
         print(f"silent: nothing that was found makes channel {', '.join(silent)} answer more than 0")
-    heading = options.title(subject, f"what {chosen.name} answers most to")
-    options.save(path, sheet.draw(heading, [responses.section(subject, numbers, grown.images, reached)]))
+    heading = drawing.title(subject, f"what {chosen.name} answers most to")
+    drawing.save(path, sheet.draw(heading, [responses.section(subject, numbers, grown.images, reached)]))
     film = [sheet.draw(heading, [responses.section(subject, numbers, images, None)]) for images in grown.film]
-    options.save_film(gif, film)
+    drawing.save_film(gif, film)
 
 
 def class_(
@@ -85,23 +85,29 @@ def class_(
     gif: Gif = None,
 ) -> None:
     """Grow, from noise, pictures that the network is as sure as can be are of a class, and tell how sure it is."""
+    options.check(checkpoint, size=size)
     path = options.destination(output, checkpoint, "class")
     options.check_gif(gif)
+
+    from convoy.models.commands.views import drawing
+    from convoy.models.visualize import classes, opened, selection, sheet
+    from convoy.models.visualize.activation_maximization import Growing, ticks
+
     subject = opened.load(checkpoint)
     labels = subject.description.labels
     numbers = [selection.label(text, labels) for text in class_ or []] or list(range(min(CLASSES, len(labels))))
-    sides = options.sides(size, subject)
-    climb = options.climb(steps, rate, jitter, blur, space, sides, subject.coloured)
-    with options.progress("classes", ticks(len(numbers), sides, steps)) as tick:
+    sides = drawing.sides(size, subject)
+    climb = drawing.climb(steps, rate, jitter, blur, space, sides, subject.coloured)
+    with drawing.progress("classes", ticks(len(numbers), sides, steps)) as tick:
         grown = classes.class_images(subject, numbers, sides, climb, Growing(seed, tick, gif is not None))
     reached = classes.confidences(subject, numbers, grown.images)
     for number, value in zip(numbers, reached, strict=True):
         print(f"{labels[number]:<{max(map(len, labels))}}  {100 * value:6.2f} %")
-    options.say_rest(len(numbers), len(labels), "classes", "--class")
-    heading = options.title(subject, "what it takes for each class with the greatest confidence")
-    options.save(path, sheet.draw(heading, [classes.section(subject, numbers, grown.images, reached)]))
+    drawing.say_rest(len(numbers), len(labels), "classes", "--class")
+    heading = drawing.title(subject, "what it takes for each class with the greatest confidence")
+    drawing.save(path, sheet.draw(heading, [classes.section(subject, numbers, grown.images, reached)]))
     film = [sheet.draw(heading, [classes.section(subject, numbers, images, None)]) for images in grown.film]
-    options.save_film(gif, film)
+    drawing.save_film(gif, film)
 
 
 def dream(
@@ -129,17 +135,27 @@ def dream(
 ) -> None:
     """Let a layer deepen what it sees in a photograph, at several sizes of it. The picture is as large as that, in the
     colours that the network takes."""
+    options.check(checkpoint, image, size)
     path = options.destination(output, checkpoint, "dream")
     options.check_gif(gif)
+
+    from convoy.models.commands.views import drawing
+    from convoy.models.visualize import network as subjects
+    from convoy.models.visualize import opened, selection
+    from convoy.models.visualize.activation_maximization import filmed, frames
+    from convoy.models.visualize.dream import dream as dreams
+    from convoy.models.visualize.dream import sizes
+    from convoy.models.visualize.network import as_images
+
     subject = opened.load_for_images(checkpoint)
-    photograph = options.photograph(subjects.read(image, subject), size)
-    chosen = options.layer(layer, subject)
+    photograph = drawing.photograph(subjects.read(image, subject), size)
+    chosen = drawing.layer(layer, subject)
     numbers = selection.channels(channels, chosen.shape[0], chosen.name, chosen.shape[0])
     scales = sizes(subjects.sides(photograph), octaves, octave_scale)
-    climb = options.climb(steps, rate, jitter, blur, space, scales[0])
+    climb = drawing.climb(steps, rate, jitter, blur, space, scales[0])
     kept = frames(steps * octaves, gif is not None)
     pictures = dreams(subject, photograph, chosen, numbers, scales, climb, seed)
-    with options.progress(f"dream of {chosen.name}", steps * octaves) as tick:
+    with drawing.progress(f"dream of {chosen.name}", steps * octaves) as tick:
         film = [subjects.flat(as_images(each)[0]) for each in filmed(pictures, kept, tick)]
-    options.save(path, film[-1])
-    options.save_film(gif, [frame.convert("RGB").resize(film[-1].size, Image.Resampling.BICUBIC) for frame in film])
+    drawing.save(path, film[-1])
+    drawing.save_film(gif, [frame.convert("RGB").resize(film[-1].size, Image.Resampling.BICUBIC) for frame in film])

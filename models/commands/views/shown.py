@@ -8,11 +8,6 @@ from convoy.models.analysis.operators import by
 from convoy.models.commands.views import options
 from convoy.models.commands.views.options import Channels, Checkpoint, Output, Picture, Sides, Within
 from convoy.models.errors import BadView
-from convoy.models.visualize import hooks, opened, selection, sheet
-from convoy.models.visualize import network as subjects
-from convoy.models.visualize.features import features as maps
-from convoy.models.visualize.filters import by_input, in_colour
-from convoy.models.visualize.sheet import Section, Tile
 
 FILTERS, KERNELS, MAPS = 64, 16, 16  # that are shown unless told otherwise
 SPREAD = 4  # layers whose maps are shown likewise
@@ -20,8 +15,13 @@ SPREAD = 4  # layers whose maps are shown likewise
 
 def layers(checkpoint: Checkpoint, size: Sides = None) -> None:
     """List the layers by name, in the order in which they are done, with what they answer."""
+    options.check(checkpoint, size=size)
+
+    from convoy.models.commands.views import drawing
+    from convoy.models.visualize import hooks, opened, selection
+
     subject = opened.load(checkpoint)
-    there = hooks.layers(subject, options.sides(size, subject))
+    there = hooks.layers(subject, drawing.sides(size, subject))
     widest, kinds = (
         max(map(len, column)) for column in zip(*((layer.name, layer.kind) for layer in there), strict=True)
     )
@@ -43,7 +43,13 @@ def filters(
     output: Output = None,
 ) -> None:
     """Draw the filters of a convolution: in the image's colours for the first, deeper a row of kernels for each."""
+    options.check(checkpoint)
     path = options.destination(output, checkpoint, "filters")
+
+    from convoy.models.commands.views import drawing
+    from convoy.models.visualize import hooks, opened, selection, sheet
+    from convoy.models.visualize.filters import by_input, in_colour
+
     subject = opened.load(checkpoint)
     there = hooks.layers(subject, subject.size())
     having = [each for each in there if selection.filters_of(each) is not None]
@@ -62,10 +68,10 @@ def filters(
     else:
         over = selection.inputs(inputs, weight.shape[1], chosen.name, KERNELS)
         sections = by_input(weight, numbers, over)
-        options.say_rest(len(over), weight.shape[1], "kernels of each filter", "--inputs")
-    options.say_rest(len(numbers), len(weight), "filters", "--channels")
+        drawing.say_rest(len(over), weight.shape[1], "kernels of each filter", "--inputs")
+    drawing.say_rest(len(numbers), len(weight), "filters", "--channels")
     what = f"{len(numbers)} of {len(weight)} filters of {chosen.name}, {by(weight.shape[2:])}"
-    options.save(path, sheet.draw(options.title(subject, what), sections))
+    drawing.save(path, sheet.draw(drawing.title(subject, what), sections))
 
 
 def features(
@@ -82,9 +88,17 @@ def features(
     output: Output = None,
 ) -> None:
     """Draw what layers answer to an image, a map for each channel."""
+    options.check(checkpoint, image, size)
     path = options.destination(output, checkpoint, "features")
+
+    from convoy.models.commands.views import drawing
+    from convoy.models.visualize import hooks, opened, selection, sheet
+    from convoy.models.visualize import network as subjects
+    from convoy.models.visualize.features import features as maps
+    from convoy.models.visualize.sheet import Section, Tile
+
     subject = opened.load_for_images(checkpoint)
-    pixels = options.seen(image, size, subject)
+    pixels = drawing.seen(image, size, subject)
     there = hooks.layers(subject, subjects.sides(pixels))
     chosen = [hooks.choose(name, there) for name in layer] if layer else selection.spread(there, SPREAD)
     shown = []
@@ -92,6 +106,6 @@ def features(
         # A dense layer's numbers take no more room than one picture.
         most = MAPS if each.is_map else each.shape[0]
         shown.append((each, selection.channels(channels, each.shape[0], each.name, most)))
-        options.say_rest(len(shown[-1][1]), each.shape[0], f"maps of {each.name}", "--channels")
+        drawing.say_rest(len(shown[-1][1]), each.shape[0], f"maps of {each.name}", "--channels")
     sections = [Section("", [Tile(pixels, image.name)]), *maps(subject, pixels, shown)]
-    options.save(path, sheet.draw(options.title(subject, f"what it sees in {image.name}"), sections))
+    drawing.save(path, sheet.draw(drawing.title(subject, f"what it sees in {image.name}"), sections))

@@ -11,8 +11,8 @@ from convoy.models.data import picture
 from convoy.models.data.bad_files import Fault, Report, in_words, remark
 from convoy.models.data.dataset import IGNORE, DataSet, SplitName, Target
 from convoy.models.data.formats import masks
+from convoy.models.data.formats.coding import Coding, source, two
 from convoy.models.data.formats.listing import SPLITS, Entries, Entry, Listing, check_complete
-from convoy.models.data.formats.masks import Coding, source
 from convoy.models.data.names import one
 from convoy.models.data.reading import moments, read
 from convoy.models.data.scan import Facts
@@ -144,7 +144,7 @@ def _painted(root: Path, labels: Sequence[str] | None, sound: Sound) -> Coding |
     used = sorted({number for _, _, facts in sound for number in facts.numbers})
     if len(used) != 2 or used[0] != 0 or used[1] <= MANY_MISSING or (labels is not None and len(labels) != 2):
         return None
-    coding = masks.two(used[1])
+    coding = two(used[1])
     remark(f"the masks of {root} have the values 0 and {used[1]}, read as the classes 0 and 1 (--mask-values {coding})")
     return coding
 

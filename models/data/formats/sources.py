@@ -7,8 +7,8 @@ from typing import Literal
 from convoy.models.data.bad_files import Report
 from convoy.models.data.dataset import DataSet, Split, SplitName
 from convoy.models.data.formats import arrays, cifar10, class_folders, folder, idx, mask_folders, table, voc
+from convoy.models.data.formats.coding import Coding
 from convoy.models.data.formats.listing import Listing
-from convoy.models.data.formats.masks import Coding
 from convoy.models.errors import BadData
 from convoy.service.metadata import Task
 

@@ -11,16 +11,18 @@ from PIL import Image
 from torch.nn import functional as F
 
 from convoy.models.data.augment import mixup
-from convoy.models.data.augmentation import Augmentation, augmented, check, window, zoomed
+from convoy.models.data.augmentation import augmented, check, window, zoomed
 from convoy.models.data.batches import loader
-from convoy.models.data.contact_sheet import SIDE, Tile, distinct, sheet
+from convoy.models.data.contact_sheet import SIDE, Tile, sheet
 from convoy.models.data.dataset import IGNORE
 from convoy.models.data.registry import data_set
+from convoy.models.recipe import Augmentation
 from convoy.models.training import losses
 from convoy.models.training.run import RunFolder
 from convoy.models.training.train import train
 from convoy.service import cli
 from convoy.service.metadata import InputSpec
+from convoy.service.palette import default_palette
 from tests.models.conftest import settings
 from tests.models.training.test_train import same
 
@@ -325,6 +327,6 @@ def test_sheet_lays_the_mask_over_the_image_in_its_colours() -> None:
 
 
 def test_classes_without_a_palette_have_colours_that_differ() -> None:
-    colours = distinct(256)
+    colours = default_palette(256)
     assert len(set(colours)) == 256
     assert colours[:4] == [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)]

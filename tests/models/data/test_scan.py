@@ -126,10 +126,10 @@ def test_notes_are_of_this_version_and_of_pictures_that_are_there(
     monkeypatch.setattr(scan, "VERSION", "another")
     read(tmp_path / "data", entries[:3])
     assert len(opened) == 7
-    assert len(scan.load(tmp_path / "data").pictures) == 3
+    assert len(scan.load(tmp_path / "data", None).pictures) == 3
     (file,) = cache.iterdir()
     file.write_bytes(b"nothing")
-    assert not scan.load(tmp_path / "data").pictures
+    assert not scan.load(tmp_path / "data", None).pictures
 
 
 @pytest.mark.usefixtures("later")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from convoy.models.training.history import FILE, read
+from convoy.models.training.metrics_table import FILE, read
 from convoy.models.training.run import RunFolder
 from convoy.models.training.train import train
 from tests.models.conftest import settings

@@ -6,8 +6,9 @@ from torch import Tensor
 from convoy.models.errors import BadView
 from convoy.models.visualize import activation_maximization, hooks
 from convoy.models.visualize.activation_maximization import Growing, Grown, frames
-from convoy.models.visualize.ascent import Climb, Space, ascend, noise, response
+from convoy.models.visualize.ascent import ascend, noise, response
 from convoy.models.visualize.classes import class_images, confidences, log_odds, probability
+from convoy.models.visualize.climb import Climb, Space
 from convoy.models.visualize.network import Subject, as_pictures
 from convoy.models.visualize.neurons import neurons, responses
 from tests.models.visualize.handmade import Blind, CornerReader, OneFilter, subject

@@ -10,7 +10,7 @@ from PIL import Image
 
 from convoy.models import checkpoint, registry
 from convoy.models.checkpoint import Description
-from convoy.models.commands.views import options
+from convoy.models.commands.views import drawing
 from convoy.service import cli
 from tests.models.conftest import untrained
 from tools import demo
@@ -177,7 +177,7 @@ def test_picture_is_made_to_fit_and_one_that_is_too_large_is_told(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(options, "MOST_SIDE", 32)
+    monkeypatch.setattr(drawing, "MOST_SIDE", 32)
     picture = tmp_path / "picture.png"
     assert cli.run(typed(kind, unet, photograph, "-o", str(picture))) == 0
     assert "image: made smaller, from 41x53 to 25x32; --size chooses" in capsys.readouterr().out

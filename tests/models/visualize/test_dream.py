@@ -4,7 +4,8 @@ import torch
 
 from convoy.models.errors import BadView
 from convoy.models.visualize import hooks
-from convoy.models.visualize.ascent import Climb, response
+from convoy.models.visualize.ascent import response
+from convoy.models.visualize.climb import Climb
 from convoy.models.visualize.dream import dream, sizes
 from convoy.models.visualize.network import Pixels, as_images, as_pictures
 from tests.models.visualize.handmade import OneFilter, subject

@@ -12,7 +12,7 @@ from convoy.models.checkpoint import Description
 from convoy.models.errors import BadView
 from convoy.models.visualize import hooks
 from convoy.models.visualize.activation_maximization import Growing
-from convoy.models.visualize.ascent import Climb
+from convoy.models.visualize.climb import Climb
 from convoy.models.visualize.neurons import neurons
 from convoy.models.visualize.tensors import GAP, SPREADS, TensorSubject
 from convoy.service import cli

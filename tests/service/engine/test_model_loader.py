@@ -1,8 +1,10 @@
 """Sessions follow the repository: what serves, what does not and why, and what is kept until it is let go."""
 
+import asyncio
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from convoy.service.engine import model_loader
 from convoy.service.engine import session as sessions
 from convoy.service.engine.model_loader import Loader
 from convoy.service.engine.providers import Device
+from convoy.service.engine.server import Engine
 from convoy.service.engine.session import Session
 from convoy.service.errors import ModelUnavailable
 from convoy.service.repository import Table, Version
@@ -293,6 +296,50 @@ def test_new_version_takes_over_and_the_old_one_stays_until_dropped(tmp_path: Pa
     assert set(loader.versions) == {("doubler", 2)}
     assert not loader.is_retired("doubler", 1)
     loader.drop("doubler", 1)  # once more does no harm
+
+
+def test_who_reads_the_versions_reads_what_was_there(tmp_path: Path, loader: Loader) -> None:
+    """Other threads read them while the loader's changes them."""
+    put(tmp_path, "doubler", 1)
+    loader.refresh()
+    before = loader.versions
+    put(tmp_path, "doubler", 2)
+    loader.refresh()
+    assert list(before) == [("doubler", 1)]
+    both = loader.versions
+    loader.drop("doubler", 1)
+    assert list(both) == [("doubler", 1), ("doubler", 2)]
+    assert list(loader.versions) == [("doubler", 2)]
+
+
+def test_engine_drops_a_released_version_in_the_thread_that_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it could take out the version that is being put back at that moment."""
+    threads: list[str] = []
+    drop = Loader.drop
+
+    def noted(self: Loader, model: str, version: int) -> None:
+        threads.append(threading.current_thread().name)
+        drop(self, model, version)
+
+    monkeypatch.setattr(Loader, "drop", noted)
+
+    async def play() -> None:
+        engine = Engine(tmp_path, Config())
+        for version in (1, 2):
+            put(tmp_path, "doubler", version)
+            await engine._refresh()
+        for _ in range(1000):  # what is published goes through the loop, and back to the loader
+            await asyncio.sleep(0.001)
+            if list(engine._loader.versions) == [("doubler", 2)] and not engine._unreleased:
+                break
+        assert list(engine._loader.versions) == [("doubler", 2)]
+        assert not engine._unreleased
+
+    asyncio.run(play())
+    assert threads
+    assert all(name.startswith("load") for name in threads)
 
 
 def test_late_release_does_not_drop_a_version_that_serves_again(tmp_path: Path, loader: Loader) -> None:

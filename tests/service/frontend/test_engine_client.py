@@ -14,9 +14,20 @@ from convoy.service.errors import ModelUnavailable, RunFailed
 from convoy.service.frontend import engine_client as links
 from convoy.service.frontend.admission import WayBack
 from convoy.service.frontend.engine_client import EngineClient
-from convoy.service.ipc.channel import NEVER, Answer, Cancel, Channel, Failure, Hello, Record, Release, Submit, Times
-from convoy.service.ipc.channel import Table as TableRecord
-from convoy.service.ipc.slots import Mapping, memory_file
+from convoy.service.ipc.channel import (
+    NEVER,
+    Answer,
+    Cancel,
+    Channel,
+    Failure,
+    Hello,
+    Record,
+    Release,
+    Submit,
+    TableFile,
+    Times,
+)
+from convoy.service.ipc.slots import SharedMemory, memory_file
 from convoy.service.repository import Table, Version, encode_table
 from convoy.service.supervisor.processes import channel_pair
 
@@ -30,7 +41,7 @@ class Engine:
     def __init__(self, link: EngineClient, device: int = 0) -> None:
         ours, theirs = channel_pair()
         self.channel = Channel(ours)
-        self.memory: Mapping | None = None
+        self.memory: SharedMemory | None = None
         self.submits: list[Submit] = []
         self.cancels: list[int] = []
         self.releases: list[tuple[str, int]] = []
@@ -52,7 +63,7 @@ class Engine:
         match record:
             case Hello(arena_bytes=nbytes):
                 descriptor = next(descriptors)
-                self.memory = Mapping(descriptor, nbytes)
+                self.memory = SharedMemory(descriptor, nbytes)
                 os.close(descriptor)
             case Submit():
                 self.submits.append(record)
@@ -65,7 +76,7 @@ class Engine:
         data = encode_table(Table(rows, complete))
         descriptor = memory_file(len(data))
         os.pwrite(descriptor, data, 0)
-        self.channel.send([TableRecord(len(data))], [descriptor])
+        self.channel.send([TableFile(len(data))], [descriptor])
         os.close(descriptor)
 
     def answer(self, submit: Submit) -> None:

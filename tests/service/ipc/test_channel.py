@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from convoy.service.dtypes import DTYPES
 from convoy.service.errors import (
-    BadMetadata,
     BadTensor,
     ConvoyError,
     DeadlinePassed,
@@ -34,11 +34,11 @@ from convoy.service.ipc.channel import (
     Record,
     Release,
     Submit,
-    Table,
+    TableFile,
     Times,
     Wire,
 )
-from convoy.service.ipc.slots import DTYPES, MAX_RANK, SPILLED, Span
+from convoy.service.ipc.slots import MAX_RANK, SPILLED, Span
 from convoy.service.supervisor.processes import channel_pair
 
 U1 = np.dtype(np.uint8)
@@ -204,7 +204,7 @@ def test_descriptors_travel_with_their_records(ends: tuple[Channel, Channel]) ->
     before = open_descriptors()
     names = [f"file {number}".encode() for number in range(5)]
     files = [filled(name) for name in names]
-    sent: list[Record] = [Hello(4096), submit(1), spilled(2, outputs=3), Cancel(3), Table(17)]
+    sent: list[Record] = [Hello(4096), submit(1), spilled(2, outputs=3), Cancel(3), TableFile(17)]
     here.send(sent, files)
     for file in files:
         os.close(file)  # the sender's own: what travels are duplicates
@@ -242,7 +242,7 @@ def test_descriptors_that_still_wait_are_closed_with_the_channel(file: int) -> N
     before = open_descriptors()
     here, there = (Channel(end) for end in channel_pair())
     while not here.waiting:
-        here.send([Table(1)] * 64, [file] * 64)
+        here.send([TableFile(1)] * 64, [file] * 64)
     assert open_descriptors() > before + 2
     here.close()
     there.close()
@@ -286,11 +286,6 @@ def test_failure_arrives_with_its_class_text_and_hint(
     assert type(arrived.error) is kind
     assert arrived.error.message == "want ≥ 3 images"
     assert arrived.error.retry_after == retry_after
-
-
-def test_error_that_no_engine_answers_is_our_own_mistake(ends: tuple[Channel, Channel]) -> None:
-    with pytest.raises(ValueError, match="not in tuple"):
-        ends[0].send([Failure(1, BadMetadata("never sent"))])
 
 
 @given(st.text(st.characters(exclude_categories=("Cs",)), max_size=MAX_MESSAGE + 50))

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from convoy.service.dtypes import DTYPES
 from convoy.service.errors import BadTensor, QueueFull
-from convoy.service.ipc.slots import ALIGNMENT, DTYPES, SPILLED, Arena, Mapping, Span, memory_file
+from convoy.service.ipc.slots import ALIGNMENT, SPILLED, Arena, SharedMemory, Span, memory_file
 
 NBYTES = 64 * ALIGNMENT
 U1 = np.dtype(np.uint8)
@@ -32,9 +33,9 @@ def arena() -> Iterator[Arena]:
 
 
 @pytest.fixture
-def mapping() -> Iterator[Mapping]:
+def mapping() -> Iterator[SharedMemory]:
     descriptor = memory_file(NBYTES)
-    yield Mapping(descriptor, NBYTES)
+    yield SharedMemory(descriptor, NBYTES)
     os.close(descriptor)
 
 
@@ -188,7 +189,7 @@ def test_memory_file_has_no_name_and_is_not_inherited() -> None:
 
 
 def test_two_mappings_of_one_memory_see_each_others_bytes(arena: Arena) -> None:
-    other = Mapping(arena.descriptor, arena.nbytes)
+    other = SharedMemory(arena.descriptor, arena.nbytes)
     span = Span(0, 2 * ALIGNMENT, 24, np.dtype(np.float32), (2, 3))
     arena.mapping.array(span)[...] = np.arange(6).reshape(2, 3)
     assert other.array(span).tolist() == [[0, 1, 2], [3, 4, 5]]
@@ -199,7 +200,7 @@ def test_two_mappings_of_one_memory_see_each_others_bytes(arena: Arena) -> None:
 
 def test_memory_files_are_strangers() -> None:
     descriptors = [memory_file(mmap.PAGESIZE) for _ in range(2)]
-    mine, other = (Mapping(descriptor, mmap.PAGESIZE) for descriptor in descriptors)
+    mine, other = (SharedMemory(descriptor, mmap.PAGESIZE) for descriptor in descriptors)
     mine.bytes_at(0, mmap.PAGESIZE)[:] = 7
     assert not other.bytes_at(0, mmap.PAGESIZE).any()
     for descriptor in descriptors:
@@ -207,7 +208,7 @@ def test_memory_files_are_strangers() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_tensor_of_every_dtype_is_kept(mapping: Mapping, dtype: np.dtype) -> None:
+def test_tensor_of_every_dtype_is_kept(mapping: SharedMemory, dtype: np.dtype) -> None:
     values = np.array([[0, 1, 1], [1, 0, 1]]).astype(dtype)
     span = Span(0, ALIGNMENT, values.nbytes, dtype, values.shape)
     mapping.array(span)[...] = values
@@ -217,7 +218,7 @@ def test_tensor_of_every_dtype_is_kept(mapping: Mapping, dtype: np.dtype) -> Non
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (NBYTES,), (1,) * 8, (0,), (5, 0)])
-def test_span_within_the_memory_is_given(mapping: Mapping, shape: tuple[int, ...]) -> None:
+def test_span_within_the_memory_is_given(mapping: SharedMemory, shape: tuple[int, ...]) -> None:
     assert mapping.array(Span(0, 0, 0, U1, shape)).shape == shape
 
 
@@ -238,12 +239,12 @@ def test_span_within_the_memory_is_given(mapping: Mapping, shape: tuple[int, ...
         (0, (-1, -4)),  # four bytes, where only the product is looked at
     ],
 )
-def test_span_beyond_the_memory_is_refused(mapping: Mapping, offset: int, shape: tuple[int, ...]) -> None:
+def test_span_beyond_the_memory_is_refused(mapping: SharedMemory, offset: int, shape: tuple[int, ...]) -> None:
     with pytest.raises(BadTensor, match="do not fit"):
         mapping.array(Span(0, offset, 0, U1, shape))
 
 
-def test_wide_dtype_counts_in_bytes(mapping: Mapping) -> None:
+def test_wide_dtype_counts_in_bytes(mapping: SharedMemory) -> None:
     doubles = np.dtype(np.float64)
     mapping.array(Span(0, 0, NBYTES, doubles, (NBYTES // 8,)))
     with pytest.raises(BadTensor):
@@ -251,7 +252,7 @@ def test_wide_dtype_counts_in_bytes(mapping: Mapping) -> None:
 
 
 @pytest.mark.parametrize(("offset", "nbytes"), [(1, NBYTES), (NBYTES, 1), (0, -1), (-1, 1), (SPILLED, 1), (1 << 63, 1)])
-def test_bytes_beyond_the_memory_are_refused(mapping: Mapping, offset: int, nbytes: int) -> None:
+def test_bytes_beyond_the_memory_are_refused(mapping: SharedMemory, offset: int, nbytes: int) -> None:
     assert len(mapping.bytes_at(0, NBYTES)) == NBYTES
     with pytest.raises(BadTensor, match="do not fit"):
         mapping.bytes_at(offset, nbytes)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from convoy.models.data.bad_files import refuse
 from convoy.models.data.formats import masks, sources
-from convoy.models.data.formats.masks import Coding, of_source, parse, source
+from convoy.models.data.formats.coding import Coding, Kind, of_source, parse, source
 from convoy.models.data.registry import data_set, moved, resolve, shown, split_of
 from convoy.models.errors import BadData, BadTraining
 from convoy.service import cli
@@ -118,7 +118,7 @@ def test_coding_is_read_as_it_is_written() -> None:
         *(("colours", text) for text in ("", "red", "00000", "000000,000000", "000000,ff0000=300")),
     ],
 )
-def test_coding_that_is_none_is_told_with_one_that_is(kind: masks.Kind, text: str) -> None:
+def test_coding_that_is_none_is_told_with_one_that_is(kind: Kind, text: str) -> None:
     with pytest.raises(BadTraining, match=f"--mask-{kind} .*, want the {kind} of the classes in order, such as 0"):
         parse(kind, text)
 

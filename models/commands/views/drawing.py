@@ -1,0 +1,102 @@
+"""What the commands below `convoy visualize` share once their options are checked."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from convoy.models.analysis.operators import by
+from convoy.models.commands.options import parse_size
+from convoy.models.data.registry import shown
+from convoy.models.visualize import hooks, selection, sheet
+from convoy.models.visualize import network as subjects
+from convoy.models.visualize.activation_maximization import Tick
+from convoy.models.visualize.climb import Climb, Space
+from convoy.models.visualize.hooks import Layer
+from convoy.models.visualize.network import ImageSubject, Pixels, Size, Subject
+from convoy.service.errors import BadConfig
+
+JITTER_SHARE = 16
+MOST_SIDE = 1024  # pixels: what a telephone takes is ten times as much, and then the maps do not fit into memory
+
+
+def climb(
+    steps: int, rate: float, jitter: int | None, blur: float, space: Space, size: Size, coloured: bool = True
+) -> Climb:
+    """How the ascent goes. Raises BadConfig where pictures of `size` cannot be shifted so far."""
+    shorter = max(size) if 1 in size else min(size)  # of a waveform there is one side to shift along
+    if jitter is None:
+        jitter = shorter // JITTER_SHARE
+    if jitter >= shorter:
+        raise BadConfig(f"--jitter {jitter}, want less than the {shorter} pixels of the shorter side")
+    return Climb(steps=steps, rate=rate, jitter=jitter, blur=blur, space=space, coloured=coloured)
+
+
+def sides(text: str | None, subject: Subject) -> Size:
+    """Height and width of what is grown. Raises BadTraining for a text that is no size."""
+    return subject.size(None if text is None else parse_size(text))
+
+
+def seen(image: Path, size: str | None, subject: ImageSubject) -> Pixels:
+    """An image file as it reaches the input, (h, w, C). Raises BadView, BadData; BadConfig for a `size` where the
+    network takes one only."""
+    pixels = subjects.read(image, subject)
+    if subject.spec.fit == "pad":
+        return photograph(pixels, size)
+    if size is not None:
+        own = by(subject.size())
+        raise BadConfig(f"--size {size!r} goes with networks that take any size, {subject.name} takes {own}")
+    return subject.fit(pixels)
+
+
+def photograph(pixels: Pixels, size: str | None) -> Pixels:
+    """An image made to fit into `size`, or into 1024x1024, which is told. Raises BadTraining."""
+    fitted = subjects.within(pixels, (MOST_SIDE, MOST_SIDE) if size is None else parse_size(size))
+    if size is None and fitted is not pixels:
+        before, after = by(subjects.sides(pixels)), by(subjects.sides(fitted))
+        print(f"image: made smaller, from {before} to {after}; --size chooses another size")
+    return fitted
+
+
+def layer(name: str | None, subject: Subject) -> Layer:
+    """The layer that was named, or one in the middle. Raises BadView."""
+    there = hooks.layers(subject, subject.size())
+    return selection.spread(there, 1)[0] if name is None else hooks.choose(name, there)
+
+
+def title(subject: Subject, what: str) -> str:
+    """What stands above a sheet."""
+    data = subject.description.data
+    return f"{subject.name}{f' on {shown(data)}' if data else ''}: {what}"
+
+
+def say_rest(chosen: int, count: int, what: str, option: str) -> None:
+    """Tell that there is more than is shown."""
+    if chosen < count:
+        print(f"shown: {chosen} of {count} {what}; {option} chooses others")
+
+
+def save(path: Path, image: Image.Image) -> None:
+    """Write the picture and tell where."""
+    image.save(path, optimize=True)
+    print(f"picture: {path}")
+
+
+def save_film(gif: Path | None, frames: Sequence[Image.Image]) -> None:
+    """Write the film, where one was asked for, and tell where."""
+    if gif is not None:
+        sheet.film(frames, gif)
+        print(f"film: {gif}")
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Tick]:
+    """A bar on stderr; what it gives moves it on by one."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(file=sys.stderr)) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda: bar.advance(task)

@@ -1,0 +1,87 @@
+"""What the values in masks stand for, as a user says it and a run notes it."""
+
+import re
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from convoy.models.data.dataset import IGNORE
+from convoy.models.errors import BadTraining
+
+Kind = Literal["values", "colours"]
+RGB = tuple[int, int, int]
+
+_ITEM = {"values": r"(\d{1,5})(?:=(\d{1,3}))?", "colours": r"#?([0-9a-fA-F]{6})(?:=(\d{1,3}))?"}
+_BASE = {"values": 10, "colours": 16}
+_SUCH = {"values": "0,255 or 0,128,200=255", "colours": "000000,ff0000 or 000000,ff0000,ffffff=255"}
+_SOURCE = re.compile(r"(?P<path>.*)#mask-(?P<kind>values|colours)=(?P<text>[^#]+)", re.DOTALL)
+
+
+class Coding(NamedTuple):
+    """Which class each value in a mask stands for. A value is that of a pixel, 0..65535, or its colour as 0xRRGGBB;
+    a class is 0..254, or 255 for a pixel of no class."""
+
+    kind: Kind
+    classes: tuple[tuple[int, int], ...]
+
+    def __str__(self) -> str:
+        """As `parse` reads it."""
+        form = "{:06x}" if self.kind == "colours" else "{}"
+        return ",".join(
+            form.format(value) + ("" if place == number else f"={number}")
+            for place, (value, number) in enumerate(self.classes)
+        )
+
+    @property
+    def highest(self) -> int:
+        """The highest class that a value stands for."""
+        return max((number for _, number in self.classes if number != IGNORE), default=0)
+
+    def palette(self) -> list[RGB] | None:
+        """The colour of each class, where the coding is by colours."""
+        if self.kind == "values":
+            return None
+        of_class: dict[int, RGB] = {}
+        for value, number in self.classes:
+            of_class.setdefault(number, _rgb(value))
+        return [of_class.get(number, (0, 0, 0)) for number in range(self.highest + 1)]
+
+
+def parse(kind: Kind, text: str) -> Coding:
+    """The coding of `0,128` or `000000,ff0000`, the values of the classes 0, 1 and on; `200=255` says which class one
+    stands for, 255 for none. Raises BadTraining."""
+    wrong = BadTraining(f"--mask-{kind} {text[:100]!r}, want the {kind} of the classes in order, such as {_SUCH[kind]}")
+    classes: list[tuple[int, int]] = []
+    for place, item in enumerate(text.split(",")):
+        match = re.fullmatch(_ITEM[kind], item.strip())
+        if match is None:
+            raise wrong
+        value, number = int(match[1], _BASE[kind]), place if match[2] is None else int(match[2])
+        if number > IGNORE or (number == IGNORE and match[2] is None) or value in dict(classes):
+            raise wrong
+        if kind == "values" and value > 65_535:
+            raise wrong
+        classes.append((value, number))
+    return Coding(kind, tuple(classes))
+
+
+def two(value: int) -> Coding:
+    """0 and another value, for two classes."""
+    return Coding("values", ((0, 0), (value, 1)))
+
+
+def source(path: Path, coding: Coding | None) -> str:
+    """How a run notes its data: the path, and how its masks are coded where they are."""
+    return str(path) if coding is None else f"{path}#mask-{coding.kind}={coding}"
+
+
+def of_source(name: str) -> tuple[str, Coding | None]:
+    """The path and the coding of what `source` answered."""
+    match = _SOURCE.fullmatch(name)
+    if match is None:
+        return name, None
+    kind: Kind = "values" if match["kind"] == "values" else "colours"
+    return match["path"], parse(kind, match["text"])
+
+
+def _rgb(value: int) -> RGB:
+    return value >> 16, value >> 8 & 255, value & 255

@@ -1,0 +1,54 @@
+"""Paths that a user names: what is not there is told before the libraries that read it, which take seconds, are
+imported."""
+
+from pathlib import Path
+
+from convoy.models.errors import BadCheckpoint, BadNetworkFile, BadView, BadWeights
+
+NETWORKS = (".ckpt", ".onnx")
+
+
+def check_checkpoint(path: Path) -> None:
+    """Raises BadCheckpoint."""
+    if not path.is_file():
+        raise BadCheckpoint(f"there is no checkpoint {path}, want a .ckpt file that `convoy train` wrote")
+
+
+def check_exported(path: Path) -> None:
+    """Raises BadNetworkFile."""
+    if not path.is_file():
+        raise BadNetworkFile(f"there is no file {path}, want one that `convoy export` wrote")
+
+
+def check_trained(path: Path) -> None:
+    """An exported file or a checkpoint, by the suffix. Raises BadNetworkFile, BadCheckpoint."""
+    (check_exported if path.suffix == ".onnx" else check_checkpoint)(path)
+
+
+def check_network(path: Path) -> None:
+    """A checkpoint or any ONNX file, by the suffix. Raises BadNetworkFile, BadCheckpoint, OSError."""
+    if path.suffix not in NETWORKS:
+        raise BadNetworkFile(f"{path} is neither a checkpoint (.ckpt) nor an ONNX file (.onnx)")
+    if path.suffix == ".ckpt":
+        check_checkpoint(path)
+    path.stat()
+
+
+def check_onnx(path: Path) -> None:
+    """An ONNX file from elsewhere. Raises BadNetworkFile."""
+    if not path.is_file():
+        raise BadNetworkFile(f"{path} is a folder, want an ONNX file" if path.is_dir() else f"there is no file {path}")
+    if not path.stat().st_size:
+        raise BadNetworkFile(f"{path} is empty, want an ONNX file")
+
+
+def check_weights(path: Path) -> None:
+    """Raises BadWeights."""
+    if not path.is_file():
+        raise BadWeights(f"there is no file {path}, want weights that Keras or torchvision saved")
+
+
+def check_image(path: Path) -> None:
+    """Raises BadView."""
+    if not path.is_file():
+        raise BadView(f"there is no image {str(path)!r}")

@@ -1,0 +1,33 @@
+"""`metrics.csv` of a run: one row an epoch, with its learning rate and every loss and score, without gaps."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from convoy.models import whole_file
+from convoy.models.errors import BadRun
+
+FILE = "metrics.csv"
+
+Row = dict[str, float]
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a run, by epoch; none where there is no such table. Raises BadRun where it is broken."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        try:
+            return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        except (ValueError, TypeError, AttributeError, csv.Error) as error:
+            raise BadRun(f"{path} is not as it was written, want numbers by epoch, or no such file: {error}") from None
+
+
+def write(path: Path, rows: list[Row]) -> None:
+    columns: dict[str, Any] = {name: None for row in rows for name in row}
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(columns))
+    writer.writeheader()
+    writer.writerows({name: f"{value:.8g}" for name, value in row.items()} for row in rows)
+    whole_file.write(path, text.getvalue().encode())

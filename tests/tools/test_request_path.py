@@ -1,0 +1,60 @@
+"""docs/request-path.md names the files that a request meets, and a file that it does not name would be seen."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tools import request_path, structure
+from tools.request_path import ROOT, Traced
+
+PAGE = (ROOT / "docs" / "request-path.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def processes() -> list[Traced]:
+    return structure.of_a_jpeg()
+
+
+def named(page: str) -> set[str]:
+    return set(re.findall(r"`(service/[\w/]+\.py)`", page))
+
+
+def test_every_file_that_a_jpeg_meets_is_on_the_page(processes: list[Traced]) -> None:
+    assert len(processes) == 2  # the front end, and the engine
+    assert {file for process in processes for file in process.files} <= named(PAGE)
+
+
+def test_every_file_on_the_page_is_met_or_stands_beside(processes: list[Traced]) -> None:
+    met = {file for process in processes for file in process.files}
+    # Of streams, of types alone; gauges are written a moment later, once for many requests.
+    beside = {f"service/frontend/{name}.py" for name in ("streams", "transport/interface", "server")}
+    assert named(PAGE) - met <= beside
+    assert all((ROOT / file).is_file() for file in named(PAGE))
+
+
+STEPS = [
+    ("service/frontend/transport/grpc_aio.py", "_unary.<locals>.handle"),
+    ("service/frontend/methods.py", "UnaryMethod.__call__"),
+    ("service/frontend/vision.py", "Vision.Classify"),
+    ("service/frontend/chunks.py", "chunks"),
+    ("service/frontend/vision.py", "Vision._classify"),
+    ("service/frontend/prepare.py", "Preparer.prepare"),
+    ("service/frontend/engine_client.py", "Lease.run"),
+    ("service/frontend/postprocess.py", "rankings"),
+    ("service/frontend/encoding.py", "response"),
+]
+
+
+def test_steps_come_in_the_order_of_the_page(processes: list[Traced]) -> None:
+    (front_end,) = (process for process in processes if STEPS[0][0] in process.files)
+    assert [call for call in dict.fromkeys(front_end.calls) if call in STEPS] == STEPS
+
+
+def test_returns_are_counted() -> None:
+    calls = [(file, "f") for file in "aabbacca"]
+    assert request_path.returns(calls) == 2
+
+
+def test_a_file_without_a_paragraph_would_be_seen(tmp_path: Path) -> None:
+    assert "service/frontend/vision.py" not in named(PAGE.replace("vision.py", "oip.py"))
