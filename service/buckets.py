@@ -57,7 +57,7 @@ def ordered(buckets: Iterable[Size]) -> tuple[Size, ...]:
 def configured(
     default: BucketsSetting, own: BucketsSetting | None, document: Document | None, max_pixels: int
 ) -> Buckets:
-    """The buckets that the server's configuration or the model's own gives this network; none for words.
+    """The buckets that the server's or the model's own configuration sets for this network; none for "none" and "auto".
 
     The server's setting applies only to networks that accept buckets. Raises BadConfig for an invalid bucket.
     """

@@ -60,8 +60,8 @@ COMMANDS = {
 }
 
 
-_TRACEBACK = "CONVOY_TRACEBACK"  # in the environment: what fails unexpectedly fails with Python's traceback
-_MOST = 1500  # characters of a refusal
+_TRACEBACK = "CONVOY_TRACEBACK"  # environment variable: unexpected errors are shown with Python's traceback
+_MOST = 1500  # characters of an error message
 _SERVER = ("uvloop", "prometheus_client", "simplejpeg", "watchfiles", "grpc_reflection", "onnxruntime")
 _NO_SERVER = "needs the packages of the server: install convoy[cpu] or convoy[cuda]"
 
@@ -148,32 +148,32 @@ def _call(name: str, arguments: Sequence[str]) -> int:
     module = COMMANDS[name].module
     try:
         found: Callable[..., None] | Typer = getattr(importlib.import_module(module), name.replace("-", "_"))
-        # Plain help: with markup a word in brackets, such as convoy[train], would vanish from it.
+        # Plain help: with markup, a word in brackets such as convoy[train] would vanish.
         app = found if isinstance(found, typer.Typer) else typer.Typer(add_completion=False, rich_markup_mode=None)
         if app is not found:
             app.command(name, cls=Sections)(found)
         result = typer.main.get_command(app).main(list(arguments), prog_name=f"convoy {name}", standalone_mode=False)
-    except ModuleNotFoundError as error:  # of the command's module, or of what it imports once its options are checked
+    except ModuleNotFoundError as error:  # from the command's module, or from an import after its options are checked
         raise _missing(module, error) from None
     return result if isinstance(result, int) else 0
 
 
 def _check_server() -> None:
-    """Raises ConvoyError where the client alone is installed."""
+    """Raises ConvoyError if only the client is installed."""
     if any(importlib.util.find_spec(name) is None for name in _SERVER):
         raise ConvoyError(_NO_SERVER)
 
 
 def _missing(module: str, error: ModuleNotFoundError) -> Exception:
-    """What to say of a package that a command does not find; the error itself where that is a bug."""
+    """The error to report for a missing package; the error itself if it is a bug."""
     package = error.name or ""
     if package.partition(".")[0] in _SERVER:
         return ConvoyError(_NO_SERVER)
-    # What the load generator counts with, and the serving image goes without.
+    # The load generator's histogram package, which the serving image does not contain.
     if package.partition(".")[0] == "hdrh":
         return ConvoyError("needs the packages of the load generator: install convoy[bench]")
-    # Where the serving packages are alone, `convoy.models` or what it imports is missing; a missing file of ours is
-    # a bug.
+    # With the serving packages alone, `convoy.models` or its dependencies are missing. A missing module of ours is a
+    # bug.
     if not module.startswith("convoy.models.") or package.startswith(("convoy.models.", "convoy.service")):
         return error
     return ConvoyError("needs the training packages: install convoy[train]")

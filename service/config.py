@@ -87,7 +87,7 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 InstancesSetting = Annotated[int, Meta(ge=1, le=64)] | Literal["auto"]
 PolicyName = Literal["deferred", "eager", "timeout", "aimd", "nexus"]
-# What images of any size are padded to, [height, width] each; "auto": learned from the sizes that come.
+# Sizes that images of any size are padded to, [height, width] each; "auto": learned from the traffic.
 BucketsSetting = Literal["none", "auto"] | Annotated[tuple[tuple[Side, Side], ...], Meta(min_length=1, max_length=32)]
 
 
@@ -102,8 +102,8 @@ class BatchingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_batch_size: Annotated[int, Meta(ge=1, le=1024)] = 32  # images
     max_batch_pixels: Annotated[int, Meta(ge=1)] = 8 * MIB  # for a model that accepts any size: bounds a run's memory
     max_queue_delay_ms: Annotated[float, Meta(ge=0, le=10_000)] = 5.0  # only while more images are on their way
-    max_queue: Annotated[int, Meta(ge=1, le=10_000_000)] = 1024  # images that wait, per model
-    buckets: BucketsSetting = "none"  # of segmentation models of any size
+    max_queue: Annotated[int, Meta(ge=1, le=10_000_000)] = 1024  # waiting images, per model
+    buckets: BucketsSetting = "none"  # for segmentation models of any size
 
 
 DeviceNumber = Annotated[int, Meta(ge=0, le=1023)]
@@ -116,14 +116,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     device: DeviceNumber = 0  # CUDA device
     # Several devices, with one engine process each; "auto": every CUDA device. Empty: `device` alone.
     devices: tuple[DeviceNumber, ...] | Literal["auto"] = ()
-    threads: Annotated[int, Meta(ge=0, le=1024)] = 0  # onnxruntime's, for a model on all devices; 0: one per core
-    # Sessions of each model, which run at the same time; "auto": on the CPU, as many as the profile says.
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0  # of onnxruntime, per model over all devices; 0: one per core
+    # Sessions of each model, which run concurrently; "auto": on the CPU, the number that performs best.
     instances: InstancesSetting = 1
-    gpu_memory_mib: Annotated[int, Meta(ge=0, le=1 << 24)] = 0  # that one session may take; 0: all there is
-    cuda_graphs: bool = False  # each batch size is recorded once and then repeated; for networks of very short steps
-    tensorrt: Literal["off", "fp32", "fp16"] = "off"  # on CUDA; what it has built is kept
-    tensorrt_cache: str = ""  # the folder for that; "": beside the model file
-    # For measurements of the server itself: no network runs, a batch of n images takes fixed + n each milliseconds.
+    gpu_memory_mib: Annotated[int, Meta(ge=0, le=1 << 24)] = 0  # per session; 0: no limit
+    cuda_graphs: bool = False  # records each batch size once and replays it; for networks of very short steps
+    tensorrt: Literal["off", "fp32", "fp16"] = "off"  # on CUDA; its engines are cached
+    tensorrt_cache: str = ""  # cache folder; "": next to the model file
+    # For measurements of the server itself: no network runs, a batch of n images takes fixed + n * each ms.
     sleep_ms: tuple[Annotated[float, Meta(ge=0)], Annotated[float, Meta(ge=0)]] | None = None
 
     def device_numbers(self, cuda_devices: Callable[[], int]) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ TRITON_FILE = "config.pbtxt"  # next to a model that Triton has served
 PROFILE_FILE = "profile.json"  # which the server writes next to a model file
 
 MAX_NAME = 64
-_NAMED = 8  # models that a message names: it travels in a header
+_NAMED = 8  # models named in a message, which travels in a header
 NAME = re.compile(rf"[a-z0-9_-]{{1,{MAX_NAME}}}")
 VERSION = re.compile(r"[1-9][0-9]{0,17}")
 _TRITON_BATCH = re.compile(r"^\s*max_batch_size\s*:\s*(\d{1,9})\b", re.MULTILINE)
@@ -162,7 +162,7 @@ def scan(root: Path) -> dict[str, Listing]:
 
 
 def misnamed(root: Path) -> list[str]:
-    """Folders that hold a version with a model file, but whose names are no model's. Raises OSError as `scan` does."""
+    """Folders that contain a version with a model file but have no valid model name. Raises OSError as `scan` does."""
     return sorted(file.parts[-3] for file in root.glob(f"*/*/{MODEL_FILE}") if not NAME.fullmatch(file.parts[-3]))
 
 

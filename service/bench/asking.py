@@ -11,7 +11,7 @@ from convoy.service.bench.drive import Outcome, Refusal, Send
 from convoy.service.client.requests import OPTIONS
 from convoy.service.client.results import ServerError, read_error
 
-_CHOICES = 65_521  # a prime: which model is asked repeats after so many, and never in step with which image is sent
+_CHOICES = 65_521  # a prime: the sequence of models has this period, which never aligns with that of the images
 
 
 class Question(NamedTuple):

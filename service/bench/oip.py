@@ -18,8 +18,8 @@ from convoy.service.pb import inference_pb2 as pb
 
 Shapes = Mapping[str, Sequence[tuple[int, ...]]]  # by input name
 _SERVICE = "/inference.GRPCInferenceService"
-_DISTINCT = 16  # requests: enough that no cache answers for the server
-_BYTES = 1 << 26  # of all of them together: fewer where they are large
+_DISTINCT = 16  # requests: enough to defeat caches
+_BYTES = 1 << 26  # of all of them together: fewer if they are large
 
 
 def models(
@@ -114,7 +114,7 @@ def _request(random: np.random.Generator, model: TensorModel, number: int) -> by
 
 
 def _values(random: np.random.Generator, datatype: str, shape: tuple[int, ...]) -> NDArray[np.generic]:
-    """UINT8 is 0..255 as of pixels, other whole numbers 0..127, which every type holds, the rest 0..1."""
+    """UINT8 is 0..255 as for pixels, other integers 0..127, which every type can represent, floats 0..1."""
     dtype = np.dtype(NAMES[datatype])
     if dtype.kind == "f":
         return random.random(shape, np.float32).astype(dtype)

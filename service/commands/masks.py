@@ -16,7 +16,7 @@ _OPACITY = 0.5  # of the mask's colours over the image
 
 
 def palette_of(colours: Sequence[tuple[int, int, int]], classes: int) -> Palette:
-    """(classes, 3) uint8 RGB: the model's own colours, or where it has none those that the server uses, too."""
+    """(classes, 3) uint8 RGB: the model's own colours; without them, the server's default palette."""
     return np.array(colours or default_palette(classes), np.uint8)
 
 

@@ -41,7 +41,7 @@ def milliseconds(seconds: float) -> str:
 
 
 def stage_line(timings: "Timings", columns: int) -> Text:
-    """Where one image's time went, broken between stages where it is longer than `columns`.
+    """The time of one image per stage, broken between stages at `columns`.
 
     Stages that did not run are omitted.
     """

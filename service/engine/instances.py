@@ -20,7 +20,7 @@ class Instance:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.running = 0  # batches, of which all but one wait; under the dispatcher's lock
-        self.held = 0  # by how many who run something else there; only the loop changes it, whoever decides reads it
+        self.held = 0  # number of holders that run something else there; written by the loop, read by other threads
         self._thread = ThreadPoolExecutor(1, "run")
 
     def submit(self, call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> Future[T]:

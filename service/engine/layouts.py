@@ -23,7 +23,7 @@ class Layout(NamedTuple):
 
 
 def layouts(wanted: InstancesSetting, threads: int, gpu: bool) -> list[Layout]:
-    """Those to choose from, the one to take in doubt first; `threads` are there for all sessions of a network."""
+    """The candidates, the default first; `threads` is for all sessions of a network together."""
     if wanted != "auto":
         return [Layout(wanted, max(1, threads // wanted))]
     one = Layout(1, threads)

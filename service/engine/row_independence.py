@@ -163,7 +163,7 @@ def _count(values: NDArray[np.generic]) -> str:
 
 
 def settle(instances: Instances, batched: bool | None) -> None:
-    """Decide whether requests share runs: by `batched` of model.toml, by the file's own document, else by a trial."""
+    """Decide whether requests share runs: by `batched` in model.toml, else by the file's metadata, else by a trial."""
     session = instances.session
     if batched is False:
         reason = "model.toml or config.pbtxt says so"
@@ -171,7 +171,7 @@ def settle(instances: Instances, batched: bool | None) -> None:
         for instance in instances.all:
             instance.session.join()
         return
-    elif not session.batched or session.document is not None:  # what wrote the document has tried it in batches
+    elif not session.batched or session.document is not None:  # the exporter has tested it in batches
         return
     else:
         reason = instances.all[0].submit(trial, session).result()

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 VERSION: str = onnxruntime.__version__
 
-_MAX_TENSORS = 64  # inputs, and outputs, of one network: what one message between processes surely carries
+_MAX_TENSORS = 64  # inputs, or outputs, of one network: as many as one message between processes can carry
 _DEVICE_FAULTS = ("CUDA failure", "CUDA error", "CUDNN failure", "CUBLAS failure", "cudaError")
 _WARM_UP_SIDE = 64  # size of a free axis, rounded up to the model's multiple, for a network that accepts any size
 
@@ -51,7 +51,7 @@ class Session:
                 raise BadModelFile(f"{len(arguments)} {kind}, want 1 to {_MAX_TENSORS}")
         self.inputs = tuple(_spec(argument) for argument in session.get_inputs())
         outputs = [argument for argument in session.get_outputs() if argument.type in OF_ONNX]
-        # Such as the strings beside the scores of a classifier made from a table: they cost the scores nothing.
+        # Such as the strings beside the scores of a classifier for tabular data: the scores can still be served.
         odd = [argument for argument in session.get_outputs() if argument.type not in OF_ONNX]
         self.outputs = tuple(_spec(argument) for argument in outputs or odd)
         self.left_out = listed(f"output {argument.name[:64]!r} ({argument.type[:64]})" for argument in odd)

@@ -23,7 +23,7 @@ ShapesOf = Callable[[Session], Mapping[Shape, int]]
 
 
 def build(file: Path, device: Device, wanted: InstancesSetting, objective: float, shapes: ShapesOf) -> Built:
-    """The sessions of a model file, each size of each shape that will be used having run in each, and the profiles.
+    """The sessions of a model file, and their profiles. Every size of every expected shape has run in each session.
 
     wanted     number of sessions; "auto": on the CPU, the layout with clearly higher throughput by the profiles, which
                are measured if missing
