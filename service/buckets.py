@@ -1,7 +1,7 @@
-"""Shape buckets: the few sizes that images of any size are padded to, so that those of like size share a batch.
+"""Shape buckets: the few sizes that images of any size are padded to, so that images of similar size share a batch.
 
-Plain functions. A bucket is the (height, width) of an input, in pixels. Only segmentation has buckets: what lies beyond
-the image is cut off its mask again, while a classifier would take it for a part of the image.
+Plain functions. A bucket is the (height, width) of an input, in pixels. Only segmentation has buckets: padding is cut
+off its masks, but a classifier would treat it as part of the image.
 """
 
 from collections.abc import Iterable
@@ -16,19 +16,22 @@ Size = tuple[int, int]
 
 
 class Buckets(msgspec.Struct, frozen=True):
-    """The buckets of a model: an input goes to the first of `sizes` that holds it and has at most `most_padding` times
-    its pixels (None: any number); `ordered` puts the smallest first. Where there is none it keeps its size."""
+    """The buckets of a model, fewest pixels first (see `ordered`).
+
+    An input is padded to the first of `sizes` that it fits into, if that has at most `most_padding` times its pixels
+    (None: no limit). Otherwise it keeps its size.
+    """
 
     sizes: tuple[Size, ...] = ()
     most_padding: float | None = None
 
     def fitting(self, size: Size) -> Size:
-        """What an input of `size` is padded to."""
+        """The size that an input of `size` is padded to."""
         height, width = size
         for bucket in self.sizes:
             if height <= bucket[0] and width <= bucket[1]:
                 allowed = self.most_padding is None or bucket[0] * bucket[1] <= self.most_padding * height * width
-                return bucket if allowed else size  # those behind it have no fewer pixels
+                return bucket if allowed else size  # later buckets have no fewer pixels
         return size
 
 
@@ -41,22 +44,22 @@ def takes_buckets(document: Document | None) -> bool:
 
 
 def rounded(spec: InputSpec, height: int, width: int) -> Size:
-    """The least size of an input that holds an image of `height` x `width` pixels and that the network takes."""
+    """The smallest input size that fits an image of `height` x `width` pixels and that the network accepts."""
     height, width = max(height, spec.min_height), max(width, spec.min_width)
     return -(-height // spec.multiple) * spec.multiple, -(-width // spec.multiple) * spec.multiple
 
 
 def ordered(buckets: Iterable[Size]) -> tuple[Size, ...]:
-    """Each once, from the fewest pixels to the most."""
+    """Each bucket once, from the fewest pixels to the most."""
     return tuple(sorted(set(buckets), key=lambda bucket: (bucket[0] * bucket[1], bucket)))
 
 
 def configured(
     default: BucketsSetting, own: BucketsSetting | None, document: Document | None, max_pixels: int
 ) -> Buckets:
-    """The buckets that the server's configuration or the model's own gives this network; none for words.
+    """The buckets that the server's or the model's own configuration sets for this network; none for "none" and "auto".
 
-    The server's count for those networks only that take buckets. Raises BadConfig where one does not hold.
+    The server's setting applies only to networks that accept buckets. Raises BadConfig for an invalid bucket.
     """
     chosen = default if own is None else own
     if isinstance(chosen, str):

@@ -1,4 +1,4 @@
-"""The `convoy` command: finds the chosen command's module; turns errors into one line and an exit code."""
+"""The `convoy` command: imports the chosen command's module, and turns errors into one line and an exit code."""
 
 import difflib
 import errno
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 
 class Command(NamedTuple):
-    """Where a command is, and what it is for. The function in the module has the command's name, - being _ there; a
-    Typer app of that name is a command with further ones below it."""
+    """The module of a command, and its summary.
+
+    The function in the module has the command's name with _ for -. A Typer app of that name has subcommands.
+    """
 
     module: str
     summary: str
@@ -58,23 +60,23 @@ COMMANDS = {
 }
 
 
-_TRACEBACK = "CONVOY_TRACEBACK"  # in the environment: what fails unexpectedly fails with Python's traceback
-_MOST = 1500  # characters of a refusal
+_TRACEBACK = "CONVOY_TRACEBACK"  # environment variable: unexpected errors are shown with Python's traceback
+_MOST = 1500  # characters of an error message
 _SERVER = ("uvloop", "prometheus_client", "simplejpeg", "watchfiles", "grpc_reflection", "onnxruntime")
 _NO_SERVER = "needs the packages of the server: install convoy[cpu] or convoy[cuda]"
 
 
 def main() -> None:
     """The console script."""
-    # onnxruntime sends usage data from Linux unless told not to before it is imported, here or in a process of ours.
+    # onnxruntime on Linux sends usage data unless this is set before its import, here or in a child process.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    # Another program's folder for its counts: prometheus_client would write ours there, too.
+    # A folder that belongs to another program: prometheus_client would write our metrics there.
     for name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
         os.environ.pop(name, None)
-    # Without a home that can be written it says so twice in every command that draws; its cache is then left out.
+    # Without a writable home, matplotlib warns twice in every command that draws; it then works without its cache.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     if sys.argv[1:2] == ["serve"] and "--help" not in sys.argv:
-        # Before all else: what reads the command line takes a tenth of a second to import.
+        # First of all: importing the command-line parser takes a tenth of a second.
         try:
             _check_server()
             processes.ours().start_ahead()
@@ -82,24 +84,24 @@ def main() -> None:
             sys.exit(_refuse("convoy serve", error.message))
     try:
         code = run(sys.argv[1:])
-        print(end="", flush=True)  # here, where it can be told that it fails, not when Python ends
+        print(end="", flush=True)  # here, where a failure can be reported, not when Python ends
         sys.exit(code)
     except BrokenPipeError:
-        code = 1  # who reads has seen enough, as `head` has
+        code = 1  # the reader has closed the pipe, as `head` does
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         code = _refuse("convoy", f"standard output cannot be written: {error.strerror}")
-    # Python would try once more to write what is left.
+    # Python would try again to write what is left.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs `convoy` with these arguments and returns its exit code.
+    """Run `convoy` with these arguments and return its exit code.
 
-    0 done; 1 the command says that some of it failed; 2 it cannot be done as asked, told in one line on stderr; 70 a
-    fault of ours, also in one line; 130 interrupted.
+    0: done. 1: the command reports a partial failure. 2: it cannot be done as asked; one line on stderr says why. 70:
+    an internal error, also in one line. 130: interrupted.
     """
     name = arguments[0] if arguments else None
     if name in ("--help", "-h"):
@@ -125,11 +127,11 @@ def run(arguments: Sequence[str]) -> int:
             if error.errno in (errno.EPIPE, errno.ENOSPC):  # of standard output: see `main`
                 raise
             return _refuse(f"convoy {name}", error.strerror or str(error))
-        # A file that cannot be read or written: the system's words say what to do about it.
+        # A file that cannot be read or written: the system's message says what to do about it.
         return _refuse(f"convoy {name}", f"{str(error.filename)!r}: {error.strerror}")
     except TyperException as error:
         return _refuse(f"convoy {name}", _in_words(error, name))
-    except Exception as error:  # a command ends here: what nobody has thought of is one line, too
+    except Exception as error:  # the end of a command: even an unexpected error is reported in one line
         if os.environ.get(_TRACEBACK):
             raise
         where = traceback.extract_tb(error.__traceback__)[-1]
@@ -146,32 +148,32 @@ def _call(name: str, arguments: Sequence[str]) -> int:
     module = COMMANDS[name].module
     try:
         found: Callable[..., None] | Typer = getattr(importlib.import_module(module), name.replace("-", "_"))
-        # Plain help: with markup a word in brackets, such as convoy[train], would vanish from it.
+        # Plain help: with markup, a word in brackets such as convoy[train] would vanish.
         app = found if isinstance(found, typer.Typer) else typer.Typer(add_completion=False, rich_markup_mode=None)
         if app is not found:
             app.command(name, cls=Sections)(found)
         result = typer.main.get_command(app).main(list(arguments), prog_name=f"convoy {name}", standalone_mode=False)
-    except ModuleNotFoundError as error:  # of the command's module, or of what it imports once its options are checked
+    except ModuleNotFoundError as error:  # from the command's module, or from an import after its options are checked
         raise _missing(module, error) from None
     return result if isinstance(result, int) else 0
 
 
 def _check_server() -> None:
-    """Raises ConvoyError where the client alone is installed."""
+    """Raises ConvoyError if only the client is installed."""
     if any(importlib.util.find_spec(name) is None for name in _SERVER):
         raise ConvoyError(_NO_SERVER)
 
 
 def _missing(module: str, error: ModuleNotFoundError) -> Exception:
-    """What to say of a package that a command does not find; the error itself where that is a bug."""
+    """The error to report for a missing package; the error itself if it is a bug."""
     package = error.name or ""
     if package.partition(".")[0] in _SERVER:
         return ConvoyError(_NO_SERVER)
-    # What the load generator counts with, and the serving image goes without.
+    # The load generator's histogram package, which the serving image does not contain.
     if package.partition(".")[0] == "hdrh":
         return ConvoyError("needs the packages of the load generator: install convoy[bench]")
-    # Where the serving packages are alone, `convoy.models` or what it imports is missing; a missing file of ours is
-    # a bug.
+    # With the serving packages alone, `convoy.models` or its dependencies are missing. A missing module of ours is a
+    # bug.
     if not module.startswith("convoy.models.") or package.startswith(("convoy.models.", "convoy.service")):
         return error
     return ConvoyError("needs the training packages: install convoy[train]")
@@ -200,26 +202,26 @@ def _unknown(name: str | None) -> str:
 
 
 def _in_words(error: "TyperException", name: str) -> str:
-    close = getattr(error, "possibilities", None)  # only of an unknown option
+    close = getattr(error, "possibilities", None)  # only for an unknown option
     if close:
         return f"{error.message}; did you mean {close[0]!r}?"
-    # Typer hands on the words of its validator, which names the Python exception.
+    # Typer passes on its validator's message, which names the Python exception.
     message = error.format_message().replace("Value error, ", "").rstrip(".")
     message = message.replace("Input should be", f"{_given(error)!r}, want", 1)
-    # Of a command below another one, the help that has the option.
+    # For a subcommand, the help that lists the option.
     path = getattr(getattr(error, "ctx", None), "command_path", f"convoy {name}")
     return message if message.endswith("?") else f"{message}; see '{path} --help'"
 
 
 def _given(error: "TyperException") -> object:
-    """The value that the validator did not take."""
+    """The value that the validator rejected."""
     errors = getattr(error.__cause__, "errors", None)
     return errors()[0]["input"] if errors is not None else "what was given"
 
 
 def _refuse(who: str, message: str) -> int:
     words = " ".join(message.split())
-    if len(words) > _MOST:  # whatever was in the file: its beginning and its end say enough
+    if len(words) > _MOST:  # may contain text from a file: its beginning and end are enough
         words = f"{words[: _MOST - 300]} ... {words[-290:]}"
     print(f"{who}: {words}", file=sys.stderr)
     return 2

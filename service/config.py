@@ -17,33 +17,33 @@ from convoy.service.text import NoText, decoded
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 MIB = 1 << 20
 KIB = 1 << 10
-_MOST_AUTO = 8  # front ends: more than one engine has work for
+_MOST_AUTO = 8  # front ends: enough to saturate one engine
 _EXAMPLE = "such as batching.max_batch_size=16"
 T = TypeVar("T")
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the server listens and how it stops."""
+    """Listening addresses and shutdown times."""
 
     host: str = "127.0.0.1"
     grpc_port: Port = 8001
     http_port: Port = 8000
     metrics_port: Port = 8002
-    # Processes that speak gRPC, all on one port; "auto": as many as the cores keep busy.
+    # Processes that serve gRPC, all on one port; "auto": one for every four cores.
     frontends: Annotated[int, Meta(ge=1, le=64)] | Literal["auto"] = 1
-    lame_duck_seconds: Annotated[float, Meta(ge=0, le=300)] = 1.0  # still accepts for so long after SIGTERM
-    grace_seconds: Annotated[float, Meta(ge=0, le=3600)] = 20.0  # for what was accepted to be answered
-    # How long the series of a version that no longer serves stay: a few scrapes must find the last of them.
+    lame_duck_seconds: Annotated[float, Meta(ge=0, le=300)] = 1.0  # still accepts requests after SIGTERM
+    grace_seconds: Annotated[float, Meta(ge=0, le=3600)] = 20.0  # for accepted requests to be answered
+    # How long the series of a version remain after it stops serving, so that a few scrapes still find its final values.
     keep_metrics_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 600.0
-    # The shortest time between two keepalive pings of a client; who pings faster is sent away after a few.
+    # The shortest time between two keepalive pings of a client; a client that pings faster is disconnected after a few.
     min_ping_seconds: Annotated[float, Meta(ge=0, le=3600)] = 1.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     def front_ends(self, cores: int) -> int:
-        """How many there are on so many cores.
+        """The number of front ends on a machine with `cores` cores.
 
-        One front end's loop takes one core at most, its decoding threads and the engine the others. So `auto` is one
-        for every four cores, at least one: on two cores a second one would only take its time from them.
+        A front end's event loop uses at most one core; its decoding threads and the engine use the others. So `auto` is
+        one for every four cores, and at least one: on two cores a second front end would only take CPU time from them.
         """
         return max(1, min(cores // 4, _MOST_AUTO)) if self.frontends == "auto" else self.frontends
 
@@ -55,25 +55,25 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one request and one front end may hold."""
+    """Limits of one request and of one front end."""
 
     max_message_bytes: Annotated[int, Meta(ge=1024, le=2**31 - 1)] = 64 * MIB
-    # Of a call's headers together: tokens of single sign-on and what a mesh adds come to 16 kB and more.
+    # All headers of one call together: single sign-on tokens and headers that a mesh adds can exceed 16 kB.
     max_metadata_bytes: Annotated[int, Meta(ge=1024, le=16 * MIB)] = 64 * KIB
     max_pixels: Annotated[int, Meta(ge=1)] = 50_000_000  # height times width of one image, as it is sent
-    max_input_pixels: Annotated[int, Meta(ge=1)] = 4 * MIB  # the same at the input of a model that takes any size
-    max_images: Annotated[int, Meta(ge=1, le=65_536)] = 256  # of one request
+    max_input_pixels: Annotated[int, Meta(ge=1)] = 4 * MIB  # the same at the input of a model that accepts any size
+    max_images: Annotated[int, Meta(ge=1, le=65_536)] = 256  # in one request
     max_requests: Annotated[int, Meta(ge=1, le=1_000_000)] = 1024  # in flight in one front end
     max_stream_requests: Annotated[int, Meta(ge=1, le=65_536)] = 128  # in flight in one stream: no more are read
-    # Of requests in flight in one front end; 0: as many as `slot_bytes`, at most a quarter of the memory in all.
+    # Bytes of requests in flight in one front end; 0: as many as `slot_bytes`, at most a quarter of memory in total.
     inflight_bytes: Annotated[int, Meta(ge=0, le=1 << 46)] = 0
     slot_bytes: Annotated[int, Meta(ge=MIB, le=1 << 46)] = (
         512 * MIB
-    )  # shared memory of one front end, taken as it is used
+    )  # shared memory of one front end, allocated on first use
     decode_threads: Annotated[int, Meta(ge=0, le=256)] = 0  # of one front end; 0: one per core
 
     def bytes_in_flight(self, memory: int, front_ends: int) -> int:
-        """`inflight_bytes`, or what stands for its 0 on a machine of so much memory; the largest message fits."""
+        """`inflight_bytes`, with 0 resolved for a machine with `memory` bytes. The largest message always fits."""
         share = memory // (4 * front_ends)
         return self.inflight_bytes or max(self.max_message_bytes, min(self.slot_bytes, share))
 
@@ -87,54 +87,54 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 InstancesSetting = Annotated[int, Meta(ge=1, le=64)] | Literal["auto"]
 PolicyName = Literal["deferred", "eager", "timeout", "aimd", "nexus"]
-# What images of any size are padded to, [height, width] each; "auto": learned from the sizes that come.
+# Sizes that images of any size are padded to, [height, width] each; "auto": learned from the traffic.
 BucketsSetting = Literal["none", "auto"] | Annotated[tuple[tuple[Side, Side], ...], Meta(min_length=1, max_length=32)]
 
 
 class BatchingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When a batch closes, and what goes into it."""
+    """When a batch closes, and which requests it contains."""
 
     policy: PolicyName = "deferred"
-    # How soon an answer should come to a request that has no deadline. Where it is given, later ones are refused; else
-    # it is 100 ms, or five times what one image takes where that is more, and decides on order and batch size only.
+    # Target latency of a request without a deadline. If set, requests predicted to be later are refused. If not set, it
+    # is 100 ms or five times the time of one image, whichever is longer, and affects only order and batch size.
     latency_objective_ms: Annotated[float, Meta(gt=0, le=3_600_000)] | None = None
 
     max_batch_size: Annotated[int, Meta(ge=1, le=1024)] = 32  # images
-    max_batch_pixels: Annotated[int, Meta(ge=1)] = 8 * MIB  # of a model that takes any size: bounds a run's memory
+    max_batch_pixels: Annotated[int, Meta(ge=1)] = 8 * MIB  # for a model that accepts any size: bounds a run's memory
     max_queue_delay_ms: Annotated[float, Meta(ge=0, le=10_000)] = 5.0  # only while more images are on their way
-    max_queue: Annotated[int, Meta(ge=1, le=10_000_000)] = 1024  # images that wait, per model
-    buckets: BucketsSetting = "none"  # of segmentation models of any size
+    max_queue: Annotated[int, Meta(ge=1, le=10_000_000)] = 1024  # waiting images, per model
+    buckets: BucketsSetting = "none"  # for segmentation models of any size
 
 
 DeviceNumber = Annotated[int, Meta(ge=0, le=1023)]
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The device and how onnxruntime uses it."""
+    """The device, and how onnxruntime uses it."""
 
     provider: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA where it works; cuda: not ready without it
     device: DeviceNumber = 0  # CUDA device
-    # Several, with an engine process each; "auto": every CUDA device there is. Empty: `device` alone.
+    # Several devices, with one engine process each; "auto": every CUDA device. Empty: `device` alone.
     devices: tuple[DeviceNumber, ...] | Literal["auto"] = ()
-    threads: Annotated[int, Meta(ge=0, le=1024)] = 0  # onnxruntime's, for a model on all devices; 0: one per core
-    # Sessions of each model, which run at the same time; "auto": on the CPU, as many as the profile says.
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0  # of onnxruntime, per model over all devices; 0: one per core
+    # Sessions of each model, which run concurrently; "auto": on the CPU, the number that performs best.
     instances: InstancesSetting = 1
-    gpu_memory_mib: Annotated[int, Meta(ge=0, le=1 << 24)] = 0  # that one session may take; 0: all there is
-    cuda_graphs: bool = False  # each batch size is recorded once and then repeated; for networks of very short steps
-    tensorrt: Literal["off", "fp32", "fp16"] = "off"  # on CUDA; what it has built is kept
-    tensorrt_cache: str = ""  # the folder for that; "": beside the model file
-    # For measurements of the server itself: no network runs, a batch of n images takes fixed + n each milliseconds.
+    gpu_memory_mib: Annotated[int, Meta(ge=0, le=1 << 24)] = 0  # per session; 0: no limit
+    cuda_graphs: bool = False  # records each batch size once and replays it; for networks of very short steps
+    tensorrt: Literal["off", "fp32", "fp16"] = "off"  # on CUDA; its engines are cached
+    tensorrt_cache: str = ""  # cache folder; "": next to the model file
+    # For measurements of the server itself: no network runs, a batch of n images takes fixed + n * each ms.
     sleep_ms: tuple[Annotated[float, Meta(ge=0)], Annotated[float, Meta(ge=0)]] | None = None
 
     def device_numbers(self, cuda_devices: Callable[[], int]) -> tuple[int, ...]:
-        """All devices; `cuda_devices` is asked how many there are where "auto" stands for them."""
+        """All devices. `cuda_devices` returns their count; it is called only for "auto"."""
         if self.devices == "auto":
             found = 0 if self.provider == "cpu" else cuda_devices()
             return tuple(range(found)) or (self.device,)
         return self.devices or (self.device,)
 
     def of_device(self, device: int, devices: int, cores: int) -> "EngineConfig":
-        """What the engine of one of so many devices is told. Several share the threads: they run on the same cores."""
+        """The configuration of one device's engine. Engines share the threads because they run on the same cores."""
         threads = max(1, (self.threads or cores) // devices) if devices > 1 else self.threads
         return msgspec.structs.replace(self, device=device, devices=(), threads=threads)
 
@@ -154,11 +154,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class RepositoryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the model repository is watched."""
 
-    poll_seconds: Annotated[float, Meta(gt=0, le=3600)] = 5.0  # a full look besides the notifications
+    poll_seconds: Annotated[float, Meta(gt=0, le=3600)] = 5.0  # a full scan, in addition to file system notifications
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything the server can be told."""
+    """The whole configuration of a server."""
 
     server: ServerConfig = ServerConfig()
     limits: LimitsConfig = LimitsConfig()
@@ -168,12 +168,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`<root>/<model>/model.toml`: what one model does differently. Left out: as the server's configuration says."""
+    """`<root>/<model>/model.toml`: the settings of one model. Missing keys fall back to the server's."""
 
     policy: PolicyName | None = None
     latency_objective_ms: Annotated[float, Meta(gt=0, le=3_600_000)] | None = None
     max_batch_size: Annotated[int, Meta(ge=1, le=1024)] | None = None
-    batched: bool | None = None  # whether requests share runs; left out, a trial at load decides
+    batched: bool | None = None  # whether requests share runs; if unset, a test at load decides
     max_queue_delay_ms: Annotated[float, Meta(ge=0, le=10_000)] | None = None
     max_queue: Annotated[int, Meta(ge=1, le=10_000_000)] | None = None
     buckets: BucketsSetting | None = None
@@ -184,9 +184,9 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 def load(
     file: Path | None = None, settings: Sequence[str] = (), overrides: Mapping[str, object] | None = None
 ) -> Config:
-    """The configuration of a TOML file, over it `section.key=value` settings, over them `overrides` by dotted key.
+    """The configuration from a TOML file, overridden by `section.key=value` settings, overridden by `overrides`.
 
-    Raises BadConfig, naming the key and what was wanted.
+    Keys of `overrides` are dotted. Raises BadConfig, which names the key and what was wanted.
     """
     values: dict[str, Any] = _read(file) if file is not None else {}
     for setting in settings:
@@ -246,14 +246,14 @@ def _convert(values: dict[str, Any], kind: type[T]) -> T:
 
 
 def _in_words(message: str, values: dict[str, Any], kind: type[T]) -> str:
-    # msgspec says "Expected `int` <= 1024 - at `$.batching.max_batch_size`": the key goes first.
+    # msgspec reports "Expected `int` <= 1024 - at `$.batching.max_batch_size`": the key goes first.
     what, at, path = message.partition(" - at `$")
     where = path.strip("`.")
     if what.startswith("Object contains unknown field"):
         name = what.split("`")[1]
         return f"unknown key {f'{where}.{name}' if where else name!r}".replace("'", "")
     if what.startswith(f"{where}."):
-        return what  # ours, of several keys at once
+        return what  # our own message, which concerns several keys
     if not at:
         return what
     if what.startswith("Invalid enum value"):
@@ -267,7 +267,7 @@ def _in_words(message: str, values: dict[str, Any], kind: type[T]) -> str:
 
 
 def _choices(kind: type[T], where: str) -> list[str]:
-    """The words that a key may have for a value, and what else it takes."""
+    """The string values that a key accepts, and its other accepted types."""
     found: Any = msgspec.inspect.type_info(kind)
     for name in where.split("."):
         found = next(field.type for field in found.fields if field.name == name)

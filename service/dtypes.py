@@ -1,9 +1,9 @@
-"""The dtypes that tensors may have, and what numpy, the Open Inference Protocol and onnxruntime call them."""
+"""The dtypes of tensors, with their names in numpy, the Open Inference Protocol and onnxruntime."""
 
 import numpy as np
 
 # numpy's name: the protocol's datatype, onnxruntime's type, the protobuf field of InferTensorContents (none for FP16,
-# which travels raw only). The order numbers them in the records between processes.
+# which is sent only as raw bytes). The order determines their numbers in the records between processes.
 _TABLE = {
     "bool": ("BOOL", "tensor(bool)", "bool_contents"),
     "uint8": ("UINT8", "tensor(uint8)", "uint_contents"),

@@ -1,21 +1,21 @@
-"""One class per thing that a caller or an operator can act on. Nothing here knows of gRPC.
+"""One class per error that a caller or an operator can act on. Nothing here depends on gRPC.
 
-A message names the value and what was wanted, in one line; it never holds a path or an address of the server.
+A message names the value and what was wanted, in one line; it never contains a path or an address of the server.
 """
 
 from collections.abc import Iterable
 
 _MOST_OF_A_NAME = 90  # bytes
-_MOST_OF_A_LIST = 180  # bytes: a name and a list come to less than 300
+_MOST_OF_A_LIST = 180  # bytes: a name and a list together stay below 300
 
 
 def named(name: str) -> str:
-    """A name for a message, in quotes; of a long one the beginning."""
+    """A name for a message, in quotes, cut if it is long."""
     return _cut(repr(name), _MOST_OF_A_NAME)
 
 
 def listed(names: Iterable[str], most: int = 1000) -> str:
-    """Names for a message, which travels in a header: those that fit, `most` of them, and how many more there are."""
+    """Names for a message, which travels in a header: as many as fit, at most `most`, and the count of the others."""
     texts = [_cut(name, _MOST_OF_A_NAME) for name in names]
     shown, left = 0, _MOST_OF_A_LIST
     while shown < min(len(texts), most) and (left := left - len(texts[shown].encode()) - 2) >= 0:
@@ -30,14 +30,14 @@ def _cut(text: str, most: int) -> str:
 
 
 class ConvoyError(Exception):
-    """Anything Convoy tells a caller. `reason` is the machine-readable name of it."""
+    """Any error that Convoy reports to a caller. `reason` is its machine-readable name."""
 
     reason = "INTERNAL"
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.message = message
-        self.retry_after = retry_after  # seconds after which trying again makes sense
+        self.retry_after = retry_after  # seconds after which a retry makes sense
 
 
 class BadRequest(ConvoyError):
@@ -65,7 +65,7 @@ class UnknownModel(ConvoyError):
 
 
 class NotOffered(ConvoyError):
-    """A call of a published protocol that has no place here; the message says what takes its place."""
+    """A call of a published protocol that is not supported here; the message names its replacement."""
 
     reason = "NOT_OFFERED"
 
@@ -77,13 +77,13 @@ class QueueFull(ConvoyError):
 
 
 class PredictedLate(ConvoyError):
-    """The answer would come after the caller's deadline: it was refused before any work went into it."""
+    """The answer would miss the caller's deadline: the request was refused before any work was done."""
 
     reason = "PREDICTED_LATE"
 
 
 class DeadlinePassed(ConvoyError):
-    """The caller's deadline went by before the image ran."""
+    """The caller's deadline passed before the image ran."""
 
     reason = "DEADLINE_PASSED"
 
@@ -101,13 +101,13 @@ class RunFailed(ConvoyError):
 
 
 class EngineDied(RunFailed):
-    """The engine died under it, too often to try again."""
+    """The engine died while running this request, too often to retry."""
 
     reason = "ENGINE_DIED"
 
 
 class BadMetadata(ConvoyError):
-    """The `convoy` document of a model file does not hold."""
+    """The `convoy` document of a model file is invalid."""
 
     reason = "BAD_METADATA"
 

@@ -1,4 +1,4 @@
-"""Log records on stderr: one line each whatever a client put into them; JSON, or plain words on a terminal."""
+"""Log records on stderr, one line each whatever a client put into them; JSON, or plain text on a terminal."""
 
 import logging
 import sys
@@ -53,5 +53,5 @@ def _encodable(value: object) -> object:
 
 
 def _visible(text: str) -> str:
-    """Without line breaks or anything else that a terminal would obey."""
+    """The text with line breaks and terminal control characters escaped."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text)

@@ -1,30 +1,30 @@
-"""What the machine lends this process: cores, memory and GPUs."""
+"""The cores, memory and GPUs available to this process."""
 
 import ctypes
 import os
 from pathlib import Path
 
-# The limits of a control group, as containers have one: version 2, and version 1.
+# The limits of a container's cgroup: version 2, then version 1.
 _GROUPS = Path("/sys/fs/cgroup")
 _MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def cores(groups: Path | None = None) -> int:
-    """How many this process may keep busy: those that it may run on, or what the quota of its container allows.
+    """How many cores this process may keep busy: its CPU affinity, or its container's CPU quota if that is lower.
 
-    A quota stops all threads for the rest of a period once they have used it up together, so more threads than it has
-    cores only make each wait for the others. A part of a core counts from a half on.
+    A quota stops all threads for the rest of a period once they have used it up together, so more threads than cores in
+    the quota only wait for each other. A fraction of a core is rounded.
     """
     return max(1, min([len(os.sched_getaffinity(0)), *(round(share) for share in _quotas(groups or _GROUPS))]))
 
 
 def _quotas(groups: Path) -> list[float]:
-    """In cores, of version 2 and version 1 of control groups; none where nothing is limited."""
+    """The CPU quotas, in cores, of cgroup versions 2 and 1; empty if unlimited."""
     found: list[float] = []
     try:
         quota, period = (groups / "cpu.max").read_text().split()
         found.append(int(quota) / int(period))
-    except (OSError, ValueError):  # there is none, or it says "max"
+    except (OSError, ValueError):  # no such file, or it contains "max"
         pass
     for controller in ("cpu", "cpu,cpuacct"):
         quota_us, period_us = (_read(groups / controller / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
@@ -34,19 +34,19 @@ def _quotas(groups: Path) -> list[float]:
 
 
 def memory_bytes(limits: tuple[Path, ...] = _MEMORY_LIMITS) -> int:
-    """Of the machine, or of the container where that has less."""
+    """The memory of the machine, or of the container if that has less."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([machine, *(limit for path in limits if (limit := _read(path)) is not None)])
 
 
 def cuda_devices(library: str = "libcuda.so.1") -> int:
-    """How many CUDA devices there are, as the driver says; 0 where there is no driver."""
+    """The number of CUDA devices that the driver reports; 0 without a driver."""
     count = ctypes.c_int(0)
     try:
         driver = ctypes.CDLL(library)
         if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
             return 0
-    except (OSError, AttributeError):  # none is installed, or what is there is none
+    except (OSError, AttributeError):  # none installed, or the library is not a driver
         return 0
     return count.value
 
@@ -54,5 +54,5 @@ def cuda_devices(library: str = "libcuda.so.1") -> int:
 def _read(path: Path) -> int | None:
     try:
         return int(path.read_text())
-    except (OSError, ValueError):  # there is none, or it says "max"
+    except (OSError, ValueError):  # no such file, or it contains "max"
         return None

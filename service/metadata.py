@@ -1,4 +1,4 @@
-"""What an exported ONNX file says about itself: the JSON document under the key `convoy` of its `metadata_props`."""
+"""The metadata of an exported ONNX file: the JSON document under the key `convoy` in its `metadata_props`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,10 @@ KEY = "convoy"
 IMAGE = "image"  # uint8 (N, H, W, C)
 PROBABILITIES = "probabilities"  # float32 (N, classes)
 MASK = "mask"  # uint8 (N, H, W)
-CONFIDENCE = "confidence"  # uint8 (N, H, W), the winning probability times 255, rounded; a file may go without
-HEAT_MAP = "heat_map"  # float32 (N, H - h + 1, W - w + 1), -1..1: how like the template the h x w pixels from there are
-LOCATION = "location"  # int64 (N, 2), the row and the column of the highest value of the heat map
-SCORE = "score"  # float32 (N), that value
+CONFIDENCE = "confidence"  # uint8 (N, H, W), the winning probability times 255, rounded; optional
+HEAT_MAP = "heat_map"  # float32 (N, H - h + 1, W - w + 1), -1..1: similarity of the template and the h x w window there
+LOCATION = "location"  # int64 (N, 2), the row and column of the maximum of the heat map
+SCORE = "score"  # float32 (N), that maximum
 
 MAX_MASK_CLASSES = 256  # a class index is one byte of the mask
 
@@ -35,13 +35,13 @@ Calibration = Literal["entropy", "percentile", "minmax"]
 
 
 class InputSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How an image reaches the input tensor: uint8 (N, height, width, channels), RGB or grey, 0..255.
+    """How an image is fitted to the input tensor: uint8 (N, height, width, channels), RGB or grey, 0..255.
 
-    With `height` and `width`, `fit` says how an image of another size is brought to them: `stretch` resizes both sides
-    freely, `crop` resizes until the image covers the input and cuts the middle out, `letterbox` resizes until it fits
-    inside and fills the rest with `fill`. Without them (`fit` is `pad`) the image keeps its size and is padded at its
-    right and bottom with `fill` to the next `multiple`, and to `min_height` and `min_width`, the least that the network
-    takes.
+    With `height` and `width`, `fit` selects how an image of another size is fitted: `stretch` resizes both sides
+    independently, `crop` resizes until the image covers the input and keeps the centre, `letterbox` resizes until the
+    image fits inside and fills the rest with `fill`. Without them (`fit` is `pad`) the image keeps its size and is
+    padded with `fill` at its right and bottom to the next `multiple`, and to at least `min_height` and `min_width`, the
+    smallest input that the network accepts.
     """
 
     colour: Literal["RGB", "L"]
@@ -60,10 +60,10 @@ class InputSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Axis(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One axis of a tensor, `size` places long, or of any length.
+    """One axis of a tensor, `size` elements long, or of any length.
 
-    `spacing` is the distance of one place to the next, in `unit`: 0.01 s where there are 100 samples a second. `labels`
-    names the places one by one, such as the joint whose angle each channel is.
+    `spacing` is the distance between neighbouring elements, in `unit`: 0.01 s at 100 samples a second. `labels` names
+    each element, such as the joint whose angle each channel is.
     """
 
     name: AxisName
@@ -80,9 +80,9 @@ class Axis(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class TensorInput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a network takes that is no image: a tensor whose first side is N and whose others are `axes`, in order.
+    """The input of a network that does not accept images: a tensor with dimensions N, then `axes` in order.
 
-    `unit` is that of its numbers. One axis is the channels', and the network takes as many as that says.
+    `unit` is the unit of its values. One axis is `channel`, of fixed size.
     """
 
     name: Annotated[str, Meta(min_length=1)]
@@ -99,7 +99,7 @@ class TensorInput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     @property
     def channel_axis(self) -> int:
-        """Which of `axes` is the channels'."""
+        """The index of the channel axis in `axes`."""
         return next(place for place, axis in enumerate(self.axes) if axis.name == "channel")
 
     @property
@@ -114,7 +114,7 @@ class TensorInput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return any(axis.size is None for axis in self.axes)
 
     def places(self, shape: Sequence[int]) -> int:
-        """How many places there are for each channel in one tensor of `shape`, which is without N."""
+        """Elements per channel in one tensor of `shape`, which excludes N."""
         return math.prod(side for side, axis in zip(shape, self.axes, strict=True) if axis.name != "channel")
 
     def __str__(self) -> str:
@@ -123,16 +123,16 @@ class TensorInput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the network came from. `metrics` were measured on the held-out split (`top1`, `mean_iou`, ...)."""
+    """The origin of the network. `metrics` were measured on the held-out split (`top1`, `mean_iou`, ...)."""
 
     architecture: str
     data: str
-    commit: str = ""  # of the source tree that trained it; empty where there is none
+    commit: str = ""  # of the source tree that trained it; empty if unknown
     metrics: dict[str, float] = {}
 
 
 class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How far onnxruntime's answers were from PyTorch's at export, over `images` held-out images, or tensors."""
+    """How far onnxruntime's results differed from PyTorch's at export, over `images` held-out images or tensors."""
 
     images: Annotated[int, Meta(ge=1)]
     max_abs_difference: Annotated[float, Meta(ge=0)]  # of probabilities
@@ -141,32 +141,32 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Variant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A network in fewer bits, and how it did beside the same network in fp32, both measured in one run at export.
+    """A network in reduced precision, compared with the same network in fp32; both were measured in one run at export.
 
-    `drop` is how much lower its `score` was than fp32's over the held-out split, in 0..1; negative where it was higher.
-    `agreement` is the share of images, or of a mask's pixels, with fp32's class, over `images` of them, and
-    `max_abs_difference` the largest of any probability, or confidence. `speed_up` is fp32's time for one image through
-    this one's, `batched_speed_up` the same with each in the batches that suit it best.
+    `drop` is fp32's `score` minus this one's over the held-out split, -1..1. `agreement` is the share of images, or of
+    mask pixels, with fp32's class, over `images` images. `max_abs_difference` is the largest of any probability or
+    confidence. `speed_up` is fp32's time for one image divided by this one's; `batched_speed_up` is the same with each
+    at its own most efficient batch size.
     """
 
     precision: Literal["fp16", "int8"]
     images: Annotated[int, Meta(ge=1)]
-    score: str = ""  # top1 or mean_iou; empty where there was no data to measure it on
+    score: str = ""  # top1 or mean_iou; empty if there was no data to measure it on
     drop: Annotated[float, Meta(ge=-1, le=1)] | None = None
     agreement: Share
     max_abs_difference: Annotated[float, Meta(ge=0)]
     speed_up: Annotated[float, Meta(gt=0)]
     batched_speed_up: Annotated[float, Meta(gt=0)]
-    provider: str  # of onnxruntime, that all of this was measured on
-    processor: str = ""  # with how many threads, where the provider is the CPU's
-    calibration: Calibration | None = None  # how the ranges of int8 were chosen, and from how many training images
+    provider: str  # the onnxruntime execution provider of all measurements
+    processor: str = ""  # with its number of threads, for the CPU provider
+    calibration: Calibration | None = None  # how the int8 ranges were chosen, and from how many training images
     calibration_images: Annotated[int, Meta(ge=1)] | None = None
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The whole document. Either `input` says how an image reaches the network, or `tensor` what it takes instead.
+    """The whole document. `input` describes how an image reaches the network, `tensor` any other input.
 
-    `labels[i]` names class i, or the one thing that is looked for; `palette[i]` is its (red, green, blue) in pictures.
+    `labels[i]` names class i, or the object that is located; `palette[i]` is its (red, green, blue) in pictures.
     """
 
     schema_version: Literal[1] = 1
@@ -177,17 +177,17 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tensor: TensorInput | None = None
     provenance: Provenance | None = None
     parity: Parity | None = None
-    variant: Variant | None = None  # None: fp32, as it was trained
+    variant: Variant | None = None  # None: fp32, as trained
 
     @property
     def image(self) -> InputSpec:
-        """`input`, of a document that is known to take images."""
+        """`input`, for a document that is known to accept images."""
         assert self.input is not None
         return self.input
 
     @property
     def takes(self) -> TensorInput:
-        """The tensor at the network's input, also where images are brought to it."""
+        """The tensor at the network's input, also for a network that accepts images."""
         return self.tensor if self.tensor is not None else image_tensor(self.image)
 
     def __post_init__(self) -> None:
@@ -219,22 +219,22 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 @cache
 def image_tensor(spec: InputSpec) -> TensorInput:
-    """What a network takes whose input images are brought to as `spec` says."""
+    """The input tensor of a network that accepts images as `spec` describes."""
     height, width = Axis(name="height", size=spec.height), Axis(name="width", size=spec.width)
     return TensorInput(name=IMAGE, dtype="uint8", axes=(height, width, Axis(name="channel", size=spec.channels)))
 
 
 def encode(document: Document) -> str:
-    """The JSON text that goes into `metadata_props`. Raises BadMetadata where `decode` would refuse it."""
+    """The JSON text for `metadata_props`. Raises BadMetadata if `decode` would refuse it."""
     text = msgspec.json.encode(document).decode()
-    decode({KEY: text})  # a number that JSON lacks, such as NaN, would only be noticed by the server
+    decode({KEY: text})  # a number that JSON lacks, such as NaN, would otherwise fail only in the server
     return text
 
 
 def decode(properties: Mapping[str, str]) -> Document | None:
-    """The document in an ONNX file's `metadata_props`, or None where the file has none.
+    """The document in an ONNX file's `metadata_props`, or None if the file has none.
 
-    Raises BadMetadata where there is one that does not hold.
+    Raises BadMetadata if the document is invalid.
     """
     text = properties.get(KEY)
     if text is None:
@@ -242,5 +242,5 @@ def decode(properties: Mapping[str, str]) -> Document | None:
     try:
         return msgspec.json.decode(text, type=Document)
     except (msgspec.MsgspecError, ValueError) as error:
-        # A field's name is whatever the file says: the message stays one line.
+        # The file chooses the field names: the message must stay one line.
         raise BadMetadata(f"metadata document {KEY!r}: {' '.join(str(error).split())}") from None

@@ -1,7 +1,7 @@
-"""Every metric of Convoy, for all its processes.
+"""All metrics of Convoy, for all its processes.
 
-Each process writes its values into files of its own in one folder (prometheus_client's multiprocess mode); the
-supervisor adds them up when it is scraped. So the sums are exact over all processes and survive a killed one.
+Each process writes its values to its own files in one folder (prometheus_client's multiprocess mode); the supervisor
+adds them up on each scrape. So the sums are exact over all processes and survive a killed one.
 """
 
 import asyncio
@@ -26,8 +26,8 @@ from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
-DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # in the environment: prometheus_client reads it when it is imported
-# How many processes were started again, by kind and device, after one ended unasked.
+DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # environment variable that prometheus_client reads at import
+# How many processes were restarted, by kind and device, after one ended unexpectedly.
 Restarts = Mapping[tuple[str, int], int]
 
 _FILE_BYTES = 16 << 10  # of a new file of counts
@@ -36,8 +36,8 @@ _FILE_BYTES = 16 << 10  # of a new file of counts
 class Counts(MmapedDict):
     """A file of counts whose blocks are reserved before they are mapped.
 
-    A page that the disk has no room for would end the process with a bus error when it is first written. Where there is
-    no room, the process counts on in memory of its own: scrapes miss that, requests do not.
+    Writing to a mapped page for which the disk has no room would kill the process with a bus error. If the disk is
+    full, the process keeps counting in private memory: scrapes miss those counts, requests are unaffected.
     """
 
     def __init__(self, filename: str, read_mode: bool = False) -> None:
@@ -59,9 +59,9 @@ class Counts(MmapedDict):
             _COUNTING.append(self)
 
     def forget(self, unwanted: Callable[[str], bool]) -> None:
-        """Drop the entries whose keys are unwanted. Who reads the file meanwhile reads it before or after that.
+        """Drop the entries whose keys are unwanted. A concurrent reader sees the file before or after, never between.
 
-        On a full disk all stay. The lock of the values that write here must be held.
+        On a full disk all entries stay. The caller must hold the lock of the values that write here.
         """
         kept = [entry for entry in self.read_all_values() if not unwanted(entry[0])]  # type: ignore[no-untyped-call]
         if len(kept) == len(self._positions):
@@ -74,7 +74,7 @@ class Counts(MmapedDict):
                 fresh[: len(image)] = image
             else:
                 _write_whole(Path(self._fname), image, capacity)
-                file = open(self._fname, "r+b")  # noqa: PTH123, SIM115  kept, as the base class does
+                file = open(self._fname, "r+b")  # noqa: PTH123, SIM115  kept open, as in the base class
                 fresh = mmap.mmap(file.fileno(), capacity)
         except OSError:
             return
@@ -84,7 +84,7 @@ class Counts(MmapedDict):
         self._positions, self._used = positions, len(image)
 
     def _init_value(self, key: str) -> None:
-        # An entry is its key, padded, and at most 28 bytes more.
+        # An entry is its key, padded, and at most 28 more bytes.
         needed = self._used + len(key.encode()) + 28
         if needed > self._capacity:
             self._grow(needed)
@@ -103,7 +103,7 @@ class Counts(MmapedDict):
             grown = mmap.mmap(-1, capacity)
             grown[: self._used] = self._m[: self._used]
             if self._f is not None:
-                self._f.close()  # it stays as it is: what was counted up to now
+                self._f.close()  # the file keeps the counts up to now
                 self._f = None
         self._m, self._capacity = grown, capacity
 
@@ -112,8 +112,11 @@ _COUNTING: list[Counts] = []  # the files of this process
 
 
 def _image(entries: Iterable[tuple[str, float, float]]) -> tuple[bytes, dict[str, int]]:
-    """The bytes of a file of counts with these (key, value, time), and where each value is, as prometheus_client lays
-    them out: the number of bytes used, then each key with its length before it, padded, and two doubles."""
+    """The bytes of a file of counts with these (key, value, time) entries, and the offset of each value.
+
+    prometheus_client's layout: the number of bytes used, then for each entry its length, its padded key and two
+    doubles.
+    """
     data = bytearray(8)
     positions = {}
     for key, value, timestamp in entries:
@@ -126,7 +129,7 @@ def _image(entries: Iterable[tuple[str, float, float]]) -> tuple[bytes, dict[str
 
 
 def _write_whole(path: Path, image: bytes, capacity: int) -> None:
-    """Replace a file by these bytes, with room up to `capacity`, at once. Raises OSError, and leaves it as it was."""
+    """Atomically replace a file by these bytes, with room up to `capacity`. Raises OSError and leaves it unchanged."""
     fresh = path.with_name(f"{path.name}.new")  # not *.db: no scrape reads it
     try:
         with fresh.open("wb") as file:
@@ -141,21 +144,21 @@ def _write_whole(path: Path, image: bytes, capacity: int) -> None:
 def _reserve(filename: str) -> None:
     path = Path(filename)
     if not path.exists():
-        _write_whole(path, b"", _FILE_BYTES)  # at once: a scrape cannot read an empty file
+        _write_whole(path, b"", _FILE_BYTES)  # atomically: a scrape cannot read an empty file
 
 
 if DIRECTORY in os.environ:
     values.MmapedDict = Counts  # type: ignore[attr-defined]
-    # Else it asks the kernel for the process id at every increment, in case of a fork: none of our processes forks.
+    # By default it reads the process id at every increment, in case of a fork: our processes never fork.
     _PROCESS_ID = os.getpid()
     values.ValueClass = values.MultiProcessValue(lambda: _PROCESS_ID)  # type: ignore[no-untyped-call]
 
-# Seconds, 100 us to 10 s, about three to a factor of ten.
+# Seconds, 100 us to 10 s, about three per factor of ten.
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _LEVELS_SECONDS = 0.05
 _IMAGES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024)
 
-# The methods that run a network; the others ask about one. Each request of a stream counts as one.
+# The methods that run a network; the others return information about one. Each request of a stream counts as one.
 INFERENCE = ("Classify", "Segment", "ClassifyStream", "SegmentStream", "ModelInfer", "ModelStreamInfer")
 STAGES = ("receive", "decode", "preprocess", "queue", "gather", "run", "scatter", "postprocess")
 
@@ -218,12 +221,12 @@ LAST_INFERENCE = Gauge(
 
 
 def count_request(model: str, version: str, method: str, code: str, seconds: float) -> None:
-    """A request was replied to so many seconds after its arrival."""
+    """Count a request that was answered `seconds` after its arrival."""
     _add(_request_counters(model, version, method, code), seconds, 1)
 
 
 def count_images(model: str, version: str, images: int, seconds: Sequence[float]) -> None:
-    """So many images were answered, each of which spent `seconds` in the STAGES."""
+    """Count `images` answered images, each of which spent `seconds` in the STAGES."""
     counter, histograms = _image_counters(model, version)
     counter.inc(images)
     for histogram, span in zip(histograms, seconds, strict=True):
@@ -231,15 +234,17 @@ def count_images(model: str, version: str, images: int, seconds: Sequence[float]
 
 
 class Levels:
-    """Gauges that change with every request: kept elsewhere, and written for the scraper a moment later, once for many
-    changes. `write` sets them. One writer: the loop."""
+    """Gauges that change with every request: kept elsewhere, and written for the scraper after a short delay.
+
+    One write covers many changes; `write` sets the gauges. One writer: the loop.
+    """
 
     def __init__(self, write: Callable[[], None]) -> None:
         self._write = write
         self._due = False
 
     def changed(self) -> None:
-        """What is written next is not what was written last."""
+        """Schedule a write, because a value has changed."""
         if not self._due:
             self._due = True
             asyncio.get_running_loop().call_later(_LEVELS_SECONDS, self._write_now)
@@ -249,12 +254,12 @@ class Levels:
         self._write()
 
 
-# The counters of a histogram: of the sum, and one for each bucket, the last for what is longer than all of them.
+# The counters of a histogram: the sum, and one for each bucket; the last is for longer times than all others.
 _Parts = tuple[Any, list[Any]]
 
 
 def _add(histogram: _Parts, seconds: float, times: int) -> None:
-    # What Histogram.observe does, for many at once.
+    # What Histogram.observe does, for many observations at once.
     total, buckets = histogram
     total.inc(times * seconds)
     buckets[bisect_left(_SECONDS, seconds)].inc(times)
@@ -264,7 +269,7 @@ def _parts_of(histogram: Histogram) -> _Parts:
     return histogram._sum, histogram._buckets
 
 
-# Looking labels up takes longer than counting.
+# Looking up labels takes longer than counting.
 @cache
 def _request_counters(model: str, version: str, method: str, code: str) -> _Parts:
     return _parts_of(REQUEST_DURATION.labels(model, version, method, code))
@@ -277,30 +282,30 @@ def _image_counters(model: str, version: str) -> tuple[Counter, list[_Parts]]:
 
 
 def forget_version(model: str, version: int) -> None:
-    """Drop the series of a version that no longer serves from what this process has counted."""
+    """Drop the series of a version that no longer serves from this process's counts."""
     wanted = {"model": model, "version": str(version)}
 
     def belongs(key: str) -> bool:
         labels: dict[str, str] = json.loads(key)[2]
         return wanted.items() <= labels.items()
 
-    # The values' own lock, which is in the closure of their methods: a session's thread may count at this moment.
+    # The values' own lock, from the closure of their methods: a session's thread may be counting.
     with inspect.getclosurevars(values.ValueClass.inc).nonlocals.get("lock", _FILES):
         for counts in _COUNTING:
             counts.forget(belongs)
 
 
-_FILES = threading.Lock()  # held while files come and go: a scrape must find each count once
-_DEAD = 0  # no process has this number: what those counted that have ended
+_FILES = threading.Lock()  # held while files are added or removed: a scrape must find each count once
+_DEAD = 0  # not a process id: the counts of all ended processes
 _SUMMED: Mapping[str, Callable[[float, float], float]] = {"counter": add, "histogram": add, "gauge_max": max}
 
 
 def forget_process(pid: int, directory: Path) -> None:
-    """A process has ended: its gauges go, its counts stay, in one file for all that have ended."""
+    """Remove the gauges of an ended process, and move its counts to one file for all ended processes."""
     with _FILES:
         mark_process_dead(pid, str(directory))  # type: ignore[no-untyped-call]
         for kind, both in _SUMMED.items():
-            with suppress(OSError):  # such as a full disk: the file of the dead stays as it is
+            with suppress(OSError):  # such as a full disk: that file stays as it is
                 _bury(directory / f"{kind}_{pid}.db", directory / f"{kind}_{_DEAD}.db", both)
 
 
@@ -317,7 +322,7 @@ def _bury(file: Path, total: Path, both: Callable[[float, float], float]) -> Non
 
 
 def collect(directory: Path) -> list[Metric]:
-    """What all processes have counted up to now."""
+    """The current metrics of all processes."""
     with _FILES:
         return _collect(directory)
 
@@ -327,7 +332,7 @@ def _collect(directory: Path) -> list[Metric]:
 
 
 class ServerCollector(Collector):
-    """All processes' metrics, the restarts that the supervisor counts, and Triton's names beside them."""
+    """All processes' metrics, the restarts that the supervisor counts, and the same values under Triton's names."""
 
     def __init__(self, directory: Path, restarts: Restarts) -> None:
         self._directory = directory
@@ -353,7 +358,7 @@ class ServerCollector(Collector):
 
 
 def registry(directory: Path, restarts: Restarts) -> CollectorRegistry:
-    """What the supervisor exposes; it counts `restarts` itself."""
+    """The registry that the supervisor exposes. The supervisor itself updates `restarts`."""
     result = CollectorRegistry()
     result.register(ServerCollector(directory, restarts))
     return result
@@ -361,7 +366,7 @@ def registry(directory: Path, restarts: Restarts) -> CollectorRegistry:
 
 @dataclass(slots=True)
 class Duration:
-    """How often, and how long in all."""
+    """A count and a total time."""
 
     count: int = 0
     seconds: float = 0.0
@@ -373,7 +378,7 @@ class Duration:
 
 @dataclass(slots=True)
 class Statistics:
-    """One version's counts, as the Open Inference Protocol's ModelStatistics wants them."""
+    """One version's counts, as in the Open Inference Protocol's ModelStatistics."""
 
     success: Duration = field(default_factory=Duration)  # requests
     fail: Duration = field(default_factory=Duration)
@@ -386,7 +391,7 @@ class Statistics:
 
 
 def statistics(families: Iterable[Metric]) -> dict[tuple[str, str], Statistics]:
-    """The metrics read back as statistics by (model, version): one source, so that the two always agree."""
+    """Statistics by (model, version), read back from the metrics: with one source, the two always agree."""
     found: dict[tuple[str, str], Statistics] = {}
     for family in families:
         for sample in family.samples:
@@ -431,7 +436,7 @@ def _of_batch_size(entry: Statistics, labels: dict[str, str]) -> dict[str, Durat
 
 
 def _triton_names(found: dict[tuple[str, str], Statistics]) -> Iterator[Metric]:
-    """The names that Triton's dashboards expect. Its counters carry no `_total`, so they go out untyped."""
+    """The metrics under the names that Triton's dashboards expect. Its counters lack `_total`, so these are untyped."""
     for name, text, read in _TRITON:
         family = Metric(name, text, "unknown")
         for (model, version), entry in sorted(found.items()):

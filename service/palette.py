@@ -1,13 +1,13 @@
-"""The colours of classes in pictures of masks: one palette for the server, the commands and the training reports."""
+"""Class colours in pictures of masks: one palette for the server, the commands and the training reports."""
 
-MAX_CLASSES = 256  # an index of 8 bits
+MAX_CLASSES = 256  # a class index is 8 bits
 
 
 def default_palette(classes: int) -> list[tuple[int, int, int]]:
-    """(red, green, blue) of each class where a model has no palette: the colours of Pascal VOC, class 0 black.
+    """(red, green, blue) of each class of a model without a palette: the colours of Pascal VOC, class 0 black.
 
-    The bits of the index go to red, green and blue in turn, the lowest ones to the highest bits, so any two of 256
-    classes differ and neighbours differ much.
+    The bits of the index go to red, green and blue in turn, from the lowest to the highest, and fill each channel from
+    its highest bit down. So any two of 256 classes differ, and neighbours differ clearly.
     """
     assert classes <= MAX_CLASSES
     return [(_channel(index), _channel(index >> 1), _channel(index >> 2)) for index in range(classes)]

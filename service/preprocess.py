@@ -1,4 +1,4 @@
-"""Fit an image into the input of a network the way the network's metadata say, and bring a mask back from there."""
+"""Fitting an image to a network's input as its metadata describe, and mapping a mask back to the image."""
 
 from typing import NamedTuple
 
@@ -20,8 +20,8 @@ RESAMPLING: dict[Interpolation, Image.Resampling] = {
 class Placement(NamedTuple):
     """The rectangle of the input, in its pixels, that the whole source image was resized to.
 
-    It lies inside the input (`stretch`, `letterbox`, `pad`) or sticks out of it evenly on both sides (`crop`: `top`
-    or `left` is then negative).
+    It lies inside the input (`stretch`, `letterbox`, `pad`) or extends beyond it evenly on both sides (`crop`: `top` or
+    `left` is then negative).
     """
 
     source_height: int
@@ -33,18 +33,22 @@ class Placement(NamedTuple):
 
 
 def input_size(spec: InputSpec, height: int, width: int, *, buckets: Buckets = NONE) -> Size:
-    """The (height, width) at the input of an image of `height` x `width` pixels: where the network takes any size, the
-    image's own, rounded up to what the network takes, and from there to its bucket."""
+    """The (height, width) of the input for an image of `height` x `width` pixels.
+
+    For a network that accepts any size, this is the image's size rounded up to an accepted one, then to its bucket.
+    """
     if spec.height is not None and spec.width is not None:
         return spec.height, spec.width
     return buckets.fitting(rounded(spec, height, width))
 
 
 def reduction(spec: InputSpec, height: int, width: int) -> int:
-    """By how much both sides of an image of `height` x `width` pixels may be made smaller before it is resized: by 4
-    or 2 where it still has as many pixels as it is resized to, else by 1."""
+    """The factor by which both sides of an image may be reduced before it is resized: 4, 2 or 1.
+
+    The reduced image still has at least as many pixels in each direction as it is resized to.
+    """
     if spec.interpolation == "nearest":
-        return 1  # of each neighbourhood one pixel as it is, never a mean
+        return 1  # nearest takes one pixel unchanged, never a mean
     placed = _place(spec, height, width, *input_size(spec, height, width))
     least = min(height // placed.height, width // placed.width)
     return 4 if least >= 4 else 2 if least >= 2 else 1
@@ -53,16 +57,16 @@ def reduction(spec: InputSpec, height: int, width: int) -> int:
 def preprocess(
     image: NDArray[np.uint8], spec: InputSpec, out: NDArray[np.uint8], sent: tuple[int, int] | None = None
 ) -> Placement:
-    """Fit one image into its slot the way `spec.fit` says, and tell where it went.
+    """Fit one image into its slot as `spec.fit` describes, and return its placement.
 
     image    (H, W, C), C = spec.channels, 0..255
     out      (h, w, C), (h, w) = input_size(spec, H, W), every byte written in place; the graph normalises
-    sent     (H, W) where the image has been made smaller, by `reduction` at most; its last row and column may then be
-             of pixels that reach beyond it
-    returns  where the image lies in `out`, with which `restore` maps a mask back to (H, W)
+    sent     (H, W) of the original if the image has been reduced, by `reduction` at most; the pixels of the last row
+             and column may then extend beyond it
+    returns  where the image lies in `out`; `restore` uses it to map a mask back to (H, W)
 
-    Resampling is Pillow's: its filters grow with the reduction, so a smaller picture is free of aliasing, and pixel
-    centres stay where they are. An image that needs no resizing is copied once.
+    Resampling is Pillow's: its filters grow with the reduction, which avoids aliasing, and pixel centres stay in place.
+    An image that needs no resizing is copied once.
     """
     height, width = sent or image.shape[:2]
     placed = _place(spec, height, width, out.shape[0], out.shape[1])
@@ -77,8 +81,8 @@ def preprocess(
     if image.shape[:2] == (placed.height, placed.width):
         window[...] = image[top:bottom, left:right]
         return placed
-    # The part of the source, in its own pixels, that the window shows. Pillow's filters see beyond this box, so
-    # the result is that of resizing everything and cutting the window out.
+    # The part of the source, in its own pixels, that the window shows. Pillow's filters read beyond this box, so the
+    # result equals resizing everything and cropping the window.
     smaller = next(factor for factor in (1, 2, 4) if -(-height // factor) == image.shape[0])
     down, across = height / smaller / placed.height, width / smaller / placed.width
     box = (left * across, top * down, min(right * across, image.shape[1]), min(bottom * down, image.shape[0]))
@@ -89,10 +93,10 @@ def preprocess(
 
 
 def restore(mask: NDArray[np.uint8], placement: Placement) -> NDArray[np.uint8]:
-    """A map of the input, (h, w), brought back to the source image, (H, W), by nearest neighbour.
+    """Map an input-sized map, (h, w), back to the source image, (H, W), by nearest neighbour.
 
-    Class indices are never blended. What was padding is cut off; what `crop` cut off repeats the border. The result
-    may be a view of `mask`.
+    Class indices are never blended. Padding is cut off; what `crop` cut off is filled by repeating the border. The
+    result may be a view of `mask`.
     """
     placed = placement
     if (placed.height, placed.width) == (placed.source_height, placed.source_width) and min(
@@ -101,7 +105,7 @@ def restore(mask: NDArray[np.uint8], placement: Placement) -> NDArray[np.uint8]:
         return mask[placed.top : placed.top + placed.height, placed.left : placed.left + placed.width]
     rows = _nearest(placed.source_height, placed.top, placed.height, mask.shape[0])
     columns = _nearest(placed.source_width, placed.left, placed.width, mask.shape[1])
-    # Rows are gathered by memcpy, columns byte by byte: do those on the fewer rows.
+    # Rows are gathered by memcpy, columns byte by byte: gather columns from the fewer rows.
     if len(rows) < mask.shape[0]:
         return mask.take(rows, axis=0).take(columns, axis=1)
     return mask.take(columns, axis=1).take(rows, axis=0)
@@ -112,7 +116,7 @@ def _place(spec: InputSpec, height: int, width: int, input_height: int, input_wi
     if spec.fit == "pad":
         return Placement(height, width, 0, 0, height, width)
     if spec.fit != "stretch":
-        # In whole numbers: which side decides the scale, and the other one rounded to the nearest pixel.
+        # In integers: one side determines the scale, the other is rounded to the nearest pixel.
         by_height = (input_height * width <= input_width * height) == (spec.fit == "letterbox")
         if by_height:
             placed_width = max(1, (2 * width * input_height + height) // (2 * height))
@@ -123,6 +127,6 @@ def _place(spec: InputSpec, height: int, width: int, input_height: int, input_wi
 
 
 def _nearest(source: int, offset: int, placed: int, limit: int) -> NDArray[np.intp]:
-    # floor of the source pixel's centre in the input's pixels: offset + (i + 1/2) * placed / source, in whole numbers.
+    # floor of the source pixel's centre in the input's pixels: offset + (i + 1/2) * placed / source, in integers.
     index = offset + (2 * np.arange(source, dtype=np.int64) + 1) * placed // (2 * source)
     return np.clip(index, 0, limit - 1).astype(np.intp, copy=False)

@@ -1,4 +1,4 @@
-"""The model repository: what lies in its folders, and the table of versions that all processes share."""
+"""The model repository: the scan of its folders, and the table of versions that all processes share."""
 
 import re
 import stat
@@ -16,11 +16,11 @@ from convoy.service.metadata import Document
 
 MODEL_FILE = "model.onnx"
 CONFIG_FILE = "model.toml"
-TRITON_FILE = "config.pbtxt"  # beside a model that another server has served
-PROFILE_FILE = "profile.json"  # which the server itself writes beside a model file
+TRITON_FILE = "config.pbtxt"  # next to a model that Triton has served
+PROFILE_FILE = "profile.json"  # which the server writes next to a model file
 
 MAX_NAME = 64
-_NAMED = 8  # models that a message names: it travels in a header
+_NAMED = 8  # models named in a message, which travels in a header
 NAME = re.compile(rf"[a-z0-9_-]{{1,{MAX_NAME}}}")
 VERSION = re.compile(r"[1-9][0-9]{0,17}")
 _TRITON_BATCH = re.compile(r"^\s*max_batch_size\s*:\s*(\d{1,9})\b", re.MULTILINE)
@@ -29,55 +29,55 @@ _MOST_TRITON_BYTES = 1 << 20
 State = Literal["LOADING", "READY", "UNAVAILABLE"]
 
 
-# What exporters and people write for a free side that has no name: two of them are not the same side.
+# What exporters and people write for an unnamed dynamic dimension: two of them need not be equal.
 _PLACEHOLDERS = {"", "?", "*", "-1", "none", "null", "any", "dynamic", "unknown"}
 
 
 class TensorSpec(msgspec.Struct, frozen=True):
-    """An input or output of a network. A side is None where it is free; `names` tells which free sides are the same.
+    """An input or output of a network. A dynamic dimension is None in `shape`; equal `names` mean equal dimensions.
 
-    A shape of no sides is a scalar's, or one of any rank: model files do not tell the two apart.
+    An empty shape is a scalar's, or that of a tensor of any rank: model files do not distinguish the two.
     """
 
     name: str
-    dtype: str  # as numpy names it: uint8, float32, ...
+    dtype: str  # numpy's name: uint8, float32, ...
     shape: tuple[int | None, ...]
-    names: tuple[str, ...]  # the name of each free side, else ""
+    names: tuple[str, ...]  # the name of each dynamic dimension, else ""
 
 
 class Version(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of the table: a version of a model, and how it serves. The engine writes it, front ends read it."""
+    """One row of the table: a version of a model, and how it is served. The engine writes it, front ends read it."""
 
     model: str
     version: int
     state: State
-    reason: str = ""  # why it is not READY; of one that is, why requests run one at a time
+    reason: str = ""  # why it is not READY; if READY, why requests run one at a time
     provider: str = ""  # the onnxruntime execution provider
-    document: Document | None = None  # None: an ONNX file that says nothing about itself
+    document: Document | None = None  # None: an ONNX file without metadata
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
-    defaults: tuple[str, ...] = ()  # inputs that have a value in the file, with which they run
-    batched: bool = False  # several requests may run side by side along the first dimension
+    defaults: tuple[str, ...] = ()  # inputs with a default value in the file; a request may omit them
+    batched: bool = False  # several requests may share a run along the first dimension
     max_batch_size: int = 1
-    batch_size: int = 1  # images of the most efficient batch, as far as that is known before it serves
+    batch_size: int = 1  # images in the most efficient batch, as far as known before it serves
     max_queue_delay_ms: float = 0.0
     buckets: Buckets = NONE
 
 
 class Table(msgspec.Struct, frozen=True):
-    """Every version there is, by model and then from the highest down, and whether the first look is complete."""
+    """All versions, by model and then from the highest down, and whether the first scan is complete."""
 
     versions: tuple[Version, ...] = ()
     complete: bool = False
-    problem: str = ""  # why there has been no first look
+    problem: str = ""  # why the first scan has failed
 
     def serving(self, model: str, version: int = 0) -> Version:
-        """The row that serves `model`; `version` 0 means whichever does.
+        """The row that serves `model`; `version` 0 selects whichever version is serving.
 
-        Raises UnknownModel where there is none, ModelUnavailable while it loads.
+        Raises UnknownModel if there is none, ModelUnavailable while it is loading.
         """
         rows = [row for row in self.versions if row.model == model]
-        model = model[:MAX_NAME]  # what a caller made up goes into messages, in part
+        model = model[:MAX_NAME]  # a caller's name appears in messages only in part
         if not rows:
             if self.problem:
                 raise ModelUnavailable(f"model {model!r} is not served: {self.problem}", retry_after=5.0)
@@ -104,12 +104,12 @@ class Table(msgspec.Struct, frozen=True):
 
     @property
     def ready(self) -> bool:
-        """Whether this server can be sent requests: the first look is complete and something serves."""
+        """Whether this server accepts requests: the first scan is complete and a model is ready."""
         return self.complete and any(row.state == "READY" for row in self.versions)
 
 
 def is_placeholder(name: str) -> bool:
-    """Whether a free side's name is none: sides that bear it need not be equal."""
+    """Whether the name of a dynamic dimension is a placeholder: dimensions with such a name need not be equal."""
     return name.strip().lower() in _PLACEHOLDERS
 
 
@@ -124,31 +124,30 @@ def decode_table(data: bytes) -> Table:
 
 
 class Stamp(msgspec.Struct, frozen=True):
-    """Tells one state of a version's files from another without reading them: of its model file, and of what lies
-    beside it, which may hold its weights."""
+    """Identifies a state of a version's files without reading them: the model file and those next to it (weights)."""
 
     inode: int
     nbytes: int
     modified_ns: int
-    beside: tuple[tuple[str, int, int, int], ...] = ()  # name, inode, bytes, time of each other file
+    beside: tuple[tuple[str, int, int, int], ...] = ()  # (name, inode, bytes, time) of each other file
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What lies in one model's folder."""
+    """The contents of one model's folder."""
 
     config: ModelConfig = field(default_factory=ModelConfig)
-    problem: str = ""  # why nothing of this model can be served
+    problem: str = ""  # why no version of this model can be served
     files: dict[int, Stamp] = field(default_factory=dict)  # by version, those with a model file
-    missing: tuple[int, ...] = ()  # versions without one
-    note: str = ""  # what else there is that bears on how the model serves
-    unreadable: tuple[int, ...] = ()  # those of them whose folder cannot be read
+    missing: tuple[int, ...] = ()  # versions without a model file
+    note: str = ""  # other findings that affect how the model is served
+    unreadable: tuple[int, ...] = ()  # versions in `missing` whose folder cannot be read
 
 
 def scan(root: Path) -> dict[str, Listing]:
-    """What lies in the repository now, by model name. Folders whose names are no model's or version's are passed over.
+    """The contents of the repository, by model name. Folders without a valid model name or version are skipped.
 
-    Raises OSError where `root` cannot be read.
+    Raises OSError if `root` cannot be read.
     """
     found = {}
     for folder in sorted(root.iterdir()):
@@ -156,19 +155,19 @@ def scan(root: Path) -> dict[str, Listing]:
             if NAME.fullmatch(folder.name) and folder.is_dir():
                 found[folder.name] = _scan_model(folder)
         except FileNotFoundError:
-            continue  # taken away this moment
+            continue  # deleted during the scan
         except OSError as error:
             found[folder.name] = Listing(problem=f"its folder cannot be read: {error.strerror}")
     return found
 
 
 def misnamed(root: Path) -> list[str]:
-    """Folders that hold a version with a model file, but whose names are no model's. Raises OSError as `scan` does."""
+    """Folders that contain a version with a model file but have no valid model name. Raises OSError as `scan` does."""
     return sorted(file.parts[-3] for file in root.glob(f"*/*/{MODEL_FILE}") if not NAME.fullmatch(file.parts[-3]))
 
 
 def model_file(root: Path, model: str, version: int) -> Path:
-    """Where a version's file is. Only for names that `scan` found."""
+    """The path of a version's model file. Only for names that `scan` returned."""
     return root / model / str(version) / MODEL_FILE
 
 
@@ -199,10 +198,10 @@ def _scan_model(folder: Path) -> Listing:
 
 
 def _with_triton(file: Path, settings: ModelConfig) -> tuple[ModelConfig, str]:
-    """The settings, with what Triton's configuration says of batches where they say nothing, and what was read there.
+    """The settings, completed from Triton's configuration where they leave the batch size open, and a note on it.
 
-    Of that file only `max_batch_size` counts, 0 meaning that the first side of the tensors is no batch: names and
-    shapes are in the model file.
+    Only its `max_batch_size` is used; 0 means that the first dimension of the tensors is not a batch dimension. Names
+    and shapes are in the model file.
     """
     try:
         if not file.is_file():
@@ -258,7 +257,7 @@ def _state(file: Path) -> tuple[int, int, int] | None:
 
 
 def choose(listing: Listing, failed: Iterable[tuple[int, Stamp]]) -> int | None:
-    """The version that should serve: the highest that has a file and has not failed as it is now."""
+    """The version that should serve: the highest that has a file and has not failed in its current state."""
     if listing.problem:
         return None
     broken = set(failed)

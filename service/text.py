@@ -1,4 +1,4 @@
-"""Text as editors save it: UTF-8 with or without a byte order mark, UTF-16 with one, lines ended in any way."""
+"""Decoding of text files: UTF-8 with or without a byte order mark, UTF-16 with one, and any line ending."""
 
 import codecs
 
@@ -7,7 +7,7 @@ _MARK = "\ufeff"
 
 
 class NoText(ValueError):
-    """Bytes that are no text. What it says begins with the line, so that the name of a file goes before it."""
+    """Bytes that are not text. The message begins with the line number, so that a caller can prepend the file name."""
 
 
 def decoded(data: bytes) -> str:
@@ -22,7 +22,7 @@ def decoded(data: bytes) -> str:
         wrong = data[error.start]
         raise NoText(f"line {line} is not UTF-8 (byte 0x{wrong:02x}), want the file saved as UTF-8") from None
     if "\0" in text:
-        # UTF-16 without its mark, or UTF-32: read as UTF-8, every other character is this one.
+        # UTF-16 without its mark, or UTF-32: read as UTF-8, many of its characters are NUL.
         line = _line(text[: text.index("\0")])
         raise NoText(f"line {line} has a NUL character, want the file saved as UTF-8")
     return text

@@ -1,1 +1,1 @@
-"""The load generator: the processes that `convoy bench` sends requests from, and what it makes of their findings."""
+"""The load generator of `convoy bench`: its client processes, and the evaluation of their findings."""

@@ -1,4 +1,4 @@
-"""When requests come: times drawn from a seed, at a rate that may change with time. Plain functions, no clock."""
+"""Arrival times: drawn from a seed, at a rate that may change over time. Plain functions, no clock."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ Times = NDArray[np.float64]
 
 
 class Piece(msgspec.Struct, frozen=True):
-    """A stretch of `seconds` in which the rate goes from `begin` to `end`, both in requests a second, on a line."""
+    """A period of `seconds` in which the rate changes linearly from `begin` to `end`, both in requests a second."""
 
     seconds: float
     begin: float
@@ -21,15 +21,15 @@ class Piece(msgspec.Struct, frozen=True):
 
     @property
     def requests(self) -> float:
-        """How many are expected."""
+        """The expected number of requests."""
         return self.seconds * (self.begin + self.end) / 2
 
 
 def gaps(random: np.random.Generator, spacing: Spacing, rate: float, variation: float, count: int) -> Times:
-    """Seconds between `count` requests that come at `rate` a second.
+    """Seconds between `count` requests at `rate` a second.
 
-    Exponential, as of many callers who know nothing of each other; of a gamma distribution whose standard deviation is
-    `variation` times its mean (above 1 they come in bursts); or all equal.
+    poisson: exponential gaps, as of many independent callers. gamma: gaps whose standard deviation is `variation` times
+    their mean; above 1, requests are bursty. constant: equal gaps.
     """
     if spacing == "constant":
         return np.full(count, 1 / rate)
@@ -39,10 +39,10 @@ def gaps(random: np.random.Generator, spacing: Spacing, rate: float, variation: 
 
 
 def arrivals(pieces: Sequence[Piece], spacing: Spacing, variation: float, seed: int) -> Times:
-    """All times in the pieces, one after the other from 0 on, ascending.
+    """All times in the pieces, one after the other from 0, ascending.
 
-    Requests at one a second are drawn, and their clock is then run faster or slower so that it has the rate of the
-    pieces. Of exponential gaps that makes exactly the Poisson process whose rate changes so.
+    Requests are drawn at one a second, and time is then rescaled to the rate of the pieces. With exponential gaps, the
+    result is exactly the Poisson process with that rate.
     """
     ends = np.cumsum([piece.requests for piece in pieces])
     drawn = _at_one_a_second(np.random.default_rng(seed), spacing, variation, float(ends[-1]))
@@ -51,14 +51,14 @@ def arrivals(pieces: Sequence[Piece], spacing: Spacing, variation: float, seed: 
         at + _within(piece, drawn[(drawn >= first) & (drawn < last)] - first)
         for piece, first, last, at in zip(pieces, starts, ends, began, strict=False)
     ]
-    # Rounding may swap two that are nearly at once.
+    # Rounding may swap two nearly equal times.
     return np.sort(np.concatenate(times))
 
 
 def _at_one_a_second(random: np.random.Generator, spacing: Spacing, variation: float, until: float) -> Times:
     at, chunks = 0.0, [np.empty(0)]
     while at < until:
-        # A little more than is expected, so that one draw is nearly always enough.
+        # A little more than expected, so that one draw is nearly always enough.
         count = math.ceil(until - at + 4 * math.sqrt(until)) + 16
         chunks.append(at + np.cumsum(gaps(random, spacing, 1.0, variation, count)))
         at = float(chunks[-1][-1])
@@ -66,8 +66,10 @@ def _at_one_a_second(random: np.random.Generator, spacing: Spacing, variation: f
 
 
 def _within(piece: Piece, requests: Times) -> Times:
-    """Seconds from the piece's start at which so many requests are expected to have come: t of
-    begin t + (end - begin) t^2 / (2 seconds) = requests, in the form that also holds where the rate does not change."""
+    """Seconds from the piece's start at which this many requests are expected to have arrived.
+
+    This is t of begin t + (end - begin) t^2 / (2 seconds) = requests, in the form that also holds at a constant rate.
+    """
     root = np.sqrt(piece.begin**2 + 2 * requests * (piece.end - piece.begin) / piece.seconds)
     divisor = piece.begin + root
     return np.divide(2 * requests, divisor, out=np.zeros_like(requests), where=divisor > 0)

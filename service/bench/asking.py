@@ -1,4 +1,4 @@
-"""Requests as bytes over one connection: which model is asked by which number, and what came of it."""
+"""Serialised requests over one connection: the choice of the model by request number, and the outcomes."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -11,16 +11,16 @@ from convoy.service.bench.drive import Outcome, Refusal, Send
 from convoy.service.client.requests import OPTIONS
 from convoy.service.client.results import ServerError, read_error
 
-_CHOICES = 65_521  # a prime: which model is asked repeats after so many, and never in step with which image is sent
+_CHOICES = 65_521  # a prime: the sequence of models has this period, which never aligns with that of the images
 
 
 class Question(NamedTuple):
-    """How one model is asked. All three functions get the request's number."""
+    """The requests to one model. All three functions accept the request's number."""
 
-    method: str  # its path
+    method: str  # gRPC method path
     body: Callable[[int], bytes]  # the request, serialised
-    read: Callable[[int, bytes], Outcome]  # what its answer tells
-    images: Callable[[int], int]  # how many it holds
+    read: Callable[[int, bytes], Outcome]  # the outcome of its answer
+    images: Callable[[int], int]  # images in the request
 
 
 def connect(server: str) -> grpc.aio.Channel:
@@ -29,7 +29,7 @@ def connect(server: str) -> grpc.aio.Channel:
 
 
 def unary(channel: grpc.aio.Channel, question: Question, model: int, *, server: str, deadline: float) -> Send:
-    """Asks the model of this number, a call for each request."""
+    """Sends requests to the model with this index, one call each."""
     call = channel.unary_unary(question.method)  # no serialisers: bytes in, bytes out
 
     async def ask(number: int) -> Outcome:
@@ -44,13 +44,13 @@ def unary(channel: grpc.aio.Channel, question: Question, model: int, *, server: 
 
 
 def sender(asks: Sequence[Send], weights: Sequence[float], seed: int) -> Send:
-    """Sends the request of a number to one of the models, drawn by weight: the same one in every process."""
+    """Sends each request to one of the models, drawn by weight: the same one in every process."""
     shares = np.array(weights) / sum(weights)
     choice = np.random.default_rng((seed, 1)).choice(len(asks), _CHOICES, p=shares).tolist()
     return lambda number: asks[choice[number % _CHOICES]](number)
 
 
 def refusal(error: ServerError) -> Refusal:
-    """What a report says of an error."""
+    """An error as it appears in a report."""
     code: str = error.code.name
     return Refusal(code if error.reason == code else f"{code} {error.reason}", error.message)

@@ -14,22 +14,22 @@ from convoy.service.bench.findings import Findings, Recorder
 from convoy.service.bench.plan import AskedModel, Closed, ImageModel, Open, Plan, edges
 from convoy.service.bench.streaming import Streamed
 
-_TICK = 0.01  # seconds between two looks at how late a closed loop's event loop is
+_TICK = 0.01  # seconds between two measurements of how late a closed loop's event loop is
 
 
 def run(plan: Plan, share: int, start: Callable[[], float]) -> Findings:
     """Send this share (0 to plan.processes - 1) of the requests. Blocks until all are answered or their time is up.
 
-    start  is called when everything is prepared; tells when to begin, by CLOCK_MONOTONIC
+    start  called when everything is prepared; returns when to begin, by CLOCK_MONOTONIC
     """
     questions = [_question(plan, model, place) for place, model in enumerate(plan.models)]
-    # select, not epoll: asyncio rounds epoll's timeouts up to a millisecond, and every request would leave so late.
+    # select, not epoll: asyncio rounds epoll's timeouts up to a millisecond, which would delay every request.
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
         return runner.run(_run(plan, questions, share, start))
 
 
 async def drive(plan: Plan, send: Send, share: int, now: Now) -> Findings:
-    """The same with a given way to send; `now` is in seconds since the start of the warm-up."""
+    """Like `run`, with a given `send`; `now` is in seconds since the start of the warm-up."""
     recorder = Recorder(len(plan.models), edges(plan.load.pieces()), plan.warm_up)
     end = plan.warm_up + plan.load.seconds
     share_of_core = asyncio.create_task(busy(plan.warm_up, end, now))
@@ -54,7 +54,7 @@ async def drive(plan: Plan, send: Send, share: int, now: Now) -> Findings:
 
 
 def due_times(load: Open, warm_up: float, seed: int) -> list[float]:
-    """When the requests of all processes are due, in seconds from the start of the warm-up, at the first rate."""
+    """Due times for all processes, in seconds from the start of the warm-up, which runs at the first rate."""
     first = load.rates[0].begin
     pieces = (Piece(warm_up, first, first), *load.rates)
     return [float(at) for at in arrivals(pieces, load.spacing, load.variation, seed)]

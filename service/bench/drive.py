@@ -1,4 +1,4 @@
-"""Sends requests in a closed or an open loop and notes when each was due, sent and finished."""
+"""Sends requests in a closed or an open loop and records when each was due, sent and finished."""
 
 import asyncio
 import itertools
@@ -10,31 +10,31 @@ from convoy.service.client.results import Timings
 
 
 class Refusal(NamedTuple):
-    """Why an image was not answered: `name` is the error's code and reason, its `message` may tell more."""
+    """Why an image was not answered: `name` is the error's code and reason, `message` its details."""
 
     name: str
     message: str
 
 
 class Outcome(NamedTuple):
-    """What came of one request. `timings` are of the answered images, as far as the server tells them."""
+    """The outcome of one request. `timings` are those of answered images, if the server reports them."""
 
-    model: int  # which of the models that are asked
+    model: int  # index in the plan's models
     answered: int  # images
     timings: tuple[Timings, ...]
-    refused: tuple[Refusal, ...]  # one of each image that was not answered
+    refused: tuple[Refusal, ...]  # one per image that was not answered
 
 
 class Sample(NamedTuple):
     """One request. Times are in seconds from the start of the drive."""
 
-    due: float  # when it should have been sent; latency counts from here, so a stall is not left out
+    due: float  # when it should have been sent; latency counts from here, so that stalls are included
     sent: float
     finished: float
     outcome: Outcome
 
 
-Send = Callable[[int], Awaitable[Outcome]]  # sends the request of this number; never raises
+Send = Callable[[int], Awaitable[Outcome]]  # sends the request with this number; never raises
 Record = Callable[[Sample], None]
 Now = Callable[[], float]  # seconds from the start of the drive
 
@@ -42,7 +42,7 @@ Now = Callable[[], float]  # seconds from the start of the drive
 async def closed_loop(
     send: Send, numbers: Iterator[int], callers: int, seconds: float, now: Now, record: Record
 ) -> None:
-    """`callers` callers for `seconds`, each sending its next request when its last one is answered."""
+    """Run `callers` callers for `seconds`. Each sends its next request when its previous one is answered."""
 
     async def call() -> None:
         while (start := now()) < seconds:
@@ -53,7 +53,7 @@ async def closed_loop(
 
 
 async def open_loop(send: Send, due_times: Iterable[tuple[int, float]], now: Now, record: Record) -> None:
-    """The request of each number at its time (ascending), whether or not earlier ones have been answered."""
+    """Send each request at its due time (ascending), whether or not earlier ones have been answered."""
 
     async def call(number: int, due: float) -> None:
         start = now()
@@ -67,9 +67,9 @@ async def open_loop(send: Send, due_times: Iterable[tuple[int, float]], now: Now
 
 
 async def lateness(every: float, seconds: float, now: Now, record: Callable[[float, float], None]) -> None:
-    """How late the loop is with what is due every so often: what a closed loop, in which nothing is due, cannot show.
+    """Measure how late the loop runs a periodic tick, because a closed loop has no due times to compare with.
 
-    `record` gets when it was due, and by how much it was late.
+    `record` is called with the due time and the delay.
     """
     for due in itertools.takewhile(lambda due: due < seconds, (count * every for count in itertools.count(1))):
         await asyncio.sleep(max(0.0, due - now()))
@@ -77,7 +77,7 @@ async def lateness(every: float, seconds: float, now: Now, record: Callable[[flo
 
 
 async def busy(start: float, end: float, now: Now) -> float:
-    """The share of one core's time that this process takes between two times."""
+    """This process's CPU time between two times, as a share of one core."""
     await asyncio.sleep(start - now())
     before, began = time.process_time(), time.monotonic()
     await asyncio.sleep(end - now())

@@ -1,4 +1,4 @@
-"""What client processes note of the requests they sent, in a form that adds up: counts, sums and histograms."""
+"""The findings of client processes in a form that adds up: counts, sums and histograms."""
 
 import bisect
 from collections.abc import Mapping, Sequence
@@ -15,15 +15,15 @@ _STAGES = tuple(name for name in Timings.__struct_fields__ if name not in ("tota
 
 
 class Tally(msgspec.Struct, kw_only=True):
-    """The requests of one model that were due in one interval; `arrived` alone is of those answered in it."""
+    """The requests of one model due in one interval; only `arrived` counts images answered in the interval."""
 
     requests: int = 0
     images: int = 0  # answered
     arrived: int = 0  # images
     latency: Histogram = msgspec.field(default_factory=Histogram)  # from due, of requests with an answered image
     refused: dict[str, int] = msgspec.field(default_factory=dict)  # images, by code and reason
-    messages: dict[str, str] = msgspec.field(default_factory=dict)  # the first of each of these
-    timed: int = 0  # images whose timings the server told
+    messages: dict[str, str] = msgspec.field(default_factory=dict)  # the first message of each
+    timed: int = 0  # images with timings from the server
     batches: float = 0.0
     stages: dict[str, float] = msgspec.field(default_factory=dict)  # seconds of all timed images
     outside: float = 0.0
@@ -40,13 +40,13 @@ class Tally(msgspec.Struct, kw_only=True):
             self.messages.setdefault(*refusal)
         for timings in outcome.timings:
             self.timed += 1
-            # A batch of b images shows up b times, so each counts for 1/b of it.
+            # A batch of b images appears b times, so each counts as 1/b batch.
             self.batches += 1 / timings.batch_size if timings.batch_size else 0.0
             self.outside += sample.finished - sample.sent - timings.total
             self.stages = _plus(self.stages, {stage: getattr(timings, stage) for stage in _STAGES})
 
     def add(self, other: "Tally") -> None:
-        """Count all that another has counted."""
+        """Add the counts of another tally."""
         self.requests += other.requests
         self.images += other.images
         self.arrived += other.arrived
@@ -60,15 +60,15 @@ class Tally(msgspec.Struct, kw_only=True):
 
 
 class Findings(msgspec.Struct, kw_only=True):
-    """Of one client process, or of several added up. `cells` has a row for each model, in it a tally an interval."""
+    """Findings of one client process, or the sum of several. `cells` has a row per model, a tally per interval."""
 
     cells: list[list[Tally]]
-    since_sent: Histogram = msgspec.field(default_factory=Histogram)  # the latency, from when it was really sent
-    late: Histogram = msgspec.field(default_factory=Histogram)  # the load generator itself, with what was due
-    cores: list[float] = msgspec.field(default_factory=list)  # CPU time over wall time, of each process
+    since_sent: Histogram = msgspec.field(default_factory=Histogram)  # latency from the actual sending time
+    late: Histogram = msgspec.field(default_factory=Histogram)  # delay of the load generator itself
+    cores: list[float] = msgspec.field(default_factory=list)  # CPU time over wall-clock time, of each process
 
     def add(self, other: "Findings") -> None:
-        """Add what another process found under the same plan."""
+        """Add the findings of another process under the same plan."""
         for row, others in zip(self.cells, other.cells, strict=True):
             for tally, others_tally in zip(row, others, strict=True):
                 tally.add(others_tally)
@@ -78,9 +78,9 @@ class Findings(msgspec.Struct, kw_only=True):
 
 
 class Recorder:
-    """Sorts samples into findings. Times in samples count from the start of the warm-up, which is left out.
+    """Sorts samples into findings. Times in samples count from the start of the warm-up, which is excluded.
 
-    models  how many are asked
+    models  number of models
     edges   of the intervals, in seconds from the end of the warm-up
     """
 
@@ -89,7 +89,7 @@ class Recorder:
         self._edges = [warm_up + edge for edge in edges]
 
     def note(self, sample: Sample) -> None:
-        """Count a request where it was due, and its answers where they came."""
+        """Count a request in the interval in which it was due, and its answers in the one in which they arrived."""
         row = self.findings.cells[sample.outcome.model]
         if (place := self._place(sample.finished)) is not None:
             row[place].arrived += sample.outcome.answered
@@ -100,7 +100,7 @@ class Recorder:
             self.findings.since_sent.record(sample.finished - sample.sent)
 
     def late(self, due: float, seconds: float) -> None:
-        """By how much the load generator was late with what was due then."""
+        """Record the load generator's delay for something due at `due`."""
         if self._place(due) is not None:
             self.findings.late.record(seconds)
 
@@ -109,7 +109,7 @@ class Recorder:
 
 
 def total(tallies: Sequence[Tally]) -> Tally:
-    """All of them in one."""
+    """The sum of all tallies."""
     found = Tally()
     for tally in tallies:
         found.add(tally)
@@ -117,12 +117,12 @@ def total(tallies: Sequence[Tally]) -> Tally:
 
 
 def encode(findings: Findings) -> bytes:
-    """For the way from one process to another."""
+    """Serialise findings for another process."""
     return msgspec.json.encode(findings, enc_hook=_encode)
 
 
 def decode(data: bytes) -> Findings:
-    """What `encode` wrote."""
+    """The inverse of `encode`."""
     return msgspec.json.decode(data, type=Findings, dec_hook=lambda _, text: Histogram.decode(text))
 
 

@@ -1,4 +1,4 @@
-"""Runs a plan in one process or in several, and adds up what they found. Owns the processes that it starts."""
+"""Runs a plan in one process or in several, and adds up their findings. Owns the processes that it starts."""
 
 import selectors
 import subprocess
@@ -16,9 +16,9 @@ from convoy.service.bench.plan import Plan, Share
 from convoy.service.errors import ConvoyError
 
 Process = subprocess.Popen[bytes]
-_PREPARING = 120.0  # seconds for imports and for making the requests
-_SLACK = 30.0  # seconds beyond the last deadline: a client that is short of CPU ends later
-_LEAD = 0.1  # seconds between telling the clients when to begin, and then
+_PREPARING = 120.0  # seconds for imports and for building the requests
+_SLACK = 30.0  # seconds beyond the last deadline: a client short of CPU ends later
+_LEAD = 0.1  # seconds between announcing the start time to the clients and that time
 
 
 class ClientFailed(ConvoyError):
@@ -47,7 +47,7 @@ def run(plan: Plan) -> Findings:
 
 @contextmanager
 def _process(plan: Plan, share: int) -> Iterator[Process]:
-    # exec, not fork: gRPC's threads do not survive a fork. A session of its own keeps a terminal's Ctrl-C away from it.
+    # exec, not fork: gRPC's threads do not survive a fork. Its own session protects it from a terminal's Ctrl-C.
     process = subprocess.Popen(
         [sys.executable, "-m", "convoy.service.bench.main"],
         stdin=subprocess.PIPE,
@@ -62,13 +62,13 @@ def _process(plan: Plan, share: int) -> Iterator[Process]:
         process.wait()
         for pipe in (process.stdin, process.stdout):
             assert pipe is not None
-            with suppress(BrokenPipeError):  # what it was last told may be unread
+            with suppress(BrokenPipeError):  # the last line written may be unread
                 pipe.close()
 
 
 @contextmanager
 def _killed_after(seconds: float, processes: Sequence[Process]) -> Iterator[None]:
-    """Whoever reads from them then gets an end of file."""
+    """Kill the processes after `seconds`; their readers then see end of file."""
     timer = threading.Timer(seconds, _kill, [processes])
     timer.start()
     try:
@@ -92,7 +92,7 @@ def _tell(process: Process, line: bytes) -> None:
 
 
 def _lines(processes: Sequence[Process]) -> list[bytes]:
-    """One line of each, in their order. Whoever ends first without one is noticed at once."""
+    """One line from each process, in order. A process that ends without one is noticed at once."""
     found: dict[Process, bytes] = {}
     with selectors.DefaultSelector() as selector:
         for process in processes:

@@ -1,4 +1,4 @@
-"""Durations counted in an HdrHistogram: to three digits, and those of several processes add up exactly."""
+"""Durations in an HdrHistogram: three significant digits, and histograms of several processes add up exactly."""
 
 import math
 from typing import Self
@@ -7,50 +7,50 @@ import numpy as np
 from hdrh.histogram import HdrHistogram
 from numpy.typing import NDArray
 
-_MOST = 3_600_000_000  # microseconds; what takes longer counts as an hour
+_MOST = 3_600_000_000  # microseconds; longer durations count as an hour
 _DIGITS = 3
 
 
 class Histogram:
-    """Counts of durations from a microsecond to an hour. What it tells is up to 0.1 % too long, never too short."""
+    """Counts of durations from a microsecond to an hour. Reported values are up to 0.1 % too long, never too short."""
 
     def __init__(self) -> None:
         self._hdr = HdrHistogram(1, _MOST, _DIGITS)
 
     @classmethod
     def decode(cls, text: str) -> Self:
-        """What `encode` wrote."""
+        """The inverse of `encode`."""
         found = cls()
         found._hdr = HdrHistogram.decode(text.encode())
         return found
 
     def encode(self) -> str:
-        """HdrHistogram's own format, version 2 in base64, in microseconds: its tools in any language read it."""
+        """HdrHistogram's own format, version 2 in base64, in microseconds, which its tools in any language can read."""
         return str(self._hdr.encode().decode())
 
     @property
     def count(self) -> int:
-        """How many durations are in it."""
+        """The number of durations."""
         return int(self._hdr.total_count)
 
     def record(self, seconds: float) -> None:
-        """Count one more."""
+        """Count a duration."""
         self._hdr.record_value(min(max(0, round(seconds * 1e6)), _MOST))
 
     def add(self, other: "Histogram") -> None:
-        """Count all of another's."""
+        """Add the counts of another histogram."""
         self._hdr.add(other._hdr)
 
     def percentile(self, percent: float) -> float:
-        """The shortest, in seconds, that at least `percent` of them do not exceed (nearest rank); 0 of none."""
+        """The shortest duration, in seconds, that `percent` of all do not exceed (nearest rank); 0 if empty."""
         if not self.count:
             return 0.0
-        # The library's own percentile rounds the rank: of 60 durations its 99th would be the 59th.
+        # The library's own percentile rounds the rank: for 60 durations, its 99th would be the 59th.
         rank = max(1, math.ceil(round(percent / 100 * self.count, 6)))
         return self._seconds(int(np.searchsorted(np.cumsum(self._counts()), rank)))
 
     def cumulative(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Durations in seconds, ascending, and the share (0..1) of all that does not exceed each."""
+        """Durations in seconds, ascending, and the share (0..1) of all durations that do not exceed each."""
         counts = self._counts()
         places = np.flatnonzero(counts)
         seconds = np.array([self._seconds(int(place)) for place in places], np.float64)

@@ -1,4 +1,4 @@
-"""The images a load test sends: those of a folder, or generated ones."""
+"""The images of a load test: from a folder, or generated."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +10,12 @@ from convoy.service.client.requests import read_image
 from convoy.service.commands.masks import png
 from convoy.service.errors import BadConfig
 
-_DISTINCT = 16  # generated images: enough that no cache answers for the server
+_DISTINCT = 16  # generated images: enough to defeat caches
 _SUFFIXES = (".jpeg", ".jpg", ".png")
 
 
 def from_folder(folder: Path) -> list[bytes]:
-    """The JPEG and PNG files of a folder as they are, by name. Raises BadConfig where there are none."""
+    """The unchanged JPEG and PNG files of a folder, by name. Raises BadConfig if there are none."""
     if not folder.is_dir():
         raise BadConfig(f"{str(folder)!r} is not a folder")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
@@ -25,9 +25,9 @@ def from_folder(folder: Path) -> list[bytes]:
 
 
 def generated(colour: str, sizes: Sequence[tuple[int, int]]) -> list[bytes]:
-    """PNG files of that colour (L or RGB) and those sizes (height, width) in turn, the same at every call.
+    """PNG files of that colour (L or RGB), with those sizes (height, width) in turn, the same at every call.
 
-    Soft blotches with a little noise: about as large for their size as photographs.
+    Soft blotches with a little noise: their file sizes are similar to photographs'.
     """
     random = np.random.default_rng(0)
     count = max(_DISTINCT, len(sizes))

@@ -1,7 +1,7 @@
-"""A client process: reads its plan, says that it is ready, reads when to begin, and answers what it found.
+"""A client process: reads its plan, reports ready, reads the start time, runs, and writes its findings.
 
-All of that on standard input and output, a line each; the findings are the last. When standard input closes, whoever
-started this has gone, and it ends.
+It uses standard input and output, one line per message; the findings are last. It exits when standard input closes,
+because its parent has gone.
 """
 
 import os
@@ -15,12 +15,12 @@ from convoy.service.bench.plan import Share
 
 
 def main() -> None:
-    """Runs one share to its end."""
+    """Run one share to its end."""
     told = msgspec.json.decode(sys.stdin.buffer.readline(), type=Share)
     found = client.run(told.plan, told.share, _ready)
     sys.stdout.buffer.write(findings.encode(found) + b"\n")
     sys.stdout.buffer.flush()
-    os._exit(0)  # the thread that watches standard input would keep the interpreter from ending
+    os._exit(0)  # the thread that watches standard input would keep the interpreter alive
 
 
 def _ready() -> float:

@@ -1,4 +1,4 @@
-"""How a model of any server that speaks the Open Inference Protocol is asked: random tensors that fit its metadata."""
+"""Load test requests to a model of any Open Inference Protocol server: random tensors that match its metadata."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,19 +16,19 @@ from convoy.service.dtypes import NAMES
 from convoy.service.errors import BadConfig
 from convoy.service.pb import inference_pb2 as pb
 
-Shapes = Mapping[str, Sequence[tuple[int, ...]]]  # by the name of the input
+Shapes = Mapping[str, Sequence[tuple[int, ...]]]  # by input name
 _SERVICE = "/inference.GRPCInferenceService"
-_DISTINCT = 16  # requests: enough that no cache answers for the server
-_BYTES = 1 << 26  # of all of them together: fewer where they are large
+_DISTINCT = 16  # requests: enough to defeat caches
+_BYTES = 1 << 26  # of all of them together: fewer if they are large
 
 
 def models(
     server: str, weights: Sequence[tuple[str, float]], shapes: Shapes, batch: int, seconds: float
 ) -> tuple[TensorModel, ...]:
-    """What the server's metadata say of these models.
+    """The models according to the server's metadata.
 
-    shapes  of inputs whose sides are not all known, given by hand; they are sent in turn
-    batch   the first side where only that one is free
+    shapes  of inputs with free dimensions, given by the user; they are sent in turn
+    batch   the first dimension if only that one is free
     Raises BadConfig, ServerError.
     """
     with grpc.insecure_channel(server, options=OPTIONS) as channel:
@@ -50,7 +50,7 @@ def models(
 
 
 def asked(metadata: pb.ModelMetadataResponse, name: str, weight: float, shapes: Shapes, batch: int) -> TensorModel:
-    """A model and the shapes it is sent. Raises BadConfig, naming the input that they do not fit."""
+    """A model and the shapes to send. Raises BadConfig, naming the input that does not match."""
     inputs = tuple(
         InputTensor(
             name=tensor.name,
@@ -66,7 +66,7 @@ def asked(metadata: pb.ModelMetadataResponse, name: str, weight: float, shapes: 
 
 
 def question(model: TensorModel, place: int, seed: int) -> Question:
-    """Random tensors, the shapes of each input in turn; `place` is the model's among those of the plan."""
+    """Random tensors, with the shapes of each input in turn; `place` is the model's index in the plan."""
     turns = math.lcm(*(len(tensor.shapes) for tensor in model.inputs))
     random = np.random.default_rng((seed, 2))
     first = [_request(random, model, number) for number in range(turns)]
@@ -78,7 +78,7 @@ def question(model: TensorModel, place: int, seed: int) -> Question:
     def images(number: int) -> int:
         return rows[number % turns]
 
-    # The answer is not looked at: servers that answer much are not measured by how fast this process reads it.
+    # The answer is not parsed: otherwise this process's reading speed would limit servers with large answers.
     return Question(
         f"{_SERVICE}/ModelInfer",
         lambda number: bodies[number % len(bodies)],
@@ -114,7 +114,7 @@ def _request(random: np.random.Generator, model: TensorModel, number: int) -> by
 
 
 def _values(random: np.random.Generator, datatype: str, shape: tuple[int, ...]) -> NDArray[np.generic]:
-    """UINT8 is 0..255 as of pixels, other whole numbers 0..127, which every type holds, the rest 0..1."""
+    """UINT8 is 0..255 as for pixels, other integers 0..127, which every type can represent, floats 0..1."""
     dtype = np.dtype(NAMES[datatype])
     if dtype.kind == "f":
         return random.random(shape, np.float32).astype(dtype)

@@ -1,4 +1,4 @@
-"""The picture of a load test: latency and throughput over time, and how the latencies are distributed."""
+"""The picture of a load test: latency and throughput over time, and the latency distribution."""
 
 from pathlib import Path
 
@@ -14,11 +14,11 @@ from convoy.service.bench.plan import Closed
 from convoy.service.bench.report import Report, in_words
 
 _SHARES = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)
-_MANY = 20  # requests of an interval, from which on its 99th percentile says more than its longest
+_MANY = 20  # requests per interval from which its 99th percentile means more than its maximum
 
 
 def save(report: Report, path: Path) -> None:
-    """Draws the report into a PNG file. Raises OSError where it cannot be written."""
+    """Draw the report to a PNG file. Raises OSError if it cannot be written."""
     mpl.use("Agg")  # no window, so no display is needed
     figure = Figure(figsize=(10, 9), layout="constrained")
     over_time, rates, distribution = figure.subplots(3, 1, height_ratios=(3, 2, 3))
@@ -59,10 +59,10 @@ def _draw_rates(axes: Axes, report: Report) -> None:
 
 
 def _draw_distribution(axes: Axes, report: Report) -> None:
-    """Shares are drawn at minus the logarithm of what is left: each nine takes as much room as the one before."""
+    """The scale is minus the logarithm of the remaining share: each nine is equally wide."""
     seconds, shares = Histogram.decode(report.histogram).cumulative()
     if len(seconds):
-        # The last one's share is 1, which has no place on this axis: it is drawn half a request below.
+        # The last share is 1, which this axis cannot show: it is drawn half a request lower.
         left = np.maximum(1 - shares, 0.5 / report.all.requests)
         axes.step(1000 * seconds, -np.log10(left), where="post", color="tab:blue")
         axes.set_xscale("log")
@@ -77,7 +77,7 @@ def _draw_distribution(axes: Axes, report: Report) -> None:
 
 
 def _write_plainly(axis: Axis) -> None:
-    """Numbers at 1, 2 and 5 times the powers of ten: within one power there would be one number, or none."""
+    """Labels at 1, 2 and 5 times the powers of ten: otherwise one power would have one label, or none."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())

@@ -1,4 +1,4 @@
-"""What a load test does: everything that a client process has to know, as plain values that travel as JSON."""
+"""The plan of a load test: all that a client process needs, as plain values sent as JSON."""
 
 import math
 from collections.abc import Sequence
@@ -7,22 +7,22 @@ import msgspec
 
 from convoy.service.bench.arrivals import Piece, Spacing
 
-_INTERVALS = 60  # at most about so many, whatever the length: as many points as a picture can show
+_INTERVALS = 60  # intervals at most, approximately, whatever the length: as many points as a picture can show
 
 
 class Closed(msgspec.Struct, frozen=True, tag="closed", tag_field="loop"):
-    """`callers` callers, each of whom sends the next request when the last one is answered."""
+    """A closed loop of `callers` callers, each of which sends its next request when its previous one is answered."""
 
     callers: int
     seconds: float
 
     def pieces(self) -> tuple[Piece, ...]:
-        """One, of no rate: it follows from the answers."""
+        """One piece without a rate: it depends on the answers."""
         return (Piece(self.seconds, 0.0, 0.0),)
 
 
 class Open(msgspec.Struct, frozen=True, tag="open", tag_field="loop"):
-    """Requests that come when they come, whatever has been answered. `variation` is for `gamma` only."""
+    """An open loop: requests are sent when due, whatever has been answered. `variation` is for `gamma` only."""
 
     rates: tuple[Piece, ...]
     spacing: Spacing
@@ -30,7 +30,7 @@ class Open(msgspec.Struct, frozen=True, tag="open", tag_field="loop"):
 
     @property
     def seconds(self) -> float:
-        """Of all pieces."""
+        """The total over all pieces."""
         return math.fsum(piece.seconds for piece in self.rates)
 
     def pieces(self) -> tuple[Piece, ...]:
@@ -39,7 +39,7 @@ class Open(msgspec.Struct, frozen=True, tag="open", tag_field="loop"):
 
 
 class ImageModel(msgspec.Struct, frozen=True, kw_only=True, tag="images", tag_field="takes"):
-    """A model of `convoy.v1.Vision`. `height` and `width` are of its generated images, 0 where it takes any size."""
+    """A model of `convoy.v1.Vision`. `height` and `width` are those of its generated images."""
 
     model: str
     version: str
@@ -51,10 +51,10 @@ class ImageModel(msgspec.Struct, frozen=True, kw_only=True, tag="images", tag_fi
 
 
 class InputTensor(msgspec.Struct, frozen=True, kw_only=True):
-    """One input of a model and the shapes that are sent, in turn. `rows` tells whether the first side counts images."""
+    """One input of a model and the shapes to send, in turn. `rows`: whether the first dimension counts images."""
 
     name: str
-    datatype: str  # as the protocol names it: FP32, UINT8, ...
+    datatype: str  # the protocol's name: FP32, UINT8, ...
     shapes: tuple[tuple[int, ...], ...]
     rows: bool
 
@@ -72,30 +72,30 @@ AskedModel = ImageModel | TensorModel
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """One load test. The same plan gives the same requests at the same times, however many processes send them."""
+    """One load test. The same plan gives the same requests at the same times, for any number of processes."""
 
     server: str
     models: tuple[AskedModel, ...]
     load: Closed | Open
-    warm_up: float  # seconds before those that are measured
-    batch: int  # images a request
-    deadline: float  # seconds that an answer may take
+    warm_up: float  # seconds before the measurement
+    batch: int  # images per request
+    deadline: float  # seconds in which a request must be answered
     seed: int
     processes: int
     folder: str | None  # whose images are sent; None: generated ones
-    stream: bool = False  # over one stream of each process for each model, not a call for each request
-    sizes: tuple[tuple[int, int], ...]  # (height, width) of generated images, in turn; empty: as the model takes them
+    stream: bool = False  # over one stream per process and model, instead of a call per request
+    sizes: tuple[tuple[int, int], ...]  # (height, width) of generated images, in turn; empty: the models' own
 
 
 class Share(msgspec.Struct, frozen=True):
-    """What one client process does: every `plan.processes`-th request, from number `share` on."""
+    """The work of one client process: every `plan.processes`-th request, starting at number `share`."""
 
     plan: Plan
     share: int
 
 
 def edges(pieces: Sequence[Piece]) -> tuple[float, ...]:
-    """Where the measured seconds are cut into intervals, from 0 to their end; where a piece ends an interval ends."""
+    """The edges of the intervals of the measured seconds, from 0 to the end; every piece ends at an edge."""
     length = _round_length(sum(piece.seconds for piece in pieces) / _INTERVALS)
     found = [0.0]
     for piece in pieces:

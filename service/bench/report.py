@@ -1,4 +1,4 @@
-"""What a load test found: findings in, figures out."""
+"""The report of a load test, computed from its findings."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,12 @@ from convoy.service.bench.findings import Findings, Tally, total
 from convoy.service.bench.histogram import Histogram
 from convoy.service.bench.plan import AskedModel, Closed, Open, Plan, edges
 
-_LATE = 0.005  # seconds: from here on the figures say as much about the load generator as about the server
-_BUSY = 0.9  # of a core: a process that is short of time reads answers late, and nothing else would show it
+_LATE = 0.005  # seconds: above this, the figures depend as much on the load generator as on the server
+_BUSY = 0.9  # of a core: a process short of CPU time reads answers late, which no other figure shows
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
-    """Of the requests of which an image was answered, in seconds."""
+    """Percentiles in seconds, of requests with at least one answered image."""
 
     p50: float
     p90: float
@@ -23,23 +23,23 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
-    """The requests that were due in `seconds` from `at` on, which counts from the end of the warm-up."""
+    """The requests due within `seconds` from `at`, which counts from the end of the warm-up."""
 
     at: float
     seconds: float
     requests: int
     images: int  # answered, of these requests
-    images_per_second: float  # answers that came in this time
-    latency: Latency | None  # from when they were due; None where nothing was answered
+    images_per_second: float  # answers within this time
+    latency: Latency | None  # from the due time; None if nothing was answered
     errors: dict[str, int]  # images, by code and reason
-    messages: dict[str, str]  # the first one of each of these
-    mean_batch_size: float  # images a batch, in the server; 0 where it does not tell
-    stage_seconds: dict[str, float]  # mean of the images, in the server; empty where it does not tell
-    outside_seconds: float  # mean of the images: in the client, in gRPC and on the wire
+    messages: dict[str, str]  # the first message of each error
+    mean_batch_size: float  # images per batch in the server; 0 if not reported
+    stage_seconds: dict[str, float]  # mean over the images, in the server; empty if not reported
+    outside_seconds: float  # mean over the images: in the client, in gRPC and on the wire
 
 
 class ModelFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """Of the requests to one model."""
+    """The figures of one model's requests."""
 
     model: str
     version: str
@@ -47,18 +47,16 @@ class ModelFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Generator(msgspec.Struct, frozen=True, kw_only=True):
-    """The load generator itself: whether it was what one has measured."""
+    """The load generator's own behaviour: whether its figures can be trusted."""
 
     processes: int
-    sent_late_p99: (
-        float  # seconds behind when requests were due; in a closed loop, its event loop behind a ticking clock
-    )
+    sent_late_p99: float  # seconds between due and sent; in a closed loop, between a tick and its event loop
     sent_late_max: float
-    cores: float  # CPU time over time, of the process that was most busy
+    cores: float  # CPU time over wall-clock time, of the busiest process
 
     @property
     def warnings(self) -> list[str]:
-        """What makes the figures doubtful, a sentence each."""
+        """Why the figures are doubtful, one sentence each."""
         found = []
         if self.sent_late_p99 > _LATE:
             found.append(f"the load generator itself was up to {1000 * self.sent_late_p99:.1f} ms late (p99)")
@@ -68,11 +66,11 @@ class Generator(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that is known of a load test."""
+    """All results of a load test."""
 
     plan: Plan
     all: Figures
-    since_sent: Latency | None  # what `all.latency` would be without the load generator's own lateness
+    since_sent: Latency | None  # `all.latency` without the load generator's own delay
     generator: Generator
     warnings: list[str]
     models: list[ModelFigures]
@@ -82,7 +80,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def summarise(plan: Plan, findings: Findings) -> Report:
-    """The figures of a plan's findings, of all of its processes."""
+    """The report of a plan, from the findings of all its processes."""
     cuts = edges(plan.load.pieces())
     every = [tally for row in findings.cells for tally in row]
     columns = [total(column) for column in zip(*findings.cells, strict=True)]
@@ -110,7 +108,7 @@ def summarise(plan: Plan, findings: Findings) -> Report:
 
 
 def figures(tally: Tally, at: float, seconds: float) -> Figures:
-    """What a tally of so many seconds comes to."""
+    """The figures of a tally over `seconds`."""
     return Figures(
         at=at,
         seconds=seconds,
@@ -127,7 +125,7 @@ def figures(tally: Tally, at: float, seconds: float) -> Figures:
 
 
 def latency(histogram: Histogram) -> Latency | None:
-    """The usual percentiles; None of nothing."""
+    """The usual percentiles; None if empty."""
     if not histogram.count:
         return None
     p50, p90, p99, p999, longest = (histogram.percentile(percent) for percent in (50, 90, 99, 99.9, 100))
@@ -135,7 +133,7 @@ def latency(histogram: Histogram) -> Latency | None:
 
 
 def in_words(load: Closed | Open) -> str:
-    """What a load does, for a person."""
+    """A load as text."""
     if isinstance(load, Closed):
         return f"{load.callers} callers"
     rates = ", ".join(

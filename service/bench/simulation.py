@@ -1,4 +1,4 @@
-"""The scheduler on a virtual clock: the very code that serves, with arrivals and a device that are made up.
+"""The scheduler on a virtual clock: the production code, with simulated arrivals and a simulated device.
 
 Plain code. Times are in seconds; nothing waits, and the same seed gives the same outcome.
 """
@@ -17,13 +17,12 @@ from convoy.service.errors import ConvoyError
 
 Load = Literal["poisson", "gamma", "constant", "trace"]
 
-_CHUNK = 65_536  # arrivals that are drawn at once
+_CHUNK = 65_536  # arrivals drawn at once
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Requests of one model. `measured` are the seconds of batches by size; `deadline` is seconds from arrival to the
-    deadline, inf for none."""
+    """Requests of one model. `measured` is seconds by batch size; `deadline` counts from arrival, inf for none."""
 
     name: str
     measured: Mapping[int, float]
@@ -32,10 +31,10 @@ class Stream:
     rate: float  # requests a second
     load: Load = "poisson"
     variation: float = 1.0  # of the gaps: standard deviation over mean, for `gamma`
-    trace: tuple[float, ...] = ()  # the arrivals themselves, ascending, for `trace`
+    trace: tuple[float, ...] = ()  # the arrival times, ascending, for `trace`
 
     def arrivals(self, seed: int) -> Iterator[float]:
-        """Ascending times, without end but for a trace."""
+        """Ascending times, endless except for a trace."""
         if self.load == "trace":
             yield from self.trace
             return
@@ -47,7 +46,7 @@ class Stream:
             yield from times.tolist()
 
     def seconds(self, size: int) -> float:
-        """What a batch takes: between the measured sizes on a straight line, above them at their throughput."""
+        """The seconds of a batch, interpolated between the measured sizes; above them, at the largest's throughput."""
         sizes = sorted(self.measured)
         if size > sizes[-1]:
             return self.measured[sizes[-1]] * size / sizes[-1]
@@ -56,22 +55,24 @@ class Stream:
 
 @dataclass
 class Outcome:
-    """What became of the requests of one stream, all of which have arrived within `seconds`, and of which the last that
-    was answered in time was so at `answered`."""
+    """The results of one stream.
+
+    All requests arrived within `seconds`; the last one in time was answered at `answered`.
+    """
 
     offered: int = 0
     in_time: int = 0
-    late: int = 0  # answered behind their deadline
-    refused: int = 0  # when they came
-    dropped: int = 0  # taken out of the queue, never run
-    latencies: list[float] = field(default_factory=list)  # of those answered
+    late: int = 0  # answered after their deadline
+    refused: int = 0  # on arrival
+    dropped: int = 0  # removed from the queue, never run
+    latencies: list[float] = field(default_factory=list)  # of answered requests
     batches: dict[int, int] = field(default_factory=dict)  # by size
     seconds: float = 0.0
     answered: float = 0.0
 
     @property
     def goodput(self) -> float:
-        """Requests answered in time, a second: of all the time that it took, or few requests would beat any oracle."""
+        """Requests a second answered in time, over the whole duration: otherwise few requests could beat any oracle."""
         seconds = max(self.seconds, self.answered)
         return self.in_time / seconds if seconds else 0.0
 
@@ -83,8 +84,10 @@ class Outcome:
 
 
 def oracle(measured: Callable[[int], float], most: int, deadline: float, devices: int = 1) -> float:
-    """The highest rate at which every request can be answered in time by full batches: the maximum over b of
-    n b / l(b) where l(b) (1 + 1/n) is within the deadline."""
+    """The highest rate at which full batches can answer every request in time.
+
+    It is the maximum over b of n b / l(b) where l(b) (1 + 1/n) is within the deadline.
+    """
     sizes = [size for size in range(1, most + 1) if measured(size) * (1 + 1 / devices) <= deadline]
     return max((devices * size / measured(size) for size in sizes), default=0.0)
 
@@ -98,10 +101,10 @@ def simulate(
     jitter: float = 0.0,
     speed: Callable[[float], float] = lambda now: 1.0,
 ) -> list[Outcome]:
-    """So many requests of all streams together through one device.
+    """Run `requests` requests of all streams together through one device.
 
-    jitter  of the time that a batch takes: the standard deviation of its logarithm, 0 for none
-    speed   by what factor slower the device is at a time
+    jitter  standard deviation of the logarithm of a batch's time, 0 for none
+    speed   the device's slowdown factor at a time
     """
     device = _Device(streams, lanes)
     random = np.random.default_rng((seed, len(streams)))
@@ -128,7 +131,7 @@ def simulate(
 
 
 class _Device:
-    """The batcher, what it runs, and the count of what became of everything."""
+    """The batcher, its running batches, and the outcomes."""
 
     def __init__(self, streams: Sequence[Stream], lanes: int) -> None:
         self.streams = streams
@@ -162,7 +165,7 @@ class _Device:
         jitter: float,
         speed: Callable[[float], float],
     ) -> float:
-        """Start what the batcher says; when it wants to be asked again."""
+        """Start what the batcher decides; returns when to call it again."""
         while True:
             decision = self.batcher.next(now)
             for request in decision.late:

@@ -1,4 +1,4 @@
-"""How a model is asked over one stream: its requests numbered, its answers in whatever order they come."""
+"""Sends requests to a model over one stream: requests are numbered, answers arrive in any order."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,7 +19,7 @@ from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 
 
 class _Kind(NamedTuple):
-    request: Any  # the messages' classes
+    request: Any  # the message classes
     inner: Any
     response: Any
     read: Any  # a response's first result, or the ServerError of its request
@@ -34,9 +34,9 @@ _KINDS = {
 
 
 class Streamed:
-    """One stream of a connection, opened with the first request and anew where the server has ended it.
+    """One stream of a connection, opened with the first request and reopened when the server has ended it.
 
-    One writer: the running loop. The server may read no further for a while: what is due then waits here, and counts.
+    One writer: the running loop. When the server stops reading, due requests wait here, and their latency includes it.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Streamed:
         self._reader: asyncio.Task[None] | None = None
 
     async def ask(self, number: int) -> Outcome:
-        """Send the request of this number and wait for its answer. Never raises."""
+        """Send the request with this number and wait for its answer. Never raises."""
         if self._reader is None or self._reader.done():
             self._unsent = asyncio.Queue()
             self._reader = asyncio.get_running_loop().create_task(self._read(self._open(self._requests(self._unsent))))
@@ -81,7 +81,7 @@ class Streamed:
             yield await unsent.get()
 
     async def _read(self, call: Any) -> None:
-        """Until the stream ends: then nothing that was sent over it will be answered."""
+        """Read until the stream ends, then fail all unanswered requests."""
         try:
             async for message in call:
                 if (answer := self._waiting.get(message.id)) is not None and not answer.done():

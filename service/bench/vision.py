@@ -1,4 +1,4 @@
-"""How a model of `convoy.v1.Vision` is asked under load: what the server lists, requests as bytes, answers read."""
+"""Load test requests to a model of `convoy.v1.Vision`: its listing, serialised requests, parsed answers."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,19 +12,19 @@ from convoy.service.client.results import Model, ServerError, read_classificatio
 from convoy.service.errors import BadConfig, ModelUnavailable, UnknownModel
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 
-_ANY_SIZE = 256  # pixels a side of generated images where the model takes any size
+_ANY_SIZE = 256  # pixels per side of generated images for a model that accepts any size
 _TOP_K = 5
 
 
 def models(server: str, weights: Sequence[tuple[str, float]], seconds: float) -> tuple[ImageModel, ...]:
-    """What the server says of these models. Raises UnknownModel, ModelUnavailable, BadConfig, ServerError."""
+    """The server's listing of these models. Raises UnknownModel, ModelUnavailable, BadConfig, ServerError."""
     with Client(server) as client:
         served = client.models(seconds)
     return tuple(_asked(choose(served, name), weight) for name, weight in weights)
 
 
 def choose(served: Sequence[Model], name: str) -> Model:
-    """The version of the model to load: the highest that is ready. Raises UnknownModel, ModelUnavailable, BadConfig."""
+    """The highest ready version of the model. Raises UnknownModel, ModelUnavailable, BadConfig."""
     versions = [one for one in served if one.model == name]
     if not versions:
         others = ", ".join(sorted({one.model for one in served})) or "none"
@@ -43,13 +43,13 @@ def choose(served: Sequence[Model], name: str) -> Model:
 
 
 def question(plan: Plan, model: ImageModel, place: int) -> Question:
-    """`plan.batch` images in turn, to the RPC of the model's task; `place` is the model's among those of the plan."""
+    """`plan.batch` images in turn, to the RPC of the model's task; `place` is the model's index in the plan."""
     name, message = (
         ("Classify", pb.ClassifyRequest(model=model.model, version=int(model.version), top_k=_TOP_K))
         if model.task == "classification"
         else ("Segment", pb.SegmentRequest(model=model.model, version=int(model.version), format=pb.MASK_FORMAT_RAW))
     )
-    # A message is its fields one after the other, so what was serialised once is only put together for each request.
+    # A serialised message is the concatenation of its fields, so fields are serialised once and joined per request.
     head, images = message.SerializeToString(), [_field(file) for file in _files(plan, model)]
 
     def body(number: int) -> bytes:

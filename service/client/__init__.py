@@ -1,1 +1,1 @@
-"""The client: for threads, for asyncio, and the results that it returns."""
+"""The client, for threads and for asyncio, and its results."""

@@ -37,9 +37,9 @@ T = TypeVar("T")
 
 
 class AsyncClient:
-    """`Client` for asyncio. Create it inside the running loop; one client carries any number of calls at a time.
+    """`Client` for asyncio. Create it inside the running loop; one client supports any number of concurrent calls.
 
-    Files named by path are read where they are called for, so send bytes where the loop must not wait for a disk.
+    Files named by path are read synchronously, so pass bytes where the loop must not block on a disk.
     """
 
     def __init__(self, target: str = DEFAULT_TARGET, *, priority: Priority = "normal") -> None:
@@ -49,7 +49,7 @@ class AsyncClient:
         self._methods = methods(self._channel)
 
     async def close(self) -> None:
-        """Ends the connection; calls that wait for an answer are cancelled."""
+        """Close the connection; pending calls are cancelled."""
         await self._channel.close()
 
     async def __aenter__(self) -> Self:
@@ -128,7 +128,7 @@ class AsyncClient:
         top_k: int = 5,
         deadline: float | None = None,
     ) -> AsyncIterator[tuple[int, Classification | ServerError]]:
-        """As `Client.classify_stream`, for `async for`. `images` may be asynchronous; else the loop waits for each."""
+        """As `Client.classify_stream`, for `async for`. The loop waits for each image if `images` is synchronous."""
         in_seconds = seconds(deadline)
 
         def request(number: int, image: ImageSource) -> pb.ClassifyStreamRequest:
@@ -147,7 +147,7 @@ class AsyncClient:
         with_confidence: bool = False,
         deadline: float | None = None,
     ) -> AsyncIterator[tuple[int, Segmentation | ServerError]]:
-        """As `Client.segment_stream`, likewise."""
+        """As `Client.segment_stream`, for `async for`; `images` as in `classify_stream`."""
         in_seconds = seconds(deadline)
 
         def request(number: int, image: ImageSource) -> pb.SegmentStreamRequest:

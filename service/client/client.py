@@ -1,16 +1,16 @@
-"""The client for threads; that for asyncio has the same methods.
+"""The client for threads; the asyncio client has the same methods.
 
     with Client("127.0.0.1:8001") as client:
         best = client.classify("four.png").labels[0]
         print(best.name, best.probability)
         mask = client.segment(pixels, model="unet").mask  # (H, W) uint8, class indices
 
-An image is a path, the bytes of a JPEG or PNG file, or uint8 pixels: (H, W) or (H, W, 1) grey, (H, W, 3) RGB,
-(H, W, 4) RGBA. `classify` and `segment` take one image and return its result or raise ServerError; `classify_many` and
-`segment_many` return a result or a ServerError for each. A `deadline` is the seconds in which the answer
-must be here; it travels with the request, so the server does no work that comes too late. What a client of `priority`
-"low" asks for runs behind what others ask for, but does not wait for ever. Nothing is sent twice: who wants that waits
-`ServerError.retry_after` and calls again.
+An image is a path, the bytes of a JPEG or PNG file, or uint8 pixels: (H, W) or (H, W, 1) grey, (H, W, 3) RGB, (H, W, 4)
+RGBA. `classify` and `segment` send one image and return its result or raise ServerError; `classify_many` and
+`segment_many` return a result or a ServerError for each image. A `deadline` is the seconds in which the answer must
+arrive; the request contains it, so the server does no work that would be late. Requests of a client with `priority`
+"low" run after those of other clients, but do not wait forever. There are no automatic retries: to retry, wait
+`ServerError.retry_after` seconds and call again.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -59,7 +59,7 @@ class Client:
         self._methods = methods(self._channel)
 
     def close(self) -> None:
-        """Ends the connection; calls that wait for an answer are cancelled."""
+        """Close the connection; pending calls are cancelled."""
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -79,9 +79,9 @@ class Client:
     ) -> Classification:
         """The `top_k` most probable labels of one image.
 
-        `model` may be empty where the server has one classification model; `version` 0 is the one that serves.
-        Raises BadImage for a file that cannot be read or an array that is no image, BadRequest for a `version` or
-        `top_k` that no server takes, ServerError.
+        `model` may be empty if the server has one classification model; `version` 0 is the one that serves. Raises
+        BadImage for a file that cannot be read or an array that is not an image, BadRequest for a `version` or `top_k`
+        out of range, ServerError.
         """
         (result,) = self.classify_many([image], model, version=version, top_k=top_k, deadline=deadline)
         if isinstance(result, ServerError):
@@ -97,9 +97,9 @@ class Client:
         top_k: int = 5,
         deadline: float | None = None,
     ) -> list[Classification | ServerError]:
-        """The labels of several images in one request: a result for each, or the server's refusal of that image alone.
+        """The labels of several images in one request: for each a result, or the error of that image alone.
 
-        Raises as `classify`; ServerError only where the whole request failed.
+        Raises as `classify`; ServerError only if the whole request failed.
         """
         request = classify_request(images, model, version, top_k, self._priority)
         return read_classifications(self._call("Classify", request, deadline))
@@ -114,11 +114,11 @@ class Client:
         with_confidence: bool = False,
         deadline: float | None = None,
     ) -> Segmentation:
-        """The class of every pixel of one image, and with `with_confidence` how sure each is; a network that cannot
-        tell refuses that.
+        """The class of every pixel of one image.
 
-        `format` is how masks travel, the result is the same: `raw` costs the server least, `png` and `rle` are smaller.
-        Else as `classify`.
+        `with_confidence` adds the probability of each pixel's class; a network without a confidence output refuses it.
+        `format` is the wire format of masks, with the same result: `raw` costs the server least, `png` and `rle` are
+        smaller. Otherwise as `classify`.
         """
         asked = self.segment_many(
             [image], model, version=version, format=format, with_confidence=with_confidence, deadline=deadline
@@ -138,7 +138,7 @@ class Client:
         with_confidence: bool = False,
         deadline: float | None = None,
     ) -> list[Segmentation | ServerError]:
-        """The class maps of several images in one request: `segment`, in the way of `classify_many`."""
+        """The class maps of several images in one request: `segment`, in the form of `classify_many`."""
         request = segment_request(images, model, version, format, with_confidence, self._priority)
         return read_segmentations(self._call("Segment", request, deadline))
 
@@ -151,12 +151,12 @@ class Client:
         top_k: int = 5,
         deadline: float | None = None,
     ) -> Iterator[tuple[int, Classification | ServerError]]:
-        """The labels of any number of images over one stream, each as soon as it is done: its place in `images`, and
-        its result or the server's refusal.
+        """The labels of any number of images over one stream, each as soon as it is done.
 
-        Images are taken from `images` while answers come, as fast as the server has room for them. `deadline` is each
-        image's own, from its arrival at the server. Raises BadImage and BadRequest as `classify`, once what was sent
-        before is answered. A ServerError that is raised ended the stream: what had no result by then has none.
+        Yields the index in `images`, and the result or the error of that image. Images are read from `images` while
+        answers arrive, as fast as the server accepts them. `deadline` applies to each image, from its arrival at the
+        server. Raises BadImage and BadRequest as `classify`, once earlier images are answered. A raised ServerError
+        ends the stream: images without a result by then get none.
         """
         in_seconds = seconds(deadline)
 
@@ -176,7 +176,7 @@ class Client:
         with_confidence: bool = False,
         deadline: float | None = None,
     ) -> Iterator[tuple[int, Segmentation | ServerError]]:
-        """The class maps of any number of images over one stream: `segment`, in the way of `classify_stream`."""
+        """The class maps of any number of images over one stream: `segment`, in the form of `classify_stream`."""
         in_seconds = seconds(deadline)
 
         def request(number: int, image: ImageSource) -> pb.SegmentStreamRequest:
@@ -186,7 +186,7 @@ class Client:
         return self._stream("SegmentStream", Sending(images, request), read_streamed_segmentation)
 
     def models(self, deadline: float | None = None) -> list[Model]:
-        """Every version of every model the server has, also those it cannot serve and why. Raises ServerError."""
+        """Every version of every model on the server; for those it cannot serve, why. Raises ServerError."""
         return read_models(self._call("ListModels", pb.ListModelsRequest(), deadline))
 
     def _call(self, method: str, request: Message, deadline: float | None) -> Any:
@@ -205,5 +205,5 @@ class Client:
         except grpc.RpcError as error:
             raise read_error(error, self._target, None) from None
         finally:
-            call.cancel()  # where the caller reads no further
+            call.cancel()  # in case the caller stops reading
         check_complete(sending, answered, self._target)

@@ -1,4 +1,4 @@
-"""What a client sends: images as messages, requests checked before they leave."""
+"""The client's requests: images as messages, and checks before sending."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,14 +17,14 @@ ImageSource = str | Path | bytes | NDArray[np.uint8]
 MaskFormat = Literal["raw", "png", "rle"]
 Priority = Literal["normal", "low"]
 DEFAULT_TARGET = "127.0.0.1:8001"
-MAX_TOP_K = 2**32 - 1  # what the message's field holds; a server gives as many labels as the model has
+MAX_TOP_K = 2**32 - 1  # maximum of the message's field; a server returns at most as many labels as the model has
 
-# The server's own limit decides how large a request may be, and an answer is as large as what was asked for.
+# The server's limit decides how large a request may be; the size of an answer follows from the request.
 OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    ("grpc.use_local_subchannel_pool", 1),  # a connection of its own: the kernel deals them out to the front ends
-    ("grpc.enable_http_proxy", 0),  # where to connect is what the caller says, never the environment
+    ("grpc.use_local_subchannel_pool", 1),  # own connection: the kernel distributes connections over the front ends
+    ("grpc.enable_http_proxy", 0),  # the caller, never the environment, decides where to connect
 )
 _MAX_VERSION = 2**63 - 1
 _PRIORITIES = {"normal": pb.PRIORITY_UNSPECIFIED, "low": pb.PRIORITY_LOW}
@@ -33,7 +33,7 @@ _FORMATS = {"raw": pb.MASK_FORMAT_RAW, "png": pb.MASK_FORMAT_PNG, "rle": pb.MASK
 
 def methods(channel: Any) -> dict[str, Callable[..., Any]]:
     """The methods of `convoy.v1.Vision` on a channel, of threads or of asyncio, by name."""
-    # Built from the schema, so that there are no generated method stubs to keep beside the messages.
+    # Built from the schema, so that there are no generated method stubs to maintain next to the messages.
     vision = pb.DESCRIPTOR.services_by_name["Vision"]
     return {
         method.name: (channel.stream_stream if method.client_streaming else channel.unary_unary)(
@@ -77,14 +77,14 @@ def segment_request(
 
 
 def seconds(deadline: float | None) -> float:
-    """A deadline as the messages of a stream carry it, where 0 is none. Raises BadRequest."""
+    """A deadline for the messages of a stream, in which 0 means none. Raises BadRequest."""
     if deadline is not None and deadline <= 0:
         raise BadRequest(f"deadline is {deadline:g}, want more than 0 seconds")
     return deadline or 0
 
 
 def check_complete(sending: Sending[Any], answered: int, target: str) -> None:
-    """Raises what went wrong with a stream that has ended: the caller's own failure, or a ServerError."""
+    """Raises the failure of a stream that has ended: the caller's own exception, or a ServerError."""
     if sending.failure is not None:
         raise sending.failure
     if not sending.complete or answered < sending.sent:

@@ -1,4 +1,4 @@
-"""What the server answers, as plain values: read from the messages of `convoy.v1.Vision` and from gRPC errors."""
+"""The server's answers as plain values, parsed from the messages of `convoy.v1.Vision` and from gRPC errors."""
 
 import io
 from collections.abc import Mapping
@@ -21,12 +21,12 @@ _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class ServerError(ConvoyError):
-    """The server's refusal of a request or of one image of it, or a server that does not answer.
+    """The server's error for a request or for one of its images, or a server that does not answer.
 
-    code         grpc.StatusCode, what to do about it: INVALID_ARGUMENT fix the request, RESOURCE_EXHAUSTED back off,
-                 UNAVAILABLE try another replica, ...
-    reason       machine-readable: BAD_IMAGE, QUEUE_FULL, ...; the code's name where the server gave none
-    retry_after  seconds after which trying again makes sense, or None
+    code         grpc.StatusCode, which determines what to do: INVALID_ARGUMENT fix the request, RESOURCE_EXHAUSTED back
+                 off, UNAVAILABLE try another replica, ...
+    reason       machine-readable: BAD_IMAGE, QUEUE_FULL, ...; the code's name if the server sent none
+    retry_after  seconds after which a retry makes sense, or None
     """
 
     def __init__(self, code: Any, reason: str, message: str, retry_after: float | None = None) -> None:
@@ -36,7 +36,7 @@ class ServerError(ConvoyError):
 
 
 class Timings(msgspec.Struct, frozen=True, kw_only=True):
-    """Where one image's time went in the server, in seconds; `total` runs from the request's arrival to the result."""
+    """One image's time per stage in the server, in seconds; `total` runs from the request's arrival to the result."""
 
     receive: float
     decode: float
@@ -68,7 +68,7 @@ class Classification(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClassPixels(msgspec.Struct, frozen=True, kw_only=True):
-    """How many pixels of a mask belong to one class."""
+    """The number of a mask's pixels that belong to one class."""
 
     index: int
     name: str
@@ -76,11 +76,11 @@ class ClassPixels(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Segmentation(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """One image's class per pixel, of the size of the image that was sent (after its EXIF rotation).
+    """One image's class per pixel, in the size of the image that was sent (after its EXIF rotation).
 
     mask          (H, W) uint8, class indices
-    confidence    (H, W) uint8, the winning class's probability times 255, or None where it was not asked for
-    class_pixels  one of each class, also those without a pixel
+    confidence    (H, W) uint8, the winning class's probability times 255, or None if not requested
+    class_pixels  one entry per class, including those without pixels
     """
 
     model: str
@@ -92,8 +92,7 @@ class Segmentation(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 
 class Input(msgspec.Struct, frozen=True, kw_only=True):
-    """How a model takes images; `colour` is empty where it takes none. `height` and `width` are 0 where any size is
-    taken."""
+    """A model's image input. `colour` is empty if it accepts no images; `height` and `width` are 0 for any size."""
 
     height: int
     width: int
@@ -103,8 +102,11 @@ class Input(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Axis(msgspec.Struct, frozen=True, kw_only=True):
-    """An axis of a tensor. `size` is 0 where any length goes; `spacing` is from one place to the next, in `unit`, 0
-    where it is not told; `labels` of the places may be empty."""
+    """An axis of a tensor. `size` is 0 for any length.
+
+    `spacing` is the distance between neighbouring elements, in `unit`, or 0 if unknown. `labels` of the elements may be
+    empty.
+    """
 
     name: str  # channel, time, depth, height or width
     size: int
@@ -114,12 +116,12 @@ class Axis(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tensor(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model takes that takes no images: a tensor whose first side is N and whose others are `axes`."""
+    """The input of a model that does not accept images: a tensor whose dimensions are N and then `axes`."""
 
     name: str
     datatype: str  # FP32 or UINT8
     axes: tuple[Axis, ...]
-    unit: str  # of its numbers
+    unit: str  # of its values
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,7 +130,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     version: int
     state: str  # loading, ready or unavailable
-    reason: str  # why it is not ready; of one that is, why requests run one at a time
+    reason: str  # why it is not ready; if ready, why requests run one at a time
     task: str  # classification, segmentation, matching or tensors
     provider: str
     labels: tuple[str, ...]
@@ -139,7 +141,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     data: str
     metrics: Mapping[str, float]
     max_batch_size: int
-    precision: str = ""  # fp16 or int8, where it was exported so
+    precision: str = ""  # fp16 or int8, if exported with reduced precision
 
 
 def read_classifications(response: pb.ClassifyResponse) -> list[Classification | ServerError]:
@@ -161,7 +163,7 @@ def read_classifications(response: pb.ClassifyResponse) -> list[Classification |
 
 
 def read_segmentations(response: pb.SegmentResponse) -> list[Segmentation | ServerError]:
-    """A result or an error for each image, in the order of the request; masks are decoded whatever their format."""
+    """A result or an error for each image, in the order of the request; masks of all formats are decoded."""
     return [
         _image_error(result.error)
         if result.HasField("error")
@@ -186,7 +188,7 @@ def read_streamed_classification(message: pb.ClassifyStreamResponse) -> Classifi
 
 
 def read_streamed_segmentation(message: pb.SegmentStreamResponse) -> Segmentation | ServerError:
-    """Likewise."""
+    """The result of the one image of a stream's request."""
     return _request_error(message.error) if message.HasField("error") else read_segmentations(message.response)[0]
 
 
@@ -221,7 +223,7 @@ def read_models(response: pb.ListModelsResponse) -> list[Model]:
 
 
 def read_error(error: Any, target: str, deadline: float | None) -> ServerError:
-    """The ServerError in a grpc.RpcError of a call to `target` that was given `deadline` seconds."""
+    """The ServerError for a grpc.RpcError of a call to `target` with a deadline of `deadline` seconds."""
     code, message = error.code(), error.details() or ""
     reason, retry_after, told = code.name, None, False
     status = rpc_status.from_call(error)
@@ -231,7 +233,7 @@ def read_error(error: Any, target: str, deadline: float | None) -> ServerError:
             reason, told = info.reason, True
         elif detail.Unpack(retry):
             retry_after = retry.retry_delay.ToTimedelta().total_seconds()
-    # What gRPC itself says of these two is long or empty; a server's own words are left as they are.
+    # gRPC's own messages for these two codes are long or empty; a server's messages are left unchanged.
     if not told and code is grpc.StatusCode.UNAVAILABLE:
         message = _unavailable(target, message)
     if not told and code is grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -240,7 +242,7 @@ def read_error(error: Any, target: str, deadline: float | None) -> ServerError:
 
 
 def stream_ended(target: str, unanswered: int) -> ServerError:
-    """The ServerError of a stream that the server ended before the client had sent everything and got its answers."""
+    """The ServerError of a stream that the server ended before the client had sent and received everything."""
     code = grpc.StatusCode.UNAVAILABLE
     return ServerError(code, code.name, f"{target} ended the stream, {unanswered} requests had no answer")
 
@@ -309,5 +311,5 @@ def _confidence(segmentation: pb.Segmentation) -> Mask | None:
 
 
 def _png(data: bytes) -> Mask:
-    # A palette file's array holds its indices, a grey one's its values.
+    # A palette file's array contains its indices, a grey one's its values.
     return np.asarray(PIL.Image.open(io.BytesIO(data)), np.uint8)

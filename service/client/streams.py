@@ -1,4 +1,4 @@
-"""What a client sends over a stream: one request an image, numbered as the images come."""
+"""The requests that a client sends over a stream: one per image, numbered in order."""
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from typing import Generic, TypeVar
@@ -11,10 +11,10 @@ Source = TypeVar("Source")
 
 
 class Sending(Generic[Source]):
-    """The requests of one stream, made by `request(number, image)` when there is room for them.
+    """The requests of one stream, created by `request(number, image)` when there is room for them.
 
-    Whoever iterates is gRPC, in a thread or task of its own: what goes wrong with an image ends the requests, is kept
-    in `failure`, and is for the one who reads the answers.
+    gRPC iterates over them, in its own thread or task. So an error in an image ends the requests and is stored in
+    `failure`, for the caller that reads the answers.
     """
 
     def __init__(

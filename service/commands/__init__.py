@@ -1,1 +1,1 @@
-"""The commands of `convoy`, a module each, imported when the command is chosen; and what they are made of."""
+"""The commands of `convoy`, one module each, imported when the command is chosen; and their shared modules."""

@@ -1,4 +1,4 @@
-"""`convoy bench`: loads a server and measures how it answers."""
+"""`convoy bench`: loads a server and measures its answers."""
 
 import re
 import sys
@@ -20,7 +20,7 @@ from convoy.service.commands.terminal import console, plain
 from convoy.service.errors import BadConfig
 
 Protocol = Literal["convoy", "oip"]
-_WARM_UP = 1.0  # seconds before the measured ones: connections, caches, the clients' own code
+_WARM_UP = 1.0  # seconds before the measurement: connections, caches, the clients' own code
 _SECONDS = 10.0
 
 

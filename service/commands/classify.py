@@ -1,4 +1,4 @@
-"""`convoy classify`: pictures with their ranked labels."""
+"""`convoy classify`: the ranked labels of images, next to the images."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ from convoy.service.commands.terminal import bar, console, plain, shows_colours,
 from convoy.service.config import LimitsConfig
 from convoy.service.errors import BadImage
 
-_LIMITS = LimitsConfig()  # a server's, unless it was told otherwise
+_LIMITS = LimitsConfig()  # a server's defaults
 _PICTURE_COLUMNS, _PICTURE_LINES = 28, 14
 _NAME_COLUMNS = 24
 
@@ -55,11 +55,11 @@ def classify(
 def requests(
     files: Sequence[tuple[str, bytes]], max_images: int, max_message_bytes: int
 ) -> Iterator[list[tuple[str, bytes]]]:
-    """The files in the fewest requests, in order, that the limits allow; a file over the limit goes alone."""
+    """The files in the fewest requests that the limits allow, in order; a file over the limit is sent alone."""
     part: list[tuple[str, bytes]] = []
     room = max_message_bytes
     for name, data in files:
-        needed = len(data) + 64  # the field numbers and lengths around it, and the request's other fields
+        needed = len(data) + 64  # its field numbers and lengths, and the request's other fields
         if part and (len(part) == max_images or needed > room):
             yield part
             part, room = [], max_message_bytes
@@ -69,7 +69,7 @@ def requests(
 
 
 def json_line(name: str, answer: Classification | ServerError) -> str:
-    """One image's answer as a JSON object in a line of its own."""
+    """One image's answer as a JSON object on one line."""
     if isinstance(answer, ServerError):
         error = {"code": answer.code.name, "reason": answer.reason, "message": answer.message}
         return msgspec.json.encode({"image": name, "error": error}).decode() + "\n"
@@ -77,7 +77,7 @@ def json_line(name: str, answer: Classification | ServerError) -> str:
 
 
 def show(out: Console, name: str, data: bytes | None, answer: Classification | ServerError) -> None:
-    """Prints one image's answer, with the picture where `data`, the image file, is given."""
+    """Print one image's answer, with the picture if `data`, the image file, is not None."""
     if isinstance(answer, ServerError):
         out.print(Text.assemble((plain(name), "bold"), "  ", (plain(answer.message), "red")), soft_wrap=True)
         return
@@ -102,7 +102,7 @@ def _ask(
     try:
         return client.classify_many([data for _, data in files], model, top_k=top_k, deadline=deadline)
     except ServerError as error:
-        # A request with a single image fails as a whole where its image does.
+        # A request with a single image fails as a whole if its image does.
         if len(files) == 1 and error.reason == BadImage.reason:
             return [error]
         raise

@@ -1,4 +1,4 @@
-"""`convoy health`: asks a server whether it serves, as an orchestrator's probe does."""
+"""`convoy health`: queries a server's health, as an orchestrator's probe does."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -11,10 +11,10 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from convoy.service.commands.options import Server
 from convoy.service.supervisor import processes
 
-# A probe's answer is worth nothing once the prober has given up.
+# An answer is worthless once the prober has given up.
 DEADLINE = 2.0
 DEFAULT = "127.0.0.1:8001"
-# Straight to the server: a proxy from the environment would answer for itself.
+# Directly to the server: a proxy from the environment would answer for itself.
 OPTIONS = (("grpc.enable_http_proxy", 0),)
 
 
@@ -39,9 +39,9 @@ def _here(announced: Sequence[str]) -> str:
 
 
 def check(server: str, service: str = "") -> str:
-    """What grpc.health.v1 Check answers: a ServingStatus by name, or the gRPC status code's name where it failed.
+    """The result of grpc.health.v1 Check: the name of a ServingStatus, or of the gRPC status code if the call failed.
 
-    NOT_FOUND is a service the server does not know; UNAVAILABLE or DEADLINE_EXCEEDED is nobody there.
+    NOT_FOUND means that the server does not know the service; UNAVAILABLE or DEADLINE_EXCEEDED, that no server answers.
     """
     with grpc.insecure_channel(server, options=OPTIONS) as channel:
         try:

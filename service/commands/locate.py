@@ -1,4 +1,4 @@
-"""`convoy locate`: where in pictures the thing is that a model was made from."""
+"""`convoy locate`: where in pictures a model's template is."""
 
 import os
 from pathlib import Path
@@ -22,7 +22,7 @@ from convoy.service.commands.terminal import console, plain
 from convoy.service.errors import BadConfig, BadImage, BadRequest, BadTensor
 from convoy.service.metadata import InputSpec
 
-_BOX = (0, 255, 120)  # a colour that the heat map's do not come near
+_BOX = (0, 255, 120)  # distinct from all colours of the heat map
 
 
 def locate(
@@ -67,7 +67,7 @@ def locate(
 
 
 def as_taken(data: bytes, spec: InputSpec) -> Pixels:
-    """An image file as the model takes it, (H, W, C): upright, on white. Raises BadImage."""
+    """An image file as the model's input, (H, W, C): upright, on white. Raises BadImage."""
     pixels = read_pixels(data)
     if pixels is None:
         raise BadImage("cannot be read, want a JPEG or PNG file")
@@ -79,11 +79,12 @@ def as_taken(data: bytes, spec: InputSpec) -> Pixels:
 def drawn(
     pixels: Pixels, heat_map: NDArray[np.float32], place: tuple[int, int], size: tuple[int, int]
 ) -> PIL.Image.Image:
-    """The picture in grey under its heat map, each value in the middle of its window, and a box around one window.
+    """The picture in grey under its heat map, each value at the centre of its window, with a box around one window.
 
     pixels    (H, W, C)
-    heat_map  (H - h + 1, W - w + 1); below 0 it is left dark, then red, yellow, and at 1 white
-    place     row and column of the window; size, its height h and width w
+    heat_map  (H - h + 1, W - w + 1); drawn dark below 0, then red, yellow, and white at 1
+    place     row and column of the window
+    size      (h, w) of the window
     """
     (row, column), (height, width) = place, size
     heat = np.zeros(pixels.shape[:2], np.float32)

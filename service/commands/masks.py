@@ -1,4 +1,4 @@
-"""A mask as pictures: its colours, the palette PNG, the overlay over its image."""
+"""Masks as pictures: class colours, the palette PNG, the overlay over the image."""
 
 import io
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ _OPACITY = 0.5  # of the mask's colours over the image
 
 
 def palette_of(colours: Sequence[tuple[int, int, int]], classes: int) -> Palette:
-    """(classes, 3) uint8 RGB: the model's own colours, or where it has none those that the server uses, too."""
+    """(classes, 3) uint8 RGB: the model's own colours; without them, the server's default palette."""
     return np.array(colours or default_palette(classes), np.uint8)
 
 
 def overlay(pixels: Pixels, mask: Pixels, palette: Palette) -> Pixels:
-    """The mask's colours laid half transparent over the image.
+    """The image with the mask's colours blended over it.
 
     pixels  (H, W, 3) RGB
     mask    (H, W) class indices

@@ -1,4 +1,4 @@
-"""`convoy models`: what a server serves."""
+"""`convoy models`: lists the models of a server."""
 
 import sys
 
@@ -19,7 +19,7 @@ _TASK = {
     "segmentation": "segment",
     "matching": "locate",
     "tensors": "tensors",
-}  # the command's name
+}  # name of the command
 _STATE_STYLE = {"ready": "green", "loading": "yellow", "unavailable": "red"}
 
 
@@ -34,7 +34,7 @@ def models(*, server: Server = DEFAULT_TARGET, deadline: Deadline = DEADLINE, js
 
 
 def show(out: Console, served: list[Model]) -> None:
-    """Prints the table, and below it why versions are not ready."""
+    """Print the table, and below it why versions are not ready."""
     if not served:
         out.print("The server's model repository holds no model.")
         return
@@ -53,7 +53,7 @@ def show(out: Console, served: list[Model]) -> None:
             str(len(one.labels)) if one.labels else "",
             "\n".join(f"{plain(name)} {value:.3g}" for name, value in sorted(one.metrics.items())),
         )
-    # As wide as it is, also where the terminal is narrower: a name that is cut off cannot be asked for.
+    # At full width, even on a narrower terminal: a truncated model name cannot be used.
     out.width = max(out.width, Measurement.get(out, out.options.update(max_width=1000), table).maximum)
     out.print(table)
     for one in served:
@@ -62,7 +62,7 @@ def show(out: Console, served: list[Model]) -> None:
 
 
 def input_size(taken: Input) -> str:
-    """What an input takes, in words: 32×32 L, any size RGB; empty where it is not known."""
+    """An image input as text: 32×32 L, any size RGB; empty if unknown."""
     if not taken.colour:
         return ""
     if taken.height and taken.width:
@@ -71,6 +71,6 @@ def input_size(taken: Input) -> str:
 
 
 def tensor_size(taken: Tensor) -> str:
-    """What an input takes that is no image, in words: [3, time] FP32."""
+    """A tensor input as text: [3, time] FP32."""
     sides = ", ".join(str(axis.size or plain(axis.name)) for axis in taken.axes)
     return f"[{sides}] {plain(taken.datatype)}"

@@ -1,4 +1,4 @@
-"""The options that several client commands share."""
+"""Options shared by several commands."""
 
 import importlib.util
 from pathlib import Path
@@ -17,17 +17,17 @@ Deadline = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of pictures and tables.")]
 
-DEADLINE = 30.0  # seconds: above what a loaded CPU needs for one large image, below a person's patience
+DEADLINE = 30.0  # seconds: more than a loaded CPU needs for one large image, less than a person's patience
 
 
 def check_png(option: str, file: Path | None) -> None:
-    """Raises BadConfig for a name that would tell another format than what is written."""
+    """Raises BadConfig for a file name whose suffix is not that of the format written."""
     if file is not None and file.suffix.lower() != ".png":
         raise BadConfig(f"{option} {str(file)!r}, want a name that ends in .png")
 
 
 def check_picture(picture: Path | None) -> None:
-    """Raises BadConfig where it could not be drawn: known before what is drawn has been measured, not after it."""
+    """Raises BadConfig if the picture could not be drawn: before the measurement, not after it."""
     if picture is None:
         return
     check_png("--picture", picture)

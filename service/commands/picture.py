@@ -1,4 +1,4 @@
-"""Images as text: two pixels a cell in colour, or characters from dark to bright."""
+"""Images as text: two coloured pixels per cell, or characters from dark to bright."""
 
 import io
 
@@ -15,15 +15,15 @@ Pixels = NDArray[np.uint8]
 
 
 def read_pixels(data: bytes) -> Pixels | None:
-    """(H, W, 3) RGB of an image file as a server sees it, or None where Pillow cannot read it.
+    """An image file as (H, W, 3) RGB pixels as a server decodes it, or None if Pillow cannot read it.
 
-    Turned as its EXIF says, what is transparent on white, 16 bits scaled to 8.
+    Rotated by its EXIF orientation, transparency on white, 16 bits scaled to 8.
     """
     try:
         with PIL.Image.open(io.BytesIO(data)) as file:
             image = PIL.ImageOps.exif_transpose(file)
             if image.mode.startswith("I;16"):
-                # 65535 is 255 * 257; Pillow's own conversion would cut off all above 255.
+                # 65535 is 255 * 257; Pillow's own conversion would clip all values above 255.
                 return np.repeat(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)[..., None], 3, 2)
             if image.has_transparency_data:
                 image = image.convert("RGBA")
@@ -31,13 +31,13 @@ def read_pixels(data: bytes) -> Pixels | None:
                 paper.paste(image, mask=image)
                 image = paper
             return np.asarray(image.convert("RGB"))
-    # Pillow's readers raise all of these on files that are damaged.
+    # Pillow's readers raise all of these for damaged files.
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError):
         return None
 
 
 def cells(height: int, width: int, columns: int, lines: int) -> tuple[int, int]:
-    """How many lines and columns a picture of this size takes, so that it fits and keeps its sides' ratio.
+    """The lines and columns of a picture of this size, fitted with its aspect ratio.
 
     A cell is twice as high as wide.
     """
@@ -46,7 +46,7 @@ def cells(height: int, width: int, columns: int, lines: int) -> tuple[int, int]:
 
 
 def half_blocks(pixels: Pixels, columns: int, lines: int) -> Text:
-    """A picture with two pixels in each cell: the upper half block's colour over its background's.
+    """A picture with two pixels in each cell: the upper half block in one colour, its background in the other.
 
     pixels  (H, W, 3) RGB
     """
@@ -83,7 +83,7 @@ def symbols(mask: Pixels, names: dict[int, str], columns: int, lines: int) -> Te
 
 
 def _resized(pixels: Pixels, height: int, width: int) -> Pixels:
-    # Areas are averaged where the picture shrinks; where it grows its pixels stay squares.
+    # Averages areas when reducing; keeps pixels square when enlarging.
     shrinks = height * width < pixels.shape[0] * pixels.shape[1]
     method = PIL.Image.Resampling.BOX if shrinks else PIL.Image.Resampling.NEAREST
     return np.asarray(PIL.Image.fromarray(pixels).resize((width, height), method))

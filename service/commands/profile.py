@@ -1,4 +1,4 @@
-"""`convoy profile`: what batches of a model take on this machine, and which sizes will be used."""
+"""`convoy profile`: measures batch times of a model on this machine, and reports which sizes will be used."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -68,7 +68,7 @@ def profile(
 
     on = Device(provider, EngineConfig(device=device), max_batch_size)
     candidates = layouts.layouts("auto", threads or cores(), gpu_offered(provider))
-    made: list[list[Profile]] = []  # of each layout, one for each shape
+    made: list[list[Profile]] = []  # one list per layout, with one profile per shape
     for layout in candidates:
         try:
             instances = load_all(file, on, layout)
@@ -97,13 +97,13 @@ def profile(
 
 
 def chosen(made: "Profile", objective: float) -> int:
-    """The largest batch that will be used where answers should come within `objective` seconds."""
+    """The largest batch that will be used with a latency objective of `objective` seconds."""
     times = RunTimes(max(made.batches), made.seconds)
     return max(1, times.efficient(times.largest_within(objective / 2)))
 
 
 def why(made: "Profile", objective: float) -> str:
-    """The choice in words."""
+    """The reason for the choice, as text."""
     times = RunTimes(max(made.batches), made.seconds)
     size, fitting = chosen(made, objective), times.largest_within(objective / 2)
     rate, best = (made.machine.instances * each / times.predict(each) for each in (size, made.batch_size))
@@ -121,7 +121,7 @@ def why(made: "Profile", objective: float) -> str:
 
 
 def which(one: "Sequence[Profile]", several: "Sequence[Profile]", objective: float) -> str:
-    """The choice between one session and several in words; both are of the same shapes."""
+    """The choice between one session and several, as text; both have profiles of the same shapes."""
     from convoy.service.engine import layouts
 
     pairs = list(zip(one, several, strict=True))
@@ -170,7 +170,7 @@ def _table(made: "Profile", size: int) -> Table:
 def _largest(
     model: str, session: "Session", settings: ModelConfig, sizes: Mapping[str, Size], most: int
 ) -> dict[tuple[int, ...], int]:
-    """The shapes to measure, and the largest batch to try of each; `sizes` are by their text."""
+    """The shapes to measure, each with the largest batch to try; `sizes` are keyed by their text."""
     from convoy.service.engine import profiling
 
     document = session.document
@@ -203,7 +203,7 @@ def _parsed(text: str) -> Size:
 
 
 def _find(model: str, repository: Path) -> tuple[Path, ModelConfig]:
-    """The file, and what its model does differently."""
+    """The model file, and the model's own settings."""
     if model.endswith(".onnx"):
         if not Path(model).is_file():
             raise UnknownModel(f"there is no file {model!r}")

@@ -1,4 +1,4 @@
-"""The picture of a profile: what batches take, and what they bring, by their size."""
+"""The picture of a profile: time and throughput by batch size."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +10,13 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from convoy.service.engine.profile import Profile
 
-# Okabe and Ito's colours, which all eyes tell apart; each also has a sign of its own.
+# Okabe and Ito's colours, distinguishable with colour blindness; each has its own marker, too.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 _SIGNS = "osD^vP"
 
 
 def save(profiles: Sequence[Profile], used: Sequence[int], title: str, path: Path) -> None:
-    """Draw profiles into a PNG file; `used` is the largest batch that will be used of each. Raises OSError."""
+    """Draw profiles to a PNG file; `used` is the largest batch size in use, per profile. Raises OSError."""
     mpl.use("Agg")  # no window, so no display is needed
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     figure.suptitle(f"{title} on {profiles[0].machine.device}")
@@ -53,7 +53,7 @@ def _name(made: Profile) -> str:
 
 
 def _finish(axes: Axes, sizes: Sequence[int]) -> None:
-    """Sizes are drawn at their logarithm: they double."""
+    """A logarithmic axis, because sizes double."""
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(sizes))
     axes.xaxis.set_minor_locator(NullLocator())

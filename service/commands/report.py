@@ -1,4 +1,4 @@
-"""How the report of a load test looks on a terminal."""
+"""The report of a load test on a terminal."""
 
 from collections.abc import Iterable
 
@@ -12,7 +12,7 @@ from convoy.service.commands.terminal import bar, milliseconds, plain
 
 
 def show(out: Console, report: Report) -> None:
-    """Prints the figures."""
+    """Print the figures."""
     figures = report.all
     throughput = (f"{figures.images_per_second:,.1f} images/s", "bold green" if figures.images else "bold red")
     mean_batch = f" in batches of {figures.mean_batch_size:.1f} (mean)" if figures.mean_batch_size else ""

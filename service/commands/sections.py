@@ -1,4 +1,4 @@
-"""A command's help with its options under headings, where it has too many for one list."""
+"""Command help with the options under headings, for commands with many options."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class Sections(TyperCommand):
-    """Lists each option under the heading that it was given as `rich_help_panel`, the others under Options."""
+    """Lists each option under its `rich_help_panel` heading, the others under Options."""
 
     def format_options(self, ctx: "Context", formatter: Any) -> None:  # type: ignore[override]
         sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}

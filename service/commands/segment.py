@@ -1,4 +1,4 @@
-"""`convoy segment`: a class for every pixel of an image, as files and on the terminal."""
+"""`convoy segment`: the class of every pixel of an image, as files and on the terminal."""
 
 import itertools
 import os
@@ -79,7 +79,7 @@ def segment(
 
 
 def show(screen: Console, name: str, answer: Segmentation, blended: Pixels, palette: Palette) -> None:
-    """Prints a segmented image: the picture under its mask, the classes in it, where the time went.
+    """Print a segmented image: the picture under its mask, its classes, and the time per stage.
 
     blended  (H, W, 3) RGB, the mask's colours over the image
     """
@@ -100,7 +100,7 @@ def show(screen: Console, name: str, answer: Segmentation, blended: Pixels, pale
 
 
 def _check_different(files: Mapping[str, Path | None]) -> None:
-    """One of them would be written over another. Raises BadConfig."""
+    """Raises BadConfig if one of the files would overwrite another."""
     named = {name: (path, os.path.realpath(path)) for name, path in files.items() if path is not None}
     for (one, (path, place)), (other, (_, same)) in itertools.combinations(named.items(), 2):
         if place == same:
@@ -129,7 +129,7 @@ def _classes(answer: Segmentation, palette: Palette | None, marks: Mapping[int, 
 
 
 def _marks(answer: Segmentation) -> dict[int, str]:
-    # The largest class is the ground that the others stand out from. The others are marked by their names' letters.
+    # The largest class is the background; the others are marked by letters of their names.
     ranked = sorted(answer.class_pixels, key=lambda entry: -entry.pixels)
     marks = {ranked[0].index: "·"}
     for entry in ranked[1:]:

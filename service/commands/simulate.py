@@ -1,4 +1,4 @@
-"""`convoy simulate`: how the scheduler would do under a load, on a virtual clock."""
+"""`convoy simulate`: simulates the scheduler under a load, on a virtual clock."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,12 +26,12 @@ _COLUMNS = 48  # of the longest bar
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """What one policy came to. Rates a second, latencies in seconds, of those answered."""
+    """The results of one policy. Rates per second; latencies in seconds, of answered requests."""
 
     policy: str
     goodput: float
     of_oracle: float
-    in_time: float  # shares of the requests
+    in_time: float  # shares of all requests
     late: float
     refused: float
     dropped: float
@@ -121,7 +121,7 @@ def simulate(
 
 
 def summary(policy: str, outcome: Outcome, best: float) -> Summary:
-    """The figures of one policy; `best` is the oracle's goodput."""
+    """The results of one policy; `best` is the oracle's goodput."""
     latencies = np.array(outcome.latencies or [0.0])
     return Summary(
         policy=policy,
@@ -153,7 +153,7 @@ def _read(file: Path) -> "Profile":
         profiles = msgspec.json.decode(data, type=list[Profile])
     except (OSError, NoText, msgspec.MsgspecError) as error:
         raise BadConfig(f"{file} is no profile: {getattr(error, 'strerror', None) or error}") from None
-    profiles = [each for each in profiles if each.machine.instances == 1] or profiles  # beside it may be other layouts
+    profiles = [each for each in profiles if each.machine.instances == 1] or profiles  # others may be in it
     if len(profiles) != 1:
         raise BadConfig(f"{file} has {len(profiles)} shapes, want one: give the times of one of them with --times")
     return profiles[0]

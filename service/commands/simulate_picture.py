@@ -1,4 +1,4 @@
-"""The picture of a simulation: what each policy came to, beside the others and the best there is."""
+"""The picture of a simulation: the results of each policy next to the others and the oracle."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from convoy.service.bench.simulation import Outcome
 
-# Okabe and Ito's colours, which all eyes tell apart.
+# Okabe and Ito's colours, which are distinguishable with colour blindness.
 _BLUE, _ORANGE, _GREEN, _PINK, _SKY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
@@ -23,9 +23,9 @@ _FATES = (
 
 
 def save(outcomes: Mapping[str, Outcome], best: float, deadline: float, title: str, path: Path) -> None:
-    """Draw the outcome of each policy into a PNG file. Raises OSError.
+    """Draw the results of each policy to a PNG file. Raises OSError.
 
-    best      the oracle's requests a second, 0 where it has none
+    best      the oracle's requests a second, 0 if it has none
     deadline  seconds
     """
     mpl.use("Agg")  # no window, so no display is needed
@@ -65,7 +65,7 @@ def _draw_latencies(axes: Axes, outcomes: Mapping[str, Outcome], deadline: float
 
 
 def _draw_batches(axes: Axes, outcomes: Mapping[str, Outcome]) -> None:
-    """Of the requests, not of the batches: many small batches hold few of them."""
+    """The distribution over requests, not over batches: many small batches contain few requests."""
     for number, (name, each) in enumerate(outcomes.items()):
         sizes = sorted(each.batches)
         held = np.cumsum([size * each.batches[size] for size in sizes])

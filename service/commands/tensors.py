@@ -1,4 +1,4 @@
-"""Tensors asked of a server over the Open Inference Protocol, as commands need them."""
+"""A client of the Open Inference Protocol for the commands."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -20,7 +20,7 @@ _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 
 
 class TensorClient:
-    """Calls a server; close it, or use it in `with`. `deadline` is the seconds that each call may take."""
+    """Calls a server; close it, or use it in `with`. `deadline` is in seconds per call."""
 
     def __init__(self, target: str, deadline: float) -> None:
         self._target, self._deadline = target, deadline
@@ -33,7 +33,7 @@ class TensorClient:
         self._channel.close()
 
     def document(self, model: str) -> Document | None:
-        """What the serving version of a model says about itself, or None. Raises ServerError, BadMetadata."""
+        """The metadata of the serving version of a model, or None. Raises ServerError, BadMetadata."""
         answer = self._call("ModelMetadata", pb.ModelMetadataRequest(name=model))
         return metadata.decode(dict(answer.properties))
 

@@ -1,5 +1,7 @@
-"""Memory for batches that is used again: one piece for each input and output of a session, as large as the largest
-batch so far. On CUDA it is page-locked, so that the device copies from it and to it without a copy of the driver's."""
+"""Reusable memory for batches: one buffer per input and output of a session, as large as the largest batch so far.
+
+On CUDA it is page-locked, so that the device copies to and from it without an extra copy in the driver.
+"""
 
 import mmap
 import re
@@ -11,15 +13,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-Pin = Callable[[int, int, bool], bool]  # (address, bytes, whether or no longer) -> whether it could
+Pin = Callable[[int, int, bool], bool]  # (address, bytes, lock or unlock) -> whether it succeeded
 
-_MAPS = Path("/proc/self/maps")  # the libraries that this process has loaded, among others
+_MAPS = Path("/proc/self/maps")  # lists the libraries that this process has loaded
 _RUNTIME = re.compile(r"\S*/libcudart\S*\.so\S*$", re.MULTILINE)
 _FOR_EVERY_CONTEXT = 1  # cudaHostRegisterPortable
 
 
 class Buffer:
-    """One tensor's memory. It grows and never shrinks; whoever has a view of it has the bytes of the last batch."""
+    """One tensor's memory. It grows and never shrinks; all views of it show the latest batch."""
 
     def __init__(self, pin: Pin | None = None) -> None:
         self._pin = pin
@@ -30,7 +32,7 @@ class Buffer:
         return len(self._bytes)
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
-        """A tensor at the start of it, with whatever bytes are there. Views given before may show other bytes now."""
+        """A tensor at the start of the buffer, not initialised. The contents of earlier views may change."""
         nbytes = dtype.itemsize
         for side in shape:
             nbytes *= side
@@ -42,15 +44,15 @@ class Buffer:
         if self._unlock is not None:
             self._unlock()
         size = 1 << (max(nbytes, mmap.PAGESIZE) - 1).bit_length()
-        # A mapping of its own: whole pages, which nothing else lies in, can be locked.
+        # An anonymous mapping: locking affects whole pages, which must not contain anything else.
         self._bytes = np.frombuffer(mmap.mmap(-1, size), np.uint8)
         address = self._bytes.ctypes.data
         if self._pin is not None and self._pin(address, size, True):
-            self._unlock = weakref.finalize(self, self._pin, address, size, False)  # before the memory goes
+            self._unlock = weakref.finalize(self, self._pin, address, size, False)  # before the memory is freed
 
 
 def page_lock(device: int, maps: Path = _MAPS, open_library: Callable[[str], CDLL] = CDLL) -> Pin | None:
-    """What locks memory for a CUDA device: the runtime that onnxruntime has loaded. None where there is none."""
+    """Page locking for a CUDA device, by the runtime that onnxruntime has loaded. None without that."""
     found = _RUNTIME.search(maps.read_text())
     if found is None:
         return None
@@ -60,7 +62,7 @@ def page_lock(device: int, maps: Path = _MAPS, open_library: Callable[[str], CDL
     runtime.cudaHostUnregister.argtypes = [c_void_p]
 
     def pin(address: int, nbytes: int, locked: bool) -> bool:
-        # What cannot be locked (there is a limit to it) is used as it is: slower, and nothing else.
+        # Memory that cannot be locked (there is a limit) is used unlocked, which is only slower.
         if runtime.cudaSetDevice(device) != 0:
             return False
         if locked:

@@ -1,4 +1,4 @@
-"""CUDA graphs: runs of one shape that the device repeats as a whole, without being told each step of it again."""
+"""CUDA graphs: recorded runs of one shape, which the device replays without a launch per kernel."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from onnxruntime import OrtValue, RunOptions
 
 from convoy.service.repository import TensorSpec
 
-_MOST = 128  # graphs of a session, which keeps them as long as it lives
+_MOST = 128  # graphs per session; a session never frees them
 _KEY = "gpu_graph_id"
 _NONE = "-1"
 
@@ -24,8 +24,10 @@ class _Graph:
 
 
 class Graphs:
-    """The graphs of a session that was made with `enable_cuda_graph`. A graph belongs to memory on the device, whose
-    addresses never change, and to the thread that made it."""
+    """The graphs of a session created with `enable_cuda_graph`.
+
+    A graph is tied to device memory at fixed addresses, and to the thread that recorded it.
+    """
 
     def __init__(
         self,
@@ -36,15 +38,15 @@ class Graphs:
     ) -> None:
         self._session, self._inputs, self._outputs, self._device = session, inputs, outputs, device
         self._graphs: dict[tuple[tuple[int, ...], ...], _Graph] = {}
-        # Without a number, onnxruntime would repeat the first graph for every other shape, too.
+        # Without an id, onnxruntime would replay the first graph for every other shape, too.
         self.without = _options(_NONE)
 
     def run(
         self, arrays: Sequence[NDArray[np.generic]], shapes: Sequence[tuple[int, ...]]
     ) -> list[NDArray[np.generic]] | None:
-        """The outputs, which have `shapes`, valid until the next run; None where there are too many graphs for another.
+        """The outputs, with `shapes`, valid until the next run; None if the limit of graphs is reached.
 
-        The first run of its shape makes the graph.
+        The first run of a shape records its graph.
         """
         key = tuple(values.shape for values in arrays)
         graph = self._graphs.get(key)

@@ -1,4 +1,4 @@
-"""The sessions of one network that run at the same time on one device."""
+"""The sessions of one network that run concurrently on one device."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,12 +15,12 @@ T = TypeVar("T")
 
 
 class Instance:
-    """One session and the thread that runs it, always the same: a CUDA graph belongs to the thread that made it."""
+    """One session and its only thread: a CUDA graph is tied to the thread that recorded it."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.running = 0  # batches, of which all but one wait; under the dispatcher's lock
-        self.held = 0  # by how many who run something else there; only the loop changes it, whoever decides reads it
+        self.held = 0  # number of holders that run something else there; written by the loop, read by other threads
         self._thread = ThreadPoolExecutor(1, "run")
 
     def submit(self, call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> Future[T]:
@@ -29,7 +29,7 @@ class Instance:
 
 
 class Instances:
-    """All sessions of a version, and what runs on them."""
+    """All sessions of a version, and their running batches."""
 
     def __init__(self, sessions: Sequence[Session]) -> None:
         self.all = tuple(Instance(session) for session in sessions)
@@ -39,31 +39,31 @@ class Instances:
 
     @property
     def session(self) -> Session:
-        """One of them, to be asked what the network takes and gives."""
+        """One of the sessions, to read the network's inputs and outputs from."""
         return self.all[0].session
 
     def take(self) -> Instance:
-        """For a batch that runs until `give`: an idle one, and of several always the same, whose memory is warm.
+        """Reserve an instance for a batch until `give`: the first idle one, whose memory is warm.
 
-        The batcher hands out no more batches than there are sessions, but for the moment after their number changed.
+        The batcher starts no more batches than there are sessions, except just after their number changed.
         """
         instance = min(self.all, key=lambda each: each.running)
         instance.running += 1
         return instance
 
     def hold(self, change: int) -> None:
-        """Hold them, or no longer: batches go through the threads as long as something else may run there."""
+        """Add `change` to the hold counts: while held, batches use the threads, where other calls may run."""
         for instance in self.all:
             instance.held += change
 
     @staticmethod
     def give(instance: Instance) -> None:
-        """Its batch has ended."""
+        """Release an instance whose batch has ended."""
         instance.running -= 1
 
 
 class Together(Session):
-    """All sessions of a version as one that is measured: each runs the same batch at the same time, as under load."""
+    """All sessions of a version as one for measurements: each runs the same batch concurrently, as under load."""
 
     def __init__(self, instances: Instances) -> None:
         self.__dict__.update(instances.session.__dict__)
@@ -72,7 +72,7 @@ class Together(Session):
     def run(
         self, arrays: Sequence[NDArray[np.generic]], rooms: Sequence[NDArray[np.generic] | None] = ()
     ) -> list[NDArray[np.generic]]:
-        """One session's outputs, when all have run. They are valid until the next run."""
+        """One session's outputs, after all have run. They are valid until the next run."""
         running = [each.submit(_as_served, each.session, arrays) for each in self._instances.all]
         outputs = [done.result() for done in running]
         return outputs[0]
@@ -81,7 +81,7 @@ class Together(Session):
 def _as_served(session: Session, arrays: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
     if session.provider not in GPU:
         return session.run(arrays)
-    # From and to the memory that batches will have: it is page-locked, and the copy is part of a batch's time.
+    # Copy through the page-locked memory that batches use: the copy is part of a batch's time.
     gathered = [
         buffer.array(values.shape, values.dtype) for buffer, values in zip(session.input_buffers, arrays, strict=True)
     ]

@@ -1,6 +1,7 @@
 """How the sessions of a network share the cores: one with all threads, or several with one each.
 
-Several keep every core busy where the parts of one run are too small to be shared out; a lone image then has one core.
+Several sessions keep every core busy where the operators of one run are too small to parallelise; a lone image then
+uses one core.
 """
 
 from collections.abc import Sequence
@@ -10,19 +11,19 @@ from convoy.service.config import InstancesSetting
 from convoy.service.engine.profile import Profile
 from convoy.service.engine.scheduler.latency_model import RunTimes
 
-GAIN = 1.05  # of the images a second: less is not worth the memory and a lone image's longer time
-_MOST = 16  # sessions, each of which has the network's weights in memory
+GAIN = 1.05  # minimum throughput ratio: less is not worth the memory and a lone image's longer latency
+_MOST = 16  # sessions, each with its own copy of the weights
 
 
 class Layout(NamedTuple):
-    """So many sessions, each with so many threads."""
+    """`instances` sessions with `threads` threads each."""
 
     instances: int
     threads: int
 
 
 def layouts(wanted: InstancesSetting, threads: int, gpu: bool) -> list[Layout]:
-    """Those to choose from, the one to take in doubt first; `threads` are there for all sessions of a network."""
+    """The candidates, the default first; `threads` is for all sessions of a network together."""
     if wanted != "auto":
         return [Layout(wanted, max(1, threads // wanted))]
     one = Layout(1, threads)
@@ -31,22 +32,26 @@ def layouts(wanted: InstancesSetting, threads: int, gpu: bool) -> list[Layout]:
 
 
 def rate(profile: Profile, objective: float) -> float:
-    """Images a second of all sessions, in the batches that will be used where answers should come within `objective`
-    seconds: two of them in a row fit into that. 0 where not even one image does."""
+    """Images a second over all sessions, in the batch size that an `objective` in seconds allows.
+
+    Two such batches in a row must fit into the objective. 0 if even one image exceeds that.
+    """
     times = RunTimes(max(profile.batches), profile.seconds)
     size = times.efficient(times.largest_within(objective / 2))
     return profile.machine.instances * size / times.predict(size) if size else 0.0
 
 
 def choose(one: Sequence[Profile], several: Sequence[Profile], objective: float) -> bool:
-    """Whether to take several sessions: where they bring clearly more images a second at every shape. A lone image has
-    to be in time with one core, as far as batches of one are: it may take half of the objective."""
+    """Whether to use several sessions: only if throughput is clearly higher at every shape.
+
+    A lone image on one core must still be in time: a batch of one may take half of the objective.
+    """
     pairs = list(zip(one, several, strict=True))
     return bool(pairs) and all(rate(second, objective) >= GAIN * rate(first, objective) > 0 for first, second in pairs)
 
 
 def known(profiles: Sequence[Profile], candidates: Sequence[Layout], objective: float) -> Layout | None:
-    """What was chosen before, by the profiles of both; None where they have not both been measured."""
+    """The layout chosen earlier, according to the profiles of both candidates; None unless both were measured."""
     one, several = (
         {(each.shape, each.most): each for each in profiles if layout_of(each) == layout} for layout in candidates
     )
@@ -57,5 +62,5 @@ def known(profiles: Sequence[Profile], candidates: Sequence[Layout], objective: 
 
 
 def layout_of(profile: Profile) -> Layout:
-    """The layout that a profile was made with."""
+    """The layout that a profile was measured with."""
     return Layout(profile.machine.instances, profile.machine.threads)

@@ -1,5 +1,7 @@
-"""An engine without a network: it answers zeros after the time that a batch is said to take, so that what the server
-itself costs, and what its scheduler makes of a device, can be measured apart from any device."""
+"""A session that runs no network: it returns zeros after the configured time of a batch.
+
+It measures the overhead of the server and the behaviour of its scheduler independently of any device.
+"""
 
 import time
 from collections.abc import Sequence
@@ -11,7 +13,7 @@ from convoy.service.engine.session import Session
 
 
 class Sleeping(Session):
-    """A loaded session that is never run again: a batch of n images takes `fixed` + n `each` seconds."""
+    """A loaded session whose network is not run: a batch of n images takes `fixed` + n * `each` seconds."""
 
     def __init__(self, session: Session, fixed: float, each: float) -> None:
         self.__dict__.update(session.__dict__)
@@ -22,7 +24,7 @@ class Sleeping(Session):
     def run(
         self, arrays: Sequence[NDArray[np.generic]], rooms: Sequence[NDArray[np.generic] | None] = ()
     ) -> list[NDArray[np.generic]]:
-        """Zeros of the shapes that the network's outputs have, which it has to be asked for once for each shape."""
+        """Zeros in the shapes of the network's outputs. The network runs once per input shape to determine them."""
         start = time.perf_counter()
         given = tuple(one.shape[1:] for one in arrays)
         if given not in self._rows:

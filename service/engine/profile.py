@@ -1,5 +1,4 @@
-"""A profile: what batches of one network take on one machine, and the file beside the model that keeps one for each
-shape of its inputs."""
+"""Profiles: batch times of one network on one machine, in a file next to the model with one profile per input shape."""
 
 import hashlib
 import os
@@ -18,34 +17,36 @@ from convoy.service.repository import PROFILE_FILE
 
 FILE = PROFILE_FILE
 
-_FASTER = 0.97  # of the time of a batch as it is: what padding has to reach to be worth the copy
+_FASTER = 0.97  # maximum time relative to the unpadded batch: a smaller gain is not worth the copy
 
 _CPU_INFORMATION = Path("/proc/cpuinfo")
-_GPU_INFORMATION = Path("/proc/driver/nvidia/gpus")  # one folder a GPU, named by its place on the bus
+_GPU_INFORMATION = Path("/proc/driver/nvidia/gpus")  # one folder per GPU, named by its bus address
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """All that decides what a batch takes. Where any of it has changed, a profile says nothing any more."""
+    """Everything that determines the time of a batch. A profile is valid only while none of it has changed."""
 
     device: str
     provider: str
-    threads: int  # onnxruntime's, within one run
-    instances: int = 1  # sessions that run at the same time
-    settings: str = ""  # of the provider, as far as they decide
+    threads: int  # of onnxruntime, within one run
+    instances: int = 1  # sessions that run concurrently
+    settings: str = ""  # of the provider, as far as they affect the time
     onnxruntime: str
     model_sha256: str
 
 
 class BatchTime(msgspec.Struct, frozen=True):
-    """Medians of a few runs: seconds from start to end, and of CPU time of all threads."""
+    """Medians of a few runs: wall-clock seconds, and CPU seconds of all threads."""
 
     seconds: float
     cpu_seconds: float
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
-    """`batches` by size, while all instances run such a batch; the largest is the one from which on more images in a
-    batch bring no more of them a second, or `most`. `shape` and `dtype` are the input's, without N."""
+    """Batch times by size, with all instances running such a batch.
+
+    Batch sizes stop where throughput levels off, or at `most`. `shape` and `dtype` are the input's, without N.
+    """
 
     machine: Machine
     shape: tuple[int, ...]
@@ -55,14 +56,16 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def seconds(self) -> dict[int, float]:
-        """Of batches by size, each padded where that is faster."""
+        """By batch size, each padded where that is faster."""
         padding = self.padding
         return {size: self.batches[padding.get(size, size)].seconds for size in self.batches}
 
     @property
     def padding(self) -> dict[int, int]:
-        """By size, the larger one that a batch is padded to, where a GPU runs that one faster: it has kernels that suit
-        some sizes better than smaller ones. On a CPU, what looks like it is noise."""
+        """Batch size -> larger size that it is padded to because a GPU runs it faster.
+
+        GPU kernels suit some sizes better than smaller ones. On a CPU, such differences are noise.
+        """
         if self.machine.provider not in GPU:
             return {}
         return padding({size: batch.seconds for size, batch in self.batches.items()})
@@ -74,14 +77,16 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def batch_size(self) -> int:
-        """Images of the most efficient batch, deadlines aside."""
+        """Images in the most efficient batch, regardless of deadlines."""
         largest = max(self.batches)
         return RunTimes(largest, self.seconds).efficient(largest)
 
 
 def padding(seconds: Mapping[int, float]) -> dict[int, int]:
-    """By batch size, the fastest of the larger measured ones, where it takes clearly less time; what a size takes that
-    was not measured lies on a straight line between those that were."""
+    """Batch size -> the fastest larger measured size, if that takes clearly less time.
+
+    The time of an unmeasured size is interpolated linearly.
+    """
     sizes = sorted(seconds)
     found = {}
     for size in range(sizes[0], sizes[-1]):
@@ -93,7 +98,7 @@ def padding(seconds: Mapping[int, float]) -> dict[int, int]:
 
 
 def machine(model: Path, provider: str, device: int, threads: int, instances: int = 1, settings: str = "") -> Machine:
-    """This machine, for a model file on an onnxruntime provider; `threads` 0 are one per core."""
+    """This machine, for a model file on an onnxruntime provider; `threads` 0 means one per core."""
     state = model.stat()
     return Machine(
         instances=instances,
@@ -107,7 +112,7 @@ def machine(model: Path, provider: str, device: int, threads: int, instances: in
 
 
 def read(folder: Path) -> list[Profile]:
-    """The profiles in a version's folder, of a shape each; none where no file is there that this version can read."""
+    """The profiles in a version's folder, one per shape; empty without a file that this version can read."""
     try:
         return msgspec.json.decode((folder / FILE).read_bytes(), type=list[Profile])
     except (OSError, msgspec.MsgspecError):
@@ -115,7 +120,7 @@ def read(folder: Path) -> list[Profile]:
 
 
 def write(folder: Path, profiles: Sequence[Profile]) -> None:
-    """Put them into a version's folder, whole or not at all. Raises OSError, as where the repository is read-only."""
+    """Write the profiles to a version's folder atomically. Raises OSError, such as for a read-only repository."""
     incoming = folder / f".{FILE}-{os.getpid()}"
     try:
         incoming.write_bytes(msgspec.json.format(msgspec.json.encode(profiles)) + b"\n")

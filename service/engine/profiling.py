@@ -1,5 +1,7 @@
-"""Measures what batches of a network take before it serves, and runs every size of every shape that it will be asked
-for: no request is the first of its batch."""
+"""Measures batch times of a network before it serves, and runs every size of every expected shape once.
+
+So no request pays for the first run of its batch size.
+"""
 
 import logging
 import time
@@ -25,11 +27,11 @@ Shape = tuple[int, ...]
 log = logging.getLogger(__name__)
 
 _SEED = 1
-_RUNS = 5  # of each measured size, behind its first
-_SECONDS = 0.25  # for the runs of one size; one run is made in any case
-_LONG = 0.05  # seconds; so long a batch is measured too exactly for noise to hide what a larger one brings
-_GAIN = 1.01  # of the throughput of half the size: a batch twice as large that brings less is not worth trying
-_WARM_UP = 1.0  # second, on the CPU, for sizes that are not measured: their memory has been taken for a larger one
+_RUNS = 5  # of each measured size, after its first
+_SECONDS = 0.25  # for the runs of one size; at least one run is made
+_LONG = 0.05  # seconds; a single measurement of a batch this long is exact enough to compare throughput
+_GAIN = 1.01  # minimum throughput relative to half the size, for larger sizes to be tried
+_WARM_UP = 1.0  # second, on the CPU, for unmeasured sizes: their memory has already been allocated for a larger one
 
 
 def prepare(
@@ -41,9 +43,10 @@ def prepare(
     instances: int = 1,
     settings: str = "",
 ) -> tuple[Profile, ...]:
-    """The profiles of a session for the shapes of `largest`, each for batches of up to so many images: those beside the
-    model file where they were made on this very machine, else new ones, which are put there. Each size of each shape
-    that will be used has run then. Raises BadModelFile where a batch fails.
+    """The profiles of a session for the shapes of `largest`, each up to its maximum batch size.
+
+    Profiles next to the model file are reused if they were made on this machine; otherwise new ones are measured and
+    written there. Each size of each shape that will be used has then run. Raises BadModelFile if a batch fails.
     """
     if not largest:
         return ()
@@ -63,7 +66,7 @@ def prepare(
 
 
 def shapes(document: Document | None, buckets: Sequence[Size], most: int, max_pixels: int) -> dict[Shape, int]:
-    """The shapes, without N, that a network will be asked for as far as that is known, and the most images of each."""
+    """The expected input shapes of a network, without N, as far as known, each with its maximum batch size."""
     if document is None:
         return {}
     wanted: list[Shape] = [input_shape(document)]
@@ -73,15 +76,17 @@ def shapes(document: Document | None, buckets: Sequence[Size], most: int, max_pi
 
 
 def largest_batch(document: Document | None, shape: Shape, most: int, max_pixels: int) -> int:
-    """A network that takes any size takes fewer large images at once: what a run needs grows with its pixels."""
+    """The maximum batch size of a shape: a network that accepts any size needs memory in proportion to the pixels."""
     if document is None or not document.takes.free:
         return most
     return min(most, max(1, max_pixels // document.takes.places(shape)))
 
 
 def measure(session: Session, machine: Machine, shape: Shape, most: int) -> Profile:
-    """Run batches of 1, 2, 4, ... up to `most` images, as long as more images in a batch bring more of them a second,
-    and then each size between that will be used. `shape` is one that the session takes, without N."""
+    """Measure batches of 1, 2, 4, ... images until throughput levels off, at most `most`.
+
+    Then run each size in between that will be used. `shape` is one that the session accepts, without N.
+    """
     document = session.document
     assert document is not None
     dtype = document.takes.dtype
@@ -98,14 +103,16 @@ def measure(session: Session, machine: Machine, shape: Shape, most: int) -> Prof
     if session.provider not in GPU:
         _run_each(session, made, between)
         return made
-    # A GPU has kernels for some sizes that are faster than those for smaller ones: worth to know, and soon measured.
+    # On a GPU some sizes have faster kernels than smaller ones. Measuring all sizes is quick and finds them.
     batches.update((size, _time(session, _values(size, shape, dtype))) for size in between)
     return msgspec.structs.replace(made, batches=dict(sorted(batches.items())))
 
 
 def warm(session: Session, shape: Shape, most: int) -> None:
-    """Run each batch size of a new shape once, the largest first: what memory it takes does for the others. On the CPU,
-    as many as a second allows."""
+    """Run each batch size of a new shape once, the largest first, whose memory suffices for the others.
+
+    On the CPU, as many as fit into a second.
+    """
     document = session.document
     assert document is not None
     begin = time.perf_counter()
@@ -116,7 +123,7 @@ def warm(session: Session, shape: Shape, most: int) -> None:
 
 
 def _other_layout(machine: Machine, this: Machine) -> bool:
-    """Whether it is this machine with another number of sessions, to be compared with."""
+    """Whether it is this machine with another number of sessions, whose profiles are kept for comparison."""
     same = msgspec.structs.replace(machine, instances=this.instances, threads=this.threads)
     return machine.instances != this.instances and same == this
 
@@ -149,7 +156,7 @@ def _time(session: Session, values: NDArray[np.generic]) -> BatchTime:
         start, cpu_start = time.perf_counter(), time.process_time()
         _run(session, values)
         spans.append(BatchTime(time.perf_counter() - start, time.process_time() - cpu_start))
-    # The first of its shape allocates, and on CUDA chooses its kernels; a long one is not made twice for that.
+    # The first run of a shape allocates, and on CUDA chooses kernels. A long run is not repeated for that.
     spans = spans[1:] or spans
     return BatchTime(median(span.seconds for span in spans), median(span.cpu_seconds for span in spans))
 
@@ -159,7 +166,7 @@ def _run(session: Session, values: NDArray[np.generic]) -> None:
         session.run([values])
     except DeviceLost:
         raise
-    except Exception as error:  # such as memory that does not suffice: whoever deploys it is to hear of it, no caller
+    except Exception as error:  # such as insufficient memory: reported to the operator at load, not to a caller
         log.warning("a batch failed before serving", exc_info=error)
         size, *shape = values.shape
         text = f"a batch of {size} of {'x'.join(map(str, shape))} failed, and the log says why"

@@ -1,4 +1,4 @@
-"""Which of onnxruntime's providers a session runs on, and what they are told."""
+"""The onnxruntime execution providers of a session, and their options."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
 GPU = (CUDA, TENSORRT)
 
-_CACHE = "tensorrt"  # folder of the engines that TensorRT has built, beside the model file
+_CACHE = "tensorrt"  # folder of the engines that TensorRT has built, next to the model file
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What a model is asked to run on. `provider` is auto, cpu or cuda; `most` is the largest batch there will be."""
+    """The device settings of a model. `provider` is auto, cpu or cuda; `most` is the largest batch size."""
 
     provider: str
     config: EngineConfig
@@ -28,13 +28,13 @@ class Device:
 
     @property
     def settings(self) -> str:
-        """What of it decides how long a batch takes, in words."""
+        """The settings that affect the time of a batch, as text."""
         said = {"graphs": self.config.cuda_graphs, self.config.tensorrt: self.config.tensorrt != "off"}
         return ", ".join(name for name, set_ in said.items() if set_)
 
     @property
     def gpu_options(self) -> list[str]:
-        """The settings that only a GPU can follow, by name."""
+        """The names of the settings that require a GPU."""
         said = {
             "engine.gpu_memory_mib": self.config.gpu_memory_mib > 0,
             "engine.cuda_graphs": self.config.cuda_graphs,
@@ -47,7 +47,7 @@ Options = list[str | tuple[str, dict[str, str]]]
 
 
 def providers(device: Device, file: Path) -> Options:
-    """Providers with their options, the one that is wanted first. Raises BadModelFile where it is not offered."""
+    """Providers with their options, the preferred one first. Raises BadModelFile if it is not available."""
     offered = onnxruntime.get_available_providers()
     if device.provider == "cuda" and CUDA not in offered:
         raise BadModelFile(why_not(CUDA))
@@ -62,7 +62,7 @@ def providers(device: Device, file: Path) -> Options:
 
 
 def check(wanted: str, providers: Options, got: str) -> None:
-    """Raises BadModelFile where a session runs on something else than what it was asked to."""
+    """Raises BadModelFile if a session does not run on the provider that was requested."""
     first = providers[0][0] if isinstance(providers[0], tuple) else providers[0]
     if got != first and (wanted == "cuda" or first == TENSORRT):
         raise BadModelFile(why_not(first))
@@ -74,7 +74,7 @@ def gpu_offered(wanted: str) -> bool:
 
 
 def why_not(provider: str) -> str:
-    """In words, what is missing."""
+    """An error message that says what is missing."""
     offered = onnxruntime.get_available_providers()
     if provider == TENSORRT:
         if TENSORRT not in offered:
@@ -90,13 +90,13 @@ def why_not(provider: str) -> str:
 
 @cache
 def preload() -> None:
-    """Load CUDA and cuDNN from their Python packages, where those are installed; what is missing is told once."""
+    """Load CUDA and cuDNN from their Python packages, if installed. Missing libraries are reported once."""
     if CUDA in onnxruntime.get_available_providers():
         onnxruntime.preload_dlls()
 
 
 def _cuda_options(config: EngineConfig) -> dict[str, str]:
-    # Each session has a stream and an arena of its own.
+    # Each session has its own stream and arena.
     options = {
         "device_id": str(config.device),
         "arena_extend_strategy": "kSameAsRequested",
@@ -110,7 +110,7 @@ def _cuda_options(config: EngineConfig) -> dict[str, str]:
 
 
 def _tensorrt_options(config: EngineConfig, file: Path) -> dict[str, str]:
-    # An engine takes minutes to build: what was built for this GPU and this version of TensorRT is used again.
+    # An engine takes minutes to build, so engines are cached per GPU and TensorRT version.
     folder = str(Path(config.tensorrt_cache) if config.tensorrt_cache else file.parent / _CACHE)
     return {
         "device_id": str(config.device),
@@ -123,13 +123,13 @@ def _tensorrt_options(config: EngineConfig, file: Path) -> dict[str, str]:
 
 
 def _ranges(file: Path, most: int) -> dict[str, str]:
-    """The batches that one engine is built for; else TensorRT builds another for each larger one that comes."""
+    """The batch sizes that one engine is built for; otherwise TensorRT builds a new engine for each larger batch."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     inputs = onnxruntime.InferenceSession(str(file), options, providers=[CPU]).get_inputs()
     shapes = {given.name: given.shape for given in inputs}
     if any(not isinstance(side, int) for shape in shapes.values() for side in shape[1:]):
-        return {}  # of any size: which sizes will come is not known
+        return {}  # accepts any size: the sizes are not known in advance
     return {
         "trt_profile_min_shapes": _shapes(shapes, 1),
         "trt_profile_opt_shapes": _shapes(shapes, most),

@@ -1,6 +1,6 @@
-"""Shows by a trial whether requests may share a run: whether each row of an answer depends on its own row alone.
+"""Test of whether requests may share a run: whether each row of an answer depends on its own row alone.
 
-That every first side bears one name proves nothing: it may be time, or the detections of one image.
+A common name of all first dimensions does not prove that: it may be time, or the detections of one image.
 """
 
 import math
@@ -16,31 +16,31 @@ from convoy.service.engine.session import DeviceLost
 from convoy.service.repository import TensorSpec
 
 _SEED = 1
-_SIDES = ((8, 12), (32, 64), (64, 96), (224, 256), (3, 5), (1, 2))  # of free axes: two sizes, one pair after another
+_SIDES = ((8, 12), (32, 64), (64, 96), (224, 256), (3, 5), (1, 2))  # of free axes: two sizes per attempt
 _ROWS = ((1, 1, 2), (2, 1, 3))  # of the three requests of a trial
 _ORDERS = ((0, 1), (1, 0), (0, 2, 1), (2, 1, 0))
-# float32 answers of one row differ between batch sizes by a few units in the last place, summed up over layers; rows
-# that see each other differ by far more.
-_ROUNDING = {2: 2e-2, 4: 1e-3, 8: 1e-6}  # by the bytes of a number, relative to the largest of the answer
-_NEAR_TIES = 1e-3  # of whole numbers: where two classes are as likely, rounding decides between them
-_MANY = 1000  # values of a row: only of so many may a few be near-ties
-_LONG = 5.0  # seconds of one run; so long a run gains nothing by company, and a trial would keep others from loading
+# float32 answers of one row differ between batch sizes by a few units in the last place, summed up over layers; the
+# differences between dependent rows are far larger.
+_ROUNDING = {2: 2e-2, 4: 1e-3, 8: 1e-6}  # by itemsize, relative to the largest absolute value
+_NEAR_TIES = 1e-3  # share of integer values: for nearly equal classes, rounding decides
+_MANY = 1000  # values of a row: smaller rows may have no near-ties
+_LONG = 5.0  # seconds of one run; longer ones gain nothing from batching, and a trial would delay the loading of others
 
 Arrays = list[NDArray[np.generic]]
 
 
 class Tried(Protocol):
-    """What a trial needs of a session."""
+    """The part of a session that a trial uses."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
     def run_within(self, arrays: Sequence[NDArray[np.generic]], seconds: float) -> Arrays:
-        """The outputs. Raises where that takes longer, or for whatever onnxruntime raises."""
+        """The outputs. Raises if the run takes longer, and any onnxruntime error."""
 
 
 class _Kind(NamedTuple):
-    """Random inputs: floats are `scale` times uniform numbers from `low` to 1, whole numbers are below `most`."""
+    """Random inputs: floats are `scale` times uniform numbers from `low` to 1, integers are below `most`."""
 
     low: float
     scale: float
@@ -51,11 +51,10 @@ _KINDS = (_Kind(0, 1, 256), _Kind(-1, 1, 2), _Kind(-1, 8, 100), _Kind(0, 255, 8)
 
 
 def trial(session: Tried, clock: Callable[[], float] = time.monotonic) -> str:
-    """Why several requests may not share a run; "" where random ones did, and each got the answer it gets alone.
+    """Why requests may not share a run; "" if random requests did, and each got the same answer as alone.
 
-    Three requests, of one row or more, run alone, by two, and all together, in both orders, at two sizes of the free
-    axes. Every output must have as many rows as went in, and each its own within rounding.
-    Raises DeviceLost.
+    Three requests, of one row or more, run alone, in pairs and all together, in both orders, at two sizes of the free
+    axes. Every output must have as many rows as the input, each equal to its own within rounding. Raises DeviceLost.
     """
     shown = 0
     for sides, rows in _sizes(session.inputs):
@@ -65,10 +64,10 @@ def trial(session: Tried, clock: Callable[[], float] = time.monotonic) -> str:
                 reason = _one(session, sides, rows, kind, clock)
             except DeviceLost:
                 raise
-            except Exception:  # these sizes or numbers are none that the network takes: others may be
+            except Exception:  # the network does not accept these sizes or values: try others
                 continue
             if reason is None:
-                tried = True  # it ran, but answered everything alike, which shows nothing
+                tried = True  # it ran, but all answers were equal, which shows nothing
                 continue
             if reason:
                 return reason
@@ -84,7 +83,7 @@ def trial(session: Tried, clock: Callable[[], float] = time.monotonic) -> str:
 
 
 def _sizes(inputs: Sequence[TensorSpec]) -> Iterator[tuple[Mapping[int, int], tuple[int, ...]]]:
-    """Sizes to try: of free axes, by the place at which they come, and rows of each request."""
+    """Sizes to try: the size of free axes (key 0), and the rows of each request."""
     free = any(side is None for spec in inputs for side in spec.shape[1:])
     for pair in _SIDES if free else ((0, 0),):
         for size, rows in zip(pair, _ROWS, strict=True):
@@ -94,7 +93,7 @@ def _sizes(inputs: Sequence[TensorSpec]) -> Iterator[tuple[Mapping[int, int], tu
 def _one(
     session: Tried, sides: Mapping[int, int], rows: Sequence[int], kind: _Kind, clock: Callable[[], float]
 ) -> str | None:
-    """What a trial at one size showed: "" independence, a text what speaks against it, None nothing."""
+    """The result of a trial at one size: "" independent, a text why not, None inconclusive."""
     generator = np.random.default_rng(_SEED)
     requests = [[_values(generator, spec, count, sides[0], kind) for spec in session.inputs] for count in rows]
     begin = clock()
@@ -164,7 +163,7 @@ def _count(values: NDArray[np.generic]) -> str:
 
 
 def settle(instances: Instances, batched: bool | None) -> None:
-    """Decide whether requests share runs: by `batched` of model.toml, by the file's own document, else by a trial."""
+    """Decide whether requests share runs: by `batched` in model.toml, else by the file's metadata, else by a trial."""
     session = instances.session
     if batched is False:
         reason = "model.toml or config.pbtxt says so"
@@ -172,7 +171,7 @@ def settle(instances: Instances, batched: bool | None) -> None:
         for instance in instances.all:
             instance.session.join()
         return
-    elif not session.batched or session.document is not None:  # what wrote the document has tried it in batches
+    elif not session.batched or session.document is not None:  # the exporter has tested it in batches
         return
     else:
         reason = instances.all[0].submit(trial, session).result()

@@ -1,4 +1,4 @@
-"""One loaded onnxruntime session: what a model file takes and gives, and running it."""
+"""One loaded onnxruntime session: its inputs and outputs, and running it."""
 
 import logging
 import math
@@ -31,17 +31,17 @@ log = logging.getLogger(__name__)
 
 VERSION: str = onnxruntime.__version__
 
-_MAX_TENSORS = 64  # inputs, and outputs, of one network: what one message between processes surely carries
+_MAX_TENSORS = 64  # inputs, or outputs, of one network: as many as one message between processes can carry
 _DEVICE_FAULTS = ("CUDA failure", "CUDA error", "CUDNN failure", "CUBLAS failure", "cudaError")
-_WARM_UP_SIDE = 64  # places of a free axis, rounded up to the model's multiple: any size does where it takes any
+_WARM_UP_SIDE = 64  # size of a free axis, rounded up to the model's multiple, for a network that accepts any size
 
 
 class DeviceLost(Exception):
-    """The device failed under a run: nothing that this process computes on it can be trusted any more."""
+    """The device failed during a run: further results of this process on it cannot be trusted."""
 
 
 class Session:
-    """A network on its device. Not for two threads at once."""
+    """A network on its device. Not thread-safe."""
 
     def __init__(self, session: onnxruntime.InferenceSession, device: int = 0, *, graphs: bool = False) -> None:
         self._session = session
@@ -51,21 +51,21 @@ class Session:
                 raise BadModelFile(f"{len(arguments)} {kind}, want 1 to {_MAX_TENSORS}")
         self.inputs = tuple(_spec(argument) for argument in session.get_inputs())
         outputs = [argument for argument in session.get_outputs() if argument.type in OF_ONNX]
-        # Such as the strings beside the scores of a classifier made from a table: they cost the scores nothing.
+        # Such as the strings beside the scores of a classifier for tabular data: the scores can still be served.
         odd = [argument for argument in session.get_outputs() if argument.type not in OF_ONNX]
         self.outputs = tuple(_spec(argument) for argument in outputs or odd)
         self.left_out = listed(f"output {argument.name[:64]!r} ({argument.type[:64]})" for argument in odd)
         self.document = metadata.decode(session.get_modelmeta().custom_metadata_map)
         self.batched = _batched(self.inputs, self.outputs)
         self.defaults = tuple(argument.name for argument in session.get_overridable_initializers())
-        self.data: Mapping[str, bytes] = {}  # of files beside the model file: onnxruntime reads its weights there
-        self.apart = ""  # why requests do not share a run, though the names of the first sides would let them
+        self.data: Mapping[str, bytes] = {}  # files next to the model file, from which onnxruntime reads its weights
+        self.apart = ""  # why requests do not share a run although the first dimensions have one name
         pin = page_lock(device) if self.provider in GPU else None
         self.input_buffers = tuple(Buffer(pin) for _ in self.inputs)
         self.output_buffers = tuple(Buffer(pin) for _ in self.outputs)
-        # By the shapes and dtypes of the inputs, without N: the sizes to which batches of a size are padded.
+        # By the shapes and dtypes of the inputs, without N: batch size -> padded batch size.
         self.padding: dict[Hashable, dict[int, int]] = {}
-        self.sure = True  # that outputs have the shapes that the file tells
+        self.sure = True  # that outputs have the shapes stated in the file
         self._binding = session.io_binding()
         self._input_names = [spec.name for spec in self.inputs]
         self._output_names = [spec.name for spec in self.outputs]
@@ -74,12 +74,11 @@ class Session:
     def rooms(
         self, arrays: Sequence[NDArray[np.generic]], slots: Mapping[int, NDArray[np.uint8]]
     ) -> list[NDArray[np.generic] | None]:
-        """Memory for the outputs of a run, as far as the file says what they will be; none at all where that gains
-        nothing.
+        """Memory for the outputs of a run, as far as the file determines their shapes; empty if that gains nothing.
 
-        slots  bytes that outputs, by number, may be written to, if they are as many as the output has
+        slots  memory by output number; used if it has exactly the output's size
         """
-        # On the CPU onnxruntime's arena uses memory again by itself, and hands it out without a copy.
+        # On the CPU, onnxruntime's arena already reuses memory and returns it without a copy.
         if not self.sure or self._graphs is not None or (self.provider not in GPU and not slots):
             return []
         rooms: list[NDArray[np.generic] | None] = []
@@ -100,8 +99,8 @@ class Session:
     ) -> list[NDArray[np.generic]]:
         """The network's outputs, on the CPU, for `arrays`, one per input, contiguous.
 
-        rooms  where the outputs go, one for each or none at all; a None is memory of its own
-        Raises DeviceLost, and whatever onnxruntime raises, as where an output does not have the shape of its room.
+        rooms  memory for the outputs, one per output or empty; None: newly allocated
+        Raises DeviceLost, and any onnxruntime error, such as for an output that does not have the shape of its room.
         """
         try:
             if any(room is not None for room in rooms):
@@ -115,9 +114,9 @@ class Session:
             raise
 
     def run_within(self, arrays: Sequence[NDArray[np.generic]], seconds: float) -> list[NDArray[np.generic]]:
-        """As `run`, but raises where the run has not ended after `seconds`; onnxruntime looks between two nodes."""
+        """As `run`, but raises if the run has not ended after `seconds`; onnxruntime checks between nodes."""
         options = RunOptions()
-        options.log_severity_level = 4  # what fails in a trial is no error of anybody's
+        options.log_severity_level = 4  # failures in a test are not errors
         timer = threading.Timer(seconds, setattr, (options, "terminate", True))
         timer.daemon = True
         timer.start()
@@ -131,12 +130,12 @@ class Session:
             timer.cancel()
 
     def run_apart(self, reason: str) -> None:
-        """Requests do not share a run from now on. A network that says what it is still takes rows, one at a time."""
+        """Run requests separately from now on. A network with metadata still accepts rows, one at a time."""
         self.apart = reason
         self.batched = self.batched and self.document is not None
 
     def join(self) -> None:
-        """Requests share runs, whatever the first sides are called. Raises BadModelFile where one of them is fixed."""
+        """Let requests share runs, whatever the names of the first dimensions. Raises BadModelFile if one is fixed."""
         for spec in (*self.inputs, *self.outputs):
             if not spec.shape or spec.shape[0] is not None:
                 raise BadModelFile(f"model.toml: batched = true, but the first side of {spec.name!r} is not free")
@@ -167,29 +166,28 @@ class Session:
             outputs = binding.get_outputs()
             return [value.numpy() if room is None else room for value, room in zip(outputs, rooms, strict=True)]
         finally:
-            # A binding that is kept must not keep what was bound: a front end's memory may go.
+            # The binding is reused and must not keep references: a front end's memory may be freed.
             binding.clear_binding_inputs()
             binding.clear_binding_outputs()
 
 
 def load(file: Path, provider: str, device: int, threads: int) -> Session:
-    """The session of a model file, as `load_on` makes it where nothing else is wanted."""
+    """The session of a model file, with default settings."""
     return load_on(file, Device(provider, EngineConfig(device=device)), threads)
 
 
 def load_on(file: Path, device: Device, threads: int) -> Session:
     """The session of a model file. `threads` 0 means one per core.
 
-    A GPU never becomes the CPU in silence: raises BadModelFile where the file, its metadata or the provider do not
-    hold, naming what was wanted; with provider `auto` and no GPU, a line in the log names what it would have been
-    needed for.
+    Raises BadModelFile if the file, its metadata or the provider is invalid, naming what was wanted. There is no silent
+    fallback from GPU to CPU: with provider `auto` and no GPU, a warning names the affected settings.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or cores()
     options.inter_op_num_threads = 1
-    # Spinning would win a few microseconds a run and take the cores from the front ends.
+    # Spinning would save a few microseconds per run but take CPU time from the front ends.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3  # errors only: what matters of the rest is in BadModelFile
+    options.log_severity_level = 3  # errors only: other problems are reported as BadModelFile
     preload()
     try:
         chosen = providers(device, file)
@@ -215,11 +213,11 @@ def load_on(file: Path, device: Device, threads: int) -> Session:
 def _read_beside(file: Path) -> dict[str, bytes]:
     """The contents of the data files that a model file names, by name.
 
-    onnxruntime would map them instead: whoever overwrites one in place would change the answers of what is loaded, and
-    whoever shortens it would end the process.
+    onnxruntime would map them instead: overwriting a file in place would change the answers of the loaded model, and
+    truncating it would crash the process.
     """
     if not file.is_file() or not file.stat().st_size:
-        return {}  # onnxruntime says what is wrong with that
+        return {}  # onnxruntime reports what is wrong with it
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as model:
         return {
             beside.name: beside.read_bytes()
@@ -239,7 +237,7 @@ def _tell(device: Device, chosen: Options, got: str, file: Path) -> None:
 
 
 def input_shape(document: Document) -> tuple[int, ...]:
-    """The shape, without N, of an input that the network surely takes."""
+    """An input shape, without N, that the network accepts."""
     if document.tensor is not None:
         return tuple(axis.size or _WARM_UP_SIDE for axis in document.tensor.axes)
     spec = document.image
@@ -252,9 +250,9 @@ def input_shape(document: Document) -> tuple[int, ...]:
 
 
 def _first_line(error: Exception, file: Path) -> str:
-    # Also the folder: a message may name what lies beside the file. Nothing of the server's paths leaves it.
+    # The folder, too: a message may name a file next to the model. No path of the server is sent to a client.
     text = str(error).replace(str(file), "the file").replace(str(file.parent), "its folder")
-    if "escapes model directory" in text:  # onnxruntime names where a link leads
+    if "escapes model directory" in text:  # onnxruntime names the target of the link
         return "a data file that it names leads outside its folder: put the data beside it, or link both files"
     return reason(RuntimeError(text)) if text.strip() else type(error).__name__
 
@@ -265,7 +263,7 @@ def _spec(argument: onnxruntime.NodeArg) -> TensorSpec:
     if len(argument.shape) > MAX_RANK:
         raise BadModelFile(f"tensor {argument.name!r} has rank {len(argument.shape)}, want at most {MAX_RANK}")
     shape = tuple(side if isinstance(side, int) and side >= 0 else None for side in argument.shape)
-    # The first side keeps even a placeholder: that all first sides bear the same is a reason to try batches.
+    # The first dimension keeps even a placeholder: if all tensors have the same one, batching is worth a test.
     names = tuple(
         side if isinstance(side, str) and (axis == 0 or not is_placeholder(side)) else ""
         for axis, side in enumerate(argument.shape)
@@ -274,8 +272,7 @@ def _spec(argument: onnxruntime.NodeArg) -> TensorSpec:
 
 
 def _batched(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> bool:
-    # Requests may ride side by side only where the file itself says that the first side is one and the same
-    # free dimension everywhere.
+    # Requests may share a run only if the file states that the first dimension is the same free dimension everywhere.
     first = {(spec.names[0] if spec.names else "") for spec in (*inputs, *outputs)}
     return len(first) == 1 and first != {""}
 
@@ -283,7 +280,7 @@ def _batched(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> boo
 def _output_shapes(
     inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], arrays: Sequence[NDArray[np.generic]]
 ) -> list[tuple[int, ...] | None]:
-    """What the outputs for these inputs should be by what the file says; None where it does not say."""
+    """The shapes of the outputs for these inputs as stated in the file; None where it does not state one."""
     sides: dict[str, int] = {}
     for spec, values in zip(inputs, arrays, strict=True):
         sides.update(zip(spec.names, values.shape, strict=False))  # a file may leave the rank open
@@ -297,7 +294,7 @@ def _output_shapes(
 
 
 def _check(session: Session) -> None:
-    """The tensors are what the document says. Raises BadModelFile."""
+    """Check that the tensors match the document. Raises BadModelFile."""
     document = session.document
     if document is None:
         return
@@ -326,7 +323,7 @@ def _wanted_outputs(document: Document, session: Session) -> Mapping[str, tuple[
             return {metadata.PROBABILITIES: ("float32", (len(document.labels),))}
         case "segmentation":
             height, width, _ = input_shape(document)
-            # A network that ends in an argmax has no confidence to tell.
+            # A network that ends in an argmax has no confidence output.
             sure = [spec.name for spec in session.outputs if spec.name == metadata.CONFIDENCE]
             return dict.fromkeys([metadata.MASK, *sure], ("uint8", (height, width)))
         case "matching":
@@ -340,14 +337,14 @@ def _wanted_outputs(document: Document, session: Session) -> Mapping[str, tuple[
 
 
 def _warm_up(session: Session, file: Path) -> None:
-    """One run before the model is ready: no caller meets the first-run stall, and the answer's shape is checked."""
+    """Run once before the model is ready: no caller meets the first-run stall, and the output shapes are checked."""
     document = session.document
     if document is None:
         return
     values = np.zeros((2, *input_shape(document)), document.takes.dtype)
     try:
         outputs = dict(zip((spec.name for spec in session.outputs), session.run([values]), strict=True))
-    except Exception as error:  # as in load: whatever it is, this version does not serve
+    except Exception as error:  # as in load: whatever the error, this version is not served
         raise BadModelFile(f"the first run failed: {_first_line(error, file)}") from error
     for name, (_, row) in _wanted_outputs(document, session).items():
         if outputs[name].shape != (2, *row):

@@ -1,4 +1,4 @@
-"""Builds the sessions of a version in the layout that is configured, or in the one that measures better."""
+"""Builds the sessions of a version, in the configured layout or in the one that performs better."""
 
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
@@ -23,16 +23,16 @@ ShapesOf = Callable[[Session], Mapping[Shape, int]]
 
 
 def build(file: Path, device: Device, wanted: InstancesSetting, objective: float, shapes: ShapesOf) -> Built:
-    """The sessions of a model file, each size of each shape that will be used having run in each, and the profiles.
+    """The sessions of a model file, and their profiles. Every size of every expected shape has run in each session.
 
-    wanted     how many; "auto": on the CPU, what brings clearly more images a second by the profiles, which are
-               measured where they are not there
-    objective  seconds in which answers should come
-    shapes     those that a network will be asked for, and the most images of each
+    wanted     number of sessions; "auto": on the CPU, the layout with clearly higher throughput by the profiles, which
+               are measured if missing
+    objective  target latency in seconds
+    shapes     the expected shapes, and the maximum batch size of each
     Raises BadModelFile, BadMetadata, BadConfig.
     """
     threads = device.config.threads or cores()
-    asleep = device.config.sleep_ms is not None  # then no core is used
+    asleep = device.config.sleep_ms is not None  # no core is used then
     candidates = layouts.layouts(1 if asleep and wanted == "auto" else wanted, threads, gpu_offered(device.provider))
     if len(candidates) == 1:
         return _build(file, device, candidates[0], shapes)
@@ -40,7 +40,7 @@ def build(file: Path, device: Device, wanted: InstancesSetting, objective: float
     if chosen is not None:
         return _build(file, device, chosen, shapes)
     one = _build(file, device, candidates[0], shapes)
-    if not one[1]:  # nothing to compare them by
+    if not one[1]:  # nothing to compare
         return one
     several = _build(file, device, candidates[1], shapes)
     return several if layouts.choose(one[1], several[1], objective) else one
@@ -52,7 +52,7 @@ def load_all(file: Path, device: Device, layout: Layout) -> Instances:
 
 
 def measured(instances: Instances) -> Session:
-    """What to measure: all that run at the same time. On a GPU in their own threads, to which CUDA graphs belong."""
+    """The session to measure: all instances concurrently. On a GPU, in their threads, to which CUDA graphs are tied."""
     session = instances.session
     return Together(instances) if len(instances) > 1 or session.provider in GPU else session
 
@@ -76,7 +76,7 @@ def _load(file: Path, device: Device, threads: int) -> Session:
 
 
 def _of_this_machine(file: Path, device: Device, threads: int) -> list[Profile]:
-    """The profiles beside a model file that were made on this machine, with whatever layout."""
+    """The profiles next to a model file that were measured on this machine, in any layout."""
     there = profiles.read(file.parent)
     if not there:
         return []

@@ -1,1 +1,1 @@
-"""Image files to pixels, the same for serving and training."""
+"""Decoding of image files to pixels, the same for serving and training."""

@@ -1,4 +1,4 @@
-"""From the bytes of a request to the pixels of one image: JPEG, PNG or raw, in the colours the network wants."""
+"""Decodes the image bytes of a request to pixels: JPEG, PNG or raw, in the network's colours."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -16,7 +16,7 @@ Colour = Literal["RGB", "L"]
 
 RAW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
-# Other formats, by (offset, first bytes), to name them when they come.
+# Other formats, by (offset, first bytes), to name them in errors.
 OTHER_FORMATS = [
     ("GIF", 0, b"GIF8"),
     ("WebP", 8, b"WEBP"),
@@ -40,8 +40,7 @@ OTHER_FORMATS = [
 
 
 class Header(NamedTuple):
-    """What a file says of its picture: `height` and `width` as it is meant to be seen (after its EXIF rotation), and
-    whether it is stored without colour."""
+    """The header of a picture: `height` and `width` after its EXIF rotation; `grey` if stored without colour."""
 
     format: Literal["JPEG", "PNG"]
     height: int
@@ -50,8 +49,10 @@ class Header(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """One image's pixels, (h, w, C), 0..255, and the `height` and `width` in which it was sent, as it is meant to be
-    seen. The pixels are of that size, or of a half or a quarter of it (rounded up)."""
+    """One image's pixels, (h, w, C), 0..255, and its `height` and `width` as sent, after its EXIF rotation.
+
+    The pixels are of that size, or of a half or a quarter of it (rounded up).
+    """
 
     pixels: NDArray[np.uint8]
     height: int
@@ -59,31 +60,31 @@ class Picture(NamedTuple):
 
 
 def is_ours(data: bytes) -> bool:
-    """Whether the bytes start as a JPEG or PNG file does: of these, this module says what is a picture."""
+    """Whether the bytes start like a JPEG or PNG file, which this module decodes."""
     return data.startswith((jpeg.SIGNATURE, png.SIGNATURE))
 
 
 def inspect(data: bytes, max_pixels: int) -> Header:
-    """The header of an encoded image whose structure is whole, without decoding its pixels.
+    """The header of an encoded image whose structure is complete, without decoding its pixels.
 
-    Raises BadImage for what is no JPEG or PNG file, is truncated, larger than `max_pixels` (height times width) or
-    built to be slow.
+    Raises BadImage for anything but a JPEG or PNG file, and for a file that is truncated, larger than `max_pixels`
+    (height times width) or built to be slow.
     """
     return _read_structure(data, max_pixels)[0]
 
 
 def whole(height: int, width: int) -> int:
-    """The `reduction` that makes no picture smaller."""
+    """The `reduction` of full size: 1 for every picture."""
     return 1
 
 
 def decode(data: bytes, colour: Colour, max_pixels: int, reduction: Callable[[int, int], int] = whole) -> Picture:
-    """The picture of a JPEG or PNG file as a person would see it on white paper.
+    """Decode a JPEG or PNG file as a person would see it on white paper.
 
     colour     "RGB": (H, W, 3); "L": (H, W, 1), the luma of ITU-R BT.601
-    reduction  of a picture's height and width: by how much both may be made smaller, 1, 2 or 4. Where the file makes
-               that cheap (JPEG), the pixels come so small; else in full size
-    returns    contiguous pixels, turned the way EXIF says; 16 bits are scaled to 8; may be read-only
+    reduction  returns for a picture's height and width the factor by which both may be reduced: 1, 2 or 4. Used only
+               where the format makes that cheap (JPEG); otherwise the pixels are in full size
+    returns    contiguous pixels, rotated by the EXIF orientation; 16 bits are scaled to 8; may be read-only
 
     Raises BadImage.
     """
@@ -100,7 +101,7 @@ def decode(data: bytes, colour: Colour, max_pixels: int, reduction: Callable[[in
     except BadImage:
         raise
     except Exception:
-        # Decoders raise whatever they like, in words that name their own parts.
+        # Decoders raise any exception, with messages that name their own internals.
         raise BadImage(f"image is damaged: the pixels of its {header.format} file cannot be decoded") from None
     if pixels.shape[:2] not in ((height, width), (-(-height // factor), -(-width // factor))):
         raise BadImage(f"image is damaged: its {header.format} file holds another size than its header says")
@@ -110,9 +111,9 @@ def decode(data: bytes, colour: Colour, max_pixels: int, reduction: Callable[[in
 def from_raw(
     pixels: bytes | memoryview, height: int, width: int, channels: int, colour: Colour, max_pixels: int
 ) -> Picture:
-    """Pixels that came row by row, 8 bits a channel (1 grey, 3 RGB, 4 RGBA), as `decode` returns them.
+    """Row-by-row pixels, 8 bits a channel (1 grey, 3 RGB, 4 RGBA), as a Picture like `decode` returns.
 
-    Where they are in the wanted colours already, the result has a read-only view of `pixels`. Raises BadImage.
+    If they already have the wanted colours, the result is a read-only view of `pixels`. Raises BadImage.
     """
     if channels not in RAW_MODES:
         raise BadImage(f"raw image has {channels} channels, want 1, 3 or 4")
@@ -132,7 +133,7 @@ def from_raw(
 
 
 def _exact(factor: int, structure: jpeg.Structure) -> int:
-    # A side that is no multiple ends in a part of a pixel. Turned round, the picture would begin with it.
+    # A side that is not a multiple ends in a partial pixel. After rotation, the picture might begin with it.
     if structure.orientation != UPRIGHT and (structure.height % factor or structure.width % factor):
         return 1
     return factor

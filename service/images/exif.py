@@ -1,4 +1,4 @@
-"""Which way up a picture is: the one EXIF tag that changes what a person sees.
+"""The orientation of a picture: the one EXIF tag that changes what a person sees.
 
 EXIF is a TIFF file's directory (EXIF 2.32, section 4.6; TIFF 6.0, section 2).
 """
@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 UPRIGHT = 1
 ORIENTATION = 0x0112
-# Writers should take SHORT; some phones take LONG. All kinds of integers that fit the entry say the same.
+# The standard wants SHORT; some phones write LONG. Any integer type that fits the entry is accepted.
 INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}
-MAX_ENTRIES = 1000  # a camera writes some dozens
-BLOCK = 64  # columns turned at a time
+MAX_ENTRIES = 1000  # a camera writes a few dozen
+BLOCK = 64  # columns rotated at a time
 
 
 def orientation(exif: bytes | memoryview) -> int:
-    """The orientation, 1 to 8, that a block of EXIF (from its byte order mark on) gives; 1 where it gives none."""
+    """The orientation, 1 to 8, in an EXIF block (from its byte order mark on); 1 if it contains none."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(bytes(exif[:4]))
     try:
         if order is None:
@@ -31,18 +31,18 @@ def orientation(exif: bytes | memoryview) -> int:
                     return UPRIGHT
                 (value,) = struct.unpack_from(f"{order}{INTEGERS[kind]}", exif, position + 8)
                 return int(value) if 1 <= value <= 8 else UPRIGHT
-    except struct.error:  # it ends early: then it says nothing
+    except struct.error:  # it is truncated, so it contains no orientation
         pass
     return UPRIGHT
 
 
 def is_turned(orientation: int) -> bool:
-    """Whether height and width change places."""
+    """Whether the orientation exchanges height and width."""
     return orientation >= 5
 
 
 def upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """The picture (H, W, C) as it is meant to be seen, contiguous; itself where `orientation` is 1."""
+    """The upright picture (H, W, C), contiguous; `pixels` itself if `orientation` is 1."""
     view = pixels.transpose(1, 0, 2) if is_turned(orientation) else pixels
     if orientation in (3, 4, 7, 8):
         view = view[::-1]
@@ -50,7 +50,8 @@ def upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
         view = view[:, ::-1]
     if view is pixels:
         return pixels
-    # By blocks of columns: copied whole, a turned picture misses the cache at every pixel: three times as slow.
+    # By blocks of columns: copied whole, a rotated picture misses the cache at every pixel and takes three times as
+    # long.
     turned = np.empty(view.shape, np.uint8)
     for left in range(0, view.shape[1], BLOCK):
         turned[:, left : left + BLOCK] = view[:, left : left + BLOCK]

@@ -18,28 +18,28 @@ SIGNATURE = b"\xff\xd8\xff"
 SOI, EOI, SOS, APP1 = 0xD8, 0xD9, 0xDA, 0xE1
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 BARE = frozenset(range(0xD0, SOI)) | {0x01}  # markers without a length
-# What a decoder needs not know: all application segments but JFIF's (APP0) and Adobe's (APP14), and comments.
+# Segments that a decoder does not need: comments, and application segments but JFIF's (APP0) and Adobe's (APP14).
 NOTES = frozenset(range(APP1, 0xF0)) - {0xEE} | {0xFE}
 EXIF = b"Exif\0\0"
 
-MAX_SEGMENTS = 4096  # 64 MiB hold 1025 of the longest kind
-MAX_SCANS = 100  # each costs a pass over the whole picture; a progressive file has about ten
-BLOCK_BYTES = 65_536  # fits the cache
+MAX_SEGMENTS = 4096  # 64 MiB contain at most 1025 segments of the maximum length
+MAX_SCANS = 100  # each is a pass over the whole picture; a progressive file has about ten
+BLOCK_BYTES = 65_536  # fits into the cache
 
-# What the decoder warns of where a part of the picture is lost. Its other warnings are of untidy edges only, such as
+# Decoder warnings that mean a part of the picture is lost. Its other warnings concern harmless irregularities, such as
 # stray bytes before a marker.
 LOSSES = ("premature end", "bad huffman code", "bad arithmetic code", "instead of rst")
 
 
 class Structure(NamedTuple):
-    """What a JPEG file says of itself. `height` and `width` are as stored, before its orientation is applied."""
+    """The structure of a JPEG file. `height` and `width` are as stored, before its orientation is applied."""
 
     height: int
     width: int
     components: int  # 1 grey, 3 colour, 4 CMYK
     orientation: int
-    notes: list[slice]  # segments that say nothing of the pixels
-    strays: list[slice]  # bytes between segments that belong to none
+    notes: list[slice]  # segments irrelevant to the pixels
+    strays: list[slice]  # stray bytes between segments
 
 
 class _Frame(NamedTuple):
@@ -49,7 +49,7 @@ class _Frame(NamedTuple):
 
 
 def read_structure(data: bytes, max_pixels: int) -> Structure:
-    """Walk the markers up to the end of the image. Raises BadImage; takes at most some 20 ms for 64 MiB."""
+    """Walk the markers up to the end of the image. Raises BadImage; takes at most about 20 ms for 64 MiB."""
     frame: _Frame | None = None
     turned: int | None = None
     notes: list[slice] = []
@@ -59,7 +59,7 @@ def read_structure(data: bytes, max_pixels: int) -> Structure:
     for _ in range(MAX_SEGMENTS):
         prefix, code = _marker(data, position)
         if prefix != 0xFF or code == 0:
-            # Some cameras leave a few bytes between two segments; every viewer looks for the next marker.
+            # Some cameras leave a few bytes between two segments; every viewer skips to the next marker.
             found = data.find(b"\xff", position + 1 + (prefix == 0xFF))
             if found < 0:
                 raise _truncated(data)
@@ -95,17 +95,18 @@ def read_structure(data: bytes, max_pixels: int) -> Structure:
 def read_pixels(
     data: bytes, structure: Structure, colour: Literal["RGB", "L"], reduction: int = 1
 ) -> NDArray[np.uint8]:
-    """The pixels as stored, (H, W, 3) or (H, W, 1). Raises BadImage where a part of the picture is lost, also one that
-    could be patched up, and whatever the decoder raises.
+    """The pixels as stored, (H, W, 3) or (H, W, 1).
+
+    Raises BadImage if a part of the picture is lost, even if a decoder could conceal that, and any decoder error.
 
     With a `reduction` of 2 or 4 each side is a half or a quarter of that, rounded up: fewer frequencies of each block
-    are turned into fewer pixels, which costs much less. A rare kind of file comes in full size all the same.
+    are decoded to fewer pixels, which is much cheaper. Rare kinds of files are decoded in full size regardless.
     """
     least = {"min_height": -(-structure.height // reduction), "min_width": -(-structure.width // reduction)}
     tidy = _without(data, structure.strays) if structure.strays else data
     try:
         if structure.components == 4:
-            # Every writer of CMYK files follows Adobe, which stores them inverted.
+            # All writers of CMYK files follow Adobe, which stores them inverted.
             inks = simplejpeg.decode_jpeg(tidy, "CMYK", strict=True, **least)
             return _pixels(Image.frombuffer("CMYK", inks.shape[1::-1], np.invert(inks, out=inks)), colour)
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
@@ -119,21 +120,21 @@ def read_pixels(
 
 
 def _patient(data: bytes, colour: Literal["RGB", "L"]) -> NDArray[np.uint8]:
-    # The fast decoder knows the usual ways to thin out colour (4:4:4, 4:2:2, 4:2:0 ...) and Huffman's code only, and
-    # stops at every warning; 3:1:1, 4:1:0 and arithmetic coding are as valid.
+    # The fast decoder supports only the usual chroma subsampling (4:4:4, 4:2:2, 4:2:0 ...) and Huffman coding, and
+    # stops at every warning; 3:1:1, 4:1:0 and arithmetic coding are equally valid.
     image = JpegImageFile(BytesIO(data))
     if colour == "L":
-        image.draft("L", image.size)  # the luma that the file holds, as the fast one reads it
+        image.draft("L", image.size)  # the luma in the file, as in the fast decoder
     return _pixels(image, colour)
 
 
 def _pixels(image: Image.Image, colour: Literal["RGB", "L"]) -> NDArray[np.uint8]:
-    # Through RGB: from CMYK there is no direct way to grey.
+    # Through RGB: Pillow has no direct conversion from CMYK to grey.
     return np.asarray(image.convert("RGB").convert(colour)).reshape(image.height, image.width, -1)
 
 
 def _without(data: bytes, notes: list[slice]) -> bytes:
-    # Pillow reads more of a file than its pixels, and warns of what it finds there.
+    # Pillow reads more of a file than its pixels, and warns about it.
     starts = [0, *(note.stop for note in notes)]
     stops = [*(note.start for note in notes), len(data)]
     return b"".join(memoryview(data)[start:stop] for start, stop in zip(starts, stops, strict=True))
@@ -172,8 +173,8 @@ def _end_of_scan(data: bytes, position: int) -> int:
     for start in range(position, len(data) - 1, BLOCK_BYTES):
         block = codes[start : start + BLOCK_BYTES + 1]
         first, second = block[:-1], block[1:]
-        # 0xFF, and then none of 0 (a 0xFF that is data), 0xFF (fill) and the restart markers; `- 1` wraps around.
-        # The same few passes whatever the bytes are, so that none are slow ones.
+        # 0xFF, followed by neither 0 (a data byte 0xFF), 0xFF (fill) nor a restart marker; `- 1` wraps around. A fixed
+        # number of passes whatever the bytes, so that no file is slow.
         found = (first == 0xFF) & (second - 1 < 0xFE) & (second & 0xF8 != 0xD0)
         where = int(found.argmax())
         if found[where]:

@@ -1,4 +1,4 @@
-"""How large an image may be."""
+"""Size limits of images."""
 
 from convoy.service.errors import BadImage
 

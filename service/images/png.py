@@ -22,31 +22,33 @@ BITS = {GREY: (1, 2, 4, 8, 16), RGB: (8, 16), PALETTE: (1, 2, 4, 8), GREY_ALPHA:
 SAMPLES = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGB_ALPHA: 4}
 
 MAX_CHUNKS = 16_384  # 64 MiB in pieces of 4 KiB
-ROWS = 64  # of 16 bits a sample that are scaled at a time
-MAX_INFLATION = 1032  # deflate's best: 258 bytes in 2 bits
+ROWS = 64  # rows of 16-bit samples scaled at a time
+MAX_INFLATION = 1032  # deflate's maximum: 258 bytes in 2 bits
 
 _CHUNK = struct.Struct(">I4s")
 _HEADER = struct.Struct(">IIBBBBB")
 
 
 class Structure(NamedTuple):
-    """What a PNG file says of itself. `height` and `width` are as stored, before its orientation is applied."""
+    """The structure of a PNG file. `height` and `width` are as stored, before its orientation is applied."""
 
     height: int
     width: int
-    bits: int  # a sample
+    bits: int  # per sample
     kind: int  # colour type
     interlaced: int
-    palette: slice | None  # where the chunk stands: 3 bytes a colour
-    transparency: slice | None  # alpha of the palette's colours, or the one colour that is transparent
+    palette: slice | None  # position of the chunk: 3 bytes a colour
+    transparency: slice | None  # alpha of the palette's colours, or the single transparent colour
     pieces: list[slice]  # the chunks with the pixels
     orientation: int
-    ended: bool  # whether IEND is there
+    ended: bool  # whether it has an IEND chunk
 
 
 def read_structure(data: bytes, max_pixels: int) -> Structure:
-    """Walk the chunks up to IEND, or to the end of the last whole chunk with pixels. Raises BadImage; takes at most
-    some 20 ms whatever the file."""
+    """Walk the chunks up to IEND, or to the end of the last whole chunk with pixels.
+
+    Raises BadImage; takes at most about 20 ms for any file.
+    """
     found: dict[bytes, slice] = {}
     pieces: list[slice] = []
     header: tuple[int, ...] | None = None
@@ -56,7 +58,7 @@ def read_structure(data: bytes, max_pixels: int) -> Structure:
         chunk = slice(position, position + 12 + length)
         position = chunk.stop
         if header and pieces and name != b"IDAT" and (position > len(data) or not name.isalpha()):
-            # No IEND. Whether the picture is whole without it, its pixels decide.
+            # No IEND: decoding the pixels will show whether the picture is complete.
             return _structure(data, header, found, pieces, name == b"IEND")
         if position > len(data):
             raise _truncated(data)
@@ -74,9 +76,9 @@ def read_structure(data: bytes, max_pixels: int) -> Structure:
 def read_image(data: bytes, png: Structure) -> Image.Image:
     """The pixels as stored: mode 1, L, RGB, LA or RGBA, or P without transparency.
 
-    What is transparent by a colour or by the palette is white already; an alpha channel is left to the caller. Of an
-    animation it is the picture that a viewer without animations shows. Raises BadImage where the checksum of a palette
-    is wrong or pixels are missing, and whatever the decoder raises.
+    Transparency by a colour or by the palette is already white; an alpha channel is left to the caller. For an
+    animation, this is the picture that a viewer without animation support shows. Raises BadImage if the checksum of a
+    palette is wrong or pixels are missing, and any decoder error.
     """
     for chunk in (png.palette, png.transparency):
         if chunk is not None:
@@ -84,7 +86,7 @@ def read_image(data: bytes, png: Structure) -> Image.Image:
     try:
         return _image(data, png)
     except Exception:
-        # The checksums of pixels matter only where these cannot be read: then they say why.
+        # Checksums of pixels matter only if decoding fails: they then explain why.
         for chunk in png.pieces:
             _check_sum(data, chunk)
         if not png.ended:
@@ -125,7 +127,7 @@ def _structure(
     data: bytes, header: tuple[int, ...], found: dict[bytes, slice], pieces: list[slice], ended: bool
 ) -> Structure:
     width, height, bits, kind, _, _, interlaced = header
-    # Before any memory is taken for the pixels: a few bytes that promise a large picture are not one.
+    # Before allocating memory for the pixels: a few bytes cannot contain a large picture.
     wanted = height * width * bits * SAMPLES[kind] // 8
     given = sum(chunk.stop - chunk.start - 12 for chunk in pieces)
     if not given or given * MAX_INFLATION < wanted:
@@ -149,8 +151,8 @@ def _check_sum(data: bytes, chunk: slice) -> None:
 
 
 def _open(data: bytes, png: Structure, bits: int, kind: int) -> PngImageFile:
-    # The decoder sees nothing but the chunks that make the pixels: no profiles, texts or frames to inflate. Built
-    # directly, because Image.open has a limit of pixels of its own.
+    # The decoder receives only the chunks with pixels: no profiles, texts or frames to inflate. Constructed directly,
+    # because Image.open has its own pixel limit.
     header = _HEADER.pack(png.width, png.height, bits, kind, 0, 0, png.interlaced)
     chunks = [(b"IHDR", header), (b"IDAT", b"".join(_body(data, piece) for piece in png.pieces))]
     if kind == PALETTE:
@@ -177,7 +179,7 @@ def _on_white(data: bytes, png: Structure) -> bytes:
 
 
 def _key(data: bytes, png: Structure) -> NDArray[np.uint16] | None:
-    # The one colour that is transparent, in the file's samples.
+    # The single transparent colour, in the file's samples.
     body = _body(data, png.transparency)
     if png.kind not in (GREY, RGB) or len(body) != 2 * SAMPLES[png.kind]:
         return None
@@ -186,9 +188,9 @@ def _key(data: bytes, png: Structure) -> NDArray[np.uint16] | None:
 
 
 def _halves(data: bytes, png: Structure) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    # The high and the low bytes, (H, W, samples), of 16 bits a sample. Pillow gives 8 bits or clips; but filters work
-    # on bytes, so a file of 16-bit grey (with alpha) is also one of 8-bit grey with alpha (of RGBA). Three and four
-    # samples have no such twin: they are read twice, once as they are and once as if the low byte came first.
+    # The high and the low bytes, (H, W, samples), of 16-bit samples. Pillow reduces to 8 bits or clips. But PNG filters
+    # work on bytes, so 16-bit grey (with alpha) can be read as 8-bit grey with alpha (as RGBA). Three and four samples
+    # have no such equivalent: they are read twice, as they are and with the byte order swapped.
     if png.kind in (GREY, GREY_ALPHA):
         pixels = np.asarray(_open(data, png, 8, GREY_ALPHA if png.kind == GREY else RGB_ALPHA))
         return pixels[..., 0::2], pixels[..., 1::2]
@@ -198,7 +200,7 @@ def _halves(data: bytes, png: Structure) -> tuple[NDArray[np.uint8], NDArray[np.
 
 
 def _eight_bits(high: NDArray[np.uint8], low: NDArray[np.uint8], key: NDArray[np.uint16] | None) -> NDArray[np.uint8]:
-    # (256 high + low) / 257 = high + (low - high) / 257, rounded; some rows at a time, for what is in between.
+    # (256 high + low) / 257 = high + (low - high) / 257, rounded; in blocks of rows, to bound temporary memory.
     pixels = np.empty(high.shape, np.uint8)
     for top in range(0, len(pixels), ROWS):
         hi, lo = high[top : top + ROWS], low[top : top + ROWS]
@@ -210,7 +212,7 @@ def _eight_bits(high: NDArray[np.uint8], low: NDArray[np.uint8], key: NDArray[np
 
 
 def _whitened(pixels: NDArray[np.uint8], matches: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    # `matches` (H, W, samples): white, in place, where all samples do.
+    # Set pixels to white, in place, where all samples of `matches` (H, W, samples) do.
     pixels[matches.all(axis=2)] = 255
     return pixels
 

@@ -1,4 +1,4 @@
-"""What the supervisor answers over HTTP: /livez and /readyz on one port, /metrics on another."""
+"""The supervisor's HTTP endpoints: /livez and /readyz on one port, /metrics on another."""
 
 import gzip
 import json
@@ -19,8 +19,8 @@ from convoy.service import metrics
 log = logging.getLogger(__name__)
 
 _ALLOWED = "GET, HEAD, OPTIONS"
-_MOST = 64  # connections of a port at a time
-_MOST_BODY = 1 << 16  # bytes of a request's body, which nobody reads
+_MOST = 64  # concurrent connections per port
+_MOST_BODY = 1 << 16  # bytes of a request's body, which is discarded
 _TIMEOUT = 10  # seconds that a client may take for its request
 
 
@@ -31,11 +31,11 @@ def serve(
     directory: Path,
     restarts: metrics.Restarts,
 ) -> None:
-    """Answer on two listening sockets, in threads of their own, as long as the process lives.
+    """Answer on two listening sockets, in separate threads, as long as the process lives.
 
-    ready      whether the server wants requests, and if not why; called in those threads
-    directory  where the processes count
-    restarts   of processes, as the supervisor counts them
+    ready      whether the server accepts requests, and the reason if not; called in those threads
+    directory  the folder of the processes' metrics
+    restarts   restarts of processes, counted by the supervisor
     """
     for listener, handler in (
         (health, _health_handler(ready)),
@@ -49,15 +49,15 @@ def serve(
 
 
 class _Server(ThreadingHTTPServer):
-    """Answers each connection in a thread, `_MOST` at a time: one more ends the oldest, which most likely says nothing.
+    """Answers each connection in a thread, at most `_MOST` at a time.
 
-    One writer of `_open`: whoever holds `_lock`.
+    A further connection closes the oldest, which is most likely idle. `_lock` guards `_open`.
     """
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._lock = threading.Lock()
-        self._open: dict[socket.socket, None] = {}  # the oldest first
+        self._open: dict[socket.socket, None] = {}  # oldest first
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
@@ -76,7 +76,7 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        # A client that resets its connection, as load balancers' probes do, is no fault; the rest is one of ours.
+        # A client that resets its connection, as load balancers' probes do, is not an error; anything else is ours.
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             log.error("an HTTP request failed", exc_info=sys.exception())
 
@@ -98,7 +98,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def parse_request(self) -> bool:
         parsed = super().parse_request()
-        # What has been sent and not read when a connection is closed resets it, and the answer is lost with it.
+        # Closing a connection with unread data resets it, and the client loses the answer.
         length = self.headers.get("Content-Length", "") if parsed else ""
         if length.isdecimal() and "100-continue" not in self.headers.get("Expect", "").lower():
             self.rfile.read(min(int(length[:6]), _MOST_BODY))
@@ -123,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def __getattr__(self, name: str) -> Callable[[], None]:
-        # The base class looks for do_METHOD, and answers 501 where there is none.
+        # The base class looks for do_METHOD, and answers 501 if there is none.
         if name.startswith("do_"):
             return self.refuse
         raise AttributeError(name)

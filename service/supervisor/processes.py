@@ -1,7 +1,7 @@
-"""A server's processes: started with exec, the first of each kind before the command line has been read.
+"""The processes of a server, started with exec; the first of each kind starts before the command line is parsed.
 
-To read it takes longer than to start a process; what an engine and a front end import does not depend on it. Who is
-never told what to be ends in silence.
+Parsing takes longer than starting a process, and the imports of an engine and a front end do not depend on it. A
+process that is never given a role exits silently.
 """
 
 import atexit
@@ -24,24 +24,24 @@ _MEMORY = Path("/dev/shm")
 _PREFIX = "convoy-metrics-"
 _ADDRESS = "address"
 _OWN = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
-_METRICS = "PROMETHEUS_MULTIPROC_DIR"  # in the environment: prometheus_client reads it when it is imported
+_METRICS = "PROMETHEUS_MULTIPROC_DIR"  # environment variable that prometheus_client reads at import
 
 _MODULES: Mapping[Kind, str] = {"engine": "convoy.service.engine.server", "frontend": "convoy.service.frontend.server"}
 
 
 def channel_pair() -> tuple[socket.socket, socket.socket]:
-    """Two ends, of which each packet leaves the other as it came: for messages to the supervisor, and for a Channel."""
+    """Two connected ends that preserve packet boundaries: for messages to the supervisor, and for a Channel."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
 class Process:
-    """A process that has been started. `channel` is the socket on which it hears what it is."""
+    """A started process. It receives its role over the socket `channel`."""
 
     def __init__(self, kind: Kind, metrics_directory: str) -> None:
         self.channel, theirs = channel_pair()
         with theirs:
-            # spawn, not fork: gRPC's and onnxruntime's threads do not survive a fork. A session of its own keeps a
-            # terminal's Ctrl-C away from it.
+            # spawn, not fork: gRPC's and onnxruntime's threads do not survive a fork. Its own session protects it from
+            # a terminal's Ctrl-C.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", _MODULES[kind], str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
@@ -53,7 +53,7 @@ class Process:
 
     @property
     def returncode(self) -> int | None:
-        """None as long as it lives; the negative number of the signal that killed it."""
+        """The exit code: None while it is running; the negative number of the signal that killed it."""
         return self._process.poll()
 
     def kill(self) -> None:
@@ -61,20 +61,20 @@ class Process:
 
 
 class Processes:
-    """Starts the processes of a server, which count in one directory. One writer: the supervisor's loop."""
+    """Starts the processes of a server, which write metrics to one directory. One writer: the supervisor's loop."""
 
     def __init__(self) -> None:
         self.directory = tempfile.TemporaryDirectory(prefix=_PREFIX, dir=_writable())
         self._ahead: dict[Kind, Process] = {}
 
     def start_ahead(self) -> None:
-        """One of each kind, which wait to be asked for. They end with this process, when nobody has asked."""
+        """Start one process of each kind in advance, to wait for `start`. Unused ones end with this process."""
         for kind in _MODULES:
             self._ahead[kind] = Process(kind, self.directory.name)
         atexit.register(self._end_those_ahead)
 
     def start(self, kind: Kind) -> Process:
-        """One of a kind. Raises OSError where the system has no room for it."""
+        """Start a process of a kind, or take one started in advance. Raises OSError if the system lacks resources."""
         return self._ahead.pop(kind, None) or Process(kind, self.directory.name)
 
     def _end_those_ahead(self) -> None:
@@ -83,9 +83,9 @@ class Processes:
 
 
 def _writable(memory: Path = _MEMORY) -> str:
-    """Where counts can be kept: the usual folder for temporary files, else the shared memory that every container has.
+    """A folder for metrics: the usual folder for temporary files, else the shared memory that every container has.
 
-    Raises BadConfig where neither can be written.
+    Raises BadConfig if neither is writable.
     """
     with suppress(FileNotFoundError):
         return tempfile.gettempdir()
@@ -98,13 +98,13 @@ def _writable(memory: Path = _MEMORY) -> str:
 
 
 def announce(directory: Path, address: str) -> None:
-    """Leave word of where the server with these counts listens: HOST:PORT of gRPC."""
-    with suppress(OSError):  # a full disk: whoever asks without an address asks the default one
+    """Record the gRPC address, HOST:PORT, of the server with this metrics directory."""
+    with suppress(OSError):  # a full disk: commands without an address then use the default one
         (directory / _ADDRESS).write_text(f"{os.getpid()} {address}\n")
 
 
 def announced(folders: Iterable[Path] | None = None) -> list[str]:
-    """Where the servers of this machine or container listen, as far as they have left word and still live."""
+    """The recorded addresses of the running servers on this machine or in this container."""
     found = []
     if folders is None:
         folders = {_MEMORY}
@@ -120,12 +120,12 @@ def announced(folders: Iterable[Path] | None = None) -> list[str]:
 
 
 def _reachable(address: str) -> str:
-    # Who listens on all addresses is asked on the machine's own.
+    # A server that listens on all addresses is reached over loopback.
     host, _, port = address.rpartition(":")
     return f"{_OWN.get(host, host)}:{port}"
 
 
 @cache
 def ours() -> Processes:
-    """Of the server that this process is."""
+    """The processes of this server."""
     return Processes()

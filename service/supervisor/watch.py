@@ -1,6 +1,6 @@
 """Starts, watches, restarts and drains a server's processes.
 
-What it imports delays them all. So it imports little; what answers over HTTP follows once they have been started.
+Its imports delay all of them, so it imports little; the HTTP endpoints are imported once the processes have started.
 """
 
 import asyncio
@@ -26,10 +26,10 @@ from convoy.service.supervisor.processes import Kind, Process, Processes, channe
 
 log = logging.getLogger(__name__)
 
-_BACKOFF = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds before another start, by how many came in quick succession
-_STEADY = 30.0  # seconds after which a process counts as one that runs
+_BACKOFF = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds before a restart, by the number of starts in quick succession
+_STEADY = 30.0  # seconds after which a process counts as stable
 _LAST_GRACE = 3.0  # seconds beyond the front ends' own grace, after which they are killed
-_MOST_SUSPECTS = 64  # of which a new engine is told: what one message surely carries
+_MOST_SUSPECTS = 64  # sent to a new engine: as many as one message can carry
 _STARTING = messages.Status(listening=False, ready=False, reason="starting")
 
 
@@ -38,17 +38,17 @@ class Child:
     """A process of the server. One writer: the supervisor's loop."""
 
     kind: Kind
-    device: int  # whose engine; of a front end 0
-    number: int  # never used twice
+    device: int  # the engine's device; 0 for a front end
+    number: int  # never reused
     process: Process
     started: float = field(default_factory=time.monotonic)
     status: messages.Status = _STARTING
-    loading: messages.Suspect | None = None  # what an engine loads now
+    loading: messages.Suspect | None = None  # the version that an engine is loading
 
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where the server listens, once the ports are known."""
+    """The listening addresses of the server, once the ports are known."""
 
     grpc: str
     http: str
@@ -56,7 +56,7 @@ class Addresses:
 
 
 class Supervisor:
-    """All processes of one server. One writer of everything here: its loop; the HTTP threads only read."""
+    """All processes of one server. One writer of all its state: its loop; the HTTP threads only read."""
 
     def __init__(self, config: Config, repository: Path, sockets: "Sockets", processes: Processes) -> None:
         self._config = config
@@ -73,21 +73,21 @@ class Supervisor:
         self._children: dict[int, Child] = {}
         self._numbers = 0
         self._quick_ends: Counter[tuple[Kind, int]] = Counter()
-        self._suspects: Counter[messages.Suspect] = Counter()  # engines that have died while they loaded it
-        self._draining = False  # a front end that ends is not started again
-        self._ending = False  # nor is an engine: the front ends have ended
-        self._starts = asyncio.Lock()  # one at a time; who holds it sees every process there is
+        self._suspects: Counter[messages.Suspect] = Counter()  # engine deaths by the version that was loading
+        self._draining = False  # a front end that ends is not restarted
+        self._ending = False  # neither is an engine: the front ends have ended
+        self._starts = asyncio.Lock()  # held for one start at a time: the holder sees all existing processes
         self._was_ready = False
-        self._shortage = ""  # what is missing though it is ready, as it was told last
+        self._shortage = ""  # what was last reported missing while ready
         self._loop = asyncio.get_running_loop()
         self._watchers: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> int:
-        """Run until a signal; the exit code."""
+        """Run until a signal; returns the exit code."""
         stopping = asyncio.Event()
         signals = [signal.SIGTERM, signal.SIGINT]
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
-            signals.append(signal.SIGHUP)  # the terminal has gone
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored under nohup
+            signals.append(signal.SIGHUP)  # the terminal has closed
         for number in signals:
             self._loop.add_signal_handler(number, self._on_signal, stopping)
         addresses = self._addresses
@@ -104,7 +104,7 @@ class Supervisor:
         return await self._drain()
 
     def ready(self) -> tuple[bool, str]:
-        """Whether every front end wants requests; and if not, or if some engine is missing, why."""
+        """Whether every front end accepts requests; and the reason if not, or if an engine is missing."""
         if self._draining:
             return False, "draining"
         front_ends = self._children_of("frontend")
@@ -144,7 +144,7 @@ class Supervisor:
             metrics_directory=str(self._directory),
             suspects=tuple(self._suspects.most_common(_MOST_SUSPECTS)) if kind == "engine" else (),
         )
-        with suppress(ConnectionError):  # it has died already: _watch sees to that
+        with suppress(ConnectionError):  # it has died already: _watch handles that
             messages.send(process.channel, start)
         process.channel.setblocking(False)
         messages.listen(process.channel, lambda message, _: self._on_message(child, message), lambda: None)
@@ -190,7 +190,7 @@ class Supervisor:
         self._shortage = reason if ready else self._shortage
 
     async def _watch(self, child: Child) -> None:
-        """Wait for a process to end; start another while one is wanted."""
+        """Wait for a process to end, then start another if it is still wanted."""
         code = await _end(child.process)
         self._loop.remove_reader(child.process.channel)
         child.process.channel.close()
@@ -225,18 +225,18 @@ class Supervisor:
         return not (self._ending if kind == "engine" else self._draining)
 
     async def _start_if_wanted(self, kind: Kind, device: int) -> bool:
-        """Whether it was started, or is not wanted any more; False where it could not be started now."""
+        """True if it was started or is no longer wanted; False if it could not be started now."""
         async with self._starts:
             try:
                 if self._wanted(kind):
                     await self._start(kind, device)
-            except OSError as error:  # no memory or no process left: it may come back
+            except OSError as error:  # out of memory or processes: possibly temporary
                 log.error("%s cannot be started: %s", kind, error.strerror)
                 return False
         return True
 
     async def _drain(self) -> int:
-        """Let the front ends answer what they accepted, then end the engines. 0 where everything was answered."""
+        """Let the front ends answer what they accepted, then end the engines. Returns 0 if everything was answered."""
         log.info("draining")
         server = self._config.server
         async with self._starts:
@@ -255,7 +255,7 @@ class Supervisor:
         return 0 if complete else 1
 
     async def _wait_for(self, children: list[Child], seconds: float) -> bool:
-        """Wait for processes to end, kill those that do not; whether all ended by themselves, and well."""
+        """Wait for processes to end and kill late ones; returns whether all ended by themselves, with exit code 0."""
         if not children:
             return True
         _, late = await asyncio.wait(
@@ -270,7 +270,7 @@ class Supervisor:
 
 
 async def _end(process: Process) -> int:
-    """Wait for it; its exit code, or the negative number of the signal that killed it."""
+    """Wait for a process; returns its exit code, or the negative number of the signal that killed it."""
     loop = asyncio.get_running_loop()
     while (code := process.returncode) is None:
         ended = asyncio.Event()
@@ -285,10 +285,10 @@ async def _end(process: Process) -> int:
 
 
 class Sockets:
-    """The three ports of a server, taken. The gRPC port is only reserved: the front ends listen on it."""
+    """The bound ports of a server. The gRPC port is only reserved: the front ends listen on it."""
 
     def __init__(self, config: ServerConfig) -> None:
-        # The reserved one last: nobody listens on it yet, so it alone could be bound once more by one of the others.
+        # The reserved port last: nothing listens on it yet, so another of the three could bind it again.
         self.http = _bound(config.host, config.http_port, "server.http_port")
         self.metrics = _bound(config.host, config.metrics_port, "server.metrics_port")
         self.reserved = _bound(config.host, config.grpc_port, "server.grpc_port", shared=True)
@@ -296,7 +296,7 @@ class Sockets:
 
 
 def _bound(host: str, port: int, key: str, *, shared: bool = False) -> socket.socket:
-    """A bound socket, which listens unless it is `shared`. Raises BadConfig where the host or port cannot be had."""
+    """A bound socket, which listens unless it is `shared`. Raises BadConfig if the host or port is not available."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -308,7 +308,7 @@ def _bound(host: str, port: int, key: str, *, shared: bool = False) -> socket.so
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(address)
         if shared:
-            # Bound without SO_REUSEPORT first: with it, two servers would share the port without a word.
+            # Bound without SO_REUSEPORT first: with it, two servers would silently share the port.
             address = taken.getsockname()
             taken.close()
             taken = socket.socket(family, kind, protocol)
@@ -316,7 +316,7 @@ def _bound(host: str, port: int, key: str, *, shared: bool = False) -> socket.so
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             taken.bind(address)
         else:
-            taken.listen()  # now: with SO_REUSEADDR, a port that is only bound could be bound once more
+            taken.listen()  # now: with SO_REUSEADDR, a port that is only bound could be bound again
     except OSError as error:
         taken.close()
         if error.errno == errno.EADDRNOTAVAIL:
@@ -338,14 +338,14 @@ def _address(taken: socket.socket) -> str:
 
 
 def serve(config: Config, repository: Path) -> int:
-    """Serve a model repository until SIGTERM, SIGINT or SIGHUP; the exit code.
+    """Serve a model repository until SIGTERM, SIGINT or SIGHUP; returns the exit code.
 
-    Raises BadConfig where the repository or a port cannot be used.
+    Raises BadConfig if the repository or a port cannot be used.
     """
     if not repository.is_dir():
         raise BadConfig(f"model repository {str(repository)!r} is not a directory: make it, or name another")
     sockets = Sockets(config.server)
-    root = repository.absolute()  # a link stays one: what it leads to may be swapped while the server runs
+    root = repository.absolute()  # not resolved: a symbolic link may be switched while the server runs
 
     async def run() -> int:
         return await Supervisor(config, root, sockets, processes.ours()).serve()

@@ -1,1 +1,1 @@
-"""Which requests run together, and when: plain code without clocks, locks or I/O."""
+"""Choosing which requests run together, and when: plain code without clocks, locks or I/O."""

@@ -1,8 +1,8 @@
-"""Which requests run now, and which cannot be answered in time: the queues of one device.
+"""The queues of one device: which requests run now, and which cannot be answered in time.
 
-Plain code. Time comes in as an argument (seconds, monotonic), decisions go out: no clock, lock or I/O. There is one
-queue per model, version and shape; of those whose batch has closed, the device goes to the one that has to start first.
-When a batch closes and what goes into it is for the policy of its model (`policies.py`).
+Plain code without clock, lock or I/O: time is an argument (seconds, monotonic), decisions are return values. There is
+one queue per model, version and shape. Among the queues whose batch has closed, the one whose latest start time is
+earliest runs first. The policy of its model (`policies.py`) decides when a batch closes and what it contains.
 """
 
 import heapq
@@ -18,16 +18,16 @@ from convoy.service.errors import PredictedLate, QueueFull
 
 __all__ = ["Batch", "Batcher", "Decision", "Key", "Limits", "Request"]
 
-_GAP_WEIGHT = 0.1  # of the newest gap between arrivals in the moving average
+_GAP_WEIGHT = 0.1  # weight of the newest gap between arrivals in the moving average
 _LONG_GAP_WEIGHT = 0.01
 _MEMORY = 0.1  # seconds for which overlapping callers are remembered
-_ROUNDING = 1e-9  # a third of a device, three times, fills it
-_MOST_QUEUES = 1024  # whose run times are remembered; clients may send any number of sizes
+_ROUNDING = 1e-9  # three shares of a third fill a device
+_MOST_QUEUES = 1024  # whose run times are remembered; clients may send any number of shapes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Requests to run together, what is due first first. It should end at `ends`, and takes its share of a lane."""
+    """Requests to run together, in order of due time. Should end at `ends`; uses `share` of a lane."""
 
     key: Key
     requests: list[Request]
@@ -40,9 +40,10 @@ class Batch:
 
 
 class Decision(NamedTuple):
-    """late   requests that have left their queue: running them would end behind their deadlines
+    """late   requests removed from their queue, because they would end after their deadlines
     batch  what to run now on an idle device
-    again  when to ask again at the latest, though nothing happens until then; inf: not at all"""
+    again  latest time of the next call if nothing happens before; inf: none needed
+    """
 
     late: Sequence[Request]
     batch: Batch | None
@@ -51,12 +52,12 @@ class Decision(NamedTuple):
 
 @dataclass(slots=True)
 class _Callers:
-    """What is known of a model's callers."""
+    """Arrival statistics of a model's callers."""
 
     following: dict[Hashable, int] = field(default_factory=dict)  # source -> requests accepted there and not yet sent
-    last: float = -math.inf  # arrival
+    last: float = -math.inf  # arrival time
     gap: float = math.inf  # seconds between arrivals, moving average since the last pause
-    long_gap: float = math.inf  # the same over a longer time, pauses and all
+    long_gap: float = math.inf  # the same over a longer time, including pauses
     overlapping_until: float = -math.inf
 
     def arrive(self, now: float) -> None:
@@ -64,7 +65,7 @@ class _Callers:
         self.last = now
         self.long_gap = gap if self.long_gap == math.inf else self.long_gap + _LONG_GAP_WEIGHT * (gap - self.long_gap)
         if gap >= _MEMORY:
-            self.gap = math.inf  # a pause: what came before says nothing about now, nor does its length
+            self.gap = math.inf  # a pause: neither its length nor earlier gaps predict the next one
         elif self.gap == math.inf:
             self.gap = gap
         else:
@@ -74,11 +75,11 @@ class _Callers:
         following = any(self.following.values())
         if following:
             return Traffic(self.last, self.gap if self.gap < math.inf else 0.0, following)
-        # A lone caller sends the next request after the answer: its pace says nothing about what comes before that.
+        # A lone caller sends its next request after the answer, so its gaps do not predict an arrival before that.
         return Traffic(self.last, self.gap if self.last < self.overlapping_until else math.inf, following)
 
     def within(self, seconds: float) -> float:
-        """How many requests are to be reckoned with in that time: bursts count, and a lull in a flood does not."""
+        """Requests expected within `seconds`, by the shorter of the two average gaps, so that bursts count in full."""
         gap = min(self.gap, self.long_gap)
         if seconds <= 0:
             return 0.0
@@ -86,41 +87,44 @@ class _Callers:
 
 
 class Batcher:
-    """All queues of one device, which runs batches on `lanes` lanes at once: one batch in a lane, or as many as its
-    model has instances, each of which takes that share of it. So a model never runs more batches than it has instances
-    for, and one whose only session uses every core runs alone. One writer: the engine's loop.
+    """All queues of one device, which runs batches on `lanes` lanes concurrently.
 
-    `volume` tells how large one row of a shape is: a shape that never ran is taken to need as much time as the nearest
-    one of its model and version that did, in proportion.
+    A batch uses a whole lane, or 1/n of a lane if its model has n instances. So a model never runs more batches than it
+    has instances, and a model whose only session uses every core runs alone. One writer: the engine's loop.
+
+    `volume` returns the size of one row of a shape. An unmeasured shape's time is scaled from the nearest measured
+    shape of its model and version.
     """
 
     def __init__(self, lanes: int = 1, volume: Callable[[Hashable], float] | None = None) -> None:
         self._lanes = lanes
         self._volume = volume
         self._queues: dict[Key, Queue] = {}
-        self._active: dict[Key, Queue] = {}  # those in which something waits
+        self._active: dict[Key, Queue] = {}  # queues that are not empty
         self._places: dict[Hashable, tuple[Queue, Place]] = {}  # of each waiting request, by its id
-        self._deadlines: list[tuple[float, int, Hashable]] = []  # heap; ended requests leave lazily
-        self._rows: Counter[str] = Counter()  # that wait, by model
+        self._deadlines: list[tuple[float, int, Hashable]] = []  # heap; ended requests are removed lazily
+        self._rows: Counter[str] = Counter()  # waiting rows, by model
         self._callers: dict[str, _Callers] = {}  # by model
         self._running: list[Batch] = []
-        self._room = float(lanes)  # that no running batch takes
+        self._room = float(lanes)  # lanes not used by running batches
         self._arrivals = 0
 
     def __len__(self) -> int:
         return len(self._places)
 
     def waiting(self, model: str) -> int:
-        """Rows of a model that wait, over all its versions and shapes."""
+        """Waiting rows of a model, over all its versions and shapes."""
         return self._rows[model]
 
     def measured(self, key: Key, limits: Limits, times: Mapping[int, float]) -> None:
-        """What batches of these sizes take in seconds, measured before serving."""
+        """Record the seconds of batches by size, measured before serving."""
         self._queue(key, limits).start_with(times)
 
     def add(self, key: Key, request: Request, limits: Limits, now: float) -> None:
-        """Queue a request. Raises QueueFull, and PredictedLate where its answer would miss its deadline, with the
-        time after which trying again makes sense."""
+        """Queue a request.
+
+        Raises QueueFull, or PredictedLate if the answer would miss its deadline; both contain a retry hint.
+        """
         queue = self._queue(key, limits)
         waiting = self._rows[key.model]
         if waiting and waiting + request.rows > limits.max_queue:
@@ -146,14 +150,14 @@ class Batcher:
                 heapq.heapify(self._deadlines)
 
     def expect(self, model: str, source: Hashable, following: int, company: int, now: float) -> None:
-        """What `source` has said of `model`: it will send `following` more; it has not answered `company` requests."""
+        """Record a report from `source`: it will send `following` more requests, and has `company` unanswered ones."""
         callers = self._callers.setdefault(model, _Callers())
         callers.following[source] = following
         if company > 1:
             callers.overlapping_until = now + _MEMORY
 
     def forget(self, source: Hashable) -> list[Request]:
-        """`source` has gone: nothing more is expected from it. Takes out what it sent: it is never run."""
+        """Remove the requests of a `source` that has gone, and expect no more from it. Returns them; they never run."""
         for callers in self._callers.values():
             callers.following.pop(source, None)
         gone = [place.request for _, place in self._places.values() if place.request.source == source]
@@ -162,18 +166,18 @@ class Batcher:
         return gone
 
     def cancel(self, request_id: Hashable) -> Request | None:
-        """Take a request out of its queue; None where it does not wait (any more)."""
+        """Remove a request from its queue and return it; None if it is not waiting."""
         return self._remove(request_id) if request_id in self._places else None
 
     def next(self, now: float) -> Decision:
-        """What to do now. A batch that is handed out is running until `ended` is called with it."""
+        """What to do now. A returned batch counts as running until `ended` is called with it."""
         late = self._expired(now)
         while self._room > _ROUNDING and self._active:
             queue, close_at = self._candidate(now)
             if queue is None:
                 return Decision(late, None, min(close_at, self._first_deadline()))
             if queue.share > self._room + _ROUNDING:
-                break  # its turn comes when others have ended: smaller ones in its place could keep it waiting for ever
+                break  # it runs when others have ended: smaller ones in its place could delay it forever
             taken = POLICIES[queue.limits.policy].take(queue, now)
             self._left(queue, (*taken.late, *taken.batch))
             late += taken.late
@@ -182,7 +186,7 @@ class Batcher:
         return Decision(late, None, self._first_deadline())
 
     def ended(self, batch: Batch, runs: Sequence[tuple[int, float]]) -> None:
-        """A batch has run, in one run or in several: (rows, seconds from gather to scatter) of each."""
+        """Record that a batch has run, in one or several runs: (rows, seconds from gather to scatter) of each."""
         self._running.remove(batch)
         self._room = self._lanes - sum(other.share for other in self._running)
         queue = self._queues.get(batch.key)
@@ -204,9 +208,9 @@ class Batcher:
         return queue
 
     def _candidate(self, now: float) -> tuple[Queue | None, float]:
-        """The queue whose batch runs now, or None and when the first of them closes."""
+        """The queue whose batch runs now, or None and the time at which the first one closes."""
         closed: Queue | None = None
-        pressing: Queue | None = None  # of those that still wait, the one that has to start first
+        pressing: Queue | None = None  # among open batches, the one that has to start first
         starts = pressing_starts = again = math.inf
         for queue in self._active.values():
             close_at = POLICIES[queue.limits.policy].close_at(queue, self._callers[queue.key.model].expected())
@@ -222,7 +226,7 @@ class Batcher:
         return closed, again
 
     def _start(self, queue: Queue, requests: list[Request], now: float) -> Batch:
-        self._queues[queue.key] = self._queues.pop(queue.key)  # what has run last stands last
+        self._queues[queue.key] = self._queues.pop(queue.key)  # most recently run last
         ends = now + queue.times.bound(sum(request.rows for request in requests))
         batch = Batch(queue.key, requests, ends, queue.share)
         self._running.append(batch)
@@ -238,12 +242,12 @@ class Batcher:
                 others += other.work(other.rows)
         batches, rest = divmod(queue.rows_ahead(due), size)
         start = free + (others + batches * queue.times.bound(size) * queue.share) / self._lanes
-        # Whoever comes before its batch starts will be in it.
+        # Requests that arrive before its batch starts will share it.
         company = callers.within(start - now)
         finish = start + queue.times.bound(max(int(min(size, rest + request.rows + company)), request.rows))
         excess = finish - request.deadline
         if queue and due < queue.last.due and queue.last.request.deadline < math.inf:
-            # Those behind it were promised their time, too.
+            # Requests due later were admitted for their own deadlines.
             end = free + (others + queue.work(queue.rows + request.rows)) / self._lanes
             excess = max(excess, end - queue.last.request.deadline)
         if excess > 0 and not self._worth_trying(queue, request, now):
@@ -255,21 +259,23 @@ class Batcher:
     def _guess(self, queue: Queue) -> None:
         known = [other for other in self._queues.values() if other.key[:2] == queue.key[:2] and other.times.known]
         if known:
-            # What was measured counts before what is itself a guess.
+            # Measured times take precedence over guessed ones.
             nearest = min(known, key=lambda other: (other.times.guessed, abs(math.log(other.volume / queue.volume))))
             scale = queue.volume / nearest.volume
             queue.guess({size: scale * seconds for size, seconds in nearest.times.measured.items()})
 
     def _worth_trying(self, queue: Queue, request: Request, now: float) -> bool:
-        """Whether only a guess is against it: one such request at a time runs, or a guess that is too high would keep
-        its shape from ever being measured."""
+        """Whether to admit a request that only a guess predicts to be late.
+
+        One such request runs at a time. Otherwise a guess that is too high would keep its shape from being measured.
+        """
         if not queue.times.guessed or now + queue.times.bound(request.rows) <= request.deadline:
             return False
         running = (self._queues[batch.key] for batch in self._running if batch.key in self._queues)
         return not any(other.times.guessed for other in (*self._active.values(), *running))
 
     def _free(self, share: float, now: float) -> float:
-        """When the running batches leave such a share of a lane."""
+        """When the running batches leave this share of a lane free."""
         room = self._room
         for batch in sorted(self._running, key=lambda batch: batch.ends):
             if room >= share - _ROUNDING:

@@ -1,8 +1,9 @@
-"""When a batch closes and what goes into it: the default, and what others do, to compare with.
+"""Batching policies: when a batch closes and what it contains.
 
-Plain functions on one queue. `deferred` is ours. `eager` takes what is there; `timeout` is the usual maximum delay;
-`aimd` grows the batch until it takes longer than the objective (Crankshaw et al.: Clipper, NSDI 2017, section 4.3.1);
-`nexus` gives up what is too late for an efficient batch (Shen et al.: Nexus, SOSP 2019, section 6.3).
+Plain functions on one queue. `deferred` is Convoy's; the others are for comparison. `eager` runs whatever is waiting;
+`timeout` is the usual maximum delay; `aimd` grows the batch until it takes longer than the objective (Crankshaw et al.:
+Clipper, NSDI 2017, section 4.3.1); `nexus` drops what is too late for an efficient batch (Shen et al.: Nexus, SOSP
+2019, section 6.3).
 """
 
 import math
@@ -13,17 +14,17 @@ from convoy.service.config import PolicyName
 from convoy.service.engine.scheduler.request_queue import Queue, Request
 
 _GAPS = 2.0  # average gaps without an arrival after which no more is expected
-_DISPATCH = 0.0005  # seconds of CPU time around a batch, in which the front ends could do something else
-_POOR = 0.5  # of the throughput of a batch of all: so little is not worth keeping what hinders it
+_DISPATCH = 0.0005  # seconds of CPU time per batch, which the front ends could use
+_POOR = 0.5  # of the full batch's throughput: below this, the requests that limit the batch are dropped
 _AIMD_STEP, _AIMD_FACTOR = 1.0, 0.9
 
 
 class Traffic(NamedTuple):
-    """What is expected of a model's callers, as things stand."""
+    """The traffic expected from a model's callers."""
 
-    last: float  # when the latest request came
+    last: float  # arrival of the latest request
     gap: float  # seconds between requests; inf: none is expected
-    following: bool  # a request has been accepted by a front end and is on its way
+    following: bool  # a front end has accepted a request and is about to send it
 
 
 class Taken(NamedTuple):
@@ -35,8 +36,9 @@ class Taken(NamedTuple):
 
 class Policy(NamedTuple):
     """close_at  when the batch at the head of a queue should run on an idle device: now, or a time to ask again
-    take      what runs, and what is too late for it
-    admits    whether requests that are predicted to be late are refused when they come"""
+    take      which requests run, and which are too late
+    admits    whether requests predicted to be late are refused on arrival
+    """
 
     close_at: Callable[[Queue, Traffic], float]
     take: Callable[[Queue, float], Taken]
@@ -44,7 +46,7 @@ class Policy(NamedTuple):
 
 
 def _deferred_close_at(queue: Queue, traffic: Traffic) -> float:
-    """Waiting costs the device a gap, and saves what one more row takes less in this batch than in one of its own."""
+    """Wait if a gap costs the device less than the next row saves by joining this batch instead of one of its own."""
     rows, times = queue.rows, queue.times
     if rows >= queue.batch_size:
         return -math.inf
@@ -59,7 +61,7 @@ def _deferred_close_at(queue: Queue, traffic: Traffic) -> float:
 
 def _deferred_take(queue: Queue, now: float) -> Taken:
     if queue.times.guessed:
-        return Taken([], queue.pop(min(queue.rows, queue.batch_size)))  # a guess drops nothing: the run tells
+        return Taken([], queue.pop(min(queue.rows, queue.batch_size)))  # a guess drops nothing: the run corrects it
     late = _pop_while(queue, lambda request: now + queue.times.bound(request.rows) > request.deadline)
     if not queue:
         return Taken(late, [])
@@ -105,7 +107,7 @@ def _aimd_take(queue: Queue, now: float) -> Taken:
 
 
 def _nexus_take(queue: Queue, now: float) -> Taken:
-    """A window of the efficient size moves on until all in it can be answered in time."""
+    """Move a window of the efficient size forward until all requests in it can be answered in time."""
     late: list[Request] = []
     rows = min(queue.rows, queue.batch_size)
     while queue and not queue.times.guessed and queue.head.deadline < now + queue.times.predict(rows):

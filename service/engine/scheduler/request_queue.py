@@ -1,4 +1,4 @@
-"""The requests that can run together, ordered by when they are due."""
+"""A queue of requests that can run together, ordered by due time."""
 
 import math
 from bisect import bisect_left, insort
@@ -10,7 +10,7 @@ from convoy.service.config import PolicyName
 from convoy.service.engine.scheduler.latency_model import RunTimes
 
 _BUDGET_WEIGHT = 0.05  # of the newest request in the moving average
-_PATIENCE = 10.0  # latency objectives by which a request of low priority is due later
+_PATIENCE = 10.0  # latency objectives added to the due time of a low-priority request
 
 
 class Key(NamedTuple):
@@ -23,55 +23,55 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How one model's requests are put together. Times are in seconds."""
+    """Batching limits of one model. Times are in seconds."""
 
     max_batch_size: int  # rows
-    max_queue_delay: float  # for company, while more requests are on their way
+    max_queue_delay: float  # for further requests, while more are on their way
     max_queue: int  # rows that may wait
-    objective: float = 0.1  # a request without a deadline is due so long after its arrival
+    objective: float = 0.1  # a request without a deadline is due this long after its arrival
     policy: PolicyName = "deferred"
-    instances: int = 1  # sessions of the network: so many of its batches fill the device
+    instances: int = 1  # sessions of the network: this many of its batches fill the device
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request in a queue. `id` is the caller's own and unique; `payload` is not looked at."""
+    """One request in a queue. `id` is unique and chosen by the caller; `payload` is opaque."""
 
     id: Hashable
-    source: Hashable  # the front end it came from
+    source: Hashable  # the front end that sent it
     rows: int
     arrived: float
-    deadline: float = math.inf  # it is never run so late that it would end behind this
+    deadline: float = math.inf  # it never runs if it would end after this
     low_priority: bool = False
     payload: Any = None
 
     def due(self, objective: float) -> float:
-        """When it should be answered, which decides on its place: nothing waits for ever behind what comes later."""
+        """When it should be answered. Determines its place, so that no request waits forever behind later ones."""
         due = self.deadline if self.deadline < math.inf else self.arrived + objective
         return due + _PATIENCE * objective if self.low_priority else due
 
 
 class Place(NamedTuple):
-    """Where a request stands in its queue."""
+    """A request's place in its queue."""
 
     due: float
-    number: int  # of its arrival, unique
+    number: int  # sequence number of its arrival, unique
     request: Request
 
 
 class Queue:
-    """Requests of one key, and what is known of their batches. One writer: the engine's loop."""
+    """Requests of one key, and the run times of their batches. One writer: the engine's loop."""
 
     def __init__(self, key: Key, limits: Limits, volume: float = 1.0) -> None:
         self.key = key
         self.limits = limits
-        self.volume = volume  # of a row, beside those of other shapes
+        self.volume = volume  # of a row, relative to other shapes
         self.times = RunTimes(limits.max_batch_size)
-        self.rows = 0  # that wait
+        self.rows = 0  # waiting
         self.budget = limits.objective  # seconds from arrival to due, moving average
-        self.cap = 1.0  # rows; how far `aimd` has come
-        # Rows of a batch where more than enough wait: a request that comes just behind its start still finds its answer
-        # in time in the batch after it, and a smaller batch would be less efficient.
+        self.cap = 1.0  # rows; current limit of `aimd`
+        # Rows of a batch when enough wait. A request that arrives just after its start can still be answered in time in
+        # the next batch; a smaller batch would be less efficient.
         self.batch_size = limits.max_batch_size
         self._places: list[Place] = []  # ascending
 
@@ -80,25 +80,25 @@ class Queue:
 
     @property
     def head(self) -> Request:
-        """The one that is due first. The queue is not empty."""
+        """The request that is due first. The queue is not empty."""
         return self._places[0].request
 
     @property
     def due(self) -> float:
-        """When the first is due; inf where nothing waits."""
+        """The due time of the first request; inf if the queue is empty."""
         return self._places[0].due if self._places else math.inf
 
     @property
     def share(self) -> float:
-        """What a batch takes of the device while it runs."""
+        """The share of the device that a batch uses while it runs."""
         return 1 / self.limits.instances
 
     def first(self, count: int) -> list[Request]:
-        """The next so many, which stay."""
+        """The next `count` requests, which stay in the queue."""
         return [place.request for place in self._places[:count]]
 
     def put(self, request: Request, due: float, number: int) -> Place:
-        """Into its place; `number` is unique and ascending."""
+        """Insert a request at its place; `number` is unique and ascending."""
         place = Place(due, number, request)
         if self._places and due < self._places[-1].due:
             insort(self._places, place)
@@ -109,23 +109,23 @@ class Queue:
         return place
 
     def rows_ahead(self, due: float) -> int:
-        """Rows that would run before a request that is due then; exact where all requests have equally many."""
+        """Rows that would run before a request due at `due`; exact if all requests have equally many rows."""
         if not self._places or due >= self._places[-1].due:
             return self.rows
         return round(self.rows * bisect_left(self._places, (due,)) / len(self._places))
 
     @property
     def last(self) -> Place:
-        """The one that is due last. The queue is not empty."""
+        """The request that is due last. The queue is not empty."""
         return self._places[-1]
 
     def remove(self, place: Place) -> None:
-        """One that is there, wherever it stands."""
+        """Remove a request that is in the queue, at any place."""
         del self._places[bisect_left(self._places, place[:2])]
         self.rows -= place.request.rows
 
     def pop(self, rows: int) -> list[Request]:
-        """The next ones, as many as go into so many rows; a single larger one comes alone."""
+        """Remove and return the next requests that fit into `rows` rows; a single larger one is returned alone."""
         if self.rows == len(self._places):  # all of one row
             count = max(1, rows)
         else:
@@ -142,16 +142,16 @@ class Queue:
         return popped
 
     def learn(self, rows: int, seconds: float) -> None:
-        """A batch has run."""
+        """Record that a batch has run."""
         self.times.learn(rows, seconds)
         self._choose_size()
 
     def start_with(self, times: Mapping[int, float]) -> None:
-        """What batches of these sizes took, measured before serving."""
+        """Record the seconds of batches by size, measured before serving."""
         self._take(times, guessed=False)
 
     def guess(self, times: Mapping[int, float]) -> None:
-        """What batches of these sizes may take, by what is known of others."""
+        """Record the estimated seconds of batches by size."""
         self._take(times, guessed=True)
 
     def _take(self, times: Mapping[int, float], guessed: bool) -> None:
@@ -161,7 +161,7 @@ class Queue:
         self._choose_size()
 
     def follow(self, limits: Limits) -> None:
-        """The model's configuration may have changed."""
+        """Apply limits that may have changed with the model's configuration."""
         if limits != self.limits:
             self.limits = limits
             self._take(self.times.measured, self.times.guessed)
@@ -171,7 +171,7 @@ class Queue:
         self.batch_size = max(1, self.times.efficient(most))
 
     def work(self, rows: int) -> float:
-        """Seconds of the whole device for so many rows."""
+        """Seconds of the whole device for `rows` rows."""
         size = self.batch_size
         batches, rest = divmod(rows, size)
         return self.share * (batches * self.times.bound(size) + (self.times.bound(rest) if rest else 0.0))
