@@ -32,20 +32,18 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "serve": Command("convoy.service.commands.serve", "Serve a model repository over gRPC"),
-    "classify": Command("convoy.service.commands.classify", "Ask a server what is in images"),
-    "segment": Command("convoy.service.commands.segment", "Ask a server for the class of every pixel of an image"),
-    "locate": Command("convoy.service.commands.locate", "Ask a server where in pictures a template is"),
+    "classify": Command("convoy.service.commands.classify", "Classify images: ranked labels from a server"),
+    "segment": Command("convoy.service.commands.segment", "Segment an image: a class for every pixel, from a server"),
+    "locate": Command("convoy.service.commands.locate", "Locate a template in pictures"),
     "models": Command("convoy.service.commands.models", "List what a server serves"),
-    "health": Command("convoy.service.commands.health", "Ask a server whether it serves; the exit code says so"),
-    "profile": Command("convoy.service.commands.profile", "Measure what batches of a model take on this machine"),
+    "health": Command("convoy.service.commands.health", "Check whether a server is healthy, by exit code"),
+    "profile": Command("convoy.service.commands.profile", "Measure batch times of a model on this machine"),
     "simulate": Command("convoy.service.commands.simulate", "Try the scheduler under a load, on a virtual clock"),
     "bench": Command("convoy.service.commands.bench", "Load a server and measure how it answers"),
-    "data": Command(
-        "convoy.models.commands.data", "Look into a data set: classes, sizes, duplicates, what cannot be read"
-    ),
+    "data": Command("convoy.models.commands.data", "Inspect a data set: classes, sizes, duplicates, unreadable files"),
     "train": Command("convoy.models.commands.train", "Train a network"),
     "evaluate": Command("convoy.models.commands.evaluate", "Measure a trained network on its held-out images"),
-    "report": Command("convoy.models.commands.report", "Write the pictures, tables and the page of a run anew"),
+    "report": Command("convoy.models.commands.report", "Write the pictures, tables and page of a run again"),
     "compare": Command("convoy.models.commands.compare", "Show runs side by side: costs, scores, curves"),
     "export": Command("convoy.models.commands.export", "Export a trained network into a model repository"),
     "template": Command("convoy.models.commands.template", "Make a model that finds a picture inside others"),
@@ -188,7 +186,7 @@ def _overview() -> str:
         "Commands:",
         *(f"  {name:<{max(map(len, COMMANDS))}}  {command.summary}" for name, command in COMMANDS.items()),
         "",
-        "'convoy COMMAND --help' tells a command's options; 'convoy --version' the version.",
+        "'convoy COMMAND --help' lists a command's options, 'convoy --version' prints the version.",
     ]
     return "\n".join(lines)
 

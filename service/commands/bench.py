@@ -31,11 +31,11 @@ def bench(
         typer.Option("--model", metavar="NAME[:WEIGHT]", help="Which model; several share the requests by weight."),
     ],
     concurrency: Annotated[
-        int | None, typer.Option("--concurrency", metavar="N", min=1, help="Closed loop: N callers, each waits.")
+        int | None, typer.Option("--concurrency", metavar="N", min=1, help="Closed loop with N concurrent callers.")
     ] = None,
     rate: Annotated[
         float | None,
-        typer.Option("--rate", metavar="R", min=0.01, help="Open loop: R requests a second, nobody waits."),
+        typer.Option("--rate", metavar="R", min=0.01, help="Open loop at R requests a second."),
     ] = None,
     ramp: Annotated[
         str | None, typer.Option("--ramp", metavar="A:B", help="Open loop whose rate goes from A to B a second.")
@@ -44,16 +44,15 @@ def bench(
         str | None,
         typer.Option("--steps", metavar="R:S,...", help="Open loop, R a second for S seconds, then the next."),
     ] = None,
-    arrivals: Annotated[
-        Spacing, typer.Option("--arrivals", help="How an open loop's requests follow each other.")
-    ] = "poisson",
+    arrivals: Annotated[Spacing, typer.Option("--arrivals", help="Arrival process of an open loop.")] = "poisson",
     variation: Annotated[
-        float, typer.Option("--variation", metavar="CV", min=0.01, help="Of the gaps, for gamma: deviation over mean.")
+        float,
+        typer.Option("--variation", metavar="CV", min=0.01, help="For gamma: coefficient of variation of the gaps."),
     ] = 2.0,
     seconds: Annotated[
         float | None,
         typer.Option(
-            "--seconds", metavar="S", min=0.1, help="How long to measure, after 1 s of warm-up; 10 if left out."
+            "--seconds", metavar="S", min=0.1, help="How long to measure, after 1 s of warm-up; 10 by default."
         ),
     ] = None,
     images: Annotated[
@@ -61,28 +60,26 @@ def bench(
     ] = None,
     size: Annotated[
         list[str] | None,
-        typer.Option("--size", metavar="HxW", help="Of generated images; several are sent in turn."),
+        typer.Option("--size", metavar="HxW", help="Size of generated images; repeatable, used in turn."),
     ] = None,
     batch: Annotated[int, typer.Option("--batch", metavar="K", min=1, help="Images in each request.")] = 1,
     deadline: Annotated[
-        float, typer.Option("--deadline", metavar="SECONDS", min=0.001, help="How long each answer may take.")
+        float, typer.Option("--deadline", metavar="SECONDS", min=0.001, help="Deadline of each request.")
     ] = 10.0,
     processes: Annotated[
         int, typer.Option("--processes", metavar="N", min=1, max=64, help="Client processes that share the load.")
     ] = 1,
     stream: Annotated[
-        bool, typer.Option("--stream", help="Over one stream of each process for each model, not in calls.")
+        bool, typer.Option("--stream", help="One stream per process and model instead of calls.")
     ] = False,
     protocol: Annotated[
         Protocol, typer.Option("--protocol", help="oip: any server of the Open Inference Protocol, random tensors.")
     ] = "convoy",
     shape: Annotated[
         list[str] | None,
-        typer.Option("--shape", metavar="INPUT:AxB...", help="oip: an input's sides; several are sent in turn."),
+        typer.Option("--shape", metavar="INPUT:AxB...", help="oip: an input's shape; repeatable, used in turn."),
     ] = None,
-    seed: Annotated[
-        int, typer.Option("--seed", metavar="N", min=0, help="The same seed sends the same at the same times.")
-    ] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of the requests and their times.")] = 0,
     picture: Annotated[
         Path | None,
         typer.Option("--picture", metavar="FILE.png", help="Draw latency over time and its distribution."),
@@ -90,7 +87,7 @@ def bench(
     server: Server = DEFAULT_TARGET,
     json: Json = False,
 ) -> None:
-    """Load a server and measure how it answers: throughput, latency, errors, batch size, where the time goes."""
+    """Load a server and measure throughput, latency, errors, batch sizes and time per stage."""
     load = _load(concurrency, rate, ramp, steps, arrivals, variation, seconds)
     weights = [_weight(text) for text in model]
     if len({name for name, _ in weights}) < len(weights):

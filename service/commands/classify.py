@@ -37,7 +37,7 @@ def classify(
     json: Json = False,
     picture: Annotated[bool, typer.Option("--picture/--no-picture", help="Show the images too.")] = True,
 ) -> None:
-    """Ask a server what is in images: the most probable labels of each, and where the time went."""
+    """Classify images: the most probable labels of each, and the time per stage."""
     files = [(str(path), read_image(path)) for path in images]
     out, refused = console(), 0
     with Client(server) as client:

@@ -21,10 +21,10 @@ OPTIONS = (("grpc.enable_http_proxy", 0),)
 def health(
     server: Server | None = None,
     service: Annotated[
-        str, typer.Option(metavar="NAME", help="Name to ask about, such as a model's; empty: the whole server.")
+        str, typer.Option(metavar="NAME", help="Service to check, such as a model's name; empty: the whole server.")
     ] = "",
 ) -> None:
-    """Ask a server whether it serves: prints the status, exit code 0 when it is SERVING, else 1.
+    """Check a server: prints its status; exit code 0 if it is SERVING, else 1.
 
     Without --server it asks the one that runs on this machine or in this container, wherever that listens, and
     127.0.0.1:8001 where there is none or more than one.

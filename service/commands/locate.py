@@ -32,7 +32,9 @@ def locate(
     server: Server = DEFAULT_TARGET,
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", metavar="HEAT.png", help="The heat map over the picture, with the place found."),
+        typer.Option(
+            "-o", "--out", metavar="HEAT.png", help="Write the heat map over the picture, with the match marked."
+        ),
     ] = None,
     deadline: Deadline = DEADLINE,
 ) -> None:

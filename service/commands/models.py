@@ -24,7 +24,7 @@ _STATE_STYLE = {"ready": "green", "loading": "yellow", "unavailable": "red"}
 
 
 def models(*, server: Server = DEFAULT_TARGET, deadline: Deadline = DEADLINE, json: Json = False) -> None:
-    """List what a server serves: each version of each model, its input, where it runs, how good it is."""
+    """List the models of a server: versions, inputs, providers and metrics."""
     with Client(server) as client:
         served = client.models(deadline)
     if json:

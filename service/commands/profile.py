@@ -33,27 +33,29 @@ def profile(
     repository: Annotated[Path, typer.Option("--repository", metavar="DIR", help="The model repository.")] = Path(
         "repository"
     ),
-    provider: Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--provider", help="What runs it.")] = "auto",
+    provider: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option("--provider", help="Execution provider.")
+    ] = "auto",
     device: Annotated[int, typer.Option("--device", metavar="N", min=0, help="Which CUDA device.")] = 0,
     threads: Annotated[
-        int, typer.Option("--threads", metavar="N", min=0, help="onnxruntime's, over all sessions; 0: one per core.")
+        int, typer.Option("--threads", metavar="N", min=0, help="Threads of all sessions together; 0: one per core.")
     ] = 0,
     max_batch_size: Annotated[
         int, typer.Option("--max-batch-size", metavar="N", min=1, max=1024, help="The largest batch to try.")
     ] = 32,
     objective: Annotated[
-        float, typer.Option("--objective", metavar="SECONDS", min=0.0001, help="How soon answers should come.")
+        float, typer.Option("--objective", metavar="SECONDS", min=0.0001, help="Target latency.")
     ] = 0.1,
     size: Annotated[
         list[str] | None,
-        typer.Option("--size", metavar="HxW", help="Of images, where the model takes any; repeat it for several."),
+        typer.Option("--size", metavar="HxW", help="Image size, if the model accepts any; repeatable."),
     ] = None,
     picture: Annotated[
         Path | None, typer.Option("--picture", metavar="FILE.png", help="Draw time and throughput by batch size.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Measure what batches of a model take here, and say which sizes will be used, and why.
+    """Measure batch times of a model on this machine, and report which batch sizes will be used, and why.
 
     On the CPU it measures one session with all threads, and several with one each.
     """

@@ -34,15 +34,16 @@ def segment(
     ],
     model: ModelName = "",
     format: Annotated[  # noqa: A002  the option's name
-        MaskFormat, typer.Option("--format", help="How the mask travels; the files are the same.")
+        MaskFormat, typer.Option("--format", help="Wire format of the mask; the files are the same.")
     ] = "png",
     confidence: Annotated[
-        Path | None, typer.Option("--confidence", metavar="FILE.png", help="How sure each pixel is, as a grey picture.")
+        Path | None,
+        typer.Option("--confidence", metavar="FILE.png", help="Write the confidence of each pixel as a grey image."),
     ] = None,
     server: Server = DEFAULT_TARGET,
     deadline: Deadline = DEADLINE,
 ) -> None:
-    """Ask a server for the class of every pixel: writes the mask and its overlay, and shows which classes there are."""
+    """Segment an image: writes the mask and its overlay, and lists the classes found."""
     check_png("--out", out)
     check_png("--confidence", confidence)
     overlaid = out.with_name(f"{out.stem}-overlay.png")

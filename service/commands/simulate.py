@@ -43,28 +43,29 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 def simulate(
     *,
     profile: Annotated[
-        Path | None, typer.Option("--profile", metavar="FILE", help="What batches take: a profile.json.")
+        Path | None, typer.Option("--profile", metavar="FILE", help="Batch times from a profile.json.")
     ] = None,
     times: Annotated[
-        str, typer.Option("--times", metavar="N:MS,...", help="The same by hand, such as 1:6.3,32:39.8.")
+        str, typer.Option("--times", metavar="N:MS,...", help="Batch times by hand, such as 1:6.3,32:39.8.")
     ] = "",
-    load: Annotated[Load, typer.Option("--load", help="How requests come; trace reads --trace.")] = "poisson",
+    load: Annotated[Load, typer.Option("--load", help="Arrival process; trace reads --trace.")] = "poisson",
     rate: Annotated[
-        float | None, typer.Option("--rate", metavar="R", min=0.001, help="Requests a second; or as --offered says.")
+        float | None, typer.Option("--rate", metavar="R", min=0.001, help="Requests a second.  [default: by --offered]")
     ] = None,
     offered: Annotated[
         float, typer.Option("--offered", metavar="X", min=0.001, help="The rate as a multiple of the oracle's.")
     ] = 1.0,
     variation: Annotated[
-        float, typer.Option("--variation", metavar="CV", min=0.01, help="Of the gaps, for gamma: deviation over mean.")
+        float,
+        typer.Option("--variation", metavar="CV", min=0.01, help="For gamma: coefficient of variation of the gaps."),
     ] = 2.0,
     trace: Annotated[
-        Path | None, typer.Option("--trace", metavar="FILE", help="Seconds of arrivals, one a line, for trace.")
+        Path | None, typer.Option("--trace", metavar="FILE", help="Arrival times in seconds, one per line, for trace.")
     ] = None,
     deadline: Annotated[
-        float, typer.Option("--deadline", metavar="SECONDS", min=0.0001, help="How long each answer may take.")
+        float, typer.Option("--deadline", metavar="SECONDS", min=0.0001, help="Deadline of each request.")
     ] = 0.1,
-    requests: Annotated[int, typer.Option("--requests", metavar="N", min=1, help="How many.")] = 100_000,
+    requests: Annotated[int, typer.Option("--requests", metavar="N", min=1, help="Number of requests.")] = 100_000,
     policy: Annotated[
         list[str] | None,
         typer.Option(
@@ -72,14 +73,14 @@ def simulate(
         ),
     ] = None,
     max_batch_size: Annotated[
-        int, typer.Option("--max-batch-size", metavar="N", min=1, max=1024, help="Of every policy.")
+        int, typer.Option("--max-batch-size", metavar="N", min=1, max=1024, help="Largest batch of every policy.")
     ] = 64,
     max_queue_delay: Annotated[
         float,
-        typer.Option("--max-queue-delay", metavar="SECONDS", min=0, help="How long a request may wait for company."),
+        typer.Option("--max-queue-delay", metavar="SECONDS", min=0, help="Longest queue delay."),
     ] = 0.005,
     jitter: Annotated[
-        float, typer.Option("--jitter", metavar="X", min=0, help="Deviation of a batch's time, as a share of it.")
+        float, typer.Option("--jitter", metavar="X", min=0, help="Relative standard deviation of batch times.")
     ] = 0.0,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="The same seed gives the same requests.")] = 0,
     picture: Annotated[
@@ -87,7 +88,7 @@ def simulate(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Let the scheduler choose batches for a made-up load, beside other policies and the best there is."""
+    """Simulate the scheduler under a synthetic load, and compare it with other policies and an oracle."""
     check_picture(picture)
     measured = _measured(profile, times)
     arrivals = _arrivals(trace, load)
