@@ -1,5 +1,5 @@
-"""Hands batches to sessions. Whoever ends a batch decides at once what runs next: between two batches the device waits
-for no other thread."""
+"""Passes batches to sessions. The thread that ends a batch chooses the next one at once, so that the device waits for
+no other thread between batches."""
 
 import asyncio
 import logging
@@ -20,8 +20,8 @@ from convoy.service.ipc.slots import COPIED_AT_ONCE
 
 logger = logging.getLogger(__name__)
 
-_SHORT = 0.0005  # seconds; so long a batch may keep the loop: it takes about as long to a thread and back
-_ALONE = 0.01  # the same where nobody else is there: whoever comes meanwhile has to wait for the device anyway
+_SHORT = 0.0005  # seconds; a shorter batch may run on the loop: a hop to a thread and back takes about as long
+_ALONE = 0.01  # the same for a lone request: one that arrives meanwhile has to wait for the device anyway
 
 
 class Ended(NamedTuple):
@@ -33,7 +33,7 @@ class Ended(NamedTuple):
 
 
 class _Started(NamedTuple):
-    """A batch that a session is to run now: in its thread, or `on_loop`."""
+    """A batch that a session must run now, in its thread or `on_loop`."""
 
     batch: Batch
     instance: Instance
@@ -42,7 +42,7 @@ class _Started(NamedTuple):
 
 
 class _Decided(NamedTuple):
-    """What to run, whom to tell that it will not, and when to ask again at the latest. Later ones have a larger
+    """What to run, which requests fail, and the latest time of the next decision. Later decisions have a larger
     `number`."""
 
     number: int
@@ -52,13 +52,14 @@ class _Decided(NamedTuple):
 
 
 class Dispatcher:
-    """The queues of a device, and the sessions that run what comes out of them.
+    """The queues of a device, and the sessions that run their batches.
 
-    Batches run in their sessions' threads, very short ones on the loop. Whoever has run one takes the next out of the
-    queues, under a lock; all that front ends are to be told goes through the loop.
+    Batches run in their sessions' threads, very short ones on the loop. The thread that has run a batch takes the next
+    one out of the queues, under a lock. All reports to front ends go through the loop.
 
-    instances  of a model and version, or None where it is not there any more; called in any thread
-    ended      tells of a batch that ran, failed of a request that will not; on the loop
+    instances  returns those of a model and version, or None if it is gone; called in any thread
+    ended      called on the loop with each batch that ran
+    failed     called on the loop with each request that will not run
     """
 
     def __init__(
@@ -72,12 +73,12 @@ class Dispatcher:
         self._tell_ended = ended
         self._tell_failed = failed
         self._batcher = Batcher(volume=volume)
-        self._lock = threading.Lock()  # of the batcher, and of what stands above the loop's own state
+        self._lock = threading.Lock()  # guards the batcher, `_decisions` and `_company`
         self._decisions = 0
-        self._company = False  # whether more than one request is known of
+        self._company = False  # whether more than one request is known
         self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None  # the loop's
-        self._told = 0  # the loop's: the decision that the timer is of
+        self._timer: asyncio.TimerHandle | None = None  # used by the loop only
+        self._told = 0  # used by the loop only: number of the decision that set the timer
 
     def measured(self, key: Key, limits: Limits, times: Mapping[int, float]) -> None:
         """See Batcher."""
@@ -91,7 +92,7 @@ class Dispatcher:
             self._batcher.expect(model, source, following, company, now)
 
     def add(self, key: Key, request: Request, limits: Limits, now: float) -> None:
-        """See Batcher. `pump` has to follow."""
+        """See Batcher. The caller must then call `pump`."""
         with self._lock:
             self._batcher.add(key, request, limits, now)
 
@@ -111,7 +112,7 @@ class Dispatcher:
             return self._batcher.waiting(model)
 
     def pump(self) -> None:
-        """Run what can run now; else come back when something can."""
+        """Runs what can run now, and schedules the next call."""
         with self._lock:
             decided = self._decide()
         self._tell(decided)
@@ -119,7 +120,7 @@ class Dispatcher:
             self._start(started)
 
     def _decide(self) -> _Decided:
-        """Under the lock."""
+        """Decides what runs and what fails. Called under the lock."""
         now = time.monotonic()
         self._decisions += 1
         started: list[_Started] = []
@@ -144,7 +145,7 @@ class Dispatcher:
         for request, error in decided.failed:
             self._tell_failed(request, error)
         if decided.number < self._told:
-            return  # a session's thread decided it before the loop last did: it knows less of what waits
+            return  # a session's thread decided this before the loop's last decision, so it is outdated
         self._told = decided.number
         if self._timer is not None:
             self._timer.cancel()
@@ -159,7 +160,7 @@ class Dispatcher:
             started.instance.submit(self._run_on, started)
 
     def _keeps_loop(self, batch: Batch, instance: Instance, now: float) -> bool:
-        """Whether a batch is so short that it runs on the loop. Under the lock."""
+        """Returns whether a batch is short enough to run on the loop. Called under the lock."""
         seconds = batch.ends - now
         if not seconds or instance.running > 1 or instance.held or instance.session.provider in GPU:
             return False
@@ -168,7 +169,7 @@ class Dispatcher:
 
     def _run_on_loop(self, started: _Started) -> None:
         computed = _compute_or_end(started)
-        # Through the loop, so that what has come meanwhile is read between one short batch and the next.
+        # Through the loop, so that records that arrived meanwhile are read between two short batches.
         self._loop.call_soon(self._end_on_loop, started, computed)
 
     def _end_on_loop(self, started: _Started, computed: Computed | Ran) -> None:
@@ -178,7 +179,7 @@ class Dispatcher:
         self._settle(started, computed, decided, decided.started)
 
     def _run_on(self, started: _Started | None) -> None:
-        """In the thread of its session: a batch, and those that the session runs behind it."""
+        """Runs a batch, and then the session's next ones, in the session's thread."""
         while started is not None:
             computed = _compute_or_end(started)
             with self._lock:
@@ -195,7 +196,7 @@ class Dispatcher:
 
     def _end(self, started: _Started, computed: Computed | Ran) -> None:
         Instances.give(started.instance)
-        # From the decision to its end: all that keeps the device from the next batch.
+        # From the decision to the end: the whole time before the device can start the next batch.
         seconds = time.monotonic() - started.at
         in_one = isinstance(computed, Computed) or len(computed.batches) == 1
         self._batcher.ended(started.batch, [(started.batch.rows, seconds)] if in_one else [])
@@ -210,11 +211,11 @@ class Dispatcher:
 
 
 def _compute_or_end(started: _Started) -> Computed | Ran:
-    """Run it. A few outputs are written to their slots on the loop, while the device runs the next batch."""
+    """Runs a batch. Small outputs are written to their slots on the loop, while the device runs the next batch."""
     session = started.instance.session
     try:
         computed = compute(session, [request.payload for request in started.batch.requests])
-    except Exception:  # DeviceLost, or a mistake of ours: front ends send what waits to a fresh process
+    except Exception:  # DeviceLost, or a bug: front ends resend waiting requests to a new process
         logger.exception("the engine cannot go on")
         os._exit(1)
     if isinstance(computed, Computed) and (session.provider in GPU or computed.nbytes > COPIED_AT_ONCE):

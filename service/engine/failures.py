@@ -1,4 +1,4 @@
-"""Versions that could not be loaded: why, and when loading them is tried again."""
+"""Versions that failed to load: the reasons, and when to retry."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 from convoy.service.repository import Stamp
 
-_RETRY, _LAST_RETRY = 60.0, 600.0  # seconds until what failed is tried again: the first time, and at most
+_RETRY, _LAST_RETRY = 60.0, 600.0  # seconds before a retry: the first one, and at most
 
 Key = tuple[int, Stamp]  # a version, and the state of its files
 
 
 class _Retry(NamedTuple):
-    """When what failed is tried again, on the loader's clock, and how long it then has waited."""
+    """The time of the next retry, on the loader's clock, and the wait before it, in seconds."""
 
     at: float
     wait: float
@@ -20,20 +20,20 @@ class _Retry(NamedTuple):
 
 @dataclass(slots=True)
 class Failures:
-    """Those of one model. One writer: the loader's thread."""
+    """Load failures of one model. One writer: the loader's thread."""
 
     reasons: dict[Key, str] = field(default_factory=dict)
-    _retries: dict[Key, _Retry] = field(default_factory=dict)  # of what failed, until its files change
+    _retries: dict[Key, _Retry] = field(default_factory=dict)  # of failed versions, until their files change
 
     def add(self, version: int, stamp: Stamp, reason: str, now: float) -> None:
-        """Loading a version failed: it is tried again when its files change, or after a while, ever longer."""
+        """Records a load failure. The version is retried when its files change, or after a growing wait."""
         before = self._retries.get((version, stamp))
         wait = _RETRY if before is None else min(2 * before.wait, _LAST_RETRY)
         self.reasons[version, stamp] = reason
         self._retries[version, stamp] = _Retry(now + wait, wait)
 
     def forgive(self, present: Collection[Key], now: float) -> None:
-        """Forget failures of files that are gone or have changed, and those that are to be tried again."""
+        """Removes failures whose files are gone or have changed, and those that are due for a retry."""
         self._retries = {key: retry for key, retry in self._retries.items() if key in present}
         self.reasons = {
             key: reason for key, reason in self.reasons.items() if key in present and now < self._retries[key].at

@@ -1,4 +1,4 @@
-"""Keeps the sessions in step with the model repository, and tells what it has: the table of versions."""
+"""Keeps the sessions in step with the model repository, and publishes the table of versions."""
 
 import hashlib
 import logging
@@ -34,10 +34,10 @@ from convoy.service.repository import MAX_NAME, Listing, Stamp, State, Table, Ve
 log = logging.getLogger(__name__)
 
 DEFAULT_OBJECTIVE = 0.1  # seconds
-_USUAL = (256, 256)  # pixels of an image of any size
-_QUIET = 30.0  # seconds in which a version is named in the log once: a slow copy fails with each part that comes
-_DEATHS = 3  # of engines: what else may end one, such as a lack of memory, seldom does so three times on one file
-_RUNS = 5  # of one image: an objective that leaves room for a few of them
+_USUAL = (256, 256)  # (height, width) in pixels; assumed if a model accepts any size
+_QUIET = 30.0  # seconds between log entries on one version: a slow copy fails with each part that arrives
+_DEATHS = 3  # engines; other causes of death, such as a lack of memory, seldom occur three times on one file
+_RUNS = 5  # of one image; the default objective leaves time for this many
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,32 +48,32 @@ class Loaded:
     stamp: Stamp
     config: ModelConfig
     limits: Limits
-    profiles: tuple[Profile, ...]  # of the shapes of which it is known before that it will be asked for them
+    profiles: tuple[Profile, ...]  # of the shapes that are known in advance to be requested
     allowed: float = math.inf  # seconds in which a request without a deadline must be answered
     buckets: Buckets = NONE
-    learns: bool = False  # its buckets, from the sizes of images that come
+    learns: bool = False  # whether it learns its buckets from the sizes of arriving images
 
     @property
     def session(self) -> Session:
-        """One of those that run it, to be asked what it takes and gives."""
+        """One of the sessions, to read the network's inputs and outputs from."""
         return self.instances.session
 
 
 @dataclass(slots=True)
 class _Model:
     listing: Listing = field(default_factory=Listing)
-    problem: str = ""  # of the folder, when it was last looked at
+    problem: str = ""  # of the folder, at the last scan
     serving: int | None = None
     loading: int | None = None
     failures: Failures = field(default_factory=Failures)
 
 
 class Loader:
-    """Loads what should serve and retires what should not.
+    """Loads versions that should serve and retires the others.
 
-    One writer of everything here: the loader's thread, which calls all methods but `joins` and `is_retired`. `versions`
-    is replaced as a whole, so any thread may read it. A retired version stays in `versions` until `drop` is called for
-    it, because requests may be on their way.
+    One writer of all state: the loader's thread, which calls all methods except `joins` and `is_retired`. `versions` is
+    replaced as a whole, so any thread may read it. A retired version stays in `versions` until `drop` is called for it,
+    because requests may be in flight.
     """
 
     def __init__(
@@ -85,8 +85,8 @@ class Loader:
         suspects: Mapping[Suspect, int] = MappingProxyType({}),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`announce` is called with what is loaded next, and with None when that has ended. `suspects` have been loaded
-        by so many engines that died of it, or while they did so."""
+        """`announce` is called with each version before it loads, and with None afterwards. `suspects` contains the
+        number of engines that died while they loaded each version."""
         self.versions: Mapping[tuple[str, int], Loaded] = {}
         self._root = root
         self._config = config
@@ -94,15 +94,15 @@ class Loader:
         self._announce = announce
         self._suspects = suspects
         self._clock = clock
-        self._logged: dict[tuple[str, int], float] = {}  # when it was last logged that a version is not served
+        self._logged: dict[tuple[str, int], float] = {}  # time of the last log entry that a version is not served
         self._models: dict[str, _Model] = {}
         self._complete = False
         self._published: Table | None = None
-        self._unreadable: str | None = None  # why the repository could not be read, when it was last looked at
-        self._misnamed: set[str] = set()  # folders, when they were last looked at
+        self._unreadable: str | None = None  # why the repository could not be read, at the last scan
+        self._misnamed: set[str] = set()  # folders, at the last scan
 
     def refresh(self) -> None:
-        """Look at the repository and load what has come. Publishes the table whenever it has changed."""
+        """Scans the repository and loads new versions. Publishes the table whenever it changes."""
         try:
             listings = repository.scan(self._root)
             misnamed = repository.misnamed(self._root)
@@ -133,17 +133,17 @@ class Loader:
         self._tell()
 
     def drop(self, model: str, version: int) -> None:
-        """Forget a retired version: nothing refers to it any more."""
+        """Removes a retired version that nothing refers to any more."""
         if self.is_retired(model, version):
             self.versions = {key: loaded for key, loaded in self.versions.items() if key != (model, version)}
 
     def joins(self, model: str, version: int) -> bool:
-        """Whether requests for a loaded version may share runs."""
+        """Returns whether requests for a loaded version may share runs."""
         entry = self.versions.get((model, version))
         return entry is not None and entry.limits.max_batch_size > 1
 
     def run_apart(self, model: str, version: int, reason: str) -> None:
-        """A batch has shown that requests for this version may not share runs: they no longer do."""
+        """Stops requests for a version from sharing runs, after a batch has shown that they may not."""
         entry = self.versions.get((model, version))
         if entry is None or not self.joins(model, version):
             return
@@ -154,8 +154,8 @@ class Loader:
         self._tell()
 
     def choose_buckets(self, model: str, version: int, images: Mapping[Size, float]) -> None:
-        """Buckets for images of these sizes, which the version was sent; every batch size of a new one has run before
-        anybody is told of it. The version serves meanwhile: a batch may find one such run before it.
+        """Chooses buckets for images of these sizes, which the version received. Runs every batch size of a new bucket
+        before publishing it. The version serves meanwhile: a batch may wait for one such run.
         """
         entry = self.versions.get((model, version))
         if entry is None or self.is_retired(model, version):
@@ -168,7 +168,7 @@ class Loader:
         try:
             for shape, fitting in shapes(entry.session.document, new, most, max_pixels).items():
                 warm(Together(entry.instances), shape, min(fitting, entry.profiles[0].batch_size))
-        except Exception:  # it serves without them
+        except Exception:  # the version serves without the new buckets
             log.exception("model %s version %d: a run of a new bucket failed", model, version)
             return
         self._put(model, version, replace(entry, buckets=Buckets(chosen, MOST_PADDING)))
@@ -177,12 +177,12 @@ class Loader:
         log.info("model %s version %d: images are padded to %s", model, version, shown)
 
     def is_retired(self, model: str, version: int) -> bool:
-        """Whether a loaded version no longer serves."""
+        """Returns whether a loaded version no longer serves."""
         entry = self._models.get(model)
         return (model, version) in self.versions and (entry is None or entry.serving != version)
 
     def table(self) -> Table:
-        """What there is now."""
+        """Returns the current table."""
         rows = [
             self._row(name, model, version)
             for name, model in sorted(self._models.items())
@@ -194,7 +194,7 @@ class Loader:
         self.versions = {**self.versions, (model, version): loaded}
 
     def _take(self, name: str, model: _Model, listing: Listing) -> None:
-        """A model's folder as it is now. What is wrong with it never ends a version that serves."""
+        """Accepts the current state of a model's folder. A problem in it never ends a version that serves."""
         if listing.problem and listing.problem != model.problem:
             goes_on = f"; version {model.serving} goes on as it is" if model.serving else ""
             log.error("model %s: %s%s", name, listing.problem, goes_on)
@@ -204,13 +204,13 @@ class Loader:
         if listing.problem and model.serving is not None:
             listing = model.listing
         if listing.config != model.listing.config:
-            model.failures = Failures()  # the provider, say, may have been what failed
+            model.failures = Failures()  # the old configuration may have been the cause, such as its provider
         present = set(listing.files.items())
         model.failures.forgive(present, self._clock())
         model.listing = listing
 
     def _deaths(self, name: str, model: _Model) -> int:
-        """Engines that may have died of what this model would load: the others are loaded first."""
+        """Returns how many engines may have died of the version to load. Models with fewer deaths load first."""
         version = repository.choose(model.listing, model.failures.reasons)
         return 0 if version is None else self._suspects.get(_suspect(name, version, model.listing.files[version]), 0)
 
@@ -263,7 +263,7 @@ class Loader:
             if version == model.serving:
                 log.error("model %s version %d goes on as it was loaded: %s", name, version, error.message)
             return None
-        except Exception:  # one file, whatever is in it, must not end the engine for all
+        except Exception:  # no file, whatever its content, may end the engine for all models
             log.exception("model %s version %d cannot be loaded", name, version)
             model.failures.add(version, stamp, "loading it failed in a way that is in the log", self._clock())
             return None
@@ -299,7 +299,7 @@ class Loader:
         document = session.document
         wanted = self._buckets(settings, document).sizes
         if document is not None and self._may_learn(settings, document):
-            wanted = (buckets.rounded(document.image, *_USUAL),)  # which tells whether batches bring anything here
+            wanted = (buckets.rounded(document.image, *_USUAL),)  # shows whether batching pays
         return shapes(document, wanted, most if session.batched else 1, self._config.batching.max_batch_pixels)
 
     def _may_learn(self, settings: ModelConfig, document: Document | None) -> bool:
@@ -384,13 +384,13 @@ def _suspect(name: str, version: int, stamp: Stamp) -> Suspect:
 
 
 def _versions(listing: Listing) -> list[int]:
-    """From the highest down; 0 stands for those of a folder that cannot be read."""
+    """Returns the versions in descending order; 0 stands for those of a folder that cannot be read."""
     found = sorted({*listing.files, *listing.missing}, reverse=True)
     return found or ([0] if listing.problem else [])
 
 
 def _without(session: Session) -> Iterator[str]:
-    """What a version that serves goes without."""
+    """Yields the limitations of a version that serves."""
     if session.apart:
         yield f"requests run one at a time: {session.apart}"
     if session.left_out:
@@ -406,11 +406,11 @@ def _report_apart(name: str, version: int, session: Session) -> None:
 
 
 def _objective(measured: Sequence[Profile]) -> float:
-    """Seconds in which an answer should come where nobody has said so."""
+    """Returns the latency objective in seconds if none is configured."""
     return max(DEFAULT_OBJECTIVE, *(_RUNS * profile.seconds[1] for profile in measured), 0.0)
 
 
 def _stays(model: _Model, version: int | None) -> bool:
-    """What serves goes on: its file is there, though it may not load any more, and nothing above it can be served."""
+    """Returns whether the serving version stays: its file exists, loadable or not, and no higher version can serve."""
     serving = model.serving
     return serving is not None and serving in model.listing.files and (version is None or version < serving)

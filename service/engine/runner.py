@@ -1,4 +1,4 @@
-"""Runs one batch: gathers inputs from the slots, runs the session, scatters outputs to the slots. In a thread."""
+"""Runs one batch: gathers inputs from the slots, runs the session, scatters outputs to the slots."""
 
 import logging
 import os
@@ -18,62 +18,62 @@ from convoy.service.repository import TensorSpec
 
 log = logging.getLogger(__name__)
 
-_LARGE = 1 << 18  # bytes of outputs: to copy fewer takes no longer than to tell onnxruntime where to put them
+_LARGE = 1 << 18  # bytes of outputs; copying fewer takes no longer than passing onnxruntime their destination
 
 
 class _NotRows(Exception):
-    """A run shows that the network's first sides are no rows that could be shared out."""
+    """A run has shown that the network's first axis does not consist of rows that can be split among requests."""
 
 
 class Work(NamedTuple):
-    """One request of a batch, and the memory of the front end that sent it."""
+    """One request of a batch, and the memory of its front end."""
 
     submit: Submit
     memory: SharedMemory
 
 
 class Done(NamedTuple):
-    """How one request of a batch ended. Whoever sends it on closes the descriptors of its spilled outputs."""
+    """The end of one request of a batch. The sender of the record must close the descriptors of its spilled outputs."""
 
     record: Answer | Failure
     descriptors: tuple[int, ...] = ()
 
 
 class Ran(NamedTuple):
-    """What running a batch came to; `batches` are the sizes that ran and the times of each."""
+    """The outcome of a batch; `batches` contains the sizes that ran and the times of each."""
 
     ends: list[Done]
     batches: list[tuple[int, Times]]
 
 
 class Computed(NamedTuple):
-    """A batch whose outputs are there, and not yet in the slots. Where and when it ran is as in Times."""
+    """A batch whose outputs are computed but not yet in the slots. The last three fields are as in Times."""
 
     works: Sequence[Work]
     outputs: Sequence[NDArray[np.generic]]
     rows: int
     batched: bool
-    slots: Mapping[int, NDArray[np.uint8]]  # outputs that the network has written itself
+    slots: Mapping[int, NDArray[np.uint8]]  # memory of outputs that the network may write itself
     gather: int
     run: int
     scatter: int
 
     @property
     def nbytes(self) -> int:
-        """Of the outputs."""
+        """Bytes of the outputs."""
         return sum([values.nbytes for values in self.outputs])
 
 
 def run(session: Session, works: Sequence[Work]) -> Ran:
-    """Run a batch and write its outputs to the slots. Raises as `compute`."""
+    """Runs a batch and writes its outputs to the slots. Raises the same as `compute`."""
     return finish(compute(session, works))
 
 
 def compute(session: Session, works: Sequence[Work]) -> Computed | Ran:
-    """Run a batch. Where it fails and is of several requests, each runs alone, so that a bad one fails alone; that is
-    then over. Else the outputs are the session's own memory on a GPU, where its next run overwrites them.
+    """Runs a batch. If a batch of several requests fails, runs each to its end alone, so that a bad one fails alone.
+    Otherwise, on a GPU, the outputs are the session's own memory, which its next run overwrites.
 
-    Raises DeviceLost: then nothing may be answered, and the process has to end.
+    Raises DeviceLost: then no request may be answered, and the process must exit.
     """
     try:
         if len(works) > 1 and session.apart:
@@ -82,10 +82,10 @@ def compute(session: Session, works: Sequence[Work]) -> Computed | Ran:
     except DeviceLost:
         raise
     except _NotRows as error:
-        # Known now: no run of this network is shared any more. The engine reports it, and whoever is here runs alone.
+        # From now on no run of this network is shared. The engine reports it; the requests of this batch run alone.
         session.run_apart(str(error))
         return compute(session, works)
-    except Exception as error:  # a batch ends here, whatever the network or onnxruntime did
+    except Exception as error:  # whatever the network or onnxruntime raised ends this batch only
         if len(works) > 1:
             return _alone(session, works)
         if works[0].submit.image[0] and works[0].submit.rows > 1:
@@ -101,7 +101,7 @@ def _alone(session: Session, works: Sequence[Work]) -> Ran:
 
 
 def _images_alone(session: Session, work: Work) -> Ran:
-    """Images that share a slot, each in a run of its own: one of them may be what the run of all failed on."""
+    """Runs each image of a shared slot alone, because one of them may have failed the common run."""
     rows, failed = work.submit.rows, []
     good: list[Answer] = []
     batches: list[tuple[int, Times]] = []
@@ -113,7 +113,7 @@ def _images_alone(session: Session, work: Work) -> Ran:
             good.append(done.record)
         else:
             failed.append(row)
-        for descriptor in done.descriptors:  # of another size than the slot has room for
+        for descriptor in done.descriptors:  # outputs that differ in size from their space in the slot
             os.close(descriptor)
     if not good:
         return Ran([_failed(work, RunFailed(FAILED))], batches)
@@ -126,7 +126,7 @@ def _images_alone(session: Session, work: Work) -> Ran:
 
 
 def _row_of(submit: Submit, row: int) -> Submit:
-    """One image of several in a slot."""
+    """Returns the submission of one of several images in a slot."""
     return submit._replace(
         rows=1,
         inputs=tuple(_part(span, row, submit.rows, (1, *span.shape[1:])) for span in submit.inputs),
@@ -140,7 +140,7 @@ def _part(span: Span, row: int, rows: int, shape: tuple[int, ...]) -> Span:
 
 
 def finish(computed: Computed | Ran) -> Ran:
-    """Write the outputs to the slots, where that has not been done. Who cannot get them is told so alone."""
+    """Writes the outputs to the slots unless already done. A request whose outputs cannot be written fails alone."""
     if isinstance(computed, Ran):
         return computed
     row = 0
@@ -166,10 +166,10 @@ def _written(
     with ExitStack() as undo:
         try:
             written = _scatter(work, outputs, slots, undo)
-        except Exception as error:  # such as no more descriptors, for what travels in memory of its own
+        except Exception as error:  # such as no free descriptor for a spilled output
             log.error("outputs could not be written", exc_info=error)
             return None
-        undo.pop_all()  # what was spilled now belongs to whoever sends the answer
+        undo.pop_all()  # the sender of the answer now owns the spilled outputs
         return written
 
 
@@ -196,7 +196,7 @@ def _compute(session: Session, works: Sequence[Work]) -> Computed:
 
 
 def _as_declared(session: Session, spec: TensorSpec, values: NDArray[np.generic]) -> bool:
-    # A document's sides were checked when the file was loaded.
+    # With a document, the sides were checked when the file was loaded.
     return session.document is not None or (
         values.ndim == len(spec.shape)
         and all(side in (None, got) for side, got in zip(spec.shape, values.shape, strict=True))
@@ -214,13 +214,13 @@ def _gather(session: Session, works: Sequence[Work], number: int, padding: int) 
         return views[0]  # a batch of one request needs no copy: its slot is contiguous
     rows = sum([len(view) for view in views])
     batch = session.input_buffers[number].array((rows + padding, *views[0].shape[1:]), views[0].dtype)
-    batch[rows:] = 0  # not what an earlier batch has left there
+    batch[rows:] = 0  # clears the values of an earlier batch
     np.concatenate(views, out=batch[:rows])
     return batch
 
 
 def _slots(works: Sequence[Work]) -> dict[int, NDArray[np.uint8]]:
-    """Where the network may write its outputs itself: a batch of one request fills its slot alone."""
+    """Returns where the network may write its outputs itself: only for a batch of one request, which fills its slot."""
     rooms = works[0].submit.outputs
     if len(works) > 1 or sum([room.nbytes for room in rooms]) < _LARGE:
         return {}
@@ -238,7 +238,7 @@ def _outputs(
         if not any(room is not None for room in rooms):
             raise
         outputs = session.run(arrays)
-        session.sure = False  # it was the rooms: the file does not hold to the shapes that it tells
+        session.sure = False  # the output buffers were the cause: the file does not keep to its declared shapes
         return outputs
 
 
@@ -254,7 +254,7 @@ def _scatter(
             if room.number not in slots or not np.may_share_memory(values, slots[room.number]):
                 work.memory.bytes_at(offset, values.nbytes)[:] = values.reshape(-1).view(np.uint8)
         else:
-            # The size was not known when the slot was claimed: the output travels in a memory file of its own.
+            # The size was not known when the slot was claimed: the output travels in its own memory file.
             offset = SPILLED
             descriptors.append(_spill(values, undo))
         spans.append(Span(room.number, offset, values.nbytes, values.dtype, values.shape))

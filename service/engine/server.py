@@ -1,4 +1,4 @@
-"""The engine process: owns one device, its sessions, its queues; speaks with every front end over its channel."""
+"""The engine process: owns one device, its sessions and its queues, and has a channel to every front end."""
 
 import asyncio
 import logging
@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 
 class Peer:
-    """A front end as the engine sees it. One writer: the engine's loop."""
+    """The engine's side of a front end. One writer: the engine's loop."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -60,7 +60,7 @@ class Peer:
 
 
 class Engine:
-    """One device: what front ends send goes into its queues, what comes out of them goes back."""
+    """One device: requests from front ends enter its queues, and the results return to the front ends."""
 
     def __init__(
         self,
@@ -74,20 +74,20 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._dispatcher = Dispatcher(self._instances_of, self._answer, self._end, _volume)
         self._levels = metrics.Levels(self._write_levels)
-        self._asked: set[str] = set()  # models for which requests have come
-        self._peers: dict[Hashable, Peer] = {}  # numbers are never used twice
+        self._asked: set[str] = set()  # models that have received requests
+        self._peers: dict[Hashable, Peer] = {}  # by number, never reused
         self._table = Table()
         self._loader = Loader(root, config, self._publish_soon, announce, suspects or {})
         self._unreleased: dict[
             tuple[str, int], set[Hashable]
         ] = {}  # retired versions -> front ends that may refer to them
-        self._profiled: dict[tuple[str, int], Loaded] = {}  # whose profile the batcher has
+        self._profiled: dict[tuple[str, int], Loaded] = {}  # versions whose profile the batcher has
         self._loading = ThreadPoolExecutor(1, "load")
         self._choosing: set[asyncio.Task[None]] = set()
-        self._sizes: dict[tuple[str, int], Sizes] = {}  # of images, for versions that learn their buckets
+        self._sizes: dict[tuple[str, int], Sizes] = {}  # image sizes, for versions that learn their buckets
 
     async def serve(self) -> None:
-        """Load what the repository holds and follow its changes, for ever."""
+        """Loads the repository and follows its changes. Never returns."""
         await self._refresh()
         poll = self._config.repository.poll_seconds
         told = False
@@ -95,12 +95,12 @@ class Engine:
             there = _identity(self._root)
             changes = awatch(self._root, rust_timeout=round(poll * 1000), yield_on_timeout=True, debounce=200, step=50)
             try:
-                # The path may be a link, and what it leads to may be swapped: then the new folder is to be watched.
+                # The path may be a symbolic link. If its target is swapped, the new folder must be watched.
                 while _identity(self._root) == there:
                     await anext(changes)
                     told = False
                     await self._refresh()
-            except (OSError, RuntimeError) as error:  # watchfiles' own is a RuntimeError: no inotify instance, say
+            except (OSError, RuntimeError) as error:  # watchfiles raises RuntimeError, say without an inotify instance
                 if not told:
                     reason = getattr(error, "strerror", None) or str(error)
                     logger.error("model repository cannot be watched: %s; it is looked at by polling", reason)
@@ -114,7 +114,7 @@ class Engine:
         await self._loop.run_in_executor(self._loading, self._loader.refresh)
 
     def attach(self, number: int, connection: socket.socket) -> None:
-        """A front end's channel."""
+        """Connects a front end's channel and sends it the table."""
         peer = Peer(number)
         peer.wire = Wire(connection, lambda packet: self._read(peer, packet), lambda: self._detach(peer))
         self._peers[number] = peer
@@ -141,7 +141,7 @@ class Engine:
                 self._drop_if_released(model, version)
             else:
                 self._unreleased.pop((model, version), None)
-        for peer in list(self._peers.values()):  # who turns out to have gone leaves it
+        for peer in list(self._peers.values()):  # a copy: a failed send removes its peer
             self._send_table(peer)
 
     def _take_profile(self, model: str, version: int, loaded: Loaded) -> None:
@@ -159,15 +159,15 @@ class Engine:
         os.close(descriptor)
 
     def _drop_if_released(self, model: str, version: int) -> None:
-        # A version that is not retired at all stands in no set: that is not the empty one that everybody has left. The
-        # empty one stays until the loader, in whose thread versions come and go, has dropped it.
+        # A version that is not retired has no set at all, while an empty set means that every front end has released
+        # it. The empty set stays until the loader's thread, which owns `versions`, has dropped the version.
         if not self._unreleased.get((model, version), {0}):
             dropping = self._loop.run_in_executor(self._loading, self._loader.drop, model, version)
             dropping.add_done_callback(lambda _: self._dropped(model, version))
 
     def _dropped(self, model: str, version: int) -> None:
         if (model, version) in self._loader.versions or (model, version) not in self._unreleased:
-            return  # it serves again, or this has been done
+            return  # it serves again, or is already dropped
         del self._unreleased[model, version]
         self._profiled.pop((model, version), None)
         self._sizes.pop((model, version), None)
@@ -213,7 +213,7 @@ class Engine:
         request = Request(
             id=(peer.number, submit.id),
             source=peer.number,
-            rows=submit.rows if loaded.session.batched else 1,  # more only from who has not heard that it is not
+            rows=submit.rows if loaded.session.batched else 1,  # more only from a front end with an old table
             arrived=arrived,
             deadline=arrived + loaded.allowed if submit.deadline == NEVER else submit.deadline / 1e9,
             low_priority=submit.low_priority,
@@ -227,7 +227,7 @@ class Engine:
         self._levels.changed()
 
     def _see(self, submit: Submit, loaded: Loaded) -> None:
-        """An image's size; once in a while buckets are chosen from those that came."""
+        """Records an image's size, and periodically chooses buckets from the recorded sizes."""
         document = loaded.session.document
         assert document is not None
         sizes = self._sizes.setdefault((submit.model, submit.version), Sizes())
@@ -238,7 +238,7 @@ class Engine:
             task.add_done_callback(self._choosing.discard)
 
     async def _choose_buckets(self, model: str, version: int, loaded: Loaded, images: dict[Size, float]) -> None:
-        # As long as new shapes run for the first time, no batch runs on the loop, where it could meet one of them.
+        # While new shapes run for the first time, no batch may run on the loop, where it could wait for one of them.
         loaded.instances.hold(1)
         try:
             await self._loop.run_in_executor(self._loading, self._loader.choose_buckets, model, version, images)
@@ -257,7 +257,7 @@ class Engine:
     def _answer(self, ended: Ended) -> None:
         batch, ran = ended.batch, ended.ran
         if ended.session.apart and self._loader.joins(batch.key.model, batch.key.version):
-            # The batch has shown it. Until the loader has taken it in, the session itself runs requests alone.
+            # This batch has shown it. Until the loader has recorded it, the session itself runs requests alone.
             self._loop.run_in_executor(
                 self._loading, self._loader.run_apart, batch.key.model, batch.key.version, ended.session.apart
             )
@@ -275,7 +275,7 @@ class Engine:
                 os.close(descriptor)
 
     def _end(self, request: Request, error: ConvoyError) -> None:
-        """What has left the queue and will not run: tell its front end, if that still lives."""
+        """Reports a request that left the queue and will not run to its front end, if that is still connected."""
         peer = self._peers.get(request.source)
         if peer is not None:
             peer.wire.send([Failure(request.payload.submit.id, error)])
@@ -287,7 +287,7 @@ class Engine:
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
-    """Which folder a path leads to now; None where it leads nowhere."""
+    """Returns the device and inode that a path leads to now, or None if it leads nowhere."""
     try:
         status = folder.stat()
     except OSError:
@@ -296,13 +296,13 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 
 
 def _volume(shape: Hashable) -> float:
-    """Bytes of one row: the time that a shape takes is guessed by them where none of it has run."""
+    """Returns the bytes of one row, from which the run time of an unmeasured shape is estimated."""
     assert isinstance(shape, tuple)
     return float(max(1, sum(math.prod(sides) * dtype.itemsize for sides, dtype in shape)))
 
 
 def _count(batch: Batch, ran: Ran, document: Document | None, device: int) -> None:
-    # Before the answers leave: a caller that has its answer finds it counted.
+    # Called before the answers are sent, so that a caller with an answer finds it counted.
     key, version = batch.key, str(batch.key.version)
     if document is not None and document.input is not None:
         submits = [request.payload.submit for request in batch.requests]
@@ -324,7 +324,7 @@ def _count(batch: Batch, ran: Ran, document: Document | None, device: int) -> No
 
 @lru_cache(maxsize=1024)
 def _batch_counters(model: str, version: str, size: int, device: int) -> tuple[Any, ...]:
-    # Looking labels up takes longer than counting.
+    # Cached, because looking up labels takes longer than counting.
     stages = [metrics.BATCH_STAGE.labels(model, version, size, stage) for stage in ("gather", "run", "scatter")]
     return (
         metrics.BATCH_SIZE.labels(model, version),
@@ -340,7 +340,7 @@ async def _main(supervisor: socket.socket) -> None:
     log.configure(start.config.server.log_level, f"engine {start.config.engine.device}" if several else "engine")
 
     def announce(what: messages.Suspect | None) -> None:
-        with suppress(OSError):  # the supervisor has died: so does this process in a moment
+        with suppress(OSError):  # the supervisor has died; this process is about to exit
             messages.send(supervisor, messages.Loading(what))
 
     engine = Engine(Path(start.repository), start.config, announce, dict(start.suspects))
@@ -350,7 +350,7 @@ async def _main(supervisor: socket.socket) -> None:
         if isinstance(message, messages.Link) and connection is not None:
             engine.attach(message.peer, connection)
 
-    # The supervisor closes the channel when nothing is left to do, and when it has died: either way, end.
+    # The channel closes when nothing is left to do or the supervisor has died. Either way, the engine exits.
     messages.listen(supervisor, take, over.set)
     serving = asyncio.ensure_future(engine.serve())
     ending = asyncio.ensure_future(over.wait())
@@ -360,11 +360,11 @@ async def _main(supervisor: socket.socket) -> None:
 
 
 def main() -> None:
-    """Run an engine; the first argument is the descriptor of the channel to the supervisor."""
+    """Runs an engine; the first argument is the descriptor of the channel to the supervisor."""
     connection = socket.socket(fileno=int(sys.argv[1]))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_main(connection))
-    # Threads may still be inside onnxruntime; nothing waits for their results any more.
+    # Threads may still be inside onnxruntime; their results are no longer needed.
     os._exit(0)
 
 

@@ -1,1 +1,1 @@
-"""What two processes share: messages, records and memory."""
+"""Messages, records and memory shared between processes."""

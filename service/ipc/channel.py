@@ -1,8 +1,8 @@
-"""The records that front ends and the engine send each other, and the socket pair that carries them.
+"""The records that front ends and the engine exchange, and the socket pair that carries them.
 
-A `Submit` says where in a front end's memory the inputs are and where the outputs go; the engine ends every `Submit`
-with exactly one `Answer` or `Failure`, and until then the space stays allocated, also when the caller has gone. Records
-are fixed structs, many to a packet; no pixels go through the socket.
+A `Submit` contains the locations of the inputs and outputs in a front end's memory. The engine ends every `Submit` with
+exactly one `Answer` or `Failure`. Until then the memory stays allocated, even after a cancellation. Records are fixed
+structs, many per packet. Pixels never go through the socket.
 """
 
 import array
@@ -30,19 +30,19 @@ from convoy.service.errors import (
 )
 from convoy.service.ipc.slots import MAX_RANK, SPILLED, Span
 
-NEVER = (1 << 63) - 1  # a deadline that never comes, nanoseconds
+NEVER = (1 << 63) - 1  # ns; stands for no deadline
 FAILED = "the network failed on this input"
 
 _DTYPE_NUMBERS = {dtype: number for number, dtype in enumerate(DTYPES)}
 
 
 class Cancelled(ConvoyError):
-    """The engine has let go of an image whose caller had gone."""
+    """The engine has dropped an image whose caller had gone."""
 
     reason = "CANCELLED"
 
 
-# The errors that an engine may answer, by their number in a record. One that has no place here is RunFailed.
+# The errors that an engine may return, by their number in a record. Any other error is sent as RunFailed.
 FAILURES: tuple[type[ConvoyError], ...] = (
     RunFailed,
     QueueFull,
@@ -56,43 +56,43 @@ FAILURES: tuple[type[ConvoyError], ...] = (
 
 
 class Hello(NamedTuple):
-    """Front end to engine, first: here is my memory. One descriptor travels with it."""
+    """Front end to engine, the first record: the front end's memory. One descriptor travels with it."""
 
     arena_bytes: int
 
 
 class Submit(NamedTuple):
-    """Front end to engine: run this. `rows` images, all inputs side by side in the arena."""
+    """Front end to engine: a request to run `rows` images, whose inputs lie side by side in the arena."""
 
-    id: int  # never used twice by a front end
+    id: int  # never reused by a front end
     model: str
     version: int
     rows: int
-    following: int  # images of this model that the front end has accepted and not yet submitted
-    company: int  # requests of this model that the front end has accepted and not yet answered, this one among them
-    arrived: int  # CLOCK_MONOTONIC, ns: when it was ready to be queued
+    following: int  # images of this model that the front end has accepted but not yet submitted
+    company: int  # requests of this model that the front end has accepted but not yet answered, including this one
+    arrived: int  # CLOCK_MONOTONIC, ns: time when it was ready to be queued
     deadline: int  # CLOCK_MONOTONIC, ns, or NEVER
     inputs: tuple[Span, ...]
     outputs: tuple[Span, ...]
-    image: tuple[int, int] = (0, 0)  # pixels of the input that each image fills, height and width; zeros for tensors
+    image: tuple[int, int] = (0, 0)  # (height, width) of each image in the input, pixels; zeros for tensors
     low_priority: bool = False
 
 
 class Cancel(NamedTuple):
-    """Front end to engine: nobody waits for this any more. It is still ended by an Answer or a Failure."""
+    """Front end to engine: a cancellation. The engine still ends the request with an Answer or a Failure."""
 
     id: int
 
 
 class Release(NamedTuple):
-    """Front end to engine: no request of mine refers to this version, and none will."""
+    """Front end to engine: no request of this front end refers to this version, and none will."""
 
     model: str
     version: int
 
 
 class Times(NamedTuple):
-    """When the stages of a batch began and ended: CLOCK_MONOTONIC, ns, the same clock in every process."""
+    """Start and end times of a batch's stages: CLOCK_MONOTONIC, ns, the same clock in every process."""
 
     gather: int
     run: int
@@ -101,24 +101,24 @@ class Times(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Engine to front end: it ran; the outputs are written."""
+    """Engine to front end: the request has run, and its outputs are written."""
 
     id: int
     batch_size: int
     times: Times
     outputs: tuple[Span, ...]
-    failed: tuple[int, ...] = ()  # rows on which the network failed: their outputs mean nothing
+    failed: tuple[int, ...] = ()  # rows on which the network failed; their outputs are invalid
 
 
 class Failure(NamedTuple):
-    """Engine to front end: it did not run, or not well."""
+    """Engine to front end: the request did not run, or its run failed."""
 
     id: int
     error: ConvoyError
 
 
 class TableFile(NamedTuple):
-    """Engine to front end: what the repository holds now, as JSON in the memory file that travels with it."""
+    """Engine to front end: the current table of the repository, as JSON in the memory file that travels with it."""
 
     nbytes: int
 
@@ -147,25 +147,26 @@ class _Kind(IntEnum):
     TABLE = 6
 
 
-_MAX_PACKET = 32_768  # bytes; a packet must fit into the socket's buffer as a whole
+_MAX_PACKET = 32_768  # bytes; a whole packet must fit into the socket's buffer
 _MAX_RECORD = _SUBMIT.size + 2 * 255 * _SPAN.size
-_MAX_DESCRIPTORS = 64  # that travel with one packet
+_MAX_DESCRIPTORS = 64  # per packet
 _ANCILLARY = socket.CMSG_SPACE(_MAX_DESCRIPTORS * array.array("i").itemsize)
 _MAX_MESSAGE = 1_024  # bytes of a failure's text
 
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """What one read gave: records, and the descriptors that came with them, in order. Whoever reads it owns them."""
+    """The records of one read, and their descriptors, in order. The reader owns the descriptors."""
 
     records: Sequence[Record]
     descriptors: Sequence[int]
 
 
 class Channel:
-    """One end of a SOCK_SEQPACKET pair: many records in one packet, sent without ever blocking.
+    """One end of a SOCK_SEQPACKET pair: sends many records per packet and never blocks.
 
-    What the socket does not take now waits here; `waiting` says that `flush` wants to be called when it can be written.
+    Packets that the socket does not accept yet are queued here. While `waiting`, the caller must call `flush` when the
+    socket becomes writable.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -178,11 +179,11 @@ class Channel:
         return bool(self._packets)
 
     def send(self, records: Iterable[Record], descriptors: Sequence[int] = ()) -> None:
-        """Pack and send. The `descriptors` are duplicated on the way; they stay the caller's.
+        """Packs and sends the records. Duplicates the `descriptors`; the caller still owns the originals.
 
-        Raises ConnectionError where the other side has gone.
+        Raises ConnectionError if the other side has closed.
         """
-        # Descriptors of records travel in their order; a packet never carries more than the kernel lets through.
+        # Descriptors travel in the order of their records; the kernel limits their number per packet.
         own = deque(descriptors)
         parts: list[bytes] = []
         carried: list[int] = []
@@ -201,7 +202,7 @@ class Channel:
         self.flush()
 
     def flush(self) -> None:
-        """Send what waits, as far as the socket takes it. Raises ConnectionError."""
+        """Sends queued packets until the socket accepts no more. Raises ConnectionError."""
         while self._packets:
             data, descriptors = self._packets[0]
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
@@ -214,7 +215,7 @@ class Channel:
                 os.close(descriptor)
 
     def receive(self) -> Packet | None:
-        """One packet, or None where none is there now. Raises ConnectionError at its end."""
+        """Returns one packet, or None if none is ready. Raises ConnectionError if the other side has closed."""
         try:
             data, ancillary, _, _ = self.socket.recvmsg(_MAX_PACKET + _MAX_RECORD, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
@@ -228,7 +229,7 @@ class Channel:
         return Packet(_unpack(data), descriptors.tolist())
 
     def close(self) -> None:
-        """Close the socket; what waits is dropped."""
+        """Closes the socket and drops queued packets."""
         for _, descriptors in self._packets:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -237,7 +238,7 @@ class Channel:
 
 
 class Wire:
-    """A Channel on the event loop: every packet goes to `on_packet`; `on_close` is called once, when it ends."""
+    """A Channel on the event loop: passes every packet to `on_packet`, and calls `on_close` once, when it closes."""
 
     def __init__(
         self, connection: socket.socket, on_packet: Callable[[Packet], None], on_close: Callable[[], None]
@@ -250,7 +251,7 @@ class Wire:
         self._loop.add_reader(connection, self._readable)
 
     def send(self, records: Iterable[Record], descriptors: Sequence[int] = ()) -> None:
-        """Send now or as soon as the socket takes it; dropped where the wire has closed."""
+        """Sends the records now or as soon as the socket accepts them. Drops them if the wire has closed."""
         if not self._open:
             return
         try:
@@ -262,7 +263,7 @@ class Wire:
             self._loop.add_writer(self._channel.socket, self._writable)
 
     def close(self) -> None:
-        """End it; `on_close` is called."""
+        """Closes the channel and calls `on_close`."""
         if self._open:
             self._open = False
             self._loop.remove_reader(self._channel.socket)
@@ -389,7 +390,7 @@ def _unpack_spans(data: bytes, at: int, count: int) -> tuple[tuple[Span, ...], i
 
 @lru_cache(maxsize=4096)
 def _spans(data: bytes) -> tuple[Span, ...]:
-    # Slots are used again and again at the same places.
+    # Cached, because slots are reused at the same offsets.
     return tuple(
         Span(number, offset, nbytes, DTYPES[dtype], tuple(shape[:rank]))
         for number, dtype, rank, offset, nbytes, *shape in _SPAN.iter_unpack(data)

@@ -1,4 +1,4 @@
-"""What the supervisor and its processes tell each other: small JSON messages, some with a socket handed over."""
+"""Messages between the supervisor and its processes: small JSON documents, some with a socket attached."""
 
 import asyncio
 import os
@@ -13,7 +13,7 @@ _MAX_MESSAGE = 65_536
 
 
 class Suspect(msgspec.Struct, frozen=True):
-    """A version that an engine was loading when it died; `stamp` tells one state of its files from another."""
+    """A version that an engine was loading when it died; `stamp` identifies the state of its files."""
 
     model: str
     version: int
@@ -21,21 +21,21 @@ class Suspect(msgspec.Struct, frozen=True):
 
 
 class Start(msgspec.Struct, frozen=True, tag=True):
-    """To a process, first: what it is."""
+    """To a process, the first message: its role and configuration."""
 
-    config: Config  # to an engine: its device, and its share of the threads
-    devices: tuple[int, ...]  # all of them, with an engine each
+    config: Config  # for an engine: with its device, and its share of the threads
+    devices: tuple[int, ...]  # all devices, with one engine each
     repository: str
     grpc_address: str
     metrics_directory: str
-    suspects: tuple[tuple[Suspect, int], ...] = ()  # to an engine: how many of its predecessors each has seen die
+    suspects: tuple[tuple[Suspect, int], ...] = ()  # for an engine: how many earlier ones died while loading each
 
 
 class Link(msgspec.Struct, frozen=True, tag=True):
-    """To a process: the socket that travels with this is your channel to the other kind.
+    """To a process: the attached socket is its channel to a process of the other kind.
 
-    peer    which front end; numbers are never used twice
-    device  whose engine
+    peer    number of the front end; never reused
+    device  device of the engine
     """
 
     peer: int
@@ -43,11 +43,11 @@ class Link(msgspec.Struct, frozen=True, tag=True):
 
 
 class Drain(msgspec.Struct, frozen=True, tag=True):
-    """To a front end: be not ready at once, answer what you accepted, end."""
+    """To a front end: report not ready at once, answer accepted requests, then exit."""
 
 
 class Status(msgspec.Struct, frozen=True, tag=True):
-    """To the supervisor, whenever it changes: whether a front end can be sent requests, and what is missing."""
+    """To the supervisor, on every change: whether a front end can receive requests, and what is missing."""
 
     listening: bool
     ready: bool
@@ -55,7 +55,7 @@ class Status(msgspec.Struct, frozen=True, tag=True):
 
 
 class Loading(msgspec.Struct, frozen=True, tag=True):
-    """To the supervisor: what an engine loads from now on; None where it loads nothing."""
+    """To the supervisor: the version that an engine loads from now on; None if it loads nothing."""
 
     what: Suspect | None
 
@@ -65,12 +65,12 @@ _decoder = msgspec.json.Decoder(Message)
 
 
 def send(connection: socket.socket, message: Message, descriptor: int | None = None) -> None:
-    """Send a message; the descriptor is duplicated on the way. Raises ConnectionError where the other side has gone."""
+    """Sends a message and duplicates the descriptor. Raises ConnectionError if the other side has closed."""
     socket.send_fds(connection, [msgspec.json.encode(message)], [] if descriptor is None else [descriptor])
 
 
 def receive(connection: socket.socket) -> tuple[Message, socket.socket | None] | None:
-    """One message and the socket that came with it; None where none is there now. Raises ConnectionError at the end."""
+    """Returns a message and its socket, or None if none is ready. Raises ConnectionError at the end of the channel."""
     try:
         data, descriptors, _, _ = socket.recv_fds(connection, _MAX_MESSAGE, 1)
     except BlockingIOError:
@@ -83,9 +83,9 @@ def receive(connection: socket.socket) -> tuple[Message, socket.socket | None] |
 
 
 def receive_start(connection: socket.socket) -> Start:
-    """The first message that a process gets. Waits for it; from then on the connection no longer blocks.
+    """Waits for a process's first message and returns it. Makes the connection non-blocking.
 
-    Raises SystemExit where none comes: the command line was wrong, say.
+    Raises SystemExit if no message arrives, for example because the command line was wrong.
     """
     try:
         received = receive(connection)
@@ -102,7 +102,7 @@ def listen(
     on_message: Callable[[Message, socket.socket | None], None],
     on_end: Callable[[], None],
 ) -> None:
-    """Hand on every message on the running loop; `on_end` is called once, when the other side has closed or died."""
+    """Passes each message to `on_message` on the running loop. Calls `on_end` once, when the other side has closed."""
     loop = asyncio.get_running_loop()
 
     def read() -> None:

@@ -1,7 +1,7 @@
-"""Space for images that front ends and the engine share: a front end's memory file, and who may touch what in it.
+"""Image memory that front ends and the engine share: a front end's memory file, and which process may access what.
 
 A front end owns one memory file (`Arena`) and allocates the input and output space of its slots in it. The engine maps
-the same memory (`SharedMemory`), only reads inputs and only writes outputs. Nothing has a name in the file system.
+the same memory (`SharedMemory`); it only reads inputs and only writes outputs. Nothing has a name in the file system.
 """
 
 import math
@@ -17,32 +17,32 @@ from numpy.typing import NDArray
 
 from convoy.service.errors import BadTensor, QueueFull
 
-ALIGNMENT = 64  # bytes; a cache line, and what vector loads like
+ALIGNMENT = 64  # bytes; a cache line, and efficient for vector loads
 MAX_RANK = 8
-_KEPT_SHARE = 8  # of the memory
-COPIED_AT_ONCE = 1 << 18  # bytes: copying them takes less than 0.1 ms, as long as the way to a thread and back
-SPILLED = (1 << 64) - 1  # offset of an output whose size was not known: it travels in a memory file of its own
+_KEPT_SHARE = 8  # at most 1/8 of the memory is kept for reuse
+COPIED_AT_ONCE = 1 << 18  # bytes; copying them takes less than 0.1 ms, as long as a hop to a thread and back
+SPILLED = (1 << 64) - 1  # offset of an output of unknown size, which travels in its own memory file
 
 
 class Span(NamedTuple):
-    """A tensor in shared memory: where it is, and what it is. `number` counts the network's inputs or outputs."""
+    """The location and type of a tensor in shared memory. `number` is its index in the network's inputs or outputs."""
 
     number: int
     offset: int  # bytes from the start of the arena, or SPILLED
-    nbytes: int  # of an output in a Submit: the room there is
+    nbytes: int  # for an output in a Submit: the space reserved
     dtype: np.dtype[np.generic]
     shape: tuple[int, ...]
 
 
 class Layout(NamedTuple):
-    """The bytes of a slot, and its inputs and outputs as if it began at 0."""
+    """The size of a slot, and its inputs and outputs at offsets from the start of the slot."""
 
     nbytes: int
     inputs: tuple[Span, ...]
     outputs: tuple[Span, ...]
 
     def at(self, begin: int) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
-        """Inputs and outputs of a slot that begins there."""
+        """Returns the inputs and outputs of a slot that starts at `begin`."""
         return _moved(self.inputs, begin), _moved(self.outputs, begin)
 
 
@@ -50,7 +50,7 @@ class Layout(NamedTuple):
 def layout(
     inputs: tuple[tuple[np.dtype[np.generic], tuple[int, ...]], ...], output_bytes: tuple[tuple[int, int], ...]
 ) -> Layout:
-    """Room for inputs of these (dtype, shape) and outputs of these (number, bytes), each on a line of its own."""
+    """Returns a layout for inputs of these (dtype, shape) and outputs of these (number, bytes), each aligned."""
     at = 0
     given, wanted = [], []
     for number, (dtype, shape) in enumerate(inputs):
@@ -68,14 +68,14 @@ def _moved(spans: tuple[Span, ...], begin: int) -> tuple[Span, ...]:
 
 
 def memory_file(nbytes: int) -> int:
-    """A file descriptor of anonymous memory, `nbytes` long. Pages are taken when they are first written."""
+    """Returns a file descriptor of `nbytes` of anonymous memory. Pages are allocated on first write."""
     descriptor = os.memfd_create("convoy", os.MFD_CLOEXEC)
     os.ftruncate(descriptor, nbytes)
     return descriptor
 
 
 class SharedMemory:
-    """Shared memory as this process sees it. Both sides have one; the front end's is inside its Arena."""
+    """Shared memory mapped into this process. Both sides have one; the front end's is part of its Arena."""
 
     def __init__(self, descriptor: int, nbytes: int) -> None:
         self.nbytes = nbytes
@@ -83,7 +83,7 @@ class SharedMemory:
         self._view = memoryview(self._memory)
 
     def array(self, span: Span) -> NDArray[np.generic]:
-        """The tensor at `span`, a view. Raises BadTensor where it would reach beyond the memory."""
+        """Returns a view of the tensor at `span`. Raises BadTensor if it exceeds the memory."""
         nbytes = span.dtype.itemsize
         for side in span.shape:
             nbytes *= side
@@ -91,28 +91,28 @@ class SharedMemory:
         return np.ndarray(span.shape, span.dtype, buffer=self._memory, offset=span.offset)
 
     def bytes_at(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
-        """`nbytes` bytes at `offset`, a view. Raises BadTensor likewise."""
+        """Returns a view of `nbytes` bytes at `offset`. Raises BadTensor if they exceed the memory."""
         self._check(offset, nbytes, nbytes)
         return np.ndarray((nbytes,), np.uint8, buffer=self._memory, offset=offset)
 
     def view(self, span: Span) -> memoryview:
-        """The bytes of the tensor at `span`. Raises BadTensor likewise."""
+        """Returns a view of the tensor's bytes at `span`. Raises BadTensor if they exceed the memory."""
         self._check(span.offset, span.nbytes, span.nbytes)
         return self._view[span.offset : span.offset + span.nbytes]
 
     def _check(self, offset: int, nbytes: int, smallest_side: int) -> None:
-        # numpy's own check wraps where offset and size are huge.
+        # numpy's own check overflows for huge offsets and sizes.
         if smallest_side < 0 or not 0 <= offset <= self.nbytes - nbytes:
             raise BadTensor(f"{nbytes} bytes at {offset} do not fit into slot memory of {self.nbytes}")
 
 
 class Arena:
-    """A front end's shared memory and the map of what is in use.
+    """A front end's shared memory and its allocator.
 
-    A block that is given back is kept whole for the next one of its size, up to an eighth of the memory: a front end
-    asks for the same few sizes again and again. Else it is first fit, lowest address first.
+    Freed blocks are kept whole for reuse at the same size, up to an eighth of the memory, because a front end requests
+    the same few sizes repeatedly. Otherwise allocation is first fit, lowest address first.
 
-    One writer: the front end that made it. Safe to call from its threads.
+    One writer: the front end that created it. Safe to call from its threads.
     """
 
     def __init__(self, nbytes: int) -> None:
@@ -121,18 +121,18 @@ class Arena:
         self.descriptor = memory_file(nbytes)
         self.mapping = SharedMemory(self.descriptor, nbytes)
         self._lock = threading.Lock()
-        self._used: dict[int, int] = {}  # bytes of each block in use, by its offset
-        self._kept: dict[int, list[int]] = {}  # offsets of blocks for the next of their size
+        self._used: dict[int, int] = {}  # bytes of each block in use, by offset
+        self._kept: dict[int, list[int]] = {}  # offsets of blocks kept for reuse, by size
         self._kept_bytes = 0
-        self._free: list[tuple[int, int]] = [(0, nbytes)]  # the rest: (offset, bytes), by offset, never touching
+        self._free: list[tuple[int, int]] = [(0, nbytes)]  # the rest: (offset, bytes), by offset, never adjacent
 
     @property
     def blocks(self) -> int:
-        """How many are in use."""
+        """Number of blocks in use."""
         return len(self._used)
 
     def allocate(self, nbytes: int) -> tuple[int, int]:
-        """The (offset, bytes) of a block of at least `nbytes`, aligned. Raises QueueFull where there is none."""
+        """Returns the (offset, bytes) of an aligned block of at least `nbytes`. Raises QueueFull if none is free."""
         size = max(1, -(-nbytes // ALIGNMENT)) * ALIGNMENT
         with self._lock:
             offset = self._take(size)
@@ -145,7 +145,7 @@ class Arena:
         raise QueueFull(f"slot memory of {self.nbytes} bytes is in use", retry_after=0.05)
 
     def free(self, block: tuple[int, int]) -> None:
-        """Give back what `allocate` gave."""
+        """Frees a block that `allocate` returned."""
         offset, size = block
         with self._lock:
             if self._used.pop(offset, 0) != size:
