@@ -1,1 +1,1 @@
-"""The process that speaks gRPC: receive, check, decode, preprocess, postprocess, reply."""
+"""The front end process: receives, checks, decodes, preprocesses, postprocesses and replies, over gRPC."""

@@ -1,4 +1,4 @@
-"""Who is let in: by room (`Gate`), and by time (`Outlook`, `WayBack`)."""
+"""Admission of requests: by capacity (`Gate`), and by time (`Outlook`, `WayBack`)."""
 
 import asyncio
 from collections.abc import Callable, Hashable
@@ -7,23 +7,23 @@ from typing import NamedTuple
 from convoy.service.errors import ModelUnavailable, PredictedLate, QueueFull
 from convoy.service.ipc.channel import NEVER
 
-_VALID = 5_000_000  # ns for which one refusal speaks for others; then the engine is asked again
-_MARGIN = 5_000_000  # ns by which work may be done earlier than was predicted
-_CERTAIN = 0.01  # seconds: a smaller hint has been rounded up
+_VALID = 5_000_000  # ns for which one refusal applies to others; then the engine decides again
+_MARGIN = 5_000_000  # ns by which work may end earlier than predicted
+_CERTAIN = 0.01  # seconds; smaller hints are rounded up to this
 
-_REPLY = 0.001  # seconds that gRPC takes for a reply, which nobody here sees
-_QUANTILE = 0.999  # of a large batch's answers the last leaves many replies behind the first
+_REPLY = 0.001  # seconds that gRPC takes for a reply, which cannot be measured here
+_QUANTILE = 0.999  # so high, because in a large batch the last answer leaves many replies after the first
 _STEP = 0.2
 
 
 class Gate:
-    """Which requests may run a network, and how many are inside with how many bytes. One writer: the front end's
-    loop."""
+    """Admission of requests that run a network, and the number and bytes of those in flight. One writer: the front
+    end's loop."""
 
     def __init__(self, max_requests: int, max_bytes: int, changed: Callable[[], None] = lambda: None) -> None:
         self.closed = asyncio.Event()
-        self.requests = 0  # inside
-        self.bytes = 0  # of them
+        self.requests = 0  # in flight
+        self.bytes = 0  # of those requests
         self._changed = changed
         self._max_requests = max_requests
         self._max_bytes = max_bytes
@@ -31,7 +31,7 @@ class Gate:
         self._empty.set()
 
     def enter(self, nbytes: int) -> None:
-        """A request of `nbytes` comes in. Raises ModelUnavailable once closed, QueueFull where too much is inside."""
+        """Admits a request of `nbytes`. Raises ModelUnavailable once closed, QueueFull if too much is in flight."""
         if self.closed.is_set():
             raise ModelUnavailable("server is shutting down")
         if self.requests >= self._max_requests:
@@ -47,17 +47,17 @@ class Gate:
         self._count(1, nbytes)
 
     def leave(self, nbytes: int) -> None:
-        """Undo `enter`."""
+        """Undoes `enter`."""
         self._count(-1, -nbytes)
         if not self.requests:
             self._empty.set()
 
     def close(self) -> None:
-        """Nothing enters any more."""
+        """Stops admitting requests."""
         self.closed.set()
 
     async def wait_empty(self) -> None:
-        """Until the last has left."""
+        """Waits until the last request has left."""
         await self._empty.wait()
 
     def _count(self, requests: int, nbytes: int) -> None:
@@ -69,26 +69,28 @@ class Gate:
 class _Refused(NamedTuple):
     rows: int
     deadline: int  # CLOCK_MONOTONIC, ns
-    finish: int  # when it would have been answered
-    until: int  # how long this holds
+    finish: int  # predicted time of its answer
+    until: int  # end of this record's validity
 
 
 class Outlook:
-    """The last refusal of each kind of requests of a model. Whoever asks for as much, later, and for an answer before
-    that time, would be refused, too: what the engine has taken in only grows until it is done. One writer: the front
-    end's loop."""
+    """The last refusal of each kind of request for a model.
+
+    A request with as many rows or more, and a deadline that is no earlier but still before the predicted answer, would
+    be refused too: the engine's backlog only grows until it is worked off. One writer: the front end's loop.
+    """
 
     def __init__(self) -> None:
         self._refused: dict[Hashable, _Refused] = {}
 
     def learn(self, kind: Hashable, rows: int, deadline: int, error: PredictedLate, now: int) -> None:
-        """The engine has refused a request of so many rows. What is of one kind shares queue and priority."""
+        """Records that the engine refused a request of `rows` rows. Requests of one kind share queue and priority."""
         excess = error.retry_after or 0.0
         if deadline != NEVER and excess > _CERTAIN:
             self._refused[kind] = _Refused(rows, deadline, deadline + round(1e9 * excess), now + _VALID)
 
     def check(self, model: str, kind: Hashable, rows: int, deadline: int, now: int) -> None:
-        """Raises PredictedLate."""
+        """Raises PredictedLate if the engine would refuse the request."""
         last = self._refused.get(kind)
         if last is None:
             return
@@ -104,21 +106,21 @@ class Outlook:
 
 
 class WayBack:
-    """How long answers take from the engine's last word to the reply, as 999 in 1,000 do not exceed it: what a deadline
-    has to leave for that. Seconds; the usual stochastic step towards a quantile, rare large steps up, small ones down.
+    """The time in seconds from the engine's answer to the reply, for which a deadline must leave room: 999 of 1,000
+    answers do not exceed it. Estimated by stochastic steps towards that quantile: rare large ones up, small ones down.
     """
 
     def __init__(self) -> None:
         self.bound = _REPLY
 
     def learn(self, seconds: float) -> None:
-        """One answer took so long."""
+        """Records the time of one answer."""
         step = _QUANTILE if seconds + _REPLY > self.bound else _QUANTILE - 1
         self.bound = max(_REPLY, self.bound * (1 + _STEP * step))
 
     def leave(self, deadline: int, now: int) -> int:
-        """When the engine has to be done, CLOCK_MONOTONIC in ns, for an answer by `deadline`: at the latest in half of
-        the time that is left."""
+        """Returns the engine's own deadline, CLOCK_MONOTONIC in ns, for an answer by `deadline`. The engine gets at
+        least half of the remaining time."""
         if deadline == NEVER:
             return NEVER
         return deadline - min(round(self.bound * 1e9), max(0, deadline - now) // 2)

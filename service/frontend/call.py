@@ -1,4 +1,4 @@
-"""One request, from its arrival to its answer: room, deadline, status, duration, and where its time went."""
+"""One request, from its arrival to its answer: admission, deadline, status, duration, and stage times."""
 
 import asyncio
 import logging
@@ -25,16 +25,16 @@ _MAX_SECONDS = 10**9
 
 
 class Call:
-    """One request under way, from its arrival to its answer. A context manager: leaving it counts the request."""
+    """One request in flight, from its arrival to its answer. A context manager: leaving it counts the request."""
 
     def __init__(self, method: str, received: Received, deadline: int, gate: Gate) -> None:
         self.method = method
         self.arrived = received.arrived  # CLOCK_MONOTONIC, ns
         self.deadline = deadline  # CLOCK_MONOTONIC, ns, or NEVER
-        self.model = ""  # of a model that there is: metrics take no name a caller made up
+        self.model = ""  # set only if the model exists: metrics accept no names made up by callers
         self.version = ""
         self.low_priority = False
-        self.payloads = NOTHING  # of its request, those that are not in the message: see wire.py
+        self.payloads = NOTHING  # of the request, those that are not in the message: see wire.py
         self._nbytes = len(received.data)
         self._gate = gate
         self._inside = False
@@ -55,15 +55,15 @@ class Call:
             self._gate.leave(self._nbytes)
 
     def enter(self) -> None:
-        """Let it in. Raises ModelUnavailable, QueueFull, DeadlinePassed."""
-        # Questions about the server and its models pass: liveness has an answer until the end.
+        """Admits the request. Raises ModelUnavailable, QueueFull, DeadlinePassed."""
+        # Queries about the server and its models always pass: liveness is answered until the end.
         if self.method in metrics.INFERENCE:
             self._gate.enter(self._nbytes)
             self._inside = True
         self.check_deadline()
 
     def refuse(self, error: Exception) -> ConvoyError:
-        """Why there is no answer, counted. Of a mistake of ours the caller learns no more than that it was one."""
+        """Counts a refusal and returns the error for the caller. Details of an internal error go only to the log."""
         if isinstance(error, ConvoyError):
             count_refusal(self, error)
         else:
@@ -74,20 +74,20 @@ class Call:
         return error
 
     def serves(self, row: Version) -> None:
-        """The version that answers this call."""
+        """Records the version that answers this call."""
         self.model = row.model
         self.version = str(row.version)
 
     def within(self, timeout: float) -> None:
-        """The caller wants an answer within `timeout` seconds of its arrival."""
+        """Limits the deadline to `timeout` seconds after the arrival."""
         self.deadline = min(self.deadline, self.arrived + round(timeout * 1e9))
 
     @asynccontextmanager
     async def at_most(self, seconds: float) -> AsyncIterator[None]:
-        """What is done inside ends at the latest `seconds` after the arrival; 0: when the call ends.
+        """Ends the enclosed work at the latest `seconds` after the arrival; 0: when the call ends.
 
-        For requests that share a call: of the call's own deadline gRPC takes care. Raises DeadlinePassed, and
-        BadRequest where that is no time.
+        For requests that share a call: gRPC enforces the call's own deadline. Raises DeadlinePassed, and BadRequest if
+        `seconds` is out of range.
         """
         if not 0 <= seconds <= _MAX_SECONDS:
             raise BadRequest(f"deadline_seconds is {seconds:g}, want 0 to {_MAX_SECONDS}")
@@ -103,13 +103,13 @@ class Call:
             raise DeadlinePassed("deadline passed before the answer was there") from None
 
     def check_deadline(self) -> None:
-        """Raises DeadlinePassed."""
+        """Raises DeadlinePassed if the deadline has passed."""
         if self.deadline <= time.monotonic_ns():
             raise DeadlinePassed("deadline passed before the image reached the queue")
 
 
 class Marks(NamedTuple):
-    """When the front end's stages ended, CLOCK_MONOTONIC in ns. Tensors need no decoding: `decoded` is then `began`."""
+    """End times of the front end's stages, CLOCK_MONOTONIC in ns. Without decoding (tensors) `decoded` is `began`."""
 
     began: int
     decoded: int
@@ -117,25 +117,25 @@ class Marks(NamedTuple):
 
 
 class Timings(NamedTuple):
-    """Seconds by stage, in the order of metrics.STAGES, and from the request's arrival to the result."""
+    """Seconds per stage, in the order of metrics.STAGES, and in total from the request's arrival to the result."""
 
     stages: Sequence[float]
     total: float
 
 
 def observe(call: Call, marks: Marks, times: Times, images: int = 1) -> Timings:
-    """Count images that were answered together, and their stages, in the metrics; they come back for the response."""
+    """Records images that were answered together, and their stages, in the metrics. Returns the times of the stages."""
     done = time.monotonic_ns()
     ends = (
         call.arrived,
         marks.began,  # receive: parsing, and the wait for a thread
         marks.decoded,
         marks.preprocessed,
-        times.gather,  # queue: with the way to the engine
+        times.gather,  # queue: including the transfer to the engine
         times.run,
         times.scatter,
         times.done,
-        done,  # postprocess: with the way back from the engine
+        done,  # postprocess: including the transfer from the engine
     )
     stages = [(end - begin) / 1e9 for begin, end in pairwise(ends)]
     metrics.count_images(call.model, call.version, images, stages)
@@ -143,18 +143,18 @@ def observe(call: Call, marks: Marks, times: Times, images: int = 1) -> Timings:
 
 
 def count_refusal(call: Call, error: ConvoyError) -> None:
-    """An image, or a whole request, was not served."""
+    """Counts an image, or a whole request, that was not served."""
     metrics.REFUSALS.labels(call.model, error.reason).inc()
     if isinstance(error, DeadlinePassed):
         metrics.DEADLINE_MISSES.labels(call.model).inc()
 
 
 def missed_deadline(call: Call, gone: int) -> bool:
-    """Whether a caller that was `gone` (CLOCK_MONOTONIC, ns) had run out of time, rather than changed its mind.
+    """Returns whether a caller that left at `gone` (CLOCK_MONOTONIC, ns) had run out of time, rather than cancelled.
 
-    The two look the same here: gRPC cancels the handler. And the caller's clock runs out first, because its time began
-    when it sent, and its going is on the way while our own timer still runs: so the last tenth of its time counts as
-    over, or the last 5 ms.
+    The two look the same here: gRPC cancels the handler. The caller's timer expires first: it started when the request
+    was sent, and the caller's cancellation travels while our own timer still runs. So the last tenth of the time, or
+    the last 5 ms if longer, counts as past the deadline.
     """
     return call.deadline != NEVER and gone >= call.deadline - max((call.deadline - call.arrived) // 10, 5_000_000)
 

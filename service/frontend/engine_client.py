@@ -1,4 +1,4 @@
-"""A front end's side of the engines: claims slots, hands them over, waits for their answers, outlives a dead engine."""
+"""A front end's connection to the engines: claims slots, submits them, awaits answers, survives an engine's death."""
 
 import asyncio
 import itertools
@@ -29,15 +29,15 @@ log = logging.getLogger(__name__)
 
 Result = tuple[Answer, dict[int, NDArray[Any]]]
 
-_ATTEMPTS = 3  # submissions of one slot: an input that kills the engine must not kill it for ever
-_HOLD = 30.0  # seconds that requests wait for an engine that does not come back
+_ATTEMPTS = 3  # submissions per slot: an input that kills the engine must not kill it without end
+_HOLD = 30.0  # seconds for which requests wait for a dead engine's restart
 
 
 class Lease:
-    """Room for the tensors of one request in the memory that the engines share: filled, run, read, and released once.
+    """A slot for one request's tensors in the memory shared with the engines: filled, run, read, and released once.
 
-    Use it as a context manager, or call `release`. `inputs` are views to be filled before `run`; the arrays that `run`
-    returns are views, too, valid until the release. One owner: whoever claimed it.
+    Use it as a context manager, or call `release`. `inputs` are views to be filled before `run`. The arrays that `run`
+    returns are views, too, valid until the release. One owner: the caller of `claim`.
     """
 
     def __init__(
@@ -47,10 +47,10 @@ class Lease:
         self.submit: Submit | None = None
         self.answer: asyncio.Future[Result] | None = None
         self.attempts = 0  # submissions to an engine
-        self.engine: _Engine | None = None  # the one that it goes to
+        self.engine: _Engine | None = None  # the one that it is queued for or sent to
         self.sent = False  # to that engine
         self.released = False
-        self.done = 0  # when the engine was done with it, CLOCK_MONOTONIC in ns; 0: it has not answered
+        self.done = 0  # when the engine finished it, CLOCK_MONOTONIC in ns; 0: no answer yet
         self._client = client
         self._spans = (inputs, outputs)
 
@@ -60,12 +60,12 @@ class Lease:
         return [self._client.arena.mapping.array(span) for span in self._spans[0]]
 
     def bytes_of(self, number: int) -> memoryview:
-        """The bytes of an input, to be filled."""
+        """Returns the bytes of an input, to be filled."""
         return self._client.arena.mapping.view(self._spans[0][number])
 
     @property
     def nbytes(self) -> int:
-        """Of the inputs."""
+        """Bytes of the inputs."""
         return sum([span.nbytes for span in self._spans[0]])
 
     async def run(
@@ -78,13 +78,13 @@ class Lease:
         image: tuple[int, int] = (0, 0),
         low_priority: bool = False,
     ) -> Result:
-        """Submit and wait: the answer, and the outputs by their number.
+        """Submits the request and waits. Returns the answer, and the outputs by number.
 
         rows       images side by side in the slot
-        company    requests of this model under way in this front end, this one among them
+        company    requests of this model in flight in this front end, including this one
         deadline   CLOCK_MONOTONIC, ns, or NEVER
-        image      pixels of the input that each image fills, height and width
-        Raises what the engine answered: QueueFull, DeadlinePassed, RunFailed, ModelUnavailable, UnknownModel.
+        image      (height, width) of each image in the input, pixels
+        Raises the engine's error: QueueFull, DeadlinePassed, RunFailed, ModelUnavailable, UnknownModel.
         """
         now = time.monotonic_ns()
         self.submit = Submit(
@@ -92,7 +92,7 @@ class Lease:
             model=version.model,
             version=version.version,
             rows=rows,
-            following=0,  # known when it is sent
+            following=0,  # set when it is sent
             company=company,
             arrived=now,
             deadline=self._client.way_back.leave(deadline, now),
@@ -106,8 +106,7 @@ class Lease:
         return answer, outputs
 
     def release(self) -> None:
-        """The owner needs it no more: the memory is free once no engine may touch it either. A second call does
-        nothing."""
+        """Ends the owner's use. The memory is freed once no engine may access it either. A second call does nothing."""
         if self.released:
             return
         self.released = True
@@ -125,21 +124,21 @@ class Lease:
 
 
 class _Engine:
-    """A device's engine, as this front end sees it. One writer: the front end's loop."""
+    """This front end's side of a device's engine. One writer: the front end's loop."""
 
     def __init__(self, device: int) -> None:
         self.device = device
         self.wire: Wire | None = None
-        self.runnable: set[tuple[str, int]] = set()  # versions that the process there is now has, retired ones too
+        self.runnable: set[tuple[str, int]] = set()  # versions of the current process, including retired ones
         self.unsent: list[tuple[Lease, Submit]] = []
-        self.load = Load()  # only kept where there are several
-        self.complete = False  # the process there is now has looked at the whole repository
-        self.lost = False  # one has died, and none has been complete since
-        # Of this process, or while it still loads of the one before; None: it does not come back, the others go on.
+        self.load = Load()  # maintained only with several engines
+        self.complete = False  # the current process has scanned the whole repository
+        self.lost = False  # a process died, and none has been complete since
+        # Of the current process, or of the previous one while the current one loads. None: not restarted, others go on.
         self.table: Table | None = Table()
 
     def take(self, table: Table) -> None:
-        """A new table of the process that is there now."""
+        """Accepts a new table of the current process."""
         self.runnable |= {(row.model, row.version) for row in table.versions if row.state == "READY"}
         self.complete = table.complete
         if table.complete or table.problem or (self.table is not None and not self.table.complete):
@@ -157,7 +156,7 @@ class _Engine:
 
 
 class EngineClient:
-    """The memory that this front end shares with the engines, one for each device, and what waits for them.
+    """The memory that this front end shares with the engines, one per device, and the requests that wait for them.
 
     One writer: the front end's loop; only `claim` may be called from its threads.
     """
@@ -170,12 +169,12 @@ class EngineClient:
         changed: Callable[[], None] = lambda: None,
         devices: Sequence[int] = (0,),
     ) -> None:
-        self.changed = changed  # how much of the memory is in use
+        self.changed = changed  # called when the use of the memory changes
         self.arena = Arena(slot_bytes)
         self._on_table = on_table
         self._on_loss = on_loss
         self._engines = {device: _Engine(device) for device in devices}
-        self._only = self._engines[devices[0]] if len(devices) == 1 else None  # then there is nothing to choose
+        self._only = self._engines[devices[0]] if len(devices) == 1 else None  # then no choice is needed
         self._turns = 0  # choices
         self._waiting: dict[int, Lease] = {}
         self._coming: Counter[str] = Counter()
@@ -186,25 +185,25 @@ class EngineClient:
 
     @property
     def connected(self) -> bool:
-        """Whether there is an engine."""
+        """Whether any engine is connected."""
         return any(engine.wire is not None for engine in self._engines.values())
 
     @property
     def lost(self) -> list[int]:
-        """Devices whose engine has died, and none has loaded since what the repository holds."""
+        """Devices whose engine died, and where no new engine has loaded the whole repository yet."""
         return [engine.device for engine in self._engines.values() if engine.lost]
 
     def attach(self, connection: socket.socket, device: int = 0) -> None:
-        """A new engine's channel. What waits is sent again as soon as that engine, or another, has the version."""
+        """Connects a new engine. Waiting requests are sent again once this engine, or another, has their version."""
         engine = self._engines[device]
         if engine.wire is not None:
-            engine.wire.close()  # the end of the one before has not been read yet
+            engine.wire.close()  # the end of the previous channel has not been read yet
         engine.wire = Wire(connection, lambda packet: self._read(engine, packet), lambda: self._lost(engine))
         engine.wire.send([Hello(self.arena.nbytes)], [self.arena.descriptor])
 
     @contextmanager
     def coming(self, model: str) -> Iterator[None]:
-        """A request of `model` is being prepared: batches of it may wait a little."""
+        """Counts a request of `model` that is being prepared, so that batches may wait briefly for it."""
         self._coming[model] += 1
         try:
             yield
@@ -214,16 +213,16 @@ class EngineClient:
     def claim(
         self, inputs: Iterable[tuple[np.dtype[np.generic], tuple[int, ...]]], output_bytes: Iterable[tuple[int, int]]
     ) -> Lease:
-        """A slot for inputs of these (dtype, shape) and outputs of these (number, bytes). Raises QueueFull.
+        """Claims a slot for inputs of these (dtype, shape) and outputs of these (number, bytes). Raises QueueFull.
 
-        An output whose size is not known has 0 bytes: it comes in memory of its own.
+        An output of unknown size has 0 bytes: it arrives in its own memory.
         """
         plan = layout(tuple(inputs), tuple(output_bytes))
         block = self.arena.allocate(plan.nbytes)
         return Lease(self, block, *plan.at(block[0]))
 
     def next_id(self) -> int:
-        """A number that no other submission of this front end has had."""
+        """Returns a number that no earlier submission of this front end has used."""
         return next(self._ids)
 
     def send(self, lease: Lease, submit: Submit) -> asyncio.Future[Result]:
@@ -240,31 +239,31 @@ class EngineClient:
             if lease.sent:
                 if lease.engine is not None and lease.engine.wire is not None:
                     lease.engine.wire.send([Cancel(submit.id)])
-                return  # the engine may still use it: its last word frees it
+                return  # the engine may still use it: its Answer or Failure frees it
             del self._waiting[submit.id]
             self._take_from_load(lease, submit)
         self._free(lease)
 
     def _free(self, lease: Lease) -> None:
-        """Nobody reads or writes it any more."""
+        """Frees a slot that no process reads or writes any more."""
         self.arena.free(lease.block)
         self.changed()
 
     def forget(self, model: str, version: int) -> None:
-        """Nothing of this front end refers to a version any more."""
+        """Reports to the engines that this front end no longer refers to a version."""
         for engine in self._engines.values():
             engine.runnable.discard((model, version))
             if engine.wire is not None:
                 engine.wire.send([Release(model, version)])
 
     def _queue(self, lease: Lease, submit: Submit) -> bool:
-        """To an engine that has the version; whether there is one. Else it is held."""
+        """Queues a slot for an engine that has the version. Returns False if there is none: the slot then waits."""
         engine = self._engine_for(submit, lease.nbytes)
         if engine is None:
             self._hold_for_a_while()
             return False
         lease.engine = engine
-        # What is submitted within one turn of the loop leaves in one packet.
+        # Everything submitted within one turn of the loop leaves in one packet.
         if not engine.unsent:
             self._loop.call_soon(self._send_unsent, engine)
         engine.unsent.append((lease, submit))
@@ -291,10 +290,10 @@ class EngineClient:
         records: list[Record] = []
         for lease, submit in unsent:
             if engine.wire is None or submit.id not in self._waiting:
-                continue  # the engine has died, or the caller has gone, within this turn of the loop
+                continue  # the engine died, or the caller cancelled, within this turn of the loop
             lease.sent = True
             lease.attempts += 1
-            following = self._coming[submit.model] // len(self._engines)  # the others get theirs
+            following = self._coming[submit.model] // len(self._engines)  # this engine's share
             records.append(submit._replace(following=following) if following else submit)
         if engine.wire is not None and records:
             engine.wire.send(records)
@@ -331,7 +330,7 @@ class EngineClient:
         return np.ndarray(span.shape, span.dtype, buffer=memory)
 
     def _end(self, submit_id: int, result: Result | Exception) -> None:
-        """The engine is done with it, or has died, or will never have it."""
+        """Ends a submission that the engine has finished, lost by dying, or will never receive."""
         lease = self._waiting.pop(submit_id)
         assert lease.submit is not None
         assert lease.answer is not None
@@ -360,14 +359,14 @@ class EngineClient:
                 self._end(submit.id, ModelUnavailable(f"model {submit.model!r} is no longer served"))
 
     def _unplaced(self) -> list[tuple[Lease, Submit]]:
-        """Those that wait for an engine that has their version."""
+        """Returns the submissions that wait for an engine with their version."""
         return [(each, each.submit) for each in self._waiting.values() if each.engine is None and each.submit]
 
     def _tell_table(self) -> None:
         self._on_table(merged({each.device: each.table for each in self._engines.values() if each.table is not None}))
 
     def _settled(self) -> bool:
-        """Whether what no engine has now will not come with one that still loads."""
+        """Returns whether no engine is still loading, so that no further version is expected."""
         return all(engine.complete for engine in self._engines.values() if engine.table is not None)
 
     def _queue_again(self, lease: Lease, submit: Submit) -> bool:
@@ -377,7 +376,7 @@ class EngineClient:
         return queued
 
     def _lost(self, engine: _Engine) -> None:
-        """An engine has died: it writes into no slot any more. What it had goes to others, or waits for its next."""
+        """Handles an engine's death. It writes to no slot any more. Its requests go to other engines, or wait."""
         engine.die()
         for lease in [each for each in self._waiting.values() if each.engine is engine]:
             lease.engine = None
@@ -403,7 +402,7 @@ class EngineClient:
         for _, submit in self._unplaced():
             self._end(submit.id, ModelUnavailable("the engine does not come back", retry_after=5.0))
         if self.lost and any(engine.complete for engine in self._engines.values()):
-            # What only a lost engine had is not served any more.
+            # Versions that only a lost engine had are no longer served.
             for engine in self._engines.values():
                 engine.table = None if engine.lost else engine.table
             self._tell_table()

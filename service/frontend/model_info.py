@@ -1,4 +1,4 @@
-"""What ListModels says of a version."""
+"""The description of a version in ListModels."""
 
 from convoy.service.dtypes import DATATYPES
 from convoy.service.metadata import InputSpec, TensorInput
@@ -19,7 +19,7 @@ _STATES = {
 
 
 def describe(row: Version) -> pb.ModelInfo:
-    """A row of the table, as callers see it; one that does not serve says why."""
+    """Returns a row of the table as a ModelInfo, which contains the reason if the version does not serve."""
     info = pb.ModelInfo(
         model=row.model,
         version=row.version,

@@ -1,17 +1,17 @@
-"""Several engines: which of them a request goes to, and one table of versions out of theirs. Plain code.
+"""Routing among several engines: chooses one for each request, and merges their tables of versions. Plain code.
 
-A request goes to the engine that should be done with it first. What an engine has to do is what this front end has
-sent there and has no answer to, by what such requests took lately. The request's own run counts too, or a slow device
-that is idle would look as good as a fast one. Of equal engines the one with the fewest requests is chosen, then the one
-whose last turn is longest ago.
+A request goes to the engine that should finish it first. An engine's pending work is what this front end has sent there
+without an answer yet, estimated from the recent times of such requests. The request's own run counts too; otherwise a
+slow idle device would look as good as a fast one. Among equal engines the one with the fewest requests is chosen, then
+the one that was chosen least recently.
 
-What other front ends have sent there is not known: each shares out its own. An engine's word of it comes with answers,
-and so is as old as a batch takes; whoever goes by it goes where all others went meanwhile, and waits longer.
+The work from other front ends is unknown: each front end balances its own requests. An engine could report its load
+only with answers, so one batch late. Front ends that used the report would all choose the same engine, and wait longer.
 
-So when a request is placed, no other engine has less to do by more than that request takes there: engines run empty
-within the time of one request of each other, and with equal devices all work ends at most (2 - 1/engines) times as late
-as in the best order (R. L. Graham, Bounds on multiprocessing timing anomalies, 1969). Both hold as far as the predicted
-times do, for the requests of one front end.
+So when a request is placed, the pending work of no other engine is smaller by more than the request's time there.
+Engines run empty within the time of one request of each other. With equal devices all work ends at most (2 - 1/engines)
+times as late as in the best order (R. L. Graham, Bounds on multiprocessing timing anomalies, 1969). Both are only as
+accurate as the predicted times, and apply to the requests of one front end.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,36 +22,36 @@ from convoy.service.repository import Table, Version
 
 Served = tuple[str, int]  # a model and its version
 
-_GUESS = 1e-7  # seconds for a byte of input, where no engine has answered yet: the same for all, so only bytes compare
+_GUESS = 1e-7  # seconds per byte of input before any engine has answered: the same for all, so only bytes count
 _WEIGHT = 0.1  # of the newest batch in the moving average
-_MOST = 2.0  # times the average is what one batch counts for: a stall must not send all away for long
-_TRIAL = 128  # requests, of which one goes to an engine that has none: an idle engine may have become faster unseen
+_MOST = 2.0  # times the average is the most that one batch counts: a stall must not divert requests for long
+_TRIAL = 128  # one in this many requests goes to an idle engine, which may have become faster unnoticed
 
 
 class Load:
-    """What a front end knows of one engine's work. One writer: the front end's loop."""
+    """One engine's work, as far as a front end knows it. One writer: the front end's loop."""
 
     def __init__(self) -> None:
-        self.requests = 0  # without an answer
-        self.chosen = 0  # the turn when it was chosen last
-        self.paces: dict[Served, float] = {}  # seconds for a byte of input
-        self._bytes: dict[Served, int] = {}  # of inputs without an answer
-        self._learned = 0  # when the batch began that taught last, ns
+        self.requests = 0  # unanswered
+        self.chosen = 0  # the turn of the last choice
+        self.paces: dict[Served, float] = {}  # seconds per byte of input
+        self._bytes: dict[Served, int] = {}  # of unanswered inputs
+        self._learned = 0  # start of the last recorded batch, ns
 
     def add(self, served: Served, nbytes: int) -> None:
-        """A request with so many bytes of input goes there."""
+        """Adds a request with `nbytes` bytes of input."""
         self.requests += 1
         self._bytes[served] = self._bytes.get(served, 0) + nbytes
 
     def end(self, served: Served, nbytes: int) -> None:
-        """It has ended, one way or another."""
+        """Removes a request that has ended, whatever its outcome."""
         self.requests -= 1
         self._bytes[served] -= nbytes
         if not self._bytes[served]:
             del self._bytes[served]
 
     def learn(self, served: Served, began: int, ended: int, nbytes: int) -> None:
-        """A batch with so many bytes of input ran between these times (ns). Its other requests tell the same."""
+        """Records, once per batch, that `nbytes` bytes of input ran between these times (ns)."""
         if began == self._learned:
             return
         self._learned = began
@@ -60,24 +60,24 @@ class Load:
         self.paces[served] = known + _WEIGHT * (min(pace, _MOST * known) - known)
 
     def forget(self) -> None:
-        """The engine has died, and its work with it. The next one runs on the same device."""
+        """Clears the work of an engine that died. The paces stay: the next engine runs on the same device."""
         self.requests = 0
         self._bytes.clear()
 
     def seconds(self, served: Served, nbytes: int, guess: float) -> float:
-        """Until a request of so many bytes would have run; `guess` is the pace where this engine's is not known."""
+        """Returns the seconds until a request of `nbytes` would have run. `guess` replaces an unknown pace."""
         known = self.paces.get
         waiting = [nbytes * known(each, guess if each == served else _GUESS) for each, nbytes in self._bytes.items()]
         return sum(waiting) + nbytes * known(served, guess)
 
 
 def choose(loads: Sequence[Load], served: Served, nbytes: int, turn: int) -> Load:
-    """Where a request with so many bytes of input should go; `turn` counts the choices."""
+    """Returns the engine for a request with `nbytes` bytes of input; `turn` counts the choices."""
     idle = [load for load in loads if not load.requests] if turn % _TRIAL == 0 else []
     if idle:
         chosen = min(idle, key=lambda load: load.chosen)
     else:
-        # Whoever has not run it yet is taken to be as fast as the fastest.
+        # An engine that has not run this version yet counts as fast as the fastest.
         guess = min((load.paces[served] for load in loads if served in load.paces), default=_GUESS)
         chosen = min(loads, key=lambda load: (load.seconds(served, nbytes, guess), load.requests, load.chosen))
     chosen.chosen = turn
@@ -85,9 +85,9 @@ def choose(loads: Sequence[Load], served: Served, nbytes: int, turn: int) -> Loa
 
 
 def merged(tables: Mapping[int, Table]) -> Table:
-    """What the engines have together, by device: a version serves where one of them does, and loads until then.
+    """Returns the combined table of the engines, given by device: a version serves if any engine serves it.
 
-    Why it does not serve on every device is said in its row's `reason`. The first look is complete when all are.
+    Its row's `reason` says why it does not serve on every device. The first scan is complete when all are.
     """
     if len(tables) == 1:
         return next(iter(tables.values()))

@@ -1,4 +1,4 @@
-"""One stream: requests come in while there is room, each is answered when it is done, and it ends with the server."""
+"""One stream of requests: reads them while there is room, answers each when it is done, and ends with the server."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -8,7 +8,7 @@ from convoy.service.frontend.transport.interface import Received, Stream
 
 
 class Reply:
-    """Where the answer to one request of a stream goes."""
+    """The destination of the answer to one request of a stream."""
 
     def __init__(self, stream: Stream, writing: asyncio.Lock, before: asyncio.Event | None) -> None:
         self._stream = stream
@@ -17,7 +17,7 @@ class Reply:
         self.over = asyncio.Event()
 
     async def send(self, data: bytes) -> None:
-        """Send the answer, once those before it are sent: a transport takes one at a time."""
+        """Sends the answer once those before it are sent: a transport accepts one at a time."""
         if self._before is not None:
             await self._before.wait()
         async with self._writing:
@@ -29,11 +29,11 @@ Answer = Callable[[Received, int, Reply], Coroutine[Any, Any, None]]
 
 
 class Conversation:
-    """A stream under way.
+    """A stream in progress.
 
-    At most `most` messages are under way: beyond that nothing is read, and HTTP/2's flow control holds the caller
-    back. Answers are sent as they are ready, or, `ordered`, in the order of their requests. Once `closing` is set and
-    all that was read is answered, the stream ends. One writer: the front end's loop.
+    At most `most` messages are in flight. Beyond that nothing is read, and HTTP/2's flow control applies back-pressure.
+    Answers are sent as they are ready or, if `ordered`, in the order of their requests. Once `closing` is set and every
+    message read is answered, the stream ends. One writer: the front end's loop.
     """
 
     def __init__(self, stream: Stream, closing: asyncio.Event, most: int, *, ordered: bool) -> None:
@@ -42,13 +42,13 @@ class Conversation:
         self._room = asyncio.Semaphore(most)
         self._writing = asyncio.Lock()
         self._ordered = ordered
-        self._last: asyncio.Event | None = None  # when the answer before the next one is over, of those in order
+        self._last: asyncio.Event | None = None  # set once the previous answer is over; only if ordered
         self._under_way = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
 
     async def hold(self, answer: Answer) -> None:
-        """Until the caller has said all and has every answer, or the server closes."""
+        """Runs until the caller has sent all requests and received every answer, or the server closes."""
         async with asyncio.TaskGroup() as group:
             listening = group.create_task(self._listen(answer, group))
             leaving = group.create_task(self._leave(listening))

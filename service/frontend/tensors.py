@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol: a request checked against a model's inputs, and the bytes of both ways."""
+"""Tensors of the Open Inference Protocol: checks requests against a model's inputs, decodes inputs, encodes outputs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,18 +16,18 @@ from convoy.service.repository import TensorSpec, Version, is_placeholder
 
 
 class Tensors(NamedTuple):
-    """The inputs of a request, checked: one (dtype, shape) and one array per input of the model, in its order."""
+    """The checked inputs of a request: one array per input of the model, in the model's order."""
 
-    rows: int  # the batch dimension; 1 where requests of the model do not ride side by side
-    arrays: list[NDArray[np.generic]]  # read only; they share the request's memory
+    rows: int  # the batch dimension; 1 if the model's requests are not batched
+    arrays: list[NDArray[np.generic]]  # read-only; they may share the request's memory
 
 
 def read(
     request: pb.ModelInferRequest, row: Version, max_input_pixels: int, payloads: Mapping[int, memoryview] = NOTHING
 ) -> Tensors:
-    """Check the inputs of a request and read them. `payloads` has the raw contents that are not in the message.
+    """Checks and reads the inputs of a request. `payloads` contains the raw contents that are not in the message.
 
-    Raises BadTensor, naming the tensor, where a name, dtype, rank, side or byte count is not what the model takes.
+    Raises BadTensor, naming the tensor, if a name, dtype, rank, side or byte count does not match the model.
     """
     by_name = _by_name(request, row)
     raw = request.raw_input_contents
@@ -56,7 +56,7 @@ def read(
 
 
 def output_bytes(row: Version, inputs: Sequence[NDArray[np.generic]], number: int) -> int:
-    """How many bytes output `number` takes for these inputs; 0 where its sides do not follow from theirs."""
+    """Returns the bytes of output `number` for these inputs; 0 if its sides do not follow from theirs."""
     sides = {
         name: side
         for spec, values in zip(row.inputs, inputs, strict=True)
@@ -74,7 +74,7 @@ def output_bytes(row: Version, inputs: Sequence[NDArray[np.generic]], number: in
 
 
 def wanted_outputs(request: pb.ModelInferRequest, row: Version) -> list[tuple[int, int]]:
-    """The (number, classes) of the outputs to answer, in the order asked for; classes > 0 asks for ranked labels.
+    """Returns the (number, classes) of the requested outputs, in request order; classes > 0 requests ranked labels.
 
     Raises BadTensor for an output that the model does not have, or a parameter that is not offered.
     """
@@ -92,7 +92,7 @@ def wanted_outputs(request: pb.ModelInferRequest, row: Version) -> list[tuple[in
 
 
 def ranked(values: NDArray[Any], classes: int, labels: Sequence[str]) -> NDArray[np.object_]:
-    """(N, classes) scores as (N, min(classes, ...)) texts `value:index:label`, the highest first."""
+    """Returns (N, classes) scores as (N, min(classes, ...)) texts `value:index:label`, the highest first."""
     flat = values.reshape(values.shape[0], -1)
     order = np.argsort(-flat.astype(np.float64), axis=1, kind="stable")[:, :classes]
     texts = [
@@ -103,18 +103,18 @@ def ranked(values: NDArray[Any], classes: int, labels: Sequence[str]) -> NDArray
 
 
 def byte_strings(texts: NDArray[np.object_]) -> bytes:
-    """Texts as the protocol's BYTES: each with its length before it, 4 bytes, little-endian."""
+    """Returns texts as the protocol's BYTES: each after its length, 4 bytes, little-endian."""
     encoded = [text.encode() for text in texts.reshape(-1)]
     return b"".join(len(text).to_bytes(4, "little") + text for text in encoded)
 
 
 def metadata_shape(spec: TensorSpec) -> list[int]:
-    """The shape as the protocol says it: -1 where a side is free."""
+    """Returns the shape as the protocol writes it: -1 for a free side."""
     return [-1 if side is None else side for side in spec.shape]
 
 
 def whole_number(name: str, parameter: pb.InferParameter) -> int:
-    """The value of a parameter that counts something. Raises BadRequest, naming it, where it is of another type."""
+    """Returns the value of an integer parameter. Raises BadRequest, naming it, if it has another type."""
     kind = parameter.WhichOneof("parameter_choice")
     if kind not in ("int64_param", "uint64_param"):
         raise BadRequest(f"parameter {name!r} has {kind or 'no value'}, want int64_param")
@@ -167,7 +167,7 @@ def _shape(
 
 
 def _count(shape: tuple[int, ...]) -> int:
-    # Python's integers: a product of sides never wraps.
+    # Python integers, so that a product of sides never overflows.
     count = 1
     for side in shape:
         count *= side
@@ -194,7 +194,7 @@ def _from_contents(
     if len(values) != count:
         raise BadTensor(f"input {named(spec.name)} has {len(values)} {field}, want {count} for shape {list(shape)}")
     try:
-        # A list: from the container itself numpy would wrap what is out of range without a word.
+        # A list, because numpy would silently wrap out-of-range values of the container itself.
         return np.array(list(values), np.dtype(spec.dtype)).reshape(shape)
     except (OverflowError, ValueError):
         raise BadTensor(f"input {named(spec.name)} has values outside {DATATYPES[spec.dtype]}") from None
