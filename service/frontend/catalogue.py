@@ -1,4 +1,4 @@
-"""What a front end knows of the models: the engine's table, and which versions its own requests refer to."""
+"""A front end's view of the models: the engine's table, and the versions that its own requests refer to."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from convoy.service.repository import Table, Version
 
 
 class Catalogue:
-    """The newest table and the requests under way. One writer: the front end's loop.
+    """The newest table and the requests in flight. One writer: the front end's loop.
 
     A version that no longer serves is released once the last request that refers to it has ended.
     """
@@ -22,7 +22,7 @@ class Catalogue:
         self._leaving: set[tuple[str, int]] = set()
 
     def update(self, table: Table) -> None:
-        """Take a new table. While a restarted engine still loads, the one before stays: its requests are held."""
+        """Accepts a new table. While a restarted engine loads, the previous one stays: its requests wait."""
         if self.table.complete and not table.complete and not table.problem:
             return
         before, after = _ready(self.table), _ready(table)
@@ -33,7 +33,7 @@ class Catalogue:
 
     @contextmanager
     def using(self, row: Version) -> Iterator[None]:
-        """A request refers to `row` for as long as it lasts."""
+        """Counts a request that refers to `row` for as long as it lasts."""
         version = (row.model, row.version)
         self._users[version] += 1
         try:
@@ -43,14 +43,14 @@ class Catalogue:
             self._release_if_unused(version)
 
     def users(self, row: Version) -> int:
-        """Requests under way that refer to `row`."""
+        """Returns the number of requests in flight that refer to `row`."""
         return self._users[row.model, row.version]
 
     def for_task(self, model: str, version: int, task: Task) -> tuple[Version, Document]:
-        """The version that serves `model`, which must be for `task` and take images; an empty name stands for the only
-        such model.
+        """Returns the version that serves `model`, which must be for `task` and accept images; an empty name stands for
+        the only such model.
 
-        Raises UnknownModel, ModelUnavailable, and BadRequest where the model is for something else.
+        Raises UnknownModel, ModelUnavailable, and BadRequest if the model is for something else.
         """
         if version < 0:
             raise BadRequest(f"version is {version}, want 0 or more")

@@ -1,15 +1,15 @@
-"""The images of one request, put together into chunks that share a slot: one way to the engine and back for many."""
+"""Groups the images of one request into chunks that share a slot, so that many images make one trip to the engine."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 
-_LEAST_SHARE = 8  # of a batch: no chunk but the last one is smaller than one in so many
+_LEAST_SHARE = 8  # no chunk but the last one is smaller than 1/8 of a batch
 
 
 class Sent(NamedTuple):
-    """An image as it came. `pixels` are those of a raw one, which may be in the message or still where they came."""
+    """An image as received. `pixels` are those of a raw image, in the message or still in the received bytes."""
 
     image: pb.Image
     pixels: bytes | memoryview
@@ -18,8 +18,8 @@ class Sent(NamedTuple):
 class Chunk(NamedTuple):
     """Images that share a slot, by their numbers in the request.
 
-    `size` is the (height, width) of raw pixels that are the network's input as they are; None where one image still
-    has to be decoded or resized.
+    `size` is the (height, width) of raw pixels that are the network's input unchanged; None for one image that must be
+    decoded or resized.
     """
 
     numbers: Sequence[int]
@@ -35,13 +35,13 @@ def chunks(
     max_pixels: int,
     batch_size: int,
 ) -> list[Chunk]:
-    """Every image of a request in one chunk: of those that need no work as many together as batches have use for.
+    """Divides the images of a request into chunks; those that need no work are grouped by size, as fits batches.
 
     payloads    raw pixels that are not in the message, by the image's number
     channels    of the network's input
-    fitted      its (height, width) for an image of a height and a width
-    max_pixels  of one image, its height times its width
-    batch_size  images at most, 1 or more, in one chunk
+    fitted      returns the input's (height, width) for the height and width of an image
+    max_pixels  of one image, height times width
+    batch_size  most images in one chunk, 1 or more
     """
     if len(images) == 1:
         only = Sent(images[0], payloads.get(0) or images[0].raw.pixels)
@@ -81,8 +81,8 @@ def _size_as_it_is(
 
 
 def _counts(images: int, batch_size: int) -> Iterator[int]:
-    """How many images go into each chunk: whole batches, then halves of them, so that the chunks of different requests
-    fill batches together."""
+    """Yields the number of images in each chunk: whole batches, then halves of them, so that the chunks of different
+    requests fill batches together."""
     count = batch_size
     while images:
         if images < count and count > max(1, batch_size // _LEAST_SHARE):

@@ -1,7 +1,7 @@
-"""The answer to Classify, written as bytes at once: protobuf would make an object of each label first, and that takes
-longer than everything else that is done for an image.
+"""Encodes the answer to Classify directly as bytes: protobuf would first create an object per label, which takes longer
+than all other work on an image.
 
-The bytes are what vision.proto says (protobuf's encoding, "Message Structure"); field numbers come from there.
+The bytes follow vision.proto (protobuf's encoding, "Message Structure"), which also defines the field numbers.
 """
 
 import struct
@@ -32,7 +32,7 @@ assert all(len(each) == 1 for each in _STAGES)
 
 
 class Labels:
-    """A model's labels, each written up to its probability, which is all that changes."""
+    """A model's labels, each encoded up to its probability, the only part that changes."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._heads = [self._head(index, name.encode()) for index, name in enumerate(names)]
@@ -42,7 +42,7 @@ class Labels:
         return _LABELS + varint(len(content) + _FLOAT.size) + content
 
     def result(self, indices: Iterable[int], probabilities: Iterable[float], timings: bytes) -> bytes:
-        """A ClassifyResult: the labels of these indices, and pb.Timings as bytes."""
+        """Encodes a ClassifyResult: the labels of these indices, and `timings`, an encoded pb.Timings."""
         heads, pack = self._heads, _FLOAT.pack
         labels = b"".join([
             heads[index] + pack(probability) for index, probability in zip(indices, probabilities, strict=True)
@@ -51,12 +51,12 @@ class Labels:
 
 
 def timings(stages: Sequence[float], total: float, batch_size: int) -> bytes:
-    """pb.Timings: seconds by stage in the order of metrics.STAGES, and in all."""
+    """Encodes pb.Timings: seconds per stage in the order of metrics.STAGES, and in total."""
     pairs = [part for pair in zip(_STAGES, (*stages, total), strict=True) for part in pair]
     return _SECONDS.pack(*pairs) + _BATCH_SIZE + varint(batch_size)
 
 
 def response(model: str, version: int, results: Sequence[bytes]) -> bytes:
-    """A ClassifyResponse of results that are written already."""
+    """Encodes a ClassifyResponse of encoded results."""
     head = block(_MODEL, model.encode()) + _VERSION + varint(version)
     return b"".join([head, *(block(_RESULTS, result) for result in results)])

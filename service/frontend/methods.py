@@ -1,4 +1,4 @@
-"""The methods of a service as a transport calls them: unary ones, and streams of their requests."""
+"""The methods of a service as a transport calls them: unary methods, and streams of their requests."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -16,10 +16,10 @@ from convoy.service.frontend.transport.interface import Received, Service, Strea
 from convoy.service.frontend.wire import LENGTH, Parser, block, tag
 from convoy.service.pb import inference_pb2 as pb
 
-Response = Message | bytes  # bytes: a message that is written already
+Response = Message | bytes  # bytes: an encoded message
 Implementation = Callable[[Any, Call], Awaitable[Response]]
 
-# Where in their requests the methods have what may be large.
+# Paths of the fields that may be large in the methods' requests.
 _PAYLOADS = {
     "Classify": "images.raw.pixels",
     "Segment": "images.raw.pixels",
@@ -31,11 +31,11 @@ _PAYLOADS = {
 
 
 def service_of(descriptor: ServiceDescriptor, servicer: object, gate: Gate, max_stream_requests: int) -> Service:
-    """The methods of a service that `servicer` has.
+    """Returns the methods of a service that `servicer` implements.
 
-    A method is `async def Name(request, call) -> response` and raises ConvoyError. It serves the unary `Name`, and the
-    stream: `NameStream`, each of whose messages has a request of `Name` in it, or ModelStreamInfer, whose messages are
-    requests of ModelInfer.
+    A method is `async def Name(request, call) -> response` and raises ConvoyError. It serves the unary `Name` and its
+    stream. The stream is `NameStream`, whose messages each contain a request of `Name`, or ModelStreamInfer, whose
+    messages are requests of ModelInfer.
     """
     service = Service(descriptor.full_name, {}, {})
     for method in descriptor.methods:
@@ -51,7 +51,7 @@ def service_of(descriptor: ServiceDescriptor, servicer: object, gate: Gate, max_
 
 
 class UnaryMethod:
-    """One request, one answer."""
+    """A method with one request and one answer."""
 
     def __init__(self, method: MethodDescriptor, implementation: Implementation, gate: Gate) -> None:
         self._name = method.name
@@ -71,7 +71,7 @@ class UnaryMethod:
 
 
 class StreamMethod:
-    """Many requests over one call, each with its own answer, deadline and status."""
+    """A method with many requests in one call, each with its own answer, deadline and status."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class StreamMethod:
         result: Response | ConvoyError
         with Call(self._name, received, deadline, self._gate) as call:
             try:
-                message, call.payloads = self._parser.parse(received.data)  # first: a refusal repeats its id
+                message, call.payloads = self._parser.parse(received.data)  # first, because a refusal repeats the id
                 call.enter()
                 async with call.at_most(self._form.seconds(message)):
                     result = await self._implementation(self._form.request(message), call)
@@ -111,7 +111,7 @@ class StreamMethod:
 class Envelopes:
     """Messages of the Vision service's streams: an id, a request and its deadline; an id, and a response or an error.
 
-    What is done first is answered first.
+    Answers are sent in the order of completion.
     """
 
     ordered = False
@@ -121,16 +121,16 @@ class Envelopes:
         self._inside = tag(method.output_type, "response", LENGTH)
 
     def request(self, message: Any) -> Any:
-        """What the method takes."""
+        """Returns the request that the method accepts."""
         return message.request
 
     def seconds(self, message: Any) -> float:
-        """The request's own deadline; 0: none."""
+        """Returns the request's own time limit in seconds; 0: none."""
         seconds: float = message.deadline_seconds
         return seconds
 
     def response(self, message: Any, result: Response | ConvoyError) -> bytes:
-        """The answer to `message`."""
+        """Returns the encoded answer to `message`."""
         head: Message = self._class(id=message.id)
         if isinstance(result, ConvoyError):
             head = self._class(id=message.id, error=status.request_error(result))
@@ -140,10 +140,10 @@ class Envelopes:
 
 
 class Tensors:
-    """Messages of ModelStreamInfer: requests as they are; a response, or an error and whose it is.
+    """Messages of ModelStreamInfer: plain requests; a response, or an error and the id of its request.
 
-    Clients tell responses apart by their order. Each request has one response, which is thereby the final one: those
-    who ask for an empty final response look for the parameter.
+    Clients match responses to requests by their order. Each request has one response, which is therefore the final one:
+    clients that ask for an empty final response check the parameter.
     """
 
     ordered = True
@@ -156,7 +156,7 @@ class Tensors:
         return message
 
     def seconds(self, message: Any) -> float:
-        """The timeout is a parameter, and ModelInfer reads it."""
+        """Returns 0: the timeout is a parameter, which ModelInfer reads."""
         return 0.0
 
     def response(self, message: Any, result: Response | ConvoyError) -> bytes:

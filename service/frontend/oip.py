@@ -26,7 +26,7 @@ from convoy.service.metrics import Duration, Statistics
 from convoy.service.pb import inference_pb2 as pb
 from convoy.service.repository import MODEL_FILE, TensorSpec, Version
 
-# What is offered beyond the protocol's core, by the names its clients know.
+# Extensions of the protocol's core, by the names that clients use.
 EXTENSIONS = ("classification", "model_configuration", "parameters", "statistics")
 
 _PLATFORM = "onnxruntime_onnx"
@@ -35,7 +35,7 @@ _NO_SHARED_MEMORY = "shared memory is not offered: send tensors in the request, 
 
 
 class InferenceService:
-    """The servicer. `ready` says whether this front end wants requests."""
+    """The servicer. `ready` returns whether this front end accepts requests."""
 
     def __init__(
         self,
@@ -55,26 +55,26 @@ class InferenceService:
         self._ready = ready
 
     async def ServerLive(self, request: pb.ServerLiveRequest, call: Call) -> pb.ServerLiveResponse:
-        """True as long as the process answers, also while it drains."""
+        """Returns true as long as the process answers, also while it drains."""
         return pb.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: pb.ServerReadyRequest, call: Call) -> pb.ServerReadyResponse:
-        """Whether the server wants requests."""
+        """Returns whether the server accepts requests."""
         return pb.ServerReadyResponse(ready=self._ready())
 
     async def ModelReady(self, request: pb.ModelReadyRequest, call: Call) -> pb.ModelReadyResponse:
-        """Whether a version serves; false, not an error, where there is none such."""
+        """Returns whether a version serves; false, not an error, if it does not exist."""
         number = _version(request.version)
         rows = self._catalogue.table.versions
         serves = any(row.state == "READY" and row.model == request.name and number in (0, row.version) for row in rows)
         return pb.ModelReadyResponse(ready=serves and self._ready())
 
     async def ServerMetadata(self, request: pb.ServerMetadataRequest, call: Call) -> pb.ServerMetadataResponse:
-        """Name, version and what is offered beyond the core."""
+        """Returns the name, the version and the extensions of the core."""
         return pb.ServerMetadataResponse(name="convoy", version=package_version("convoy"), extensions=EXTENSIONS)
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, call: Call) -> pb.ModelMetadataResponse:
-        """The tensors of the version that serves, its provider, and its metadata document."""
+        """Returns the tensors of the version that serves, its provider, and its metadata document."""
         row = self._serving(request.name, request.version, call)
         properties = {"provider": row.provider}
         if row.document is not None:
@@ -94,7 +94,7 @@ class InferenceService:
         )
 
     async def ModelConfig(self, request: pb.ModelConfigRequest, call: Call) -> pb.ModelConfigResponse:
-        """The part of a model's configuration that clients read."""
+        """Returns the part of a model's configuration that clients read."""
         row = self._serving(request.name, request.version, call)
         first = 1 if row.batched else 0  # with max_batch_size > 0 the batch dimension is left out
         config = pb.ModelConfig(
@@ -125,7 +125,7 @@ class InferenceService:
         return pb.ModelConfigResponse(config=config)
 
     async def ModelInfer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
-        """Tensors in, tensors out, for any model."""
+        """Runs any model on tensors and returns its output tensors."""
         row = self._serving(request.model_name, request.model_version, call)
         _heed(request, call)
         with self._catalogue.using(row):
@@ -159,7 +159,7 @@ class InferenceService:
             return response
 
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, call: Call) -> pb.ModelStatisticsResponse:
-        """Counts and times of every version that has run, read back from the metrics of all processes."""
+        """Returns counts and times of every version that serves, read back from the metrics of all processes."""
         if request.name:
             self._serving(request.name, request.version, call)
         found = await asyncio.get_running_loop().run_in_executor(
@@ -175,7 +175,7 @@ class InferenceService:
         )
 
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, call: Call) -> pb.RepositoryIndexResponse:
-        """Every version there is, and why it does not serve."""
+        """Returns every version, with the reason if it does not serve."""
         kind = pb.RepositoryIndexResponse.ModelIndex
         return pb.RepositoryIndexResponse(
             models=[
@@ -186,14 +186,14 @@ class InferenceService:
         )
 
     async def RepositoryModelLoad(self, request: pb.RepositoryModelLoadRequest, call: Call) -> NoReturn:
-        """Not offered."""
+        """Raises NotOffered."""
         raise NotOffered(
             "models are not loaded on request: put a file at MODEL/VERSION/model.onnx in the server's repository, "
             "which is watched, and ask ModelReady or RepositoryIndex until it serves"
         )
 
     async def RepositoryModelUnload(self, request: pb.RepositoryModelUnloadRequest, call: Call) -> NoReturn:
-        """Not offered."""
+        """Raises NotOffered."""
         raise NotOffered(
             "models are not unloaded on request: remove MODEL/VERSION from the server's repository, which is watched, "
             "and the version stops serving once its requests are answered"
@@ -202,37 +202,37 @@ class InferenceService:
     async def SystemSharedMemoryStatus(
         self, request: pb.SystemSharedMemoryStatusRequest, call: Call
     ) -> pb.SystemSharedMemoryStatusResponse:
-        """No region: none can be registered."""
+        """Returns no region: none can be registered."""
         return pb.SystemSharedMemoryStatusResponse()
 
     async def SystemSharedMemoryRegister(self, request: pb.SystemSharedMemoryRegisterRequest, call: Call) -> NoReturn:
-        """Not offered."""
+        """Raises NotOffered."""
         raise NotOffered(_NO_SHARED_MEMORY)
 
     async def SystemSharedMemoryUnregister(
         self, request: pb.SystemSharedMemoryUnregisterRequest, call: Call
     ) -> pb.SystemSharedMemoryUnregisterResponse:
-        """Nothing is registered, so nothing is left to undo: clients begin with this."""
+        """Does nothing, because nothing is registered. Clients call this first."""
         return pb.SystemSharedMemoryUnregisterResponse()
 
     async def CudaSharedMemoryStatus(
         self, request: pb.CudaSharedMemoryStatusRequest, call: Call
     ) -> pb.CudaSharedMemoryStatusResponse:
-        """No region: none can be registered."""
+        """Returns no region: none can be registered."""
         return pb.CudaSharedMemoryStatusResponse()
 
     async def CudaSharedMemoryRegister(self, request: pb.CudaSharedMemoryRegisterRequest, call: Call) -> NoReturn:
-        """Not offered."""
+        """Raises NotOffered."""
         raise NotOffered(_NO_SHARED_MEMORY)
 
     async def CudaSharedMemoryUnregister(
         self, request: pb.CudaSharedMemoryUnregisterRequest, call: Call
     ) -> pb.CudaSharedMemoryUnregisterResponse:
-        """Nothing is registered, so nothing is left to undo."""
+        """Does nothing, because nothing is registered."""
         return pb.CudaSharedMemoryUnregisterResponse()
 
     async def TraceSetting(self, request: pb.TraceSettingRequest, call: Call) -> pb.TraceSettingResponse:
-        """No settings; a setting without a value takes back what was never set."""
+        """Returns no settings. A setting without a value resets one that was never set. Otherwise raises NotOffered."""
         if request.model_name:
             self._serving(request.model_name, "", call)
         if any(setting.value for setting in request.settings.values()):
@@ -240,7 +240,7 @@ class InferenceService:
         return pb.TraceSettingResponse()
 
     async def LogSettings(self, request: pb.LogSettingsRequest, call: Call) -> pb.LogSettingsResponse:
-        """No settings that could be changed while the server runs."""
+        """Returns no settings: none can be changed while the server runs."""
         if request.settings:
             raise NotOffered("the log is not set on request: server.log_level of the configuration, read at the start")
         return pb.LogSettingsResponse()
@@ -262,7 +262,7 @@ class InferenceService:
 
 
 def _heed(request: pb.ModelInferRequest, call: Call) -> None:
-    """The request's own deadline and priority."""
+    """Applies the request's own deadline and priority to the call."""
     if "timeout" in request.parameters:
         microseconds = tensors.whole_number("timeout", request.parameters["timeout"])
         if microseconds < 0:
@@ -270,12 +270,12 @@ def _heed(request: pb.ModelInferRequest, call: Call) -> None:
         if microseconds:
             call.within(microseconds / 1e6)
     if "priority" in request.parameters:
-        # 1 is the highest, 0 the usual one.
+        # 1 is the highest, 0 the default.
         call.low_priority = tensors.whole_number("priority", request.parameters["priority"]) > 1
 
 
 def _format(row: Version, spec: TensorSpec) -> pb.ModelInput.Format:
-    """How the pixels of an image lie. Of a file that says nothing about itself nobody knows whether it takes images."""
+    """Returns the pixel layout of an image input. A file without metadata does not say whether it accepts images."""
     image = row.document is not None and row.document.input is not None and spec.name == metadata.IMAGE
     return pb.ModelInput.FORMAT_NHWC if image else pb.ModelInput.FORMAT_NONE
 

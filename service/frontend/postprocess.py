@@ -1,4 +1,4 @@
-"""From what a network answered for one image to what its caller gets: ranked labels, or a class map."""
+"""Converts a network's outputs for one image to its caller's result: ranked labels, or a class map."""
 
 from collections.abc import Collection, Sequence
 from io import BytesIO
@@ -18,12 +18,12 @@ from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 from convoy.service.preprocess import Placement, restore
 
 DEFAULT_TOP_K = 5
-_FEW_CLASSES = 64  # Python sorts so many in less time than numpy takes to begin
+_FEW_CLASSES = 64  # Python sorts this many in less time than numpy takes to begin
 _NOT_NUMBERS = "the network answered probabilities that are not numbers"
 
 
 class Ranking(NamedTuple):
-    """Of one image the most probable classes, the most probable first."""
+    """The most probable classes of one image, the most probable first."""
 
     indices: Sequence[int]
     probabilities: Sequence[float]
@@ -32,13 +32,13 @@ class Ranking(NamedTuple):
 def rankings(
     probabilities: NDArray[np.float32], classes: int, top_k: int, failed: Collection[int] = ()
 ) -> list[Ranking | RunFailed]:
-    """Of each image the `top_k` most probable classes (0: five; at most all), ties in the order of the classes.
+    """Returns each image's `top_k` most probable classes (0: five; at most all), ties in the order of the classes.
 
     probabilities  (N, classes), 0..1
     failed         images on which the network failed
 
-    RunFailed stands for those, and where an image's probabilities are not all finite. Raises it where there is not one
-    for each class.
+    Returns RunFailed for those, and for images whose probabilities are not all finite. Raises RunFailed if there is not
+    one probability for each class.
     """
     if probabilities.shape[1:] != (classes,):
         raise RunFailed(f"the network answered {probabilities[0].size} probabilities for {classes} labels")
@@ -55,7 +55,7 @@ def _ranked_few(row: NDArray[np.float32], count: int) -> Ranking | RunFailed:
     values = row.tolist()
     if not isfinite(sum(values)):
         return RunFailed(_NOT_NUMBERS)
-    # Equal ones stay in their order, also in reverse.
+    # Equal values keep their order, also in reverse.
     indices = sorted(range(len(values)), key=values.__getitem__, reverse=True)[:count]
     return Ranking(indices, [values[index] for index in indices])
 
@@ -63,7 +63,7 @@ def _ranked_few(row: NDArray[np.float32], count: int) -> Ranking | RunFailed:
 def _ranked_many(row: NDArray[np.float32], count: int) -> Ranking | RunFailed:
     if not np.isfinite(row).all():
         return RunFailed(_NOT_NUMBERS)
-    # Only those that can be among the first are sorted; all that tie with the last one can.
+    # Only candidates for the first places are sorted, including all that tie with the last place.
     least = np.partition(row, -count)[-count]
     candidates = np.flatnonzero(row >= least)
     indices = candidates[np.argsort(-row[candidates], kind="stable")][:count]
@@ -77,15 +77,15 @@ def segmentation(
     placement: Placement,
     format: pb.MaskFormat,  # noqa: A002 (the field's name on the wire)
 ) -> pb.Segmentation:
-    """The class map at the size of the image that was sent, in the form that was asked for.
+    """Returns the class map at the size of the image that was sent, in the requested format.
 
-    mask        (h, w), a class index a pixel, at the size of the input
-    confidence  (h, w), 0..255, or None where it was not asked for
+    mask        (h, w), a class index per pixel, at the size of the input
+    confidence  (h, w), 0..255, or None if not requested
 
-    Raises RunFailed where the network answered a class that has no label.
+    Raises RunFailed if the network returned a class without a label.
     """
     classes = np.ascontiguousarray(restore(mask, placement))
-    # Pillow counts bytes as bytes; np.bincount would first make 8 bytes of each, and takes five times as long.
+    # Pillow counts bytes directly; np.bincount would first convert each to 8 bytes, and takes five times as long.
     counts = Image.fromarray(classes).histogram()
     present = [index for index, pixels in enumerate(counts) if pixels]
     if present[-1] >= len(document.labels):
@@ -128,7 +128,7 @@ def _png(image: Image.Image) -> bytes:
 
 
 def _run_lengths(classes: NDArray[np.uint8], present: Sequence[int]) -> list[pb.RunLengths]:
-    columns = np.asfortranarray(classes)[:, :, None]  # COCO counts down the columns
+    columns = np.asfortranarray(classes)[:, :, None]  # COCO counts in column order
     return [
         pb.RunLengths(class_index=index, counts=coco.encode((columns == index).view(np.uint8))[0]["counts"])
         for index in present

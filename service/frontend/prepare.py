@@ -1,4 +1,4 @@
-"""From images as they came to the network's input: decoded and fitted straight into a slot."""
+"""Prepares received images as the network's input: decodes and fits them straight into a slot."""
 
 import asyncio
 import time
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class Served(NamedTuple):
-    """Who answers a request for images: a version and what its file says, and the request's limits."""
+    """The version that answers a request for images, its metadata, and the call with the request's limits."""
 
     row: Version
     document: Document
@@ -35,7 +35,7 @@ class Served(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """Images in their slot, and what of each of its inputs they fill. Whoever gets it releases the lease."""
+    """Images in their slot, and the part of its input that each fills. The caller must release the lease."""
 
     lease: Lease
     placement: Placement
@@ -43,7 +43,7 @@ class Prepared(NamedTuple):
 
 
 class Preparer:
-    """Brings chunks into slots. Threads and limits are those of the front end."""
+    """Preparation of chunks in slots, with the threads and limits of the front end."""
 
     def __init__(self, client: EngineClient, limits: LimitsConfig, threads: ThreadPoolExecutor) -> None:
         self._client = client
@@ -51,13 +51,13 @@ class Preparer:
         self._threads = threads
 
     def max_pixels(self, spec: InputSpec) -> int:
-        """Of an image, height times width."""
-        # What a model of any size would get as it is must not be larger than its runs can be.
+        """Returns the most pixels of an image, height times width."""
+        # A model of any size runs the image unscaled, so the limit of its runs applies, too.
         limits = self._limits
         return min(limits.max_pixels, limits.max_input_pixels) if spec.fit == "pad" else limits.max_pixels
 
     async def prepare(self, chunk: Chunk, served: Served) -> Prepared:
-        """Raises BadImage, QueueFull, DeadlinePassed."""
+        """Prepares a chunk. Raises BadImage, QueueFull, DeadlinePassed."""
         if chunk.size is not None:
             return await self._copy(chunk, chunk.size, served)
         with self._client.coming(served.row.model):
@@ -66,16 +66,16 @@ class Preparer:
             try:
                 return await asyncio.shield(preparing)
             except asyncio.CancelledError:
-                # What has not begun never does. Else the thread goes on: what it claims is given back, and the request
-                # counts as in flight until then, as its bytes are.
+                # Work that has not begun is cancelled. Otherwise the thread goes on, and its lease is released. Until
+                # then the request counts as in flight, because its bytes are in use.
                 if not work.cancel():
                     work.add_done_callback(_release)
                     await asyncio.wait([preparing])
                 raise
 
     async def _copy(self, chunk: Chunk, size: tuple[int, int], served: Served) -> Prepared:
-        """Pixels that are the network's input as they are: a few are copied in less time than it takes to reach a
-        thread."""
+        """Copies pixels that are the network's input unchanged; a few are copied in less time than a hop to a thread
+        takes."""
         began = time.monotonic_ns()
         served.call.check_deadline()
         count, channels = len(chunk.sent), served.document.image.channels
@@ -96,7 +96,7 @@ class Preparer:
         began = time.monotonic_ns()
         served.call.check_deadline()
         row, spec = served.row, served.document.image
-        # Decoding comes before the claim: a broken image never occupies a slot.
+        # Decoding precedes the claim, so that a broken image never occupies a slot.
         picture = self._picture(sent, spec)
         decoded = time.monotonic_ns()
         size = input_size(spec, picture.height, picture.width, buckets=row.buckets)
@@ -120,8 +120,8 @@ class Preparer:
 
 
 async def to_its_end(threads: ThreadPoolExecutor, work: Callable[[], T]) -> T:
-    """The result of work that reads or writes a slot. Where the caller goes meanwhile, the work is still waited for, so
-    that nobody releases the slot before."""
+    """Returns the result of work that reads or writes a slot. After a cancellation it still waits for the work, so that
+    the slot is not released before."""
     future = asyncio.get_running_loop().run_in_executor(threads, work)
     try:
         return await asyncio.shield(future)
@@ -144,7 +144,7 @@ def _release(work: Future[Prepared]) -> None:
 
 
 def _output_bytes(served: Served, size: tuple[int, int], images: int) -> list[tuple[int, int]]:
-    """The (number, bytes) of the outputs for so many images whose input has `size`."""
+    """Returns the (number, bytes) of the outputs for a number of images whose input has `size`."""
     pixels = size[0] * size[1]
     sizes = {
         metadata.PROBABILITIES: 4 * len(served.document.labels),

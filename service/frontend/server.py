@@ -1,4 +1,4 @@
-"""The front end process: puts the servicers, the engine's channel and the health service together, and drains them."""
+"""The front end process: connects the servicers, the engines' channels and the health service, and drains them."""
 
 import asyncio
 import logging
@@ -31,12 +31,12 @@ logger = logging.getLogger(__name__)
 _VISION = vision_pb2.DESCRIPTOR.services_by_name["Vision"]
 _INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 _SERVICES = (_VISION, _INFERENCE)
-_MAX_REASON = 4096  # characters of what keeps the server from being ready
-_LAST_WORDS = 0.5  # seconds for gRPC to send what was answered, and to end the streams of health watchers
+_MAX_REASON = 4096  # characters of the reason why the server is not ready
+_LAST_WORDS = 0.5  # seconds for gRPC to send the last answers, and to end the streams of health watchers
 
 
 class FrontEnd:
-    """One transport and what it stands on. One writer of everything here: the loop."""
+    """One transport and the objects that serve it. One writer of all state: the loop."""
 
     def __init__(self, start: messages.Start, supervisor: socket.socket) -> None:
         self._config = start.config
@@ -76,29 +76,29 @@ class FrontEnd:
             Limits(
                 message_bytes=limits.max_message_bytes,
                 metadata_bytes=limits.max_metadata_bytes,
-                # Beyond what the gate refuses with a hint: bounds the memory of requests that nobody has looked at.
+                # Above the gate's limit, which refuses with a hint: bounds the memory of unread requests.
                 calls=limits.max_requests * 2 + 64,
                 min_ping_seconds=start.config.server.min_ping_seconds,
             ),
         )
 
     async def listen(self) -> None:
-        """Accept requests; they are UNAVAILABLE until the engine has loaded their model."""
+        """Starts accepting requests; they are UNAVAILABLE until the engine has loaded their model."""
         await self._transport.start()
         self._listening = True
         self._report = self._loop.create_task(self._keep_reporting())
         self._report_soon()
 
     def attach(self, connection: socket.socket, device: int) -> None:
-        """A new engine's channel."""
+        """Connects a new engine's channel."""
         self._client.attach(connection, device)
 
     async def drain(self) -> bool:
-        """Not ready at once; accept a little longer; answer what was accepted. Whether all of it was."""
+        """Reports not ready at once, accepts requests a little longer, and answers them. Returns whether all were."""
         self._draining = True
         self._report_soon()
         server = self._config.server
-        # Whoever sends requests here learns of it with a delay: until then they are answered.
+        # Clients and load balancers notice with a delay. Until then their requests are answered.
         await asyncio.sleep(server.lame_duck_seconds)
         self._gate.close()
         try:
@@ -115,7 +115,7 @@ class FrontEnd:
         self._report_soon()
 
     def _release(self, model: str, version: int) -> None:
-        """No request refers to a version any more, and it does not serve."""
+        """Releases a version that no longer serves and that no request refers to any more."""
         self._client.forget(model, version)
         loop = asyncio.get_running_loop()
         loop.call_later(self._config.server.keep_metrics_seconds, self._forget, model, version)
@@ -135,7 +135,7 @@ class FrontEnd:
         self._reports.set()
 
     async def _keep_reporting(self) -> None:
-        """Tell the supervisor and the health service's watchers whenever what they know has changed."""
+        """Reports every change of status to the supervisor and to the health service's watchers."""
         while True:
             await self._reports.wait()
             self._reports.clear()
@@ -161,7 +161,7 @@ class FrontEnd:
         return messages.Status(self._listening, False, reason[:_MAX_REASON])
 
     async def _set_health(self, ready: bool) -> None:
-        """Of the server (the empty name), of each service, and of each model: `NAME` and `NAME/VERSION`."""
+        """Sets the health of the server (the empty name), each service, and each model: `NAME` and `NAME/VERSION`."""
         serving = {row.model for row in self._catalogue.table.versions if row.state == "READY"}
         serving |= {f"{row.model}/{row.version}" for row in self._catalogue.table.versions if row.state == "READY"}
         known = {row.model for row in self._catalogue.table.versions}
@@ -207,8 +207,8 @@ async def _main(supervisor: socket.socket) -> int:
 
 
 def main() -> None:
-    """Run a front end; the first argument is the descriptor of the channel to the supervisor."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal: the supervisor decides
+    """Runs a front end; the first argument is the descriptor of the channel to the supervisor."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal: the supervisor decides
     connection = socket.socket(fileno=int(sys.argv[1]))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         status = runner.run(_main(connection))

@@ -1,4 +1,4 @@
-"""The one table from errors to gRPC status, with the machine-readable details that travel along."""
+"""The only table from errors to gRPC status, and the machine-readable details sent with it."""
 
 import math
 from enum import IntEnum
@@ -28,7 +28,7 @@ from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 
 
 class Code(IntEnum):
-    """gRPC's statuses (google.rpc.Code)."""
+    """The gRPC status codes (google.rpc.Code)."""
 
     OK = 0
     CANCELLED = 1
@@ -63,18 +63,18 @@ STATUS: dict[type[ConvoyError], Code] = {
     EngineDied: Code.INTERNAL,
     Cancelled: Code.CANCELLED,
 }
-# Bytes of a message on the wire. It travels in the trailers twice, and clients take 8 kB of those, some only 4.
+# Bytes of a message on the wire. The trailers contain it twice, and clients accept 8 kB of them, some only 4.
 _MOST_ON_THE_WIRE = 1500
-DOMAIN = "convoy"  # of ErrorInfo: who gives the reasons their meaning
+DOMAIN = "convoy"  # of ErrorInfo: the namespace of the reasons
 
 
 def code_of(error: ConvoyError) -> Code:
-    """The gRPC status of an error."""
+    """Returns the gRPC status of an error."""
     return STATUS.get(type(error), Code.INTERNAL)
 
 
 def message_of(error: ConvoyError) -> str:
-    """The message, or the beginning of one that is too long for a header."""
+    """Returns the message, or the beginning of one that is too long for a header."""
     size = 0
     for place, character in enumerate(error.message):
         data = character.encode(errors="replace")
@@ -85,7 +85,7 @@ def message_of(error: ConvoyError) -> str:
 
 
 def trailers(error: ConvoyError) -> tuple[tuple[str, str | bytes], ...]:
-    """The trailing metadata: google.rpc.Status with ErrorInfo, and RetryInfo where trying again makes sense."""
+    """Returns the trailing metadata: google.rpc.Status with ErrorInfo, and RetryInfo if a retry makes sense."""
     details = [_any(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))]
     pairs: list[tuple[str, str | bytes]] = []
     if error.retry_after is not None:
@@ -99,7 +99,7 @@ def trailers(error: ConvoyError) -> tuple[tuple[str, str | bytes], ...]:
 
 
 def request_error(error: ConvoyError) -> pb.RequestError:
-    """The same inside a message: why one request of a stream was not served."""
+    """Returns the same as a message: why one request of a stream was not served."""
     return pb.RequestError(
         code=code_of(error),
         reason=error.reason,

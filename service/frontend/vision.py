@@ -38,8 +38,8 @@ Result = TypeVar("Result", bytes, pb.SegmentResult)
 
 
 class Vision:
-    """The servicer. Decodes and postprocesses in `threads`, but for what takes less time than the way there; everything
-    else on the loop."""
+    """The servicer. Decodes and postprocesses in `threads`, except for work shorter than the hop to a thread; all else
+    runs on the loop."""
 
     def __init__(
         self, catalogue: Catalogue, client: EngineClient, limits: LimitsConfig, threads: ThreadPoolExecutor
@@ -52,7 +52,7 @@ class Vision:
         self._outlook = Outlook()
 
     async def Classify(self, request: pb.ClassifyRequest, call: Call) -> bytes:
-        """Ranked labels for each image: a ClassifyResponse."""
+        """Returns ranked labels for each image, as an encoded ClassifyResponse."""
         served = self._check(request, call, "classification")
         row = served.row
         with self._catalogue.using(row):
@@ -61,12 +61,12 @@ class Vision:
         return encoding.response(row.model, row.version, [_classify_result(result) for result in results])
 
     async def Segment(self, request: pb.SegmentRequest, call: Call) -> pb.SegmentResponse:
-        """A class map, of the size that was sent, for each image."""
+        """Returns a class map for each image, at the size that was sent."""
         served = self._check(request, call, "segmentation")
         row = served.row
         _check_mask(request, row)
         with self._catalogue.using(row):
-            # What comes behind the network takes most of the time, and a thread for each image.
+            # Postprocessing takes most of the time, and one thread per image.
             found = self._chunks(request.images, served, 1)
             results = await _each(found, [self._segment(chunk, served, request) for chunk in found], call)
         return pb.SegmentResponse(
@@ -74,11 +74,11 @@ class Vision:
         )
 
     async def ListModels(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
-        """Every version in the repository."""
+        """Returns every version in the repository."""
         return pb.ListModelsResponse(models=[describe(row) for row in self._catalogue.table.versions])
 
     async def _classify(self, chunk: Chunk, served: Served, top_k: int) -> list[bytes | ConvoyError]:
-        """A chunk's images on their way: the classification of each, written, or its error."""
+        """Runs a chunk. Returns the encoded classification of each image, or its error."""
         row, document, call = served
         self._admit(chunk, served)
         prepared = await self._preparer.prepare(chunk, served)
@@ -93,7 +93,7 @@ class Vision:
     async def _segment(
         self, chunk: Chunk, served: Served, request: pb.SegmentRequest
     ) -> list[pb.SegmentResult | ConvoyError]:
-        """An image on its way: its class map, or its error."""
+        """Runs a chunk of one image. Returns its class map, or its error."""
         document, call = served.document, served.call
         self._admit(chunk, served)
         prepared = await self._preparer.prepare(chunk, served)
@@ -108,7 +108,7 @@ class Vision:
         return [pb.SegmentResult(segmentation=class_map, timings=_timings(taken, answer))]
 
     def _check(self, request: pb.ClassifyRequest | pb.SegmentRequest, call: Call, task: Task) -> Served:
-        """Who serves a request. Raises UnknownModel, ModelUnavailable, BadRequest."""
+        """Returns the version that serves a request. Raises UnknownModel, ModelUnavailable, BadRequest."""
         row, document = self._catalogue.for_task(request.model, request.version, task)
         call.serves(row)
         if request.priority not in _PRIORITIES:
@@ -125,14 +125,14 @@ class Vision:
         return chunks(images, served.call.payloads, spec.channels, fitted, max_pixels, batch_size)
 
     def _admit(self, chunk: Chunk, served: Served) -> None:
-        """Raises PredictedLate for what the engine would refuse."""
+        """Raises PredictedLate if the engine would refuse the chunk."""
         row, call = served.row, served.call
-        if served.document.image.height is not None:  # of other sizes one image says nothing about the next
+        if served.document.image.height is not None:  # otherwise sizes vary, and one image does not predict the next
             kind = (row.model, row.version, call.low_priority)
             self._outlook.check(row.model, kind, len(chunk.sent), call.deadline, time.monotonic_ns())
 
     async def _run(self, prepared: Prepared, rows: int, served: Served) -> tuple[Answer, dict[str, NDArray[Any]]]:
-        """The engine's answer, and the outputs by name: views, (rows, ...), valid until the lease is released."""
+        """Returns the engine's answer, and its outputs by name: views, (rows, ...), valid until the lease ends."""
         row, call, placed = served.row, served.call, prepared.placement
         try:
             answer, outputs = await prepared.lease.run(
@@ -162,8 +162,8 @@ class Vision:
 async def _each(
     found: Sequence[Chunk], answers: Sequence[Coroutine[Any, Any, list[Result | ConvoyError]]], call: Call
 ) -> list[Result | ConvoyError]:
-    """The result of each image, or its error, in the order of the request. The error of a single image is raised: it is
-    the request's."""
+    """Returns the result of each image, or its error, in the order of the request. Raises the error of a single image,
+    because it is the request's error."""
     if len(found) == 1:
         outcomes = [await answers[0] if len(found[0].sent) == 1 else await _caught(found[0], answers[0])]
     else:
@@ -183,7 +183,7 @@ async def _each(
 
 
 async def _caught(chunk: Chunk, answer: Coroutine[Any, Any, list[Result | ConvoyError]]) -> list[Result | ConvoyError]:
-    """What goes wrong with a chunk goes wrong with each of its images, and with no other."""
+    """Returns a chunk's results. An error of the chunk applies to each of its images, and to no other."""
     try:
         return await answer
     except ConvoyError as error:

@@ -1,8 +1,8 @@
-"""Large payloads read from a message where they lie: protobuf would copy them into its own memory, and out of it again
-each time they are asked for.
+"""Reads large payloads of a message in place: protobuf would copy them into its own memory, and out of it again on each
+access.
 
-A message is a row of fields, each a tag (number and kind) and a value; where the value is bytes or a message of its
-own, its length comes first (protobuf's encoding, "Message Structure").
+A message is a sequence of fields, each a tag (number and kind) and a value. A value that is bytes or a nested message
+follows its length (protobuf's encoding, "Message Structure").
 """
 
 from collections.abc import Mapping
@@ -15,15 +15,15 @@ from google.protobuf.message_factory import GetMessageClass
 from convoy.service.errors import BadRequest
 
 NOTHING: Mapping[int, memoryview] = MappingProxyType({})
-LARGE = 1 << 16  # bytes: what is smaller is copied in less time than it takes to look for it
+LARGE = 1 << 16  # bytes; copying less takes less time than finding it
 _BYTES_PER_FIELD = 4096
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5  # kinds of values
 
 
 class Parser:
-    """Parses messages of one kind. Their payloads, if they have any, are at `path`, such as `images.raw.pixels`.
+    """Parser of one type of message. The payloads, if any, are at `path`, such as `images.raw.pixels`.
 
-    One field on the path is repeated: a payload's number counts its entries.
+    One field on the path is repeated; a payload's number is the index of its entry.
     """
 
     def __init__(self, message: Descriptor, path: str | None) -> None:
@@ -41,7 +41,7 @@ class Parser:
             kind = field.message_type
 
     def parse(self, data: bytes) -> tuple[Any, Mapping[int, memoryview]]:
-        """The message, and its large payloads by their number: views of `data`, where the message has empty bytes.
+        """Returns the message, and its large payloads by number: views of `data`, which the message has as empty bytes.
 
         Raises BadRequest.
         """
@@ -63,7 +63,7 @@ class Parser:
 
 
 def varint(value: int) -> bytes:
-    """A number from 0 on as a value, a length or a tag."""
+    """Encodes a number, 0 or more, as a value, a length or a tag."""
     if value < 0x80:
         return bytes((value,))
     out = bytearray()
@@ -75,21 +75,21 @@ def varint(value: int) -> bytes:
 
 
 def tag(message: Any, field: str, kind: int) -> bytes:
-    """What stands before the value of a field of a message, of which this is the descriptor."""
+    """Returns the encoded tag of a field; `message` is the descriptor of its message."""
     return varint(message.fields_by_name[field].number << 3 | kind)
 
 
 def block(before: bytes, content: bytes) -> bytes:
-    """Bytes or a message as a field's value, behind its tag."""
+    """Encodes bytes or a message as a field's value, after its tag `before`."""
     return before + varint(len(content)) + content
 
 
 class _AsItIs(Exception):
-    """Nothing is gained by a look at this message: protobuf shall have all of it."""
+    """Lifting payloads gains nothing for this message: protobuf parses all of it."""
 
 
 class _Lifting:
-    """One message, and what has been lifted out of it up to now."""
+    """One message, and the payloads lifted out of it so far."""
 
     def __init__(self, data: bytes, numbers: list[int], counted: int) -> None:
         self.payloads: dict[int, memoryview] = {}
@@ -98,11 +98,11 @@ class _Lifting:
         self._numbers = numbers
         self._counted = counted
         self._entry = -1
-        # What has large payloads has few fields: of a message of many small ones the loop would never see the end.
+        # A message with large payloads has few fields. The limit ends the loop early on one with many small fields.
         self._fields_left = 64 + len(data) // _BYTES_PER_FIELD
 
     def rest(self, at: int, end: int, depth: int) -> list[bytes | memoryview]:
-        """The message that lies from `at` to `end` without what is lifted out of it, in pieces."""
+        """Returns the message from `at` to `end`, without the payloads lifted out of it, in pieces."""
         data, view, wanted = self._data, self._view, self._numbers[depth]
         pieces: list[bytes | memoryview] = []
         kept = at
@@ -128,23 +128,23 @@ class _Lifting:
             elif kind in (FIXED64, FIXED32):
                 at += 8 if kind == FIXED64 else 4
             else:
-                raise _AsItIs  # a group, which nobody sends, or nothing that there is
+                raise _AsItIs  # a group, which no client sends, or an unknown kind
             if depth == self._counted + 1 and at < end:
-                raise _AsItIs  # an entry with two sources: which of them counts, protobuf knows
+                raise _AsItIs  # an entry with two sources: protobuf decides which one counts
         if at > end:
             raise _AsItIs  # a field ends beyond its message
         return [*pieces, view[kept:end]]
 
     def _inside(self, at: int, end: int, depth: int) -> list[bytes | memoryview]:
-        """What stays of a field on the path."""
+        """Returns what remains of a field on the path."""
         if depth == self._counted:
             self._entry += 1
         if depth < len(self._numbers) - 1:
             return self.rest(at, end, depth + 1)
-        # Of a field that comes twice the last one counts.
+        # If a field occurs twice, the last one counts.
         self.payloads.pop(self._entry, None)
         if end - at < LARGE and not self.payloads:
-            raise _AsItIs  # the payloads of one message are usually alike: the first one tells
+            raise _AsItIs  # payloads of one message are usually alike, so the first one decides
         if end - at < LARGE:
             return [self._view[at:end]]
         self.payloads[self._entry] = self._view[at:end]
@@ -155,7 +155,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     value = shift = 0
     while (byte := data[at]) >= 0x80:
         if shift > 63:
-            raise _AsItIs  # no number is so long
+            raise _AsItIs  # longer than any valid number
         value |= (byte & 0x7F) << shift
         at += 1
         shift += 7

@@ -1,1 +1,1 @@
-"""What speaks gRPC: messages in, messages out. Nothing above knows which library does it."""
+"""The gRPC transport: messages in, messages out. Nothing above it depends on the library that it uses."""

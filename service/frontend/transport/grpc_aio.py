@@ -1,4 +1,4 @@
-"""The transport on grpcio's asyncio server: with the health and reflection services of its packages."""
+"""The transport on grpcio's asyncio server, with the health and reflection services of grpcio's packages."""
 
 import time
 from collections.abc import Sequence
@@ -43,10 +43,10 @@ class GrpcAio:
                 ("grpc.so_reuseport", 1),
                 ("grpc.max_receive_message_length", limits.message_bytes),
                 ("grpc.max_send_message_length", -1),
-                # Between the two gRPC refuses by chance, the more often the larger it is: no gap, no chance.
+                # Between these two sizes gRPC refuses at random, larger metadata more often. Equal sizes prevent that.
                 ("grpc.max_metadata_size", limits.metadata_bytes),
                 ("grpc.absolute_max_metadata_size", limits.metadata_bytes),
-                # Clients, idle or in a call, may ping this often without being sent away.
+                # Clients, idle or in a call, may ping this often without being disconnected.
                 ("grpc.http2.min_ping_interval_without_data_ms", round(limits.min_ping_seconds * 1000)),
                 ("grpc.keepalive_permit_without_calls", 1),
             ],
@@ -70,7 +70,7 @@ class GrpcAio:
 
 
 class _Stream:
-    """A stream of gRPC's."""
+    """A gRPC call as a Stream."""
 
     def __init__(self, context: Any) -> None:
         self.deadline = _deadline(context)
@@ -95,7 +95,7 @@ def _unary(method: Unary) -> grpc.RpcMethodHandler:
     async def handle(received: Received, context: Any) -> bytes:
         answer = await method(received, _deadline(context))
         if isinstance(answer, ConvoyError):
-            # Not abort: it raises, through all that stands above, and takes twice as long.
+            # Not abort: it raises through every caller above and takes twice as long.
             context.set_code(_CODES[status.code_of(answer)])
             context.set_details(status.message_of(answer))
             context.set_trailing_metadata(status.trailers(answer))
@@ -136,13 +136,13 @@ def _add_reflection(server: grpc.aio.Server) -> None:
 
 
 def _described(services: Sequence[ServiceDescriptor]) -> DescriptorPool:
-    """One pool with all services: the Open Inference Protocol's messages live in one of their own."""
+    """Returns one pool with all services, because the Open Inference Protocol's messages are in their own pool."""
     pool = DescriptorPool()
     for service in services:
         file = FileDescriptorProto()
         service.file.CopyToProto(file)
         pool.Add(file)
-    # The library has version 1alpha alone; version 1 differs from it by its name.
+    # The library contains only version 1alpha; version 1 differs from it only in name.
     alpha = FileDescriptorProto()
     _REFLECTION.file.CopyToProto(alpha)
     pool.Add(text_format.Parse(text_format.MessageToString(alpha).replace("v1alpha", "v1"), FileDescriptorProto()))
