@@ -100,7 +100,7 @@ class Engine:
                     await anext(changes)
                     told = False
                     await self._refresh()
-            except (OSError, RuntimeError) as error:  # watchfiles raises RuntimeError, say without an inotify instance
+            except (OSError, RuntimeError) as error:  # watchfiles raises RuntimeError, as without inotify instances
                 if not told:
                     reason = getattr(error, "strerror", None) or str(error)
                     logger.error("model repository cannot be watched: %s; it is looked at by polling", reason)

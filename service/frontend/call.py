@@ -34,7 +34,7 @@ class Call:
         self.model = ""  # set only if the model exists: metrics accept no names made up by callers
         self.version = ""
         self.low_priority = False
-        self.payloads = NOTHING  # of the request, those that are not in the message: see wire.py
+        self.payloads = NOTHING  # of the request; those outside the message: see wire.py
         self._nbytes = len(received.data)
         self._gate = gate
         self._inside = False

@@ -85,9 +85,10 @@ def choose(loads: Sequence[Load], served: Served, nbytes: int, turn: int) -> Loa
 
 
 def merged(tables: Mapping[int, Table]) -> Table:
-    """Returns the combined table of the engines, given by device: a version serves if any engine serves it.
+    """Returns the combined table of the engines, given by device. A version serves if any engine serves it, and loads
+    until then.
 
-    Its row's `reason` says why it does not serve on every device. The first scan is complete when all are.
+    Its row's `reason` contains why it does not serve on every device. The first scan is complete when all are.
     """
     if len(tables) == 1:
         return next(iter(tables.values()))

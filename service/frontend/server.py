@@ -212,7 +212,7 @@ def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         status = runner.run(_main(connection))
-    os._exit(status)  # threads may still decode for callers that have gone
+    os._exit(status)  # threads may still decode for cancelled calls
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ class Vision:
         row = served.row
         _check_mask(request, row)
         with self._catalogue.using(row):
-            # Postprocessing takes most of the time, and one thread per image.
+            # Postprocessing takes most of the time, so each image uses its own thread.
             found = self._chunks(request.images, served, 1)
             results = await _each(found, [self._segment(chunk, served, request) for chunk in found], call)
         return pb.SegmentResponse(

@@ -37,7 +37,7 @@ _DTYPE_NUMBERS = {dtype: number for number, dtype in enumerate(DTYPES)}
 
 
 class Cancelled(ConvoyError):
-    """The engine has dropped an image whose caller had gone."""
+    """The engine has dropped an image after its cancellation."""
 
     reason = "CANCELLED"
 
