@@ -43,7 +43,8 @@ class Share(NamedTuple):
     processes: int = 1
 
     def part(self, batch: list[int]) -> list[int]:
-        """Returns the indices of a batch for this process; empty if the batch has too few for all processes."""
+        """Returns the indices of a batch for this process; may be empty if the batch is smaller than the number of
+        processes."""
         start, stop = (turn * len(batch) // self.processes for turn in (self.rank, self.rank + 1))
         return batch[start:stop]
 

@@ -56,7 +56,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     devices        processes that train together on this host, each on its own device; torchrun overrides this
     workers        threads per process that prepare batches; None: none for data in memory, else one per core
     save_seconds   interval of checkpoints within an epoch; 0 writes one after every step
-    strict         an unreadable picture ends the run before it starts, instead of being skipped
+    strict         an unreadable image ends the run before it starts, instead of being skipped
     """
 
     devices: int = 1
