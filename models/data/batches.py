@@ -59,7 +59,7 @@ def indexed(split: Split, spec: InputSpec | TensorInput, batch_size: int) -> Ite
 class SameSize:
     """Batches of indices, each of one size; in order, or shuffled by the seed and the epoch.
 
-    Without a seed, batches of large images are smaller: there, the batch size does not change the results.
+    Without a seed, batches of large images have fewer images, since the batch size then does not change the results.
     """
 
     def __init__(self, sizes: Sequence[tuple[int, ...]], batch_size: int, seed: int | None) -> None:

@@ -137,7 +137,7 @@ def _unused(data: DataSet, faults: Sequence[Fault]) -> dict[str, int]:
     used = {path for entry in entries for path in entry if isinstance(path, Path)} | {fault.file for fault in faults}
     lists = {file for folder in (mask_folders.LISTS, voc.LISTS) for file in (root / folder).glob("*.txt")}
     used |= lists | {root / LABELS}
-    # A fault names an image or its mask; the other file of the pair is not unused either.
+    # A fault names an image or its mask; the other file of the pair does not count as unused.
     paired = {fault.file.stem for fault in faults} if data.task == "segmentation" else set()
     unused = Counter(
         path.suffix.lower() or "no ending"
