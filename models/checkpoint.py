@@ -122,7 +122,7 @@ def steps(path: Path) -> int:
 
 
 def content(path: Path) -> dict[str, Any]:
-    """All that is in a checkpoint, on the CPU. Raises BadCheckpoint."""
+    """Returns the whole content of a checkpoint, on the CPU. Raises BadCheckpoint."""
     paths.check_checkpoint(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)

@@ -13,8 +13,8 @@ from convoy.models.errors import BadTraining
 
 Kind = Literal["INPUT", "CONV", "RELU", "POOL", "FC"]
 DEFAULT = "INPUT -> [[CONV -> RELU]*2 -> POOL]*3 -> [FC -> RELU]*2 -> FC"
-MAX_LAYERS = 256  # written out; more is a slip of the keyboard
-MAX_DEPTH = 16  # of brackets
+MAX_LAYERS = 256  # with repetitions expanded; more is a typing error
+MAX_DEPTH = 16  # of nested brackets
 
 
 class Layer(NamedTuple):

@@ -1,10 +1,10 @@
-"""What a table names and its first user imports: names and options are read without the seconds that torch takes."""
+"""Late import of classes and functions named in tables: reading names and options does not wait seconds for torch."""
 
 import importlib
 from typing import Any
 
 
 def named(path: str) -> Any:
-    """What "classification.resnet:ResNet" names, below `convoy.models`; it is imported now."""
+    """Imports and returns the object that "classification.resnet:ResNet" names, below `convoy.models`."""
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(f"convoy.models.{module}"), name)

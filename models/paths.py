@@ -1,5 +1,5 @@
-"""Paths that a user names: what is not there is told before the libraries that read it, which take seconds, are
-imported."""
+"""Checks of paths from the user. They report a missing file before the libraries that read it are imported, which takes
+seconds."""
 
 from pathlib import Path
 
@@ -9,24 +9,24 @@ NETWORKS = (".ckpt", ".onnx")
 
 
 def check_checkpoint(path: Path) -> None:
-    """Raises BadCheckpoint."""
+    """Raises BadCheckpoint if the file does not exist."""
     if not path.is_file():
         raise BadCheckpoint(f"there is no checkpoint {path}, want a .ckpt file that `convoy train` wrote")
 
 
 def check_exported(path: Path) -> None:
-    """Raises BadNetworkFile."""
+    """Raises BadNetworkFile if the file does not exist."""
     if not path.is_file():
         raise BadNetworkFile(f"there is no file {path}, want one that `convoy export` wrote")
 
 
 def check_trained(path: Path) -> None:
-    """An exported file or a checkpoint, by the suffix. Raises BadNetworkFile, BadCheckpoint."""
+    """Checks an exported file or a checkpoint, by the suffix. Raises BadNetworkFile, BadCheckpoint."""
     (check_exported if path.suffix == ".onnx" else check_checkpoint)(path)
 
 
 def check_network(path: Path) -> None:
-    """A checkpoint or any ONNX file, by the suffix. Raises BadNetworkFile, BadCheckpoint, OSError."""
+    """Checks a checkpoint or any ONNX file, by the suffix. Raises BadNetworkFile, BadCheckpoint, OSError."""
     if path.suffix not in NETWORKS:
         raise BadNetworkFile(f"{path} is neither a checkpoint (.ckpt) nor an ONNX file (.onnx)")
     if path.suffix == ".ckpt":
@@ -35,7 +35,7 @@ def check_network(path: Path) -> None:
 
 
 def check_onnx(path: Path) -> None:
-    """An ONNX file from elsewhere. Raises BadNetworkFile."""
+    """Checks an ONNX file made elsewhere. Raises BadNetworkFile if it does not exist or is empty."""
     if not path.is_file():
         raise BadNetworkFile(f"{path} is a folder, want an ONNX file" if path.is_dir() else f"there is no file {path}")
     if not path.stat().st_size:
@@ -43,12 +43,12 @@ def check_onnx(path: Path) -> None:
 
 
 def check_weights(path: Path) -> None:
-    """Raises BadWeights."""
+    """Raises BadWeights if the file does not exist."""
     if not path.is_file():
         raise BadWeights(f"there is no file {path}, want weights that Keras or torchvision saved")
 
 
 def check_image(path: Path) -> None:
-    """Raises BadView."""
+    """Raises BadView if the file does not exist."""
     if not path.is_file():
         raise BadView(f"there is no image {str(path)!r}")

@@ -15,16 +15,16 @@ Factor = Annotated[float, Meta(ge=0.1, le=10)]
 
 
 class Augmentation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What training images may go through; the defaults leave them as they are.
+    """Augmentation of training images; the defaults do not change them.
 
-    flip             half of the images to each side that is named
-    random_crop      least share of the area of a window of the image's proportions that takes the image's place
-    scale            least and largest factor by which what is in the image is enlarged, about its middle
-    rotate           degrees, at most, either way
-    colour           share, at most, by which brightness, contrast and saturation each change, either way
+    flip             mirrors half of the images, along each axis that is named
+    random_crop      minimum share of the area of a random window, in the image's proportions, that replaces the image
+    scale            minimum and maximum factor by which the content is enlarged about the centre
+    rotate           maximum degrees, in either direction
+    colour           maximum share by which brightness, contrast and saturation each change, in either direction
     erase            share of the images in which a rectangle becomes noise (Zhong et al. 2017, arXiv 1708.04896)
     mixup            alpha of the Beta distribution by which two images are blended (Zhang et al., arXiv 1710.09412)
-    label_smoothing  share of the target that all classes have alike (Szegedy et al. 2015, arXiv 1512.00567, section 7)
+    label_smoothing  share of the target spread over all classes (Szegedy et al. 2015, arXiv 1512.00567, section 7)
     """
 
     flip: Flip = "none"
@@ -38,7 +38,7 @@ class Augmentation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     @property
     def changes_images(self) -> bool:
-        """Whether any image is changed for itself, which `mixup` and `label_smoothing` do not do."""
+        """Whether images are changed individually, which `mixup` and `label_smoothing` do not do."""
         return msgspec.structs.replace(self, mixup=0.0, label_smoothing=0.0) != Augmentation()
 
 

@@ -22,19 +22,19 @@ Argument = int | float | str
 class Architecture:
     """One row of the table.
 
-    network   its class, as "classification.resnet:ResNet" below `convoy.models`: torch is not imported until one is
-              built. It takes `channels`, `classes` and the keyword arguments, and is a module: (N, channels, H, W)
-              float32, or other sides where it takes tensors, to logits, (N, classes) or (N, classes, H, W). Where
-              images of any size go, its attribute `multiple` says of what the sides must be multiples. One with
-              auxiliary heads answers in training mode (logits, auxiliary logits, ...) and has the attribute
-              `auxiliary_weight`, that of their loss
-    input     how an image reaches it, where the data set decides on the colour; or a tensor such as it takes, where
-              the data set decides on what the axes are
-    paper     where it comes from
-    sized     the shapes of its weights follow from the input's size: the class takes `size`, too, which is (height,
-              width), or the sides of the tensor without its channels
-    fixed     arguments of the class that make it this architecture
-    arguments what may be chosen besides, with the defaults
+    network   its class, as "classification.resnet:ResNet" below `convoy.models`: torch is not imported until a network
+              is built. The class accepts `channels`, `classes` and the keyword arguments. It is a module that maps
+              (N, channels, H, W) float32, or tensors with other sides, to logits, (N, classes) or (N, classes, H, W).
+              If it accepts images of any size, the sides must be multiples of its attribute `multiple`. With auxiliary
+              heads, it returns (logits, auxiliary logits, ...) in training mode and has the attribute
+              `auxiliary_weight`, the weight of their loss
+    input     how an image is fitted to the input; the data set determines the colour. Or a tensor; the data set
+              determines the meaning of its axes
+    paper     the source
+    sized     whether the shapes of its weights depend on the input's size. The class then also accepts `size`, (height,
+              width) or the sides of the tensor without its channels
+    fixed     arguments of the class that define this architecture
+    arguments further arguments that a user may change, with their defaults
     """
 
     network: str
@@ -335,7 +335,7 @@ def build(
     arguments: Mapping[str, Argument] | None = None,
     size: tuple[int, ...] | None = None,
 ) -> "nn.Module":
-    """A fresh network of that architecture: its default arguments with `arguments` laid over them.
+    """Returns a new network of that architecture, with its default arguments overridden by `arguments`.
 
     `size` is the input's sides, if not the architecture's own. Raises BadTraining for an argument or a size that the
     architecture does not accept.
@@ -388,7 +388,7 @@ def input_spec(
 
 
 def check_size(name: str, size: tuple[int, int] | None) -> None:
-    """Raises BadTraining for a size where any size goes."""
+    """Raises BadTraining for a size if the network accepts any size."""
     own = architecture(name).input
     if size is not None and isinstance(own, InputSpec) and own.fit == "pad":
         raise BadTraining(f"size {size[0]}x{size[1]}: {name} takes images of any size")

@@ -64,14 +64,14 @@ def inspect_architecture(
                 _graph(name, registry.build(name, channels, classes, arguments), channels, sides)
             except NothingLeft:
                 raise
-            except ImpossibleLayer:  # a mismatch with the weights for its own size, which says nothing about the other
+            except ImpossibleLayer:  # a mismatch with the weights for its own size, unrelated to the other size
                 raise refusal from None
             raise
         return anatomy(_graph(name, network, channels, sides))
 
 
 def inspect_file(path: Path, size: Size | None = None) -> Anatomy:
-    """A checkpoint or an ONNX file, by its suffix. Raises BadNetworkFile, BadCheckpoint, ImpossibleLayer."""
+    """Analyses a checkpoint or an ONNX file, by its suffix. Raises BadNetworkFile, BadCheckpoint, ImpossibleLayer."""
     paths.check_network(path)
     if path.suffix == ".onnx":
         try:

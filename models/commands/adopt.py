@@ -1,4 +1,4 @@
-"""`convoy adopt`: an ONNX file made elsewhere becomes a version of a model that takes images and describes itself."""
+"""`convoy adopt`: publishes an ONNX file made elsewhere as a version of a model, with image input and metadata."""
 
 import math
 import re
@@ -118,7 +118,7 @@ def adopt(
 
 
 def _name(file: Path) -> str:
-    """The file's own, of characters that a model's may have."""
+    """Returns the file's name, reduced to the characters that a model's name may contain."""
     return re.sub(r"[^a-z0-9_-]+", "-", file.stem.lower()).strip("-")[:64]
 
 

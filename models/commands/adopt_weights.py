@@ -1,4 +1,4 @@
-"""`convoy adopt-weights`: weights that Keras or torchvision saved become a checkpoint that `convoy export` takes."""
+"""`convoy adopt-weights`: converts weights saved by Keras or torchvision into a checkpoint for `convoy export`."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`convoy compare`: runs side by side, as a table, as curves over each other, and as a page."""
+"""`convoy compare`: a table, overlaid curves and a page of several runs."""
 
 import sys
 from dataclasses import asdict
@@ -69,6 +69,6 @@ def _print(comparison: "Comparison") -> None:
     for row in comparison.runs:
         table.add_row(*cells(comparison, row))
     console = Console()
-    # As wide as it is, also where the terminal is narrower: figures that are cut off say nothing.
+    # The table keeps its full width on a narrower terminal: truncated figures would be useless.
     wide = Measurement.get(console, console.options.update(max_width=1000), table).maximum
     Console(width=max(console.width, wide)).print(table)

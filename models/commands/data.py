@@ -1,4 +1,4 @@
-"""`convoy data`: what is in a data set, before anything is trained with it."""
+"""`convoy data`: checks and summarises a data set before training."""
 
 import sys
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""`convoy evaluate`: how good a checkpoint, or an exported file, is on images that training has not seen."""
+"""`convoy evaluate`: scores of a checkpoint or an exported file on held-out images."""
 
 import sys
 from dataclasses import asdict
@@ -91,7 +91,7 @@ def evaluate(
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(as_json(result)), indent=2).decode() + "\n")
     else:
         _show(result)
-        if network.suffix != ".onnx":  # not into a folder that a server watches
+        if network.suffix != ".onnx":  # never in a folder that a server watches
             picture = picture or network.with_name(f"{network.stem}-confusion.png")
     if picture is not None:
         title = f"{result.network.name} on {shown(result.network.data)}, held out"
@@ -100,7 +100,7 @@ def evaluate(
 
 
 def as_json(result: "Evaluation") -> dict[str, Any]:
-    """What `--json` prints."""
+    """Returns what `--json` prints."""
     from convoy.models.report import classes
 
     names = classes.columns(result)

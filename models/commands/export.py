@@ -1,4 +1,4 @@
-"""`convoy export`: a checkpoint becomes the next version of a model in a repository."""
+"""`convoy export`: publishes a checkpoint as the next version of a model in a repository."""
 
 import shlex
 import sys
@@ -128,7 +128,7 @@ def _checked(exported: "Exported") -> list[str]:
 
 
 def _again(checkpoint: Path, repository: Path, told: dict[str, str | None], plan: Plan) -> list[str]:
-    """The command that exports as was told now; what was not told is left to its default."""
+    """Returns the command of this export, without options that have their default."""
     planned = {
         f"--{name.replace('_', '-')}": str(value)
         for name, value in msgspec.structs.asdict(plan).items()
@@ -153,7 +153,7 @@ def _compare(checkpoint: Path, data: str | None, plan: Plan, again: list[str]) -
             print(f"{precision}: {refusal.message}")
     outcomes: dict[Precision, Outcome] = measure(graphs, traced.description, plan)
     table, console = variants.table(outcomes, traced.description.task), Console()
-    # As wide as it is, also where the terminal is narrower or there is none: figures that are cut off say nothing.
+    # The table keeps its full width on a narrower terminal, or without one: truncated figures would be useless.
     wide = Measurement.get(console, console.options.update(max_width=1000), table).maximum
     Console(width=max(console.width, wide)).print(table)
     for note in variants.notes(outcomes):

@@ -56,7 +56,7 @@ def inspect(
         whole = inspect_architecture(subject, sides, classes, channels, given)
     print(f"{subject}, input {by(whole.image[1:])}")
     table, console = layers.table(whole), Console()
-    # As wide as it is, also where the terminal is narrower or there is none: figures that are cut off say nothing.
+    # The table keeps its full width on a narrower terminal, or without one: truncated figures would be useless.
     wide = Measurement.get(console, console.options.update(max_width=1000), table).maximum
     Console(width=max(console.width, wide)).print(table)
     for note in layers.notes(whole):
@@ -64,6 +64,6 @@ def inspect(
 
 
 def _is_file(subject: str) -> bool:
-    """Whether the user means a file, and not an architecture, there or not."""
+    """Returns whether the user means a file, existing or not, and not an architecture."""
     path = Path(subject)
     return subject not in registry.ARCHITECTURES and (path.suffix in paths.NETWORKS or path.exists())

@@ -1,4 +1,4 @@
-"""Options that several commands take, from text to values."""
+"""Options that several commands share, and their conversion from text."""
 
 import re
 from pathlib import Path
@@ -32,36 +32,36 @@ MaskColours = Annotated[
 
 
 def checkpoint_of(path: Path | None) -> Path | None:
-    """Of the folder of a run the checkpoint that it has chosen; other paths as they are. Raises BadRun."""
+    """Returns the chosen checkpoint of a run, if the path is a folder; other paths unchanged. Raises BadRun."""
     return RunFolder(path).chosen() if path is not None and path.is_dir() else path
 
 
 def last_of(path: Path | None) -> Path | None:
-    """Of the folder of a run the checkpoint behind its last step; other paths as they are."""
+    """Returns the checkpoint of a run's last step, if the path is a folder; other paths unchanged."""
     return RunFolder(path).last if path is not None and path.is_dir() else path
 
 
 def check_there(*paths: Path | None) -> None:
-    """Raises OSError, which names the file, where one is not there."""
+    """Raises OSError, which names the file, if one does not exist."""
     for path in paths:
         if path is not None:
             path.stat()
 
 
 def check_picture(path: Path | None) -> None:
-    """Raises BadConfig where a picture could not be written: now, not after minutes."""
+    """Raises BadConfig if an image could not be written: now, not after minutes of work."""
     if path is not None and not path.parent.is_dir():
         raise BadConfig(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}")
 
 
 def check_data(data: str | None) -> None:
-    """Raises BadTraining where there are no such data."""
+    """Raises BadTraining if the data does not exist."""
     if data:
         resolve(data)
 
 
 def assignments(texts: list[str]) -> dict[str, str]:
-    """`NAME=VALUE` texts by name. Raises BadTraining."""
+    """Returns the values of `NAME=VALUE` texts by name. Raises BadTraining."""
     pairs = [text.partition("=") for text in texts]
     for text, (name, sign, _) in zip(texts, pairs, strict=True):
         if not (name and sign):
@@ -70,8 +70,8 @@ def assignments(texts: list[str]) -> dict[str, str]:
 
 
 def with_masks(data: str, values: str | None, colours: str | None) -> str:
-    """Data and how their masks are coded, in one text for `convoy.models.data.registry.resolve`. Raises BadTraining,
-    BadNetworkFile."""
+    """Returns data and the coding of its masks as one text for `convoy.models.data.registry.resolve`. Raises
+    BadTraining, BadNetworkFile."""
     if values is not None and colours is not None:
         raise BadTraining("--mask-values and --mask-colours are two ways to say the same, want one of them")
     if values is not None:
@@ -93,7 +93,7 @@ def _colours(part: str) -> list[str]:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Height and width of `HxW`, or of one number for both. Raises BadTraining."""
+    """Parses `HxW`, or one number for both, into height and width. Raises BadTraining."""
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
     sides = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not all(1 <= side <= MAX_SIDE for side in sides):
@@ -102,7 +102,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_range(option: str, text: str) -> tuple[float, float]:
-    """The least and the largest of `LEAST:LARGEST`, factors of 0.1 to 10. Raises BadTraining."""
+    """Parses `LEAST:LARGEST`, two factors of 0.1 to 10. Raises BadTraining."""
     match = re.fullmatch(r"(\d*\.?\d+):(\d*\.?\d+)", text)
     least, largest = (float(match[1]), float(match[2])) if match else (0.0, 0.0)
     if not 0.1 <= least <= largest <= 10:

@@ -1,4 +1,4 @@
-"""`convoy report`: the pictures, tables and the page of a run, made anew."""
+"""`convoy report`: regenerates the images, tables and page of a run."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`convoy template`: a picture of one thing becomes a model that finds it in others."""
+"""`convoy template`: makes a model that finds the object of one image in other images."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`convoy train`: an architecture, a data set, a folder of checkpoints and logs."""
+"""`convoy train`: trains an architecture on a data set; writes a folder of checkpoints and logs."""
 
 import shlex
 import sys
@@ -41,7 +41,7 @@ from convoy.models.training.run import (
 
 Changed = TypeVar("Changed", Recipe, Augmentation)
 
-# Options by what they stand under in the help.
+# Options by their panel in the help.
 _weights = partial(typer.Option, rich_help_panel="Other weights to start from")
 _steps = partial(typer.Option, rich_help_panel="Steps")
 _losses = partial(typer.Option, rich_help_panel="Loss")
@@ -181,7 +181,7 @@ def train(
     ] = False,
 ) -> None:
     """Train a network. What is not given is as the architecture's recipe has it, or as the resumed run was told."""
-    surroundings.forget_ranks()  # first: what is wrong with them is told before anything is read
+    surroundings.forget_ranks()  # first, so that invalid ranks are reported before any file is read
     if resume is not None:
         _check_goes_on(
             {
@@ -304,7 +304,7 @@ def _find(settings: Settings, folder: Path, machine: Machine) -> None:
 
 
 def _defaults(architecture: str | None, data: str | None, config: Path | None, resume: Path | None) -> Settings:
-    """What holds where no option says anything else: the file's settings, the resumed run's, the recipe."""
+    """Returns the settings that options override: those of the file, of the resumed run, or of the recipe."""
     before = read_config(config) if config is not None else _told_before(resume) if resume is not None else None
     if before is not None:
         defaults = _elsewhere(
@@ -321,7 +321,7 @@ def _defaults(architecture: str | None, data: str | None, config: Path | None, r
 def _like_its_weights(
     settings: Settings, source: Path, given: dict[str, str], size: tuple[int, int] | None
 ) -> Settings:
-    """With the arguments and the size of the network that the weights come from, where nothing else was said."""
+    """Adds the arguments and the size of the network that the weights are from, unless options specify them."""
     from convoy.models.training.transfer import defaults
 
     arguments, own = defaults(source, settings.architecture)
@@ -340,14 +340,14 @@ def _told_before(resume: Path) -> Settings | None:
 
 
 def _elsewhere(before: Settings, architecture: str, data: str) -> Settings:
-    """The same recipe for other data, or for another architecture, whose arguments and size are its own."""
+    """Returns the same recipe for other data, or for another architecture with its own arguments and size."""
     if architecture == before.architecture:
         return replace(before, data=data)
     return replace(default_settings(architecture, data), recipe=before.recipe, seed=before.seed)
 
 
 def _check_goes_on(given: dict[str, object]) -> None:
-    """Raises BadTraining for an option that is about how a run begins."""
+    """Raises BadTraining for an option that only applies at the start of a run."""
     for option, value in given.items():
         if value is not None:
             raise BadTraining(
@@ -365,7 +365,7 @@ def _transfer(before: Transfer | None, source: Path | None, **given: object) -> 
     if "freeze_epochs" in chosen:
         chosen = {"freeze": "body", **chosen}
     elif chosen.get("freeze") == "none":
-        chosen["freeze_epochs"] = None  # of the file's settings
+        chosen["freeze_epochs"] = None  # overrides the file's settings
     after = before and replace(before, **chosen)
     if after is not None and after.freeze == "none" and after.freeze_epochs is not None:
         raise BadTraining("--freeze-epochs goes with --freeze body")

@@ -1,4 +1,4 @@
-"""`convoy visualize`: pictures of what a trained network has learned, each kind a command of its own."""
+"""`convoy visualize`: images of what a trained network has learned, one command per kind."""
 
 import typer
 

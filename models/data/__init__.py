@@ -1,1 +1,1 @@
-"""Data sets: images as they are served (uint8), their targets, and what a served file must say about them."""
+"""Data sets: images as served (uint8), their targets, and the metadata of an exported file."""

@@ -1,4 +1,4 @@
-"""Changes to whole training batches, on the device that trains."""
+"""Augmentation of whole training batches, on the training device."""
 
 from typing import NamedTuple
 
@@ -8,10 +8,10 @@ from torch.nn import functional as F
 
 
 def jitter(images: Tensor, degrees: float, scale: float, shift: float) -> Tensor:
-    """Turn, scale, shear a little and shift each image of (N, C, H, W) by its own uniform draw.
+    """Rotates, scales, slightly shears and shifts each image of (N, C, H, W), each by its own uniform draw.
 
-    `degrees` and `scale` bound the change to either side; `shift` is a share of the side. What comes in from outside
-    repeats the border.
+    `degrees` and `scale` are the maximum change in either direction; `shift` is a share of the side. Pixels from
+    outside the image repeat its border.
     """
     count = len(images)
 
@@ -21,7 +21,7 @@ def jitter(images: Tensor, degrees: float, scale: float, shift: float) -> Tensor
     angle = torch.deg2rad(draw(degrees))
     skew = torch.deg2rad(draw(degrees))
     across, down = 1 + draw(scale), 1 + draw(scale)
-    # grid_sample's coordinates run from -1 to 1, so a share of the side counts twice.
+    # grid_sample's coordinates range from -1 to 1, so a share of the side is doubled.
     rows = (
         torch.stack((across * angle.cos(), -down * (angle + skew).sin(), draw(2 * shift)), dim=1),
         torch.stack((across * angle.sin(), down * (angle + skew).cos(), draw(2 * shift)), dim=1),
@@ -31,13 +31,13 @@ def jitter(images: Tensor, degrees: float, scale: float, shift: float) -> Tensor
 
 
 def roll(clips: Tensor) -> Tensor:
-    """Shift all clips of (N, C, D, H, W) down and to the right alike; what goes out comes in on the other side."""
+    """Shifts all clips of (N, C, D, H, W) down and to the right by the same amount, cyclically."""
     down, across = (int(torch.randint(side, (1,))) for side in clips.shape[-2:])
     return torch.roll(clips, (down, across), (-2, -1))
 
 
 class Mixed(NamedTuple):
-    """Images that are blended, and the targets of both parts; `share` is that of the first, 0..1."""
+    """Blended images, and the targets of both parts; `share` is the weight of the first part, 0..1."""
 
     images: Tensor
     targets: Tensor
@@ -46,10 +46,11 @@ class Mixed(NamedTuple):
 
 
 def mixup(images: Tensor, targets: Tensor, alpha: float) -> Mixed:
-    """Blend each image of a batch (N, ...) float with the one before it (mixup, Zhang et al., arXiv 1710.09412,
-    section 2); the batch is in a random order already.
+    """Blends each image of a batch (N, ...) float with the one before it (mixup, Zhang et al., arXiv 1710.09412,
+    section 2). The batch is already in random order.
 
-    The share of a batch is one draw from Beta(alpha, alpha), from torch's global generator; alpha 0 blends nothing.
+    The share of a batch is one draw from Beta(alpha, alpha), from torch's global generator. An alpha of 0 disables
+    blending.
     """
     if alpha == 0:
         return Mixed(images, targets, targets, 1.0)

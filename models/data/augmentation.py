@@ -1,7 +1,7 @@
-"""Changes to training images that leave their meaning as it is; a mask moves with its image.
+"""Augmentation of training images that preserves their classes; a mask is transformed with its image.
 
-What is drawn for an image depends on the random generator that it is handed and on nothing else. Everything is drawn
-whether it is used or not, so that one change more leaves the draws of the others as they were.
+The draws for an image depend only on the random generator that is passed in. Every value is drawn, used or not, so that
+enabling one transformation does not change the draws of the others.
 """
 
 import math
@@ -24,7 +24,7 @@ ERASED_SHARES, ERASED_RATIOS = (0.02, 0.33), (0.3, 3.3)  # of the area; height o
 
 
 def check(how: Augmentation, data: DataSet, loss: str) -> None:
-    """Raises BadTraining for what the data or the loss cannot be trained with."""
+    """Raises BadTraining for augmentation that the data or the loss does not support."""
     if how.changes_images and data.colour is None:
         raise BadTraining(f"{data.name} has no images, want no augmentation of images")
     for name, value in (("mixup", how.mixup), ("label smoothing", how.label_smoothing)):
@@ -35,7 +35,7 @@ def check(how: Augmentation, data: DataSet, loss: str) -> None:
 
 
 class Window(NamedTuple):
-    """A rectangle of an image, in its pixels."""
+    """A rectangle of an image, in pixels."""
 
     top: int
     left: int
@@ -43,19 +43,21 @@ class Window(NamedTuple):
     width: int
 
     def of(self, pixels: Pixels) -> Pixels:
-        """What is in it, a view."""
+        """Returns the pixels inside, as a view."""
         return pixels[self.top : self.top + self.height, self.left : self.left + self.width]
 
 
 def window(random: np.random.Generator, height: int, width: int, share: float) -> Window:
-    """A rectangle of the image's proportions anywhere in it, its share of the area drawn from `share` to 1."""
+    """Returns a rectangle of the image's proportions at a random position. Its share of the area is drawn from `share`
+    to 1."""
     factor = math.sqrt(random.uniform(share, 1))
     high, wide = max(1, round(factor * height)), max(1, round(factor * width))
     return Window(int(random.integers(height - high + 1)), int(random.integers(width - wide + 1)), high, wide)
 
 
 def zoomed(image: Pixels, mask: Pixels | None, seen: Window) -> tuple[Pixels, Pixels | None]:
-    """What is in the window, as large as the image was: (H, W, C), bilinear, and (H, W), nearest neighbour."""
+    """Returns the window's content, enlarged to the image's size: image (H, W, C), bilinear, and mask (H, W), nearest
+    neighbour."""
     size, box = image.shape[1::-1], (seen.left, seen.top, seen.left + seen.width, seen.top + seen.height)
     picture = Image.fromarray(image if image.shape[2] == 3 else image[..., 0])
     enlarged = np.array(picture.resize(size, Image.Resampling.BILINEAR, box)).reshape(image.shape)
@@ -67,9 +69,10 @@ def zoomed(image: Pixels, mask: Pixels | None, seen: Window) -> tuple[Pixels, Pi
 def augmented(
     random: np.random.Generator, image: Pixels, mask: Pixels | None, how: Augmentation
 ) -> tuple[Pixels, Pixels | None]:
-    """An image (H, W, C) and its mask (H, W), flipped, scaled, turned, coloured and erased; as large as they were.
+    """Returns an image (H, W, C) and its mask (H, W), flipped, scaled, rotated, colour-jittered and erased; sizes do
+    not change.
 
-    What comes in from outside repeats the border in the image and is IGNORE in the mask, as is what was erased.
+    Pixels from outside repeat the border in the image and are IGNORE in the mask. Erased pixels are IGNORE too.
     """
     flips = random.random(2) < 0.5
     factor = math.exp(random.uniform(*np.log(how.scale)))
@@ -94,10 +97,10 @@ def _flipped(pixels: Pixels, flip: Flip, draws: NDArray[np.bool_]) -> Pixels:
 
 
 def _turned(image: Pixels, mask: Pixels | None, factor: float, degrees: float) -> tuple[Pixels, Pixels | None]:
-    """Enlarged about the middle, and turned counter-clockwise."""
+    """Enlarges about the centre, and rotates counter-clockwise."""
     height, width = image.shape[:2]
     cos, sin = math.cos(math.radians(degrees)) / factor, math.sin(math.radians(degrees)) / factor
-    # affine_grid's coordinates run from -1 to 1 along both sides, however long they are.
+    # affine_grid's coordinates range from -1 to 1 along both sides, whatever their lengths.
     rows = torch.tensor([[[cos, -sin * height / width, 0], [sin * width / height, cos, 0]]])
     grid = F.affine_grid(rows, [1, 1, height, width], align_corners=False)
     pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
@@ -105,7 +108,7 @@ def _turned(image: Pixels, mask: Pixels | None, factor: float, degrees: float) -
     turned = sampled[0].permute(1, 2, 0).round().to(torch.uint8).numpy()
     if mask is None:
         return turned, None
-    # One higher, so that the 0 that comes in from outside is no class.
+    # Classes are shifted by one, so that 0, the value outside the mask, is not a class.
     classes = torch.from_numpy(mask.astype(np.float32) + 1)[None, None]
     found = F.grid_sample(classes, grid, mode="nearest", align_corners=False)[0, 0].numpy()
     return turned, np.where(found == 0, IGNORE, found - 1).astype(np.uint8)

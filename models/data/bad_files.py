@@ -1,4 +1,4 @@
-"""Files of one's own data that cannot be trained with: named with the reason, and what comes of it."""
+"""Reports files of a user's data set that training cannot use, each with the reason."""
 
 import os
 import sys
@@ -11,26 +11,27 @@ from convoy.models.errors import BadData
 
 
 class Fault(NamedTuple):
-    """A file, and a sentence that names it, what is wrong and what was wanted."""
+    """A file, and a sentence that names it, the problem and what was expected."""
 
     file: Path
     reason: str
 
 
-# Takes what is wrong with the pictures of a data set, of which there are so many.
+# Receives the faults of a data set and its number of images.
 Report = Callable[[Sequence[Fault], int], None]
 
-_told: set[str] = set()  # by `tell` and `remark`
+_told: set[str] = set()  # already printed by `tell` and `remark`
 
 
 def in_words(path: Path) -> str:
-    """A path as text that can be written anywhere: bytes of a name that are not UTF-8 as their numbers."""
+    """Returns a path as printable text: bytes that are not UTF-8 are escaped as numbers."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def tell(faults: Sequence[Fault], pictures: int) -> None:
-    """Each fault on stderr, once however often the data are read, then how many pictures were left out."""
-    # Where several processes of a host read the same data, the first of them speaks.
+    """Prints each fault to stderr, once per process however often the data is read, then the number of images left
+    out."""
+    # If several processes of a host read the same data, only the first prints.
     if surroundings.local_rank() != 0:
         return
     new = [fault for fault in faults if fault.reason not in _told]
@@ -42,14 +43,14 @@ def tell(faults: Sequence[Fault], pictures: int) -> None:
 
 
 def remark(line: str) -> None:
-    """How the data were understood, on stderr; once, however often they are read."""
+    """Prints how the data was interpreted to stderr, once per process however often it is read."""
     if surroundings.local_rank() == 0 and line not in _told:
         print(line, file=sys.stderr)
         _told.add(line)
 
 
 def refuse(faults: Sequence[Fault], _: int) -> None:
-    """Raises BadData at the first fault, with the number of the others."""
+    """Raises BadData at the first fault, with the number of further faults."""
     if faults:
         more = f"; and {len(faults) - 1} more such files" if len(faults) > 1 else ""
         raise BadData(faults[0].reason + more)

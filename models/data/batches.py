@@ -1,5 +1,5 @@
-"""Batches as training and evaluation take them: every image brought to the input by the very code that serving runs,
-every tensor as it is."""
+"""Batches for training and evaluation. Images are fitted to the input by the same code as in serving; tensors are
+unchanged."""
 
 import math
 from collections import defaultdict
@@ -16,7 +16,7 @@ from convoy.models.recipe import Augmentation
 from convoy.service.metadata import InputSpec, TensorInput
 from convoy.service.preprocess import input_size, preprocess
 
-# Pixels, or numbers, of a batch that is only looked at: one of photographs would fill the memory.
+# Maximum pixels or numbers in a batch without a seed: a full batch of photographs would not fit into memory.
 MOST_NUMBERS = 4 << 20
 OFF = Augmentation()
 
@@ -32,12 +32,12 @@ def loader(
     share: Share = WHOLE,
     ignore: int | None = None,
 ) -> Loader:
-    """Batches of a split, the images of one batch of one size; shuffled by epoch where there is a seed.
+    """Returns batches of a split. All images of a batch have one size. With a seed, batches are shuffled in each epoch.
 
-    With `crop`, of each image a square of that side, elsewhere in every epoch; what an image is too small for is
-    padding. It goes with a seed and an input of any size. `augmentation` goes with a seed and images: what it does to
-    an image hangs on the seed, the epoch and the image's index alone, so that a resumed run, and each of several
-    processes, makes the same ones. The rest is as in `loading.Loader`.
+    `crop` cuts a square of that side from each image, at a new position in every epoch; smaller images are padded. It
+    needs a seed and an input of any size. `augmentation` needs a seed and images. Its effect on an image depends only
+    on the seed, the epoch and the image's index, so that a resumed run and parallel processes produce the same images.
+    The other arguments are as in `loading.Loader`.
     """
     if isinstance(spec, TensorInput):
         shapes = [split.size(index) for index in range(len(split))]
@@ -51,15 +51,15 @@ def loader(
 
 
 def indexed(split: Split, spec: InputSpec | TensorInput, batch_size: int) -> Iterator[tuple[list[int], Batch]]:
-    """Batches of a split, each with the indices of its images."""
+    """Yields batches of a split, each with the indices of its images."""
     batches = loader(split, spec, batch_size)
     yield from zip(batches.sampler, batches, strict=True)  # without a seed the order is the same every time
 
 
 class SameSize:
-    """Indices in batches, each of one size; in their order, or shuffled as the seed and the epoch say.
+    """Batches of indices, each of one size; in order, or shuffled by the seed and the epoch.
 
-    Without a seed, where how many go together changes nothing, there are fewer of large ones in a batch.
+    Without a seed, batches of large images have fewer images, since the batch size then does not change the results.
     """
 
     def __init__(self, sizes: Sequence[tuple[int, ...]], batch_size: int, seed: int | None) -> None:
@@ -72,7 +72,7 @@ class SameSize:
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before every epoch."""
+        """Sets the epoch; Lightning calls this before each one."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -98,7 +98,7 @@ class SameSize:
 
 
 class _Tensors:
-    """Batches by the indices of their tensors, which are of one shape."""
+    """Batches of tensors of one shape, by their indices."""
 
     def __init__(self, split: Split) -> None:
         self.split = split
@@ -109,7 +109,7 @@ class _Tensors:
 
 
 class _Batches:
-    """Batches by the indices of their images, which end up equally large."""
+    """Batches of images by their indices; after fitting, all images of a batch have one size."""
 
     def __init__(
         self, split: Split, spec: InputSpec, sampler: SameSize, crop: int | None, augmentation: Augmentation
@@ -122,7 +122,7 @@ class _Batches:
 
     def _fit(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.generic]]:
         image, target = self.split[index]
-        # By the epoch and the index alone, so that a resumed run sees the same ones.
+        # The draws depend only on seed, epoch and index, so that a resumed run sees the same images.
         random = np.random.default_rng((self.sampler.seed or 0, self.sampler.epoch, index))
         if self.crop is not None and isinstance(target, np.ndarray):
             square = _window(random, image, self.crop)
@@ -134,7 +134,7 @@ class _Batches:
         if self.spec.fit == "pad":
             image, mask = augmented(random, *zoomed(image, mask, seen), self.how)
             return self._placed(index, image, target if mask is None else mask)
-        # Cut out before it is made smaller, changed at the size at which it is seen.
+        # Cropped at the original resolution, then augmented at the input size.
         out, placed = self._placed(index, seen.of(image), target)
         return augmented(random, out, None, self.how)[0], placed
 

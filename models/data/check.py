@@ -1,4 +1,4 @@
-"""What is in a data set: classes, sizes, balance, duplicates, and files that cannot be trained with."""
+"""Summary of a data set: classes, sizes, balance, duplicates, and files that training cannot use."""
 
 import hashlib
 import math
@@ -26,8 +26,8 @@ Shape = tuple[int, ...]
 
 
 class Sizes(msgspec.Struct, frozen=True):
-    """Height and width of pictures, or shapes of tensors: least, median and most by their pixels, and the one that most
-    have, `commonest_count`, of so many `different` ones."""
+    """Height and width of images, or shapes of tensors: smallest, median and largest by number of pixels, the commonest
+    with its count, and the number of `different` sizes."""
 
     smallest: Shape
     median: Shape
@@ -38,8 +38,9 @@ class Sizes(msgspec.Struct, frozen=True):
 
 
 class SplitSummary(msgspec.Struct, frozen=True):
-    """`classes` has the pictures of each class; of masks, those that the class is in. `pixel_shares` are those of each
-    class among all pixels that have one, and `ignored_share` that of the pixels that have none; None without masks."""
+    """`classes` contains the number of images per class; for masks, of images that contain the class. `pixel_shares`
+    are the shares of the classes among all pixels that have one, `ignored_share` is the share of pixels without a
+    class; both are None without masks."""
 
     count: int
     classes: list[int]
@@ -49,8 +50,8 @@ class SplitSummary(msgspec.Struct, frozen=True):
 
 
 class Copies(msgspec.Struct, frozen=True):
-    """Pictures with the same pixels, each as (split, name); whether they are in several splits; whether their classes,
-    or masks, differ."""
+    """Images with identical pixels, each as (split, name); whether they are in several splits; whether their classes or
+    masks differ."""
 
     pictures: list[tuple[SplitName, str]]
     across: bool
@@ -58,17 +59,17 @@ class Copies(msgspec.Struct, frozen=True):
 
 
 class Unusable(msgspec.Struct, frozen=True):
-    """A picture that cannot be trained with, and why."""
+    """An image that training cannot use, and the reason."""
 
     file: str
     reason: str
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """All of it. `balance` is the largest class of the training split over the smallest, by pictures or by the pixels
-    of masks; None where one has nothing. `grey` counts pictures without colour; None for tensors. `read_as` is L for
-    grey, RGB for colour. `unused` counts the files in a folder that are not read, by the endings of
-    their names."""
+    """Summary of a whole data set. `balance` is the ratio of the largest class of the training split to the smallest,
+    by images or by mask pixels; None if a class is empty. `grey` counts images without colour; None for tensors.
+    `read_as` is L for grey, RGB for colour. `unused` counts the files in a folder that are not read, by file
+    extension."""
 
     name: str
     task: Task
@@ -87,13 +88,13 @@ class Summary(msgspec.Struct, frozen=True):
 
     @property
     def wrong(self) -> bool:
-        """Whether something cannot be read, or is in several splits."""
+        """Whether a file cannot be read or an image is in several splits."""
         return bool(self.unusable) or any(copies.across for copies in self.copies)
 
 
 def check(name: str) -> tuple[DataSet, Summary]:
-    """The data set that `resolve` answered, and what is in it. Raises BadTraining; BadData where there is too little to
-    make a data set of, after telling what cannot be read."""
+    """Returns the data set that `resolve` named, and its summary. Raises BadTraining; BadData if too little is left for
+    a data set, after printing what cannot be read."""
     faults: list[Fault] = []
     pictures: list[int] = []
 
@@ -110,7 +111,7 @@ def check(name: str) -> tuple[DataSet, Summary]:
 
 
 def summary(data: DataSet, faults: Sequence[Fault]) -> Summary:
-    """What is in a data set, every sample of which is looked at once, and what was left out of it."""
+    """Returns the summary of a data set and of what was left out of it. Reads every sample once."""
     seen = {split: look(data, data.split(split)) for split in SPLITS}
     splits = {split: _split(data, looks) for split, looks in seen.items()}
     return Summary(
@@ -136,7 +137,7 @@ def _unused(data: DataSet, faults: Sequence[Fault]) -> dict[str, int]:
     used = {path for entry in entries for path in entry if isinstance(path, Path)} | {fault.file for fault in faults}
     lists = {file for folder in (mask_folders.LISTS, voc.LISTS) for file in (root / folder).glob("*.txt")}
     used |= lists | {root / LABELS}
-    # A fault names a picture, or its mask; the other one of the two is not left lying about.
+    # A fault names an image or its mask; the other file of the pair does not count as unused.
     paired = {fault.file.stem for fault in faults} if data.task == "segmentation" else set()
     unused = Counter(
         path.suffix.lower() or "no ending"
@@ -147,9 +148,9 @@ def _unused(data: DataSet, faults: Sequence[Fault]) -> dict[str, int]:
 
 
 class Look(NamedTuple):
-    """One sample. The digest is of the pixels as training reads them, so that a copy in another format without loss, or
-    with other words about it in its head, is found; one of the file would miss it. `counts` are the pixels of each
-    class of a mask, or 1 for the class."""
+    """One sample. The digest covers the pixels as training reads them, not the file, so that copies in another lossless
+    format or with other file metadata are found. `counts` contains the pixels of each class of a mask, or 1 for the
+    class."""
 
     size: Shape
     digest: bytes
@@ -159,7 +160,7 @@ class Look(NamedTuple):
 
 
 def look(data: DataSet, split: Split) -> list[Look]:
-    """Every sample of a split."""
+    """Reads every sample of a split."""
 
     def at(index: int) -> Look:
         sample, target = split[index]

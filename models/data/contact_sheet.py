@@ -1,5 +1,5 @@
-"""A sheet of samples as one picture: each with its caption, and with its mask laid over it where it has one, above
-what the colours of the masks stand for."""
+"""Contact sheet: one image of many samples, each with its caption and its mask, if any, and a legend of mask
+colours."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,15 +14,15 @@ from convoy.service.palette import default_palette
 
 Palette = Sequence[tuple[int, int, int]]
 
-SIDE, GAP, TEXT = 128, 8, 12  # pixels: of a sample's square, between two, of a letter
+SIDE, GAP, TEXT = 128, 8, 12  # pixels: side of a sample's square, gap between squares, height of text
 COLUMNS = 8
-COVER = 0.55  # of a mask over its image
+COVER = 0.55  # opacity of a mask over its image
 IGNORED = (255, 255, 255)
-FRAME = (160, 160, 160)  # around a colour that may be that of the paper
+FRAME = (160, 160, 160)  # around a legend colour, which may be white
 
 
 class Tile(NamedTuple):
-    """`image` (H, W, 1 or 3), and the `mask` (H, W) that is laid over a second copy of it, grey, to its right."""
+    """`image` (H, W, 1 or 3). `mask` (H, W) is drawn over a second copy of it, in grey, to its right."""
 
     image: NDArray[np.uint8]
     caption: str
@@ -30,9 +30,9 @@ class Tile(NamedTuple):
 
 
 def sheet(tiles: Sequence[Tile], palette: Palette | None, labels: Sequence[str]) -> Image.Image:
-    """All tiles in rows of eight squares of 128 pixels. Images keep their proportions; small ones are enlarged by
-    nearest neighbour, so that their pixels can be seen. Pixels of no class are white. Below stands the colour of each
-    class that is in a mask."""
+    """Draws all tiles in rows of eight squares of 128 pixels. Images keep their proportions; small ones are enlarged by
+    nearest neighbour, so that their pixels remain visible. Pixels without a class are white. A legend below contains
+    the colour of each class that occurs in a mask."""
     colours = palette or default_palette(len(labels))
     wide = 2 if any(tile.mask is not None for tile in tiles) else 1
     columns = min(len(tiles), COLUMNS // wide)
@@ -52,7 +52,7 @@ def sheet(tiles: Sequence[Tile], palette: Palette | None, labels: Sequence[str])
 
 
 def _classes(tiles: Sequence[Tile]) -> list[int]:
-    """Those that are in the masks, but for pixels of none."""
+    """Returns the classes that occur in the masks, without IGNORE."""
     there = np.zeros(256, bool)
     for tile in tiles:
         if tile.mask is not None:
@@ -85,7 +85,7 @@ def _pictures(tile: Tile, colours: Palette) -> list[Image.Image]:
     table = np.full((256, 3), IGNORED, np.uint8)
     shown = colours[:IGNORE]
     table[: len(shown)] = shown
-    # Over grey, so that what has a colour is a class.
+    # On a grey image, so that every colour marks a class.
     grey = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))[..., None]
     covered = np.rint((1 - COVER) * grey + COVER * table[tile.mask]).astype(np.uint8)
     return [_square(pixels), _square(covered)]

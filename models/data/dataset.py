@@ -1,4 +1,5 @@
-"""What a data set offers: three splits of images or tensors with their targets, and what a served file must say."""
+"""Interface of a data set: three splits of images or tensors with their targets, and the metadata of an exported
+file."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,30 +15,30 @@ if TYPE_CHECKING:
 SplitName = Literal["train", "validation", "test"]
 Sample: TypeAlias = "NDArray[Any]"  # uint8 or float32
 Target: TypeAlias = "int | NDArray[np.uint8]"
-IGNORE = 255  # in a mask: a pixel of no class, or one that was padded
+IGNORE = 255  # in a mask: a pixel without a class, or padding
 
 
 class Split(Protocol):
-    """Images, or tensors, by index, the same ones every time. `test` is the held-out split: nothing is chosen by it."""
+    """Images or tensors by index, the same on every access. `test` is the held-out split: no choice is based on it."""
 
     def __len__(self) -> int: ...
 
     def size(self, index: int) -> tuple[int, ...]:
-        """Height and width of an image, or the shape of a tensor, known without making it."""
+        """Returns the height and width of an image, or the shape of a tensor, without making it."""
         ...
 
     def __getitem__(self, index: int) -> tuple[Sample, Target]:
-        """An image (H, W, C), 0..255, with its class; for segmentation the class of each pixel, (H, W).
+        """Returns an image (H, W, C), 0..255, with its class; for segmentation, with the class of each pixel, (H, W).
 
-        Or a tensor, with the axes and of the dtype that its `TensorInput` tells, with its class.
+        Or a tensor with its class; the tensor has the axes and the dtype of its `TensorInput`.
         """
         ...
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """`mean` and `std` are per channel, of pixels in 0..1, or of the numbers of a tensor (bytes in 0..1, too).
-    `labels[i]` names class i, `palette[i]` is its colour. It has images of a `colour`, or else tensors."""
+    """`mean` and `std` are per channel, of pixels in 0..1 or of the numbers of a tensor (bytes in 0..1, too).
+    `labels[i]` is the name of class i, `palette[i]` its colour. `colour` is None for tensors."""
 
     name: str
     task: Task
@@ -47,7 +48,7 @@ class DataSet:
     mean: list[float]
     std: list[float]
     split: Callable[[SplitName], Split]
-    # Changes a training batch, (N, C, H, W) float32 normalised, drawing from torch's global generator.
+    # Augments a training batch, (N, C, H, W) float32 normalised, with draws from torch's global generator.
     augment: "Callable[[Tensor], Tensor] | None" = None
     tensor: TensorInput | None = None
 

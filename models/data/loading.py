@@ -1,4 +1,5 @@
-"""Batches in the order of their sampler, made ahead in threads: the same ones however many threads or processes."""
+"""Batches in the order of their sampler, prefetched by threads. They do not depend on the number of threads or
+processes."""
 
 import time
 from collections import deque
@@ -11,15 +12,15 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """`images` (N, H, W, C) uint8, or tensors; `targets` int64, (N,) or, for segmentation, (N, H, W) with IGNORE in
-    the padding."""
+    """`images` (N, H, W, C) uint8, or tensors; `targets` int64, (N,) or, for segmentation, (N, H, W) with IGNORE in the
+    padding."""
 
     images: Tensor
     targets: Tensor
 
 
 class Order(Protocol):
-    """Indices of the images of one batch after another, other ones in every epoch."""
+    """Indices of the images of each batch, in a new order in every epoch."""
 
     def set_epoch(self, epoch: int) -> None: ...
 
@@ -29,19 +30,21 @@ class Order(Protocol):
 
 
 class Made(Protocol):
-    """Batches by the indices of their images, the same ones every time."""
+    """Batches by the indices of their images, the same on every access."""
 
     def __getitem__(self, indices: list[int]) -> Batch: ...
 
 
 class Share(NamedTuple):
-    """Which of `processes` this is. Each takes its part of every batch, so that together they see what one would."""
+    """This process's place among `processes`. Each processes its part of every batch; together the parts are the whole
+    batch."""
 
     rank: int = 0
     processes: int = 1
 
     def part(self, batch: list[int]) -> list[int]:
-        """The indices of a batch that are this process's; none where there are fewer than processes."""
+        """Returns the indices of a batch for this process; may be empty if the batch is smaller than the number of
+        processes."""
         start, stop = (turn * len(batch) // self.processes for turn in (self.rank, self.rank + 1))
         return batch[start:stop]
 
@@ -50,32 +53,32 @@ WHOLE = Share()
 
 
 class Loader:
-    """One epoch of batches each time it is gone through.
+    """Iterable of the batches of one epoch.
 
-    Threads, not processes: what decodes and resizes pictures lets other threads run meanwhile, nothing is copied, and
-    a split that keeps or counts what it has read does so once.
+    Uses threads, not processes: decoding and resizing images releases the interpreter lock, nothing is copied, and a
+    split that caches or counts what it reads does so once.
 
-    workers  threads that make batches ahead; 0 makes each when it is asked for
-    share    the part of each batch that is made here. Of a batch without any, the first image is made, with targets
-             that are all `ignore`: processes take their steps together
+    workers  threads that prefetch batches; 0 makes each batch on demand
+    share    the part of each batch that is made here. If the part is empty, the first image is used instead, with all
+             targets set to `ignore`, because all processes step together
     """
 
-    batch_sampler = None  # Lightning looks for one beside a sampler
+    batch_sampler = None  # Lightning expects this attribute beside `sampler`
 
     def __init__(
         self, made: Made, sampler: Order, workers: int = 0, share: Share = WHOLE, ignore: int | None = None
     ) -> None:
-        self.made, self.sampler = made, sampler  # Lightning tells the epoch to what is called `sampler`
+        self.made, self.sampler = made, sampler  # Lightning sets the epoch of the attribute `sampler`
         self.workers, self.share, self.ignore = workers, share, ignore
-        self.waited = 0.0  # seconds in which whoever takes the batches had to wait for one
-        self.taken = 0  # batches of this epoch
-        self.skipped = 0  # batches of the next epoch that are left out, because they were taken before
+        self.waited = 0.0  # seconds that the consumer waited for batches
+        self.taken = 0  # batches of this epoch, so far
+        self.skipped = 0  # batches to skip in the next epoch, already used before the checkpoint
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        # All this happens at the first batch: Lightning makes the iterator before it tells the epoch.
+        # A generator runs this at the first batch. Lightning creates the iterator before it sets the epoch.
         self.taken, self.skipped = self.skipped, 0
         batches = self._batches(islice(self.sampler, self.taken, None))
         while True:
@@ -88,11 +91,11 @@ class Loader:
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """How far the epoch is."""
+        """Returns the progress within the epoch."""
         return {"taken": self.taken % max(1, len(self))}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Begin the next epoch where that of the checkpoint was."""
+        """Makes the next epoch start at the checkpoint's position."""
         self.skipped = state["taken"]
 
     def _batches(self, order: Iterable[list[int]]) -> Iterator[Batch]:

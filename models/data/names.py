@@ -1,9 +1,9 @@
-"""Names in folders of data: what systems leave there is passed over; accents count alike in whichever form."""
+"""File names in data folders: files of operating systems are skipped; accents compare equal in every Unicode form."""
 
 import unicodedata
 from pathlib import Path
 
-# In lower case: of network drives, archives, disks and desktops; what begins with a point is passed over anyway.
+# In lower case, from network drives, archives, disks and desktops. Names that begin with a dot are always skipped.
 SYSTEM = {
     "@eadir",
     "@recycle",
@@ -32,22 +32,22 @@ SYSTEM = {
 
 
 def is_data(path: Path) -> bool:
-    """Whether no part of a path, seen from the data set, is hidden or a system's own."""
+    """Returns whether no part of a path, relative to the data set, is hidden or belongs to an operating system."""
     return not any(part.startswith(".") or part.lower() in SYSTEM for part in path.parts)
 
 
 def folders(root: Path) -> list[Path]:
-    """The folders right in a folder, by name."""
+    """Returns the direct subfolders of a folder, by name."""
     return sorted(path for path in root.iterdir() if is_data(Path(path.name)) and path.is_dir())
 
 
 def one(name: str) -> str:
-    """The form of a name that all ways to write its accents have in common: zip on a Mac takes letters apart."""
+    """Returns the NFC form of a name; zip on a Mac writes decomposed accents."""
     return unicodedata.normalize("NFC", name)
 
 
 def there(path: Path) -> Path:
-    """The path itself, or, where nothing lies there, that of which the accents are written in another way."""
+    """Returns the path, or, if it does not exist, an existing one whose accents are in another Unicode form."""
     if str(path).isascii() or path.exists():
         return path
     folder = there(path.parent)

@@ -1,6 +1,6 @@
-"""Picture files as training reads them: any format that Pillow opens, as a person would see it on white paper.
+"""Reads image files for training: any format that Pillow opens, as displayed on a white background.
 
-JPEG and PNG files are read by the decoders of serving, so that both see the same pixels, and leave out the same files.
+JPEG and PNG files are read by serving's decoders, so that both see the same pixels and reject the same files.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ from convoy.service.images import decode
 from convoy.service.images.exif import UPRIGHT, is_turned, orientation
 from convoy.service.images.limits import MAX_SIDE
 
-# What is too large for Pillow is an error, told in words; these are somebody's own pictures.
+# Images that Pillow finds too large raise BadData. Below that a warning is pointless: the files are the user's own.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 GREY_MODES = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L")
 EXIF = b"Exif\0\0"
 MANY = "more pixels than Pillow takes for harmless"
-# From the way a picture is stored to the way it is meant to be seen (EXIF 2.32, section 4.6.4).
+# From the stored orientation to the displayed one (EXIF 2.32, section 4.6.4).
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -40,7 +40,7 @@ TURNS = {
 
 
 class Header(NamedTuple):
-    """`height` and `width` as the picture is meant to be seen; whether it is grey."""
+    """`height` and `width` as displayed, and whether the image is grey."""
 
     height: int
     width: int
@@ -48,7 +48,7 @@ class Header(NamedTuple):
 
 
 class MaskHeader(NamedTuple):
-    """`palette` is what the file has, maybe fewer colours than classes; empty for a grey file."""
+    """`palette` is the file's own, possibly with fewer colours than classes; empty for a grey file."""
 
     height: int
     width: int
@@ -56,11 +56,11 @@ class MaskHeader(NamedTuple):
 
 
 def files(folder: Path, below: bool = False) -> list[Path]:
-    """The pictures right in a folder, or in the folders `below` it, too, by name; files of other kinds, what is
-    hidden and what is a system's own are left alone.
+    """Returns the image files directly in a folder, or also in the folders `below` it, by name. Skips other files,
+    hidden files and those of operating systems.
 
-    Among them are pictures of a kind that Pillow does not open, such as HEIC, and links that lead nowhere: reading
-    tells what is wrong with them.
+    Includes images in formats that Pillow does not open, such as HEIC, and dangling links: reading them reports the
+    fault.
     """
     known = _extensions()
     return sorted(
@@ -73,7 +73,8 @@ def files(folder: Path, below: bool = False) -> list[Path]:
 
 
 def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
-    """Pictures by their names without the ending, as `one` writes them. Raises BadData where two have the same."""
+    """Returns image files by name without the extension, normalised by `one`. Raises BadData if two have the same
+    name."""
     images: dict[str, Path] = {}
     for path in paths:
         name = one(path.stem)
@@ -84,7 +85,7 @@ def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
 
 
 def header(path: Path) -> Header:
-    """What a picture says of itself without its pixels. Raises BadData."""
+    """Returns what an image's header contains, without decoding pixels. Raises BadData."""
     data = _served(path)
     if data is not None:
         found = _inspected(path, data)
@@ -95,8 +96,8 @@ def header(path: Path) -> Header:
 
 
 def read(path: Path, colour: Literal["RGB", "L"]) -> NDArray[np.uint8]:
-    """The pixels, (H, W, 3) RGB or (H, W, 1) luma of ITU-R BT.601: turned the way EXIF says, what is transparent on
-    white, 16 bits scaled to 8, of an animation the first picture. Raises BadData."""
+    """Returns the pixels, (H, W, 3) RGB or (H, W, 1) luma of ITU-R BT.601: rotated by EXIF orientation, transparency on
+    white, 16 bits scaled to 8, the first frame of an animation. Raises BadData."""
     data = _served(path)
     if data is not None:
         _inspected(path, data)
@@ -108,7 +109,7 @@ def read(path: Path, colour: Literal["RGB", "L"]) -> NDArray[np.uint8]:
         turn = TURNS.get(_orientation(image))
         pixels = _opaque(_eight_bits(path, image))
         if pixels.mode != colour:
-            # Through RGB: from CMYK there is no direct way to grey.
+            # Through RGB: there is no direct conversion from CMYK to grey.
             pixels = pixels.convert("RGB").convert(colour)
         if turn is not None:
             pixels = pixels.transpose(turn)
@@ -116,7 +117,7 @@ def read(path: Path, colour: Literal["RGB", "L"]) -> NDArray[np.uint8]:
 
 
 def mask_header(path: Path) -> MaskHeader:
-    """What the first bytes of a class map say. Raises BadData."""
+    """Returns a mask file's size and palette, without decoding pixels. Raises BadData."""
     with opened(path) as image:
         flat = image.getpalette("RGB") if image.mode == "P" else None
         palette = [(red, green, blue) for red, green, blue in zip(*[iter(flat or [])] * 3, strict=True)]
@@ -133,7 +134,7 @@ def _extensions() -> set[str]:
 
 
 def _served(path: Path) -> bytes | None:
-    """The bytes of a file that serving would take; None of other formats, and of what cannot be opened."""
+    """Returns the bytes of a file that serving accepts; None for other formats, and for files that cannot be opened."""
     try:
         with path.open("rb") as file:
             start = file.read(16)
@@ -143,7 +144,7 @@ def _served(path: Path) -> bytes | None:
 
 
 def _inspected(path: Path, data: bytes) -> decode.Header:
-    # The limit is that of the other formats; what a server takes at most is its own setting.
+    # The limit is that of the other formats; a server's limit is a setting of its own.
     try:
         found = decode.inspect(data, MAX_SIDE**2)
     except BadImage as error:
@@ -159,13 +160,13 @@ def _unreadable(path: Path, error: BadImage) -> BadData:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
-    """A picture whose pixels are not read yet. What fails inside is BadData, too."""
+    """Opens an image without decoding its pixels. Exceptions inside the block become BadData, too."""
     try:
         with Image.open(path) as image:
             yield image
     except BadData:
         raise
-    except Exception as error:  # decoders raise whatever they like
+    except Exception as error:  # decoders raise exceptions of any class
         many = MANY if isinstance(error, Image.DecompressionBombError) else None
         strange = "of a kind that Pillow does not open" if path.suffix.lower() not in _extensions() else None
         why = getattr(error, "strerror", None) or many or strange or "damaged, or no picture"
@@ -173,15 +174,15 @@ def opened(path: Path) -> Iterator[Image.Image]:
 
 
 def _orientation(image: Image.Image) -> int:
-    # Not getexif(): it reads a whole PNG file in search of one, and takes XMP's word too, which serving does not.
-    if image.format == "TIFF":  # Pillow turns these by itself
+    # Not getexif(): it reads a whole PNG file to find EXIF, and also uses XMP, which serving ignores.
+    if image.format == "TIFF":  # Pillow rotates these itself
         return UPRIGHT
     return orientation(bytes(image.info.get("exif", b"")).removeprefix(EXIF))
 
 
 def _eight_bits(path: Path, image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
-        # 65535 is 255 * 257: rounded, as serving does.
+        # 65535 is 255 * 257; rounded, as in serving.
         return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise BadData(f"{path} has 32 bits a pixel, want 8 or 16")

@@ -1,5 +1,5 @@
-"""Every picture of one's own data is read once, whole, before it is used: what training meets later is known to be
-sound, in every epoch, every resumed run and every process alike. What has not changed since is not read again."""
+"""Reads every image of a user's data set once, completely, before use. Training then meets only valid files, in every
+epoch, resumed run and process. Unchanged files are not read again."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,17 +22,18 @@ from convoy.models.data.scan import Facts
 from convoy.models.errors import BadData
 from convoy.service.machine import cores
 
-MEASURED_IMAGES = 2000  # evenly spread, for mean and deviation
-LEAST_DEVIATION = 1 / 255  # of pixels that are all alike
+MEASURED_IMAGES = 2000  # evenly spread over the split, for mean and standard deviation
+LEAST_DEVIATION = 1 / 255  # for images of a single value
 TITLE = "reading pictures"
-AHEAD = 256  # pictures that threads are given at a time
+AHEAD = 256  # images submitted to the threads at a time
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
 def read(root: Path, entries: Sequence[Entry], coding: Coding | None = None) -> list[Facts | Fault]:
-    """What each picture of a data set and its mask say, in the order of the entries; or what is wrong with one."""
+    """Returns the facts of each image of a data set and its mask, in the order of the entries, or the fault of an
+    invalid one."""
     every = max(1, -(-len(entries) // MEASURED_IMAGES))
     jobs = [(entry, coding, place % every == 0) for place, entry in enumerate(entries)]
     notes, stamps = scan.load(root, coding), [scan.stamps(entry) for entry in entries]
@@ -50,20 +51,20 @@ def read(root: Path, entries: Sequence[Entry], coding: Coding | None = None) -> 
 
 
 def in_threads(work: Callable[[Job], Result], jobs: Sequence[Job], title: str) -> Iterable[Result]:
-    """The results in the order of the jobs, made by as many threads as there are cores: decoding lets others run
-    meanwhile. On a terminal a bar on stderr moves along."""
+    """Yields results in the order of the jobs, from as many threads as there are cores: decoding releases the
+    interpreter lock. Shows a progress bar on stderr if it is a terminal."""
     console = Console(stderr=True)
     made = _made(work, jobs)
     return track(made, title, len(jobs), console=console, transient=True, disable=not sys.stderr.isatty())
 
 
 def histogram(image: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """How often each value is in each channel, (C, 256), of an image (..., C)."""
+    """Returns the frequency of each value per channel, (C, 256), of an image (..., C)."""
     return np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(image, -1, 0)])
 
 
 def moments(counts: NDArray[np.int64]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel, of pixels in 0..1, from a histogram (C, 256)."""
+    """Returns mean and standard deviation per channel, of pixels in 0..1, from a histogram (C, 256)."""
     values = np.arange(256) / 255
     shares = counts / counts.sum(axis=1, keepdims=True)
     mean = shares @ values

@@ -1,4 +1,4 @@
-"""Every data set by name, and one's own by the path where it lies."""
+"""Data sets: built-in ones by name, a user's own by path."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 def _built_in(module: str) -> "Callable[[], DataSet]":
-    """A data set of a module in `builtin`, which is imported, and scikit-learn with it, when the data are asked for."""
+    """Returns the loader of a module in `builtin`. The import, which includes scikit-learn, happens when the data is
+    loaded."""
 
     def load() -> "DataSet":
         found: DataSet = late.named(f"data.builtin.{module}:load")()
@@ -36,8 +37,8 @@ DATA: "dict[str, Callable[[], DataSet]]" = {
 
 
 def resolve(text: str, coding: Coding | None = None) -> str:
-    """What a run notes of the data it was given: a name as it is, a folder or CSV file as its absolute path and how its
-    masks are coded. Raises BadTraining."""
+    """Returns the text by which a run records its data: a built-in name unchanged, or the absolute path of a folder or
+    CSV file and the coding of its masks. Raises BadTraining."""
     path, noted = of_source(text)
     coding = coding or noted
     if path in DATA:
@@ -50,29 +51,29 @@ def resolve(text: str, coding: Coding | None = None) -> str:
 
 
 def moved(text: str, before: str) -> str:
-    """What `resolve` answers of data that take the place of others: their masks are coded alike, where nothing else is
-    said. Raises BadTraining."""
+    """Returns what `resolve` returns for data that replaces other data. Its masks have the same coding, unless `text`
+    contains one. Raises BadTraining."""
     return resolve(text, None if text in DATA or of_source(text)[1] else of_source(before)[1])
 
 
 def shown(name: str) -> str:
-    """The name of a data set without the folders above it, which are nobody else's business."""
+    """Returns the name of a data set without its parent folders, which may be private."""
     return name if name in DATA else Path(of_source(name)[0]).name.removesuffix(table.SUFFIX)
 
 
 def data_set(name: str, strict: bool = False) -> "DataSet":
-    """The data set that `resolve` answered. Of one's own pictures, those that cannot be trained with are told on stderr
-    and left out; `strict` raises BadData for them. Raises BadTraining, BadData."""
+    """Returns the data set that `resolve` named. Reports a user's images that training cannot use on stderr and leaves
+    them out; with `strict`, raises BadData instead. Raises BadTraining, BadData."""
     return loaded(name, _report(strict))
 
 
 def loaded(name: str, report: Report) -> "DataSet":
-    """The data set that `resolve` answered; what of one's own pictures cannot be trained with goes to `report`. Raises
+    """Returns the data set that `resolve` named. Passes a user's images that training cannot use to `report`. Raises
     BadTraining, BadData."""
     if name in DATA:
         return DATA[name]()
     path, coding = _there(name)
-    from convoy.models.data.formats import sources  # noqa: PLC0415  names do not wait for Pillow
+    from convoy.models.data.formats import sources  # noqa: PLC0415  names must not wait for Pillow
 
     return sources.load(path, report, coding)
 
@@ -80,7 +81,7 @@ def loaded(name: str, report: Report) -> "DataSet":
 def held_out(
     name: str, task: Task, colour: Literal["RGB", "L"] | None, labels: list[str], strict: bool = False
 ) -> "Split":
-    """The test split of a data set, as `split_of` gives it."""
+    """Returns the test split of a data set, as `split_of` does."""
     return split_of(name, "test", task, colour, labels, strict)
 
 
@@ -92,16 +93,16 @@ def split_of(
     labels: list[str],
     strict: bool = False,
 ) -> "Split":
-    """One split of a data set, for a network that was trained on it or on data with the same classes.
+    """Returns one split of a data set, for a network that was trained on it or on data with the same classes.
 
-    Raises BadTraining where it is for something else or a folder is not there any more, BadData for what is wrong in
-    one. What `strict` does is as in `data_set`.
+    Raises BadTraining if it is for another task or a folder no longer exists, BadData if its content is invalid.
+    `strict` is as in `data_set`.
     """
     if name not in DATA:
         if colour is None:
             raise BadTraining(f"{name} is a folder of images, the network takes none")
         path, coding = _there(name)
-        from convoy.models.data.formats import sources  # noqa: PLC0415  likewise
+        from convoy.models.data.formats import sources  # noqa: PLC0415  names must not wait for Pillow
 
         return sources.split(path, split, task, colour, labels, _report(strict), coding)
     data = DATA[name]()

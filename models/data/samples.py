@@ -1,4 +1,4 @@
-"""Which pictures of a data set are drawn to show what it is like."""
+"""Selection of sample images that represent a data set."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ ROWS = 6
 
 
 def save_samples(data: DataSet, file: Path) -> int:
-    """Write a PNG file of training pictures, with the names of their classes or with their masks laid over; answers how
-    many. Of every class there are as many, as far as there is room. Raises BadTraining where there are no pictures."""
+    """Writes a PNG file of training images, with their class names or with their masks drawn over them. Returns their
+    number. Classes have equal numbers of images, as far as space permits. Raises BadTraining if there are no images."""
     if data.colour is None:
         raise BadTraining(f"{data.name} has no images to show")
     split = data.split("train")
@@ -51,7 +51,7 @@ def _of_every_class(places: dict[int, list[int]], room: int) -> list[int]:
 
 
 def _spread(values: Sequence[int], count: int) -> list[int]:
-    """At most so many of the values, evenly spread."""
+    """Returns at most `count` of the values, evenly spread."""
     if len(values) <= count:
         return list(values)
     return [values[place] for place in np.linspace(0, len(values) - 1, count).round().astype(int)]

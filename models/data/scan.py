@@ -1,5 +1,5 @@
-"""What pictures said when they were last read: where its files are as they were, a picture need not be read again,
-by the next run or by the other processes of this one."""
+"""Cache of the facts read from images: while its files are unchanged, an image is not read again by the next run or by
+the other processes of this one."""
 
 import contextlib
 import os
@@ -18,17 +18,17 @@ from convoy.models import whole_file
 from convoy.models.data.formats.coding import Coding, source
 from convoy.models.data.formats.listing import Entry
 
-VERSION = f"3, Pillow {PIL.__version__}"  # of how pictures are read: what another one has noted counts for nothing
-SETTLED_NS = 2_000_000_000  # a file may be changed twice within one tick of the clock that stamps it
+VERSION = f"3, Pillow {PIL.__version__}"  # of the reading code: notes of another version are ignored
+SETTLED_NS = 2_000_000_000  # a file may change twice within one tick of the file system's clock
 
-# Of a picture and its mask: bytes, and the two times of the last change in ns.
+# Of an image and its mask: size in bytes, mtime and ctime in ns.
 Stamps = tuple[tuple[int, int, int], ...]
 
 
 class Facts(NamedTuple):
-    """What one sound picture says: `size` (height, width) as it is seen; the `highest` class of its mask, 0 without;
-    how often each value is there, `histogram` (channels, 256), of those that are measured; the `numbers` that are in
-    its mask, that of no class among them."""
+    """Facts of one valid image: `size` (height, width) as displayed; the `highest` class of its mask, 0 without a mask;
+    the `histogram` (channels, 256) of its values, if it is one of those that are measured; the `numbers` that occur in
+    its mask, including IGNORE."""
 
     size: tuple[int, int]
     grey: bool
@@ -38,24 +38,24 @@ class Facts(NamedTuple):
 
 
 class Note(msgspec.Struct, array_like=True):
-    """`Facts` as they are kept, and the stamps that the files had when they were read."""
+    """`Facts` in serialised form, and the stamps of the files at the time of reading."""
 
     stamps: Stamps
     size: tuple[int, int]
     grey: bool
     highest: int
-    histogram: bytes  # empty where it was not measured
+    histogram: bytes  # empty if it was not measured
     numbers: bytes
 
 
 class Notes(msgspec.Struct):
-    """Of the pictures of one data set, by the paths of picture and mask."""
+    """Notes of the images of one data set, by the paths of image and mask."""
 
     version: str
     pictures: dict[bytes, Note]
 
     def facts(self, entry: Entry, stamps: Stamps, measured: bool) -> Facts | None:
-        """What is noted of a picture; None where nothing is, or its files have changed."""
+        """Returns the facts recorded for an image; None if there are none or its files have changed."""
         note = self.pictures.get(_key(entry))
         if note is None or not stamps or note.stamps != stamps or (measured and not note.histogram):
             return None
@@ -63,7 +63,7 @@ class Notes(msgspec.Struct):
         return Facts(note.size, note.grey, note.highest, histogram, note.numbers)
 
     def add(self, read: Iterable[tuple[Entry, Stamps, Facts]]) -> None:
-        """Note what was read, if the files had those stamps before."""
+        """Records what was read from files that had these stamps before reading."""
         now = time.time_ns()
         for entry, stamps, facts in read:
             if stamps and all(now - max(times) > SETTLED_NS for _, *times in stamps):
@@ -73,7 +73,7 @@ class Notes(msgspec.Struct):
 
 
 def load(root: Path, coding: Coding | None) -> Notes:
-    """The notes of a data set whose masks are read so; empty where there are none that can be used."""
+    """Returns the notes of a data set whose masks have this coding; empty if there are none that can be used."""
     with contextlib.suppress(OSError, RuntimeError, msgspec.MsgspecError):
         notes = msgspec.msgpack.decode(_file(root, coding).read_bytes(), type=Notes)
         if notes.version == VERSION:
@@ -82,7 +82,7 @@ def load(root: Path, coding: Coding | None) -> Notes:
 
 
 def save(root: Path, coding: Coding | None, notes: Notes) -> None:
-    """Keep the notes, but for files that are not there any more. Where that cannot be, nothing is lost but time."""
+    """Writes the notes, without those of files that no longer exist. A failure is ignored: it only costs time."""
     there = {key: note for key, note in notes.pictures.items() if all(map(os.path.exists, key.split(b"\0")))}
     with contextlib.suppress(OSError, RuntimeError):
         file = _file(root, coding)
@@ -91,7 +91,7 @@ def save(root: Path, coding: Coding | None, notes: Notes) -> None:
 
 
 def stamps(entry: Entry) -> Stamps:
-    """What would change with the files; empty where one of them is not there."""
+    """Returns values that change with the files; empty if one of them does not exist."""
     try:
         return tuple(_stamp(path) for path in _paths(entry))
     except OSError:

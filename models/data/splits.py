@@ -1,4 +1,4 @@
-"""Which split a picture belongs to, where nobody says."""
+"""Assignment of images to splits, for data that does not specify them."""
 
 import hashlib
 import os
@@ -11,9 +11,9 @@ VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2
 
 
 def share(name: str) -> SplitName:
-    """The split of a picture of that name: about 70 % train, 10 % validation, 20 % test.
+    """Returns the split of an image by its name: about 70 % train, 10 % validation, 20 % test.
 
-    The name alone decides, by its SHA-256: a picture keeps its split when others are added or taken away.
+    It depends only on the name's SHA-256: an image keeps its split when others are added or removed.
     """
     place = _place(name)
     if place < TEST_SHARE:
@@ -22,17 +22,17 @@ def share(name: str) -> SplitName:
 
 
 def shares(groups: Sequence[Sequence[str]]) -> dict[str, SplitName]:
-    """The split of each name: that of `share`, but that of every group at least one is to train with and one to test
-    with, and of all of them one to validate with, as far as there are names.
+    """Returns the split of each name: that of `share`, adjusted so that every group has at least one name in train and
+    one in test, and all groups together have at least one in validation, if there are enough names.
 
-    A group are the names of one class, or all where no picture has one class alone. Where there is nothing in a split,
-    the name that is nearest to it goes there, so few names do not keep their split when others are added.
+    A group contains the names of one class, or all names if images do not have a single class. An empty split receives
+    the name nearest to it, so in small groups names may change their split when others are added.
     """
     found = {name: share(name) for group in groups for name in group}
     for group in groups:
         ordered = sorted(group, key=_place)
         if len(group) > 1:
-            found[ordered[0]] = "test"  # as it was where any is
+            found[ordered[0]] = "test"  # unchanged if the group had a test name already
             if all(found[name] != "train" for name in group):
                 found[ordered[-1]] = "train"
     if "validation" not in found.values():
@@ -44,9 +44,9 @@ def shares(groups: Sequence[Sequence[str]]) -> dict[str, SplitName]:
 
 
 def validating(names: Sequence[str]) -> list[bool]:
-    """Of pictures to train with, which are put aside to validate with: about one in ten, and one at least.
+    """Returns which training images to set aside for validation: about one in ten, and at least one.
 
-    For where the test pictures are given and those to validate with are not; the name alone decides, as in `share`.
+    For data that provides test images but no validation images. It depends only on the name, as in `share`.
     """
     places = [_place(name) for name in names]
     bound = max(VALIDATION_SHARE, min(places, default=0.0))
@@ -54,6 +54,6 @@ def validating(names: Sequence[str]) -> list[bool]:
 
 
 def _place(name: str) -> float:
-    """0..1, evenly."""
-    # The bytes of the name, which need not be UTF-8; the same ones on a Mac, which writes accents in another way.
+    """Returns a uniformly distributed number, 0..1."""
+    # The bytes of the name, which may not be UTF-8; with `one`, equal on a Mac, which writes accents in another form.
     return int.from_bytes(hashlib.sha256(os.fsencode(one(name))).digest()[:8]) / 2**64

@@ -1,4 +1,4 @@
-"""What is wanted of a network in fewer bits."""
+"""Settings of an export in reduced precision."""
 
 import msgspec
 
@@ -6,7 +6,7 @@ from convoy.service.metadata import Calibration
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """`max_drop` is how much of its leading score, top1 or mean_iou, it may lose."""
+    """`max_drop` is the largest acceptable loss of the main score, top1 or mean_iou."""
 
     max_drop: float = 0.01
     calibration: Calibration = "percentile"

@@ -14,8 +14,8 @@ from convoy.models.errors import BadNetworkFile
 from convoy.models.onnx_import.wanted import Layout, Task
 from convoy.service import metadata
 
-CHANNELS = (1, 3)  # of the images that are served
-MOST_EXTERNAL_BYTES = 1 << 30  # that are folded in: a file may not be larger than 2 GiB
+CHANNELS = (1, 3)  # of served images
+MOST_EXTERNAL_BYTES = 1 << 30  # limit for embedding: an ONNX file may not be larger than 2 GiB
 DTYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.UINT8: "uint8"}
 
 

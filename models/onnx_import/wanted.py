@@ -1,4 +1,4 @@
-"""What the user of `convoy adopt` says, and the file does not."""
+"""Information that an ONNX file does not contain, from the options of `convoy adopt`."""
 
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,7 @@ Size = tuple[int, int]
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """`mean` and `std` are by channel, or one for all, of pixels times `scale`; `size` is (height, width)."""
+    """`mean` and `std` are per channel, or one for all, of pixels times `scale`; `size` is (height, width)."""
 
     task: Task | None = None
     labels: Path | None = None

@@ -1,4 +1,4 @@
-"""Our layers with weights in Keras' order, of networks in which that is not the order of registration."""
+"""Our layers with weights in Keras' order, for networks in which it differs from the order of registration."""
 
 from torch import nn
 
@@ -16,7 +16,8 @@ def vgg(network: nn.Module) -> list[Entry]:
 
 
 def resnet(network: nn.Module) -> list[Entry]:
-    """A shortcut's convolution is as far above the output as the last one beside it, and made before it."""
+    """Returns the layers by depth. A shortcut's convolution has the depth of the last one beside it, but is created
+    before it."""
     assert isinstance(network, ResNet)
     modules: list[nn.Module] = [network.stem]
     for block in network.modules():
@@ -26,7 +27,7 @@ def resnet(network: nn.Module) -> list[Entry]:
 
 
 def by_depth(network: nn.Module) -> list[Entry]:
-    """Of a network whose branches run side by side: the one farthest above the output first.
+    """Returns the layers of a network with parallel branches, those farthest above the output first.
 
     Keras sorts `model.layers` by the length of the longest path to the output, so branches are aligned at their ends.
     At equal distance, the earlier branch comes first, as in registration order here.

@@ -1,4 +1,4 @@
-"""Whose weights can be adopted: one row per architecture and library that publishes it.
+"""The table of published weights that can be adopted: one row per architecture and library that publishes it.
 
 Functions are named with their module in this package, which is imported when a file is read.
 """
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 class Published:
     """A network published by Keras.
 
-    pixels          as the published ImageNet weights expect them
-    order           the function that puts our layers with weights in the order of Keras' `model.layers`, which is by
-                    depth below the output and then by creation
-    arguments       with which our network is Keras'
+    pixels          the preprocessing of the published ImageNet weights
+    order           the function that returns our layers with weights in the order of Keras' `model.layers`: by depth
+                    below the output, then by creation
+    arguments       arguments that make our network equal to Keras'
     """
 
     pixels: PixelForm
@@ -41,7 +41,7 @@ class Published:
 class PublishedState:
     """A network published by torchvision.
 
-    rename          the function that makes its names of tensors ours
+    rename          the function that converts its names of tensors to ours
     head            its name of the last layer
     arguments       arguments that make our network equal to torchvision's
     pixels          the preprocessing of the published ImageNet weights
@@ -86,7 +86,7 @@ TORCHVISION: dict[str, PublishedState] = {
     "deeplab_v3": PublishedState(
         "tensor_names:deeplab_v3", head="classifier.4", arguments={"form": "torchvision", "output_stride": 8}
     ),
-    # Its network turns the pixels it is given, imagenet's, into -1..1 itself.
+    # torchvision's network converts imagenet-preprocessed pixels to -1..1 itself.
     "inception_v3": PublishedState(
         "tensor_names:inception_v3", head="fc", arguments={"form": "torchvision"}, pixels="symmetric"
     ),

@@ -1,4 +1,4 @@
-"""torchvision's names of tensors made ours, by network."""
+"""Conversion of torchvision's names of tensors to ours, by network."""
 
 import re
 
@@ -10,7 +10,8 @@ from convoy.models.pretrained.torchvision import Rename
 
 
 def renamed(*rules: tuple[str, str]) -> Rename:
-    """The first of these regular expressions that matches the beginning of a name is replaced; other names stay."""
+    """Returns a function that replaces the first of these regular expressions that matches the start of a name; other
+    names do not change."""
     compiled = [(re.compile(pattern), replacement) for pattern, replacement in rules]
 
     def rename(name: str, network: nn.Module) -> str:
@@ -23,7 +24,7 @@ def renamed(*rules: tuple[str, str]) -> Rename:
 
 
 def flat_stacks(name: str, network: nn.Module) -> str:
-    """torchvision's features of VGG are one chain, ours are a chain of stacks."""
+    """Renames VGG's features: torchvision's are one chain, ours are a chain of stacks."""
     assert isinstance(network, VGG)
     places = [f"features.{place}" for place, _ in network.features.named_modules() if "." in place]
     match = re.match(r"features\.(\d+)", name)
@@ -31,7 +32,7 @@ def flat_stacks(name: str, network: nn.Module) -> str:
 
 
 def inception_v3(name: str, network: nn.Module) -> str | None:
-    """torchvision has a name for every convolution where ours are numbered, in the same order."""
+    """Renames the convolutions: torchvision's have names, ours are numbered in the same order."""
     if name.startswith("AuxLogits."):
         return None
     ours = [place for place, module in network.named_modules() if isinstance(module, ConvNorm2d)]
@@ -88,7 +89,7 @@ _PYRAMID = renamed(
 )
 densenet = renamed(
     (r"features\.(conv|norm)0\.", r"stem.\1."),
-    # The published files are from when a layer's parts were called norm.1, conv.1, ..
+    # The published files use old names of a layer's parts: norm.1, conv.1, ..
     (r"features\.denseblock(\d+)\.denselayer(\d+)\.(norm|conv)\.?([12])\.", r"body.block\1.layer\2.\3\4."),
     (r"features\.transition(\d)\.", r"body.transition\1."),
     (r"features\.norm5\.", "norm."),
@@ -96,7 +97,7 @@ densenet = renamed(
 
 
 def deeplab_v3(name: str, network: nn.Module) -> str | None:
-    """A ResNet under `backbone`, the pyramid under `classifier`, and a head for training only."""
+    """Renames a ResNet under `backbone` and the pyramid under `classifier`, and drops a head for training only."""
     if name.startswith("aux_classifier."):
         return None
     body = name.removeprefix("backbone.")

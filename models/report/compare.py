@@ -44,8 +44,9 @@ class Comparison:
 
 
 def compare(roots: Sequence[Path], held_out: bool = False, data: str | None = None) -> Comparison:
-    """Reads runs, and with `held_out` measures each on the test split of its data, which lie at `data` where they have
-    moved. Raises BadRun where there are fewer than two, or for different tasks; BadCheckpoint, BadTraining, BadData."""
+    """Reads runs. With `held_out`, also measures each on the test split of its data, which is at `data` if it has
+    moved. Raises BadRun if there are fewer than two runs or if their tasks differ; BadCheckpoint, BadTraining,
+    BadData."""
     runs = several(roots)
     rows = [_compared(run, name, held_out, data) for run, name in zip(runs, names(roots), strict=True)]
     tasks = sorted({row.task for row in rows})

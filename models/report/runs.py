@@ -43,7 +43,7 @@ def read(root: Path) -> Run:
 
 
 def several(roots: Sequence[Path]) -> list[Run]:
-    """The runs to compare. Raises BadRun, also where there are fewer than two."""
+    """Reads the runs to compare. Raises BadRun, also if there are fewer than two."""
     if len(roots) < 2:
         raise BadRun(f"{len(roots)} run, want at least two to compare")
     return [read(root) for root in roots]

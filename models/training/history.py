@@ -1,4 +1,4 @@
-"""The rows of a run's `metrics.csv`, as its epochs end."""
+"""Writes the rows of a run's `metrics.csv` as its epochs end."""
 
 import time
 from pathlib import Path
@@ -10,12 +10,12 @@ from torch.optim import Optimizer
 from convoy.models.training import metrics_table
 from convoy.models.training.metrics_table import Row
 
-OF_STEPS = ("loss", "learning_rate")  # of the last step, where the epoch's are wanted
+OF_STEPS = ("loss", "learning_rate")  # values of the last step, replaced by those of the epoch
 
 
 class History(Callback):
-    """Rewrites the table after each epoch, so that a killed run has it up to there. A resumed run keeps the rows of the
-    epochs before its checkpoint."""
+    """Rewrites the table after each epoch, so that a killed run has the rows up to then. A resumed run keeps the rows
+    of the epochs before its checkpoint."""
 
     def __init__(self, root: Path) -> None:
         self.path = root / metrics_table.FILE

@@ -1,4 +1,4 @@
-"""`metrics.csv` of a run: one row an epoch, with its learning rate and every loss and score, without gaps."""
+"""The `metrics.csv` of a run: one row per epoch, with its learning rate and every loss and score, without gaps."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ Row = dict[str, float]
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a run, by epoch; none where there is no such table. Raises BadRun where it is broken."""
+    """Returns the rows of a run, by epoch; empty if the file does not exist. Raises BadRun if it is damaged."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:

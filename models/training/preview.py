@@ -19,9 +19,8 @@ ROWS = 4
 
 
 def preview(settings: Settings, file: Path, strict: bool = False) -> int:
-    """Write a PNG file of the first images of the first epoch, changed as that run changes them, with their classes or
-    masks; answers how many. Raises BadTraining where there are no images; what `strict` does is as in
-    `data_set`."""
+    """Writes a PNG file of the first images of the first epoch, augmented as in that run, with their classes or masks.
+    Returns their number. Raises BadTraining if there are no images; `strict` is as in `data_set`."""
     data, description, network = prepared_run(settings, strict=strict)
     if data.colour is None:
         raise BadTraining(f"{data.name} has no images to show")

@@ -56,7 +56,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     devices        processes that train together on this host, each on its own device; torchrun overrides this
     workers        threads per process that prepare batches; None: none for data in memory, else one per core
     save_seconds   interval of checkpoints within an epoch; 0 writes one after every step
-    strict         an unreadable picture ends the run before it starts, instead of being skipped
+    strict         an unreadable image ends the run before it starts, instead of being skipped
     """
 
     devices: int = 1
@@ -146,14 +146,14 @@ def default_settings(architecture: str, data: str) -> Settings:
 
 
 def check_crop(settings: Settings) -> None:
-    """Raises BadTraining where squares cannot be cut out of what the architecture takes."""
+    """Raises BadTraining if the recipe crops images but the architecture does not support cropping."""
     row = registry.architecture(settings.architecture)
     if settings.recipe.crop is not None and (row.task != "segmentation" or registry.sides(row.input)):
         raise BadTraining(f"crop {settings.recipe.crop}: {settings.architecture} takes whole images")
 
 
 def source_digest(architecture: str) -> str:
-    """SHA-256 of the source that decides what a run of this architecture gives."""
+    """Returns the SHA-256 of the source code that determines the results of a run of this architecture."""
     own = Path(inspect.getfile(registry.architecture(architecture).network_class()))
     files = [own, *sorted(path for pattern in SOURCES for path in PACKAGE.glob(pattern))]
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()

@@ -36,7 +36,7 @@ from convoy.models.training.run import ONE, Machine, Note, RunFolder, Settings, 
 from convoy.service.machine import cores
 from convoy.service.metadata import InputSpec, Task, TensorInput
 
-MOST_WORKERS = 8  # threads: what of the work does not run beside Python's lock keeps more from being of use
+MOST_WORKERS = 8  # threads; more do not help, because part of the work holds Python's lock
 
 
 def train(settings: Settings, output: Path, resume: Path | None = None, machine: Machine = ONE) -> Note:

@@ -1,4 +1,4 @@
-"""How the ascent to a picture goes."""
+"""Settings of gradient ascent."""
 
 from typing import Literal
 
@@ -8,11 +8,10 @@ Space = Literal["pixels", "frequency"]
 
 
 class Climb(msgspec.Struct, frozen=True, kw_only=True):
-    """`rate` is how far a step changes a picture: the root mean square over its pixels, as a share of the whole range
-    from black to white. `jitter` is by how many pixels at most the picture is shifted, at random, before each step, in
-    a ring. `blur` is the standard deviation in pixels of the Gaussian that smooths it every fourth step. 0 is none.
-    `coloured` is as a `Subject` has it.
-    """
+    """`rate` is the size of a step: its root mean square over the picture's pixels, as a share of the range from black
+    to white. `jitter` is the maximum random cyclic shift of the picture before each step, in pixels. `blur` is the
+    standard deviation in pixels of the Gaussian that smooths it every fourth step; 0 is none. `coloured` is as in
+    `Subject`."""
 
     steps: int
     rate: float

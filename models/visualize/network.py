@@ -107,7 +107,7 @@ class ImageSubject(Subject):
 
 
 def read(path: Path, subject: ImageSubject) -> Pixels:
-    """An image file in the network's colours, (H, W, C). Raises BadView where there is none, BadData."""
+    """Reads an image file in the network's colours, (H, W, C). Raises BadView if it does not exist, BadData."""
     paths.check_image(path)
     return picture.read(path, subject.spec.colour)
 

@@ -1,1 +1,1 @@
-"""The commands below `convoy visualize`."""
+"""The subcommands of `convoy visualize`."""

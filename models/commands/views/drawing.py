@@ -1,4 +1,4 @@
-"""What the commands below `convoy visualize` share once their options are checked."""
+"""Functions that the subcommands of `convoy visualize` share after their options are checked."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,14 +21,14 @@ from convoy.models.visualize.network import ImageSubject, Pixels, Size, Subject
 from convoy.service.errors import BadConfig
 
 JITTER_SHARE = 16
-MOST_SIDE = 1024  # pixels: what a telephone takes is ten times as much, and then the maps do not fit into memory
+MOST_SIDE = 1024  # pixels: a phone's photographs have ten times as many, and their maps do not fit into memory
 
 
 def climb(
     steps: int, rate: float, jitter: int | None, blur: float, space: Space, size: Size, coloured: bool = True
 ) -> Climb:
-    """How the ascent goes. Raises BadConfig where pictures of `size` cannot be shifted so far."""
-    shorter = max(size) if 1 in size else min(size)  # of a waveform there is one side to shift along
+    """Returns the settings of the ascent. Raises BadConfig if pictures of `size` are too small for the jitter."""
+    shorter = max(size) if 1 in size else min(size)  # a waveform has only one side to shift along
     if jitter is None:
         jitter = shorter // JITTER_SHARE
     if jitter >= shorter:
@@ -37,13 +37,13 @@ def climb(
 
 
 def sides(text: str | None, subject: Subject) -> Size:
-    """Height and width of what is grown. Raises BadTraining for a text that is no size."""
+    """Returns the height and width of a generated picture. Raises BadTraining if the text is not a size."""
     return subject.size(None if text is None else parse_size(text))
 
 
 def seen(image: Path, size: str | None, subject: ImageSubject) -> Pixels:
-    """An image file as it reaches the input, (h, w, C). Raises BadView, BadData; BadConfig for a `size` where the
-    network takes one only."""
+    """Returns an image file as fitted to the input, (h, w, C). Raises BadView, BadData; BadConfig for a `size` if the
+    network accepts only one."""
     pixels = subjects.read(image, subject)
     if subject.spec.fit == "pad":
         return photograph(pixels, size)
@@ -54,7 +54,7 @@ def seen(image: Path, size: str | None, subject: ImageSubject) -> Pixels:
 
 
 def photograph(pixels: Pixels, size: str | None) -> Pixels:
-    """An image made to fit into `size`, or into 1024x1024, which is told. Raises BadTraining."""
+    """Returns an image shrunk to fit into `size`, or into 1024x1024, which is reported. Raises BadTraining."""
     fitted = subjects.within(pixels, (MOST_SIDE, MOST_SIDE) if size is None else parse_size(size))
     if size is None and fitted is not pixels:
         before, after = by(subjects.sides(pixels)), by(subjects.sides(fitted))
@@ -63,31 +63,31 @@ def photograph(pixels: Pixels, size: str | None) -> Pixels:
 
 
 def layer(name: str | None, subject: Subject) -> Layer:
-    """The layer that was named, or one in the middle. Raises BadView."""
+    """Returns the layer of that name, or one in the middle. Raises BadView."""
     there = hooks.layers(subject, subject.size())
     return selection.spread(there, 1)[0] if name is None else hooks.choose(name, there)
 
 
 def title(subject: Subject, what: str) -> str:
-    """What stands above a sheet."""
+    """Returns the title of a sheet."""
     data = subject.description.data
     return f"{subject.name}{f' on {shown(data)}' if data else ''}: {what}"
 
 
 def say_rest(chosen: int, count: int, what: str, option: str) -> None:
-    """Tell that there is more than is shown."""
+    """Prints the number of items shown and the option that chooses others, if not all are shown."""
     if chosen < count:
         print(f"shown: {chosen} of {count} {what}; {option} chooses others")
 
 
 def save(path: Path, image: Image.Image) -> None:
-    """Write the picture and tell where."""
+    """Writes the picture and prints its path."""
     image.save(path, optimize=True)
     print(f"picture: {path}")
 
 
 def save_film(gif: Path | None, frames: Sequence[Image.Image]) -> None:
-    """Write the film, where one was asked for, and tell where."""
+    """Writes the film, if requested, and prints its path."""
     if gif is not None:
         sheet.film(frames, gif)
         print(f"film: {gif}")
@@ -95,7 +95,7 @@ def save_film(gif: Path | None, frames: Sequence[Image.Image]) -> None:
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Tick]:
-    """A bar on stderr; what it gives moves it on by one."""
+    """Shows a progress bar on stderr; yields a function that advances it by one."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(file=sys.stderr)) as bar:
         task = bar.add_task(what, total=total)

@@ -1,4 +1,4 @@
-"""`convoy visualize evidence`: what of an image an answer hangs on."""
+"""`convoy visualize evidence`: the parts of an image on which a prediction depends."""
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from convoy.models.visualize.sheet import Tile
     from convoy.models.visualize.target import Target
 
-PATCHES = 6  # covers along the shorter side of an image
-TILE_SIDE = 224  # pixels on the sheet: what a map shows is small
+PATCHES = 6  # occluding patches along the shorter side of an image
+TILE_SIDE = 224  # pixels on the sheet: details of a map are small
 
 
 def evidence(

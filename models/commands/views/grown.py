@@ -1,4 +1,4 @@
-"""`convoy visualize neurons`, `class` and `dream`: pictures that gradient ascent makes."""
+"""`convoy visualize neurons`, `class` and `dream`: pictures made by gradient ascent."""
 
 from typing import Annotated
 
@@ -23,7 +23,7 @@ from convoy.models.commands.views.options import (
     Within,
 )
 
-NEURONS, CLASSES = 16, 20  # that are shown unless told otherwise
+NEURONS, CLASSES = 16, 20  # shown by default
 
 
 def neurons(

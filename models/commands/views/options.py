@@ -1,4 +1,4 @@
-"""The options that the commands below `convoy visualize` share, and what is checked before torch is imported."""
+"""Options that the subcommands of `convoy visualize` share, and checks that run before torch is imported."""
 
 import os
 from pathlib import Path
@@ -65,7 +65,7 @@ Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of the no
 
 
 def check(checkpoint: Path, image: Path | None = None, size: str | None = None) -> None:
-    """Raises BadCheckpoint and BadView for what is not there, BadTraining for a text that is no size."""
+    """Raises BadCheckpoint or BadView if a file does not exist, BadTraining if a text is not a size."""
     paths.check_checkpoint(checkpoint)
     if image is not None:
         paths.check_image(image)
@@ -74,20 +74,20 @@ def check(checkpoint: Path, image: Path | None = None, size: str | None = None) 
 
 
 def destination(output: Path | None, checkpoint: Path, kind: str) -> Path:
-    """Where the picture goes. Raises BadConfig now where it could not, not after the work."""
+    """Returns the path of the picture. Raises BadConfig if it could not be written: now, not after the work."""
     path = checkpoint.with_name(f"{checkpoint.stem}-{kind}.png") if output is None else output
     _check("--output", path, ".png")
     return path
 
 
 def check_gif(gif: Path | None) -> None:
-    """Raises BadConfig where no film can go there."""
+    """Raises BadConfig if a film could not be written there."""
     if gif is not None:
         _check("--gif", gif, ".gif")
 
 
 def numbers(text: str, option: str) -> tuple[int, int]:
-    """Row and column of `ROW,COLUMN`. Raises BadView."""
+    """Parses `ROW,COLUMN`. Raises BadView."""
     parts = text.split(",")
     if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
         raise BadView(f"{option} {text!r}, want ROW,COLUMN such as 12,30")

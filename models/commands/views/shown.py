@@ -1,4 +1,4 @@
-"""`convoy visualize layers`, `filters` and `features`: what is there, as it is."""
+"""`convoy visualize layers`, `filters` and `features`: what a network contains, without changes."""
 
 from typing import Annotated
 
@@ -9,8 +9,8 @@ from convoy.models.commands.views import options
 from convoy.models.commands.views.options import Channels, Checkpoint, Output, Picture, Sides, Within
 from convoy.models.errors import BadView
 
-FILTERS, KERNELS, MAPS = 64, 16, 16  # that are shown unless told otherwise
-SPREAD = 4  # layers whose maps are shown likewise
+FILTERS, KERNELS, MAPS = 64, 16, 16  # shown by default
+SPREAD = 4  # layers whose maps are shown by default
 
 
 def layers(checkpoint: Checkpoint, size: Sides = None) -> None:
@@ -103,7 +103,7 @@ def features(
     chosen = [hooks.choose(name, there) for name in layer] if layer else selection.spread(there, SPREAD)
     shown = []
     for each in chosen:
-        # A dense layer's numbers take no more room than one picture.
+        # All numbers of a dense layer need no more space than one map.
         most = MAPS if each.is_map else each.shape[0]
         shown.append((each, selection.channels(channels, each.shape[0], each.name, most)))
         drawing.say_rest(len(shown[-1][1]), each.shape[0], f"maps of {each.name}", "--channels")

@@ -1,1 +1,1 @@
-"""Data sets that are made or bundled: nothing has to be downloaded."""
+"""Built-in data sets, generated or bundled: nothing has to be downloaded."""

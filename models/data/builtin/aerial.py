@@ -1,7 +1,7 @@
-"""`aerial`: made-up pictures from above, with roads, a river, houses, fields and trees, and the class of every pixel.
+"""`aerial`: generated aerial images of roads, a river, houses, fields and trees, with the class of every pixel.
 
-A picture is made from its split and index alone, so any of them can be made again. Colour alone does not tell the
-classes: some crops are as green as grass and as trees, some roofs as grey as asphalt, some roads as brown as soil.
+An image depends only on its split and index, so any of them can be made again. Colour alone does not determine the
+class: some crops are as green as grass and trees, some roofs as grey as asphalt, some roads as brown as soil.
 """
 
 import math
@@ -16,7 +16,7 @@ from convoy.models.data.dataset import DataSet, SplitName
 
 SEED = 1858  # the year of the first photograph from a balloon
 COUNTS: dict[SplitName, int] = {"train": 240, "validation": 24, "test": 48}
-SIZES = ((256, 256), (256, 320), (320, 256), (275, 341))  # height and width, by turns
+SIZES = ((256, 256), (256, 320), (320, 256), (275, 341))  # height and width, in rotation
 GRASS, ROAD, RIVER, HOUSE, FIELD, TREE = range(6)
 LABELS = ["grass", "road", "river", "house", "field", "tree"]
 PALETTE = [(124, 179, 66), (97, 97, 97), (30, 136, 229), (216, 67, 21), (253, 216, 53), (27, 94, 32)]
@@ -32,7 +32,7 @@ LEAVES: tuple[Colour, ...] = ((56, 84, 44), (68, 96, 48), (48, 74, 50), (84, 100
 
 
 def load() -> DataSet:
-    """Colour pictures of four sizes, six classes: grass, and what lies on it."""
+    """Returns colour images of four sizes with six classes: grass, and what lies on it."""
     return DataSet(
         name="aerial",
         task="segmentation",
@@ -46,8 +46,8 @@ def load() -> DataSet:
 
 
 def draw(split: SplitName, index: int, size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The picture (H, W, 3) RGB that belongs to a split and an index, of height and width `size`, and the class of
-    each pixel (H, W); always the same ones."""
+    """Returns the image (H, W, 3) RGB of a split and an index, of height and width `size`, and the class of each pixel
+    (H, W); deterministic."""
     random = np.random.default_rng((SEED, list(COUNTS).index(split), index))
     land = Land(random, size)
     land.fields()
@@ -60,7 +60,7 @@ def draw(split: SplitName, index: int, size: tuple[int, int]) -> tuple[NDArray[n
 
 
 class Land:
-    """A picture under way: what is laid on it covers what lies there, in the image and in the plan of classes alike."""
+    """An unfinished image. What is drawn covers what was there before, in the image and in the mask."""
 
     def __init__(self, random: np.random.Generator, size: tuple[int, int]) -> None:
         self.random = random
@@ -69,10 +69,10 @@ class Land:
         ground = base + _noise(random, size, ((48, 12.0), (10, 7.0), (3, 6.0)))[..., None]
         self.image = Image.fromarray(_bytes(ground))
         self.plan = Image.new("L", (self.width, self.height), GRASS)
-        self.light = random.uniform(0, 2 * math.pi)  # where shadows fall
+        self.light = random.uniform(0, 2 * math.pi)  # direction in which shadows fall
 
     def fields(self) -> None:
-        """Parcels of a turned grid that is split again and again; some stay grass."""
+        """Draws parcels of a rotated, recursively divided grid; some remain grass."""
         angle = self.random.uniform(0, math.pi)
         reach = math.hypot(self.height, self.width) / 2
         for parcel in _parcels(self.random, (-reach, -reach, reach, reach)):
@@ -80,7 +80,7 @@ class Land:
                 self._field(self._placed(_rectangle(*parcel, margin=self.random.uniform(2, 6)), angle), angle)
 
     def river(self) -> None:
-        """Across the picture in bends, wider here and narrower there, with a bank of sand and reed."""
+        """Draws a winding river of varying width across the image, with a bank of sand and reed; or none."""
         if self.random.random() < 0.2:
             return
         line = self._across(bend=0.22)
@@ -91,7 +91,7 @@ class Land:
         self._along(line, widths / 2, water, RIVER)
 
     def road(self) -> Points:
-        """From side to side, over the river too; asphalt has a dashed line in its middle. Returns the line it takes."""
+        """Draws a road from side to side, also over the river; asphalt has a dashed centre line. Returns its path."""
         line = self._across(bend=0.07)
         surface = SURFACES[self.random.integers(len(SURFACES))]
         half = self.random.uniform(3.0, 5.5)
@@ -104,7 +104,7 @@ class Land:
         return line
 
     def houses(self, road: Points) -> None:
-        """Along a road on both sides, turned as it is; none in the water, on a road or on another house."""
+        """Draws houses along both sides of a road, parallel to it; none in water, on a road or on another house."""
         for _ in range(self.random.integers(8, 20)):
             spot = int(self.random.integers(1, len(road) - 1))
             ahead = road[spot + 1] - road[spot - 1]
@@ -114,7 +114,7 @@ class Land:
             self._house(centre, turn, self.random.uniform(9, 16), self.random.uniform(6, 9))
 
     def trees(self) -> None:
-        """Woods, rows and single trees, wherever there is grass or field."""
+        """Draws woods, rows and single trees on grass and fields."""
         for _ in range(self.random.integers(5, 12)):
             centre = self.random.uniform((0, 0), (self.width, self.height))
             spread = self.random.uniform(3, 26)
@@ -123,7 +123,7 @@ class Land:
                 self._tree(self.random.normal(centre, spread), self.random.uniform(4, 8.5), _vary(self.random, leaf, 8))
 
     def photograph(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """The picture as a camera sees it: haze, uneven light, a soft lens and noise. And the plan."""
+        """Returns the image as a camera records it, with haze, uneven light, a soft lens and noise; and the mask."""
         soft = np.asarray(self.image.filter(ImageFilter.GaussianBlur(0.7)), np.float32)
         light = 1 + _noise(self.random, (self.height, self.width), ((120, 0.07),))[..., None]
         seen = (soft * light - 110) * self.random.uniform(0.8, 1.15) + 110 + self.random.uniform(-18, 18)
@@ -131,18 +131,19 @@ class Land:
         return _bytes(seen), np.array(self.plan)
 
     def _across(self, bend: float) -> Points:
-        """A line of points about a pixel apart, from beyond one side of the picture to beyond the opposite one."""
+        """Returns a line of points about one pixel apart, from beyond one side of the image to beyond the opposite
+        side."""
         angle = self.random.uniform(0, 2 * math.pi)
         reach = math.hypot(self.height, self.width) * 0.6
         knots = self.random.normal(0, bend * reach, 6)
         knots += self.random.uniform(-0.5, 0.5) * reach
         along = np.linspace(-reach, reach, round(2 * reach))
-        # Straight pieces, rounded by a wide window: smooth bends.
+        # Straight segments, smoothed with a wide window.
         aside = _smooth(np.interp(along, np.linspace(-reach, reach, len(knots)), knots), round(0.35 * reach))
         return self._placed(np.stack([along, aside], axis=1), angle)
 
     def _placed(self, points: Points, angle: float) -> Points:
-        """Points about the origin, turned, about the middle of the picture."""
+        """Rotates points about the origin and moves them to the centre of the image."""
         turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
         placed: Points = points @ turn + np.array([self.width / 2, self.height / 2])
         return placed
@@ -176,7 +177,7 @@ class Land:
         roof = _vary(self.random, ROOFS[self.random.integers(len(ROOFS))], 14)
         self._shadow(outline, self.random.uniform(4, 8))
         pen = ImageDraw.Draw(self.image)
-        # The ridge runs along the house; the side towards the light, where no shadow falls, is the brighter one.
+        # The ridge runs along the house. The side that faces the light, away from the shadow, is brighter.
         dark = 1 if math.cos(self.light - turn - math.pi / 2) > 0 else -1
         for side, shade in ((-dark, 1.15), (dark, 0.75)):
             half = _turned(_rectangle(-length, min(0, side * depth), length, max(0, side * depth), margin=0), turn)
@@ -199,13 +200,13 @@ class Land:
         ImageDraw.Draw(self.plan).polygon([tuple(point) for point in crown], fill=TREE)
 
     def _shadow(self, outline: Points, reach: float) -> None:
-        """Darkens what lies there; its class stays."""
+        """Darkens an area without changing its class."""
         fall = outline + reach * np.array([math.cos(self.light), math.sin(self.light)])
         corner, shade = _stencil(fall, fill=115)
         self.image.paste((24, 28, 40), corner, shade)
 
     def _free(self, corners: Points) -> bool:
-        """Whether there is nothing but grass and field under a few points of a shape."""
+        """Returns whether a few points of a shape are on grass, field or trees only."""
         points = [*corners, *((corners + corners[np.arange(-1, len(corners) - 1)]) / 2), corners.mean(axis=0)]
         inside = [(int(x), int(y)) for x, y in points if 0 <= x < self.width and 0 <= y < self.height]
         return bool(inside) and all(self.plan.getpixel(point) in (GRASS, FIELD, TREE) for point in inside)
@@ -213,7 +214,7 @@ class Land:
 
 @cache
 def _split(name: SplitName) -> MadeSplit:
-    """0.3 MB a picture."""
+    """Returns a split of 0.3 MB per image."""
     sizes = [SIZES[index % len(SIZES)] for index in range(COUNTS[name])]
     return MadeSplit(sizes, lambda index: draw(name, index, sizes[index]))
 
@@ -239,7 +240,8 @@ def _rectangle(left: float, top: float, right: float, bottom: float, margin: flo
 
 
 def _stencil(outline: Points, fill: int) -> tuple[tuple[int, int], Image.Image]:
-    """A grey picture just large enough for a polygon, `fill` inside it, and where its upper left corner belongs."""
+    """Returns a grey image that just fits a polygon, with `fill` inside it, and the position of its upper left
+    corner."""
     left, top = (math.floor(side) for side in outline.min(axis=0))
     right, bottom = (math.ceil(side) + 1 for side in outline.max(axis=0))
     shape = Image.new("L", (right - left, bottom - top))
@@ -265,7 +267,7 @@ def _smooth(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
 def _noise(
     random: np.random.Generator, size: tuple[int, int], scales: tuple[tuple[int, float], ...]
 ) -> NDArray[np.float32]:
-    """Smooth noise (H, W), the sum of several scales: (pixels of a cell, standard deviation)."""
+    """Returns smooth noise (H, W), the sum of several scales: (pixels per cell, standard deviation)."""
     total = np.zeros(size, np.float32)
     for cell, deviation in scales:
         coarse = random.normal(0, deviation, (size[0] // cell + 2, size[1] // cell + 2)).astype(np.float32)

@@ -1,8 +1,9 @@
-"""`motions`: made-up colour clips of a textured triangle on a textured ground, and how it moves.
+"""`motions`: generated colour clips of a moving textured triangle on a textured ground, with the class of motion.
 
-No frame tells the motion: place, angle and size of the triangle, its texture and the ground have the same distribution
-in every class. A clip that is played backwards is one of the opposite motion: only the order of the frames tells left
-from right, up from down and growing from shrinking. Turning goes either way round, and is its own opposite.
+No single frame determines the motion: place, angle and size of the triangle, its texture and the ground have the same
+distribution in every class. A clip played backwards belongs to the class of the opposite motion: only the order of the
+frames distinguishes left from right, up from down and growing from shrinking. Turning has either direction and is its
+own opposite.
 """
 
 import math
@@ -20,7 +21,7 @@ from convoy.service.metadata import Axis, TensorInput
 SEED = 1895  # the first film show
 COUNTS: dict[SplitName, int] = {"train": 1120, "validation": 98, "test": 252}
 FRAMES, SIDE = 8, 32
-RATE = 25  # frames a second
+RATE = 25  # frames per second
 LABELS = ["left", "right", "up", "down", "grow", "shrink", "turn"]
 TENSOR = TensorInput(
     name="clip",
@@ -32,14 +33,14 @@ TENSOR = TensorInput(
         Axis(name="channel", size=3, labels=["red", "green", "blue"]),
     ),
 )
-RADII = (7.0, 10.0)  # pixels, of the shape in the middle of the clip
-# What happens from one frame to the next: pixels, degrees, and the factor of the radius.
+RADII = (7.0, 10.0)  # pixels, of the triangle in the middle of the clip
+# Change from one frame to the next: pixels, degrees, and the factor of the radius.
 STEPS, TURNS, GROWTHS = (2.0, 4.0), (18.0, 30.0), (1.08, 1.13)
-DARK, LIGHT = (0.0, 0.4), (0.5, 1.0)  # the ground is dark and the shape light
+DARK, LIGHT = (0.0, 0.4), (0.5, 1.0)  # brightness of ground and triangle
 
 
 def load() -> DataSet:
-    """Clips of eight frames of 32x32, seven motions."""
+    """Returns clips of eight frames of 32x32 with seven motions."""
     return DataSet(
         name="motions",
         task="classification",
@@ -55,7 +56,7 @@ def load() -> DataSet:
 
 
 def film(split: SplitName, index: int, motion: str) -> NDArray[np.uint8]:
-    """The clip (8, 32, 32, 3) RGB that belongs to a split and an index; always the same one."""
+    """Returns the clip (8, 32, 32, 3) RGB of a split and an index; deterministic."""
     random = np.random.default_rng((SEED, list(COUNTS).index(split), index))
     ground, texture = _texture(random, DARK), _texture(random, LIGHT)
     frames = [_frame(ground, texture, *pose) for pose in _poses(random, motion)]
@@ -64,10 +65,11 @@ def film(split: SplitName, index: int, motion: str) -> NDArray[np.uint8]:
 
 
 def _poses(random: np.random.Generator, motion: str) -> list[tuple[float, float, float, float]]:
-    """(x, y, angle, radius) in each frame. What does not move stays where some frame of the others' would be."""
+    """Returns (x, y, angle, radius) in each frame. A quantity that does not change has a value from some frame of a
+    class in which it does."""
     time = np.arange(FRAMES) - (FRAMES - 1) / 2
     still = np.full(FRAMES, random.choice(time))
-    x, y = random.uniform(0, SIDE, 2)  # the world is a torus: a shape that leaves comes in on the other side
+    x, y = random.uniform(0, SIDE, 2)  # on a torus: a triangle that leaves re-enters on the opposite side
     angle, radius = random.uniform(0, 2 * math.pi), random.uniform(*RADII)
     step, turn, growth = random.uniform(*STEPS), math.radians(random.uniform(*TURNS)), random.uniform(*GROWTHS)
     sign = random.choice((-1, 1)) if motion == "turn" else 1 if motion in ("right", "down", "grow") else -1
@@ -94,11 +96,11 @@ def _frame(
     radius: float,
 ) -> NDArray[np.float64]:
     rows, columns = np.mgrid[0:SIDE, 0:SIDE]
-    # From the middle of the shape, the short way round the torus, then into the shape's own turned and scaled frame.
+    # Offset from the triangle's centre, by the short way round the torus; then rotated and scaled to its own frame.
     across, down = ((place - middle + SIDE / 2) % SIDE - SIDE / 2 for place, middle in ((columns, x), (rows, y)))
     u = (math.cos(angle) * across + math.sin(angle) * down) / radius
     v = (math.cos(angle) * down - math.sin(angle) * across) / radius
-    # How far towards the nearest edge of a triangle, a third of a turn each; on it, 1.
+    # Distance towards the nearest of the three edges, a third of a turn apart; 1 is on the edge.
     third = 2 * math.pi / 3
     distance = np.hypot(u, v) * np.cos((np.arctan2(v, u) + math.pi) % third - third / 2) / math.cos(third / 2)
     cover = np.clip(0.5 + radius * (1 - distance), 0, 1)[..., None]
@@ -109,7 +111,7 @@ def _frame(
 def _between(
     texture: NDArray[np.float32], rows: NDArray[np.float64], columns: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """The texture at places between its pixels, bilinear."""
+    """Interpolates the texture bilinearly at positions between its pixels."""
     top, left = (np.minimum(places.astype(int), SIDE - 2) for places in (rows, columns))
     down, across = (rows - top)[..., None], (columns - left)[..., None]
     upper = texture[top, left] * (1 - across) + texture[top, left + 1] * across
@@ -118,7 +120,7 @@ def _between(
 
 
 def _texture(random: np.random.Generator, brightness: tuple[float, float]) -> NDArray[np.float32]:
-    """(32, 32, 3), 0..1: patches of colours."""
+    """Returns patches of colours, (32, 32, 3), 0..1."""
     patches = random.uniform(*brightness, (6, 6, 3)).astype(np.float32)
     channels = [
         Image.fromarray(channel).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
@@ -129,7 +131,7 @@ def _texture(random: np.random.Generator, brightness: tuple[float, float]) -> ND
 
 @cache
 def _split(name: SplitName) -> MadeSplit:
-    """Motions by turns; 24 KB a clip."""
+    """Returns a split with the motions in rotation; 24 KB per clip."""
 
     def make(index: int) -> tuple[NDArray[np.uint8], int]:
         motion = index % len(LABELS)

@@ -10,14 +10,14 @@ from convoy.models.data.builtin import strokes
 from convoy.models.data.dataset import DataSet, SplitName
 
 SIDE = 32
-SCALE = 3.0  # so a digit fills 24x24 and the border is four pixels wide
-CONTRAST = 1.0  # greys as they are: a harder edge looks better and reads worse
+SCALE = 3.0  # a digit then fills 24x24, with a border of four pixels
+CONTRAST = 1.0  # unchanged greys: sharper edges look better but reduce accuracy
 
 
 def load() -> DataSet:
-    """1,257 digits to train with, 180 to validate and 360 held out.
+    """Returns 1,257 digits for training, 180 for validation and 360 held out.
 
-    The pixel range is the one LeNet-5's paper uses: black becomes -0.1 and white 1.175.
+    The pixel range is that of LeNet-5's paper: black becomes -0.1 and white 1.175.
     """
     return DataSet(
         name="digits",
@@ -33,7 +33,7 @@ def load() -> DataSet:
 
 
 class DigitsSplit:
-    """Images (32, 32, 1) and the digit each one is."""
+    """Images (32, 32, 1) with their digits."""
 
     def __init__(self, name: SplitName) -> None:
         self.indices = strokes.indices(name)
@@ -49,7 +49,7 @@ class DigitsSplit:
 
 
 def draw(stroke: int, side: int) -> tuple[NDArray[np.uint8], int]:
-    """One of the 1,797 as a (side, side, 1) image, white on black, and the digit it is."""
+    """Returns one of the 1,797 digits as a (side, side, 1) image, white on black, and its class."""
     ink, digits = strokes.strokes()
     coverage = strokes.render(ink[stroke], side, SCALE * side / SIDE, CONTRAST)
     return np.rint(coverage * 255).astype(np.uint8)[..., None], int(digits[stroke])

@@ -1,4 +1,4 @@
-"""Images and tensors of nothing in particular, for where weights came without the data they were trained on."""
+"""Generated images and tensors without content, for weights that come without their training data."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,19 +9,19 @@ from convoy.service.metadata import InputSpec, TensorInput
 
 SEED = 1966
 COUNT = 64
-SIZES = ((64, 96), (97, 65), (80, 80))  # height and width by turns, where any size goes
-LENGTHS = (96, 97, 130)  # of a free axis of a tensor, by turns
-CELLS = (32, 8, 2)  # pixels, of the coarse, middle and fine texture
+SIZES = ((64, 96), (97, 65), (80, 80))  # height and width in rotation, for inputs of any size
+LENGTHS = (96, 97, 130)  # of a free axis of a tensor, in rotation
+CELLS = (32, 8, 2)  # pixels per cell of the coarse, medium and fine texture
 
 
 def generated(spec: InputSpec | TensorInput) -> Split:
-    """What goes to an input; it shows nothing, and the class of all of it is 0."""
+    """Returns samples for an input. They have no content; their class is always 0."""
     return GeneratedSplit(spec) if isinstance(spec, InputSpec) else GeneratedTensors(spec)
 
 
 class GeneratedSplit:
-    """Colour or grey textures of several scales, the size the input has; the same ones every time. They show nothing:
-    the class of all of them is 0."""
+    """Colour or grey textures of several scales, in the size of the input; deterministic. They have no content; their
+    class is always 0."""
 
     def __init__(self, spec: InputSpec) -> None:
         self.spec = spec
@@ -45,7 +45,7 @@ class GeneratedSplit:
 
 
 class GeneratedTensors:
-    """Bytes that are all equally frequent, or floats of the normal distribution; free axes have several lengths."""
+    """Uniformly distributed bytes, or normally distributed floats; free axes have several lengths."""
 
     def __init__(self, tensor: TensorInput) -> None:
         self.tensor = tensor

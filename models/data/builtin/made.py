@@ -1,4 +1,4 @@
-"""A split whose samples are made when they are first asked for, and kept."""
+"""A split whose samples are generated on first access and cached."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,7 +6,7 @@ from convoy.models.data.dataset import Sample, Target
 
 
 class MadeSplit:
-    """Samples by index. `sizes` has the size of each, and `make` makes it: the same one every time."""
+    """Samples by index. `sizes` contains their sizes, and `make` generates them deterministically."""
 
     def __init__(self, sizes: Sequence[tuple[int, ...]], make: Callable[[int], tuple[Sample, Target]]) -> None:
         self.sizes = sizes

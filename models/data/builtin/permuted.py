@@ -1,8 +1,8 @@
-"""`permuted-digits`: the images of `digits` with their pixels in another order, the same for all.
+"""`permuted-digits`: the images of `digits` with their pixels in a different order, the same for all.
 
-Nothing is lost: whoever knows the order can put each image together again. Only which pixels are neighbours says
-nothing any more. A fully connected layer cannot tell the difference, for it never knew who is beside whom; a
-convolution can.
+No information is lost: the order can be undone. Only the neighbourhood of pixels no longer has a meaning. The
+permutation makes no difference to a fully connected layer, which does not use the neighbourhood; it does to a
+convolution.
 """
 
 from dataclasses import replace
@@ -20,8 +20,7 @@ SEED = 1989
 
 
 def load() -> DataSet:
-    """The splits, labels and pixel range of `digits`; its changes to training images are made before the pixels
-    move."""
+    """Returns the splits, labels and pixel range of `digits`; its augmentation is applied before the permutation."""
     plain = digits.load()
     assert plain.augment is not None
     jitter = plain.augment
@@ -36,7 +35,7 @@ def load() -> DataSet:
 
 
 class PermutedSplit(digits.DigitsSplit):
-    """Images (32, 32, 1) and the digit each one is."""
+    """Images (32, 32, 1) with their digits."""
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
         image, digit = super().__getitem__(index)
@@ -44,11 +43,11 @@ class PermutedSplit(digits.DigitsSplit):
 
 
 def permuted(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """An image (32, 32, 1) with its pixels in the other order."""
+    """Returns an image (32, 32, 1) with its pixels permuted."""
     return image.reshape(-1)[_order()].reshape(image.shape)
 
 
 @cache
 def _order() -> NDArray[np.int64]:
-    """Which pixel of the plain image each one of the permuted image is."""
+    """Returns the index in the plain image of each pixel of the permuted image."""
     return np.random.default_rng(SEED).permutation(digits.SIDE**2)

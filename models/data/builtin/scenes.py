@@ -1,7 +1,7 @@
-"""`digit-scenes`: handwritten digits strewn over a textured background, with the class of every pixel.
+"""`digit-scenes`: handwritten digits scattered over a textured background, with the class of every pixel.
 
-The strokes are those of `digits`, and a split of scenes uses the strokes of the same split only. A scene is made from
-its index alone, so any of them can be made again.
+A split of scenes uses only the strokes of the same split of `digits`. A scene depends only on its split and index, so
+any of them can be made again.
 """
 
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ from convoy.models.data.dataset import DataSet, SplitName
 
 SEED = 2015
 COUNTS: dict[SplitName, int] = {"train": 1200, "validation": 96, "test": 192}
-SIZES = ((64, 64), (64, 80), (80, 64), (64, 96), (96, 64), (80, 80))  # height and width, by turns
-DIGIT_SIDES = (16, 28)  # pixels, least and most
-PIXELS_PER_DIGIT = 900  # of the scene: how crowded it is
+SIZES = ((64, 64), (64, 80), (80, 64), (64, 96), (96, 64), (80, 80))  # height and width, in rotation
+DIGIT_SIDES = (16, 28)  # pixels, minimum and maximum
+PIXELS_PER_DIGIT = 900  # density of the scene
 CONTRAST = 3.0
 
 PALETTE = [
@@ -39,7 +39,8 @@ PALETTE = [
 
 @dataclass(frozen=True)
 class Scene:
-    """`image` (H, W, 3) RGB; `mask` (H, W), 0 background and 1 + digit elsewhere; `strokes`, the handwriting in it."""
+    """`image` (H, W, 3) RGB; `mask` (H, W), 0 for the background, else 1 + digit; `strokes`, the indices of its
+    handwriting."""
 
     image: NDArray[np.uint8]
     mask: NDArray[np.uint8]
@@ -47,7 +48,7 @@ class Scene:
 
 
 def load() -> DataSet:
-    """Colour scenes of six sizes, two to six digits each, eleven classes."""
+    """Returns colour scenes of six sizes, two to six digits each, with eleven classes."""
     return DataSet(
         name="digit-scenes",
         task="segmentation",
@@ -61,21 +62,21 @@ def load() -> DataSet:
 
 
 def draw(split: SplitName, index: int, size: tuple[int, int]) -> Scene:
-    """The scene that belongs to a split and an index, of height and width `size`; always the same one."""
+    """Returns the scene of a split and an index, of height and width `size`; deterministic."""
     random = np.random.default_rng((SEED, list(COUNTS).index(split), index))
     height, width = size
-    light = bool(random.integers(2))  # a light background takes dark digits, and the reverse
+    light = bool(random.integers(2))  # light backgrounds have dark digits, and vice versa
     canvas = _texture(random, height, width, light)
     mask = np.zeros(size, np.uint8)
     ink, digits = strokes.strokes()
     used: list[int] = []
     wanted = height * width // PIXELS_PER_DIGIT
-    # Twice as many candidates as are wanted: some find no place.
+    # Twice as many candidates as needed: for some there is no free place.
     for stroke in random.choice(strokes.indices(split), size=2 * wanted, replace=False):
         if len(used) == wanted:
             break
         scale = random.uniform(*DIGIT_SIDES) / 8
-        side = round(scale * 9)  # a pixel of the eight more, for the soft end of strokes
+        side = round(scale * 9)  # 9, not 8: one more ink pixel for the soft ends of strokes
         place = _free_place(random, mask, side)
         if place is None:
             continue
@@ -89,7 +90,7 @@ def draw(split: SplitName, index: int, size: tuple[int, int]) -> Scene:
 
 @cache
 def _split(name: SplitName) -> MadeSplit:
-    """45 KB a scene."""
+    """Returns a split of 45 KB per scene."""
     sizes = [SIZES[index % len(SIZES)] for index in range(COUNTS[name])]
 
     def make(index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -1,8 +1,8 @@
-"""The handwriting under `digits` and `digit-scenes`: 1,797 real digits of 8x8 pixels that scikit-learn carries.
+"""The handwriting in `digits` and `digit-scenes`: 1,797 real digits of 8x8 pixels, bundled with scikit-learn.
 
 They are the test part of the UCI set "Optical Recognition of Handwritten Digits" (Alpaydin, Kaynak, 1998), each pixel
-0..16. They are split once, stratified by digit: 70 % train, 10 % validation, 20 % test. Whatever is made of them keeps
-to that split.
+0..16. They are split once, stratified by digit: 70 % train, 10 % validation, 20 % test. Every data set made from them
+keeps that split.
 """
 
 from functools import cache
@@ -17,19 +17,19 @@ from convoy.models.data.dataset import SplitName
 
 SPLIT_SEED = 1998
 VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2
-MARGIN = 2  # pixels of no ink around the 8x8, so that strokes end softly
+MARGIN = 2  # pixels without ink around the 8x8, so that strokes end softly
 
 
 @cache
 def strokes() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The ink (1797, 8, 8), 0..1, and the digit (1797,) that each one is."""
+    """Returns the ink (1797, 8, 8), 0..1, and the digits (1797,)."""
     bunch = load_digits()
     return (bunch.images / 16).astype(np.float32), bunch.target.astype(np.int64)
 
 
 @cache
 def indices(split: SplitName) -> NDArray[np.int64]:
-    """Which of the 1,797 belong to a split, always the same ones."""
+    """Returns which of the 1,797 belong to a split; deterministic."""
     _, digits = strokes()
     rest, test = train_test_split(
         np.arange(len(digits)), test_size=TEST_SHARE, stratify=digits, random_state=SPLIT_SEED
@@ -43,18 +43,18 @@ def indices(split: SplitName) -> NDArray[np.int64]:
 def render(
     ink: NDArray[np.float32], side: int, scale: float, contrast: float, degrees: float = 0
 ) -> NDArray[np.float32]:
-    """One 8x8 digit in the middle of a square, as coverage 0..1.
+    """Renders one 8x8 digit in the centre of a square, as coverage 0..1.
 
     ink       (8, 8), 0..1
     side      of the square that is returned, in pixels
-    scale     pixels for each of the eight
-    contrast  1 leaves the bicubic greys as they are; more narrows the edge of the stroke, which stays at coverage 0.5
-    degrees   turns the digit counter-clockwise
+    scale     output pixels per ink pixel
+    contrast  1 keeps the bicubic greys; more narrows the edge of the stroke, which stays at coverage 0.5
+    degrees   counter-clockwise rotation of the digit
     """
     sin, cos = np.sin(np.radians(degrees)) / scale, np.cos(np.radians(degrees)) / scale
     middle = side / 2
     centre = MARGIN + 4
-    # Maps a pixel of the square to one of the padded ink.
+    # Maps a pixel of the square to a pixel of the padded ink.
     affine = (cos, -sin, centre - (cos - sin) * middle, sin, cos, centre - (sin + cos) * middle)
     padded = Image.fromarray(np.pad(ink, MARGIN))
     grey = padded.transform((side, side), Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)

@@ -1,7 +1,7 @@
-"""`gait`: made-up angles of hip, knee and ankle over time, and what the person does.
+"""`gait`: generated angles of hip, knee and ankle over time, with the kind of gait.
 
-What tells the gaits apart is how the angles follow each other in time. How much they move, and around which angle, says
-nothing: people differ more in that, and each recording draws both from the same range whatever the gait.
+Only the course of the angles over time determines the gait. Their amplitude and mean do not: they vary more between
+people, and each recording draws both from the same range in every class.
 """
 
 import math
@@ -14,14 +14,14 @@ from convoy.models.data.builtin.made import MadeSplit
 from convoy.models.data.dataset import DataSet, SplitName
 from convoy.service.metadata import Axis, TensorInput
 
-SEED = 1872  # Muybridge photographs a trotting horse
+SEED = 1872  # the year Muybridge photographed a trotting horse
 COUNTS: dict[SplitName, int] = {"train": 600, "validation": 100, "test": 250}
-LENGTHS = (128, 160, 192)  # samples, by turns
-RATE = 100  # samples a second
+LENGTHS = (128, 160, 192)  # samples, in rotation
+RATE = 100  # samples per second
 JOINTS = ["hip", "knee", "ankle"]
 LABELS = ["walk", "run", "climb", "jump", "stand"]
 
-# Degrees of flexion of each joint at eight moments of the cycle, and the range of cycles a second.
+# Degrees of flexion of each joint at eight moments of the cycle, and the range of cycles per second.
 POSES: dict[str, tuple[tuple[float, float], list[list[float]]]] = {
     "walk": (
         (0.8, 1.2),
@@ -49,7 +49,7 @@ TENSOR = TensorInput(
 
 
 def load() -> DataSet:
-    """Recordings of three lengths, five gaits."""
+    """Returns recordings of three lengths with five gaits."""
     return DataSet(
         name="gait",
         task="classification",
@@ -64,7 +64,7 @@ def load() -> DataSet:
 
 
 def record(split: SplitName, index: int, gait: str, length: int) -> NDArray[np.float32]:
-    """The angles (3, length) that belong to a split and an index; always the same ones."""
+    """Returns the angles (3, length) of a split and an index; deterministic."""
     random = np.random.default_rng((SEED, list(COUNTS).index(split), index))
     seconds = np.arange(length) / RATE
     angles = _sway(random, seconds) if gait == "stand" else _cycles(random, seconds, gait)
@@ -78,10 +78,10 @@ def record(split: SplitName, index: int, gait: str, length: int) -> NDArray[np.f
 def _cycles(random: np.random.Generator, seconds: NDArray[np.float64], gait: str) -> NDArray[np.float64]:
     tempos, poses = POSES[gait]
     keys = np.array(poses, np.float64)
-    keys += random.normal(0, 0.1, keys.shape) * keys.std(axis=1, keepdims=True)  # nobody moves by the table
+    keys += random.normal(0, 0.1, keys.shape) * keys.std(axis=1, keepdims=True)  # people deviate from the table
     wobble = 0.03 * np.sin(2 * math.pi * (random.uniform(0.2, 0.5) * seconds + random.random()))
     phase = random.random() + random.uniform(*tempos) * seconds + wobble
-    # Through the eight moments goes the curve of their own harmonics.
+    # The curve through the eight moments is the sum of their harmonics.
     harmonics = np.fft.rfft(keys, axis=1) / keys.shape[1]
     harmonics[:, 1:-1] *= 2
     turns = np.exp(2j * math.pi * np.outer(np.arange(harmonics.shape[1]), phase))
@@ -89,7 +89,7 @@ def _cycles(random: np.random.Generator, seconds: NDArray[np.float64], gait: str
 
 
 def _sway(random: np.random.Generator, seconds: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Nobody stands still: slow swings of each joint that keep no time with each other."""
+    """Returns slow swings of each joint, independent of each other: standing is not motionless."""
     rates, phases = random.uniform(0.2, 1.6, (3, 6, 1)), random.random((3, 6, 1))
     swings = np.sin(2 * math.pi * (rates * seconds + phases)) * random.uniform(0.2, 1, (3, 6, 1))
     return np.asarray(swings.sum(axis=1))
@@ -97,8 +97,8 @@ def _sway(random: np.random.Generator, seconds: NDArray[np.float64]) -> NDArray[
 
 @cache
 def _split(name: SplitName) -> MadeSplit:
-    """Gaits by turns; 2 KB a recording."""
-    # A length lasts for all gaits, so that it tells nothing of them.
+    """Returns a split with the gaits in rotation; 2 KB per recording."""
+    # All gaits have the same lengths, so that the length does not depend on the gait.
     lengths = [LENGTHS[index // len(LABELS) % len(LENGTHS)] for index in range(COUNTS[name])]
 
     def make(index: int) -> tuple[NDArray[np.float32], int]:

@@ -1,1 +1,1 @@
-"""Users' own data, one module for each layout of files."""
+"""Readers of users' own data, one module per file layout."""

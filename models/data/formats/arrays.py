@@ -1,4 +1,4 @@
-"""Data sets whose pictures lie in a few large files, all of one size: kept in memory, a byte a pixel and channel."""
+"""Data sets in a few large files of equally sized images, kept in memory at one byte per pixel and channel."""
 
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -17,7 +17,7 @@ Colour = Literal["RGB", "L"]
 
 
 class Records(NamedTuple):
-    """`images` (N, H, W, C) uint8 with their `classes` (N,); `names` tells where each stands in its file."""
+    """`images` (N, H, W, C) uint8 with their `classes` (N,); `names` contains the position of each in its file."""
 
     images: NDArray[np.uint8]
     classes: NDArray[np.uint8]
@@ -25,7 +25,8 @@ class Records(NamedTuple):
 
 
 class Arrays(NamedTuple):
-    """What the files hold: `train` is what is not held out; of it, the names decide what is to validate with."""
+    """Content of the files: `train` is everything that is not held out; names determine which part of it is for
+    validation."""
 
     labels: list[str]
     train: Records
@@ -33,7 +34,7 @@ class Arrays(NamedTuple):
 
 
 def load(root: Path, arrays: Arrays) -> DataSet:
-    """The data of the files, its name the path. Raises BadData where too little is there."""
+    """Returns the data set of the files, named by its path. Raises BadData if a split is empty."""
     splits = {name: _split(arrays, name, _colour(arrays)) for name in ("train", "validation", "test")}
     for name, split in splits.items():
         if not len(split):
@@ -46,14 +47,14 @@ def load(root: Path, arrays: Arrays) -> DataSet:
 
 
 def split(root: Path, arrays: Arrays, name: SplitName, task: Task, colour: Colour, labels: list[str]) -> "ArraySplit":
-    """One split, for a network that is trained: in its colour. Raises BadData where the classes are others."""
+    """Returns one split, in the colour of a trained network. Raises BadData if the classes differ."""
     if (task, labels) != ("classification", arrays.labels):
         raise BadData(f"{root} has other classes or another task than the network")
     return _split(arrays, name, colour)
 
 
 class ArraySplit:
-    """Images and the class of each; grey where the files are in colour, and the reverse, as `colour` says."""
+    """Images with their classes, converted to grey or RGB if the files differ from `colour`."""
 
     def __init__(self, records: Records, places: NDArray[np.intp], colour: Colour) -> None:
         self.images, self.classes, self.colour = records.images[places], records.classes[places], colour
@@ -73,7 +74,7 @@ class ArraySplit:
         return np.array(other).reshape(*image.shape[:2], -1), label
 
     def name(self, index: int) -> str:
-        """Where a picture stands in its file."""
+        """Returns the position of an image in its file."""
         return self.names[index]
 
 

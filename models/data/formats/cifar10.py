@@ -10,19 +10,20 @@ from convoy.models.data.formats.listing import lines
 from convoy.models.errors import BadData
 
 SIDE = 32
-RECORD = 1 + 3 * SIDE * SIDE  # bytes: the class, then all red, all green, all blue
+RECORD = 1 + 3 * SIDE * SIDE  # bytes: the class, then the red, green and blue planes
 TEST, NAMES = "test_batch.bin", "batches.meta.txt"
 
 
 def found(root: Path) -> bool:
-    """Whether a folder holds such files, or those of the version for Python, which are pickles."""
+    """Returns whether a folder contains these files, or those of the Python version, which are pickles."""
     return any(root.glob("data_batch_*")) or (root / TEST).is_file()
 
 
 def read(root: Path) -> Arrays:
-    """`data_batch_1.bin` and so on to train with, `test_batch.bin` held out, the classes of `batches.meta.txt`.
+    """Reads `data_batch_1.bin` and so on for training, `test_batch.bin` as held out, and the class names of
+    `batches.meta.txt`.
 
-    Raises BadData for a file that is missing or is not whole records of known classes.
+    Raises BadData if a file is missing or does not consist of whole records of known classes.
     """
     batches = _batches(root)
     labels = lines(root / NAMES)

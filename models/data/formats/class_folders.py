@@ -1,4 +1,4 @@
-"""A folder with a subfolder of pictures for each class."""
+"""A folder with one subfolder of images per class."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from convoy.models.errors import BadData
 
 
 def listing(root: Path) -> Listing:
-    """The pictures below the subfolders, which may lie below `train/`, `validation/` and `test/`, or two of these.
+    """Lists the images in the subfolders, which may be inside `train/`, `validation/` and `test/`, or two of these.
 
-    Where there are no splits the names of classes and pictures decide; where there are two, as `told` says. Raises
-    BadData.
+    Without split folders, the names of classes and images determine the splits; with two, `told` derives the third.
+    Raises BadData.
     """
     splits = split_paths(folders(root))
-    # A class may be called train, too.
+    # A class may also be called train.
     labels, entries = _split(splits) if "train" in splits and _labels(splits["train"]) else _whole(root)
     if len(labels) < 2:
         raise BadData(

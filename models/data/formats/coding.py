@@ -1,4 +1,4 @@
-"""What the values in masks stand for, as a user says it and a run notes it."""
+"""Coding of masks: the class of each pixel value, as options specify it and runs record it."""
 
 import re
 from pathlib import Path
@@ -17,14 +17,14 @@ _SOURCE = re.compile(r"(?P<path>.*)#mask-(?P<kind>values|colours)=(?P<text>[^#]+
 
 
 class Coding(NamedTuple):
-    """Which class each value in a mask stands for. A value is that of a pixel, 0..65535, or its colour as 0xRRGGBB;
-    a class is 0..254, or 255 for a pixel of no class."""
+    """The class of each value in a mask. A value is a pixel value, 0..65535, or a colour as 0xRRGGBB; a class is
+    0..254, or 255 for a pixel without a class."""
 
     kind: Kind
     classes: tuple[tuple[int, int], ...]
 
     def __str__(self) -> str:
-        """As `parse` reads it."""
+        """Returns the text that `parse` reads."""
         form = "{:06x}" if self.kind == "colours" else "{}"
         return ",".join(
             form.format(value) + ("" if place == number else f"={number}")
@@ -33,11 +33,11 @@ class Coding(NamedTuple):
 
     @property
     def highest(self) -> int:
-        """The highest class that a value stands for."""
+        """The highest class."""
         return max((number for _, number in self.classes if number != IGNORE), default=0)
 
     def palette(self) -> list[RGB] | None:
-        """The colour of each class, where the coding is by colours."""
+        """Returns the colour of each class if the coding is by colours, else None."""
         if self.kind == "values":
             return None
         of_class: dict[int, RGB] = {}
@@ -47,8 +47,8 @@ class Coding(NamedTuple):
 
 
 def parse(kind: Kind, text: str) -> Coding:
-    """The coding of `0,128` or `000000,ff0000`, the values of the classes 0, 1 and on; `200=255` says which class one
-    stands for, 255 for none. Raises BadTraining."""
+    """Parses the coding in `0,128` or `000000,ff0000`, the values of classes 0, 1 and so on; `200=255` specifies the
+    class of a value, 255 for none. Raises BadTraining."""
     wrong = BadTraining(f"--mask-{kind} {text[:100]!r}, want the {kind} of the classes in order, such as {_SUCH[kind]}")
     classes: list[tuple[int, int]] = []
     for place, item in enumerate(text.split(",")):
@@ -65,17 +65,17 @@ def parse(kind: Kind, text: str) -> Coding:
 
 
 def two(value: int) -> Coding:
-    """0 and another value, for two classes."""
+    """Returns the coding of two classes: 0 and another value."""
     return Coding("values", ((0, 0), (value, 1)))
 
 
 def source(path: Path, coding: Coding | None) -> str:
-    """How a run notes its data: the path, and how its masks are coded where they are."""
+    """Returns the text by which a run records its data: the path, and the coding of its masks, if any."""
     return str(path) if coding is None else f"{path}#mask-{coding.kind}={coding}"
 
 
 def of_source(name: str) -> tuple[str, Coding | None]:
-    """The path and the coding of what `source` answered."""
+    """Returns the path and the coding in a text that `source` returned."""
     match = _SOURCE.fullmatch(name)
     if match is None:
         return name, None

@@ -1,4 +1,4 @@
-"""One's own picture files as data, whichever way they are listed."""
+"""A user's own image files as a data set, from any listing."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,14 +22,15 @@ from convoy.service.metadata import Task
 Colour = Literal["RGB", "L"]
 Palette = list[tuple[int, int, int]]
 Sound = list[tuple[SplitName, Entry, Facts]]
-MANY_MISSING = 32  # classes; of those of well known data sets a few pictures may leave out most, but they are fewer
+MANY_MISSING = 32  # classes; a few images of a well-known data set may lack most classes, but fewer than these
 
 
 def load(root: Path, found: Listing, report: Report, coding: Coding | None = None) -> DataSet:
-    """The data of a listing, its name the path and the coding of its masks. Grey where every training picture is.
+    """Returns the data set of a listing, named by the path and the coding of its masks. It is grey if all training
+    images are.
 
-    Reads every file once; what cannot be trained with goes to `report` and is left out. Raises BadData where too
-    little is left.
+    Reads every file once. Passes images that training cannot use to `report` and leaves them out. Raises BadData if too
+    few remain.
     """
     sound, faults = _sound(root, _all(found), coding)
     if not sound and len(faults) > 1:
@@ -73,15 +74,15 @@ def split(
     report: Report,
     coding: Coding | None = None,
 ) -> "FolderSplit":
-    """One split, for a network that is trained: in its colour, with its labels. Raises BadData where they are others,
-    or other ones than the listing's."""
+    """Returns one split for a trained network, in its colour and with its labels. Raises BadData if the labels or the
+    task differ."""
     if found.task != task:
         raise BadData(f"{root} is data for {found.task}, want some for {task}")
     if found.labels is not None and [one(label) for label in found.labels] != [one(label) for label in labels]:
         raise BadData(f"{root} has the classes {_brief(found.labels)}, the network was trained with {_brief(labels)}")
     sound, faults = _sound(root, [(name, entry) for entry in found.entries[name]], coding)
     if found.task == "segmentation" and coding is None and _maybe_painted(sound, labels):
-        # What the values mean is decided by all of the data, as it was for training.
+        # The meaning of the values depends on all of the data, as in training.
         whole, _ = _sound(root, _all(found), None)
         coding = _painted(root, labels, whole)
         sound = sound if coding is None else _recoded(sound, coding)
@@ -95,7 +96,7 @@ def split(
 
 
 class FolderSplit:
-    """Pictures with their class, or the class of each pixel, read from their files each time they are asked for."""
+    """Images with their class, or the class of each pixel, read from their files on each access."""
 
     def __init__(self, root: Path, sound: Sequence[tuple[Entry, Facts]], colour: Colour, coding: Coding | None) -> None:
         self.root, self.colour, self.coding = root, colour, coding
@@ -113,7 +114,7 @@ class FolderSplit:
         return picture.read(image, self.colour), target if isinstance(target, int) else masks.read(target, self.coding)
 
     def name(self, index: int) -> str:
-        """Where a picture lies, seen from the data set."""
+        """Returns the path of an image, relative to the data set."""
         path, root = self.entries[index].image, self.root if self.root.is_dir() else self.root.parent
         return in_words(path.relative_to(root) if path.is_relative_to(root) else path)
 
@@ -139,8 +140,8 @@ def _unknown(entry: Entry, facts: Facts, classes: int) -> Fault | None:
 
 
 def _painted(root: Path, labels: Sequence[str] | None, sound: Sound) -> Coding | None:
-    """The coding of masks in which somebody painted two classes: 0 and one value that cannot be meant as the number of
-    a class. None of other masks."""
+    """Returns the coding of hand-painted masks of two classes: 0, and a value too large to be a class number. None for
+    other masks."""
     used = sorted({number for _, _, facts in sound for number in facts.numbers})
     if len(used) != 2 or used[0] != 0 or used[1] <= MANY_MISSING or (labels is not None and len(labels) != 2):
         return None
@@ -163,7 +164,7 @@ def _recoded(sound: Sound, coding: Coding) -> Sound:
 
 
 def _check_numbers(root: Path, labels: Sequence[str] | None, sound: Sound) -> None:
-    """Raises BadData where the numbers in the masks cannot be those of classes: grey values that somebody painted."""
+    """Raises BadData if the numbers in the masks cannot be class numbers but are painted grey values."""
     used = sorted({number for _, _, facts in sound for number in facts.numbers} - {IGNORE})
     if used == [0]:
         raise BadData(_one_class(root))
@@ -202,7 +203,7 @@ def _palette(entries: Iterable[Entry], classes: int, coding: Coding | None) -> P
         return colours[:classes] if colours is not None and len(colours) >= classes else None
     for entry in entries:
         if isinstance(entry.target, Path):
-            # Some programs leave out the colours of classes that are not in the picture.
+            # Some programs omit the colours of classes that do not occur in the image.
             palette = picture.mask_header(entry.target).palette
             if len(palette) >= classes:
                 return palette[:classes]
@@ -214,7 +215,7 @@ def _measured(train: Iterable[Facts], colour: Colour) -> tuple[list[float], list
     counts = np.zeros((channels, 256), np.int64)
     for facts in train:
         if facts.histogram is not None:
-            counts += facts.histogram  # a grey picture counts in every channel
+            counts += facts.histogram  # broadcasts: a grey image counts in every channel
     return moments(counts)
 
 

@@ -1,4 +1,4 @@
-"""The idx files of MNIST, and of the sets that took over its format (http://yann.lecun.com/exdb/mnist, file format)."""
+"""The idx files of MNIST and of data sets in the same format (http://yann.lecun.com/exdb/mnist, file format)."""
 
 import gzip
 import struct
@@ -13,21 +13,22 @@ from convoy.models.data.formats.listing import LABELS, class_names
 from convoy.models.errors import BadData
 
 PARTS = {"train": "train", "test": "t10k"}
-# Two zeros, 8 for unsigned bytes, the number of axes.
+# Magic number: two zero bytes, 8 for unsigned bytes, the number of axes.
 IMAGES, CLASSES = ("images", 3, 0x00000803), ("labels", 1, 0x00000801)
 
-MOST_PACKED = 1032  # bytes that gzip makes of one, at most
+MOST_PACKED = 1032  # maximum expansion of gzip, in bytes per byte
 
 
 def found(root: Path) -> bool:
-    """Whether a folder holds any of the four files."""
+    """Returns whether a folder contains any of the four files."""
     return any(_file(root, prefix, *kind[:2]) is not None for prefix in PARTS.values() for kind in (IMAGES, CLASSES))
 
 
 def read(root: Path) -> Arrays:
-    """The four files `train-images-idx3-ubyte`, `train-labels-idx1-ubyte` and the same of `t10k`, each maybe `.gz`,
-    maybe with a point for the second hyphen. Classes are named in `labels.txt`, one a line, or are called by their
-    numbers. Raises BadData for a file that is missing, damaged or of another size than it says."""
+    """Reads the four files `train-images-idx3-ubyte`, `train-labels-idx1-ubyte` and their `t10k` counterparts, each
+    optionally with `.gz`, or with a dot in place of the second hyphen. Class names are in `labels.txt`, one per line;
+    without it, they are the numbers. Raises BadData if a file is missing, damaged or of another size than its header
+    states."""
     records = {part: _records(root, part) for part in PARTS}
     count = int(records["train"].classes.max()) + 1
     labels = class_names(root / LABELS) or [str(number) for number in range(count)]

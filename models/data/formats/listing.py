@@ -1,4 +1,4 @@
-"""What belongs to a data set of picture files, and whether there is enough of it; no picture is opened here."""
+"""Listing of a data set of image files, and checks that it is complete. No image is opened here."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ from convoy.service.text import NoText, decoded
 
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 LABELS = "labels.txt"
-# What people call them, in lower case.
+# Usual names of splits, in lower case.
 SPLIT_NAMES: dict[str, SplitName] = {
     "train": "train",
     "training": "train",
@@ -28,7 +28,7 @@ SPLIT_NAMES: dict[str, SplitName] = {
 
 
 class Entry(NamedTuple):
-    """A picture and the number of its class, or the file that says the class of each pixel."""
+    """An image and its class number, or its mask file."""
 
     image: Path
     target: int | Path
@@ -38,7 +38,7 @@ Entries = dict[SplitName, list[Entry]]
 
 
 class Listing(NamedTuple):
-    """`labels` is None where masks come without names of their classes; `faults` are pictures that are not there."""
+    """`labels` is None if masks have no class names; `faults` are images that do not exist."""
 
     task: Task
     labels: list[str] | None
@@ -47,7 +47,7 @@ class Listing(NamedTuple):
 
 
 def shared(named: Iterable[tuple[str, Entry]]) -> Entries:
-    """Entries by split as their names alone decide; each class is there to train and to test with, where it can."""
+    """Returns entries by split, determined by their names; each class is in train and test if it has enough images."""
     listed = list(named)
     groups: dict[int, list[str]] = defaultdict(list)
     for name, entry in listed:
@@ -60,10 +60,10 @@ def shared(named: Iterable[tuple[str, Entry]]) -> Entries:
 
 
 def told(named: Mapping[SplitName, Sequence[tuple[str, Entry]]]) -> Entries:
-    """Entries by split as the data say, with names by which to choose among them.
+    """Returns entries by split as the data specifies them. The names determine any further choice.
 
-    Where they say of none that it is to test with, those to validate with are held out; where none is left to validate
-    with, some of those to train with are put aside.
+    Without a test split, the validation split is held out. If no validation split is left, some training images are set
+    aside for it.
     """
     entries: Entries = {split: [entry for _, entry in named.get(split, [])] for split in SPLITS}
     if "test" in named and "validation" in named:
@@ -75,7 +75,7 @@ def told(named: Mapping[SplitName, Sequence[tuple[str, Entry]]]) -> Entries:
 
 
 def split_paths(paths: Iterable[Path]) -> dict[SplitName, Path]:
-    """Those of some folders, or of some lists, that are called as a split is. Raises BadData where two are the same."""
+    """Returns the folders or lists that are named like a split. Raises BadData if two are for the same split."""
     found: dict[SplitName, Path] = {}
     for path in sorted(paths):
         split = SPLIT_NAMES.get(path.name.removesuffix(".txt").lower())
@@ -87,14 +87,14 @@ def split_paths(paths: Iterable[Path]) -> dict[SplitName, Path]:
 
 
 def put_aside(named: Sequence[tuple[str, Entry]]) -> tuple[list[Entry], list[Entry]]:
-    """Of entries to train with, those that stay, and those to validate with, as their names alone decide."""
+    """Divides training entries, by their names, into those for training and those for validation."""
     aside = validating([name for name, _ in named])
     train = [entry for (_, entry), away in zip(named, aside, strict=True) if not away]
     return train, [entry for (_, entry), away in zip(named, aside, strict=True) if away]
 
 
 def check_complete(root: Path, labels: list[str], entries: Entries, left_out: int) -> None:
-    """Raises BadData where a split has no pictures, or a class none to train or none to test with."""
+    """Raises BadData if a split has no images, or a class none in train or none in test."""
     without = f" ({left_out} were left out)" if left_out else ""
     if all(isinstance(entry.target, int) for split in SPLITS for entry in entries[split]):
         _check_classes(root, labels, entries, without)
@@ -107,7 +107,8 @@ def check_complete(root: Path, labels: list[str], entries: Entries, left_out: in
 
 
 def class_names(path: Path) -> list[str] | None:
-    """The names of the classes of masks, one a line of a text file; None where there is no such file."""
+    """Reads the class names of masks from a text file, one per line; None if the file does not exist. Raises
+    BadData."""
     if not path.exists():
         return None
     labels = [one(label) for label in lines(path)]
@@ -120,7 +121,7 @@ def class_names(path: Path) -> list[str] | None:
 
 
 def lines(path: Path) -> list[str]:
-    """The lines of a text file, none of them empty. Raises BadData."""
+    """Returns the lines of a text file, all non-empty. Raises BadData."""
     found = [line.strip() for line in text(path).rstrip().split("\n")]
     if found == [""]:
         return []
@@ -130,7 +131,7 @@ def lines(path: Path) -> list[str]:
 
 
 def text(path: Path) -> str:
-    """What is in a text file. Raises BadData."""
+    """Returns the content of a text file. Raises BadData."""
     try:
         return decoded(path.read_bytes())
     except OSError as error:

@@ -25,23 +25,24 @@ IMAGES, MASKS, LISTS = "images", "masks", "splits"
 
 
 class Pair(NamedTuple):
-    """A folder of pictures and that of their masks."""
+    """A folder of images and the folder of their masks."""
 
     images: Path
     masks: Path
 
 
 def found(root: Path) -> bool:
-    """Whether a folder is of this kind."""
+    """Returns whether a folder has this layout."""
     return (root / IMAGES).is_dir() or any(pair.images.is_dir() for pair in _pairs(root).values())
 
 
 def listing(root: Path) -> Listing:
-    """`masks/NAME.png` belongs to `images/NAME.*`; the names of the classes may stand in `labels.txt`, one a line.
+    """Lists the images of `images/` with their masks: `masks/NAME.png` for `images/NAME.*`. `labels.txt` may contain
+    the class names, one per line.
 
     The splits are folders, `train/images/` and `train/masks/` or `images/train/` and `masks/train/` and so on, or
-    `splits/train.txt` and so on, one NAME a line; where there are two of the three, as `told` says; else the names of
-    the pictures decide. Raises BadData.
+    lists, `splits/train.txt` and so on, one NAME per line. With two of the three splits, `told` derives the third;
+    without any, the names of the images determine the splits. Raises BadData.
     """
     pairs = _pairs(root)
     faults: list[Fault] = []
@@ -61,7 +62,7 @@ def listing(root: Path) -> Listing:
 
 
 def _pairs(root: Path) -> dict[SplitName, Pair]:
-    """Those of each split, where the splits are folders."""
+    """Returns the folders of each split; empty if the splits are not folders."""
     inside = split_paths(folders(root / IMAGES)) if (root / IMAGES).is_dir() else {}
     if inside:
         return {split: Pair(folder, root / MASKS / folder.name) for split, folder in inside.items()}
@@ -97,7 +98,7 @@ def _named(images: dict[str, Path], pair: Pair, faults: list[Fault]) -> list[tup
 
 
 def _found(masks: Iterable[Path]) -> dict[str, Path]:
-    """Masks by their names without the ending; of several the PNG file."""
+    """Returns masks by name without the extension; if several have one name, the PNG file."""
     ordered = sorted(masks, key=lambda mask: mask.suffix.lower() == ".png")
     return {one(mask.stem): mask for mask in ordered}
 

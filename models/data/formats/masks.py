@@ -1,4 +1,4 @@
-"""Class maps as people paint them: the numbers of classes, other values, or colours."""
+"""Reads masks as class numbers, other values, or colours."""
 
 from pathlib import Path
 
@@ -12,14 +12,14 @@ from convoy.models.data.formats.coding import Coding, Kind
 from convoy.models.data.picture import opened
 from convoy.models.errors import BadData
 
-# How far Pillow spreads the numbers of a grey PNG file with fewer than 8 bits a pixel.
+# Factor by which Pillow scales the values of a grey PNG file with fewer than 8 bits per pixel.
 _SPREAD = {"L": 1, "L;2": 85, "L;4": 17}
-_SHOWN = 8  # values or colours of a mask that a message lists
+_SHOWN = 8  # maximum values or colours that a message lists
 
 
 def read(path: Path, coding: Coding | None = None) -> NDArray[np.uint8]:
-    """The class of each pixel, (H, W), 255 for none: the index in the palette or the grey value, where no coding says
-    what it stands for. Raises BadData."""
+    """Returns the class of each pixel, (H, W), 255 for none. Without a coding, the class is the palette index or the
+    grey value. Raises BadData."""
     with opened(path) as image:
         if coding is not None and coding.kind == "colours":
             return _decoded(coding, path, _colours(path, image))
@@ -35,8 +35,8 @@ def read(path: Path, coding: Coding | None = None) -> NDArray[np.uint8]:
 
 
 def _decoded(coding: Coding, path: Path, pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """The class of each pixel, (H, W), of its value. Raises BadData where one stands for no class; of 255, where it
-    is not named, it is known that it is none."""
+    """Maps values to the class of each pixel, (H, W). Raises BadData if a value has no class; in a coding by values,
+    255 defaults to IGNORE."""
     table = dict(coding.classes)
     if coding.kind == "values":
         table.setdefault(IGNORE, IGNORE)
@@ -50,7 +50,7 @@ def _decoded(coding: Coding, path: Path, pixels: NDArray[np.generic]) -> NDArray
 
 
 def _values(path: Path, image: Image.Image) -> NDArray[np.generic]:
-    """The numbers in the file: what another program spreads or triples is undone."""
+    """Returns the numbers in the file, without Pillow's scaling of low bit depths or copies in other channels."""
     if isinstance(image, PngImageFile):
         spread = {_SPREAD.get(str(tile[3])) for tile in image.tile}
         if image.mode == "L" and spread <= set(_SPREAD.values()) and len(spread) == 1:
@@ -85,7 +85,8 @@ def _colours(path: Path, image: Image.Image) -> NDArray[np.uint32]:
 
 def _rgb_of(path: Path, image: Image.Image) -> NDArray[np.uint8]:
     if isinstance(image, PngImageFile) and any(str(tile[3]).endswith(";16B") for tile in image.tile):
-        raise BadData(f"mask {path} has colours of 16 bits, want 8: the low ones would be lost")  # Pillow drops them
+        # Pillow drops the low bits.
+        raise BadData(f"mask {path} has colours of 16 bits, want 8: the low ones would be lost")
     if image.mode in ("LA", "RGBA"):
         low, _ = image.getchannel("A").getextrema()
         if low != 255:

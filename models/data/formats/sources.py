@@ -1,4 +1,4 @@
-"""One's own data, of whichever kind lies at a path."""
+"""A user's own data at a path, in any of the supported layouts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from convoy.models.data.formats.listing import Listing
 from convoy.models.errors import BadData
 from convoy.service.metadata import Task
 
-# What tells that a path is of a kind, and what reads it.
+# Detector and reader of each layout.
 BINARY: dict[Callable[[Path], bool], Callable[[Path], arrays.Arrays]] = {
     idx.found: idx.read,
     cifar10.found: cifar10.read,
@@ -25,8 +25,8 @@ LISTED: dict[Callable[[Path], bool], Callable[[Path], Listing]] = {
 
 
 def load(path: Path, report: Report, coding: Coding | None = None) -> DataSet:
-    """The data at a path, its name the path and how its masks are coded; pictures that cannot be trained with go to
-    `report`, which may let the others go on. Raises BadData."""
+    """Returns the data set at a path, named by the path and the coding of its masks. Images that training cannot use
+    are passed to `report`, which may raise. Raises BadData."""
     for found, read in BINARY.items():
         if found(path):
             return arrays.load(path, read(path))
@@ -42,7 +42,7 @@ def split(
     report: Report,
     coding: Coding | None = None,
 ) -> Split:
-    """One split of the data at a path, for a network that was trained in that colour with those labels. Raises
+    """Returns one split of the data at a path, for a network trained in that colour with those labels. Raises
     BadData."""
     for found, read in BINARY.items():
         if found(path):
@@ -51,7 +51,7 @@ def split(
 
 
 def listing(path: Path) -> Listing:
-    """The pictures of a folder or of a CSV file. Raises BadData."""
+    """Lists the images of a folder or of a CSV file. Raises BadData."""
     if not path.is_dir() and not table.found(path):
         raise BadData(f"there is no folder or CSV file {path}, want one of pictures")
     for found, listed in LISTED.items():

@@ -1,4 +1,4 @@
-"""A CSV file of pictures with their labels or masks."""
+"""A CSV file of images with their labels or masks."""
 
 import csv
 import io
@@ -27,7 +27,7 @@ SUFFIX = ".csv"
 
 
 class Row(NamedTuple):
-    """A line of the file; `split` is None where there is no such column."""
+    """A line of the file; `split` is None if there is no such column."""
 
     path: str
     target: str
@@ -35,17 +35,17 @@ class Row(NamedTuple):
 
 
 def found(path: Path) -> bool:
-    """Whether it is a CSV file."""
+    """Returns whether a path is a CSV file."""
     return path.suffix.lower() == SUFFIX and path.is_file()
 
 
 def listing(file: Path) -> Listing:
-    """The pictures of the columns `path` and `label`, or `path` and `mask`, and maybe `split`; paths are relative to
-    the file's folder.
+    """Lists the images in the columns `path` and `label`, or `path` and `mask`, with an optional `split`. Paths are
+    relative to the file's folder.
 
-    Splits are called train, validation (or valid, val) and test. Without them the paths, as they are written, decide;
-    where there are only some, as `told` says. Classes are in the order of their names, of their
-    values where all are whole numbers; those of masks may be named in a `labels.txt` beside the file. Raises BadData.
+    Splits are called train, validation (or valid, val) and test. Without splits, the paths as written determine them;
+    if some are missing, `told` derives them. Classes are ordered by name, or by value if all are whole numbers; those
+    of masks may have names in a `labels.txt` beside the file. Raises BadData.
     """
     task, rows = _rows(file)
     labels = class_names(file.parent / LABELS) if task == "mask" else _labels(file, rows)
@@ -73,7 +73,7 @@ def _entries(rows: list[Row], named: dict[SplitName | None, list[tuple[str, Entr
 
 
 def _rows(file: Path) -> tuple[str, list[Row]]:
-    """What the second column is, "label" or "mask", and what the lines say."""
+    """Returns the kind of target, "label" or "mask", and the rows."""
     records = _records(file, text(file))
     _, head = next(records, (1, []))
     columns = [name.strip().lower() for name in head]
@@ -97,8 +97,8 @@ def _rows(file: Path) -> tuple[str, list[Row]]:
 
 
 def _records(file: Path, content: str) -> Iterator[tuple[int, list[str]]]:
-    """The values of each record, with the line on which it begins; empty lines are none."""
-    # Strict: else a mark that is never closed takes the rest of the file for one value.
+    """Yields the values of each record, with the line on which it begins. Skips empty lines."""
+    # Strict: otherwise an unclosed quotation mark turns the rest of the file into one value.
     reader = csv.reader(io.StringIO(content, newline=""), skipinitialspace=True, strict=True)
     while True:
         line = reader.line_num + 1

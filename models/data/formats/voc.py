@@ -1,4 +1,4 @@
-"""Pictures and class maps as Pascal VOC lays them out (Everingham et al. 2010, IJCV 88)."""
+"""Images and masks in the layout of Pascal VOC (Everingham et al. 2010, IJCV 88)."""
 
 import re
 from pathlib import Path
@@ -18,17 +18,17 @@ CLASSES = [
 
 
 def found(root: Path) -> bool:
-    """Whether a folder is of this kind."""
+    """Returns whether a folder has this layout."""
     return (root / IMAGES).is_dir()
 
 
 def listing(root: Path) -> Listing:
-    """The pictures that `train.txt` and `val.txt` name. The masks of the challenge's own test pictures are not given
-    out, so `val.txt` is what is held out, and of `train.txt` the names decide what is put aside to validate with. Where
-    there are masks for `test.txt`, that is held out and `val.txt` is for validation.
+    """Lists the images in `train.txt` and `val.txt`. The masks of the challenge's test images are not published, so
+    `val.txt` is held out, and part of `train.txt`, chosen by name, is set aside for validation. If there are masks for
+    `test.txt`, it is held out and `val.txt` is for validation.
 
-    The classes are those of `labels.txt` where there is one, and the challenge's own in a folder called VOC and a year,
-    as its archives have it. Raises BadData.
+    The classes are those of `labels.txt`, if it exists, or the challenge's own if the folder is called VOC and a year,
+    as in its archives. Raises BadData.
     """
     if not (root / MASKS).is_dir():
         raise BadData(f"there is no folder {root / MASKS}, want the masks of {root / IMAGES} there")
