@@ -65,8 +65,8 @@ def _stages(figures: Figures) -> Table:
 
 
 def _errors(figures: Figures) -> Table:
-    table = _table("images refused", "")
-    table.add_column("the first was told")
+    table = _table("images not answered", "")
+    table.add_column("first message")
     for name, count in figures.errors.items():
         table.add_row(Text(plain(name), "red"), f"{count:,}", Text(plain(figures.messages[name])))
     return table

@@ -181,7 +181,7 @@ def _check_numbers(root: Path, labels: Sequence[str] | None, sound: Sound) -> No
     if labels is None and missing >= MANY_MISSING and missing > len(used):
         raise BadData(
             f"the masks of {root} have the numbers {listed}, which leaves {missing} classes without a pixel: {choice}; "
-            f"where they are so many classes, want their names in labels.txt"
+            "if there are that many classes, want their names in labels.txt"
         )
 
 

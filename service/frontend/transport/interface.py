@@ -5,7 +5,7 @@ completely, cancels the task of a call whose caller has gone or whose deadline h
 `status.py` defines them.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple, Protocol
 
 from convoy.service.errors import ConvoyError
@@ -63,7 +63,3 @@ class Limits(NamedTuple):
     metadata_bytes: int
     calls: int  # concurrent
     min_ping_seconds: float  # between two pings of a client
-
-
-# Builds a transport for an address, such as 127.0.0.1:8001 or unix:/run/convoy.sock.
-Build = Callable[[str, Sequence[Service], Limits], Transport]
