@@ -1,9 +1,10 @@
 """Whatever file, folder or text a command is given, it ends with one line, never with a traceback."""
 
 import io
+import logging
 import os
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,16 @@ TAKEN = {
     "data check": (".csv", ""),
     "train --data": (".csv",),
 }
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """`serve` logs to the stderr of its moment, which is closed when the test is over."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="module")
