@@ -27,7 +27,7 @@ ONLY = {
         "tools/network_table.py",
     ),
     "grpc": (
-        "service/frontend/",
+        "service/frontend/transport/",
         "service/client/",
         "service/commands/",
         "service/bench/",
@@ -88,6 +88,7 @@ def test_every_import_points_the_right_way() -> None:
         ("service/engine/scheduler/batcher.py", "from convoy.service.frontend import link"),
         ("service/frontend/engine_client.py", "def late():\n    import onnxruntime"),
         ("service/ipc/slots.py", "import pickle"),
+        ("service/frontend/vision.py", "import grpc.aio"),
         ("service/client/client.py", "from convoy.models.registry import build"),
         ("models/training/train.py", "from torchvision import transforms"),
     ],
