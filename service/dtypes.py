@@ -3,7 +3,7 @@
 import numpy as np
 
 # numpy's name: the protocol's datatype, onnxruntime's type, the protobuf field of InferTensorContents (none for FP16,
-# which is sent only as raw bytes). The order determines their numbers in the records between processes.
+# which is sent only as raw bytes).
 _TABLE = {
     "bool": ("BOOL", "tensor(bool)", "bool_contents"),
     "uint8": ("UINT8", "tensor(uint8)", "uint_contents"),
@@ -18,7 +18,7 @@ _TABLE = {
     "float32": ("FP32", "tensor(float)", "fp32_contents"),
     "float64": ("FP64", "tensor(double)", "fp64_contents"),
 }
-DTYPES = tuple(map(np.dtype, _TABLE))
+DTYPES: dict[str, np.dtype[np.generic]] = {name: np.dtype(name) for name in _TABLE}
 DATATYPES = {name: datatype for name, (datatype, _, _) in _TABLE.items()}
 NAMES = {datatype: name for name, datatype in DATATYPES.items()}
 OF_ONNX = {kind: name for name, (_, kind, _) in _TABLE.items()}

@@ -12,8 +12,10 @@ from typing import Literal
 import numpy as np
 
 from convoy.service.bench.arrivals import gaps
-from convoy.service.engine.scheduler.batcher import Batch, Batcher, Key, Limits, Request
+from convoy.service.engine.scheduler.batcher import Batch, Batcher
+from convoy.service.engine.scheduler.request_queue import Key, Limits
 from convoy.service.errors import ConvoyError
+from convoy.service.ipc.channel import Request
 
 Load = Literal["poisson", "gamma", "constant", "trace"]
 

@@ -21,7 +21,7 @@ from convoy.service.machine import cores
 from convoy.service.repository import MODEL_FILE, choose, model_file, scan
 
 if TYPE_CHECKING:
-    from convoy.service.engine.profile import Profile
+    from convoy.service.engine.profiles import Profile
     from convoy.service.engine.session import Session
 
 _COLUMNS = 24  # of the longest bar
@@ -63,8 +63,7 @@ def profile(
     sizes = {text: _parsed(text) for text in size or []}
     file, settings = _find(model, repository)
 
-    from convoy.service.engine import layouts, profiling
-    from convoy.service.engine import profile as profiles
+    from convoy.service.engine import layouts, profiles, profiling
     from convoy.service.engine.providers import Device, gpu_offered
     from convoy.service.engine.session_builder import load_all, measured
 

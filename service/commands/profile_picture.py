@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from convoy.service.engine.profile import Profile
+from convoy.service.engine.profiles import Profile
 
 # Okabe and Ito's colours, distinguishable with colour blindness; each has its own marker, too.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")

@@ -14,13 +14,13 @@ from convoy.service.bench.simulation import simulate as run
 from convoy.service.commands.options import Json, check_picture
 from convoy.service.commands.terminal import bar, console, milliseconds
 from convoy.service.config import PolicyName
-from convoy.service.engine.scheduler.batcher import Limits
 from convoy.service.engine.scheduler.policies import POLICIES
+from convoy.service.engine.scheduler.request_queue import Limits
 from convoy.service.errors import BadConfig
 from convoy.service.text import NoText, decoded
 
 if TYPE_CHECKING:
-    from convoy.service.engine.profile import Profile
+    from convoy.service.engine.profiles import Profile
 
 _COLUMNS = 48  # of the longest bar
 
@@ -149,7 +149,7 @@ def _read(file: Path) -> "Profile":
     try:
         data = decoded(file.read_bytes())
 
-        from convoy.service.engine.profile import Profile
+        from convoy.service.engine.profiles import Profile
 
         profiles = msgspec.json.decode(data, type=list[Profile])
     except (OSError, NoText, msgspec.MsgspecError) as error:

@@ -42,8 +42,8 @@ class Instances:
         """One of the sessions, to read the network's inputs and outputs from."""
         return self.all[0].session
 
-    def take(self) -> Instance:
-        """Reserve an instance for a batch until `give`: the first idle one, whose memory is warm.
+    def reserve(self) -> Instance:
+        """Reserve an instance for a batch, which counts as running: the first idle one, whose memory is warm.
 
         The batcher starts no more batches than there are sessions, except just after their number changed.
         """
@@ -55,11 +55,6 @@ class Instances:
         """Add `change` to the hold counts: while held, batches use the threads, where other calls may run."""
         for instance in self.all:
             instance.held += change
-
-    @staticmethod
-    def give(instance: Instance) -> None:
-        """Release an instance whose batch has ended."""
-        instance.running -= 1
 
 
 class Together(Session):

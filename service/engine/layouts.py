@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from convoy.service.config import InstancesSetting
-from convoy.service.engine.profile import Profile
+from convoy.service.engine.profiles import Profile
 from convoy.service.engine.scheduler.latency_model import RunTimes
 
 GAIN = 1.05  # minimum throughput ratio: less is not worth the memory and a lone image's longer latency

@@ -38,19 +38,19 @@ class Sizes:
 
     def __init__(self) -> None:
         self._images: dict[Size, float] = {}
-        self._unlooked = 0
+        self._unevaluated = 0
 
-    def see(self, size: Size, images: int) -> bool:
+    def add(self, size: Size, images: int) -> bool:
         """Record images whose input has `size` and no bucket. Returns whether an evaluation is due."""
         self._images[size] = self._images.get(size, 0) + images
-        self._unlooked += images
-        return self._unlooked >= _EVERY
+        self._unevaluated += images
+        return self._unevaluated >= _EVERY
 
-    def look(self) -> dict[Size, float]:
+    def recent(self) -> dict[Size, float]:
         """Images by size, with older ones weighted less."""
         found = dict(nlargest(_REMEMBERED, self._images.items(), key=itemgetter(1)))
         self._images = {size: images * _FADING for size, images in found.items()}
-        self._unlooked = 0
+        self._unevaluated = 0
         return found
 
 

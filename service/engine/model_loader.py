@@ -4,59 +4,64 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 import msgspec
 
-from convoy.service import buckets, repository
-from convoy.service.buckets import NONE, Buckets, Size
-from convoy.service.config import Config, ModelConfig
-from convoy.service.engine.failures import Failures
-from convoy.service.engine.instances import Instances, Together
-from convoy.service.engine.learned_buckets import MOST_PADDING, choose, pays
-from convoy.service.engine.profile import Profile
-from convoy.service.engine.profiling import Shape, shapes, warm
-from convoy.service.engine.providers import Device
-from convoy.service.engine.row_independence import settle
-from convoy.service.engine.scheduler.batcher import Limits
+from convoy.service import repository
+from convoy.service.buckets import Buckets, Size
+from convoy.service.config import Config
+from convoy.service.engine.instances import Together
+from convoy.service.engine.learned_buckets import MOST_PADDING, choose
+from convoy.service.engine.profiling import shapes, warm
 from convoy.service.engine.session import Session
-from convoy.service.engine.session_builder import build
+from convoy.service.engine.session_builder import Loaded, load
 from convoy.service.errors import BadConfig, BadMetadata, BadModelFile
 from convoy.service.ipc.messages import Suspect
-from convoy.service.metadata import Document
 from convoy.service.metrics import MODEL_BATCHED, MODEL_READY
 from convoy.service.repository import MAX_NAME, Listing, Stamp, State, Table, Version
 
 log = logging.getLogger(__name__)
 
-DEFAULT_OBJECTIVE = 0.1  # seconds
-_USUAL = (256, 256)  # (height, width) in pixels; assumed if a model accepts any size
 _QUIET = 30.0  # seconds between log entries on one version: a slow copy fails with each part that arrives
-_DEATHS = 3  # engines; other causes of death, such as a lack of memory, seldom occur three times on one file
-_RUNS = 5  # of one image; the default objective leaves time for this many
+_RETRY, _LAST_RETRY = 60.0, 600.0  # seconds before a retry: the first one, and at most
+_DEATHS = 3  # of engines; other causes of death, such as a lack of memory, seldom occur three times on one file
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A version that can run."""
+_Key = tuple[int, Stamp]  # a version, and the state of its files
 
-    instances: Instances
-    stamp: Stamp
-    config: ModelConfig
-    limits: Limits
-    profiles: tuple[Profile, ...]  # of the shapes that are known in advance to be requested
-    allowed: float = math.inf  # seconds in which a request without a deadline must be answered
-    buckets: Buckets = NONE
-    learns: bool = False  # whether it learns its buckets from the sizes of arriving images
 
-    @property
-    def session(self) -> Session:
-        """One of the sessions, to read the network's inputs and outputs from."""
-        return self.instances.session
+class _Retry(NamedTuple):
+    """The time of the next retry, on the loader's clock, and the wait before it, in seconds."""
+
+    at: float
+    wait: float
+
+
+@dataclass(slots=True)
+class _Failures:
+    """Load failures of one model. One writer: the loader's thread."""
+
+    reasons: dict[_Key, str] = field(default_factory=dict)
+    _retries: dict[_Key, _Retry] = field(default_factory=dict)  # of failed versions, until their files change
+
+    def add(self, version: int, stamp: Stamp, reason: str, now: float) -> None:
+        """Records a load failure. The version is retried when its files change, or after a growing wait."""
+        before = self._retries.get((version, stamp))
+        wait = _RETRY if before is None else min(2 * before.wait, _LAST_RETRY)
+        self.reasons[version, stamp] = reason
+        self._retries[version, stamp] = _Retry(now + wait, wait)
+
+    def forgive(self, present: Collection[_Key], now: float) -> None:
+        """Removes failures whose files are gone or have changed, and those that are due for a retry."""
+        self._retries = {key: retry for key, retry in self._retries.items() if key in present}
+        self.reasons = {
+            key: reason for key, reason in self.reasons.items() if key in present and now < self._retries[key].at
+        }
 
 
 @dataclass(slots=True)
@@ -65,7 +70,7 @@ class _Model:
     problem: str = ""  # of the folder, at the last scan
     serving: int | None = None
     loading: int | None = None
-    failures: Failures = field(default_factory=Failures)
+    failures: _Failures = field(default_factory=_Failures)
 
 
 class Loader:
@@ -184,7 +189,7 @@ class Loader:
     def table(self) -> Table:
         """Returns the current table."""
         rows = [
-            self._row(name, model, version)
+            _row(name, model, version, self.versions.get((name, version)))
             for name, model in sorted(self._models.items())
             for version in _versions(model.listing)
         ]
@@ -204,7 +209,7 @@ class Loader:
         if listing.problem and model.serving is not None:
             listing = model.listing
         if listing.config != model.listing.config:
-            model.failures = Failures()  # the old configuration may have been the cause, such as its provider
+            model.failures = _Failures()  # the old configuration may have been the cause, such as its provider
         present = set(listing.files.items())
         model.failures.forgive(present, self._clock())
         model.listing = listing
@@ -240,13 +245,6 @@ class Loader:
         self._tell()
 
     def _load(self, name: str, model: _Model, version: int, stamp: Stamp) -> Loaded | None:
-        settings, engine, batching = model.listing.config, self._config.engine, self._config.batching
-        file = repository.model_file(self._root, name, version)
-        most = settings.max_batch_size or batching.max_batch_size
-        objective_ms = settings.latency_objective_ms or batching.latency_objective_ms
-        device = Device(settings.provider or engine.provider, engine, most)
-        wanted = settings.instances or engine.instances
-        objective = DEFAULT_OBJECTIVE if objective_ms is None else objective_ms / 1000
         suspect = _suspect(name, version, stamp)
         if self._suspects.get(suspect, 0) >= _DEATHS:
             reason = f"{_DEATHS} engines have died while they loaded it; it is tried again when it changes"
@@ -255,13 +253,12 @@ class Loader:
         self._announce(suspect)
         log.debug("model %s version %d is being loaded", name, version)
         try:
-            instances, measured = build(file, device, wanted, objective, partial(self._shapes, settings, most))
-            settle(instances, settings.batched)
-            padded = self._buckets(settings, instances.session.document)
+            file = repository.model_file(self._root, name, version)
+            loaded = load(file, stamp, self._config, model.listing.config)
         except (BadConfig, BadModelFile, BadMetadata) as error:
             model.failures.add(version, stamp, error.message, self._clock())
             if version == model.serving:
-                log.error("model %s version %d goes on as it was loaded: %s", name, version, error.message)
+                log.error("model %s version %d stays as it was loaded: %s", name, version, error.message)
             return None
         except Exception:  # no file, whatever its content, may end the engine for all models
             log.exception("model %s version %d cannot be loaded", name, version)
@@ -269,42 +266,11 @@ class Loader:
             return None
         finally:
             self._announce(None)
-        delay_ms = settings.max_queue_delay_ms
-        session = instances.session
-        limits = Limits(
-            max_batch_size=most if session.batched and not session.apart else 1,
-            max_queue_delay=(batching.max_queue_delay_ms if delay_ms is None else delay_ms) / 1000,
-            max_queue=settings.max_queue or batching.max_queue,
-            objective=_objective(measured) if objective_ms is None else objective_ms / 1000,
-            policy=settings.policy or batching.policy,
-            instances=len(instances),
-        )
-        learns = (
-            session.batched
-            and not session.apart
-            and self._may_learn(settings, session.document)
-            and pays(measured[0].seconds)
-        )
-        fields = {"model": name, "version": version, "provider": session.provider, "instances": len(instances)}
-        log.info("model %s version %d serves on %s", name, version, session.provider, extra={"fields": fields})
-        _report_apart(name, version, session)
-        allowed = math.inf if objective_ms is None else objective_ms / 1000
-        return Loaded(instances, stamp, settings, limits, measured, allowed, padded, learns)
-
-    def _buckets(self, settings: ModelConfig, document: Document | None) -> Buckets:
-        pixels = self._config.limits.max_input_pixels
-        return buckets.configured(self._config.batching.buckets, settings.buckets, document, pixels)
-
-    def _shapes(self, settings: ModelConfig, most: int, session: Session) -> Mapping[Shape, int]:
-        document = session.document
-        wanted = self._buckets(settings, document).sizes
-        if document is not None and self._may_learn(settings, document):
-            wanted = (buckets.rounded(document.image, *_USUAL),)  # shows whether batching pays
-        return shapes(document, wanted, most if session.batched else 1, self._config.batching.max_batch_pixels)
-
-    def _may_learn(self, settings: ModelConfig, document: Document | None) -> bool:
-        chosen = settings.buckets or self._config.batching.buckets
-        return chosen == "auto" and buckets.takes_buckets(document)
+        provider = loaded.session.provider
+        fields = {"model": name, "version": version, "provider": provider, "instances": len(loaded.instances)}
+        log.info("model %s version %d serves on %s", name, version, provider, extra={"fields": fields})
+        _report_apart(name, version, loaded.session)
+        return loaded
 
     def _retire(self, name: str, model: _Model) -> None:
         if model.serving is not None:
@@ -315,47 +281,6 @@ class Loader:
     def _mark(self, name: str, version: int, *, ready: bool) -> None:
         provider = self.versions[name, version].session.provider
         MODEL_READY.labels(name, version, provider, self._config.engine.device).set(ready)
-
-    def _row(self, name: str, model: _Model, version: int) -> Version:
-        state, reason = self._state(model, version)
-        loaded = self.versions.get((name, version))
-        if state != "READY" or loaded is None:
-            return Version(model=name, version=version, state=state, reason=reason)
-        session = loaded.session
-        return Version(
-            model=name,
-            version=version,
-            state=state,
-            reason="; ".join(_without(session)),
-            provider=session.provider,
-            document=session.document,
-            inputs=session.inputs,
-            outputs=session.outputs,
-            defaults=session.defaults,
-            batched=session.batched,
-            max_batch_size=loaded.limits.max_batch_size,
-            batch_size=min((profile.batch_size for profile in loaded.profiles), default=1),
-            max_queue_delay_ms=loaded.limits.max_queue_delay * 1000,
-            buckets=loaded.buckets,
-        )
-
-    def _state(self, model: _Model, version: int) -> tuple[State, str]:
-        stamp = model.listing.files.get(version)
-        if model.serving == version:
-            return "READY", ""
-        if model.loading == version:
-            return "LOADING", "loading"
-        if model.listing.problem:
-            return "UNAVAILABLE", model.listing.problem
-        if version in model.listing.unreadable:
-            return "UNAVAILABLE", "its folder cannot be read: Permission denied"
-        if stamp is None:
-            return "UNAVAILABLE", f"{repository.MODEL_FILE} is missing"
-        if (version, stamp) in model.failures.reasons:
-            return "UNAVAILABLE", model.failures.reasons[version, stamp]
-        if model.serving is not None:
-            return "UNAVAILABLE", f"version {model.serving} serves"
-        return "UNAVAILABLE", f"version {model.loading} is loading"
 
     def _logged_lately(self, row: Version) -> bool:
         now, key = self._clock(), (row.model, row.version)
@@ -389,6 +314,49 @@ def _versions(listing: Listing) -> list[int]:
     return found or ([0] if listing.problem else [])
 
 
+def _row(name: str, model: _Model, version: int, loaded: Loaded | None) -> Version:
+    """Returns a version's row of the table."""
+    state, reason = _state(model, version)
+    if state != "READY" or loaded is None:
+        return Version(model=name, version=version, state=state, reason=reason)
+    session = loaded.session
+    return Version(
+        model=name,
+        version=version,
+        state=state,
+        reason="; ".join(_without(session)),
+        provider=session.provider,
+        document=session.document,
+        inputs=session.inputs,
+        outputs=session.outputs,
+        defaults=session.defaults,
+        batched=session.batched,
+        max_batch_size=loaded.limits.max_batch_size,
+        batch_size=min((profile.batch_size for profile in loaded.profiles), default=1),
+        max_queue_delay_ms=loaded.limits.max_queue_delay * 1000,
+        buckets=loaded.buckets,
+    )
+
+
+def _state(model: _Model, version: int) -> tuple[State, str]:
+    stamp = model.listing.files.get(version)
+    if model.serving == version:
+        return "READY", ""
+    if model.loading == version:
+        return "LOADING", "loading"
+    if model.listing.problem:
+        return "UNAVAILABLE", model.listing.problem
+    if version in model.listing.unreadable:
+        return "UNAVAILABLE", "its folder cannot be read: Permission denied"
+    if stamp is None:
+        return "UNAVAILABLE", f"{repository.MODEL_FILE} is missing"
+    if (version, stamp) in model.failures.reasons:
+        return "UNAVAILABLE", model.failures.reasons[version, stamp]
+    if model.serving is not None:
+        return "UNAVAILABLE", f"version {model.serving} serves"
+    return "UNAVAILABLE", f"version {model.loading} is loading"
+
+
 def _without(session: Session) -> Iterator[str]:
     """Yields the limitations of a version that serves."""
     if session.apart:
@@ -403,11 +371,6 @@ def _report_apart(name: str, version: int, session: Session) -> None:
         log.warning("model %s version %d serves without %s", name, version, session.left_out)
     if session.apart:
         log.warning("model %s version %d runs one request at a time: %s", name, version, session.apart)
-
-
-def _objective(measured: Sequence[Profile]) -> float:
-    """Returns the latency objective in seconds if none is configured."""
-    return max(DEFAULT_OBJECTIVE, *(_RUNS * profile.seconds[1] for profile in measured), 0.0)
 
 
 def _stays(model: _Model, version: int | None) -> bool:

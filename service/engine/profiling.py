@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convoy.service.buckets import Size
-from convoy.service.engine import profile as profiles
-from convoy.service.engine.profile import BatchTime, Machine, Profile
+from convoy.service.engine import profiles
+from convoy.service.engine.profiles import BatchTime, Machine, Profile
 from convoy.service.engine.providers import GPU
 from convoy.service.engine.scheduler.latency_model import RunTimes
 from convoy.service.engine.session import DeviceLost, Session, input_shape

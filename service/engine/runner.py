@@ -5,15 +5,16 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from convoy.service.engine.session import DeviceLost, Session
 from convoy.service.errors import ConvoyError, RunFailed
-from convoy.service.ipc.channel import FAILED, Answer, Failure, Submit, Times
-from convoy.service.ipc.slots import SPILLED, SharedMemory, Span, memory_file
+from convoy.service.ipc.channel import FAILED, Answer, Failure, Request, Times
+from convoy.service.ipc.slots import SPILLED, Span, memory_file
 from convoy.service.repository import TensorSpec
 
 log = logging.getLogger(__name__)
@@ -25,112 +26,95 @@ class _NotRows(Exception):
     """A run has shown that the network's first axis does not consist of rows that can be split among requests."""
 
 
-class Work(NamedTuple):
-    """One request of a batch, and the memory of its front end."""
-
-    submit: Submit
-    memory: SharedMemory
+# The end of a request, and the descriptors of outputs that travel in their own memory, which the sender must close.
+Ended = tuple[Answer | Failure, tuple[int, ...]]
 
 
-class Done(NamedTuple):
-    """The end of one request of a batch. The sender of the record must close the descriptors of its spilled outputs."""
+@dataclass(slots=True)
+class Run:
+    """A batch in a session: the outputs until `finish` has written them to the slots, then the end of each request."""
 
-    record: Answer | Failure
-    descriptors: tuple[int, ...] = ()
-
-
-class Ran(NamedTuple):
-    """The outcome of a batch; `batches` contains the sizes that ran and the times of each."""
-
-    ends: list[Done]
-    batches: list[tuple[int, Times]]
-
-
-class Computed(NamedTuple):
-    """A batch whose outputs are computed but not yet in the slots. The last three fields are as in Times."""
-
-    works: Sequence[Work]
-    outputs: Sequence[NDArray[np.generic]]
-    rows: int
-    batched: bool
-    slots: Mapping[int, NDArray[np.uint8]]  # memory of outputs that the network may write itself
-    gather: int
-    run: int
-    scatter: int
+    requests: Sequence[Request]
+    batches: list[tuple[int, Times]]  # the sizes that ran, and the times of each
+    ended: list[Ended] = field(default_factory=list)  # of each request, in order
+    outputs: Sequence[NDArray[np.generic]] = ()  # computed and not yet written
+    slots: Mapping[int, NDArray[np.uint8]] = field(default_factory=dict)  # of outputs that the network may write itself
+    batched: bool = False
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the outputs."""
+        """Bytes of the outputs that are not yet written."""
         return sum([values.nbytes for values in self.outputs])
 
 
-def run(session: Session, works: Sequence[Work]) -> Ran:
+def run(session: Session, requests: Sequence[Request]) -> Run:
     """Runs a batch and writes its outputs to the slots. Raises the same as `compute`."""
-    return finish(compute(session, works))
+    return finish(compute(session, requests))
 
 
-def compute(session: Session, works: Sequence[Work]) -> Computed | Ran:
+def compute(session: Session, requests: Sequence[Request]) -> Run:
     """Runs a batch. If a batch of several requests fails, runs each to its end alone, so that a bad one fails alone.
     Otherwise, on a GPU, the outputs are the session's own memory, which its next run overwrites.
 
     Raises DeviceLost: then no request may be answered, and the process must exit.
     """
     try:
-        if len(works) > 1 and session.apart:
-            return _alone(session, works)
-        return _compute(session, works)
+        if len(requests) > 1 and session.apart:
+            return _alone(session, requests)
+        return _compute(session, requests)
     except DeviceLost:
         raise
     except _NotRows as error:
         # From now on no run of this network is shared. The engine reports it; the requests of this batch run alone.
         session.run_apart(str(error))
-        return compute(session, works)
+        return compute(session, requests)
     except Exception as error:  # whatever the network or onnxruntime raised ends this batch only
-        if len(works) > 1:
-            return _alone(session, works)
-        if works[0].submit.image[0] and works[0].submit.rows > 1:
-            return _images_alone(session, works[0])
+        if len(requests) > 1:
+            return _alone(session, requests)
+        if requests[0].image[0] and requests[0].rows > 1:
+            return _images_alone(session, requests[0])
         log.warning("a run failed", exc_info=error)
         known = error if isinstance(error, ConvoyError) and not isinstance(error, RunFailed) else None
-        return Ran([_failed(works[0], known or RunFailed(FAILED))], [])
+        return Run(requests, [], [_failed(requests[0], known or RunFailed(FAILED))])
 
 
-def _alone(session: Session, works: Sequence[Work]) -> Ran:
-    alone = [run(session, [work]) for work in works]
-    return Ran([end for one in alone for end in one.ends], [size for one in alone for size in one.batches])
+def _alone(session: Session, requests: Sequence[Request]) -> Run:
+    runs = [run(session, [request]) for request in requests]
+    return Run(requests, [size for one in runs for size in one.batches], [end for one in runs for end in one.ended])
 
 
-def _images_alone(session: Session, work: Work) -> Ran:
+def _images_alone(session: Session, request: Request) -> Run:
     """Runs each image of a shared slot alone, because one of them may have failed the common run."""
-    rows, failed = work.submit.rows, []
+    failed = []
     good: list[Answer] = []
     batches: list[tuple[int, Times]] = []
-    for row in range(rows):
-        ran = run(session, [Work(_row_of(work.submit, row), work.memory)])
-        (done,) = ran.ends
-        batches += ran.batches
-        if isinstance(done.record, Answer) and not done.descriptors:
-            good.append(done.record)
+    for row in range(request.rows):
+        one = run(session, [_row_of(request, row)])
+        ((record, descriptors),) = one.ended
+        batches += one.batches
+        if isinstance(record, Answer) and not descriptors:
+            good.append(record)
         else:
             failed.append(row)
-        for descriptor in done.descriptors:  # outputs that differ in size from their space in the slot
+        for descriptor in descriptors:  # outputs that differ in size from their space in the slot
             os.close(descriptor)
     if not good:
-        return Ran([_failed(work, RunFailed(FAILED))], batches)
+        return Run([request], batches, [_failed(request, RunFailed(FAILED))])
     times = Times(*good[0].times[:2], *good[-1].times[2:])
     outputs = tuple(
-        room._replace(dtype=span.dtype, shape=(rows, *span.shape[1:]))
-        for room, span in zip(work.submit.outputs, good[0].outputs, strict=True)
+        room._replace(dtype=span.dtype, shape=(request.rows, *span.shape[1:]))
+        for room, span in zip(request.outputs, good[0].outputs, strict=True)
     )
-    return Ran([Done(Answer(work.submit.id, 1, times, outputs, tuple(failed)))], batches)
+    return Run([request], batches, [(Answer(request.id, 1, times, outputs, tuple(failed)), ())])
 
 
-def _row_of(submit: Submit, row: int) -> Submit:
-    """Returns the submission of one of several images in a slot."""
-    return submit._replace(
+def _row_of(request: Request, row: int) -> Request:
+    """Returns one of several images in a slot as a request."""
+    return msgspec.structs.replace(
+        request,
         rows=1,
-        inputs=tuple(_part(span, row, submit.rows, (1, *span.shape[1:])) for span in submit.inputs),
-        outputs=tuple(_part(span, row, submit.rows, span.shape) for span in submit.outputs),
+        inputs=tuple(_part(span, row, request.rows, (1, *span.shape[1:])) for span in request.inputs),
+        outputs=tuple(_part(span, row, request.rows, span.shape) for span in request.outputs),
     )
 
 
@@ -139,33 +123,35 @@ def _part(span: Span, row: int, rows: int, shape: tuple[int, ...]) -> Span:
     return span._replace(offset=span.offset + row * nbytes, nbytes=nbytes, shape=shape)
 
 
-def finish(computed: Computed | Ran) -> Ran:
+def finish(run: Run) -> Run:
     """Writes the outputs to the slots unless already done. A request whose outputs cannot be written fails alone."""
-    if isinstance(computed, Ran):
-        return computed
+    if run.ended:
+        return run
     row = 0
     written: list[tuple[tuple[Span, ...], tuple[int, ...]] | None] = []
-    for work in computed.works:
-        part = slice(row, row + work.submit.rows)
-        parts = [values[part] for values in computed.outputs] if computed.batched else computed.outputs
-        written.append(_written(work, parts, computed.slots))
-        row += work.submit.rows
-    times = Times(computed.gather, computed.run, computed.scatter, time.monotonic_ns())
-    ends = [
-        _failed(work, RunFailed("the answer could not be passed on"))
+    for request in run.requests:
+        parts = [values[row : row + request.rows] for values in run.outputs] if run.batched else run.outputs
+        written.append(_written(request, parts, run.slots))
+        row += request.rows
+    ((rows, times),) = run.batches
+    times = times._replace(done=time.monotonic())
+    run.batches = [(rows, times)]
+    run.ended = [
+        _failed(request, RunFailed("the answer could not be passed on"))
         if into is None
-        else Done(Answer(work.submit.id, computed.rows, times, into[0]), into[1])
-        for work, into in zip(computed.works, written, strict=True)
+        else (Answer(request.id, rows, times, into[0]), into[1])
+        for request, into in zip(run.requests, written, strict=True)
     ]
-    return Ran(ends, [(computed.rows, times)])
+    run.outputs, run.slots = (), {}
+    return run
 
 
 def _written(
-    work: Work, outputs: Sequence[NDArray[np.generic]], slots: Mapping[int, NDArray[np.uint8]]
+    request: Request, outputs: Sequence[NDArray[np.generic]], slots: Mapping[int, NDArray[np.uint8]]
 ) -> tuple[tuple[Span, ...], tuple[int, ...]] | None:
     with ExitStack() as undo:
         try:
-            written = _scatter(work, outputs, slots, undo)
+            written = _scatter(request, outputs, slots, undo)
         except Exception as error:  # such as no free descriptor for a spilled output
             log.error("outputs could not be written", exc_info=error)
             return None
@@ -173,26 +159,27 @@ def _written(
         return written
 
 
-def _failed(work: Work, error: ConvoyError) -> Done:
-    return Done(Failure(work.submit.id, error))
+def _failed(request: Request, error: ConvoyError) -> Ended:
+    return Failure(request.id, error), ()
 
 
-def _compute(session: Session, works: Sequence[Work]) -> Computed:
-    gather = time.monotonic_ns()
-    rows = sum([work.submit.rows for work in works])
-    size = _padded(session, works[0].submit, rows) if session.padding else rows
-    arrays = [_gather(session, works, number, size - rows) for number in range(len(session.inputs))]
-    slots = _slots(works) if size == rows else {}
+def _compute(session: Session, requests: Sequence[Request]) -> Run:
+    gather = time.monotonic()
+    rows = sum([request.rows for request in requests])
+    size = _padded(session, requests[0], rows) if session.padding else rows
+    arrays = [_gather(session, requests, number, size - rows) for number in range(len(session.inputs))]
+    slots = _slots(requests) if size == rows else {}
     rooms = session.rooms(arrays, slots)
-    start = time.monotonic_ns()
+    start = time.monotonic()
     outputs = _outputs(session, arrays, rooms)
-    scatter = time.monotonic_ns()
+    scatter = time.monotonic()
     if session.batched:
         for spec, values in zip(session.outputs, outputs, strict=True):
             if not values.shape or values.shape[0] != size or not _as_declared(session, spec, values):
                 reason = f"output {spec.name[:64]!r} came as {list(values.shape)} for {size} rows"
                 raise RunFailed(reason) if session.document is not None else _NotRows(reason)
-    return Computed(works, outputs, rows, session.batched, slots, gather, start, scatter)
+    times = Times(gather, start, scatter, scatter)  # `finish` adds the end
+    return Run(requests, [(rows, times)], outputs=outputs, slots=slots, batched=session.batched)
 
 
 def _as_declared(session: Session, spec: TensorSpec, values: NDArray[np.generic]) -> bool:
@@ -203,13 +190,13 @@ def _as_declared(session: Session, spec: TensorSpec, values: NDArray[np.generic]
     )
 
 
-def _padded(session: Session, submit: Submit, rows: int) -> int:
-    key = tuple((span.shape[1:], span.dtype) for span in submit.inputs)
+def _padded(session: Session, request: Request, rows: int) -> int:
+    key = tuple((span.shape[1:], span.dtype) for span in request.inputs)
     return session.padding.get(key, {}).get(rows, rows)
 
 
-def _gather(session: Session, works: Sequence[Work], number: int, padding: int) -> NDArray[np.generic]:
-    views = [work.memory.array(work.submit.inputs[number]) for work in works]
+def _gather(session: Session, requests: Sequence[Request], number: int, padding: int) -> NDArray[np.generic]:
+    views: list[NDArray[np.generic]] = [request.memory.array(request.inputs[number]) for request in requests]
     if len(views) == 1 and not padding:
         return views[0]  # a batch of one request needs no copy: its slot is contiguous
     rows = sum([len(view) for view in views])
@@ -219,12 +206,12 @@ def _gather(session: Session, works: Sequence[Work], number: int, padding: int) 
     return batch
 
 
-def _slots(works: Sequence[Work]) -> dict[int, NDArray[np.uint8]]:
+def _slots(requests: Sequence[Request]) -> dict[int, NDArray[np.uint8]]:
     """Returns where the network may write its outputs itself: only for a batch of one request, which fills its slot."""
-    rooms = works[0].submit.outputs
-    if len(works) > 1 or sum([room.nbytes for room in rooms]) < _LARGE:
+    rooms = requests[0].outputs
+    if len(requests) > 1 or sum([room.nbytes for room in rooms]) < _LARGE:
         return {}
-    return {room.number: works[0].memory.bytes_at(room.offset, room.nbytes) for room in rooms}
+    return {room.number: requests[0].memory.bytes_at(room.offset, room.nbytes) for room in rooms}
 
 
 def _outputs(
@@ -243,21 +230,24 @@ def _outputs(
 
 
 def _scatter(
-    work: Work, outputs: Sequence[NDArray[np.generic]], slots: Mapping[int, NDArray[np.uint8]], undo: ExitStack
+    request: Request,
+    outputs: Sequence[NDArray[np.generic]],
+    slots: Mapping[int, NDArray[np.uint8]],
+    undo: ExitStack,
 ) -> tuple[tuple[Span, ...], tuple[int, ...]]:
     spans = []
     descriptors = []
-    for room in work.submit.outputs:
+    for room in request.outputs:
         values = outputs[room.number]
         offset = room.offset
         if values.nbytes == room.nbytes:
             if room.number not in slots or not np.may_share_memory(values, slots[room.number]):
-                work.memory.bytes_at(offset, values.nbytes)[:] = values.reshape(-1).view(np.uint8)
+                request.memory.bytes_at(offset, values.nbytes)[:] = values.reshape(-1).view(np.uint8)
         else:
             # The size was not known when the slot was claimed: the output travels in its own memory file.
             offset = SPILLED
             descriptors.append(_spill(values, undo))
-        spans.append(Span(room.number, offset, values.nbytes, values.dtype, values.shape))
+        spans.append(Span(room.number, offset, values.nbytes, values.dtype.name, values.shape))
     return tuple(spans), tuple(descriptors)
 
 

@@ -1,17 +1,18 @@
 """Admission of requests: by capacity (`Gate`), and by time (`Outlook`, `WayBack`)."""
 
 import asyncio
+import math
 from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 from convoy.service.errors import ModelUnavailable, PredictedLate, QueueFull
-from convoy.service.ipc.channel import NEVER
 
-_VALID = 5_000_000  # ns for which one refusal applies to others; then the engine decides again
-_MARGIN = 5_000_000  # ns by which work may end earlier than predicted
-_CERTAIN = 0.01  # seconds; smaller hints are rounded up to this
+# All times are in seconds.
+_VALID = 0.005  # for which one refusal applies to others; then the engine decides again
+_MARGIN = 0.005  # by which work may end earlier than predicted
+_CERTAIN = 0.01  # smaller hints are rounded up to this
 
-_REPLY = 0.001  # seconds that gRPC takes for a reply, which cannot be measured here
+_REPLY = 0.001  # that gRPC takes for a reply, which cannot be measured here
 _QUANTILE = 0.999  # so high, because in a large batch the last answer leaves many replies after the first
 _STEP = 0.2
 
@@ -68,9 +69,9 @@ class Gate:
 
 class _Refused(NamedTuple):
     rows: int
-    deadline: int  # CLOCK_MONOTONIC, ns
-    finish: int  # predicted time of its answer
-    until: int  # end of this record's validity
+    deadline: float
+    finish: float  # predicted time of its answer
+    until: float  # end of this record's validity
 
 
 class Outlook:
@@ -83,13 +84,13 @@ class Outlook:
     def __init__(self) -> None:
         self._refused: dict[Hashable, _Refused] = {}
 
-    def learn(self, kind: Hashable, rows: int, deadline: int, error: PredictedLate, now: int) -> None:
+    def learn(self, kind: Hashable, rows: int, deadline: float, error: PredictedLate, now: float) -> None:
         """Records that the engine refused a request of `rows` rows. Requests of one kind share queue and priority."""
         excess = error.retry_after or 0.0
-        if deadline != NEVER and excess > _CERTAIN:
-            self._refused[kind] = _Refused(rows, deadline, deadline + round(1e9 * excess), now + _VALID)
+        if deadline < math.inf and excess > _CERTAIN:
+            self._refused[kind] = _Refused(rows, deadline, deadline + excess, now + _VALID)
 
-    def check(self, model: str, kind: Hashable, rows: int, deadline: int, now: int) -> None:
+    def check(self, model: str, kind: Hashable, rows: int, deadline: float, now: float) -> None:
         """Raises PredictedLate if the engine would refuse the request."""
         last = self._refused.get(kind)
         if last is None:
@@ -100,8 +101,8 @@ class Outlook:
         excess = last.finish - _MARGIN - deadline
         if rows >= last.rows and deadline >= last.deadline and excess > 0:
             raise PredictedLate(
-                f"model {model!r} would answer {1e-6 * excess:.1f} ms after the deadline",
-                retry_after=max(_CERTAIN, 1e-9 * excess),
+                f"model {model!r} would answer {1000 * excess:.1f} ms after the deadline",
+                retry_after=max(_CERTAIN, excess),
             )
 
 
@@ -118,9 +119,7 @@ class WayBack:
         step = _QUANTILE if seconds + _REPLY > self.bound else _QUANTILE - 1
         self.bound = max(_REPLY, self.bound * (1 + _STEP * step))
 
-    def leave(self, deadline: int, now: int) -> int:
-        """Returns the engine's own deadline, CLOCK_MONOTONIC in ns, for an answer by `deadline`. The engine gets at
-        least half of the remaining time."""
-        if deadline == NEVER:
-            return NEVER
-        return deadline - min(round(self.bound * 1e9), max(0, deadline - now) // 2)
+    def leave(self, deadline: float, now: float) -> float:
+        """Returns the engine's own deadline for an answer by `deadline`. The engine gets at least half of the remaining
+        time."""
+        return deadline - min(self.bound, max(0.0, deadline - now) / 2)

@@ -2,12 +2,13 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
 from convoy.service import metrics
 from convoy.service.errors import BadRequest, ConvoyError, DeadlinePassed
@@ -16,21 +17,24 @@ from convoy.service.frontend.admission import Gate
 from convoy.service.frontend.status import Code
 from convoy.service.frontend.transport.interface import Received
 from convoy.service.frontend.wire import NOTHING
-from convoy.service.ipc.channel import NEVER, Times
+from convoy.service.ipc.channel import Times
+from convoy.service.metadata import Document
 from convoy.service.repository import Version
 
 log = logging.getLogger(__name__)
 
 _MAX_SECONDS = 10**9
+_NO_VERSION = Version(model="", version=0, state="UNAVAILABLE")
 
 
 class Call:
     """One request in flight, from its arrival to its answer. A context manager: leaving it counts the request."""
 
-    def __init__(self, method: str, received: Received, deadline: int, gate: Gate) -> None:
+    def __init__(self, method: str, received: Received, deadline: float, gate: Gate) -> None:
         self.method = method
-        self.arrived = received.arrived  # CLOCK_MONOTONIC, ns
-        self.deadline = deadline  # CLOCK_MONOTONIC, ns, or NEVER
+        self.arrived = received.arrived
+        self.deadline = deadline  # inf: none
+        self.row = _NO_VERSION  # the version that answers
         self.model = ""  # set only if the model exists: metrics accept no names made up by callers
         self.version = ""
         self.low_priority = False
@@ -48,8 +52,8 @@ class Call:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, asyncio.CancelledError) and not self._refused:
-            self._code = _count_gone(self)
-        seconds = (time.monotonic_ns() - self.arrived) / 1e9
+            self._code = _count_cancelled(self)
+        seconds = time.monotonic() - self.arrived
         metrics.count_request(self.model, self.version, self.method, self._code.name, seconds)
         if self._inside:
             self._gate.leave(self._nbytes)
@@ -75,12 +79,19 @@ class Call:
 
     def serves(self, row: Version) -> None:
         """Records the version that answers this call."""
+        self.row = row
         self.model = row.model
         self.version = str(row.version)
 
+    @property
+    def document(self) -> Document:
+        """The metadata of the version, which has some if it serves images."""
+        assert self.row.document is not None
+        return self.row.document
+
     def within(self, timeout: float) -> None:
         """Limits the deadline to `timeout` seconds after the arrival."""
-        self.deadline = min(self.deadline, self.arrived + round(timeout * 1e9))
+        self.deadline = min(self.deadline, self.arrived + timeout)
 
     @asynccontextmanager
     async def at_most(self, seconds: float) -> AsyncIterator[None]:
@@ -97,49 +108,36 @@ class Call:
         self.within(seconds)
         self.check_deadline()
         try:
-            async with asyncio.timeout((self.deadline - time.monotonic_ns()) / 1e9):
+            async with asyncio.timeout(self.deadline - time.monotonic()):
                 yield
         except TimeoutError:
             raise DeadlinePassed("deadline passed before the answer was there") from None
 
     def check_deadline(self) -> None:
         """Raises DeadlinePassed if the deadline has passed."""
-        if self.deadline <= time.monotonic_ns():
+        if self.deadline <= time.monotonic():
             raise DeadlinePassed("deadline passed before the image reached the queue")
 
 
-class Marks(NamedTuple):
-    """End times of the front end's stages, CLOCK_MONOTONIC in ns. Without decoding (tensors) `decoded` is `began`."""
+def observe(call: Call, prepared: Sequence[float], times: Times, images: int = 1) -> list[float]:
+    """Records images that were answered together, and their stages, in the metrics.
 
-    began: int
-    decoded: int
-    preprocessed: int
-
-
-class Timings(NamedTuple):
-    """Seconds per stage, in the order of metrics.STAGES, and in total from the request's arrival to the result."""
-
-    stages: Sequence[float]
-    total: float
-
-
-def observe(call: Call, marks: Marks, times: Times, images: int = 1) -> Timings:
-    """Records images that were answered together, and their stages, in the metrics. Returns the times of the stages."""
-    done = time.monotonic_ns()
+    prepared  when their preparation began, when they were decoded, and when they were in their slot
+    returns   seconds per stage, in the order of metrics.STAGES, and in total from the request's arrival to the result
+    """
+    done = time.monotonic()
     ends = (
         call.arrived,
-        marks.began,  # receive: parsing, and the wait for a thread
-        marks.decoded,
-        marks.preprocessed,
+        *prepared,  # the first ends `receive`: parsing, and the wait for a thread
         times.gather,  # queue: including the transfer to the engine
         times.run,
         times.scatter,
         times.done,
         done,  # postprocess: including the transfer from the engine
     )
-    stages = [(end - begin) / 1e9 for begin, end in pairwise(ends)]
+    stages = [end - begin for begin, end in pairwise(ends)]
     metrics.count_images(call.model, call.version, images, stages)
-    return Timings(stages, (done - call.arrived) / 1e9)
+    return [*stages, done - call.arrived]
 
 
 def count_refusal(call: Call, error: ConvoyError) -> None:
@@ -149,18 +147,18 @@ def count_refusal(call: Call, error: ConvoyError) -> None:
         metrics.DEADLINE_MISSES.labels(call.model).inc()
 
 
-def missed_deadline(call: Call, gone: int) -> bool:
-    """Returns whether a caller that left at `gone` (CLOCK_MONOTONIC, ns) had run out of time, rather than cancelled.
+def missed_deadline(call: Call, left: float) -> bool:
+    """Returns whether a caller that left at `left` had run out of time, rather than cancelled.
 
     The two look the same here: gRPC cancels the handler. The caller's timer expires first: it started when the request
     was sent, and the caller's cancellation travels while our own timer still runs. So the last tenth of the time, or
     the last 5 ms if longer, counts as past the deadline.
     """
-    return call.deadline != NEVER and gone >= call.deadline - max((call.deadline - call.arrived) // 10, 5_000_000)
+    return call.deadline < math.inf and left >= call.deadline - max(0.1 * (call.deadline - call.arrived), 0.005)
 
 
-def _count_gone(call: Call) -> Code:
-    if missed_deadline(call, time.monotonic_ns()):
+def _count_cancelled(call: Call) -> Code:
+    if missed_deadline(call, time.monotonic()):
         metrics.DEADLINE_MISSES.labels(call.model).inc()
         return Code.DEADLINE_EXCEEDED
     metrics.CANCELLED.labels(call.model).inc()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from convoy.service.errors import BadRequest, ModelUnavailable, UnknownModel
-from convoy.service.metadata import Document, Task
+from convoy.service.metadata import Task
 from convoy.service.repository import Table, Version
 
 
@@ -46,7 +46,7 @@ class Catalogue:
         """Returns the number of requests in flight that refer to `row`."""
         return self._users[row.model, row.version]
 
-    def for_task(self, model: str, version: int, task: Task) -> tuple[Version, Document]:
+    def for_task(self, model: str, version: int, task: Task) -> Version:
         """Returns the version that serves `model`, which must be for `task` and accept images; an empty name stands for
         the only such model.
 
@@ -61,7 +61,7 @@ class Catalogue:
             raise BadRequest(f"model {row.model!r} is for {row.document.task}, want {task}")
         if row.document.input is None:
             raise BadRequest(f"model {row.model!r} takes no images but a {row.document.takes}, over ModelInfer")
-        return row, row.document
+        return row
 
     def _only(self, task: Task) -> str:
         documents = [(row.model, row.document) for row in self.table.versions if row.document is not None]

@@ -50,9 +50,9 @@ class Labels:
         return block(_CLASSIFICATION, labels) + block(_TIMINGS, timings)
 
 
-def timings(stages: Sequence[float], total: float, batch_size: int) -> bytes:
+def timings(seconds: Sequence[float], batch_size: int) -> bytes:
     """Encodes pb.Timings: seconds per stage in the order of metrics.STAGES, and in total."""
-    pairs = [part for pair in zip(_STAGES, (*stages, total), strict=True) for part in pair]
+    pairs = [part for pair in zip(_STAGES, seconds, strict=True) for part in pair]
     return _SECONDS.pack(*pairs) + _BATCH_SIZE + varint(batch_size)
 
 

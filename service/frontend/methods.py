@@ -59,7 +59,7 @@ class UnaryMethod:
         self._implementation = implementation
         self._gate = gate
 
-    async def __call__(self, received: Received, deadline: int) -> bytes | ConvoyError:
+    async def __call__(self, received: Received, deadline: float) -> bytes | ConvoyError:
         with Call(self._name, received, deadline, self._gate) as call:
             try:
                 call.enter()
@@ -93,7 +93,7 @@ class StreamMethod:
         conversation = Conversation(stream, self._gate.closed, self._max_requests, ordered=self._form.ordered)
         await conversation.hold(self._answer)
 
-    async def _answer(self, received: Received, deadline: int, reply: Reply) -> None:
+    async def _answer(self, received: Received, deadline: float, reply: Reply) -> None:
         message = self._empty()
         result: Response | ConvoyError
         with Call(self._name, received, deadline, self._gate) as call:

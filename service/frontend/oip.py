@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -16,11 +16,10 @@ from convoy.service.config import LimitsConfig
 from convoy.service.dtypes import DATATYPES
 from convoy.service.errors import BadRequest, BadTensor, NotOffered, named
 from convoy.service.frontend import tensors
-from convoy.service.frontend.call import Call, Marks, observe
+from convoy.service.frontend.call import Call, observe
 from convoy.service.frontend.catalogue import Catalogue
 from convoy.service.frontend.engine_client import EngineClient
 from convoy.service.frontend.prepare import to_its_end
-from convoy.service.ipc.channel import Answer
 from convoy.service.ipc.slots import COPIED_AT_ONCE
 from convoy.service.metrics import Duration, Statistics
 from convoy.service.pb import inference_pb2 as pb
@@ -133,29 +132,26 @@ class InferenceService:
             wanted = tensors.wanted_outputs(request, row)
             numbers = sorted({number for number, _ in wanted})
             call.check_deadline()
-            began = time.monotonic_ns()
-            with self._client.coming(row.model):
+            began = time.monotonic()
+            with self._client.preparing(row.model):
                 lease = self._client.claim(
-                    [
-                        (np.dtype(spec.dtype), values.shape)
-                        for spec, values in zip(row.inputs, read.arrays, strict=True)
-                    ],
+                    [(spec.dtype, values.shape) for spec, values in zip(row.inputs, read.arrays, strict=True)],
                     [(number, tensors.output_bytes(row, read.arrays, number)) for number in numbers],
                 )
             with lease:
                 await self._copy(read.arrays, lease.inputs)
-                copied = time.monotonic_ns()
+                lease.prepared = (began, began, time.monotonic())  # nothing is decoded
                 answer, outputs = await lease.run(
                     row,
                     rows=read.rows,
-                    company=self._catalogue.users(row),
+                    in_flight=self._catalogue.users(row),
                     deadline=call.deadline,
                     low_priority=call.low_priority,
                 )
                 response = pb.ModelInferResponse(model_name=row.model, model_version=str(row.version), id=request.id)
                 for number, classes in wanted:
                     _put(response, row, number, outputs[number], classes)
-            _put_timings(response, call, Marks(began, began, copied), answer)
+            _put_timings(response, observe(call, lease.prepared, answer.times), answer.batch_size)
             return response
 
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, call: Call) -> pb.ModelStatisticsResponse:
@@ -302,12 +298,10 @@ def _put(response: pb.ModelInferResponse, row: Version, number: int, values: NDA
     response.raw_output_contents.append(tensors.byte_strings(texts))
 
 
-def _put_timings(response: pb.ModelInferResponse, call: Call, marks: Marks, answer: Answer) -> None:
-    timings = observe(call, marks, answer.times)
-    for stage, seconds in zip(metrics.STAGES, timings.stages, strict=True):
+def _put_timings(response: pb.ModelInferResponse, timings: Sequence[float], batch_size: int) -> None:
+    for stage, seconds in zip((*metrics.STAGES, "total"), timings, strict=True):
         response.parameters[f"convoy_{stage}_seconds"].double_param = seconds
-    response.parameters["convoy_total_seconds"].double_param = timings.total
-    response.parameters["convoy_batch_size"].int64_param = answer.batch_size
+    response.parameters["convoy_batch_size"].int64_param = batch_size
 
 
 def _statistics(model: str, version: str, found: Statistics) -> pb.ModelStatistics:

@@ -1,45 +1,74 @@
-"""Prepares received images as the network's input: decodes and fits them straight into a slot."""
+"""Prepares the images of a request: groups them into chunks, and decodes, fits and copies each chunk into a slot."""
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple, TypeVar
 
-import numpy as np
-
 from convoy.service import metadata
 from convoy.service.config import LimitsConfig
-from convoy.service.errors import BadImage
-from convoy.service.frontend.call import Call, Marks
-from convoy.service.frontend.chunks import Chunk, Sent
+from convoy.service.errors import BadImage, BadRequest
+from convoy.service.frontend.call import Call
 from convoy.service.frontend.engine_client import EngineClient, Lease
 from convoy.service.images.decode import Picture, decode, from_raw
 from convoy.service.ipc.slots import COPIED_AT_ONCE
-from convoy.service.metadata import Document, InputSpec
+from convoy.service.metadata import InputSpec
+from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 from convoy.service.preprocess import Placement, input_size, preprocess, reduction
-from convoy.service.repository import Version
 
-_UINT8 = np.dtype(np.uint8)
+_LEAST_SHARE = 8  # no chunk but the last one is smaller than 1/8 of a batch
 
 T = TypeVar("T")
+Pixels = bytes | memoryview
 
 
-class Served(NamedTuple):
-    """The version that answers a request for images, its metadata, and the call with the request's limits."""
+class Chunk(NamedTuple):
+    """Images of a request that share a slot, so that many make one trip to the engine.
 
-    row: Version
-    document: Document
-    call: Call
+    `size` is the (height, width) of raw pixels that are the network's input unchanged; None for one image that must be
+    decoded or resized.
+    """
+
+    numbers: Sequence[int]  # in the request
+    images: Sequence[pb.Image]
+    pixels: Sequence[Pixels]  # of raw images, in the message or still in the received bytes; else empty
+    size: tuple[int, int] | None
 
 
-class Prepared(NamedTuple):
-    """Images in their slot, and the part of its input that each fills. The caller must release the lease."""
+def chunks(
+    images: Sequence[pb.Image],
+    payloads: Mapping[int, memoryview],
+    channels: int,
+    fitted: Callable[[int, int], tuple[int, int]],
+    max_pixels: int,
+    batch_size: int,
+) -> list[Chunk]:
+    """Divides the images of a request into chunks; those that need no work are grouped by size, as fits batches.
 
-    lease: Lease
-    placement: Placement
-    marks: Marks
+    payloads    raw pixels that are not in the message, by the image's number
+    channels    of the network's input
+    fitted      returns the input's (height, width) for the height and width of an image
+    max_pixels  of one image, height times width
+    batch_size  most images in one chunk, 1 or more
+    """
+    pixels = [payloads.get(number) or image.raw.pixels for number, image in enumerate(images)]
+    found: list[Chunk] = []
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for number, (image, data) in enumerate(zip(images, pixels, strict=True)):
+        size = _unchanged_size(image.raw, data, channels, fitted, max_pixels) if data else None
+        if size is None or len(images) == 1:
+            found.append(Chunk((number,), (image,), (data,), size))
+        else:
+            by_size.setdefault(size, []).append(number)
+    for size, numbers in by_size.items():
+        at = 0
+        for count in _counts(len(numbers), batch_size):
+            group = numbers[at : at + count]
+            found.append(Chunk(group, [images[number] for number in group], [pixels[number] for number in group], size))
+            at += count
+    return found
 
 
 class Preparer:
@@ -50,18 +79,20 @@ class Preparer:
         self._limits = limits
         self._threads = threads
 
-    def max_pixels(self, spec: InputSpec) -> int:
-        """Returns the most pixels of an image, height times width."""
-        # A model of any size runs the image unscaled, so the limit of its runs applies, too.
-        limits = self._limits
-        return min(limits.max_pixels, limits.max_input_pixels) if spec.fit == "pad" else limits.max_pixels
+    def chunks(self, images: Sequence[pb.Image], call: Call, batch_size: int) -> list[Chunk]:
+        """Divides a request's images into chunks of at most `batch_size`. Raises BadRequest for too many images."""
+        if not 1 <= len(images) <= self._limits.max_images:
+            raise BadRequest(f"request has {len(images)} images, want 1 to {self._limits.max_images}")
+        spec, max_pixels = call.document.image, self._max_pixels(call.document.image)
+        fitted = partial(input_size, spec, buckets=call.row.buckets)
+        return chunks(images, call.payloads, spec.channels, fitted, max_pixels, batch_size)
 
-    async def prepare(self, chunk: Chunk, served: Served) -> Prepared:
-        """Prepares a chunk. Raises BadImage, QueueFull, DeadlinePassed."""
+    async def prepare(self, chunk: Chunk, call: Call) -> Lease:
+        """Prepares a chunk in a slot, which the caller must release. Raises BadImage, QueueFull, DeadlinePassed."""
         if chunk.size is not None:
-            return await self._copy(chunk, chunk.size, served)
-        with self._client.coming(served.row.model):
-            work = self._threads.submit(self._decode, chunk.sent[0], served)
+            return await self._copy(chunk, chunk.size, call)
+        with self._client.preparing(call.model):
+            work = self._threads.submit(self._decode, chunk.images[0], chunk.pixels[0], call)
             preparing = asyncio.wrap_future(work)
             try:
                 return await asyncio.shield(preparing)
@@ -73,50 +104,72 @@ class Preparer:
                     await asyncio.wait([preparing])
                 raise
 
-    async def _copy(self, chunk: Chunk, size: tuple[int, int], served: Served) -> Prepared:
+    async def _copy(self, chunk: Chunk, size: tuple[int, int], call: Call) -> Lease:
         """Copies pixels that are the network's input unchanged; a few are copied in less time than a hop to a thread
         takes."""
-        began = time.monotonic_ns()
-        served.call.check_deadline()
-        count, channels = len(chunk.sent), served.document.image.channels
-        lease = self._client.claim([(_UINT8, (count, *size, channels))], _output_bytes(served, size, count))
+        began = time.monotonic()
+        call.check_deadline()
+        lease = self._claim(size, len(chunk.images), call)
         try:
             target = lease.bytes_of(0)
             if len(target) <= COPIED_AT_ONCE:
-                _copy_pixels(chunk, target)
+                _copy_pixels(chunk.pixels, target)
             else:
-                with self._client.coming(served.row.model):
-                    await to_its_end(self._threads, partial(_copy_pixels, chunk, target))
+                with self._client.preparing(call.model):
+                    await to_its_end(self._threads, partial(_copy_pixels, chunk.pixels, target))
         except BaseException:
             lease.release()
             raise
-        return Prepared(lease, Placement(*size, 0, 0, *size), Marks(began, began, time.monotonic_ns()))
+        lease.placement = Placement(*size, 0, 0, *size)
+        lease.prepared = (began, began, time.monotonic())
+        return lease
 
-    def _decode(self, sent: Sent, served: Served) -> Prepared:
-        began = time.monotonic_ns()
-        served.call.check_deadline()
-        row, spec = served.row, served.document.image
+    def _decode(self, image: pb.Image, pixels: Pixels, call: Call) -> Lease:
+        began = time.monotonic()
+        call.check_deadline()
+        spec = call.document.image
         # Decoding precedes the claim, so that a broken image never occupies a slot.
-        picture = self._picture(sent, spec)
-        decoded = time.monotonic_ns()
-        size = input_size(spec, picture.height, picture.width, buckets=row.buckets)
-        lease = self._client.claim([(_UINT8, (1, *size, spec.channels))], _output_bytes(served, size, 1))
+        picture = self._picture(image, pixels, spec)
+        decoded = time.monotonic()
+        size = input_size(spec, picture.height, picture.width, buckets=call.row.buckets)
+        lease = self._claim(size, 1, call)
         try:
-            placement = preprocess(picture.pixels, spec, lease.inputs[0][0], (picture.height, picture.width))
+            sent = picture.height, picture.width
+            lease.placement = preprocess(picture.pixels, spec, lease.inputs[0][0], sent)
         except BaseException:
             lease.release()
             raise
-        return Prepared(lease, placement, Marks(began, decoded, time.monotonic_ns()))
+        lease.prepared = (began, decoded, time.monotonic())
+        return lease
 
-    def _picture(self, sent: Sent, spec: InputSpec) -> Picture:
-        max_pixels = self.max_pixels(spec)
-        match sent.image.WhichOneof("source"):
+    def _claim(self, size: tuple[int, int], images: int, call: Call) -> Lease:
+        """Claims a slot for a number of images whose input has `size`."""
+        document, places = call.document, size[0] * size[1]
+        nbytes = {
+            metadata.PROBABILITIES: 4 * len(document.labels),
+            metadata.MASK: places,
+            metadata.CONFIDENCE: places,
+        }
+        outputs = [
+            (number, images * nbytes[spec.name]) for number, spec in enumerate(call.row.outputs) if spec.name in nbytes
+        ]
+        return self._client.claim([("uint8", (images, *size, document.image.channels))], outputs)
+
+    def _picture(self, image: pb.Image, pixels: Pixels, spec: InputSpec) -> Picture:
+        max_pixels = self._max_pixels(spec)
+        match image.WhichOneof("source"):
             case "encoded":
-                return decode(sent.image.encoded, spec.colour, max_pixels, partial(reduction, spec))
+                return decode(image.encoded, spec.colour, max_pixels, partial(reduction, spec))
             case "raw":
-                raw = sent.image.raw
-                return from_raw(sent.pixels, raw.height_px, raw.width_px, raw.channels, spec.colour, max_pixels)
+                raw = image.raw
+                return from_raw(pixels, raw.height_px, raw.width_px, raw.channels, spec.colour, max_pixels)
         raise BadImage("image is empty, want a JPEG or PNG file, or raw pixels")
+
+    def _max_pixels(self, spec: InputSpec) -> int:
+        """Returns the most pixels of an image, height times width."""
+        # A model of any size runs the image unscaled, so the limit of its runs applies, too.
+        limits = self._limits
+        return min(limits.max_pixels, limits.max_input_pixels) if spec.fit == "pad" else limits.max_pixels
 
 
 async def to_its_end(threads: ThreadPoolExecutor, work: Callable[[], T]) -> T:
@@ -130,25 +183,40 @@ async def to_its_end(threads: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         raise
 
 
-def _copy_pixels(chunk: Chunk, target: memoryview) -> None:
+def _unchanged_size(
+    raw: pb.RawImage, pixels: Pixels, channels: int, fitted: Callable[[int, int], tuple[int, int]], max_pixels: int
+) -> tuple[int, int] | None:
+    """Returns the (height, width) of raw pixels that are the network's input unchanged; None for other images."""
+    height, width = raw.height_px, raw.width_px
+    unchanged = (
+        raw.channels == channels
+        and len(pixels) == height * width * channels
+        and height * width <= max_pixels
+        and fitted(height, width) == (height, width)
+    )
+    return (height, width) if unchanged else None
+
+
+def _counts(images: int, batch_size: int) -> Iterator[int]:
+    """Yields the number of images in each chunk: whole batches, then halves of them, so that the chunks of different
+    requests fill batches together."""
+    count = batch_size
+    while images:
+        if images < count and count > max(1, batch_size // _LEAST_SHARE):
+            count = -(-count // 2)
+            continue
+        yield min(count, images)
+        images -= min(count, images)
+
+
+def _copy_pixels(images: Sequence[Pixels], target: memoryview) -> None:
     at = 0
-    for sent in chunk.sent:
-        end = at + len(sent.pixels)
-        target[at:end] = sent.pixels
+    for pixels in images:
+        end = at + len(pixels)
+        target[at:end] = pixels
         at = end
 
 
-def _release(work: Future[Prepared]) -> None:
+def _release(work: Future[Lease]) -> None:
     if work.exception() is None:
-        work.result().lease.release()
-
-
-def _output_bytes(served: Served, size: tuple[int, int], images: int) -> list[tuple[int, int]]:
-    """Returns the (number, bytes) of the outputs for a number of images whose input has `size`."""
-    pixels = size[0] * size[1]
-    sizes = {
-        metadata.PROBABILITIES: 4 * len(served.document.labels),
-        metadata.MASK: pixels,
-        metadata.CONFIDENCE: pixels,
-    }
-    return [(number, images * sizes[spec.name]) for number, spec in enumerate(served.row.outputs) if spec.name in sizes]
+        work.result().release()

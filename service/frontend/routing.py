@@ -1,4 +1,4 @@
-"""Routing among several engines: chooses one for each request, and merges their tables of versions. Plain code.
+"""The engines as a front end knows them: chooses one for each request, and merges their tables of versions.
 
 A request goes to the engine that should finish it first. An engine's pending work is what this front end has sent there
 without an answer yet, estimated from the recent times of such requests. The request's own run counts too; otherwise a
@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
+from convoy.service.ipc.channel import Answer, Request, Wire
 from convoy.service.repository import Table, Version
 
 Served = tuple[str, int]  # a model and its version
@@ -36,7 +37,7 @@ class Load:
         self.chosen = 0  # the turn of the last choice
         self.paces: dict[Served, float] = {}  # seconds per byte of input
         self._bytes: dict[Served, int] = {}  # of unanswered inputs
-        self._learned = 0  # start of the last recorded batch, ns
+        self._learned = -1.0  # start of the last recorded batch
 
     def add(self, served: Served, nbytes: int) -> None:
         """Adds a request with `nbytes` bytes of input."""
@@ -50,12 +51,12 @@ class Load:
         if not self._bytes[served]:
             del self._bytes[served]
 
-    def learn(self, served: Served, began: int, ended: int, nbytes: int) -> None:
-        """Records, once per batch, that `nbytes` bytes of input ran between these times (ns)."""
+    def learn(self, served: Served, began: float, ended: float, nbytes: int) -> None:
+        """Records, once per batch, that `nbytes` bytes of input ran between these times."""
         if began == self._learned:
             return
         self._learned = began
-        pace = (ended - began) / 1e9 / max(1, nbytes)
+        pace = (ended - began) / max(1, nbytes)
         known = self.paces.get(served, pace)
         self.paces[served] = known + _WEIGHT * (min(pace, _MOST * known) - known)
 
@@ -69,6 +70,92 @@ class Load:
         known = self.paces.get
         waiting = [nbytes * known(each, guess if each == served else _GUESS) for each, nbytes in self._bytes.items()]
         return sum(waiting) + nbytes * known(served, guess)
+
+
+class Engine:
+    """This front end's side of a device's engine. One writer: the front end's loop."""
+
+    def __init__(self, device: int) -> None:
+        self.device = device
+        self.wire: Wire | None = None
+        self.runnable: set[Served] = set()  # versions of the current process, including retired ones
+        self.load = Load()  # maintained only with several engines
+        self.complete = False  # the current process has scanned the whole repository
+        self.lost = False  # a process died, and none has been complete since
+        # Of the current process, or of the previous one while the current one loads. None: not restarted, others serve.
+        self.table: Table | None = Table()
+
+    def update(self, table: Table) -> None:
+        """Accepts a new table of the current process."""
+        self.runnable |= {(row.model, row.version) for row in table.versions if row.state == "READY"}
+        self.complete = table.complete
+        if table.complete or table.problem or (self.table is not None and not self.table.complete):
+            self.table = table
+        if table.complete:
+            self.lost = False
+
+    def lose(self) -> None:
+        """Records that the process has died."""
+        self.wire = None
+        self.runnable = set()
+        self.load.forget()
+        self.complete = False
+        self.lost = True
+
+
+class Engines:
+    """All engines, one per device. One writer: the front end's loop."""
+
+    def __init__(self, devices: Sequence[int]) -> None:
+        self.by_device = {device: Engine(device) for device in devices}
+        self._only = self.by_device[devices[0]] if len(devices) == 1 else None  # then no choice is needed
+        self._turns = 0  # choices
+
+    @property
+    def lost(self) -> list[int]:
+        """Devices whose engine died, and where no new engine has loaded the whole repository yet."""
+        return [engine.device for engine in self.by_device.values() if engine.lost]
+
+    @property
+    def settled(self) -> bool:
+        """Whether no engine is still loading, so that no further version is expected."""
+        return all(engine.complete for engine in self.by_device.values() if engine.table is not None)
+
+    def table(self) -> Table:
+        """Returns the combined table."""
+        return merged({each.device: each.table for each in self.by_device.values() if each.table is not None})
+
+    def give_up_lost(self) -> bool:
+        """Drops the versions that only a lost engine had, if others serve. Returns whether it did."""
+        if not self.lost or not any(engine.complete for engine in self.by_device.values()):
+            return False
+        for engine in self.by_device.values():
+            engine.table = None if engine.lost else engine.table
+        return True
+
+    def choose(self, request: Request, nbytes: int) -> Engine | None:
+        """Returns an engine for a request with `nbytes` bytes of input; None if none has its version."""
+        served = request.model, request.version
+        if self._only is not None:
+            return self._only if served in self._only.runnable else None
+        able = {engine.load: engine for engine in self.by_device.values() if served in engine.runnable}
+        if not able:
+            return None
+        self._turns += 1
+        chosen = choose(list(able), served, nbytes, self._turns)
+        chosen.add(served, nbytes)
+        return able[chosen]
+
+    def learn(self, engine: Engine, request: Request, nbytes: int, answer: Answer) -> None:
+        """Records how long a batch took, from the answer to one of its requests, which has `nbytes` bytes of input."""
+        if self._only is None:
+            whole = nbytes * answer.batch_size // request.rows
+            engine.load.learn((request.model, request.version), answer.times.gather, answer.times.done, whole)
+
+    def end(self, engine: Engine | None, request: Request, nbytes: int) -> None:
+        """Records that a request has ended, whatever its outcome."""
+        if self._only is None and engine is not None:
+            engine.load.end((request.model, request.version), nbytes)
 
 
 def choose(loads: Sequence[Load], served: Served, nbytes: int, turn: int) -> Load:

@@ -157,7 +157,7 @@ class FrontEnd:
             faults = [f"{row.model} version {row.version}: {row.reason}" for row in table.versions if row.reason]
             reason = "no model serves" + (f": {'; '.join(faults)}" if faults else ": the repository holds no model")
         else:
-            return messages.Status(self._listening, True, _without(self._client.lost))
+            return messages.Status(self._listening, True, _without(self._client.engines.lost))
         return messages.Status(self._listening, False, reason[:_MAX_REASON])
 
     async def _set_health(self, ready: bool) -> None:

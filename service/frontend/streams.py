@@ -25,7 +25,7 @@ class Reply:
 
 
 # Answers one message, given the stream's deadline.
-Answer = Callable[[Received, int, Reply], Coroutine[Any, Any, None]]
+Answer = Callable[[Received, float, Reply], Coroutine[Any, Any, None]]
 
 
 class Conversation:

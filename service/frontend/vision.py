@@ -17,21 +17,19 @@ from convoy.service.config import LimitsConfig
 from convoy.service.errors import BadRequest, ConvoyError, PredictedLate
 from convoy.service.frontend import encoding, status
 from convoy.service.frontend.admission import Outlook
-from convoy.service.frontend.call import Call, Timings, count_refusal, observe
+from convoy.service.frontend.call import Call, count_refusal, observe
 from convoy.service.frontend.catalogue import Catalogue
-from convoy.service.frontend.chunks import Chunk, chunks
 from convoy.service.frontend.encoding import Labels
-from convoy.service.frontend.engine_client import EngineClient
+from convoy.service.frontend.engine_client import EngineClient, Lease
 from convoy.service.frontend.model_info import describe
 from convoy.service.frontend.postprocess import Ranking, rankings, segmentation
-from convoy.service.frontend.prepare import Prepared, Preparer, Served, to_its_end
+from convoy.service.frontend.prepare import Chunk, Preparer, to_its_end
 from convoy.service.ipc.channel import Answer
 from convoy.service.metadata import Document, Task
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
-from convoy.service.preprocess import input_size
 from convoy.service.repository import Version
 
-_STAGE_FIELDS = tuple(f"{stage}_seconds" for stage in metrics.STAGES)
+_TIMING_FIELDS = tuple(f"{stage}_seconds" for stage in (*metrics.STAGES, "total"))
 _PRIORITIES = frozenset(pb.Priority.values())
 
 Result = TypeVar("Result", bytes, pb.SegmentResult)
@@ -45,7 +43,6 @@ class Vision:
         self, catalogue: Catalogue, client: EngineClient, limits: LimitsConfig, threads: ThreadPoolExecutor
     ) -> None:
         self._catalogue = catalogue
-        self._limits = limits
         self._threads = threads
         self._preparer = Preparer(client, limits, threads)
         self._labels: dict[tuple[str, int], tuple[Document, Labels]] = {}
@@ -53,22 +50,20 @@ class Vision:
 
     async def Classify(self, request: pb.ClassifyRequest, call: Call) -> bytes:
         """Returns ranked labels for each image, as an encoded ClassifyResponse."""
-        served = self._check(request, call, "classification")
-        row = served.row
+        row = self._check(request, call, "classification")
         with self._catalogue.using(row):
-            found = self._chunks(request.images, served, row.batch_size)
-            results = await _each(found, [self._classify(chunk, served, request.top_k) for chunk in found], call)
+            chunks = self._preparer.chunks(request.images, call, row.batch_size)
+            results = await _all(chunks, [self._classify(chunk, call, request.top_k) for chunk in chunks], call)
         return encoding.response(row.model, row.version, [_classify_result(result) for result in results])
 
     async def Segment(self, request: pb.SegmentRequest, call: Call) -> pb.SegmentResponse:
         """Returns a class map for each image, at the size that was sent."""
-        served = self._check(request, call, "segmentation")
-        row = served.row
+        row = self._check(request, call, "segmentation")
         _check_mask(request, row)
         with self._catalogue.using(row):
             # Postprocessing takes most of the time, so each image uses its own thread.
-            found = self._chunks(request.images, served, 1)
-            results = await _each(found, [self._segment(chunk, served, request) for chunk in found], call)
+            chunks = self._preparer.chunks(request.images, call, 1)
+            results = await _all(chunks, [self._segment(chunk, call, request) for chunk in chunks], call)
         return pb.SegmentResponse(
             model=row.model, version=row.version, results=[_segment_result(result) for result in results]
         )
@@ -77,75 +72,63 @@ class Vision:
         """Returns every version in the repository."""
         return pb.ListModelsResponse(models=[describe(row) for row in self._catalogue.table.versions])
 
-    async def _classify(self, chunk: Chunk, served: Served, top_k: int) -> list[bytes | ConvoyError]:
+    async def _classify(self, chunk: Chunk, call: Call, top_k: int) -> list[bytes | ConvoyError]:
         """Runs a chunk. Returns the encoded classification of each image, or its error."""
-        row, document, call = served
-        self._admit(chunk, served)
-        prepared = await self._preparer.prepare(chunk, served)
-        with prepared.lease:
-            answer, outputs = await self._run(prepared, len(chunk.sent), served)
-            found = rankings(outputs[metadata.PROBABILITIES], len(document.labels), top_k, answer.failed)
-        good = sum(isinstance(one, Ranking) for one in found)
-        taken = observe(call, prepared.marks, answer.times, good)
-        labels, timings = self._labels_of(row, document), encoding.timings(taken.stages, taken.total, answer.batch_size)
-        return [labels.result(*one, timings) if isinstance(one, Ranking) else one for one in found]
+        self._admit(chunk, call)  # PredictedLate
+        with await self._preparer.prepare(chunk, call) as lease:  # BadImage, QueueFull, DeadlinePassed
+            answer, outputs = await self._run(lease, chunk, call)  # the engine's errors
+            labels = len(call.document.labels)
+            ranked = rankings(outputs[metadata.PROBABILITIES], labels, top_k, answer.failed)  # RunFailed
+        good = sum([isinstance(one, Ranking) for one in ranked])
+        timings = encoding.timings(observe(call, lease.prepared, answer.times, good), answer.batch_size)
+        names = self._labels_of(call.row, call.document)
+        return [names.result(*one, timings) if isinstance(one, Ranking) else one for one in ranked]
 
     async def _segment(
-        self, chunk: Chunk, served: Served, request: pb.SegmentRequest
+        self, chunk: Chunk, call: Call, request: pb.SegmentRequest
     ) -> list[pb.SegmentResult | ConvoyError]:
         """Runs a chunk of one image. Returns its class map, or its error."""
-        document, call = served.document, served.call
-        self._admit(chunk, served)
-        prepared = await self._preparer.prepare(chunk, served)
-        with prepared.lease:
-            answer, outputs = await self._run(prepared, 1, served)
+        self._admit(chunk, call)
+        with await self._preparer.prepare(chunk, call) as lease:
+            answer, outputs = await self._run(lease, chunk, call)
             confidence = outputs[metadata.CONFIDENCE][0] if request.with_confidence else None
-            work = partial(
-                segmentation, outputs[metadata.MASK][0], confidence, document, prepared.placement, request.format
-            )
+            mask = outputs[metadata.MASK][0]
+            work = partial(segmentation, mask, confidence, call.document, lease.placement, request.format)
             class_map = await to_its_end(self._threads, work)
-        taken = observe(call, prepared.marks, answer.times)
-        return [pb.SegmentResult(segmentation=class_map, timings=_timings(taken, answer))]
+        timings = zip(_TIMING_FIELDS, observe(call, lease.prepared, answer.times), strict=True)
+        return [
+            pb.SegmentResult(segmentation=class_map, timings=pb.Timings(batch_size=answer.batch_size, **dict(timings)))
+        ]
 
-    def _check(self, request: pb.ClassifyRequest | pb.SegmentRequest, call: Call, task: Task) -> Served:
+    def _check(self, request: pb.ClassifyRequest | pb.SegmentRequest, call: Call, task: Task) -> Version:
         """Returns the version that serves a request. Raises UnknownModel, ModelUnavailable, BadRequest."""
-        row, document = self._catalogue.for_task(request.model, request.version, task)
+        row = self._catalogue.for_task(request.model, request.version, task)
         call.serves(row)
         if request.priority not in _PRIORITIES:
             raise BadRequest(f"priority is {request.priority}, want one of Priority's values")
         call.low_priority = request.priority == pb.PRIORITY_LOW
-        return Served(row, document, call)
+        return row
 
-    def _chunks(self, images: Sequence[pb.Image], served: Served, batch_size: int) -> list[Chunk]:
-        row, spec = served.row, served.document.image
-        if not 1 <= len(images) <= self._limits.max_images:
-            raise BadRequest(f"request has {len(images)} images, want 1 to {self._limits.max_images}")
-        fitted = partial(input_size, spec, buckets=row.buckets)
-        max_pixels = self._preparer.max_pixels(spec)
-        return chunks(images, served.call.payloads, spec.channels, fitted, max_pixels, batch_size)
-
-    def _admit(self, chunk: Chunk, served: Served) -> None:
+    def _admit(self, chunk: Chunk, call: Call) -> None:
         """Raises PredictedLate if the engine would refuse the chunk."""
-        row, call = served.row, served.call
-        if served.document.image.height is not None:  # otherwise sizes vary, and one image does not predict the next
-            kind = (row.model, row.version, call.low_priority)
-            self._outlook.check(row.model, kind, len(chunk.sent), call.deadline, time.monotonic_ns())
+        if call.document.image.height is not None:  # otherwise sizes vary, and one image does not predict the next
+            kind = (call.row.model, call.row.version, call.low_priority)
+            self._outlook.check(call.model, kind, len(chunk.images), call.deadline, time.monotonic())
 
-    async def _run(self, prepared: Prepared, rows: int, served: Served) -> tuple[Answer, dict[str, NDArray[Any]]]:
+    async def _run(self, lease: Lease, chunk: Chunk, call: Call) -> tuple[Answer, dict[str, NDArray[Any]]]:
         """Returns the engine's answer, and its outputs by name: views, (rows, ...), valid until the lease ends."""
-        row, call, placed = served.row, served.call, prepared.placement
+        row, rows = call.row, len(chunk.images)
         try:
-            answer, outputs = await prepared.lease.run(
+            answer, outputs = await lease.run(
                 row,
                 rows=rows,
-                company=self._catalogue.users(row),
+                in_flight=self._catalogue.users(row),
                 deadline=call.deadline,
-                image=(placed.height, placed.width),
                 low_priority=call.low_priority,
             )
         except PredictedLate as error:
             kind = (row.model, row.version, call.low_priority)
-            self._outlook.learn(kind, rows, call.deadline, error, time.monotonic_ns())
+            self._outlook.learn(kind, rows, call.deadline, error, time.monotonic())
             raise
         return answer, {row.outputs[number].name: values for number, values in outputs.items()}
 
@@ -159,21 +142,21 @@ class Vision:
         return labels
 
 
-async def _each(
-    found: Sequence[Chunk], answers: Sequence[Coroutine[Any, Any, list[Result | ConvoyError]]], call: Call
+async def _all(
+    chunks: Sequence[Chunk], answers: Sequence[Coroutine[Any, Any, list[Result | ConvoyError]]], call: Call
 ) -> list[Result | ConvoyError]:
     """Returns the result of each image, or its error, in the order of the request. Raises the error of a single image,
     because it is the request's error."""
-    if len(found) == 1:
-        outcomes = [await answers[0] if len(found[0].sent) == 1 else await _caught(found[0], answers[0])]
+    if len(chunks) == 1:
+        found = [await answers[0] if len(chunks[0].images) == 1 else await _caught(chunks[0], answers[0])]
     else:
         async with asyncio.TaskGroup() as group:
-            pairs = zip(found, answers, strict=True)
+            pairs = zip(chunks, answers, strict=True)
             tasks = [group.create_task(_caught(chunk, answer)) for chunk, answer in pairs]
-        outcomes = [task.result() for task in tasks]
+        found = [task.result() for task in tasks]
     results: dict[int, Result | ConvoyError] = {}
-    for chunk, outcome in zip(found, outcomes, strict=True):
-        results.update(zip(chunk.numbers, outcome, strict=True))
+    for chunk, of_chunk in zip(chunks, found, strict=True):
+        results.update(zip(chunk.numbers, of_chunk, strict=True))
     if len(results) == 1 and isinstance(results[0], ConvoyError):
         raise results[0]
     for result in results.values():
@@ -187,7 +170,7 @@ async def _caught(chunk: Chunk, answer: Coroutine[Any, Any, list[Result | Convoy
     try:
         return await answer
     except ConvoyError as error:
-        return [error] * len(chunk.sent)
+        return [error] * len(chunk.images)
 
 
 def _check_mask(request: pb.SegmentRequest, row: Version) -> None:
@@ -209,8 +192,3 @@ def _segment_result(result: pb.SegmentResult | ConvoyError) -> pb.SegmentResult:
 
 def _image_error(error: ConvoyError) -> pb.ImageError:
     return pb.ImageError(code=status.code_of(error), reason=error.reason, message=status.message_of(error))
-
-
-def _timings(taken: Timings, answer: Answer) -> pb.Timings:
-    stages = dict(zip(_STAGE_FIELDS, taken.stages, strict=True))
-    return pb.Timings(total_seconds=taken.total, batch_size=answer.batch_size, **stages)

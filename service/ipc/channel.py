@@ -1,23 +1,21 @@
-"""The records that front ends and the engine exchange, and the socket pair that carries them.
+"""The records that front ends and the engines exchange, and the socket pair that carries them.
 
-A `Submit` contains the locations of the inputs and outputs in a front end's memory. The engine ends every `Submit` with
-exactly one `Answer` or `Failure`. Until then the memory stays allocated, even after a cancellation. Records are fixed
-structs, many per packet. Pixels never go through the socket.
+A `Request` contains the locations of its inputs and outputs in a front end's memory. The engine ends every one with
+exactly one `Answer` or `Failure`. Until then the memory stays allocated, even after a cancellation. Records are msgpack
+arrays, many per packet. Pixels never go through the socket.
 """
 
 import array
 import asyncio
+import math
 import os
 import socket
-import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from enum import IntEnum
-from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from convoy.service.dtypes import DTYPES
+import msgspec
+
 from convoy.service.errors import (
     BadTensor,
     ConvoyError,
@@ -28,12 +26,9 @@ from convoy.service.errors import (
     RunFailed,
     UnknownModel,
 )
-from convoy.service.ipc.slots import MAX_RANK, SPILLED, Span
+from convoy.service.ipc.slots import SPILLED, Span
 
-NEVER = (1 << 63) - 1  # ns; stands for no deadline
 FAILED = "the network failed on this input"
-
-_DTYPE_NUMBERS = {dtype: number for number, dtype in enumerate(DTYPES)}
 
 
 class Cancelled(ConvoyError):
@@ -42,7 +37,7 @@ class Cancelled(ConvoyError):
     reason = "CANCELLED"
 
 
-# The errors that an engine may return, by their number in a record. Any other error is sent as RunFailed.
+# The errors that an engine may return. Any other error is sent as RunFailed.
 FAILURES: tuple[type[ConvoyError], ...] = (
     RunFailed,
     QueueFull,
@@ -55,36 +50,42 @@ FAILURES: tuple[type[ConvoyError], ...] = (
 )
 
 
-class Hello(NamedTuple):
+class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
     """Front end to engine, the first record: the front end's memory. One descriptor travels with it."""
 
     arena_bytes: int
 
 
-class Submit(NamedTuple):
-    """Front end to engine: a request to run `rows` images, whose inputs lie side by side in the arena."""
+class Request(msgspec.Struct, array_like=True, tag=1):
+    """Front end to engine: `rows` images or tensors to run, whose inputs lie side by side in the front end's memory.
+
+    The same object waits in the engine's queue. Points in time are seconds of CLOCK_MONOTONIC, the same in every
+    process.
+    """
 
     id: int  # never reused by a front end
-    model: str
-    version: int
+    source: int  # the front end; set by the engine that receives the request
     rows: int
-    following: int  # images of this model that the front end has accepted but not yet submitted
-    company: int  # requests of this model that the front end has accepted but not yet answered, including this one
-    arrived: int  # CLOCK_MONOTONIC, ns: time when it was ready to be queued
-    deadline: int  # CLOCK_MONOTONIC, ns, or NEVER
-    inputs: tuple[Span, ...]
-    outputs: tuple[Span, ...]
-    image: tuple[int, int] = (0, 0)  # (height, width) of each image in the input, pixels; zeros for tensors
+    arrived: float  # when it was ready to be queued
+    deadline: float = math.inf  # it never runs if it would end after this
     low_priority: bool = False
+    model: str = ""
+    version: int = 0
+    inputs: tuple[Span, ...] = ()
+    outputs: tuple[Span, ...] = ()
+    image: tuple[int, int] = (0, 0)  # (height, width) of each image in the input, pixels; zeros for tensors
+    following: int = 0  # images of this model that the front end has accepted but not yet sent
+    in_flight: int = 1  # requests of this model that the front end has not yet answered, including this one
+    memory: Any = None  # the front end's SharedMemory; set by the engine that receives the request
 
 
-class Cancel(NamedTuple):
+class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=2):
     """Front end to engine: a cancellation. The engine still ends the request with an Answer or a Failure."""
 
     id: int
 
 
-class Release(NamedTuple):
+class Release(msgspec.Struct, frozen=True, array_like=True, tag=3):
     """Front end to engine: no request of this front end refers to this version, and none will."""
 
     model: str
@@ -92,15 +93,15 @@ class Release(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Start and end times of a batch's stages: CLOCK_MONOTONIC, ns, the same clock in every process."""
+    """Start and end times of a batch's stages: seconds of CLOCK_MONOTONIC, the same clock in every process."""
 
-    gather: int
-    run: int
-    scatter: int
-    done: int
+    gather: float
+    run: float
+    scatter: float
+    done: float
 
 
-class Answer(NamedTuple):
+class Answer(msgspec.Struct, frozen=True, array_like=True, tag=4):
     """Engine to front end: the request has run, and its outputs are written."""
 
     id: int
@@ -110,56 +111,27 @@ class Answer(NamedTuple):
     failed: tuple[int, ...] = ()  # rows on which the network failed; their outputs are invalid
 
 
-class Failure(NamedTuple):
+class Failure(msgspec.Struct, frozen=True, array_like=True, tag=5):
     """Engine to front end: the request did not run, or its run failed."""
 
     id: int
     error: ConvoyError
 
 
-class TableFile(NamedTuple):
+class TableFile(msgspec.Struct, frozen=True, array_like=True, tag=6):
     """Engine to front end: the current table of the repository, as JSON in the memory file that travels with it."""
 
     nbytes: int
 
 
-Record = Hello | Submit | Cancel | Release | Answer | Failure | TableFile
-
-_NUMBERS = {kind: number for number, kind in enumerate(FAILURES)}
-
-_HELLO = struct.Struct("<B7xQ")
-_SUBMIT = struct.Struct("<BBB?IIIQqqq64sII")
-_CANCEL = struct.Struct("<B7xQ")
-_RELEASE = struct.Struct("<B7xq64s")
-_ANSWER = struct.Struct("<BBHIQ4q")
-_FAILURE = struct.Struct("<BBHxxxxQd")
-_TABLE = struct.Struct("<B7xQ")
-_SPAN = struct.Struct("<BBB5xQQ8q")
-
-
-class _Kind(IntEnum):
-    HELLO = 0
-    SUBMIT = 1
-    CANCEL = 2
-    RELEASE = 3
-    ANSWER = 4
-    FAILURE = 5
-    TABLE = 6
-
+Record = Hello | Request | Cancel | Release | Answer | Failure | TableFile
 
 _MAX_PACKET = 32_768  # bytes; a whole packet must fit into the socket's buffer
-_MAX_RECORD = _SUBMIT.size + 2 * 255 * _SPAN.size
+_MAX_RECORD = 65_536  # bytes; the largest has 2 x 255 tensors
 _MAX_DESCRIPTORS = 64  # per packet
 _ANCILLARY = socket.CMSG_SPACE(_MAX_DESCRIPTORS * array.array("i").itemsize)
 _MAX_MESSAGE = 1_024  # bytes of a failure's text
-
-
-@dataclass(frozen=True, slots=True)
-class Packet:
-    """The records of one read, and their descriptors, in order. The reader owns the descriptors."""
-
-    records: Sequence[Record]
-    descriptors: Sequence[int]
+_FAILURE_BY_NAME = {kind.__name__: kind for kind in FAILURES}
 
 
 class Channel:
@@ -189,16 +161,16 @@ class Channel:
         carried: list[int] = []
         size = 0
         for record in records:
-            part = _pack(record)
+            part = _encode(record)
             needs = _descriptors_of(record)
             if parts and (size + len(part) > _MAX_PACKET or len(carried) + needs > _MAX_DESCRIPTORS):
-                self._packets.append((b"".join(parts), carried))
+                self._packets.append((_packed(parts), carried))
                 parts, carried, size = [], [], 0
             parts.append(part)
             carried.extend(os.dup(own.popleft()) for _ in range(needs))
             size += len(part)
         if parts:
-            self._packets.append((b"".join(parts), carried))
+            self._packets.append((_packed(parts), carried))
         self.flush()
 
     def flush(self) -> None:
@@ -214,8 +186,9 @@ class Channel:
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    def receive(self) -> Packet | None:
-        """Returns one packet, or None if none is ready. Raises ConnectionError if the other side has closed."""
+    def receive(self) -> tuple[list[Record], list[int]] | None:
+        """Returns one packet's records and descriptors, in order, or None if none is ready. The caller owns the
+        descriptors. Raises ConnectionError if the other side has closed."""
         try:
             data, ancillary, _, _ = self.socket.recvmsg(_MAX_PACKET + _MAX_RECORD, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
@@ -226,7 +199,7 @@ class Channel:
                 descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
         if not data:
             raise ConnectionError("the other side closed the channel")
-        return Packet(_unpack(data), descriptors.tolist())
+        return _decode(data), descriptors.tolist()
 
     def close(self) -> None:
         """Closes the socket and drops queued packets."""
@@ -241,7 +214,10 @@ class Wire:
     """A Channel on the event loop: passes every packet to `on_packet`, and calls `on_close` once, when it closes."""
 
     def __init__(
-        self, connection: socket.socket, on_packet: Callable[[Packet], None], on_close: Callable[[], None]
+        self,
+        connection: socket.socket,
+        on_packet: Callable[[list[Record], list[int]], None],
+        on_close: Callable[[], None],
     ) -> None:
         self._channel = Channel(connection)
         self._on_packet = on_packet
@@ -274,7 +250,7 @@ class Wire:
     def _readable(self) -> None:
         try:
             while self._open and (packet := self._channel.receive()):
-                self._on_packet(packet)
+                self._on_packet(*packet)
         except ConnectionError:
             self.close()
 
@@ -293,105 +269,25 @@ def _descriptors_of(record: Record) -> int:
         case Hello() | TableFile():
             return 1
         case Answer():
-            return sum(span.offset == SPILLED for span in record.outputs)
+            return sum([span.offset == SPILLED for span in record.outputs])
     return 0
 
 
-def _pack(record: Record) -> bytes:
-    match record:
-        case Submit(inputs=inputs, outputs=outputs):
-            head = _SUBMIT.pack(
-                _Kind.SUBMIT,
-                len(inputs),
-                len(outputs),
-                record.low_priority,
-                record.rows,
-                record.following,
-                record.company,
-                record.id,
-                record.version,
-                record.arrived,
-                record.deadline,
-                record.model.encode(),
-                *record.image,
-            )
-            return head + b"".join(map(_pack_span, inputs)) + b"".join(map(_pack_span, outputs))
-        case Answer(outputs=outputs):
-            counts = len(outputs), len(record.failed)
-            head = _ANSWER.pack(_Kind.ANSWER, *counts, record.batch_size, record.id, *record.times)
-            return head + b"".join(map(_pack_span, outputs)) + struct.pack(f"<{len(record.failed)}I", *record.failed)
-        case Failure(error=error):
-            text = error.message.encode()[:_MAX_MESSAGE]
-            number = _NUMBERS.get(type(error), 0)
-            retry_after = -1.0 if error.retry_after is None else error.retry_after
-            return _FAILURE.pack(_Kind.FAILURE, number, len(text), record.id, retry_after) + text
-        case Cancel():
-            return _CANCEL.pack(_Kind.CANCEL, record.id)
-        case Release():
-            return _RELEASE.pack(_Kind.RELEASE, record.version, record.model.encode())
-        case Hello():
-            return _HELLO.pack(_Kind.HELLO, record.arena_bytes)
-        case TableFile():
-            return _TABLE.pack(_Kind.TABLE, record.nbytes)
+def _error_to_fields(error: ConvoyError) -> tuple[str, str, float | None]:
+    kind = type(error) if type(error) in FAILURES else RunFailed
+    text = error.message.encode()[:_MAX_MESSAGE].decode(errors="ignore")
+    return kind.__name__, text, error.retry_after
 
 
-def _pack_span(span: Span) -> bytes:
-    shape = span.shape + (0,) * (MAX_RANK - len(span.shape))
-    return _SPAN.pack(span.number, _DTYPE_NUMBERS[span.dtype], len(span.shape), span.offset, span.nbytes, *shape)
+def _error_of_fields(kind: type, fields: tuple[str, str, float | None]) -> ConvoyError:
+    name, message, retry_after = fields
+    return _FAILURE_BY_NAME[name](message, retry_after=retry_after)
 
 
-def _unpack(data: bytes) -> list[Record]:
-    records: list[Record] = []
-    at = 0
-    while at < len(data):
-        record, at = _unpack_one(data, at)
-        records.append(record)
-    return records
+_encode = msgspec.msgpack.Encoder(enc_hook=_error_to_fields).encode
+_decode = msgspec.msgpack.Decoder(list[Record], dec_hook=_error_of_fields).decode
 
 
-def _unpack_one(data: bytes, at: int) -> tuple[Record, int]:
-    match data[at]:
-        case _Kind.SUBMIT:
-            _, inputs, outputs, low, *numbers, model, height, width = _SUBMIT.unpack_from(data, at)
-            rows, following, company, id_, version, arrived, deadline = numbers
-            spans, end = _unpack_spans(data, at + _SUBMIT.size, inputs + outputs)
-            name = model.rstrip(b"\0").decode()
-            tensors = (spans[:inputs], spans[inputs:])
-            what = (id_, name, version, rows, following, company, arrived, deadline)
-            return Submit(*what, *tensors, (height, width), low), end
-        case _Kind.ANSWER:
-            _, outputs, failures, batch_size, id_, *times = _ANSWER.unpack_from(data, at)
-            spans, end = _unpack_spans(data, at + _ANSWER.size, outputs)
-            failed = struct.unpack_from(f"<{failures}I", data, end)
-            return Answer(id_, batch_size, Times(*times), spans, failed), end + 4 * failures
-        case _Kind.FAILURE:
-            _, number, length, id_, retry_after = _FAILURE.unpack_from(data, at)
-            start = at + _FAILURE.size
-            text = data[start : start + length].decode(errors="replace")
-            error = FAILURES[number](text, retry_after=None if retry_after < 0 else retry_after)
-            return Failure(id_, error), start + length
-        case _Kind.CANCEL:
-            return Cancel(_CANCEL.unpack_from(data, at)[1]), at + _CANCEL.size
-        case _Kind.RELEASE:
-            _, version, model = _RELEASE.unpack_from(data, at)
-            return Release(model.rstrip(b"\0").decode(), version), at + _RELEASE.size
-        case _Kind.HELLO:
-            return Hello(_HELLO.unpack_from(data, at)[1]), at + _HELLO.size
-        case _Kind.TABLE:
-            return TableFile(_TABLE.unpack_from(data, at)[1]), at + _TABLE.size
-        case kind:
-            raise AssertionError(f"record of kind {kind} in a packet")
-
-
-def _unpack_spans(data: bytes, at: int, count: int) -> tuple[tuple[Span, ...], int]:
-    end = at + count * _SPAN.size
-    return _spans(data[at:end]), end
-
-
-@lru_cache(maxsize=4096)
-def _spans(data: bytes) -> tuple[Span, ...]:
-    # Cached, because slots are reused at the same offsets.
-    return tuple(
-        Span(number, offset, nbytes, DTYPES[dtype], tuple(shape[:rank]))
-        for number, dtype, rank, offset, nbytes, *shape in _SPAN.iter_unpack(data)
-    )
+def _packed(records: Sequence[bytes]) -> bytes:
+    """Returns encoded records as one msgpack array."""
+    return b"".join([b"\xdc" + len(records).to_bytes(2, "big"), *records])

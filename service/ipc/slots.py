@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from convoy.service.dtypes import DTYPES
 from convoy.service.errors import BadTensor, QueueFull
 
 ALIGNMENT = 64  # bytes; a cache line, and efficient for vector loads
@@ -29,42 +30,35 @@ class Span(NamedTuple):
 
     number: int
     offset: int  # bytes from the start of the arena, or SPILLED
-    nbytes: int  # for an output in a Submit: the space reserved
-    dtype: np.dtype[np.generic]
+    nbytes: int  # for an output in a Request: the space reserved
+    dtype: str  # numpy's name
     shape: tuple[int, ...]
 
-
-class Layout(NamedTuple):
-    """The size of a slot, and its inputs and outputs at offsets from the start of the slot."""
-
-    nbytes: int
-    inputs: tuple[Span, ...]
-    outputs: tuple[Span, ...]
-
-    def at(self, begin: int) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
-        """Returns the inputs and outputs of a slot that starts at `begin`."""
-        return _moved(self.inputs, begin), _moved(self.outputs, begin)
+    def moved(self, by: int) -> "Span":
+        """Returns the same span `by` bytes further on."""
+        number, offset, nbytes, dtype, shape = self
+        return Span(number, offset + by, nbytes, dtype, shape)
 
 
 @lru_cache(maxsize=1024)
 def layout(
-    inputs: tuple[tuple[np.dtype[np.generic], tuple[int, ...]], ...], output_bytes: tuple[tuple[int, int], ...]
-) -> Layout:
-    """Returns a layout for inputs of these (dtype, shape) and outputs of these (number, bytes), each aligned."""
+    inputs: tuple[tuple[str, tuple[int, ...]], ...], output_bytes: tuple[tuple[int, int], ...]
+) -> tuple[int, tuple[Span, ...], tuple[Span, ...]]:
+    """Returns the bytes of a slot, and its inputs and outputs, aligned, at offsets from the start of the slot.
+
+    inputs        (dtype, shape) of each
+    output_bytes  (number, bytes) of each
+    """
     at = 0
-    given, wanted = [], []
+    into, out_of = [], []
     for number, (dtype, shape) in enumerate(inputs):
-        nbytes = dtype.itemsize * math.prod(shape)
-        given.append(Span(number, at, nbytes, dtype, shape))
+        nbytes = DTYPES[dtype].itemsize * math.prod(shape)
+        into.append(Span(number, at, nbytes, dtype, shape))
         at += -(-nbytes // ALIGNMENT) * ALIGNMENT
     for number, nbytes in output_bytes:
-        wanted.append(Span(number, at, nbytes, np.dtype(np.uint8), (nbytes,)))
+        out_of.append(Span(number, at, nbytes, "uint8", (nbytes,)))
         at += -(-nbytes // ALIGNMENT) * ALIGNMENT
-    return Layout(at, tuple(given), tuple(wanted))
-
-
-def _moved(spans: tuple[Span, ...], begin: int) -> tuple[Span, ...]:
-    return tuple([Span(number, begin + at, nbytes, dtype, shape) for number, at, nbytes, dtype, shape in spans])
+    return at, tuple(into), tuple(out_of)
 
 
 def memory_file(nbytes: int) -> int:
@@ -84,11 +78,12 @@ class SharedMemory:
 
     def array(self, span: Span) -> NDArray[np.generic]:
         """Returns a view of the tensor at `span`. Raises BadTensor if it exceeds the memory."""
-        nbytes = span.dtype.itemsize
+        dtype = DTYPES[span.dtype]
+        nbytes = dtype.itemsize
         for side in span.shape:
             nbytes *= side
         self._check(span.offset, nbytes, min(span.shape, default=0))
-        return np.ndarray(span.shape, span.dtype, buffer=self._memory, offset=span.offset)
+        return np.ndarray(span.shape, dtype, buffer=self._memory, offset=span.offset)
 
     def bytes_at(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
         """Returns a view of `nbytes` bytes at `offset`. Raises BadTensor if they exceed the memory."""

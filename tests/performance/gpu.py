@@ -16,7 +16,7 @@ import onnxruntime
 
 from convoy.service.bench.arrivals import gaps
 from convoy.service.config import EngineConfig
-from convoy.service.engine import profile as profiles
+from convoy.service.engine import profiles
 from convoy.service.engine.buffers import Buffer, page_lock
 from convoy.service.engine.providers import CPU, CUDA, Device, preload, providers
 from convoy.service.errors import ConvoyError

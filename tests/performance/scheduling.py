@@ -11,9 +11,11 @@ from convoy.service.bench.simulation import Load, Outcome, Stream, oracle, simul
 from convoy.service.config import PolicyName
 from convoy.service.engine import session as sessions
 from convoy.service.engine.null_session import Sleeping
-from convoy.service.engine.scheduler.batcher import Batcher, Key, Limits, Request
+from convoy.service.engine.scheduler.batcher import Batcher
 from convoy.service.engine.scheduler.latency_model import RunTimes
 from convoy.service.engine.scheduler.policies import POLICIES
+from convoy.service.engine.scheduler.request_queue import Key, Limits
+from convoy.service.ipc.channel import Request
 from tests.performance.figure import EACH, FIXED, Figure, seconds_of
 from tests.performance.trials import ratio
 

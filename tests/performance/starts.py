@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convoy.service.engine import profile as profiles
+from convoy.service.engine import profiles
 from tests.performance import load, models
 from tests.performance.figure import CLASSIFY, Figure, request, serving
 from tests.performance.trials import in_turns, ratio

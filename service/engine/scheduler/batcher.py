@@ -13,16 +13,17 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from convoy.service.engine.scheduler.policies import POLICIES, Traffic
-from convoy.service.engine.scheduler.request_queue import Key, Limits, Place, Queue, Request
+from convoy.service.engine.scheduler.request_queue import Key, Limits, Place, Queue, due_time
 from convoy.service.errors import PredictedLate, QueueFull
-
-__all__ = ["Batch", "Batcher", "Decision", "Key", "Limits", "Request"]
+from convoy.service.ipc.channel import Request
 
 _GAP_WEIGHT = 0.1  # weight of the newest gap between arrivals in the moving average
 _LONG_GAP_WEIGHT = 0.01
 _MEMORY = 0.1  # seconds for which overlapping callers are remembered
 _ROUNDING = 1e-9  # three shares of a third fill a device
 _MOST_QUEUES = 1024  # whose run times are remembered; clients may send any number of shapes
+
+Id = tuple[Hashable, Hashable]  # of a request: its source, and its number there
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,7 +37,7 @@ class Batch:
 
     @property
     def rows(self) -> int:
-        return sum(request.rows for request in self.requests)
+        return sum([request.rows for request in self.requests])
 
 
 class Decision(NamedTuple):
@@ -90,7 +91,8 @@ class Batcher:
     """All queues of one device, which runs batches on `lanes` lanes concurrently.
 
     A batch uses a whole lane, or 1/n of a lane if its model has n instances. So a model never runs more batches than it
-    has instances, and a model whose only session uses every core runs alone. One writer: the engine's loop.
+    has instances, and a model whose only session uses every core runs alone. One writer: the holder of the dispatcher's
+    lock.
 
     `volume` returns the size of one row of a shape. An unmeasured shape's time is scaled from the nearest measured
     shape of its model and version.
@@ -101,8 +103,8 @@ class Batcher:
         self._volume = volume
         self._queues: dict[Key, Queue] = {}
         self._active: dict[Key, Queue] = {}  # queues that are not empty
-        self._places: dict[Hashable, tuple[Queue, Place]] = {}  # of each waiting request, by its id
-        self._deadlines: list[tuple[float, int, Hashable]] = []  # heap; ended requests are removed lazily
+        self._places: dict[Id, tuple[Queue, Place]] = {}  # of each waiting request
+        self._deadlines: list[tuple[float, int, Id]] = []  # heap; ended requests are removed lazily
         self._rows: Counter[str] = Counter()  # waiting rows, by model
         self._callers: dict[str, _Callers] = {}  # by model
         self._running: list[Batch] = []
@@ -136,38 +138,37 @@ class Batcher:
         callers.arrive(request.arrived)
         if not queue.times.known and self._volume is not None:
             self._guess(queue)
-        due = request.due(limits.objective)
+        due = due_time(request, limits.objective)
         if request.deadline < math.inf and queue.times.known and POLICIES[limits.policy].admits:
             self._admit(queue, request, due, callers, now)
         self._arrivals += 1
-        self._places[request.id] = queue, queue.put(request, due, self._arrivals)
+        id_ = request.source, request.id
+        self._places[id_] = queue, queue.put(request, due, self._arrivals)
         self._active[key] = queue
         self._rows[key.model] += request.rows
         if request.deadline < math.inf:
-            heapq.heappush(self._deadlines, (request.deadline, self._arrivals, request.id))
+            heapq.heappush(self._deadlines, (request.deadline, self._arrivals, id_))
             if len(self._deadlines) > 2 * len(self._places) + 64:
                 self._deadlines = [entry for entry in self._deadlines if entry[2] in self._places]
                 heapq.heapify(self._deadlines)
 
-    def expect(self, model: str, source: Hashable, following: int, company: int, now: float) -> None:
-        """Record a report from `source`: it will send `following` more requests, and has `company` unanswered ones."""
+    def expect(self, model: str, source: Hashable, following: int, in_flight: int, now: float) -> None:
+        """Record a report from `source`: it will send `following` more requests, and `in_flight` are unanswered."""
         callers = self._callers.setdefault(model, _Callers())
         callers.following[source] = following
-        if company > 1:
+        if in_flight > 1:
             callers.overlapping_until = now + _MEMORY
 
     def forget(self, source: Hashable) -> list[Request]:
         """Remove the requests of a `source` that has gone, and expect no more from it. Returns them; they never run."""
         for callers in self._callers.values():
             callers.following.pop(source, None)
-        gone = [place.request for _, place in self._places.values() if place.request.source == source]
-        for request in gone:
-            self._remove(request.id)
-        return gone
+        gone = [id_ for id_ in self._places if id_[0] == source]
+        return [self._remove(id_) for id_ in gone]
 
-    def cancel(self, request_id: Hashable) -> Request | None:
+    def cancel(self, id_: Id) -> Request | None:
         """Remove a request from its queue and return it; None if it is not waiting."""
-        return self._remove(request_id) if request_id in self._places else None
+        return self._remove(id_) if id_ in self._places else None
 
     def next(self, now: float) -> Decision:
         """What to do now. A returned batch counts as running until `ended` is called with it."""
@@ -178,11 +179,11 @@ class Batcher:
                 return Decision(late, None, min(close_at, self._first_deadline()))
             if queue.share > self._room + _ROUNDING:
                 break  # it runs when others have ended: smaller ones in its place could delay it forever
-            taken = POLICIES[queue.limits.policy].take(queue, now)
-            self._left(queue, (*taken.late, *taken.batch))
-            late += taken.late
-            if taken.batch:
-                return Decision(late, self._start(queue, taken.batch, now), self._first_deadline())
+            too_late, requests = POLICIES[queue.limits.policy].take(queue, now)
+            self._left(queue, (*too_late, *requests))
+            late += too_late
+            if requests:
+                return Decision(late, self._start(queue, requests, now), self._first_deadline())
         return Decision(late, None, self._first_deadline())
 
     def ended(self, batch: Batch, runs: Sequence[tuple[int, float]]) -> None:
@@ -243,13 +244,14 @@ class Batcher:
         batches, rest = divmod(queue.rows_ahead(due), size)
         start = free + (others + batches * queue.times.bound(size) * queue.share) / self._lanes
         # Requests that arrive before its batch starts will share it.
-        company = callers.within(start - now)
-        finish = start + queue.times.bound(max(int(min(size, rest + request.rows + company)), request.rows))
+        joining = callers.within(start - now)
+        finish = start + queue.times.bound(max(int(min(size, rest + request.rows + joining)), request.rows))
         excess = finish - request.deadline
-        if queue and due < queue.last.due and queue.last.request.deadline < math.inf:
+        last = queue.last[2] if queue and due < queue.last[0] else None
+        if last is not None and last.deadline < math.inf:
             # Requests due later were admitted for their own deadlines.
             end = free + (others + queue.work(queue.rows + request.rows)) / self._lanes
-            excess = max(excess, end - queue.last.request.deadline)
+            excess = max(excess, end - last.deadline)
         if excess > 0 and not self._worth_trying(queue, request, now):
             raise PredictedLate(
                 f"model {queue.key.model!r} would answer {1000 * excess:.1f} ms after the deadline",
@@ -295,15 +297,15 @@ class Batcher:
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else math.inf
 
-    def _remove(self, request_id: Hashable) -> Request:
-        queue, place = self._places[request_id]
+    def _remove(self, id_: Id) -> Request:
+        queue, place = self._places[id_]
         queue.remove(place)
-        self._left(queue, (place.request,))
-        return place.request
+        self._left(queue, (place[2],))
+        return place[2]
 
     def _left(self, queue: Queue, requests: Sequence[Request]) -> None:
         for request in requests:
-            del self._places[request.id]
+            del self._places[request.source, request.id]
         self._rows[queue.key.model] -= sum([request.rows for request in requests])
         if not queue:
             self._active.pop(queue.key, None)

@@ -20,7 +20,8 @@ class RunTimes:
 
     A common factor follows the machine's speed. The times of the measured sizes (the given ones, then larger ones and
     powers of two as they occur) follow the ratios of sizes. Times between measured sizes are interpolated linearly;
-    above the largest, its throughput is assumed. A larger batch never takes less time. One writer: the engine's loop.
+    above the largest, its throughput is assumed. A larger batch never takes less time. One writer: the holder of the
+    dispatcher's lock.
 
     `guessed` times are scaled from another shape or from a first batch: the first run corrects them by a common factor,
     and once a size has run twice they count as measured.

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from convoy.service.config import PolicyName
-from convoy.service.engine.scheduler.request_queue import Queue, Request
+from convoy.service.engine.scheduler.request_queue import Queue
+from convoy.service.ipc.channel import Request
 
 _GAPS = 2.0  # average gaps without an arrival after which no more is expected
 _DISPATCH = 0.0005  # seconds of CPU time per batch, which the front ends could use
@@ -27,11 +28,8 @@ class Traffic(NamedTuple):
     following: bool  # a front end has accepted a request and is about to send it
 
 
-class Taken(NamedTuple):
-    """What leaves a queue: `late` cannot be answered in time and must not run."""
-
-    late: list[Request]
-    batch: list[Request]
+# What leaves a queue: requests that cannot be answered in time and must not run, and those that run together.
+Leaving = tuple[list[Request], list[Request]]
 
 
 class Policy(NamedTuple):
@@ -41,7 +39,7 @@ class Policy(NamedTuple):
     """
 
     close_at: Callable[[Queue, Traffic], float]
-    take: Callable[[Queue, float], Taken]
+    take: Callable[[Queue, float], Leaving]
     admits: bool = False
 
 
@@ -59,12 +57,12 @@ def _deferred_close_at(queue: Queue, traffic: Traffic) -> float:
     )
 
 
-def _deferred_take(queue: Queue, now: float) -> Taken:
+def _deferred_take(queue: Queue, now: float) -> Leaving:
     if queue.times.guessed:
-        return Taken([], queue.pop(min(queue.rows, queue.batch_size)))  # a guess drops nothing: the run corrects it
+        return [], queue.pop(min(queue.rows, queue.batch_size))  # a guess drops nothing: the run corrects it
     late = _pop_while(queue, lambda request: now + queue.times.bound(request.rows) > request.deadline)
     if not queue:
-        return Taken(late, [])
+        return late, []
     rows = min(queue.rows, queue.batch_size)
     fitting = queue.times.largest_within(queue.head.deadline - now)
     if fitting < rows:
@@ -75,7 +73,7 @@ def _deferred_take(queue: Queue, now: float) -> Taken:
             rows = min(queue.rows, rows)
         else:
             rows = fitting
-    return Taken(late, queue.pop(rows) if queue else [])
+    return late, queue.pop(rows) if queue else []
 
 
 def _eager_close_at(queue: Queue, traffic: Traffic) -> float:
@@ -88,32 +86,32 @@ def _timeout_close_at(queue: Queue, traffic: Traffic) -> float:
     return queue.head.arrived + queue.limits.max_queue_delay
 
 
-def _take_all(queue: Queue, now: float) -> Taken:
+def _take_all(queue: Queue, now: float) -> Leaving:
     late = _pop_while(queue, lambda request: request.deadline <= now)
-    return Taken(late, queue.pop(queue.limits.max_batch_size) if queue else [])
+    return late, queue.pop(queue.limits.max_batch_size) if queue else []
 
 
-def _aimd_take(queue: Queue, now: float) -> Taken:
+def _aimd_take(queue: Queue, now: float) -> Leaving:
     late = _pop_while(queue, lambda request: request.deadline <= now)
     if not queue:
-        return Taken(late, [])
+        return late, []
     full = queue.rows >= int(queue.cap)
     batch = queue.pop(min(int(queue.cap), queue.limits.max_batch_size))
     if queue.times.predict(int(queue.cap)) > queue.budget:
         queue.cap = max(1.0, _AIMD_FACTOR * queue.cap)
     elif full:
         queue.cap = min(queue.cap + _AIMD_STEP, queue.limits.max_batch_size)
-    return Taken(late, batch)
+    return late, batch
 
 
-def _nexus_take(queue: Queue, now: float) -> Taken:
+def _nexus_take(queue: Queue, now: float) -> Leaving:
     """Move a window of the efficient size forward until all requests in it can be answered in time."""
     late: list[Request] = []
     rows = min(queue.rows, queue.batch_size)
     while queue and not queue.times.guessed and queue.head.deadline < now + queue.times.predict(rows):
         late += queue.pop(queue.head.rows)
         rows = min(queue.rows, rows)
-    return Taken(late, queue.pop(rows) if queue else [])
+    return late, queue.pop(rows) if queue else []
 
 
 def _pop_while(queue: Queue, condition: Callable[[Request], bool]) -> list[Request]:

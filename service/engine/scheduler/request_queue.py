@@ -4,10 +4,11 @@ import math
 from bisect import bisect_left, insort
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from convoy.service.config import PolicyName
 from convoy.service.engine.scheduler.latency_model import RunTimes
+from convoy.service.ipc.channel import Request
 
 _BUDGET_WEIGHT = 0.05  # of the newest request in the moving average
 _PATIENCE = 10.0  # latency objectives added to the due time of a low-priority request
@@ -33,34 +34,22 @@ class Limits:
     instances: int = 1  # sessions of the network: this many of its batches fill the device
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One request in a queue. `id` is unique and chosen by the caller; `payload` is opaque."""
-
-    id: Hashable
-    source: Hashable  # the front end that sent it
-    rows: int
-    arrived: float
-    deadline: float = math.inf  # it never runs if it would end after this
-    low_priority: bool = False
-    payload: Any = None
-
-    def due(self, objective: float) -> float:
-        """When it should be answered. Determines its place, so that no request waits forever behind later ones."""
-        due = self.deadline if self.deadline < math.inf else self.arrived + objective
-        return due + _PATIENCE * objective if self.low_priority else due
+# A request's place in its queue: when it is due, its sequence number among all arrivals, and the request.
+Place = tuple[float, int, Request]
 
 
-class Place(NamedTuple):
-    """A request's place in its queue."""
+def due_time(request: Request, objective: float) -> float:
+    """Returns when a request should be answered; `objective` is the model's latency objective in seconds.
 
-    due: float
-    number: int  # sequence number of its arrival, unique
-    request: Request
+    It determines the place in the queue, so that no request waits forever behind later ones.
+    """
+    due = request.deadline if request.deadline < math.inf else request.arrived + objective
+    return due + _PATIENCE * objective if request.low_priority else due
 
 
 class Queue:
-    """Requests of one key, and the run times of their batches. One writer: the engine's loop."""
+    """Requests of one key, and the run times of their batches. One writer: the holder of the
+    dispatcher's lock."""
 
     def __init__(self, key: Key, limits: Limits, volume: float = 1.0) -> None:
         self.key = key
@@ -81,12 +70,12 @@ class Queue:
     @property
     def head(self) -> Request:
         """The request that is due first. The queue is not empty."""
-        return self._places[0].request
+        return self._places[0][2]
 
     @property
     def due(self) -> float:
         """The due time of the first request; inf if the queue is empty."""
-        return self._places[0].due if self._places else math.inf
+        return self._places[0][0] if self._places else math.inf
 
     @property
     def share(self) -> float:
@@ -95,12 +84,12 @@ class Queue:
 
     def first(self, count: int) -> list[Request]:
         """The next `count` requests, which stay in the queue."""
-        return [place.request for place in self._places[:count]]
+        return [request for _, _, request in self._places[:count]]
 
     def put(self, request: Request, due: float, number: int) -> Place:
         """Insert a request at its place; `number` is unique and ascending."""
-        place = Place(due, number, request)
-        if self._places and due < self._places[-1].due:
+        place = (due, number, request)
+        if self._places and due < self._places[-1][0]:
             insort(self._places, place)
         else:
             self._places.append(place)
@@ -110,7 +99,7 @@ class Queue:
 
     def rows_ahead(self, due: float) -> int:
         """Rows that would run before a request due at `due`; exact if all requests have equally many rows."""
-        if not self._places or due >= self._places[-1].due:
+        if not self._places or due >= self._places[-1][0]:
             return self.rows
         return round(self.rows * bisect_left(self._places, (due,)) / len(self._places))
 
@@ -122,17 +111,17 @@ class Queue:
     def remove(self, place: Place) -> None:
         """Remove a request that is in the queue, at any place."""
         del self._places[bisect_left(self._places, place[:2])]
-        self.rows -= place.request.rows
+        self.rows -= place[2].rows
 
     def pop(self, rows: int) -> list[Request]:
         """Remove and return the next requests that fit into `rows` rows; a single larger one is returned alone."""
         if self.rows == len(self._places):  # all of one row
             count = max(1, rows)
         else:
-            count = taken = 0
-            for place in self._places:
-                taken += place.request.rows
-                if taken > rows and count:
+            count = filled = 0
+            for _, _, request in self._places:
+                filled += request.rows
+                if filled > rows and count:
                     break
                 count += 1
         popped = self.first(count)

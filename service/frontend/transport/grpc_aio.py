@@ -1,5 +1,6 @@
 """The transport on grpcio's asyncio server, with the health and reflection services of grpcio's packages."""
 
+import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,7 +19,6 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 from convoy.service.errors import ConvoyError
 from convoy.service.frontend import status
 from convoy.service.frontend.transport.interface import Limits, Received, Service, Streaming, Unary
-from convoy.service.ipc.channel import NEVER
 from convoy.service.pb import inference_pb2
 from convoy.service.pb.convoy.v1 import vision_pb2
 
@@ -113,12 +113,12 @@ def _streaming(method: Streaming) -> grpc.RpcMethodHandler:
 
 
 def _received(data: bytes) -> Received:
-    return Received(data, time.monotonic_ns())
+    return Received(data, time.monotonic())
 
 
-def _deadline(context: Any) -> int:
-    left = context.time_remaining()
-    return NEVER if left is None else time.monotonic_ns() + round(left * 1e9)
+def _deadline(context: Any) -> float:
+    left: float | None = context.time_remaining()
+    return math.inf if left is None else time.monotonic() + left
 
 
 def _add_reflection(server: grpc.aio.Server) -> None:

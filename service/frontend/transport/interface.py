@@ -15,13 +15,13 @@ class Received(NamedTuple):
     """An unparsed message: its arrival is stamped before parsing, and a malformed one gets the usual status."""
 
     data: bytes
-    arrived: int  # CLOCK_MONOTONIC, ns
+    arrived: float  # seconds of CLOCK_MONOTONIC, as all points in time
 
 
 class Stream(Protocol):
     """A call that streams in both directions."""
 
-    deadline: int  # of the call: CLOCK_MONOTONIC, ns, or NEVER
+    deadline: float  # of the call; inf: none
 
     async def read(self) -> Received | None:
         """Returns the next message, or None once the caller has sent all."""
@@ -30,8 +30,8 @@ class Stream(Protocol):
         """Sends a message and returns when there is room for another. Drops it if the caller has gone."""
 
 
-# Accepts a message and the call's deadline; returns the answer or the refusal.
-Unary = Callable[[Received, int], Awaitable[bytes | ConvoyError]]
+# Accepts a message and the call's deadline (inf: none); returns the answer or the refusal.
+Unary = Callable[[Received, float], Awaitable[bytes | ConvoyError]]
 Streaming = Callable[[Stream], Awaitable[None]]
 
 

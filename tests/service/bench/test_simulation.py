@@ -8,7 +8,7 @@ import pytest
 
 from convoy.service.bench.simulation import Load, Outcome, Stream, oracle, simulate
 from convoy.service.config import PolicyName
-from convoy.service.engine.scheduler.batcher import Limits
+from convoy.service.engine.scheduler.request_queue import Limits
 
 OBJECTIVE = 0.1
 LIMITS = Limits(max_batch_size=64, max_queue_delay=0.005, max_queue=100_000, objective=OBJECTIVE)

@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 
 from convoy.service.commands.profile import chosen, which, why
-from convoy.service.engine.profile import BatchTime, Machine, Profile
+from convoy.service.engine.profiles import BatchTime, Machine, Profile
 from tests.service import networks
 
 MACHINE = Machine(device="a machine", provider="CPUExecutionProvider", threads=1, onnxruntime="1", model_sha256="0")

@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Hashable
-from dataclasses import replace
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from convoy.service.engine.scheduler.batcher import Batch, Batcher, Decision, Key, Limits, Request
-from convoy.service.engine.scheduler.request_queue import Queue
+from convoy.service.engine.scheduler.batcher import Batch, Batcher, Decision, Id
+from convoy.service.engine.scheduler.request_queue import Key, Limits, Queue, due_time
 from convoy.service.errors import PredictedLate, QueueFull
+from convoy.service.ipc.channel import Request
 
 KEYS = (Key("model", 1, ((32, 32, 1),)), Key("model", 1, ((64, 64, 1),)), Key("other", 1, ((32, 32, 1),)))
 LIMITS = Limits(max_batch_size=8, max_queue_delay=0.004, max_queue=24)
@@ -74,7 +75,8 @@ class Scheduling(RuleBasedStateMachine):
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         number = data.draw(st.integers(1, self.count + 1))
-        gone = self.batcher.cancel(number)
+        source = self.waiting[number][1].source if number in self.waiting else 0
+        gone = self.batcher.cancel((source, number))
         assert (gone is not None) == (number in self.waiting)
         if gone is not None:
             self._end(gone)
@@ -142,11 +144,11 @@ class Scheduling(RuleBasedStateMachine):
             assert (key, known.rows) == (batch.key, one.rows)
             assert known.deadline >= batch.ends - 1e-9, "it would end late by the batcher's own prediction"
             self._end(known)
-        last = max(one.due(LIMITS.objective) for one in batch.requests)
-        left = [one.due(LIMITS.objective) for key, one in self.waiting.values() if key == batch.key]
+        last = max(due_time(one, LIMITS.objective) for one in batch.requests)
+        left = [due_time(one, LIMITS.objective) for key, one in self.waiting.values() if key == batch.key]
         assert last <= min(left, default=math.inf), "something due earlier was left behind"
         for key, one in self.waiting.values():
-            overdue = self.now > one.due(LIMITS.objective) + 2 * SECONDS[8]
+            overdue = self.now > due_time(one, LIMITS.objective) + 2 * SECONDS[8]
             if one.deadline == math.inf and key != batch.key and overdue:
                 passed = self.passed_over[one.id] = self.passed_over.get(one.id, 0) + 1
                 assert passed <= PATIENCE, "it starves"
@@ -171,8 +173,8 @@ def test_promises_hold_whatever_happens() -> None:
 class Losing(Batcher):
     """Who cancels takes a neighbour along."""
 
-    def cancel(self, request_id: Hashable) -> Request | None:
-        gone = super().cancel(request_id)
+    def cancel(self, id_: Id) -> Request | None:
+        gone = super().cancel(id_)
         if gone is not None and self._places:
             self._remove(next(iter(self._places)))
         return gone
@@ -200,7 +202,7 @@ class Unordered(Batcher):
     """Takes high priority for low."""
 
     def add(self, key: Key, request: Request, limits: Limits, now: float) -> None:
-        super().add(key, replace(request, low_priority=not request.low_priority), limits, now)
+        super().add(key, msgspec.structs.replace(request, low_priority=not request.low_priority), limits, now)
 
 
 class Starving(Batcher):

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from convoy.service.engine import dispatcher
-from convoy.service.engine.dispatcher import Dispatcher, Ended
+from convoy.service.engine.dispatcher import Dispatcher
 from convoy.service.engine.instances import Instances
-from convoy.service.engine.runner import Done, Ran
-from convoy.service.engine.scheduler.batcher import Key, Limits, Request
+from convoy.service.engine.runner import Run
+from convoy.service.engine.scheduler.batcher import Batch
+from convoy.service.engine.scheduler.request_queue import Key, Limits
 from convoy.service.errors import ConvoyError, RunFailed, UnknownModel
-from convoy.service.ipc.channel import Failure, Times
+from convoy.service.ipc.channel import Failure, Request, Times
 
 KEY = Key("letters", 1, ())
 LIMITS = Limits(max_batch_size=4, max_queue_delay=0.0, max_queue=1000, policy="eager")
@@ -40,19 +41,19 @@ class Device:
 
     def add(self, *numbers: int) -> None:
         for number in numbers:
-            self.dispatcher.add(KEY, Request(number, "front end", 1, 0.0, payload=number), self.limits, 0.0)
+            self.dispatcher.add(KEY, Request(number, "front end", 1, 0.0), self.limits, 0.0)
 
     async def until(self, count: int) -> None:
         while len(self.ended) < count:
             self.more.clear()
             await self.more.wait()
 
-    def _end(self, ended: Ended) -> None:
+    def _end(self, batch: Batch, run: Run, session: object) -> None:
         self.more.set()
-        self.ended += [request.payload for request in ended.batch.requests]
+        self.ended += [request.id for request in batch.requests]
 
     def _fail(self, request: Request, error: ConvoyError) -> None:
-        self.failed.append((request.payload, error))
+        self.failed.append((request.id, error))
 
 
 @pytest.fixture(autouse=True)
@@ -60,10 +61,11 @@ def running(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Sessions run what the test's device says."""
     device: dict[str, Any] = {}
 
-    def compute(session: Session, works: list[int]) -> Ran:
-        device["it"].run(works)
-        times = Times(0, 0, 0, 0)
-        return Ran([Done(Failure(number, RunFailed("not looked at"))) for number in works], [(len(works), times)])
+    def compute(session: Session, requests: list[Request]) -> Run:
+        numbers = [request.id for request in requests]
+        device["it"].run(numbers)
+        ended = [(Failure(number, RunFailed("not read")), ()) for number in numbers]
+        return Run(requests, [(len(numbers), Times(0, 0, 0, 0))], ended)
 
     monkeypatch.setattr(dispatcher, "compute", compute)
     return device
@@ -199,7 +201,7 @@ def test_request_that_waits_for_company_runs_though_a_batch_ended_just_before_it
         instance.submit(lambda: None).result(10)  # the thread is done, and the loop has not heard of it
         now = time.monotonic()
         device.dispatcher.expect("letters", "front end", 1, 2, now)
-        device.dispatcher.add(KEY, Request(1, "front end", 1, now, payload=1), limits, now)
+        device.dispatcher.add(KEY, Request(1, "front end", 1, now), limits, now)
         device.dispatcher.pump()
         assert device.ended == []
         await device.until(2)

@@ -21,7 +21,7 @@ def follow(root: Path, until: str, swap: Callable[[], object] | None = None) -> 
     """Serve as an engine does, until the model `until` is ready; `swap` happens when any other is."""
 
     async def run() -> None:
-        engine = Engine(root, load(None, ["repository.poll_seconds=0.1"]))
+        engine = Engine(root, load(None, []))
         ready = asyncio.Queue[set[str]]()
 
         def publish(table: Table) -> None:
@@ -29,7 +29,7 @@ def follow(root: Path, until: str, swap: Callable[[], object] | None = None) -> 
             engine._loop.call_soon_threadsafe(ready.put_nowait, names)
 
         engine._loader._publish = publish
-        serving = asyncio.ensure_future(engine.serve())
+        serving = asyncio.ensure_future(server.follow(root, engine.refresh, poll_seconds=0.1))
         swapped = swap is None
         while until not in (names := await asyncio.wait_for(ready.get(), 20)):
             if names and not swapped:

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from convoy.service.engine.layouts import Layout, choose, known, layouts, rate
-from convoy.service.engine.profile import BatchTime, Machine, Profile
+from convoy.service.engine.profiles import BatchTime, Machine, Profile
 
 MACHINE = Machine(device="a machine", provider="CPUExecutionProvider", threads=4, onnxruntime="1", model_sha256="0")
 

@@ -86,8 +86,8 @@ def test_old_sizes_fade_and_new_ones_take_over() -> None:
     looks: list[tuple[Size, ...]] = [()]
     for number in range(20_000):
         kind = list(LIKE) if number < 10_000 else list(OTHER)
-        if sizes.see(kind[number % len(kind)], 1):
-            looks.append(choose(sizes.look(), looks[-1], MANY))
+        if sizes.add(kind[number % len(kind)], 1):
+            looks.append(choose(sizes.recent(), looks[-1], MANY))
     changes = [after for before, after in pairwise(looks) if before != after]
     assert changes[0] == ((480, 640),)
     assert set(looks[-1]) >= {(240, 320)}
@@ -104,17 +104,17 @@ def test_padding_is_worth_it_where_batches_pay_for_it(seconds: dict[int, float],
 
 def test_nothing_is_looked_at_before_much_has_come() -> None:
     sizes = Sizes()
-    due = [sizes.see((8, 8 * number), 1) for number in range(1, 513)]
+    due = [sizes.add((8, 8 * number), 1) for number in range(1, 513)]
     assert due == [False] * 511 + [True]
-    assert sum(sizes.look().values()) == 512
-    assert not sizes.see((8, 8), 1)
+    assert sum(sizes.recent().values()) == 512
+    assert not sizes.add((8, 8), 1)
 
 
 def test_any_number_of_sizes_takes_bounded_memory_and_time() -> None:
     sizes = Sizes()
     for number in range(5000):
-        if sizes.see((number, number), 1):
-            assert len(sizes.look()) <= 1024
+        if sizes.add((number, number), 1):
+            assert len(sizes.recent()) <= 1024
     generator = random.Random(2)
     images = {(8 * generator.randint(20, 80), 8 * generator.randint(20, 80)): 1.0 for _ in range(1000)}
     start = time.process_time()

@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 from prometheus_client import REGISTRY
 
 from convoy.service.config import Config, load
-from convoy.service.engine import model_loader
+from convoy.service.engine import model_loader, session_builder
 from convoy.service.engine import session as sessions
 from convoy.service.engine.model_loader import Loader
 from convoy.service.engine.providers import Device
@@ -135,7 +135,7 @@ def test_wrong_bucket_keeps_only_its_model_from_serving(tmp_path: Path, loader: 
     loader.refresh()
     settings.write_text("buckets = [[64, 66]]\n")
     loader.refresh()
-    assert row_of(loader, "colours", 1).buckets.sizes == ((64, 64),)  # what serves goes on as it was loaded
+    assert row_of(loader, "colours", 1).buckets.sizes == ((64, 64),)  # what serves stays as it was loaded
 
 
 LIKE = {(480, 640): 50.0, (472, 640): 50.0}
@@ -145,7 +145,7 @@ def learning(root: Path, monkeypatch: pytest.MonkeyPatch, tables: list[Table]) -
     """A loader of a model that learns its buckets, on a device where batches pay."""
     networks.save(networks.segmenter(), root, "colours")
     (root / "colours" / "model.toml").write_text("buckets = 'auto'\n")
-    monkeypatch.setattr(model_loader, "pays", lambda seconds: True)
+    monkeypatch.setattr(session_builder, "pays", lambda seconds: True)
     loader = Loader(root, Config(), tables.append)
     loader.refresh()
     return loader
@@ -329,13 +329,13 @@ def test_engine_drops_a_released_version_in_the_thread_that_loads(
         engine = Engine(tmp_path, Config())
         for version in (1, 2):
             put(tmp_path, "doubler", version)
-            await engine._refresh()
+            await engine.refresh()
         for _ in range(1000):  # what is published goes through the loop, and back to the loader
             await asyncio.sleep(0.001)
-            if list(engine._loader.versions) == [("doubler", 2)] and not engine._unreleased:
+            if list(engine._loader.versions) == [("doubler", 2)] and not engine._publication.unreleased:
                 break
         assert list(engine._loader.versions) == [("doubler", 2)]
-        assert not engine._unreleased
+        assert not engine._publication.unreleased
 
     asyncio.run(play())
     assert threads
@@ -492,7 +492,7 @@ def test_serving_version_that_cannot_be_loaded_again_goes_on_as_it_was_loaded(
     assert states(loader.table()) == {("doubler", 2): "READY", ("doubler", 1): "UNAVAILABLE"}
     assert loader.versions["doubler", 2] is old
     assert len(loads) == 2
-    assert [record for record in caplog.records if "goes on as it was loaded" in record.getMessage()]
+    assert [record for record in caplog.records if "stays as it was loaded" in record.getMessage()]
     touch_later(put(tmp_path, "doubler", 2))
     loader.refresh()
     assert loader.versions["doubler", 2] is not old

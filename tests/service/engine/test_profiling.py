@@ -11,9 +11,8 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from convoy.service.engine import profile as profiles
-from convoy.service.engine import profiling
-from convoy.service.engine.profile import BatchTime, Machine, Profile
+from convoy.service.engine import profiles, profiling
+from convoy.service.engine.profiles import BatchTime, Machine, Profile
 from convoy.service.engine.profiling import measure, prepare, shapes
 from convoy.service.engine.providers import CUDA
 from convoy.service.engine.session import Session, load

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -15,16 +16,15 @@ from numpy.typing import NDArray
 from convoy.service.engine import runner
 from convoy.service.engine.buffers import Buffer
 from convoy.service.engine.providers import CPU, CUDA
-from convoy.service.engine.runner import Done, Work, run
+from convoy.service.engine.runner import Ended, run
 from convoy.service.engine.session import DeviceLost, Session, load
 from convoy.service.errors import BadTensor, RunFailed
-from convoy.service.ipc.channel import NEVER, Answer, Failure, Submit
+from convoy.service.ipc.channel import Answer, Failure, Request
 from convoy.service.ipc.slots import SPILLED, Arena, Span
 from convoy.service.repository import TensorSpec
 from tests.service import networks
 
 F4 = np.dtype(np.float32)
-U1 = np.dtype(np.uint8)
 Arrays = Sequence[NDArray[Any]]
 
 
@@ -68,39 +68,37 @@ class FrontEnd:
         self.arena = Arena(1 << 20)
         self._ids = 0
 
-    def work(self, inputs: Arrays, output_bytes: Sequence[int], rows: int = 0) -> Work:
+    def request(self, inputs: Arrays, output_bytes: Sequence[int], rows: int = 0) -> Request:
         """`output_bytes` of 0: how large that output becomes is not known."""
         given = []
         for number, values in enumerate(inputs):
             offset, _ = self.arena.allocate(values.nbytes)
-            given.append(Span(number, offset, values.nbytes, values.dtype, values.shape))
+            given.append(Span(number, offset, values.nbytes, values.dtype.name, values.shape))
             self.arena.mapping.array(given[-1])[...] = values
         wanted = [
-            Span(number, self.arena.allocate(nbytes)[0], nbytes, U1, (nbytes,))
+            Span(number, self.arena.allocate(nbytes)[0], nbytes, "uint8", (nbytes,))
             for number, nbytes in enumerate(output_bytes)
         ]
         self._ids += 1
         rows = rows or (inputs[0].shape[0] if inputs else 1)
-        submit = Submit(
+        return Request(
             id=self._ids,
+            source=1,
+            rows=rows,
+            arrived=0.0,
             model="model",
             version=1,
-            rows=rows,
-            following=0,
-            company=1,
-            arrived=0,
-            deadline=NEVER,
             inputs=tuple(given),
             outputs=tuple(wanted),
+            memory=self.arena.mapping,
         )
-        return Work(submit, self.arena.mapping)
 
-    def outputs(self, done: Done) -> list[NDArray[Any]]:
+    def outputs(self, end: Ended) -> list[NDArray[Any]]:
         """The outputs of an answer, in the order that was asked for; closes what came beside it."""
-        assert isinstance(done.record, Answer), done.record
-        descriptors = list(done.descriptors)
+        record, descriptors = end[0], list(end[1])
+        assert isinstance(record, Answer), record
         found = []
-        for span in done.record.outputs:
+        for span in record.outputs:
             if span.offset == SPILLED:
                 data = os.pread(descriptors[0], span.nbytes, 0)
                 os.close(descriptors.pop(0))
@@ -138,51 +136,51 @@ def open_descriptors() -> int:
 def test_each_request_gets_its_own_rows(front_end: FrontEnd) -> None:
     session = FakeSession(double)
     inputs = [rows_of(number, rows) for number, rows in enumerate((1, 3, 2))]
-    works = [front_end.work([values], [values.nbytes]) for values in inputs]
-    ran = run(session, works)
+    requests = [front_end.request([values], [values.nbytes]) for values in inputs]
+    ran = run(session, requests)
     assert len(session.given) == 1
-    assert [end.record.id for end in ran.ends] == [work.submit.id for work in works]
-    for values, end in zip(inputs, ran.ends, strict=True):
-        assert not end.descriptors
+    assert [end[0].id for end in ran.ended] == [request.id for request in requests]
+    for values, end in zip(inputs, ran.ended, strict=True):
+        assert not end[1]
         (found,) = front_end.outputs(end)
         assert (found == values * 2).all()
 
 
 def test_batch_tells_its_size_and_times_in_order(front_end: FrontEnd) -> None:
     values = rows_of(1, 3)
-    ran = run(FakeSession(double), [front_end.work([values], [values.nbytes]) for _ in range(2)])
+    ran = run(FakeSession(double), [front_end.request([values], [values.nbytes]) for _ in range(2)])
     ((size, times),) = ran.batches
     assert size == 6
     assert 0 < times.gather <= times.run <= times.scatter <= times.done
-    assert all(isinstance(end.record, Answer) and end.record.batch_size == 6 for end in ran.ends)
-    assert all(isinstance(end.record, Answer) and end.record.times == times for end in ran.ends)
+    assert all(isinstance(end[0], Answer) and end[0].batch_size == 6 for end in ran.ended)
+    assert all(isinstance(end[0], Answer) and end[0].times == times for end in ran.ended)
 
 
 def test_single_request_is_not_copied_and_several_are(front_end: FrontEnd) -> None:
     session = FakeSession(double)
     memory = np.frombuffer(front_end.arena.mapping.bytes_at(0, front_end.arena.nbytes), np.uint8)
-    works = [front_end.work([rows_of(number, 2)], [32]) for number in range(2)]
-    run(session, works[:1])
-    run(session, works)
+    requests = [front_end.request([rows_of(number, 2)], [32]) for number in range(2)]
+    run(session, requests[:1])
+    run(session, requests)
     assert np.shares_memory(session.given[0][0], memory)
     assert not np.shares_memory(session.given[1][0], memory)
 
 
 def test_only_the_outputs_that_were_asked_for_are_answered(front_end: FrontEnd) -> None:
     session = FakeSession(lambda arrays: [arrays[0], arrays[0] + 1, arrays[0] + 2], outputs=3)
-    work = front_end.work([rows_of(5, 1)], [16, 16, 16])
-    second = work.submit.outputs[2]
-    work = work._replace(submit=work.submit._replace(outputs=(second,)))
-    (end,) = run(session, [work]).ends
-    assert isinstance(end.record, Answer)
-    assert [span.number for span in end.record.outputs] == [2]
+    request = front_end.request([rows_of(5, 1)], [16, 16, 16])
+    second = request.outputs[2]
+    request = msgspec.structs.replace(request, outputs=(second,))
+    (end,) = run(session, [request]).ended
+    assert isinstance(end[0], Answer)
+    assert [span.number for span in end[0].outputs] == [2]
     assert (front_end.outputs(end)[0] == rows_of(7, 1)).all()
 
 
 def test_inputs_of_other_front_ends_ride_in_one_batch(front_end: FrontEnd) -> None:
     other = FrontEnd()
-    works = [front_end.work([rows_of(1, 1)], [16]), other.work([rows_of(2, 2)], [32])]
-    mine, theirs = run(FakeSession(double), works).ends
+    requests = [front_end.request([rows_of(1, 1)], [16]), other.request([rows_of(2, 2)], [32])]
+    mine, theirs = run(FakeSession(double), requests).ended
     assert (front_end.outputs(mine)[0] == rows_of(1, 1) * 2).all()
     assert (other.outputs(theirs)[0] == rows_of(2, 2) * 2).all()
     os.close(other.arena.descriptor)
@@ -190,21 +188,21 @@ def test_inputs_of_other_front_ends_ride_in_one_batch(front_end: FrontEnd) -> No
 
 def test_output_of_unknown_size_travels_in_a_file_of_its_own(front_end: FrontEnd) -> None:
     before = open_descriptors()
-    works = [front_end.work([rows_of(number, number)], [0]) for number in (1, 2)]
-    ran = run(FakeSession(double), works)
+    requests = [front_end.request([rows_of(number, number)], [0]) for number in (1, 2)]
+    ran = run(FakeSession(double), requests)
     assert open_descriptors() == before + 2
-    for number, end in zip((1, 2), ran.ends, strict=True):
-        assert isinstance(end.record, Answer)
-        assert end.record.outputs[0].offset == SPILLED
+    for number, end in zip((1, 2), ran.ended, strict=True):
+        assert isinstance(end[0], Answer)
+        assert end[0].outputs[0].offset == SPILLED
         assert (front_end.outputs(end)[0] == rows_of(number, number) * 2).all()
     assert open_descriptors() == before
 
 
 def test_output_that_does_not_fit_its_room_spoils_no_neighbour(front_end: FrontEnd) -> None:
-    work = front_end.work([rows_of(1, 4)], [8])  # 64 bytes come
+    request = front_end.request([rows_of(1, 4)], [8])  # 64 bytes come
     offset, nbytes = front_end.arena.allocate(64)
     front_end.arena.mapping.bytes_at(offset, nbytes)[:] = 0xAB
-    (end,) = run(FakeSession(double), [work]).ends
+    (end,) = run(FakeSession(double), [request]).ended
     assert (front_end.outputs(end)[0] == rows_of(1, 4) * 2).all()
     assert (front_end.arena.mapping.bytes_at(offset, nbytes) == 0xAB).all()
 
@@ -212,28 +210,28 @@ def test_output_that_does_not_fit_its_room_spoils_no_neighbour(front_end: FrontE
 def test_output_in_another_memory_order_arrives_as_it_is(front_end: FrontEnd) -> None:
     values = np.arange(12, dtype=np.float32).reshape(3, 4)
     session = FakeSession(lambda arrays: [np.asfortranarray(arrays[0])])
-    (end,) = run(session, [front_end.work([values], [values.nbytes])]).ends
+    (end,) = run(session, [front_end.request([values], [values.nbytes])]).ended
     assert (front_end.outputs(end)[0] == values).all()
 
 
 def test_scalar_output_keeps_its_shape(front_end: FrontEnd) -> None:
     session = FakeSession(lambda arrays: [np.array(3, np.float32)], batched=False)
     for nbytes in (4, 0):  # in its room, and in a file of its own
-        (end,) = run(session, [front_end.work([rows_of(1, 1)], [nbytes])]).ends
+        (end,) = run(session, [front_end.request([rows_of(1, 1)], [nbytes])]).ended
         (found,) = front_end.outputs(end)
         assert found.shape == ()
         assert found == 3
 
 
 def test_failed_scatter_leaves_no_file_behind(front_end: FrontEnd) -> None:
-    works = [front_end.work([rows_of(number, 1)], [0]) for number in (1, 2)]
-    known = works[1].submit.outputs[0]
+    requests = [front_end.request([rows_of(number, 1)], [0]) for number in (1, 2)]
+    known = requests[1].outputs[0]
     never_was = known._replace(number=5)
-    works[1] = works[1]._replace(submit=works[1].submit._replace(outputs=(known, never_was)))
+    requests[1] = msgspec.structs.replace(requests[1], outputs=(known, never_was))
     before = open_descriptors()
-    good, bad = run(FakeSession(double), works).ends
-    assert isinstance(bad.record, Failure)
-    assert bad.descriptors == ()
+    good, bad = run(FakeSession(double), requests).ended
+    assert isinstance(bad[0], Failure)
+    assert bad[1] == ()
     assert open_descriptors() == before + 1  # the good one's, which goes with its answer
     assert (front_end.outputs(good)[0] == rows_of(1, 1) * 2).all()
     assert open_descriptors() == before
@@ -246,7 +244,7 @@ def test_lost_device_is_not_tried_again_and_nothing_is_answered(front_end: Front
 
     session = FakeSession(lost)
     with pytest.raises(DeviceLost):
-        run(session, [front_end.work([rows_of(number, 1)], [16]) for number in range(requests)])
+        run(session, [front_end.request([rows_of(number, 1)], [16]) for number in range(requests)])
     assert len(session.given) == 1
 
 
@@ -256,7 +254,7 @@ def test_device_lost_while_requests_run_alone_ends_them_all(front_end: FrontEnd)
 
     session = FakeSession(network)
     with pytest.raises(DeviceLost):
-        run(session, [front_end.work([rows_of(number, 1)], [16]) for number in range(3)])
+        run(session, [front_end.request([rows_of(number, 1)], [16]) for number in range(3)])
     assert len(session.given) == 2  # together, and the first alone
 
 
@@ -267,23 +265,23 @@ def test_bad_request_of_a_batch_fails_alone(front_end: FrontEnd) -> None:
         return double(arrays)
 
     session = FakeSession(network)
-    works = [front_end.work([rows_of(number, 2)], [32]) for number in (1, -5, 3)]
-    ran = run(session, works)
-    good, bad, also_good = ran.ends
+    requests = [front_end.request([rows_of(number, 2)], [32]) for number in (1, -5, 3)]
+    ran = run(session, requests)
+    good, bad, also_good = ran.ended
     assert (front_end.outputs(good)[0] == rows_of(1, 2) * 2).all()
     assert (front_end.outputs(also_good)[0] == rows_of(3, 2) * 2).all()
-    assert isinstance(bad.record, Failure)
-    assert bad.record.id == works[1].submit.id
-    assert isinstance(bad.record.error, RunFailed)
-    assert "secret" not in bad.record.error.message
+    assert isinstance(bad[0], Failure)
+    assert bad[0].id == requests[1].id
+    assert isinstance(bad[0].error, RunFailed)
+    assert "secret" not in bad[0].error.message
     assert [size for size, _ in ran.batches] == [2, 2]  # what ran, and nothing of what did not
     assert len(session.given) == 4
 
 
-def images(front_end: FrontEnd, values: NDArray[np.float32], output_bytes: int) -> Work:
+def images(front_end: FrontEnd, values: NDArray[np.float32], output_bytes: int) -> Request:
     """Images that share a slot, as one request for many has them."""
-    work = front_end.work([values], [output_bytes])
-    return work._replace(submit=work.submit._replace(image=(1, 4)))
+    request = front_end.request([values], [output_bytes])
+    return msgspec.structs.replace(request, image=(1, 4))
 
 
 def negative_fails(arrays: Arrays) -> Arrays:
@@ -296,19 +294,19 @@ def test_bad_image_of_several_in_a_slot_fails_alone(front_end: FrontEnd) -> None
     values = rows_of(1, 4)
     values[2] = -1
     session = FakeSession(negative_fails)
-    work = images(front_end, values, 64)
-    (done,) = run(session, [work, images(front_end, rows_of(3, 2), 32)]).ends[:1]
-    assert isinstance(done.record, Answer)
-    assert (done.record.id, done.record.failed) == (work.submit.id, (2,))
+    request = images(front_end, values, 64)
+    (done,) = run(session, [request, images(front_end, rows_of(3, 2), 32)]).ended[:1]
+    assert isinstance(done[0], Answer)
+    assert (done[0].id, done[0].failed) == (request.id, (2,))
     (found,) = front_end.outputs(done)
     assert found.shape == (4, 4)
     assert (found[[0, 1, 3]] == values[[0, 1, 3]] * 2).all()
 
 
 def test_images_that_all_fail_are_one_failure(front_end: FrontEnd) -> None:
-    (done,) = run(FakeSession(negative_fails), [images(front_end, rows_of(-5, 3), 48)]).ends
-    assert isinstance(done.record, Failure)
-    assert isinstance(done.record.error, RunFailed)
+    (done,) = run(FakeSession(negative_fails), [images(front_end, rows_of(-5, 3), 48)]).ended
+    assert isinstance(done[0], Failure)
+    assert isinstance(done[0].error, RunFailed)
 
 
 def test_image_whose_outputs_do_not_fit_fails_and_leaves_no_file_behind(front_end: FrontEnd) -> None:
@@ -319,9 +317,9 @@ def test_image_whose_outputs_do_not_fit_fails_and_leaves_no_file_behind(front_en
 
     values = np.concatenate([rows_of(1, 1), rows_of(2, 1)])
     before = open_descriptors()
-    (done,) = run(FakeSession(network), [images(front_end, values, 32)]).ends
-    assert isinstance(done.record, Answer)
-    assert done.record.failed == (1,)
+    (done,) = run(FakeSession(network), [images(front_end, values, 32)]).ended
+    assert isinstance(done[0], Answer)
+    assert done[0].failed == (1,)
     assert open_descriptors() == before
 
 
@@ -329,25 +327,25 @@ def test_tensors_of_several_rows_fail_as_one(front_end: FrontEnd) -> None:
     values = rows_of(1, 4)
     values[2] = -1
     session = FakeSession(negative_fails)
-    (done,) = run(session, [front_end.work([values], [64])]).ends
-    assert isinstance(done.record, Failure)
+    (done,) = run(session, [front_end.request([values], [64])]).ended
+    assert isinstance(done[0], Failure)
     assert len(session.given) == 1
 
 
 def test_good_batch_is_run_once(front_end: FrontEnd) -> None:
     session = FakeSession(double)
-    run(session, [front_end.work([rows_of(1, 1)], [16]) for _ in range(5)])
+    run(session, [front_end.request([rows_of(1, 1)], [16]) for _ in range(5)])
     assert len(session.given) == 1
 
 
 def test_tensor_outside_its_memory_fails_alone_and_says_so(front_end: FrontEnd) -> None:
-    works = [front_end.work([rows_of(number, 1)], [16]) for number in (1, 2)]
-    outside = works[1].submit.inputs[0]._replace(offset=front_end.arena.nbytes)
-    works[1] = works[1]._replace(submit=works[1].submit._replace(inputs=(outside,)))
-    good, bad = run(FakeSession(double), works).ends
-    assert isinstance(good.record, Answer)
-    assert isinstance(bad.record, Failure)
-    assert isinstance(bad.record.error, BadTensor)
+    requests = [front_end.request([rows_of(number, 1)], [16]) for number in (1, 2)]
+    outside = requests[1].inputs[0]._replace(offset=front_end.arena.nbytes)
+    requests[1] = msgspec.structs.replace(requests[1], inputs=(outside,))
+    good, bad = run(FakeSession(double), requests).ended
+    assert isinstance(good[0], Answer)
+    assert isinstance(bad[0], Failure)
+    assert isinstance(bad[0].error, BadTensor)
 
 
 @pytest.mark.parametrize(
@@ -357,39 +355,39 @@ def test_wrong_row_count_of_a_network_that_says_what_it_is_fails(
     front_end: FrontEnd, output: NDArray[np.float32]
 ) -> None:
     session = FakeSession(lambda arrays: [output], document="a document")
-    (end,) = run(session, [front_end.work([rows_of(1, 2)], [0])]).ends
-    assert isinstance(end.record, Failure)
-    assert isinstance(end.record.error, RunFailed)
+    (end,) = run(session, [front_end.request([rows_of(1, 2)], [0])]).ended
+    assert isinstance(end[0], Failure)
+    assert isinstance(end[0].error, RunFailed)
 
 
 def test_batch_that_comes_with_other_rows_is_not_shared_out_and_is_the_last_one(front_end: FrontEnd) -> None:
     session = FakeSession(lambda arrays: [arrays[0][:1] * 2])
-    works = [front_end.work([rows_of(number, 1)], [0]) for number in (1, 2, 3)]
-    for end, number in zip(run(session, works).ends, (1, 2, 3), strict=True):
+    requests = [front_end.request([rows_of(number, 1)], [0]) for number in (1, 2, 3)]
+    for end, number in zip(run(session, requests).ended, (1, 2, 3), strict=True):
         assert (front_end.outputs(end)[0] == 2 * rows_of(number, 1)).all()
     assert session.apart.startswith("output 'y0' came as [1, 4] for 3 rows")
     session.given.clear()
-    run(session, works)
+    run(session, requests)
     assert [len(given[0]) for given in session.given] == [1, 1, 1]
 
 
 def test_rows_that_fit_by_chance_are_not_shared_out_where_declared_sides_are_others(front_end: FrontEnd) -> None:
     session = FakeSession(lambda arrays: [np.zeros((len(arrays[0]), 5), np.float32)])
-    ends = run(session, [front_end.work([rows_of(number, 1)], [0]) for number in (1, 2)]).ends
+    ends = run(session, [front_end.request([rows_of(number, 1)], [0]) for number in (1, 2)]).ended
     assert [front_end.outputs(end)[0].shape for end in ends] == [(1, 5), (1, 5)]
     assert "came as [2, 5] for 2 rows" in session.apart
 
 
 def test_lone_request_is_answered_as_the_network_answers_whatever_its_rows(front_end: FrontEnd) -> None:
     session = FakeSession(lambda arrays: [np.zeros((0, 4), np.float32)])
-    (end,) = run(session, [front_end.work([rows_of(1, 1)], [0])]).ends
+    (end,) = run(session, [front_end.request([rows_of(1, 1)], [0])]).ended
     assert front_end.outputs(end)[0].shape == (0, 4)
     assert session.apart
 
 
 def test_row_count_of_a_network_that_takes_no_batches_is_its_own(front_end: FrontEnd) -> None:
     session = FakeSession(lambda arrays: [arrays[0][:1]], batched=False)
-    (end,) = run(session, [front_end.work([rows_of(1, 2)], [0], rows=1)]).ends
+    (end,) = run(session, [front_end.request([rows_of(1, 2)], [0], rows=1)]).ended
     assert (front_end.outputs(end)[0] == rows_of(1, 1)).all()
 
 
@@ -401,9 +399,9 @@ def test_answers_are_those_of_onnxruntime_alone(
         np.random.default_rng(number).integers(0, 256, (rows, 8, 8, 1), np.uint8)
         for number, rows in enumerate((1, 4, 2))
     ]
-    ran = run(session, [front_end.work([image], [40 * len(image)]) for image in images])
+    ran = run(session, [front_end.request([image], [40 * len(image)]) for image in images])
     assert ran.batches[0][0] == 7
-    for image, end in zip(images, ran.ends, strict=True):
+    for image, end in zip(images, ran.ended, strict=True):
         (found,) = front_end.outputs(end)
         assert (found == session.run([image])[0]).all()
         assert found.argmax(axis=1).tolist() == (
@@ -416,8 +414,8 @@ def test_two_outputs_of_a_segmentation_come_apart(
 ) -> None:
     session = loaded(networks.segmenter())
     images = [np.random.default_rng(number).integers(0, 256, (1, 8, 12, 3), np.uint8) for number in range(3)]
-    ran = run(session, [front_end.work([image], [96, 96]) for image in images])
-    for image, end in zip(images, ran.ends, strict=True):
+    ran = run(session, [front_end.request([image], [96, 96]) for image in images])
+    for image, end in zip(images, ran.ended, strict=True):
         mask, confidence = front_end.outputs(end)
         assert (mask == image.argmax(axis=3)).all()
         assert (confidence == image.max(axis=3)).all()
@@ -429,25 +427,25 @@ def test_as_many_values_as_there_are_come_back(
 ) -> None:
     given = np.array(values, np.float32)
     session = loaded(networks.compressor())
-    (end,) = run(session, [front_end.work([given], [0], rows=1)]).ends
+    (end,) = run(session, [front_end.request([given], [0], rows=1)]).ended
     (found,) = front_end.outputs(end)
     assert found.tolist() == [value for value in values if value > 0]
 
 
 def test_batch_is_padded_with_zeros_to_the_size_that_is_faster(front_end: FrontEnd) -> None:
     session = FakeSession(double)
-    run(session, [front_end.work([rows_of(9, 4)], [64]) for _ in range(2)])  # leaves its bytes in the memory
-    session.padding = {(((4,), F4),): {3: 8}}
-    works = [front_end.work([rows_of(number, number)], [16 * number]) for number in (1, 2)]
-    ran = run(session, works)
+    run(session, [front_end.request([rows_of(9, 4)], [64]) for _ in range(2)])  # leaves its bytes in the memory
+    session.padding = {(((4,), "float32"),): {3: 8}}
+    requests = [front_end.request([rows_of(number, number)], [16 * number]) for number in (1, 2)]
+    ran = run(session, requests)
     assert session.given[-1][0].shape == (8, 4)
     assert not session.given[-1][0][3:].any()
     assert [size for size, _ in ran.batches] == [3]
-    for number, end in zip((1, 2), ran.ends, strict=True):
+    for number, end in zip((1, 2), ran.ended, strict=True):
         assert (front_end.outputs(end)[0] == rows_of(number, number) * 2).all()
-    run(session, works[:1])  # of other sizes nothing is said
+    run(session, requests[:1])  # of other sizes nothing is said
     assert session.given[-1][0].shape == (1, 4)
-    (end,) = run(session, [front_end.work([rows_of(4, 3)], [48])]).ends
+    (end,) = run(session, [front_end.request([rows_of(4, 3)], [48])]).ended
     assert session.given[-1][0].shape == (8, 4)
     assert (front_end.outputs(end)[0] == rows_of(4, 3) * 2).all()
 
@@ -471,7 +469,7 @@ def test_output_of_a_lone_request_is_written_to_its_slot_by_the_network(
         return real(arrays, places)
 
     monkeypatch.setattr(segmenter, "run", seen)
-    (end,) = run(segmenter, [front_end.work([image], [96, 96])]).ends
+    (end,) = run(segmenter, [front_end.request([image], [96, 96])]).ended
     memory = np.frombuffer(front_end.arena.mapping.bytes_at(0, front_end.arena.nbytes), np.uint8)
     assert [np.shares_memory(room, memory) for room in rooms] == [True, True]
     mask, confidence = front_end.outputs(end)
@@ -486,7 +484,7 @@ def test_network_that_does_not_hold_to_its_shapes_is_answered_as_it_answers(
     session = loaded(networks.unsaid())
     some = np.array([[1, -1, -1, 2], [3, -4, 5, 6]], np.float32)
     for values, sure in ((abs(some), True), (some, False), (some, False)):
-        (end,) = run(session, [front_end.work([values], [32], rows=1)]).ends
+        (end,) = run(session, [front_end.request([values], [32], rows=1)]).ended
         (found,) = front_end.outputs(end)
         assert (found == values[:, values.max(axis=0) > 0]).all()
         assert session.sure is sure
@@ -497,8 +495,8 @@ def test_failing_network_is_not_taken_for_one_that_does_not_hold_to_its_shapes(
     front_end: FrontEnd, segmenter: Session
 ) -> None:
     wrong = np.zeros((1, 8, 12, 4), np.uint8)  # a channel too many
-    (end,) = run(segmenter, [front_end.work([wrong], [96, 96])]).ends
-    assert isinstance(end.record, Failure)
+    (end,) = run(segmenter, [front_end.request([wrong], [96, 96])]).ended
+    assert isinstance(end[0], Failure)
     assert segmenter.sure
 
 
@@ -517,13 +515,15 @@ def test_nobody_sees_a_byte_of_another_batch(
 ) -> None:
     """Batches of many shapes and sizes one after another in the same memory: each answer is that of a fresh run."""
     segmenter.provider = provider
-    segmenter.padding = {(((8, 8, 3), U1),): {2: 5, 3: 4, 4: 6}}
+    segmenter.padding = {(((8, 8, 3), "uint8"),): {2: 5, 3: 4, 4: 6}}
     front_end, random = FrontEnd(), np.random.default_rng(len(batches))
     for height, width, requests in batches:
         images = [random.integers(0, 256, (rows, 4 * height, 4 * width, 3), np.uint8) for rows in requests]
         sizes = [len(image) * 16 * height * width for image in images]
-        ran = run(segmenter, [front_end.work([image], [size, size]) for image, size in zip(images, sizes, strict=True)])
-        for image, end in zip(images, ran.ends, strict=True):
+        ran = run(
+            segmenter, [front_end.request([image], [size, size]) for image, size in zip(images, sizes, strict=True)]
+        )
+        for image, end in zip(images, ran.ended, strict=True):
             mask, confidence = front_end.outputs(end)
             assert (mask == image.argmax(axis=3)).all()
             assert (confidence == image.max(axis=3)).all()

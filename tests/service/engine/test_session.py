@@ -87,7 +87,7 @@ def test_loaded_file_runs(tmp_path: Path, provider: str) -> None:
     assert (total == x.sum(axis=1, keepdims=True)).all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
 def test_tensors_of_every_dtype_go_through(tmp_path: Path, dtype: np.dtype) -> None:
     session = load(put(tmp_path, identity(ONNX_TYPES[dtype], ["N", 3])), "cpu", 0, 1)
     assert session.inputs[0].dtype == dtype.name

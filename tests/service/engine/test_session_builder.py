@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 from convoy.service.config import EngineConfig
-from convoy.service.engine import profile as profiles
+from convoy.service.engine import profiles, session_builder
 from convoy.service.engine import session as sessions
-from convoy.service.engine import session_builder
 from convoy.service.engine.instances import Instances, Together
 from convoy.service.engine.layouts import Layout
-from convoy.service.engine.profile import BatchTime
+from convoy.service.engine.profiles import BatchTime
 from convoy.service.engine.providers import CPU, CUDA, Device
 from convoy.service.engine.session import Session
 from convoy.service.engine.session_builder import build
@@ -124,13 +123,13 @@ def test_together_each_session_runs_the_batch_at_the_same_time_in_a_thread_of_it
 def test_idle_session_is_taken_and_the_same_one_by_a_lone_caller() -> None:
     sessions: Any = [object(), object()]
     instances = Instances(sessions)
-    first = instances.take()
+    first = instances.reserve()
     assert first.session is sessions[0]
-    second = instances.take()
+    second = instances.reserve()
     assert second.session is sessions[1]
-    Instances.give(first)
-    assert instances.take() is first
-    third = instances.take()  # more than there are: it waits in the thread of one of them
+    first.running -= 1
+    assert instances.reserve() is first
+    third = instances.reserve()  # more than there are: it waits in the thread of one of them
     assert third.running == 2
 
 

@@ -1,16 +1,17 @@
 """One refusal speaks for those that would be refused like it, and for no others."""
 
+import math
+
 import pytest
 
 from convoy.service.errors import PredictedLate
 from convoy.service.frontend.admission import Outlook
-from convoy.service.ipc.channel import NEVER
 
-MS = 1_000_000
+MS = 0.001
 LETTERS = ("letters", 1)
 
 
-def refused_by(excess: float, rows: int = 2, deadline: int = 100 * MS) -> Outlook:
+def refused_by(excess: float, rows: int = 2, deadline: float = 100 * MS) -> Outlook:
     """At 0, a request due by `deadline` was refused by so many seconds."""
     outlook = Outlook()
     outlook.learn(LETTERS, rows, deadline, PredictedLate("late", retry_after=excess), 0)
@@ -18,7 +19,7 @@ def refused_by(excess: float, rows: int = 2, deadline: int = 100 * MS) -> Outloo
 
 
 @pytest.mark.parametrize(("rows", "deadline", "now"), [(2, 100, 0), (3, 100, 1), (2, 114, 5)])
-def test_what_asks_for_as_much_by_a_time_that_is_taken_is_refused(rows: int, deadline: int, now: int) -> None:
+def test_what_asks_for_as_much_by_a_time_that_is_taken_is_refused(rows: int, deadline: float, now: int) -> None:
     with pytest.raises(PredictedLate, match=f"'letters' would answer {115 - deadline}.0 ms after") as refusal:
         refused_by(0.020).check("letters", LETTERS, rows, deadline * MS, now * MS)
     assert refusal.value.retry_after == pytest.approx(max(0.010, (115 - deadline) / 1000))
@@ -31,10 +32,10 @@ def test_what_asks_for_as_much_by_a_time_that_is_taken_is_refused(rows: int, dea
         (2, 99, 0),  # it would come before the one that was refused
         (2, 116, 0),  # there is time, but for what may be done earlier
         (2, 100, 6),  # the refusal is old
-        (2, NEVER // MS, 0),
+        (2, math.inf, 0),
     ],
 )
-def test_what_the_engine_may_still_take_is_left_to_it(rows: int, deadline: int, now: int) -> None:
+def test_what_the_engine_may_still_take_is_left_to_it(rows: int, deadline: float, now: int) -> None:
     refused_by(0.020).check("letters", LETTERS, rows, deadline * MS, now * MS)
 
 
@@ -47,4 +48,4 @@ def test_a_refusal_by_a_hair_says_nothing() -> None:
 
 
 def test_a_refusal_of_a_request_without_a_deadline_of_its_own_says_nothing() -> None:
-    refused_by(0.020, deadline=NEVER).check("letters", LETTERS, 2, NEVER, 0)
+    refused_by(0.020, deadline=math.inf).check("letters", LETTERS, 2, math.inf, 0)

@@ -96,24 +96,23 @@ def test_every_version_has_its_own_users(catalogue: Catalogue, released: Release
 def test_table_stays_while_a_restarted_engine_loads(catalogue: Catalogue, released: Released) -> None:
     catalogue.update(table(OLD))
     catalogue.update(table(row("digits", 1, state="LOADING"), complete=False))
-    assert catalogue.for_task("digits", 0, "classification")[0] == OLD
+    assert catalogue.for_task("digits", 0, "classification") == OLD
     assert released == []
     catalogue.update(table(NEW))
-    assert catalogue.for_task("digits", 0, "classification")[0] == NEW
+    assert catalogue.for_task("digits", 0, "classification") == NEW
 
 
 def test_table_of_a_first_engine_is_taken_while_it_loads(catalogue: Catalogue) -> None:
     catalogue.update(table(OLD, row("scenes", 1, state="LOADING"), complete=False))
-    assert catalogue.for_task("digits", 0, "classification")[0] == OLD
+    assert catalogue.for_task("digits", 0, "classification") == OLD
     with pytest.raises(ModelUnavailable):
         catalogue.for_task("scenes", 0, "segmentation")
 
 
 def test_model_is_found_by_name_version_and_task(catalogue: Catalogue) -> None:
     catalogue.update(table(NEW, row("scenes", 7, "segmentation")))
-    found, document = catalogue.for_task("digits", 2, "classification")
-    assert (found, document) == (NEW, NEW.document)
-    assert catalogue.for_task("scenes", 0, "segmentation")[0].version == 7
+    assert catalogue.for_task("digits", 2, "classification") == NEW
+    assert catalogue.for_task("scenes", 0, "segmentation").version == 7
 
 
 @pytest.mark.parametrize(
@@ -137,8 +136,8 @@ def test_what_a_request_cannot_mean_is_refused(
 
 def test_no_name_stands_for_the_only_model_of_the_task(catalogue: Catalogue) -> None:
     catalogue.update(table(NEW, row("digits", 1, state="UNAVAILABLE"), row("scenes", 7, "segmentation")))
-    assert catalogue.for_task("", 0, "classification")[0] == NEW
-    assert catalogue.for_task("", 7, "segmentation")[0].model == "scenes"
+    assert catalogue.for_task("", 0, "classification") == NEW
+    assert catalogue.for_task("", 7, "segmentation").model == "scenes"
     catalogue.update(table(NEW, row("letters", 1), row("plain", 1, None)))
     with pytest.raises(UnknownModel, match="2 models for classification"):
         catalogue.for_task("", 0, "classification")
@@ -163,7 +162,7 @@ def test_model_of_tensors_is_not_one_of_images(catalogue: Catalogue) -> None:
     document = Document(task="classification", labels=["a"], tensor=networks.WAVES)
     waves = Version(model="waves", version=1, state="READY", document=document)
     catalogue.update(table(NEW, waves))
-    assert catalogue.for_task("", 0, "classification")[0] == NEW
+    assert catalogue.for_task("", 0, "classification") == NEW
     with pytest.raises(BadRequest, match=r"takes no images but a float32 tensor 'waveform' \[N, 3, time\], over Model"):
         catalogue.for_task("waves", 0, "classification")
     catalogue.update(table(waves))

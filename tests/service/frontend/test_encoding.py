@@ -25,7 +25,7 @@ def test_response_reads_as_the_message_that_it_says_it_is(
     names: list[str], chosen: list[tuple[int, float]], seconds: list[float], batch_size: int
 ) -> None:
     picked = [(index % len(names), probability) for index, probability in chosen]
-    timings = encoding.timings(seconds[:8], seconds[8], batch_size)
+    timings = encoding.timings(seconds, batch_size)
     result = Labels(names).result([index for index, _ in picked], [value for _, value in picked], timings)
     failed = pb.ClassifyResult(error=pb.ImageError(code=3, reason="BAD_IMAGE", message="no"))
     response = pb.ClassifyResponse.FromString(

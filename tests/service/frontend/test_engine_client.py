@@ -7,15 +7,14 @@ import random
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 
 from convoy.service.errors import ModelUnavailable, RunFailed
 from convoy.service.frontend import engine_client as links
+from convoy.service.frontend import routing
 from convoy.service.frontend.admission import WayBack
 from convoy.service.frontend.engine_client import EngineClient
 from convoy.service.ipc.channel import (
-    NEVER,
     Answer,
     Cancel,
     Channel,
@@ -23,7 +22,7 @@ from convoy.service.ipc.channel import (
     Hello,
     Record,
     Release,
-    Submit,
+    Request,
     TableFile,
     Times,
 )
@@ -42,7 +41,7 @@ class Engine:
         ours, theirs = channel_pair()
         self.channel = Channel(ours)
         self.memory: SharedMemory | None = None
-        self.submits: list[Submit] = []
+        self.requests: list[Request] = []
         self.cancels: list[int] = []
         self.releases: list[tuple[str, int]] = []
         link.attach(theirs, device)
@@ -52,21 +51,21 @@ class Engine:
         for _ in range(1000):
             await asyncio.sleep(0)
             while packet := self.channel.receive():
-                descriptors = iter(packet.descriptors)
-                for record in packet.records:
+                records, descriptors = packet
+                for record in records:
                     self._take(record, descriptors)
             if until():
                 return
         raise AssertionError("the front end did not send it")
 
-    def _take(self, record: Record, descriptors: Any) -> None:
+    def _take(self, record: Record, descriptors: list[int]) -> None:
         match record:
             case Hello(arena_bytes=nbytes):
-                descriptor = next(descriptors)
+                descriptor = descriptors.pop(0)
                 self.memory = SharedMemory(descriptor, nbytes)
                 os.close(descriptor)
-            case Submit():
-                self.submits.append(record)
+            case Request():
+                self.requests.append(record)
             case Cancel(id=id_):
                 self.cancels.append(id_)
             case Release(model=model, version=version):
@@ -79,22 +78,22 @@ class Engine:
         self.channel.send([TableFile(len(data))], [descriptor])
         os.close(descriptor)
 
-    def answer(self, submit: Submit) -> None:
+    def answer(self, request: Request) -> None:
         """Twice the input."""
         assert self.memory is not None
-        values = self.memory.array(submit.inputs[0])
-        room = submit.outputs[0]._replace(dtype=values.dtype, shape=values.shape)
+        values = self.memory.array(request.inputs[0])
+        room = request.outputs[0]._replace(dtype=values.dtype.name, shape=values.shape)
         self.memory.array(room)[...] = values * 2
-        self.channel.send([Answer(submit.id, 1, Times(1, 2, 3, 4), (room,))])
+        self.channel.send([Answer(request.id, 1, Times(1, 2, 3, 4), (room,))])
 
     def die(self) -> None:
         self.channel.close()
 
 
 async def ask(link: EngineClient, value: int) -> list[int]:
-    with link.claim([(np.dtype(np.uint8), SHAPE)], [(0, 4)]) as slot:
+    with link.claim([("uint8", SHAPE)], [(0, 4)]) as slot:
         slot.inputs[0][...] = value
-        _, outputs = await slot.run(ROW, rows=1, company=1, deadline=NEVER)
+        _, outputs = await slot.run(ROW, rows=1, in_flight=1, deadline=math.inf)
         return [int(number) for number in outputs[0].reshape(-1)]
 
 
@@ -120,9 +119,9 @@ def test_an_answer_reaches_the_one_who_asked() -> None:
         engine = Engine(link)
         engine.publish(ROW)
         asked = [asyncio.ensure_future(ask(link, value)) for value in (3, 5)]
-        await engine.take(lambda: len(engine.submits) == 2)
-        for submit in reversed(engine.submits):
-            engine.answer(submit)
+        await engine.take(lambda: len(engine.requests) == 2)
+        for request in reversed(engine.requests):
+            engine.answer(request)
         assert await asyncio.gather(*asked) == [[6] * 4, [10] * 4]
 
     run(scenario)
@@ -136,10 +135,10 @@ def test_nothing_is_sent_before_the_engine_has_the_version() -> None:
         for _ in range(10):
             await asyncio.sleep(0)
         await engine.take(lambda: True)
-        assert not engine.submits
+        assert not engine.requests
         engine.publish(ROW, complete=False)
-        await engine.take(lambda: engine.submits)
-        engine.answer(engine.submits[0])
+        await engine.take(lambda: engine.requests)
+        engine.answer(engine.requests[0])
         assert await asked == [2] * 4
 
     run(scenario)
@@ -150,14 +149,14 @@ def test_the_next_engine_gets_what_the_dead_one_had_with_the_same_input() -> Non
         first = Engine(link)
         first.publish(ROW)
         asked = asyncio.ensure_future(ask(link, 7))
-        await first.take(lambda: first.submits)
+        await first.take(lambda: first.requests)
         first.die()
         second = Engine(link)
         await second.take(lambda: second.memory)
         second.publish(ROW)
-        await second.take(lambda: second.submits)
-        assert second.submits[0].id == first.submits[0].id
-        second.answer(second.submits[0])
+        await second.take(lambda: second.requests)
+        assert second.requests[0].id == first.requests[0].id
+        second.answer(second.requests[0])
         assert await asked == [14] * 4
 
     run(scenario)
@@ -180,7 +179,7 @@ def test_what_kills_three_engines_is_given_up() -> None:
         for _ in range(3):
             engine = Engine(link)
             engine.publish(ROW)
-            await engine.take(lambda engine=engine: engine.submits)
+            await engine.take(lambda engine=engine: engine.requests)
             engine.die()
         with pytest.raises(RunFailed, match="the engine died 3 times on this request"):
             await asked
@@ -193,7 +192,7 @@ def test_a_version_that_the_next_engine_lacks_is_unavailable() -> None:
         first = Engine(link)
         first.publish(ROW)
         asked = asyncio.ensure_future(ask(link, 7))
-        await first.take(lambda: first.submits)
+        await first.take(lambda: first.requests)
         first.die()
         second = Engine(link)
         second.publish()
@@ -205,13 +204,13 @@ def test_a_version_that_the_next_engine_lacks_is_unavailable() -> None:
 
 
 def test_nobody_is_held_for_ever_where_no_engine_comes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(links, "_HOLD", 0.01)
+    monkeypatch.setattr(links, "_RESTART", 0.01)
 
     async def scenario(link: EngineClient) -> None:
         engine = Engine(link)
         engine.publish(ROW)
         early = asyncio.ensure_future(ask(link, 1))
-        await engine.take(lambda: engine.submits)
+        await engine.take(lambda: engine.requests)
         engine.die()
         with pytest.raises(ModelUnavailable, match="the engine does not come back"):
             await early
@@ -226,7 +225,7 @@ def test_memory_of_a_caller_that_went_is_kept_until_the_engines_last_word() -> N
         engine = Engine(link)
         engine.publish(ROW)
         asked = asyncio.ensure_future(ask(link, 1))
-        await engine.take(lambda: engine.submits)
+        await engine.take(lambda: engine.requests)
         asked.cancel()
         await engine.take(lambda: engine.cancels)
         assert link.arena.used_bytes > 0
@@ -244,7 +243,7 @@ def test_an_engine_that_dies_frees_the_memory_of_callers_that_went() -> None:
         engine = Engine(link)
         engine.publish(ROW)
         asked = asyncio.ensure_future(ask(link, 1))
-        await engine.take(lambda: engine.submits)
+        await engine.take(lambda: engine.requests)
         asked.cancel()
         await engine.take(lambda: engine.cancels)
         engine.die()
@@ -260,21 +259,21 @@ def test_a_submit_says_how_many_more_are_being_prepared() -> None:
     async def scenario(link: EngineClient) -> None:
         engine = Engine(link)
         engine.publish(ROW)
-        with link.coming("letters"), link.coming("letters"), link.coming("other"):
+        with link.preparing("letters"), link.preparing("letters"), link.preparing("other"):
             asked = asyncio.ensure_future(ask(link, 1))
-            await engine.take(lambda: engine.submits)
-        assert engine.submits[0].following == 2
-        engine.answer(engine.submits[0])
+            await engine.take(lambda: engine.requests)
+        assert engine.requests[0].following == 2
+        engine.answer(engine.requests[0])
         await asked
 
     run(scenario)
 
 
 def test_deadline_leaves_time_for_the_reply() -> None:
-    way_back, now = WayBack(), 5_000_000_000
-    assert way_back.leave(NEVER, now) == NEVER
-    assert way_back.leave(now + 100_000_000, now) == now + 99_000_000
-    assert way_back.leave(now + 1_000_000, now) == now + 500_000  # half of what is left
+    way_back, now = WayBack(), 5.0
+    assert way_back.leave(math.inf, now) == math.inf
+    assert way_back.leave(now + 0.1, now) == pytest.approx(now + 0.099)
+    assert way_back.leave(now + 0.001, now) == pytest.approx(now + 0.0005)  # half of what is left
     assert way_back.leave(now - 1, now) == now - 1
 
 
@@ -310,11 +309,11 @@ async def until(holds: Callable[[], bool]) -> None:
     raise AssertionError("it does not come to hold")
 
 
-async def all_submits(engines: Sequence[Engine], count: int) -> None:
+async def all_requests(engines: Sequence[Engine], count: int) -> None:
     for _ in range(1000):
         for engine in engines:
             await engine.take(lambda: True)
-        if sum(len(engine.submits) for engine in engines) == count:
+        if sum(len(engine.requests) for engine in engines) == count:
             return
     raise AssertionError("the front end did not send it")
 
@@ -322,13 +321,13 @@ async def all_submits(engines: Sequence[Engine], count: int) -> None:
 def test_two_engines_share_what_comes_and_read_the_same_memory() -> None:
     async def scenario(link: EngineClient) -> None:
         engines = two(link)
-        await all_submits(engines, 0)
+        await all_requests(engines, 0)
         asked = [asyncio.ensure_future(ask(link, value)) for value in range(1, 9)]
-        await all_submits(engines, 8)
-        assert [len(engine.submits) for engine in engines] == [4, 4]
+        await all_requests(engines, 8)
+        assert [len(engine.requests) for engine in engines] == [4, 4]
         for engine in engines:
-            for submit in engine.submits:
-                engine.answer(submit)
+            for request in engine.requests:
+                engine.answer(request)
         assert await asyncio.gather(*asked) == [[2 * value] * 4 for value in range(1, 9)]
 
     run(scenario, TWO)
@@ -337,19 +336,19 @@ def test_two_engines_share_what_comes_and_read_the_same_memory() -> None:
 def test_what_a_dead_engine_had_goes_to_the_other_at_once() -> None:
     async def scenario(link: EngineClient) -> None:
         engines = two(link)
-        await all_submits(engines, 0)
+        await all_requests(engines, 0)
         asked = [asyncio.ensure_future(ask(link, value)) for value in range(1, 5)]
-        await all_submits(engines, 4)
+        await all_requests(engines, 4)
         engines[0].die()
-        await engines[1].take(lambda: len(engines[1].submits) == 4)
-        assert link.lost == [0]
-        for submit in engines[1].submits:
-            engines[1].answer(submit)
+        await engines[1].take(lambda: len(engines[1].requests) == 4)
+        assert link.engines.lost == [0]
+        for request in engines[1].requests:
+            engines[1].answer(request)
         assert await asyncio.gather(*asked) == [[2 * value] * 4 for value in range(1, 5)]
         third = Engine(link, 0)
-        assert link.lost == [0]
+        assert link.engines.lost == [0]
         third.publish(ROW)
-        await third.take(lambda: not link.lost)
+        await third.take(lambda: not link.engines.lost)
 
     run(scenario, TWO)
 
@@ -359,11 +358,11 @@ def test_a_request_goes_to_an_engine_that_has_its_version() -> None:
         engines = [Engine(link, device) for device in TWO]
         engines[0].publish(complete=False)
         engines[1].publish(ROW)
-        await all_submits(engines, 0)
+        await all_requests(engines, 0)
         asked = [asyncio.ensure_future(ask(link, 1)) for _ in range(3)]
-        await engines[1].take(lambda: len(engines[1].submits) == 3)
-        for submit in engines[1].submits:
-            engines[1].answer(submit)
+        await engines[1].take(lambda: len(engines[1].requests) == 3)
+        for request in engines[1].requests:
+            engines[1].answer(request)
         await asyncio.gather(*asked)
 
     run(scenario, TWO)
@@ -374,18 +373,18 @@ def test_what_only_a_dead_engine_had_waits_for_its_successor() -> None:
         engines = [Engine(link, device) for device in TWO]
         engines[0].publish(ROW)
         engines[1].publish()
-        await all_submits(engines, 0)
+        await all_requests(engines, 0)
         asked = asyncio.ensure_future(ask(link, 6))
-        await engines[0].take(lambda: engines[0].submits)
+        await engines[0].take(lambda: engines[0].requests)
         engines[0].die()
-        await engines[1].take(lambda: link.lost)
+        await engines[1].take(lambda: link.engines.lost)
         engines[1].publish()  # it has nothing of it still
         await engines[1].take(lambda: True)
         assert not asked.done()
         successor = Engine(link, 0)
         successor.publish(ROW)
-        await successor.take(lambda: successor.submits)
-        successor.answer(successor.submits[0])
+        await successor.take(lambda: successor.requests)
+        successor.answer(successor.requests[0])
         assert await asked == [12] * 4
 
     run(scenario, TWO)
@@ -394,11 +393,11 @@ def test_what_only_a_dead_engine_had_waits_for_its_successor() -> None:
 def test_what_kills_one_engine_after_the_other_is_given_up() -> None:
     async def scenario(link: EngineClient) -> None:
         engines = dict(zip(TWO, two(link), strict=True))
-        await all_submits(list(engines.values()), 0)
+        await all_requests(list(engines.values()), 0)
         asked = asyncio.ensure_future(ask(link, 7))
         for _ in range(3):
-            await all_submits(list(engines.values()), 1)
-            device = next(device for device, engine in engines.items() if engine.submits)
+            await all_requests(list(engines.values()), 1)
+            device = next(device for device, engine in engines.items() if engine.requests)
             engines[device].die()
             engines[device] = Engine(link, device)
             engines[device].publish(ROW)
@@ -411,7 +410,7 @@ def test_what_kills_one_engine_after_the_other_is_given_up() -> None:
 def test_every_engine_is_told_that_a_version_is_released() -> None:
     async def scenario(link: EngineClient) -> None:
         engines = two(link)
-        await all_submits(engines, 0)
+        await all_requests(engines, 0)
         link.forget("letters", 1)
         for engine in engines:
             await engine.take(lambda engine=engine: engine.releases == [("letters", 1)])
@@ -431,7 +430,7 @@ def test_the_table_is_what_the_engines_have_together_and_stays_while_one_restart
         await engines[1].take(lambda: len(tables) == 2)
         assert (tables[-1].versions, tables[-1].complete) == (BOTH, True)
         engines[1].die()
-        await engines[0].take(lambda: link.lost)
+        await engines[0].take(lambda: link.engines.lost)
         successor = Engine(link, 1)
         successor.publish(complete=False)
         await successor.take(lambda: len(tables) == 3)
@@ -444,22 +443,22 @@ def test_the_table_is_what_the_engines_have_together_and_stays_while_one_restart
 
 
 def test_an_engine_that_does_not_come_back_no_longer_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(links, "_HOLD", 0.01)
+    monkeypatch.setattr(links, "_RESTART", 0.01)
     tables: list[Table] = []
 
     async def scenario(link: EngineClient) -> None:
         engines = [Engine(link, device) for device in TWO]
         engines[0].publish(ROW)
         engines[1].publish(*BOTH)
-        await all_submits(engines, 0)
+        await all_requests(engines, 0)
         engines[1].die()
         await until(lambda: tables[-1].versions == (ROW,))
         assert (tables[-1].versions, tables[-1].complete) == ((ROW,), True)
-        assert link.lost == [1]
+        assert link.engines.lost == [1]
         successor = Engine(link, 1)
         successor.publish(complete=False)
         successor.publish(*BOTH)
-        await successor.take(lambda: not link.lost)
+        await successor.take(lambda: not link.engines.lost)
         assert (tables[-1].versions, tables[-1].complete) == (BOTH, True)
 
     run(scenario, TWO, tables.append)
@@ -468,7 +467,7 @@ def test_an_engine_that_does_not_come_back_no_longer_counts(monkeypatch: pytest.
 def test_an_engine_that_never_loads_anything_does_not_keep_the_others_from_serving(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(links, "_HOLD", 0.01)
+    monkeypatch.setattr(links, "_RESTART", 0.01)
     tables: list[Table] = []
 
     async def scenario(link: EngineClient) -> None:
@@ -484,16 +483,16 @@ def test_an_engine_that_never_loads_anything_does_not_keep_the_others_from_servi
 
 
 def test_with_one_engine_nothing_is_chosen_and_nothing_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(links, "choose", None)
-    monkeypatch.setattr(links.Load, "add", None)
-    monkeypatch.setattr(links.Load, "end", None)
+    monkeypatch.setattr(routing, "choose", None)
+    monkeypatch.setattr(routing.Load, "add", None)
+    monkeypatch.setattr(routing.Load, "end", None)
 
     async def scenario(link: EngineClient) -> None:
         engine = Engine(link)
         engine.publish(ROW)
         asked = asyncio.ensure_future(ask(link, 1))
-        await engine.take(lambda: engine.submits)
-        engine.answer(engine.submits[0])
+        await engine.take(lambda: engine.requests)
+        engine.answer(engine.requests[0])
         await asked
 
     run(scenario)

@@ -5,6 +5,7 @@ import os
 from collections.abc import Coroutine
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 from convoy.service.errors import ConvoyError, ModelUnavailable, QueueFull, RunFailed
 from convoy.service.frontend.engine_client import EngineClient, Lease
 from convoy.service.frontend.routing import Load
-from convoy.service.ipc.channel import Failure, Submit
+from convoy.service.ipc.channel import Failure, Request
 from convoy.service.ipc.slots import Arena
 from tests.service.frontend.test_engine_client import ROW, Engine, ask
 
@@ -34,7 +35,7 @@ class Slots(RuleBasedStateMachine):
         self.count = 0
         self.callers: dict[int, asyncio.Task[list[int]]] = {}
         self.engines: dict[int, Engine] = {}
-        self.held: dict[int, tuple[int, Submit, int]] = {}  # what a device has not ended, and what was in it at first
+        self.held: dict[int, tuple[int, Request, int]] = {}  # what a device has not ended, and what was in it at first
         self.link = self._run(self._make())
 
     async def _make(self) -> EngineClient:
@@ -115,7 +116,7 @@ class Slots(RuleBasedStateMachine):
             assert all(task.done() for task in self.callers.values()), "somebody waits for ever"
             self._settle()
             assert self.link.arena.used_bytes == 0, "memory is leaked"
-            assert not any(each.load.requests or each.load._bytes for each in self.link._engines.values())
+            assert not any(each.load.requests or each.load._bytes for each in self.link.engines.by_device.values())
         finally:
             for task in self.callers.values():
                 task.cancel()
@@ -127,17 +128,17 @@ class Slots(RuleBasedStateMachine):
             os.close(self.link.arena.descriptor)
 
     def _end(self, number: int, good: bool) -> None:
-        device, submit, value = self.held.pop(number)
-        assert self._content(device, submit) == value, "its memory was given to another while the engine had it"
+        device, request, value = self.held.pop(number)
+        assert self._content(device, request) == value, "its memory was given to another while the engine had it"
         if good:
-            self.engines[device].answer(submit)
+            self.engines[device].answer(request)
         else:
-            self.engines[device].channel.send([Failure(submit.id, RunFailed("the network does not like it"))])
+            self.engines[device].channel.send([Failure(request.id, RunFailed("the network does not like it"))])
 
-    def _content(self, device: int, submit: Submit) -> int:
+    def _content(self, device: int, request: Request) -> int:
         memory = self.engines[device].memory
         assert memory is not None
-        values = {int(each) for each in memory.array(submit.inputs[0]).reshape(-1)}
+        values = {int(each) for each in memory.array(request.inputs[0]).reshape(-1)}
         return values.pop() if len(values) == 1 else -1
 
     def _settle(self) -> None:
@@ -149,10 +150,10 @@ class Slots(RuleBasedStateMachine):
 
         self._run(turns())
         for device, engine in self.engines.items():
-            for submit in engine.submits:
-                assert submit.id not in self.held, "two engines have it"
-                self.held[submit.id] = device, submit, self._content(device, submit)
-            engine.submits.clear()
+            for request in engine.requests:
+                assert request.id not in self.held, "two engines have it"
+                self.held[request.id] = device, request, self._content(device, request)
+            engine.requests.clear()
         for number, task in [each for each in self.callers.items() if each[1].done()]:
             self._check(number, task)
             del self.callers[number]
@@ -209,12 +210,15 @@ def test_memory_that_nobody_frees_is_caught(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_an_answer_that_reaches_another_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = Engine.answer
-    monkeypatch.setattr(Engine, "answer", lambda self, submit: answer(self, submit._replace(inputs=submit.outputs)))
+    monkeypatch.setattr(
+        Engine, "answer", lambda self, request: answer(self, msgspec.structs.replace(request, inputs=request.outputs))
+    )
     assert_caught()
 
 
 def test_a_request_that_an_engine_dies_with_and_no_other_gets_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(EngineClient, "_queue_again", lambda self, lease, submit: True)
+    queue = EngineClient._queue
+    monkeypatch.setattr(EngineClient, "_queue", lambda self, lease, one: lease.attempts or queue(self, lease, one))
     assert_caught(SlotsOfTwo)
 
 

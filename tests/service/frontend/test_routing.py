@@ -48,9 +48,8 @@ class Device:
 
     def end(self, now: float) -> list[float]:
         """Latencies of the batch that ends now."""
-        began, ended = round(self.began * 1e9) + 1, round(now * 1e9) + 1
         for _, source in self.running:
-            self.loads[source].learn(LETTERS, began, ended, BYTES * len(self.running))
+            self.loads[source].learn(LETTERS, self.began, now, BYTES * len(self.running))
             self.loads[source].end(LETTERS, BYTES)
         for source in {source for _, source in self.running}:
             own = self.loads[source]
@@ -211,19 +210,19 @@ def test_an_engine_that_has_not_run_a_model_is_taken_to_be_as_fast_as_the_fastes
 def test_one_stall_does_not_send_everybody_away() -> None:
     load = Load()
     for batch in range(1, 30):
-        load.learn(LETTERS, batch, batch + 1_000_000, BYTES)
-    load.learn(LETTERS, 1 << 40, (1 << 40) + 10_000_000_000, BYTES)
+        load.learn(LETTERS, batch, batch + 0.001, BYTES)
+    load.learn(LETTERS, 1 << 40, (1 << 40) + 10.0, BYTES)
     assert load.paces[LETTERS] == pytest.approx(1.1e-6)
     for batch in range(30, 60):  # one that stays slow is soon known for it
-        load.learn(LETTERS, batch, batch + 4_000_000, BYTES)
+        load.learn(LETTERS, batch, batch + 0.004, BYTES)
     assert load.paces[LETTERS] > 3.5e-6
 
 
 def test_a_batch_teaches_once() -> None:
     load = Load()
-    load.learn(LETTERS, 1, 1_000_001, BYTES)
+    load.learn(LETTERS, 1, 1.001, BYTES)
     for _ in range(100):
-        load.learn(LETTERS, 2, 2_000_002, BYTES)
+        load.learn(LETTERS, 2, 2.002, BYTES)
     assert load.paces[LETTERS] == pytest.approx(1.1e-6)
 
 
@@ -235,7 +234,7 @@ def faster_again(turns: int) -> int:
     for turn in range(1, turns):
         chosen = choose(loads, LETTERS, BYTES, turn)
         went += chosen is loads[1]
-        chosen.learn(LETTERS, turn, turn + 1_000_000, BYTES)
+        chosen.learn(LETTERS, turn, turn + 0.001, BYTES)
     return went
 
 

@@ -8,7 +8,7 @@ import pytest
 from convoy.service import errors
 from convoy.service.errors import ConvoyError, RunFailed
 from convoy.service.ipc import channel
-from convoy.service.ipc.channel import FAILURES, Failure, _pack, _unpack
+from convoy.service.ipc.channel import FAILURES, Failure, _decode, _encode, _packed
 
 SERVICE = Path(errors.__file__).parent
 # What a request meets in an engine; the others load files, or are asked by commands.
@@ -52,12 +52,12 @@ def test_an_error_without_a_place_would_be_seen() -> None:
 
 @pytest.mark.parametrize("kind", FAILURES)
 def test_error_arrives_as_what_it_was(kind: type[ConvoyError]) -> None:
-    (record,) = _unpack(_pack(Failure(7, kind("what", retry_after=0.5))))
+    (record,) = _decode(_packed([_encode(Failure(7, kind("what", retry_after=0.5)))]))
     assert isinstance(record, Failure)
     assert (type(record.error), record.error.message, record.error.retry_after) == (kind, "what", 0.5)
 
 
 def test_error_that_nobody_has_thought_of_is_a_failed_run() -> None:
-    (record,) = _unpack(_pack(Failure(7, errors.BadImage("what"))))
+    (record,) = _decode(_packed([_encode(Failure(7, errors.BadImage("what")))]))
     assert isinstance(record, Failure)
     assert type(record.error) is RunFailed

@@ -16,7 +16,6 @@ from convoy.service.errors import BadTensor, QueueFull
 from convoy.service.ipc.slots import ALIGNMENT, SPILLED, Arena, SharedMemory, Span, memory_file
 
 NBYTES = 64 * ALIGNMENT
-U1 = np.dtype(np.uint8)
 
 # What a caller does: allocate so many bytes, or free the so many-th of the blocks that it holds.
 ACTIONS = st.lists(
@@ -190,7 +189,7 @@ def test_memory_file_has_no_name_and_is_not_inherited() -> None:
 
 def test_two_mappings_of_one_memory_see_each_others_bytes(arena: Arena) -> None:
     other = SharedMemory(arena.descriptor, arena.nbytes)
-    span = Span(0, 2 * ALIGNMENT, 24, np.dtype(np.float32), (2, 3))
+    span = Span(0, 2 * ALIGNMENT, 24, "float32", (2, 3))
     arena.mapping.array(span)[...] = np.arange(6).reshape(2, 3)
     assert other.array(span).tolist() == [[0, 1, 2], [3, 4, 5]]
     other.bytes_at(2 * ALIGNMENT, 4)[:] = 0xFF
@@ -208,7 +207,7 @@ def test_memory_files_are_strangers() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_tensor_of_every_dtype_is_kept(mapping: SharedMemory, dtype: np.dtype) -> None:
+def test_tensor_of_every_dtype_is_kept(mapping: SharedMemory, dtype: str) -> None:
     values = np.array([[0, 1, 1], [1, 0, 1]]).astype(dtype)
     span = Span(0, ALIGNMENT, values.nbytes, dtype, values.shape)
     mapping.array(span)[...] = values
@@ -219,7 +218,7 @@ def test_tensor_of_every_dtype_is_kept(mapping: SharedMemory, dtype: np.dtype) -
 
 @pytest.mark.parametrize("shape", [(), (1,), (NBYTES,), (1,) * 8, (0,), (5, 0)])
 def test_span_within_the_memory_is_given(mapping: SharedMemory, shape: tuple[int, ...]) -> None:
-    assert mapping.array(Span(0, 0, 0, U1, shape)).shape == shape
+    assert mapping.array(Span(0, 0, 0, "uint8", shape)).shape == shape
 
 
 @pytest.mark.parametrize(
@@ -241,11 +240,11 @@ def test_span_within_the_memory_is_given(mapping: SharedMemory, shape: tuple[int
 )
 def test_span_beyond_the_memory_is_refused(mapping: SharedMemory, offset: int, shape: tuple[int, ...]) -> None:
     with pytest.raises(BadTensor, match="do not fit"):
-        mapping.array(Span(0, offset, 0, U1, shape))
+        mapping.array(Span(0, offset, 0, "uint8", shape))
 
 
 def test_wide_dtype_counts_in_bytes(mapping: SharedMemory) -> None:
-    doubles = np.dtype(np.float64)
+    doubles = "float64"
     mapping.array(Span(0, 0, NBYTES, doubles, (NBYTES // 8,)))
     with pytest.raises(BadTensor):
         mapping.array(Span(0, 8, NBYTES, doubles, (NBYTES // 8,)))

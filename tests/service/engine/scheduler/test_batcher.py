@@ -15,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convoy.service.config import PolicyName
-from convoy.service.engine.scheduler.batcher import Batch, Batcher, Key, Limits, Request
+from convoy.service.engine.scheduler.batcher import Batch, Batcher
+from convoy.service.engine.scheduler.request_queue import Key, Limits
 from convoy.service.errors import ConvoyError, PredictedLate, QueueFull
+from convoy.service.ipc.channel import Request
 
 KEY = Key("model", 1, ((32, 32, 1),))
 WIDE = Key("model", 1, ((64, 64, 1),))
@@ -37,7 +39,7 @@ def request(
     source: Hashable = "front end",
     low_priority: bool = False,
 ) -> Request:
-    return Request(number, source, rows, arrived, deadline, low_priority, payload=f"payload {number}")
+    return Request(number, source, rows, arrived, deadline, low_priority, model=f"model of {number}")
 
 
 def profiled(times: Mapping[int, float] = GAINS, limits: Limits = LIMITS, lanes: int = 1) -> Batcher:
@@ -615,7 +617,7 @@ def test_full_queue_refuses_with_the_time_until_there_is_room() -> None:
         fill(batcher, request(8), limits=limits)
     assert full.value.retry_after == pytest.approx(1.0)  # two batches of half a second
     assert batcher.waiting("model") == len(batcher) == 8
-    assert batcher.cancel(8) is None
+    assert batcher.cancel(("front end", 8)) is None
     run(batcher)
     fill(batcher, request(9), limits=limits)
 
@@ -660,12 +662,12 @@ def test_request_larger_than_the_whole_queue_waits_alone() -> None:
 def test_cancel_takes_out_exactly_one() -> None:
     batcher = Batcher()
     fill(batcher, request(1), request(2, rows=2), request(3, deadline=0.05))
-    cancelled = batcher.cancel(2)
+    cancelled = batcher.cancel(("front end", 2))
     assert cancelled is not None
-    assert cancelled.payload == "payload 2"
+    assert cancelled.model == "model of 2"
     assert batcher.waiting("model") == 2
-    assert batcher.cancel(2) is None
-    assert batcher.cancel("never came") is None
+    assert batcher.cancel(("front end", 2)) is None
+    assert batcher.cancel(("front end", "never came")) is None
     assert run(batcher) == [3, 1]
 
 
@@ -673,7 +675,7 @@ def test_running_request_cannot_be_cancelled() -> None:
     batcher = Batcher()
     fill(batcher, request(1))
     assert run(batcher) == [1]
-    assert batcher.cancel(1) is None
+    assert batcher.cancel(("front end", 1)) is None
 
 
 def test_what_a_lost_front_end_sent_is_not_run() -> None:
@@ -703,7 +705,7 @@ def test_callers_who_cancel_are_not_remembered_until_their_deadlines() -> None:
 
     add(deadline=1.0)  # waits all the time, so that its queue is never empty, with the nearest deadline
     for _ in range(5000):
-        batcher.cancel(add(deadline=3600.0))
+        batcher.cancel(("front end", add(deadline=3600.0)))
     assert len(batcher) == 1
     assert 1 <= len(callers) < 100
 
@@ -919,7 +921,8 @@ class World:
             self._cancel(choose.randrange(max(0, number - 50), number + 1))
 
     def _cancel(self, number: int) -> None:
-        gone = self._batcher.cancel(number)
+        source = self.alive[number][1].source if number in self.alive else 0
+        gone = self._batcher.cancel((source, number))
         assert (gone is not None) == (number in self.alive)
         if gone is not None:
             self._end(gone, "cancelled")

@@ -71,9 +71,9 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         return padding({size: batch.seconds for size, batch in self.batches.items()})
 
     @property
-    def key(self) -> tuple[tuple[tuple[int, ...], np.dtype[np.generic]], ...]:
+    def key(self) -> tuple[tuple[tuple[int, ...], str], ...]:
         """The shape in a batcher's Key."""
-        return ((self.shape, np.dtype(self.dtype)),)
+        return ((self.shape, self.dtype),)
 
     @property
     def batch_size(self) -> int:

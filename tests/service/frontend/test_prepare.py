@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convoy.service.frontend.chunks import Chunk, chunks
+from convoy.service.frontend.prepare import Chunk, chunks
 from convoy.service.metadata import InputSpec
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 from convoy.service.preprocess import input_size
@@ -42,7 +42,7 @@ def found(
     ],
 )
 def test_images_go_in_whole_batches_and_halves_of_them(images: int, batch_size: int, counts: list[int]) -> None:
-    assert [len(chunk.sent) for chunk in found([raw(8, 8, 3)] * images, batch_size=batch_size)] == counts
+    assert [len(chunk.images) for chunk in found([raw(8, 8, 3)] * images, batch_size=batch_size)] == counts
 
 
 @given(st.lists(st.tuples(st.sampled_from([4, 8, 12]), st.sampled_from([4, 6, 8])), min_size=1), st.integers(1, 40))
@@ -51,9 +51,9 @@ def test_every_image_is_in_one_chunk_of_its_own_size(sizes: list[tuple[int, int]
     together = found(images, FREE, batch_size)
     assert sorted(number for chunk in together for number in chunk.numbers) == list(range(len(images)))
     for chunk in together:
-        assert len(chunk.numbers) == len(chunk.sent) <= (1 if chunk.size is None else batch_size)
-        for number, sent in zip(chunk.numbers, chunk.sent, strict=True):
-            assert sent.image == images[number]
+        assert len(chunk.numbers) == len(chunk.images) <= (1 if chunk.size is None else batch_size)
+        for number, image in zip(chunk.numbers, chunk.images, strict=True):
+            assert image == images[number]
             assert chunk.size in (None, sizes[number])
             assert (chunk.size is None) == (sizes[number][1] == 6)
 
@@ -70,7 +70,7 @@ def test_every_image_is_in_one_chunk_of_its_own_size(sizes: list[tuple[int, int]
     ],
 )
 def test_what_needs_work_or_is_wrong_goes_alone(image: pb.Image) -> None:
-    first, second = sorted(found([raw(8, 8, 3), image, raw(8, 8, 3)]), key=lambda chunk: len(chunk.sent))
+    first, second = sorted(found([raw(8, 8, 3), image, raw(8, 8, 3)]), key=lambda chunk: len(chunk.images))
     assert (first.numbers, first.size) == ((1,), None)
     assert (second.numbers, second.size) == ([0, 2], (8, 8))
 
@@ -85,4 +85,4 @@ def test_pixels_that_are_not_in_the_message_count() -> None:
     payload = memoryview(np.full(192, 7, np.uint8).tobytes())
     (chunk,) = chunks([image], {0: payload}, 3, lambda *size: size, 10**6, 32)
     assert chunk.size == (8, 8)
-    assert chunk.sent[0].pixels is payload
+    assert chunk.pixels[0] is payload
