@@ -73,6 +73,64 @@ class _Model:
     failures: _Failures = field(default_factory=_Failures)
 
 
+class _Scan:
+    """Scans of the repository. One writer: the loader's thread."""
+
+    def __init__(self, root: Path) -> None:
+        self.unreadable: str | None = None  # why the repository could not be read, at the last scan
+        self._root = root
+        self._misnamed: set[str] = set()  # folders, at the last scan
+
+    def run(self) -> Mapping[str, Listing] | None:
+        """Returns the contents of each model's folder; None if the repository cannot be read. Logs problems once."""
+        try:
+            listings = repository.scan(self._root)
+            misnamed = repository.misnamed(self._root)
+        except OSError as error:
+            if error.strerror != self.unreadable:
+                log.error("model repository cannot be read: %s; loaded versions continue to serve", error.strerror)
+            self.unreadable = error.strerror
+            return None
+        self.unreadable = None
+        for name in set(misnamed) - self._misnamed:
+            log.warning("folder %r is ignored: a model's name is 1 to %d of a-z, 0-9, - and _", name, MAX_NAME)
+        self._misnamed = set(misnamed)
+        return listings
+
+
+class _Reporter:
+    """Publishes the table when it has changed, and logs why versions do not serve. One writer: the loader's thread."""
+
+    def __init__(self, publish: Callable[[Table], None], clock: Callable[[], float]) -> None:
+        self._publish = publish
+        self._clock = clock
+        self._published: Table | None = None
+        self._logged: dict[tuple[str, int], float] = {}  # time of the last log entry that a version is not served
+
+    def report(self, table: Table) -> None:
+        if table == self._published:
+            return
+        known = {(row.model, row.version): row for row in self._published.versions} if self._published else {}
+        for row in table.versions:
+            if row.state == "UNAVAILABLE" and row != known.get((row.model, row.version)):
+                expected = row.reason.startswith("version ")
+                level = logging.DEBUG if expected or self._logged_lately(row) else logging.ERROR
+                log.log(level, "model %s version %d is not served: %s", row.model, row.version, row.reason)
+        self._published = table
+        self._publish(table)
+
+    def report_problem(self, problem: str) -> None:
+        self._published = None
+        self._publish(Table(problem=problem))
+
+    def _logged_lately(self, row: Version) -> bool:
+        now, key = self._clock(), (row.model, row.version)
+        if now < self._logged.get(key, -math.inf) + _QUIET:
+            return True
+        self._logged[key] = now
+        return False
+
+
 class Loader:
     """Loads versions that should serve and retires the others.
 
@@ -95,47 +153,34 @@ class Loader:
         self.versions: Mapping[tuple[str, int], Loaded] = {}
         self._root = root
         self._config = config
-        self._publish = publish
         self._announce = announce
         self._suspects = suspects
         self._clock = clock
-        self._logged: dict[tuple[str, int], float] = {}  # time of the last log entry that a version is not served
+        self._scan = _Scan(root)
+        self._reporter = _Reporter(publish, clock)
         self._models: dict[str, _Model] = {}
         self._complete = False
-        self._published: Table | None = None
-        self._unreadable: str | None = None  # why the repository could not be read, at the last scan
-        self._misnamed: set[str] = set()  # folders, at the last scan
 
     def refresh(self) -> None:
         """Scans the repository and loads new versions. Publishes the table whenever it changes."""
-        try:
-            listings = repository.scan(self._root)
-            misnamed = repository.misnamed(self._root)
-        except OSError as error:
-            if error.strerror != self._unreadable:
-                log.error("model repository cannot be read: %s; what is loaded goes on serving", error.strerror)
-            self._unreadable = error.strerror
+        listings = self._scan.run()
+        if listings is None:
             if not self._complete:
-                self._publish(Table(problem=f"the model repository cannot be read: {error.strerror}"))
-                self._published = None
+                self._reporter.report_problem(f"the model repository cannot be read: {self._scan.unreadable}")
             return
-        self._unreadable = None
-        for name in set(misnamed) - self._misnamed:
-            log.warning("folder %r is passed over: a model's name is 1 to %d of a-z, 0-9, - and _", name, MAX_NAME)
-        self._misnamed = set(misnamed)
         for name in self._models.keys() - listings.keys():
             self._retire(name, self._models[name])
             del self._models[name]
         for name, listing in listings.items():
             model = self._models.setdefault(name, _Model())
-            self._take(name, model, listing)
+            self._update(name, model, listing)
             if model.serving is None:
                 model.loading = repository.choose(model.listing, model.failures.reasons)
-        self._tell()
+        self._report()
         for name, model in sorted(self._models.items(), key=lambda item: self._deaths(*item)):
             self._bring_up(name, model)
         self._complete = True
-        self._tell()
+        self._report()
 
     def drop(self, model: str, version: int) -> None:
         """Removes a retired version that nothing refers to any more."""
@@ -156,7 +201,7 @@ class Loader:
             instance.session.run_apart(reason)
         self._put(model, version, replace(entry, limits=replace(entry.limits, max_batch_size=1)))
         _report_apart(model, version, entry.session)
-        self._tell()
+        self._report()
 
     def choose_buckets(self, model: str, version: int, images: Mapping[Size, float]) -> None:
         """Chooses buckets for images of these sizes, which the version received. Runs every batch size of a new bucket
@@ -165,21 +210,16 @@ class Loader:
         entry = self.versions.get((model, version))
         if entry is None or self.is_retired(model, version):
             return
-        chosen = choose(images, entry.buckets.sizes, self._config.limits.max_input_pixels)
-        new = [bucket for bucket in chosen if bucket not in entry.buckets.sizes]
-        if chosen == entry.buckets.sizes:
-            return
-        most, max_pixels = entry.limits.max_batch_size, self._config.batching.max_batch_pixels
         try:
-            for shape, fitting in shapes(entry.session.document, new, most, max_pixels).items():
-                warm(Together(entry.instances), shape, min(fitting, entry.profiles[0].batch_size))
+            chosen = _warmed_buckets(entry, images, self._config)
         except Exception:  # the version serves without the new buckets
             log.exception("model %s version %d: a run of a new bucket failed", model, version)
             return
-        self._put(model, version, replace(entry, buckets=Buckets(chosen, MOST_PADDING)))
-        self._tell()
-        shown = ", ".join(f"{height}x{width}" for height, width in chosen)
-        log.info("model %s version %d: images are padded to %s", model, version, shown)
+        if chosen != entry.buckets.sizes:
+            self._put(model, version, replace(entry, buckets=Buckets(chosen, MOST_PADDING)))
+            self._report()
+            shown = ", ".join(f"{height}x{width}" for height, width in chosen)
+            log.info("model %s version %d: images are padded to %s", model, version, shown)
 
     def is_retired(self, model: str, version: int) -> bool:
         """Returns whether a loaded version no longer serves."""
@@ -198,7 +238,7 @@ class Loader:
     def _put(self, model: str, version: int, loaded: Loaded) -> None:
         self.versions = {**self.versions, (model, version): loaded}
 
-    def _take(self, name: str, model: _Model, listing: Listing) -> None:
+    def _update(self, name: str, model: _Model, listing: Listing) -> None:
         """Accepts the current state of a model's folder. A problem in it never ends a version that serves."""
         if listing.problem and listing.problem != model.problem:
             goes_on = f"; version {model.serving} goes on as it is" if model.serving else ""
@@ -229,7 +269,7 @@ class Loader:
                 if (there.stamp, there.config) == (stamp, model.listing.config):
                     break
             model.loading = version
-            self._tell()
+            self._report()
             loaded = self._load(name, model, version, stamp)
             model.loading = None
             if loaded is not None:
@@ -242,7 +282,7 @@ class Loader:
         model.loading = None
         if version is None and not _stays(model, version):
             self._retire(name, model)
-        self._tell()
+        self._report()
 
     def _load(self, name: str, model: _Model, version: int, stamp: Stamp) -> Loaded | None:
         suspect = _suspect(name, version, stamp)
@@ -282,25 +322,8 @@ class Loader:
         provider = self.versions[name, version].session.provider
         MODEL_READY.labels(name, version, provider, self._config.engine.device).set(ready)
 
-    def _logged_lately(self, row: Version) -> bool:
-        now, key = self._clock(), (row.model, row.version)
-        if now < self._logged.get(key, -math.inf) + _QUIET:
-            return True
-        self._logged[key] = now
-        return False
-
-    def _tell(self) -> None:
-        table = self.table()
-        if table == self._published:
-            return
-        known = {(row.model, row.version): row for row in self._published.versions} if self._published else {}
-        for row in table.versions:
-            if row.state == "UNAVAILABLE" and row != known.get((row.model, row.version)):
-                expected = row.reason.startswith("version ")
-                level = logging.DEBUG if expected or self._logged_lately(row) else logging.ERROR
-                log.log(level, "model %s version %d is not served: %s", row.model, row.version, row.reason)
-        self._published = table
-        self._publish(table)
+    def _report(self) -> None:
+        self._reporter.report(self.table())
 
 
 def _suspect(name: str, version: int, stamp: Stamp) -> Suspect:
@@ -371,6 +394,16 @@ def _report_apart(name: str, version: int, session: Session) -> None:
         log.warning("model %s version %d serves without %s", name, version, session.left_out)
     if session.apart:
         log.warning("model %s version %d runs one request at a time: %s", name, version, session.apart)
+
+
+def _warmed_buckets(entry: Loaded, images: Mapping[Size, float], config: Config) -> tuple[Size, ...]:
+    """Returns buckets for images of these sizes. Each batch size of each new one has run; raises what a run raises."""
+    chosen = choose(images, entry.buckets.sizes, config.limits.max_input_pixels)
+    new = [bucket for bucket in chosen if bucket not in entry.buckets.sizes]
+    most, max_pixels = entry.limits.max_batch_size, config.batching.max_batch_pixels
+    for shape, fitting in shapes(entry.session.document, new, most, max_pixels).items():
+        warm(Together(entry.instances), shape, min(fitting, entry.profiles[0].batch_size))
+    return chosen
 
 
 def _stays(model: _Model, version: int | None) -> bool:

@@ -33,7 +33,63 @@ _DATA_TYPES = {name: f"TYPE_{datatype}" for name, datatype in DATATYPES.items()}
 _NO_SHARED_MEMORY = "shared memory is not offered: send tensors in the request, and read them from the response"
 
 
-class InferenceService:
+class _NotOffered:
+    """Methods of the protocol that are refused, or that always return the same."""
+
+    async def RepositoryModelLoad(self, request: pb.RepositoryModelLoadRequest, call: Call) -> NoReturn:
+        """Raises NotOffered."""
+        raise NotOffered(
+            "models are not loaded on request: put a file at MODEL/VERSION/model.onnx in the server's repository, "
+            "which is watched, and ask ModelReady or RepositoryIndex until it serves"
+        )
+
+    async def RepositoryModelUnload(self, request: pb.RepositoryModelUnloadRequest, call: Call) -> NoReturn:
+        """Raises NotOffered."""
+        raise NotOffered(
+            "models are not unloaded on request: remove MODEL/VERSION from the server's repository, which is watched, "
+            "and the version stops serving once its requests are answered"
+        )
+
+    async def SystemSharedMemoryStatus(
+        self, request: pb.SystemSharedMemoryStatusRequest, call: Call
+    ) -> pb.SystemSharedMemoryStatusResponse:
+        """Returns no region: none can be registered."""
+        return pb.SystemSharedMemoryStatusResponse()
+
+    async def SystemSharedMemoryRegister(self, request: pb.SystemSharedMemoryRegisterRequest, call: Call) -> NoReturn:
+        """Raises NotOffered."""
+        raise NotOffered(_NO_SHARED_MEMORY)
+
+    async def SystemSharedMemoryUnregister(
+        self, request: pb.SystemSharedMemoryUnregisterRequest, call: Call
+    ) -> pb.SystemSharedMemoryUnregisterResponse:
+        """Does nothing, because nothing is registered. Clients call this first."""
+        return pb.SystemSharedMemoryUnregisterResponse()
+
+    async def CudaSharedMemoryStatus(
+        self, request: pb.CudaSharedMemoryStatusRequest, call: Call
+    ) -> pb.CudaSharedMemoryStatusResponse:
+        """Returns no region: none can be registered."""
+        return pb.CudaSharedMemoryStatusResponse()
+
+    async def CudaSharedMemoryRegister(self, request: pb.CudaSharedMemoryRegisterRequest, call: Call) -> NoReturn:
+        """Raises NotOffered."""
+        raise NotOffered(_NO_SHARED_MEMORY)
+
+    async def CudaSharedMemoryUnregister(
+        self, request: pb.CudaSharedMemoryUnregisterRequest, call: Call
+    ) -> pb.CudaSharedMemoryUnregisterResponse:
+        """Does nothing, because nothing is registered."""
+        return pb.CudaSharedMemoryUnregisterResponse()
+
+    async def LogSettings(self, request: pb.LogSettingsRequest, call: Call) -> pb.LogSettingsResponse:
+        """Returns no settings: none can be changed while the server runs."""
+        if request.settings:
+            raise NotOffered("the log is not set on request: server.log_level of the configuration, read at the start")
+        return pb.LogSettingsResponse()
+
+
+class InferenceService(_NotOffered):
     """The servicer. `ready` returns whether this front end accepts requests."""
 
     def __init__(
@@ -181,52 +237,6 @@ class InferenceService:
             ]
         )
 
-    async def RepositoryModelLoad(self, request: pb.RepositoryModelLoadRequest, call: Call) -> NoReturn:
-        """Raises NotOffered."""
-        raise NotOffered(
-            "models are not loaded on request: put a file at MODEL/VERSION/model.onnx in the server's repository, "
-            "which is watched, and ask ModelReady or RepositoryIndex until it serves"
-        )
-
-    async def RepositoryModelUnload(self, request: pb.RepositoryModelUnloadRequest, call: Call) -> NoReturn:
-        """Raises NotOffered."""
-        raise NotOffered(
-            "models are not unloaded on request: remove MODEL/VERSION from the server's repository, which is watched, "
-            "and the version stops serving once its requests are answered"
-        )
-
-    async def SystemSharedMemoryStatus(
-        self, request: pb.SystemSharedMemoryStatusRequest, call: Call
-    ) -> pb.SystemSharedMemoryStatusResponse:
-        """Returns no region: none can be registered."""
-        return pb.SystemSharedMemoryStatusResponse()
-
-    async def SystemSharedMemoryRegister(self, request: pb.SystemSharedMemoryRegisterRequest, call: Call) -> NoReturn:
-        """Raises NotOffered."""
-        raise NotOffered(_NO_SHARED_MEMORY)
-
-    async def SystemSharedMemoryUnregister(
-        self, request: pb.SystemSharedMemoryUnregisterRequest, call: Call
-    ) -> pb.SystemSharedMemoryUnregisterResponse:
-        """Does nothing, because nothing is registered. Clients call this first."""
-        return pb.SystemSharedMemoryUnregisterResponse()
-
-    async def CudaSharedMemoryStatus(
-        self, request: pb.CudaSharedMemoryStatusRequest, call: Call
-    ) -> pb.CudaSharedMemoryStatusResponse:
-        """Returns no region: none can be registered."""
-        return pb.CudaSharedMemoryStatusResponse()
-
-    async def CudaSharedMemoryRegister(self, request: pb.CudaSharedMemoryRegisterRequest, call: Call) -> NoReturn:
-        """Raises NotOffered."""
-        raise NotOffered(_NO_SHARED_MEMORY)
-
-    async def CudaSharedMemoryUnregister(
-        self, request: pb.CudaSharedMemoryUnregisterRequest, call: Call
-    ) -> pb.CudaSharedMemoryUnregisterResponse:
-        """Does nothing, because nothing is registered."""
-        return pb.CudaSharedMemoryUnregisterResponse()
-
     async def TraceSetting(self, request: pb.TraceSettingRequest, call: Call) -> pb.TraceSettingResponse:
         """Returns no settings. A setting without a value resets one that was never set. Otherwise raises NotOffered."""
         if request.model_name:
@@ -234,12 +244,6 @@ class InferenceService:
         if any(setting.value for setting in request.settings.values()):
             raise NotOffered("requests are not traced: each response has the times of its stages as parameters")
         return pb.TraceSettingResponse()
-
-    async def LogSettings(self, request: pb.LogSettingsRequest, call: Call) -> pb.LogSettingsResponse:
-        """Returns no settings: none can be changed while the server runs."""
-        if request.settings:
-            raise NotOffered("the log is not set on request: server.log_level of the configuration, read at the start")
-        return pb.LogSettingsResponse()
 
     def _serving(self, name: str, version: str, call: Call) -> Version:
         row = self._catalogue.table.serving(name, _version(version))

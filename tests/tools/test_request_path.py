@@ -28,7 +28,10 @@ def test_every_file_that_a_jpeg_meets_is_on_the_page(processes: list[Traced]) ->
 def test_every_file_on_the_page_is_met_or_stands_beside(processes: list[Traced]) -> None:
     met = {file for process in processes for file in process.files}
     # Of streams, of types alone; gauges are written a moment later, once for many requests.
-    beside = {f"service/frontend/{name}.py" for name in ("streams", "transport/interface", "server")}
+    beside = {
+        f"service/{name}.py"
+        for name in ("errors", "frontend/streams", "frontend/transport/interface", "frontend/server")
+    }
     assert named(PAGE) - met <= beside
     assert all((ROOT / file).is_file() for file in named(PAGE))
 
@@ -37,7 +40,7 @@ STEPS = [
     ("service/frontend/transport/grpc_aio.py", "_unary.<locals>.handle"),
     ("service/frontend/methods.py", "UnaryMethod.__call__"),
     ("service/frontend/vision.py", "Vision.Classify"),
-    ("service/frontend/chunks.py", "chunks"),
+    ("service/frontend/prepare.py", "chunks"),
     ("service/frontend/vision.py", "Vision._classify"),
     ("service/frontend/prepare.py", "Preparer.prepare"),
     ("service/frontend/engine_client.py", "Lease.run"),
@@ -49,6 +52,24 @@ STEPS = [
 def test_steps_come_in_the_order_of_the_page(processes: list[Traced]) -> None:
     (front_end,) = (process for process in processes if STEPS[0][0] in process.files)
     assert [call for call in dict.fromkeys(front_end.calls) if call in STEPS] == STEPS
+
+
+def reading_path(page: str) -> list[Path]:
+    """The files under the last heading, each by its name, from the whole page."""
+    part = page.split("## To read it in the code")[1].split("What a request wears", maxsplit=1)[0]
+    front_end, _, engine = part.partition("of the front end")
+    folders = {"interface.py": "service/frontend/transport"}
+    return [
+        ROOT / folders.get(name, folder) / name
+        for folder, text in (("service/frontend", front_end), ("service/engine", engine))
+        for name in re.findall(r"`(\w+\.py)`", text)
+    ]
+
+
+def test_the_reading_path_is_short() -> None:
+    files = reading_path(PAGE)
+    assert len(files) == 9
+    assert sum(len(file.read_text().splitlines()) for file in files) < 2000
 
 
 def test_returns_are_counted() -> None:

@@ -87,6 +87,36 @@ class _Callers:
         return seconds / gap if gap > 0 else math.inf
 
 
+class _Lanes:
+    """The running batches, and the part of the device that they leave free."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.free = float(count)
+        self.running: list[Batch] = []
+
+    def start(self, batch: Batch) -> None:
+        self.running.append(batch)
+        self.free -= batch.share
+
+    def end(self, batch: Batch) -> None:
+        self.running.remove(batch)
+        self.free = self.count - sum(other.share for other in self.running)
+
+    def fits(self, share: float) -> bool:
+        return share <= self.free + _ROUNDING
+
+    def free_at(self, share: float, now: float) -> float:
+        """Returns when the running batches leave this share of a lane free."""
+        free = self.free
+        for batch in sorted(self.running, key=lambda batch: batch.ends):
+            if free >= share - _ROUNDING:
+                break
+            free += batch.share
+            now = max(now, batch.ends)
+        return now
+
+
 class Batcher:
     """All queues of one device, which runs batches on `lanes` lanes concurrently.
 
@@ -99,7 +129,7 @@ class Batcher:
     """
 
     def __init__(self, lanes: int = 1, volume: Callable[[Hashable], float] | None = None) -> None:
-        self._lanes = lanes
+        self._lanes = _Lanes(lanes)
         self._volume = volume
         self._queues: dict[Key, Queue] = {}
         self._active: dict[Key, Queue] = {}  # queues that are not empty
@@ -107,8 +137,6 @@ class Batcher:
         self._deadlines: list[tuple[float, int, Id]] = []  # heap; ended requests are removed lazily
         self._rows: Counter[str] = Counter()  # waiting rows, by model
         self._callers: dict[str, _Callers] = {}  # by model
-        self._running: list[Batch] = []
-        self._room = float(lanes)  # lanes not used by running batches
         self._arrivals = 0
 
     def __len__(self) -> int:
@@ -173,11 +201,11 @@ class Batcher:
     def next(self, now: float) -> Decision:
         """What to do now. A returned batch counts as running until `ended` is called with it."""
         late = self._expired(now)
-        while self._room > _ROUNDING and self._active:
+        while self._lanes.free > _ROUNDING and self._active:
             queue, close_at = self._candidate(now)
             if queue is None:
                 return Decision(late, None, min(close_at, self._first_deadline()))
-            if queue.share > self._room + _ROUNDING:
+            if not self._lanes.fits(queue.share):
                 break  # it runs when others have ended: smaller ones in its place could delay it forever
             too_late, requests = POLICIES[queue.limits.policy].take(queue, now)
             self._left(queue, (*too_late, *requests))
@@ -188,8 +216,7 @@ class Batcher:
 
     def ended(self, batch: Batch, runs: Sequence[tuple[int, float]]) -> None:
         """Record that a batch has run, in one or several runs: (rows, seconds from gather to scatter) of each."""
-        self._running.remove(batch)
-        self._room = self._lanes - sum(other.share for other in self._running)
+        self._lanes.end(batch)
         queue = self._queues.get(batch.key)
         if queue is not None:
             for rows, seconds in runs:
@@ -230,28 +257,16 @@ class Batcher:
         self._queues[queue.key] = self._queues.pop(queue.key)  # most recently run last
         ends = now + queue.times.bound(sum(request.rows for request in requests))
         batch = Batch(queue.key, requests, ends, queue.share)
-        self._running.append(batch)
-        self._room -= queue.share
+        self._lanes.start(batch)
         return batch
 
     def _admit(self, queue: Queue, request: Request, due: float, callers: _Callers, now: float) -> None:
         """Raises PredictedLate."""
-        free = self._free(queue.share, now)
-        size, others = queue.batch_size, 0.0
-        for other in self._active.values():
-            if other is not queue and other.due < due:
-                others += other.work(other.rows)
-        batches, rest = divmod(queue.rows_ahead(due), size)
-        start = free + (others + batches * queue.times.bound(size) * queue.share) / self._lanes
-        # Requests that arrive before its batch starts will share it.
-        joining = callers.within(start - now)
-        finish = start + queue.times.bound(max(int(min(size, rest + request.rows + joining)), request.rows))
-        excess = finish - request.deadline
-        last = queue.last[2] if queue and due < queue.last[0] else None
-        if last is not None and last.deadline < math.inf:
-            # Requests due later were admitted for their own deadlines.
-            end = free + (others + queue.work(queue.rows + request.rows)) / self._lanes
-            excess = max(excess, end - last.deadline)
+        others = sum(
+            [other.work(other.rows) for other in self._active.values() if other is not queue and other.due < due]
+        )
+        start = self._lanes.free_at(queue.share, now) + others / self._lanes.count
+        excess = _excess(queue, request, due, callers, now, start, self._lanes.count)
         if excess > 0 and not self._worth_trying(queue, request, now):
             raise PredictedLate(
                 f"model {queue.key.model!r} would answer {1000 * excess:.1f} ms after the deadline",
@@ -273,18 +288,8 @@ class Batcher:
         """
         if not queue.times.guessed or now + queue.times.bound(request.rows) <= request.deadline:
             return False
-        running = (self._queues[batch.key] for batch in self._running if batch.key in self._queues)
+        running = (self._queues[batch.key] for batch in self._lanes.running if batch.key in self._queues)
         return not any(other.times.guessed for other in (*self._active.values(), *running))
-
-    def _free(self, share: float, now: float) -> float:
-        """When the running batches leave this share of a lane free."""
-        room = self._room
-        for batch in sorted(self._running, key=lambda batch: batch.ends):
-            if room >= share - _ROUNDING:
-                break
-            room += batch.share
-            now = max(now, batch.ends)
-        return now
 
     def _expired(self, now: float) -> list[Request]:
         gone = []
@@ -309,6 +314,27 @@ class Batcher:
         self._rows[queue.key.model] -= sum([request.rows for request in requests])
         if not queue:
             self._active.pop(queue.key, None)
+
+
+def _excess(
+    queue: Queue, request: Request, due: float, callers: _Callers, now: float, start: float, lanes: int
+) -> float:
+    """Returns the seconds by which a request, or one behind it in the queue, would end after its deadline.
+
+    start  when the queue's first batch can start, after the work of other queues that is due earlier
+    """
+    size = queue.batch_size
+    batches, rest = divmod(queue.rows_ahead(due), size)
+    own = start + batches * queue.times.bound(size) * queue.share / lanes
+    # Requests that arrive before its batch starts will share it.
+    joining = callers.within(own - now)
+    finish = own + queue.times.bound(max(int(min(size, rest + request.rows + joining)), request.rows))
+    excess = finish - request.deadline
+    last = queue.last[2] if queue and due < queue.last[0] else None
+    if last is not None and last.deadline < math.inf:
+        # Requests due later were admitted for their own deadlines.
+        excess = max(excess, start + queue.work(queue.rows + request.rows) / lanes - last.deadline)
+    return excess
 
 
 def _hint(seconds: float) -> float:

@@ -28,7 +28,7 @@ def follow(root: Path, until: str, swap: Callable[[], object] | None = None) -> 
             names = {row.model for row in table.versions if row.state == "READY"}
             engine._loop.call_soon_threadsafe(ready.put_nowait, names)
 
-        engine._loader._publish = publish
+        engine._loader._reporter._publish = publish
         serving = asyncio.ensure_future(server.follow(root, engine.refresh, poll_seconds=0.1))
         swapped = swap is None
         while until not in (names := await asyncio.wait_for(ready.get(), 20)):

@@ -97,7 +97,7 @@ def test_folder_whose_name_is_no_models_is_told_once(
     for _ in range(2):
         loader.refresh()
     assert loader.table().versions == ()
-    said = "folder 'MyModel' is passed over: a model's name is 1 to 64 of a-z, 0-9, - and _"
+    said = "folder 'MyModel' is ignored: a model's name is 1 to 64 of a-z, 0-9, - and _"
     assert [record.message for record in caplog.records] == [said]
 
 
