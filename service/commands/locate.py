@@ -102,7 +102,7 @@ def drawn(
 def _input(client: TensorClient, model: str) -> InputSpec:
     document = client.document(model)
     if document is None or document.task != "matching":
-        task = "carries no metadata" if document is None else f"is for {document.task}"
+        task = "has no metadata" if document is None else f"is for {document.task}"
         raise BadRequest(f"model {model!r} {task}, want one that `convoy template` made")
     return document.image
 

@@ -53,10 +53,10 @@ class Buffer:
 
 def page_lock(device: int, maps: Path = _MAPS, open_library: Callable[[str], CDLL] = CDLL) -> Pin | None:
     """Page locking for a CUDA device, by the runtime that onnxruntime has loaded. None without that."""
-    found = _RUNTIME.search(maps.read_text())
-    if found is None:
+    match = _RUNTIME.search(maps.read_text())
+    if match is None:
         return None
-    runtime = open_library(found[0])
+    runtime = open_library(match[0])
     runtime.cudaSetDevice.argtypes = [c_int]
     runtime.cudaHostRegister.argtypes = [c_void_p, c_size_t, c_uint]
     runtime.cudaHostUnregister.argtypes = [c_void_p]

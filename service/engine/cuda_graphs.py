@@ -61,13 +61,13 @@ class Graphs:
 
     def _make(self, inputs: Sequence[tuple[int, ...]], outputs: Sequence[tuple[int, ...]]) -> _Graph:
         binding = self._session.io_binding()
-        given = [self._memory(spec, shape) for spec, shape in zip(self._inputs, inputs, strict=True)]
-        found = [self._memory(spec, shape) for spec, shape in zip(self._outputs, outputs, strict=True)]
-        for spec, value in zip(self._inputs, given, strict=True):
+        input_values = [self._memory(spec, shape) for spec, shape in zip(self._inputs, inputs, strict=True)]
+        output_values = [self._memory(spec, shape) for spec, shape in zip(self._outputs, outputs, strict=True)]
+        for spec, value in zip(self._inputs, input_values, strict=True):
             binding.bind_ortvalue_input(spec.name, value)
-        for spec, value in zip(self._outputs, found, strict=True):
+        for spec, value in zip(self._outputs, output_values, strict=True):
             binding.bind_ortvalue_output(spec.name, value)
-        return _Graph(_options(str(len(self._graphs) + 1)), binding, given, found)
+        return _Graph(_options(str(len(self._graphs) + 1)), binding, input_values, output_values)
 
     def _memory(self, spec: TensorSpec, shape: tuple[int, ...]) -> OrtValue:
         return OrtValue.ortvalue_from_shape_and_type(shape, np.dtype(spec.dtype).type, "cuda", self._device)

@@ -22,8 +22,8 @@ from convoy.service.ipc.slots import COPIED_AT_ONCE
 
 logger = logging.getLogger(__name__)
 
-_SHORT = 0.0005  # seconds; a shorter batch may run on the loop: a hop to a thread and back takes about as long
-_ALONE = 0.01  # the same for a lone request: one that arrives meanwhile has to wait for the device anyway
+_FITS_LOOP = 0.0005  # seconds; a shorter batch may run on the loop: a hop to a thread and back takes about as long
+_FITS_LOOP_ALONE = 0.01  # the same for a lone request: one that arrives meanwhile has to wait for the device anyway
 
 
 class _Start(NamedTuple):
@@ -69,7 +69,7 @@ class Dispatcher:
         self._batcher = Batcher(volume=volume)
         self._lock = threading.Lock()  # guards the batcher, `_decisions` and `_lone`
         self._decisions = 0
-        self._lone = True  # whether no further request is known or expected
+        self._alone = True  # whether no further request is known or expected
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None  # used by the loop only
         self._newest = 0  # used by the loop only: number of the plan that set the timer
@@ -82,7 +82,7 @@ class Dispatcher:
     def expect(self, model: str, source: Hashable, following: int, in_flight: int, now: float) -> None:
         """See Batcher."""
         with self._lock:
-            self._lone = following == 0 and in_flight <= 1
+            self._alone = following == 0 and in_flight <= 1
             self._batcher.expect(model, source, following, in_flight, now)
 
     def add(self, key: Key, request: Request, limits: Limits, now: float) -> None:
@@ -135,10 +135,10 @@ class Dispatcher:
     def _fits_loop(self, batch: Batch, instance: Instance, now: float) -> bool:
         """Returns whether a batch is short enough to run on the loop. Called under the lock."""
         seconds = batch.ends - now
-        if not seconds or instance.running > 1 or instance.held or instance.session.provider in GPU:
+        if not seconds or instance.running > 1 or instance.off_loop or instance.session.provider in GPU:
             return False
-        alone = self._lone and len(batch.requests) == 1 and not len(self._batcher)
-        return seconds < (_ALONE if alone else _SHORT)
+        alone = self._alone and len(batch.requests) == 1 and not len(self._batcher)
+        return seconds < (_FITS_LOOP_ALONE if alone else _FITS_LOOP)
 
     def _report(self, plan: _Plan) -> None:
         for request in plan.late:

@@ -20,7 +20,7 @@ class Instance:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.running = 0  # batches, of which all but one wait; under the dispatcher's lock
-        self.held = 0  # number of holders that run something else there; written by the loop, read by other threads
+        self.off_loop = 0  # number of holders that run something else there; written by the loop, read by other threads
         self._thread = ThreadPoolExecutor(1, "run")
 
     def submit(self, call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> Future[T]:
@@ -51,10 +51,10 @@ class Instances:
         instance.running += 1
         return instance
 
-    def hold(self, change: int) -> None:
+    def keep_off_loop(self, change: int) -> None:
         """Add `change` to the hold counts: while held, batches use the threads, where other calls may run."""
         for instance in self.all:
-            instance.held += change
+            instance.off_loop += change
 
 
 class Together(Session):

@@ -22,10 +22,10 @@ class Layout(NamedTuple):
     threads: int
 
 
-def layouts(wanted: InstancesSetting, threads: int, gpu: bool) -> list[Layout]:
+def layouts(number: InstancesSetting, threads: int, gpu: bool) -> list[Layout]:
     """The candidates, the default first; `threads` is for all sessions of a network together."""
-    if wanted != "auto":
-        return [Layout(wanted, max(1, threads // wanted))]
+    if number != "auto":
+        return [Layout(number, max(1, threads // number))]
     one = Layout(1, threads)
     several = Layout(min(threads, _MOST), max(1, threads // _MOST))
     return [one] if gpu or threads == 1 else [one, several]

@@ -64,17 +64,17 @@ def choose(images: Mapping[Size, float], present: Sequence[Size], max_pixels: in
     sizes = sorted(images)
     pixels = np.array([images[size] * size[0] * size[1] for size in sizes])
     candidates = _candidates(images, max_pixels)
-    holds = _holds(candidates, sizes)
+    covers = _covers(candidates, sizes)
     chosen: list[Size] = []
     left = np.ones(len(sizes), bool)
     while len(chosen) < _MOST_BUCKETS and candidates:
-        together = holds @ left > 1
-        best = int(np.argmax(np.where(together, holds @ (left * pixels), 0)))  # the first of equal ones, the smallest
+        together = covers @ left > 1
+        best = int(np.argmax(np.where(together, covers @ (left * pixels), 0)))  # the first of equal ones, the smallest
         if not together[best]:
             break
         chosen.append(candidates[best])
-        left &= holds[best] == 0
-    gain = _held(chosen, sizes, pixels) - _held(present, sizes, pixels)
+        left &= covers[best] == 0
+    gain = _covered(chosen, sizes, pixels) - _covered(present, sizes, pixels)
     return ordered(chosen) if gain > _BETTER * pixels.sum() else tuple(present)
 
 
@@ -85,14 +85,14 @@ def _candidates(images: Mapping[Size, float], max_pixels: int) -> list[Size]:
     return [size for size in ordered(product(heights, widths)) if size[0] * size[1] <= max_pixels]
 
 
-def _holds(buckets: Sequence[Size], sizes: Sequence[Size]) -> NDArray[np.float64]:
+def _covers(buckets: Sequence[Size], sizes: Sequence[Size]) -> NDArray[np.float64]:
     """(buckets, sizes): 1 where a bucket covers a size, else 0."""
     height, width = np.array(buckets, np.int64).reshape(-1, 2).T[:, :, None]
-    own_height, own_width = np.array(sizes, np.int64).T
-    tight = height * width <= MOST_PADDING * own_height * own_width
-    holds: NDArray[np.bool_] = (own_height <= height) & (own_width <= width) & tight
-    return holds.astype(np.float64)
+    height_of_image, width_of_image = np.array(sizes, np.int64).T
+    tight = height * width <= MOST_PADDING * height_of_image * width_of_image
+    covers: NDArray[np.bool_] = (height_of_image <= height) & (width_of_image <= width) & tight
+    return covers.astype(np.float64)
 
 
-def _held(buckets: Sequence[Size], sizes: Sequence[Size], pixels: NDArray[np.float64]) -> float:
-    return float(pixels[_holds(buckets, sizes).any(axis=0)].sum())
+def _covered(buckets: Sequence[Size], sizes: Sequence[Size], pixels: NDArray[np.float64]) -> float:
+    return float(pixels[_covers(buckets, sizes).any(axis=0)].sum())

@@ -178,7 +178,7 @@ class Loader:
                 model.loading = repository.choose(model.listing, model.failures.reasons)
         self._report()
         for name, model in sorted(self._models.items(), key=lambda item: self._deaths(*item)):
-            self._bring_up(name, model)
+            self._load_best(name, model)
         self._complete = True
         self._report()
 
@@ -241,8 +241,8 @@ class Loader:
     def _update(self, name: str, model: _Model, listing: Listing) -> None:
         """Accepts the current state of a model's folder. A problem in it never ends a version that serves."""
         if listing.problem and listing.problem != model.problem:
-            goes_on = f"; version {model.serving} goes on as it is" if model.serving else ""
-            log.error("model %s: %s%s", name, listing.problem, goes_on)
+            remains = f"; version {model.serving} continues to serve" if model.serving else ""
+            log.error("model %s: %s%s", name, listing.problem, remains)
         model.problem = listing.problem
         if listing.note and listing.note != model.listing.note:
             log.info("model %s: %s", name, listing.note)
@@ -259,14 +259,14 @@ class Loader:
         version = repository.choose(model.listing, model.failures.reasons)
         return 0 if version is None else self._suspects.get(_suspect(name, version, model.listing.files[version]), 0)
 
-    def _bring_up(self, name: str, model: _Model) -> None:
+    def _load_best(self, name: str, model: _Model) -> None:
         while (version := repository.choose(model.listing, model.failures.reasons)) is not None:
-            if _stays(model, version):
+            if _remains(model, version):
                 break
             stamp = model.listing.files[version]
             if model.serving == version:
-                there = self.versions[name, version]
-                if (there.stamp, there.config) == (stamp, model.listing.config):
+                current = self.versions[name, version]
+                if (current.stamp, current.config) == (stamp, model.listing.config):
                     break
             model.loading = version
             self._report()
@@ -280,14 +280,14 @@ class Loader:
                     self._mark(name, before, ready=False)
                 break
         model.loading = None
-        if version is None and not _stays(model, version):
+        if version is None and not _remains(model, version):
             self._retire(name, model)
         self._report()
 
     def _load(self, name: str, model: _Model, version: int, stamp: Stamp) -> Loaded | None:
         suspect = _suspect(name, version, stamp)
         if self._suspects.get(suspect, 0) >= _DEATHS:
-            reason = f"{_DEATHS} engines have died while they loaded it; it is tried again when it changes"
+            reason = f"{_DEATHS} engines died while loading it; it is retried when it changes"
             model.failures.add(version, stamp, reason, self._clock())
             return None
         self._announce(suspect)
@@ -406,7 +406,7 @@ def _warmed_buckets(entry: Loaded, images: Mapping[Size, float], config: Config)
     return chosen
 
 
-def _stays(model: _Model, version: int | None) -> bool:
+def _remains(model: _Model, version: int | None) -> bool:
     """Returns whether the serving version stays: its file exists, loadable or not, and no higher version can serve."""
     serving = model.serving
     return serving is not None and serving in model.listing.files and (version is None or version < serving)

@@ -26,12 +26,12 @@ class Sleeping(Session):
     ) -> list[NDArray[np.generic]]:
         """Zeros in the shapes of the network's outputs. The network runs once per input shape to determine them."""
         start = time.perf_counter()
-        given = tuple(one.shape[1:] for one in arrays)
-        if given not in self._rows:
+        shapes = tuple(one.shape[1:] for one in arrays)
+        if shapes not in self._rows:
             firsts = [one[:1] for one in arrays]
-            self._rows[given] = [(values.shape[1:], values.dtype) for values in super().run(firsts)]
+            self._rows[shapes] = [(values.shape[1:], values.dtype) for values in super().run(firsts)]
         size = len(arrays[0])
-        outputs = [np.zeros((size, *shape), dtype) for shape, dtype in self._rows[given]]
+        outputs = [np.zeros((size, *shape), dtype) for shape, dtype in self._rows[shapes]]
         left = self._fixed + size * self._each - (time.perf_counter() - start)
         if left > 0:
             time.sleep(left)

@@ -88,13 +88,13 @@ def padding(seconds: Mapping[int, float]) -> dict[int, int]:
     The time of an unmeasured size is interpolated linearly.
     """
     sizes = sorted(seconds)
-    found = {}
+    padded = {}
     for size in range(sizes[0], sizes[-1]):
         own = float(np.interp(size, sizes, [seconds[each] for each in sizes]))
         best = min((each for each in sizes if each > size), key=lambda each: seconds[each])
         if seconds[best] < _FASTER * own:
-            found[size] = best
-    return found
+            padded[size] = best
+    return padded
 
 
 def machine(model: Path, provider: str, device: int, threads: int, instances: int = 1, settings: str = "") -> Machine:

@@ -51,28 +51,28 @@ def prepare(
     if not largest:
         return ()
     machine = profiles.machine(file, session.provider, device, threads, instances, settings)
-    there = profiles.read(file.parent)
-    known = {(each.shape, each.most): each for each in there if each.machine == machine}
-    found = [
+    stored = profiles.read(file.parent)
+    known = {(each.shape, each.most): each for each in stored if each.machine == machine}
+    current = [
         _again(session, known[entry]) if entry in known else measure(session, machine, *entry)
         for entry in largest.items()
     ]
     if not known.keys() >= largest.items():
         try:
-            profiles.write(file.parent, [*found, *(each for each in there if _other_layout(each.machine, machine))])
+            profiles.write(file.parent, [*current, *(each for each in stored if _other_layout(each.machine, machine))])
         except OSError as error:
-            log.info("the profile of %s is not kept: %s", "/".join(file.parts[-3:-1]), error.strerror)
-    return tuple(found)
+            log.info("the profile of %s is not saved: %s", "/".join(file.parts[-3:-1]), error.strerror)
+    return tuple(current)
 
 
 def shapes(document: Document | None, buckets: Sequence[Size], most: int, max_pixels: int) -> dict[Shape, int]:
     """The expected input shapes of a network, without N, as far as known, each with its maximum batch size."""
     if document is None:
         return {}
-    wanted: list[Shape] = [input_shape(document)]
+    expected: list[Shape] = [input_shape(document)]
     if document.takes.free:
-        wanted = [(height, width, document.image.channels) for height, width in buckets]
-    return {shape: largest_batch(document, shape, most, max_pixels) for shape in wanted}
+        expected = [(height, width, document.image.channels) for height, width in buckets]
+    return {shape: largest_batch(document, shape, most, max_pixels) for shape in expected}
 
 
 def largest_batch(document: Document | None, shape: Shape, most: int, max_pixels: int) -> int:
@@ -98,14 +98,14 @@ def measure(session: Session, machine: Machine, shape: Shape, most: int) -> Prof
         poor = poor + 1 if half is not None and 2 * half.seconds < _GAIN * batches[size].seconds else 0
         if poor == 2 or (poor and batches[size].seconds > _LONG):
             break
-    made = Profile(machine=machine, shape=shape, dtype=dtype, most=most, batches=batches)
-    between = [size for size in range(1, made.batch_size + 1) if size not in batches]
+    profile = Profile(machine=machine, shape=shape, dtype=dtype, most=most, batches=batches)
+    between = [size for size in range(1, profile.batch_size + 1) if size not in batches]
     if session.provider not in GPU:
-        _run_each(session, made, between)
-        return made
+        _run_each(session, profile, between)
+        return profile
     # On a GPU some sizes have faster kernels than smaller ones. Measuring all sizes is quick and finds them.
     batches.update((size, _time(session, _values(size, shape, dtype))) for size in between)
-    return msgspec.structs.replace(made, batches=dict(sorted(batches.items())))
+    return msgspec.structs.replace(profile, batches=dict(sorted(batches.items())))
 
 
 def warm(session: Session, shape: Shape, most: int) -> None:
@@ -169,7 +169,7 @@ def _run(session: Session, values: NDArray[np.generic]) -> None:
     except Exception as error:  # such as insufficient memory: reported to the operator at load, not to a caller
         log.warning("a batch failed before serving", exc_info=error)
         size, *shape = values.shape
-        text = f"a batch of {size} of {'x'.join(map(str, shape))} failed, and the log says why"
+        text = f"a batch of {size} of {'x'.join(map(str, shape))} failed; the log has the reason"
         raise BadModelFile(text + ("; want a smaller batching.max_batch_size" if size > 1 else "")) from error
 
 

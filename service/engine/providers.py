@@ -61,16 +61,16 @@ def providers(device: Device, file: Path) -> Options:
     return [(TENSORRT, {**_tensorrt_options(device.config, file), **_ranges(file, device.most)}), cuda, CPU]
 
 
-def check(wanted: str, providers: Options, got: str) -> None:
+def check(requested: str, providers: Options, got: str) -> None:
     """Raises BadModelFile if a session does not run on the provider that was requested."""
     first = providers[0][0] if isinstance(providers[0], tuple) else providers[0]
-    if got != first and (wanted == "cuda" or first == TENSORRT):
+    if got != first and (requested == "cuda" or first == TENSORRT):
         raise BadModelFile(why_not(first))
 
 
-def gpu_offered(wanted: str) -> bool:
+def gpu_offered(requested: str) -> bool:
     """Whether a model with this provider setting will be tried on a GPU."""
-    return wanted != "cpu" and CUDA in onnxruntime.get_available_providers()
+    return requested != "cpu" and CUDA in onnxruntime.get_available_providers()
 
 
 def why_not(provider: str) -> str:
@@ -82,10 +82,10 @@ def why_not(provider: str) -> str:
         return "engine.tensorrt is set, but TensorRT could not be used: is its library installed?"
     if CUDA not in offered:
         return (
-            f"provider cuda was asked for, but this onnxruntime offers only {', '.join(offered)}: "
+            f"provider cuda was requested, but this onnxruntime offers only {', '.join(offered)}: "
             "install onnxruntime-gpu"
         )
-    return "provider cuda was asked for, but no CUDA device could be used: see the log, or set engine.provider=cpu"
+    return "provider cuda was requested, but no CUDA device could be used: see the log, or set engine.provider=cpu"
 
 
 @cache

@@ -176,7 +176,7 @@ def _compute(session: Session, requests: Sequence[Request]) -> Run:
     if session.batched:
         for spec, values in zip(session.outputs, outputs, strict=True):
             if not values.shape or values.shape[0] != size or not _as_declared(session, spec, values):
-                reason = f"output {spec.name[:64]!r} came as {list(values.shape)} for {size} rows"
+                reason = f"output {spec.name[:64]!r} has shape {list(values.shape)} for {size} rows"
                 raise RunFailed(reason) if session.document is not None else _NotRows(reason)
     times = Times(gather, start, scatter, scatter)  # `finish` adds the end
     return Run(requests, [(rows, times)], outputs=outputs, slots=slots, batched=session.batched)

@@ -177,11 +177,11 @@ class Engine:
 
     async def _choose_buckets(self, model: str, version: int, loaded: Loaded, images: dict[Size, float]) -> None:
         # While new shapes run for the first time, no batch may run on the loop, where it could wait for one of them.
-        loaded.instances.hold(1)
+        loaded.instances.keep_off_loop(1)
         try:
             await self._loop.run_in_executor(self._loading, self._loader.choose_buckets, model, version, images)
         finally:
-            loaded.instances.hold(-1)
+            loaded.instances.keep_off_loop(-1)
 
     def _instances_of(self, model: str, version: int) -> Instances | None:
         loaded = self._loader.versions.get((model, version))
@@ -225,18 +225,18 @@ async def follow(root: Path, refresh: Callable[[], Awaitable[None]], poll_second
     await refresh()
     reported = False
     while True:
-        there = _identity(root)
+        identity = _identity(root)
         changes = awatch(root, rust_timeout=round(poll_seconds * 1000), yield_on_timeout=True, debounce=200, step=50)
         try:
             # The path may be a symbolic link. If its target is swapped, the new folder must be watched.
-            while _identity(root) == there:
+            while _identity(root) == identity:
                 await anext(changes)
                 reported = False
                 await refresh()
         except (OSError, RuntimeError) as error:  # watchfiles raises RuntimeError, as without inotify instances
             if not reported:
                 reason = getattr(error, "strerror", None) or str(error)
-                logger.error("model repository cannot be watched: %s; it is looked at by polling", reason)
+                logger.error("model repository cannot be watched: %s; polling it instead", reason)
             reported = True
             await asyncio.sleep(poll_seconds)
         finally:

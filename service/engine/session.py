@@ -202,7 +202,7 @@ def load_on(file: Path, device: Device, threads: int) -> Session:
         raise BadModelFile(f"onnxruntime cannot load it: {_first_line(error, file)}") from error
     got = session.get_providers()[0]
     check(device.provider, chosen, got)
-    _tell(device, chosen, got, file)
+    _log_provider(device, chosen, got, file)
     loaded = Session(session, device.config.device, graphs=device.config.cuda_graphs and got == CUDA)
     loaded.data = data
     _check(loaded)
@@ -226,7 +226,7 @@ def _read_beside(file: Path) -> dict[str, bytes]:
         }
 
 
-def _tell(device: Device, chosen: Options, got: str, file: Path) -> None:
+def _log_provider(device: Device, chosen: Options, got: str, file: Path) -> None:
     if got in GPU:
         return
     name = "model {} version {}".format(*file.parts[-3:-1])
@@ -253,7 +253,7 @@ def _first_line(error: Exception, file: Path) -> str:
     # The folder, too: a message may name a file next to the model. No path of the server is sent to a client.
     text = str(error).replace(str(file), "the file").replace(str(file.parent), "its folder")
     if "escapes model directory" in text:  # onnxruntime names the target of the link
-        return "a data file that it names leads outside its folder: put the data beside it, or link both files"
+        return "a data file that it names leads outside its folder: put the data next to it, or link both files"
     return reason(RuntimeError(text)) if text.strip() else type(error).__name__
 
 
@@ -285,12 +285,12 @@ def _output_shapes(
     for spec, values in zip(inputs, arrays, strict=True):
         sides.update(zip(spec.names, values.shape, strict=False))  # a file may leave the rank open
     sides.pop("", None)
-    found: list[tuple[int, ...] | None] = []
+    shapes: list[tuple[int, ...] | None] = []
     for spec in outputs:
         free = zip(spec.shape, spec.names, strict=True)
         shape = [sides.get(name) if side is None else side for side, name in free]
-        found.append(None if None in shape else tuple(side for side in shape if side is not None))
-    return found
+        shapes.append(None if None in shape else tuple(side for side in shape if side is not None))
+    return shapes
 
 
 def _check(session: Session) -> None:
@@ -298,25 +298,25 @@ def _check(session: Session) -> None:
     document = session.document
     if document is None:
         return
-    wanted = _wanted_outputs(document, session)
+    expected = _expected_outputs(document, session)
     names = {spec.name: spec for spec in session.outputs}
-    taken, given = document.takes, session.inputs[0]
-    sides = [None, *(axis.size for axis in taken.axes)]
-    if len(session.inputs) != 1 or (given.name, given.dtype) != (taken.name, taken.dtype):
+    declared, first = document.takes, session.inputs[0]
+    sides = [None, *(axis.size for axis in declared.axes)]
+    if len(session.inputs) != 1 or (first.name, first.dtype) != (declared.name, declared.dtype):
         inputs = [f"{spec.dtype} {spec.name!r}" for spec in session.inputs]
-        raise BadModelFile(f"inputs are {', '.join(inputs)}, want one {taken.dtype} tensor {taken.name!r}")
-    if len(given.shape) != len(sides) or any(
-        want not in (None, got) for want, got in zip(sides[1:], given.shape[1:], strict=True)
+        raise BadModelFile(f"inputs are {', '.join(inputs)}, want one {declared.dtype} tensor {declared.name!r}")
+    if len(first.shape) != len(sides) or any(
+        want not in (None, got) for want, got in zip(sides[1:], first.shape[1:], strict=True)
     ):
-        raise BadModelFile(f"input {given.name!r} has shape {list(given.shape)}, the document wants {sides}")
+        raise BadModelFile(f"input {first.name!r} has shape {list(first.shape)}, the document requires {sides}")
     if not session.batched:
         raise BadModelFile("the first dimension of every tensor must be free and have one name")
-    for name, (dtype, _) in wanted.items():
+    for name, (dtype, _) in expected.items():
         if name not in names or names[name].dtype != dtype:
             raise BadModelFile(f"outputs are {sorted(names)}, a {document.task} document wants {name!r} as {dtype}")
 
 
-def _wanted_outputs(document: Document, session: Session) -> Mapping[str, tuple[str, tuple[int, ...]]]:
+def _expected_outputs(document: Document, session: Session) -> Mapping[str, tuple[str, tuple[int, ...]]]:
     """The dtype of each output, and the shape of its row in the first run."""
     match document.task:
         case "classification":
@@ -346,7 +346,7 @@ def _warm_up(session: Session, file: Path) -> None:
         outputs = dict(zip((spec.name for spec in session.outputs), session.run([values]), strict=True))
     except Exception as error:  # as in load: whatever the error, this version is not served
         raise BadModelFile(f"the first run failed: {_first_line(error, file)}") from error
-    for name, (_, row) in _wanted_outputs(document, session).items():
+    for name, (_, row) in _expected_outputs(document, session).items():
         if outputs[name].shape != (2, *row):
-            came = list(outputs[name].shape)
-            raise BadModelFile(f"output {name!r} came as {came}, the document wants {[2, *row]}")
+            shape = list(outputs[name].shape)
+            raise BadModelFile(f"output {name!r} has shape {shape}, the document requires {[2, *row]}")

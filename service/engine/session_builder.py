@@ -148,13 +148,13 @@ def measured(instances: Instances) -> Session:
 def _build(file: Path, device: Device, layout: Layout, shapes_of: ShapesOf) -> Built:
     instances = load_all(file, device, layout)
     largest = shapes_of(instances.session)
-    made = prepare(
+    measured_profiles = prepare(
         measured(instances), file, largest, device.config.device, layout.threads, layout.instances, device.settings
     )
-    padding: dict[Hashable, dict[int, int]] = {each.key: each.padding for each in made if each.padding}
+    padding: dict[Hashable, dict[int, int]] = {each.key: each.padding for each in measured_profiles if each.padding}
     for instance in instances.all:
         instance.session.padding = padding
-    return instances, made
+    return instances, measured_profiles
 
 
 def _load(file: Path, device: Device, threads: int) -> Session:
@@ -166,8 +166,8 @@ def _load(file: Path, device: Device, threads: int) -> Session:
 
 def _of_this_machine(file: Path, device: Device, threads: int) -> list[Profile]:
     """The profiles next to a model file that were measured on this machine, in any layout."""
-    there = profiles.read(file.parent)
-    if not there:
+    stored = profiles.read(file.parent)
+    if not stored:
         return []
     this = profiles.machine(file, CPU, device.config.device, threads, 1, device.settings)
-    return [each for each in there if msgspec.structs.replace(each.machine, instances=1, threads=threads) == this]
+    return [each for each in stored if msgspec.structs.replace(each.machine, instances=1, threads=threads) == this]

@@ -41,7 +41,8 @@ class Gate:
             )
         if self.bytes + nbytes > self._max_bytes:
             raise QueueFull(
-                f"request has {nbytes} bytes beside {self.bytes} in flight, want at most {self._max_bytes} in all",
+                f"request has {nbytes} bytes in addition to {self.bytes} in flight, "
+                f"want at most {self._max_bytes} in total",
                 retry_after=0.1,
             )
         self._empty.clear()

@@ -56,11 +56,11 @@ class Catalogue:
             raise BadRequest(f"version is {version}, want 0 or more")
         row = self.table.serving(model or self._only(task), version)
         if row.document is None:
-            raise BadRequest(f"model {row.model!r} carries no metadata: it is served over ModelInfer, as tensors")
+            raise BadRequest(f"model {row.model!r} has no metadata: send tensors over ModelInfer")
         if row.document.task != task:
             raise BadRequest(f"model {row.model!r} is for {row.document.task}, want {task}")
         if row.document.input is None:
-            raise BadRequest(f"model {row.model!r} takes no images but a {row.document.takes}, over ModelInfer")
+            raise BadRequest(f"model {row.model!r} accepts no images, but a {row.document.takes}, over ModelInfer")
         return row
 
     def _only(self, task: Task) -> str:

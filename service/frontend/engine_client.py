@@ -327,11 +327,11 @@ class EngineClient:
     def _limit_wait(self) -> None:
         """Limits the time for which requests wait for an engine."""
         if self._restart is None:
-            self._restart = self._loop.call_later(_RESTART, self._give_up)
+            self._restart = self._loop.call_later(_RESTART, self._end_waiting)
 
-    def _give_up(self) -> None:
+    def _end_waiting(self) -> None:
         self._restart = None
         for _, request in self._unplaced():
-            self._end(request.id, ModelUnavailable("the engine does not come back", retry_after=5.0))
-        if self.engines.give_up_lost():
+            self._end(request.id, ModelUnavailable("the engine has not restarted", retry_after=5.0))
+        if self.engines.drop_lost():
             self._on_table(self.engines.table())

@@ -91,7 +91,7 @@ class StreamMethod:
 
     async def __call__(self, stream: Stream) -> None:
         conversation = Conversation(stream, self._gate.closed, self._max_requests, ordered=self._form.ordered)
-        await conversation.hold(self._answer)
+        await conversation.run(self._answer)
 
     async def _answer(self, received: Received, deadline: float, reply: Reply) -> None:
         message = self._empty()

@@ -40,7 +40,7 @@ class _NotOffered:
         """Raises NotOffered."""
         raise NotOffered(
             "models are not loaded on request: put a file at MODEL/VERSION/model.onnx in the server's repository, "
-            "which is watched, and ask ModelReady or RepositoryIndex until it serves"
+            "which is watched, and poll ModelReady or RepositoryIndex until it serves"
         )
 
     async def RepositoryModelUnload(self, request: pb.RepositoryModelUnloadRequest, call: Call) -> NoReturn:
@@ -182,11 +182,11 @@ class InferenceService(_NotOffered):
     async def ModelInfer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
         """Runs any model on tensors and returns its output tensors."""
         row = self._serving(request.model_name, request.model_version, call)
-        _heed(request, call)
+        _apply_parameters(request, call)
         with self._catalogue.using(row):
             read = tensors.read(request, row, self._limits.max_input_pixels, call.payloads)
-            wanted = tensors.wanted_outputs(request, row)
-            numbers = sorted({number for number, _ in wanted})
+            requested = tensors.requested_outputs(request, row)
+            numbers = sorted({number for number, _ in requested})
             call.check_deadline()
             began = time.monotonic()
             with self._client.preparing(row.model):
@@ -205,7 +205,7 @@ class InferenceService(_NotOffered):
                     low_priority=call.low_priority,
                 )
                 response = pb.ModelInferResponse(model_name=row.model, model_version=str(row.version), id=request.id)
-                for number, classes in wanted:
+                for number, classes in requested:
                     _put(response, row, number, outputs[number], classes)
             _put_timings(response, observe(call, lease.prepared, answer.times), answer.batch_size)
             return response
@@ -217,13 +217,13 @@ class InferenceService(_NotOffered):
         found = await asyncio.get_running_loop().run_in_executor(
             self._threads, lambda: metrics.statistics(metrics.collect(self._metrics_directory))
         )
-        wanted = {
+        serving = {
             (row.model, str(row.version))
             for row in self._catalogue.table.versions
             if row.state == "READY" and request.name in ("", row.model)
         }
         return pb.ModelStatisticsResponse(
-            model_stats=[_statistics(*key, found.get(key, Statistics())) for key in sorted(wanted)]
+            model_stats=[_statistics(*key, found.get(key, Statistics())) for key in sorted(serving)]
         )
 
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, call: Call) -> pb.RepositoryIndexResponse:
@@ -261,17 +261,17 @@ class InferenceService(_NotOffered):
         await to_its_end(self._threads, copy)
 
 
-def _heed(request: pb.ModelInferRequest, call: Call) -> None:
+def _apply_parameters(request: pb.ModelInferRequest, call: Call) -> None:
     """Applies the request's own deadline and priority to the call."""
     if "timeout" in request.parameters:
-        microseconds = tensors.whole_number("timeout", request.parameters["timeout"])
+        microseconds = tensors.integer("timeout", request.parameters["timeout"])
         if microseconds < 0:
             raise BadRequest(f"parameter 'timeout' is {microseconds} microseconds, want 0 for none, or more")
         if microseconds:
             call.within(microseconds / 1e6)
     if "priority" in request.parameters:
         # 1 is the highest, 0 the default.
-        call.low_priority = tensors.whole_number("priority", request.parameters["priority"]) > 1
+        call.low_priority = tensors.integer("priority", request.parameters["priority"]) > 1
 
 
 def _format(row: Version, spec: TensorSpec) -> pb.ModelInput.Format:

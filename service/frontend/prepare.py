@@ -54,21 +54,23 @@ def chunks(
     batch_size  most images in one chunk, 1 or more
     """
     pixels = [payloads.get(number) or image.raw.pixels for number, image in enumerate(images)]
-    found: list[Chunk] = []
+    result: list[Chunk] = []
     by_size: dict[tuple[int, int], list[int]] = {}
     for number, (image, data) in enumerate(zip(images, pixels, strict=True)):
         size = _unchanged_size(image.raw, data, channels, fitted, max_pixels) if data else None
         if size is None or len(images) == 1:
-            found.append(Chunk((number,), (image,), (data,), size))
+            result.append(Chunk((number,), (image,), (data,), size))
         else:
             by_size.setdefault(size, []).append(number)
     for size, numbers in by_size.items():
         at = 0
         for count in _counts(len(numbers), batch_size):
             group = numbers[at : at + count]
-            found.append(Chunk(group, [images[number] for number in group], [pixels[number] for number in group], size))
+            result.append(
+                Chunk(group, [images[number] for number in group], [pixels[number] for number in group], size)
+            )
             at += count
-    return found
+    return result
 
 
 class Preparer:

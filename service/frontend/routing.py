@@ -125,7 +125,7 @@ class Engines:
         """Returns the combined table."""
         return merged({each.device: each.table for each in self.by_device.values() if each.table is not None})
 
-    def give_up_lost(self) -> bool:
+    def drop_lost(self) -> bool:
         """Drops the versions that only a lost engine had, if others serve. Returns whether it did."""
         if not self.lost or not any(engine.complete for engine in self.by_device.values()):
             return False
@@ -149,8 +149,8 @@ class Engines:
     def learn(self, engine: Engine, request: Request, nbytes: int, answer: Answer) -> None:
         """Records how long a batch took, from the answer to one of its requests, which has `nbytes` bytes of input."""
         if self._only is None:
-            whole = nbytes * answer.batch_size // request.rows
-            engine.load.learn((request.model, request.version), answer.times.gather, answer.times.done, whole)
+            batch_bytes = nbytes * answer.batch_size // request.rows
+            engine.load.learn((request.model, request.version), answer.times.gather, answer.times.done, batch_bytes)
 
     def end(self, engine: Engine | None, request: Request, nbytes: int) -> None:
         """Records that a request has ended, whatever its outcome."""
@@ -179,14 +179,14 @@ def merged(tables: Mapping[int, Table]) -> Table:
     """
     if len(tables) == 1:
         return next(iter(tables.values()))
-    found: dict[tuple[str, int], dict[int, Version]] = {}
+    rows_of: dict[tuple[str, int], dict[int, Version]] = {}
     for device, table in tables.items():
         for row in table.versions:
-            found.setdefault((row.model, row.version), {})[device] = row
-    order = sorted(found, key=lambda key: (key[0], -key[1]))
+            rows_of.setdefault((row.model, row.version), {})[device] = row
+    order = sorted(rows_of, key=lambda key: (key[0], -key[1]))
     complete = bool(tables) and all(table.complete for table in tables.values())
     problem = "" if any(not table.problem for table in tables.values()) else next(iter(tables.values())).problem
-    return Table(tuple(_row(found[key]) for key in order), complete, problem)
+    return Table(tuple(_row(rows_of[key]) for key in order), complete, problem)
 
 
 def _row(rows: Mapping[int, Version]) -> Version:

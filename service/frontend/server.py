@@ -155,7 +155,7 @@ class FrontEnd:
             reason = table.problem or "models are loading"
         elif not table.ready:
             faults = [f"{row.model} version {row.version}: {row.reason}" for row in table.versions if row.reason]
-            reason = "no model serves" + (f": {'; '.join(faults)}" if faults else ": the repository holds no model")
+            reason = "no model serves" + (f": {'; '.join(faults)}" if faults else ": the repository contains no model")
         else:
             return messages.Status(self._listening, True, _without(self._client.engines.lost))
         return messages.Status(self._listening, False, reason[:_MAX_REASON])
@@ -191,7 +191,7 @@ async def _main(supervisor: socket.socket) -> int:
 
     draining: list[asyncio.Task[None]] = []
 
-    def take(message: messages.Message, connection: socket.socket | None) -> None:
+    def receive(message: messages.Message, connection: socket.socket | None) -> None:
         if isinstance(message, messages.Link) and connection is not None:
             front_end.attach(connection, message.device)
         elif isinstance(message, messages.Drain) and not draining:
@@ -202,7 +202,7 @@ async def _main(supervisor: socket.socket) -> int:
             over.set_result(False)
 
     await front_end.listen()
-    messages.listen(supervisor, take, end)
+    messages.listen(supervisor, receive, end)
     return 0 if await over else 1
 
 

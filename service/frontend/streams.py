@@ -43,11 +43,11 @@ class Conversation:
         self._writing = asyncio.Lock()
         self._ordered = ordered
         self._last: asyncio.Event | None = None  # set once the previous answer is over; only if ordered
-        self._under_way = 0
+        self._unanswered = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
 
-    async def hold(self, answer: Answer) -> None:
+    async def run(self, answer: Answer) -> None:
         """Runs until the caller has sent all requests and received every answer, or the server closes."""
         async with asyncio.TaskGroup() as group:
             listening = group.create_task(self._listen(answer, group))
@@ -60,7 +60,7 @@ class Conversation:
             message = await self._stream.read()
             if message is None:
                 return
-            self._under_way += 1
+            self._unanswered += 1
             self._quiet.clear()
             group.create_task(self._answered(answer, message, self._next_reply()))
 
@@ -76,8 +76,8 @@ class Conversation:
         finally:
             reply.over.set()
             self._room.release()
-            self._under_way -= 1
-            if not self._under_way:
+            self._unanswered -= 1
+            if not self._unanswered:
                 self._quiet.set()
 
     async def _leave(self, listening: asyncio.Task[None]) -> None:

@@ -33,7 +33,7 @@ def read(
     raw = request.raw_input_contents
     if raw and any(tensor.HasField("contents") for tensor in request.inputs):
         both = next(tensor.name for tensor in request.inputs if tensor.HasField("contents"))
-        raise BadTensor(f"input {named(both)} has contents beside raw_input_contents, want one of the two")
+        raise BadTensor(f"input {named(both)} has contents as well as raw_input_contents, want one of the two")
     if raw and len(raw) != len(request.inputs):
         raise BadTensor(f"raw_input_contents has {len(raw)} entries for {len(request.inputs)} inputs")
     free: dict[str, tuple[int, str]] = {}
@@ -73,7 +73,7 @@ def output_bytes(row: Version, inputs: Sequence[NDArray[np.generic]], number: in
     return nbytes
 
 
-def wanted_outputs(request: pb.ModelInferRequest, row: Version) -> list[tuple[int, int]]:
+def requested_outputs(request: pb.ModelInferRequest, row: Version) -> list[tuple[int, int]]:
     """Returns the (number, classes) of the requested outputs, in request order; classes > 0 requests ranked labels.
 
     Raises BadTensor for an output that the model does not have, or a parameter that is not offered.
@@ -113,7 +113,7 @@ def metadata_shape(spec: TensorSpec) -> list[int]:
     return [-1 if side is None else side for side in spec.shape]
 
 
-def whole_number(name: str, parameter: pb.InferParameter) -> int:
+def integer(name: str, parameter: pb.InferParameter) -> int:
     """Returns the value of an integer parameter. Raises BadRequest, naming it, if it has another type."""
     kind = parameter.WhichOneof("parameter_choice")
     if kind not in ("int64_param", "uint64_param"):
@@ -126,19 +126,19 @@ def _by_name(
     request: pb.ModelInferRequest, row: Version
 ) -> Mapping[str, tuple[int, pb.ModelInferRequest.InferInputTensor]]:
     names = [spec.name for spec in row.inputs]
-    found: dict[str, tuple[int, pb.ModelInferRequest.InferInputTensor]] = {}
+    by_name: dict[str, tuple[int, pb.ModelInferRequest.InferInputTensor]] = {}
     for place, tensor in enumerate(request.inputs):
         if tensor.name in row.defaults:
-            raise BadTensor(f"input {named(tensor.name)} has a value in the model file, which holds: leave it out")
+            raise BadTensor(f"input {named(tensor.name)} has a fixed value in the model file: omit it")
         if tensor.name not in names:
             raise BadTensor(f"input {named(tensor.name)} is unknown, want [{listed(map(repr, names))}]")
-        if tensor.name in found:
-            raise BadTensor(f"input {named(tensor.name)} is given twice")
-        found[tensor.name] = (place, tensor)
+        if tensor.name in by_name:
+            raise BadTensor(f"input {named(tensor.name)} occurs twice")
+        by_name[tensor.name] = (place, tensor)
     for name in names:
-        if name not in found:
+        if name not in by_name:
             raise BadTensor(f"input {named(name)} is missing, want [{listed(map(repr, names))}]")
-    return found
+    return by_name
 
 
 def _shape(
@@ -201,13 +201,13 @@ def _from_contents(
 
 
 def _check_sides(document: Document, shape: tuple[int, ...], max_input_pixels: int) -> None:
-    taken = document.takes
+    spec = document.takes
     if document.input is not None:
         _check_image(document.input, *shape[:2])
-    if taken.free and taken.places(shape) > max_input_pixels:
-        sides = "x".join(str(side) for side, axis in zip(shape, taken.axes, strict=True) if axis.name != "channel")
+    if spec.free and spec.places(shape) > max_input_pixels:
+        sides = "x".join(str(side) for side, axis in zip(shape, spec.axes, strict=True) if axis.name != "channel")
         unit = "places" if document.input is None else "pixels"
-        raise BadTensor(f"input {named(taken.name)} is {sides} {unit}, want at most {max_input_pixels} in all")
+        raise BadTensor(f"input {named(spec.name)} is {sides} {unit}, want at most {max_input_pixels} in total")
 
 
 def _check_image(spec: InputSpec, height: int, width: int) -> None:
@@ -220,10 +220,10 @@ def _check_image(spec: InputSpec, height: int, width: int) -> None:
 def _classes(output: pb.ModelInferRequest.InferRequestedOutputTensor) -> int:
     for name, parameter in output.parameters.items():
         if name.startswith("shared_memory"):
-            raise BadTensor(f"output {named(output.name)} asks for shared memory, which is not offered")
+            raise BadTensor(f"output {named(output.name)} requests shared memory, which is not supported")
         if name == "classification":
-            classes = whole_number(name, parameter)
+            classes = integer(name, parameter)
             if classes < 1:
-                raise BadTensor(f"output {named(output.name)} asks for {classes} classes, want 1 or more")
+                raise BadTensor(f"output {named(output.name)} requests {classes} classes, want 1 or more")
             return classes
     return 0

@@ -136,8 +136,8 @@ class Vision:
         known, labels = self._labels.get((row.model, row.version), (None, None))
         if labels is None or known is not document:
             labels = Labels(document.labels)
-            there = {(each.model, each.version) for each in self._catalogue.table.versions}
-            self._labels = {version: of for version, of in self._labels.items() if version in there}
+            present = {(each.model, each.version) for each in self._catalogue.table.versions}
+            self._labels = {version: of for version, of in self._labels.items() if version in present}
             self._labels[row.model, row.version] = document, labels
         return labels
 
@@ -148,14 +148,14 @@ async def _all(
     """Returns the result of each image, or its error, in the order of the request. Raises the error of a single image,
     because it is the request's error."""
     if len(chunks) == 1:
-        found = [await answers[0] if len(chunks[0].images) == 1 else await _caught(chunks[0], answers[0])]
+        by_chunk = [await answers[0] if len(chunks[0].images) == 1 else await _caught(chunks[0], answers[0])]
     else:
         async with asyncio.TaskGroup() as group:
             pairs = zip(chunks, answers, strict=True)
             tasks = [group.create_task(_caught(chunk, answer)) for chunk, answer in pairs]
-        found = [task.result() for task in tasks]
+        by_chunk = [task.result() for task in tasks]
     results: dict[int, Result | ConvoyError] = {}
-    for chunk, of_chunk in zip(chunks, found, strict=True):
+    for chunk, of_chunk in zip(chunks, by_chunk, strict=True):
         results.update(zip(chunk.numbers, of_chunk, strict=True))
     if len(results) == 1 and isinstance(results[0], ConvoyError):
         raise results[0]

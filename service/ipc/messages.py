@@ -92,7 +92,7 @@ def receive_start(connection: socket.socket) -> Start:
     except ConnectionError:
         raise SystemExit(0) from None
     assert received is not None
-    assert isinstance(received[0], Start), "a process is told what it is before anything else"
+    assert isinstance(received[0], Start), "a process receives its role first"
     connection.setblocking(False)
     return received[0]
 

@@ -130,7 +130,7 @@ class Arena:
         """Returns the (offset, bytes) of an aligned block of at least `nbytes`. Raises QueueFull if none is free."""
         size = max(1, -(-nbytes // ALIGNMENT)) * ALIGNMENT
         with self._lock:
-            offset = self._take(size)
+            offset = self._find(size)
             if offset is not None:
                 self._used[offset] = size
                 self.used_bytes += size
@@ -147,17 +147,17 @@ class Arena:
                 raise AssertionError("a slot's block was freed twice")
             self.used_bytes -= size
             if self._kept_bytes + size > self.nbytes // _KEPT_SHARE:
-                self._give_up_kept()
+                self._release_kept()
             self._kept.setdefault(size, []).append(offset)
             self._kept_bytes += size
 
-    def _take(self, size: int) -> int | None:
+    def _find(self, size: int) -> int | None:
         if kept := self._kept.get(size):
             self._kept_bytes -= size
             return kept.pop()
         offset = self._first_fit(size)
         if offset is None and self._kept_bytes:
-            self._give_up_kept()
+            self._release_kept()
             offset = self._first_fit(size)
         return offset
 
@@ -171,7 +171,7 @@ class Arena:
                 return offset
         return None
 
-    def _give_up_kept(self) -> None:
+    def _release_kept(self) -> None:
         for size, offsets in self._kept.items():
             for offset in offsets:
                 self._merge(offset, size)

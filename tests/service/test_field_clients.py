@@ -163,5 +163,5 @@ def test_input_with_a_value_in_the_file_may_be_left_out_and_giving_it_is_refused
         np.testing.assert_array_equal(outputs(infer(request))["y"], values * 2)
         request.inputs.add(name="w", datatype="FP32", shape=[1])
         request.raw_input_contents.append(np.ones(1, np.float32).tobytes())
-        with pytest.raises(grpc.RpcError, match="input 'w' has a value in the model file, which holds: leave it out"):
+        with pytest.raises(grpc.RpcError, match="input 'w' has a fixed value in the model file: omit it"):
             infer(request)

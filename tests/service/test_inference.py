@@ -152,7 +152,7 @@ def test_a_parameter_of_another_type_is_named(infer: Any, name: str, value: dict
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ({"int64_param": 0}, "output 'y' asks for 0 classes, want 1 or more"),
+        ({"int64_param": 0}, "output 'y' requests 0 classes, want 1 or more"),
         ({"string_param": "3"}, "parameter 'classification' has string_param, want int64_param"),
     ],
 )
@@ -228,8 +228,8 @@ def odd_output(name: str = "", parameter: str = "") -> pb.ModelInferRequest:
         pytest.param(wrong(raw=[b"123"]), "input 'x' has 3 bytes, want 32", id="bytes"),
         pytest.param(wrong(raw=[b"1", b"2"]), "raw_input_contents has 2 entries for 1 inputs", id="entries"),
         pytest.param(wrong(raw=[]), "input 'x' has 0 fp32_contents, want 8", id="nothing"),
-        pytest.param(both(), "input 'x' has contents beside raw_input_contents", id="both"),
-        pytest.param(twice(), "input 'x' is given twice", id="twice"),
+        pytest.param(both(), "input 'x' has contents as well as raw_input_contents", id="both"),
+        pytest.param(twice(), "input 'x' occurs twice", id="twice"),
         pytest.param(pb.ModelInferRequest(model_name="doubler"), "input 'x' is missing", id="missing"),
         pytest.param(odd_output("nothing"), "output 'nothing' is unknown", id="output"),
         pytest.param(odd_output("", "shared_memory_region"), "shared memory", id="shared-memory"),

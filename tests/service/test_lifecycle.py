@@ -161,7 +161,7 @@ def test_a_models_own_configuration_bounds_its_batches(tmp_path: Path) -> None:
 
 def test_an_empty_repository_is_live_but_not_ready_until_a_model_comes(tmp_path: Path) -> None:
     with Server(tmp_path, ["server.lame_duck_seconds=0"], wait=False) as server:
-        server.wait_for_log("not ready: no model serves: the repository holds no model")
+        server.wait_for_log("not ready: no model serves: the repository contains no model")
         assert server.get(f"{server.http}/readyz")[0] == 503
         assert server.get(f"{server.http}/livez")[0] == 200
         networks.save(networks.classifier(), tmp_path, "letters")

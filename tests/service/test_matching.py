@@ -142,7 +142,7 @@ def test_list_of_models_says_what_it_is_for(server: Server) -> None:
     ("arguments", "said"),
     [
         (["letters", "scene.png"], "is for classification, want one that `convoy template` made"),
-        (["doubler", "scene.png"], "carries no metadata"),
+        (["doubler", "scene.png"], "has no metadata"),
         (["nobody", "scene.png"], "model 'nobody' is unknown"),
         (["waldo", "absent.png"], "absent.png"),
         (["waldo", "scene.png", "scene.png", "-o", "heat.png"], "one file for 2 pictures"),

@@ -85,7 +85,7 @@ def test_wrong_promise_of_independence_is_found_out_by_the_first_batch(tmp_path:
             answers = list(callers.map(lambda request: outputs(infer(request))["y"], requests))
             for number, found in enumerate(answers):
                 np.testing.assert_array_equal(found, [[number] * 4])
-        running.wait_for_log("model one-row version 1 runs one request at a time: output 'y' came as [1, 4] for")
+        running.wait_for_log("model one-row version 1 runs one request at a time: output 'y' has shape [1, 4] for")
         with Client(running.grpc) as client:
             (model,) = client.models()
         assert model.max_batch_size == 1

@@ -268,7 +268,10 @@ def test_bytes_in_flight_never_exceed_their_bound_and_what_does_not_fit_is_refus
     assert len(errors) >= 20
     assert {(error.code(), reason(error)) for error in errors} == {(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")}
     assert all(retry_delay(error) > 0 for error in errors)
-    assert f"request has {size} bytes beside {3 * size} in flight, want at most 300000 in all" in errors[0].details()
+    assert (
+        f"request has {size} bytes in addition to {3 * size} in flight, want at most 300000 in total"
+        in errors[0].details()
+    )
     assert tight.total("convoy_refusals_total", reason="QUEUE_FULL") - refused == len(errors)
     assert_all_slots_are_freed(tight)
     assert tight.total("convoy_in_flight_bytes") == 0

@@ -297,12 +297,12 @@ def _assert_one_line(ended: subprocess.CompletedProcess[str], wanted: str) -> No
 def test_a_server_told_to_use_cuda_without_it_is_not_ready_and_says_why(small_repository: Path) -> None:
     with Server(small_repository, ["engine.provider=cuda", "server.lame_duck_seconds=0"], wait=False) as server:
         record = server.wait_for_log("not ready: no model serves")
-        assert "provider cuda was asked for" in record["message"]
+        assert "provider cuda was requested" in record["message"]
         status, body = server.get(f"{server.http}/readyz")
         assert status == 503
-        assert "provider cuda was asked for" in body
+        assert "provider cuda was requested" in body
         with Client(server.grpc) as client:
-            with pytest.raises(ServerError, match="provider cuda was asked for") as caught:
+            with pytest.raises(ServerError, match="provider cuda was requested") as caught:
                 client.classify(grey(1), "letters")
             assert caught.value.code == grpc.StatusCode.UNAVAILABLE
             assert {model.state for model in client.models()} == {"unavailable"}
@@ -361,7 +361,7 @@ def test_a_file_that_kills_its_loader_is_given_up_and_the_others_serve(tmp_path:
             states = {model.model: (model.state, model.reason) for model in client.models()}
             assert states["zebras"] == ("ready", "")
             assert states["deadly"][0] == "unavailable"
-            assert states["deadly"][1].startswith("3 engines have died while they loaded it")
+            assert states["deadly"][1].startswith("3 engines died while loading it")
             assert client.classify(grey(1), "zebras").labels[0].index == _best(1)[0]
             # Another file is another matter.
             onnx.save(networks.classifier(), file.with_suffix(".part"))

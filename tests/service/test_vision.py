@@ -312,7 +312,7 @@ def test_a_colour_image_reaches_a_grey_model_as_its_luma(client: Client) -> None
         (
             pb.ClassifyRequest(model="waves", images=[pb.Image()]),
             "INVALID_ARGUMENT",
-            "model 'waves' takes no images but a float32 tensor 'waveform' [N, 3, time], over ModelInfer",
+            "model 'waves' accepts no images, but a float32 tensor 'waveform' [N, 3, time], over ModelInfer",
         ),
         (pb.ClassifyRequest(model="letters", version=9, images=[pb.Image()]), "NOT_FOUND", "no version 9"),
         (pb.ClassifyRequest(model="letters", version=-1, images=[pb.Image()]), "INVALID_ARGUMENT", "version is -1"),

@@ -159,7 +159,7 @@ class Batcher:
         waiting = self._rows[key.model]
         if waiting and waiting + request.rows > limits.max_queue:
             raise QueueFull(
-                f"queue of model {key.model!r} holds {waiting} images, want at most {limits.max_queue}",
+                f"queue of model {key.model!r} has {waiting} images, want at most {limits.max_queue}",
                 retry_after=_hint(queue.work(waiting)),
             )
         callers = self._callers.setdefault(key.model, _Callers())
@@ -191,8 +191,8 @@ class Batcher:
         """Remove the requests of a `source` that has gone, and expect no more from it. Returns them; they never run."""
         for callers in self._callers.values():
             callers.following.pop(source, None)
-        gone = [id_ for id_ in self._places if id_[0] == source]
-        return [self._remove(id_) for id_ in gone]
+        removed = [id_ for id_ in self._places if id_[0] == source]
+        return [self._remove(id_) for id_ in removed]
 
     def cancel(self, id_: Id) -> Request | None:
         """Remove a request from its queue and return it; None if it is not waiting."""
@@ -207,7 +207,7 @@ class Batcher:
                 return Decision(late, None, min(close_at, self._first_deadline()))
             if not self._lanes.fits(queue.share):
                 break  # it runs when others have ended: smaller ones in its place could delay it forever
-            too_late, requests = POLICIES[queue.limits.policy].take(queue, now)
+            too_late, requests = POLICIES[queue.limits.policy].select(queue, now)
             self._left(queue, (*too_late, *requests))
             late += too_late
             if requests:
@@ -292,10 +292,10 @@ class Batcher:
         return not any(other.times.guessed for other in (*self._active.values(), *running))
 
     def _expired(self, now: float) -> list[Request]:
-        gone = []
+        removed = []
         while self._first_deadline() <= now:
-            gone.append(self._remove(self._deadlines[0][2]))
-        return gone
+            removed.append(self._remove(self._deadlines[0][2]))
+        return removed
 
     def _first_deadline(self) -> float:
         while self._deadlines and self._deadlines[0][2] not in self._places:

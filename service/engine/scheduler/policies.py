@@ -34,12 +34,12 @@ Leaving = tuple[list[Request], list[Request]]
 
 class Policy(NamedTuple):
     """close_at  when the batch at the head of a queue should run on an idle device: now, or a time to ask again
-    take      which requests run, and which are too late
+    select    which requests run, and which are too late
     admits    whether requests predicted to be late are refused on arrival
     """
 
     close_at: Callable[[Queue, Traffic], float]
-    take: Callable[[Queue, float], Leaving]
+    select: Callable[[Queue, float], Leaving]
     admits: bool = False
 
 
@@ -57,7 +57,7 @@ def _deferred_close_at(queue: Queue, traffic: Traffic) -> float:
     )
 
 
-def _deferred_take(queue: Queue, now: float) -> Leaving:
+def _deferred_select(queue: Queue, now: float) -> Leaving:
     if queue.times.guessed:
         return [], queue.pop(min(queue.rows, queue.batch_size))  # a guess drops nothing: the run corrects it
     late = _pop_while(queue, lambda request: now + queue.times.bound(request.rows) > request.deadline)
@@ -86,12 +86,12 @@ def _timeout_close_at(queue: Queue, traffic: Traffic) -> float:
     return queue.head.arrived + queue.limits.max_queue_delay
 
 
-def _take_all(queue: Queue, now: float) -> Leaving:
+def _select_all(queue: Queue, now: float) -> Leaving:
     late = _pop_while(queue, lambda request: request.deadline <= now)
     return late, queue.pop(queue.limits.max_batch_size) if queue else []
 
 
-def _aimd_take(queue: Queue, now: float) -> Leaving:
+def _aimd_select(queue: Queue, now: float) -> Leaving:
     late = _pop_while(queue, lambda request: request.deadline <= now)
     if not queue:
         return late, []
@@ -104,7 +104,7 @@ def _aimd_take(queue: Queue, now: float) -> Leaving:
     return late, batch
 
 
-def _nexus_take(queue: Queue, now: float) -> Leaving:
+def _nexus_select(queue: Queue, now: float) -> Leaving:
     """Move a window of the efficient size forward until all requests in it can be answered in time."""
     late: list[Request] = []
     rows = min(queue.rows, queue.batch_size)
@@ -127,9 +127,9 @@ def _throughput(queue: Queue, rows: int) -> float:
 
 
 POLICIES: dict[PolicyName, Policy] = {
-    "deferred": Policy(_deferred_close_at, _deferred_take, admits=True),
-    "eager": Policy(_eager_close_at, _take_all),
-    "timeout": Policy(_timeout_close_at, _take_all),
-    "aimd": Policy(_eager_close_at, _aimd_take),
-    "nexus": Policy(_eager_close_at, _nexus_take),
+    "deferred": Policy(_deferred_close_at, _deferred_select, admits=True),
+    "eager": Policy(_eager_close_at, _select_all),
+    "timeout": Policy(_timeout_close_at, _select_all),
+    "aimd": Policy(_eager_close_at, _aimd_select),
+    "nexus": Policy(_eager_close_at, _nexus_select),
 }

@@ -137,13 +137,13 @@ class Queue:
 
     def start_with(self, times: Mapping[int, float]) -> None:
         """Record the seconds of batches by size, measured before serving."""
-        self._take(times, guessed=False)
+        self._set_times(times, guessed=False)
 
     def guess(self, times: Mapping[int, float]) -> None:
         """Record the estimated seconds of batches by size."""
-        self._take(times, guessed=True)
+        self._set_times(times, guessed=True)
 
-    def _take(self, times: Mapping[int, float], guessed: bool) -> None:
+    def _set_times(self, times: Mapping[int, float], guessed: bool) -> None:
         most = self.limits.max_batch_size
         fitting = {size: seconds for size, seconds in times.items() if size <= most}
         self.times = RunTimes(most, fitting, guessed=guessed)
@@ -153,7 +153,7 @@ class Queue:
         """Apply limits that may have changed with the model's configuration."""
         if limits != self.limits:
             self.limits = limits
-            self._take(self.times.measured, self.times.guessed)
+            self._set_times(self.times.measured, self.times.guessed)
 
     def _choose_size(self) -> None:
         most = min(self.limits.max_batch_size, self.times.largest_within(self.budget / 2))

@@ -147,8 +147,8 @@ def where_it_runs(running: dict[str, Any], seconds: float, company: int, images:
 
     async def scenario(device: Device) -> None:
         assert device.instances is not None
-        device.instances.hold(1)
-        device.instances.hold(0 if held else -1)
+        device.instances.keep_off_loop(1)
+        device.instances.keep_off_loop(0 if held else -1)
         device.dispatcher.measured(KEY, LIMITS, {1: seconds, 4: seconds})
         device.dispatcher.expect("letters", "front end", 0, company, 0.0)
         device.add(*range(images))

@@ -473,7 +473,7 @@ def test_settings_that_become_wrong_leave_the_old_ones_serving(
     assert loader.versions["doubler", 1] is old
     assert len(loads) == 1
     (told,) = (record.getMessage() for record in caplog.records if "max_batch_sizes" in record.getMessage())
-    assert "version 1 goes on as it is" in told  # once, not at every look
+    assert "version 1 continues to serve" in told  # once, not at every look
     settings.write_text("max_batch_size = 4\n")
     loader.refresh()
     assert row_of(loader, "doubler", 1).max_batch_size == 4
@@ -612,7 +612,7 @@ def test_provider_that_is_not_there_keeps_the_model_from_serving(tmp_path: Path,
     put(tmp_path, "doubler", 1)
     (tmp_path / "doubler" / "model.toml").write_text('provider = "cuda"\n')
     loader.refresh()
-    assert "provider cuda was asked for" in row_of(loader, "doubler", 1).reason
+    assert "provider cuda was requested" in row_of(loader, "doubler", 1).reason
 
 
 def test_metric_tells_which_versions_serve(tmp_path: Path, loader: Loader) -> None:

@@ -79,7 +79,10 @@ def test_larger_batches_are_not_tried_where_they_bring_nothing(counted) -> None:
 
 @pytest.mark.parametrize(
     ("largest_that_runs", "words"),
-    [(0, "a batch of 1 of 8x8x1 failed, and the log says why$"), (2, "a batch of 4 of 8x8x1 failed.*smaller batching")],
+    [
+        (0, "of 1 of 8x8x1 failed; the log has the reason$"),
+        (2, "a batch of 4 of 8x8x1 failed.*smaller batching"),
+    ],
 )
 def test_batch_that_fails_is_named(counted, largest_that_runs: int, words: str) -> None:
     def seconds(size: int) -> float:

@@ -169,10 +169,10 @@ def test_version_that_a_batch_has_shown_up_is_batched_no_more(tmp_path: Path) ->
     networks.save(networks.doubler(), tmp_path, "doubler")
     loader.refresh()
     assert loader.joins("doubler", 1)
-    loader.run_apart("doubler", 1, "output 'y' came as [1, 4] for 3 rows")
+    loader.run_apart("doubler", 1, "output 'y' has shape [1, 4] for 3 rows")
     loader.run_apart("doubler", 1, "a second batch that ended meanwhile")
     assert not loader.joins("doubler", 1)
     row = tables[-1].versions[0]
     assert (row.state, row.batched, row.max_batch_size) == ("READY", False, 1)
-    assert row.reason.endswith("came as [1, 4] for 3 rows")
+    assert row.reason.endswith("has shape [1, 4] for 3 rows")
     assert not loader.versions["doubler", 1].session.batched

@@ -365,7 +365,7 @@ def test_batch_that_comes_with_other_rows_is_not_shared_out_and_is_the_last_one(
     requests = [front_end.request([rows_of(number, 1)], [0]) for number in (1, 2, 3)]
     for end, number in zip(run(session, requests).ended, (1, 2, 3), strict=True):
         assert (front_end.outputs(end)[0] == 2 * rows_of(number, 1)).all()
-    assert session.apart.startswith("output 'y0' came as [1, 4] for 3 rows")
+    assert session.apart.startswith("output 'y0' has shape [1, 4] for 3 rows")
     session.given.clear()
     run(session, requests)
     assert [len(given[0]) for given in session.given] == [1, 1, 1]
@@ -375,7 +375,7 @@ def test_rows_that_fit_by_chance_are_not_shared_out_where_declared_sides_are_oth
     session = FakeSession(lambda arrays: [np.zeros((len(arrays[0]), 5), np.float32)])
     ends = run(session, [front_end.request([rows_of(number, 1)], [0]) for number in (1, 2)]).ended
     assert [front_end.outputs(end)[0].shape for end in ends] == [(1, 5), (1, 5)]
-    assert "came as [2, 5] for 2 rows" in session.apart
+    assert "has shape [2, 5] for 2 rows" in session.apart
 
 
 def test_lone_request_is_answered_as_the_network_answers_whatever_its_rows(front_end: FrontEnd) -> None:

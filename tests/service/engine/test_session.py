@@ -265,20 +265,20 @@ WIDE = msgspec.structs.replace(networks.WAVES, axes=(Axis(name="channel", size=4
 @pytest.mark.parametrize(
     ("build", "why"),
     [
-        (lambda: labelled(9), r"'probabilities' came as \[2, 10\], the document wants \[2, 9\]"),
-        (lambda: labelled(11), r"came as \[2, 10\], the document wants \[2, 11\]"),
+        (lambda: labelled(9), r"'probabilities' has shape \[2, 10\], the document requires \[2, 9\]"),
+        (lambda: labelled(11), r"has shape \[2, 10\], the document requires \[2, 11\]"),
         (lambda: renamed(networks.classifier(), "image", "picture"), "inputs are uint8 'picture', want one uint8"),
         (lambda: renamed(networks.classifier(), "probabilities", "scores"), "wants 'probabilities' as float32"),
         (float_input, "want one uint8 tensor 'image'"),
         (fixed_batch, "first dimension"),
         (pixels_of_a_row, r"has shape \[None, 64, 1\]"),
-        (lambda: documented(classes(InputSpec(colour="RGB", height=8, width=8))), r"wants \[None, 8, 8, 3\]"),
-        (lambda: documented(classes(InputSpec(colour="L", height=9, width=8))), r"wants \[None, 9, 8, 1\]"),
+        (lambda: documented(classes(InputSpec(colour="RGB", height=8, width=8))), r"requires \[None, 8, 8, 3\]"),
+        (lambda: documented(classes(InputSpec(colour="L", height=9, width=8))), r"requires \[None, 9, 8, 1\]"),
         (lambda: documented(classes(InputSpec(colour="L", fit="pad", multiple=4))), "first run failed"),
-        (lambda: networks.waves(WIDE), r"has shape \[None, 3, None\], the document wants \[None, 4, None\]"),
+        (lambda: networks.waves(WIDE), r"has shape \[None, 3, None\], the document requires \[None, 4, None\]"),
         (lambda: networks.waves(msgspec.structs.replace(networks.WAVES, dtype="uint8")), "want one uint8 tensor 'wave"),
-        (lambda: networks.waves(msgspec.structs.replace(networks.WAVES, axes=TIMELESS)), r"wants \[None, 4, 9, None\]"),
-        (flat_confidence, r"'confidence' came as \[2\], the document wants \[2, 64, 64\]"),
+        (lambda: networks.waves(msgspec.structs.replace(networks.WAVES, axes=TIMELESS)), r"\[None, 4, 9, None\]"),
+        (flat_confidence, r"'confidence' has shape \[2\], the document requires \[2, 64, 64\]"),
         (lambda: documented(Document(task="segmentation", labels=["a"], input=SOUND)), "wants 'mask' as uint8"),
         (
             lambda: with_document(
@@ -357,7 +357,7 @@ def test_device_is_lost_only_where_cuda_says_so(
 def test_cuda_never_becomes_the_cpu_in_silence(tmp_path: Path) -> None:
     file = networks.save(networks.classifier(), tmp_path, "digits")
     message = refusal(file, provider="cuda")
-    assert "provider cuda was asked for" in message
+    assert "provider cuda was requested" in message
     assert "CPUExecutionProvider" in message  # what there is instead
     assert "install onnxruntime-gpu" in message  # what to do
     assert load(file, "auto", 0, 1).provider == CPU

@@ -68,7 +68,7 @@ def test_bytes_inside_never_exceed_the_bound_and_nothing_that_fits_is_refused(st
             gate.enter(nbytes)
             inside.append(nbytes)
         elif comes:
-            with pytest.raises(QueueFull, match=f"beside {sum(inside)} in flight"):
+            with pytest.raises(QueueFull, match=f"in addition to {sum(inside)} in flight"):
                 gate.enter(nbytes)
         elif inside:
             gate.leave(inside.pop(nbytes % len(inside)))

@@ -163,7 +163,7 @@ def test_model_of_tensors_is_not_one_of_images(catalogue: Catalogue) -> None:
     waves = Version(model="waves", version=1, state="READY", document=document)
     catalogue.update(table(NEW, waves))
     assert catalogue.for_task("", 0, "classification") == NEW
-    with pytest.raises(BadRequest, match=r"takes no images but a float32 tensor 'waveform' \[N, 3, time\], over Model"):
+    with pytest.raises(BadRequest, match=r"no images, but a float32 tensor 'waveform' \[N, 3, time\], over Model"):
         catalogue.for_task("waves", 0, "classification")
     catalogue.update(table(waves))
     with pytest.raises(UnknownModel, match="0 models for classification"):

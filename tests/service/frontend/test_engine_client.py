@@ -212,9 +212,9 @@ def test_nobody_is_held_for_ever_where_no_engine_comes(monkeypatch: pytest.Monke
         early = asyncio.ensure_future(ask(link, 1))
         await engine.take(lambda: engine.requests)
         engine.die()
-        with pytest.raises(ModelUnavailable, match="the engine does not come back"):
+        with pytest.raises(ModelUnavailable, match="the engine has not restarted"):
             await early
-        with pytest.raises(ModelUnavailable, match="the engine does not come back"):
+        with pytest.raises(ModelUnavailable, match="the engine has not restarted"):
             await ask(link, 2)  # that came after the others were given up
 
     run(scenario)

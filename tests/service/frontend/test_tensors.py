@@ -19,7 +19,7 @@ from convoy.service.frontend.tensors import (
     output_bytes,
     ranked,
     read,
-    wanted_outputs,
+    requested_outputs,
 )
 from convoy.service.metadata import Axis, Document, InputSpec, TensorInput
 from convoy.service.pb import inference_pb2 as pb
@@ -167,7 +167,7 @@ def test_raw_values_share_the_memory_of_the_request() -> None:
 def test_unknown_missing_and_doubled_inputs_are_named() -> None:
     assert refusal(request(("z", VALUES)), ROW) == "input 'z' is unknown, want ['x']"
     assert refusal(request(), ROW) == "input 'x' is missing, want ['x']"
-    assert refusal(request(("x", VALUES), ("x", VALUES)), ROW) == "input 'x' is given twice"
+    assert refusal(request(("x", VALUES), ("x", VALUES)), ROW) == "input 'x' occurs twice"
     assert len(refusal(request(("z" * 10**6, VALUES)), ROW)) < 200
 
 
@@ -179,7 +179,7 @@ def test_messages_about_a_model_of_many_tensors_stay_short(letter: str, length: 
     for wrong in (request(), request(("z" * 1000, VALUES)), request(*[(specs[0].name, VALUES)] * 2)):
         assert len(refusal(wrong, row).encode()) < 350
     with pytest.raises(BadTensor) as caught:
-        wanted_outputs(
+        requested_outputs(
             pb.ModelInferRequest(outputs=[pb.ModelInferRequest.InferRequestedOutputTensor(name="z" * 1000)]), row
         )
     assert len(str(caught.value).encode()) < 350
@@ -272,7 +272,7 @@ def test_half_precision_is_asked_for_raw() -> None:
 def test_contents_beside_raw_are_refused() -> None:
     made = request(("x", VALUES))
     made.inputs[0].contents.fp32_contents.extend([1.0] * 8)
-    assert "input 'x' has contents beside raw_input_contents" in refusal(made, ROW)
+    assert "input 'x' has contents as well as raw_input_contents" in refusal(made, ROW)
 
 
 def test_raw_entries_are_one_an_input() -> None:
@@ -355,25 +355,25 @@ def outputs(*names: str, **parameters: Any) -> pb.ModelInferRequest:
 
 def test_outputs_are_answered_in_the_order_asked_for_or_all() -> None:
     row = version(X, outputs=[spec(name, ["N"]) for name in "abc"])
-    assert wanted_outputs(outputs(), row) == [(0, 0), (1, 0), (2, 0)]
-    assert wanted_outputs(outputs("c", "a"), row) == [(2, 0), (0, 0)]
+    assert requested_outputs(outputs(), row) == [(0, 0), (1, 0), (2, 0)]
+    assert requested_outputs(outputs("c", "a"), row) == [(2, 0), (0, 0)]
     with pytest.raises(BadTensor, match="'d' is unknown, want one of"):
-        wanted_outputs(outputs("a", "d"), row)
+        requested_outputs(outputs("a", "d"), row)
     with pytest.raises(BadTensor) as refused:
-        wanted_outputs(outputs("z" * 10**6), row)
+        requested_outputs(outputs("z" * 10**6), row)
     assert len(refused.value.message) < 200
 
 
 def test_classification_asks_for_so_many_labels() -> None:
-    assert wanted_outputs(outputs("y", classification=pb.InferParameter(int64_param=3)), ROW) == [(0, 3)]
+    assert requested_outputs(outputs("y", classification=pb.InferParameter(int64_param=3)), ROW) == [(0, 3)]
     for count in (0, -1):
         with pytest.raises(BadTensor, match=f"{count} classes, want 1 or more"):
-            wanted_outputs(outputs("y", classification=pb.InferParameter(int64_param=count)), ROW)
+            requested_outputs(outputs("y", classification=pb.InferParameter(int64_param=count)), ROW)
 
 
 def test_shared_memory_is_not_offered() -> None:
     with pytest.raises(BadTensor, match="shared memory"):
-        wanted_outputs(outputs("y", shared_memory_region=pb.InferParameter(string_param="region")), ROW)
+        requested_outputs(outputs("y", shared_memory_region=pb.InferParameter(string_param="region")), ROW)
 
 
 def test_labels_are_ranked_highest_first_with_their_index_and_name() -> None:
@@ -413,7 +413,7 @@ def test_axes_of_a_tensor_are_free_or_fixed_as_its_document_says() -> None:
     assert read(waves(2, 3, 40), row, 40).rows == 2
     assert "has shape [2, 4, 40], want [-1, 3, -1]" in refusal(waves(2, 4, 40), row)
     assert "has rank 2" in refusal(waves(3, 40), row)
-    assert "input 'waveform' is 41 places, want at most 40 in all" in refusal(waves(2, 3, 41), row, 40)
+    assert "input 'waveform' is 41 places, want at most 40 in total" in refusal(waves(2, 3, 41), row, 40)
 
 
 def test_length_of_a_fixed_axis_is_not_limited_by_what_goes_for_free_ones() -> None:

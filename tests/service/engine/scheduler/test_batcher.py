@@ -613,7 +613,7 @@ def test_full_queue_refuses_with_the_time_until_there_is_room() -> None:
     limits = replace(LIMITS, max_queue=8, objective=2.0)
     batcher = profiled({4: 0.5}, limits)
     fill(batcher, *(request(number) for number in range(8)), limits=limits)
-    with pytest.raises(QueueFull, match="'model' holds 8 images, want at most 8") as full:
+    with pytest.raises(QueueFull, match="'model' has 8 images, want at most 8") as full:
         fill(batcher, request(8), limits=limits)
     assert full.value.retry_after == pytest.approx(1.0)  # two batches of half a second
     assert batcher.waiting("model") == len(batcher) == 8
@@ -648,11 +648,11 @@ def test_request_larger_than_the_whole_queue_waits_alone() -> None:
     batcher = Batcher()
     limits = replace(LIMITS, max_batch_size=32, max_queue=4)
     fill(batcher, request(1, rows=8), limits=limits)
-    with pytest.raises(QueueFull, match="holds 8 images, want at most 4"):
+    with pytest.raises(QueueFull, match="has 8 images, want at most 4"):
         fill(batcher, request(2), limits=limits)
     assert run(batcher) == [1]
     fill(batcher, request(3), limits=limits)
-    with pytest.raises(QueueFull, match="holds 1 images"):  # it does not push in where others wait
+    with pytest.raises(QueueFull, match="has 1 images"):  # it does not push in where others wait
         fill(batcher, request(4, rows=8), limits=limits)
 
 
