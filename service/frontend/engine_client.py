@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import logging
-import mmap
 import os
 import socket
 import time
@@ -18,12 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convoy.service import metrics
-from convoy.service.dtypes import DTYPES
 from convoy.service.errors import EngineDied, ModelUnavailable
 from convoy.service.frontend.admission import WayBack
 from convoy.service.frontend.routing import Engine, Engines
 from convoy.service.ipc.channel import Answer, Cancel, Failure, Hello, Record, Release, Request, TableFile, Wire
-from convoy.service.ipc.slots import SPILLED, Arena, Span, layout
+from convoy.service.ipc.slots import Arena, Span
 from convoy.service.preprocess import Placement
 from convoy.service.repository import Table, Version, decode_table
 
@@ -150,11 +148,6 @@ class EngineClient:
         self._loop = asyncio.get_running_loop()
         self._restart: asyncio.TimerHandle | None = None
 
-    @property
-    def connected(self) -> bool:
-        """Whether any engine is connected."""
-        return any(engine.wire is not None for engine in self.engines.by_device.values())
-
     def attach(self, connection: socket.socket, device: int = 0) -> None:
         """Connects a new engine. Waiting requests are sent again once this engine, or another, has their version."""
         engine = self.engines.by_device[device]
@@ -177,11 +170,7 @@ class EngineClient:
 
         An output of unknown size has 0 bytes: it arrives in its own memory.
         """
-        nbytes, into, out_of = layout(tuple(inputs), tuple(output_bytes))
-        block = self.arena.allocate(nbytes)
-        begin = block[0]
-        inputs_here, outputs_here = (tuple([span.moved(begin) for span in spans]) for spans in (into, out_of))
-        return Lease(self, block, inputs_here, outputs_here)
+        return Lease(self, *self.arena.claim(tuple(inputs), tuple(output_bytes)))
 
     def next_id(self) -> int:
         """Returns a number that no earlier request of this front end has used."""
@@ -199,8 +188,8 @@ class EngineClient:
         request = lease.request
         if request is not None and request.id in self._waiting:
             if lease.sent:
-                if lease.engine is not None and lease.engine.wire is not None:
-                    lease.engine.wire.send([Cancel(request.id)])
+                if lease.engine is not None:
+                    lease.engine.send([Cancel(request.id)])
                 return  # the engine may still use it: its Answer or Failure frees it
             del self._waiting[request.id]
             self.engines.end(lease.engine, request, lease.nbytes)
@@ -210,8 +199,7 @@ class EngineClient:
         """Reports to the engines that this front end no longer refers to a version."""
         for engine in self.engines.by_device.values():
             engine.runnable.discard((model, version))
-            if engine.wire is not None:
-                engine.wire.send([Release(model, version)])
+            engine.send([Release(model, version)])
 
     def _free(self, lease: Lease) -> None:
         """Frees a slot that no process reads or writes any more."""
@@ -238,14 +226,13 @@ class EngineClient:
         records: list[Record] = []
         for lease in self._unsent.pop(engine, ()):
             request = lease.request
-            if request is None or engine.wire is None or lease.engine is not engine or request.id not in self._waiting:
+            if request is None or lease.engine is not engine or request.id not in self._waiting:
                 continue  # the engine died, or the caller cancelled, within this turn of the loop
             lease.sent = True
             lease.attempts += 1
             request.following = self._preparing[request.model] // len(self.engines.by_device)  # this engine's share
             records.append(request)
-        if engine.wire is not None and records:
-            engine.wire.send(records)
+        engine.send(records)
 
     def _read(self, engine: Engine, records: list[Record], descriptors: list[int]) -> None:
         for record in records:
@@ -254,7 +241,7 @@ class EngineClient:
                     lease = self._waiting[record.id]
                     assert lease.request is not None
                     self.engines.learn(engine, lease.request, lease.nbytes, record)
-                    outputs = {span.number: self._output(span, descriptors) for span in spans}
+                    outputs = {span.number: self.arena.mapping.output(span, descriptors) for span in spans}
                     self._end(record.id, (record, outputs))
                 case Failure(error=error):
                     self._end(record.id, error)
@@ -263,14 +250,6 @@ class EngineClient:
                     table = decode_table(os.pread(descriptor, nbytes, 0))
                     os.close(descriptor)
                     self._update(engine, table)
-
-    def _output(self, span: Span, descriptors: list[int]) -> NDArray[np.generic]:
-        if span.offset != SPILLED:
-            return self.arena.mapping.array(span)
-        descriptor = descriptors.pop(0)
-        memory = mmap.mmap(descriptor, max(1, span.nbytes), prot=mmap.PROT_READ)
-        os.close(descriptor)
-        return np.ndarray(span.shape, DTYPES[span.dtype], buffer=memory)
 
     def _end(self, request_id: int, result: Result | Exception) -> None:
         """Ends a request that the engine has finished, lost by dying, or will never receive."""

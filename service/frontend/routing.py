@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from convoy.service.ipc.channel import Answer, Request, Wire
+from convoy.service.ipc.channel import Answer, Record, Request, Wire
 from convoy.service.repository import Table, Version
 
 Served = tuple[str, int]  # a model and its version
@@ -85,6 +85,11 @@ class Engine:
         # Of the current process, or of the previous one while the current one loads. None: not restarted, others serve.
         self.table: Table | None = Table()
 
+    def send(self, records: Sequence[Record]) -> None:
+        """Sends records to the current process, if it is connected."""
+        if self.wire is not None and records:
+            self.wire.send(records)
+
     def update(self, table: Table) -> None:
         """Accepts a new table of the current process."""
         self.runnable |= {(row.model, row.version) for row in table.versions if row.state == "READY"}
@@ -110,6 +115,11 @@ class Engines:
         self.by_device = {device: Engine(device) for device in devices}
         self._only = self.by_device[devices[0]] if len(devices) == 1 else None  # then no choice is needed
         self._turns = 0  # choices
+
+    @property
+    def connected(self) -> bool:
+        """Whether any engine is connected."""
+        return any(engine.wire is not None for engine in self.by_device.values())
 
     @property
     def lost(self) -> list[int]:

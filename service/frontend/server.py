@@ -149,7 +149,7 @@ class FrontEnd:
         table = self._catalogue.table
         if self._draining:
             reason = "draining"
-        elif not self._client.connected:
+        elif not self._client.engines.connected:
             reason = "the engine is starting"
         elif not table.complete:
             reason = table.problem or "models are loading"

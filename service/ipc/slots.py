@@ -85,6 +85,15 @@ class SharedMemory:
         self._check(span.offset, nbytes, min(span.shape, default=0))
         return np.ndarray(span.shape, dtype, buffer=self._memory, offset=span.offset)
 
+    def output(self, span: Span, descriptors: list[int]) -> NDArray[np.generic]:
+        """Returns a view of an output. A spilled one is in the file of the first descriptor, which is removed."""
+        if span.offset != SPILLED:
+            return self.array(span)
+        descriptor = descriptors.pop(0)
+        memory = mmap.mmap(descriptor, max(1, span.nbytes), prot=mmap.PROT_READ)
+        os.close(descriptor)
+        return np.ndarray(span.shape, DTYPES[span.dtype], buffer=memory)
+
     def bytes_at(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
         """Returns a view of `nbytes` bytes at `offset`. Raises BadTensor if they exceed the memory."""
         self._check(offset, nbytes, nbytes)
@@ -125,6 +134,16 @@ class Arena:
     def blocks(self) -> int:
         """Number of blocks in use."""
         return len(self._used)
+
+    def claim(
+        self, inputs: tuple[tuple[str, tuple[int, ...]], ...], output_bytes: tuple[tuple[int, int], ...]
+    ) -> tuple[tuple[int, int], tuple[Span, ...], tuple[Span, ...]]:
+        """Returns a block, and the inputs of these (dtype, shape) and outputs of these (number, bytes) in it. Raises
+        QueueFull if none is free."""
+        nbytes, into, out_of = layout(inputs, output_bytes)
+        block = self.allocate(nbytes)
+        begin = block[0]
+        return block, tuple([span.moved(begin) for span in into]), tuple([span.moved(begin) for span in out_of])
 
     def allocate(self, nbytes: int) -> tuple[int, int]:
         """Returns the (offset, bytes) of an aligned block of at least `nbytes`. Raises QueueFull if none is free."""

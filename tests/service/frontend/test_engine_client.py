@@ -168,7 +168,7 @@ def test_an_engine_whose_end_is_noticed_after_the_next_one_came_does_not_take_it
         second = Engine(link)
         first.die()
         await second.take(lambda: second.memory)
-        assert link.connected
+        assert link.engines.connected
 
     run(scenario)
 
