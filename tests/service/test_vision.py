@@ -320,7 +320,7 @@ def test_a_colour_image_reaches_a_grey_model_as_its_luma(client: Client) -> None
         (pb.ClassifyRequest(model="letters", images=[pb.Image()] * 257), "INVALID_ARGUMENT", "want 1 to 256"),
         (pb.ClassifyRequest(model="letters", images=[pb.Image()]), "INVALID_ARGUMENT", "image is empty"),
         (pb.ClassifyRequest(model="colours", images=[pb.Image()]), "INVALID_ARGUMENT", "is for segmentation"),
-        (pb.ClassifyRequest(model="doubler", images=[pb.Image()]), "INVALID_ARGUMENT", "served over ModelInfer"),
+        (pb.ClassifyRequest(model="doubler", images=[pb.Image()]), "INVALID_ARGUMENT", "send tensors over ModelInfer"),
         (pb.SegmentRequest(model="letters", images=[pb.Image()]), "INVALID_ARGUMENT", "is for classification"),
         (pb.SegmentRequest(model="colours", images=[pb.Image()], format=77), "INVALID_ARGUMENT", "format is 77"),
     ],
