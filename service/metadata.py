@@ -224,6 +224,21 @@ def image_tensor(spec: InputSpec) -> TensorInput:
     return TensorInput(name=IMAGE, dtype="uint8", axes=(height, width, Axis(name="channel", size=spec.channels)))
 
 
+def default_palette(classes: int) -> list[tuple[int, int, int]]:
+    """(red, green, blue) of each class of a model without a palette: the colours of Pascal VOC, class 0 black.
+
+    The bits of the index go to red, green and blue in turn, from the lowest to the highest, and fill each channel from
+    its highest bit down. So any two of 256 classes differ, and neighbours differ clearly.
+    """
+    assert classes <= MAX_MASK_CLASSES
+    return [(_channel(index), _channel(index >> 1), _channel(index >> 2)) for index in range(classes)]
+
+
+def _channel(index: int) -> int:
+    # Bits 0, 3 and 6 become bits 7, 6 and 5.
+    return (index & 1) << 7 | (index >> 3 & 1) << 6 | (index >> 6 & 1) << 5
+
+
 def encode(document: Document) -> str:
     """The JSON text for `metadata_props`. Raises BadMetadata if `decode` would refuse it."""
     text = msgspec.json.encode(document).decode()

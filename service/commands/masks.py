@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from convoy.service.palette import default_palette
+from convoy.service.metadata import default_palette
 
 Pixels = NDArray[np.uint8]
 Palette = NDArray[np.uint8]

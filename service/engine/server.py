@@ -18,7 +18,7 @@ from typing import Any
 import uvloop
 from watchfiles import awatch
 
-from convoy.service import log, metrics
+from convoy.service import log, metric_files, metrics
 from convoy.service.buckets import Size, rounded
 from convoy.service.config import Config
 from convoy.service.engine.dispatcher import Dispatcher, Ended
@@ -175,7 +175,7 @@ class Engine:
 
     def _forget(self, model: str, version: int) -> None:
         if (model, version) not in self._loader.versions:
-            metrics.forget_version(model, version)
+            metric_files.forget_version(model, version)
 
     def _read(self, peer: Peer, packet: Packet) -> None:
         descriptors = iter(packet.descriptors)

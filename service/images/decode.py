@@ -9,8 +9,7 @@ from PIL import Image
 
 from convoy.service.errors import BadImage
 from convoy.service.images import jpeg, png
-from convoy.service.images.exif import UPRIGHT, is_turned, upright
-from convoy.service.images.limits import check_size
+from convoy.service.images.geometry import UPRIGHT, check_size, is_turned, upright
 
 Colour = Literal["RGB", "L"]
 
@@ -59,7 +58,7 @@ class Picture(NamedTuple):
     width: int
 
 
-def is_ours(data: bytes) -> bool:
+def is_supported(data: bytes) -> bool:
     """Whether the bytes start like a JPEG or PNG file, which this module decodes."""
     return data.startswith((jpeg.SIGNATURE, png.SIGNATURE))
 

@@ -10,8 +10,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from convoy.service.errors import BadImage
-from convoy.service.images.exif import UPRIGHT, orientation
-from convoy.service.images.limits import check_size
+from convoy.service.images.geometry import UPRIGHT, check_size, orientation
 
 SIGNATURE = b"\xff\xd8\xff"
 

@@ -12,8 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from convoy.service.errors import BadImage
-from convoy.service.images.exif import UPRIGHT, orientation
-from convoy.service.images.limits import check_size
+from convoy.service.images.geometry import UPRIGHT, check_size, orientation
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 

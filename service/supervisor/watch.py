@@ -195,9 +195,9 @@ class Supervisor:
         self._loop.remove_reader(child.process.channel)
         child.process.channel.close()
         del self._children[child.number]
-        from convoy.service import metrics  # noqa: PLC0415  see above
+        from convoy.service import metric_files  # noqa: PLC0415  see above
 
-        metrics.forget_process(child.process.pid, self._directory)
+        metric_files.forget_process(child.process.pid, self._directory)
         if not self._wanted(child.kind):
             return
         self._tell_readiness()
