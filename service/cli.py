@@ -31,13 +31,13 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "serve": Command("convoy.service.commands.serve", "Serve a model repository over gRPC"),
+    "serve": Command("convoy.service.commands.server", "Serve a model repository over gRPC"),
     "classify": Command("convoy.service.commands.classify", "Classify images: ranked labels from a server"),
     "segment": Command("convoy.service.commands.segment", "Segment an image: a class for every pixel, from a server"),
     "locate": Command("convoy.service.commands.locate", "Locate a template in pictures"),
-    "models": Command("convoy.service.commands.models", "List what a server serves"),
-    "health": Command("convoy.service.commands.health", "Check whether a server is healthy, by exit code"),
-    "profile": Command("convoy.service.commands.profile", "Measure batch times of a model on this machine"),
+    "models": Command("convoy.service.commands.server", "List what a server serves"),
+    "health": Command("convoy.service.commands.server", "Check whether a server is healthy, by exit code"),
+    "profile": Command("convoy.service.commands.profile_model", "Measure batch times of a model on this machine"),
     "simulate": Command("convoy.service.commands.simulate", "Try the scheduler under a load, on a virtual clock"),
     "bench": Command("convoy.service.commands.bench", "Load a server and measure how it answers"),
     "data": Command("convoy.models.commands.data", "Inspect a data set: classes, sizes, duplicates, unreadable files"),
@@ -141,7 +141,7 @@ def run(arguments: Sequence[str]) -> int:
 def _call(name: str, arguments: Sequence[str]) -> int:
     import typer  # noqa: PLC0415  see `main`
 
-    from convoy.service.commands.sections import Sections  # noqa: PLC0415
+    from convoy.service.commands.options import Sections  # noqa: PLC0415
 
     module = COMMANDS[name].module
     try:

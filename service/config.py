@@ -15,6 +15,7 @@ from convoy.service.metadata import Side
 from convoy.service.text import NoText, decoded
 
 Port = Annotated[int, Meta(ge=0, le=65_535)]
+DEFAULT_TARGET = "127.0.0.1:8001"  # for clients: where a server with the default settings listens
 MIB = 1 << 20
 KIB = 1 << 10
 _MOST_AUTO = 8  # front ends: enough to saturate one engine

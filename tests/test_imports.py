@@ -37,10 +37,9 @@ ONLY = {
     "convoy.service.engine": (
         "service/engine/",
         "service/bench/simulation.py",
-        "service/commands/profile.py",
-        "service/commands/profile_picture.py",
+        "service/commands/charts.py",
+        "service/commands/profile_model.py",
         "service/commands/simulate.py",
-        "service/commands/simulate_picture.py",
     ),
     "hdrh": ("service/bench/",),
     "convoy.service.bench": ("service/bench/", "service/commands/"),

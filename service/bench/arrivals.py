@@ -2,27 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-Spacing = Literal["poisson", "gamma", "constant"]
+from convoy.service.bench.plan import Piece, Spacing
+
 Times = NDArray[np.float64]
-
-
-class Piece(msgspec.Struct, frozen=True):
-    """A period of `seconds` in which the rate changes linearly from `begin` to `end`, both in requests a second."""
-
-    seconds: float
-    begin: float
-    end: float
-
-    @property
-    def requests(self) -> float:
-        """The expected number of requests."""
-        return self.seconds * (self.begin + self.end) / 2
 
 
 def gaps(random: np.random.Generator, spacing: Spacing, rate: float, variation: float, count: int) -> Times:

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from convoy.service.bench.findings import Findings, Tally, total
-from convoy.service.bench.histogram import Histogram
-from convoy.service.bench.plan import AskedModel, Closed, Open, Plan, edges
+from convoy.service.bench.findings import Findings, Histogram, Tally, total
+from convoy.service.bench.plan import Closed, Open, Plan, TargetModel, edges
 
 _LATE = 0.005  # seconds: above this, the figures depend as much on the load generator as on the server
 _BUSY = 0.9  # of a core: a process short of CPU time reads answers late, which no other figure shows
@@ -132,18 +131,7 @@ def latency(histogram: Histogram) -> Latency | None:
     return Latency(p50=p50, p90=p90, p99=p99, p999=p999, max=longest)
 
 
-def in_words(load: Closed | Open) -> str:
-    """A load as text."""
-    if isinstance(load, Closed):
-        return f"{load.callers} callers"
-    rates = ", ".join(
-        f"{piece.begin:g}" if piece.begin == piece.end else f"{piece.begin:g} to {piece.end:g}" for piece in load.rates
-    )
-    spacing = f"gamma {load.variation:g}" if load.spacing == "gamma" else load.spacing
-    return f"{rates} requests a second, {spacing}"
-
-
-def _of_model(model: AskedModel, tally: Tally, seconds: float) -> ModelFigures:
+def _of_model(model: TargetModel, tally: Tally, seconds: float) -> ModelFigures:
     return ModelFigures(model=model.model, version=model.version, figures=figures(tally, 0.0, seconds))
 
 

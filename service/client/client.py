@@ -20,7 +20,6 @@ import grpc
 from google.protobuf.message import Message
 
 from convoy.service.client.requests import (
-    DEFAULT_TARGET,
     OPTIONS,
     ImageSource,
     MaskFormat,
@@ -45,6 +44,7 @@ from convoy.service.client.results import (
     read_streamed_segmentation,
     single,
 )
+from convoy.service.config import DEFAULT_TARGET
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 
 T = TypeVar("T")

@@ -17,8 +17,7 @@ ImageSource = str | Path | bytes | NDArray[np.uint8]
 ImageSources = Iterable[ImageSource] | AsyncIterable[ImageSource]
 MaskFormat = Literal["raw", "png", "rle"]
 Priority = Literal["normal", "low"]
-DEFAULT_TARGET = "127.0.0.1:8001"
-MAX_TOP_K = 2**32 - 1  # maximum of the message's field; a server returns at most as many labels as the model has
+_MAX_TOP_K = 2**32 - 1  # maximum of the message's field; a server returns at most as many labels as the model has
 
 # The server's limit decides how large a request may be; the size of an answer follows from the request.
 OPTIONS = (
@@ -51,7 +50,7 @@ def classify_request(
 ) -> pb.ClassifyRequest:
     """Raises BadImage, BadRequest."""
     _check("version", version, _MAX_VERSION)
-    _check("top_k", top_k, MAX_TOP_K)
+    _check("top_k", top_k, _MAX_TOP_K)
     return pb.ClassifyRequest(
         model=model, version=version, images=map(_message, images), top_k=top_k, priority=_PRIORITIES[priority]
     )

@@ -148,7 +148,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
 def read_classifications(response: pb.ClassifyResponse) -> list[Classification | ServerError]:
     """A result or an error for each image, in the order of the request."""
     return [
-        _server_error(result.error)
+        read_message_error(result.error)
         if result.HasField("error")
         else Classification(
             model=response.model,
@@ -166,7 +166,7 @@ def read_classifications(response: pb.ClassifyResponse) -> list[Classification |
 def read_segmentations(response: pb.SegmentResponse) -> list[Segmentation | ServerError]:
     """A result or an error for each image, in the order of the request; masks of all formats are decoded."""
     return [
-        _server_error(result.error)
+        read_message_error(result.error)
         if result.HasField("error")
         else Segmentation(
             model=response.model,
@@ -185,12 +185,12 @@ def read_segmentations(response: pb.SegmentResponse) -> list[Segmentation | Serv
 
 def read_streamed_classification(message: pb.ClassifyStreamResponse) -> Classification | ServerError:
     """The result of the one image of a stream's request."""
-    return _server_error(message.error) if message.HasField("error") else read_classifications(message.response)[0]
+    return read_message_error(message.error) if message.HasField("error") else read_classifications(message.response)[0]
 
 
 def read_streamed_segmentation(message: pb.SegmentStreamResponse) -> Segmentation | ServerError:
     """The result of the one image of a stream's request."""
-    return _server_error(message.error) if message.HasField("error") else read_segmentations(message.response)[0]
+    return read_message_error(message.error) if message.HasField("error") else read_segmentations(message.response)[0]
 
 
 def single(results: list[Result | ServerError]) -> Result:
@@ -250,6 +250,13 @@ def read_error(error: Any, target: str, deadline: float | None) -> ServerError:
     return ServerError(code, reason or code.name, message, retry_after)
 
 
+def read_message_error(error: pb.ImageError | pb.RequestError) -> ServerError:
+    """The ServerError for an error within an answer."""
+    code = _STATUS.get(error.code, grpc.StatusCode.UNKNOWN)
+    retry_after = error.retry_after_seconds or None if isinstance(error, pb.RequestError) else None
+    return ServerError(code, error.reason or code.name, error.message, retry_after)
+
+
 def stream_ended(target: str, unanswered: int) -> ServerError:
     """The ServerError of a stream that the server ended before the client had sent and received everything."""
     code = grpc.StatusCode.UNAVAILABLE
@@ -264,12 +271,6 @@ def _unavailable(target: str, message: str) -> str:
     else:
         return f"{target} ended the call ({message}): the server stopped, or the connection was lost"
     return f"no answer from {target} ({why}): is a Convoy server running there?"
-
-
-def _server_error(error: pb.ImageError | pb.RequestError) -> ServerError:
-    code = _STATUS.get(error.code, grpc.StatusCode.UNKNOWN)
-    retry_after = error.retry_after_seconds or None if isinstance(error, pb.RequestError) else None
-    return ServerError(code, error.reason or code.name, error.message, retry_after)
 
 
 def _timings(timings: pb.Timings) -> Timings:
