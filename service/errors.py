@@ -1,6 +1,6 @@
 """One class per error that a caller or an operator can act on. Nothing here depends on gRPC.
 
-A message names the value and what was wanted, in one line; it never contains a path or an address of the server.
+A message names the value and what was expected, in one line; it never contains a path or an address of the server.
 """
 
 import re

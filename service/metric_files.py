@@ -55,7 +55,7 @@ class Counts(MmapedDict):
     def forget(self, unwanted: Callable[[str], bool]) -> None:
         """Drop the entries whose keys are unwanted. A concurrent reader sees the file before or after, never between.
 
-        On a full disk all entries stay. The caller must hold the lock of the values that write here.
+        On a full disk all entries stay. The caller must own the lock of the values that write here.
         """
         kept = [entry for entry in self.read_all_values() if not unwanted(entry[0])]  # type: ignore[no-untyped-call]
         if len(kept) == len(self._positions):
@@ -150,11 +150,11 @@ if DIRECTORY in os.environ:
 
 def forget_version(model: str, version: int) -> None:
     """Drop the series of a version that no longer serves from this process's counts."""
-    wanted = {"model": model, "version": str(version)}
+    identity = {"model": model, "version": str(version)}
 
     def belongs(key: str) -> bool:
         labels: dict[str, str] = json.loads(key)[2]
-        return wanted.items() <= labels.items()
+        return identity.items() <= labels.items()
 
     # The values' own lock, from the closure of their methods: a session's thread may be counting.
     with inspect.getclosurevars(values.ValueClass.inc).nonlocals.get("lock", _FILES):
@@ -172,13 +172,13 @@ def forget_process(pid: int, directory: Path) -> None:
 
 
 def _merge(file: Path, total: Path, both: Callable[[float, float], float]) -> None:
-    found: dict[str, tuple[float, float]] = {}
+    counts: dict[str, tuple[float, float]] = {}
     for each in (total, file):
         if each.exists():
             for key, value, timestamp, _ in Counts.read_all_values_from_file(str(each)):  # type: ignore[no-untyped-call]
-                found[key] = (both(found[key][0], value) if key in found else value, timestamp)
+                counts[key] = (both(counts[key][0], value) if key in counts else value, timestamp)
     if file.exists():
-        image, _ = _image((key, *entry) for key, entry in found.items())
+        image, _ = _image((key, *entry) for key, entry in counts.items())
         _write_whole(total, image, max(len(image), _FILE_BYTES))
         file.unlink()
 

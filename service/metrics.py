@@ -54,9 +54,7 @@ BATCH_STAGE = Counter(
 IMAGES = Counter("convoy_images_total", "Images answered.", ["model", "version"])
 REFUSALS = Counter("convoy_refusals_total", "Images and requests that were not served, by reason.", ["model", "reason"])
 DEADLINE_MISSES = Counter("convoy_deadline_misses_total", "Requests whose time ran out before their answer.", ["model"])
-CANCELLED = Counter(
-    "convoy_cancelled_total", "Requests whose caller went before the answer, with time left.", ["model"]
-)
+CANCELLED = Counter("convoy_cancelled_total", "Requests that their callers cancelled before the deadline.", ["model"])
 INPUT_PIXELS = Counter(
     "convoy_input_pixels_total", "Pixels of images that were run, with all padding.", ["model", "version"]
 )
@@ -160,7 +158,7 @@ class ServerCollector(Collector):
         families = metric_files.collect(self._directory)
         yield from families
         engines = CounterMetricFamily(
-            "convoy_engine_restarts", "Engines started again after one ended unasked.", labels=["device"]
+            "convoy_engine_restarts", "Engines started again after one ended unexpectedly.", labels=["device"]
         )
         front_ends = 0
         for (kind, device), count in self._restarts.items():
@@ -170,7 +168,7 @@ class ServerCollector(Collector):
                 front_ends += count
         yield engines
         yield CounterMetricFamily(
-            "convoy_frontend_restarts", "Front ends started again after one ended unasked.", front_ends
+            "convoy_frontend_restarts", "Front ends started again after one ended unexpectedly.", front_ends
         )
         yield from _triton_names(statistics(families))
 
@@ -210,15 +208,15 @@ class Statistics:
 
 def statistics(families: Iterable[Metric]) -> dict[tuple[str, str], Statistics]:
     """Statistics by (model, version), read back from the metrics: with one source, the two always agree."""
-    found: dict[tuple[str, str], Statistics] = {}
+    result: dict[tuple[str, str], Statistics] = {}
     for family in families:
         for sample in family.samples:
             labels = sample.labels
             if not labels.get("model") or not labels.get("version"):
                 continue
-            entry = found.setdefault((labels["model"], labels["version"]), Statistics())
+            entry = result.setdefault((labels["model"], labels["version"]), Statistics())
             _read_sample(entry, sample.name, labels, sample.value)
-    return found
+    return result
 
 
 def _read_sample(entry: Statistics, name: str, labels: dict[str, str], value: float) -> None:
@@ -253,11 +251,11 @@ def _of_batch_size(entry: Statistics, labels: dict[str, str]) -> dict[str, Durat
     return entry.by_batch_size.setdefault(int(labels["batch_size"]), stages)
 
 
-def _triton_names(found: dict[tuple[str, str], Statistics]) -> Iterator[Metric]:
+def _triton_names(versions: dict[tuple[str, str], Statistics]) -> Iterator[Metric]:
     """The metrics under the names that Triton's dashboards expect. Its counters lack `_total`, so these are untyped."""
     for name, text, read in _TRITON:
         family = Metric(name, text, "unknown")
-        for (model, version), entry in sorted(found.items()):
+        for (model, version), entry in sorted(versions.items()):
             family.add_sample(name, {"model": model, "version": version}, read(entry))
         yield family
 

@@ -54,7 +54,7 @@ def _at_one_a_second(random: np.random.Generator, spacing: Spacing, variation: f
 def _within(piece: Piece, requests: Times) -> Times:
     """Seconds from the piece's start at which this many requests are expected to have arrived.
 
-    This is t of begin t + (end - begin) t^2 / (2 seconds) = requests, in the form that also holds at a constant rate.
+    This is t of begin t + (end - begin) t^2 / (2 seconds) = requests, in the form that allows a constant rate.
     """
     root = np.sqrt(piece.begin**2 + 2 * requests * (piece.end - piece.begin) / piece.seconds)
     divisor = piece.begin + root

@@ -68,7 +68,7 @@ def _process(plan: Plan, share: int) -> Iterator[Process]:
 
 @contextmanager
 def _killed_after(seconds: float, processes: Sequence[Process]) -> Iterator[None]:
-    """Kill the processes after `seconds`; their readers then see end of file."""
+    """Kill the processes after `seconds`; their readers then reach end of file."""
     timer = threading.Timer(seconds, _kill, [processes])
     timer.start()
     try:

@@ -56,12 +56,12 @@ class Generator(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def warnings(self) -> list[str]:
         """Why the figures are doubtful, one sentence each."""
-        found = []
+        warnings = []
         if self.sent_late_p99 > _LATE:
-            found.append(f"the load generator itself was up to {1000 * self.sent_late_p99:.1f} ms late (p99)")
+            warnings.append(f"the load generator itself was up to {1000 * self.sent_late_p99:.1f} ms late (p99)")
         if self.cores > _BUSY:
-            found.append(f"a client process was busy for {self.cores:.0%} of the time")
-        return found
+            warnings.append(f"a client process was busy for {self.cores:.0%} of the time")
+        return warnings
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,10 +136,10 @@ def _of_model(model: TargetModel, tally: Tally, seconds: float) -> ModelFigures:
 
 
 def _steps(load: Closed | Open, cuts: Sequence[float], columns: Sequence[Tally]) -> list[Figures]:
-    found, at = [], 0.0
+    steps, at = [], 0.0
     for piece in load.pieces():
         middles = ((cuts[place] + cuts[place + 1]) / 2 for place in range(len(columns)))
         inside = [column for column, middle in zip(columns, middles, strict=True) if at < middle < at + piece.seconds]
-        found.append(figures(total(inside), at, piece.seconds))
+        steps.append(figures(total(inside), at, piece.seconds))
         at += piece.seconds
-    return found
+    return steps

@@ -39,7 +39,7 @@ def choose(served: Sequence[Model], name: str) -> Model:
         raise ModelUnavailable(f"model {name!r} is not ready: {versions[-1].reason or versions[-1].state}")
     best = max(ready, key=lambda one: one.version)
     if best.tensor is not None:
-        raise BadConfig(f"model {name!r} takes no images: use --protocol oip")
+        raise BadConfig(f"model {name!r} accepts no images: use --protocol oip")
     if best.task not in ("classification", "segmentation"):
         raise BadConfig(
             f"model {name!r} is for {best.task}, want a classification or a segmentation model, or --protocol oip"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def locate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model that `convoy template` made.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model created by `convoy template`.")],
     pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE", help="JPEG or PNG files.")],
     *,
     server: Server = DEFAULT_TARGET,
@@ -74,7 +74,7 @@ def _input(client: "TensorClient", model: str) -> InputSpec:
     document = client.document(model)
     if document is None or document.task != "matching":
         task = "has no metadata" if document is None else f"is for {document.task}"
-        raise BadRequest(f"model {model!r} {task}, want one that `convoy template` made")
+        raise BadRequest(f"model {model!r} {task}, want one created by `convoy template`")
     return document.image
 
 

@@ -182,7 +182,7 @@ def _measured(profile: Path | None, times: str) -> dict[int, float]:
 
 def _arrivals(trace: Path | None, load: Load) -> tuple[float, ...]:
     if (load == "trace") != (trace is not None):
-        raise BadConfig("--load trace and --trace FILE go together")
+        raise BadConfig("--load trace and --trace FILE require each other")
     if trace is None:
         return ()
     try:

@@ -304,7 +304,7 @@ class Loader:
 
     def _may_learn(self, settings: ModelConfig, document: Document | None) -> bool:
         chosen = settings.buckets or self._config.batching.buckets
-        return chosen == "auto" and buckets.takes_buckets(document)
+        return chosen == "auto" and buckets.accepts_buckets(document)
 
     def _retire(self, name: str, model: _Model) -> None:
         if model.serving is not None:

@@ -103,7 +103,7 @@ def decode(data: bytes, colour: Colour, max_pixels: int, reduction: Callable[[in
         # Decoders raise any exception, with messages that name their own internals.
         raise BadImage(f"image is damaged: the pixels of its {header.format} file cannot be decoded") from None
     if pixels.shape[:2] not in ((height, width), (-(-height // factor), -(-width // factor))):
-        raise BadImage(f"image is damaged: its {header.format} file holds another size than its header says")
+        raise BadImage(f"image is damaged: its {header.format} file contains another size than its header states")
     return Picture(pixels, height, width)
 
 
@@ -112,15 +112,15 @@ def from_raw(
 ) -> Picture:
     """Row-by-row pixels, 8 bits a channel (1 grey, 3 RGB, 4 RGBA), as a Picture like `decode` returns.
 
-    If they already have the wanted colours, the result is a read-only view of `pixels`. Raises BadImage.
+    If they already have these colours, the result is a read-only view of `pixels`. Raises BadImage.
     """
     if channels not in RAW_MODES:
         raise BadImage(f"raw image has {channels} channels, want 1, 3 or 4")
     check_size(height, width, max_pixels)
-    wanted = height * width * channels
-    if len(pixels) != wanted:
+    expected = height * width * channels
+    if len(pixels) != expected:
         raise BadImage(
-            f"raw image is {len(pixels)} bytes, want {wanted} = {height} high x {width} wide x {channels} channels"
+            f"raw image is {len(pixels)} bytes, want {expected} = {height} high x {width} wide x {channels} channels"
         )
     if RAW_MODES[channels] == colour:
         values = np.frombuffer(pixels, np.uint8).reshape(height, width, channels)

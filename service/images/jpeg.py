@@ -59,11 +59,11 @@ def read_structure(data: bytes, max_pixels: int) -> Structure:
         prefix, code = _marker(data, position)
         if prefix != 0xFF or code == 0:
             # Some cameras leave a few bytes between two segments; every viewer skips to the next marker.
-            found = data.find(b"\xff", position + 1 + (prefix == 0xFF))
-            if found < 0:
+            next_marker = data.find(b"\xff", position + 1 + (prefix == 0xFF))
+            if next_marker < 0:
                 raise _truncated(data)
-            strays.append(slice(position, found))
-            position = found
+            strays.append(slice(position, next_marker))
+            position = next_marker
             continue
         if code == EOI:
             if frame is None or not scans:
@@ -83,7 +83,7 @@ def read_structure(data: bytes, max_pixels: int) -> Structure:
             turned = orientation(body[len(EXIF) :])
         elif code == SOS:
             if frame is None:
-                raise BadImage("image is damaged: a JPEG scan comes before the frame header")
+                raise BadImage("image is damaged: a JPEG scan precedes the frame header")
             scans += 1
             if scans > MAX_SCANS:
                 raise BadImage(f"image has more than {MAX_SCANS} scans, want at most {MAX_SCANS}")
@@ -174,9 +174,9 @@ def _end_of_scan(data: bytes, position: int) -> int:
         first, second = block[:-1], block[1:]
         # 0xFF, followed by neither 0 (a data byte 0xFF), 0xFF (fill) nor a restart marker; `- 1` wraps around. A fixed
         # number of passes whatever the bytes, so that no file is slow.
-        found = (first == 0xFF) & (second - 1 < 0xFE) & (second & 0xF8 != 0xD0)
-        where = int(found.argmax())
-        if found[where]:
+        is_marker = (first == 0xFF) & (second - 1 < 0xFE) & (second & 0xF8 != 0xD0)
+        where = int(is_marker.argmax())
+        if is_marker[where]:
             return start + where
     raise _truncated(data)
 

@@ -76,7 +76,7 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        # A client that resets its connection, as load balancers' probes do, is not an error; anything else is ours.
+        # A client that resets its connection, as load balancers' probes do, is not an error; anything else is a bug.
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             log.error("an HTTP request failed", exc_info=sys.exception())
 

@@ -141,7 +141,7 @@ def test_list_of_models_says_what_it_is_for(server: Server) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["letters", "scene.png"], "is for classification, want one that `convoy template` made"),
+        (["letters", "scene.png"], "is for classification, want one created by `convoy template`"),
         (["doubler", "scene.png"], "has no metadata"),
         (["nobody", "scene.png"], "model 'nobody' is unknown"),
         (["waldo", "absent.png"], "absent.png"),

@@ -104,7 +104,7 @@ def test_bench_of_a_model_that_takes_no_images_says_how_it_is_asked(convoy, visi
     )
     fake_vision.models = [model]
     done = convoy("bench", "--model", "gait", "--rate", "5", "--server", vision_target)
-    said = "convoy bench: model 'gait' takes no images: use --protocol oip\n"
+    said = "convoy bench: model 'gait' accepts no images: use --protocol oip\n"
     assert (done.returncode, done.stderr) == (2, said)
 
 

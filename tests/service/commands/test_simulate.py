@@ -68,7 +68,7 @@ def test_trace_says_when_requests_come(convoy, tmp_path):
         (["--times", "0:1"], "--times '0:1', want sizes and milliseconds"),
         (["--times", TIMES, "--picture", "outcome.jpg"], "want a name that ends in .png"),
         (["--times", TIMES, "--policy", "lazy"], "--policy 'lazy', want one of deferred, eager"),
-        (["--times", TIMES, "--load", "trace"], "--load trace and --trace FILE go together"),
+        (["--times", TIMES, "--load", "trace"], "--load trace and --trace FILE require each other"),
         (["--times", "1:6000"], "one image takes more than half of the deadline of 0.1 s"),
     ],
 )
