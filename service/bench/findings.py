@@ -11,12 +11,11 @@ from hdrh.histogram import HdrHistogram
 from numpy.typing import NDArray
 
 from convoy.service.bench.calls import Outcome
-from convoy.service.client.results import Timings
+from convoy.service.client.results import STAGES
 
 Number = TypeVar("Number", int, float)
 _MOST = 3_600_000_000  # microseconds; longer durations count as an hour
 _DIGITS = 3
-_STAGES = tuple(name for name in Timings.__struct_fields__ if name not in ("total", "batch_size"))
 
 
 class Sample(NamedTuple):
@@ -110,7 +109,7 @@ class Tally(msgspec.Struct, kw_only=True):
             # A batch of b images appears b times, so each counts as 1/b batch.
             self.batches += 1 / timings.batch_size if timings.batch_size else 0.0
             self.outside += sample.finished - sample.sent - timings.total
-            self.stages = _plus(self.stages, {stage: getattr(timings, stage) for stage in _STAGES})
+            self.stages = _plus(self.stages, {stage: getattr(timings, stage) for stage in STAGES})
 
     def add(self, other: "Tally") -> None:
         """Add the counts of another tally."""

@@ -51,6 +51,9 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     batch_size: int  # images in the batch it ran in
 
 
+STAGES = tuple(name for name in Timings.__struct_fields__ if name not in ("total", "batch_size"))
+
+
 class Label(msgspec.Struct, frozen=True, kw_only=True):
     """One class and its probability, 0..1."""
 
@@ -274,18 +277,8 @@ def _unavailable(target: str, message: str) -> str:
 
 
 def _timings(timings: pb.Timings) -> Timings:
-    return Timings(
-        receive=timings.receive_seconds,
-        decode=timings.decode_seconds,
-        preprocess=timings.preprocess_seconds,
-        queue=timings.queue_seconds,
-        gather=timings.gather_seconds,
-        run=timings.run_seconds,
-        scatter=timings.scatter_seconds,
-        postprocess=timings.postprocess_seconds,
-        total=timings.total_seconds,
-        batch_size=timings.batch_size,
-    )
+    seconds = {name: getattr(timings, f"{name}_seconds") for name in (*STAGES, "total")}
+    return Timings(batch_size=timings.batch_size, **seconds)
 
 
 def _tensor(tensor: pb.TensorInput) -> Tensor:

@@ -14,7 +14,6 @@ from convoy.service.errors import ConvoyError
 if TYPE_CHECKING:
     from convoy.service.client.results import Timings
 
-STAGES = ("receive", "decode", "preprocess", "queue", "gather", "run", "scatter", "postprocess")
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
@@ -69,6 +68,8 @@ def stage_line(timings: "Timings", columns: int) -> Text:
 
     Stages that did not run are omitted.
     """
+    from convoy.service.client.results import STAGES
+
     stages = [(stage, getattr(timings, stage)) for stage in STAGES]
     parts = [f"{stage} {milliseconds(seconds)}" for stage, seconds in stages if seconds > 0]
     parts.append(f"total {milliseconds(timings.total)} ms, batch of {timings.batch_size}")
