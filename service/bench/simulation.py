@@ -98,7 +98,6 @@ def simulate(
     requests: int,
     seed: int = 0,
     *,
-    lanes: int = 1,
     jitter: float = 0.0,
     speed: Callable[[float], float] = lambda now: 1.0,
 ) -> list[Outcome]:
@@ -107,7 +106,7 @@ def simulate(
     jitter  standard deviation of the logarithm of a batch's time, 0 for none
     speed   the device's slowdown factor at a time
     """
-    device = _Device(streams, lanes, np.random.default_rng((seed, len(streams))), jitter, speed)
+    device = _Device(streams, np.random.default_rng((seed, len(streams))), jitter, speed)
     last = 0.0
     for at, number in islice(_arrivals(streams, seed), requests):
         device.run_until(at)
@@ -125,7 +124,6 @@ class _Device:
     def __init__(
         self,
         streams: Sequence[Stream],
-        lanes: int,
         random: np.random.Generator,
         jitter: float,
         speed: Callable[[float], float],
@@ -137,7 +135,7 @@ class _Device:
         self.times = [
             [0.0, *(stream.seconds(size) for size in range(1, stream.limits.max_batch_size + 1))] for stream in streams
         ]
-        self.batcher = Batcher(lanes)
+        self.batcher = Batcher()
         for key, stream in zip(self.keys, streams, strict=True):
             self.batcher.measured(key, stream.limits, stream.measured)
         self.count = 0

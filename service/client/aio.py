@@ -61,13 +61,7 @@ class AsyncClient:
         await self.close()
 
     async def classify(
-        self,
-        image: ImageSource,
-        model: str = "",
-        *,
-        version: int = 0,
-        top_k: int = 5,
-        deadline: float | None = None,
+        self, image: ImageSource, model: str = "", *, version: int = 0, top_k: int = 5, deadline: float | None = None
     ) -> Classification:
         """As `Client.classify`."""
         return single(await self.classify_many([image], model, version=version, top_k=top_k, deadline=deadline))
@@ -116,13 +110,7 @@ class AsyncClient:
         return read_segmentations(await self._call("Segment", request, deadline))
 
     def classify_stream(
-        self,
-        images: ImageSources,
-        model: str = "",
-        *,
-        version: int = 0,
-        top_k: int = 5,
-        deadline: float | None = None,
+        self, images: ImageSources, model: str = "", *, version: int = 0, top_k: int = 5, deadline: float | None = None
     ) -> AsyncIterator[tuple[int, Classification | ServerError]]:
         """As `Client.classify_stream`, for `async for`. The loop waits for each image if `images` is synchronous."""
         requests = classify_requests(images, model, version, top_k, self._priority, deadline)

@@ -70,13 +70,7 @@ class Client:
         self.close()
 
     def classify(
-        self,
-        image: ImageSource,
-        model: str = "",
-        *,
-        version: int = 0,
-        top_k: int = 5,
-        deadline: float | None = None,
+        self, image: ImageSource, model: str = "", *, version: int = 0, top_k: int = 5, deadline: float | None = None
     ) -> Classification:
         """The `top_k` most probable labels of one image.
 

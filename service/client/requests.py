@@ -57,12 +57,7 @@ def classify_request(
 
 
 def segment_request(
-    images: Iterable[ImageSource],
-    model: str,
-    version: int,
-    mask: MaskFormat,
-    with_confidence: bool,
-    priority: Priority,
+    images: Iterable[ImageSource], model: str, version: int, mask: MaskFormat, with_confidence: bool, priority: Priority
 ) -> pb.SegmentRequest:
     """Raises BadImage, BadRequest."""
     _check("version", version, _MAX_VERSION)
@@ -186,6 +181,4 @@ def _message(image: ImageSource) -> pb.Image:
     if image.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):
         raise BadImage(f"array is {image.dtype} {image.shape}, want uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
     height, width, channels = pixels.shape
-    return pb.Image(
-        raw=pb.RawImage(pixels=pixels.tobytes(), height_px=height, width_px=width, channels=channels),
-    )
+    return pb.Image(raw=pb.RawImage(pixels=pixels.tobytes(), height_px=height, width_px=width, channels=channels))

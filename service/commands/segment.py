@@ -12,14 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from convoy.service.commands.options import DEADLINE, Deadline, ModelName, Server, check_png
-from convoy.service.commands.terminal import (
-    bar,
-    console,
-    plain,
-    print_error,
-    shows_colours,
-    stage_line,
-)
+from convoy.service.commands.terminal import bar, console, plain, print_error, shows_colours, stage_line
 from convoy.service.config import DEFAULT_TARGET
 from convoy.service.errors import BadConfig, BadImage
 
@@ -80,10 +73,7 @@ def segment(
     if pixels is None or pixels.shape[:2] != answer.mask.shape:
         raise BadImage(f"{str(image)!r} cannot be drawn under its mask of {_size(answer.mask)}")
     blended = overlay(pixels, answer.mask, palette)
-    files = {
-        out: mask_png(answer.mask, palette),
-        overlaid: png(PIL.Image.fromarray(blended)),
-    }
+    files = {out: mask_png(answer.mask, palette), overlaid: png(PIL.Image.fromarray(blended))}
     if confidence is not None and answer.confidence is not None:
         files[confidence] = png(PIL.Image.fromarray(answer.confidence))
     _write(files)
