@@ -139,33 +139,27 @@ def _exact(factor: int, structure: jpeg.Structure) -> int:
 
 
 def _read_structure(data: bytes, max_pixels: int) -> tuple[Header, jpeg.Structure | png.Structure]:
+    kind: Literal["JPEG", "PNG"]
+    structure: jpeg.Structure | png.Structure
     if data.startswith(jpeg.SIGNATURE):
-        return _described("JPEG", jpeg.read_structure, data, max_pixels)
-    if data.startswith(png.SIGNATURE):
-        return _described("PNG", png.read_structure, data, max_pixels)
-    if not data:
-        raise BadImage("image is 0 bytes, want a JPEG or PNG file")
-    for name, offset, signature in OTHER_FORMATS:
-        if data.startswith(signature, offset):
-            raise BadImage(f"image is {name}, want JPEG or PNG")
-    raise BadImage(f"image starts with the bytes {data[:8].hex(' ')}, want JPEG or PNG")
-
-
-def _described(
-    kind: Literal["JPEG", "PNG"],
-    read: Callable[[bytes, int], jpeg.Structure | png.Structure],
-    data: bytes,
-    max_pixels: int,
-) -> tuple[Header, jpeg.Structure | png.Structure]:
-    structure = read(data, max_pixels)
+        kind, structure = "JPEG", jpeg.read_structure(data, max_pixels)
+    elif data.startswith(png.SIGNATURE):
+        kind, structure = "PNG", png.read_structure(data, max_pixels)
+    else:
+        raise _unsupported(data)
     height, width = structure.height, structure.width
     if is_turned(structure.orientation):
         height, width = width, height
-    if isinstance(structure, jpeg.Structure):
-        grey = structure.components == 1
-    else:
-        grey = structure.kind in (png.GREY, png.GREY_ALPHA)
-    return Header(kind, height, width, grey), structure
+    return Header(kind, height, width, structure.grey), structure
+
+
+def _unsupported(data: bytes) -> BadImage:
+    if not data:
+        return BadImage("image is 0 bytes, want a JPEG or PNG file")
+    for name, offset, signature in OTHER_FORMATS:
+        if data.startswith(signature, offset):
+            return BadImage(f"image is {name}, want JPEG or PNG")
+    return BadImage(f"image starts with the bytes {data[:8].hex(' ')}, want JPEG or PNG")
 
 
 def _in_colour(image: Image.Image, colour: Colour) -> NDArray[np.uint8]:

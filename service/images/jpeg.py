@@ -40,6 +40,10 @@ class Structure(NamedTuple):
     notes: list[slice]  # segments irrelevant to the pixels
     strays: list[slice]  # stray bytes between segments
 
+    @property
+    def grey(self) -> bool:
+        return self.components == 1
+
 
 class _Frame(NamedTuple):
     height: int

@@ -42,6 +42,10 @@ class Structure(NamedTuple):
     orientation: int
     ended: bool  # whether it has an IEND chunk
 
+    @property
+    def grey(self) -> bool:
+        return self.kind in (GREY, GREY_ALPHA)
+
 
 def read_structure(data: bytes, max_pixels: int) -> Structure:
     """Walk the chunks up to IEND, or to the end of the last whole chunk with pixels.

@@ -209,7 +209,7 @@ class Supervisor:
         which = f"{child.kind} {child.process.pid}"
         if child.kind == "engine" and len(self._devices) > 1:
             which += f" of device {child.device}"
-        log.error("%s ended with %s; another starts in %g s", which, how, delay)
+        log.error("%s ended with %s; restarting in %g s", which, how, delay)
         if child.loading is not None:
             self._suspects[child.loading] += 1
             log.error("it was loading model %s version %d", child.loading.model, child.loading.version)
@@ -263,7 +263,7 @@ class Supervisor:
         )
         for child in children:
             if child.process.returncode is None:
-                log.error("%s %d does not end: killed", child.kind, child.process.pid)
+                log.error("%s %d did not end in time: killed", child.kind, child.process.pid)
                 child.process.kill()
                 await _end(child.process)
         return not late and all(child.process.returncode == 0 for child in children)
@@ -343,7 +343,7 @@ def serve(config: Config, repository: Path) -> int:
     Raises BadConfig if the repository or a port cannot be used.
     """
     if not repository.is_dir():
-        raise BadConfig(f"model repository {str(repository)!r} is not a directory: make it, or name another")
+        raise BadConfig(f"model repository {str(repository)!r} is not a directory: create it, or name another")
     sockets = Sockets(config.server)
     root = repository.absolute()  # not resolved: a symbolic link may be switched while the server runs
 

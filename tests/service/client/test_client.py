@@ -10,23 +10,12 @@ from convoy.service.client.aio import AsyncClient
 from convoy.service.client.client import Client
 from convoy.service.client.results import ServerError, Timings, read_error
 from convoy.service.errors import BadImage, BadRequest
-from tests.service.fake_vision import FakeVision, serving
+from tests.service.fake_vision import serving
 from tests.service.test_overload import _wait_until
 
 
 def grey(value, height=4, width=6):
     return np.full((height, width), value, np.uint8)
-
-
-@pytest.fixture
-def fake_vision():
-    return FakeVision()
-
-
-@pytest.fixture
-def vision_target(fake_vision):
-    with serving(fake_vision) as target:
-        yield target
 
 
 @pytest.fixture
