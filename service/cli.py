@@ -63,7 +63,6 @@ _NO_SERVER = "needs the packages of the server: install convoy[cpu] or convoy[cu
 
 
 def main() -> None:
-    """The console script."""
     # onnxruntime on Linux sends usage data unless this is set before its import, here or in a child process.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     # A folder that belongs to another program: prometheus_client would write our metrics there.
@@ -210,7 +209,6 @@ def _describe(error: "TyperException", name: str) -> str:
 
 
 def _rejected_value(error: "TyperException") -> object:
-    """The value that the validator rejected."""
     errors = getattr(error.__cause__, "errors", None)
     return errors()[0]["input"] if errors is not None else "the value"
 

@@ -184,6 +184,5 @@ def _merge(file: Path, total: Path, both: Callable[[float, float], float]) -> No
 
 
 def collect(directory: Path) -> list[Metric]:
-    """The current metrics of all processes."""
     with _FILES:
         return list(MultiProcessCollector(None, str(directory)).collect())  # type: ignore[no-untyped-call]

@@ -114,12 +114,10 @@ def is_placeholder(name: str) -> bool:
 
 
 def encode_table(table: Table) -> bytes:
-    """The table as JSON."""
     return msgspec.json.encode(table)
 
 
 def decode_table(data: bytes) -> Table:
-    """The table in `encode_table`'s JSON."""
     return msgspec.json.decode(data, type=Table)
 
 

@@ -28,7 +28,6 @@ _TICK = 0.01  # seconds between two measurements of how late a closed loop's eve
 
 
 def main() -> None:
-    """Run one share to its end."""
     work = msgspec.json.decode(sys.stdin.buffer.readline(), type=Share)
     result = run(work.plan, work.share, _start_time)
     sys.stdout.buffer.write(findings.encode(result) + b"\n")

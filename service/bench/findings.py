@@ -46,15 +46,12 @@ class Histogram:
 
     @property
     def count(self) -> int:
-        """The number of durations."""
         return int(self._hdr.total_count)
 
     def record(self, seconds: float) -> None:
-        """Count a duration."""
         self._hdr.record_value(min(max(0, round(seconds * 1e6)), _MOST))
 
     def add(self, other: "Histogram") -> None:
-        """Add the counts of another histogram."""
         self._hdr.add(other._hdr)
 
     def percentile(self, percent: float) -> float:
@@ -112,7 +109,6 @@ class Tally(msgspec.Struct, kw_only=True):
             self.stages = _plus(self.stages, {stage: getattr(timings, stage) for stage in STAGES})
 
     def add(self, other: "Tally") -> None:
-        """Add the counts of another tally."""
         self.requests += other.requests
         self.images += other.images
         self.arrived += other.arrived
@@ -175,7 +171,6 @@ class Recorder:
 
 
 def total(tallies: Sequence[Tally]) -> Tally:
-    """The sum of all tallies."""
     result = Tally()
     for tally in tallies:
         result.add(tally)

@@ -48,7 +48,6 @@ class Open(msgspec.Struct, frozen=True, tag="open", tag_field="loop"):
         return math.fsum(piece.seconds for piece in self.rates)
 
     def pieces(self) -> tuple[Piece, ...]:
-        """The rates."""
         return self.rates
 
 

@@ -38,8 +38,6 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """The figures of one model's requests."""
-
     model: str
     version: str
     figures: Figures
@@ -107,7 +105,6 @@ def summarise(plan: Plan, findings: Findings) -> Report:
 
 
 def figures(tally: Tally, at: float, seconds: float) -> Figures:
-    """The figures of a tally over `seconds`."""
     return Figures(
         at=at,
         seconds=seconds,

@@ -138,7 +138,6 @@ def bench(
 
 
 def show(out: Console, report: "Report") -> None:
-    """Print the figures."""
     figures = report.all
     throughput = (f"{figures.images_per_second:,.1f} images/s", "bold green" if figures.images else "bold red")
     mean_batch = f" in batches of {figures.mean_batch_size:.1f} (mean)" if figures.mean_batch_size else ""

@@ -143,7 +143,6 @@ def mask_png(mask: Pixels, palette: Pixels) -> bytes:
 
 
 def png(image: PIL.Image.Image) -> bytes:
-    """A PNG file of this image."""
     file = io.BytesIO()
     image.save(file, "PNG", optimize=False)
     return file.getvalue()

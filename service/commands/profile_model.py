@@ -103,7 +103,6 @@ def chosen(measured: "Profile", objective: float) -> int:
 
 
 def why(measured: "Profile", objective: float) -> str:
-    """The reason for the choice, as text."""
     times = RunTimes(max(measured.batches), measured.seconds)
     size, fitting = chosen(measured, objective), times.largest_within(objective / 2)
     rate, best = (measured.machine.instances * each / times.predict(each) for each in (size, measured.batch_size))

@@ -203,7 +203,6 @@ def _table(summaries: list[Summary]) -> Table:
 
 
 def _bars(summaries: list[Summary], best: float) -> Table:
-    """Goodput beside the oracle's."""
     table = Table(box=None, pad_edge=False, padding=(0, 1), show_header=False)
     rates = [(each.policy, each.goodput) for each in summaries]
     most = max(best, *(rate for _, rate in rates)) or 1.0

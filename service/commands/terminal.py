@@ -38,7 +38,6 @@ def print_error(out: Console, name: str, error: ConvoyError) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print a value as indented JSON."""
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
 
 

@@ -127,5 +127,4 @@ def _reachable(address: str) -> str:
 
 @cache
 def current() -> Processes:
-    """The processes of this server."""
     return Processes()
