@@ -38,15 +38,15 @@ COMMANDS = {
     "models": Command("convoy.service.commands.server", "List what a server serves"),
     "health": Command("convoy.service.commands.server", "Check whether a server is healthy, by exit code"),
     "profile": Command("convoy.service.commands.profile_model", "Measure batch times of a model on this machine"),
-    "simulate": Command("convoy.service.commands.simulate", "Try the scheduler under a load, on a virtual clock"),
-    "bench": Command("convoy.service.commands.bench", "Load a server and measure how it answers"),
+    "simulate": Command("convoy.service.commands.simulate", "Simulate the scheduler under a load, on a virtual clock"),
+    "bench": Command("convoy.service.commands.bench", "Load a server and measure its answers"),
     "data": Command("convoy.models.commands.data", "Inspect a data set: classes, sizes, duplicates, unreadable files"),
     "train": Command("convoy.models.commands.train", "Train a network"),
     "evaluate": Command("convoy.models.commands.evaluate", "Measure a trained network on its held-out images"),
-    "report": Command("convoy.models.commands.report", "Write the pictures, tables and page of a run again"),
+    "report": Command("convoy.models.commands.report", "Rewrite the pictures, tables and page of a run"),
     "compare": Command("convoy.models.commands.compare", "Show runs side by side: costs, scores, curves"),
     "export": Command("convoy.models.commands.export", "Export a trained network into a model repository"),
-    "template": Command("convoy.models.commands.template", "Make a model that finds a picture inside others"),
+    "template": Command("convoy.models.commands.template", "Create a model that locates a picture inside others"),
     "inspect": Command(
         "convoy.models.commands.inspect", "Show the layers of a network: shapes, costs, receptive fields"
     ),
@@ -131,7 +131,7 @@ def run(arguments: Sequence[str]) -> int:
             raise
         where = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
-        _refuse(f"convoy {name}", f"failed where it should not have: {what[:500]}; {_TRACEBACK}=1 shows all of it")
+        _refuse(f"convoy {name}", f"unexpected {what[:500]}; {_TRACEBACK}=1 shows all of it")
         return 70
 
 
@@ -190,7 +190,7 @@ def _overview() -> str:
 
 def _unknown(name: str | None) -> str:
     if name is None:
-        return f"which command? One of {', '.join(COMMANDS)}; see 'convoy --help'"
+        return f"no command, want one of {', '.join(COMMANDS)}; see 'convoy --help'"
     kind = "option" if name.startswith("-") else "command"
     close = difflib.get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1)
     return f"no {kind} {name!r}; " + (f"did you mean {close[0]!r}?" if close else "see 'convoy --help'")

@@ -29,11 +29,11 @@ ONLY = {
     "grpc": (
         "service/frontend/transport/",
         "service/client/",
-        "service/commands/",
+        "service/commands/server.py",
         "service/bench/",
     ),
     "convoy.service.frontend": ("service/frontend/",),
-    "convoy.service.supervisor": ("service/supervisor/", "service/cli.py", "service/commands/"),
+    "convoy.service.supervisor": ("service/supervisor/", "service/cli.py", "service/commands/server.py"),
     "convoy.service.engine": (
         "service/engine/",
         "service/bench/simulation.py",

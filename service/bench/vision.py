@@ -1,7 +1,7 @@
 """Load test requests to a model of `convoy.v1.Vision`: its listing, images from a folder or generated, answers."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,20 +49,37 @@ def choose(served: Sequence[Model], name: str) -> Model:
 
 def workload(plan: Plan, model: ImageModel, index: int) -> Workload:
     """`plan.batch` images in turn, to the RPC of the model's task; `index` is the model's in the plan."""
-    name, message = (
-        ("Classify", pb.ClassifyRequest(model=model.model, version=int(model.version), top_k=_TOP_K))
-        if model.task == "classification"
-        else ("Segment", pb.SegmentRequest(model=model.model, version=int(model.version), format=pb.MASK_FORMAT_RAW))
+    classifies = model.task == "classification"
+    message = (
+        pb.ClassifyRequest(model=model.model, version=int(model.version), top_k=_TOP_K)
+        if classifies
+        else pb.SegmentRequest(model=model.model, version=int(model.version), format=pb.MASK_FORMAT_RAW)
     )
-    # A serialised message is the concatenation of its fields, so fields are serialised once and joined per request.
-    head, images = message.SerializeToString(), [_field(file) for file in _files(plan, model)]
+    if plan.folder is not None:
+        files = from_folder(Path(plan.folder))
+    else:
+        files = generated(model.colour, plan.sizes or ((model.height, model.width),))
+    # A serialised message is the concatenation of its fields, so fields are serialised once and joined per request. The
+    # field `images` has the same number in both requests.
+    head = message.SerializeToString()
+    images = [pb.ClassifyRequest(images=[pb.Image(encoded=file)]).SerializeToString() for file in files]
 
     def body(number: int) -> bytes:
         first = number * plan.batch
         return head + b"".join(images[(first + offset) % len(images)] for offset in range(plan.batch))
 
-    read = _reader(model.task, index)
-    return Workload(f"/convoy.v1.Vision/{name}", body, lambda number, answer: read(answer), lambda number: plan.batch)
+    def read(number: int, answer: bytes) -> Outcome:
+        results = (
+            read_classifications(pb.ClassifyResponse.FromString(answer))
+            if classifies
+            else read_segmentations(pb.SegmentResponse.FromString(answer))
+        )
+        timings = tuple(result.timings for result in results if not isinstance(result, ServerError))
+        refused = tuple(refusal(result) for result in results if isinstance(result, ServerError))
+        return Outcome(index, len(timings), timings, refused)
+
+    method = f"/convoy.v1.Vision/{'Classify' if classifies else 'Segment'}"
+    return Workload(method, body, read, lambda number: plan.batch)
 
 
 def from_folder(folder: Path) -> list[bytes]:
@@ -95,31 +112,6 @@ def _image_model(model: Model, weight: float) -> ImageModel:
         width=model.input.width or _ANY_SIZE,
         colour="L" if model.input.colour == "L" else "RGB",
     )
-
-
-def _files(plan: Plan, model: ImageModel) -> list[bytes]:
-    if plan.folder is not None:
-        return from_folder(Path(plan.folder))
-    return generated(model.colour, plan.sizes or ((model.height, model.width),))
-
-
-def _field(file: bytes) -> bytes:
-    # The field `images` has the same number in both requests.
-    return pb.ClassifyRequest(images=[pb.Image(encoded=file)]).SerializeToString()
-
-
-def _reader(task: str, model: int) -> Callable[[bytes], Outcome]:
-    def read(answer: bytes) -> Outcome:
-        results = (
-            read_classifications(pb.ClassifyResponse.FromString(answer))
-            if task == "classification"
-            else read_segmentations(pb.SegmentResponse.FromString(answer))
-        )
-        timings = tuple(result.timings for result in results if not isinstance(result, ServerError))
-        refused = tuple(refusal(result) for result in results if isinstance(result, ServerError))
-        return Outcome(model, len(timings), timings, refused)
-
-    return read
 
 
 def _blotches(random: np.random.Generator, height: int, width: int, mode: str) -> bytes:

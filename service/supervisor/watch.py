@@ -322,7 +322,7 @@ def _bound(host: str, port: int, key: str, *, shared: bool = False) -> socket.so
         if error.errno == errno.EADDRNOTAVAIL:
             raise _bad_host(host, error) from None
         raise BadConfig(
-            f"port {port} on {host} cannot be used ({error.strerror}): end what uses it, or set {key}"
+            f"port {port} on {host} cannot be used ({error.strerror}): stop the process that uses it, or set {key}"
         ) from None
     return bound
 

@@ -108,7 +108,7 @@ def test_full_disk_behind_standard_output_is_one_line(arguments):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "which command?"),
+        ([], "no command, want one of serve, "),
         (["clasify"], "did you mean 'classify'?"),
         (["--verison"], "did you mean '--version'?"),
         (["quux"], "see 'convoy --help'"),
@@ -263,7 +263,7 @@ def test_what_nobody_has_thought_of_is_one_line(command, capsys, error):
     command(surprising)
     assert cli.run(["surprising"]) == 70
     line = one_line(capsys)
-    assert line.startswith(f"convoy surprising: failed where it should not have: {type(error).__name__}")
+    assert line.startswith(f"convoy surprising: unexpected {type(error).__name__}")
     assert "CONVOY_TRACEBACK=1" in line
 
 
