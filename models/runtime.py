@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import torch
 
-from convoy.service.runtime_words import reason
+from convoy.service.errors import runtime_reason
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 Session: TypeAlias = onnxruntime.InferenceSession
@@ -44,4 +44,4 @@ def device() -> torch.device:
 
 def words(error: Exception) -> str:
     """Returns onnxruntime's error message on one line, without the names of its source code."""
-    return reason(RuntimeError(_BEFORE.sub("", " ".join(str(error).split()))))
+    return runtime_reason(RuntimeError(_BEFORE.sub("", " ".join(str(error).split()))))

@@ -38,7 +38,7 @@ class Buckets(msgspec.Struct, frozen=True):
 NONE = Buckets()
 
 
-def takes_buckets(document: Document | None) -> bool:
+def accepts_buckets(document: Document | None) -> bool:
     """Whether images may be padded further than their network needs."""
     return document is not None and document.task == "segmentation" and document.image.fit == "pad"
 
@@ -64,7 +64,7 @@ def configured(
     chosen = default if own is None else own
     if isinstance(chosen, str):
         return NONE
-    if document is None or not takes_buckets(document):
+    if document is None or not accepts_buckets(document):
         if own:
             raise BadConfig(f"buckets are {_shown(own)}, want none: only segmentation of images of any size has them")
         return NONE
@@ -77,11 +77,11 @@ def _check(bucket: Size, spec: InputSpec, max_pixels: int) -> None:
     height, width = bucket
     if height % spec.multiple or width % spec.multiple:
         raise BadConfig(
-            f"buckets: {list(bucket)} has sides that the network does not take, want multiples of {spec.multiple}"
+            f"buckets: {list(bucket)} has sides that the network does not accept, want multiples of {spec.multiple}"
         )
     if height < spec.min_height or width < spec.min_width:
         least = [spec.min_height, spec.min_width]
-        raise BadConfig(f"buckets: {list(bucket)} is smaller than the network takes, want at least {least}")
+        raise BadConfig(f"buckets: {list(bucket)} is smaller than the network accepts, want at least {least}")
     if height * width > max_pixels:
         raise BadConfig(
             f"buckets: {list(bucket)} has {height * width} pixels, want at most limits.max_input_pixels, {max_pixels}"

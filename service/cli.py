@@ -31,30 +31,28 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "serve": Command("convoy.service.commands.serve", "Serve a model repository over gRPC"),
+    "serve": Command("convoy.service.commands.server", "Serve a model repository over gRPC"),
     "classify": Command("convoy.service.commands.classify", "Classify images: ranked labels from a server"),
     "segment": Command("convoy.service.commands.segment", "Segment an image: a class for every pixel, from a server"),
     "locate": Command("convoy.service.commands.locate", "Locate a template in pictures"),
-    "models": Command("convoy.service.commands.models", "List what a server serves"),
-    "health": Command("convoy.service.commands.health", "Check whether a server is healthy, by exit code"),
-    "profile": Command("convoy.service.commands.profile", "Measure batch times of a model on this machine"),
-    "simulate": Command("convoy.service.commands.simulate", "Try the scheduler under a load, on a virtual clock"),
-    "bench": Command("convoy.service.commands.bench", "Load a server and measure how it answers"),
+    "models": Command("convoy.service.commands.server", "List what a server serves"),
+    "health": Command("convoy.service.commands.server", "Check whether a server is healthy, by exit code"),
+    "profile": Command("convoy.service.commands.profile_model", "Measure batch times of a model on this machine"),
+    "simulate": Command("convoy.service.commands.simulate", "Simulate the scheduler under a load, on a virtual clock"),
+    "bench": Command("convoy.service.commands.bench", "Load a server and measure its answers"),
     "data": Command("convoy.models.commands.data", "Inspect a data set: classes, sizes, duplicates, unreadable files"),
     "train": Command("convoy.models.commands.train", "Train a network"),
     "evaluate": Command("convoy.models.commands.evaluate", "Measure a trained network on its held-out images"),
-    "report": Command("convoy.models.commands.report", "Write the pictures, tables and page of a run again"),
+    "report": Command("convoy.models.commands.report", "Rewrite the pictures, tables and page of a run"),
     "compare": Command("convoy.models.commands.compare", "Show runs side by side: costs, scores, curves"),
     "export": Command("convoy.models.commands.export", "Export a trained network into a model repository"),
-    "template": Command("convoy.models.commands.template", "Make a model that finds a picture inside others"),
+    "template": Command("convoy.models.commands.template", "Create a model that locates a picture inside others"),
     "inspect": Command(
         "convoy.models.commands.inspect", "Show the layers of a network: shapes, costs, receptive fields"
     ),
     "visualize": Command("convoy.models.commands.visualize", "Draw what a trained network has learned and looks at"),
-    "adopt": Command("convoy.models.commands.adopt", "Make a file from elsewhere take images and describe itself"),
-    "adopt-weights": Command(
-        "convoy.models.commands.adopt_weights", "Take over weights that Keras or torchvision saved"
-    ),
+    "adopt": Command("convoy.models.commands.adopt", "Make an ONNX file accept images and describe itself"),
+    "adopt-weights": Command("convoy.models.commands.adopt_weights", "Import weights that Keras or torchvision saved"),
 }
 
 
@@ -65,7 +63,6 @@ _NO_SERVER = "needs the packages of the server: install convoy[cpu] or convoy[cu
 
 
 def main() -> None:
-    """The console script."""
     # onnxruntime on Linux sends usage data unless this is set before its import, here or in a child process.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     # A folder that belongs to another program: prometheus_client would write our metrics there.
@@ -77,7 +74,7 @@ def main() -> None:
         # First of all: importing the command-line parser takes a tenth of a second.
         try:
             _check_server()
-            processes.ours().start_ahead()
+            processes.current().start_ahead()
         except ConvoyError as error:
             sys.exit(_refuse("convoy serve", error.message))
     try:
@@ -98,7 +95,7 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run `convoy` with these arguments and return its exit code.
 
-    0: done. 1: the command reports a partial failure. 2: it cannot be done as asked; one line on stderr says why. 70:
+    0: done. 1: the command reports a partial failure. 2: it cannot be done; one line on stderr states the reason. 70:
     an internal error, also in one line. 130: interrupted.
     """
     name = arguments[0] if arguments else None
@@ -128,28 +125,28 @@ def run(arguments: Sequence[str]) -> int:
         # A file that cannot be read or written: the system's message says what to do about it.
         return _refuse(f"convoy {name}", f"{str(error.filename)!r}: {error.strerror}")
     except TyperException as error:
-        return _refuse(f"convoy {name}", _in_words(error, name))
+        return _refuse(f"convoy {name}", _describe(error, name))
     except Exception as error:  # the end of a command: even an unexpected error is reported in one line
         if os.environ.get(_TRACEBACK):
             raise
         where = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
-        _refuse(f"convoy {name}", f"failed where it should not have: {what[:500]}; {_TRACEBACK}=1 shows all of it")
+        _refuse(f"convoy {name}", f"unexpected {what[:500]}; {_TRACEBACK}=1 shows all of it")
         return 70
 
 
 def _call(name: str, arguments: Sequence[str]) -> int:
     import typer  # noqa: PLC0415  see `main`
 
-    from convoy.service.commands.sections import Sections  # noqa: PLC0415
+    from convoy.service.commands.options import Sections  # noqa: PLC0415
 
     module = COMMANDS[name].module
     try:
-        found: Callable[..., None] | Typer = getattr(importlib.import_module(module), name.replace("-", "_"))
+        target: Callable[..., None] | Typer = getattr(importlib.import_module(module), name.replace("-", "_"))
         # Plain help: with markup, a word in brackets such as convoy[train] would vanish.
-        app = found if isinstance(found, typer.Typer) else typer.Typer(add_completion=False, rich_markup_mode=None)
-        if app is not found:
-            app.command(name, cls=Sections)(found)
+        app = target if isinstance(target, typer.Typer) else typer.Typer(add_completion=False, rich_markup_mode=None)
+        if app is not target:
+            app.command(name, cls=Sections)(target)
         result = typer.main.get_command(app).main(list(arguments), prog_name=f"convoy {name}", standalone_mode=False)
     except ModuleNotFoundError as error:  # from the command's module, or from an import after its options are checked
         raise _missing(module, error) from None
@@ -170,8 +167,8 @@ def _missing(module: str, error: ModuleNotFoundError) -> Exception:
     # The load generator's histogram package, which the serving image does not contain.
     if package.partition(".")[0] == "hdrh":
         return ConvoyError("needs the packages of the load generator: install convoy[bench]")
-    # With the serving packages alone, `convoy.models` or its dependencies are missing. A missing module of ours is a
-    # bug.
+    # With the serving packages alone, `convoy.models` or its dependencies are missing. A missing module of Convoy is
+    # a bug.
     if not module.startswith("convoy.models.") or package.startswith(("convoy.models.", "convoy.service")):
         return error
     return ConvoyError("needs the training packages: install convoy[train]")
@@ -193,28 +190,27 @@ def _overview() -> str:
 
 def _unknown(name: str | None) -> str:
     if name is None:
-        return f"which command? One of {', '.join(COMMANDS)}; see 'convoy --help'"
+        return f"no command, want one of {', '.join(COMMANDS)}; see 'convoy --help'"
     kind = "option" if name.startswith("-") else "command"
     close = difflib.get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1)
     return f"no {kind} {name!r}; " + (f"did you mean {close[0]!r}?" if close else "see 'convoy --help'")
 
 
-def _in_words(error: "TyperException", name: str) -> str:
+def _describe(error: "TyperException", name: str) -> str:
     close = getattr(error, "possibilities", None)  # only for an unknown option
     if close:
         return f"{error.message}; did you mean {close[0]!r}?"
     # Typer passes on its validator's message, which names the Python exception.
     message = error.format_message().replace("Value error, ", "").rstrip(".")
-    message = message.replace("Input should be", f"{_given(error)!r}, want", 1)
+    message = message.replace("Input should be", f"{_rejected_value(error)!r}, want", 1)
     # For a subcommand, the help that lists the option.
     path = getattr(getattr(error, "ctx", None), "command_path", f"convoy {name}")
     return message if message.endswith("?") else f"{message}; see '{path} --help'"
 
 
-def _given(error: "TyperException") -> object:
-    """The value that the validator rejected."""
+def _rejected_value(error: "TyperException") -> object:
     errors = getattr(error.__cause__, "errors", None)
-    return errors()[0]["input"] if errors is not None else "what was given"
+    return errors()[0]["input"] if errors is not None else "the value"
 
 
 def _refuse(who: str, message: str) -> int:

@@ -15,6 +15,7 @@ from convoy.service.metadata import Side
 from convoy.service.text import NoText, decoded
 
 Port = Annotated[int, Meta(ge=0, le=65_535)]
+DEFAULT_TARGET = "127.0.0.1:8001"  # for clients: where a server with the default settings listens
 MIB = 1 << 20
 KIB = 1 << 10
 _MOST_AUTO = 8  # front ends: enough to saturate one engine
@@ -129,8 +130,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def device_numbers(self, cuda_devices: Callable[[], int]) -> tuple[int, ...]:
         """All devices. `cuda_devices` returns their count; it is called only for "auto"."""
         if self.devices == "auto":
-            found = 0 if self.provider == "cpu" else cuda_devices()
-            return tuple(range(found)) or (self.device,)
+            count = 0 if self.provider == "cpu" else cuda_devices()
+            return tuple(range(count)) or (self.device,)
         return self.devices or (self.device,)
 
     def of_device(self, device: int, devices: int, cores: int) -> "EngineConfig":
@@ -186,13 +187,13 @@ def load(
 ) -> Config:
     """The configuration from a TOML file, overridden by `section.key=value` settings, overridden by `overrides`.
 
-    Keys of `overrides` are dotted. Raises BadConfig, which names the key and what was wanted.
+    Keys of `overrides` are dotted. Raises BadConfig, which names the key and what was expected.
     """
     values: dict[str, Any] = _read(file) if file is not None else {}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
-            raise BadConfig(f"setting {setting!r} gives no value, want section.key=value {_EXAMPLE}")
+            raise BadConfig(f"setting {setting!r} has no value, want section.key=value {_EXAMPLE}")
         _put(values, key.strip(), _value(text.strip()))
     for key, value in (overrides or {}).items():
         _put(values, key, value)
@@ -242,11 +243,11 @@ def _convert(values: dict[str, Any], kind: type[T]) -> T:
     try:
         return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
-        raise BadConfig(f"configuration: {_in_words(str(error), values, kind)}") from None
+        raise BadConfig(f"configuration: {_describe(str(error), values, kind)}") from None
 
 
-def _in_words(message: str, values: dict[str, Any], kind: type[T]) -> str:
-    # msgspec reports "Expected `int` <= 1024 - at `$.batching.max_batch_size`": the key goes first.
+def _describe(message: str, values: dict[str, Any], kind: type[T]) -> str:
+    # msgspec reports "Expected `int` <= 1024 - at `$.batching.max_batch_size`": the key is moved to the front.
     what, at, path = message.partition(" - at `$")
     where = path.strip("`.")
     if what.startswith("Object contains unknown field"):
@@ -257,28 +258,28 @@ def _in_words(message: str, values: dict[str, Any], kind: type[T]) -> str:
     if not at:
         return what
     if what.startswith("Invalid enum value"):
-        wanted = " or ".join(_choices(kind, where))
+        expected = " or ".join(_choices(kind, where))
     elif not what.startswith("Expected"):
         return f"{where}: {what[0].lower()}{what[1:]}"
     else:
-        wanted = what.partition(", got ")[0].removeprefix("Expected ").replace("`", "")
-        wanted = wanted.removesuffix(" | null").replace("array", "a list")
-    return f"{where} is {_given(values, where)!r}, want {wanted}"
+        expected = what.partition(", got ")[0].removeprefix("Expected ").replace("`", "")
+        expected = expected.removesuffix(" | null").replace("array", "a list")
+    return f"{where} is {_value_at(values, where)!r}, want {expected}"
 
 
 def _choices(kind: type[T], where: str) -> list[str]:
     """The string values that a key accepts, and its other accepted types."""
-    found: Any = msgspec.inspect.type_info(kind)
+    kinds: Any = msgspec.inspect.type_info(kind)
     for name in where.split("."):
-        found = next(field.type for field in found.fields if field.name == name)
-    types = getattr(found, "types", (found,))
+        kinds = next(field.type for field in kinds.fields if field.name == name)
+    types = getattr(kinds, "types", (kinds,))
     words = [repr(word) for each in types for word in getattr(each, "values", ())]
     others = {msgspec.inspect.IntType: "a number", msgspec.inspect.VarTupleType: "a list"}
     return words + [name for other, name in others.items() if any(isinstance(each, other) for each in types)]
 
 
-def _given(values: dict[str, Any], where: str) -> object:
-    found: Any = values
+def _value_at(values: dict[str, Any], where: str) -> object:
+    value: Any = values
     for name in re.findall(r"[^.\[\]]+", where):
-        found = found[int(name) if isinstance(found, list) else name]
-    return found
+        value = value[int(name) if isinstance(value, list) else name]
+    return value

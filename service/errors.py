@@ -1,12 +1,21 @@
 """One class per error that a caller or an operator can act on. Nothing here depends on gRPC.
 
-A message names the value and what was wanted, in one line; it never contains a path or an address of the server.
+A message names the value and what was expected, in one line; it never contains a path or an address of the server.
 """
 
+import re
 from collections.abc import Iterable
 
 _MOST_OF_A_NAME = 90  # bytes
 _MOST_OF_A_LIST = 180  # bytes: a name and a list together stay below 300
+
+# onnxruntime's messages: the status, then a source location with the function's name, alone or with type and arguments.
+_RUNTIME_STATUS = re.compile(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")
+_RUNTIME_SOURCE = re.compile(
+    r"[\w./-]+\.(?:cc|cpp|cu|h|hpp):\d+ "
+    r"(?:(?:[\w:<>&*~,]+ )*?\w*(?:::~?[\w<>]+)+\((?:[^()]|\([^()]*\))*\)(?: const)? |\w+ )?"
+)
+_MOST_OF_A_REASON = 300  # characters; what follows is usually a list of names
 
 
 def named(name: str) -> str:
@@ -22,6 +31,13 @@ def listed(names: Iterable[str], most: int = 1000) -> str:
         shown += 1
     more = f" and {len(texts) - shown} more" if shown < len(texts) else ""
     return ", ".join(texts[:shown]) + more
+
+
+def runtime_reason(error: Exception) -> str:
+    """The reason in an onnxruntime error, in one line, without names and locations of its source; else the type."""
+    text = " ".join(str(error).split())
+    text = _RUNTIME_SOURCE.sub("", _RUNTIME_STATUS.sub("", text)).replace("failed:", "failed: ").replace("  ", " ")
+    return text.strip()[:_MOST_OF_A_REASON] or type(error).__name__
 
 
 def _cut(text: str, most: int) -> str:

@@ -20,17 +20,17 @@ def cores(groups: Path | None = None) -> int:
 
 def _quotas(groups: Path) -> list[float]:
     """The CPU quotas, in cores, of cgroup versions 2 and 1; empty if unlimited."""
-    found: list[float] = []
+    quotas: list[float] = []
     try:
         quota, period = (groups / "cpu.max").read_text().split()
-        found.append(int(quota) / int(period))
+        quotas.append(int(quota) / int(period))
     except (OSError, ValueError):  # no such file, or it contains "max"
         pass
     for controller in ("cpu", "cpu,cpuacct"):
         quota_us, period_us = (_read(groups / controller / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
         if quota_us and period_us and quota_us > 0:  # -1: none
-            found.append(quota_us / period_us)
-    return found
+            quotas.append(quota_us / period_us)
+    return quotas
 
 
 def memory_bytes(limits: tuple[Path, ...] = _MEMORY_LIMITS) -> int:

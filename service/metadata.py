@@ -198,17 +198,17 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if self.input is not None:
             self._check_image(self.input)
         elif self.task != "classification":
-            raise ValueError(f"task is {self.task!r}: it goes with images, a tensor with 'classification'")
+            raise ValueError(f"task is {self.task!r}: it requires images; a tensor requires 'classification'")
 
     def _check_image(self, spec: InputSpec) -> None:
         if (spec.height is None) != (spec.width is None):
-            raise ValueError("input.height and input.width stand together or not at all")
+            raise ValueError("input.height and input.width are set together or not at all")
         if (spec.height is None) != (spec.fit == "pad"):
-            raise ValueError(f"input.fit is {spec.fit!r}: 'pad' goes with a free size, the others with a fixed one")
+            raise ValueError(f"input.fit is {spec.fit!r}: 'pad' requires a free size, the others a fixed one")
         if any(side is not None and side % spec.multiple for side in (spec.height, spec.width)):
             raise ValueError(f"input is {spec.height}x{spec.width}, want multiples of input.multiple {spec.multiple}")
         if spec.height is not None and (spec.min_height, spec.min_width) != (1, 1):
-            raise ValueError("input.min_height and input.min_width go with a free size")
+            raise ValueError("input.min_height and input.min_width require a free size")
         if self.task == "matching" and (spec.fit != "pad" or len(self.labels) != 1):
             raise ValueError(f"matching has input.fit {spec.fit!r} and {len(self.labels)} labels, want 'pad' and 1")
         if self.task == "segmentation" and spec.fit == "crop":
@@ -222,6 +222,21 @@ def image_tensor(spec: InputSpec) -> TensorInput:
     """The input tensor of a network that accepts images as `spec` describes."""
     height, width = Axis(name="height", size=spec.height), Axis(name="width", size=spec.width)
     return TensorInput(name=IMAGE, dtype="uint8", axes=(height, width, Axis(name="channel", size=spec.channels)))
+
+
+def default_palette(classes: int) -> list[tuple[int, int, int]]:
+    """(red, green, blue) of each class of a model without a palette: the colours of Pascal VOC, class 0 black.
+
+    The bits of the index go to red, green and blue in turn, from the lowest to the highest, and fill each channel from
+    its highest bit down. So any two of 256 classes differ, and neighbours differ clearly.
+    """
+    assert classes <= MAX_MASK_CLASSES
+    return [(_channel(index), _channel(index >> 1), _channel(index >> 2)) for index in range(classes)]
+
+
+def _channel(index: int) -> int:
+    # Bits 0, 3 and 6 become bits 7, 6 and 5.
+    return (index & 1) << 7 | (index >> 3 & 1) << 6 | (index >> 6 & 1) << 5
 
 
 def encode(document: Document) -> str:

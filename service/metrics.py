@@ -1,157 +1,25 @@
 """All metrics of Convoy, for all its processes.
 
-Each process writes its values to its own files in one folder (prometheus_client's multiprocess mode); the supervisor
-adds them up on each scrape. So the sums are exact over all processes and survive a killed one.
+Each process writes its values to its own files in one folder (`metric_files`); the supervisor adds them up on each
+scrape. So the sums are exact over all processes and survive a killed one.
 """
 
 import asyncio
-import inspect
-import json
-import mmap
-import os
-import struct
-import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
-from operator import add
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, Metric
-from prometheus_client.mmap_dict import MmapedDict
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
-DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # environment variable that prometheus_client reads at import
+from convoy.service import metric_files
+
 # How many processes were restarted, by kind and device, after one ended unexpectedly.
 Restarts = Mapping[tuple[str, int], int]
-
-_FILE_BYTES = 16 << 10  # of a new file of counts
-
-
-class Counts(MmapedDict):
-    """A file of counts whose blocks are reserved before they are mapped.
-
-    Writing to a mapped page for which the disk has no room would kill the process with a bus error. If the disk is
-    full, the process keeps counting in private memory: scrapes miss those counts, requests are unaffected.
-    """
-
-    def __init__(self, filename: str, read_mode: bool = False) -> None:
-        try:
-            if not read_mode:
-                _reserve(filename)
-            super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
-        except OSError:
-            if read_mode:
-                raise
-            self._f: Any = None
-            self._fname = filename
-            self._capacity = _FILE_BYTES
-            self._m = mmap.mmap(-1, self._capacity)
-            self._positions: dict[str, int] = {}
-            self._used = 8
-            self._m[:4] = self._used.to_bytes(4, "little")
-        if not read_mode:
-            _COUNTING.append(self)
-
-    def forget(self, unwanted: Callable[[str], bool]) -> None:
-        """Drop the entries whose keys are unwanted. A concurrent reader sees the file before or after, never between.
-
-        On a full disk all entries stay. The caller must hold the lock of the values that write here.
-        """
-        kept = [entry for entry in self.read_all_values() if not unwanted(entry[0])]  # type: ignore[no-untyped-call]
-        if len(kept) == len(self._positions):
-            return
-        image, positions = _image(kept)
-        capacity = max(self._capacity, len(image))
-        try:
-            if self._f is None:
-                fresh, file = mmap.mmap(-1, capacity), None
-                fresh[: len(image)] = image
-            else:
-                _write_whole(Path(self._fname), image, capacity)
-                file = open(self._fname, "r+b")  # noqa: PTH123, SIM115  kept open, as in the base class
-                fresh = mmap.mmap(file.fileno(), capacity)
-        except OSError:
-            return
-        if self._f is not None:
-            self._f.close()
-        self._f, self._m, self._capacity = file, fresh, capacity
-        self._positions, self._used = positions, len(image)
-
-    def _init_value(self, key: str) -> None:
-        # An entry is its key, padded, and at most 28 more bytes.
-        needed = self._used + len(key.encode()) + 28
-        if needed > self._capacity:
-            self._grow(needed)
-        super()._init_value(key)  # type: ignore[no-untyped-call]
-
-    def _grow(self, needed: int) -> None:
-        capacity = self._capacity
-        while capacity < needed:
-            capacity *= 2
-        try:
-            if self._f is None:
-                raise OSError
-            os.posix_fallocate(self._f.fileno(), 0, capacity)
-            grown = mmap.mmap(self._f.fileno(), capacity)
-        except OSError:
-            grown = mmap.mmap(-1, capacity)
-            grown[: self._used] = self._m[: self._used]
-            if self._f is not None:
-                self._f.close()  # the file keeps the counts up to now
-                self._f = None
-        self._m, self._capacity = grown, capacity
-
-
-_COUNTING: list[Counts] = []  # the files of this process
-
-
-def _image(entries: Iterable[tuple[str, float, float]]) -> tuple[bytes, dict[str, int]]:
-    """The bytes of a file of counts with these (key, value, time) entries, and the offset of each value.
-
-    prometheus_client's layout: the number of bytes used, then for each entry its length, its padded key and two
-    doubles.
-    """
-    data = bytearray(8)
-    positions = {}
-    for key, value, timestamp in entries:
-        encoded = key.encode()
-        data += struct.pack("i", len(encoded)) + encoded + b" " * (8 - (len(encoded) + 4) % 8)
-        positions[key] = len(data)
-        data += struct.pack("dd", value, timestamp)
-    data[:4] = struct.pack("i", len(data))
-    return bytes(data), positions
-
-
-def _write_whole(path: Path, image: bytes, capacity: int) -> None:
-    """Atomically replace a file by these bytes, with room up to `capacity`. Raises OSError and leaves it unchanged."""
-    fresh = path.with_name(f"{path.name}.new")  # not *.db: no scrape reads it
-    try:
-        with fresh.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, capacity)
-            file.write(image)
-        fresh.replace(path)
-    except OSError:
-        fresh.unlink(missing_ok=True)
-        raise
-
-
-def _reserve(filename: str) -> None:
-    path = Path(filename)
-    if not path.exists():
-        _write_whole(path, b"", _FILE_BYTES)  # atomically: a scrape cannot read an empty file
-
-
-if DIRECTORY in os.environ:
-    values.MmapedDict = Counts  # type: ignore[attr-defined]
-    # By default it reads the process id at every increment, in case of a fork: our processes never fork.
-    _PROCESS_ID = os.getpid()
-    values.ValueClass = values.MultiProcessValue(lambda: _PROCESS_ID)  # type: ignore[no-untyped-call]
 
 # Seconds, 100 us to 10 s, about three per factor of ten.
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -186,9 +54,7 @@ BATCH_STAGE = Counter(
 IMAGES = Counter("convoy_images_total", "Images answered.", ["model", "version"])
 REFUSALS = Counter("convoy_refusals_total", "Images and requests that were not served, by reason.", ["model", "reason"])
 DEADLINE_MISSES = Counter("convoy_deadline_misses_total", "Requests whose time ran out before their answer.", ["model"])
-CANCELLED = Counter(
-    "convoy_cancelled_total", "Requests whose caller went before the answer, with time left.", ["model"]
-)
+CANCELLED = Counter("convoy_cancelled_total", "Requests that their callers cancelled before the deadline.", ["model"])
 INPUT_PIXELS = Counter(
     "convoy_input_pixels_total", "Pixels of images that were run, with all padding.", ["model", "version"]
 )
@@ -281,56 +147,6 @@ def _image_counters(model: str, version: str) -> tuple[Counter, list[_Parts]]:
     return IMAGES.labels(model, version), histograms
 
 
-def forget_version(model: str, version: int) -> None:
-    """Drop the series of a version that no longer serves from this process's counts."""
-    wanted = {"model": model, "version": str(version)}
-
-    def belongs(key: str) -> bool:
-        labels: dict[str, str] = json.loads(key)[2]
-        return wanted.items() <= labels.items()
-
-    # The values' own lock, from the closure of their methods: a session's thread may be counting.
-    with inspect.getclosurevars(values.ValueClass.inc).nonlocals.get("lock", _FILES):
-        for counts in _COUNTING:
-            counts.forget(belongs)
-
-
-_FILES = threading.Lock()  # held while files are added or removed: a scrape must find each count once
-_DEAD = 0  # not a process id: the counts of all ended processes
-_SUMMED: Mapping[str, Callable[[float, float], float]] = {"counter": add, "histogram": add, "gauge_max": max}
-
-
-def forget_process(pid: int, directory: Path) -> None:
-    """Remove the gauges of an ended process, and move its counts to one file for all ended processes."""
-    with _FILES:
-        mark_process_dead(pid, str(directory))  # type: ignore[no-untyped-call]
-        for kind, both in _SUMMED.items():
-            with suppress(OSError):  # such as a full disk: that file stays as it is
-                _bury(directory / f"{kind}_{pid}.db", directory / f"{kind}_{_DEAD}.db", both)
-
-
-def _bury(file: Path, total: Path, both: Callable[[float, float], float]) -> None:
-    found: dict[str, tuple[float, float]] = {}
-    for each in (total, file):
-        if each.exists():
-            for key, value, timestamp, _ in Counts.read_all_values_from_file(str(each)):  # type: ignore[no-untyped-call]
-                found[key] = (both(found[key][0], value) if key in found else value, timestamp)
-    if file.exists():
-        image, _ = _image((key, *entry) for key, entry in found.items())
-        _write_whole(total, image, max(len(image), _FILE_BYTES))
-        file.unlink()
-
-
-def collect(directory: Path) -> list[Metric]:
-    """The current metrics of all processes."""
-    with _FILES:
-        return _collect(directory)
-
-
-def _collect(directory: Path) -> list[Metric]:
-    return list(MultiProcessCollector(None, str(directory)).collect())  # type: ignore[no-untyped-call]
-
-
 class ServerCollector(Collector):
     """All processes' metrics, the restarts that the supervisor counts, and the same values under Triton's names."""
 
@@ -339,10 +155,10 @@ class ServerCollector(Collector):
         self._restarts = restarts
 
     def collect(self) -> Iterator[Metric]:
-        families = collect(self._directory)
+        families = metric_files.collect(self._directory)
         yield from families
         engines = CounterMetricFamily(
-            "convoy_engine_restarts", "Engines started again after one ended unasked.", labels=["device"]
+            "convoy_engine_restarts", "Engines started again after one ended unexpectedly.", labels=["device"]
         )
         front_ends = 0
         for (kind, device), count in self._restarts.items():
@@ -352,7 +168,7 @@ class ServerCollector(Collector):
                 front_ends += count
         yield engines
         yield CounterMetricFamily(
-            "convoy_frontend_restarts", "Front ends started again after one ended unasked.", front_ends
+            "convoy_frontend_restarts", "Front ends started again after one ended unexpectedly.", front_ends
         )
         yield from _triton_names(statistics(families))
 
@@ -392,15 +208,15 @@ class Statistics:
 
 def statistics(families: Iterable[Metric]) -> dict[tuple[str, str], Statistics]:
     """Statistics by (model, version), read back from the metrics: with one source, the two always agree."""
-    found: dict[tuple[str, str], Statistics] = {}
+    result: dict[tuple[str, str], Statistics] = {}
     for family in families:
         for sample in family.samples:
             labels = sample.labels
             if not labels.get("model") or not labels.get("version"):
                 continue
-            entry = found.setdefault((labels["model"], labels["version"]), Statistics())
+            entry = result.setdefault((labels["model"], labels["version"]), Statistics())
             _read_sample(entry, sample.name, labels, sample.value)
-    return found
+    return result
 
 
 def _read_sample(entry: Statistics, name: str, labels: dict[str, str], value: float) -> None:
@@ -435,11 +251,11 @@ def _of_batch_size(entry: Statistics, labels: dict[str, str]) -> dict[str, Durat
     return entry.by_batch_size.setdefault(int(labels["batch_size"]), stages)
 
 
-def _triton_names(found: dict[tuple[str, str], Statistics]) -> Iterator[Metric]:
+def _triton_names(versions: dict[tuple[str, str], Statistics]) -> Iterator[Metric]:
     """The metrics under the names that Triton's dashboards expect. Its counters lack `_total`, so these are untyped."""
     for name, text, read in _TRITON:
         family = Metric(name, text, "unknown")
-        for (model, version), entry in sorted(found.items()):
+        for (model, version), entry in sorted(versions.items()):
             family.add_sample(name, {"model": model, "version": version}, read(entry))
         yield family
 

@@ -114,12 +114,10 @@ def is_placeholder(name: str) -> bool:
 
 
 def encode_table(table: Table) -> bytes:
-    """The table as JSON."""
     return msgspec.json.encode(table)
 
 
 def decode_table(data: bytes) -> Table:
-    """The table in `encode_table`'s JSON."""
     return msgspec.json.decode(data, type=Table)
 
 
@@ -149,16 +147,16 @@ def scan(root: Path) -> dict[str, Listing]:
 
     Raises OSError if `root` cannot be read.
     """
-    found = {}
+    listings = {}
     for folder in sorted(root.iterdir()):
         try:
             if NAME.fullmatch(folder.name) and folder.is_dir():
-                found[folder.name] = _scan_model(folder)
+                listings[folder.name] = _scan_model(folder)
         except FileNotFoundError:
             continue  # deleted during the scan
         except OSError as error:
-            found[folder.name] = Listing(problem=f"its folder cannot be read: {error.strerror}")
-    return found
+            listings[folder.name] = Listing(problem=f"its folder cannot be read: {error.strerror}")
+    return listings
 
 
 def misnamed(root: Path) -> list[str]:
@@ -210,10 +208,10 @@ def _with_triton(file: Path, settings: ModelConfig) -> tuple[ModelConfig, str]:
             text = opened.read(_MOST_TRITON_BYTES).decode(errors="replace")
     except OSError as error:
         return settings, f"{TRITON_FILE} cannot be read: {error.strerror}"
-    found = _TRITON_BATCH.search(text)
-    if found is None:
-        return settings, f"{TRITON_FILE} says nothing of max_batch_size, and nothing else of it is read"
-    most = int(found[1])
+    match = _TRITON_BATCH.search(text)
+    if match is None:
+        return settings, f"{TRITON_FILE} does not set max_batch_size, and nothing else of it is read"
+    most = int(match[1])
     if settings.batched is None and most == 0:
         settings = msgspec.structs.replace(settings, batched=False)
     if settings.max_batch_size is None and 1 <= most <= 1024:

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from convoy.models.data.dataset import IGNORE
 from convoy.models.lettering import font
-from convoy.service.palette import default_palette
+from convoy.service.metadata import default_palette
 
 Palette = Sequence[tuple[int, int, int]]
 

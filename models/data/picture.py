@@ -18,8 +18,7 @@ from convoy.models.data.names import is_data, one
 from convoy.models.errors import BadData
 from convoy.service.errors import BadImage
 from convoy.service.images import decode
-from convoy.service.images.exif import UPRIGHT, is_turned, orientation
-from convoy.service.images.limits import MAX_SIDE
+from convoy.service.images.geometry import MAX_SIDE, UPRIGHT, is_turned, orientation
 
 # Images that Pillow finds too large raise BadData. Below that a warning is pointless: the files are the user's own.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -138,7 +137,7 @@ def _served(path: Path) -> bytes | None:
     try:
         with path.open("rb") as file:
             start = file.read(16)
-            return start + file.read() if decode.is_ours(start) else None
+            return start + file.read() if decode.is_supported(start) else None
     except (OSError, ValueError):
         return None
 

@@ -2,27 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-Spacing = Literal["poisson", "gamma", "constant"]
+from convoy.service.bench.plan import Piece, Spacing
+
 Times = NDArray[np.float64]
-
-
-class Piece(msgspec.Struct, frozen=True):
-    """A period of `seconds` in which the rate changes linearly from `begin` to `end`, both in requests a second."""
-
-    seconds: float
-    begin: float
-    end: float
-
-    @property
-    def requests(self) -> float:
-        """The expected number of requests."""
-        return self.seconds * (self.begin + self.end) / 2
 
 
 def gaps(random: np.random.Generator, spacing: Spacing, rate: float, variation: float, count: int) -> Times:
@@ -68,7 +54,7 @@ def _at_one_a_second(random: np.random.Generator, spacing: Spacing, variation: f
 def _within(piece: Piece, requests: Times) -> Times:
     """Seconds from the piece's start at which this many requests are expected to have arrived.
 
-    This is t of begin t + (end - begin) t^2 / (2 seconds) = requests, in the form that also holds at a constant rate.
+    This is t of begin t + (end - begin) t^2 / (2 seconds) = requests, in the form that allows a constant rate.
     """
     root = np.sqrt(piece.begin**2 + 2 * requests * (piece.end - piece.begin) / piece.seconds)
     divisor = piece.begin + root

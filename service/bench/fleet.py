@@ -37,25 +37,25 @@ def run(plan: Plan) -> Findings:
             _lines(processes)
         begin = time.monotonic() + _LEAD
         for process in processes:
-            _tell(process, msgspec.json.encode(begin))
+            _send(process, msgspec.json.encode(begin))
         with _killed_after(plan.warm_up + plan.load.seconds + plan.deadline + _SLACK, processes):
-            found = [findings.decode(line) for line in _lines(processes)]
-    for other in found[1:]:
-        found[0].add(other)
-    return found[0]
+            total, *others = [findings.decode(line) for line in _lines(processes)]
+    for other in others:
+        total.add(other)
+    return total
 
 
 @contextmanager
 def _process(plan: Plan, share: int) -> Iterator[Process]:
     # exec, not fork: gRPC's threads do not survive a fork. Its own session protects it from a terminal's Ctrl-C.
     process = subprocess.Popen(
-        [sys.executable, "-m", "convoy.service.bench.main"],
+        [sys.executable, "-m", "convoy.service.bench.client"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
     )
     try:
-        _tell(process, msgspec.json.encode(Share(plan, share)))
+        _send(process, msgspec.json.encode(Share(plan, share)))
         yield process
     finally:
         process.kill()
@@ -68,7 +68,7 @@ def _process(plan: Plan, share: int) -> Iterator[Process]:
 
 @contextmanager
 def _killed_after(seconds: float, processes: Sequence[Process]) -> Iterator[None]:
-    """Kill the processes after `seconds`; their readers then see end of file."""
+    """Kill the processes after `seconds`; their readers then reach end of file."""
     timer = threading.Timer(seconds, _kill, [processes])
     timer.start()
     try:
@@ -82,7 +82,7 @@ def _kill(processes: Sequence[Process]) -> None:
         process.kill()
 
 
-def _tell(process: Process, line: bytes) -> None:
+def _send(process: Process, line: bytes) -> None:
     assert process.stdin is not None
     try:
         process.stdin.write(line + b"\n")
@@ -93,19 +93,19 @@ def _tell(process: Process, line: bytes) -> None:
 
 def _lines(processes: Sequence[Process]) -> list[bytes]:
     """One line from each process, in order. A process that ends without one is noticed at once."""
-    found: dict[Process, bytes] = {}
+    lines: dict[Process, bytes] = {}
     with selectors.DefaultSelector() as selector:
         for process in processes:
             assert process.stdout is not None
             selector.register(process.stdout, selectors.EVENT_READ, process)
-        while len(found) < len(processes):
+        while len(lines) < len(processes):
             for key, _ in selector.select():
                 line = key.fileobj.readline()  # type: ignore[union-attr]
                 if not line.endswith(b"\n"):
                     raise _failed(key.data)
-                found[key.data] = line
+                lines[key.data] = line
                 selector.unregister(key.fileobj)
-    return [found[process] for process in processes]
+    return [lines[process] for process in processes]
 
 
 def _failed(process: Process) -> ClientFailed:

@@ -3,15 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 
-import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from convoy.service.bench.asking import Question
-from convoy.service.bench.drive import Outcome
+from convoy.service.bench.calls import Outcome, Workload
 from convoy.service.bench.plan import InputTensor, TensorModel
-from convoy.service.client.requests import OPTIONS
-from convoy.service.client.results import read_error
+from convoy.service.client.tensors import TensorClient
 from convoy.service.dtypes import NAMES
 from convoy.service.errors import BadConfig
 from convoy.service.pb import inference_pb2 as pb
@@ -27,29 +24,24 @@ def models(
 ) -> tuple[TensorModel, ...]:
     """The models according to the server's metadata.
 
-    shapes  of inputs with free dimensions, given by the user; they are sent in turn
+    shapes  of inputs with free dimensions, from the command line; they are sent in turn
     batch   the first dimension if only that one is free
     Raises BadConfig, ServerError.
     """
-    with grpc.insecure_channel(server, options=OPTIONS) as channel:
-        call = channel.unary_unary(
-            f"{_SERVICE}/ModelMetadata",
-            request_serializer=pb.ModelMetadataRequest.SerializeToString,
-            response_deserializer=pb.ModelMetadataResponse.FromString,
-        )
-        try:
-            told = [call(pb.ModelMetadataRequest(name=name), timeout=seconds) for name, _ in weights]
-        except grpc.RpcError as error:
-            raise read_error(error, server, seconds) from None
-    known = {tensor.name for metadata in told for tensor in metadata.inputs}
+    with TensorClient(server, seconds) as client:
+        answers = [client.metadata(name) for name, _ in weights]
+    known = {tensor.name for metadata in answers for tensor in metadata.inputs}
     if unknown := sorted(set(shapes) - known):
         raise BadConfig(f"--shape of {unknown[0]!r}: the inputs are {', '.join(sorted(known))}")
     return tuple(
-        asked(metadata, name, weight, shapes, batch) for metadata, (name, weight) in zip(told, weights, strict=True)
+        tensor_model(metadata, name, weight, shapes, batch)
+        for metadata, (name, weight) in zip(answers, weights, strict=True)
     )
 
 
-def asked(metadata: pb.ModelMetadataResponse, name: str, weight: float, shapes: Shapes, batch: int) -> TensorModel:
+def tensor_model(
+    metadata: pb.ModelMetadataResponse, name: str, weight: float, shapes: Shapes, batch: int
+) -> TensorModel:
     """A model and the shapes to send. Raises BadConfig, naming the input that does not match."""
     inputs = tuple(
         InputTensor(
@@ -61,12 +53,12 @@ def asked(metadata: pb.ModelMetadataResponse, name: str, weight: float, shapes: 
         for tensor in metadata.inputs
     )
     if not inputs:
-        raise BadConfig(f"the server tells no inputs of model {name!r}")
+        raise BadConfig(f"the server reports no inputs of model {name!r}")
     return TensorModel(model=name, version="", weight=weight, inputs=inputs)
 
 
-def question(model: TensorModel, place: int, seed: int) -> Question:
-    """Random tensors, with the shapes of each input in turn; `place` is the model's index in the plan."""
+def workload(model: TensorModel, index: int, seed: int) -> Workload:
+    """Random tensors, with the shapes of each input in turn; `index` is the model's in the plan."""
     turns = math.lcm(*(len(tensor.shapes) for tensor in model.inputs))
     random = np.random.default_rng((seed, 2))
     first = [_request(random, model, number) for number in range(turns)]
@@ -79,29 +71,29 @@ def question(model: TensorModel, place: int, seed: int) -> Question:
         return rows[number % turns]
 
     # The answer is not parsed: otherwise this process's reading speed would limit servers with large answers.
-    return Question(
+    return Workload(
         f"{_SERVICE}/ModelInfer",
         lambda number: bodies[number % len(bodies)],
-        lambda number, answer: Outcome(place, images(number), (), ()),
+        lambda number, answer: Outcome(index, images(number), (), ()),
         images,
     )
 
 
 def _shapes(
-    tensor: pb.ModelMetadataResponse.TensorMetadata, given: Sequence[tuple[int, ...]], batch: int
+    tensor: pb.ModelMetadataResponse.TensorMetadata, chosen: Sequence[tuple[int, ...]], batch: int
 ) -> tuple[tuple[int, ...], ...]:
-    told = tuple(tensor.shape)
+    sides = tuple(tensor.shape)
     if tensor.datatype not in NAMES:
         raise BadConfig(f"input {tensor.name!r} is {tensor.datatype}, want one of {', '.join(NAMES)}")
-    for shape in given:
-        if len(shape) != len(told) or any(want not in (-1, side) for want, side in zip(told, shape, strict=True)):
-            raise BadConfig(f"--shape {tensor.name}:{_written(shape)} does not fit {_written(told)}, -1 being any")
-    if not given and min(told[1:], default=0) < 0:
-        example = _written(tuple(side if side > 0 else 224 for side in (batch, *told[1:])))
+    for shape in chosen:
+        if len(shape) != len(sides) or any(want not in (-1, side) for want, side in zip(sides, shape, strict=True)):
+            raise BadConfig(f"--shape {tensor.name}:{_written(shape)} does not fit {_written(sides)}, where -1 is any")
+    if not chosen and min(sides[1:], default=0) < 0:
+        example = _written(tuple(side if side > 0 else 224 for side in (batch, *sides[1:])))
         raise BadConfig(
-            f"input {tensor.name!r} has free sides ({_written(told)}): give them, as in --shape {tensor.name}:{example}"
+            f"input {tensor.name!r} has free sides ({_written(sides)}): set them, as in --shape {tensor.name}:{example}"
         )
-    return tuple(given) or ((batch if told and told[0] < 0 else told[0], *told[1:]) if told else (),)
+    return tuple(chosen) or ((batch if sides and sides[0] < 0 else sides[0], *sides[1:]) if sides else (),)
 
 
 def _request(random: np.random.Generator, model: TensorModel, number: int) -> bytes:

@@ -2,12 +2,26 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 
-from convoy.service.bench.arrivals import Piece, Spacing
+Spacing = Literal["poisson", "gamma", "constant"]
 
 _INTERVALS = 60  # intervals at most, approximately, whatever the length: as many points as a picture can show
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """A period of `seconds` in which the rate changes linearly from `begin` to `end`, both in requests a second."""
+
+    seconds: float
+    begin: float
+    end: float
+
+    @property
+    def requests(self) -> float:
+        """The expected number of requests."""
+        return self.seconds * (self.begin + self.end) / 2
 
 
 class Closed(msgspec.Struct, frozen=True, tag="closed", tag_field="loop"):
@@ -34,7 +48,6 @@ class Open(msgspec.Struct, frozen=True, tag="open", tag_field="loop"):
         return math.fsum(piece.seconds for piece in self.rates)
 
     def pieces(self) -> tuple[Piece, ...]:
-        """The rates."""
         return self.rates
 
 
@@ -68,14 +81,14 @@ class TensorModel(msgspec.Struct, frozen=True, kw_only=True, tag="tensors", tag_
     inputs: tuple[InputTensor, ...]
 
 
-AskedModel = ImageModel | TensorModel
+TargetModel = ImageModel | TensorModel
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """One load test. The same plan gives the same requests at the same times, for any number of processes."""
 
     server: str
-    models: tuple[AskedModel, ...]
+    models: tuple[TargetModel, ...]
     load: Closed | Open
     warm_up: float  # seconds before the measurement
     batch: int  # images per request
@@ -97,14 +110,25 @@ class Share(msgspec.Struct, frozen=True):
 def edges(pieces: Sequence[Piece]) -> tuple[float, ...]:
     """The edges of the intervals of the measured seconds, from 0 to the end; every piece ends at an edge."""
     length = _round_length(sum(piece.seconds for piece in pieces) / _INTERVALS)
-    found = [0.0]
+    result = [0.0]
     for piece in pieces:
         count = max(1, round(piece.seconds / length))
-        found += [found[-1] + piece.seconds * place / count for place in range(1, count + 1)]
-    return tuple(found)
+        result += [result[-1] + piece.seconds * step / count for step in range(1, count + 1)]
+    return tuple(result)
 
 
 def _round_length(seconds: float) -> float:
     """The next 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(seconds))
     return next(step * power for step in (1, 2, 5, 10) if step * power >= seconds * (1 - 1e-9))
+
+
+def describe(load: Closed | Open) -> str:
+    """A load as text."""
+    if isinstance(load, Closed):
+        return f"{load.callers} callers"
+    rates = ", ".join(
+        f"{piece.begin:g}" if piece.begin == piece.end else f"{piece.begin:g} to {piece.end:g}" for piece in load.rates
+    )
+    spacing = f"gamma {load.variation:g}" if load.spacing == "gamma" else load.spacing
+    return f"{rates} requests a second, {spacing}"

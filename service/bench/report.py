@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from convoy.service.bench.findings import Findings, Tally, total
-from convoy.service.bench.histogram import Histogram
-from convoy.service.bench.plan import AskedModel, Closed, Open, Plan, edges
+from convoy.service.bench.findings import Findings, Histogram, Tally, total
+from convoy.service.bench.plan import Closed, Open, Plan, TargetModel, edges
 
 _LATE = 0.005  # seconds: above this, the figures depend as much on the load generator as on the server
 _BUSY = 0.9  # of a core: a process short of CPU time reads answers late, which no other figure shows
@@ -39,8 +38,6 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """The figures of one model's requests."""
-
     model: str
     version: str
     figures: Figures
@@ -57,12 +54,12 @@ class Generator(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def warnings(self) -> list[str]:
         """Why the figures are doubtful, one sentence each."""
-        found = []
+        warnings = []
         if self.sent_late_p99 > _LATE:
-            found.append(f"the load generator itself was up to {1000 * self.sent_late_p99:.1f} ms late (p99)")
+            warnings.append(f"the load generator itself was up to {1000 * self.sent_late_p99:.1f} ms late (p99)")
         if self.cores > _BUSY:
-            found.append(f"a client process was busy for {self.cores:.0%} of the time")
-        return found
+            warnings.append(f"a client process was busy for {self.cores:.0%} of the time")
+        return warnings
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,7 +105,6 @@ def summarise(plan: Plan, findings: Findings) -> Report:
 
 
 def figures(tally: Tally, at: float, seconds: float) -> Figures:
-    """The figures of a tally over `seconds`."""
     return Figures(
         at=at,
         seconds=seconds,
@@ -132,26 +128,15 @@ def latency(histogram: Histogram) -> Latency | None:
     return Latency(p50=p50, p90=p90, p99=p99, p999=p999, max=longest)
 
 
-def in_words(load: Closed | Open) -> str:
-    """A load as text."""
-    if isinstance(load, Closed):
-        return f"{load.callers} callers"
-    rates = ", ".join(
-        f"{piece.begin:g}" if piece.begin == piece.end else f"{piece.begin:g} to {piece.end:g}" for piece in load.rates
-    )
-    spacing = f"gamma {load.variation:g}" if load.spacing == "gamma" else load.spacing
-    return f"{rates} requests a second, {spacing}"
-
-
-def _of_model(model: AskedModel, tally: Tally, seconds: float) -> ModelFigures:
+def _of_model(model: TargetModel, tally: Tally, seconds: float) -> ModelFigures:
     return ModelFigures(model=model.model, version=model.version, figures=figures(tally, 0.0, seconds))
 
 
 def _steps(load: Closed | Open, cuts: Sequence[float], columns: Sequence[Tally]) -> list[Figures]:
-    found, at = [], 0.0
+    steps, at = [], 0.0
     for piece in load.pieces():
         middles = ((cuts[place] + cuts[place + 1]) / 2 for place in range(len(columns)))
         inside = [column for column, middle in zip(columns, middles, strict=True) if at < middle < at + piece.seconds]
-        found.append(figures(total(inside), at, piece.seconds))
+        steps.append(figures(total(inside), at, piece.seconds))
         at += piece.seconds
-    return found
+    return steps

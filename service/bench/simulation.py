@@ -4,9 +4,10 @@ Plain code. Times are in seconds; nothing waits, and the same seed gives the sam
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import merge
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -99,7 +100,6 @@ def simulate(
     requests: int,
     seed: int = 0,
     *,
-    lanes: int = 1,
     jitter: float = 0.0,
     speed: Callable[[float], float] = lambda now: 1.0,
 ) -> list[Outcome]:
@@ -108,45 +108,48 @@ def simulate(
     jitter  standard deviation of the logarithm of a batch's time, 0 for none
     speed   the device's slowdown factor at a time
     """
-    device = _Device(streams, lanes)
-    random = np.random.default_rng((seed, len(streams)))
-    outcomes = device.outcomes
-    running: list[tuple[float, Batch, float]] = []
-    again = math.inf
+    device = _Device(streams, np.random.default_rng((seed, len(streams))), jitter, speed)
     last = 0.0
-    for at, number in _first(_arrivals(streams, seed), requests):
-        while (now := min(running[0][0] if running else math.inf, again)) <= at:
-            if running and running[0][0] <= now:
-                device.finish(*running.pop(0))
-            again = device.start(now, running, random, jitter, speed)
+    for at, number in islice(_arrivals(streams, seed), requests):
+        device.run_until(at)
         device.arrive(at, number)
-        again = device.start(at, running, random, jitter, speed)
         last = at
-    while running or again < math.inf:
-        now = min(running[0][0] if running else math.inf, again)
-        if running and running[0][0] <= now:
-            device.finish(*running.pop(0))
-        again = device.start(now, running, random, jitter, speed)
-    for outcome in outcomes:
+    device.run_until(math.inf)
+    for outcome in device.outcomes:
         outcome.seconds = last
-    return outcomes
+    return device.outcomes
 
 
 class _Device:
     """The batcher, its running batches, and the outcomes."""
 
-    def __init__(self, streams: Sequence[Stream], lanes: int) -> None:
-        self.streams = streams
+    def __init__(
+        self,
+        streams: Sequence[Stream],
+        random: np.random.Generator,
+        jitter: float,
+        speed: Callable[[float], float],
+    ) -> None:
+        self.streams, self.random, self.jitter, self.speed = streams, random, jitter, speed
         self.outcomes = [Outcome() for _ in streams]
         self.keys = [Key(stream.name, 1, ()) for stream in streams]
         self.numbers = {key: number for number, key in enumerate(self.keys)}
         self.times = [
             [0.0, *(stream.seconds(size) for size in range(1, stream.limits.max_batch_size + 1))] for stream in streams
         ]
-        self.batcher = Batcher(lanes)
+        self.batcher = Batcher()
         for key, stream in zip(self.keys, streams, strict=True):
             self.batcher.measured(key, stream.limits, stream.measured)
         self.count = 0
+        self.running: list[tuple[float, Batch, float]] = []  # (end, batch, seconds), the next to end first
+        self.again = math.inf  # when the batcher must be called again
+
+    def run_until(self, at: float) -> None:
+        """Everything that happens up to a time."""
+        while (now := min(self.running[0][0] if self.running else math.inf, self.again)) <= at and now < math.inf:
+            if self.running and self.running[0][0] <= now:
+                self.finish(*self.running.pop(0))
+            self.start(now)
 
     def arrive(self, now: float, number: int) -> None:
         stream, outcome, key = self.streams[number], self.outcomes[number], self.keys[number]
@@ -158,29 +161,23 @@ class _Device:
             self.batcher.add(key, request, stream.limits, now)
         except ConvoyError:
             outcome.refused += 1
+        self.start(now)
 
-    def start(
-        self,
-        now: float,
-        running: list[tuple[float, Batch, float]],
-        random: np.random.Generator,
-        jitter: float,
-        speed: Callable[[float], float],
-    ) -> float:
-        """Start what the batcher decides; returns when to call it again."""
+    def start(self, now: float) -> None:
+        """Start the batches that the batcher closes now."""
         while True:
             decision = self.batcher.next(now)
             for request in decision.late:
                 self.outcomes[int(str(request.source))].dropped += 1
             batch = decision.batch
             if batch is None:
-                return decision.again
-            number = self.numbers[batch.key]
-            seconds = self.times[number][batch.rows] * speed(now)
-            if jitter:
-                seconds *= math.exp(jitter * random.standard_normal())
-            running.append((now + seconds, batch, seconds))
-            running.sort(key=lambda entry: entry[0])
+                self.again = decision.again
+                return
+            seconds = self.times[self.numbers[batch.key]][batch.rows] * self.speed(now)
+            if self.jitter:
+                seconds *= math.exp(self.jitter * self.random.standard_normal())
+            self.running.append((now + seconds, batch, seconds))
+            self.running.sort(key=lambda entry: entry[0])
 
     def finish(self, now: float, batch: Batch, seconds: float) -> None:
         outcome = self.outcomes[self.numbers[batch.key]]
@@ -202,8 +199,3 @@ def _arrivals(streams: Sequence[Stream], seed: int) -> Iterator[tuple[float, int
 
     each = [numbered(number, stream) for number, stream in enumerate(streams)]
     return each[0] if len(each) == 1 else merge(*each)
-
-
-def _first(arrivals: Iterable[tuple[float, int]], count: int) -> Iterator[tuple[float, int]]:
-    for _, arrival in zip(range(count), arrivals, strict=False):
-        yield arrival

@@ -1,22 +1,23 @@
 """The client for asyncio."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Self, TypeVar
 
 import grpc.aio
 from google.protobuf.message import Message
 
 from convoy.service.client.requests import (
-    DEFAULT_TARGET,
     OPTIONS,
     ImageSource,
+    ImageSources,
     MaskFormat,
     Priority,
-    check_complete,
+    Sending,
     classify_request,
+    classify_requests,
     methods,
-    seconds,
     segment_request,
+    segment_requests,
 )
 from convoy.service.client.results import (
     Classification,
@@ -29,8 +30,9 @@ from convoy.service.client.results import (
     read_segmentations,
     read_streamed_classification,
     read_streamed_segmentation,
+    single,
 )
-from convoy.service.client.streams import Sending
+from convoy.service.config import DEFAULT_TARGET
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 
 T = TypeVar("T")
@@ -59,19 +61,10 @@ class AsyncClient:
         await self.close()
 
     async def classify(
-        self,
-        image: ImageSource,
-        model: str = "",
-        *,
-        version: int = 0,
-        top_k: int = 5,
-        deadline: float | None = None,
+        self, image: ImageSource, model: str = "", *, version: int = 0, top_k: int = 5, deadline: float | None = None
     ) -> Classification:
         """As `Client.classify`."""
-        (result,) = await self.classify_many([image], model, version=version, top_k=top_k, deadline=deadline)
-        if isinstance(result, ServerError):
-            raise result
-        return result
+        return single(await self.classify_many([image], model, version=version, top_k=top_k, deadline=deadline))
 
     async def classify_many(
         self,
@@ -97,13 +90,10 @@ class AsyncClient:
         deadline: float | None = None,
     ) -> Segmentation:
         """As `Client.segment`."""
-        asked = self.segment_many(
+        results = await self.segment_many(
             [image], model, version=version, format=format, with_confidence=with_confidence, deadline=deadline
         )
-        (result,) = await asked
-        if isinstance(result, ServerError):
-            raise result
-        return result
+        return single(results)
 
     async def segment_many(
         self,
@@ -120,26 +110,15 @@ class AsyncClient:
         return read_segmentations(await self._call("Segment", request, deadline))
 
     def classify_stream(
-        self,
-        images: Iterable[ImageSource] | AsyncIterable[ImageSource],
-        model: str = "",
-        *,
-        version: int = 0,
-        top_k: int = 5,
-        deadline: float | None = None,
+        self, images: ImageSources, model: str = "", *, version: int = 0, top_k: int = 5, deadline: float | None = None
     ) -> AsyncIterator[tuple[int, Classification | ServerError]]:
         """As `Client.classify_stream`, for `async for`. The loop waits for each image if `images` is synchronous."""
-        in_seconds = seconds(deadline)
-
-        def request(number: int, image: ImageSource) -> pb.ClassifyStreamRequest:
-            asked = classify_request([image], model, version, top_k, self._priority)
-            return pb.ClassifyStreamRequest(id=number, request=asked, deadline_seconds=in_seconds)
-
-        return self._stream("ClassifyStream", Sending(images, request), read_streamed_classification)
+        requests = classify_requests(images, model, version, top_k, self._priority, deadline)
+        return self._stream("ClassifyStream", requests, read_streamed_classification)
 
     def segment_stream(
         self,
-        images: Iterable[ImageSource] | AsyncIterable[ImageSource],
+        images: ImageSources,
         model: str = "",
         *,
         version: int = 0,
@@ -148,13 +127,8 @@ class AsyncClient:
         deadline: float | None = None,
     ) -> AsyncIterator[tuple[int, Segmentation | ServerError]]:
         """As `Client.segment_stream`, for `async for`; `images` as in `classify_stream`."""
-        in_seconds = seconds(deadline)
-
-        def request(number: int, image: ImageSource) -> pb.SegmentStreamRequest:
-            asked = segment_request([image], model, version, format, with_confidence, self._priority)
-            return pb.SegmentStreamRequest(id=number, request=asked, deadline_seconds=in_seconds)
-
-        return self._stream("SegmentStream", Sending(images, request), read_streamed_segmentation)
+        requests = segment_requests(images, model, version, format, with_confidence, self._priority, deadline)
+        return self._stream("SegmentStream", requests, read_streamed_segmentation)
 
     async def models(self, deadline: float | None = None) -> list[Model]:
         """As `Client.models`."""
@@ -166,10 +140,8 @@ class AsyncClient:
         except grpc.aio.AioRpcError as error:
             raise read_error(error, self._target, deadline) from None
 
-    async def _stream(
-        self, method: str, sending: Sending[ImageSource], read: Callable[[Any], T]
-    ) -> AsyncIterator[tuple[int, T]]:
-        call = self._methods[method](aiter(sending))
+    async def _stream(self, method: str, requests: Sending, read: Callable[[Any], T]) -> AsyncIterator[tuple[int, T]]:
+        call = self._methods[method](aiter(requests))
         answered = 0
         try:
             async for message in call:
@@ -179,4 +151,4 @@ class AsyncClient:
             raise read_error(error, self._target, None) from None
         finally:
             call.cancel()
-        check_complete(sending, answered, self._target)
+        requests.check_complete(answered, self._target)

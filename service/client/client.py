@@ -20,16 +20,16 @@ import grpc
 from google.protobuf.message import Message
 
 from convoy.service.client.requests import (
-    DEFAULT_TARGET,
     OPTIONS,
     ImageSource,
     MaskFormat,
     Priority,
-    check_complete,
+    Sending,
     classify_request,
+    classify_requests,
     methods,
-    seconds,
     segment_request,
+    segment_requests,
 )
 from convoy.service.client.results import (
     Classification,
@@ -42,8 +42,9 @@ from convoy.service.client.results import (
     read_segmentations,
     read_streamed_classification,
     read_streamed_segmentation,
+    single,
 )
-from convoy.service.client.streams import Sending
+from convoy.service.config import DEFAULT_TARGET
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 
 T = TypeVar("T")
@@ -69,13 +70,7 @@ class Client:
         self.close()
 
     def classify(
-        self,
-        image: ImageSource,
-        model: str = "",
-        *,
-        version: int = 0,
-        top_k: int = 5,
-        deadline: float | None = None,
+        self, image: ImageSource, model: str = "", *, version: int = 0, top_k: int = 5, deadline: float | None = None
     ) -> Classification:
         """The `top_k` most probable labels of one image.
 
@@ -83,10 +78,7 @@ class Client:
         BadImage for a file that cannot be read or an array that is not an image, BadRequest for a `version` or `top_k`
         out of range, ServerError.
         """
-        (result,) = self.classify_many([image], model, version=version, top_k=top_k, deadline=deadline)
-        if isinstance(result, ServerError):
-            raise result
-        return result
+        return single(self.classify_many([image], model, version=version, top_k=top_k, deadline=deadline))
 
     def classify_many(
         self,
@@ -120,13 +112,10 @@ class Client:
         `format` is the wire format of masks, with the same result: `raw` costs the server least, `png` and `rle` are
         smaller. Otherwise as `classify`.
         """
-        asked = self.segment_many(
+        results = self.segment_many(
             [image], model, version=version, format=format, with_confidence=with_confidence, deadline=deadline
         )
-        (result,) = asked
-        if isinstance(result, ServerError):
-            raise result
-        return result
+        return single(results)
 
     def segment_many(
         self,
@@ -158,13 +147,8 @@ class Client:
         server. Raises BadImage and BadRequest as `classify`, once earlier images are answered. A raised ServerError
         ends the stream: images without a result by then get none.
         """
-        in_seconds = seconds(deadline)
-
-        def request(number: int, image: ImageSource) -> pb.ClassifyStreamRequest:
-            asked = classify_request([image], model, version, top_k, self._priority)
-            return pb.ClassifyStreamRequest(id=number, request=asked, deadline_seconds=in_seconds)
-
-        return self._stream("ClassifyStream", Sending(images, request), read_streamed_classification)
+        requests = classify_requests(images, model, version, top_k, self._priority, deadline)
+        return self._stream("ClassifyStream", requests, read_streamed_classification)
 
     def segment_stream(
         self,
@@ -177,13 +161,8 @@ class Client:
         deadline: float | None = None,
     ) -> Iterator[tuple[int, Segmentation | ServerError]]:
         """The class maps of any number of images over one stream: `segment`, in the form of `classify_stream`."""
-        in_seconds = seconds(deadline)
-
-        def request(number: int, image: ImageSource) -> pb.SegmentStreamRequest:
-            asked = segment_request([image], model, version, format, with_confidence, self._priority)
-            return pb.SegmentStreamRequest(id=number, request=asked, deadline_seconds=in_seconds)
-
-        return self._stream("SegmentStream", Sending(images, request), read_streamed_segmentation)
+        requests = segment_requests(images, model, version, format, with_confidence, self._priority, deadline)
+        return self._stream("SegmentStream", requests, read_streamed_segmentation)
 
     def models(self, deadline: float | None = None) -> list[Model]:
         """Every version of every model on the server; for those it cannot serve, why. Raises ServerError."""
@@ -195,8 +174,8 @@ class Client:
         except grpc.RpcError as error:
             raise read_error(error, self._target, deadline) from None
 
-    def _stream(self, method: str, sending: Sending[ImageSource], read: Callable[[Any], T]) -> Iterator[tuple[int, T]]:
-        call = self._methods[method](iter(sending))
+    def _stream(self, method: str, requests: Sending, read: Callable[[Any], T]) -> Iterator[tuple[int, T]]:
+        call = self._methods[method](iter(requests))
         answered = 0
         try:
             for message in call:
@@ -206,4 +185,4 @@ class Client:
             raise read_error(error, self._target, None) from None
         finally:
             call.cancel()  # in case the caller stops reading
-        check_complete(sending, answered, self._target)
+        requests.check_complete(answered, self._target)

@@ -1,23 +1,23 @@
-"""The client's requests: images as messages, and checks before sending."""
+"""The client's requests, single and over a stream: images as messages, and checks before sending."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from numpy.typing import NDArray
 
 from convoy.service.client.results import stream_ended
-from convoy.service.client.streams import Sending
 from convoy.service.errors import BadImage, BadRequest
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 
 ImageSource = str | Path | bytes | NDArray[np.uint8]
+ImageSources = Iterable[ImageSource] | AsyncIterable[ImageSource]
 MaskFormat = Literal["raw", "png", "rle"]
 Priority = Literal["normal", "low"]
-DEFAULT_TARGET = "127.0.0.1:8001"
-MAX_TOP_K = 2**32 - 1  # maximum of the message's field; a server returns at most as many labels as the model has
+_MAX_TOP_K = 2**32 - 1  # maximum of the message's field; a server returns at most as many labels as the model has
 
 # The server's limit decides how large a request may be; the size of an answer follows from the request.
 OPTIONS = (
@@ -50,19 +50,14 @@ def classify_request(
 ) -> pb.ClassifyRequest:
     """Raises BadImage, BadRequest."""
     _check("version", version, _MAX_VERSION)
-    _check("top_k", top_k, MAX_TOP_K)
+    _check("top_k", top_k, _MAX_TOP_K)
     return pb.ClassifyRequest(
         model=model, version=version, images=map(_message, images), top_k=top_k, priority=_PRIORITIES[priority]
     )
 
 
 def segment_request(
-    images: Iterable[ImageSource],
-    model: str,
-    version: int,
-    mask: MaskFormat,
-    with_confidence: bool,
-    priority: Priority,
+    images: Iterable[ImageSource], model: str, version: int, mask: MaskFormat, with_confidence: bool, priority: Priority
 ) -> pb.SegmentRequest:
     """Raises BadImage, BadRequest."""
     _check("version", version, _MAX_VERSION)
@@ -76,19 +71,85 @@ def segment_request(
     )
 
 
-def seconds(deadline: float | None) -> float:
-    """A deadline for the messages of a stream, in which 0 means none. Raises BadRequest."""
-    if deadline is not None and deadline <= 0:
-        raise BadRequest(f"deadline is {deadline:g}, want more than 0 seconds")
-    return deadline or 0
+class Sending:
+    """The requests of one stream, numbered in order; `request(number, image)` creates one when there is room for it.
+
+    gRPC iterates over them, in its own thread or task. So an error in an image ends the requests and is stored, for the
+    caller that reads the answers.
+    """
+
+    def __init__(self, images: ImageSources, request: Callable[[int, ImageSource], Message]) -> None:
+        self._images = images
+        self._request = request
+        self._sent = 0
+        self._complete = False  # all images are sent
+        self._failure: Exception | None = None
+
+    def __iter__(self) -> Iterator[Message]:
+        try:
+            if not isinstance(self._images, Iterable):
+                raise BadRequest(f"images are {type(self._images).__name__}, want something to iterate over")
+            for image in self._images:
+                yield self._next(image)
+            self._complete = True
+        except Exception as error:
+            self._failure = error
+
+    async def __aiter__(self) -> AsyncIterator[Message]:
+        if not isinstance(self._images, AsyncIterable):
+            for message in self:
+                yield message
+            return
+        try:
+            async for image in self._images:
+                yield self._next(image)
+            self._complete = True
+        except Exception as error:
+            self._failure = error
+
+    def check_complete(self, answered: int, target: str) -> None:
+        """Raises the failure of a stream that has ended: the caller's own exception, or a ServerError."""
+        if self._failure is not None:
+            raise self._failure
+        if not self._complete or answered < self._sent:
+            raise stream_ended(target, self._sent - answered)
+
+    def _next(self, image: ImageSource) -> Message:
+        message = self._request(self._sent, image)
+        self._sent += 1
+        return message
 
 
-def check_complete(sending: Sending[Any], answered: int, target: str) -> None:
-    """Raises the failure of a stream that has ended: the caller's own exception, or a ServerError."""
-    if sending.failure is not None:
-        raise sending.failure
-    if not sending.complete or answered < sending.sent:
-        raise stream_ended(target, sending.sent - answered)
+def classify_requests(
+    images: ImageSources, model: str, version: int, top_k: int, priority: Priority, deadline: float | None
+) -> Sending:
+    """The requests of a ClassifyStream; `deadline` is in seconds. Raises BadRequest for a `deadline` of 0 or less."""
+    limit = _stream_deadline(deadline)
+
+    def request(number: int, image: ImageSource) -> pb.ClassifyStreamRequest:
+        inner = classify_request([image], model, version, top_k, priority)
+        return pb.ClassifyStreamRequest(id=number, request=inner, deadline_seconds=limit)
+
+    return Sending(images, request)
+
+
+def segment_requests(
+    images: ImageSources,
+    model: str,
+    version: int,
+    mask: MaskFormat,
+    with_confidence: bool,
+    priority: Priority,
+    deadline: float | None,
+) -> Sending:
+    """The requests of a SegmentStream; raises as `classify_requests`."""
+    limit = _stream_deadline(deadline)
+
+    def request(number: int, image: ImageSource) -> pb.SegmentStreamRequest:
+        inner = segment_request([image], model, version, mask, with_confidence, priority)
+        return pb.SegmentStreamRequest(id=number, request=inner, deadline_seconds=limit)
+
+    return Sending(images, request)
 
 
 def read_image(path: str | Path) -> bytes:
@@ -104,6 +165,13 @@ def _check(name: str, value: int, largest: int) -> None:
         raise BadRequest(f"{name} is {value}, want 0 to {largest}")
 
 
+def _stream_deadline(deadline: float | None) -> float:
+    # 0 in a stream's messages means none.
+    if deadline is not None and deadline <= 0:
+        raise BadRequest(f"deadline is {deadline:g}, want more than 0 seconds")
+    return deadline or 0
+
+
 def _message(image: ImageSource) -> pb.Image:
     if isinstance(image, bytes):
         return pb.Image(encoded=image)
@@ -113,6 +181,4 @@ def _message(image: ImageSource) -> pb.Image:
     if image.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):
         raise BadImage(f"array is {image.dtype} {image.shape}, want uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
     height, width, channels = pixels.shape
-    return pb.Image(
-        raw=pb.RawImage(pixels=pixels.tobytes(), height_px=height, width_px=width, channels=channels),
-    )
+    return pb.Image(raw=pb.RawImage(pixels=pixels.tobytes(), height_px=height, width_px=width, channels=channels))

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import msgspec
@@ -17,6 +17,7 @@ from convoy.service.errors import ConvoyError
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 
 Mask = NDArray[np.uint8]
+Result = TypeVar("Result")
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -48,6 +49,9 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     postprocess: float
     total: float
     batch_size: int  # images in the batch it ran in
+
+
+STAGES = tuple(name for name in Timings.__struct_fields__ if name not in ("total", "batch_size"))
 
 
 class Label(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,7 +151,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
 def read_classifications(response: pb.ClassifyResponse) -> list[Classification | ServerError]:
     """A result or an error for each image, in the order of the request."""
     return [
-        _image_error(result.error)
+        read_message_error(result.error)
         if result.HasField("error")
         else Classification(
             model=response.model,
@@ -165,7 +169,7 @@ def read_classifications(response: pb.ClassifyResponse) -> list[Classification |
 def read_segmentations(response: pb.SegmentResponse) -> list[Segmentation | ServerError]:
     """A result or an error for each image, in the order of the request; masks of all formats are decoded."""
     return [
-        _image_error(result.error)
+        read_message_error(result.error)
         if result.HasField("error")
         else Segmentation(
             model=response.model,
@@ -184,12 +188,20 @@ def read_segmentations(response: pb.SegmentResponse) -> list[Segmentation | Serv
 
 def read_streamed_classification(message: pb.ClassifyStreamResponse) -> Classification | ServerError:
     """The result of the one image of a stream's request."""
-    return _request_error(message.error) if message.HasField("error") else read_classifications(message.response)[0]
+    return read_message_error(message.error) if message.HasField("error") else read_classifications(message.response)[0]
 
 
 def read_streamed_segmentation(message: pb.SegmentStreamResponse) -> Segmentation | ServerError:
     """The result of the one image of a stream's request."""
-    return _request_error(message.error) if message.HasField("error") else read_segmentations(message.response)[0]
+    return read_message_error(message.error) if message.HasField("error") else read_segmentations(message.response)[0]
+
+
+def single(results: list[Result | ServerError]) -> Result:
+    """The result of a request with one image. Raises ServerError."""
+    (result,) = results
+    if isinstance(result, ServerError):
+        raise result
+    return result
 
 
 def read_models(response: pb.ListModelsResponse) -> list[Model]:
@@ -225,20 +237,27 @@ def read_models(response: pb.ListModelsResponse) -> list[Model]:
 def read_error(error: Any, target: str, deadline: float | None) -> ServerError:
     """The ServerError for a grpc.RpcError of a call to `target` with a deadline of `deadline` seconds."""
     code, message = error.code(), error.details() or ""
-    reason, retry_after, told = code.name, None, False
+    reason, retry_after = "", None
     status = rpc_status.from_call(error)
     for detail in status.details if status is not None else ():
         info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
         if detail.Unpack(info):
-            reason, told = info.reason, True
+            reason = info.reason
         elif detail.Unpack(retry):
             retry_after = retry.retry_delay.ToTimedelta().total_seconds()
     # gRPC's own messages for these two codes are long or empty; a server's messages are left unchanged.
-    if not told and code is grpc.StatusCode.UNAVAILABLE:
+    if not reason and code is grpc.StatusCode.UNAVAILABLE:
         message = _unavailable(target, message)
-    if not told and code is grpc.StatusCode.DEADLINE_EXCEEDED:
+    if not reason and code is grpc.StatusCode.DEADLINE_EXCEEDED:
         message = f"no answer from {target} within {deadline:g} seconds" if deadline is not None else message
-    return ServerError(code, reason, message, retry_after)
+    return ServerError(code, reason or code.name, message, retry_after)
+
+
+def read_message_error(error: pb.ImageError | pb.RequestError) -> ServerError:
+    """The ServerError for an error within an answer."""
+    code = _STATUS.get(error.code, grpc.StatusCode.UNKNOWN)
+    retry_after = error.retry_after_seconds or None if isinstance(error, pb.RequestError) else None
+    return ServerError(code, error.reason or code.name, error.message, retry_after)
 
 
 def stream_ended(target: str, unanswered: int) -> ServerError:
@@ -253,33 +272,13 @@ def _unavailable(target: str, message: str) -> str:
     elif "resol" in message:  # "errors resolving foo: [field:hostname lookup error:address lookup failed ...]"
         why = message.rpartition("lookup error:")[2].rstrip("]")
     else:
-        return f"{target} broke the call off ({message}): it ended, or the connection to it did"
+        return f"{target} ended the call ({message}): the server stopped, or the connection was lost"
     return f"no answer from {target} ({why}): is a Convoy server running there?"
 
 
-def _image_error(error: pb.ImageError) -> ServerError:
-    code = _STATUS.get(error.code, grpc.StatusCode.UNKNOWN)
-    return ServerError(code, error.reason or code.name, error.message)
-
-
-def _request_error(error: pb.RequestError) -> ServerError:
-    code = _STATUS.get(error.code, grpc.StatusCode.UNKNOWN)
-    return ServerError(code, error.reason or code.name, error.message, error.retry_after_seconds or None)
-
-
 def _timings(timings: pb.Timings) -> Timings:
-    return Timings(
-        receive=timings.receive_seconds,
-        decode=timings.decode_seconds,
-        preprocess=timings.preprocess_seconds,
-        queue=timings.queue_seconds,
-        gather=timings.gather_seconds,
-        run=timings.run_seconds,
-        scatter=timings.scatter_seconds,
-        postprocess=timings.postprocess_seconds,
-        total=timings.total_seconds,
-        batch_size=timings.batch_size,
-    )
+    seconds = {name: getattr(timings, f"{name}_seconds") for name in (*STAGES, "total")}
+    return Timings(batch_size=timings.batch_size, **seconds)
 
 
 def _tensor(tensor: pb.TensorInput) -> Tensor:

@@ -2,22 +2,23 @@
 
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import msgspec
 import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from convoy.service.bench import fleet, oip, vision
-from convoy.service.bench.arrivals import Piece, Spacing
-from convoy.service.bench.images import from_folder
-from convoy.service.bench.plan import AskedModel, Closed, Open, Plan
-from convoy.service.bench.report import in_words, summarise
-from convoy.service.client.requests import DEFAULT_TARGET
-from convoy.service.commands.options import Json, Server, check_picture
-from convoy.service.commands.report import show
-from convoy.service.commands.terminal import console, plain
+from convoy.service.bench.plan import Closed, Open, Piece, Plan, Spacing, TargetModel, describe
+from convoy.service.commands.options import Json, Server, check_picture, parse_size
+from convoy.service.commands.terminal import bar, console, milliseconds, numbers_table, plain, print_json
+from convoy.service.config import DEFAULT_TARGET
 from convoy.service.errors import BadConfig
+
+if TYPE_CHECKING:
+    from convoy.service.bench.report import Figures, Latency, Report
 
 Protocol = Literal["convoy", "oip"]
 _WARM_UP = 1.0  # seconds before the measurement: connections, caches, the clients' own code
@@ -38,7 +39,7 @@ def bench(
         typer.Option("--rate", metavar="R", min=0.01, help="Open loop at R requests a second."),
     ] = None,
     ramp: Annotated[
-        str | None, typer.Option("--ramp", metavar="A:B", help="Open loop whose rate goes from A to B a second.")
+        str | None, typer.Option("--ramp", metavar="A:B", help="Open loop whose rate changes from A to B a second.")
     ] = None,
     steps: Annotated[
         str | None,
@@ -91,20 +92,27 @@ def bench(
     load = _load(concurrency, rate, ramp, steps, arrivals, variation, seconds)
     weights = [_weight(text) for text in model]
     if len({name for name, _ in weights}) < len(weights):
-        raise BadConfig("--model names a model twice: give it one weight")
-    sizes = tuple(_size(text) for text in size or [])
+        raise BadConfig("--model names a model twice, want one weight for each")
+    sizes = tuple(parse_size(text) for text in size or [])
     shapes = _shapes(shape or [])
     if stream and protocol == "oip":
-        raise BadConfig("--stream is for Convoy's own protocol: leave --protocol oip out")
-    _check_together(protocol, images, bool(sizes), bool(shapes), picture)
-    asked: tuple[AskedModel, ...] = (
+        raise BadConfig("--stream is for Convoy's own protocol: omit --protocol oip")
+    _check_together(protocol, images, bool(sizes), bool(shapes))
+    check_picture(picture)
+
+    from convoy.service.bench import fleet, oip, vision
+    from convoy.service.bench.report import summarise
+
+    if images is not None:
+        vision.from_folder(images)
+    models: tuple[TargetModel, ...] = (
         oip.models(server, weights, shapes, batch, deadline)
         if protocol == "oip"
         else vision.models(server, weights, deadline)
     )
     plan = Plan(
         server=server,
-        models=asked,
+        models=models,
         load=load,
         warm_up=_WARM_UP,
         batch=batch,
@@ -118,15 +126,38 @@ def bench(
     print(_announcement(plan), file=sys.stderr)
     report = summarise(plan, fleet.run(plan))
     if picture is not None:
-        from convoy.service.bench.picture import save
+        from convoy.service.commands import charts
 
-        save(report, picture)
+        charts.draw_load(report, picture)
     if json:
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n")
+        print_json(report)
     else:
         show(console(), report)
     if not report.all.images:
         raise typer.Exit(1)
+
+
+def show(out: Console, report: "Report") -> None:
+    figures = report.all
+    throughput = (f"{figures.images_per_second:,.1f} images/s", "bold green" if figures.images else "bold red")
+    mean_batch = f" in batches of {figures.mean_batch_size:.1f} (mean)" if figures.mean_batch_size else ""
+    out.print(Text.assemble(throughput, mean_batch))
+    out.print(f"{figures.images:,} images of {figures.requests:,} requests answered in {figures.seconds:g} s")
+    if figures.latency is not None and report.since_sent is not None:
+        due = None if isinstance(report.plan.load, Closed) else figures.latency
+        out.print("", _latencies(due, report.since_sent))
+    if len(report.steps) > 1:
+        names = (f"{step.at:g} to {step.at + step.seconds:g} s" for step in report.steps)
+        out.print("", _parts("time", zip(names, report.steps, strict=True)))
+    if len(report.models) > 1:
+        out.print("", _parts("model", ((plain(each.model), each.figures) for each in report.models)))
+    if figures.stage_seconds:
+        out.print("", _stages(figures))
+    if report.warnings:
+        advice = "the latencies are in part its own: use more --processes, a lower load, or another machine"
+        out.print("", Text(f"{'; '.join(report.warnings)}: {advice}", "yellow"), sep="\n")
+    if figures.errors:
+        out.print("", _errors(figures))
 
 
 def _load(
@@ -138,13 +169,13 @@ def _load(
     variation: float,
     seconds: float | None,
 ) -> Closed | Open:
-    if sum(given is not None for given in (concurrency, rate, ramp, steps)) != 1:
-        raise BadConfig("give either --concurrency N (a closed loop) or one of --rate R, --ramp A:B, --steps R:S,...")
+    if sum(option is not None for option in (concurrency, rate, ramp, steps)) != 1:
+        raise BadConfig("want either --concurrency N (a closed loop) or one of --rate R, --ramp A:B, --steps R:S,...")
     length = seconds if seconds is not None else _SECONDS
     if concurrency is not None:
         return Closed(concurrency, length)
     if steps is not None and seconds is not None:
-        raise BadConfig("--steps tells how long each step takes: leave --seconds out")
+        raise BadConfig("--steps sets the length of each step: omit --seconds")
     if steps is not None:
         pieces = tuple(_step(text) for text in steps.split(","))
     elif ramp is not None:
@@ -153,7 +184,7 @@ def _load(
         assert rate is not None
         pieces = (Piece(length, rate, rate),)
     if sum(piece.requests for piece in pieces) < 1:
-        raise BadConfig("the load comes to less than one request")
+        raise BadConfig("the load is less than one request")
     return Open(pieces, spacing, variation)
 
 
@@ -165,10 +196,10 @@ def _step(text: str) -> Piece:
 
 
 def _pair(option: str, text: str, example: str) -> tuple[float, float]:
-    found = re.fullmatch(r"(\d+\.?\d*):(\d+\.?\d*)", text)
-    if found is None:
+    match = re.fullmatch(r"(\d+\.?\d*):(\d+\.?\d*)", text)
+    if match is None:
         raise BadConfig(f"{option} {text!r}, want numbers such as {example}")
-    return float(found[1]), float(found[2])
+    return float(match[1]), float(match[2])
 
 
 def _weight(text: str) -> tuple[str, float]:
@@ -178,13 +209,6 @@ def _weight(text: str) -> tuple[str, float]:
     if not re.fullmatch(r"\d+\.?\d*", weight) or float(weight) <= 0:
         raise BadConfig(f"--model {text!r}, want a name, or a name and a weight such as lenet5:3")
     return name, float(weight)
-
-
-def _size(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
-    if found is None:
-        raise BadConfig(f"--size {text!r}, want height and width such as 224x224")
-    return int(found[1]), int(found[2])
 
 
 def _shapes(texts: list[str]) -> dict[str, list[tuple[int, ...]]]:
@@ -197,16 +221,13 @@ def _shapes(texts: list[str]) -> dict[str, list[tuple[int, ...]]]:
     return shapes
 
 
-def _check_together(protocol: Protocol, images: Path | None, sizes: bool, shapes: bool, picture: Path | None) -> None:
+def _check_together(protocol: Protocol, images: Path | None, sizes: bool, shapes: bool) -> None:
     if protocol == "oip" and (images is not None or sizes):
         raise BadConfig("--protocol oip sends random tensors: --images and --size are for Convoy's own protocol")
     if protocol == "convoy" and shapes:
         raise BadConfig("--shape is for --protocol oip")
     if images is not None and sizes:
-        raise BadConfig("--images sends files as they are: leave --size out")
-    if images is not None:
-        from_folder(images)
-    check_picture(picture)
+        raise BadConfig("--images sends files as they are: omit --size")
 
 
 def _announcement(plan: Plan) -> str:
@@ -216,4 +237,41 @@ def _announcement(plan: Plan) -> str:
     processes = f" from {plan.processes} processes" * (plan.processes > 1)
     images = f"{plan.batch} image{'s' * (plan.batch > 1)} a request"
     times = f"{plan.warm_up:g} s of warm-up and {plan.load.seconds:g} s measured"
-    return f"{models}: {in_words(plan.load)}{processes}, {images}, {times}"
+    return f"{models}: {describe(plan.load)}{processes}, {images}, {times}"
+
+
+def _latencies(due: "Latency | None", sent: "Latency") -> Table:
+    table = numbers_table("latency, ms", "p50", "p90", "p99", "p99.9", "max")
+    for name, latency in (("from when it was due", due), ("from when it was sent", sent)):
+        if latency is not None:
+            row = (latency.p50, latency.p90, latency.p99, latency.p999, latency.max)
+            table.add_row(name, *map(milliseconds, row))
+    return table
+
+
+def _parts(what: str, parts: Iterable[tuple[str, "Figures"]]) -> Table:
+    table = numbers_table(what, "requests/s", "images/s", "p50 ms", "p99 ms", "refused")
+    for name, figures in parts:
+        latency = figures.latency
+        latencies = (milliseconds(latency.p50), milliseconds(latency.p99)) if latency is not None else ("", "")
+        rates = (f"{figures.requests / figures.seconds:,.1f}", f"{figures.images_per_second:,.1f}")
+        table.add_row(Text(name), *rates, *latencies, f"{sum(figures.errors.values()):,}")
+    return table
+
+
+def _stages(figures: "Figures") -> Table:
+    table = numbers_table("stage, mean", "ms")
+    table.add_column("share")
+    means = {**figures.stage_seconds, "outside the server": figures.outside_seconds}
+    total = sum(means.values())
+    for stage, seconds in means.items():
+        table.add_row(stage, milliseconds(seconds), Text(bar(seconds / total if total else 0.0, 30), "cyan"))
+    return table
+
+
+def _errors(figures: "Figures") -> Table:
+    table = numbers_table("images not answered", "")
+    table.add_column("first message")
+    for name, count in figures.errors.items():
+        table.add_row(Text(plain(name), "red"), f"{count:,}", Text(plain(figures.messages[name])))
+    return table

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -11,14 +11,14 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from convoy.service.client.client import Client
-from convoy.service.client.requests import DEFAULT_TARGET, MAX_TOP_K, read_image
-from convoy.service.client.results import Classification, Label, ServerError
 from convoy.service.commands.options import DEADLINE, Deadline, Json, ModelName, Server
-from convoy.service.commands.picture import characters, half_blocks, read_pixels
-from convoy.service.commands.terminal import bar, console, plain, shows_colours, stage_line
-from convoy.service.config import LimitsConfig
-from convoy.service.errors import BadImage
+from convoy.service.commands.terminal import bar, console, plain, print_error, shows_colours, stage_line
+from convoy.service.config import DEFAULT_TARGET, LimitsConfig
+from convoy.service.errors import BadImage, ConvoyError
+
+if TYPE_CHECKING:
+    from convoy.service.client.client import Client
+    from convoy.service.client.results import Classification, Label, ServerError
 
 _LIMITS = LimitsConfig()  # a server's defaults
 _PICTURE_COLUMNS, _PICTURE_LINES = 28, 14
@@ -30,7 +30,7 @@ def classify(
     *,
     model: ModelName = "",
     top_k: Annotated[
-        int, typer.Option("--top-k", metavar="K", min=1, max=MAX_TOP_K, help="How many labels to show.")
+        int, typer.Option("--top-k", metavar="K", min=1, max=2**32 - 1, help="How many labels to show.")
     ] = 5,
     server: Server = DEFAULT_TARGET,
     deadline: Deadline = DEADLINE,
@@ -38,12 +38,15 @@ def classify(
     picture: Annotated[bool, typer.Option("--picture/--no-picture", help="Show the images too.")] = True,
 ) -> None:
     """Classify images: the most probable labels of each, and the time per stage."""
+    from convoy.service.client.client import Client
+    from convoy.service.client.requests import read_image
+
     files = [(str(path), read_image(path)) for path in images]
     out, refused = console(), 0
     with Client(server) as client:
         for part in requests(files, _LIMITS.max_images, _LIMITS.max_message_bytes):
-            for (name, data), answer in zip(part, _ask(client, part, model, top_k, deadline), strict=True):
-                refused += isinstance(answer, ServerError)
+            for (name, data), answer in zip(part, _classify(client, part, model, top_k, deadline), strict=True):
+                refused += isinstance(answer, ConvoyError)
                 if json:
                     sys.stdout.write(json_line(name, answer))
                 else:
@@ -59,28 +62,31 @@ def requests(
     part: list[tuple[str, bytes]] = []
     room = max_message_bytes
     for name, data in files:
-        needed = len(data) + 64  # its field numbers and lengths, and the request's other fields
-        if part and (len(part) == max_images or needed > room):
+        size = len(data) + 64  # its field numbers and lengths, and the request's other fields
+        if part and (len(part) == max_images or size > room):
             yield part
             part, room = [], max_message_bytes
         part.append((name, data))
-        room -= needed
+        room -= size
     yield part
 
 
-def json_line(name: str, answer: Classification | ServerError) -> str:
+def json_line(name: str, answer: "Classification | ServerError") -> str:
     """One image's answer as a JSON object on one line."""
-    if isinstance(answer, ServerError):
-        error = {"code": answer.code.name, "reason": answer.reason, "message": answer.message}
-        return msgspec.json.encode({"image": name, "error": error}).decode() + "\n"
-    return msgspec.json.encode({"image": name, **msgspec.to_builtins(answer)}).decode() + "\n"
+    if isinstance(answer, ConvoyError):
+        fields = {"error": {"code": answer.code.name, "reason": answer.reason, "message": answer.message}}
+    else:
+        fields = msgspec.to_builtins(answer)
+    return msgspec.json.encode({"image": name, **fields}).decode() + "\n"
 
 
-def show(out: Console, name: str, data: bytes | None, answer: Classification | ServerError) -> None:
+def show(out: Console, name: str, data: bytes | None, answer: "Classification | ServerError") -> None:
     """Print one image's answer, with the picture if `data`, the image file, is not None."""
-    if isinstance(answer, ServerError):
-        out.print(Text.assemble((plain(name), "bold"), "  ", (plain(answer.message), "red")), soft_wrap=True)
+    if isinstance(answer, ConvoyError):
+        print_error(out, name, answer)
         return
+    from convoy.service.commands.picture import characters, half_blocks, read_pixels
+
     title = f"  {plain(answer.model)} version {answer.version}"
     out.print(Text.assemble((plain(name), "bold"), (title, "dim")), soft_wrap=True)
     pixels = read_pixels(data) if data is not None else None
@@ -96,9 +102,11 @@ def show(out: Console, name: str, data: bytes | None, answer: Classification | S
     out.print()
 
 
-def _ask(
-    client: Client, files: Sequence[tuple[str, bytes]], model: str, top_k: int, deadline: float
-) -> list[Classification | ServerError]:
+def _classify(
+    client: "Client", files: Sequence[tuple[str, bytes]], model: str, top_k: int, deadline: float
+) -> "list[Classification | ServerError]":
+    from convoy.service.client.results import ServerError
+
     try:
         return client.classify_many([data for _, data in files], model, top_k=top_k, deadline=deadline)
     except ServerError as error:
@@ -108,7 +116,7 @@ def _ask(
         raise
 
 
-def _bars(labels: Sequence[Label], columns: int) -> Iterator[Text]:
+def _bars(labels: "Sequence[Label]", columns: int) -> Iterator[Text]:
     names = [plain(label.name) for label in labels]
     widest = min(max(map(len, names), default=0), _NAME_COLUMNS)
     length = max(10, min(40, columns - widest - 12))

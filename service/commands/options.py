@@ -1,16 +1,21 @@
-"""Options shared by several commands."""
+"""Options shared by several commands, and their help: options under headings."""
 
 import importlib.util
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from convoy.service.errors import BadConfig
 
+if TYPE_CHECKING:
+    from typer import Context
+
 Server = Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="Where the server listens.")]
 ModelName = Annotated[
-    str, typer.Option("--model", metavar="NAME", help="Which model; not needed where the server has one for the task.")
+    str, typer.Option("--model", metavar="NAME", help="Which model; not needed if the server has one for the task.")
 ]
 Deadline = Annotated[
     float, typer.Option("--deadline", metavar="SECONDS", min=0.001, help="How long an answer may take.")
@@ -18,6 +23,29 @@ Deadline = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of pictures and tables.")]
 
 DEADLINE = 30.0  # seconds: more than a loaded CPU needs for one large image, less than a person's patience
+
+
+class Sections(TyperCommand):
+    """A command whose help lists each option under its `rich_help_panel` heading, the others under Options."""
+
+    def format_options(self, ctx: "Context", formatter: Any) -> None:  # type: ignore[override]
+        sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(_heading(parameter), []).append(record)
+        for heading, records in sections.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """The (height, width) of a `--size`. Raises BadConfig."""
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if match is None:
+        raise BadConfig(f"--size {text!r}, want HEIGHTxWIDTH such as 224x224")
+    return int(match[1]), int(match[2])
 
 
 def check_png(option: str, file: Path | None) -> None:
@@ -35,3 +63,9 @@ def check_picture(picture: Path | None) -> None:
         raise BadConfig("--picture needs matplotlib: install convoy[bench]")
     if not picture.parent.is_dir():
         raise BadConfig(f"--picture {str(picture)!r}: there is no such folder")
+
+
+def _heading(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return "Arguments"
+    return getattr(parameter, "rich_help_panel", None) or "Options"

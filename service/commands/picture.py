@@ -1,17 +1,24 @@
-"""Images as text: two coloured pixels per cell, or characters from dark to bright."""
+"""Pictures of the commands: files to pixels, masks and heat maps in colour, and images as text on a terminal."""
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import PIL.Image
+import PIL.ImageDraw
 import PIL.ImageOps
 from numpy.typing import NDArray
 from rich.color import Color
 from rich.style import Style
 from rich.text import Text
 
-_RAMP = " .:-=+*#%@"
+from convoy.service.errors import BadImage
+from convoy.service.metadata import InputSpec, default_palette
+
 Pixels = NDArray[np.uint8]
+_RAMP = " .:-=+*#%@"
+_OPACITY = 0.5  # of the mask's colours over the image
+_BOX = (0, 255, 120)  # distinct from all colours of the heat map
 
 
 def read_pixels(data: bytes) -> Pixels | None:
@@ -80,6 +87,65 @@ def symbols(mask: Pixels, names: dict[int, str], columns: int, lines: int) -> Te
     height, width = cells(mask.shape[0], mask.shape[1], columns, lines)
     small = np.asarray(PIL.Image.fromarray(mask).resize((width, height), PIL.Image.Resampling.NEAREST))
     return Text("\n".join("".join(names[index] for index in row) for row in small.tolist()), no_wrap=True)
+
+
+def read_input(data: bytes, spec: InputSpec) -> Pixels:
+    """An image file as the model's input, (H, W, C): upright, on white. Raises BadImage."""
+    pixels = read_pixels(data)
+    if pixels is None:
+        raise BadImage("cannot be read, want a JPEG or PNG file")
+    if spec.colour == "RGB":
+        return pixels
+    return np.asarray(PIL.Image.fromarray(pixels).convert("L"))[..., None]
+
+
+def heat_overlay(
+    pixels: Pixels, heat_map: NDArray[np.float32], position: tuple[int, int], size: tuple[int, int]
+) -> PIL.Image.Image:
+    """The picture in grey under its heat map, each value at the centre of its window, with a box around one window.
+
+    pixels    (H, W, C)
+    heat_map  (H - h + 1, W - w + 1); drawn dark below 0, then red, yellow, and white at 1
+    position  row and column of the window
+    size      (h, w) of the window
+    """
+    (row, column), (height, width) = position, size
+    heat = np.zeros(pixels.shape[:2], np.float32)
+    middle = slice(height // 2, height // 2 + heat_map.shape[0]), slice(width // 2, width // 2 + heat_map.shape[1])
+    heat[middle] = np.clip(heat_map, 0, 1)
+    glow = np.clip(3 * heat[..., None] - np.array([0, 1, 2], np.float32), 0, 1)
+    grey = pixels.mean(axis=2, keepdims=True) / 255
+    image = PIL.Image.fromarray(np.rint(255 * (0.35 * grey + 0.65 * glow)).astype(np.uint8))
+    PIL.ImageDraw.Draw(image).rectangle((column, row, column + width - 1, row + height - 1), outline=_BOX)
+    return image
+
+
+def palette_of(colours: Sequence[tuple[int, int, int]], classes: int) -> Pixels:
+    """(classes, 3) uint8 RGB: the model's own colours; without them, the server's default palette."""
+    return np.array(colours or default_palette(classes), np.uint8)
+
+
+def overlay(pixels: Pixels, mask: Pixels, palette: Pixels) -> Pixels:
+    """The image with the mask's colours blended over it.
+
+    pixels  (H, W, 3) RGB
+    mask    (H, W) class indices
+    """
+    blended: Pixels = np.rint((1 - _OPACITY) * pixels + _OPACITY * palette[mask]).astype(np.uint8)
+    return blended
+
+
+def mask_png(mask: Pixels, palette: Pixels) -> bytes:
+    """A palette PNG file whose indices are the classes. mask (H, W)."""
+    image = PIL.Image.fromarray(mask, "L")
+    image.putpalette(palette.tobytes())
+    return png(image)
+
+
+def png(image: PIL.Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=False)
+    return file.getvalue()
 
 
 def _resized(pixels: Pixels, height: int, width: int) -> Pixels:

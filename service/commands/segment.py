@@ -4,22 +4,21 @@ import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import PIL.Image
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from convoy.service.client.client import Client
-from convoy.service.client.requests import DEFAULT_TARGET, MaskFormat, read_image
-from convoy.service.client.results import Model, Segmentation, ServerError
-from convoy.service.commands.masks import Palette, Pixels, mask_png, overlay, palette_of, png
 from convoy.service.commands.options import DEADLINE, Deadline, ModelName, Server, check_png
-from convoy.service.commands.picture import half_blocks, read_pixels, symbols
-from convoy.service.commands.terminal import bar, console, plain, shows_colours, stage_line
+from convoy.service.commands.terminal import bar, console, plain, print_error, shows_colours, stage_line
+from convoy.service.config import DEFAULT_TARGET
 from convoy.service.errors import BadConfig, BadImage
+
+if TYPE_CHECKING:
+    from convoy.service.client.results import Model, Segmentation
+    from convoy.service.commands.picture import Pixels
 
 _TABLE_COLUMNS = 46
 _PICTURE_LINES = 24
@@ -34,7 +33,7 @@ def segment(
     ],
     model: ModelName = "",
     format: Annotated[  # noqa: A002  the option's name
-        MaskFormat, typer.Option("--format", help="Wire format of the mask; the files are the same.")
+        Literal["raw", "png", "rle"], typer.Option("--format", help="Wire format of the mask; the files are the same.")
     ] = "png",
     confidence: Annotated[
         Path | None,
@@ -43,11 +42,19 @@ def segment(
     server: Server = DEFAULT_TARGET,
     deadline: Deadline = DEADLINE,
 ) -> None:
-    """Segment an image: writes the mask and its overlay, and lists the classes found."""
+    """Segment an image: writes the mask and its overlay, and lists the classes in it."""
     check_png("--out", out)
     check_png("--confidence", confidence)
     overlaid = out.with_name(f"{out.stem}-overlay.png")
     _check_different({"IMAGE": image, "--out": out, "its overlay": overlaid, "--confidence": confidence})
+
+    import PIL.Image
+
+    from convoy.service.client.client import Client
+    from convoy.service.client.requests import read_image
+    from convoy.service.client.results import ServerError
+    from convoy.service.commands.picture import mask_png, overlay, palette_of, png, read_pixels
+
     data = read_image(image)
     screen = console()
     with Client(server) as client:
@@ -58,9 +65,7 @@ def segment(
         except ServerError as error:
             if error.reason != BadImage.reason:
                 raise
-            screen.print(
-                Text.assemble((plain(str(image)), "bold"), "  ", (plain(error.message), "red")), soft_wrap=True
-            )
+            print_error(screen, str(image), error)
             raise typer.Exit(1) from None
         served = client.models(deadline)
     palette = palette_of(_colours(served, answer), len(answer.class_pixels))
@@ -68,10 +73,7 @@ def segment(
     if pixels is None or pixels.shape[:2] != answer.mask.shape:
         raise BadImage(f"{str(image)!r} cannot be drawn under its mask of {_size(answer.mask)}")
     blended = overlay(pixels, answer.mask, palette)
-    files = {
-        out: mask_png(answer.mask, palette),
-        overlaid: png(PIL.Image.fromarray(blended)),
-    }
+    files = {out: mask_png(answer.mask, palette), overlaid: png(PIL.Image.fromarray(blended))}
     if confidence is not None and answer.confidence is not None:
         files[confidence] = png(PIL.Image.fromarray(answer.confidence))
     _write(files)
@@ -79,11 +81,13 @@ def segment(
     screen.print(Text.assemble("wrote ", ", ".join(plain(str(path)) for path in files)), soft_wrap=True)
 
 
-def show(screen: Console, name: str, answer: Segmentation, blended: Pixels, palette: Palette) -> None:
+def show(screen: Console, name: str, answer: "Segmentation", blended: "Pixels", palette: "Pixels") -> None:
     """Print a segmented image: the picture under its mask, its classes, and the time per stage.
 
     blended  (H, W, 3) RGB, the mask's colours over the image
     """
+    from convoy.service.commands.picture import half_blocks, symbols
+
     title = f"  {plain(answer.model)} version {answer.version} · {_size(answer.mask)}"
     screen.print(Text.assemble((plain(name), "bold"), (title, "dim")), soft_wrap=True)
     colours = shows_colours(screen)
@@ -108,11 +112,11 @@ def _check_different(files: Mapping[str, Path | None]) -> None:
             raise BadConfig(f"{one} and {other} are both {str(path)!r}, want different files")
 
 
-def _colours(served: list[Model], answer: Segmentation) -> tuple[tuple[int, int, int], ...]:
+def _colours(served: "list[Model]", answer: "Segmentation") -> tuple[tuple[int, int, int], ...]:
     return next((one.palette for one in served if (one.model, one.version) == (answer.model, answer.version)), ())
 
 
-def _classes(answer: Segmentation, palette: Palette | None, marks: Mapping[int, str]) -> Table:
+def _classes(answer: "Segmentation", palette: "Pixels | None", marks: Mapping[int, str]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("")
     table.add_column("class", max_width=16, no_wrap=True, overflow="ellipsis")
@@ -129,7 +133,7 @@ def _classes(answer: Segmentation, palette: Palette | None, marks: Mapping[int, 
     return table
 
 
-def _marks(answer: Segmentation) -> dict[int, str]:
+def _marks(answer: "Segmentation") -> dict[int, str]:
     # The largest class is the background; the others are marked by letters of their names.
     ranked = sorted(answer.class_pixels, key=lambda entry: -entry.pixels)
     marks = {ranked[0].index: "·"}
@@ -147,5 +151,5 @@ def _write(files: Mapping[Path, bytes]) -> None:
             raise BadConfig(f"cannot write {str(path)!r}: {error.strerror}") from None
 
 
-def _size(mask: Pixels) -> str:
+def _size(mask: "Pixels") -> str:
     return f"{mask.shape[1]}×{mask.shape[0]}"

@@ -1,27 +1,26 @@
 """`convoy simulate`: simulates the scheduler under a load, on a virtual clock."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import msgspec
-import numpy as np
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from convoy.service.bench.simulation import Load, Outcome, Stream, oracle
-from convoy.service.bench.simulation import simulate as run
+from convoy.service.bench.plan import Spacing
 from convoy.service.commands.options import Json, check_picture
-from convoy.service.commands.terminal import bar, console, milliseconds
+from convoy.service.commands.terminal import bar, console, milliseconds, numbers_table
 from convoy.service.config import PolicyName
-from convoy.service.engine.scheduler.policies import POLICIES
-from convoy.service.engine.scheduler.request_queue import Limits
 from convoy.service.errors import BadConfig
 from convoy.service.text import NoText, decoded
 
 if TYPE_CHECKING:
+    from convoy.service.bench.simulation import Outcome
     from convoy.service.engine.profiles import Profile
 
+Load = Literal[Spacing, "trace"]
+_POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
 _COLUMNS = 48  # of the longest bar
 
 
@@ -69,7 +68,7 @@ def simulate(
     policy: Annotated[
         list[str] | None,
         typer.Option(
-            "--policy", metavar="NAME", help=f"Only this one of {', '.join(POLICIES)}; repeat it for several."
+            "--policy", metavar="NAME", help=f"Only this one of {', '.join(_POLICIES)}; repeat it for several."
         ),
     ] = None,
     max_batch_size: Annotated[
@@ -92,25 +91,29 @@ def simulate(
     check_picture(picture)
     measured = _measured(profile, times)
     arrivals = _arrivals(trace, load)
-    best = oracle(
+    policies = _policies(policy or [])
+
+    from convoy.service.bench import simulation
+    from convoy.service.bench.simulation import Stream
+    from convoy.service.engine.scheduler.request_queue import Limits
+
+    best = simulation.oracle(
         Stream("model", measured, Limits(max_batch_size, 0, 1), deadline, 1.0).seconds, max_batch_size, deadline
     )
     if not best and rate is None:
-        raise BadConfig(
-            f"one image takes more than half of the deadline of {deadline:g} s: say how many come with --rate"
-        )
+        raise BadConfig(f"one image takes more than half of the deadline of {deadline:g} s, want --rate R")
     outcomes: dict[str, Outcome] = {}
-    for name in _policies(policy or []):
+    for name in policies:
         limits = Limits(max_batch_size, max_queue_delay, requests, deadline, name)
         stream = Stream("model", measured, limits, deadline, rate or offered * best, load, variation, arrivals)
-        (outcomes[name],) = run([stream], requests, seed, jitter=jitter)
+        (outcomes[name],) = simulation.simulate([stream], requests, seed, jitter=jitter)
     summaries = [summary(name, outcome, best) for name, outcome in outcomes.items()]
     outcome = next(iter(outcomes.values()))
     title = f"{outcome.offered:,} requests in {outcome.seconds:,.1f} s, {load}"
     if picture is not None:
-        from convoy.service.commands.simulate_picture import save
+        from convoy.service.commands import charts
 
-        save(outcomes, best, deadline, title, picture)
+        charts.draw_simulation(outcomes, best, deadline, title, picture)
     if json:
         print(msgspec.json.encode(summaries).decode())
         return
@@ -121,8 +124,10 @@ def simulate(
     terminal.print(_bars(summaries, best))
 
 
-def summary(policy: str, outcome: Outcome, best: float) -> Summary:
+def summary(policy: str, outcome: "Outcome", best: float) -> Summary:
     """The results of one policy; `best` is the oracle's goodput."""
+    import numpy as np
+
     latencies = np.array(outcome.latencies or [0.0])
     return Summary(
         policy=policy,
@@ -140,9 +145,9 @@ def summary(policy: str, outcome: Outcome, best: float) -> Summary:
 
 def _policies(names: list[str]) -> list[PolicyName]:
     for name in names:
-        if name not in POLICIES:
-            raise BadConfig(f"--policy {name!r}, want one of {', '.join(POLICIES)}")
-    return [name for name in POLICIES if name in names or not names]
+        if name not in _POLICIES:
+            raise BadConfig(f"--policy {name!r}, want one of {', '.join(_POLICIES)}")
+    return [name for name in _POLICIES if name in names or not names]
 
 
 def _read(file: Path) -> "Profile":
@@ -156,44 +161,41 @@ def _read(file: Path) -> "Profile":
         raise BadConfig(f"{file} is no profile: {getattr(error, 'strerror', None) or error}") from None
     profiles = [each for each in profiles if each.machine.instances == 1] or profiles  # others may be in it
     if len(profiles) != 1:
-        raise BadConfig(f"{file} has {len(profiles)} shapes, want one: give the times of one of them with --times")
+        raise BadConfig(f"{file} has {len(profiles)} shapes, want one: set the times of one of them with --times")
     return profiles[0]
 
 
 def _measured(profile: Path | None, times: str) -> dict[int, float]:
     if (profile is None) == (not times):
-        raise BadConfig("give either --profile FILE or --times N:MS,...")
+        raise BadConfig("want either --profile FILE or --times N:MS,...")
     if profile is not None:
         return _read(profile).seconds
     try:
         pairs = [part.split(":") for part in times.split(",")]
-        found = {int(size): float(ms) / 1000 for size, ms in pairs}
+        seconds = {int(size): float(ms) / 1000 for size, ms in pairs}
     except ValueError:
-        found = {}
-    if not found or min(found) < 1 or min(found.values()) <= 0:
+        seconds = {}
+    if not seconds or min(seconds) < 1 or min(seconds.values()) <= 0:
         raise BadConfig(f"--times {times!r}, want sizes and milliseconds such as 1:6.3,32:39.8")
-    return found
+    return seconds
 
 
 def _arrivals(trace: Path | None, load: Load) -> tuple[float, ...]:
     if (load == "trace") != (trace is not None):
-        raise BadConfig("--load trace and --trace FILE go together")
+        raise BadConfig("--load trace and --trace FILE require each other")
     if trace is None:
         return ()
     try:
-        found = tuple(float(line) for line in decoded(trace.read_bytes()).split())
+        arrivals = tuple(float(line) for line in decoded(trace.read_bytes()).split())
     except ValueError as error:
         raise BadConfig(f"{trace}: {error}") from None
-    if not found or list(found) != sorted(found):
-        raise BadConfig(f"{trace} holds {len(found)} times, want at least one, in ascending order")
-    return found
+    if not arrivals or list(arrivals) != sorted(arrivals):
+        raise BadConfig(f"{trace} contains {len(arrivals)} times, want at least one, in ascending order")
+    return arrivals
 
 
 def _table(summaries: list[Summary]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 1))
-    table.add_column("policy", no_wrap=True)
-    for heading in ("in time", "late", "refused", "dropped", "p50 ms", "p99 ms", "batch"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = numbers_table("policy", "in time", "late", "refused", "dropped", "p50 ms", "p99 ms", "batch")
     for each in summaries:
         shares = (f"{share:.2%}" for share in (each.in_time, each.late, each.refused, each.dropped))
         table.add_row(each.policy, *shares, milliseconds(each.p50), milliseconds(each.p99), f"{each.mean_batch:.1f}")
@@ -201,7 +203,6 @@ def _table(summaries: list[Summary]) -> Table:
 
 
 def _bars(summaries: list[Summary], best: float) -> Table:
-    """Goodput beside the oracle's."""
     table = Table(box=None, pad_edge=False, padding=(0, 1), show_header=False)
     rates = [(each.policy, each.goodput) for each in summaries]
     most = max(best, *(rate for _, rate in rates)) or 1.0

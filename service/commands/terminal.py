@@ -1,15 +1,19 @@
-"""Terminal output of the client commands: the console, bars, stage timings."""
+"""Output of the commands: the console, tables, bars, errors, stage timings, JSON."""
 
+import sys
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
+
+from convoy.service.errors import ConvoyError
 
 if TYPE_CHECKING:
     from convoy.service.client.results import Timings
 
-STAGES = ("receive", "decode", "preprocess", "queue", "gather", "run", "scatter", "postprocess")
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
@@ -26,6 +30,24 @@ def shows_colours(console: Console) -> bool:
 def plain(text: str) -> str:
     """`text` without characters that would move a terminal's cursor or change its colours."""
     return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def print_error(out: Console, name: str, error: ConvoyError) -> None:
+    """Print why an image was not answered, in one line."""
+    out.print(Text.assemble((plain(name), "bold"), "  ", (plain(error.message), "red")), soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+
+
+def numbers_table(first: str, *numbers: str) -> Table:
+    """A table of a column of names, headed `first`, and right-aligned columns."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column(first)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
 
 
 def bar(share: float, columns: int) -> str:
@@ -45,6 +67,8 @@ def stage_line(timings: "Timings", columns: int) -> Text:
 
     Stages that did not run are omitted.
     """
+    from convoy.service.client.results import STAGES
+
     stages = [(stage, getattr(timings, stage)) for stage in STAGES]
     parts = [f"{stage} {milliseconds(seconds)}" for stage, seconds in stages if seconds > 0]
     parts.append(f"total {milliseconds(timings.total)} ms, batch of {timings.batch_size}")

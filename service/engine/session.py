@@ -20,12 +20,11 @@ from convoy.service.dtypes import OF_ONNX
 from convoy.service.engine.buffers import Buffer, page_lock
 from convoy.service.engine.cuda_graphs import Graphs
 from convoy.service.engine.providers import CUDA, GPU, Device, Options, check, preload, providers
-from convoy.service.errors import BadModelFile, listed
+from convoy.service.errors import BadModelFile, listed, runtime_reason
 from convoy.service.ipc.slots import MAX_RANK
 from convoy.service.machine import cores
 from convoy.service.metadata import Document
 from convoy.service.repository import TensorSpec, is_placeholder
-from convoy.service.runtime_words import reason
 
 log = logging.getLogger(__name__)
 
@@ -254,7 +253,7 @@ def _first_line(error: Exception, file: Path) -> str:
     text = str(error).replace(str(file), "the file").replace(str(file.parent), "its folder")
     if "escapes model directory" in text:  # onnxruntime names the target of the link
         return "a data file that it names leads outside its folder: put the data next to it, or link both files"
-    return reason(RuntimeError(text)) if text.strip() else type(error).__name__
+    return runtime_reason(RuntimeError(text)) if text.strip() else type(error).__name__
 
 
 def _spec(argument: onnxruntime.NodeArg) -> TensorSpec:

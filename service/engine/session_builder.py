@@ -107,7 +107,7 @@ def _shapes(config: Config, settings: ModelConfig, most: int, session: Session) 
 
 
 def _may_learn(config: Config, settings: ModelConfig, document: Document | None) -> bool:
-    return (settings.buckets or config.batching.buckets) == "auto" and buckets.takes_buckets(document)
+    return (settings.buckets or config.batching.buckets) == "auto" and buckets.accepts_buckets(document)
 
 
 def build(file: Path, device: Device, number: InstancesSetting, objective: float, shapes_of: ShapesOf) -> Built:

@@ -11,7 +11,7 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from convoy.service import metadata, metrics
+from convoy.service import metadata, metric_files, metrics
 from convoy.service.config import LimitsConfig
 from convoy.service.dtypes import DATATYPES
 from convoy.service.errors import BadRequest, BadTensor, NotOffered, named
@@ -215,7 +215,7 @@ class InferenceService(_NotOffered):
         if request.name:
             self._serving(request.name, request.version, call)
         found = await asyncio.get_running_loop().run_in_executor(
-            self._threads, lambda: metrics.statistics(metrics.collect(self._metrics_directory))
+            self._threads, lambda: metrics.statistics(metric_files.collect(self._metrics_directory))
         )
         serving = {
             (row.model, str(row.version))

@@ -12,8 +12,7 @@ from pycocotools import mask as coco
 
 from convoy.service.errors import BadRequest, RunFailed
 from convoy.service.ipc.channel import FAILED
-from convoy.service.metadata import Document
-from convoy.service.palette import default_palette
+from convoy.service.metadata import Document, default_palette
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 from convoy.service.preprocess import Placement, restore
 

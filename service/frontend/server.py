@@ -12,7 +12,7 @@ from pathlib import Path
 
 import uvloop
 
-from convoy.service import log, machine, metrics
+from convoy.service import log, machine, metric_files, metrics
 from convoy.service.frontend.admission import Gate
 from convoy.service.frontend.catalogue import Catalogue
 from convoy.service.frontend.engine_client import EngineClient
@@ -123,7 +123,7 @@ class FrontEnd:
     def _forget(self, model: str, version: int) -> None:
         rows = self._catalogue.table.versions
         if not any((row.model, row.version, row.state) == (model, version, "READY") for row in rows):
-            metrics.forget_version(model, version)
+            metric_files.forget_version(model, version)
 
     def _write_levels(self) -> None:
         metrics.IN_FLIGHT.set(self._gate.requests)

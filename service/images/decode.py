@@ -9,8 +9,7 @@ from PIL import Image
 
 from convoy.service.errors import BadImage
 from convoy.service.images import jpeg, png
-from convoy.service.images.exif import UPRIGHT, is_turned, upright
-from convoy.service.images.limits import check_size
+from convoy.service.images.geometry import UPRIGHT, check_size, is_turned, upright
 
 Colour = Literal["RGB", "L"]
 
@@ -59,7 +58,7 @@ class Picture(NamedTuple):
     width: int
 
 
-def is_ours(data: bytes) -> bool:
+def is_supported(data: bytes) -> bool:
     """Whether the bytes start like a JPEG or PNG file, which this module decodes."""
     return data.startswith((jpeg.SIGNATURE, png.SIGNATURE))
 
@@ -104,7 +103,7 @@ def decode(data: bytes, colour: Colour, max_pixels: int, reduction: Callable[[in
         # Decoders raise any exception, with messages that name their own internals.
         raise BadImage(f"image is damaged: the pixels of its {header.format} file cannot be decoded") from None
     if pixels.shape[:2] not in ((height, width), (-(-height // factor), -(-width // factor))):
-        raise BadImage(f"image is damaged: its {header.format} file holds another size than its header says")
+        raise BadImage(f"image is damaged: its {header.format} file contains another size than its header states")
     return Picture(pixels, height, width)
 
 
@@ -113,15 +112,15 @@ def from_raw(
 ) -> Picture:
     """Row-by-row pixels, 8 bits a channel (1 grey, 3 RGB, 4 RGBA), as a Picture like `decode` returns.
 
-    If they already have the wanted colours, the result is a read-only view of `pixels`. Raises BadImage.
+    If they already have these colours, the result is a read-only view of `pixels`. Raises BadImage.
     """
     if channels not in RAW_MODES:
         raise BadImage(f"raw image has {channels} channels, want 1, 3 or 4")
     check_size(height, width, max_pixels)
-    wanted = height * width * channels
-    if len(pixels) != wanted:
+    expected = height * width * channels
+    if len(pixels) != expected:
         raise BadImage(
-            f"raw image is {len(pixels)} bytes, want {wanted} = {height} high x {width} wide x {channels} channels"
+            f"raw image is {len(pixels)} bytes, want {expected} = {height} high x {width} wide x {channels} channels"
         )
     if RAW_MODES[channels] == colour:
         values = np.frombuffer(pixels, np.uint8).reshape(height, width, channels)
@@ -140,33 +139,27 @@ def _exact(factor: int, structure: jpeg.Structure) -> int:
 
 
 def _read_structure(data: bytes, max_pixels: int) -> tuple[Header, jpeg.Structure | png.Structure]:
+    kind: Literal["JPEG", "PNG"]
+    structure: jpeg.Structure | png.Structure
     if data.startswith(jpeg.SIGNATURE):
-        return _described("JPEG", jpeg.read_structure, data, max_pixels)
-    if data.startswith(png.SIGNATURE):
-        return _described("PNG", png.read_structure, data, max_pixels)
-    if not data:
-        raise BadImage("image is 0 bytes, want a JPEG or PNG file")
-    for name, offset, signature in OTHER_FORMATS:
-        if data.startswith(signature, offset):
-            raise BadImage(f"image is {name}, want JPEG or PNG")
-    raise BadImage(f"image starts with the bytes {data[:8].hex(' ')}, want JPEG or PNG")
-
-
-def _described(
-    kind: Literal["JPEG", "PNG"],
-    read: Callable[[bytes, int], jpeg.Structure | png.Structure],
-    data: bytes,
-    max_pixels: int,
-) -> tuple[Header, jpeg.Structure | png.Structure]:
-    structure = read(data, max_pixels)
+        kind, structure = "JPEG", jpeg.read_structure(data, max_pixels)
+    elif data.startswith(png.SIGNATURE):
+        kind, structure = "PNG", png.read_structure(data, max_pixels)
+    else:
+        raise _unsupported(data)
     height, width = structure.height, structure.width
     if is_turned(structure.orientation):
         height, width = width, height
-    if isinstance(structure, jpeg.Structure):
-        grey = structure.components == 1
-    else:
-        grey = structure.kind in (png.GREY, png.GREY_ALPHA)
-    return Header(kind, height, width, grey), structure
+    return Header(kind, height, width, structure.grey), structure
+
+
+def _unsupported(data: bytes) -> BadImage:
+    if not data:
+        return BadImage("image is 0 bytes, want a JPEG or PNG file")
+    for name, offset, signature in OTHER_FORMATS:
+        if data.startswith(signature, offset):
+            return BadImage(f"image is {name}, want JPEG or PNG")
+    return BadImage(f"image starts with the bytes {data[:8].hex(' ')}, want JPEG or PNG")
 
 
 def _in_colour(image: Image.Image, colour: Colour) -> NDArray[np.uint8]:

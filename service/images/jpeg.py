@@ -10,8 +10,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from convoy.service.errors import BadImage
-from convoy.service.images.exif import UPRIGHT, orientation
-from convoy.service.images.limits import check_size
+from convoy.service.images.geometry import UPRIGHT, check_size, orientation
 
 SIGNATURE = b"\xff\xd8\xff"
 
@@ -41,6 +40,10 @@ class Structure(NamedTuple):
     notes: list[slice]  # segments irrelevant to the pixels
     strays: list[slice]  # stray bytes between segments
 
+    @property
+    def grey(self) -> bool:
+        return self.components == 1
+
 
 class _Frame(NamedTuple):
     height: int
@@ -60,11 +63,11 @@ def read_structure(data: bytes, max_pixels: int) -> Structure:
         prefix, code = _marker(data, position)
         if prefix != 0xFF or code == 0:
             # Some cameras leave a few bytes between two segments; every viewer skips to the next marker.
-            found = data.find(b"\xff", position + 1 + (prefix == 0xFF))
-            if found < 0:
+            next_marker = data.find(b"\xff", position + 1 + (prefix == 0xFF))
+            if next_marker < 0:
                 raise _truncated(data)
-            strays.append(slice(position, found))
-            position = found
+            strays.append(slice(position, next_marker))
+            position = next_marker
             continue
         if code == EOI:
             if frame is None or not scans:
@@ -84,7 +87,7 @@ def read_structure(data: bytes, max_pixels: int) -> Structure:
             turned = orientation(body[len(EXIF) :])
         elif code == SOS:
             if frame is None:
-                raise BadImage("image is damaged: a JPEG scan comes before the frame header")
+                raise BadImage("image is damaged: a JPEG scan precedes the frame header")
             scans += 1
             if scans > MAX_SCANS:
                 raise BadImage(f"image has more than {MAX_SCANS} scans, want at most {MAX_SCANS}")
@@ -175,9 +178,9 @@ def _end_of_scan(data: bytes, position: int) -> int:
         first, second = block[:-1], block[1:]
         # 0xFF, followed by neither 0 (a data byte 0xFF), 0xFF (fill) nor a restart marker; `- 1` wraps around. A fixed
         # number of passes whatever the bytes, so that no file is slow.
-        found = (first == 0xFF) & (second - 1 < 0xFE) & (second & 0xF8 != 0xD0)
-        where = int(found.argmax())
-        if found[where]:
+        is_marker = (first == 0xFF) & (second - 1 < 0xFE) & (second & 0xF8 != 0xD0)
+        where = int(is_marker.argmax())
+        if is_marker[where]:
             return start + where
     raise _truncated(data)
 

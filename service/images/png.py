@@ -12,8 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from convoy.service.errors import BadImage
-from convoy.service.images.exif import UPRIGHT, orientation
-from convoy.service.images.limits import check_size
+from convoy.service.images.geometry import UPRIGHT, check_size, orientation
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -43,13 +42,17 @@ class Structure(NamedTuple):
     orientation: int
     ended: bool  # whether it has an IEND chunk
 
+    @property
+    def grey(self) -> bool:
+        return self.kind in (GREY, GREY_ALPHA)
+
 
 def read_structure(data: bytes, max_pixels: int) -> Structure:
     """Walk the chunks up to IEND, or to the end of the last whole chunk with pixels.
 
     Raises BadImage; takes at most about 20 ms for any file.
     """
-    found: dict[bytes, slice] = {}
+    chunks: dict[bytes, slice] = {}
     pieces: list[slice] = []
     header: tuple[int, ...] | None = None
     position = len(SIGNATURE)
@@ -59,7 +62,7 @@ def read_structure(data: bytes, max_pixels: int) -> Structure:
         position = chunk.stop
         if header and pieces and name != b"IDAT" and (position > len(data) or not name.isalpha()):
             # No IEND: decoding the pixels will show whether the picture is complete.
-            return _structure(data, header, found, pieces, name == b"IEND")
+            return _structure(data, header, chunks, pieces, name == b"IEND")
         if position > len(data):
             raise _truncated(data)
         if header is None:
@@ -67,9 +70,9 @@ def read_structure(data: bytes, max_pixels: int) -> Structure:
         elif name == b"IDAT":
             pieces.append(chunk)
         elif name == b"IEND":
-            return _structure(data, header, found, pieces, ended=True)
+            return _structure(data, header, chunks, pieces, ended=True)
         elif name in (b"PLTE", b"tRNS", b"eXIf"):
-            found.setdefault(name, chunk)
+            chunks.setdefault(name, chunk)
     raise BadImage(f"image has more than {MAX_CHUNKS} PNG chunks, want at most {MAX_CHUNKS}")
 
 
@@ -124,18 +127,18 @@ def _header(name: bytes, data: bytes, chunk: slice, max_pixels: int) -> tuple[in
 
 
 def _structure(
-    data: bytes, header: tuple[int, ...], found: dict[bytes, slice], pieces: list[slice], ended: bool
+    data: bytes, header: tuple[int, ...], chunks: dict[bytes, slice], pieces: list[slice], ended: bool
 ) -> Structure:
     width, height, bits, kind, _, _, interlaced = header
     # Before allocating memory for the pixels: a few bytes cannot contain a large picture.
-    wanted = height * width * bits * SAMPLES[kind] // 8
-    given = sum(chunk.stop - chunk.start - 12 for chunk in pieces)
-    if not given or given * MAX_INFLATION < wanted:
-        raise BadImage(f"image is truncated: {given} bytes of PNG data for {wanted} bytes of pixels")
-    if kind == PALETTE and b"PLTE" not in found:
+    expected = height * width * bits * SAMPLES[kind] // 8
+    available = sum(chunk.stop - chunk.start - 12 for chunk in pieces)
+    if not available or available * MAX_INFLATION < expected:
+        raise BadImage(f"image is truncated: {available} bytes of PNG data for {expected} bytes of pixels")
+    if kind == PALETTE and b"PLTE" not in chunks:
         raise BadImage("image is damaged: a palette PNG without a palette")
-    turned = orientation(_body(data, found[b"eXIf"])) if b"eXIf" in found else UPRIGHT
-    palette, transparency = found.get(b"PLTE"), found.get(b"tRNS")
+    turned = orientation(_body(data, chunks[b"eXIf"])) if b"eXIf" in chunks else UPRIGHT
+    palette, transparency = chunks.get(b"PLTE"), chunks.get(b"tRNS")
     return Structure(height, width, bits, kind, interlaced, palette, transparency, pieces, turned, ended)
 
 
@@ -170,10 +173,10 @@ def _file(chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
 def _on_white(data: bytes, png: Structure) -> bytes:
     # 256 colours, so that an index beyond the palette is black in every file.
     colours, alpha = np.zeros(256 * 3, np.int64), np.full(256, 255)
-    given = np.frombuffer(_body(data, png.palette)[: 256 * 3], np.uint8)
-    colours[: given.size] = given
-    given = np.frombuffer(_body(data, png.transparency)[:256], np.uint8)
-    alpha[: given.size] = given
+    stored = np.frombuffer(_body(data, png.palette)[: 256 * 3], np.uint8)
+    colours[: stored.size] = stored
+    stored = np.frombuffer(_body(data, png.transparency)[:256], np.uint8)
+    alpha[: stored.size] = stored
     weighted = colours.reshape(256, 3) * alpha[:, None] + 255 * (255 - alpha[:, None])
     return bytes(((weighted + 127) // 255).astype(np.uint8))
 

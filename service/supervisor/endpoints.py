@@ -6,13 +6,14 @@ import logging
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from convoy.service import metrics
 
@@ -37,15 +38,30 @@ def serve(
     directory  the folder of the processes' metrics
     restarts   restarts of processes, counted by the supervisor
     """
-    for listener, handler in (
-        (health, _health_handler(ready)),
-        (scrapes, _metrics_handler(metrics.registry(directory, restarts))),
+    registry = metrics.registry(directory, restarts)
+    for listener, pages in (
+        (health, {"/livez": lambda: _json(200, {"live": True}), "/readyz": lambda: _readiness(*ready())}),
+        (scrapes, {"/metrics": lambda: _Page(200, CONTENT_TYPE_LATEST, generate_latest(registry))}),
     ):
-        server = _Server(listener.getsockname()[:2], handler, bind_and_activate=False)
+        server = _Server(listener.getsockname()[:2], partial(_Handler, pages), bind_and_activate=False)
         server.socket.close()
         server.socket = listener
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
+
+
+class _Page(NamedTuple):
+    status: int
+    content_type: str
+    body: bytes
+
+
+def _json(status: int, value: dict[str, object]) -> _Page:
+    return _Page(status, "application/json", json.dumps(value).encode() + b"\n")
+
+
+def _readiness(is_ready: bool, reason: str) -> _Page:
+    return _json(200 if is_ready else 503, {"ready": is_ready, **({"reason": reason} if reason else {})})
 
 
 class _Server(ThreadingHTTPServer):
@@ -76,25 +92,21 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        # A client that resets its connection, as load balancers' probes do, is not an error; anything else is ours.
+        # A client that resets its connection, as load balancers' probes do, is not an error; anything else is a bug.
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             log.error("an HTTP request failed", exc_info=sys.exception())
 
 
 class _Handler(BaseHTTPRequestHandler):
+    """Answers GET, HEAD and OPTIONS for the pages of one port, by path."""
+
     timeout = _TIMEOUT
     server_version = "convoy"
     sys_version = ""
 
-    def answer(self, status: int, content_type: str, body: bytes, encoding: str = "") -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
-        if encoding:
-            self.send_header("Content-Encoding", encoding)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+    def __init__(self, pages: Mapping[str, Callable[[], _Page]], *arguments: Any) -> None:
+        self._pages = pages
+        super().__init__(*arguments)  # handles the connection until it ends
 
     def parse_request(self) -> bool:
         parsed = super().parse_request()
@@ -104,60 +116,43 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.read(min(int(length[:6]), _MOST_BODY))
         return parsed
 
-    def do_HEAD(self) -> None:
-        getattr(self, "do_GET")()  # noqa: B009 (each port's handler has its own)
+    def do_GET(self) -> None:
+        page = self._pages.get(self.path.partition("?")[0])
+        if page is None:
+            self._answer(_Page(404, "text/plain", f"not found: want {' or '.join(self._pages)}\n".encode()))
+        else:
+            self._answer(page())
+
+    do_HEAD = do_GET  # noqa: N815  the base class looks for this name
 
     def do_OPTIONS(self) -> None:
         self.send_response(204)
         self.send_header("Allow", _ALLOWED)
         self.end_headers()
 
-    def refuse(self) -> None:
-        body = b"method not allowed: want GET, HEAD or OPTIONS\n"
-        self.close_connection = True
-        self.send_response(405)
-        self.send_header("Allow", _ALLOWED)
-        self.send_header("Content-Type", "text/plain")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
     def __getattr__(self, name: str) -> Callable[[], None]:
         # The base class looks for do_METHOD, and answers 501 if there is none.
         if name.startswith("do_"):
-            return self.refuse
+            return self._refuse
         raise AttributeError(name)
+
+    def _refuse(self) -> None:
+        self.close_connection = True
+        self._answer(_Page(405, "text/plain", b"method not allowed: want GET, HEAD or OPTIONS\n"), ("Allow", _ALLOWED))
+
+    def _answer(self, page: _Page, *headers: tuple[str, str]) -> None:
+        body = page.body
+        if page.content_type == CONTENT_TYPE_LATEST and "gzip" in self.headers.get("Accept-Encoding", "").lower():
+            body = gzip.compress(body, 1)
+            headers = (*headers, ("Content-Encoding", "gzip"))
+        self.send_response(page.status)
+        self.send_header("Content-Type", page.content_type)
+        self.send_header("Content-Length", str(len(body)))
+        for name, value in headers:
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
         log.debug("http: " + format, *args)
-
-
-def _health_handler(ready: Callable[[], tuple[bool, str]]) -> type[_Handler]:
-    class Handler(_Handler):
-        def do_GET(self) -> None:
-            match self.path.partition("?")[0]:
-                case "/livez":
-                    self.answer(200, "application/json", b'{"live": true}\n')
-                case "/readyz":
-                    is_ready, reason = ready()
-                    body = json.dumps({"ready": is_ready, **({"reason": reason} if reason else {})}) + "\n"
-                    self.answer(200 if is_ready else 503, "application/json", body.encode())
-                case _:
-                    self.answer(404, "text/plain", b"not found: want /livez or /readyz\n")
-
-    return Handler
-
-
-def _metrics_handler(registry: CollectorRegistry) -> type[_Handler]:
-    class Handler(_Handler):
-        def do_GET(self) -> None:
-            if self.path.partition("?")[0] == "/metrics":
-                text = generate_latest(registry)
-                if "gzip" in self.headers.get("Accept-Encoding", "").lower():
-                    self.answer(200, CONTENT_TYPE_LATEST, gzip.compress(text, 1), "gzip")
-                else:
-                    self.answer(200, CONTENT_TYPE_LATEST, text)
-            else:
-                self.answer(404, "text/plain", b"not found: want /metrics\n")
-
-    return Handler

@@ -1,7 +1,7 @@
 """The processes of a server, started with exec; the first of each kind starts before the command line is parsed.
 
 Parsing takes longer than starting a process, and the imports of an engine and a front end do not depend on it. A
-process that is never given a role exits silently.
+process that never receives a role exits silently.
 """
 
 import atexit
@@ -38,13 +38,13 @@ class Process:
     """A started process. It receives its role over the socket `channel`."""
 
     def __init__(self, kind: Kind, metrics_directory: str) -> None:
-        self.channel, theirs = channel_pair()
-        with theirs:
+        self.channel, remote = channel_pair()
+        with remote:
             # spawn, not fork: gRPC's and onnxruntime's threads do not survive a fork. Its own session protects it from
             # a terminal's Ctrl-C.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", _MODULES[kind], str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-m", _MODULES[kind], str(remote.fileno())],
+                pass_fds=[remote.fileno()],
                 env={**os.environ, _METRICS: metrics_directory},
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
@@ -74,7 +74,7 @@ class Processes:
         atexit.register(self._end_those_ahead)
 
     def start(self, kind: Kind) -> Process:
-        """Start a process of a kind, or take one started in advance. Raises OSError if the system lacks resources."""
+        """Start a process of a kind, or use one started in advance. Raises OSError if the system lacks resources."""
         return self._ahead.pop(kind, None) or Process(kind, self.directory.name)
 
     def _end_those_ahead(self) -> None:
@@ -105,7 +105,7 @@ def announce(directory: Path, address: str) -> None:
 
 def announced(folders: Iterable[Path] | None = None) -> list[str]:
     """The recorded addresses of the running servers on this machine or in this container."""
-    found = []
+    addresses = []
     if folders is None:
         folders = {_MEMORY}
         with suppress(FileNotFoundError):
@@ -115,8 +115,8 @@ def announced(folders: Iterable[Path] | None = None) -> list[str]:
             with suppress(OSError, ValueError):
                 pid, address = file.read_text().split()
                 if Path(f"/proc/{int(pid)}").exists():
-                    found.append(_reachable(address))
-    return found
+                    addresses.append(_reachable(address))
+    return addresses
 
 
 def _reachable(address: str) -> str:
@@ -126,6 +126,5 @@ def _reachable(address: str) -> str:
 
 
 @cache
-def ours() -> Processes:
-    """The processes of this server."""
+def current() -> Processes:
     return Processes()

@@ -76,9 +76,9 @@ class Supervisor:
         self._suspects: Counter[messages.Suspect] = Counter()  # engine deaths by the version that was loading
         self._draining = False  # a front end that ends is not restarted
         self._ending = False  # neither is an engine: the front ends have ended
-        self._starts = asyncio.Lock()  # held for one start at a time: the holder sees all existing processes
+        self._starts = asyncio.Lock()  # locked for one start at a time, which then links all existing processes
         self._was_ready = False
-        self._shortage = ""  # what was last reported missing while ready
+        self._shortage = ""  # the last warning while ready
         self._loop = asyncio.get_running_loop()
         self._watchers: set[asyncio.Task[None]] = set()
 
@@ -159,7 +159,7 @@ class Supervisor:
         return msgspec.structs.replace(self._config, engine=engine)
 
     def _link(self, one: Child, other: Child) -> None:
-        """Give a front end and an engine the two ends of a new channel."""
+        """Send a front end and an engine the two ends of a new channel."""
         if one.kind == other.kind:
             return
         engine, front_end = (one, other) if one.kind == "engine" else (other, one)
@@ -172,11 +172,11 @@ class Supervisor:
     def _on_message(self, child: Child, message: messages.Message) -> None:
         if isinstance(message, messages.Status):
             child.status = message
-            self._tell_readiness()
+            self._log_readiness()
         elif isinstance(message, messages.Loading):
             child.loading = message.what
 
-    def _tell_readiness(self) -> None:
+    def _log_readiness(self) -> None:
         ready, reason = self.ready()
         if ready and not self._was_ready:
             log.info("ready", extra={"fields": {"grpc": self._addresses.grpc}})
@@ -190,17 +190,18 @@ class Supervisor:
         self._shortage = reason if ready else self._shortage
 
     async def _watch(self, child: Child) -> None:
-        """Wait for a process to end, then start another if it is still wanted."""
+        """Wait for a process to end, then start another if it is still needed."""
         code = await _end(child.process)
+        self._read_rest(child)
         self._loop.remove_reader(child.process.channel)
         child.process.channel.close()
         del self._children[child.number]
-        from convoy.service import metrics  # noqa: PLC0415  see above
+        from convoy.service import metric_files  # noqa: PLC0415  see above
 
-        metrics.forget_process(child.process.pid, self._directory)
-        if not self._wanted(child.kind):
+        metric_files.forget_process(child.process.pid, self._directory)
+        if not self._needed(child.kind):
             return
-        self._tell_readiness()
+        self._log_readiness()
         steady = time.monotonic() - child.started > _STEADY
         place = (child.kind, child.device)
         quick = self._quick_ends[place] = 0 if steady else self._quick_ends[place] + 1
@@ -209,7 +210,7 @@ class Supervisor:
         which = f"{child.kind} {child.process.pid}"
         if child.kind == "engine" and len(self._devices) > 1:
             which += f" of device {child.device}"
-        log.error("%s ended with %s; another starts in %g s", which, how, delay)
+        log.error("%s ended with %s; restarting in %g s", which, how, delay)
         if child.loading is not None:
             self._suspects[child.loading] += 1
             log.error("it was loading model %s version %d", child.loading.model, child.loading.version)
@@ -217,18 +218,24 @@ class Supervisor:
         settled = False
         while not settled:
             await asyncio.sleep(delay)
-            settled = await self._start_if_wanted(child.kind, child.device)
+            settled = await self._start_if_needed(child.kind, child.device)
             delay = _BACKOFF[-1]
 
-    def _wanted(self, kind: Kind) -> bool:
+    def _read_rest(self, child: Child) -> None:
+        """Reads what an ended process had sent: the last message may name the version that ended it."""
+        with suppress(ConnectionError):
+            while received := messages.receive(child.process.channel):
+                self._on_message(child, received[0])
+
+    def _needed(self, kind: Kind) -> bool:
         # Front ends that drain have requests that an engine must answer.
         return not (self._ending if kind == "engine" else self._draining)
 
-    async def _start_if_wanted(self, kind: Kind, device: int) -> bool:
-        """True if it was started or is no longer wanted; False if it could not be started now."""
+    async def _start_if_needed(self, kind: Kind, device: int) -> bool:
+        """True if it was started or is no longer needed; False if it could not be started now."""
         async with self._starts:
             try:
-                if self._wanted(kind):
+                if self._needed(kind):
                     await self._start(kind, device)
             except OSError as error:  # out of memory or processes: possibly temporary
                 log.error("%s cannot be started: %s", kind, error.strerror)
@@ -263,7 +270,7 @@ class Supervisor:
         )
         for child in children:
             if child.process.returncode is None:
-                log.error("%s %d does not end: killed", child.kind, child.process.pid)
+                log.error("%s %d did not end in time: killed", child.kind, child.process.pid)
                 child.process.kill()
                 await _end(child.process)
         return not late and all(child.process.returncode == 0 for child in children)
@@ -292,7 +299,7 @@ class Sockets:
         self.http = _bound(config.host, config.http_port, "server.http_port")
         self.metrics = _bound(config.host, config.metrics_port, "server.metrics_port")
         self.reserved = _bound(config.host, config.grpc_port, "server.grpc_port", shared=True)
-        self.addresses = Addresses(*(_address(taken) for taken in (self.reserved, self.http, self.metrics)))
+        self.addresses = Addresses(*(_address(bound) for bound in (self.reserved, self.http, self.metrics)))
 
 
 def _bound(host: str, port: int, key: str, *, shared: bool = False) -> socket.socket:
@@ -303,37 +310,37 @@ def _bound(host: str, port: int, key: str, *, shared: bool = False) -> socket.so
         )[0]
     except OSError as error:
         raise _bad_host(host, error) from None
-    taken = socket.socket(family, kind, protocol)
+    bound = socket.socket(family, kind, protocol)
     try:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(address)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
         if shared:
             # Bound without SO_REUSEPORT first: with it, two servers would silently share the port.
-            address = taken.getsockname()
-            taken.close()
-            taken = socket.socket(family, kind, protocol)
-            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            taken.bind(address)
+            address = bound.getsockname()
+            bound.close()
+            bound = socket.socket(family, kind, protocol)
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            bound.bind(address)
         else:
-            taken.listen()  # now: with SO_REUSEADDR, a port that is only bound could be bound again
+            bound.listen()  # now: with SO_REUSEADDR, a port that is only bound could be bound again
     except OSError as error:
-        taken.close()
+        bound.close()
         if error.errno == errno.EADDRNOTAVAIL:
             raise _bad_host(host, error) from None
         raise BadConfig(
-            f"port {port} on {host} cannot be used ({error.strerror}): end what uses it, or set {key}"
+            f"port {port} on {host} cannot be used ({error.strerror}): stop the process that uses it, or set {key}"
         ) from None
-    return taken
+    return bound
 
 
 def _bad_host(host: str, error: OSError) -> BadConfig:
-    wanted = "want an address or a name of this machine such as 127.0.0.1, or 0.0.0.0 for all of its addresses"
-    return BadConfig(f"server.host is {host!r} ({error.strerror}), {wanted}")
+    hint = "want an address or a name of this machine such as 127.0.0.1, or 0.0.0.0 for all of its addresses"
+    return BadConfig(f"server.host is {host!r} ({error.strerror}), {hint}")
 
 
-def _address(taken: socket.socket) -> str:
-    host, port = taken.getsockname()[:2]
+def _address(bound: socket.socket) -> str:
+    host, port = bound.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -343,12 +350,12 @@ def serve(config: Config, repository: Path) -> int:
     Raises BadConfig if the repository or a port cannot be used.
     """
     if not repository.is_dir():
-        raise BadConfig(f"model repository {str(repository)!r} is not a directory: make it, or name another")
+        raise BadConfig(f"model repository {str(repository)!r} is not a directory: create it, or name another")
     sockets = Sockets(config.server)
     root = repository.absolute()  # not resolved: a symbolic link may be switched while the server runs
 
     async def run() -> int:
-        return await Supervisor(config, root, sockets, processes.ours()).serve()
+        return await Supervisor(config, root, sockets, processes.current()).serve()
 
-    with processes.ours().directory:
+    with processes.current().directory:
         return asyncio.run(run())

@@ -13,10 +13,11 @@ from tests.performance.loads import settled
 COUNTING = """
 import os, tempfile
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp()
-from convoy.service import metrics
+from pathlib import Path
+from convoy.service import metric_files, metrics
 metrics.CANCELLED.labels("digits").inc()
 metrics.BATCH_SIZE.labels("digits", "1").observe(4)
-print(sum(sample.value for family in metrics.collect(__import__("pathlib").Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
+print(sum(sample.value for family in metric_files.collect(Path(os.environ[metric_files.DIRECTORY]))
           for sample in family.samples))
 """
 

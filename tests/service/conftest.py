@@ -1,4 +1,4 @@
-"""Servers that the tests of the service share: real processes on free ports, on small networks."""
+"""Servers that the tests of the service share: real processes on small networks, and one with known answers."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 
 from convoy.service.client.client import Client
 from tests.service import networks
+from tests.service.fake_vision import FakeVision, serving
 from tests.service.running import Server
 
 
@@ -46,3 +47,14 @@ def client(small: Server) -> Iterator[Client]:
 def channel(small: Server) -> Iterator[grpc.Channel]:
     with grpc.insecure_channel(small.grpc, options=[("grpc.max_send_message_length", -1)]) as channel:
         yield channel
+
+
+@pytest.fixture
+def fake_vision() -> FakeVision:
+    return FakeVision()
+
+
+@pytest.fixture
+def vision_target(fake_vision: FakeVision) -> Iterator[str]:
+    with serving(fake_vision) as target:
+        yield target

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convoy.service.buckets import NONE, Buckets, Size, configured, ordered, takes_buckets
+from convoy.service.buckets import NONE, Buckets, Size, accepts_buckets, configured, ordered
 from convoy.service.errors import BadConfig
 from convoy.service.metadata import Document, InputSpec, TensorInput
 from tests.service.networks import WAVES
@@ -63,19 +63,19 @@ def test_own_buckets_count_before_the_servers() -> None:
     ids=["no document", "classification", "one size", "tensor"],
 )
 def test_only_segmentation_of_any_size_has_buckets(other: Document | None) -> None:
-    assert not takes_buckets(other)
+    assert not accepts_buckets(other)
     assert configured(((64, 64),), None, other, MANY) == NONE  # the server's are for those that take them
     assert configured("none", "auto", other, MANY) == NONE
     with pytest.raises(BadConfig, match=r"buckets are \[\[64, 64\]\], want none: only segmentation"):
         configured("none", ((64, 64),), other, MANY)
-    assert takes_buckets(document())
+    assert accepts_buckets(document())
 
 
 @pytest.mark.parametrize(
     ("bucket", "words"),
     [
-        ((64, 72), r"\[64, 72\] has sides that the network does not take, want multiples of 16"),
-        ((32, 32), r"\[32, 32\] is smaller than the network takes, want at least \[32, 48\]"),
+        ((64, 72), r"\[64, 72\] has sides that the network does not accept, want multiples of 16"),
+        ((32, 32), r"\[32, 32\] is smaller than the network accepts, want at least \[32, 48\]"),
         ((1024, 1040), r"\[1024, 1040\] has 1064960 pixels, want at most limits.max_input_pixels, 1048576"),
     ],
 )

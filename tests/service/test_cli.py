@@ -108,7 +108,7 @@ def test_full_disk_behind_standard_output_is_one_line(arguments):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "which command?"),
+        ([], "no command, want one of serve, "),
         (["clasify"], "did you mean 'classify'?"),
         (["--verison"], "did you mean '--version'?"),
         (["quux"], "see 'convoy --help'"),
@@ -120,8 +120,8 @@ def test_full_disk_behind_standard_output_is_one_line(arguments):
         (["classify", "a.png", "--top-k", "99999999999"], "'--top-k'"),
         (["segment", "a.png"], "'--out'"),
         (["segment", "a.png", "-o", "b.png", "--format", "gif"], "'raw', 'png', 'rle'"),
-        (["bench", "--model", "x"], "give either --concurrency N"),
-        (["bench", "--model", "x", "--rate", "1", "--concurrency", "1"], "give either --concurrency N"),
+        (["bench", "--model", "x"], "want either --concurrency N"),
+        (["bench", "--model", "x", "--rate", "1", "--concurrency", "1"], "want either --concurrency N"),
     ],
 )
 def test_what_cannot_be_done_as_asked_is_one_line_and_exit_code_2(capsys, arguments, said):
@@ -234,7 +234,7 @@ def test_package_that_is_missing_once_the_options_are_checked_is_told_likewise()
 
 def test_load_generator_without_its_packages_says_what_to_install():
     start = "import sys\nsys.modules['hdrh'] = None\nfrom convoy.service import cli\n"
-    code = start + "sys.exit(cli.run(['bench', '--help']))"
+    code = start + "sys.exit(cli.run(['bench', '--model', 'x', '--rate', '1']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     said = "convoy bench: needs the packages of the load generator: install convoy[bench]\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
@@ -263,7 +263,7 @@ def test_what_nobody_has_thought_of_is_one_line(command, capsys, error):
     command(surprising)
     assert cli.run(["surprising"]) == 70
     line = one_line(capsys)
-    assert line.startswith(f"convoy surprising: failed where it should not have: {type(error).__name__}")
+    assert line.startswith(f"convoy surprising: unexpected {type(error).__name__}")
     assert "CONVOY_TRACEBACK=1" in line
 
 

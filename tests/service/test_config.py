@@ -112,7 +112,7 @@ def test_buckets_are_words_or_sizes() -> None:
         ("engine.provider=gpu", ["engine.provider", "gpu"]),
         ("repository.poll_seconds=0", ["repository.poll_seconds", "0"]),
         ("server.tls.key=x", ["unknown key server.tls"]),
-        ("server.grpc_port", ["'server.grpc_port' gives no value", "section.key=value such as batching."]),
+        ("server.grpc_port", ["'server.grpc_port' has no value", "section.key=value such as batching."]),
         ("grpc_port=1", ["'grpc_port' names no section and key", "section.key=value such as batching."]),
         ("=1", ["section.key"]),
         ("server.=1", ["'server.'"]),

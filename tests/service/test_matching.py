@@ -14,8 +14,8 @@ from convoy.models.data.builtin import scenes
 from convoy.service import cli
 from convoy.service.client.client import Client
 from convoy.service.client.results import ServerError
-from convoy.service.commands.locate import drawn
-from convoy.service.commands.tensors import TensorClient
+from convoy.service.client.tensors import TensorClient
+from convoy.service.commands.picture import heat_overlay
 from convoy.service.errors import BadTensor
 from tests.service import networks
 from tests.service.running import Server
@@ -111,7 +111,7 @@ def test_heat_map_is_drawn_with_a_box_around_the_place(locate: Locate, picture: 
 def test_values_of_the_heat_map_lie_in_the_middle_of_their_windows() -> None:
     heat_map = np.full((3, 4), -1, np.float32)
     heat_map[2, 3] = 1
-    image = np.asarray(drawn(np.zeros((7, 8, 1), np.uint8), heat_map, (0, 0), (5, 5))).sum(axis=2)
+    image = np.asarray(heat_overlay(np.zeros((7, 8, 1), np.uint8), heat_map, (0, 0), (5, 5))).sum(axis=2)
     lit = image[1:-1, 5:]  # beside the box
     assert np.argwhere(lit > 0).tolist() == [[3, 0]]  # row 2 + 5 // 2, column 3 + 5 // 2, in the part looked at
 
@@ -141,7 +141,7 @@ def test_list_of_models_says_what_it_is_for(server: Server) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["letters", "scene.png"], "is for classification, want one that `convoy template` made"),
+        (["letters", "scene.png"], "is for classification, want one created by `convoy template`"),
         (["doubler", "scene.png"], "has no metadata"),
         (["nobody", "scene.png"], "model 'nobody' is unknown"),
         (["waldo", "absent.png"], "absent.png"),

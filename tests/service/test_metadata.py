@@ -136,12 +136,12 @@ PARITY = {"images": 64, "max_abs_difference": 0.0}
         ("input", ..., "input"),
         ("input.colour", ..., "colour"),
         ("input.colour", "BGR", "BGR"),
-        ("input.height", ..., "stand together"),
-        ("input.width", None, "stand together"),
+        ("input.height", ..., "are set together"),
+        ("input.width", None, "are set together"),
         ("input.height", 0, "height"),
         ("input.height", 65_536, "height"),
         ("input.height", 8.5, "height"),
-        ("input.fit", "pad", "'pad' goes with a free size"),
+        ("input.fit", "pad", "'pad' requires a free size"),
         ("input.fit", "shrink", "shrink"),
         ("input.multiple", 0, "multiple"),
         ("input.multiple", 1025, "multiple"),
@@ -232,7 +232,7 @@ def test_matching_looks_for_one_thing_in_images_of_any_size() -> None:
 
 @pytest.mark.parametrize("least", [{"min_height": 2}, {"min_width": 2}])
 def test_least_size_goes_with_a_free_size(least: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="go with a free size"):
+    with pytest.raises(ValueError, match="require a free size"):
         document("classification", 2, InputSpec(colour="L", height=8, width=8, **least))
 
 
@@ -276,7 +276,7 @@ def test_document_of_a_tensor_survives_being_written_into_a_file() -> None:
     [
         ({"input": {"colour": "L", "height": 8, "width": 8}}, "exactly one"),
         ({"tensor": None}, "exactly one"),
-        ({"task": "segmentation"}, "goes with images"),
+        ({"task": "segmentation"}, "requires images"),
         ({"tensor": {"name": ""}}, "name"),
         ({"tensor": {"dtype": "float64"}}, "float64"),
         ({"tensor": {"axes": []}}, "axes"),

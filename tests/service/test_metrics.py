@@ -13,7 +13,8 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from convoy.service import metrics
-from convoy.service.metrics import DIRECTORY, Duration, collect, forget_process, registry, statistics
+from convoy.service.metric_files import DIRECTORY, collect, forget_process
+from convoy.service.metrics import Duration, registry, statistics
 
 # A process counts what its arguments say, tells that it has, and ends when its input does.
 COUNTING = """

@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from convoy.service import metrics
 from convoy.service.client.client import Client
 from convoy.service.client.results import ServerError
-from convoy.service.metrics import DIRECTORY
+from convoy.service.metric_files import DIRECTORY
 from convoy.service.pb import inference_pb2 as pb
 from tests.service import networks
 from tests.service.calls import method

@@ -21,8 +21,7 @@ from convoy.models.training import losses
 from convoy.models.training.run import RunFolder
 from convoy.models.training.train import train
 from convoy.service import cli
-from convoy.service.metadata import InputSpec
-from convoy.service.palette import default_palette
+from convoy.service.metadata import InputSpec, default_palette
 from tests.models.conftest import settings
 from tests.models.training.test_train import same
 

@@ -3,7 +3,7 @@
 import asyncio
 import selectors
 
-from convoy.service.bench.drive import Outcome
+from convoy.service.bench.calls import Outcome
 from convoy.service.client.results import Timings
 
 

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from convoy.service.bench.arrivals import Piece, arrivals, gaps
+from convoy.service.bench.arrivals import arrivals, gaps
+from convoy.service.bench.plan import Piece
 
 
 def steady(rate, seconds):

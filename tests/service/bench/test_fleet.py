@@ -9,9 +9,8 @@ import msgspec
 import pytest
 
 from convoy.service.bench import findings, fleet
-from convoy.service.bench.arrivals import Piece
 from convoy.service.bench.fleet import ClientFailed
-from convoy.service.bench.plan import InputTensor, Open, Plan, Share, TensorModel
+from convoy.service.bench.plan import InputTensor, Open, Piece, Plan, Share, TensorModel
 from tests.service.fake_inference import FakeInference, serving
 
 
@@ -76,7 +75,7 @@ def test_process_that_dies_ends_the_load_at_once_with_an_error_and_leaves_no_oth
 
 def start(share):
     process = subprocess.Popen(
-        [sys.executable, "-m", "convoy.service.bench.main"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-m", "convoy.service.bench.client"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     process.stdin.write(msgspec.json.encode(share) + b"\n")
     process.stdin.flush()

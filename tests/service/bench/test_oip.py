@@ -9,12 +9,12 @@ from convoy.service.pb import inference_pb2 as pb
 def asked(*inputs, shapes=None, batch=2):
     kind = pb.ModelMetadataResponse.TensorMetadata
     tensors = [kind(name=name, datatype=datatype, shape=shape) for name, datatype, shape in inputs]
-    return oip.asked(pb.ModelMetadataResponse(inputs=tensors), "net", 1.0, shapes or {}, batch)
+    return oip.tensor_model(pb.ModelMetadataResponse(inputs=tensors), "net", 1.0, shapes or {}, batch)
 
 
 def sent(model, numbers):
-    question = oip.question(model, 0, seed=1)
-    return [pb.ModelInferRequest.FromString(question.body(number)) for number in numbers]
+    workload = oip.workload(model, 0, seed=1)
+    return [pb.ModelInferRequest.FromString(workload.body(number)) for number in numbers]
 
 
 def values(request, place, dtype):
@@ -51,25 +51,25 @@ def test_shapes_that_are_given_are_sent_in_turn_and_their_first_sides_are_the_im
     found = sent(model, range(6))
     assert [tuple(request.inputs[0].shape) for request in found] == [(1, 5), (4, 7), (2, 2)] * 2
     assert {tuple(request.inputs[1].shape) for request in found} == {(3,)}
-    assert [oip.question(model, 0, 1).images(number) for number in range(4)] == [1, 4, 2, 1]
+    assert [oip.workload(model, 0, 1).images(number) for number in range(4)] == [1, 4, 2, 1]
 
 
 def test_fixed_first_side_is_one_image():
-    assert oip.question(asked(("x", "FP32", (8, 3))), 0, 1).images(0) == 1
+    assert oip.workload(asked(("x", "FP32", (8, 3))), 0, 1).images(0) == 1
 
 
 def test_large_requests_do_not_fill_the_memory(monkeypatch):
     model = asked(("x", "UINT8", (-1, 100)), shapes={"x": [(1, 100), (2, 100)]})
-    assert len({oip.question(model, 0, 1).body(number) for number in range(64)}) == 16
+    assert len({oip.workload(model, 0, 1).body(number) for number in range(64)}) == 16
     monkeypatch.setattr(oip, "_BYTES", 400)
-    question = oip.question(model, 0, seed=1)
-    assert len({question.body(number) for number in range(64)}) == 2  # still one of each shape
+    workload = oip.workload(model, 0, seed=1)
+    assert len({workload.body(number) for number in range(64)}) == 2  # still one of each shape
 
 
 @pytest.mark.parametrize(
     ("tensor", "shapes", "said"),
     [
-        (("x", "FP32", (-1, -1, 3)), {}, "input 'x' has free sides (-1x-1x3): give them, as in --shape x:2x224x3"),
+        (("x", "FP32", (-1, -1, 3)), {}, "input 'x' has free sides (-1x-1x3): set them, as in --shape x:2x224x3"),
         (("x", "FP32", (-1, 4)), {"x": [(1, 5)]}, "--shape x:1x5 does not fit -1x4"),
         (("x", "FP32", (-1, 4)), {"x": [(1, 4, 4)]}, "--shape x:1x4x4 does not fit -1x4"),
         (("x", "BYTES", (-1,)), {}, "input 'x' is BYTES, want one of BOOL, UINT8"),

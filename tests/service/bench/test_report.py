@@ -1,12 +1,12 @@
 import PIL.Image
 import pytest
 
-from convoy.service.bench import findings, picture
-from convoy.service.bench.arrivals import Piece
-from convoy.service.bench.drive import Outcome, Refusal, Sample
-from convoy.service.bench.findings import Recorder
-from convoy.service.bench.plan import Closed, ImageModel, Open, Plan, edges
-from convoy.service.bench.report import in_words, summarise
+from convoy.service.bench import findings
+from convoy.service.bench.calls import Outcome, Refusal
+from convoy.service.bench.findings import Recorder, Sample
+from convoy.service.bench.plan import Closed, ImageModel, Open, Piece, Plan, describe, edges
+from convoy.service.bench.report import summarise
+from convoy.service.commands import charts
 from tests.service.bench.clocks import ANSWERED, timings
 
 A, B, C = (Refusal(name, f"{name} happened") for name in "ABC")
@@ -38,7 +38,7 @@ def steady(seconds=1.0):
 def found(of_plan, samples, late=()):
     recorder = Recorder(len(of_plan.models), edges(of_plan.load.pieces()), of_plan.warm_up)
     for sample in samples:
-        recorder.note(sample)
+        recorder.record(sample)
         recorder.late(sample.due, sample.sent - sample.due)
     recorder.findings.cores.append(0.5)
     return recorder.findings
@@ -153,12 +153,12 @@ def test_step_ends_an_interval():
         (Open((Piece(1, 1, 1), Piece(1, 2, 2)), "gamma", 2.0), "1, 2 requests a second, gamma 2"),
     ],
 )
-def test_load_is_told_in_words(load, words):
-    assert in_words(load) == words
+def test_load_is_told_describe(load, words):
+    assert describe(load) == words
 
 
 @pytest.mark.parametrize("outcome", [ANSWERED, Outcome(0, 0, (), (A,))])
 def test_picture_is_drawn_whether_or_not_anything_was_answered(tmp_path, outcome):
-    picture.save(report_of(steady(), [Sample(1.0, 1.0, 1.2, outcome)]), tmp_path / "load.png")
+    charts.draw_load(report_of(steady(), [Sample(1.0, 1.0, 1.2, outcome)]), tmp_path / "load.png")
     with PIL.Image.open(tmp_path / "load.png") as drawn:
         assert (drawn.format, drawn.size) == ("PNG", (1000, 900))

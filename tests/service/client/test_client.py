@@ -10,23 +10,12 @@ from convoy.service.client.aio import AsyncClient
 from convoy.service.client.client import Client
 from convoy.service.client.results import ServerError, Timings, read_error
 from convoy.service.errors import BadImage, BadRequest
-from tests.service.fake_vision import FakeVision, serving
+from tests.service.fake_vision import serving
 from tests.service.test_overload import _wait_until
 
 
 def grey(value, height=4, width=6):
     return np.full((height, width), value, np.uint8)
-
-
-@pytest.fixture
-def fake_vision():
-    return FakeVision()
-
-
-@pytest.fixture
-def vision_target(fake_vision):
-    with serving(fake_vision) as target:
-        yield target
 
 
 @pytest.fixture
@@ -197,9 +186,9 @@ def test_absent_server_is_named_with_what_to_check():
         ),
         (
             "Cancelling all calls",
-            "foo broke the call off (Cancelling all calls): it ended, or the connection to it did",
+            "foo ended the call (Cancelling all calls): the server stopped, or the connection was lost",
         ),
-        ("Socket closed", "foo broke the call off (Socket closed): it ended, or the connection to it did"),
+        ("Socket closed", "foo ended the call (Socket closed): the server stopped, or the connection was lost"),
     ],
 )
 def test_what_grpc_says_of_an_absent_server_is_told_in_short_and_whole(details, said):
@@ -213,7 +202,7 @@ def test_server_that_ends_under_a_call_is_not_taken_for_absent(fake_vision):
             client = Client(target)
             call = threads.submit(client.classify, grey(1), "never")
             _wait_until(lambda: fake_vision.requests)
-        with client, pytest.raises(ServerError, match="broke the call off") as caught:
+        with client, pytest.raises(ServerError, match="ended the call") as caught:
             call.result(20)
     assert caught.value.code is grpc.StatusCode.UNAVAILABLE
 

@@ -1,22 +1,10 @@
-"""`convoy` run in this process, as on a plain terminal of 80 columns, and a server whose answers are known."""
+"""`convoy` run in this process, as on a plain terminal of 80 columns."""
 
 import subprocess
 
 import pytest
 
 from convoy.service import cli
-from tests.service.fake_vision import FakeVision, serving
-
-
-@pytest.fixture
-def fake_vision():
-    return FakeVision()
-
-
-@pytest.fixture
-def vision_target(fake_vision):
-    with serving(fake_vision) as target:
-        yield target
 
 
 @pytest.fixture

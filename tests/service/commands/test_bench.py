@@ -5,9 +5,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from convoy.service.bench.histogram import Histogram
+from convoy.service.bench.findings import Histogram
 from convoy.service.commands import bench, options
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
+from tests.service.fake_inference import FakeInference, serving
 
 
 @pytest.fixture
@@ -103,7 +104,7 @@ def test_bench_of_a_model_that_takes_no_images_says_how_it_is_asked(convoy, visi
     )
     fake_vision.models = [model]
     done = convoy("bench", "--model", "gait", "--rate", "5", "--server", vision_target)
-    said = "convoy bench: model 'gait' takes no images: ask it with --protocol oip\n"
+    said = "convoy bench: model 'gait' accepts no images: use --protocol oip\n"
     assert (done.returncode, done.stderr) == (2, said)
 
 
@@ -157,15 +158,15 @@ def test_bench_report_in_json_holds_the_whole_report(convoy, vision_target):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--rate", 1, "--ramp", "1:2"], "give either --concurrency N"),
-        (["--steps", "10:1", "--seconds", 3], "leave --seconds out"),
+        (["--rate", 1, "--ramp", "1:2"], "want either --concurrency N"),
+        (["--steps", "10:1", "--seconds", 3], "omit --seconds"),
         (["--steps", "10:1,20"], "--steps '20', want numbers such as 100:10,200:10"),
         (["--steps", "10:0.01"], "want at least 0.1"),
         (["--ramp", "fast"], "--ramp 'fast', want numbers such as 10:500"),
         (["--ramp", "0:0"], "less than one request"),
         (["--rate", 1, "--model", "digits"], "names a model twice"),
         (["--rate", 1, "--model", "pets:0"], "want a name, or a name and a weight"),
-        (["--rate", 1, "--size", "64"], "want height and width such as 224x224"),
+        (["--rate", 1, "--size", "64"], "want HEIGHTxWIDTH such as 224x224"),
         (["--rate", 1, "--shape", "image:1x2"], "--shape is for --protocol oip"),
         (["--rate", 1, "--protocol", "oip", "--size", "8x8"], "sends random tensors"),
         (["--rate", 1, "--protocol", "oip", "--shape", "image"], "want an input and all of its sides"),
@@ -188,3 +189,61 @@ def test_bench_that_cannot_draw_says_so_before_the_load(convoy, monkeypatch, tmp
     done = convoy("bench", "--model", "digits", "--rate", 1, "--picture", tmp_path / "load.png")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "convoy bench: --picture needs matplotlib: install convoy[bench]\n"
+
+
+def over_oip(convoy, target, *arguments):
+    done = convoy("bench", "--protocol", "oip", "--server", target, "--json", *arguments)
+    return done, json.loads(done.stdout) if done.stdout else {}
+
+
+@pytest.mark.usefixtures("quick")
+def test_any_server_of_the_protocol_can_be_loaded(convoy):
+    fake = FakeInference(("image", "UINT8", (-1, 8, 8, 3)), ("threshold", "FP32", (1,)))
+    with serving(fake) as target:
+        arguments = ("--model", "net", "--model", "other", "--rate", 100, "--batch", 2, "--seconds", 0.5)
+        done, figures = over_oip(convoy, target, *arguments)
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
+    assert {request.model_name for request in fake.requests} == {"net", "other"}
+    assert {tuple(request.inputs[0].shape) for request in fake.requests} == {(2, 8, 8, 3)}
+    assert figures["all"]["images"] == 2 * figures["all"]["requests"] > 0
+    assert (figures["all"]["errors"], figures["all"]["stage_seconds"]) == ({}, {})
+
+
+@pytest.mark.usefixtures("quick")
+def test_server_that_stands_still_is_late_for_all_that_were_due_meanwhile(convoy):
+    fake = FakeInference(("x", "FP32", (-1, 4)))
+    fake.stall_at, fake.stall = 40, 0.5
+    with serving(fake) as target:
+        load = ("--rate", 100, "--arrivals", "constant", "--seconds", 1.2)
+        _, figures = over_oip(convoy, target, "--model", "net", *load)
+    # 50 of 120 were due while nothing was answered, evenly from 0.5 s to nothing before its end.
+    assert figures["all"]["latency"]["max"] > 0.45
+    assert figures["all"]["latency"]["p90"] > 0.25
+    assert figures["all"]["latency"]["p50"] < 0.1
+
+
+@pytest.mark.usefixtures("quick")
+def test_convoy_itself_is_loaded_over_the_protocol(convoy, small):
+    for arguments in (
+        ("--model", "letters", "--concurrency", 2),
+        ("--model", "colours", "--rate", 50, "--shape", "image:1x8x12x3", "--shape", "image:2x4x4x3"),
+    ):
+        done, figures = over_oip(convoy, small.grpc, "--seconds", 0.4, *arguments)
+        assert done.returncode == 0
+        assert figures["all"]["errors"] == {}
+        assert figures["all"]["images"] >= figures["all"]["requests"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--model", "unknown"), "no model 'unknown' here"),
+        (("--model", "net", "--shape", "y:1x4"), "--shape of 'y': the inputs are x"),
+        (("--model", "net"), "set them, as in --shape x:1x224"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line_and_exit_code_2(convoy, arguments, said):
+    with serving(FakeInference(("x", "FP32", (-1, -1)))) as target:
+        done, _ = over_oip(convoy, target, "--rate", 1, *arguments)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert said in done.stderr

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from convoy.service.client.client import Client
-from convoy.service.commands.masks import overlay, palette_of
+from convoy.service.commands.picture import overlay, palette_of
 from convoy.service.commands.segment import show
 
 

@@ -38,7 +38,7 @@ def test_profile_says_what_batches_take(convoy, tmp_path):
     file.write_text(json.dumps([made, made | {"shape": [2]}]))
     done = convoy("simulate", "--profile", file)
     assert done.returncode == 2
-    assert "has 2 shapes, want one: give the times of one of them with --times" in done.stderr
+    assert "has 2 shapes, want one: set the times of one of them with --times" in done.stderr
 
 
 def test_picture_has_every_policy_also_where_nobody_is_answered(convoy, tmp_path):
@@ -61,14 +61,14 @@ def test_trace_says_when_requests_come(convoy, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "give either --profile FILE or --times"),
+        ([], "want either --profile FILE or --times"),
         (["--profile", "/nowhere.json"], "/nowhere.json is no profile: No such file"),
         (["--profile", "/dev/null"], "/dev/null is no profile"),
         (["--times", "1:x"], "--times '1:x', want sizes and milliseconds"),
         (["--times", "0:1"], "--times '0:1', want sizes and milliseconds"),
         (["--times", TIMES, "--picture", "outcome.jpg"], "want a name that ends in .png"),
         (["--times", TIMES, "--policy", "lazy"], "--policy 'lazy', want one of deferred, eager"),
-        (["--times", TIMES, "--load", "trace"], "--load trace and --trace FILE go together"),
+        (["--times", TIMES, "--load", "trace"], "--load trace and --trace FILE require each other"),
         (["--times", "1:6000"], "one image takes more than half of the deadline of 0.1 s"),
     ],
 )
@@ -83,4 +83,4 @@ def test_trace_that_does_not_ascend_is_refused(convoy, tmp_path):
     trace = tmp_path / "trace"
     trace.write_text("2\n1\n")
     done = convoy("simulate", "--times", TIMES, "--load", "trace", "--trace", trace)
-    assert "holds 2 times, want at least one, in ascending order" in done.stderr
+    assert "contains 2 times, want at least one, in ascending order" in done.stderr

@@ -160,7 +160,7 @@ def test_unreadable_configuration_of_triton_is_mentioned(
     (tmp_path / "doubler" / "config.pbtxt").write_bytes(b"\xff\xfe\x00")
     loader.refresh()
     assert row_of(loader, "doubler").state == "READY"
-    assert any("says nothing of max_batch_size" in record.message for record in caplog.records)
+    assert any("does not set max_batch_size" in record.message for record in caplog.records)
 
 
 def test_version_that_a_batch_has_shown_up_is_batched_no_more(tmp_path: Path) -> None:

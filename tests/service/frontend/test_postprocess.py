@@ -14,8 +14,7 @@ from pycocotools import mask as coco
 
 from convoy.service.errors import BadRequest, RunFailed
 from convoy.service.frontend.postprocess import Ranking, rankings, segmentation
-from convoy.service.metadata import Document, InputSpec
-from convoy.service.palette import default_palette
+from convoy.service.metadata import Document, InputSpec, default_palette
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 from convoy.service.preprocess import Placement, preprocess
 

@@ -1,6 +1,5 @@
 """`convoy profile`: measures batch times of a model on this machine, and reports which sizes will be used."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,7 +11,7 @@ from rich.text import Text
 
 from convoy.service import buckets
 from convoy.service.buckets import Size
-from convoy.service.commands.options import Json, check_picture
+from convoy.service.commands.options import Json, check_picture, parse_size
 from convoy.service.commands.terminal import bar, console, milliseconds
 from convoy.service.config import BatchingConfig, EngineConfig, LimitsConfig, ModelConfig
 from convoy.service.engine.scheduler.latency_model import RunTimes
@@ -60,7 +59,7 @@ def profile(
     On the CPU it measures one session with all threads, and several with one each.
     """
     check_picture(picture)
-    sizes = {text: _parsed(text) for text in size or []}
+    sizes = {text: _checked_size(text) for text in size or []}
     file, settings = _find(model, repository)
 
     from convoy.service.engine import layouts, profiles, profiling
@@ -68,9 +67,8 @@ def profile(
     from convoy.service.engine.session_builder import load_all, measured
 
     on = Device(provider, EngineConfig(device=device), max_batch_size)
-    candidates = layouts.layouts("auto", threads or cores(), gpu_offered(provider))
-    made: list[list[Profile]] = []  # one list per layout, with one profile per shape
-    for layout in candidates:
+    by_layout: list[list[Profile]] = []  # for each layout, a profile of each shape
+    for layout in layouts.layouts("auto", threads or cores(), gpu_offered(provider)):
         try:
             instances = load_all(file, on, layout)
         except BadModelFile as error:
@@ -78,47 +76,44 @@ def profile(
         session = instances.session
         machine = profiles.machine(file, session.provider, device, layout.threads, layout.instances)
         largest = _largest(model, session, settings, sizes, max_batch_size)
-        made.append([profiling.measure(measured(instances), machine, *entry) for entry in largest.items()])
+        by_layout.append([profiling.measure(measured(instances), machine, *entry) for entry in largest.items()])
+    everything = [each for row in by_layout for each in row]
     if picture is not None:
-        from convoy.service.commands.profile_picture import save
+        from convoy.service.commands import charts
 
-        drawn = [each for those in made for each in those]
-        save(drawn, [chosen(each, objective) for each in drawn], model, picture)
+        charts.draw_profiles(everything, [chosen(each, objective) for each in everything], model, picture)
     if json:
-        print(msgspec.json.encode([each for those in made for each in those]).decode())
+        print(msgspec.json.encode(everything).decode())
         return
     terminal = console()
-    for each in [each for those in zip(*made, strict=True) for each in those]:
+    for each in [each for row in zip(*by_layout, strict=True) for each in row]:
         terminal.print(f"{model} on {each.machine.device}, {_layout(each)}, {each.dtype} {_shape(each)}")
         terminal.print(_table(each, chosen(each, objective)))
         terminal.print(why(each, objective))
-    if len(made) > 1:
-        one, several = made
+    if len(by_layout) > 1:
+        one, several = by_layout
         terminal.print(f'with instances = "auto": {which(one, several, objective)}')
 
 
-def chosen(made: "Profile", objective: float) -> int:
+def chosen(measured: "Profile", objective: float) -> int:
     """The largest batch that will be used with a latency objective of `objective` seconds."""
-    times = RunTimes(max(made.batches), made.seconds)
+    times = RunTimes(max(measured.batches), measured.seconds)
     return max(1, times.efficient(times.largest_within(objective / 2)))
 
 
-def why(made: "Profile", objective: float) -> str:
-    """The reason for the choice, as text."""
-    times = RunTimes(max(made.batches), made.seconds)
-    size, fitting = chosen(made, objective), times.largest_within(objective / 2)
-    rate, best = (made.machine.instances * each / times.predict(each) for each in (size, made.batch_size))
+def why(measured: "Profile", objective: float) -> str:
+    times = RunTimes(max(measured.batches), measured.seconds)
+    size, fitting = chosen(measured, objective), times.largest_within(objective / 2)
+    rate, best = (measured.machine.instances * each / times.predict(each) for each in (size, measured.batch_size))
     text = f"batches of up to {size}: {rate:,.0f} images/s"
     if fitting < 1:
-        return (
-            f"{text}; even one image takes more than half of the {objective * 1000:g} ms in which answers should come"
-        )
-    if size < made.batch_size and rate < 0.998 * best:
-        limit = f"two of them in a row fit into the {objective * 1000:g} ms in which answers should come"
-        return f"{text}; {limit}, those of {made.batch_size} would bring {best:,.0f}"
-    if size == made.most:
+        return f"{text}; even one image takes more than half of the objective of {objective * 1000:g} ms"
+    if size < measured.batch_size and rate < 0.998 * best:
+        limit = f"two of them in a row fit into the objective of {objective * 1000:g} ms"
+        return f"{text}; {limit}, those of {measured.batch_size} would reach {best:,.0f}"
+    if size == measured.most:
         return f"{text}; larger ones were not tried"
-    return f"{text}; larger ones bring less than 0.2 % more"
+    return f"{text}; larger ones reach less than 0.2 % more"
 
 
 def which(one: "Sequence[Profile]", several: "Sequence[Profile]", objective: float) -> str:
@@ -130,37 +125,37 @@ def which(one: "Sequence[Profile]", several: "Sequence[Profile]", objective: flo
     gains = [second / first - 1 if first else 0.0 for first, second in rates]
     least = gains.index(min(gains))
     first, second = pairs[least]
-    brings = f"{_layout(second)} bring {abs(gains[least]):.0%} {'more' if gains[least] >= 0 else 'fewer'} images/s"
+    gain = f"{_layout(second)} reach {abs(gains[least]):.0%} {'more' if gains[least] >= 0 else 'fewer'} images/s"
     where = f" at {_shape(first)}" if len(pairs) > 1 else ""
     if layouts.choose(one, several, objective):
         times = " and ".join(f"{milliseconds(each.seconds[1])} ms with {_layout(each)}" for each in (first, second))
-        return f"{brings}{where}; one image takes {times}"
+        return f"{gain}{where}; one image takes {times}"
     if not rates[least][1]:
-        half = f"half of the {objective * 1000:g} ms in which answers should come"
+        half = f"half of the objective of {objective * 1000:g} ms"
         return f"{_layout(first)}; with {_layout(second)}{where} one image takes more than {half}"
-    return f"{_layout(first)}; {brings}{where}, want at least {layouts.GAIN - 1:.0%} more"
+    return f"{_layout(first)}; {gain}{where}, want at least {layouts.GAIN - 1:.0%} more"
 
 
-def _layout(made: "Profile") -> str:
+def _layout(measured: "Profile") -> str:
     from convoy.service.engine import layouts
 
-    number, threads = layouts.layout_of(made)
+    number, threads = layouts.layout_of(measured)
     of_threads = f"{threads} thread{'s' if threads > 1 else ''}"
     return of_threads if number == 1 else f"{number} sessions of {of_threads} each"
 
 
-def _shape(made: "Profile") -> str:
-    return "x".join(map(str, made.shape))
+def _shape(measured: "Profile") -> str:
+    return "x".join(map(str, measured.shape))
 
 
-def _table(made: "Profile", size: int) -> Table:
+def _table(measured: "Profile", size: int) -> Table:
     table = Table(box=None, pad_edge=False)
     for heading in ("batch", "ms", "images/s", "CPU ms/image"):
         table.add_column(heading, justify="right")
     table.add_column("")
-    number = made.machine.instances
-    rates = {each: number * each / batch.seconds for each, batch in made.batches.items()}
-    for each, batch in made.batches.items():
+    number = measured.machine.instances
+    rates = {each: number * each / batch.seconds for each, batch in measured.batches.items()}
+    for each, batch in measured.batches.items():
         line = bar(rates[each] / max(rates.values()), _COLUMNS).rstrip()
         cpu = milliseconds(batch.cpu_seconds / (number * each))
         cells = (f"{each}", milliseconds(batch.seconds), f"{rates[each]:,.1f}", cpu)
@@ -176,30 +171,25 @@ def _largest(
 
     document = session.document
     if document is None:
-        raise BadModelFile(f"{model} does not say what it takes: its batches are measured while it serves")
+        raise BadModelFile(f"{model} does not describe its input: its batches are measured while it serves")
     free = document.input is not None and document.input.fit == "pad"
     if sizes and not free:
-        raise BadModelFile(f"--size {next(iter(sizes))}: {model} does not take images of any size, want no --size")
+        raise BadModelFile(f"--size {next(iter(sizes))}: {model} accepts one size only, omit --size")
     limits, batching = LimitsConfig(), BatchingConfig()
     own = buckets.configured("none", settings.buckets, document, limits.max_input_pixels).sizes
-    wanted = [buckets.rounded(document.image, *each) for each in sizes.values()] or own
-    found = profiling.shapes(document, wanted, most if session.batched else 1, batching.max_batch_pixels)
-    if not found:
-        say = (
-            "say which with --size HxW, or with buckets in its model.toml"
-            if free
-            else "its batches are measured while it serves"
-        )
-        raise BadModelFile(f"{model} takes inputs of any size: {say}")
-    return found
+    chosen_sizes = [buckets.rounded(document.image, *each) for each in sizes.values()] or own
+    shapes = profiling.shapes(document, chosen_sizes, most if session.batched else 1, batching.max_batch_pixels)
+    if not shapes:
+        advice = "want --size HxW, or buckets in its model.toml" if free else "its batches are measured while it serves"
+        raise BadModelFile(f"{model} accepts inputs of any size: {advice}")
+    return shapes
 
 
-def _parsed(text: str) -> Size:
-    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
-    height, width = map(int, match.groups()) if match else (0, 0)
+def _checked_size(text: str) -> Size:
+    height, width = parse_size(text)
     most = LimitsConfig().max_input_pixels
-    if not 1 <= height * width <= most:
-        raise BadConfig(f"--size {text!r}, want HEIGHTxWIDTH such as 256x320, at most {most} pixels")
+    if height * width > most:
+        raise BadConfig(f"--size {text!r} has {height * width} pixels, want at most {most}")
     return height, width
 
 
@@ -210,7 +200,7 @@ def _find(model: str, repository: Path) -> tuple[Path, ModelConfig]:
             raise UnknownModel(f"there is no file {model!r}")
         return Path(model), ModelConfig()
     if not repository.is_dir():
-        raise UnknownModel(f"there is no model repository {str(repository)!r}: say where it is with --repository DIR")
+        raise UnknownModel(f"there is no model repository {str(repository)!r}, want --repository DIR")
     listings = scan(repository)
     if model in listings and listings[model].problem:
         raise BadConfig(f"{model}: {listings[model].problem}")

@@ -3,7 +3,7 @@ import io
 import PIL.Image
 import pytest
 
-from convoy.service.bench.images import from_folder, generated
+from convoy.service.bench.vision import from_folder, generated
 from convoy.service.errors import BadConfig
 
 
@@ -21,5 +21,5 @@ def test_generated_images_have_the_sizes_and_the_colour_and_differ(colour, mode)
 
 def test_folder_without_images_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(BadConfig, match="holds no JPEG or PNG file"):
+    with pytest.raises(BadConfig, match="contains no JPEG or PNG file"):
         from_folder(tmp_path)

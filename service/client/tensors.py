@@ -1,4 +1,4 @@
-"""A client of the Open Inference Protocol for the commands."""
+"""A client of the Open Inference Protocol, for the commands."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -32,10 +32,14 @@ class TensorClient:
     def __exit__(self, *_: object) -> None:
         self._channel.close()
 
+    def metadata(self, model: str) -> pb.ModelMetadataResponse:
+        """The metadata of the serving version of a model. Raises ServerError."""
+        answer: pb.ModelMetadataResponse = self._call("ModelMetadata", pb.ModelMetadataRequest(name=model))
+        return answer
+
     def document(self, model: str) -> Document | None:
-        """The metadata of the serving version of a model, or None. Raises ServerError, BadMetadata."""
-        answer = self._call("ModelMetadata", pb.ModelMetadataRequest(name=model))
-        return metadata.decode(dict(answer.properties))
+        """The document in a model's metadata, or None. Raises ServerError, BadMetadata."""
+        return metadata.decode(dict(self.metadata(model).properties))
 
     def infer(
         self, model: str, name: str, values: NDArray[np.uint8], outputs: Sequence[str]

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from convoy.service.commands.sections import Sections
+from convoy.service.commands.options import Sections
 
 
 def _blocks(text: str) -> dict[str, str]:

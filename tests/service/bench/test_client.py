@@ -3,7 +3,8 @@ import itertools
 
 import pytest
 
-from convoy.service.bench.drive import Sample, busy, closed_loop, lateness, open_loop
+from convoy.service.bench.client import busy, closed_loop, lateness, open_loop
+from convoy.service.bench.findings import Sample
 from tests.service.bench.clocks import ANSWERED, now, one_at_a_time, run
 
 

@@ -4,8 +4,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from convoy.service.errors import BadModelFile
-from convoy.service.runtime_words import reason
+from convoy.service.errors import BadModelFile, runtime_reason
 
 SAID = {
     "[ONNXRuntimeError] : 1 : FAIL : Load model from m.onnx failed:/src/core/graph/model_load_utils.h:46 void "
@@ -28,11 +27,11 @@ SAID = {
 
 @pytest.mark.parametrize("said", SAID)
 def test_reason_is_what_follows_the_names_of_the_code(said: str) -> None:
-    assert reason(RuntimeError(said)) == SAID[said]
+    assert runtime_reason(RuntimeError(said)) == SAID[said]
 
 
 def test_long_list_of_names_is_cut() -> None:
-    assert len(reason(RuntimeError("x" * 5000))) == 300
+    assert len(runtime_reason(RuntimeError("x" * 5000))) == 300
 
 
 @pytest.mark.parametrize(("opset", "ir", "wanted"), [(99, 10, "pset 99"), (18, 99, "IR version: 99")])

@@ -7,11 +7,8 @@ from collections.abc import Awaitable, Callable
 import grpc
 
 from convoy.service.bench import client, vision
-from convoy.service.bench.arrivals import Piece
-from convoy.service.bench.asking import Question, connect
-from convoy.service.bench.drive import Outcome
-from convoy.service.bench.plan import Open, Plan
-from convoy.service.bench.streaming import Streamed
+from convoy.service.bench.calls import Outcome, Streamed, Workload, connect
+from convoy.service.bench.plan import Open, Piece, Plan
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 from tests.service.running import Server
 
@@ -58,7 +55,7 @@ def answered_by(serve: Callable[..., object], asks: Callable[[Streamed], Awaitab
         server.add_generic_rpc_handlers((service,))
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
-        question = Question(
+        question = Workload(
             "/convoy.v1.Vision/Classify",
             lambda number: pb.ClassifyRequest(model=str(number)).SerializeToString(),
             lambda number, answer: Outcome(0, 1, (), ()),
@@ -88,7 +85,7 @@ def test_answers_find_their_requests_in_whatever_order() -> None:
         await asyncio.sleep(10)
 
     async def asks(stream: Streamed) -> None:
-        outcomes = await asyncio.gather(*(stream.ask(number) for number in (4, 5, 6)))
+        outcomes = await asyncio.gather(*(stream.send(number) for number in (4, 5, 6)))
         assert names(outcomes) == ["answered", "RESOURCE_EXHAUSTED QUEUE_FULL", "answered"]
 
     answered_by(serve, asks)
@@ -104,8 +101,8 @@ def test_a_stream_that_ends_refuses_what_waits_and_the_next_request_opens_anothe
                 yield pb.ClassifyStreamResponse(id=message.id, response=pb.ClassifyResponse())
 
     async def asks(stream: Streamed) -> None:
-        assert names(await asyncio.gather(stream.ask(1), stream.ask(2))) == ["UNAVAILABLE"] * 2
-        assert names([await stream.ask(3)]) == ["answered"]
+        assert names(await asyncio.gather(stream.send(1), stream.send(2))) == ["UNAVAILABLE"] * 2
+        assert names([await stream.send(3)]) == ["answered"]
 
     answered_by(serve, asks)
     assert len(streams) == 2
@@ -118,7 +115,7 @@ def test_what_is_never_answered_is_refused_at_its_deadline() -> None:
                 yield pb.ClassifyStreamResponse(id=message.id, response=pb.ClassifyResponse())
 
     async def asks(stream: Streamed) -> None:
-        assert names(await asyncio.gather(stream.ask(1), stream.ask(2))) == ["DEADLINE_EXCEEDED", "answered"]
+        assert names(await asyncio.gather(stream.send(1), stream.send(2))) == ["DEADLINE_EXCEEDED", "answered"]
 
     answered_by(serve, asks)
 

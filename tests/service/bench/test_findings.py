@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convoy.service.bench.histogram import Histogram
+from convoy.service.bench.findings import Histogram
 
 
 def of(values):

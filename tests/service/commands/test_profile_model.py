@@ -6,7 +6,7 @@ import msgspec
 import PIL.Image
 import pytest
 
-from convoy.service.commands.profile import chosen, which, why
+from convoy.service.commands.profile_model import chosen, which, why
 from convoy.service.engine.profiles import BatchTime, Machine, Profile
 from tests.service import networks
 
@@ -29,9 +29,9 @@ def test_two_batches_in_a_row_fit_into_the_objective(objective: float, size: int
 
 
 def test_choice_is_told_with_its_reason() -> None:
-    assert why(FLAT, 1.0) == "batches of up to 1: 50 images/s; larger ones bring less than 0.2 % more"
-    assert "two of them in a row fit into the 20 ms" in why(GAINS, 0.02)
-    assert "even one image takes more than half of the 10 ms" in why(GAINS, 0.01)
+    assert why(FLAT, 1.0) == "batches of up to 1: 50 images/s; larger ones reach less than 0.2 % more"
+    assert "two of them in a row fit into the objective of 20 ms" in why(GAINS, 0.02)
+    assert "even one image takes more than half of the objective of 10 ms" in why(GAINS, 0.01)
 
 
 def test_largest_batch_that_was_tried_says_nothing_of_larger_ones() -> None:
@@ -42,10 +42,10 @@ def test_largest_batch_that_was_tried_says_nothing_of_larger_ones() -> None:
 @pytest.mark.parametrize(
     ("seconds", "objective", "words"),
     [
-        (0.06, 1.0, "4 sessions of 1 thread each bring 33% more images/s; one image takes 20.0 ms with 4 threads"),
-        (0.078, 1.0, "4 threads; 4 sessions of 1 thread each bring 3% more images/s, want at least 5% more"),
-        (0.1, 1.0, "4 threads; 4 sessions of 1 thread each bring 20% fewer images/s, want at least 5% more"),
-        (0.06, 0.1, "4 threads; with 4 sessions of 1 thread each one image takes more than half of the 100 ms"),
+        (0.06, 1.0, "4 sessions of 1 thread each reach 33% more images/s; one image takes 20.0 ms with 4 threads"),
+        (0.078, 1.0, "4 threads; 4 sessions of 1 thread each reach 3% more images/s, want at least 5% more"),
+        (0.1, 1.0, "4 threads; 4 sessions of 1 thread each reach 20% fewer images/s, want at least 5% more"),
+        (0.06, 0.1, "4 threads; with 4 sessions of 1 thread each one image takes more than half of the"),
     ],
 )  # fmt: skip
 def test_choice_of_sessions_is_told_with_its_reason(seconds: float, objective: float, words: str) -> None:
@@ -114,9 +114,9 @@ def test_both_layouts_are_measured_and_the_choice_is_told(convoy, repository):
     ("model", "words"),
     [
         ("lettres", "no model 'lettres' with a model.onnx in"),
-        ("colours", "colours takes inputs of any size: say which with --size HxW, or with buckets in its model.toml"),
-        ("waves", "waves takes inputs of any size: its batches are measured while it serves"),
-        ("doubler", "doubler does not say what it takes: its batches are measured while it serves"),
+        ("colours", "colours accepts inputs of any size: want --size HxW, or buckets in its model.toml"),
+        ("waves", "waves accepts inputs of any size: its batches are measured while it serves"),
+        ("doubler", "doubler does not describe its input: its batches are measured while it serves"),
         ("nowhere.onnx", "there is no file 'nowhere.onnx'"),
     ],
 )
@@ -166,10 +166,10 @@ def test_buckets_of_the_model_are_measured_unless_sizes_are_given(convoy, reposi
 @pytest.mark.parametrize(
     ("model", "size", "words"),
     [
-        ("letters", "8x8", "--size 8x8: letters does not take images of any size, want no --size"),
-        ("colours", "8", "--size '8', want HEIGHTxWIDTH such as 256x320"),
+        ("letters", "8x8", "--size 8x8: letters accepts one size only, omit --size"),
+        ("colours", "8", "--size '8', want HEIGHTxWIDTH such as 224x224"),
         ("colours", "0x8", "--size '0x8', want HEIGHTxWIDTH"),
-        ("colours", "4096x4096", "--size '4096x4096', want HEIGHTxWIDTH such as 256x320, at most 4194304 pixels"),
+        ("colours", "4096x4096", "--size '4096x4096' has 16777216 pixels, want at most 4194304"),
     ],
 )
 def test_wrong_size_is_told_in_one_line(convoy, repository, model, size, words):

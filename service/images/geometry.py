@@ -1,4 +1,4 @@
-"""The orientation of a picture: the one EXIF tag that changes what a person sees.
+"""The size limits of a picture, and its orientation: the one EXIF tag that changes what a person sees.
 
 EXIF is a TIFF file's directory (EXIF 2.32, section 4.6; TIFF 6.0, section 2).
 """
@@ -8,12 +8,23 @@ import struct
 import numpy as np
 from numpy.typing import NDArray
 
+from convoy.service.errors import BadImage
+
+MAX_SIDE = 65_535  # JPEG's own limit
 UPRIGHT = 1
 ORIENTATION = 0x0112
 # The standard wants SHORT; some phones write LONG. Any integer type that fits the entry is accepted.
 INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}
 MAX_ENTRIES = 1000  # a camera writes a few dozen
 BLOCK = 64  # columns rotated at a time
+
+
+def check_size(height: int, width: int, max_pixels: int) -> None:
+    """Raises BadImage unless both sides are 1 to 65535 and the image has at most `max_pixels` pixels."""
+    if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+        raise BadImage(f"image is {width}x{height} pixels, want 1 to {MAX_SIDE} a side")
+    if height * width > max_pixels:
+        raise BadImage(f"image is {width}x{height} = {height * width} pixels, want at most {max_pixels}")
 
 
 def orientation(exif: bytes | memoryview) -> int:

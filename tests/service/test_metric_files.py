@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from convoy.service.client.client import Client
-from convoy.service.metrics import Counts, collect, forget_process
+from convoy.service.metric_files import Counts, collect, forget_process
 from tests.service import networks
 from tests.service.running import Server
 

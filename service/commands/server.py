@@ -1,0 +1,152 @@
+"""`convoy serve`, `convoy models`, `convoy health`: a server as a whole.
+
+Each imports what it needs when it runs: a probe calls `convoy health` every few seconds.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from convoy.service.commands.options import DEADLINE, Deadline, Json, Server
+from convoy.service.config import DEFAULT_TARGET
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from convoy.service.client.results import Input, Model, Tensor
+
+PROBE_DEADLINE = 2.0  # seconds: an answer is worthless once the prober has given up
+_TASK = {"classification": "classify", "segmentation": "segment", "matching": "locate", "tensors": "tensors"}
+_STATE_STYLE = {"ready": "green", "loading": "yellow", "unavailable": "red"}
+
+
+def serve(
+    repository: Annotated[
+        Path, typer.Option(metavar="DIR", help="The model repository: <model>/<version>/model.onnx below it.")
+    ],
+    host: Annotated[str | None, typer.Option(metavar="HOST", help="Where to listen.  [default: 127.0.0.1]")] = None,
+    grpc_port: Annotated[int | None, typer.Option(metavar="PORT", help="0: any free port.  [default: 8001]")] = None,
+    http_port: Annotated[
+        int | None, typer.Option(metavar="PORT", help="For /livez and /readyz.  [default: 8000]")
+    ] = None,
+    metrics_port: Annotated[int | None, typer.Option(metavar="PORT", help="For /metrics.  [default: 8002]")] = None,
+    config_file: Annotated[Path | None, typer.Option("--config", metavar="FILE", help="A TOML file.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="One setting, over the file's.")
+    ] = None,
+) -> None:
+    """Serve a model repository over gRPC, until SIGTERM or Ctrl-C."""
+    from convoy.service import config, log
+    from convoy.service.supervisor import watch
+
+    options = {"host": host, "grpc_port": grpc_port, "http_port": http_port, "metrics_port": metrics_port}
+    overrides = {f"server.{name}": value for name, value in options.items() if value is not None}
+    configuration = config.load(config_file, settings or (), overrides)
+    log.configure(configuration.server.log_level, "supervisor")
+    raise typer.Exit(watch.serve(configuration, repository))
+
+
+def health(
+    server: Server | None = None,
+    service: Annotated[
+        str, typer.Option(metavar="NAME", help="Service to check, such as a model's name; empty: the whole server.")
+    ] = "",
+) -> None:
+    """Check a server: prints its status; exit code 0 if it is SERVING, else 1.
+
+    Without --server it checks the one that runs on this machine or in this container, wherever that listens, and
+    127.0.0.1:8001 if there is none or more than one.
+    """
+    from convoy.service.supervisor import processes
+
+    status = check(server or local_target(processes.announced()), service)
+    typer.echo(status)
+    raise typer.Exit(0 if status == "SERVING" else 1)
+
+
+def check(server: str, service: str = "") -> str:
+    """The result of grpc.health.v1 Check: the name of a ServingStatus, or of the gRPC status code if the call failed.
+
+    NOT_FOUND means that the server does not know the service; UNAVAILABLE or DEADLINE_EXCEEDED, that no server answers.
+    """
+    import grpc
+    from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+    from grpc_health.v1.health_pb2_grpc import HealthStub
+
+    # Directly to the server: a proxy from the environment would answer for itself.
+    with grpc.insecure_channel(server, options=(("grpc.enable_http_proxy", 0),)) as channel:
+        try:
+            answer = HealthStub(channel).Check(HealthCheckRequest(service=service), timeout=PROBE_DEADLINE)
+        except grpc.RpcError as error:
+            return str(error.code().name)
+        return str(HealthCheckResponse.ServingStatus.Name(answer.status))
+
+
+def local_target(announced: Sequence[str]) -> str:
+    """The only one of the servers that run here; the default address if there is none or more than one."""
+    return announced[0] if len(announced) == 1 else DEFAULT_TARGET
+
+
+def models(*, server: Server = DEFAULT_TARGET, deadline: Deadline = DEADLINE, json: Json = False) -> None:
+    """List the models of a server: versions, inputs, providers and metrics."""
+    from convoy.service.client.client import Client
+    from convoy.service.commands.terminal import console, print_json
+
+    with Client(server) as client:
+        served = client.models(deadline)
+    if json:
+        print_json(served)
+    else:
+        show_models(console(), served)
+
+
+def show_models(out: "Console", served: "Sequence[Model]") -> None:
+    """Print the table, and below it why versions are not ready."""
+    from rich.measure import Measurement
+    from rich.text import Text
+
+    from convoy.service.commands.terminal import numbers_table, plain
+
+    if not served:
+        out.print("The server's model repository contains no model.")
+        return
+    table = numbers_table("model", "version")
+    for name in ("state", "task", "provider", "input"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("labels", justify="right")
+    table.add_column("metrics")
+    for one in served:
+        table.add_row(
+            Text(plain(one.model), "bold", no_wrap=True),
+            str(one.version),
+            Text(one.state, _STATE_STYLE.get(one.state, "")),
+            "infer" if one.tensor else _TASK.get(one.task, ""),
+            " ".join(filter(None, (plain(one.provider).removesuffix("ExecutionProvider"), plain(one.precision)))),
+            _tensor_size(one.tensor) if one.tensor else _input_size(one.input),
+            str(len(one.labels)) if one.labels else "",
+            "\n".join(f"{plain(name)} {value:.3g}" for name, value in sorted(one.metrics.items())),
+        )
+    # At full width, even on a narrower terminal: a truncated model name cannot be used.
+    out.width = max(out.width, Measurement.get(out, out.options.update(max_width=1000), table).maximum)
+    out.print(table)
+    for one in served:
+        if one.reason:
+            out.print(Text(f"{plain(one.model)} {one.version}: {plain(one.reason)}"), soft_wrap=True)
+
+
+def _input_size(accepted: "Input") -> str:
+    # 32×32 L, any size RGB; empty if unknown.
+    if not accepted.colour:
+        return ""
+    size = f"{accepted.width}×{accepted.height}" if accepted.height and accepted.width else "any size"
+    return f"{size} {accepted.colour}"
+
+
+def _tensor_size(accepted: "Tensor") -> str:
+    # [3, time] FP32
+    from convoy.service.commands.terminal import plain
+
+    sides = ", ".join(str(axis.size or plain(axis.name)) for axis in accepted.axes)
+    return f"[{sides}] {plain(accepted.datatype)}"
