@@ -1,5 +1,6 @@
 """What each optimisation brings: the server with it beside the same server without it, in turns."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -117,10 +118,10 @@ def sixteen_bit_request() -> bytes:
 
 
 def in_rounds(servers: Servers, variant: str, trial: Trial, rounds: int) -> Both:
-    """Returns what a trial finds with an optimisation and without it, once a round: the median of short turns.
+    """Returns what a trial finds with an optimisation and without it, once a round: the mean of short turns.
 
-    Two servers of one kind differ by some per cent for as long as they live, so each round starts both anew. A long
-    turn is about as noisy as a short one, so many short ones find more in the same time.
+    Each round starts both servers anew and puts their processes on the same cores. Where the kernel puts them decides
+    a tenth of the CPU time, for as long as they live; with the cores fixed, rounds of equal servers differ by 2 %.
     """
     found: Both = ([], [])
     for number in range(rounds):
@@ -128,10 +129,21 @@ def in_rounds(servers: Servers, variant: str, trial: Trial, rounds: int) -> Both
         with ExitStack() as stack:
             started = [stack.enter_context(servers(each)) for each in order]
             real, plain = started if number % 2 == 0 else started[::-1]
+            for server in started:
+                settle(server)
             turns = in_turns(partial(trial, real), partial(trial, plain), _TURNS)
-        for medians, values in zip(found, turns, strict=True):
-            medians.append(statistics.median(values))
+        for means, values in zip(found, turns, strict=True):
+            means.append(statistics.fmean(values))
     return found
+
+
+def settle(server: Server) -> None:
+    """Keeps the front end on one core and the engine on another, where there are two."""
+    cores = sorted(os.sched_getaffinity(0))
+    for kind, core in (("frontend", cores[0]), ("engine", cores[-1])):
+        for pid in server.processes(kind):
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                os.sched_setaffinity(int(thread.name), {core})
 
 
 def cpu_times(root: Path, optimisation: str, variant: str, works: Sequence[Work], rounds: int) -> Iterator[Comparison]:

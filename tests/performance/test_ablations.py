@@ -1,6 +1,7 @@
 """A server with a plain implementation answers as the real one does, so that only their costs differ."""
 
 import importlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -149,3 +150,12 @@ def test_table_names_an_optimisation_once_and_replaces_the_one_before() -> None:
     assert ablations.replaced(written, ablations.table(lines)) == written
     with pytest.raises(ValueError, match="want both"):
         ablations.replaced("no marks", "")
+
+
+def test_processes_of_a_server_stay_on_cores_of_their_own(root: Path) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    with started(root, "") as server:
+        ablations.settle(server)
+        (front_end,), (engine,) = server.processes("frontend"), server.processes("engine")
+        assert os.sched_getaffinity(front_end) == {cores[0]}
+        assert os.sched_getaffinity(engine) == {cores[-1]}
