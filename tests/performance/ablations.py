@@ -1,10 +1,8 @@
 """What each optimisation brings: the server with it beside the same server without it, in turns."""
 
-import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
@@ -32,6 +30,7 @@ from tests.performance.figure import (
 )
 from tests.performance.plain.swaps import environment
 from tests.performance.report import markdown
+from tests.performance.rounds import in_rounds, variants
 from tests.performance.trials import Ratio, in_turns, ratio
 from tests.service.images.test_decode import RGB, png_file
 from tests.service.running import Server
@@ -44,12 +43,7 @@ _INFER = "/inference.GRPCInferenceService/ModelInfer"
 _SLEEPLESS = "engine.sleep_ms=[0, 0]"
 _SMALL, _LARGE, _FLOATS = 32, 184, 224  # sides of the images and of the tensor
 _MANY = 32  # images a call
-_TURNS = 20  # of a round
 _REQUESTS = 60  # of a turn
-
-Servers = Callable[[str], AbstractContextManager[Server]]  # starts a variant
-Trial = Callable[[Server], float]
-Both = tuple[list[float], list[float]]  # with an optimisation, and without
 
 
 class Comparison(NamedTuple):
@@ -117,39 +111,10 @@ def sixteen_bit_request() -> bytes:
     return pb.SegmentRequest(images=[pb.Image(encoded=png_file(samples, 16, RGB))]).SerializeToString()
 
 
-def in_rounds(servers: Servers, variant: str, trial: Trial, rounds: int) -> Both:
-    """Returns what a trial finds with an optimisation and without it, once a round: the mean of short turns.
-
-    Each round starts both servers anew and puts their processes on the same cores. Where the kernel puts them decides
-    a tenth of the CPU time, for as long as they live; with the cores fixed, rounds of equal servers differ by 2 %.
-    """
-    found: Both = ([], [])
-    for number in range(rounds):
-        order = ("", variant) if number % 2 == 0 else (variant, "")
-        with ExitStack() as stack:
-            started = [stack.enter_context(servers(each)) for each in order]
-            real, plain = started if number % 2 == 0 else started[::-1]
-            for server in started:
-                settle(server)
-            turns = in_turns(partial(trial, real), partial(trial, plain), _TURNS)
-        for means, values in zip(found, turns, strict=True):
-            means.append(statistics.fmean(values))
-    return found
-
-
-def settle(server: Server) -> None:
-    """Keeps the front end on one core and the engine on another, where there are two."""
-    cores = sorted(os.sched_getaffinity(0))
-    for kind, core in (("frontend", cores[0]), ("engine", cores[-1])):
-        for pid in server.processes(kind):
-            for thread in Path(f"/proc/{pid}/task").iterdir():
-                os.sched_setaffinity(int(thread.name), {core})
-
-
 def cpu_times(root: Path, optimisation: str, variant: str, works: Sequence[Work], rounds: int) -> Iterator[Comparison]:
     """CPU time of an image where each request is a batch of its own, so that all batches are alike."""
     for work in works:
-        servers = _serving(root, _SLEEPLESS, f"batching.max_batch_size={work.images}")
+        servers = variants(root, _SLEEPLESS, f"batching.max_batch_size={work.images}")
         found = in_rounds(servers, variant, partial(_cpu_time, work), rounds)
         yield Comparison(optimisation, work.figure, _shown(*found, 1e6, "us"), less(*found) if variant else None)
 
@@ -166,7 +131,7 @@ def refusals(root: Path, pairs: int) -> Iterator[Comparison]:
 
         return cpu_per_request(server.process.pid, trial)
 
-    servers = _serving(root, "engine.sleep_ms=[60, 0]", "batching.max_batch_size=1")
+    servers = variants(root, "engine.sleep_ms=[60, 0]", "batching.max_batch_size=1")
     found = in_rounds(servers, "outlook", refused, pairs)
     yield Comparison(name, "CPU time of the server for a refusal", _shown(*found, 1e6, "us"), less(*found))
     scale, factor, seconds = 8.0, 5.0, 5.0
@@ -179,7 +144,7 @@ def refusals(root: Path, pairs: int) -> Iterator[Comparison]:
         return sum(latency <= deadline for latency in answers.latencies) / float(times[-1])
 
     settings = ("batching.max_batch_size=64", "limits.max_requests=100000", "batching.max_queue=100000")
-    servers = _serving(root, sleeping(scale), *settings)
+    servers = variants(root, sleeping(scale), *settings)
     with servers("") as real, servers("outlook") as plain:
         found = in_turns(partial(goodput, real), partial(goodput, plain), pairs)
     figure = f"images answered in time a second at {factor:g} times the load that can be served, sleep engine"
@@ -190,7 +155,7 @@ def sixteen_bits(root: Path, pairs: int) -> Iterator[Comparison]:
     """What is wrong with the high bytes alone, and what exact pixels cost."""
     name, body = "16-bit PNG files are scaled to 8 bits exactly", sixteen_bit_request()
     exact = np.rint(np.arange(2**16) / 257).astype(np.int64)
-    servers = _serving(root)
+    servers = variants(root)
     with servers("") as real, servers("16 bits") as plain:
         off = [np.abs(levels_answered(server, body) - exact) for server in (real, plain)]
     measured = [f"{float((each > 0).mean()):.1%}, by at most {each.max()}" for each in off]
@@ -309,10 +274,6 @@ def replaced(page: str, section: str) -> str:
     if not end:
         raise ValueError(f"page has no {BEGIN!r} ... {END!r}, want both: the table goes between them")
     return f"{before}{begin}\n{section}{end}{after}"
-
-
-def _serving(root: Path, *settings: str) -> Servers:
-    return lambda variant: serving(root, *settings, environment=environment(variant))
 
 
 def _cpu_time(work: Work, server: Server) -> float:

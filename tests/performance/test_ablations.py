@@ -22,6 +22,7 @@ from tests.performance import ablations
 from tests.performance.ablations import BEGIN, END, Comparison
 from tests.performance.figure import CLASSIFY, SEGMENT, request, serving
 from tests.performance.plain.swaps import SWAPS, environment, swap
+from tests.performance.rounds import settle
 from tests.service.running import Server
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -155,7 +156,7 @@ def test_table_names_an_optimisation_once_and_replaces_the_one_before() -> None:
 def test_processes_of_a_server_stay_on_cores_of_their_own(root: Path) -> None:
     cores = sorted(os.sched_getaffinity(0))
     with started(root, "") as server:
-        ablations.settle(server)
+        settle(server)
         (front_end,), (engine,) = server.processes("frontend"), server.processes("engine")
         assert os.sched_getaffinity(front_end) == {cores[0]}
         assert os.sched_getaffinity(engine) == {cores[-1]}
