@@ -71,25 +71,33 @@ def main() -> None:
         }
         if unknown := set(arguments.only) - {*measurements, ABLATIONS}:
             parser.error(f"--only {min(unknown)}: want one of {', '.join([*measurements, ABLATIONS])}")
-        lines: list[Figure] = []
         for name in [] if arguments.again else arguments.only or [*measurements, ABLATIONS]:
             begin = time.perf_counter()
             if name == ABLATIONS:
                 ablate(arguments.file.with_name("performance.md"), Path(folder) / ABLATIONS, pairs)
             else:
-                for line in measurements[name]():
-                    lines.append(line)
+                lines = measurements[name]()
+                for line in lines:
                     print(f"{line.number}  {line.what}: {line.measured}", file=sys.stderr, flush=True)
+                write(arguments.file, lines)
             print(f"    {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
-    if lines or arguments.again:
-        before = arguments.file.read_text(encoding="utf-8") if arguments.file.exists() else ""
-        where = report.machine() if lines else report.machine_of(before)
-        merged = report.merged(report.read(before), report.rows(lines))
-        arguments.file.write_text(report.page(merged, where, before), encoding="utf-8")
+    if arguments.again:
+        write(arguments.file, [])
+
+
+def write(file: Path, lines: Sequence[Figure]) -> None:
+    """Replaces these lines of the page, and keeps all others."""
+    before = file.read_text(encoding="utf-8") if file.exists() else ""
+    where = report.machine() if lines else report.machine_of(before)
+    merged = report.merged(report.read(before), report.rows(lines))
+    file.write_text(report.page(merged, where, before), encoding="utf-8")
 
 
 def ablate(file: Path, folder: Path, pairs: int) -> None:
-    """Measures what each optimisation brings, and writes it into the page."""
+    """Measures what each optimisation brings, and writes it into the page, or a new one."""
+    if not file.exists():
+        file.write_text(f"{ablations.BEGIN}\n{ablations.END}\n", encoding="utf-8")
+    ablations.replaced(file.read_text(encoding="utf-8"), "")  # a page without marks is an error before the measurement
     found = []
     for line in ablations.ablations(folder, pairs):
         found.append(line)
