@@ -194,7 +194,7 @@ def learned_buckets(root: Path, pairs: int) -> Comparison:
         before = _pixels(learning)
         found = in_turns(partial(rate, learning), partial(rate, none), pairs)
         run, padding = (now - then for now, then in zip(_pixels(learning), before, strict=True))
-    figure = f"images a second of {len(bodies)} sizes, {callers} callers, sleep engine; padding is free there"
+    figure = f"images a second of {len(bodies)} sizes, {callers} callers, sleep engine, which pads for free"
     measured = f"{_shown(*found, 1, '')}; {padding / run:.0%} of the pixels are padding"
     return Comparison("buckets are learned from the sizes of the images", figure, measured, more(*found))
 
