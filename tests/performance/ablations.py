@@ -7,7 +7,7 @@ from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import grpc
 import numpy as np
@@ -46,13 +46,17 @@ _MANY = 32  # images a call
 _REQUESTS = 60  # of a turn
 
 
+Verdict = Literal["kept", "open", "goes", ""]  # open: may be noise; none where nothing is judged
+VERDICTS: Sequence[Verdict] = ("kept", "open", "goes", "")
+
+
 class Comparison(NamedTuple):
-    """One line. `kept` is None where nothing is to be kept."""
+    """One line."""
 
     optimisation: str
     figure: str
     measured: str
-    kept: bool | None
+    verdict: Verdict
 
 
 class Work(NamedTuple):
@@ -116,7 +120,7 @@ def cpu_times(root: Path, optimisation: str, variant: str, works: Sequence[Work]
     for work in works:
         servers = variants(root, _SLEEPLESS, f"batching.max_batch_size={work.images}")
         found = in_rounds(servers, variant, partial(_cpu_time, work), rounds)
-        yield Comparison(optimisation, work.figure, _shown(*found, 1e6, "us"), less(*found) if variant else None)
+        yield Comparison(optimisation, work.figure, _shown(*found, 1e6, "us"), less(*found) if variant else "")
 
 
 def refusals(root: Path, pairs: int) -> Iterator[Comparison]:
@@ -161,10 +165,10 @@ def sixteen_bits(root: Path, pairs: int) -> Iterator[Comparison]:
     measured = [f"{float((each > 0).mean()):.1%}, by at most {each.max()}" for each in off]
     figure = "share of the 16-bit levels that become a wrong 8-bit level"
     gained = float((off[1] > 0).mean() - (off[0] > 0).mean())
-    yield Comparison(name, figure, f"{measured[0]} with; {measured[1]} without", gained >= WORTH)
+    yield Comparison(name, figure, f"{measured[0]} with; {measured[1]} without", _judged(gained >= WORTH, True))
     work = Work("CPU time of the server for a Segment of such a file, 256x256 RGB", SEGMENT, body)
     found = in_rounds(servers, "16 bits", partial(_cpu_time, work), pairs)
-    yield Comparison(name, work.figure, _shown(*found, 1e6, "us"), None)
+    yield Comparison(name, work.figure, _shown(*found, 1e6, "us"), "")
 
 
 def levels_answered(server: Server, body: bytes) -> NDArray[np.int64]:
@@ -238,20 +242,21 @@ def instances(root: Path, pairs: int) -> Iterator[Comparison]:
         yield Comparison('`instances = "auto"`', figure, _shown(*found, 1, ""), more(*found))
 
 
-def less(with_it: Sequence[float], without: Sequence[float]) -> bool:
-    """Whether a cost is enough smaller with the optimisation."""
-    return ratio(with_it, without).median <= 1 - WORTH
+def less(with_it: Sequence[float], without: Sequence[float]) -> Verdict:
+    """Judges a cost."""
+    found = ratio(with_it, without)
+    return _judged(found.median <= 1 - WORTH, found.high < 1)
 
 
-def more(with_it: Sequence[float], without: Sequence[float]) -> bool:
-    """Whether a rate is enough larger with the optimisation."""
-    return ratio(with_it, without).median >= 1 + WORTH
+def more(with_it: Sequence[float], without: Sequence[float]) -> Verdict:
+    """Judges a rate."""
+    found = ratio(with_it, without)
+    return _judged(found.median >= 1 + WORTH, found.low > 1)
 
 
-def verdict(lines: Sequence[Comparison]) -> str:
-    """Returns what follows for an optimisation from its lines: one figure that gains enough keeps it."""
-    asked = [line.kept for line in lines if line.kept is not None]
-    return ("kept" if any(asked) else "goes") if asked else ""
+def verdict(lines: Sequence[Comparison]) -> Verdict:
+    """Returns what follows for an optimisation from its lines: the best of them decides."""
+    return min((line.verdict for line in lines), key=VERDICTS.index)
 
 
 def table(lines: Sequence[Comparison]) -> str:
@@ -274,6 +279,10 @@ def replaced(page: str, section: str) -> str:
     if not end:
         raise ValueError(f"page has no {BEGIN!r} ... {END!r}, want both: the table goes between them")
     return f"{before}{begin}\n{section}{end}{after}"
+
+
+def _judged(enough: bool, sure: bool) -> Verdict:
+    return "goes" if not enough else "kept" if sure else "open"
 
 
 def _cpu_time(work: Work, server: Server) -> float:
