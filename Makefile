@@ -2,7 +2,8 @@
 # make test   the whole test suite
 # make check  lint, format, types, and that the stubs are what proto/ gives
 # make networks  docs/networks.md anew: every architecture exported, counted and timed (ten minutes)
-# make perf   docs/benchmarks.md anew: what serving costs beside what it could cost (about 25 minutes, on a quiet machine)
+# make perf   docs/benchmarks.md and the table in docs/performance.md anew: what serving costs beside what it could cost, and what each
+#             optimisation brings (about 40 minutes, on a quiet machine; ARGS="--only P3", "--only ablations": one part)
 # make perf-gpu  docs/benchmarks-gpu.md: the same on a GPU beside onnxruntime alone; exit code 2 where there is none   (RUNTIME=cuda)
 # make image  the serving image, measured; with docker, or without any container engine   (RUNTIME=cuda: for a GPU)
 

@@ -1,57 +1,37 @@
-"""`python -m tests.performance FILE`: measures and writes the report."""
+"""`python -m tests.performance FILE`: measures and writes the report, and what each optimisation brings beside it."""
 
 import argparse
-import os
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from datetime import date
 from pathlib import Path
 
-import grpc
-import onnxruntime
+from tests.performance import (
+    ablations,
+    costs,
+    floor,
+    loads,
+    models,
+    pictures,
+    precision,
+    report,
+    scheduling,
+    starts,
+)
+from tests.performance.figure import Figure
 
-from tests.performance import costs, floor, loads, models, pictures, precision, scheduling, starts
-from tests.performance.figure import EACH, FIXED, Figure
-
-INTRODUCTION = """# Benchmarks
-
-Written by `make perf`. Each figure is a ratio within one run, ours and what it is compared with in turns (ABBA);
-where there is an interval, it is the 95 % interval of the median over the pairs. The sleep engine takes
-{fixed:g} + {each:g} n ms for a batch of n images and runs no network.
-
-"""
-
-
-REMARKS = "\n## What falls short"
-
-
-def report(lines: Sequence[Figure]) -> str:
-    """The table."""
-    rows = [("#", "what", "wanted", "measured", ""), ("---",) * 5]
-    marks = {True: "reached", False: "**not reached**", None: ""}
-    rows += [(line.number, line.what, line.wanted, line.measured, marks[line.reached]) for line in lines]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
-def machine() -> str:
-    """What it ran on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return (
-        f"{date.today().isoformat()}, {cpu}, {len(os.sched_getaffinity(0))} cores, "
-        f"Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}, "
-        f"onnxruntime {onnxruntime.__version__}, grpcio {grpc.__version__}.\n\n"
-    )
+ABLATIONS = "ablations"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--pairs", type=int, default=7, help="trials of each in turns")
-    parser.add_argument("--only", action="append", metavar="P", help="only these figures, such as P3")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="P", help=f"only these figures, such as P3, or {ABLATIONS}"
+    )
+    parser.add_argument("--again", action="store_true", help="write the page again from its own lines, measure nothing")
     arguments = parser.parse_args()
     pairs: int = arguments.pairs
     with tempfile.TemporaryDirectory() as folder:
@@ -89,17 +69,41 @@ def main() -> None:
             ],
             "callers": lambda: [loads.many_callers(Path(folder) / "callers", pairs)],
         }
-        lines: list[Figure] = []
-        for name in arguments.only or measurements:
+        if unknown := set(arguments.only) - {*measurements, ABLATIONS}:
+            parser.error(f"--only {min(unknown)}: want one of {', '.join([*measurements, ABLATIONS])}")
+        for name in [] if arguments.again else arguments.only or [*measurements, ABLATIONS]:
             begin = time.perf_counter()
-            for line in measurements[name]():
-                lines.append(line)
-                print(f"{line.number}  {line.what}: {line.measured}", file=sys.stderr, flush=True)
+            if name == ABLATIONS:
+                ablate(arguments.file.with_name("performance.md"), Path(folder) / ABLATIONS, pairs)
+            else:
+                lines = measurements[name]()
+                for line in lines:
+                    print(f"{line.number}  {line.what}: {line.measured}", file=sys.stderr, flush=True)
+                write(arguments.file, lines)
             print(f"    {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
-    text = INTRODUCTION.format(fixed=1000 * FIXED, each=1000 * EACH) + machine() + report(lines)
-    before = arguments.file.read_text(encoding="utf-8") if arguments.file.exists() else ""
-    _, heading, remarks = before.partition(REMARKS)  # by hand: they stay, to be read beside the new figures
-    arguments.file.write_text(text + heading + remarks, encoding="utf-8")
+    if arguments.again:
+        write(arguments.file, [])
+
+
+def write(file: Path, lines: Sequence[Figure]) -> None:
+    """Replaces these lines of the page, and keeps all others."""
+    before = file.read_text(encoding="utf-8") if file.exists() else ""
+    where = report.machine() if lines else report.machine_of(before)
+    merged = report.merged(report.read(before), report.rows(lines))
+    file.write_text(report.page(merged, where, before), encoding="utf-8")
+
+
+def ablate(file: Path, folder: Path, pairs: int) -> None:
+    """Measures what each optimisation brings, and writes it into the page, or a new one."""
+    if not file.exists():
+        file.write_text(f"{ablations.BEGIN}\n{ablations.END}\n", encoding="utf-8")
+    ablations.replaced(file.read_text(encoding="utf-8"), "")  # a page without marks is an error before the measurement
+    found = []
+    for line in ablations.ablations(folder, pairs):
+        found.append(line)
+        print(f"{line.optimisation}; {line.figure}: {line.measured}", file=sys.stderr, flush=True)
+    section = f"{report.machine()}\n\n{ablations.table(found)}"
+    file.write_text(ablations.replaced(file.read_text(encoding="utf-8"), section), encoding="utf-8")
 
 
 if __name__ == "__main__":

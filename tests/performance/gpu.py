@@ -21,9 +21,9 @@ from convoy.service.engine.buffers import Buffer, page_lock
 from convoy.service.engine.providers import CPU, CUDA, Device, preload, providers
 from convoy.service.errors import ConvoyError
 from tests.performance import load
-from tests.performance.__main__ import machine, report
 from tests.performance.device import Watch, hidden, mixed_sizes, parity
 from tests.performance.figure import CLASSIFY, SEGMENT, Figure, request, scenes, serving
+from tests.performance.report import machine, table
 from tests.performance.trials import Ratio, in_turns, ratio
 
 IMAGES = 16  # of one request
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             lines.append(hidden(half))
         name = profiles.machine(file, CUDA if given.provider == "cuda" else CPU, 0, 0).device
     text = "## On a GPU\n\n" if given.provider == "cuda" else "## On the CPU, to try the program\n\n"
-    given.file.write_text(f"{text}{name}; {machine()}{report(lines)}", encoding="utf-8")
+    given.file.write_text(f"{text}{name}; {machine()}\n\n{table(lines)}", encoding="utf-8")
     return 0
 
 

@@ -29,24 +29,20 @@ def nothing(root: Path, name: str, side: int, colour: Literal["RGB", "L"]) -> Pa
     ]
     nodes.insert(0, helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT))
     weights = {"axes": np.array([1, 2], np.int64), "weights": np.ones((channels, CLASSES), np.float32)}
-    graph = helper.make_graph(
-        nodes,
-        "nothing",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", side, side, channels])],
-        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", CLASSES])],
-        [numpy_helper.from_array(values, key) for key, values in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     document = Document(
         task="classification",
         labels=[str(index) for index in range(CLASSES)],
         input=InputSpec(colour=colour, height=side, width=side),
     )
-    helper.set_model_props(model, {metadata.KEY: metadata.encode(document)})
-    file = root / name / "1" / "model.onnx"
-    file.parent.mkdir(parents=True)
-    onnx.save(model, file)
-    return file
+    return _saved(
+        root,
+        name,
+        nodes,
+        helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", side, side, channels]),
+        helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", CLASSES]),
+        weights,
+        document,
+    )
 
 
 def real(root: Path, architecture: str) -> Path:
@@ -74,3 +70,54 @@ def trained(root: Path, architecture: str, data: str = "digits") -> Path:
     """An architecture of the zoo, trained with its defaults."""
     run = root.parent / f"{architecture}-run"
     return export(run / train(default_settings(architecture, data), run).checkpoint, root).path
+
+
+def levels(root: Path) -> Path:
+    """A segmenter of RGB images of any size whose classes are the levels of red: it answers the pixels it was given."""
+    document = Document(
+        task="segmentation",
+        labels=[str(level) for level in range(256)],
+        input=InputSpec(colour="RGB", multiple=4, fit="pad"),
+    )
+    return _saved(
+        root,
+        "levels",
+        [helper.make_node("Gather", ["image", "red"], ["mask"], axis=3)],
+        helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", 3]),
+        helper.make_tensor_value_info("mask", TensorProto.UINT8, ["N", "H", "W"]),
+        {"red": np.array(0, np.int64)},
+        document,
+    )
+
+
+def floats(root: Path, side: int) -> Path:
+    """The mean of a float32 tensor `x`, (N, 3, side, side), by a file that says nothing about itself."""
+    return _saved(
+        root,
+        "floats",
+        [helper.make_node("ReduceMean", ["x", "axes"], ["mean"], keepdims=0)],
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, side, side]),
+        helper.make_tensor_value_info("mean", TensorProto.FLOAT, ["N"]),
+        {"axes": np.array([1, 2, 3], np.int64)},
+        None,
+    )
+
+
+def _saved(
+    root: Path,
+    name: str,
+    nodes: list[onnx.NodeProto],
+    taken: onnx.ValueInfoProto,
+    given: onnx.ValueInfoProto,
+    constants: dict[str, np.ndarray],
+    document: Document | None,
+) -> Path:
+    values = [numpy_helper.from_array(value, key) for key, value in constants.items()]
+    graph = helper.make_graph(nodes, name, [taken], [given], values)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    if document is not None:
+        helper.set_model_props(model, {metadata.KEY: metadata.encode(document)})
+    file = root / name / "1" / "model.onnx"
+    file.parent.mkdir(parents=True)
+    onnx.save(model, file)
+    return file

@@ -37,7 +37,7 @@ def over_bare(pairs: int) -> Figure:
         3 * pairs,
     )
     found = ratio(ours, theirs)
-    what = "CPU time of decoding a JPEG of 640x480, over simplejpeg alone"
+    what = "CPU time of decoding a JPEG of 640x480, divided by simplejpeg's"
     return Figure("P14", what, "<= 1.03", str(found), found.median <= 1.03)
 
 
@@ -50,9 +50,7 @@ def reduced(factor: int, pairs: int) -> Figure:
         3 * pairs,
     )
     found = ratio(ours, theirs)
-    what = (
-        f"CPU time of decoding and resizing all of a JPEG {factor} times the input's size, over that of what is needed"
-    )
+    what = f"CPU time of decoding and resizing a JPEG with sides {factor} times the input's, in full divided by reduced"
     return Figure("P14", what, f">= {WANTED[factor]}", str(found), found.median >= WANTED[factor])
 
 
@@ -81,9 +79,12 @@ def _same_answers(session: Session, taken: InputSpec, unseen: Sequence[int], fac
             answers[way].append(int(np.argmax(probabilities)))
     share, other = (float(np.mean(np.equal(answers["whole"], answers[way]))) for way in ("reduced", "again"))
     what = (
-        f"same top-1 with and without, {len(unseen)} JPEGs of digits {factor} times the input's size; trained LeNet-5"
+        f"same class decoded in full and reduced: {len(unseen)} JPEGs of digits with sides {factor} times the input's, "
+        "trained LeNet-5"
     )
-    return Figure("P14", what, ">= 99.8 %", f"{share:.1%}; {other:.1%} where saved once more", share >= 0.998)
+    return Figure(
+        "P14", what, ">= 99.8 %", f"{share:.1%}; {other:.1%} in full and saved as JPEG once more", share >= 0.998
+    )
 
 
 def input_of(side: int) -> InputSpec:

@@ -30,7 +30,7 @@ def integers(root: Path, architecture: str) -> Figure:
     where = comparison.processor(running) or comparison.provider(running)
     return Figure(
         "int8",
-        f"time of fp32 over that of int8; {architecture}, random weights",
+        f"time of an image in fp32, divided by that in int8: {architecture}, random weights",
         f">= {WANTED}",
         f"{alone:.2f} one image, {batched:.2f} in batches; {where}",
         min(alone, batched) >= WANTED,

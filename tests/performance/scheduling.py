@@ -56,12 +56,18 @@ def decisions() -> list[Figure]:
     return [
         Figure(
             "P5",
-            "cost of a decision, 1,000 waiting",
+            "time to choose a batch, 1,000 requests waiting",
             "p50 <= 5 us, p99 <= 25 us",
             f"p50 {p50:.1f} us, p99 {p99:.1f} us",
             p50 <= 5 and p99 <= 25,
         ),
-        Figure("P5", "the same with ten times as many waiting, over that", "<= 1.5", str(found), found.median <= 1.5),
+        Figure(
+            "P5",
+            "time to choose a batch, 10,000 requests waiting, divided by that with 1,000",
+            "<= 1.5",
+            str(found),
+            found.median <= 1.5,
+        ),
     ]
 
 
@@ -79,7 +85,8 @@ def simulated(requests: int) -> list[Figure]:
     for kind, variation in (("poisson", 1.0), ("gamma", 2.0), ("gamma", 4.0)):
         found = outcome("deferred", 0.8 * best, 0.1, kind, variation, requests)
         missed = found.late + found.dropped
-        what = f"admitted requests that missed, of {requests:,} at 80 % load, {kind} CV {variation:g}, simulated"
+        arrivals = f"{kind} arrivals of CV {variation:g}, simulated"
+        what = f"admitted requests answered late, of {requests:,} at 80 % of the oracle's load: {arrivals}"
         lines.append(Figure("P8", what, "0", f"{missed}; {found.refused / found.offered:.2%} refused", missed == 0))
     worst: dict[str, tuple[float, str]] = {}
     for objective in (0.03, 0.05, 0.1, 0.25):
@@ -92,15 +99,19 @@ def simulated(requests: int) -> list[Figure]:
             other = max((rate, policy) for policy, rate in rates.items() if policy != "deferred")
             where = f"{kind} CV {variation:g}, {offered:g} times the oracle's load, objective {1000 * objective:g} ms"
             if offered >= 2:
-                _least(worst, f"of the oracle, {kind} CV {variation:g}", rates["deferred"] / top, where)
-            _least(worst, "of the best other policy", rates["deferred"] / other[0], f"{where} ({other[1]})")
-    wanted = {"of the oracle, poisson CV 1": 0.97, "of the oracle, gamma CV 4": 0.90, "of the best other policy": 0.99}
+                _least(worst, f"the oracle: {kind} arrivals of CV {variation:g}", rates["deferred"] / top, where)
+            _least(worst, "the best other policy", rates["deferred"] / other[0], f"{where} ({other[1]})")
+    wanted = {
+        "the oracle: poisson arrivals of CV 1": 0.97,
+        "the oracle: gamma arrivals of CV 4": 0.90,
+        "the best other policy": 0.99,
+    }
     for name, (value, where) in worst.items():
         least = wanted.get(name)
         lines.append(
             Figure(
                 "P9",
-                f"least goodput {name}, simulated",
+                f"lowest goodput, divided by that of {name}, simulated",
                 f">= {least}" if least else "",
                 f"{value:.3f}: {where}",
                 None if least is None else value >= least,
@@ -148,7 +159,7 @@ def predictions(root: Path) -> Figure:
     after = errors(slower, 60)
     p50, p99, slow = float(np.quantile(steady, 0.5)), float(np.quantile(steady, 0.99)), float(np.quantile(after, 0.5))
     return Figure(
-        "P17", "error of the predicted batch time, sleep engine; p50 from the 20th batch at half the speed on",
+        "P17", "error of the predicted time of a batch, sleep engine; then from 20 batches after its speed halves",
         "p50 <= 3 %, p99 <= 15 %; p50 <= 3 %", f"p50 {p50:.1%}, p99 {p99:.1%}; p50 {slow:.1%}",
         p50 <= 0.03 and p99 <= 0.15 and slow <= 0.03,
     )  # fmt: skip

@@ -42,7 +42,10 @@ def start(root: Path, architecture: str, pairs: int) -> Figure:
         return time.perf_counter() - begin
 
     found = ratio(*in_turns(ours, bare, pairs))
-    what = f"start to ready over a bare script that runs the same batches, {architecture}, profile there"
+    what = (
+        f"time from start to ready, divided by that of a bare script that runs the same batches: {architecture}, "
+        "profile there"
+    )
     return Figure("P15", what, "<= 1.3", str(found), found.median <= 1.3)
 
 
@@ -60,7 +63,7 @@ def first_requests(root: Path, architecture: str, starts: int) -> Figure:
     worst = max(slowest) / p99
     return Figure(
         "P15",
-        f"slowest of the first 20 requests after ready, over the later ones' p99; {architecture}, {starts} starts",
+        f"slowest of the first 20 requests, divided by the p99 of the later ones: {architecture}, {starts} starts",
         "<= 2",
         f"{worst:.2f}; p99 {1000 * p99:.1f} ms",
         worst <= 2,

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.performance.costs import UNOBSERVED
+from tests.performance import report
+from tests.performance.figure import Figure
 from tests.performance.loads import settled
+from tests.performance.plain.swaps import environment
+from tests.performance.report import REMARKS, Row
 
 COUNTING = """
 import os, tempfile
@@ -30,10 +33,58 @@ def test_goodput_that_comes_back_after_a_while_is_settled_then() -> None:
 
 
 def test_nothing_is_counted_where_it_is_silenced() -> None:
-    def counted(environment: dict[str, str]) -> float:
+    def counted(variant: str) -> float:
         command = [sys.executable, "-c", COUNTING]
-        return float(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+        return float(
+            subprocess.run(command, env=environment(variant), check=True, capture_output=True, text=True).stdout
+        )
 
-    assert counted({}) > 0
-    assert counted(dict(UNOBSERVED)) == 0
-    assert Path(UNOBSERVED["PYTHONPATH"]).is_dir()
+    assert counted("") > 0
+    assert counted("unobserved") == 0
+
+
+ROWS = [
+    Row("P3", "cost of one", "<= 1", "2.0", False, "2026-01-01"),
+    Row("P4", "cost of many", "<= 1", "0.5", True, "2026-01-01"),
+    Row("P12", "unasked", "", "7", None, "2026-01-01"),
+    Row("callers", "many at once", ">= 1", "1.5", True, "2026-01-01"),
+]
+
+
+def test_report_begins_with_what_is_reached_and_ends_with_what_is_not() -> None:
+    page = report.page(ROWS, "here", "")
+    places = [page.index(text) for text in ("cost of many", "many at once", "unasked", "cost of one")]
+    assert places == sorted(places)
+    assert page.index("## What Convoy reaches") < page.index("## What falls short") < page.index("cost of one")
+
+
+def test_report_is_read_as_it_was_written() -> None:
+    page = report.page(ROWS, "here", "")
+    assert sorted(report.read(page)) == sorted(ROWS)
+    assert report.machine_of(page) == "here"
+    assert report.page(report.merged(report.read(page), []), "here", page) == page
+
+
+def test_run_of_some_figures_replaces_their_lines_alone() -> None:
+    measured = report.rows([Figure("P3", "cost of one, renamed", "<= 1", "0.9", True)])
+    found = report.merged(report.read(report.page(ROWS, "here", "")), measured)
+    assert [(row.number, row.measured, row.reached) for row in found] == [
+        ("P3", "0.9", True),
+        ("P4", "0.5", True),
+        ("P12", "7", None),
+        ("callers", "1.5", True),
+    ]
+
+
+def test_remarks_stay_below_the_lines() -> None:
+    before = report.page(ROWS, "here", f"old lines\n{REMARKS}\n### Why\n\nBecause | of | that | and | this | one |\n")
+    after = report.page(report.read(before), "there", before)
+    assert after.endswith(f"{REMARKS}\n### Why\n\nBecause | of | that | and | this | one |\n")
+    assert after.count(REMARKS) == 1
+
+
+def test_report_of_the_repository_is_what_its_lines_make() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    lines = report.merged(report.read(page), [])
+    assert report.page(lines, report.machine_of(page), page) == page
+    assert {row.number for row in lines if row.reached} <= set(report.MEANINGS)

@@ -138,7 +138,7 @@ def test_what_cannot_be_served_is_in_the_index_and_the_log_and_the_rest_serves(t
         }
         assert found["empty", "1"][1] == "model.onnx is missing"
         assert "poetry" in found["wrong-metadata", "1"][1]
-        assert "want" in found["few-labels", "1"][1]
+        assert "requires" in found["few-labels", "1"][1]
         assert "max_batchsize" in found["wrong-config", "1"][1]
         logged = " ".join(record["message"] for record in server.log)
         for name in ("empty", "corrupt", "wrong-metadata", "few-labels", "wrong-config", "falls-back"):
