@@ -143,9 +143,6 @@ def _reserve(filename: str) -> None:
 
 if DIRECTORY in os.environ:
     values.MmapedDict = Counts  # type: ignore[attr-defined]
-    # By default it reads the process id at every increment, in case of a fork: our processes never fork.
-    _PROCESS_ID = os.getpid()
-    values.ValueClass = values.MultiProcessValue(lambda: _PROCESS_ID)  # type: ignore[no-untyped-call]
 
 
 def forget_version(model: str, version: int) -> None:
