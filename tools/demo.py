@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from convoy.models.data.builtin import digits, scenes, strokes
+from convoy.models.data.builtin import digits, scenes
 from convoy.models.export import export
 from convoy.models.training.run import RunFolder, default_settings
 
@@ -111,8 +111,8 @@ def run_folder(directory: Path, architecture: str) -> RunFolder:
 def write_images(folder: Path) -> list[Path]:
     """Writes held-out digits, then scenes, as PNG files. A digit's file name ends with its label."""
     folder.mkdir(parents=True, exist_ok=True)
-    held_out = strokes.indices("test")
-    labels = strokes.strokes()[1][held_out]
+    held_out = digits.indices("test")
+    labels = digits.strokes()[1][held_out]
     paths = []
     for label in DIGITS_SHOWN:
         image, _ = digits.draw(held_out[np.flatnonzero(labels == label)[0]], DIGIT_SIDE)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from convoy.models.commands.options import MaskColours, MaskValues, check_picture, with_masks
 from convoy.models.data.formats.listing import SPLITS
-from convoy.models.data.registry import DATA, resolve, shown
+from convoy.models.data.registry import DATA, display_name, resolve
 
 if TYPE_CHECKING:
     from convoy.models.data.check import Copies, Sizes, Summary
@@ -55,7 +55,7 @@ def check(
     else:
         _print(summary)
     if sheet is not None:
-        from convoy.models.data.samples import save_samples
+        from convoy.models.data.contact_sheet import save_samples
 
         count = save_samples(found, sheet)
         total = summary.splits["train"].count
@@ -65,7 +65,7 @@ def check(
 
 def _print(summary: "Summary") -> None:
     kind = "tensors" if summary.read_as is None else "pictures"
-    print(f"{shown(summary.name)}: {summary.task}, {len(summary.labels)} classes, {summary.count} {kind}")
+    print(f"{display_name(summary.name)}: {summary.task}, {len(summary.labels)} classes, {summary.count} {kind}")
     _print_wide(_classes(summary))
     for line in _lines(summary):
         print(line)

@@ -18,7 +18,7 @@ from convoy.models.commands.options import (
     checkpoint_of,
     with_masks,
 )
-from convoy.models.data.registry import shown
+from convoy.models.data.registry import display_name
 from convoy.models.evaluation.slices import parse
 from convoy.service.errors import BadConfig
 
@@ -94,7 +94,7 @@ def evaluate(
         if network.suffix != ".onnx":  # never in a folder that a server watches
             picture = picture or network.with_name(f"{network.stem}-confusion.png")
     if picture is not None:
-        title = f"{result.network.name} on {shown(result.network.data)}, held out"
+        title = f"{result.network.name} on {display_name(result.network.data)}, held out"
         confusion.save(result.confusion, result.network.labels, title, picture)
         print(f"picture: {picture}", file=sys.stderr if json else sys.stdout)
 

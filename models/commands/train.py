@@ -22,7 +22,7 @@ from convoy.models.commands.options import (
     parse_size,
     with_masks,
 )
-from convoy.models.data.registry import DATA, moved, resolve, shown
+from convoy.models.data.registry import DATA, display_name, resolve, resolve_replacement
 from convoy.models.errors import BadTraining, TrainingStopped
 from convoy.models.recipe import Augmentation, ClassWeights, Flip, Loss, Optimizer, Precision, Recipe, Schedule
 from convoy.models.registry import ARCHITECTURES
@@ -255,7 +255,7 @@ def train(
 
         print(f"{save_preview(settings, preview, strict)} training images as they would be seen: {preview}")
         return
-    own = Path("runs") / f"{architecture}-{shown(data)}"
+    own = Path("runs") / f"{architecture}-{display_name(data)}"
     folder = RunFolder(output) if output is not None else RunFolder.of(resume) if resume is not None else RunFolder(own)
     machine = Machine(devices=devices, workers=workers, save_seconds=save_seconds, strict=strict)
     if find_lr:
@@ -308,7 +308,9 @@ def _defaults(architecture: str | None, data: str | None, config: Path | None, r
     before = read_config(config) if config is not None else _told_before(resume) if resume is not None else None
     if before is not None:
         defaults = _elsewhere(
-            before, architecture or before.architecture, before.data if data is None else moved(data, before.data)
+            before,
+            architecture or before.architecture,
+            before.data if data is None else resolve_replacement(data, before.data),
         )
     elif architecture is None or data is None:
         missing = "an architecture" if architecture is None else "--data DATA"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import msgspec
 import numpy as np
 
-from convoy.models.data.bad_files import Fault, in_words, tell
+from convoy.models.data.bad_files import Fault, print_faults, printable
 from convoy.models.data.dataset import IGNORE, DataSet, Split, SplitName
 from convoy.models.data.formats import mask_folders, voc
 from convoy.models.data.formats.coding import of_source
@@ -18,7 +18,7 @@ from convoy.models.data.formats.folder import FolderSplit
 from convoy.models.data.formats.listing import LABELS, SPLITS
 from convoy.models.data.names import is_data
 from convoy.models.data.reading import in_threads
-from convoy.models.data.registry import loaded
+from convoy.models.data.registry import load
 from convoy.models.errors import BadData
 from convoy.service.metadata import Task
 
@@ -103,9 +103,9 @@ def check(name: str) -> tuple[DataSet, Summary]:
         pictures.append(count)
 
     try:
-        data = loaded(name, collect)
+        data = load(name, collect)
     except BadData:
-        tell(faults, sum(pictures))
+        print_faults(faults, sum(pictures))
         raise
     return data, summary(data, faults)
 
@@ -122,7 +122,7 @@ def summary(data: DataSet, faults: Sequence[Fault]) -> Summary:
         balance=_balance(splits["train"]),
         read_as=data.colour,
         grey=None if data.colour is None else sum(each.grey for looks in seen.values() for each in looks),
-        unusable=[Unusable(in_words(fault.file), in_words(Path(fault.reason))) for fault in faults],
+        unusable=[Unusable(printable(fault.file), printable(Path(fault.reason))) for fault in faults],
         unused=_unused(data, faults),
         copies=_copies(data, seen),
     )

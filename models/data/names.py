@@ -36,23 +36,23 @@ def is_data(path: Path) -> bool:
     return not any(part.startswith(".") or part.lower() in SYSTEM for part in path.parts)
 
 
-def folders(root: Path) -> list[Path]:
+def subfolders(root: Path) -> list[Path]:
     """Returns the direct subfolders of a folder, by name."""
     return sorted(path for path in root.iterdir() if is_data(Path(path.name)) and path.is_dir())
 
 
-def one(name: str) -> str:
+def nfc(name: str) -> str:
     """Returns the NFC form of a name; zip on a Mac writes decomposed accents."""
     return unicodedata.normalize("NFC", name)
 
 
-def there(path: Path) -> Path:
+def existing(path: Path) -> Path:
     """Returns the path, or, if it does not exist, an existing one whose accents are in another Unicode form."""
     if str(path).isascii() or path.exists():
         return path
-    folder = there(path.parent)
+    folder = existing(path.parent)
     try:
-        alike = sorted(each for each in folder.iterdir() if one(each.name) == one(path.name))
+        alike = sorted(each for each in folder.iterdir() if nfc(each.name) == nfc(path.name))
     except OSError:
         return path
     return alike[0] if alike else path

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convoy.models.data.names import is_data, one
+from convoy.models.data.names import is_data, nfc
 from convoy.models.errors import BadData
 from convoy.service.errors import BadImage
 from convoy.service.images import decode
@@ -77,7 +77,7 @@ def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
     name."""
     images: dict[str, Path] = {}
     for path in paths:
-        name = one(path.stem)
+        name = nfc(path.stem)
         if name in images:
             raise BadData(f"{images[name]} and {path} have the same name, want one picture for a mask")
         images[name] = path

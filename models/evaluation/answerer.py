@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from convoy.models import checkpoint, paths, runtime
 from convoy.models.checkpoint import Description
 from convoy.models.data.dataset import Split, SplitName
-from convoy.models.data.registry import DATA, moved, resolve, split_of
+from convoy.models.data.registry import DATA, resolve, resolve_replacement, split_of
 from convoy.models.errors import BadCheckpoint, BadNetworkFile
 from convoy.models.graph import served
 from convoy.models.runtime import Session
@@ -69,7 +69,7 @@ def of_checkpoint(path: Path, data: str | None = None) -> Answerer:
     """Opens a checkpoint in PyTorch. Raises BadCheckpoint, BadTraining."""
     description, network = checkpoint.load(path)
     if data is not None:
-        description = msgspec.structs.replace(description, data=moved(data, description.data))
+        description = msgspec.structs.replace(description, data=resolve_replacement(data, description.data))
     if not description.data:
         raise BadCheckpoint(
             f"{path} holds weights that were not trained here: say with --data what to measure them on, "

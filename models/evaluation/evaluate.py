@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from convoy.models import threads
 from convoy.models.checkpoint import Description
-from convoy.models.data.batches import indexed
+from convoy.models.data.batches import Batch, indexed
 from convoy.models.data.dataset import IGNORE, Split, SplitName
-from convoy.models.data.loading import Batch
 from convoy.models.evaluation.answerer import Answerer, Answers, of_network, of_path
 from convoy.models.evaluation.boundary import BoundaryF1
 from convoy.models.evaluation.calibration import MaskCalibrationError

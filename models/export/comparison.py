@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from convoy.models import runtime
 from convoy.models.checkpoint import Description
-from convoy.models.data.batches import loader
+from convoy.models.data.batches import Batch, loader
 from convoy.models.data.builtin.generated import generated
-from convoy.models.data.loading import Batch
 from convoy.models.evaluation.metrics import measures
 from convoy.models.runtime import CPU, Session
 from convoy.service.metadata import Precision, Task

@@ -18,7 +18,7 @@ from torch.export import Dim
 
 from convoy.models import checkpoint, threads
 from convoy.models.checkpoint import Description
-from convoy.models.data.registry import moved, shown
+from convoy.models.data.registry import display_name, resolve_replacement
 from convoy.models.errors import VariantRefused
 from convoy.models.evaluation.evaluate import evaluate
 from convoy.models.export import parity, publish, variants
@@ -101,7 +101,7 @@ def trace(path: Path, data: str | None = None) -> Traced:
     threads.limit()
     description, network = checkpoint.load(path)
     if data is not None:
-        description = msgspec.structs.replace(description, data=data and moved(data, description.data))
+        description = msgspec.structs.replace(description, data=data and resolve_replacement(data, description.data))
     graph = onnx_graph(description, network)
     return Traced(description, network, graph, parity.check(graph, description, network))
 
@@ -190,7 +190,7 @@ def _document(
         tensor=description.tensor,
         provenance=Provenance(
             architecture=description.architecture,
-            data=shown(description.data),
+            data=display_name(description.data),
             commit=description.commit,
             metrics={name: round(score, 6) for name, score in scores.items()},
         ),

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from convoy.models import runtime
 from convoy.models.checkpoint import Description
-from convoy.models.data.batches import loader
+from convoy.models.data.batches import Batch, loader
 from convoy.models.data.builtin.generated import generated
-from convoy.models.data.loading import Batch
 from convoy.models.errors import ParityRefused
 from convoy.models.graph import served
 from convoy.models.segmentation.segnet import Pool

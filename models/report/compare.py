@@ -6,7 +6,7 @@ from pathlib import Path
 
 from convoy.models import checkpoint
 from convoy.models.analysis.summary import inspect_file
-from convoy.models.data.registry import shown
+from convoy.models.data.registry import display_name
 from convoy.models.errors import BadRun
 from convoy.models.evaluation.evaluate import evaluate_file
 from convoy.models.evaluation.metrics import LEADING
@@ -116,7 +116,7 @@ def _compared(run: Run, name: str, held_out: bool, data: str | None) -> Compared
     return Compared(
         name=name,
         architecture=note.settings.architecture,
-        data=shown(note.settings.data),
+        data=display_name(note.settings.data),
         task=description.task,
         parameters=whole.parameters,
         multiply_adds=whole.multiply_adds,

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from convoy.models.data.registry import shown
+from convoy.models.data.registry import display_name
 from convoy.models.errors import BadRun
 from convoy.models.training import metrics_table
 from convoy.models.training.metrics_table import Row
@@ -29,7 +29,7 @@ class Run:
     def told(self) -> dict[str, str]:
         """Returns all settings by name, without the folders above the data."""
         settings = msgspec.to_builtins(self.note.settings)
-        return _flat({**settings, "data": shown(settings["data"])})
+        return _flat({**settings, "data": display_name(settings["data"])})
 
 
 def read(root: Path) -> Run:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from convoy.models.data.registry import shown
+from convoy.models.data.registry import display_name
 from convoy.models.evaluation.answerer import of_checkpoint
 from convoy.models.evaluation.evaluate import Evaluation, Example, measure
 from convoy.models.evaluation.metrics import LEADING
@@ -27,7 +27,7 @@ def write(root: Path, data: str | None = None) -> bool:
     run = read(root)
     evaluation = measure(of_checkpoint(run.checkpoint, data), "validation")
     network = evaluation.network
-    title = f"{network.name} on {shown(network.data)}, validation"
+    title = f"{network.name} on {display_name(network.data)}, validation"
     parts: list[tuple[str, Callable[[Path], None]]] = [
         (CONFUSION, lambda path: confusion.save(evaluation.confusion, network.labels, title, path)),
         (CLASSES, lambda path: classes.save(evaluation, path)),
@@ -81,7 +81,7 @@ def _page(run: Run, evaluation: Evaluation, path: Path) -> None:
     ]
     if evaluation.slices:
         sections.insert(-1, page.section("By size of the image", _slices(evaluation)))
-    path.write_text(page.page(f"{network.name} on {shown(network.data)}", lead, sections), encoding="utf-8")
+    path.write_text(page.page(f"{network.name} on {display_name(network.data)}", lead, sections), encoding="utf-8")
 
 
 def _epochs(run: Run) -> str:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from msgspec.structs import replace
 from torch import Tensor
 
-from convoy.models.data.loading import Batch
+from convoy.models.data.batches import Batch
 from convoy.models.errors import BadTraining
 from convoy.models.training.distributed import environment
 from convoy.models.training.module import Training

@@ -12,9 +12,9 @@ from torchmetrics import MeanMetric
 
 from convoy.models import checkpoint
 from convoy.models.checkpoint import Description
-from convoy.models.data.augment import Mixed, mixup
+from convoy.models.data.augmentation import Mixed, mixup
+from convoy.models.data.batches import Batch, Loader
 from convoy.models.data.dataset import IGNORE, DataSet
-from convoy.models.data.loading import Batch, Loader
 from convoy.models.evaluation.metrics import LEADING, measures
 from convoy.models.recipe import Recipe
 from convoy.models.training import losses, resuming, schedules, transfer

@@ -18,9 +18,8 @@ from convoy.models import checkpoint, registry, surroundings, threads
 from convoy.models.analysis.summary import inspect_architecture
 from convoy.models.checkpoint import Description
 from convoy.models.data.augmentation import check
-from convoy.models.data.batches import loader
+from convoy.models.data.batches import WHOLE, Loader, Share, loader
 from convoy.models.data.dataset import DataSet
-from convoy.models.data.loading import WHOLE, Loader, Share
 from convoy.models.data.registry import DATA, data_set
 from convoy.models.errors import BadTraining, TrainingStopped
 from convoy.models.recipe import Recipe

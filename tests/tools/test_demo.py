@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convoy.models.data.builtin import scenes, strokes
+from convoy.models.data.builtin import digits, scenes
 from tools import demo
 from tools.demo import StepFailed
 
@@ -62,15 +62,15 @@ def convoy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pictures_are_held_out_and_large_enough_for_a_person(tmp_path: Path) -> None:
     paths = demo.write_images(tmp_path)
     shown = [path for path in paths if path.name.startswith("digit-")]
-    held_out = strokes.indices("test")
+    held_out = digits.indices("test")
     rendered = {
-        label: [strokes.strokes()[0][i] for i in held_out if strokes.strokes()[1][i] == label] for label in range(10)
+        label: [digits.strokes()[0][i] for i in held_out if digits.strokes()[1][i] == label] for label in range(10)
     }
     for path in shown:
         image = Image.open(path)
         assert (image.mode, image.size) == ("L", (64, 64))
         label = int(path.stem.split("-")[1])
-        expected = strokes.render(rendered[label][0], 64, 6, 1)
+        expected = digits.render(rendered[label][0], 64, 6, 1)
         assert np.abs(np.asarray(image) / 255 - expected).max() < 0.01
     assert len(shown) >= 4
     sizes = {Image.open(path).size for path in paths if path.name.startswith("scene-")}
@@ -79,7 +79,7 @@ def test_pictures_are_held_out_and_large_enough_for_a_person(tmp_path: Path) -> 
 
 
 def test_scenes_shown_are_made_of_held_out_strokes() -> None:
-    own = set(strokes.indices("test").tolist())
+    own = set(digits.indices("test").tolist())
     for number, size in enumerate(demo.SCENES_SHOWN, start=1):
         assert set(scenes.draw("test", number, size).strokes) <= own
         assert size not in scenes.SIZES

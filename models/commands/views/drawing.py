@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from convoy.models.analysis.operators import by
 from convoy.models.commands.options import parse_size
-from convoy.models.data.registry import shown
+from convoy.models.data.registry import display_name
 from convoy.models.visualize import hooks, selection, sheet
 from convoy.models.visualize import network as subjects
 from convoy.models.visualize.activation_maximization import Tick
@@ -71,7 +71,7 @@ def layer(name: str | None, subject: Subject) -> Layer:
 def title(subject: Subject, what: str) -> str:
     """Returns the title of a sheet."""
     data = subject.description.data
-    return f"{subject.name}{f' on {shown(data)}' if data else ''}: {what}"
+    return f"{subject.name}{f' on {display_name(data)}' if data else ''}: {what}"
 
 
 def say_rest(chosen: int, count: int, what: str, option: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from convoy.models.data.builtin.made import MadeSplit
+from convoy.models.data.builtin.generated import CachedSplit
 from convoy.models.data.dataset import DataSet, SplitName
 
 SEED = 1858  # the year of the first photograph from a balloon
@@ -213,10 +213,10 @@ class Land:
 
 
 @cache
-def _split(name: SplitName) -> MadeSplit:
+def _split(name: SplitName) -> CachedSplit:
     """Returns a split of 0.3 MB per image."""
     sizes = [SIZES[index % len(SIZES)] for index in range(COUNTS[name])]
-    return MadeSplit(sizes, lambda index: draw(name, index, sizes[index]))
+    return CachedSplit(sizes, lambda index: draw(name, index, sizes[index]))
 
 
 def _parcels(

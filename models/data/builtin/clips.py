@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convoy.models.data.augment import roll
-from convoy.models.data.builtin.made import MadeSplit
+from convoy.models.data.augmentation import roll
+from convoy.models.data.builtin.generated import CachedSplit
 from convoy.models.data.dataset import DataSet, SplitName
 from convoy.service.metadata import Axis, TensorInput
 
@@ -130,11 +130,11 @@ def _texture(random: np.random.Generator, brightness: tuple[float, float]) -> ND
 
 
 @cache
-def _split(name: SplitName) -> MadeSplit:
+def _split(name: SplitName) -> CachedSplit:
     """Returns a split with the motions in rotation; 24 KB per clip."""
 
     def make(index: int) -> tuple[NDArray[np.uint8], int]:
         motion = index % len(LABELS)
         return film(name, index, LABELS[motion]), motion
 
-    return MadeSplit([(FRAMES, SIDE, SIDE, 3)] * COUNTS[name], make)
+    return CachedSplit([(FRAMES, SIDE, SIDE, 3)] * COUNTS[name], make)

@@ -1,10 +1,13 @@
-"""Generated images and tensors without content, for weights that come without their training data."""
+"""Generated samples: a split that generates and caches its samples, and images and tensors without content, for weights
+that come without their training data."""
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convoy.models.data.dataset import Split
+from convoy.models.data.dataset import Sample, Split, Target
 from convoy.service.metadata import InputSpec, TensorInput
 
 SEED = 1966
@@ -61,6 +64,26 @@ class GeneratedTensors:
         if self.tensor.dtype == "uint8":
             return random.integers(0, 256, self.size(index), dtype=np.uint8), 0
         return random.standard_normal(self.size(index), dtype=np.float32), 0
+
+
+class CachedSplit:
+    """Samples by index. `sizes` contains their sizes, and `make` generates them deterministically."""
+
+    def __init__(self, sizes: Sequence[tuple[int, ...]], make: Callable[[int], tuple[Sample, Target]]) -> None:
+        self.sizes = sizes
+        self.make = make
+        self.made: dict[int, tuple[Sample, Target]] = {}
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def size(self, index: int) -> tuple[int, ...]:
+        return self.sizes[index]
+
+    def __getitem__(self, index: int) -> tuple[Sample, Target]:
+        if index not in self.made:
+            self.made[index] = self.make(index)
+        return self.made[index]
 
 
 def _enlarged(coarse: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:

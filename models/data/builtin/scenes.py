@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convoy.models.data.builtin import strokes
-from convoy.models.data.builtin.made import MadeSplit
+from convoy.models.data.builtin import digits
+from convoy.models.data.builtin.generated import CachedSplit
 from convoy.models.data.dataset import DataSet, SplitName
 
 SEED = 2015
@@ -68,11 +68,11 @@ def draw(split: SplitName, index: int, size: tuple[int, int]) -> Scene:
     light = bool(random.integers(2))  # light backgrounds have dark digits, and vice versa
     canvas = _texture(random, height, width, light)
     mask = np.zeros(size, np.uint8)
-    ink, digits = strokes.strokes()
+    ink, classes = digits.strokes()
     used: list[int] = []
     wanted = height * width // PIXELS_PER_DIGIT
     # Twice as many candidates as needed: for some there is no free place.
-    for stroke in random.choice(strokes.indices(split), size=2 * wanted, replace=False):
+    for stroke in random.choice(digits.indices(split), size=2 * wanted, replace=False):
         if len(used) == wanted:
             break
         scale = random.uniform(*DIGIT_SIDES) / 8
@@ -80,16 +80,16 @@ def draw(split: SplitName, index: int, size: tuple[int, int]) -> Scene:
         place = _free_place(random, mask, side)
         if place is None:
             continue
-        coverage = strokes.render(ink[stroke], side, scale, CONTRAST, random.uniform(-12, 12))[..., None]
+        coverage = digits.render(ink[stroke], side, scale, CONTRAST, random.uniform(-12, 12))[..., None]
         canvas[place] += coverage * (_colour(random, not light) - canvas[place])
-        mask[place][coverage[..., 0] > 0.5] = 1 + digits[stroke]
+        mask[place][coverage[..., 0] > 0.5] = 1 + classes[stroke]
         used.append(int(stroke))
     image = np.rint(np.clip(canvas, 0, 1) * 255).astype(np.uint8)
     return Scene(image, mask, used)
 
 
 @cache
-def _split(name: SplitName) -> MadeSplit:
+def _split(name: SplitName) -> CachedSplit:
     """Returns a split of 45 KB per scene."""
     sizes = [SIZES[index % len(SIZES)] for index in range(COUNTS[name])]
 
@@ -97,7 +97,7 @@ def _split(name: SplitName) -> MadeSplit:
         scene = draw(name, index, sizes[index])
         return scene.image, scene.mask
 
-    return MadeSplit(sizes, make)
+    return CachedSplit(sizes, make)
 
 
 def _texture(random: np.random.Generator, height: int, width: int, light: bool) -> NDArray[np.float32]:

@@ -8,14 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convoy.models.data import picture
-from convoy.models.data.bad_files import Fault, Report, in_words, remark
+from convoy.models.data.bad_files import Fault, Report, print_once, printable
 from convoy.models.data.dataset import IGNORE, DataSet, SplitName, Target
 from convoy.models.data.formats import masks
 from convoy.models.data.formats.coding import Coding, source, two
 from convoy.models.data.formats.listing import SPLITS, Entries, Entry, Listing, check_complete
-from convoy.models.data.names import one
-from convoy.models.data.reading import moments, read
-from convoy.models.data.scan import Facts
+from convoy.models.data.names import nfc
+from convoy.models.data.reading import Facts, moments, read
 from convoy.models.errors import BadData
 from convoy.service.metadata import Task
 
@@ -78,7 +77,7 @@ def split(
     task differ."""
     if found.task != task:
         raise BadData(f"{root} is data for {found.task}, want some for {task}")
-    if found.labels is not None and [one(label) for label in found.labels] != [one(label) for label in labels]:
+    if found.labels is not None and [nfc(label) for label in found.labels] != [nfc(label) for label in labels]:
         raise BadData(f"{root} has the classes {_brief(found.labels)}, the network was trained with {_brief(labels)}")
     sound, faults = _sound(root, [(name, entry) for entry in found.entries[name]], coding)
     if found.task == "segmentation" and coding is None and _maybe_painted(sound, labels):
@@ -116,7 +115,7 @@ class FolderSplit:
     def name(self, index: int) -> str:
         """Returns the path of an image, relative to the data set."""
         path, root = self.entries[index].image, self.root if self.root.is_dir() else self.root.parent
-        return in_words(path.relative_to(root) if path.is_relative_to(root) else path)
+        return printable(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
 def _all(found: Listing) -> list[tuple[SplitName, Entry]]:
@@ -146,7 +145,9 @@ def _painted(root: Path, labels: Sequence[str] | None, sound: Sound) -> Coding |
     if len(used) != 2 or used[0] != 0 or used[1] <= MANY_MISSING or (labels is not None and len(labels) != 2):
         return None
     coding = two(used[1])
-    remark(f"the masks of {root} have the values 0 and {used[1]}, read as the classes 0 and 1 (--mask-values {coding})")
+    print_once(
+        f"the masks of {root} have the values 0 and {used[1]}, read as the classes 0 and 1 (--mask-values {coding})"
+    )
     return coding
 
 

@@ -16,11 +16,11 @@ from convoy.models.data.formats.listing import (
     Entry,
     Listing,
     class_names,
-    shared,
+    split_as_specified,
+    split_by_name,
     text,
-    told,
 )
-from convoy.models.data.names import one, there
+from convoy.models.data.names import existing, nfc
 from convoy.models.errors import BadData
 
 SUFFIX = ".csv"
@@ -53,8 +53,8 @@ def listing(file: Path) -> Listing:
     faults: list[Fault] = []
     named: dict[SplitName | None, list[tuple[str, Entry]]] = {split: [] for split in (*SPLITS, None)}
     for row in rows:
-        target = there(file.parent / row.target) if task == "mask" else numbers[row.target]
-        entry = Entry(there(file.parent / row.path), target)
+        target = existing(file.parent / row.target) if task == "mask" else numbers[row.target]
+        entry = Entry(existing(file.parent / row.path), target)
         missing = [path for path in entry if isinstance(path, Path) and not path.is_file()]
         if missing:
             faults.append(Fault(missing[0], f"there is no file {missing[0]}, which {file} names"))
@@ -68,8 +68,8 @@ def listing(file: Path) -> Listing:
 def _entries(rows: list[Row], named: dict[SplitName | None, list[tuple[str, Entry]]]) -> Entries:
     given = {row.split for row in rows}
     if given == {None}:
-        return shared(named[None])
-    return told({split: named[split] for split in SPLITS if split in given or split == "train"})
+        return split_by_name(named[None])
+    return split_as_specified({split: named[split] for split in SPLITS if split in given or split == "train"})
 
 
 def _rows(file: Path) -> tuple[str, list[Row]]:
@@ -88,10 +88,10 @@ def _rows(file: Path) -> tuple[str, list[Row]]:
             want = f"want {len(columns)}: a comma within a name needs quotation marks around it"
             raise BadData(f"line {line} of {file} has {len(cells)} values, {want}")
         row = _row(file, line, kinds[0], dict(zip(columns, cells, strict=False)), "split" in columns)
-        if one(row.path) in lines:
-            before = lines[one(row.path)]
+        if nfc(row.path) in lines:
+            before = lines[nfc(row.path)]
             raise BadData(f"line {line} of {file} names {row.path!r}, as line {before} does, want it once")
-        lines[one(row.path)] = line
+        lines[nfc(row.path)] = line
         rows.append(row)
     return kinds[0], rows
 
@@ -129,7 +129,7 @@ def _row(file: Path, line: int, kind: str, cells: dict[str, str], divided: bool)
         if "\n" in value:
             want = "want it closed on its line or taken out"
             raise BadData(f"line {line} of {file} opens a quotation mark in its {name}, {want}")
-    target = one(values[kind]) if kind == "label" else values[kind]
+    target = nfc(values[kind]) if kind == "label" else values[kind]
     if not divided:
         return Row(values["path"], target, None)
     if values["split"].lower() not in SPLIT_NAMES:

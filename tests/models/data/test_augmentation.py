@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
 
-from convoy.models.data.augment import mixup
-from convoy.models.data.augmentation import augmented, check, window, zoomed
+from convoy.models.data.augmentation import augmented, check, mixup, window, zoomed
 from convoy.models.data.batches import loader
 from convoy.models.data.contact_sheet import SIDE, Tile, sheet
 from convoy.models.data.dataset import IGNORE

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from convoy.models.data import bad_files
-from convoy.models.data.bad_files import Fault, refuse, tell
+from convoy.models.data.bad_files import Fault, print_faults, raise_first
 from convoy.models.data.formats import sources
 from convoy.models.data.formats.listing import SPLITS
 from convoy.models.data.registry import data_set
@@ -20,7 +20,7 @@ from tests.models.training.test_train import same
 @pytest.fixture(autouse=True)
 def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process of its own, as a command is."""
-    monkeypatch.setattr(bad_files, "_told", set())
+    monkeypatch.setattr(bad_files, "_printed", set())
 
 
 def spoil(root: Path) -> int:
@@ -34,7 +34,7 @@ def spoil(root: Path) -> int:
 
 def test_bad_files_are_named_with_the_reason_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_masks(tmp_path / "squares")
-    whole = {split: len(sources.load(root, refuse).split(split)) for split in SPLITS}
+    whole = {split: len(sources.load(root, raise_first).split(split)) for split in SPLITS}
     bad = spoil(root)
     data = data_set(str(root))
     err = capsys.readouterr().err
@@ -63,10 +63,10 @@ def test_bad_files_are_told_once_however_often_the_data_are_read(
 def test_one_process_of_a_host_speaks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.setenv(name, "1")
-    tell([Fault(Path("a"), "a is bad")], 9)
+    print_faults([Fault(Path("a"), "a is bad")], 9)
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("LOCAL_RANK", "0")
-    tell([Fault(Path("a"), "a is bad")], 9)
+    print_faults([Fault(Path("a"), "a is bad")], 9)
     assert capsys.readouterr().err.startswith("left out: a is bad\nleft out 1 of 9 pictures")
 
 
@@ -74,7 +74,7 @@ def test_rank_that_is_left_over_silences_nobody(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
-    tell([Fault(Path("a"), "a is bad")], 9)
+    print_faults([Fault(Path("a"), "a is bad")], 9)
     assert capsys.readouterr().err.startswith("left out: a is bad\n")
 
 
@@ -145,7 +145,7 @@ def test_evaluation_leaves_bad_files_out_unless_it_is_strict(
     assert cli.run(["train", "lenet5", "--data", "shades", "--epochs", "1"]) == 0
     evaluate = ["evaluate", "runs/lenet5-shades/last.ckpt"]
     assert cli.run([*evaluate, "--strict"]) == 0
-    split = sources.load(root, refuse).split("test")
+    split = sources.load(root, raise_first).split("test")
     (root / split.name(0)).write_bytes(b"nothing")  # type: ignore[attr-defined]
     capsys.readouterr()
     assert cli.run(evaluate) == 0

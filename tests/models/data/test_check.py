@@ -18,7 +18,7 @@ from tests.models.own_data import write_cifar10, write_idx, write_voc
 
 @pytest.fixture(autouse=True)
 def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bad_files, "_told", set())
+    monkeypatch.setattr(bad_files, "_printed", set())
 
 
 def checked(root: Path, capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, dict[str, object]]:

@@ -5,8 +5,7 @@ import time
 import pytest
 import torch
 
-from convoy.models.data.batches import SameSize
-from convoy.models.data.loading import WHOLE, Batch, Loader, Share
+from convoy.models.data.batches import WHOLE, Batch, Loader, SameSize, Share
 
 SIZES = [(4, 4)] * 13 + [(4, 8)] * 6
 

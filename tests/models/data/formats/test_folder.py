@@ -12,12 +12,11 @@ import pytest
 from PIL import Image
 
 from convoy.models.data import picture
-from convoy.models.data.bad_files import refuse
+from convoy.models.data.bad_files import raise_first
 from convoy.models.data.dataset import DataSet, Split
 from convoy.models.data.formats import sources
-from convoy.models.data.formats.listing import SPLITS
-from convoy.models.data.registry import data_set, held_out, resolve, shown
-from convoy.models.data.splits import share, shares
+from convoy.models.data.formats.listing import SPLITS, assigned_split, assigned_splits
+from convoy.models.data.registry import data_set, display_name, held_out, resolve
 from convoy.models.errors import BadData, BadTraining
 from convoy.service import cli, metadata
 
@@ -27,7 +26,7 @@ COUNT = 40
 
 
 def load(root: Path) -> DataSet:
-    return sources.load(root, refuse)
+    return sources.load(root, raise_first)
 
 
 def write_masks(root: Path, count: int = COUNT) -> Path:
@@ -101,12 +100,12 @@ def test_names_decide_on_the_split_and_keep_it(tmp_path: Path) -> None:
 def test_shares_are_about_70_10_and_20_percent() -> None:
     counts = dict.fromkeys(SPLITS, 0)
     for number in range(5000):
-        counts[share(f"picture-{number}")] += 1
+        counts[assigned_split(f"picture-{number}")] += 1
     assert counts["train"] == pytest.approx(3500, abs=120)
     assert counts["validation"] == pytest.approx(500, abs=80)
     assert counts["test"] == pytest.approx(1000, abs=100)
     # As it was when it was made: with another one, what was held out would have been trained on.
-    assert [share(name) for name in ("p0", "p1", "p2", "p3")] == ["test", "train", "validation", "validation"]
+    assert [assigned_split(name) for name in ("p0", "p1", "p2", "p3")] == ["test", "train", "validation", "validation"]
 
 
 def test_lists_decide_on_the_split_where_there_are_some(tmp_path: Path) -> None:
@@ -150,7 +149,7 @@ def test_pictures_of_a_split_are_read_once_and_when_they_are_asked_for(
         return real(path, colour)  # type: ignore[arg-type]
 
     monkeypatch.setattr(picture, "read", counting)
-    pictures: Split = sources.split(root, "test", "segmentation", "RGB", ["a", "b", "c"], refuse)
+    pictures: Split = sources.split(root, "test", "segmentation", "RGB", ["a", "b", "c"], raise_first)
     # Once to know that they are sound, and only those that were asked for.
     assert sorted(read) == sorted(entry.image for entry in pictures.entries)  # type: ignore[attr-defined]
     assert [pictures.size(index) for index in range(len(pictures))]
@@ -174,7 +173,7 @@ def test_subfolders_are_classes(tmp_path: Path, mode: str) -> None:
 def test_one_colour_picture_makes_all_of_them_colour(tmp_path: Path) -> None:
     root = write_classes(tmp_path, mode="L")
     # Of the training split, which decides.
-    name = next(number for number in range(20) if share(f"dark/{number}.png") == "train")
+    name = next(number for number in range(20) if assigned_split(f"dark/{number}.png") == "train")
     Image.new("RGB", (5, 5), (10, 20, 30)).save(root / "dark" / f"{name}.png")
     assert load(root).colour == "RGB"
 
@@ -366,7 +365,7 @@ def test_few_pictures_of_a_class_are_there_to_train_and_to_test_with(tmp_path: P
     assert len(found["validation"]) >= 1
     # Where there are enough, names alone decide.
     many = [f"picture-{number}" for number in range(100)]
-    assert shares([many]) == {name: share(name) for name in many}
+    assert assigned_splits([many]) == {name: assigned_split(name) for name in many}
 
 
 def test_link_that_leads_nowhere_and_picture_of_an_unknown_kind_are_told(
@@ -397,7 +396,7 @@ def test_a_name_is_a_data_set_and_a_path_is_a_folder(tmp_path: Path, monkeypatch
     write_classes(tmp_path / "aerial")
     assert resolve("aerial") == "aerial"
     assert resolve("./aerial") == str(tmp_path / "aerial")
-    assert shown(resolve("./aerial")) == "aerial"
+    assert display_name(resolve("./aerial")) == "aerial"
     assert data_set(resolve("./aerial")).labels == ["dark", "light"]
     with pytest.raises(BadTraining, match=r"data set 'mnist', want one of: digits, .*; or a folder"):
         resolve("mnist")

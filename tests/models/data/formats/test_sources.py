@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convoy.models.data.bad_files import refuse
+from convoy.models.data.bad_files import raise_first
 from convoy.models.data.dataset import DataSet
 from convoy.models.data.formats import sources, voc
-from convoy.models.data.formats.listing import SPLITS
-from convoy.models.data.registry import data_set, held_out, resolve, shown
-from convoy.models.data.splits import validating
+from convoy.models.data.formats.listing import SPLITS, for_validation
+from convoy.models.data.registry import data_set, display_name, held_out, resolve
 from convoy.models.errors import BadData, BadTraining
 from convoy.service import cli
 from tests.models.data.formats.test_folder import write_classes
@@ -22,7 +21,7 @@ from tests.models.own_data import cifar10_records, write_cifar10, write_idx, wri
 
 
 def load(path: Path) -> DataSet:
-    return sources.load(path, refuse)
+    return sources.load(path, raise_first)
 
 
 def names(data: DataSet) -> dict[str, list[str]]:
@@ -51,8 +50,8 @@ def test_idx_pictures_to_validate_with_are_told_by_their_numbers_alone(tmp_path:
 
 
 def test_a_tenth_of_what_is_to_be_trained_with_is_put_aside() -> None:
-    assert sum(validating([f"train {number}" for number in range(60_000)])) == pytest.approx(6000, abs=250)
-    assert sum(validating(["a", "b", "c"])) == 1
+    assert sum(for_validation([f"train {number}" for number in range(60_000)])) == pytest.approx(6000, abs=250)
+    assert sum(for_validation(["a", "b", "c"])) == 1
 
 
 def test_idx_classes_have_names_where_a_file_says_so(tmp_path: Path) -> None:
@@ -243,7 +242,7 @@ def test_table_says_the_split_where_it_has_such_a_column(tmp_path: Path) -> None
     rows = [f"{row},{'test' if number % 4 < 2 else 'train'}" for number, row in enumerate(ROWS)]
     found = names(load(write_table(tmp_path, rows, "path,label,split")))
     given = sorted(row.split(",")[0] for row in rows if row.endswith("train"))
-    assert found["validation"] == [name for name, away in zip(given, validating(given), strict=True) if away]
+    assert found["validation"] == [name for name, away in zip(given, for_validation(given), strict=True) if away]
     assert len(found["test"]) == 20
 
 
@@ -323,7 +322,7 @@ def test_folders_to_train_and_to_test_with_need_none_to_validate_with(tmp_path: 
     assert len(found["test"]) == 6
     there = [f"{label}/{number}.png" for label in ("dark", "light") for number in range(40)]
     assert {name.removeprefix("train/") for name in found["validation"]} == {
-        name for name, away in zip(there, validating(there), strict=True) if away
+        name for name, away in zip(there, for_validation(there), strict=True) if away
     }
 
 
@@ -333,7 +332,7 @@ def test_table_is_data_by_its_path_and_shown_without_its_ending(
     monkeypatch.chdir(tmp_path)
     write_table(tmp_path, ROWS, name="pets.csv")
     assert resolve("pets.csv") == str(tmp_path / "pets.csv")
-    assert shown(resolve("pets.csv")) == "pets"
+    assert display_name(resolve("pets.csv")) == "pets"
     assert data_set(resolve("pets.csv")).labels == ["cat", "dog"]
     (tmp_path / "pets.csv").rename(tmp_path / "animals.csv")
     with pytest.raises(BadTraining, match=r"there is no file .*pets\.csv any more"):

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from convoy.models.data import picture, scan
+from convoy.models.data import picture, reading
 from convoy.models.data.bad_files import Fault
 from convoy.models.data.formats.listing import Entry
-from convoy.models.data.reading import read
-from convoy.models.data.scan import SETTLED_NS, Facts
+from convoy.models.data.reading import SETTLED_NS, Facts, read
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +38,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def later(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some seconds after the files were written."""
     now = time.time_ns
-    monkeypatch.setattr(scan.time, "time_ns", lambda: now() + 2 * SETTLED_NS)
+    monkeypatch.setattr(reading.time, "time_ns", lambda: now() + 2 * SETTLED_NS)
 
 
 def write(root: Path, count: int = 4) -> list[Entry]:
@@ -123,13 +122,13 @@ def test_notes_are_of_this_version_and_of_pictures_that_are_there(
     entries = write(tmp_path / "data")
     read(tmp_path / "data", entries)
     entries[3].image.unlink()
-    monkeypatch.setattr(scan, "VERSION", "another")
+    monkeypatch.setattr(reading, "VERSION", "another")
     read(tmp_path / "data", entries[:3])
     assert len(opened) == 7
-    assert len(scan.load(tmp_path / "data", None).pictures) == 3
+    assert len(reading.load_notes(tmp_path / "data", None).pictures) == 3
     (file,) = cache.iterdir()
     file.write_bytes(b"nothing")
-    assert not scan.load(tmp_path / "data", None).pictures
+    assert not reading.load_notes(tmp_path / "data", None).pictures
 
 
 @pytest.mark.usefixtures("later")
