@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from convoy.models.recipe import Recipe
+from convoy.models.settings import Recipe
 from convoy.models.training.run import Note, RunFolder, Settings
 from convoy.service import cli
 

@@ -18,7 +18,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from convoy.models import registry, runtime, zoo
-from convoy.models.analysis.operation import FREE_SIDE
+from convoy.models.analysis.operators import FREE_SIDE
 from convoy.models.analysis.summary import totals
 from convoy.models.data.builtin.generated import generated
 from convoy.models.export.export import Exported, export

@@ -18,7 +18,7 @@ import matplotlib as mpl
 import msgspec
 from matplotlib.figure import Figure
 
-from convoy.models import threads
+from convoy.models import runtime
 from convoy.models.analysis.summary import totals
 from convoy.models.evaluation.evaluate import evaluate_file
 from convoy.models.training.run import RunFolder, Settings, default_settings
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path, metavar="RUNS")
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     arguments = parser.parse_args()
-    threads.limit()
+    runtime.limit_threads()
     by_depth = [result(network, data, arguments.runs) for network in BY_DEPTH for data in DATA]
     by_parameters = [result(network, "digits", arguments.runs) for network in BY_PARAMETERS]
     draw(by_depth, "depth", arguments.folder / "experiment-depth.png")

@@ -13,8 +13,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.shape_inference import InferenceError
 
 from convoy.models.analysis.onnx_operators import Node, Shape, check, describe
-from convoy.models.analysis.operation import FREE_SIDE, Graph, Operation
-from convoy.models.analysis.operators import Act, by
+from convoy.models.analysis.operators import FREE_SIDE, Act, Graph, Operation, by
 from convoy.models.errors import BadNetworkFile, ImpossibleLayer, NothingLeft
 from convoy.service import metadata
 

@@ -1,15 +1,19 @@
-"""The effect of each kind of operation on shape, cost and receptive field, shared by all readers."""
+"""Operations of a network, independent of its source format: the effect of each kind on shape, cost and receptive
+field, and a network as a list of operations."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Literal
 
+from convoy.models.analysis import receptive_field
 from convoy.models.analysis.reach import Reach, bins, resized, spread, whole, window
-from convoy.models.analysis.receptive_field import Permuted, Reached, Reshaped, Step
+from convoy.models.analysis.receptive_field import Permuted, Reached, Reshaped, Sight, Step
 from convoy.models.errors import ImpossibleLayer, NothingLeft
 
 Shape = Sequence[int]
+
+FREE_SIDE = 256  # pixels: the side used for a network of any size if none is given
 
 
 @dataclass(frozen=True)
@@ -213,6 +217,41 @@ def once(numbers: Sequence[object]) -> str:
     return str(numbers[0]) if len(set(numbers)) == 1 else by(numbers)
 
 
+@dataclass(frozen=True)
+class Operation:
+    """One operation.
+
+    layer       the module it belongs to, or its name in the file
+    inputs      indices of the operations whose outputs it uses
+    shape       of its output
+    parameters  number of parameters it uses that no earlier operation uses
+    """
+
+    layer: str
+    act: Act
+    inputs: tuple[int, ...]
+    shape: tuple[int, ...]
+    parameters: int = 0
+
+
+@dataclass(frozen=True)
+class Graph:
+    """`operations[0]` is the image; `axes` are the dimensions that are its spatial axes. `idle` counts the parameters
+    that no operation uses, by their module."""
+
+    axes: tuple[int, ...]
+    operations: list[Operation]
+    idle: dict[str, int] = field(default_factory=dict)
+
+
+def receptive_fields(graph: Graph) -> list[Sight]:
+    """Returns the receptive field of each operation's output."""
+    seen = [receptive_field.of_image(graph.operations[0].shape, graph.axes)]
+    for operation in graph.operations[1:]:
+        seen.append(_receptive_field(operation, [seen[index] for index in operation.inputs]))
+    return seen
+
+
 def _all(dim: int, shape: Shape, size: int) -> Reached:
     return Reached(dim, whole(shape[dim]), size)
 
@@ -221,3 +260,16 @@ def _grouped(groups: int, channels: int) -> str:
     if groups == 1:
         return ""
     return "depthwise " if groups == channels else f"grouped ({groups}) "
+
+
+def _receptive_field(operation: Operation, inputs: list[Sight]) -> Sight:
+    act = operation.act
+    if not act.known:
+        return receptive_field.everything(inputs, operation.shape)
+    if not act.steps:
+        return receptive_field.together(inputs, operation.shape)
+    assert len(inputs) == 1
+    (seen,) = inputs
+    for step in act.steps:
+        seen = receptive_field.after(seen, step)
+    return seen

@@ -9,8 +9,7 @@ from torch import nn
 
 from convoy.models import checkpoint, paths, registry
 from convoy.models.analysis import onnx_reader, torch_reader
-from convoy.models.analysis.operation import FREE_SIDE, Graph
-from convoy.models.analysis.operators import by
+from convoy.models.analysis.operators import FREE_SIDE, Graph, by
 from convoy.models.analysis.rows import Anatomy, anatomy
 from convoy.models.errors import BadTraining, ImpossibleLayer, NothingLeft
 from convoy.models.registry import Architecture, Argument
@@ -20,7 +19,7 @@ Size = tuple[int, ...]
 
 
 class Totals(NamedTuple):
-    """Cost of a network at one image size; parameters are counted as in `convoy.models.parameters.count`."""
+    """Cost of a network at one image size; parameters are counted as in `convoy.models.analysis.torch_reader.count`."""
 
     parameters: int
     multiply_adds: int

@@ -5,18 +5,16 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from convoy.models.analysis.operation import Graph, Operation
-from convoy.models.analysis.operators import Act, by
+from convoy.models.analysis.operators import Act, Graph, Operation, by
 from convoy.models.analysis.torch_operators import Given, check, describe
 from convoy.models.errors import ImpossibleLayer, NothingLeft
-from convoy.models.parameters import moving_statistics
 
 ROOT = "forward"  # for operations in the network's own forward, outside of its modules
 
@@ -36,6 +34,32 @@ def read(network: nn.Module, shape: tuple[int, ...]) -> Graph:
         except RuntimeError as error:  # a case that `check` does not cover; the message is PyTorch's
             raise ImpossibleLayer(f"{watch.layer}: {str(error).splitlines()[0]}") from error
     return Graph(tuple(range(2, len(shape))), watch.operations, _idle(network, watch.idle))
+
+
+class Count(NamedTuple):
+    """`fixed` counts the moving statistics of batch normalisation: a mean and a variance per map, not trained."""
+
+    trainable: int
+    fixed: int
+
+    @property
+    def total(self) -> int:
+        return self.trainable + self.fixed
+
+
+def count(network: nn.Module) -> Count:
+    """Returns the number of parameters in a network, which may be on the meta device."""
+    trainable = sum(parameter.numel() for parameter in network.parameters())
+    return Count(trainable, sum(statistic.numel() for statistic in moving_statistics(network).values()))
+
+
+def moving_statistics(network: nn.Module) -> dict[str, Tensor]:
+    """Returns the running means and variances of batch normalisation, by name."""
+    # Its third buffer only counts batches and does not affect the output.
+    return {name: buffer for name, buffer in network.named_buffers() if name.endswith(_STATISTICS)}
+
+
+_STATISTICS = ("running_mean", "running_var")
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]

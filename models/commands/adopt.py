@@ -12,7 +12,7 @@ from convoy.models import paths
 from convoy.models.commands.options import check_there, parse_size
 from convoy.models.errors import BadNetworkFile
 from convoy.models.export import publish
-from convoy.models.onnx_import.wanted import Colour, Layout, Tail, Task, Wanted
+from convoy.models.settings import Colour, ImportOptions, Layout, Tail, Task
 from convoy.service.metadata import Fit, InputSpec
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def adopt(
     check_there(labels, palette)
     if repository is not None:
         publish.check_name(name or _name(file))
-    wanted = Wanted(
+    wanted = ImportOptions(
         task=task,
         labels=labels,
         palette=palette,

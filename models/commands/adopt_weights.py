@@ -49,7 +49,7 @@ def adopt_weights(
     check_there(labels)
 
     from convoy.models import checkpoint
-    from convoy.models.parameters import count
+    from convoy.models.analysis.torch_reader import count
     from convoy.models.pretrained.weights import adopt, read_labels
 
     adopted = adopt(

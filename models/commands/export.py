@@ -14,7 +14,7 @@ from convoy.models import paths
 from convoy.models.commands.options import check_data, checkpoint_of
 from convoy.models.errors import BadTraining, VariantRefused
 from convoy.models.export import publish
-from convoy.models.export.plan import DEFAULT, Plan
+from convoy.models.settings import DEFAULT_PLAN, Plan
 from convoy.service.metadata import Calibration, Precision
 
 if TYPE_CHECKING:
@@ -65,13 +65,13 @@ def export(
         typer.Option(
             metavar="X", min=0, max=1, help="How much of its top-1 or mean IoU a variant may lose, 0.01 is a point."
         ),
-    ] = DEFAULT.max_drop,
+    ] = DEFAULT_PLAN.max_drop,
     calibration: Annotated[
         Calibration, typer.Option(help="How the ranges of int8 follow from what the training images show.")
-    ] = DEFAULT.calibration,
+    ] = DEFAULT_PLAN.calibration,
     calibration_images: Annotated[
         int, typer.Option(metavar="N", min=1, help="From how many training images, evenly spread.")
-    ] = DEFAULT.calibration_images,
+    ] = DEFAULT_PLAN.calibration_images,
 ) -> None:
     """Export a trained network as an ONNX file that describes itself, if it answers as PyTorch does."""
     if all_variants and variant is not None:
@@ -132,7 +132,7 @@ def _again(checkpoint: Path, repository: Path, told: dict[str, str | None], plan
     planned = {
         f"--{name.replace('_', '-')}": str(value)
         for name, value in msgspec.structs.asdict(plan).items()
-        if value != getattr(DEFAULT, name)
+        if value != getattr(DEFAULT_PLAN, name)
     }
     options = [word for name, value in {**told, **planned}.items() if value is not None for word in (name, value)]
     return ["convoy", "export", str(checkpoint), "--repository", str(repository), *filter(None, options)]

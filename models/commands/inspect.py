@@ -46,20 +46,20 @@ def inspect(
     else:
         registry.merged(subject, given)
 
+    from convoy.models.analysis import rows
     from convoy.models.analysis.operators import by
     from convoy.models.analysis.summary import inspect_architecture, inspect_file
-    from convoy.models.visualize import layers
 
     if _is_file(subject):
         whole = inspect_file(Path(subject), sides)
     else:
         whole = inspect_architecture(subject, sides, classes, channels, given)
     print(f"{subject}, input {by(whole.image[1:])}")
-    table, console = layers.table(whole), Console()
+    table, console = rows.table(whole), Console()
     # The table keeps its full width on a narrower terminal, or without one: truncated figures would be useless.
     wide = Measurement.get(console, console.options.update(max_width=1000), table).maximum
     Console(width=max(console.width, wide)).print(table)
-    for note in layers.notes(whole):
+    for note in rows.notes(whole):
         print(note)
 
 

@@ -10,7 +10,7 @@ import msgspec
 import typer
 from msgspec.structs import replace
 
-from convoy.models import paths, registry, surroundings
+from convoy.models import launch, paths, registry
 from convoy.models.commands.options import (
     MaskColours,
     MaskValues,
@@ -24,8 +24,8 @@ from convoy.models.commands.options import (
 )
 from convoy.models.data.registry import DATA, display_name, resolve, resolve_replacement
 from convoy.models.errors import BadTraining, TrainingStopped
-from convoy.models.recipe import Augmentation, ClassWeights, Flip, Loss, Optimizer, Precision, Recipe, Schedule
 from convoy.models.registry import ARCHITECTURES
+from convoy.models.settings import Augmentation, ClassWeights, Flip, Loss, Optimizer, Precision, Recipe, Schedule
 from convoy.models.training.config import read as read_config
 from convoy.models.training.run import (
     HIGHEST_SEED,
@@ -181,7 +181,7 @@ def train(
     ] = False,
 ) -> None:
     """Train a network. What is not given is as the architecture's recipe has it, or as the resumed run was told."""
-    surroundings.forget_ranks()  # first, so that invalid ranks are reported before any file is read
+    launch.remove_stale_ranks()  # first, so that invalid ranks are reported before any file is read
     if resume is not None:
         _check_goes_on(
             {

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from convoy.models.data.dataset import IGNORE, DataSet
 from convoy.models.errors import BadTraining
-from convoy.models.recipe import Augmentation, Flip
+from convoy.models.settings import Augmentation, Flip
 
 Pixels = NDArray[np.uint8]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from convoy.models import surroundings
+from convoy.models import launch
 from convoy.models.errors import BadData
 
 
@@ -32,7 +32,7 @@ def print_faults(faults: Sequence[Fault], pictures: int) -> None:
     """Prints each fault to stderr, once per process however often the data is read, then the number of images left
     out."""
     # If several processes of a host read the same data, only the first prints.
-    if surroundings.local_rank() != 0:
+    if launch.local_rank() != 0:
         return
     new = [fault for fault in faults if fault.reason not in _printed]
     for fault in new:
@@ -44,7 +44,7 @@ def print_faults(faults: Sequence[Fault], pictures: int) -> None:
 
 def print_once(line: str) -> None:
     """Prints how the data was interpreted to stderr, once per process however often it is read."""
-    if surroundings.local_rank() == 0 and line not in _printed:
+    if launch.local_rank() == 0 and line not in _printed:
         print(line, file=sys.stderr)
         _printed.add(line)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from convoy.models.data.augmentation import augmented, window, zoomed
 from convoy.models.data.dataset import IGNORE, Split, Target
-from convoy.models.recipe import Augmentation
+from convoy.models.settings import Augmentation
 from convoy.service.metadata import InputSpec, TensorInput
 from convoy.service.preprocess import input_size, preprocess
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from convoy.models import whole_file
+from convoy.models import paths
 from convoy.models.data import picture
 from convoy.models.data.bad_files import Fault
 from convoy.models.data.dataset import IGNORE
@@ -109,7 +109,7 @@ def save_notes(root: Path, coding: Coding | None, notes: Notes) -> None:
     with contextlib.suppress(OSError, RuntimeError):
         file = _cache_file(root, coding)
         file.parent.mkdir(parents=True, exist_ok=True)
-        whole_file.write(file, msgspec.msgpack.encode(Notes(VERSION, there)))
+        paths.write_atomically(file, msgspec.msgpack.encode(Notes(VERSION, there)))
 
 
 def stamps_of(entry: Entry) -> Stamps:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from convoy.models import late
+from convoy.models import registry
 from convoy.models.data.bad_files import Report, print_faults, raise_first
 from convoy.models.data.formats import table
 from convoy.models.data.formats.coding import Coding, of_source, source
@@ -20,7 +20,7 @@ def _built_in(path: str) -> "Callable[[], DataSet]":
     the data is loaded."""
 
     def load_built_in() -> "DataSet":
-        data: DataSet = late.named(f"data.builtin.{path}")()
+        data: DataSet = registry.imported(f"data.builtin.{path}")()
         return data
 
     return load_built_in

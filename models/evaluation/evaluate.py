@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from convoy.models import threads
+from convoy.models import runtime
 from convoy.models.checkpoint import Description
 from convoy.models.data.batches import Batch, indexed
 from convoy.models.data.dataset import IGNORE, Split, SplitName
@@ -70,7 +70,7 @@ def evaluate_file(
 ) -> Evaluation:
     """Evaluates a checkpoint or exported file on the whole test split of its data, or of other data with the same
     classes. Raises BadCheckpoint, BadNetworkFile, BadTraining, BadData."""
-    threads.limit()
+    runtime.limit_threads()
     return measure(of_path(path, data), bounds=bounds, strict=strict)
 
 
@@ -87,7 +87,7 @@ def measure(
     `bounds` are the sides in pixels that divide images into slices by size; by default thirds. An unreadable picture is
     skipped; with `strict` it raises BadData.
     """
-    threads.limit()
+    runtime.limit_threads()
     images = network.split(split, strict)
     places, slices = _places(images, network, bounds)
     whole = _Tally(network)

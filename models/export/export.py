@@ -16,14 +16,14 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from convoy.models import checkpoint, threads
+from convoy.models import checkpoint, runtime
 from convoy.models.checkpoint import Description
 from convoy.models.data.registry import display_name, resolve_replacement
 from convoy.models.errors import VariantRefused
 from convoy.models.evaluation.evaluate import evaluate
 from convoy.models.export import parity, publish, variants
-from convoy.models.export.plan import DEFAULT, Plan
 from convoy.models.graph import served
+from convoy.models.settings import DEFAULT_PLAN, Plan
 from convoy.service import metadata
 from convoy.service.metadata import AxisName, Document, Parity, Precision, Provenance, Variant
 from convoy.service.repository import MODEL_FILE
@@ -67,7 +67,7 @@ def export(
     name: str | None = None,
     data: str | None = None,
     precision: Precision = "fp32",
-    plan: Plan = DEFAULT,
+    plan: Plan = DEFAULT_PLAN,
 ) -> Exported:
     """Exports the network of a checkpoint as the next version of a model, by default named for its architecture.
 
@@ -98,7 +98,7 @@ def trace(path: Path, data: str | None = None) -> Traced:
 
     Raises BadCheckpoint, BadTraining, BadData, ParityRefused.
     """
-    threads.limit()
+    runtime.limit_threads()
     description, network = checkpoint.load(path)
     if data is not None:
         description = msgspec.structs.replace(description, data=data and resolve_replacement(data, description.data))

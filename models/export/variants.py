@@ -17,7 +17,7 @@ from convoy.models.export.calibration import Inputs
 from convoy.models.export.comparison import Quality
 from convoy.models.export.fp16 import halved
 from convoy.models.export.int8 import quantised
-from convoy.models.export.plan import Plan
+from convoy.models.settings import Plan
 from convoy.service.metadata import Precision, Variant
 
 HALF_IMAGES = 32  # images that determine which values are too large for half precision

@@ -17,10 +17,10 @@ from convoy.models.onnx_import.front import Front
 from convoy.models.onnx_import.look import CHANNELS, Found, Tensor
 from convoy.models.onnx_import.original import Original, noise, session, words
 from convoy.models.onnx_import.palette import read_palette
-from convoy.models.onnx_import.wanted import Layout, Size, Wanted
 from convoy.models.onnx_import.wrap import wrapped
 from convoy.models.pretrained.weights import read_labels
 from convoy.models.runtime import Session
+from convoy.models.settings import ImportOptions, Layout, Size
 from convoy.service import metadata
 from convoy.service.metadata import Document, InputSpec, Provenance
 
@@ -37,7 +37,7 @@ class Adopted(NamedTuple):
     confident: bool
 
 
-def adopt(found: Found, source: str, repository: Path, name: str, wanted: Wanted) -> Adopted:
+def adopt(found: Found, source: str, repository: Path, name: str, wanted: ImportOptions) -> Adopted:
     """Writes the network with the given specification as the next version of the model `name`, if its outputs match the
     file's. `source` is the file's name, for the metadata. Raises BadModelName, BadNetworkFile, BadWeights,
     ParityRefused; then nothing is written. The file itself is never changed."""
@@ -75,7 +75,7 @@ def chosen(found: Found, name: str | None) -> Tensor:
     raise BadNetworkFile(f"--output {name!r}, want one of {', '.join(tensor.name for tensor in found.outputs)}")
 
 
-def _channels(found: Found, layout: Layout, wanted: Wanted) -> int:
+def _channels(found: Found, layout: Layout, wanted: ImportOptions) -> int:
     side = found.input.shape[1 if layout == "NCHW" else 3]
     given = None if wanted.colour is None else 1 if wanted.colour == "L" else 3
     channels = side if isinstance(side, int) else given
@@ -86,7 +86,7 @@ def _channels(found: Found, layout: Layout, wanted: Wanted) -> int:
     return channels
 
 
-def _front(found: Found, layout: Layout, channels: int, wanted: Wanted) -> Front | None:
+def _front(found: Found, layout: Layout, channels: int, wanted: ImportOptions) -> Front | None:
     told = {"--mean": wanted.mean, "--std": wanted.std, "--scale": wanted.scale}
     names = " and ".join(name for name, value in told.items() if value is not None)
     as_served = found.input.dtype == "uint8" and layout == "NHWC" and wanted.colour != "BGR"
@@ -121,7 +121,7 @@ def _each(option: str, values: Sequence[float], channels: int) -> tuple[float, .
     return tuple(values) if len(values) == channels else tuple(values) * channels
 
 
-def _size(found: Found, layout: Layout, wanted: Wanted) -> Size | None:
+def _size(found: Found, layout: Layout, wanted: ImportOptions) -> Size | None:
     sides = found.input.shape[2:4] if layout == "NCHW" else found.input.shape[1:3]
     given: Sequence[int | str] = sides if wanted.size is None else wanted.size
     if any(isinstance(side, int) and side != told for side, told in zip(sides, given, strict=True)):
@@ -143,7 +143,7 @@ def _or_none(sides: Sequence[int | str]) -> str:
 
 
 def _document(
-    found: Found, source: str, answer: Answer, labels: list[str] | None, spec: InputSpec, wanted: Wanted
+    found: Found, source: str, answer: Answer, labels: list[str] | None, spec: InputSpec, wanted: ImportOptions
 ) -> Document:
     classes = answer.classes
     if labels is not None and len(labels) != classes:
@@ -160,7 +160,7 @@ def _document(
         raise BadNetworkFile(f"cannot be served so: {error}") from None
 
 
-def _spec(running: Session, size: Size | None, channels: int, wanted: Wanted) -> InputSpec:
+def _spec(running: Session, size: Size | None, channels: int, wanted: ImportOptions) -> InputSpec:
     colour: Literal["RGB", "L"] = "RGB" if channels == 3 else "L"
     if size is not None:
         if wanted.fit == "pad":

@@ -9,7 +9,7 @@ from scipy.special import expit, softmax
 from convoy.models.errors import BadNetworkFile
 from convoy.models.onnx_import.look import Tensor, likely_task
 from convoy.models.onnx_import.original import Original, noise
-from convoy.models.onnx_import.wanted import Size, Tail, Task
+from convoy.models.settings import Size, Tail, Task
 
 Values = Literal["logits", "probabilities", "indices"]
 

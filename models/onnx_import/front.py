@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from convoy.models.onnx_import.wanted import Layout
+from convoy.models.settings import Layout
 from convoy.service import metadata
 
 

@@ -11,7 +11,7 @@ from onnx import TensorProto, ValueInfoProto, helper
 from convoy.models import paths
 from convoy.models.analysis.onnx_reader import free_negative_sides
 from convoy.models.errors import BadNetworkFile
-from convoy.models.onnx_import.wanted import Layout, Task
+from convoy.models.settings import Layout, Task
 from convoy.service import metadata
 
 CHANNELS = (1, 3)  # of served images

@@ -11,8 +11,8 @@ from convoy.models.errors import BadNetworkFile
 from convoy.models.onnx_import.front import Front
 from convoy.models.onnx_import.look import Found, Tensor
 from convoy.models.onnx_import.names import PREFIX
-from convoy.models.onnx_import.wanted import Size
 from convoy.models.runtime import Session
+from convoy.models.settings import Size
 
 
 class Original:

@@ -7,7 +7,7 @@ import onnx
 from convoy.models.errors import BadNetworkFile
 from convoy.models.onnx_import.names import PREFIX
 from convoy.models.onnx_import.original import noise, session, words
-from convoy.models.onnx_import.wanted import Size
+from convoy.models.settings import Size
 from convoy.service import metadata
 
 BATCHES = (1, 3)  # batch sizes tested

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from convoy.models import late
+from convoy.models import registry
 from convoy.models.pretrained.preprocessing import PixelForm
 from convoy.models.registry import Argument
 
@@ -33,7 +33,7 @@ class Published:
     arguments: Mapping[str, Argument] = field(default_factory=dict)
 
     def entries(self, network: "nn.Module") -> "list[Entry]":
-        found: list[Entry] = late.named(f"pretrained.{self.order}")(network)
+        found: list[Entry] = registry.imported(f"pretrained.{self.order}")(network)
         return found
 
 
@@ -53,7 +53,7 @@ class PublishedState:
     pixels: PixelForm = "imagenet"
 
     def renaming(self) -> "Rename":
-        found: Rename = late.named(f"pretrained.{self.rename}")
+        found: Rename = registry.imported(f"pretrained.{self.rename}")
         return found
 
 

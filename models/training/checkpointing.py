@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from convoy.models import whole_file
+from convoy.models import paths
 from convoy.models.training.run import RunFolder
 
 MONITOR = "validation_loss"
@@ -35,7 +35,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         path.parent.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()
         torch.save(checkpoint, content)
-        whole_file.write(path, content.getbuffer())
+        paths.write_atomically(path, content.getbuffer())
 
 
 class Kept(ModelCheckpoint):

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import tomli_w
 
-from convoy.models import whole_file
+from convoy.models import paths
 from convoy.models.errors import BadTraining
 from convoy.models.training.run import Settings
 from convoy.service.text import decoded
@@ -19,7 +19,7 @@ HEADER = """\
 
 def write(path: Path, settings: Settings) -> None:
     """Writes the settings, without those that are None."""
-    whole_file.write(path, (HEADER + tomli_w.dumps(_given(msgspec.to_builtins(settings)))).encode())
+    paths.write_atomically(path, (HEADER + tomli_w.dumps(_given(msgspec.to_builtins(settings)))).encode())
 
 
 def read(path: Path) -> Settings:

@@ -10,12 +10,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch import distributed as dist
 
-from convoy.models import surroundings
+from convoy.models import launch
 
 
 def launched() -> tuple[int, int] | None:
     """Returns the processes per host and the number of hosts under torchrun; None if torchrun did not start this."""
-    if not surroundings.by_torchrun():
+    if not launch.by_torchrun():
         return None
     here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
     return here, everywhere // here
@@ -24,13 +24,13 @@ def launched() -> tuple[int, int] | None:
 def settle() -> None:
     """Trains alone if this process was started by hand, whatever the environment contains. Raises BadTraining if a
     launcher other than torchrun started several processes."""
-    if surroundings.forget_ranks():
+    if launch.remove_stale_ranks():
         rank_zero_only.rank = 0  # type: ignore[attr-defined]  # Lightning read it at import
 
 
 def environment() -> list[ClusterEnvironment]:
     """Returns Lightning's source of ranks: torchrun, or else only Convoy itself, not a cluster's scheduler."""
-    return [] if surroundings.by_torchrun() else [LightningEnvironment()]
+    return [] if launch.by_torchrun() else [LightningEnvironment()]
 
 
 def is_first() -> bool:

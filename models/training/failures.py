@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from convoy.models.recipe import Recipe
+from convoy.models.settings import Recipe
 
 # torch's messages when CPU memory is insufficient, and its libraries' names when another process has died.
 NO_MEMORY = ("can't allocate memory", "not enough memory")

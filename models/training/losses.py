@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from convoy.models.recipe import Loss
+from convoy.models.settings import Loss
 
 LOSSES: tuple[Loss, ...] = get_args(Loss)
 Everywhere = Callable[[Tensor], Tensor]

@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from convoy.models import whole_file
+from convoy.models import paths
 from convoy.models.errors import BadRun
 
 FILE = "metrics.csv"
@@ -30,4 +30,4 @@ def write(path: Path, rows: list[Row]) -> None:
     writer = csv.DictWriter(text, list(columns))
     writer.writeheader()
     writer.writerows({name: f"{value:.8g}" for name, value in row.items()} for row in rows)
-    whole_file.write(path, text.getvalue().encode())
+    paths.write_atomically(path, text.getvalue().encode())

@@ -16,7 +16,7 @@ from convoy.models.data.augmentation import Mixed, mixup
 from convoy.models.data.batches import Batch, Loader
 from convoy.models.data.dataset import IGNORE, DataSet
 from convoy.models.evaluation.metrics import LEADING, measures
-from convoy.models.recipe import Recipe
+from convoy.models.settings import Recipe
 from convoy.models.training import losses, resuming, schedules, transfer
 from convoy.models.training.distributed import add_up, put_together, several
 from convoy.models.training.lone_images import normalise_by_the_run

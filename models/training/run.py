@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from convoy.models import registry, whole_file
+from convoy.models import paths, registry
 from convoy.models.errors import BadRun, BadTraining
-from convoy.models.recipe import Recipe
 from convoy.models.registry import Argument
+from convoy.models.settings import Recipe
 
 PACKAGE = Path(__file__).parents[1]
 DEFAULT_SEED = 0
@@ -118,7 +118,7 @@ class RunFolder:
             return None
 
     def write(self, note: Note) -> None:
-        whole_file.write(self.note, msgspec.json.format(msgspec.json.encode(note)))
+        paths.write_atomically(self.note, msgspec.json.format(msgspec.json.encode(note)))
 
     def clear(self) -> None:
         """Removes the checkpoints of an earlier run, so that they are not used by mistake."""

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 
-from convoy.models import checkpoint, registry, surroundings, threads
+from convoy.models import checkpoint, launch, registry, runtime
 from convoy.models.analysis.summary import inspect_architecture
 from convoy.models.checkpoint import Description
 from convoy.models.data.augmentation import check
@@ -22,7 +22,7 @@ from convoy.models.data.batches import WHOLE, Loader, Share, loader
 from convoy.models.data.dataset import DataSet
 from convoy.models.data.registry import DATA, data_set
 from convoy.models.errors import BadTraining, TrainingStopped
-from convoy.models.recipe import Recipe
+from convoy.models.settings import Recipe
 from convoy.models.training import config, failures, logs, resuming, transfer
 from convoy.models.training.averaging import averaging
 from convoy.models.training.checkpointing import MONITOR, WholeCheckpoints, checkpoints
@@ -216,7 +216,7 @@ def fit(
     resume: Path | None = None,
 ) -> None:
     """Trains on the training split, on this process's part of each batch."""
-    threads.limit(trainer.num_devices)
+    runtime.limit_threads(trainer.num_devices)
     share = Share(trainer.global_rank, trainer.world_size)
     workers = _workers(settings.data, machine, trainer.num_devices)
     to_train = training_batches(training.description, data, settings, workers, share)
@@ -260,7 +260,7 @@ def trainer_options(recipe: Recipe, machine: Machine) -> dict[str, Any]:
         raise BadTraining(f"{devices} devices: there are {torch.cuda.device_count()} CUDA devices here")
     several = devices * hosts > 1
     if several:
-        surroundings.start_others()
+        launch.mark_parent()
     return {
         "accumulate_grad_batches": recipe.accumulate,
         "gradient_clip_val": recipe.clip,

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from convoy.models import checkpoint, registry
+from convoy.models.analysis.torch_reader import count, moving_statistics
 from convoy.models.checkpoint import Description
 from convoy.models.data.dataset import DataSet, Split, SplitName
 from convoy.models.data.registry import DATA, split_of
 from convoy.models.errors import BadTraining
-from convoy.models.parameters import count, moving_statistics
 from convoy.models.registry import Argument
 
 

@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from convoy.models.settings import AscentSettings
 from convoy.models.visualize.ascent import ascend, noise
-from convoy.models.visualize.climb import Climb
 from convoy.models.visualize.network import Pixels, Size, Subject, as_images, as_pictures
 
 BATCH_PIXELS = 1 << 18  # pixels per batch: 16 pictures of 128x128
@@ -42,7 +42,9 @@ class Grown:
     film: list[list[Pixels]]
 
 
-def grow(subject: Subject, numbers: Sequence[int], size: Size, score: ScoreOf, climb: Climb, growing: Growing) -> Grown:
+def grow(
+    subject: Subject, numbers: Sequence[int], size: Size, score: ScoreOf, climb: AscentSettings, growing: Growing
+) -> Grown:
     """Optimises a picture for each number. Its noise depends on that number only."""
     kept = frames(climb.steps, growing.film)
     film: list[list[Pixels]] = [[] for _ in kept]

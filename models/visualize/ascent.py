@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convoy.models.visualize.climb import Climb
+from convoy.models.settings import AscentSettings
 from convoy.models.visualize.network import Size
 
 Score = Callable[[Tensor], Tensor]
@@ -24,13 +24,13 @@ COLOUR_AXES = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (-0.5, 1.0, -0.5))
 COLOUR_SPREADS = (1.0, 0.5, 0.3)
 
 
-def noise(seeds: Sequence[tuple[int, ...]], size: Size, mean: Sequence[float], climb: Climb) -> Tensor:
+def noise(seeds: Sequence[tuple[int, ...]], size: Size, mean: Sequence[float], climb: AscentSettings) -> Tensor:
     """Returns initial pictures, (N, H, W, C): noise around the colour `mean`, 0..1, each determined by its own seed."""
     raw = torch.stack([torch.randn(*size, len(mean), generator=_generator(seed)) for seed in seeds])
     return (torch.tensor(mean) + NOISE * _unit(_in_space(raw, climb))).clamp(0, 1)
 
 
-def ascend(pictures: Tensor, score: Score, climb: Climb, seed: tuple[int, ...]) -> Iterator[Tensor]:
+def ascend(pictures: Tensor, score: Score, climb: AscentSettings, seed: tuple[int, ...]) -> Iterator[Tensor]:
     """Yields the pictures after each step, (N, H, W, C), 0..1.
 
     score   of each picture, (N,), to be maximised
@@ -78,7 +78,7 @@ def _shift(jitter: int, random: torch.Generator) -> tuple[int, int]:
     return down, across
 
 
-def _in_space(pictures: Tensor, climb: Climb) -> Tensor:
+def _in_space(pictures: Tensor, climb: AscentSettings) -> Tensor:
     if climb.space == "pixels":
         return pictures
     height, width = pictures.shape[1:3]

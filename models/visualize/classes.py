@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from convoy.models.errors import BadView
+from convoy.models.settings import AscentSettings
 from convoy.models.visualize import activation_maximization, hooks
 from convoy.models.visualize.activation_maximization import Growing, Grown, ScoreOf
-from convoy.models.visualize.climb import Climb
 from convoy.models.visualize.network import Pixels, Size, Subject
 from convoy.models.visualize.sheet import Section, Tile
 
 
-def class_images(subject: Subject, classes: list[int], size: Size, climb: Climb, growing: Growing) -> Grown:
+def class_images(subject: Subject, classes: list[int], size: Size, climb: AscentSettings, growing: Growing) -> Grown:
     """Optimises a picture for each class, from noise (Simonyan, Vedaldi and Zisserman, arXiv 1312.6034, section 2).
 
     The objective is the log-odds of the class, for segmentation their mean over all pixels. A class's logit can grow

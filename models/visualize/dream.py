@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 from convoy.models.analysis.operators import by
 from convoy.models.errors import BadView
+from convoy.models.settings import AscentSettings
 from convoy.models.visualize import hooks
 from convoy.models.visualize.ascent import ascend, response
-from convoy.models.visualize.climb import Climb
 from convoy.models.visualize.hooks import Layer
 from convoy.models.visualize.network import Pixels, Size, Subject, as_pictures
 
@@ -34,7 +34,7 @@ def dream(
     layer: Layer,
     channels: list[int],
     octaves: list[Size],
-    climb: Climb,
+    climb: AscentSettings,
     seed: int,
 ) -> Iterator[Tensor]:
     """Yields the picture (1, h, w, C) after each of `climb.steps` steps in each octave, in that octave's size.

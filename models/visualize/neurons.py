@@ -2,16 +2,18 @@
 
 from torch import Tensor
 
+from convoy.models.settings import AscentSettings
 from convoy.models.visualize import activation_maximization, hooks
 from convoy.models.visualize.activation_maximization import Growing, Grown, ScoreOf
 from convoy.models.visualize.ascent import response
-from convoy.models.visualize.climb import Climb
 from convoy.models.visualize.hooks import Layer
 from convoy.models.visualize.network import Pixels, Size, Subject
 from convoy.models.visualize.sheet import Section, Tile
 
 
-def neurons(subject: Subject, layer: Layer, channels: list[int], size: Size, climb: Climb, growing: Growing) -> Grown:
+def neurons(
+    subject: Subject, layer: Layer, channels: list[int], size: Size, climb: AscentSettings, growing: Growing
+) -> Grown:
     """Optimises a picture for each channel, from noise. A channel's noise does not depend on the other channels."""
     return activation_maximization.grow(subject, channels, size, _score(subject, layer, channels), climb, growing)
 

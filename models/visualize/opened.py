@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from convoy.models import checkpoint, threads
+from convoy.models import checkpoint, runtime
 from convoy.models.errors import BadView
 from convoy.models.visualize.network import ImageSubject, Subject
 from convoy.models.visualize.tensors import TensorSubject
@@ -10,7 +10,7 @@ from convoy.models.visualize.tensors import TensorSubject
 
 def load(path: Path) -> Subject:
     """Opens a checkpoint's network. Raises BadCheckpoint; BadView if its tensors cannot be shown as pictures."""
-    threads.limit()
+    runtime.limit_threads()
     description, network = checkpoint.load(path)
     kind = ImageSubject if description.input is not None else TensorSubject
     return kind(description.architecture, description, network.requires_grad_(False))

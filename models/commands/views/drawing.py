@@ -12,10 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from convoy.models.analysis.operators import by
 from convoy.models.commands.options import parse_size
 from convoy.models.data.registry import display_name
+from convoy.models.settings import AscentSettings, Space
 from convoy.models.visualize import hooks, selection, sheet
 from convoy.models.visualize import network as subjects
 from convoy.models.visualize.activation_maximization import Tick
-from convoy.models.visualize.climb import Climb, Space
 from convoy.models.visualize.hooks import Layer
 from convoy.models.visualize.network import ImageSubject, Pixels, Size, Subject
 from convoy.service.errors import BadConfig
@@ -26,14 +26,14 @@ MOST_SIDE = 1024  # pixels: a phone's photographs have ten times as many, and th
 
 def climb(
     steps: int, rate: float, jitter: int | None, blur: float, space: Space, size: Size, coloured: bool = True
-) -> Climb:
+) -> AscentSettings:
     """Returns the settings of the ascent. Raises BadConfig if pictures of `size` are too small for the jitter."""
     shorter = max(size) if 1 in size else min(size)  # a waveform has only one side to shift along
     if jitter is None:
         jitter = shorter // JITTER_SHARE
     if jitter >= shorter:
         raise BadConfig(f"--jitter {jitter}, want less than the {shorter} pixels of the shorter side")
-    return Climb(steps=steps, rate=rate, jitter=jitter, blur=blur, space=space, coloured=coloured)
+    return AscentSettings(steps=steps, rate=rate, jitter=jitter, blur=blur, space=space, coloured=coloured)
 
 
 def sides(text: str | None, subject: Subject) -> Size:

@@ -9,7 +9,7 @@ import typer
 from convoy.models import paths
 from convoy.models.commands.options import checkpoint_of, parse_size
 from convoy.models.errors import BadView
-from convoy.models.visualize.climb import Space
+from convoy.models.settings import Space
 from convoy.service.errors import BadConfig
 
 Checkpoint = Annotated[

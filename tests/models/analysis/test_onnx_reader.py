@@ -10,12 +10,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from convoy.models import checkpoint, zoo
+from convoy.models.analysis import rows as layer_table
 from convoy.models.analysis.rows import Anatomy
 from convoy.models.analysis.summary import inspect_file
 from convoy.models.errors import BadNetworkFile, ImpossibleLayer
 from convoy.models.export.export import onnx_graph
 from convoy.models.registry import Argument
-from convoy.models.visualize import layers as layer_table
 
 Figures = list[tuple[str, tuple[int, ...], int, tuple[object, ...]]]
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from convoy.models import registry
+from convoy.models.analysis.torch_reader import count
 from convoy.models.classification.alexnet import AlexNet
 from convoy.models.errors import BadTraining
-from convoy.models.parameters import count
 
 # Section 3.5 of the paper, behind the input; what it prints for conv1 is 55 x 48 x 96.
 NEURONS_PRINTED = {"conv1": 253_440, "conv2": 186_624, "conv3": 64_896, "conv4": 64_896, "conv5": 43_264}

@@ -5,9 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from convoy.models import registry
+from convoy.models.analysis.torch_reader import count
 from convoy.models.classification.convpool import ConvPool
 from convoy.models.errors import BadTraining
-from convoy.models.parameters import count
 
 
 def test_parameters_are_431080_for_digits() -> None:

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from convoy.models import registry
+from convoy.models.analysis.torch_reader import count
 from convoy.models.classification.pattern import Pattern
 from convoy.models.errors import BadTraining
 from convoy.models.grammar import DEFAULT
-from convoy.models.parameters import count
 from convoy.service.cli import run
 
 

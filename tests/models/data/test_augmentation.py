@@ -15,7 +15,7 @@ from convoy.models.data.batches import loader
 from convoy.models.data.contact_sheet import SIDE, Tile, sheet
 from convoy.models.data.dataset import IGNORE
 from convoy.models.data.registry import data_set
-from convoy.models.recipe import Augmentation
+from convoy.models.settings import Augmentation
 from convoy.models.training import losses
 from convoy.models.training.run import RunFolder
 from convoy.models.training.train import train

@@ -17,8 +17,8 @@ from convoy.models.export.ends import ends
 from convoy.models.export.export import Traced, export, trace
 from convoy.models.export.fp16 import halved
 from convoy.models.export.int8 import quantised
-from convoy.models.export.plan import Plan
 from convoy.models.export.variants import calibration_batches, judged, make
+from convoy.models.settings import Plan
 from convoy.service import cli, metadata
 from convoy.service.client.client import Client
 from convoy.service.metadata import Precision, Variant

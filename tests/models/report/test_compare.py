@@ -7,10 +7,10 @@ import msgspec
 import pytest
 from PIL import Image
 
+from convoy.models.analysis.torch_reader import count
 from convoy.models.checkpoint import load
 from convoy.models.errors import BadRun
 from convoy.models.evaluation.evaluate import evaluate_file
-from convoy.models.parameters import count
 from convoy.models.report.compare import cells, compare, header, names
 from convoy.models.training.run import RunFolder
 from convoy.models.training.train import train

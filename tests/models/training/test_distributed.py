@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from convoy.models.errors import BadTraining
-from convoy.models.recipe import Loss, Recipe
+from convoy.models.settings import Loss, Recipe
 from convoy.models.training.losses import LOSSES, loss
 from convoy.models.training.run import Machine, RunFolder
 from convoy.models.training.train import trainer_options

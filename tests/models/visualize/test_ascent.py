@@ -4,18 +4,18 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from convoy.models.errors import BadView
+from convoy.models.settings import AscentSettings, Space
 from convoy.models.visualize import activation_maximization, hooks
 from convoy.models.visualize.activation_maximization import Growing, Grown, frames
 from convoy.models.visualize.ascent import ascend, noise, response
 from convoy.models.visualize.classes import class_images, confidences, log_odds, probability
-from convoy.models.visualize.climb import Climb, Space
 from convoy.models.visualize.network import Subject, as_pictures
 from convoy.models.visualize.neurons import neurons, responses
 from tests.models.visualize.handmade import Blind, CornerReader, OneFilter, subject
 
 SIDE = 9
-STRAIGHT = Climb(steps=40, rate=0.03, jitter=0, blur=0.0, space="pixels")
-STRAIGHT_ONCE = Climb(steps=1, rate=0.03, jitter=0, blur=0.0, space="pixels")
+STRAIGHT = AscentSettings(steps=40, rate=0.03, jitter=0, blur=0.0, space="pixels")
+STRAIGHT_ONCE = AscentSettings(steps=1, rate=0.03, jitter=0, blur=0.0, space="pixels")
 
 
 def gabor(angle: float) -> Tensor:
@@ -33,7 +33,9 @@ def correlation(one: Tensor, other: Tensor) -> float:
 FILTERS = torch.stack([gabor(0.0), gabor(1.57)])[:, None]
 
 
-def grown(seen: Subject, channels: list[int], climb: Climb = STRAIGHT, seed: int = 0, film: bool = False) -> Grown:
+def grown(
+    seen: Subject, channels: list[int], climb: AscentSettings = STRAIGHT, seed: int = 0, film: bool = False
+) -> Grown:
     layer = hooks.layers(seen, seen.size())[0]
     return neurons(seen, layer, channels, seen.size(), climb, Growing(seed, lambda: None, film))
 
@@ -41,7 +43,9 @@ def grown(seen: Subject, channels: list[int], climb: Climb = STRAIGHT, seed: int
 @pytest.mark.parametrize("space", ["pixels", "frequency"])
 def test_maximum_response_picture_is_the_filter_itself_where_there_is_one_place(space: Space) -> None:
     seen = subject(OneFilter(FILTERS), SIDE)
-    climb = Climb(steps=30, rate=0.01, jitter=0, blur=0.0, space=space)  # not so far that black and white cut it off
+    climb = AscentSettings(
+        steps=30, rate=0.01, jitter=0, blur=0.0, space=space
+    )  # not so far that black and white cut it off
     pictures = as_pictures(*grown(seen, [0, 1], climb).images)[..., 0]
     least = 0.9 if space == "pixels" else 0.6  # coarse structure goes ahead of fine
     for own, other in ((0, 1), (1, 0)):
@@ -51,7 +55,7 @@ def test_maximum_response_picture_is_the_filter_itself_where_there_is_one_place(
 
 def test_picture_is_of_the_filter_and_not_of_its_opposite() -> None:
     seen = subject(OneFilter(-FILTERS), SIDE)
-    climb = Climb(steps=30, rate=0.01, jitter=0, blur=0.0, space="pixels")
+    climb = AscentSettings(steps=30, rate=0.01, jitter=0, blur=0.0, space="pixels")
     picture = as_pictures(*grown(seen, [0], climb).images)[0, ..., 0]
     assert correlation(picture, FILTERS[0, 0]) < -0.9
 
@@ -61,7 +65,7 @@ def test_picture_is_of_the_filter_and_not_of_its_opposite() -> None:
 def test_filter_of_one_colour_makes_that_colour(space: Space, channel: int) -> None:
     filters = torch.zeros(1, 3, 3, 3)
     filters[:, channel] = 1.0
-    climb = Climb(steps=10, rate=0.03, jitter=0, blur=0.0, space=space)
+    climb = AscentSettings(steps=10, rate=0.03, jitter=0, blur=0.0, space=space)
     picture = as_pictures(*grown(subject(OneFilter(filters), 8, "RGB"), [0], climb).images)[0]
     means = picture.mean(dim=(0, 1)).tolist()
     own = means.pop(channel)
@@ -93,7 +97,7 @@ def test_channel_gets_the_same_picture_whatever_others_are_grown() -> None:
 
 def test_same_seed_gives_the_same_pictures_and_another_seed_others() -> None:
     seen = subject(OneFilter(FILTERS), 16)
-    climb = Climb(steps=5, rate=0.03, jitter=3, blur=0.5, space="frequency")
+    climb = AscentSettings(steps=5, rate=0.03, jitter=3, blur=0.5, space="frequency")
     first, again, other = (grown(seen, [0], climb, seed).images[0] for seed in (1, 1, 2))
     assert (first == again).all()
     assert (first != other).any()
@@ -113,7 +117,7 @@ def test_picture_without_a_way_up_stays_as_it_is() -> None:
 
 def test_blur_leaves_less_fine_structure() -> None:
     def roughness(blur: float) -> float:
-        climb = Climb(steps=40, rate=0.03, jitter=0, blur=blur, space="pixels")
+        climb = AscentSettings(steps=40, rate=0.03, jitter=0, blur=blur, space="pixels")
         picture = as_pictures(*grown(subject(OneFilter(FILTERS), 24), [0], climb).images)[0]
         return float(picture.diff(dim=0).abs().mean() + picture.diff(dim=1).abs().mean())
 
@@ -137,7 +141,7 @@ def test_jitter_shifts_what_the_network_sees() -> None:
         return pictures.sum(dim=(1, 2, 3))
 
     start = torch.rand(1, 8, 8, 1)
-    list(ascend(start, score, Climb(steps=8, rate=0.0, jitter=3, blur=0.0, space="pixels"), (0,)))
+    list(ascend(start, score, AscentSettings(steps=8, rate=0.0, jitter=3, blur=0.0, space="pixels"), (0,)))
     assert len({tuple(each.flatten().tolist()) for each in seen}) > 3
     assert all(torch.equal(each.sort(dim=1)[0].sort(dim=2)[0].sum().round(), start.sum().round()) for each in seen)
 

@@ -3,15 +3,15 @@ import pytest
 import torch
 
 from convoy.models.errors import BadView
+from convoy.models.settings import AscentSettings
 from convoy.models.visualize import hooks
 from convoy.models.visualize.ascent import response
-from convoy.models.visualize.climb import Climb
 from convoy.models.visualize.dream import dream, sizes
 from convoy.models.visualize.network import Pixels, as_images, as_pictures
 from tests.models.visualize.handmade import OneFilter, subject
 from tests.models.visualize.test_ascent import FILTERS
 
-CLIMB = Climb(steps=5, rate=0.02, jitter=2, blur=0.0, space="pixels")
+CLIMB = AscentSettings(steps=5, rate=0.02, jitter=2, blur=0.0, space="pixels")
 SEEN = subject(OneFilter(FILTERS), None)
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from convoy.models.checkpoint import Description
 from convoy.models.errors import BadView
+from convoy.models.settings import AscentSettings
 from convoy.models.visualize import hooks
 from convoy.models.visualize.activation_maximization import Growing
-from convoy.models.visualize.climb import Climb
 from convoy.models.visualize.neurons import neurons
 from convoy.models.visualize.tensors import GAP, SPREADS, TensorSubject
 from convoy.service import cli
@@ -78,7 +78,7 @@ def test_what_a_channel_answers_most_to_is_its_own_filter(space: str) -> None:
     times = torch.arange(16) / 16
     filters = torch.stack([torch.sin(6.3 * times), torch.cos(6.3 * times)])[None]
     seen = subject(WAVEFORM, OneFilter(filters))
-    climb = Climb(steps=30, rate=0.01, jitter=0, blur=0.0, space=space, coloured=seen.coloured)
+    climb = AscentSettings(steps=30, rate=0.01, jitter=0, blur=0.0, space=space, coloured=seen.coloured)
     size = seen.size((1, 16))
     (image,) = neurons(seen, hooks.layers(seen, size)[0], [0], size, climb, Growing(0, lambda: None, film=False)).images
     grown = torch.from_numpy(image[0]).float().T

@@ -35,23 +35,23 @@ def by_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ and all(_number(name) is not None for name in _TORCHRUN)
 
 
-def by_us() -> bool:
+def by_convoy() -> bool:
     """Returns whether a multi-process run of Convoy started this process."""
     return os.environ.get(PARENT) == str(os.getppid()) and _number("LOCAL_RANK") is not None
 
 
 def local_rank() -> int:
     """Returns the index of this process among those of its run on this host."""
-    return _number("LOCAL_RANK") or 0 if by_torchrun() or by_us() else 0
+    return _number("LOCAL_RANK") or 0 if by_torchrun() or by_convoy() else 0
 
 
-def forget_ranks() -> bool:
+def remove_stale_ranks() -> bool:
     """Returns whether this process was started by hand. If so, removes other programs' ranks from the environment.
 
     Raises BadTraining if a launcher other than torchrun started several processes: each would train on its own, all
     into the same folder.
     """
-    if by_torchrun() or by_us():
+    if by_torchrun() or by_convoy():
         return False
     for name, launcher in _COUNTS.items():
         count = _number(name)
@@ -65,7 +65,7 @@ def forget_ranks() -> bool:
     return True
 
 
-def start_others() -> None:
+def mark_parent() -> None:
     """Must be called before this process starts the others of its run: they derive their ranks from it."""
-    if not (by_torchrun() or by_us()):
+    if not (by_torchrun() or by_convoy()):
         os.environ[PARENT] = str(os.getpid())

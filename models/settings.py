@@ -1,9 +1,13 @@
-"""Training settings: defaults per architecture, which a run may override."""
+"""Settings of commands, checked before torch is imported: of training, of export in reduced precision, of the import of
+ONNX files, and of gradient ascent."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
+
+from convoy.service.metadata import Calibration, Fit
 
 Optimizer = Literal["sgd", "adamw"]
 Precision = Literal["32", "16-mixed", "bf16-mixed"]
@@ -12,6 +16,14 @@ ClassWeights = Literal["none", "balanced"]
 Schedule = Literal["cosine", "one-cycle", "steps", "constant"]
 Flip = Literal["none", "horizontal", "vertical", "both"]
 Factor = Annotated[float, Meta(ge=0.1, le=10)]
+
+Task = Literal["classification", "segmentation"]
+Layout = Literal["NCHW", "NHWC"]
+Colour = Literal["RGB", "BGR", "L"]
+Tail = Literal["softmax", "sigmoid", "argmax", "none"]
+Size = tuple[int, int]
+
+Space = Literal["pixels", "frequency"]
 
 
 class Augmentation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -73,3 +85,46 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     class_weights: ClassWeights = "none"
     crop: Annotated[int, Meta(ge=1)] | None = None
     augmentation: Augmentation = Augmentation()
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """`max_drop` is the largest acceptable loss of the main score, top1 or mean_iou."""
+
+    max_drop: float = 0.01
+    calibration: Calibration = "percentile"
+    calibration_images: int = 128
+
+
+DEFAULT_PLAN = Plan()
+
+
+class ImportOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """`mean` and `std` are per channel, or one for all, of pixels times `scale`; `size` is (height, width)."""
+
+    task: Task | None = None
+    labels: Path | None = None
+    palette: Path | None = None
+    colour: Colour | None = None
+    layout: Layout | None = None
+    size: Size | None = None
+    fit: Fit | None = None
+    output: str | None = None
+    uint8_front: bool = False
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    scale: float | None = None
+    tail: Tail = "none"
+
+
+class AscentSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """`rate` is the size of a step: its root mean square over the picture's pixels, as a share of the range from black
+    to white. `jitter` is the maximum random cyclic shift of the picture before each step, in pixels. `blur` is the
+    standard deviation in pixels of the Gaussian that smooths it every fourth step; 0 is none. `coloured` is as in
+    `Subject`."""
+
+    steps: int
+    rate: float
+    jitter: int
+    blur: float
+    space: Space
+    coloured: bool = True

@@ -6,13 +6,13 @@ from typing import Never
 
 import pytest
 
-from convoy.models import whole_file
+from convoy.models import paths
 from convoy.models.training.checkpointing import WholeCheckpoints
 
 
 def test_file_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
     for content in (b"one", b"another"):
-        whole_file.write(tmp_path / "file", content)
+        paths.write_atomically(tmp_path / "file", content)
         assert (tmp_path / "file").read_bytes() == content
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -27,7 +27,7 @@ def test_full_disk_leaves_the_last_good_checkpoint_and_names_the_file(
     def full(_: int) -> Never:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(whole_file.os, "fsync", full)
+    monkeypatch.setattr(paths.os, "fsync", full)
     with pytest.raises(OSError, match=r"No space left on device: '.*last\.ckpt'"):
         WholeCheckpoints().save_checkpoint({"epoch": 2}, path)
     assert path.read_bytes() == good

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from convoy.models import surroundings
+from convoy.models import launch
 from convoy.models.errors import BadTraining
 from convoy.service import cli
 from tests.models.pictures import draw
@@ -33,7 +33,7 @@ TORCHRUN = {"TORCHELASTIC_RUN_ID": "a", "RANK": "5", "LOCAL_RANK": "1", "WORLD_S
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Without anything of a launcher; what is taken out is put back."""
-    names = {*LEFT_OVER, *TORCHRUN, surroundings.PARENT, "NODE_RANK", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"}
+    names = {*LEFT_OVER, *TORCHRUN, launch.PARENT, "NODE_RANK", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"}
     before = {name: os.environ.pop(name) for name in names if name in os.environ}
     yield monkeypatch
     monkeypatch.undo()
@@ -70,29 +70,29 @@ def test_run_by_hand_is_as_asked_whatever_is_left_over(tmp_path: Path, devices: 
 def test_ranks_of_torchrun_are_kept(environment: pytest.MonkeyPatch) -> None:
     for name, value in {**TORCHRUN, "SLURM_STEP_NUM_TASKS": "2"}.items():
         environment.setenv(name, value)
-    assert surroundings.by_torchrun()
-    assert not surroundings.forget_ranks()
-    assert surroundings.local_rank() == 1
+    assert launch.by_torchrun()
+    assert not launch.remove_stale_ranks()
+    assert launch.local_rank() == 1
     assert os.environ["RANK"] == "5"
 
 
 def test_torchrun_of_which_only_a_part_is_left_is_forgotten(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("TORCHELASTIC_RUN_ID", "a")
     environment.setenv("LOCAL_RANK", "1")
-    assert surroundings.forget_ranks()
-    assert surroundings.local_rank() == 0
+    assert launch.remove_stale_ranks()
+    assert launch.local_rank() == 0
     assert "LOCAL_RANK" not in os.environ
 
 
 def test_process_that_another_of_the_run_started_keeps_its_rank(environment: pytest.MonkeyPatch) -> None:
-    environment.setenv(surroundings.PARENT, str(os.getppid()))
+    environment.setenv(launch.PARENT, str(os.getppid()))
     environment.setenv("LOCAL_RANK", "3")
     environment.setenv("WORLD_SIZE", "4")
-    assert not surroundings.forget_ranks()
-    assert surroundings.local_rank() == 3
-    environment.setenv(surroundings.PARENT, str(1 << 23))  # of a run that is gone
+    assert not launch.remove_stale_ranks()
+    assert launch.local_rank() == 3
+    environment.setenv(launch.PARENT, str(1 << 23))  # of a run that is gone
     environment.delenv("WORLD_SIZE")
-    assert surroundings.forget_ranks()
+    assert launch.remove_stale_ranks()
 
 
 @pytest.mark.parametrize(
@@ -103,11 +103,11 @@ def test_one_of_several_of_another_launcher_is_refused_with_what_to_unset(
 ) -> None:
     environment.setenv(name, "4")
     with pytest.raises(BadTraining):
-        surroundings.forget_ranks()
+        launch.remove_stale_ranks()
     assert cli.run(["train", "lenet5", "--data", "digits"]) == 2
     err = capsys.readouterr().err
     assert f"{name} is 4" in err
     assert f"where {name} is left over from something else, unset it" in err
     assert err.count("\n") == 1
     environment.setenv(name, "1")
-    assert surroundings.forget_ranks()
+    assert launch.remove_stale_ranks()
