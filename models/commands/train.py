@@ -26,7 +26,6 @@ from convoy.models.data.registry import DATA, display_name, resolve, resolve_rep
 from convoy.models.errors import BadTraining, TrainingStopped
 from convoy.models.registry import ARCHITECTURES
 from convoy.models.settings import Augmentation, ClassWeights, Flip, Loss, Optimizer, Precision, Recipe, Schedule
-from convoy.models.training.config import read as read_config
 from convoy.models.training.run import (
     HIGHEST_SEED,
     ONE,
@@ -38,6 +37,7 @@ from convoy.models.training.run import (
     check_crop,
     default_settings,
 )
+from convoy.models.training.run import read_settings as read_config
 
 Changed = TypeVar("Changed", Recipe, Augmentation)
 
@@ -324,9 +324,9 @@ def _like_its_weights(
     settings: Settings, source: Path, given: dict[str, str], size: tuple[int, int] | None
 ) -> Settings:
     """Adds the arguments and the size of the network that the weights are from, unless options specify them."""
-    from convoy.models.training.transfer import defaults
+    from convoy.models.training.transfer import defaults_from
 
-    arguments, own = defaults(source, settings.architecture)
+    arguments, own = defaults_from(source, settings.architecture)
     merged = registry.merged(settings.architecture, settings.arguments | arguments | given)
     return replace(settings, arguments=merged, size=size or own)
 

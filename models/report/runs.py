@@ -9,9 +9,8 @@ import msgspec
 
 from convoy.models.data.registry import display_name
 from convoy.models.errors import BadRun
-from convoy.models.training import metrics_table
-from convoy.models.training.metrics_table import Row
-from convoy.models.training.run import Note, RunFolder
+from convoy.models.training import run
+from convoy.models.training.run import Note, Row, RunFolder
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ def read(root: Path) -> Run:
         raise BadRun(f"{root} is not the folder of a run of this version, want one that `convoy train` wrote")
     if not (root / note.checkpoint).is_file():
         raise BadRun(f"the run in {root} has no {note.checkpoint} yet, want one that went through an epoch")
-    return Run(root, note, metrics_table.read(root / metrics_table.FILE))
+    return Run(root, note, run.read_metrics(root / run.METRICS))
 
 
 def several(roots: Sequence[Path]) -> list[Run]:

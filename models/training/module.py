@@ -18,8 +18,7 @@ from convoy.models.data.dataset import IGNORE, DataSet
 from convoy.models.evaluation.metrics import LEADING, measures
 from convoy.models.settings import Recipe
 from convoy.models.training import losses, resuming, schedules, transfer
-from convoy.models.training.distributed import add_up, put_together, several
-from convoy.models.training.lone_images import normalise_by_the_run
+from convoy.models.training.distributed import gather, is_parallel, sum_over_processes
 from convoy.models.training.run import Settings
 from convoy.service.metadata import Task
 
@@ -34,7 +33,7 @@ class Training(pl.LightningModule):
     def __init__(self, description: Description, network: nn.Module, data: DataSet, settings: Settings) -> None:
         super().__init__()
         self.description = description
-        self.noted = resuming.noted(settings, data)
+        self.noted = resuming.record(settings, data)
         self.recipe: Recipe = settings.recipe
         self.transfer = settings.transfer
         self.head = frozenset() if settings.transfer is None else transfer.head(description)
@@ -42,14 +41,14 @@ class Training(pl.LightningModule):
         self.augment = data.augment
         self.normalise = description.normalisation()
         self.network = network
-        normalise_by_the_run(network)
+        use_moving_statistics_for_single_values(network)
         self.auxiliary_weight = float(getattr(network, "auxiliary_weight", 0.0))
         self.measures = measures(description.task, len(description.labels))
         # The loss already covers the whole batch in every process.
         self.train_loss, self.validation_loss = (MeanMetric(sync_on_compute=False) for _ in range(2))
-        self.ignore = ignored(description.task)
+        self.ignore = ignore_index(description.task)
         weights = class_weights(data) if self.recipe.class_weights == "balanced" else None
-        named = self.recipe.loss, self.recipe.gamma, self.ignore, weights, add_up
+        named = self.recipe.loss, self.recipe.gamma, self.ignore, weights, sum_over_processes
         self.loss = losses.loss(*named)
         self.training_loss = losses.loss(*named, self.recipe.augmentation.label_smoothing)
         self.best: dict[str, float] = {}  # validation scores of the epoch with the lowest loss
@@ -82,7 +81,7 @@ class Training(pl.LightningModule):
         loss = mixed.share * self._loss(self.training_loss, answer, mixed.targets)
         if mixed.share < 1:
             loss = loss + (1 - mixed.share) * self._loss(self.training_loss, answer, mixed.partners)
-        self.train_loss.update(loss.detach(), add_up(self._counted(batch.targets)))
+        self.train_loss.update(loss.detach(), sum_over_processes(self._counted(batch.targets)))
         self.log("loss", loss, on_step=True, on_epoch=False, prog_bar=True)
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[-1]["lr"], on_step=True, on_epoch=False)
         scaled: Tensor = loss * self._share_of_step(index)
@@ -93,7 +92,7 @@ class Training(pl.LightningModule):
         # A batch's random numbers do not depend on earlier batches, so a resumed run draws the same ones.
         seed = self.seed * STEPS_APART + number
         torch.manual_seed(seed)
-        together = several() and (self.augment is not None or self.recipe.augmentation.mixup > 0)
+        together = is_parallel() and (self.augment is not None or self.recipe.augmentation.mixup > 0)
         mixed = self._drawn_together(batch) if together else self._drawn(batch)
         if self.global_rank:
             torch.manual_seed(seed + RANKS_APART * self.global_rank)  # the network's own draws differ per process
@@ -109,8 +108,8 @@ class Training(pl.LightningModule):
         """Augments the batch as a whole: each process transforms all of it, as a single process would, and returns its
         own part."""
         absent = not self._counted(batch.targets)
-        images, own = put_together(batch.images[:0] if absent else batch.images)
-        targets, _ = put_together(batch.targets[:0] if absent else batch.targets)
+        images, own = gather(batch.images[:0] if absent else batch.images)
+        targets, _ = gather(batch.targets[:0] if absent else batch.targets)
         mixed = self._drawn(Batch(images, targets))
         if absent:
             return Mixed(self.normalise(batch.images), batch.targets, batch.targets, mixed.share)
@@ -143,9 +142,9 @@ class Training(pl.LightningModule):
         logits = self.network(self.normalise(batch.images))
         loss = self._loss(self.loss, logits, batch.targets)
         counted = self._counted(batch.targets)
-        if not several() or counted:  # otherwise this process's part is empty
+        if not is_parallel() or counted:  # otherwise this process's part is empty
             self.measures.update(logits, batch.targets)
-        self.validation_loss.update(loss, add_up(counted))
+        self.validation_loss.update(loss, sum_over_processes(counted))
 
     def on_validation_epoch_end(self) -> None:
         scores = {f"validation_{name}": value for name, value in self.measures.compute().items()}
@@ -189,7 +188,7 @@ class Training(pl.LightningModule):
         until = self.transfer.freeze_epochs
         self.frozen = until is None or epoch < until
         # Processes share only gradients that were required at the start, so parameters that thaw later always have one.
-        wanted = not self.frozen or (until is not None and several())
+        wanted = not self.frozen or (until is not None and is_parallel())
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(name in self.head or wanted)
         for name, module in self.network.named_modules():
@@ -238,6 +237,29 @@ def class_weights(data: DataSet) -> Tensor:
     return losses.balanced(counts)
 
 
-def ignored(task: Task) -> int:
+def ignore_index(task: Task) -> int:
     """Returns the target value that does not count."""
     return IGNORE if task == "segmentation" else -100  # class indices may exceed 255
+
+
+def use_moving_statistics_for_single_values(network: nn.Module) -> None:
+    """Makes batch normalisation use its moving statistics, as in evaluation, if there is one value per channel.
+
+    This happens if a batch, or one process's part of it, is a single image and the maps are 1x1, often in the last
+    batch of an epoch. Torch would raise an error in the middle of a run.
+    """
+    waiting: set[nn.Module] = set()  # modules to return to training mode
+
+    def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        (values,) = inputs
+        if module.training and values.numel() == values.shape[1]:
+            waiting.add(module.eval())
+
+    def after(module: nn.Module, inputs: tuple[Tensor, ...], normalised: Tensor) -> None:
+        if module in waiting:
+            waiting.remove(module.train())
+
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.register_forward_pre_hook(before)
+            module.register_forward_hook(after)

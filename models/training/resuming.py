@@ -14,12 +14,12 @@ from convoy.models.errors import BadTraining
 from convoy.models.training.run import Settings
 
 SETTINGS, PICTURES = "convoy_settings", "convoy_pictures"
-SEEN: tuple[SplitName, ...] = ("train", "validation")  # splits that a run uses
+USED_SPLITS: tuple[SplitName, ...] = ("train", "validation")  # splits that a run uses
 # Recipe fields that determine the optimizer's state, the average and the position in an epoch. Others may change.
 FIXED = ("optimizer", "learning_rate", "weight_decay", "batch_size", "accumulate", "crop", "ema")
 
 
-def noted(settings: Settings, data: DataSet) -> dict[str, Any]:
+def record(settings: Settings, data: DataSet) -> dict[str, Any]:
     """Returns the record of a run in its checkpoints: its settings and its pictures."""
     return {SETTINGS: msgspec.to_builtins(settings), PICTURES: pictures(data)}
 
@@ -53,7 +53,7 @@ def check(path: Path, description: Description, settings: Settings, data: DataSe
 def pictures(data: DataSet) -> dict[str, Any]:
     """Returns the number of pictures in each split that a run uses, and a digest of their names. It depends neither on
     the location of their folder nor on their contents."""
-    splits = {name: data.split(name) for name in SEEN}
+    splits = {name: data.split(name) for name in USED_SPLITS}
     digest = hashlib.sha256()
     for split in splits.values():
         digest.update(f"{len(split)}\0".encode())

@@ -23,13 +23,11 @@ from convoy.models.data.dataset import DataSet
 from convoy.models.data.registry import DATA, data_set
 from convoy.models.errors import BadTraining, TrainingStopped
 from convoy.models.settings import Recipe
-from convoy.models.training import config, failures, logs, resuming, transfer
-from convoy.models.training.averaging import averaging
-from convoy.models.training.checkpointing import MONITOR, WholeCheckpoints, checkpoints
-from convoy.models.training.distributed import environment, is_first, launched, settle
-from convoy.models.training.history import History
-from convoy.models.training.logs import EVERY_STEPS, loggers
-from convoy.models.training.module import Training, ignored
+from convoy.models.training import distributed, logs, resuming, run, transfer
+from convoy.models.training.checkpointing import MONITOR, AtomicCheckpoints, averaging, checkpoints
+from convoy.models.training.distributed import environment, is_first, launched, remove_stale_ranks
+from convoy.models.training.logs import EVERY_STEPS, EpochTable, loggers
+from convoy.models.training.module import Training, ignore_index
 from convoy.models.training.progress import Bar, EpochLines, Pace
 from convoy.models.training.run import ONE, Machine, Note, RunFolder, Settings, check_crop, commit, source_digest
 from convoy.service.machine import cores
@@ -84,7 +82,7 @@ def train(settings: Settings, output: Path, resume: Path | None = None, machine:
         raise KeyboardInterrupt from None
     except RuntimeError as error:
         keep(note(complete=False))
-        said = failures.in_words(error, settings.recipe)
+        said = distributed.explained(error, settings.recipe)
         if said is None:
             raise
         raise TrainingStopped(said) from error
@@ -107,12 +105,12 @@ def prepared_run(
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
-    failures.tell_of_lost_processes()
-    settle()
+    distributed.report_lost_processes()
+    remove_stale_ranks()
     data = data_set(settings.data, strict)
     if settings.transfer is not None:
         expects, _ = checkpoint.load(resume or Path(settings.transfer.checkpoint))
-        data = transfer.coloured(data, settings.data, expects, strict)
+        data = transfer.in_colours_of(data, settings.data, expects, strict)
     pl.seed_everything(settings.seed, verbose=False)
     description, network = describe(settings, data)
     if resume is not None:
@@ -124,9 +122,9 @@ def prepared_run(
     if settings.transfer is None:
         return data, description, network
     source = settings.transfer.checkpoint
-    taken = transfer.take(Path(source), description, network)
+    taken = transfer.copy_weights(Path(source), description, network)
     if is_first():
-        print(transfer.told(taken, source, network), file=sys.stderr, flush=True)
+        print(transfer.summary(taken, source, network), file=sys.stderr, flush=True)
     return data, taken.description, network
 
 
@@ -134,7 +132,7 @@ def training_batches(
     description: Description, data: DataSet, settings: Settings, workers: int = 0, share: Share = WHOLE
 ) -> Loader:
     """Returns the batches of the training split."""
-    recipe, ignore = settings.recipe, ignored(description.task)
+    recipe, ignore = settings.recipe, ignore_index(description.task)
     return loader(
         data.split("train"),
         description.spec,
@@ -152,7 +150,7 @@ def validation_batches(
     description: Description, data: DataSet, settings: Settings, workers: int = 0, share: Share = WHOLE
 ) -> Loader:
     """Returns the batches of the validation split, in order."""
-    ignore = ignored(description.task)
+    ignore = ignore_index(description.task)
     return loader(
         data.split("validation"),
         description.spec,
@@ -232,13 +230,13 @@ def _trainer(recipe: Recipe, task: Task, folder: RunFolder, machine: Machine) ->
         default_root_dir=folder.root,
         callbacks=[
             pace,
-            History(folder.root),
+            EpochTable(folder.root),
             *([] if recipe.ema is None else [averaging(recipe.ema)]),
             EarlyStopping(MONITOR, patience=recipe.patience),
             Bar(pace) if bar else EpochLines(task, pace),
             *checkpoints(folder, recipe.keep, machine.save_seconds),
         ],
-        plugins=[WholeCheckpoints(), *environment()],
+        plugins=[AtomicCheckpoints(), *environment()],
         logger=loggers(folder.root),
         enable_progress_bar=bar,
         log_every_n_steps=EVERY_STEPS,
@@ -285,8 +283,8 @@ def _workers(data: str, machine: Machine, processes: int) -> int:
 def _prepare(folder: RunFolder, settings: Settings, resume: Path | None) -> None:
     folder.root.mkdir(parents=True, exist_ok=True)
     if resume is not None and RunFolder.of(resume).root.resolve() == folder.root.resolve():
-        logs.forget(folder.root, checkpoint.steps(resume))
+        logs.drop_steps(folder.root, checkpoint.steps(resume))
     else:
         folder.clear()
-        logs.clear(folder.root)
-    config.write(folder.config, settings)
+        logs.clear_logs(folder.root)
+    run.write_settings(folder.config, settings)

@@ -17,7 +17,7 @@ from convoy.models.errors import BadTraining
 from convoy.models.registry import Argument
 
 
-class Taken(NamedTuple):
+class Transferred(NamedTuple):
     """`description` includes the preprocessing of the transferred weights; `moved` and `fresh` are names of parameters
     and buffers."""
 
@@ -39,7 +39,7 @@ def head(description: Description) -> frozenset[str]:
     return frozenset(name for name in own if name.rpartition(".")[0] in modules)
 
 
-def coloured(data: DataSet, name: str, expects: Description, strict: bool) -> DataSet:
+def in_colours_of(data: DataSet, name: str, expects: Description, strict: bool) -> DataSet:
     """Returns the data in the colours that the weights expect: a user's grey pictures as RGB, if necessary. `name` is
     the recorded name of the data, `strict` as in `data_set`."""
     if name in DATA or data.colour != "L" or expects.input is None or expects.input.colour != "RGB":
@@ -51,7 +51,7 @@ def coloured(data: DataSet, name: str, expects: Description, strict: bool) -> Da
     return replace(data, colour="RGB", mean=3 * data.mean, std=3 * data.std, split=split)
 
 
-def take(source: Path, description: Description, network: nn.Module) -> Taken:
+def copy_weights(source: Path, description: Description, network: nn.Module) -> Transferred:
     """Copies the weights of a checkpoint into a new network of the same architecture, except for the head, which is
     copied only if the classes are the same.
 
@@ -74,10 +74,10 @@ def take(source: Path, description: Description, network: nn.Module) -> Taken:
             )
     network.load_state_dict({name: weights[name] for name in moved} | {name: target[name] for name in new})
     pixels = msgspec.structs.replace(description, mean=given.mean, std=given.std, channel_order=given.channel_order)
-    return Taken(pixels, moved, [name for name in target if name in new])
+    return Transferred(pixels, moved, [name for name in target if name in new])
 
 
-def defaults(source: Path, architecture: str) -> tuple[dict[str, Argument], tuple[int, int] | None]:
+def defaults_from(source: Path, architecture: str) -> tuple[dict[str, Argument], tuple[int, int] | None]:
     """Returns the weights' architecture arguments and input height and width, None if the network accepts any size.
     Raises BadCheckpoint, BadTraining."""
     given, _ = checkpoint.load(source)
@@ -87,7 +87,7 @@ def defaults(source: Path, architecture: str) -> tuple[dict[str, Argument], tupl
     return given.arguments, size
 
 
-def told(taken: Taken, source: str, network: nn.Module) -> str:
+def summary(taken: Transferred, source: str, network: nn.Module) -> str:
     """Returns a message with the transferred and the new parts."""
     numbers = {**dict(network.named_parameters()), **moving_statistics(network)}
     moved = sum(numbers[name].numel() for name in taken.moved if name in numbers)

@@ -7,7 +7,7 @@ from typing import Never
 import pytest
 
 from convoy.models import paths
-from convoy.models.training.checkpointing import WholeCheckpoints
+from convoy.models.training.checkpointing import AtomicCheckpoints
 
 
 def test_file_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
@@ -21,7 +21,7 @@ def test_full_disk_leaves_the_last_good_checkpoint_and_names_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "last.ckpt"
-    WholeCheckpoints().save_checkpoint({"epoch": 1}, path)
+    AtomicCheckpoints().save_checkpoint({"epoch": 1}, path)
     good = path.read_bytes()
 
     def full(_: int) -> Never:
@@ -29,6 +29,6 @@ def test_full_disk_leaves_the_last_good_checkpoint_and_names_the_file(
 
     monkeypatch.setattr(paths.os, "fsync", full)
     with pytest.raises(OSError, match=r"No space left on device: '.*last\.ckpt'"):
-        WholeCheckpoints().save_checkpoint({"epoch": 2}, path)
+        AtomicCheckpoints().save_checkpoint({"epoch": 2}, path)
     assert path.read_bytes() == good
     assert [each.name for each in tmp_path.iterdir()] == ["last.ckpt"]

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from convoy.models.training.metrics_table import FILE, read
-from convoy.models.training.run import RunFolder
+from convoy.models.training.run import METRICS, RunFolder, read_metrics
 from convoy.models.training.train import train
 from tests.models.conftest import settings
 
@@ -31,19 +30,19 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_every_epoch_has_a_row_with_every_loss_and_score(run: Path) -> None:
-    rows = read(run / FILE)
+    rows = read_metrics(run / METRICS)
     assert [row["epoch"] for row in rows] == [1, 2]
     assert [row["step"] for row in rows] == [3, 6]  # 96 images in batches of 32
     assert all(row.keys() >= NAMES for row in rows)
     note = RunFolder(run).read()
     assert note is not None
     assert rows[-1]["validation_top1"] == pytest.approx(note.validation["validation_top1"])
-    with (run / FILE).open() as file:
+    with (run / METRICS).open() as file:
         assert all(all(row.values()) for row in csv.DictReader(file))
 
 
 def test_learning_rate_is_that_of_the_last_step_of_the_epoch(run: Path) -> None:
-    rates = [row["learning_rate"] for row in read(run / FILE)]
+    rates = [row["learning_rate"] for row in read_metrics(run / METRICS)]
     # Six steps: the first one rises, the others fall along a cosine; the sixth is the fourth of five on its way down.
     expected = [3e-3 * (0.5 + 0.5 * math.cos(math.pi * turn / 5)) for turn in (1, 4)]
     assert rates == pytest.approx(expected, rel=1e-4)
@@ -51,9 +50,9 @@ def test_learning_rate_is_that_of_the_last_step_of_the_epoch(run: Path) -> None:
 
 def test_resumed_run_has_each_epoch_once(tmp_path: Path) -> None:
     train(settings(epochs=2), tmp_path)
-    first = read(tmp_path / FILE)
+    first = read_metrics(tmp_path / METRICS)
     train(settings(epochs=4), tmp_path, resume=tmp_path / "last.ckpt")
-    rows = read(tmp_path / FILE)
+    rows = read_metrics(tmp_path / METRICS)
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert rows[:2] == first
     assert rows[2]["seconds"] > rows[1]["seconds"]
@@ -62,4 +61,4 @@ def test_resumed_run_has_each_epoch_once(tmp_path: Path) -> None:
 def test_new_run_in_the_same_folder_forgets_the_old_one(tmp_path: Path) -> None:
     train(settings(epochs=2), tmp_path)
     train(settings(epochs=1), tmp_path)
-    assert [row["epoch"] for row in read(tmp_path / FILE)] == [1]
+    assert [row["epoch"] for row in read_metrics(tmp_path / METRICS)] == [1]

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from convoy.models.training.lone_images import normalise_by_the_run
+from convoy.models.training.module import use_moving_statistics_for_single_values
 
 
 def test_one_number_a_channel_is_normalised_by_the_moving_statistics() -> None:
@@ -12,7 +12,7 @@ def test_one_number_a_channel_is_normalised_by_the_moving_statistics() -> None:
     layer(torch.randn(16, 3, 4, 4) * 2 + 1)  # moves them
     lone = torch.randn(1, 3, 1, 1, requires_grad=True)
     before = {name: value.clone() for name, value in layer.state_dict().items()}
-    normalise_by_the_run(layer)
+    use_moving_statistics_for_single_values(layer)
     answer = layer(lone)
     answer.sum().backward()
     wanted = (lone - before["running_mean"][:, None, None]) / (before["running_var"][:, None, None] + layer.eps).sqrt()
@@ -25,7 +25,7 @@ def test_one_number_a_channel_is_normalised_by_the_moving_statistics() -> None:
 def test_other_batches_are_normalised_by_themselves() -> None:
     torch.manual_seed(0)
     plain, hooked = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
-    normalise_by_the_run(hooked)
+    use_moving_statistics_for_single_values(hooked)
     for shape in ((1, 3, 4, 4), (2, 3, 1, 1), (1, 3, 1, 2)):
         images = torch.randn(shape)
         assert torch.equal(hooked(images), plain(images))
