@@ -12,7 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from convoy.models.commands.options import check_data
-from convoy.models.report.runs import several
+from convoy.models.report.runs import read_all
 from convoy.service.errors import BadConfig
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def compare(
     if data is not None and not held_out:
         raise BadConfig(f"--data {data} goes with --held-out, nothing else is measured")
     check_data(data)
-    several(runs)
+    read_all(runs)
 
     from convoy.models.report.compare import compare as read
     from convoy.models.report.compare import save

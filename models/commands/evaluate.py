@@ -16,10 +16,10 @@ from convoy.models.commands.options import (
     check_data,
     check_picture,
     checkpoint_of,
+    parse_bounds,
     with_masks,
 )
 from convoy.models.data.registry import display_name
-from convoy.models.evaluation.slices import parse
 from convoy.service.errors import BadConfig
 
 if TYPE_CHECKING:
@@ -79,12 +79,12 @@ def evaluate(
         data = with_masks(data, mask_values, mask_colours)
     elif mask_values is not None or mask_colours is not None:
         raise BadConfig("--mask-values and --mask-colours go with --data, whose masks they are about")
-    bounds = None if slices is None else parse(slices)
+    bounds = None if slices is None else parse_bounds(slices)
     paths.check_trained(network)
     check_data(data)
 
     from convoy.models.evaluation.evaluate import evaluate_file
-    from convoy.models.visualize import confusion
+    from convoy.models.report import classes
 
     result = evaluate_file(network, data, bounds, strict)
     if json:
@@ -95,7 +95,7 @@ def evaluate(
             picture = picture or network.with_name(f"{network.stem}-confusion.png")
     if picture is not None:
         title = f"{result.network.name} on {display_name(result.network.data)}, held out"
-        confusion.save(result.confusion, result.network.labels, title, picture)
+        classes.save_confusion(result.confusion, result.network.labels, title, picture)
         print(f"picture: {picture}", file=sys.stderr if json else sys.stdout)
 
 
@@ -103,7 +103,7 @@ def as_json(result: "Evaluation") -> dict[str, Any]:
     """Returns what `--json` prints."""
     from convoy.models.report import classes
 
-    names = classes.columns(result)
+    names = classes.class_columns(result)
     return {
         "network": result.network.name,
         "task": result.network.task,
@@ -119,7 +119,6 @@ def as_json(result: "Evaluation") -> dict[str, Any]:
 
 def _show(result: "Evaluation") -> None:
     from convoy.models.report import classes
-    from convoy.models.visualize import confusion
 
     network, console = result.network, Console()
     kind = "tensors" if result.of_tensors else "images"
@@ -131,5 +130,5 @@ def _show(result: "Evaluation") -> None:
     for each in result.slices:
         scores = "  ".join(f"{name} {score:.4f}" for name, score in each.scores.items())
         print(f"  {each.images} {each.name}:  {scores}")
-    console.print(classes.table(result))
-    console.print(confusion.table(result.confusion, network.labels))
+    console.print(classes.class_table(result))
+    console.print(classes.confusion_table(result.confusion, network.labels))

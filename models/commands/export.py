@@ -139,9 +139,9 @@ def _again(checkpoint: Path, repository: Path, told: dict[str, str | None], plan
 
 
 def _compare(checkpoint: Path, data: str | None, plan: Plan, again: list[str]) -> None:
+    from convoy.models.export import variants
     from convoy.models.export.export import trace
     from convoy.models.export.variants import make, measure
-    from convoy.models.visualize import variants
 
     traced = trace(checkpoint, data)
     graphs = {}

@@ -1,6 +1,7 @@
 """Options that several commands share, and their conversion from text."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -108,3 +109,12 @@ def parse_range(option: str, text: str) -> tuple[float, float]:
     if not 0.1 <= least <= largest <= 10:
         raise BadTraining(f"{option} {text!r}, want LEAST:LARGEST such as 0.8:1.2, each 0.1 to 10")
     return least, largest
+
+
+def parse_bounds(text: str) -> list[float]:
+    """Parses bounds such as `32,96`, ascending sides in pixels. Raises BadTraining."""
+    words = text.split(",")
+    bounds = [float(word) for word in words if word.strip().isdecimal()]
+    if len(bounds) < len(words) or bounds[0] < 1 or any(a >= b for a, b in pairwise(bounds)):
+        raise BadTraining(f"--slices {text!r}, want ascending sides in pixels with commas between, such as 32,96")
+    return bounds

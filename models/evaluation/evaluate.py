@@ -1,7 +1,10 @@
-"""Evaluation of a trained network on held-out data."""
+"""Evaluation of a trained network on held-out data, also by image size, to show whether small images score worse."""
 
+import bisect
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +16,21 @@ from convoy.models import runtime
 from convoy.models.checkpoint import Description
 from convoy.models.data.batches import Batch, indexed
 from convoy.models.data.dataset import IGNORE, Split, SplitName
-from convoy.models.evaluation.answerer import Answerer, Answers, of_network, of_path
-from convoy.models.evaluation.boundary import BoundaryF1
-from convoy.models.evaluation.calibration import MaskCalibrationError
-from convoy.models.evaluation.classes import ClassScores, class_scores
-from convoy.models.evaluation.metrics import ALONE, confusion, scores
-from convoy.models.evaluation.slices import names, place, side, thirds
+from convoy.models.evaluation.metrics import (
+    ALONE,
+    BoundaryF1,
+    ClassScores,
+    MaskCalibrationError,
+    class_scores,
+    confusion,
+    scores,
+)
+from convoy.models.evaluation.predictor import Predictions, Predictor, of_network, of_path
 from convoy.service.metadata import InputSpec
 
 BATCH_SIZE = 32
+
+SLICE_NAMES = ("small", "medium", "large")
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ class Evaluation:
     """`scores` by name, 0..1, as defined by `convoy.models.evaluation.metrics.scores`, over `images` images or tensors;
     `confusion[true, answered]` counts images or pixels. `slices` is empty if all images have one size."""
 
-    network: Answerer
+    network: Predictor
     split: SplitName
     images: int
     scores: dict[str, float]
@@ -80,7 +89,7 @@ def evaluate(description: Description, network: nn.Module) -> Evaluation:
 
 
 def measure(
-    network: Answerer, split: SplitName = "test", bounds: Sequence[float] | None = None, strict: bool = False
+    network: Predictor, split: SplitName = "test", bounds: Sequence[float] | None = None, strict: bool = False
 ) -> Evaluation:
     """Evaluates a network on a whole split, with images preprocessed as in serving.
 
@@ -89,7 +98,7 @@ def measure(
     """
     runtime.limit_threads()
     images = network.split(split, strict)
-    places, slices = _places(images, network, bounds)
+    places, slices = _slices_of(images, network, bounds)
     whole = _Tally(network)
     parts = [_Tally(network) for _ in slices]
     examples: list[Example] = []
@@ -116,10 +125,40 @@ def measure(
     )
 
 
+def side(size: Sequence[int]) -> float:
+    """Returns the size of an image (height, width): the side in pixels of a square of the same area."""
+    return math.sqrt(size[0] * size[1])
+
+
+def thirds(sides: Sequence[float]) -> list[float]:
+    """Returns the sides that bound the smallest third and two thirds of the images. Images of one size stay together,
+    so the thirds may be unequal; no bounds if all have one size."""
+    ordered = sorted(sides)
+    bounds = [ordered[math.ceil(len(ordered) * share) - 1] for share in (1 / 3, 2 / 3)]
+    return sorted({bound for bound in bounds if bound < ordered[-1]})
+
+
+def slice_of(side: float, bounds: Sequence[float]) -> int:
+    """Returns the index of an image's slice: up to the first bound, up to the second, and so on."""
+    return bisect.bisect_left(bounds, side)
+
+
+def slice_names(bounds: Sequence[float]) -> list[str]:
+    """Returns the slices' names, in order: one more than there are bounds."""
+    if not bounds:
+        return ["all"]
+    texts = [f"{bound:.4g}" for bound in bounds]
+    spans = [f"up to {texts[0]}", *(f"{low} to {high}" for low, high in pairwise(texts))]
+    spans = [f"{span} px" for span in [*spans, f"above {texts[-1]}"]]
+    if len(spans) == len(SLICE_NAMES):
+        return [f"{name}, {span}" for name, span in zip(SLICE_NAMES, spans, strict=True)]
+    return spans
+
+
 class _Tally:
     """Accumulates the scores of images."""
 
-    def __init__(self, network: Answerer) -> None:
+    def __init__(self, network: Predictor) -> None:
         self.images = 0
         self.sure = False  # whether masks have confidences
         self.calibration = MaskCalibrationError(IGNORE, **ALONE)
@@ -128,7 +167,7 @@ class _Tally:
             confusion(network.task, len(network.labels)),
         )
 
-    def update(self, answers: Answers, targets: Tensor) -> None:
+    def update(self, answers: Predictions, targets: Tensor) -> None:
         if not len(targets):
             return
         self.images += len(targets)
@@ -152,12 +191,12 @@ class _Tally:
         return found[0] if found else None
 
 
-def _places(images: Split, network: Answerer, bounds: Sequence[float] | None) -> tuple[list[int], list[str]]:
+def _slices_of(images: Split, network: Predictor, bounds: Sequence[float] | None) -> tuple[list[int], list[str]]:
     if not isinstance(network.spec, InputSpec):
         return [], []
     sides = [side(images.size(index)) for index in range(len(images))]
     bounds = thirds(sides) if bounds is None else bounds
-    return [place(each, bounds) for each in sides], names(bounds) if bounds else []
+    return [slice_of(each, bounds) for each in sides], slice_names(bounds) if bounds else []
 
 
 def _examples(indices: Sequence[int], answers: Tensor, batch: Batch) -> Iterator[Example]:

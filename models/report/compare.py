@@ -11,7 +11,7 @@ from convoy.models.errors import BadRun
 from convoy.models.evaluation.evaluate import evaluate_file
 from convoy.models.evaluation.metrics import LEADING
 from convoy.models.report import curves, page
-from convoy.models.report.runs import Run, several
+from convoy.models.report.runs import Run, read_all
 from convoy.service.metadata import Task
 
 
@@ -47,7 +47,7 @@ def compare(roots: Sequence[Path], held_out: bool = False, data: str | None = No
     """Reads runs. With `held_out`, also measures each on the test split of its data, which is at `data` if it has
     moved. Raises BadRun if there are fewer than two runs or if their tasks differ; BadCheckpoint, BadTraining,
     BadData."""
-    runs = several(roots)
+    runs = read_all(roots)
     rows = [_compared(run, name, held_out, data) for run, name in zip(runs, names(roots), strict=True)]
     tasks = sorted({row.task for row in rows})
     if len(tasks) > 1:

@@ -41,7 +41,7 @@ def read(root: Path) -> Run:
     return Run(root, note, run.read_metrics(root / run.METRICS))
 
 
-def several(roots: Sequence[Path]) -> list[Run]:
+def read_all(roots: Sequence[Path]) -> list[Run]:
     """Reads the runs to compare. Raises BadRun, also if there are fewer than two."""
     if len(roots) < 2:
         raise BadRun(f"{len(roots)} run, want at least two to compare")

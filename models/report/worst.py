@@ -10,13 +10,13 @@ from convoy.models.data.batches import indexed
 from convoy.models.data.contact_sheet import Tile, sheet
 from convoy.models.data.dataset import Sample, Split, Target
 from convoy.models.data.formats.folder import FolderSplit
-from convoy.models.evaluation.answerer import Answerer
 from convoy.models.evaluation.evaluate import Evaluation, Example
+from convoy.models.evaluation.predictor import Predictor
 
-MOST_IMAGES, MOST_MASKS = 32, 16
+MAX_IMAGES, MAX_MASKS = 32, 16
 
 
-class Chosen:
+class Subset:
     """A subset of a split, in the given order."""
 
     def __init__(self, split: Split, indices: Sequence[int]) -> None:
@@ -35,7 +35,7 @@ class Chosen:
 def worst(evaluation: Evaluation) -> list[Example]:
     """Returns the images with the lowest probability of the true class, or whose masks have the lowest mean IoU, worst
     first."""
-    most = MOST_IMAGES if evaluation.network.task == "classification" else MOST_MASKS
+    most = MAX_IMAGES if evaluation.network.task == "classification" else MAX_MASKS
     return sorted(evaluation.examples, key=lambda example: example.score)[:most]
 
 
@@ -63,8 +63,8 @@ def name(split: Split, index: int) -> str:
     return split.name(index) if isinstance(split, FolderSplit) else f"no. {index}"
 
 
-def _masks(network: Answerer, split: Split, examples: Sequence[Example]) -> list[Tile]:
-    chosen = Chosen(split, [example.index for example in examples])
+def _masks(network: Predictor, split: Split, examples: Sequence[Example]) -> list[Tile]:
+    chosen = Subset(split, [example.index for example in examples])
     answers: dict[int, NDArray[np.uint8]] = {}
     for indices, batch in indexed(chosen, network.spec, batch_size=1):
         answers[indices[0]] = network.answer(batch.images).best[0].numpy()

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from convoy.models.data.registry import display_name
-from convoy.models.evaluation.answerer import of_checkpoint
 from convoy.models.evaluation.evaluate import Evaluation, Example, measure
 from convoy.models.evaluation.metrics import LEADING
+from convoy.models.evaluation.predictor import of_checkpoint
 from convoy.models.report import classes, curves, page, worst
 from convoy.models.report.runs import Run, read
-from convoy.models.visualize import confusion
 
 CURVES, CONFUSION, CLASSES, WORST, PAGE = "curves.png", "confusion.png", "classes.csv", "worst.png", "report.html"
 
@@ -29,8 +28,8 @@ def write(root: Path, data: str | None = None) -> bool:
     network = evaluation.network
     title = f"{network.name} on {display_name(network.data)}, validation"
     parts: list[tuple[str, Callable[[Path], None]]] = [
-        (CONFUSION, lambda path: confusion.save(evaluation.confusion, network.labels, title, path)),
-        (CLASSES, lambda path: classes.save(evaluation, path)),
+        (CONFUSION, lambda path: classes.save_confusion(evaluation.confusion, network.labels, title, path)),
+        (CLASSES, lambda path: classes.save_classes(evaluation, path)),
     ]
     if run.rows:
         parts.append((CURVES, lambda path: curves.save_run(run.rows, path)))
@@ -91,10 +90,10 @@ def _epochs(run: Run) -> str:
 
 
 def _classes(evaluation: Evaluation) -> str:
-    names, shown = classes.columns(evaluation), classes.worst(evaluation)
+    names, shown = classes.class_columns(evaluation), classes.worst_classes(evaluation)
     parts = [shown] if len(shown) == len(evaluation.classes) else [shown, evaluation.classes]
     tables = [
-        page.table(["class", *names], [[row.label, *classes.cells(row, names)] for row in part]) for part in parts
+        page.table(["class", *names], [[row.label, *classes.class_cells(row, names)] for row in part]) for part in parts
     ]
     if len(tables) == 1:
         return tables[0]
@@ -105,11 +104,11 @@ def _classes(evaluation: Evaluation) -> str:
 def _confusion(run: Run, evaluation: Evaluation) -> list[str]:
     picture = page.picture(run.root / CONFUSION, "true classes against answered ones")
     labels = evaluation.network.labels
-    if len(labels) <= confusion.MOST_NAMES:
+    if len(labels) <= classes.MAX_NAMES:
         return [picture]
     # With so many classes, the picture shows patterns but no names.
-    rows = confusion.mistakes(evaluation.confusion, labels)
-    return [page.text("The commonest mistakes:"), page.table(confusion.MISTAKES, rows), picture]
+    rows = classes.frequent_errors(evaluation.confusion, labels)
+    return [page.text("The commonest mistakes:"), page.table(classes.ERROR_COLUMNS, rows), picture]
 
 
 def _slices(evaluation: Evaluation) -> str:

@@ -7,7 +7,7 @@ from convoy.models.data.batches import loader
 from convoy.models.data.builtin.generated import generated
 from convoy.models.export import comparison
 from convoy.models.export.export import onnx_graph
-from convoy.models.export.int8 import quantised
+from convoy.models.export.precision import quantised
 from tests.performance.figure import Figure
 
 WANTED = 1.8

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from convoy.models.errors import BadRun
-from convoy.models.evaluation.answerer import of_checkpoint
-from convoy.models.evaluation.classes import class_scores
 from convoy.models.evaluation.evaluate import measure
+from convoy.models.evaluation.metrics import class_scores
+from convoy.models.evaluation.predictor import of_checkpoint
 from convoy.models.report import curves, worst
 from convoy.models.report.runs import read
 from convoy.models.report.write import _classes, _confusion, write
@@ -83,7 +83,7 @@ def test_run_on_tensors_has_no_pictures_of_examples_and_lists_them(tmp_path: Pat
 def test_worst_examples_are_those_whose_class_got_the_least_probability(classifier: Path) -> None:
     evaluation = measure(of_checkpoint(classifier / "last.ckpt"), "validation")
     found = worst.worst(evaluation)
-    assert len(found) == worst.MOST_IMAGES
+    assert len(found) == worst.MAX_IMAGES
     rest = [example.score for example in evaluation.examples if example not in found]
     assert max(example.score for example in found) <= min(rest)
     first = found[0]

@@ -21,23 +21,23 @@ from convoy.service.errors import BadMetadata
 from convoy.service.metadata import Document, InputSpec, Task, TensorInput
 
 # The output that is compared with the targets.
-ANSWER: dict[Task, str] = {"classification": metadata.PROBABILITIES, "segmentation": metadata.MASK}
+PREDICTION: dict[Task, str] = {"classification": metadata.PROBABILITIES, "segmentation": metadata.MASK}
 
 
-class Answers(NamedTuple):
+class Predictions(NamedTuple):
     """`best` contains probabilities (N, classes) float32, or masks (N, H, W) uint8; `confidence` is that of the masks,
     (N, H, W) uint8, 0..255, None for classes and for networks without a confidence output."""
 
     best: Tensor
     confidence: Tensor | None = None
 
-    def of(self, chosen: Tensor) -> "Answers":
+    def of(self, chosen: Tensor) -> "Predictions":
         """Returns the predictions of the images that are true in `chosen`, (N,) bool."""
-        return Answers(self.best[chosen], None if self.confidence is None else self.confidence[chosen])
+        return Predictions(self.best[chosen], None if self.confidence is None else self.confidence[chosen])
 
 
 @dataclass(frozen=True)
-class Answerer:
+class Predictor:
     """A runnable network. `answer` accepts served inputs, (N, H, W, C) uint8 or tensors as in `spec`. `data` is a name
     or a folder, as returned by `convoy.models.data.registry.resolve`."""
 
@@ -47,7 +47,7 @@ class Answerer:
     palette: list[tuple[int, int, int]] | None
     spec: InputSpec | TensorInput
     data: str
-    answer: Callable[[Tensor], Answers]
+    answer: Callable[[Tensor], Predictions]
 
     def split(self, name: SplitName, strict: bool = False) -> Split:
         """Returns a split of its data. Raises BadTraining or BadData if the data is missing or has changed; `strict` is
@@ -56,7 +56,7 @@ class Answerer:
         return split_of(self.data, name, self.task, colour, self.labels, strict)
 
 
-def of_path(path: Path, data: str | None = None) -> Answerer:
+def of_path(path: Path, data: str | None = None) -> Predictor:
     """Opens an ONNX file or a checkpoint, by the suffix, with its training data or with `data`, which must have the
     same classes.
 
@@ -65,7 +65,7 @@ def of_path(path: Path, data: str | None = None) -> Answerer:
     return of_file(path, data) if path.suffix == ".onnx" else of_checkpoint(path, data)
 
 
-def of_checkpoint(path: Path, data: str | None = None) -> Answerer:
+def of_checkpoint(path: Path, data: str | None = None) -> Predictor:
     """Opens a checkpoint in PyTorch. Raises BadCheckpoint, BadTraining."""
     description, network = checkpoint.load(path)
     if data is not None:
@@ -78,17 +78,17 @@ def of_checkpoint(path: Path, data: str | None = None) -> Answerer:
     return of_network(description, network)
 
 
-def of_network(description: Description, network: nn.Module) -> Answerer:
+def of_network(description: Description, network: nn.Module) -> Predictor:
     """Wraps a network in PyTorch and moves it to CUDA if available."""
     device = runtime.device()
     module = served(description.task, description.normalisation(), network).to(device)
 
-    def answer(batch: Tensor) -> Answers:
+    def answer(batch: Tensor) -> Predictions:
         with torch.inference_mode():
             found = module(batch.to(device))
-        return Answers(*(part.cpu() for part in ((found,) if isinstance(found, Tensor) else found)))
+        return Predictions(*(part.cpu() for part in ((found,) if isinstance(found, Tensor) else found)))
 
-    return Answerer(
+    return Predictor(
         name=description.architecture,
         task=description.task,
         labels=description.labels,
@@ -99,19 +99,19 @@ def of_network(description: Description, network: nn.Module) -> Answerer:
     )
 
 
-def of_file(path: Path, data: str | None = None) -> Answerer:
+def of_file(path: Path, data: str | None = None) -> Predictor:
     """Opens a file in onnxruntime as the engine does, on CUDA if available. Raises BadNetworkFile, BadTraining."""
     session = _session(path)
     document = _document(path, session)
     (taken,) = [value.name for value in session.get_inputs()]
     sure = [value.name for value in session.get_outputs() if value.name == metadata.CONFIDENCE]
-    wanted = [ANSWER[document.task], *sure]
+    wanted = [PREDICTION[document.task], *sure]
 
-    def answer(batch: Tensor) -> Answers:
-        return Answers(*map(torch.from_numpy, session.run(wanted, {taken: batch.numpy()})))
+    def answer(batch: Tensor) -> Predictions:
+        return Predictions(*map(torch.from_numpy, session.run(wanted, {taken: batch.numpy()})))
 
     provenance = document.provenance
-    return Answerer(
+    return Predictor(
         name=path.parent.parent.name if provenance is None else provenance.architecture,
         task=document.task,
         labels=document.labels,
@@ -141,11 +141,11 @@ def _document(path: Path, session: Session) -> Document:
         raise BadNetworkFile(f"{path}: {error.message}") from None
     if document is None:
         raise BadNetworkFile(f"{path} does not say what it is, want a file that `convoy export` wrote")
-    if document.task not in ANSWER:
-        raise BadNetworkFile(f"{path} is for {document.task}, want one for {' or '.join(ANSWER)}")
+    if document.task not in PREDICTION:
+        raise BadNetworkFile(f"{path} is for {document.task}, want one for {' or '.join(PREDICTION)}")
     outputs = [value.name for value in session.get_outputs()]
-    if ANSWER[document.task] not in outputs or len(session.get_inputs()) != 1:
-        raise BadNetworkFile(f"{path} answers {', '.join(outputs)}, want {ANSWER[document.task]} of one input")
+    if PREDICTION[document.task] not in outputs or len(session.get_inputs()) != 1:
+        raise BadNetworkFile(f"{path} answers {', '.join(outputs)}, want {PREDICTION[document.task]} of one input")
     return document
 
 
