@@ -16,7 +16,7 @@ from convoy.models.settings import Colour, ImportOptions, Layout, Tail, Task
 from convoy.service.metadata import Fit, InputSpec
 
 if TYPE_CHECKING:
-    from convoy.models.onnx_import.look import Found, Tensor
+    from convoy.models.onnx_import.look import OnnxFile, Tensor
 
 
 def adopt(
@@ -122,7 +122,7 @@ def _name(file: Path) -> str:
     return re.sub(r"[^a-z0-9_-]+", "-", file.stem.lower()).strip("-")[:64]
 
 
-def _shown(found: "Found", output: "Tensor") -> list[str]:
+def _shown(found: "OnnxFile", output: "Tensor") -> list[str]:
     from convoy.models.onnx_import.look import likely_task
 
     lines = [

@@ -7,8 +7,7 @@ import typer
 
 from convoy.models import paths, registry
 from convoy.models.commands.options import assignments, check_there, parse_size
-from convoy.models.pretrained.preprocessing import MEANING, PixelForm
-from convoy.models.pretrained.registry import KERAS, TORCHVISION
+from convoy.models.pretrained.registry import KERAS, MEANING, TORCHVISION, PixelForm
 
 
 def adopt_weights(

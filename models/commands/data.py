@@ -5,13 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
-from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 
-from convoy.models.commands.options import MaskColours, MaskValues, check_picture, with_masks
+from convoy.models.commands.options import MaskColours, MaskValues, check_picture, print_json, print_table, with_masks
 from convoy.models.data.formats.listing import SPLITS
 from convoy.models.data.registry import DATA, display_name, resolve
 
@@ -51,7 +48,7 @@ def check(
 
     found, summary = look_into(name)
     if json:
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(summary), indent=2).decode() + "\n")
+        print_json(summary)
     else:
         _print(summary)
     if sheet is not None:
@@ -66,7 +63,7 @@ def check(
 def _print(summary: "Summary") -> None:
     kind = "tensors" if summary.read_as is None else "pictures"
     print(f"{display_name(summary.name)}: {summary.task}, {len(summary.labels)} classes, {summary.count} {kind}")
-    _print_wide(_classes(summary))
+    print_table(_classes(summary))
     for line in _lines(summary):
         print(line)
 
@@ -127,9 +124,3 @@ def _sizes(sizes: "Sizes") -> str:
 def _told(copies: "Copies") -> str:
     names = " = ".join(f"{split} {name}" for split, name in copies.pictures)
     return f"{names}{', with different classes' if copies.conflict else ''}"
-
-
-def _print_wide(table: Table) -> None:
-    console = Console()
-    wide = Measurement.get(console, console.options.update(max_width=1000), table).maximum
-    Console(width=max(console.width, wide)).print(table)

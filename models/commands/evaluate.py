@@ -5,7 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import msgspec
 import typer
 from rich.console import Console
 
@@ -17,6 +16,7 @@ from convoy.models.commands.options import (
     check_picture,
     checkpoint_of,
     parse_bounds,
+    print_json,
     with_masks,
 )
 from convoy.models.data.registry import display_name
@@ -88,7 +88,7 @@ def evaluate(
 
     result = evaluate_file(network, data, bounds, strict)
     if json:
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(as_json(result)), indent=2).decode() + "\n")
+        print_json(as_json(result))
     else:
         _show(result)
         if network.suffix != ".onnx":  # never in a folder that a server watches

@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.measure import Measurement
 
 from convoy.models import paths
-from convoy.models.commands.options import check_data, checkpoint_of
+from convoy.models.commands.options import check_data, checkpoint_of, print_table
 from convoy.models.errors import BadTraining, VariantRefused
 from convoy.models.export import publish
 from convoy.models.settings import DEFAULT_PLAN, Plan
@@ -152,10 +150,7 @@ def _compare(checkpoint: Path, data: str | None, plan: Plan, again: list[str]) -
         except VariantRefused as refusal:
             print(f"{precision}: {refusal.message}")
     outcomes: dict[Precision, Outcome] = measure(graphs, traced.description, plan)
-    table, console = variants.table(outcomes, traced.description.task), Console()
-    # The table keeps its full width on a narrower terminal, or without one: truncated figures would be useless.
-    wide = Measurement.get(console, console.options.update(max_width=1000), table).maximum
-    Console(width=max(console.width, wide)).print(table)
+    print_table(variants.table(outcomes, traced.description.task))
     for note in variants.notes(outcomes):
         print(note)
     for precision, outcome in outcomes.items():

@@ -1,13 +1,17 @@
-"""Options that several commands share, and their conversion from text."""
+"""What several commands share: options, their conversion from text, and printing."""
 
 import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
-from convoy.models.data.formats.coding import parse, source
+from convoy.models.data.formats.coding import parse, read_colours, source
 from convoy.models.data.registry import resolve
 from convoy.models.errors import BadTraining
 from convoy.models.training.run import RunFolder
@@ -83,14 +87,21 @@ def with_masks(data: str, values: str | None, colours: str | None) -> str:
     return data
 
 
+def print_json(value: object) -> None:
+    """Prints a value that msgspec encodes."""
+    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def print_table(table: Table) -> None:
+    """Prints a table in its full width, on a narrower terminal too: truncated figures would be useless."""
+    console = Console()
+    width = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    Console(width=max(console.width, width)).print(table)
+
+
 def _colours(part: str) -> list[str]:
     file = Path(part)
-    if not (part and file.is_file()):
-        return [part]
-
-    from convoy.models.onnx_import.palette import read_colours
-
-    return [bytes(colour).hex() for colour in read_colours(file)]
+    return [bytes(colour).hex() for colour in read_colours(file)] if part and file.is_file() else [part]
 
 
 def parse_size(text: str) -> tuple[int, int]:

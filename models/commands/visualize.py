@@ -2,9 +2,9 @@
 
 import typer
 
+from convoy.models.commands.views.ascent import class_, dream, neurons
 from convoy.models.commands.views.evidence import evidence
-from convoy.models.commands.views.grown import class_, dream, neurons
-from convoy.models.commands.views.shown import features, filters, layers
+from convoy.models.commands.views.layers import features, filters, layers
 
 visualize = typer.Typer(
     add_completion=False,

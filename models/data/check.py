@@ -10,13 +10,12 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import msgspec
 import numpy as np
 
-from convoy.models.data.bad_files import Fault, print_faults, printable
 from convoy.models.data.dataset import IGNORE, DataSet, Split, SplitName
+from convoy.models.data.files import Fault, is_data, print_faults, printable
 from convoy.models.data.formats import mask_folders, voc
 from convoy.models.data.formats.coding import of_source
 from convoy.models.data.formats.folder import FolderSplit
 from convoy.models.data.formats.listing import LABELS, SPLITS
-from convoy.models.data.names import is_data
 from convoy.models.data.reading import in_threads
 from convoy.models.data.registry import load
 from convoy.models.errors import BadData

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convoy.models.data.names import is_data, nfc
+from convoy.models.data.files import is_data, nfc
 from convoy.models.errors import BadData
 from convoy.service.errors import BadImage
 from convoy.service.images import decode

@@ -24,8 +24,8 @@ from rich.progress import track
 
 from convoy.models import paths
 from convoy.models.data import picture
-from convoy.models.data.bad_files import Fault
 from convoy.models.data.dataset import IGNORE
+from convoy.models.data.files import Fault
 from convoy.models.data.formats import masks
 from convoy.models.data.formats.coding import Coding, source
 from convoy.models.data.formats.listing import Entry

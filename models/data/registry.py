@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from convoy.models import registry
-from convoy.models.data.bad_files import Report, print_faults, raise_first
+from convoy.models.data.files import Report, print_faults, raise_first
 from convoy.models.data.formats import table
 from convoy.models.data.formats.coding import Coding, of_source, source
 from convoy.models.errors import BadTraining

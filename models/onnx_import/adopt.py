@@ -8,15 +8,15 @@ import msgspec
 import onnx
 from onnx import TensorProto, helper
 
+from convoy.models.data import picture
+from convoy.models.data.formats.coding import RGB, read_colours
 from convoy.models.errors import BadNetworkFile
 from convoy.models.export import publish
-from convoy.models.onnx_import import check, several
-from convoy.models.onnx_import.answer import Answer, seen
-from convoy.models.onnx_import.batch import freed
-from convoy.models.onnx_import.front import Front
-from convoy.models.onnx_import.look import CHANNELS, Found, Tensor
-from convoy.models.onnx_import.original import Original, noise, session, words
-from convoy.models.onnx_import.palette import read_palette
+from convoy.models.onnx_import import check
+from convoy.models.onnx_import.answer import Answer, detect
+from convoy.models.onnx_import.look import CHANNELS, OnnxFile, Tensor
+from convoy.models.onnx_import.original import Front, Original, noise, session, words
+from convoy.models.onnx_import.rewrite import with_dynamic_batch
 from convoy.models.onnx_import.wrap import wrapped
 from convoy.models.pretrained.weights import read_labels
 from convoy.models.runtime import Session
@@ -37,7 +37,7 @@ class Adopted(NamedTuple):
     confident: bool
 
 
-def adopt(found: Found, source: str, repository: Path, name: str, wanted: ImportOptions) -> Adopted:
+def adopt(found: OnnxFile, source: str, repository: Path, name: str, wanted: ImportOptions) -> Adopted:
     """Writes the network with the given specification as the next version of the model `name`, if its outputs match the
     file's. `source` is the file's name, for the metadata. Raises BadModelName, BadNetworkFile, BadWeights,
     ParityRefused; then nothing is written. The file itself is never changed."""
@@ -50,22 +50,22 @@ def adopt(found: Found, source: str, repository: Path, name: str, wanted: Import
     size = _size(found, layout, wanted)
     trial = size or (TRIAL_SIDE, TRIAL_SIDE)
     labels = None if wanted.labels is None else read_labels(wanted.labels)
-    answer = seen(original, trial, channels, wanted.task, wanted.tail, None if labels is None else len(labels))
+    answer = detect(original, trial, channels, wanted.task, wanted.tail, None if labels is None else len(labels))
     if size is None and answer.task == "classification":
         raise BadNetworkFile(f"input is {found.input}, and takes several sizes: want --size HxW for a classifier")
     batch = found.input.shape[0]
-    inner = freed(found.model) if isinstance(batch, int) else found.model
+    inner = with_dynamic_batch(found.model) if isinstance(batch, int) else found.model
     graph = wrapped(inner, original.front, answer, size or (None, None), channels)
-    several.check(graph, trial, channels, batch)
+    check.check_batching(graph, trial, channels, batch)
     running = session(graph)
     spec = _spec(running, size, channels, wanted)
     document = _document(found, source, answer, labels, spec, wanted)
-    document = msgspec.structs.replace(document, parity=check.check(original, running, answer, spec))
+    document = msgspec.structs.replace(document, parity=check.check_parity(original, running, answer, spec))
     _describe(graph, found, document)
     return Adopted(publish.publish(graph.SerializeToString(), repository, name), document, answer.values != "indices")
 
 
-def chosen(found: Found, name: str | None) -> Tensor:
+def chosen(found: OnnxFile, name: str | None) -> Tensor:
     """Returns the output of that name, or the first one. Raises BadNetworkFile."""
     if name is None:
         return found.outputs[0]
@@ -75,7 +75,16 @@ def chosen(found: Found, name: str | None) -> Tensor:
     raise BadNetworkFile(f"--output {name!r}, want one of {', '.join(tensor.name for tensor in found.outputs)}")
 
 
-def _channels(found: Found, layout: Layout, wanted: ImportOptions) -> int:
+def read_palette(path: Path, classes: int) -> list[RGB]:
+    """Returns `classes` colours, (red, green, blue) in 0..255, from lines such as `#ff8000` or `255 128 0`, or from the
+    palette of a PNG. Raises BadNetworkFile, BadData."""
+    colours = picture.mask_header(path).palette if path.suffix.lower() == ".png" else read_colours(path)
+    if len(colours) < classes:
+        raise BadNetworkFile(f"{path} has {len(colours)} colours for {classes} classes")
+    return colours[:classes]
+
+
+def _channels(found: OnnxFile, layout: Layout, wanted: ImportOptions) -> int:
     side = found.input.shape[1 if layout == "NCHW" else 3]
     given = None if wanted.colour is None else 1 if wanted.colour == "L" else 3
     channels = side if isinstance(side, int) else given
@@ -86,7 +95,7 @@ def _channels(found: Found, layout: Layout, wanted: ImportOptions) -> int:
     return channels
 
 
-def _front(found: Found, layout: Layout, channels: int, wanted: ImportOptions) -> Front | None:
+def _front(found: OnnxFile, layout: Layout, channels: int, wanted: ImportOptions) -> Front | None:
     told = {"--mean": wanted.mean, "--std": wanted.std, "--scale": wanted.scale}
     names = " and ".join(name for name, value in told.items() if value is not None)
     as_served = found.input.dtype == "uint8" and layout == "NHWC" and wanted.colour != "BGR"
@@ -121,7 +130,7 @@ def _each(option: str, values: Sequence[float], channels: int) -> tuple[float, .
     return tuple(values) if len(values) == channels else tuple(values) * channels
 
 
-def _size(found: Found, layout: Layout, wanted: ImportOptions) -> Size | None:
+def _size(found: OnnxFile, layout: Layout, wanted: ImportOptions) -> Size | None:
     sides = found.input.shape[2:4] if layout == "NCHW" else found.input.shape[1:3]
     given: Sequence[int | str] = sides if wanted.size is None else wanted.size
     if any(isinstance(side, int) and side != told for side, told in zip(sides, given, strict=True)):
@@ -143,7 +152,7 @@ def _or_none(sides: Sequence[int | str]) -> str:
 
 
 def _document(
-    found: Found, source: str, answer: Answer, labels: list[str] | None, spec: InputSpec, wanted: ImportOptions
+    found: OnnxFile, source: str, answer: Answer, labels: list[str] | None, spec: InputSpec, wanted: ImportOptions
 ) -> Document:
     classes = answer.classes
     if labels is not None and len(labels) != classes:
@@ -186,7 +195,7 @@ def _multiple(running: Session, channels: int) -> int:
     raise BadNetworkFile(f"no multiple up to {MULTIPLES[-1]} is one of whose sizes masks come back: want --size HxW")
 
 
-def _describe(graph: onnx.ModelProto, found: Found, document: Document) -> None:
+def _describe(graph: onnx.ModelProto, found: OnnxFile, document: Document) -> None:
     properties = {entry.key: entry.value for entry in found.model.metadata_props}
     helper.set_model_props(graph, {**properties, metadata.KEY: metadata.encode(document)})
     try:

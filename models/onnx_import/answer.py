@@ -13,7 +13,7 @@ from convoy.models.settings import Size, Tail, Task
 
 Values = Literal["logits", "probabilities", "indices"]
 
-NO_TENSORS = ("sequence", "map", "optional", "sparse_tensor", "string")
+NOT_TENSORS = ("sequence", "map", "optional", "sparse_tensor", "string")
 
 
 class Answer(NamedTuple):
@@ -39,10 +39,10 @@ class Answer(NamedTuple):
         return np.moveaxis(values, self.axis, -1).reshape(-1, self.classes)
 
 
-def seen(original: Original, size: Size, channels: int, task: Task | None, tail: Tail, indices: int | None) -> Answer:
+def detect(original: Original, size: Size, channels: int, task: Task | None, tail: Tail, indices: int | None) -> Answer:
     """Detects the file's output for images of that size, for the given task and tail. `indices` is the number of
     classes for a mask of class indices, None if unknown. Raises BadNetworkFile, with what is expected."""
-    if original.output.dtype in NO_TENSORS:
+    if original.output.dtype in NOT_TENSORS:
         raise BadNetworkFile(f"output {original.output} is no tensor of numbers{_others(original)}")
     images = noise(size, channels, original.batch)
     given, again = original.raw(images), original.raw(images)

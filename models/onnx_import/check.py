@@ -1,18 +1,24 @@
-"""Parity check: compares an adopted network's outputs with those of the original file."""
+"""Checks of an adopted network: whether it supports batching, and parity with the original file."""
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from convoy.models.data.batches import loader
 from convoy.models.data.builtin.generated import generated
-from convoy.models.errors import ParityRefused
+from convoy.models.errors import BadNetworkFile, ParityRefused
 from convoy.models.onnx_import.answer import Answer
-from convoy.models.onnx_import.original import Original
+from convoy.models.onnx_import.original import Original, noise, session, words
+from convoy.models.onnx_import.rewrite import PREFIX
 from convoy.models.runtime import Session
+from convoy.models.settings import Size
 from convoy.service import metadata
 from convoy.service.metadata import InputSpec, Parity
+
+BATCHES = (1, 3)  # batch sizes tested
 
 IMAGES = 24
 TOGETHER = 3  # batch size of the adopted network
@@ -20,7 +26,22 @@ TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-2  # of probabilities, in float32 and in ha
 MIN_SAME = 0.9999  # share of equal classes, of images or pixels, not counting ties up to rounding
 
 
-def check(original: Original, running: Session, answer: Answer, spec: InputSpec) -> Parity:
+def check_batching(graph: onnx.ModelProto, size: Size, channels: int, batch: int | str) -> None:
+    """Runs it on images of that size. Raises BadNetworkFile, naming the node; `batch` is the file's batch size."""
+    trouble = f"batch size {batch} cannot be made free" if isinstance(batch, int) else "it does not take several images"
+    running = session(graph, optimised=False)  # not optimised, so that its nodes keep the names in the file
+    for count in BATCHES:
+        try:
+            (first, *_) = running.run(None, {metadata.IMAGE: noise(size, channels, count)})
+        except Exception as error:  # onnxruntime's exceptions for an invalid graph
+            raise BadNetworkFile(f"{trouble}: {_named(error)} forbids it: {words(error)}") from None
+        if len(first) != count:
+            raise BadNetworkFile(
+                f"{trouble}: {_culprit(graph, size, channels)} answers {len(first)} for {count} images"
+            )
+
+
+def check_parity(original: Original, running: Session, answer: Answer, spec: InputSpec) -> Parity:
     """Compares both on random images: the file in its own batch size, the result in batches. Raises ParityRefused."""
     largest, same, answers, images = 0.0, 0, 0, 0
     tolerance = HALF_TOLERANCE if original.found.input.dtype == "float16" else TOLERANCE
@@ -46,6 +67,33 @@ def check(original: Original, running: Session, answer: Answer, spec: InputSpec)
         top1_agreement=share if classification else None,
         mask_agreement=None if classification else share,
     )
+
+
+def _named(error: Exception) -> str:
+    kind, name = re.search(r"running (\w+) node", str(error)), re.search(r"Name:'(.*?)'", str(error))
+    if name is None:
+        return "a node"
+    return f"node {name[1].removeprefix(PREFIX)!r}" + (f" ({kind[1]})" if kind else "")
+
+
+def _culprit(graph: onnx.ModelProto, size: Size, channels: int) -> str:
+    """Returns the first node whose output does not grow with the batch."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    names = [name for node in copy.graph.node for name in node.output[:1] if name]
+    known = {output.name for output in copy.graph.output}
+    copy.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in known)
+    running = session(copy)
+    one, several = (
+        dict(zip(names, running.run(names, {metadata.IMAGE: noise(size, channels, count)}), strict=True))
+        for count in BATCHES
+    )
+    grown = {name for name in names if several[name].size == BATCHES[-1] * one[name].size}
+    grown.add(metadata.IMAGE)
+    for node in copy.graph.node:
+        if grown.intersection(node.input) and node.output[0] not in grown and several[node.output[0]].dtype.kind == "f":
+            return f"node {node.name.removeprefix(PREFIX)!r} ({node.op_type})"
+    return "a node"
 
 
 def _indices(given: NDArray[np.int64], found: list[NDArray[np.uint8]]) -> tuple[float, NDArray[np.bool_]]:

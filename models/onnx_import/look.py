@@ -31,7 +31,7 @@ class Tensor(NamedTuple):
         return f"{self.name!r} {self.dtype} [{', '.join(map(str, self.shape))}]"
 
 
-class Found(NamedTuple):
+class OnnxFile(NamedTuple):
     """A loaded file, with external data embedded and weights removed from its inputs. `external_bytes` were in other
     files; `layout` is None if the input's shape does not determine it."""
 
@@ -43,7 +43,7 @@ class Found(NamedTuple):
     layout: Layout | None
 
 
-def look(path: Path) -> Found:
+def look(path: Path) -> OnnxFile:
     """Inspects a file. Raises BadNetworkFile if it is not a network with one image input."""
     model, external_bytes = _load(path)
     if any(entry.key == metadata.KEY for entry in model.metadata_props):
@@ -60,7 +60,7 @@ def look(path: Path) -> Found:
         raise BadNetworkFile(f"{path} takes {inputs[0]}, want an image: four axes of {kinds}")
     _check_inference(path, model)
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
-    return Found(model, inputs[0], outputs, opset, external_bytes, _layout(inputs[0].shape))
+    return OnnxFile(model, inputs[0], outputs, opset, external_bytes, _layout(inputs[0].shape))
 
 
 def likely_task(output: Tensor) -> Task | None:
@@ -95,7 +95,7 @@ def _load(path: Path) -> tuple[onnx.ModelProto, int]:
 
 def _drop_unused(model: onnx.ModelProto) -> None:
     """Removes unused weights: onnxruntime refuses those that are not inputs either, as in old files."""
-    used = {value.name for value in model.graph.output} | _taken(model.graph)
+    used = {value.name for value in model.graph.output} | _read_names(model.graph)
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
     if len(kept) < len(model.graph.initializer):
         unused = {tensor.name for tensor in model.graph.initializer} - used
@@ -105,14 +105,14 @@ def _drop_unused(model: onnx.ModelProto) -> None:
         model.graph.input.extend(inputs)
 
 
-def _taken(graph: onnx.GraphProto) -> set[str]:
+def _read_names(graph: onnx.GraphProto) -> set[str]:
     """Returns the names that nodes read, including those of subgraphs."""
     names: set[str] = set()
     for node in graph.node:
         names.update(node.input)
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):
-                names |= _taken(inner) | {value.name for value in inner.output}
+                names |= _read_names(inner) | {value.name for value in inner.output}
     return names
 
 

@@ -1,25 +1,44 @@
-"""Runs the original file, as the reference for the adopted one."""
+"""Runs the original file, with preprocessing in numpy, as the reference for the adopted one."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import helper
 
 from convoy.models import runtime
 from convoy.models.errors import BadNetworkFile
-from convoy.models.onnx_import.front import Front
-from convoy.models.onnx_import.look import Found, Tensor
-from convoy.models.onnx_import.names import PREFIX
+from convoy.models.onnx_import.look import OnnxFile, Tensor
+from convoy.models.onnx_import.rewrite import PREFIX
 from convoy.models.runtime import Session
-from convoy.models.settings import Size
+from convoy.models.settings import Layout, Size
+
+
+class Front(NamedTuple):
+    """Conversion of bytes to the network's input: (pixel * scale - mean) / std per channel of the RGB image, then the
+    channels reversed if `reverse`, in `layout`, as `dtype` of the network's input."""
+
+    layout: Layout
+    dtype: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    scale: float
+    reverse: bool
+
+    def applied(self, images: NDArray[np.uint8]) -> NDArray[np.generic]:
+        """Applies the preprocessing to (N, H, W, C) in numpy, as a reference for the nodes."""
+        values = (images * np.float64(self.scale) - np.array(self.mean)) / np.array(self.std)
+        values = values[..., ::-1] if self.reverse else values
+        values = values.transpose(0, 3, 1, 2) if self.layout == "NCHW" else values
+        return np.ascontiguousarray(values, helper.tensor_dtype_to_np_dtype(self.dtype))
 
 
 class Original:
     """Computes the file's own outputs for images (N, H, W, C) uint8, one by one or in its fixed batch size;
     preprocessing is in numpy, without nodes. Raises BadNetworkFile if onnxruntime cannot run it."""
 
-    def __init__(self, found: Found, output: Tensor, front: Front | None) -> None:
+    def __init__(self, found: OnnxFile, output: Tensor, front: Front | None) -> None:
         self.found, self.output, self.front = found, output, front
         self.session = session(found.model)
         size = found.input.shape[0]

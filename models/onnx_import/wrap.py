@@ -1,13 +1,15 @@
-"""Wraps a network made elsewhere in nodes for pre- and post-processing."""
+"""Wraps a network made elsewhere in nodes: preprocessing converts bytes to its input, post-processing converts its
+output to the served form."""
 
+from typing import Any
+
+import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from convoy.models.onnx_import import front as front_nodes
-from convoy.models.onnx_import import tail
 from convoy.models.onnx_import.answer import Answer
-from convoy.models.onnx_import.front import Front
-from convoy.models.onnx_import.names import PREFIX, prefixed
+from convoy.models.onnx_import.original import Front
+from convoy.models.onnx_import.rewrite import PREFIX, prefixed
 from convoy.service import metadata
 
 OLDEST_IR = 4  # earlier versions list weights as inputs, which callers could override
@@ -27,18 +29,133 @@ def wrapped(
     opset = max(entry.version for entry in inner.opset_import if entry.domain in ("", "ai.onnx"))
     for node in graph.node:
         node.name = node.name or next(filter(None, node.output), "")  # the name in messages
-    before = (
-        [helper.make_node("Identity", [metadata.IMAGE], [given])] if front is None else front_nodes.nodes(front, given)
-    )
+    before = [helper.make_node("Identity", [metadata.IMAGE], [given])] if front is None else front_nodes(front, given)
     outer = helper.make_graph(
-        [*before, *graph.node, *tail.nodes(PREFIX + answer.name, answer, opset)],
+        [*before, *graph.node, *tail_nodes(PREFIX + answer.name, answer, opset)],
         graph.name or "adopted",
         [helper.make_tensor_value_info(metadata.IMAGE, TensorProto.UINT8, [*sides, channels])],
-        tail.outputs(answer, sides),
-        [*graph.initializer, *(() if front is None else front_nodes.constants(front))],
+        served_outputs(answer, sides),
+        [*graph.initializer, *(() if front is None else front_constants(front))],
         sparse_initializer=graph.sparse_initializer,
     )
     outer.quantization_annotation.extend(graph.quantization_annotation)
     whole = helper.make_model(outer, opset_imports=inner.opset_import, functions=inner.functions)
     whole.ir_version, whole.producer_name = max(inner.ir_version, OLDEST_IR), inner.producer_name
     return whole
+
+
+def front_nodes(front: Front, given: str) -> list[NodeProto]:
+    """Returns the nodes from `image` to `given`, the network's input."""
+    name, made = metadata.IMAGE, []
+    if front.layout == "NCHW":
+        # Transposing before the cast moves a quarter of the bytes.
+        made.append(helper.make_node("Transpose", [name], ["moved"], perm=[0, 3, 1, 2]))
+        name = "moved"
+    if front.reverse:
+        made.append(helper.make_node("Gather", [name, "turned"], ["reversed"], axis=1 if front.layout == "NCHW" else 3))
+        name = "reversed"
+    if front.dtype == TensorProto.UINT8:
+        return [*made, helper.make_node("Identity", [name], [given])]
+    made += [
+        helper.make_node("Cast", [name], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["floats", "factor"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "offset"], ["normalised"]),
+        helper.make_node("Cast", ["normalised"], [given], to=front.dtype),
+    ]
+    return made
+
+
+def front_constants(front: Front) -> list[TensorProto]:
+    """Returns the constants of those nodes."""
+    mean, std = np.array(front.mean), np.array(front.std)
+    order = slice(None, None, -1) if front.reverse else slice(None)
+    shape = (1, -1, 1, 1) if front.layout == "NCHW" else (1, 1, 1, -1)
+    found: list[TensorProto] = []
+    if front.reverse:
+        found.append(numpy_helper.from_array(np.arange(len(mean))[::-1].astype(np.int64), "turned"))
+    if front.dtype != TensorProto.UINT8:
+        for name, values in (("factor", front.scale / std), ("offset", -mean / std)):
+            found.append(numpy_helper.from_array(values[order].astype(np.float32).reshape(shape), name))
+    return found
+
+
+def tail_nodes(source: str, answer: Answer, opset: int) -> list[NodeProto]:
+    """Returns the nodes from the network's output `source` to the `outputs`."""
+    if answer.values == "indices":
+        return _mask(source, answer, opset)
+    return _classes(source, answer) if answer.task == "classification" else _pixels(source, answer, opset)
+
+
+def served_outputs(answer: Answer, sides: list[str | int]) -> list[onnx.ValueInfoProto]:
+    """Returns the served outputs for images of `sides`, [N, H, W]; class indices have no confidence."""
+    if answer.task == "classification":
+        return [helper.make_tensor_value_info(metadata.PROBABILITIES, TensorProto.FLOAT, ["N", "classes"])]
+    names = [metadata.MASK] if answer.values == "indices" else [metadata.MASK, metadata.CONFIDENCE]
+    return [helper.make_tensor_value_info(name, TensorProto.UINT8, sides) for name in names]
+
+
+def _mask(source: str, answer: Answer, opset: int) -> list[NodeProto]:
+    flat = [] if answer.axis is None else _reduced("Squeeze", source, "flat", answer.axis, since=13, opset=opset)
+    return [*flat, helper.make_node("Cast", ["flat" if flat else source], [metadata.MASK], to=TensorProto.UINT8)]
+
+
+def _classes(source: str, answer: Answer) -> list[NodeProto]:
+    flat = [helper.make_node("Flatten", [source], ["flat"], axis=1)] if answer.rank > 2 else []
+    last = "flat" if flat else source
+    return [*flat, *_shares(last, answer, 1), helper.make_node("Identity", ["shares"], [metadata.PROBABILITIES])]
+
+
+def _pixels(source: str, answer: Answer, opset: int) -> list[NodeProto]:
+    axis, moved = answer.axis, []
+    assert axis is not None
+    if opset < 13 and axis == 1:
+        # Before opset 13, softmax covers its axis and all later ones.
+        moved, source, axis = [helper.make_node("Transpose", [source], ["last"], perm=[0, 2, 3, 1])], "last", 3
+    # On logits, which have the same order as probabilities but distinguish values that round to the same.
+    compared = "shares" if answer.single else "answer"
+    return [
+        *moved,
+        *_shares(source, answer, axis),
+        helper.make_node("ArgMax", [compared], ["index"], axis=axis, keepdims=0),
+        helper.make_node("Cast", ["index"], [metadata.MASK], to=TensorProto.UINT8),
+        *_reduced("ReduceMax", "shares", "most", axis, since=18, opset=opset, keepdims=0),
+        # A half-precision probability may exceed 1, which would wrap around in a byte.
+        _constant("whole", np.float32(1)),
+        helper.make_node("Sub", ["most", "whole"], ["above"]),
+        helper.make_node("Relu", ["above"], ["too_much"]),
+        helper.make_node("Sub", ["most", "too_much"], ["best"]),
+        _constant("full", np.float32(255)),
+        _constant("half", np.float32(0.5)),
+        helper.make_node("Mul", ["best", "full"], ["steps"]),
+        helper.make_node("Add", ["steps", "half"], ["rounded"]),  # the cast truncates
+        helper.make_node("Cast", ["rounded"], [metadata.CONFIDENCE], to=TensorProto.UINT8),
+    ]
+
+
+def _shares(source: str, answer: Answer, axis: int) -> list[NodeProto]:
+    """Returns nodes for the probabilities of all classes along the axis."""
+    cast = helper.make_node("Cast", [source], ["answer"], to=TensorProto.FLOAT)
+    if not answer.single:
+        last = {"logits": ("Softmax", {"axis": axis}), "probabilities": ("Identity", {})}[answer.values]
+        return [cast, helper.make_node(last[0], ["answer"], ["shares"], **last[1])]
+    return [
+        cast,
+        helper.make_node("Sigmoid" if answer.values == "logits" else "Identity", ["answer"], ["second"]),
+        _constant("one", np.float32(1)),
+        helper.make_node("Sub", ["one", "second"], ["first"]),
+        helper.make_node("Concat", ["first", "second"], ["shares"], axis=axis),
+    ]
+
+
+def _reduced(kind: str, source: str, result: str, axis: int, since: int, opset: int, **options: Any) -> list[NodeProto]:
+    """Returns a reduction over one axis, which is an attribute before the opset `since` and an input from then on."""
+    if opset < since:
+        return [helper.make_node(kind, [source], [result], axes=[axis], **options)]
+    return [
+        _constant(f"{result}.axis", np.array([axis], np.int64)),
+        helper.make_node(kind, [source, f"{result}.axis"], [result], **options),
+    ]
+
+
+def _constant(name: str, value: np.ndarray | np.float32) -> NodeProto:
+    return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.asarray(value), name))

@@ -12,8 +12,7 @@ from convoy.models import paths, registry
 from convoy.models.checkpoint import Description
 from convoy.models.errors import BadWeights
 from convoy.models.pretrained import keras, keras_file, torchvision
-from convoy.models.pretrained.preprocessing import PREPROCESSING, PixelForm
-from convoy.models.pretrained.registry import KERAS, TORCHVISION, Published, PublishedState
+from convoy.models.pretrained.registry import KERAS, PREPROCESSING, TORCHVISION, PixelForm, Published, PublishedState
 from convoy.models.registry import Argument
 from convoy.models.training.run import commit
 from convoy.service.text import NoText, decoded

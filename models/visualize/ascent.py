@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from convoy.models.settings import AscentSettings
-from convoy.models.visualize.network import Size
+from convoy.models.visualize.subjects import Size
 
 Score = Callable[[Tensor], Tensor]
 

@@ -12,7 +12,7 @@ from convoy.models.settings import AscentSettings
 from convoy.models.visualize import hooks
 from convoy.models.visualize.ascent import ascend, response
 from convoy.models.visualize.hooks import Layer
-from convoy.models.visualize.network import Pixels, Size, Subject, as_pictures
+from convoy.models.visualize.subjects import Pixels, Size, Subject, as_pictures
 
 LEAST_SIDE = 8  # pixels of the smallest octave
 

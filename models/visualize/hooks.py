@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from convoy.models.analysis.operators import by
 from convoy.models.errors import BadView, ImpossibleLayer
-from convoy.models.visualize.network import Size, Subject
+from convoy.models.visualize.subjects import Size, Subject
 
 NEAR = 8  # layer names in an error message
 

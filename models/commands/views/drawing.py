@@ -13,11 +13,10 @@ from convoy.models.analysis.operators import by
 from convoy.models.commands.options import parse_size
 from convoy.models.data.registry import display_name
 from convoy.models.settings import AscentSettings, Space
-from convoy.models.visualize import hooks, selection, sheet
-from convoy.models.visualize import network as subjects
+from convoy.models.visualize import hooks, selection, sheet, subjects
 from convoy.models.visualize.activation_maximization import Tick
 from convoy.models.visualize.hooks import Layer
-from convoy.models.visualize.network import ImageSubject, Pixels, Size, Subject
+from convoy.models.visualize.subjects import ImageSubject, Pixels, Size, Subject
 from convoy.service.errors import BadConfig
 
 JITTER_SHARE = 16
@@ -44,7 +43,7 @@ def sides(text: str | None, subject: Subject) -> Size:
 def seen(image: Path, size: str | None, subject: ImageSubject) -> Pixels:
     """Returns an image file as fitted to the input, (h, w, C). Raises BadView, BadData; BadConfig for a `size` if the
     network accepts only one."""
-    pixels = subjects.read(image, subject)
+    pixels = subjects.read_image(image, subject)
     if subject.spec.fit == "pad":
         return photograph(pixels, size)
     if size is not None:
@@ -55,7 +54,7 @@ def seen(image: Path, size: str | None, subject: ImageSubject) -> Pixels:
 
 def photograph(pixels: Pixels, size: str | None) -> Pixels:
     """Returns an image shrunk to fit into `size`, or into 1024x1024, which is reported. Raises BadTraining."""
-    fitted = subjects.within(pixels, (MOST_SIDE, MOST_SIDE) if size is None else parse_size(size))
+    fitted = subjects.shrunk(pixels, (MOST_SIDE, MOST_SIDE) if size is None else parse_size(size))
     if size is None and fitted is not pixels:
         before, after = by(subjects.sides(pixels)), by(subjects.sides(fitted))
         print(f"image: made smaller, from {before} to {after}; --size chooses another size")

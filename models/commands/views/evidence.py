@@ -13,9 +13,9 @@ from convoy.service.errors import BadConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from convoy.models.visualize.network import Subject
+    from convoy.models.visualize.evidence import Target
     from convoy.models.visualize.sheet import Tile
-    from convoy.models.visualize.target import Target
+    from convoy.models.visualize.subjects import Subject
 
 PATCHES = 6  # occluding patches along the shorter side of an image
 TILE_SIDE = 224  # pixels on the sheet: details of a map are small
@@ -59,13 +59,12 @@ def evidence(
     pixel = None if at is None else options.numbers(at, "--at")
 
     from convoy.models.commands.views import drawing
-    from convoy.models.visualize import opened, selection, sheet
-    from convoy.models.visualize.network import as_pictures
-    from convoy.models.visualize.overlay import picked_out
+    from convoy.models.visualize import selection, sheet, subjects
+    from convoy.models.visualize.evidence import highlighted, target
     from convoy.models.visualize.sheet import Section, Tile
-    from convoy.models.visualize.target import target
+    from convoy.models.visualize.subjects import as_pictures
 
-    subject = opened.load_for_images(checkpoint)
+    subject = subjects.load_for_images(checkpoint)
     index = None if class_ is None else selection.label(class_, subject.description.labels)
     pixels = drawing.seen(image, size, subject)
     picture = as_pictures(pixels)
@@ -73,7 +72,7 @@ def evidence(
     print(f"{found.label}  {100 * found.confidence:.2f} %{_counted(found)}")
     tiles = [Tile(pixels, image.name)]
     if found.where is not None:
-        tiles.append(Tile(picked_out(pixels, found.where), "the pixels that count"))
+        tiles.append(Tile(highlighted(pixels, found.where), "the pixels that count"))
     if method != "activation":
         tiles.append(_occlusion(subject, picture, found, patch, stride))
     if method != "occlusion":
@@ -84,10 +83,9 @@ def evidence(
 
 def _occlusion(subject: "Subject", picture: "Tensor", found: "Target", patch: int | None, stride: int | None) -> "Tile":
     from convoy.models.commands.views import drawing
-    from convoy.models.visualize.network import as_images
-    from convoy.models.visualize.occlusion import occlusion, places
-    from convoy.models.visualize.overlay import laid_over
+    from convoy.models.visualize.evidence import occlusion, overlay, places
     from convoy.models.visualize.sheet import Tile
+    from convoy.models.visualize.subjects import as_images
 
     size = (picture.shape[1], picture.shape[2])
     patch = patch or max(1, min(size) // PATCHES)
@@ -99,15 +97,14 @@ def _occlusion(subject: "Subject", picture: "Tensor", found: "Target", patch: in
     print(
         f"occlusion: covered, {patch}x{patch} pixels change it by {_change(-values.max())} to {_change(-values.min())}"
     )
-    return Tile(laid_over(as_images(picture)[0], values), f"occlusion, {patch}x{patch}")
+    return Tile(overlay(as_images(picture)[0], values), f"occlusion, {patch}x{patch}")
 
 
 def _activation(subject: "Subject", picture: "Tensor", found: "Target", layer: str | None) -> "Tile":
     from convoy.models.visualize import hooks, selection
-    from convoy.models.visualize.grad_cam import activation_map
-    from convoy.models.visualize.network import as_images
-    from convoy.models.visualize.overlay import laid_over
+    from convoy.models.visualize.evidence import activation_map, overlay
     from convoy.models.visualize.sheet import Tile
+    from convoy.models.visualize.subjects import as_images
 
     size, per_pixel = (picture.shape[1], picture.shape[2]), found.where is not None
     there = hooks.layers(subject, size)
@@ -121,7 +118,7 @@ def _activation(subject: "Subject", picture: "Tensor", found: "Target", layer: s
     print(f"activation map: layer {chosen.name}, {by(chosen.shape[1:])} places")
     if not values.any():
         print(f"activation map: nothing in {chosen.name} speaks for {found.label}")
-    return Tile(laid_over(as_images(picture)[0], values), f"activation map, {chosen.name}")
+    return Tile(overlay(as_images(picture)[0], values), f"activation map, {chosen.name}")
 
 
 def _change(value: "Tensor") -> str:

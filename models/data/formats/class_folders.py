@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from convoy.models.data.dataset import SplitName
+from convoy.models.data.files import nfc, subfolders
 from convoy.models.data.formats.listing import Entries, Entry, Listing, split_as_specified, split_by_name, split_paths
-from convoy.models.data.names import nfc, subfolders
 from convoy.models.data.picture import files
 from convoy.models.errors import BadData
 

@@ -8,12 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convoy.models.data import picture
-from convoy.models.data.bad_files import Fault, Report, print_once, printable
 from convoy.models.data.dataset import IGNORE, DataSet, SplitName, Target
+from convoy.models.data.files import Fault, Report, nfc, print_once, printable
 from convoy.models.data.formats import masks
 from convoy.models.data.formats.coding import Coding, source, two
 from convoy.models.data.formats.listing import SPLITS, Entries, Entry, Listing, check_complete
-from convoy.models.data.names import nfc
 from convoy.models.data.reading import Facts, moments, read
 from convoy.models.errors import BadData
 from convoy.service.metadata import Task

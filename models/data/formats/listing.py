@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from convoy.models.data.bad_files import Fault
 from convoy.models.data.dataset import SplitName
-from convoy.models.data.names import nfc
+from convoy.models.data.files import Fault, nfc
 from convoy.models.errors import BadData
 from convoy.service.metadata import Task
 from convoy.service.text import NoText, decoded

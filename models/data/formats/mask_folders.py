@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from convoy.models.data.bad_files import Fault
 from convoy.models.data.dataset import SplitName
+from convoy.models.data.files import Fault, nfc, subfolders
 from convoy.models.data.formats.listing import (
     LABELS,
     SPLITS,
@@ -17,7 +17,6 @@ from convoy.models.data.formats.listing import (
     split_by_name,
     split_paths,
 )
-from convoy.models.data.names import nfc, subfolders
 from convoy.models.data.picture import by_stem, files
 from convoy.models.errors import BadData
 

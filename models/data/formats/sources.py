@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from convoy.models.data.bad_files import Report
 from convoy.models.data.dataset import DataSet, Split, SplitName
+from convoy.models.data.files import Report
 from convoy.models.data.formats import arrays, cifar10, class_folders, folder, idx, mask_folders, table, voc
 from convoy.models.data.formats.coding import Coding
 from convoy.models.data.formats.listing import Listing

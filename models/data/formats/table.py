@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from convoy.models.data.bad_files import Fault
 from convoy.models.data.dataset import SplitName
+from convoy.models.data.files import Fault, existing, nfc
 from convoy.models.data.formats.listing import (
     LABELS,
     SPLIT_NAMES,
@@ -20,7 +20,6 @@ from convoy.models.data.formats.listing import (
     split_by_name,
     text,
 )
-from convoy.models.data.names import existing, nfc
 from convoy.models.errors import BadData
 
 SUFFIX = ".csv"

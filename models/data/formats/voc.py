@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from convoy.models.data.bad_files import Fault
 from convoy.models.data.dataset import SplitName
+from convoy.models.data.files import Fault, existing, nfc
 from convoy.models.data.formats.listing import (
     LABELS,
     SPLITS,
@@ -15,7 +15,6 @@ from convoy.models.data.formats.listing import (
     lines,
     split_as_specified,
 )
-from convoy.models.data.names import existing, nfc
 from convoy.models.data.picture import by_stem, files
 from convoy.models.errors import BadData
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convoy.models.data import bad_files
+from convoy.models.data import files
 from convoy.models.data.contact_sheet import GAP, SIDE, TEXT, Tile, sheet
 from convoy.models.data.dataset import IGNORE
 from convoy.service import cli
@@ -18,7 +18,7 @@ from tests.models.own_data import write_cifar10, write_idx, write_voc
 
 @pytest.fixture(autouse=True)
 def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bad_files, "_printed", set())
+    monkeypatch.setattr(files, "_printed", set())
 
 
 def checked(root: Path, capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, dict[str, object]]:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convoy.models.data.bad_files import raise_first
 from convoy.models.data.dataset import DataSet
+from convoy.models.data.files import raise_first
 from convoy.models.data.formats import sources
 from convoy.models.data.formats.listing import SPLITS, assigned_split
 from convoy.models.errors import BadData

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from convoy.models.data import picture, reading
-from convoy.models.data.bad_files import Fault
+from convoy.models.data.files import Fault
 from convoy.models.data.formats.listing import Entry
 from convoy.models.data.reading import SETTLED_NS, Facts, read
 

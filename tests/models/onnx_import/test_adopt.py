@@ -265,10 +265,10 @@ def test_file_that_describes_itself_is_not_adopted_again(tmp_path: Path, capsys:
 def test_result_that_does_not_answer_as_the_file_does_is_refused(
     torch_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from convoy.models.onnx_import import front
+    from convoy.models.onnx_import import wrap
 
-    right = front.constants
-    monkeypatch.setattr(front, "constants", lambda told: right(told._replace(scale=told.scale * 1.1)))
+    right = wrap.front_constants
+    monkeypatch.setattr(wrap, "front_constants", lambda told: right(told._replace(scale=told.scale * 1.1)))
     line = refused(capsys, torch_file, "--uint8-front", "--tail", "softmax")
     assert "the result does not answer as the file does" in line
 

@@ -15,7 +15,7 @@ from convoy.models import checkpoint, registry
 from convoy.models.errors import BadWeights
 from convoy.models.pretrained import weights
 from convoy.models.pretrained.keras_file import read
-from convoy.models.pretrained.preprocessing import PREPROCESSING
+from convoy.models.pretrained.registry import PREPROCESSING
 from convoy.service import cli
 
 CLASSES = 6

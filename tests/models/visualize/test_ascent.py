@@ -6,11 +6,19 @@ from torch import Tensor
 from convoy.models.errors import BadView
 from convoy.models.settings import AscentSettings, Space
 from convoy.models.visualize import activation_maximization, hooks
-from convoy.models.visualize.activation_maximization import Growing, Grown, frames
+from convoy.models.visualize.activation_maximization import (
+    Optimised,
+    Options,
+    class_images,
+    confidences,
+    frames,
+    log_odds,
+    neurons,
+    probability,
+    responses,
+)
 from convoy.models.visualize.ascent import ascend, noise, response
-from convoy.models.visualize.classes import class_images, confidences, log_odds, probability
-from convoy.models.visualize.network import Subject, as_pictures
-from convoy.models.visualize.neurons import neurons, responses
+from convoy.models.visualize.subjects import Subject, as_pictures
 from tests.models.visualize.handmade import Blind, CornerReader, OneFilter, subject
 
 SIDE = 9
@@ -35,9 +43,9 @@ FILTERS = torch.stack([gabor(0.0), gabor(1.57)])[:, None]
 
 def grown(
     seen: Subject, channels: list[int], climb: AscentSettings = STRAIGHT, seed: int = 0, film: bool = False
-) -> Grown:
+) -> Optimised:
     layer = hooks.layers(seen, seen.size())[0]
-    return neurons(seen, layer, channels, seen.size(), climb, Growing(seed, lambda: None, film))
+    return neurons(seen, layer, channels, seen.size(), climb, Options(seed, lambda: None, film))
 
 
 @pytest.mark.parametrize("space", ["pixels", "frequency"])
@@ -148,7 +156,7 @@ def test_jitter_shifts_what_the_network_sees() -> None:
 
 def test_class_images_reach_the_class() -> None:
     seen = subject(CornerReader(), 16)
-    images = class_images(seen, [0, 1], (16, 16), STRAIGHT, Growing(0, lambda: None, False)).images
+    images = class_images(seen, [0, 1], (16, 16), STRAIGHT, Options(0, lambda: None, False)).images
     assert min(confidences(seen, [0, 1], images)) > 0.99
     assert max(confidences(seen, [1, 0], images)) < 0.01
     assert images[0][:8, :8].mean() < 20
@@ -158,7 +166,7 @@ def test_class_images_reach_the_class() -> None:
 
 def test_confidence_of_a_network_that_sees_nothing_is_what_it_always_is() -> None:
     seen = subject(Blind(), 8)
-    images = class_images(seen, [0, 1], (8, 8), STRAIGHT, Growing(0, lambda: None, False)).images
+    images = class_images(seen, [0, 1], (8, 8), STRAIGHT, Options(0, lambda: None, False)).images
     assert confidences(seen, [0, 1], images) == pytest.approx([0.26894, 0.73106], abs=1e-4)
 
 
@@ -173,7 +181,7 @@ def test_log_odds_are_those_of_the_softmax() -> None:
 def test_single_class_has_nothing_to_be_told_from() -> None:
     seen = subject(OneFilter(FILTERS[:1]), 16, labels=("thing",))
     with pytest.raises(BadView, match="one class only"):
-        class_images(seen, [0], (16, 16), STRAIGHT, Growing(0, lambda: None, False))
+        class_images(seen, [0], (16, 16), STRAIGHT, Options(0, lambda: None, False))
 
 
 def test_film_ends_with_the_picture_and_ticks_come_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +194,7 @@ def test_film_ends_with_the_picture_and_ticks_come_every_step(monkeypatch: pytes
         ticks += 1
 
     layer = hooks.layers(seen, seen.size())[0]
-    found = neurons(seen, layer, [0, 1], (16, 16), STRAIGHT, Growing(0, tick, True))
+    found = neurons(seen, layer, [0, 1], (16, 16), STRAIGHT, Options(0, tick, True))
     assert ticks == activation_maximization.ticks(2, (16, 16), STRAIGHT.steps) == 80
     assert [len(images) for images in found.film] == [2] * 24
     assert all((last == image).all() for last, image in zip(found.film[-1], found.images, strict=True))

@@ -7,7 +7,7 @@ from convoy.models.settings import AscentSettings
 from convoy.models.visualize import hooks
 from convoy.models.visualize.ascent import response
 from convoy.models.visualize.dream import dream, sizes
-from convoy.models.visualize.network import Pixels, as_images, as_pictures
+from convoy.models.visualize.subjects import Pixels, as_images, as_pictures
 from tests.models.visualize.handmade import OneFilter, subject
 from tests.models.visualize.test_ascent import FILTERS
 

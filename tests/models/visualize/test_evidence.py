@@ -5,11 +5,8 @@ from torch import Tensor
 
 from convoy.models.errors import BadView
 from convoy.models.visualize import hooks, selection
-from convoy.models.visualize.grad_cam import activation_map
-from convoy.models.visualize.network import Subject
-from convoy.models.visualize.occlusion import occlusion, places
-from convoy.models.visualize.overlay import laid_over, picked_out
-from convoy.models.visualize.target import target
+from convoy.models.visualize.evidence import activation_map, highlighted, occlusion, overlay, places, target
+from convoy.models.visualize.subjects import Subject
 from tests.models.visualize.handmade import Blind, BrightPixels, CornerReader, SpotFinder, peak, spot, subject
 
 PLACES = [(6, 6), (12, 17)]
@@ -122,21 +119,21 @@ def test_layer_of_the_map_is_the_last_with_places_or_the_bottleneck() -> None:
 
 def test_overlay_is_red_where_it_speaks_for_and_blue_where_against() -> None:
     image = np.full((1, 3, 1), 100, np.uint8)
-    drawn = laid_over(image, torch.tensor([[2.0, 0.0, -1.0]])).astype(int)
+    drawn = overlay(image, torch.tensor([[2.0, 0.0, -1.0]])).astype(int)
     assert drawn[0, 0, 0] > 200 > drawn[0, 0, 2]
     assert drawn[0, 1].tolist() == [100, 100, 100]
     assert drawn[0, 2, 2] > drawn[0, 2, 0]
-    assert laid_over(image, torch.zeros(1, 3)).tolist() == np.repeat(image, 3, axis=2).tolist()
+    assert overlay(image, torch.zeros(1, 3)).tolist() == np.repeat(image, 3, axis=2).tolist()
 
 
 def test_pixels_that_do_not_count_are_darker() -> None:
-    drawn = picked_out(np.full((1, 3, 3), 100, np.uint8), torch.tensor([[True, True, False]]))
+    drawn = highlighted(np.full((1, 3, 3), 100, np.uint8), torch.tensor([[True, True, False]]))
     assert drawn[0].tolist() == [[100] * 3, [100] * 3, [35] * 3]
 
 
 def test_single_pixel_is_picked_out_with_what_is_around_it() -> None:
     where = torch.zeros(48, 60, dtype=torch.bool)
     where[20, 30] = True
-    drawn = picked_out(np.full((48, 60, 3), 100, np.uint8), where)[..., 0]
+    drawn = highlighted(np.full((48, 60, 3), 100, np.uint8), where)[..., 0]
     assert np.argwhere(drawn == 100).min(axis=0).tolist() == [18, 28]
     assert np.argwhere(drawn == 100).max(axis=0).tolist() == [22, 32]

@@ -3,7 +3,7 @@ import torch
 
 from convoy.models.errors import BadView
 from convoy.models.visualize import hooks, selection
-from convoy.models.visualize.network import ImageSubject
+from convoy.models.visualize.subjects import ImageSubject
 from tests.models.visualize.handmade import BrightPixels, SpotFinder, spot, subject
 
 

@@ -12,9 +12,8 @@ from convoy.models.checkpoint import Description
 from convoy.models.errors import BadView
 from convoy.models.settings import AscentSettings
 from convoy.models.visualize import hooks
-from convoy.models.visualize.activation_maximization import Growing
-from convoy.models.visualize.neurons import neurons
-from convoy.models.visualize.tensors import GAP, SPREADS, TensorSubject
+from convoy.models.visualize.activation_maximization import Options, neurons
+from convoy.models.visualize.subjects import GAP, SPREADS, TensorSubject
 from convoy.service import cli
 from convoy.service.metadata import Axis, TensorInput
 from tests.models.conftest import untrained
@@ -80,7 +79,7 @@ def test_what_a_channel_answers_most_to_is_its_own_filter(space: str) -> None:
     seen = subject(WAVEFORM, OneFilter(filters))
     climb = AscentSettings(steps=30, rate=0.01, jitter=0, blur=0.0, space=space, coloured=seen.coloured)
     size = seen.size((1, 16))
-    (image,) = neurons(seen, hooks.layers(seen, size)[0], [0], size, climb, Growing(0, lambda: None, film=False)).images
+    (image,) = neurons(seen, hooks.layers(seen, size)[0], [0], size, climb, Options(0, lambda: None, film=False)).images
     grown = torch.from_numpy(image[0]).float().T
     for curve, own, other in zip(grown, filters[0], filters[0].flip(0), strict=True):
         assert torch.corrcoef(torch.stack([curve, own]))[0, 1] > 0.9

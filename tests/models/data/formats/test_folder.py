@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from convoy.models.data import picture
-from convoy.models.data.bad_files import raise_first
 from convoy.models.data.dataset import DataSet, Split
+from convoy.models.data.files import raise_first
 from convoy.models.data.formats import sources
 from convoy.models.data.formats.listing import SPLITS, assigned_split, assigned_splits
 from convoy.models.data.registry import data_set, display_name, held_out, resolve

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from convoy.models.data.bad_files import raise_first
+from convoy.models.data.files import raise_first
 from convoy.models.data.formats import masks, sources
 from convoy.models.data.formats.coding import Coding, Kind, of_source, parse, source
 from convoy.models.data.registry import data_set, display_name, resolve, resolve_replacement, split_of

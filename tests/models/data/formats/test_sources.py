@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convoy.models.data.bad_files import raise_first
 from convoy.models.data.dataset import DataSet
+from convoy.models.data.files import raise_first
 from convoy.models.data.formats import sources, voc
 from convoy.models.data.formats.listing import SPLITS, for_validation
 from convoy.models.data.registry import data_set, display_name, held_out, resolve

@@ -18,9 +18,9 @@ def layers(checkpoint: Checkpoint, size: Sides = None) -> None:
     options.check(checkpoint, size=size)
 
     from convoy.models.commands.views import drawing
-    from convoy.models.visualize import hooks, opened, selection
+    from convoy.models.visualize import hooks, selection, subjects
 
-    subject = opened.load(checkpoint)
+    subject = subjects.load(checkpoint)
     there = hooks.layers(subject, drawing.sides(size, subject))
     widest, kinds = (
         max(map(len, column)) for column in zip(*((layer.name, layer.kind) for layer in there), strict=True)
@@ -47,10 +47,10 @@ def filters(
     path = options.destination(output, checkpoint, "filters")
 
     from convoy.models.commands.views import drawing
-    from convoy.models.visualize import hooks, opened, selection, sheet
-    from convoy.models.visualize.filters import by_input, in_colour
+    from convoy.models.visualize import hooks, selection, sheet, subjects
+    from convoy.models.visualize.features import by_input, in_colour
 
-    subject = opened.load(checkpoint)
+    subject = subjects.load(checkpoint)
     there = hooks.layers(subject, subject.size())
     having = [each for each in there if selection.filters_of(each) is not None]
     if not having:
@@ -92,12 +92,11 @@ def features(
     path = options.destination(output, checkpoint, "features")
 
     from convoy.models.commands.views import drawing
-    from convoy.models.visualize import hooks, opened, selection, sheet
-    from convoy.models.visualize import network as subjects
+    from convoy.models.visualize import hooks, selection, sheet, subjects
     from convoy.models.visualize.features import features as maps
     from convoy.models.visualize.sheet import Section, Tile
 
-    subject = opened.load_for_images(checkpoint)
+    subject = subjects.load_for_images(checkpoint)
     pixels = drawing.seen(image, size, subject)
     there = hooks.layers(subject, subjects.sides(pixels))
     chosen = [hooks.choose(name, there) for name in layer] if layer else selection.spread(there, SPREAD)

@@ -46,25 +46,25 @@ def neurons(
     options.check_gif(gif)
 
     from convoy.models.commands.views import drawing
-    from convoy.models.visualize import neurons as responses
-    from convoy.models.visualize import opened, selection, sheet
-    from convoy.models.visualize.activation_maximization import Growing, ticks
+    from convoy.models.visualize import activation_maximization as responses
+    from convoy.models.visualize import selection, sheet, subjects
+    from convoy.models.visualize.activation_maximization import Options, ticks
 
-    subject = opened.load(checkpoint)
+    subject = subjects.load(checkpoint)
     sides = drawing.sides(size, subject)
     climb = drawing.climb(steps, rate, jitter, blur, space, sides, subject.coloured)
     chosen = drawing.layer(layer, subject)
     numbers = selection.channels(channels, chosen.shape[0], chosen.name, NEURONS)
     with drawing.progress(f"neurons of {chosen.name}", ticks(len(numbers), sides, steps)) as tick:
-        grown = responses.neurons(subject, chosen, numbers, sides, climb, Growing(seed, tick, gif is not None))
+        grown = responses.neurons(subject, chosen, numbers, sides, climb, Options(seed, tick, gif is not None))
     reached = responses.responses(subject, chosen, numbers, grown.images)
     drawing.say_rest(len(numbers), chosen.shape[0], "channels", "--channels")
     silent = [str(number) for number, value in zip(numbers, reached, strict=True) if value <= 0]
     if silent:
         print(f"silent: nothing that was found makes channel {', '.join(silent)} answer more than 0")
     heading = drawing.title(subject, f"what {chosen.name} answers most to")
-    drawing.save(path, sheet.draw(heading, [responses.section(subject, numbers, grown.images, reached)]))
-    film = [sheet.draw(heading, [responses.section(subject, numbers, images, None)]) for images in grown.film]
+    drawing.save(path, sheet.draw(heading, [responses.neuron_section(subject, numbers, grown.images, reached)]))
+    film = [sheet.draw(heading, [responses.neuron_section(subject, numbers, images, None)]) for images in grown.film]
     drawing.save_film(gif, film)
 
 
@@ -90,23 +90,30 @@ def class_(
     options.check_gif(gif)
 
     from convoy.models.commands.views import drawing
-    from convoy.models.visualize import classes, opened, selection, sheet
-    from convoy.models.visualize.activation_maximization import Growing, ticks
+    from convoy.models.visualize import activation_maximization, selection, sheet, subjects
+    from convoy.models.visualize.activation_maximization import Options, ticks
 
-    subject = opened.load(checkpoint)
+    subject = subjects.load(checkpoint)
     labels = subject.description.labels
     numbers = [selection.label(text, labels) for text in class_ or []] or list(range(min(CLASSES, len(labels))))
     sides = drawing.sides(size, subject)
     climb = drawing.climb(steps, rate, jitter, blur, space, sides, subject.coloured)
     with drawing.progress("classes", ticks(len(numbers), sides, steps)) as tick:
-        grown = classes.class_images(subject, numbers, sides, climb, Growing(seed, tick, gif is not None))
-    reached = classes.confidences(subject, numbers, grown.images)
+        grown = activation_maximization.class_images(
+            subject, numbers, sides, climb, Options(seed, tick, gif is not None)
+        )
+    reached = activation_maximization.confidences(subject, numbers, grown.images)
     for number, value in zip(numbers, reached, strict=True):
         print(f"{labels[number]:<{max(map(len, labels))}}  {100 * value:6.2f} %")
     drawing.say_rest(len(numbers), len(labels), "classes", "--class")
     heading = drawing.title(subject, "what it takes for each class with the greatest confidence")
-    drawing.save(path, sheet.draw(heading, [classes.section(subject, numbers, grown.images, reached)]))
-    film = [sheet.draw(heading, [classes.section(subject, numbers, images, None)]) for images in grown.film]
+    drawing.save(
+        path, sheet.draw(heading, [activation_maximization.class_section(subject, numbers, grown.images, reached)])
+    )
+    film = [
+        sheet.draw(heading, [activation_maximization.class_section(subject, numbers, images, None)])
+        for images in grown.film
+    ]
     drawing.save_film(gif, film)
 
 
@@ -140,15 +147,14 @@ def dream(
     options.check_gif(gif)
 
     from convoy.models.commands.views import drawing
-    from convoy.models.visualize import network as subjects
-    from convoy.models.visualize import opened, selection
+    from convoy.models.visualize import selection, subjects
     from convoy.models.visualize.activation_maximization import filmed, frames
     from convoy.models.visualize.dream import dream as dreams
     from convoy.models.visualize.dream import sizes
-    from convoy.models.visualize.network import as_images
+    from convoy.models.visualize.subjects import as_images
 
-    subject = opened.load_for_images(checkpoint)
-    photograph = drawing.photograph(subjects.read(image, subject), size)
+    subject = subjects.load_for_images(checkpoint)
+    photograph = drawing.photograph(subjects.read_image(image, subject), size)
     chosen = drawing.layer(layer, subject)
     numbers = selection.channels(channels, chosen.shape[0], chosen.name, chosen.shape[0])
     scales = sizes(subjects.sides(photograph), octaves, octave_scale)
@@ -156,6 +162,6 @@ def dream(
     kept = frames(steps * octaves, gif is not None)
     pictures = dreams(subject, photograph, chosen, numbers, scales, climb, seed)
     with drawing.progress(f"dream of {chosen.name}", steps * octaves) as tick:
-        film = [subjects.flat(as_images(each)[0]) for each in filmed(pictures, kept, tick)]
+        film = [subjects.as_pillow(as_images(each)[0]) for each in filmed(pictures, kept, tick)]
     drawing.save(path, film[-1])
     drawing.save_film(gif, [frame.convert("RGB").resize(film[-1].size, Image.Resampling.BICUBIC) for frame in film])

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convoy.models.data import bad_files
-from convoy.models.data.bad_files import Fault, print_faults, raise_first
+from convoy.models.data import files
+from convoy.models.data.files import Fault, print_faults, raise_first
 from convoy.models.data.formats import sources
 from convoy.models.data.formats.listing import SPLITS
 from convoy.models.data.registry import data_set
@@ -20,7 +20,7 @@ from tests.models.training.test_train import same
 @pytest.fixture(autouse=True)
 def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process of its own, as a command is."""
-    monkeypatch.setattr(bad_files, "_printed", set())
+    monkeypatch.setattr(files, "_printed", set())
 
 
 def spoil(root: Path) -> int:

@@ -1,13 +1,16 @@
-"""Converts a network with a fixed batch size to any batch size, including shapes in its graph that repeat the size."""
+"""Rewrites the graph of a file made elsewhere: a dynamic batch size, also in shapes that repeat the fixed one, and
+names that cannot clash with Convoy's."""
 
 import numpy as np
 import onnx
-from onnx import GraphProto, NodeProto, helper, numpy_helper
+from onnx import AttributeProto, GraphProto, NodeProto, helper, numpy_helper
 
 BATCH = "N"
 
+PREFIX = "network."  # for all names inside the file
 
-def freed(model: onnx.ModelProto) -> onnx.ModelProto:
+
+def with_dynamic_batch(model: onnx.ModelProto) -> onnx.ModelProto:
     """Returns a copy with a dynamic batch axis. The fixed batch size is removed from the target shapes of Reshape and
     Resize, and constants that Concat joins to each image are expanded. Only a run shows whether this suffices."""
     copy = onnx.ModelProto()
@@ -25,7 +28,7 @@ def freed(model: onnx.ModelProto) -> onnx.ModelProto:
     reached, nodes = {image.name}, []
     for node in graph.node:
         if reached.intersection(node.input):
-            nodes.extend(_told(node, constants, size, graph))
+            nodes.extend(_reshaped(node, constants, size, graph))
             nodes.extend(_joined(node, reached, sides, size, graph))
             reached.update(node.output)
         nodes.append(node)
@@ -35,7 +38,19 @@ def freed(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def _told(node: NodeProto, constants: dict[str, np.ndarray], size: int, graph: GraphProto) -> list[NodeProto]:
+def prefixed(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Returns a copy in which every tensor and node name starts with `PREFIX`, including those of subgraphs.
+
+    onnx.compose.add_prefix renames a subgraph before it knows the weights outside, so the branches of an If refer to
+    missing names. Renaming everything in the same way avoids this. Functions have their own scope.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    _rename(copy.graph)
+    return copy
+
+
+def _reshaped(node: NodeProto, constants: dict[str, np.ndarray], size: int, graph: GraphProto) -> list[NodeProto]:
     """Changes a node's target shape if it starts with the batch size. Returns the nodes that must precede it."""
     place = {"Reshape": 1, "Resize": 3}.get(node.op_type)
     if not size or place is None or len(node.input) <= place or node.input[place] not in constants:
@@ -113,3 +128,22 @@ def _copied(node: NodeProto) -> NodeProto:
     copy = NodeProto()
     copy.CopyFrom(node)
     return copy
+
+
+def _rename(graph: GraphProto) -> None:
+    sparse = [part for tensor in graph.sparse_initializer for part in (tensor.values, tensor.indices)]
+    for entry in (*graph.input, *graph.output, *graph.value_info, *graph.initializer, *sparse):
+        entry.name = PREFIX + entry.name
+    for annotation in graph.quantization_annotation:
+        annotation.tensor_name = PREFIX + annotation.tensor_name
+    for node in graph.node:
+        node.name = node.name and PREFIX + node.name
+        for names in (node.input, node.output):
+            names[:] = [name and PREFIX + name for name in names]  # an empty name is an omitted input
+        for attribute in node.attribute:
+            for inner in _graphs(attribute):
+                _rename(inner)
+
+
+def _graphs(attribute: AttributeProto) -> list[GraphProto]:
+    return [*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs]

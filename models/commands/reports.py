@@ -1,22 +1,37 @@
-"""`convoy compare`: a table, overlaid curves and a page of several runs."""
+"""`convoy report` and `convoy compare`: images, tables and pages of one run or of several."""
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
-from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 
-from convoy.models.commands.options import check_data
-from convoy.models.report.runs import read_all
+from convoy.models.commands.options import check_data, print_json, print_table
+from convoy.models.report.runs import read, read_all
 from convoy.service.errors import BadConfig
 
 if TYPE_CHECKING:
     from convoy.models.report.compare import Comparison
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run of `convoy train`.")],
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Where its data are now.  [default: where they were]"),
+    ] = None,
+) -> int:
+    """Write curves, confusion matrix, class table and worst examples of a run into its folder, and a page that shows
+    them. All is measured on the validation split; `convoy evaluate` measures the held-out one."""
+    read(run)
+    check_data(data)
+
+    from convoy.models.report.write import PAGE, write
+
+    complete = write(run, data)
+    print(f"page  {run / PAGE}")
+    return 0 if complete else 1
 
 
 def compare(
@@ -48,8 +63,8 @@ def compare(
 
     comparison = read(runs, held_out, data)
     if json:
-        found = {"runs": [asdict(row) for row in comparison.runs], "notes": comparison.notes}
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(found), indent=2).decode() + "\n")
+        content = {"runs": [asdict(row) for row in comparison.runs], "notes": comparison.notes}
+        print_json(content)
         return
     _print(comparison)
     picture = save(comparison, output)
@@ -68,7 +83,4 @@ def _print(comparison: "Comparison") -> None:
         table.add_column(name, justify="left" if place < 3 else "right", no_wrap=True)
     for row in comparison.runs:
         table.add_row(*cells(comparison, row))
-    console = Console()
-    # The table keeps its full width on a narrower terminal: truncated figures would be useless.
-    wide = Measurement.get(console, console.options.update(max_width=1000), table).maximum
-    Console(width=max(console.width, wide)).print(table)
+    print_table(table)

@@ -4,11 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.measure import Measurement
 
 from convoy.models import paths, registry
-from convoy.models.commands.options import assignments, parse_size
+from convoy.models.commands.options import assignments, parse_size, print_table
 from convoy.models.errors import BadTraining
 
 
@@ -55,10 +53,7 @@ def inspect(
     else:
         whole = inspect_architecture(subject, sides, classes, channels, given)
     print(f"{subject}, input {by(whole.image[1:])}")
-    table, console = rows.table(whole), Console()
-    # The table keeps its full width on a narrower terminal, or without one: truncated figures would be useless.
-    wide = Measurement.get(console, console.options.update(max_width=1000), table).maximum
-    Console(width=max(console.width, wide)).print(table)
+    print_table(rows.table(whole))
     for note in rows.notes(whole):
         print(note)
 

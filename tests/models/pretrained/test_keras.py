@@ -3,7 +3,7 @@
 from torch import nn
 
 from convoy.models.blocks import Branches, ConvNorm2d
-from convoy.models.pretrained.layer_order import by_depth
+from convoy.models.pretrained.keras import by_depth
 
 
 def test_layers_farther_from_the_end_come_first_and_equals_in_the_branches_order() -> None:
