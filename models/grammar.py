@@ -106,9 +106,9 @@ class _Parser:
         return token
 
     def accept(self, text: str) -> bool:
-        found = self.here.text == text
-        self.next += found
-        return found
+        accepted = self.here.text == text
+        self.next += accepted
+        return accepted
 
 
 def _tokens(pattern: str) -> list[_Token]:

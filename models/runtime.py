@@ -56,6 +56,6 @@ def limit_threads(processes: int = 1) -> None:
 
     A lower OMP_NUM_THREADS, which clusters set for each task of a job, is respected.
     """
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    most = int(asked) if asked.isascii() and asked.isdecimal() and int(asked) else MAX_THREADS
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    most = int(limit) if limit.isascii() and limit.isdecimal() and int(limit) else MAX_THREADS
     torch.set_num_threads(max(1, min(cores() // processes, MAX_THREADS, most)))

@@ -35,12 +35,12 @@ def untrained(
     """
     torch.manual_seed(0)
     row = registry.architecture(name)
-    given = registry.merged(name, arguments or {})
+    merged = registry.merged(name, arguments or {})
     channels = row.input.channels
-    network = registry.build(name, channels, classes, given, size)
+    network = registry.build(name, channels, classes, merged, size)
     description = Description(
         architecture=name,
-        arguments=given,
+        arguments=merged,
         task=row.task,
         input=registry.input_spec(name, network, row.input.colour, size) if isinstance(row.input, InputSpec) else None,
         tensor=row.input if isinstance(row.input, TensorInput) else None,

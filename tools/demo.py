@@ -145,8 +145,8 @@ def _ask(directory: Path, pictures: Sequence[Path], ports: dict[str, int]) -> No
 
     address = f"http://127.0.0.1:{ports['metrics']}/metrics"
     _heading(f"Metrics ({address})")
-    wanted = ("convoy_batch_size_sum", "convoy_batch_size_count", "convoy_request_duration_seconds_count")
-    lines = [line for line in _get(address).splitlines() if line.startswith(wanted) and "lenet5" in line]
+    prefixes = ("convoy_batch_size_sum", "convoy_batch_size_count", "convoy_request_duration_seconds_count")
+    lines = [line for line in _get(address).splitlines() if line.startswith(prefixes) and "lenet5" in line]
     if not lines:
         raise StepFailed(f"the metrics at {address} say nothing of lenet5")
     print("\n".join(lines))
@@ -248,7 +248,7 @@ def _free_ports() -> dict[str, int]:
     with contextlib.ExitStack() as stack:
         # All are open at once, so that they differ.
         sockets = {name: stack.enter_context(socket.create_server(("127.0.0.1", 0))) for name in PORTS}
-        return {name: taken.getsockname()[1] for name, taken in sockets.items()}
+        return {name: each.getsockname()[1] for name, each in sockets.items()}
 
 
 def _check_free(ports: dict[str, int]) -> None:

@@ -88,9 +88,9 @@ def _times(exported: dict[str, Exported], rounds: int) -> dict[str, float]:
 
 
 def _image(name: str, file: Exported) -> NDArray[np.generic]:
-    spec, taken, sides = registry.architecture(name).input, file.document.takes, iter(_size(name))
+    spec, tensor, sides = registry.architecture(name).input, file.document.takes, iter(_size(name))
     image, _ = generated(spec)[0]
-    shape = [taken.channels if axis.name == "channel" else next(sides) for axis in taken.axes]
+    shape = [tensor.channels if axis.name == "channel" else next(sides) for axis in tensor.axes]
     return np.resize(image, (1, *shape))
 
 

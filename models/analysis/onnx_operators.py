@@ -57,17 +57,17 @@ def check(node: Node) -> None:
         case "Conv":
             convolution = _conv_window(node)
             convolution.check(node.layer, "a convolution", node.shapes[0])
-            wanted = node.shapes[1][1] * node.get("group", 1)
-            if node.shapes[0][1] != wanted:
-                raise ImpossibleLayer(f"{node.layer}: a convolution of {wanted:,} maps gets {node.shapes[0][1]:,}")
+            expected = node.shapes[1][1] * node.get("group", 1)
+            if node.shapes[0][1] != expected:
+                raise ImpossibleLayer(f"{node.layer}: a convolution of {expected:,} maps gets {node.shapes[0][1]:,}")
         case "MaxPool" | "AveragePool" | "LpPool":
             word = f"{_POOLINGS[node.proto.op_type]} pooling"
             _pool_window(node).check(node.layer, word, node.shapes[0], bool(node.get("ceil_mode", 0)))
         case "Gemm" | "MatMul" if len(node.shapes[0]) > 1 and len(node.shapes[1]) > 1:
             left, right = _summed(node)
-            made = 0 if node.made[0] else 1
-            wanted = node.shapes[1 - made][right if made == 0 else left]
-            operators.check_dense(node.layer, node.shapes[made], wanted, left if made == 0 else right)
+            index = 0 if node.made[0] else 1
+            expected = node.shapes[1 - index][right if index == 0 else left]
+            operators.check_dense(node.layer, node.shapes[index], expected, left if index == 0 else right)
 
 
 def describe(node: Node) -> Act:

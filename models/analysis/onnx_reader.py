@@ -94,14 +94,14 @@ class _Reader:
             self.evaluate(node, names)
             return
         layer = _layer(node, names, self.made_of)
-        described = self.described(node, layer)
-        check(described)
+        inputs_of = self.described(node, layer)
+        check(inputs_of)
         self.infer(node, layer)
         shape = _shape(self.types[node.output[0]])
-        done = describe(Node(**{**vars(described), "new_shape": shape}))
+        act = describe(Node(**{**vars(inputs_of), "new_shape": shape}))
         parameters = sum(self.sizes.pop(name, 0) for name in used)
         self.answers.update(dict.fromkeys(node.output, len(self.operations)))
-        self.operations.append(Operation(layer, done, tuple(inputs), shape, parameters))
+        self.operations.append(Operation(layer, act, tuple(inputs), shape, parameters))
         if 0 in shape:
             shapes = " and ".join(by(self.operations[index].shape) for index in inputs)
             raise NothingLeft(f"{layer}: nothing is left of {shapes}")
@@ -116,12 +116,12 @@ class _Reader:
         )
 
     def infer(self, node: NodeProto, layer: str) -> None:
-        known = {name: numpy_helper.from_array(self.values[name]) for name in node.input if name in self.values}
+        constants = {name: numpy_helper.from_array(self.values[name]) for name in node.input if name in self.values}
         types = {name: self.types[name] for name in node.input if name}
         try:
             schema = onnx.defs.get_schema(node.op_type, self.opsets.get(node.domain, 1), node.domain)
             inferred = onnx.shape_inference.infer_node_outputs(
-                schema, node, types, known, opset_imports=list(self.model.opset_import)
+                schema, node, types, constants, opset_imports=list(self.model.opset_import)
             )
         except SchemaError:
             name = f"{node.domain}.{node.op_type}".lstrip(".")
@@ -187,11 +187,11 @@ def _input_shape(image: ValueInfoProto, axes: tuple[int, ...], size: tuple[int, 
     dims = _dims(image)
     if len(dims) < 3:
         raise BadNetworkFile(f"{path} takes {image.name} of shape {by(dims) or 'nothing'}, want images")
-    wanted = size or tuple(dims[dim] or FREE_SIDE for dim in axes)
-    if len(wanted) != len(axes) or any(dims[dim] not in (0, side) for dim, side in zip(axes, wanted, strict=True)):
+    sides = size or tuple(dims[dim] or FREE_SIDE for dim in axes)
+    if len(sides) != len(axes) or any(dims[dim] not in (0, side) for dim, side in zip(axes, sides, strict=True)):
         own = by([dims[dim] or "any" for dim in axes])
-        raise BadNetworkFile(f"size {by(wanted)}: {path} takes an input of {own}")
-    for dim, side in zip(axes, wanted, strict=True):
+        raise BadNetworkFile(f"size {by(sides)}: {path} takes an input of {own}")
+    for dim, side in zip(axes, sides, strict=True):
         dims[dim] = side
     dims[0] = dims[0] or 1
     if 0 in dims:

@@ -84,10 +84,10 @@ def convolution(shape: Shape, new_shape: Shape, windows: Window, groups: int) ->
     )
 
 
-def check_dense(layer: str, shape: Shape, wanted: int, dim: int = -1) -> None:
+def check_dense(layer: str, shape: Shape, expected: int, dim: int = -1) -> None:
     """Raises ImpossibleLayer if the input size of a product differs from the size of its weights."""
-    if shape[dim] != wanted:
-        raise ImpossibleLayer(f"{layer}: a dense layer for {wanted:,} numbers gets {shape[dim]:,}")
+    if shape[dim] != expected:
+        raise ImpossibleLayer(f"{layer}: a dense layer for {expected:,} numbers gets {shape[dim]:,}")
 
 
 def transposed_convolution(shape: Shape, new_shape: Shape, windows: Window, groups: int) -> Act:
@@ -246,10 +246,10 @@ class Graph:
 
 def receptive_fields(graph: Graph) -> list[Sight]:
     """Returns the receptive field of each operation's output."""
-    seen = [receptive_field.of_image(graph.operations[0].shape, graph.axes)]
+    fields = [receptive_field.of_image(graph.operations[0].shape, graph.axes)]
     for operation in graph.operations[1:]:
-        seen.append(_receptive_field(operation, [seen[index] for index in operation.inputs]))
-    return seen
+        fields.append(_receptive_field(operation, [fields[index] for index in operation.inputs]))
+    return fields
 
 
 def _all(dim: int, shape: Shape, size: int) -> Reached:
@@ -269,7 +269,7 @@ def _receptive_field(operation: Operation, inputs: list[Sight]) -> Sight:
     if not act.steps:
         return receptive_field.together(inputs, operation.shape)
     assert len(inputs) == 1
-    (seen,) = inputs
+    (result,) = inputs
     for step in act.steps:
-        seen = receptive_field.after(seen, step)
-    return seen
+        result = receptive_field.after(result, step)
+    return result

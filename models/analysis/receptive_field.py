@@ -125,7 +125,7 @@ def _reshaped(sight: Sight, shape: Sequence[int]) -> Sight:
     left = [factor for dim in sight.dims for factor in dim if factor.size > 1]
     dims = []
     for size in shape:
-        taken: list[Factor] = []
+        merged: list[Factor] = []
         missing = size
         while missing > 1:
             factor = left.pop(0)
@@ -134,9 +134,9 @@ def _reshaped(sight: Sight, shape: Sequence[int]) -> Sight:
                     return everything([sight], shape)
                 sight, factor, rest = _split(sight, factor, missing)
                 left.insert(0, rest)
-            taken.append(factor)
+            merged.append(factor)
             missing //= factor.size
-        dims.append(taken or [Factor(1)])
+        dims.append(merged or [Factor(1)])
     return replace(sight, dims=tuple(map(tuple, dims)))
 
 

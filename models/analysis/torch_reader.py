@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from convoy.models.analysis.operators import Act, Graph, Operation, by
-from convoy.models.analysis.torch_operators import Given, check, describe
+from convoy.models.analysis.torch_operators import Arguments, check, describe
 from convoy.models.errors import ImpossibleLayer, NothingLeft
 
 ROOT = "forward"  # for operations in the network's own forward, outside of its modules
@@ -82,12 +82,12 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self.modules[-1][0] or ROOT
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = _by_name(func, args, kwargs or {})
-        tensors = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
+        arguments = _by_name(func, args, kwargs or {})
+        tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
         inputs = [self.answers[id(tensor)] for tensor in tensors if id(tensor) in self.answers]
         name = func._schema.name.removeprefix("aten::")
         if inputs:
-            check(name, given, self.layer)
+            check(name, arguments, self.layer)
         answer = func(*args, **(kwargs or {}))
         answers = [leaf for leaf in tree_leaves(answer) if isinstance(leaf, Tensor)]
         self.kept += answers
@@ -95,16 +95,16 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not inputs:
             self.made_of.update((id(tensor), used) for tensor in answers)
         elif answers:
-            self._add(describe(func, name, given, answers[0], self.answers), inputs, answers, used)
+            self._add(describe(func, name, arguments, answers[0], self.answers), inputs, answers, used)
         return answer
 
-    def _add(self, done: Act, inputs: list[int], answers: list[Tensor], used: frozenset[str]) -> None:
-        if isinstance(self.modules[-1][1], nn.LocalResponseNorm) and done.shown == "row":
-            done = replace(done, kind="response normalisation")
+    def _add(self, act: Act, inputs: list[int], answers: list[Tensor], used: frozenset[str]) -> None:
+        if isinstance(self.modules[-1][1], nn.LocalResponseNorm) and act.shown == "row":
+            act = replace(act, kind="response normalisation")
         # A parameter shared by several operations counts for the first.
         parameters = sum(self.idle.pop(name, 0) for name in used)
         self.answers.update((id(tensor), len(self.operations)) for tensor in answers)
-        self.operations.append(Operation(self.layer, done, tuple(inputs), tuple(answers[0].shape), parameters))
+        self.operations.append(Operation(self.layer, act, tuple(inputs), tuple(answers[0].shape), parameters))
         if 0 in answers[0].shape:
             shapes = " and ".join(by(self.operations[index].shape) for index in inputs)
             raise NothingLeft(f"{self.layer}: nothing is left of {shapes}")
@@ -131,7 +131,7 @@ def _idle(network: nn.Module, idle: dict[str, int]) -> dict[str, int]:
     return dict(modules)
 
 
-def _by_name(func: Any, args: Any, kwargs: Any) -> Given:
-    given = {argument.name: argument.default_value for argument in func._schema.arguments}
+def _by_name(func: Any, args: Any, kwargs: Any) -> Arguments:
+    arguments = {argument.name: argument.default_value for argument in func._schema.arguments}
     names = [argument.name for argument in func._schema.arguments]
-    return {**given, **dict(zip(names, args, strict=False)), **kwargs}
+    return {**arguments, **dict(zip(names, args, strict=False)), **kwargs}

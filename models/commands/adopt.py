@@ -70,7 +70,7 @@ def adopt(
     check_there(labels, palette)
     if repository is not None:
         publish.check_name(name or _name(file))
-    wanted = ImportOptions(
+    options = ImportOptions(
         task=task,
         labels=labels,
         palette=palette,
@@ -90,26 +90,26 @@ def adopt(
     from convoy.models.onnx_import.adopt import chosen
     from convoy.models.onnx_import.look import look
 
-    found = look(file)
-    for line in _shown(found, chosen(found, output)):
+    original = look(file)
+    for line in _shown(original, chosen(original, output)):
         print(line)
     if repository is None:
-        front = "" if found.input.dtype == "uint8" and found.layout == "NHWC" else " --uint8-front"
+        front = "" if original.input.dtype == "uint8" and original.layout == "NHWC" else " --uint8-front"
         print(f"next      convoy adopt {shlex.quote(str(file))} --repository DIR{front}")
         print("          and what the file does not say, such as --labels, --mean, --std, --tail: see --help")
         return
-    adopted = run(found, file.name, repository, name or _name(file), wanted)
+    adopted = run(original, file.name, repository, name or _name(file), options)
     document = adopted.document
     parity = document.parity
     assert parity is not None
     agreement = parity.top1_agreement if parity.mask_agreement is None else parity.mask_agreement
-    sure = adopted.confident
+    confident = adopted.confident
     print(f"task      {document.task}, {len(document.labels)} classes, {_taken(document.image)}")
-    differ = f"probabilities differ by at most {parity.max_abs_difference:.1e}, " if sure else ""
+    differ = f"probabilities differ by at most {parity.max_abs_difference:.1e}, " if confident else ""
     print(
         f"checked   against the file on {parity.images} random images: {differ}{agreement:.4%} of answers are the same"
     )
-    if not sure:
+    if not confident:
         print("          masks alone: a network that ends in its argmax cannot tell how sure it is")
     print(
         f"file      {adopted.path}  ({adopted.path.stat().st_size / 1024:.0f} KiB, version {adopted.path.parent.name})"
@@ -122,17 +122,17 @@ def _name(file: Path) -> str:
     return re.sub(r"[^a-z0-9_-]+", "-", file.stem.lower()).strip("-")[:64]
 
 
-def _shown(found: "OnnxFile", output: "Tensor") -> list[str]:
+def _shown(original: "OnnxFile", output: "Tensor") -> list[str]:
     from convoy.models.onnx_import.look import likely_task
 
     lines = [
-        f"input     {found.input}, {found.layout or 'layout not told by its shape'}",
+        f"input     {original.input}, {original.layout or 'layout not told by its shape'}",
         f"output    {output}",
-        *(f"          left out: {other}" for other in found.outputs if other is not output),
-        f"opset     {found.opset}, made by {found.model.producer_name or 'unknown'}",
+        *(f"          left out: {other}" for other in original.outputs if other is not output),
+        f"opset     {original.opset}, made by {original.model.producer_name or 'unknown'}",
     ]
-    if found.external_bytes:
-        lines.append(f"external  {found.external_bytes / 1024:,.0f} KiB of external data, folded in")
+    if original.external_bytes:
+        lines.append(f"external  {original.external_bytes / 1024:,.0f} KiB of external data, folded in")
     lines.append(f"likely    {likely_task(output) or 'not told by the shape of its output'}")
     return lines
 

@@ -41,8 +41,8 @@ def adopt_weights(
     ] = None,
 ) -> None:
     """Take over weights that another library saved, if every one of them has its place in the network."""
-    given, sides = assignments(arguments or []), None if size is None else parse_size(size)
-    registry.merged(architecture, given)
+    changes, sides = assignments(arguments or []), None if size is None else parse_size(size)
+    registry.merged(architecture, changes)
     registry.check_size(architecture, sides)
     paths.check_weights(file)
     check_there(labels)
@@ -56,7 +56,7 @@ def adopt_weights(
         file,
         labels=None if labels is None else read_labels(labels),
         size=sides,
-        arguments=given,
+        arguments=changes,
         pixels=pixels,
     )
     output = output or Path(f"{architecture}.ckpt")

@@ -46,7 +46,7 @@ def check(
 
     from convoy.models.data.check import check as look_into
 
-    found, summary = look_into(name)
+    loaded, summary = look_into(name)
     if json:
         print_json(summary)
     else:
@@ -54,7 +54,7 @@ def check(
     if sheet is not None:
         from convoy.models.data.contact_sheet import save_samples
 
-        count = save_samples(found, sheet)
+        count = save_samples(loaded, sheet)
         total = summary.splits["train"].count
         print(f"sheet     {count} of {total} training pictures: {sheet}", file=sys.stderr if json else sys.stdout)
     return 1 if summary.wrong else 0

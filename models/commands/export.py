@@ -83,8 +83,8 @@ def export(
     plan = Plan(max_drop=max_drop, calibration=calibration, calibration_images=calibration_images)
     held_out = "" if without_data else data
     if all_variants:
-        told = {"--name": name, "--data": data, "--without-data": "" if without_data else None}
-        again = _again(checkpoint, repository, told, plan)
+        options = {"--name": name, "--data": data, "--without-data": "" if without_data else None}
+        again = _again(checkpoint, repository, options, plan)
         _compare(checkpoint, held_out, plan, again)
         return
 
@@ -125,14 +125,16 @@ def _checked(exported: "Exported") -> list[str]:
     return lines
 
 
-def _again(checkpoint: Path, repository: Path, told: dict[str, str | None], plan: Plan) -> list[str]:
+def _again(checkpoint: Path, repository: Path, given_options: dict[str, str | None], plan: Plan) -> list[str]:
     """Returns the command of this export, without options that have their default."""
     planned = {
         f"--{name.replace('_', '-')}": str(value)
         for name, value in msgspec.structs.asdict(plan).items()
         if value != getattr(DEFAULT_PLAN, name)
     }
-    options = [word for name, value in {**told, **planned}.items() if value is not None for word in (name, value)]
+    options = [
+        word for name, value in {**given_options, **planned}.items() if value is not None for word in (name, value)
+    ]
     return ["convoy", "export", str(checkpoint), "--repository", str(repository), *filter(None, options)]
 
 

@@ -36,25 +36,25 @@ def inspect(
 ) -> None:
     """Print the layers of a network: output shapes, parameters, multiply-adds and receptive fields."""
     sides = None if size is None else parse_size(size)
-    given = assignments(arguments or [])
+    changes = assignments(arguments or [])
     if _is_file(subject):
         if arguments or classes or channels:
             raise BadTraining(f"{subject} is a file: --set, --classes and --channels go with an architecture's name")
         paths.check_network(Path(subject))
     else:
-        registry.merged(subject, given)
+        registry.merged(subject, changes)
 
     from convoy.models.analysis import rows
     from convoy.models.analysis.operators import by
     from convoy.models.analysis.summary import inspect_architecture, inspect_file
 
     if _is_file(subject):
-        whole = inspect_file(Path(subject), sides)
+        anatomy = inspect_file(Path(subject), sides)
     else:
-        whole = inspect_architecture(subject, sides, classes, channels, given)
-    print(f"{subject}, input {by(whole.image[1:])}")
-    print_table(rows.table(whole))
-    for note in rows.notes(whole):
+        anatomy = inspect_architecture(subject, sides, classes, channels, changes)
+    print(f"{subject}, input {by(anatomy.image[1:])}")
+    print_table(rows.table(anatomy))
+    for note in rows.notes(anatomy):
         print(note)
 
 

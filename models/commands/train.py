@@ -201,14 +201,14 @@ def train(
         if checkpoint is not None:
             paths.check_checkpoint(checkpoint)
     check_picture(preview)
-    given, sides = assignments(arguments or []), None if size is None else parse_size(size)
+    changes, sides = assignments(arguments or []), None if size is None else parse_size(size)
     factors = None if scale is None else parse_range("--scale", scale)
     defaults = _defaults(architecture, data, config, resume)
     architecture, data = defaults.architecture, defaults.data
     registry.check_size(architecture, sides)
     settings = Settings(
         architecture=architecture,
-        arguments=registry.merged(architecture, defaults.arguments | given),
+        arguments=registry.merged(architecture, defaults.arguments | changes),
         data=data,
         recipe=_changed(
             defaults.recipe,
@@ -249,7 +249,7 @@ def train(
         raise BadTraining(f"--gamma {gamma:g} goes with --loss focal, the loss is {settings.recipe.loss}")
     check_crop(settings)
     if source is not None:
-        settings = _like_its_weights(settings, source, given, sides)
+        settings = _like_its_weights(settings, source, changes, sides)
     if preview is not None:
         from convoy.models.training.preview import preview as save_preview
 
@@ -295,12 +295,12 @@ def _find(settings: Settings, folder: Path, machine: Machine) -> None:
     from convoy.models.training.distributed import is_first
     from convoy.models.training.lr_finder import find_rate
 
-    found = find_rate(settings, folder, machine)
+    result = find_rate(settings, folder, machine)
     if not is_first():
         return
-    print(f"suggested   --lr {found.suggested:.2g}")
-    print(f"picture     {found.picture}")
-    print(f"table       {found.table}")
+    print(f"suggested   --lr {result.suggested:.2g}")
+    print(f"picture     {result.picture}")
+    print(f"table       {result.table}")
 
 
 def _defaults(architecture: str | None, data: str | None, config: Path | None, resume: Path | None) -> Settings:
@@ -321,13 +321,13 @@ def _defaults(architecture: str | None, data: str | None, config: Path | None, r
 
 
 def _like_its_weights(
-    settings: Settings, source: Path, given: dict[str, str], size: tuple[int, int] | None
+    settings: Settings, source: Path, changes: dict[str, str], size: tuple[int, int] | None
 ) -> Settings:
     """Adds the arguments and the size of the network that the weights are from, unless options specify them."""
     from convoy.models.training.transfer import defaults_from
 
     arguments, own = defaults_from(source, settings.architecture)
-    merged = registry.merged(settings.architecture, settings.arguments | arguments | given)
+    merged = registry.merged(settings.architecture, settings.arguments | arguments | changes)
     return replace(settings, arguments=merged, size=size or own)
 
 
@@ -348,17 +348,17 @@ def _elsewhere(before: Settings, architecture: str, data: str) -> Settings:
     return replace(default_settings(architecture, data), recipe=before.recipe, seed=before.seed)
 
 
-def _check_goes_on(given: dict[str, object]) -> None:
+def _check_goes_on(options: dict[str, object]) -> None:
     """Raises BadTraining for an option that only applies at the start of a run."""
-    for option, value in given.items():
+    for option, value in options.items():
         if value is not None:
             raise BadTraining(
                 f"{option} is for the beginning of a run, and --resume goes on with one: want one of them"
             )
 
 
-def _transfer(before: Transfer | None, source: Path | None, **given: object) -> Transfer | None:
-    chosen = {name: value for name, value in given.items() if value is not None}
+def _transfer(before: Transfer | None, source: Path | None, **options: object) -> Transfer | None:
+    chosen = {name: value for name, value in options.items() if value is not None}
     if source is not None:
         before = Transfer(checkpoint=str(source.resolve()))
     if before is None and chosen:
@@ -376,12 +376,12 @@ def _transfer(before: Transfer | None, source: Path | None, **given: object) -> 
     return after
 
 
-def _changed(before: Changed, **given: object) -> Changed:
-    after = replace(before, **{name: value for name, value in given.items() if value is not None})
+def _changed(before: Changed, **options: object) -> Changed:
+    after = replace(before, **{name: value for name, value in options.items() if value is not None})
     try:
         return msgspec.convert(msgspec.to_builtins(after), type(before))
     except msgspec.ValidationError as error:
-        wanted, _, name = str(error).partition(" - at `$.")
+        problem, _, name = str(error).partition(" - at `$.")
         name = name.rstrip("`")
         option = "lr" if name == "learning_rate" else name.replace("_", "-")
-        raise BadTraining(f"--{option} {given.get(name)}: {wanted.lower()}") from None
+        raise BadTraining(f"--{option} {options.get(name)}: {problem.lower()}") from None

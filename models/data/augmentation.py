@@ -56,10 +56,10 @@ def window(random: np.random.Generator, height: int, width: int, share: float) -
     return Window(int(random.integers(height - high + 1)), int(random.integers(width - wide + 1)), high, wide)
 
 
-def zoomed(image: Pixels, mask: Pixels | None, seen: Window) -> tuple[Pixels, Pixels | None]:
+def zoomed(image: Pixels, mask: Pixels | None, view: Window) -> tuple[Pixels, Pixels | None]:
     """Returns the window's content, enlarged to the image's size: image (H, W, C), bilinear, and mask (H, W), nearest
     neighbour."""
-    size, box = image.shape[1::-1], (seen.left, seen.top, seen.left + seen.width, seen.top + seen.height)
+    size, box = image.shape[1::-1], (view.left, view.top, view.left + view.width, view.top + view.height)
     picture = Image.fromarray(image if image.shape[2] == 3 else image[..., 0])
     enlarged = np.array(picture.resize(size, Image.Resampling.BILINEAR, box)).reshape(image.shape)
     if mask is None:
@@ -162,8 +162,8 @@ def _turned(image: Pixels, mask: Pixels | None, factor: float, degrees: float) -
         return turned, None
     # Classes are shifted by one, so that 0, the value outside the mask, is not a class.
     classes = torch.from_numpy(mask.astype(np.float32) + 1)[None, None]
-    found = F.grid_sample(classes, grid, mode="nearest", align_corners=False)[0, 0].numpy()
-    return turned, np.where(found == 0, IGNORE, found - 1).astype(np.uint8)
+    shifted = F.grid_sample(classes, grid, mode="nearest", align_corners=False)[0, 0].numpy()
+    return turned, np.where(shifted == 0, IGNORE, shifted - 1).astype(np.uint8)
 
 
 def _coloured(image: Pixels, brightness: float, contrast: float, saturation: float) -> Pixels:

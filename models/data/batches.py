@@ -82,9 +82,14 @@ class Loader:
     batch_sampler = None  # Lightning expects this attribute beside `sampler`
 
     def __init__(
-        self, made: BatchSource, sampler: BatchOrder, workers: int = 0, share: Share = WHOLE, ignore: int | None = None
+        self,
+        source: BatchSource,
+        sampler: BatchOrder,
+        workers: int = 0,
+        share: Share = WHOLE,
+        ignore: int | None = None,
     ) -> None:
-        self.made, self.sampler = made, sampler  # Lightning sets the epoch of the attribute `sampler`
+        self.made, self.sampler = source, sampler  # Lightning sets the epoch of the attribute `sampler`
         self.workers, self.share, self.ignore = workers, share, ignore
         self.waited = 0.0  # seconds that the consumer waited for batches
         self.taken = 0  # batches of this epoch, so far
@@ -98,9 +103,9 @@ class Loader:
         self.taken, self.skipped = self.skipped, 0
         batches = self._batches(islice(self.sampler, self.taken, None))
         while True:
-            asked = time.perf_counter()
+            start = time.perf_counter()
             batch = next(batches, None)
-            self.waited += time.perf_counter() - asked
+            self.waited += time.perf_counter() - start
             if batch is None:
                 return
             self.taken += 1
@@ -247,13 +252,13 @@ class _Images:
             image, target = image[square], target[square]
         if not self.how.changes_images:
             return self._placed(index, image, target)
-        seen = window(random, image.shape[0], image.shape[1], self.how.random_crop)
+        view = window(random, image.shape[0], image.shape[1], self.how.random_crop)
         mask = target if isinstance(target, np.ndarray) else None
         if self.spec.fit == "pad":
-            image, mask = augmented(random, *zoomed(image, mask, seen), self.how)
+            image, mask = augmented(random, *zoomed(image, mask, view), self.how)
             return self._placed(index, image, target if mask is None else mask)
         # Cropped at the original resolution, then augmented at the input size.
-        out, placed = self._placed(index, seen.of(image), target)
+        out, placed = self._placed(index, view.of(image), target)
         return augmented(random, out, None, self.how)[0], placed
 
     def _placed(

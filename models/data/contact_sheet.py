@@ -80,11 +80,11 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 
 def _occurring(tiles: Sequence[Tile]) -> list[int]:
     """Returns the classes that occur in the masks, without IGNORE."""
-    there = np.zeros(256, bool)
+    occurs = np.zeros(256, bool)
     for tile in tiles:
         if tile.mask is not None:
-            there[np.unique(tile.mask)] = True
-    return np.flatnonzero(there[:IGNORE]).tolist()
+            occurs[np.unique(tile.mask)] = True
+    return np.flatnonzero(occurs[:IGNORE]).tolist()
 
 
 def _legend(classes: Sequence[int], colours: Palette, labels: Sequence[str], width: int) -> Image.Image:
@@ -140,8 +140,8 @@ def _shortened(text: str, letters: ImageFont.FreeTypeFont, width: int) -> str:
 def _tile(data: DataSet, split: Split, index: int) -> Tile:
     image, target = split[index]
     if isinstance(target, np.ndarray):
-        there = [name for number, name in enumerate(data.labels) if (target == number).any()]
-        return Tile(image, ", ".join(there), target)
+        present = [name for number, name in enumerate(data.labels) if (target == number).any()]
+        return Tile(image, ", ".join(present), target)
     return Tile(image, data.labels[target])
 
 

@@ -62,11 +62,11 @@ def files(folder: Path, below: bool = False) -> list[Path]:
     Includes images in formats that Pillow does not open, such as HEIC, and dangling links: reading them reports the
     fault.
     """
-    known = _extensions()
+    extensions = _extensions()
     return sorted(
         path
         for path in (folder.rglob("*") if below else folder.iterdir())
-        if (path.suffix.lower() in known or _called_picture(path))
+        if (path.suffix.lower() in extensions or _called_picture(path))
         and is_data(path.relative_to(folder))
         and (path.is_file() or (path.is_symlink() and not path.is_dir()))
     )
@@ -88,8 +88,8 @@ def header(path: Path) -> Header:
     """Returns what an image's header contains, without decoding pixels. Raises BadData."""
     data = _served(path)
     if data is not None:
-        found = _inspected(path, data)
-        return Header(found.height, found.width, found.grey)
+        inspected = _inspected(path, data)
+        return Header(inspected.height, inspected.width, inspected.grey)
     with opened(path) as image:
         width, height = reversed(image.size) if is_turned(_orientation(image)) else image.size
         return Header(height, width, image.mode in GREY_MODES)
@@ -146,12 +146,12 @@ def _served(path: Path) -> bytes | None:
 def _inspected(path: Path, data: bytes) -> decode.Header:
     # The limit is that of the other formats; a server's limit is a setting of its own.
     try:
-        found = decode.inspect(data, MAX_SIDE**2)
+        header = decode.inspect(data, MAX_SIDE**2)
     except BadImage as error:
         raise _unreadable(path, error) from error
-    if Image.MAX_IMAGE_PIXELS and found.height * found.width > 2 * Image.MAX_IMAGE_PIXELS:
+    if Image.MAX_IMAGE_PIXELS and header.height * header.width > 2 * Image.MAX_IMAGE_PIXELS:
         raise BadData(f"{path} cannot be read ({MANY}), want a picture")
-    return found
+    return header
 
 
 def _unreadable(path: Path, error: BadImage) -> BadData:
@@ -168,8 +168,8 @@ def opened(path: Path) -> Iterator[Image.Image]:
         raise
     except Exception as error:  # decoders raise exceptions of any class
         many = MANY if isinstance(error, Image.DecompressionBombError) else None
-        strange = "of a kind that Pillow does not open" if path.suffix.lower() not in _extensions() else None
-        why = getattr(error, "strerror", None) or many or strange or "damaged, or no picture"
+        unsupported = "of a kind that Pillow does not open" if path.suffix.lower() not in _extensions() else None
+        why = getattr(error, "strerror", None) or many or unsupported or "damaged, or no picture"
         raise BadData(f"{path} cannot be read ({why}), want a picture") from error
 
 

@@ -90,8 +90,8 @@ class Notes(msgspec.Struct):
         for entry, stamps, facts in read:
             if stamps and all(now - max(times) > SETTLED_NS for _, *times in stamps):
                 counts = b"" if facts.histogram is None else facts.histogram.tobytes()
-                noted = Note(stamps, facts.size, facts.grey, facts.highest, counts, facts.numbers)
-                self.pictures[_key(entry)] = noted
+                note = Note(stamps, facts.size, facts.grey, facts.highest, counts, facts.numbers)
+                self.pictures[_key(entry)] = note
 
 
 def load_notes(root: Path, coding: Coding | None) -> Notes:
@@ -105,11 +105,11 @@ def load_notes(root: Path, coding: Coding | None) -> Notes:
 
 def save_notes(root: Path, coding: Coding | None, notes: Notes) -> None:
     """Writes the notes, without those of files that no longer exist. A failure is ignored: it only costs time."""
-    there = {key: note for key, note in notes.pictures.items() if all(map(os.path.exists, key.split(b"\0")))}
+    current = {key: note for key, note in notes.pictures.items() if all(map(os.path.exists, key.split(b"\0")))}
     with contextlib.suppress(OSError, RuntimeError):
         file = _cache_file(root, coding)
         file.parent.mkdir(parents=True, exist_ok=True)
-        paths.write_atomically(file, msgspec.msgpack.encode(Notes(VERSION, there)))
+        paths.write_atomically(file, msgspec.msgpack.encode(Notes(VERSION, current)))
 
 
 def stamps_of(entry: Entry) -> Stamps:
@@ -126,25 +126,25 @@ def read(root: Path, entries: Sequence[Entry], coding: Coding | None = None) -> 
     every = max(1, -(-len(entries) // MEASURED_IMAGES))
     jobs = [(entry, coding, place % every == 0) for place, entry in enumerate(entries)]
     notes, stamps = load_notes(root, coding), [stamps_of(entry) for entry in entries]
-    found: list[Facts | Fault | None] = [
+    results: list[Facts | Fault | None] = [
         notes.facts(entry, stamp, measured) for (entry, _, measured), stamp in zip(jobs, stamps, strict=True)
     ]
-    missing = [place for place, facts in enumerate(found) if facts is None]
+    missing = [place for place, facts in enumerate(results) if facts is None]
     for place, read_now in zip(missing, in_threads(_facts, [jobs[place] for place in missing], TITLE), strict=True):
-        found[place] = read_now
-    new = [(entries[place], stamps[place], facts) for place in missing if isinstance(facts := found[place], Facts)]
+        results[place] = read_now
+    new = [(entries[place], stamps[place], facts) for place in missing if isinstance(facts := results[place], Facts)]
     if new:
         notes.add(new)
         save_notes(root, coding, notes)
-    return [result for result in found if result is not None]
+    return [result for result in results if result is not None]
 
 
 def in_threads(work: Callable[[Job], Result], jobs: Sequence[Job], title: str) -> Iterable[Result]:
     """Yields results in the order of the jobs, from as many threads as there are cores: decoding releases the
     interpreter lock. Shows a progress bar on stderr if it is a terminal."""
     console = Console(stderr=True)
-    made = _results(work, jobs)
-    return track(made, title, len(jobs), console=console, transient=True, disable=not sys.stderr.isatty())
+    results = _results(work, jobs)
+    return track(results, title, len(jobs), console=console, transient=True, disable=not sys.stderr.isatty())
 
 
 def histogram(image: NDArray[np.uint8]) -> NDArray[np.int64]:

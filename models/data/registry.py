@@ -39,8 +39,8 @@ DATA: "dict[str, Callable[[], DataSet]]" = {
 def resolve(text: str, coding: Coding | None = None) -> str:
     """Returns the text by which a run records its data: a built-in name unchanged, or the absolute path of a folder or
     CSV file and the coding of its masks. Raises BadTraining."""
-    path, noted = of_source(text)
-    coding = coding or noted
+    path, recorded = of_source(text)
+    coding = coding or recorded
     if path in DATA:
         if coding is not None:
             raise BadTraining(f"--mask-{coding.kind} says how masks of one's own are read, {path} has none")

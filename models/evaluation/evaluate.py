@@ -103,12 +103,12 @@ def measure(
     parts = [_Tally(network) for _ in slices]
     examples: list[Example] = []
     for indices, batch in indexed(images, network.spec, BATCH_SIZE):
-        answers = network.answer(batch.images)
-        whole.update(answers, batch.targets)
+        predictions = network.predict(batch.images)
+        whole.update(predictions, batch.targets)
         for number, part in enumerate(parts):
             chosen = torch.tensor([places[index] == number for index in indices])
-            part.update(answers.of(chosen), batch.targets[chosen])
-        examples += _examples(indices, answers.best, batch)
+            part.update(predictions.of(chosen), batch.targets[chosen])
+        examples += _examples(indices, predictions.best, batch)
     counts = whole.confusion()
     return Evaluation(
         network=network,
@@ -167,28 +167,28 @@ class _Tally:
             confusion(network.task, len(network.labels)),
         )
 
-    def update(self, answers: Predictions, targets: Tensor) -> None:
+    def update(self, predictions: Predictions, targets: Tensor) -> None:
         if not len(targets):
             return
         self.images += len(targets)
-        self.scores.update(answers.best, targets)
-        self.counts.update(answers.best, targets)
-        if answers.confidence is not None:
+        self.scores.update(predictions.best, targets)
+        self.counts.update(predictions.best, targets)
+        if predictions.confidence is not None:
             self.sure = True
-            self.calibration.update(answers.best, answers.confidence, targets)
+            self.calibration.update(predictions.best, predictions.confidence, targets)
 
     def compute(self) -> dict[str, float]:
         if not self.images:
             return {}
-        found = {**self.scores.compute(), **({"calibration_error": self.calibration.compute()} if self.sure else {})}
-        return {name: float(value) for name, value in found.items()}
+        scores = {**self.scores.compute(), **({"calibration_error": self.calibration.compute()} if self.sure else {})}
+        return {name: float(value) for name, value in scores.items()}
 
     def confusion(self) -> NDArray[np.int64]:
         return np.asarray(self.counts.compute().numpy())
 
     def boundary(self) -> list[float | None] | None:
-        found = [metric.per_class() for metric in self.scores.values() if isinstance(metric, BoundaryF1)]
-        return found[0] if found else None
+        per_class = [metric.per_class() for metric in self.scores.values() if isinstance(metric, BoundaryF1)]
+        return per_class[0] if per_class else None
 
 
 def _slices_of(images: Split, network: Predictor, bounds: Sequence[float] | None) -> tuple[list[int], list[str]]:
@@ -199,19 +199,19 @@ def _slices_of(images: Split, network: Predictor, bounds: Sequence[float] | None
     return [slice_of(each, bounds) for each in sides], slice_names(bounds) if bounds else []
 
 
-def _examples(indices: Sequence[int], answers: Tensor, batch: Batch) -> Iterator[Example]:
-    if answers.is_floating_point():
-        confidence, answered = answers.max(dim=1)
-        right = answers.gather(1, batch.targets[:, None])[:, 0]
-        columns = (right.tolist(), batch.targets.tolist(), answered.tolist(), confidence.tolist())
+def _examples(indices: Sequence[int], predictions: Tensor, batch: Batch) -> Iterator[Example]:
+    if predictions.is_floating_point():
+        confidence, predicted = predictions.max(dim=1)
+        right = predictions.gather(1, batch.targets[:, None])[:, 0]
+        columns = (right.tolist(), batch.targets.tolist(), predicted.tolist(), confidence.tolist())
         yield from (Example(*row) for row in zip(indices, *columns, strict=True))
         return
-    for index, mask, target in zip(indices, answers, batch.targets, strict=True):
+    for index, mask, target in zip(indices, predictions, batch.targets, strict=True):
         yield Example(index, _mean_iou(mask[target != IGNORE].long(), target[target != IGNORE]))
 
 
-def _mean_iou(answered: Tensor, true: Tensor) -> float:
-    classes = 1 + max(int(each.max(initial=0)) for each in (answered.numpy(), true.numpy()))
-    counts = torch.bincount(classes * true + answered, minlength=classes**2).view(classes, classes)
+def _mean_iou(predicted: Tensor, true: Tensor) -> float:
+    classes = 1 + max(int(each.max(initial=0)) for each in (predicted.numpy(), true.numpy()))
+    counts = torch.bincount(classes * true + predicted, minlength=classes**2).view(classes, classes)
     right, union = counts.diagonal(), counts.sum(0) + counts.sum(1) - counts.diagonal()
     return float((right[union > 0] / union[union > 0]).mean()) if len(true) else 1.0

@@ -49,9 +49,9 @@ class CalibrationError(Metric):
         self.add_state("right", default=[], dist_reduce_fx="cat")
 
     def update(self, probabilities: Tensor, targets: Tensor) -> None:
-        confidence, answered = probabilities.double().max(dim=1)
+        confidence, predicted = probabilities.double().max(dim=1)
         self.confidences.append(confidence)
-        self.right.append(answered == targets)
+        self.right.append(predicted == targets)
 
     def compute(self) -> Tensor:
         confidence, right = dim_zero_cat(self.confidences), dim_zero_cat(self.right).double()
@@ -115,12 +115,12 @@ class BoundaryF1(Metric):
 
     def update(self, masks: Tensor, targets: Tensor) -> None:
         for mask, target in zip(masks.cpu().numpy(), targets.cpu().numpy(), strict=True):
-            found = image_scores(mask, target, target != self.ignore)
-            for number, score in found.items():
+            by_class = image_scores(mask, target, target != self.ignore)
+            for number, score in by_class.items():
                 self.class_total[number] += score
                 self.class_images[number] += 1
-            if found:
-                self.total += sum(found.values()) / len(found)
+            if by_class:
+                self.total += sum(by_class.values()) / len(by_class)
                 self.images += 1
 
     def compute(self) -> Tensor:
@@ -141,10 +141,10 @@ def image_scores(
         return {}
     # The diagonal is that of the image before padding.
     tolerance = math.ceil(TOLERANCE * math.hypot(rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1))
-    answered, true = outline(mask, counted), outline(target, counted)
-    classes = np.union1d(mask[answered], target[true]).tolist()
+    predicted, true = outline(mask, counted), outline(target, counted)
+    classes = np.union1d(mask[predicted], target[true]).tolist()
     return {
-        number: _f1(np.argwhere(answered & (mask == number)), np.argwhere(true & (target == number)), tolerance)
+        number: _f1(np.argwhere(predicted & (mask == number)), np.argwhere(true & (target == number)), tolerance)
         for number in classes
     }
 
@@ -152,15 +152,15 @@ def image_scores(
 def outline(mask: NDArray[np.integer[Any]], counted: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Returns the pixels (H, W) with a neighbour, of four, of another class; only counted pixels, on both sides. The
     edge of the image is not an outline."""
-    found = np.zeros(mask.shape, bool)
+    edges = np.zeros(mask.shape, bool)
     for first, second in (
         ((slice(1, None), slice(None)), (slice(None, -1), slice(None))),
         ((slice(None), slice(1, None)), (slice(None), slice(None, -1))),
     ):
         differs = (mask[first] != mask[second]) & counted[first] & counted[second]
-        found[first] |= differs
-        found[second] |= differs
-    return found
+        edges[first] |= differs
+        edges[second] |= differs
+    return edges
 
 
 def measures(task: Task, classes: int, **options: Any) -> MetricCollection:
@@ -188,12 +188,12 @@ def measures(task: Task, classes: int, **options: Any) -> MetricCollection:
 def scores(task: Task, classes: int) -> MetricCollection:
     """Returns `measures` plus metrics that are slower or need probabilities. They accept served outputs, probabilities
     or masks, in one process only."""
-    found = measures(task, classes, **ALONE)
+    metrics = measures(task, classes, **ALONE)
     if task == "classification":
-        found.add_metrics({"calibration_error": CalibrationError(**ALONE)})
+        metrics.add_metrics({"calibration_error": CalibrationError(**ALONE)})
     else:
-        found.add_metrics({"boundary_f1": BoundaryF1(classes, IGNORE, **ALONE)})
-    return found
+        metrics.add_metrics({"boundary_f1": BoundaryF1(classes, IGNORE, **ALONE)})
+    return metrics
 
 
 def confusion(task: Task, classes: int) -> Metric:
@@ -224,14 +224,14 @@ def class_scores(
     counts: NDArray[np.int64], labels: list[str], boundary: list[float | None] | None = None
 ) -> list[ClassScores]:
     """Returns one row per class. `counts[true, answered]`; `boundary` contains boundary F1 scores by class."""
-    right, true, answered = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+    right, true, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
     return [
         ClassScores(
             label=label,
-            precision=_share(right[number], answered[number]),
+            precision=_share(right[number], predicted[number]),
             recall=_share(right[number], true[number]),
-            f1=_share(2 * right[number], true[number] + answered[number]),
-            iou=_share(right[number], true[number] + answered[number] - right[number]),
+            f1=_share(2 * right[number], true[number] + predicted[number]),
+            iou=_share(right[number], true[number] + predicted[number] - right[number]),
             support=int(true[number]),
             boundary_f1=None if boundary is None else boundary[number],
         )
@@ -243,10 +243,10 @@ def _bins(confidence: Tensor) -> Tensor:
     return torch.bucketize(confidence, torch.arange(1, BINS, dtype=torch.float64) / BINS)
 
 
-def _f1(answered: NDArray[np.intp], true: NDArray[np.intp], tolerance: float) -> float:
-    if not (len(answered) and len(true)):
+def _f1(predicted: NDArray[np.intp], true: NDArray[np.intp], tolerance: float) -> float:
+    if not (len(predicted) and len(true)):
         return 0.0
-    precision, recall = _share_near(answered, true, tolerance), _share_near(true, answered, tolerance)
+    precision, recall = _share_near(predicted, true, tolerance), _share_near(true, predicted, tolerance)
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 

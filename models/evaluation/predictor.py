@@ -38,7 +38,7 @@ class Predictions(NamedTuple):
 
 @dataclass(frozen=True)
 class Predictor:
-    """A runnable network. `answer` accepts served inputs, (N, H, W, C) uint8 or tensors as in `spec`. `data` is a name
+    """A runnable network. `predict` accepts served inputs, (N, H, W, C) uint8 or tensors as in `spec`. `data` is a name
     or a folder, as returned by `convoy.models.data.registry.resolve`."""
 
     name: str
@@ -47,7 +47,7 @@ class Predictor:
     palette: list[tuple[int, int, int]] | None
     spec: InputSpec | TensorInput
     data: str
-    answer: Callable[[Tensor], Predictions]
+    predict: Callable[[Tensor], Predictions]
 
     def split(self, name: SplitName, strict: bool = False) -> Split:
         """Returns a split of its data. Raises BadTraining or BadData if the data is missing or has changed; `strict` is
@@ -83,10 +83,10 @@ def of_network(description: Description, network: nn.Module) -> Predictor:
     device = runtime.device()
     module = served(description.task, description.normalisation(), network).to(device)
 
-    def answer(batch: Tensor) -> Predictions:
+    def predict(batch: Tensor) -> Predictions:
         with torch.inference_mode():
-            found = module(batch.to(device))
-        return Predictions(*(part.cpu() for part in ((found,) if isinstance(found, Tensor) else found)))
+            outputs = module(batch.to(device))
+        return Predictions(*(part.cpu() for part in ((outputs,) if isinstance(outputs, Tensor) else outputs)))
 
     return Predictor(
         name=description.architecture,
@@ -95,7 +95,7 @@ def of_network(description: Description, network: nn.Module) -> Predictor:
         palette=description.palette,
         spec=description.spec,
         data=description.data,
-        answer=answer,
+        predict=predict,
     )
 
 
@@ -103,12 +103,12 @@ def of_file(path: Path, data: str | None = None) -> Predictor:
     """Opens a file in onnxruntime as the engine does, on CUDA if available. Raises BadNetworkFile, BadTraining."""
     session = _session(path)
     document = _document(path, session)
-    (taken,) = [value.name for value in session.get_inputs()]
-    sure = [value.name for value in session.get_outputs() if value.name == metadata.CONFIDENCE]
-    wanted = [PREDICTION[document.task], *sure]
+    (input_name,) = [value.name for value in session.get_inputs()]
+    confidence = [value.name for value in session.get_outputs() if value.name == metadata.CONFIDENCE]
+    names = [PREDICTION[document.task], *confidence]
 
-    def answer(batch: Tensor) -> Predictions:
-        return Predictions(*map(torch.from_numpy, session.run(wanted, {taken: batch.numpy()})))
+    def predict(batch: Tensor) -> Predictions:
+        return Predictions(*map(torch.from_numpy, session.run(names, {input_name: batch.numpy()})))
 
     provenance = document.provenance
     return Predictor(
@@ -118,7 +118,7 @@ def of_file(path: Path, data: str | None = None) -> Predictor:
         palette=document.palette,
         spec=document.image if document.tensor is None else document.tensor,
         data=_data(path, document) if data is None else resolve(data),
-        answer=answer,
+        predict=predict,
     )
 
 
@@ -154,5 +154,5 @@ def _data(path: Path, document: Document) -> str:
     if name in DATA:
         return name
     # A file does not contain the folder's path, because a server's clients can read its metadata.
-    known = f"was made with data called {name!r}, and not where they lie" if name else "tells of no data"
-    raise BadNetworkFile(f"{path} {known}: say with --data what to measure it on")
+    origin = f"was made with data called {name!r}, and not where they lie" if name else "tells of no data"
+    raise BadNetworkFile(f"{path} {origin}: say with --data what to measure it on")

@@ -93,15 +93,15 @@ class _Tally:
         self.difference = 0.0
 
     def add(self, outputs: list[NDArray[Any]], reference: list[NDArray[Any]], targets: torch.Tensor) -> None:
-        answers = _answers(self.task, outputs[0])
+        predictions = _predictions(self.task, outputs[0])
         self.images += len(targets)
-        self.answers += answers.size
-        self.same += int((answers == _answers(self.task, reference[0])).sum())
+        self.answers += predictions.size
+        self.same += int((predictions == _predictions(self.task, reference[0])).sum())
         # numpy's max propagates NaN.
         self.difference = float(np.max([self.difference, np.abs(_shares(outputs) - _shares(reference)).max()]))
         if self.scores is not None:
-            given = outputs[0] if self.task == "classification" else outputs[0].astype(np.int64)
-            self.scores.update(torch.from_numpy(given), targets)
+            first = outputs[0] if self.task == "classification" else outputs[0].astype(np.int64)
+            self.scores.update(torch.from_numpy(first), targets)
 
     def quality(self) -> Quality:
         scores = {} if self.scores is None else self.scores.compute()
@@ -113,7 +113,7 @@ class _Tally:
         )
 
 
-def _answers(task: Task, first: NDArray[Any]) -> NDArray[Any]:
+def _predictions(task: Task, first: NDArray[Any]) -> NDArray[Any]:
     return first.argmax(axis=1) if task == "classification" else first
 
 
@@ -136,7 +136,7 @@ def _spans(running: Sessions, inputs: dict[str, NDArray[Any]]) -> dict[Precision
             session.run(None, inputs)
             spans[precision].append(time.perf_counter() - start)
     # A session's first run of a size also allocates.
-    return {precision: taken[1:] for precision, taken in spans.items()}
+    return {precision: seconds[1:] for precision, seconds in spans.items()}
 
 
 def _rounds() -> Iterator[int]:

@@ -119,21 +119,21 @@ def exported_from(path: Path, repository: Path, name: str) -> bool:
 def onnx_graph(description: Description, network: nn.Module) -> onnx.ModelProto:
     """Returns the served graph: `image` uint8 (N, H, W, C), or the description's tensor, to the task's `OUTPUTS`. N and
     the free axes are dynamic."""
-    taken = description.takes
+    tensor = description.takes
     multiple = 1 if description.input is None else description.input.multiple
     module = served(description.task, description.normalisation(), network)
     # The example's sides differ from each other and from the batch: the exporter would merge equal dimensions. They are
     # large: it would treat a dimension that shrinks to 1 inside the network as a constant.
     blocks = max(4, EXAMPLE_SIDE // multiple)
-    shape = [axis.size or (blocks + 2 * place) * multiple for place, axis in enumerate(taken.axes)]
-    free = {place: DIMENSIONS[axis.name] for place, axis in enumerate(taken.axes, start=1) if axis.size is None}
+    shape = [axis.size or (blocks + 2 * place) * multiple for place, axis in enumerate(tensor.axes)]
+    free = {place: DIMENSIONS[axis.name] for place, axis in enumerate(tensor.axes, start=1) if axis.size is None}
     dynamic = {0: Dim("N", min=1), **{place: _multiples(name, multiple) for place, name in free.items()}}
     with _quiet():
         program = torch.onnx.export(
             module,
-            (torch.zeros(2, *shape, dtype=getattr(torch, taken.dtype)),),
+            (torch.zeros(2, *shape, dtype=getattr(torch, tensor.dtype)),),
             dynamo=True,
-            input_names=[taken.name],
+            input_names=[tensor.name],
             output_names=list(OUTPUTS[description.task]),
             dynamic_shapes=({**dynamic},),
             opset_version=OPSET,

@@ -47,15 +47,15 @@ def check(graph: onnx.ModelProto, description: Description, network: nn.Module) 
     step.
     """
     compare = (_classifier if description.task == "classification" else _segmenter)(graph, description, network)
-    found: list[Difference] = []
+    differences: list[Difference] = []
     with torch.inference_mode():
         for batch, _ in _batches(description):
-            found.append(compare(batch))
-            if sum(difference.images for difference in found) >= MOST_IMAGES:
+            differences.append(compare(batch))
+            if sum(difference.images for difference in differences) >= MOST_IMAGES:
                 break
-    images, probabilities, steps, answers, same = zip(*found, strict=True)
+    images, probabilities, steps, predictions, same = zip(*differences, strict=True)
     # numpy's max, unlike Python's, propagates NaN, which then fails the test.
-    total = Difference(sum(images), float(np.max(probabilities)), max(steps), sum(answers), sum(same))
+    total = Difference(sum(images), float(np.max(probabilities)), max(steps), sum(predictions), sum(same))
     return _judge(description, total)
 
 
@@ -97,10 +97,10 @@ def _classifier(graph: onnx.ModelProto, description: Description, network: nn.Mo
     module = served(description.task, description.normalisation(), network)
 
     def compare(batch: Tensor) -> Difference:
-        ours = module(batch).numpy()
-        (theirs,) = session.run([metadata.PROBABILITIES], {description.takes.name: batch.numpy()})
-        same = int((ours.argmax(axis=1) == theirs.argmax(axis=1)).sum())
-        return Difference(len(batch), float(np.abs(ours - theirs).max()), 0, len(batch), same)
+        torch_output = module(batch).numpy()
+        (onnx_output,) = session.run([metadata.PROBABILITIES], {description.takes.name: batch.numpy()})
+        same = int((torch_output.argmax(axis=1) == onnx_output.argmax(axis=1)).sum())
+        return Difference(len(batch), float(np.abs(torch_output - onnx_output).max()), 0, len(batch), same)
 
     return compare
 
@@ -115,34 +115,34 @@ def _segmenter(graph: onnx.ModelProto, description: Description, network: nn.Mod
 
     def compare(batch: Tensor) -> Difference:
         names = [logits, metadata.MASK, metadata.CONFIDENCE, *choices]
-        their_logits, their_mask, their_confidence, *chosen = session.run(names, {metadata.IMAGE: batch.numpy()})
+        onnx_logits, onnx_mask, onnx_confidence, *chosen = session.run(names, {metadata.IMAGE: batch.numpy()})
         hooks = [
             pool.register_forward_hook(_choosing(torch.from_numpy(c))) for pool, c in zip(pools, chosen, strict=True)
         ]
         mask, confidence = (tensor.numpy() for tensor in module(batch))
-        ours = torch.softmax(network(pixels(batch)), dim=1)
+        torch_probabilities = torch.softmax(network(pixels(batch)), dim=1)
         for hook in hooks:
             hook.remove()
-        theirs = torch.softmax(torch.from_numpy(their_logits), dim=1)
+        onnx_probabilities = torch.softmax(torch.from_numpy(onnx_logits), dim=1)
         return Difference(
             images=len(batch),
-            probabilities=float((ours - theirs).abs().max()),
-            confidence_steps=int(np.abs(confidence.astype(int) - their_confidence.astype(int)).max()),
+            probabilities=float((torch_probabilities - onnx_probabilities).abs().max()),
+            confidence_steps=int(np.abs(confidence.astype(int) - onnx_confidence.astype(int)).max()),
             answers=mask.size,
-            same=int((mask == their_mask).sum()),
+            same=int((mask == onnx_mask).sum()),
         )
 
     return compare
 
 
-def _choosing(theirs: Tensor) -> Callable[[Pool, tuple[Tensor], tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
+def _choosing(choices: Tensor) -> Callable[[Pool, tuple[Tensor], tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
     """Returns a hook for a pool that records positions of maxima. Where candidates are equal up to rounding, runtimes
     choose differently; the hook makes the pool choose as onnxruntime did."""
 
     def choose(pool: Pool, inputs: tuple[Tensor], outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         best, winner = outputs
-        value = pool.blocks(*inputs).gather(2, theirs[:, :, None])[:, :, 0]
-        return best, torch.where(best - value <= MAX_DIFFERENCE, theirs, winner)
+        value = pool.blocks(*inputs).gather(2, choices[:, :, None])[:, :, 0]
+        return best, torch.where(best - value <= MAX_DIFFERENCE, choices, winner)
 
     return choose
 

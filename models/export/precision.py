@@ -131,8 +131,8 @@ def half_precision(graph: onnx.ModelProto, batches: Iterable[Inputs]) -> onnx.Mo
     whole = OnnxModel(half)
     whole.prune_graph()
     whole.topological_sort()
-    answer: onnx.ModelProto = whole.model
-    return answer
+    pruned: onnx.ModelProto = whole.model
+    return pruned
 
 
 def quantised(graph: onnx.ModelProto, batches: Iterable[Inputs], method: Calibration) -> onnx.ModelProto:
@@ -148,14 +148,14 @@ def quantised(graph: onnx.ModelProto, batches: Iterable[Inputs], method: Calibra
     kept = ends(model.graph).nodes
     try:
         with quiet():
-            found = ranges(model, batches, method, OPERATIONS)
+            tensor_ranges = ranges(model, batches, method, OPERATIONS)
             quantizer = QDQQuantizer(
                 save_and_reload_model_with_shape_infer(model),
                 per_channel=True,
                 reduce_range=False,
                 weight_qType=QuantType.QInt8,
                 activation_qType=QuantType.QUInt8,
-                tensors_range=found,
+                tensors_range=tensor_ranges,
                 nodes_to_quantize=[],
                 nodes_to_exclude=kept,
                 op_types_to_quantize=OPERATIONS,
@@ -165,9 +165,9 @@ def quantised(graph: onnx.ModelProto, batches: Iterable[Inputs], method: Calibra
     except Exception as error:  # the library's exceptions for a graph it does not support
         raise VariantRefused(f"cannot be quantised: {type(error).__name__}: {error}") from error
     quantizer.model.topological_sort()
-    answer: onnx.ModelProto = quantizer.model.model
-    del answer.graph.value_info[:]
-    return answer
+    result: onnx.ModelProto = quantizer.model.model
+    del result.graph.value_info[:]
+    return result
 
 
 def _reached(nodes: Iterable[onnx.NodeProto], sources: str, targets: str) -> set[str]:
@@ -194,8 +194,8 @@ class _SingleBatch(quantization.CalibrationDataReader):  # type: ignore[misc]
 
 
 def _large(graph: onnx.ModelProto, batches: Iterable[Inputs]) -> set[str]:
-    found = ranges(graph, batches, "minmax")
-    return {name for name in found if np.abs(found[name].range_value).max() > MAX_VALUE}
+    values = ranges(graph, batches, "minmax")
+    return {name for name in values if np.abs(values[name].range_value).max() > MAX_VALUE}
 
 
 def _around(graph: onnx.ModelProto, tensors: set[str]) -> list[str]:

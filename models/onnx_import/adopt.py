@@ -37,42 +37,42 @@ class Adopted(NamedTuple):
     confident: bool
 
 
-def adopt(found: OnnxFile, source: str, repository: Path, name: str, wanted: ImportOptions) -> Adopted:
+def adopt(file: OnnxFile, source: str, repository: Path, name: str, options: ImportOptions) -> Adopted:
     """Writes the network with the given specification as the next version of the model `name`, if its outputs match the
     file's. `source` is the file's name, for the metadata. Raises BadModelName, BadNetworkFile, BadWeights,
     ParityRefused; then nothing is written. The file itself is never changed."""
     publish.check_name(name)
-    layout = wanted.layout or found.layout
+    layout = options.layout or file.layout
     if layout is None:
-        raise BadNetworkFile(f"input is {found.input}: which axis is the channels'? want --layout NCHW or NHWC")
-    channels = _channels(found, layout, wanted)
-    original = Original(found, chosen(found, wanted.output), _front(found, layout, channels, wanted))
-    size = _size(found, layout, wanted)
+        raise BadNetworkFile(f"input is {file.input}: which axis is the channels'? want --layout NCHW or NHWC")
+    channels = _channels(file, layout, options)
+    original = Original(file, chosen(file, options.output), _front(file, layout, channels, options))
+    size = _size(file, layout, options)
     trial = size or (TRIAL_SIDE, TRIAL_SIDE)
-    labels = None if wanted.labels is None else read_labels(wanted.labels)
-    answer = detect(original, trial, channels, wanted.task, wanted.tail, None if labels is None else len(labels))
+    labels = None if options.labels is None else read_labels(options.labels)
+    answer = detect(original, trial, channels, options.task, options.tail, None if labels is None else len(labels))
     if size is None and answer.task == "classification":
-        raise BadNetworkFile(f"input is {found.input}, and takes several sizes: want --size HxW for a classifier")
-    batch = found.input.shape[0]
-    inner = with_dynamic_batch(found.model) if isinstance(batch, int) else found.model
+        raise BadNetworkFile(f"input is {file.input}, and takes several sizes: want --size HxW for a classifier")
+    batch = file.input.shape[0]
+    inner = with_dynamic_batch(file.model) if isinstance(batch, int) else file.model
     graph = wrapped(inner, original.front, answer, size or (None, None), channels)
     check.check_batching(graph, trial, channels, batch)
     running = session(graph)
-    spec = _spec(running, size, channels, wanted)
-    document = _document(found, source, answer, labels, spec, wanted)
+    spec = _spec(running, size, channels, options)
+    document = _document(file, source, answer, labels, spec, options)
     document = msgspec.structs.replace(document, parity=check.check_parity(original, running, answer, spec))
-    _describe(graph, found, document)
+    _describe(graph, file, document)
     return Adopted(publish.publish(graph.SerializeToString(), repository, name), document, answer.values != "indices")
 
 
-def chosen(found: OnnxFile, name: str | None) -> Tensor:
+def chosen(file: OnnxFile, name: str | None) -> Tensor:
     """Returns the output of that name, or the first one. Raises BadNetworkFile."""
     if name is None:
-        return found.outputs[0]
-    for tensor in found.outputs:
+        return file.outputs[0]
+    for tensor in file.outputs:
         if tensor.name == name:
             return tensor
-    raise BadNetworkFile(f"--output {name!r}, want one of {', '.join(tensor.name for tensor in found.outputs)}")
+    raise BadNetworkFile(f"--output {name!r}, want one of {', '.join(tensor.name for tensor in file.outputs)}")
 
 
 def read_palette(path: Path, classes: int) -> list[RGB]:
@@ -84,41 +84,41 @@ def read_palette(path: Path, classes: int) -> list[RGB]:
     return colours[:classes]
 
 
-def _channels(found: OnnxFile, layout: Layout, wanted: ImportOptions) -> int:
-    side = found.input.shape[1 if layout == "NCHW" else 3]
-    given = None if wanted.colour is None else 1 if wanted.colour == "L" else 3
+def _channels(file: OnnxFile, layout: Layout, options: ImportOptions) -> int:
+    side = file.input.shape[1 if layout == "NCHW" else 3]
+    given = None if options.colour is None else 1 if options.colour == "L" else 3
     channels = side if isinstance(side, int) else given
     if channels is None:
-        raise BadNetworkFile(f"input is {found.input}: how many channels? want --colour RGB, BGR or L")
+        raise BadNetworkFile(f"input is {file.input}: how many channels? want --colour RGB, BGR or L")
     if channels not in CHANNELS or given not in (None, channels):
-        raise BadNetworkFile(f"input is {found.input}, {channels} channels as {layout}, want 1 for L, 3 for RGB or BGR")
+        raise BadNetworkFile(f"input is {file.input}, {channels} channels as {layout}, want 1 for L, 3 for RGB or BGR")
     return channels
 
 
-def _front(found: OnnxFile, layout: Layout, channels: int, wanted: ImportOptions) -> Front | None:
-    told = {"--mean": wanted.mean, "--std": wanted.std, "--scale": wanted.scale}
-    names = " and ".join(name for name, value in told.items() if value is not None)
-    as_served = found.input.dtype == "uint8" and layout == "NHWC" and wanted.colour != "BGR"
-    if not wanted.uint8_front:
+def _front(file: OnnxFile, layout: Layout, channels: int, options: ImportOptions) -> Front | None:
+    normalisation = {"--mean": options.mean, "--std": options.std, "--scale": options.scale}
+    names = " and ".join(name for name, value in normalisation.items() if value is not None)
+    as_served = file.input.dtype == "uint8" and layout == "NHWC" and options.colour != "BGR"
+    if not options.uint8_front:
         if not as_served:
             raise BadNetworkFile(
-                f"input is {found.input} as {layout}, images arrive as uint8 [N, H, W, C]: want --uint8-front, with "
+                f"input is {file.input} as {layout}, images arrive as uint8 [N, H, W, C]: want --uint8-front, with "
                 "--mean, --std and --scale as the network was trained"
             )
         if names:
             raise BadNetworkFile(f"{names} want --uint8-front: it is what applies them")
         return None
-    if found.input.dtype == "uint8" and names:
-        raise BadNetworkFile(f"input is {found.input}: bytes are not normalised, want no {names}")
+    if file.input.dtype == "uint8" and names:
+        raise BadNetworkFile(f"input is {file.input}: bytes are not normalised, want no {names}")
     return Front(
         layout=layout,
         dtype={"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "uint8": TensorProto.UINT8}[
-            found.input.dtype
+            file.input.dtype
         ],
-        mean=_each("--mean", wanted.mean or (0.0,), channels),
-        std=_each("--std", wanted.std or (1.0,), channels),
-        scale=1.0 if found.input.dtype == "uint8" else 1 / 255 if wanted.scale is None else wanted.scale,
-        reverse=wanted.colour == "BGR",
+        mean=_each("--mean", options.mean or (0.0,), channels),
+        std=_each("--std", options.std or (1.0,), channels),
+        scale=1.0 if file.input.dtype == "uint8" else 1 / 255 if options.scale is None else options.scale,
+        reverse=options.colour == "BGR",
     )
 
 
@@ -130,14 +130,14 @@ def _each(option: str, values: Sequence[float], channels: int) -> tuple[float, .
     return tuple(values) if len(values) == channels else tuple(values) * channels
 
 
-def _size(found: OnnxFile, layout: Layout, wanted: ImportOptions) -> Size | None:
-    sides = found.input.shape[2:4] if layout == "NCHW" else found.input.shape[1:3]
-    given: Sequence[int | str] = sides if wanted.size is None else wanted.size
-    if any(isinstance(side, int) and side != told for side, told in zip(sides, given, strict=True)):
-        raise BadNetworkFile(f"input is {found.input}, want --size {_sides(sides)}{_or_none(sides)}")
+def _size(file: OnnxFile, layout: Layout, options: ImportOptions) -> Size | None:
+    sides = file.input.shape[2:4] if layout == "NCHW" else file.input.shape[1:3]
+    given: Sequence[int | str] = sides if options.size is None else options.size
+    if any(isinstance(side, int) and side != size for side, size in zip(sides, given, strict=True)):
+        raise BadNetworkFile(f"input is {file.input}, want --size {_sides(sides)}{_or_none(sides)}")
     fixed = [side for side in given if isinstance(side, int)]
     if len(fixed) == 1:
-        raise BadNetworkFile(f"input is {found.input}, one side fixed, the other free: want --size {_sides(sides)}")
+        raise BadNetworkFile(f"input is {file.input}, one side fixed, the other free: want --size {_sides(sides)}")
     if len(fixed) == 2 and fixed[0] * fixed[1] > MOST_PIXELS:
         raise BadNetworkFile(f"images of {_sides(fixed)} are too large to try, want at most {MOST_PIXELS:,} pixels")
     return (fixed[0], fixed[1]) if fixed else None
@@ -152,16 +152,16 @@ def _or_none(sides: Sequence[int | str]) -> str:
 
 
 def _document(
-    found: OnnxFile, source: str, answer: Answer, labels: list[str] | None, spec: InputSpec, wanted: ImportOptions
+    file: OnnxFile, source: str, answer: Answer, labels: list[str] | None, spec: InputSpec, options: ImportOptions
 ) -> Document:
     classes = answer.classes
     if labels is not None and len(labels) != classes:
-        raise BadNetworkFile(f"{wanted.labels} has {len(labels)} labels for {classes} classes")
+        raise BadNetworkFile(f"{options.labels} has {len(labels)} labels for {classes} classes")
     try:
         return Document(
             task=answer.task,
             labels=labels or [f"class {index}" for index in range(classes)],
-            palette=None if wanted.palette is None else read_palette(wanted.palette, classes),
+            palette=None if options.palette is None else read_palette(options.palette, classes),
             input=spec,
             provenance=Provenance(architecture=source, data=""),
         )
@@ -169,14 +169,14 @@ def _document(
         raise BadNetworkFile(f"cannot be served so: {error}") from None
 
 
-def _spec(running: Session, size: Size | None, channels: int, wanted: ImportOptions) -> InputSpec:
+def _spec(running: Session, size: Size | None, channels: int, options: ImportOptions) -> InputSpec:
     colour: Literal["RGB", "L"] = "RGB" if channels == 3 else "L"
     if size is not None:
-        if wanted.fit == "pad":
+        if options.fit == "pad":
             raise BadNetworkFile(f"--fit pad is for images of any size, the input is {size[0]}x{size[1]}")
-        return InputSpec(colour=colour, height=size[0], width=size[1], fit=wanted.fit or "stretch")
-    if wanted.fit not in (None, "pad"):
-        raise BadNetworkFile(f"--fit {wanted.fit} wants --size HxW: the network takes images of any size")
+        return InputSpec(colour=colour, height=size[0], width=size[1], fit=options.fit or "stretch")
+    if options.fit not in (None, "pad"):
+        raise BadNetworkFile(f"--fit {options.fit} wants --size HxW: the network takes images of any size")
     return InputSpec(colour=colour, fit="pad", multiple=_multiple(running, channels))
 
 
@@ -195,8 +195,8 @@ def _multiple(running: Session, channels: int) -> int:
     raise BadNetworkFile(f"no multiple up to {MULTIPLES[-1]} is one of whose sizes masks come back: want --size HxW")
 
 
-def _describe(graph: onnx.ModelProto, found: OnnxFile, document: Document) -> None:
-    properties = {entry.key: entry.value for entry in found.model.metadata_props}
+def _describe(graph: onnx.ModelProto, file: OnnxFile, document: Document) -> None:
+    properties = {entry.key: entry.value for entry in file.model.metadata_props}
     helper.set_model_props(graph, {**properties, metadata.KEY: metadata.encode(document)})
     try:
         onnx.checker.check_model(graph)

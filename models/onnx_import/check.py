@@ -46,12 +46,12 @@ def check_parity(original: Original, running: Session, answer: Answer, spec: Inp
     largest, same, answers, images = 0.0, 0, 0, 0
     tolerance = HALF_TOLERANCE if original.found.input.dtype == "float16" else TOLERANCE
     for batch in _images(spec):
-        given = original.answers(batch)
-        found = running.run(None, {metadata.IMAGE: batch})
+        expected = original.answers(batch)
+        outputs = running.run(None, {metadata.IMAGE: batch})
         difference, right = (
-            _indices(given, found)
+            _indices(expected, outputs)
             if answer.values == "indices"
-            else _scores(answer, answer.shares(given), found, tolerance)
+            else _scores(answer, answer.shares(expected), outputs, tolerance)
         )
         same += int(right.sum())
         largest, answers, images = float(np.max([largest, difference])), answers + right.size, images + len(batch)
@@ -81,8 +81,8 @@ def _culprit(graph: onnx.ModelProto, size: Size, channels: int) -> str:
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)
     names = [name for node in copy.graph.node for name in node.output[:1] if name]
-    known = {output.name for output in copy.graph.output}
-    copy.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in known)
+    existing = {output.name for output in copy.graph.output}
+    copy.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in existing)
     running = session(copy)
     one, several = (
         dict(zip(names, running.run(names, {metadata.IMAGE: noise(size, channels, count)}), strict=True))
@@ -96,22 +96,22 @@ def _culprit(graph: onnx.ModelProto, size: Size, channels: int) -> str:
     return "a node"
 
 
-def _indices(given: NDArray[np.int64], found: list[NDArray[np.uint8]]) -> tuple[float, NDArray[np.bool_]]:
-    return 0.0, given.reshape(found[0].shape) == found[0]
+def _indices(expected: NDArray[np.int64], outputs: list[NDArray[np.uint8]]) -> tuple[float, NDArray[np.bool_]]:
+    return 0.0, expected.reshape(outputs[0].shape) == outputs[0]
 
 
 def _scores(
-    answer: Answer, shares: NDArray[np.float64], found: list[NDArray[np.float32]], tolerance: float
+    answer: Answer, shares: NDArray[np.float64], outputs: list[NDArray[np.float32]], tolerance: float
 ) -> tuple[float, NDArray[np.bool_]]:
     """Returns the largest difference of a probability, and whether each class is correct."""
     if answer.task == "classification":
-        difference = np.abs(found[0] - shares).max()
-        classes = found[0].argmax(axis=1)
+        difference = np.abs(outputs[0] - shares).max()
+        classes = outputs[0].argmax(axis=1)
     else:
         # A confidence is rounded to one of 255 steps; a sum slightly above 1 counts as 1.
         best = np.minimum(shares.max(axis=1), 1)
-        difference = max(0.0, np.abs(found[1].reshape(-1) / 255 - best).max() - 0.5 / 255)
-        classes = found[0].reshape(-1).astype(int)
+        difference = max(0.0, np.abs(outputs[1].reshape(-1) / 255 - best).max() - 0.5 / 255)
+        classes = outputs[0].reshape(-1).astype(int)
     # If two probabilities are equal up to rounding, either class may win.
     chosen = np.take_along_axis(shares, classes[:, None], axis=1)[:, 0]
     return float(difference), shares.max(axis=1) - chosen <= tolerance

@@ -38,10 +38,10 @@ class Original:
     """Computes the file's own outputs for images (N, H, W, C) uint8, one by one or in its fixed batch size;
     preprocessing is in numpy, without nodes. Raises BadNetworkFile if onnxruntime cannot run it."""
 
-    def __init__(self, found: OnnxFile, output: Tensor, front: Front | None) -> None:
-        self.found, self.output, self.front = found, output, front
-        self.session = session(found.model)
-        size = found.input.shape[0]
+    def __init__(self, file: OnnxFile, output: Tensor, front: Front | None) -> None:
+        self.found, self.output, self.front = file, output, front
+        self.session = session(file.model)
+        size = file.input.shape[0]
         # Not several if it accepts any number: an output must not depend on the other images of the batch.
         self.batch = size if isinstance(size, int) else 1
 
@@ -58,12 +58,12 @@ class Original:
         """Returns the raw output for exactly one batch."""
         values = images if self.front is None else self.front.applied(images)
         try:
-            (given,) = self.session.run([self.output.name], {self.found.input.name: values})
+            (output,) = self.session.run([self.output.name], {self.found.input.name: values})
         except Exception as error:  # onnxruntime's exceptions for an invalid input
             raise BadNetworkFile(
                 f"onnxruntime does not run it on an image of {images.shape[1]}x{images.shape[2]}: {words(error)}"
             ) from None
-        return np.asarray(given)
+        return np.asarray(output)
 
 
 def noise(size: Size, channels: int, count: int) -> NDArray[np.uint8]:

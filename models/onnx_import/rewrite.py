@@ -105,23 +105,23 @@ def _has_axes(node: NodeProto) -> bool:
 
 def _constants(graph: GraphProto) -> dict[str, np.ndarray]:
     """Returns small constants that may define shapes, by name."""
-    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if len(tensor.dims) == 1}
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if len(tensor.dims) == 1}
     for node in graph.node:
         for attribute in node.attribute:
             if node.op_type == "Constant" and attribute.name == "value" and len(attribute.t.dims) == 1:
-                found[node.output[0]] = numpy_helper.to_array(attribute.t)
+                constants[node.output[0]] = numpy_helper.to_array(attribute.t)
             elif node.op_type == "Constant" and attribute.name == "value_ints":
-                found[node.output[0]] = np.array(attribute.ints, np.int64)
-    return found
+                constants[node.output[0]] = np.array(attribute.ints, np.int64)
+    return constants
 
 
 def _sides(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     """Returns the known shapes of tensors that do not depend on the image, by name."""
     graph = onnx.shape_inference.infer_shapes(model).graph
-    found = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in graph.value_info:
-        found[value.name] = tuple(side.dim_value for side in value.type.tensor_type.shape.dim)
-    return found
+        shapes[value.name] = tuple(side.dim_value for side in value.type.tensor_type.shape.dim)
+    return shapes
 
 
 def _copied(node: NodeProto) -> NodeProto:

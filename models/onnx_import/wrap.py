@@ -25,11 +25,15 @@ def wrapped(
     """Returns the graph from `image` uint8 (N, H, W, C) to the task's served outputs."""
     inner = prefixed(model)
     graph, sides = inner.graph, ["N", size[0] or "H", size[1] or "W"]
-    (given,) = (value.name for value in graph.input)
+    (input_name,) = (value.name for value in graph.input)
     opset = max(entry.version for entry in inner.opset_import if entry.domain in ("", "ai.onnx"))
     for node in graph.node:
         node.name = node.name or next(filter(None, node.output), "")  # the name in messages
-    before = [helper.make_node("Identity", [metadata.IMAGE], [given])] if front is None else front_nodes(front, given)
+    before = (
+        [helper.make_node("Identity", [metadata.IMAGE], [input_name])]
+        if front is None
+        else front_nodes(front, input_name)
+    )
     outer = helper.make_graph(
         [*before, *graph.node, *tail_nodes(PREFIX + answer.name, answer, opset)],
         graph.name or "adopted",
@@ -44,25 +48,27 @@ def wrapped(
     return whole
 
 
-def front_nodes(front: Front, given: str) -> list[NodeProto]:
-    """Returns the nodes from `image` to `given`, the network's input."""
-    name, made = metadata.IMAGE, []
+def front_nodes(front: Front, target: str) -> list[NodeProto]:
+    """Returns the nodes from `image` to `target`, the network's input."""
+    name, nodes = metadata.IMAGE, []
     if front.layout == "NCHW":
         # Transposing before the cast moves a quarter of the bytes.
-        made.append(helper.make_node("Transpose", [name], ["moved"], perm=[0, 3, 1, 2]))
+        nodes.append(helper.make_node("Transpose", [name], ["moved"], perm=[0, 3, 1, 2]))
         name = "moved"
     if front.reverse:
-        made.append(helper.make_node("Gather", [name, "turned"], ["reversed"], axis=1 if front.layout == "NCHW" else 3))
+        nodes.append(
+            helper.make_node("Gather", [name, "turned"], ["reversed"], axis=1 if front.layout == "NCHW" else 3)
+        )
         name = "reversed"
     if front.dtype == TensorProto.UINT8:
-        return [*made, helper.make_node("Identity", [name], [given])]
-    made += [
+        return [*nodes, helper.make_node("Identity", [name], [target])]
+    nodes += [
         helper.make_node("Cast", [name], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("Mul", ["floats", "factor"], ["scaled"]),
         helper.make_node("Add", ["scaled", "offset"], ["normalised"]),
-        helper.make_node("Cast", ["normalised"], [given], to=front.dtype),
+        helper.make_node("Cast", ["normalised"], [target], to=front.dtype),
     ]
-    return made
+    return nodes
 
 
 def front_constants(front: Front) -> list[TensorProto]:
@@ -70,13 +76,13 @@ def front_constants(front: Front) -> list[TensorProto]:
     mean, std = np.array(front.mean), np.array(front.std)
     order = slice(None, None, -1) if front.reverse else slice(None)
     shape = (1, -1, 1, 1) if front.layout == "NCHW" else (1, 1, 1, -1)
-    found: list[TensorProto] = []
+    constants: list[TensorProto] = []
     if front.reverse:
-        found.append(numpy_helper.from_array(np.arange(len(mean))[::-1].astype(np.int64), "turned"))
+        constants.append(numpy_helper.from_array(np.arange(len(mean))[::-1].astype(np.int64), "turned"))
     if front.dtype != TensorProto.UINT8:
         for name, values in (("factor", front.scale / std), ("offset", -mean / std)):
-            found.append(numpy_helper.from_array(values[order].astype(np.float32).reshape(shape), name))
-    return found
+            constants.append(numpy_helper.from_array(values[order].astype(np.float32).reshape(shape), name))
+    return constants
 
 
 def tail_nodes(source: str, answer: Answer, opset: int) -> list[NodeProto]:

@@ -59,8 +59,8 @@ def copy(layers: Layers, network: nn.Module, entries: Sequence[Entry]) -> None:
             raise BadWeights(f"the file has no {_kind(entry)} layer left for {name}, want {shapes}{hint}")
         layer = layers[_kind(entry)].popleft()
         if layer.shapes != [slot.shape for slot in slots]:
-            wanted = _listed(slot.shape for slot in slots)
-            raise BadWeights(f"layer {layer.name!r} of the file is {_listed(layer.shapes)}, want {wanted} for {name}")
+            expected = _listed(slot.shape for slot in slots)
+            raise BadWeights(f"layer {layer.name!r} of the file is {_listed(layer.shapes)}, want {expected} for {name}")
         with torch.no_grad():
             for slot, array in zip(slots, layer.weights, strict=True):
                 slot.target.copy_(slot.arrange(torch.from_numpy(array)))
@@ -95,8 +95,8 @@ def by_depth(network: nn.Module) -> list[Entry]:
     Keras sorts `model.layers` by the length of the longest path to the output, so branches are aligned at their ends.
     At equal distance, the earlier branch comes first, as in registration order here.
     """
-    found, _ = _above(network, 0)
-    return [entry for _, entry in sorted(found, key=lambda pair: -pair[0])]
+    entries, _ = _above(network, 0)
+    return [entry for _, entry in sorted(entries, key=lambda pair: -pair[0])]
 
 
 class _Slot(NamedTuple):
@@ -177,12 +177,12 @@ def _above(module: nn.Module, depth: int) -> tuple[list[tuple[int, Entry]], int]
     """Returns the layers inside, each with its depth, and the depth of the layer before the module."""
     if isinstance(module, Branches):
         ends = [_above(branch, depth + 1) for branch in module]
-        return [pair for found, _ in ends for pair in found], max(above for _, above in ends)
+        return [pair for entries, _ in ends for pair in entries], max(above for _, above in ends)
     children = list(module.children())
     if not children or registration_order(module) == [module]:
         return [(depth, entry) for entry in registration_order(module)], depth + 1
-    found: list[tuple[int, Entry]] = []
+    entries: list[tuple[int, Entry]] = []
     for child in reversed(children):
         inside, depth = _above(child, depth)
-        found = inside + found
-    return found, depth
+        entries = inside + entries
+    return entries, depth

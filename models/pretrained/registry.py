@@ -56,8 +56,8 @@ class Published:
     arguments: Mapping[str, Argument] = field(default_factory=dict)
 
     def entries(self, network: "nn.Module") -> "list[Entry]":
-        found: list[Entry] = registry.imported(f"pretrained.{self.order}")(network)
-        return found
+        entries: list[Entry] = registry.imported(f"pretrained.{self.order}")(network)
+        return entries
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class PublishedState:
     pixels: PixelForm = "imagenet"
 
     def renaming(self) -> "Rename":
-        found: Rename = registry.imported(f"pretrained.{self.rename}")
-        return found
+        rename: Rename = registry.imported(f"pretrained.{self.rename}")
+        return rename
 
 
 KERAS: dict[str, Published] = {

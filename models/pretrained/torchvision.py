@@ -41,15 +41,15 @@ def classes(state: State, head: str) -> int:
 def copy(state: State, network: nn.Module, rename: Rename) -> None:
     """Copies every tensor to its place. Raises BadWeights if one is missing, left over or has another shape."""
     missing = {name: value for name, value in network.state_dict().items() if not name.endswith(COUNTER)}
-    for theirs, value in state.items():
-        ours = rename(theirs, network)
-        if ours is None:
+    for name, value in state.items():
+        own_name = rename(name, network)
+        if own_name is None:
             continue
-        if ours not in missing:
-            raise BadWeights(f"tensor {theirs!r} of the file, {_shape(value)}, has no place in this network")
-        target = missing.pop(ours)
+        if own_name not in missing:
+            raise BadWeights(f"tensor {name!r} of the file, {_shape(value)}, has no place in this network")
+        target = missing.pop(own_name)
         if target.shape != value.shape:
-            raise BadWeights(f"tensor {theirs!r} of the file is {_shape(value)}, want {_shape(target)} for {ours}")
+            raise BadWeights(f"tensor {name!r} of the file is {_shape(value)}, want {_shape(target)} for {own_name}")
         target.copy_(value)
     for name, value in missing.items():
         raise BadWeights(f"the file has no tensor for {name}, want one of {_shape(value)}")
@@ -87,8 +87,8 @@ def inception_v3(name: str, network: nn.Module) -> str | None:
     """Renames the convolutions: torchvision's have names, ours are numbered in the same order."""
     if name.startswith("AuxLogits."):
         return None
-    ours = [place for place, module in network.named_modules() if isinstance(module, ConvNorm2d)]
-    places = dict(zip(_INCEPTION_V3, ours, strict=True)) | {"fc": "output"}
+    names = [place for place, module in network.named_modules() if isinstance(module, ConvNorm2d)]
+    places = dict(zip(_INCEPTION_V3, names, strict=True)) | {"fc": "output"}
     layer, _, tensor = name.rpartition(".")
     match = re.fullmatch(r"(.+)\.(conv|bn)", layer)
     if match and match[1] in places:

@@ -47,10 +47,10 @@ def adopt(
     paths.check_weights(path)
     library = "Keras" if h5py.is_hdf5(path) else "torchvision"
     row = _row(architecture, library)
-    given = registry.merged(architecture, {**row.arguments, **(arguments or {})})
+    merged = registry.merged(architecture, {**row.arguments, **(arguments or {})})
 
     def build(classes: int) -> nn.Module:
-        return registry.build(architecture, CHANNELS, classes, given, size)
+        return registry.build(architecture, CHANNELS, classes, merged, size)
 
     from_file = _from_keras(path, row, build) if isinstance(row, Published) else _from_torchvision(path, row, build)
     network, classes = from_file
@@ -58,7 +58,7 @@ def adopt(
     mean, std, order = PREPROCESSING[name]
     description = Description(
         architecture=architecture,
-        arguments=given,
+        arguments=merged,
         task=task,
         input=registry.input_spec(architecture, network, "RGB", size),
         data="",

@@ -32,8 +32,8 @@ def class_columns(evaluation: Evaluation) -> list[str]:
 
 def class_cells(scores: ClassScores, names: list[str]) -> list[str]:
     """Returns a row as text; – for an undefined score."""
-    found = [getattr(scores, name) for name in names]
-    return ["–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}" for value in found]
+    values = [getattr(scores, name) for name in names]
+    return ["–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}" for value in values]
 
 
 def class_table(evaluation: Evaluation) -> Table:
@@ -88,9 +88,9 @@ def frequent_errors(counts: NDArray[np.int64], labels: list[str]) -> list[tuple[
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:MAX_ERRORS]
     return [
-        (labels[true], labels[answered], f"{wrong[true, answered]:,}", f"{100 * shares[true, answered]:.1f}")
-        for true, answered in zip(*np.unravel_index(order, wrong.shape), strict=True)
-        if wrong[true, answered]
+        (labels[true], labels[predicted], f"{wrong[true, predicted]:,}", f"{100 * shares[true, predicted]:.1f}")
+        for true, predicted in zip(*np.unravel_index(order, wrong.shape), strict=True)
+        if wrong[true, predicted]
     ]
 
 
@@ -130,10 +130,10 @@ def _error_table(counts: NDArray[np.int64], labels: list[str]) -> Table:
 
 
 def _write_counts(axes: Axes, counts: NDArray[np.int64], shares: NDArray[np.float64]) -> None:
-    for true, answered in zip(*np.nonzero(counts), strict=True):
-        colour = "white" if shares[true, answered] > 0.5 else "black"
-        text = _count(int(counts[true, answered]))
-        axes.text(answered, true, text, ha="center", va="center", color=colour, fontsize=8)
+    for true, predicted in zip(*np.nonzero(counts), strict=True):
+        colour = "white" if shares[true, predicted] > 0.5 else "black"
+        text = _count(int(counts[true, predicted]))
+        axes.text(predicted, true, text, ha="center", va="center", color=colour, fontsize=8)
 
 
 def _shares(counts: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -130,22 +130,22 @@ def _compared(run: Run, name: str, held_out: bool, data: str | None) -> Compared
 
 
 def _notes(rows: Sequence[Compared], runs: Sequence[Run]) -> list[str]:
-    found = []
+    notes = []
     if len({run.note.settings.data for run in runs}) > 1:
         data = ", ".join(dict.fromkeys(row.data for row in rows))
-        found.append(f"these runs have different data ({data}): their scores say nothing about which network is better")
+        notes.append(f"these runs have different data ({data}): their scores say nothing about which network is better")
     unfinished = [row.name for row in rows if not row.complete]
     if unfinished:
-        found.append(f"not at the end yet: {', '.join(unfinished)}")
-    return found
+        notes.append(f"not at the end yet: {', '.join(unfinished)}")
+    return notes
 
 
 def _differences(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    told = [run.told() for run in comparison.read]
-    settings = dict.fromkeys(name for each in told for name in each)
-    differing = [name for name in settings if len({each.get(name) for each in told}) > 1]
+    settings_of_runs = [run.told() for run in comparison.read]
+    settings = dict.fromkeys(name for each in settings_of_runs for name in each)
+    differing = [name for name in settings if len({each.get(name) for each in settings_of_runs}) > 1]
     rows = [
         [row.name, *(each.get(name, "–") for name in differing)]
-        for row, each in zip(comparison.runs, told, strict=True)
+        for row, each in zip(comparison.runs, settings_of_runs, strict=True)
     ]
     return ["run", *differing], rows

@@ -54,8 +54,8 @@ def caption(example: Example, labels: list[str]) -> str:
     """Returns the true class and the prediction as text."""
     if example.true is None or example.answered is None or example.confidence is None:
         return f"IoU {example.score:.2f}"
-    answered = "" if example.true == example.answered else f", not {labels[example.answered]}"
-    return f"{labels[example.true]}{answered} ({example.confidence:.0%})"
+    predicted = "" if example.true == example.answered else f", not {labels[example.answered]}"
+    return f"{labels[example.true]}{predicted} ({example.confidence:.0%})"
 
 
 def name(split: Split, index: int) -> str:
@@ -65,14 +65,14 @@ def name(split: Split, index: int) -> str:
 
 def _masks(network: Predictor, split: Split, examples: Sequence[Example]) -> list[Tile]:
     chosen = Subset(split, [example.index for example in examples])
-    answers: dict[int, NDArray[np.uint8]] = {}
+    predictions: dict[int, NDArray[np.uint8]] = {}
     for indices, batch in indexed(chosen, network.spec, batch_size=1):
-        answers[indices[0]] = network.answer(batch.images).best[0].numpy()
+        predictions[indices[0]] = network.predict(batch.images).best[0].numpy()
     tiles: list[Tile] = []
     for place, example in enumerate(examples):
         image, target = chosen[place]
         assert isinstance(target, np.ndarray)
         height, width = target.shape  # padding is at the right and bottom
         tiles.append(Tile(image, f"{name(split, example.index)}: true", target))
-        tiles.append(Tile(image, f"answered, {caption(example, network.labels)}", answers[place][:height, :width]))
+        tiles.append(Tile(image, f"answered, {caption(example, network.labels)}", predictions[place][:height, :width]))
     return tiles

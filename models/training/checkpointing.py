@@ -65,8 +65,8 @@ class WithinEpoch(Checkpoint):
     ) -> None:
         done = batch_idx + 1
         whole = done % trainer.accumulate_grad_batches == 0 and done < trainer.num_training_batches
-        looks = self.every_seconds == 0 or trainer.global_step % STEPS_BETWEEN == 0
-        if whole and looks and self._due(trainer):
+        checks_clock = self.every_seconds == 0 or trainer.global_step % STEPS_BETWEEN == 0
+        if whole and checks_clock and self._due(trainer):
             start = time.monotonic()
             trainer.save_checkpoint(self.path)
             self.written = time.monotonic()

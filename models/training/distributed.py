@@ -88,14 +88,14 @@ def gather(part: Tensor) -> tuple[Tensor, slice]:
 
 def explained(error: RuntimeError, recipe: Recipe) -> str | None:
     """Returns a message with the cause and a remedy for these errors; None for any other error."""
-    said = str(error).lower()
-    if isinstance(error, torch.OutOfMemoryError) or any(words in said for words in NO_MEMORY):
+    message = str(error).lower()
+    if isinstance(error, torch.OutOfMemoryError) or any(words in message for words in NO_MEMORY):
         crop = f", or --crop below {recipe.crop}" if recipe.crop is not None else ""
         return (
             f"memory is not enough for batches of {recipe.batch_size}: want a smaller --batch-size, with --accumulate "
             f"the steps stay as large{crop}"
         )
-    if isinstance(error, torch.distributed.DistError) or any(words in said for words in LOST):
+    if isinstance(error, torch.distributed.DistError) or any(words in message for words in LOST):
         return f"another process of this run has ended, or cannot be reached: {' '.join(str(error).split())[:200]}"
     return None
 

@@ -115,9 +115,9 @@ def balanced(counts: Tensor) -> Tensor:
     """Returns weights (classes,) from class counts, (classes,) int: the median count divided by the class's count, at
     most 10, and 1 for an absent class (median frequency balancing, Eigen and Fergus, arXiv 1411.4734, section 6.3.2,
     here with counts over the whole split)."""
-    there = counts > 0
-    median = counts[there].double().median()
-    return torch.where(there, (median / counts.clamp_min(1)).clamp_max(10.0), 1.0).float()
+    present = counts > 0
+    median = counts[present].double().median()
+    return torch.where(present, (median / counts.clamp_min(1)).clamp_max(10.0), 1.0).float()
 
 
 def _shares(logits: Tensor, targets: Tensor, ignore: int, weights: Tensor | None) -> Tensor:

@@ -64,12 +64,12 @@ def find_rate(settings: Settings, folder: Path, machine: Machine) -> Suggestion:
     )
     fit(trainer, training, data, settings, machine)
     best = suggestion(training.trials)
-    found = Suggestion(best, folder / "lr.png", folder / "lr.csv")
+    result = Suggestion(best, folder / "lr.png", folder / "lr.csv")
     if trainer.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(found.table, training.trials)
-        _draw(found.picture, training.trials, best, f"{settings.architecture} on {data.name}")
-    return found
+        _write(result.table, training.trials)
+        _draw(result.picture, training.trials, best, f"{settings.architecture} on {data.name}")
+    return result
 
 
 def suggestion(trials: Sequence[Trial]) -> float:
@@ -88,11 +88,11 @@ def suggestion(trials: Sequence[Trial]) -> float:
 def smoothed(losses: Sequence[float]) -> list[float]:
     """Returns an exponential moving average, corrected for its bias to 0 at the start (Kingma and Ba, arXiv 1412.6980,
     section 3)."""
-    average, found = 0.0, []
+    average, averages = 0.0, []
     for count, loss in enumerate(losses, start=1):
         average = DECAY * average + (1 - DECAY) * loss
-        found.append(average / (1 - DECAY**count))
-    return found
+        averages.append(average / (1 - DECAY**count))
+    return averages
 
 
 def rate_of(step: int) -> float:

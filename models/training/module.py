@@ -188,9 +188,9 @@ class Training(pl.LightningModule):
         until = self.transfer.freeze_epochs
         self.frozen = until is None or epoch < until
         # Processes share only gradients that were required at the start, so parameters that thaw later always have one.
-        wanted = not self.frozen or (until is not None and is_parallel())
+        trains = not self.frozen or (until is not None and is_parallel())
         for name, parameter in self.network.named_parameters():
-            parameter.requires_grad_(name in self.head or wanted)
+            parameter.requires_grad_(name in self.head or trains)
         for name, module in self.network.named_modules():
             if isinstance(module, _BatchNorm) and f"{name}.running_mean" not in self.head:
                 module.train(not self.frozen)

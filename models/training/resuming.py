@@ -74,9 +74,9 @@ def _check_pictures(path: Path, other: Description, data: DataSet) -> None:
         )
 
 
-def _same(path: Path, name: str, was: object, wanted: object) -> None:
-    if was != wanted:
+def _same(path: Path, name: str, was: object, value: object) -> None:
+    if was != value:
         raise BadTraining(
-            f"{path} was trained with {name} {was!r}, this run has {wanted!r}, want the same to go on with: "
+            f"{path} was trained with {name} {was!r}, this run has {value!r}, want the same to go on with: "
             f"--from {path} starts a new run from its weights"
         )

@@ -223,5 +223,5 @@ def write_metrics(path: Path, rows: list[Row]) -> None:
 
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:
-    given = {name: _without_none(value) if isinstance(value, dict) else value for name, value in values.items()}
-    return {name: value for name, value in given.items() if value is not None}
+    nested = {name: _without_none(value) if isinstance(value, dict) else value for name, value in values.items()}
+    return {name: value for name, value in nested.items() if value is not None}

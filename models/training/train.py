@@ -82,10 +82,10 @@ def train(settings: Settings, output: Path, resume: Path | None = None, machine:
         raise KeyboardInterrupt from None
     except RuntimeError as error:
         keep(note(complete=False))
-        said = distributed.explained(error, settings.recipe)
-        if said is None:
+        message = distributed.explained(error, settings.recipe)
+        if message is None:
             raise
-        raise TrainingStopped(said) from error
+        raise TrainingStopped(message) from error
     diverged = not math.isfinite(training.latest["validation_loss"])
     done = keep(note(complete=not diverged))
     if diverged and trainer.is_global_zero:
@@ -122,10 +122,10 @@ def prepared_run(
     if settings.transfer is None:
         return data, description, network
     source = settings.transfer.checkpoint
-    taken = transfer.copy_weights(Path(source), description, network)
+    transferred = transfer.copy_weights(Path(source), description, network)
     if is_first():
-        print(transfer.summary(taken, source, network), file=sys.stderr, flush=True)
-    return data, taken.description, network
+        print(transfer.summary(transferred, source, network), file=sys.stderr, flush=True)
+    return data, transferred.description, network
 
 
 def training_batches(
@@ -191,9 +191,9 @@ def describe(settings: Settings, data: DataSet) -> tuple[Description, nn.Module]
     return description, network
 
 
-def _check_kind(settings: Settings, wanted: InputSpec | TensorInput, data: DataSet) -> None:
-    if _kind(wanted) != _kind(data.tensor):
-        raise BadTraining(f"{settings.architecture} takes {_kind(wanted)}, {data.name} has {_kind(data.tensor)}")
+def _check_kind(settings: Settings, spec: InputSpec | TensorInput, data: DataSet) -> None:
+    if _kind(spec) != _kind(data.tensor):
+        raise BadTraining(f"{settings.architecture} takes {_kind(spec)}, {data.name} has {_kind(data.tensor)}")
     if data.tensor is not None and settings.size is not None:
         height, width = settings.size
         raise BadTraining(f"size {height}x{width}: {data.name} has no images, its tensors stay as they are")

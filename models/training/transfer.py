@@ -57,14 +57,14 @@ def copy_weights(source: Path, description: Description, network: nn.Module) -> 
 
     Raises BadCheckpoint, and BadTraining, naming the part, if a part of the body does not fit.
     """
-    given, other = checkpoint.load(source)
-    _check(source, "architecture", given.architecture, description.architecture)
-    _check(source, "arguments", given.arguments, description.arguments)
-    if given.takes.channels != description.takes.channels:
+    saved, other = checkpoint.load(source)
+    _check(source, "architecture", saved.architecture, description.architecture)
+    _check(source, "arguments", saved.arguments, description.arguments)
+    if saved.takes.channels != description.takes.channels:
         own = description.takes.channels
-        raise BadTraining(f"{source} takes {given.takes.channels} channels, {description.data} has {own}")
+        raise BadTraining(f"{source} takes {saved.takes.channels} channels, {description.data} has {own}")
     weights, target = other.state_dict(), network.state_dict()
-    new = frozenset() if given.labels == description.labels else head(description)
+    new = frozenset() if saved.labels == description.labels else head(description)
     moved = [name for name in target if name not in new]
     for name in moved:
         if name not in weights or weights[name].shape != target[name].shape:
@@ -73,25 +73,25 @@ def copy_weights(source: Path, description: Description, network: nn.Module) -> 
                 f"{source} has {was} for {name}, want {_by(target[name].shape)}: another size of the input?"
             )
     network.load_state_dict({name: weights[name] for name in moved} | {name: target[name] for name in new})
-    pixels = msgspec.structs.replace(description, mean=given.mean, std=given.std, channel_order=given.channel_order)
+    pixels = msgspec.structs.replace(description, mean=saved.mean, std=saved.std, channel_order=saved.channel_order)
     return Transferred(pixels, moved, [name for name in target if name in new])
 
 
 def defaults_from(source: Path, architecture: str) -> tuple[dict[str, Argument], tuple[int, int] | None]:
     """Returns the weights' architecture arguments and input height and width, None if the network accepts any size.
     Raises BadCheckpoint, BadTraining."""
-    given, _ = checkpoint.load(source)
-    _check(source, "architecture", given.architecture, architecture)
-    spec = given.input
+    saved, _ = checkpoint.load(source)
+    _check(source, "architecture", saved.architecture, architecture)
+    spec = saved.input
     size = None if spec is None or spec.height is None or spec.width is None else (spec.height, spec.width)
-    return given.arguments, size
+    return saved.arguments, size
 
 
-def summary(taken: Transferred, source: str, network: nn.Module) -> str:
+def summary(transferred: Transferred, source: str, network: nn.Module) -> str:
     """Returns a message with the transferred and the new parts."""
     numbers = {**dict(network.named_parameters()), **moving_statistics(network)}
-    moved = sum(numbers[name].numel() for name in taken.moved if name in numbers)
-    new = ", ".join(name for name in taken.fresh if name in numbers) or "nothing, the classes are the same"
+    moved = sum(numbers[name].numel() for name in transferred.moved if name in numbers)
+    new = ", ".join(name for name in transferred.fresh if name in numbers) or "nothing, the classes are the same"
     return f"taken from {source}: {moved:,} of {count(network).total:,} numbers; new: {new}"
 
 
@@ -106,9 +106,9 @@ def _shapes(description: Description, classes: int) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in network.state_dict().items()}
 
 
-def _check(source: Path, name: str, was: object, wanted: object) -> None:
-    if was != wanted:
-        raise BadTraining(f"{source} has {name} {was!r}, this run has {wanted!r}")
+def _check(source: Path, name: str, was: object, value: object) -> None:
+    if was != value:
+        raise BadTraining(f"{source} has {name} {was!r}, this run has {value!r}")
 
 
 def _by(shape: torch.Size) -> str:

@@ -20,12 +20,12 @@ LEAST_SIDE = 8  # pixels of the smallest octave
 def sizes(size: Size, octaves: int, scale: float) -> list[Size]:
     """Returns height and width of each octave, smallest first and `size` last, each `scale` times the previous one.
     Raises BadView if the first would be too small."""
-    found = [tuple(max(1, round(side / scale**octave)) for side in size) for octave in reversed(range(octaves))]
-    if min(found[0]) < LEAST_SIDE:
+    octave_sizes = [tuple(max(1, round(side / scale**octave)) for side in size) for octave in reversed(range(octaves))]
+    if min(octave_sizes[0]) < LEAST_SIDE:
         raise BadView(
-            f"{octaves} octaves of {scale:g} make {by(size)} as small as {by(found[0])}, want fewer --octaves"
+            f"{octaves} octaves of {scale:g} make {by(size)} as small as {by(octave_sizes[0])}, want fewer --octaves"
         )
-    return [(height, width) for height, width in found]
+    return [(height, width) for height, width in octave_sizes]
 
 
 def dream(

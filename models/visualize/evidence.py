@@ -55,7 +55,7 @@ class Target:
         return values[:, :height, :width][:, self.where].mean(dim=1)
 
 
-def target(subject: Subject, picture: Tensor, index: int | None, at: tuple[int, int] | None) -> Target:
+def target_of(subject: Subject, picture: Tensor, index: int | None, at: tuple[int, int] | None) -> Target:
     """Returns the target for one picture, (1, h, w, C): the class `index`, or the predicted one.
 
     For segmentation: the pixels predicted as `index`, or if it is None as the most frequent class other than the
@@ -71,10 +71,10 @@ def target(subject: Subject, picture: Tensor, index: int | None, at: tuple[int, 
             raise BadView(f"--at goes with networks that answer pixels, {subject.name} answers one class")
         chosen, where = int(logits.argmax()) if index is None else index, None
     else:
-        answered = logits[0, :, : size[0], : size[1]].argmax(dim=0)
-        chosen, where = _pixels(answered, labels, index, at)
-    found = Target(chosen, labels[chosen], where, 0.0)
-    return Target(chosen, labels[chosen], where, float(found.probability(logits)))
+        predicted = logits[0, :, : size[0], : size[1]].argmax(dim=0)
+        chosen, where = _pixels(predicted, labels, index, at)
+    unscored = Target(chosen, labels[chosen], where, 0.0)
+    return Target(chosen, labels[chosen], where, float(unscored.probability(logits)))
 
 
 def occlusion(subject: Subject, picture: Tensor, target: Target, patch: int, stride: int, tick: Tick) -> Tensor:
@@ -119,16 +119,16 @@ def activation_map(subject: Subject, picture: Tensor, target: Target, layer: Lay
     positive part of the sum over channels counts. A pixel's class depends on the positions around it, so an averaged
     weight would highlight similar positions everywhere.
     """
-    with torch.enable_grad(), hooks.watch(subject, [layer.name]) as seen:
+    with torch.enable_grad(), hooks.watch(subject, [layer.name]) as outputs:
         # The input requires a gradient, because the weights do not.
         logits = hooks.logits(subject, picture.clone().requires_grad_())
-        maps = seen[layer.name]
+        maps = outputs[layer.name]
         (gradient,) = torch.autograd.grad(target.logit(logits).sum(), maps)
     weights = gradient.mean(dim=(2, 3), keepdim=True) if target.where is None else gradient
-    found = (weights * maps.detach()).sum(dim=1, keepdim=True).clamp(min=0)
+    evidence = (weights * maps.detach()).sum(dim=1, keepdim=True).clamp(min=0)
     height, width = picture.shape[1:3]
     # The layer's maps cover the whole input, including padding.
-    whole = F.interpolate(found, size=subject.entered(picture).shape[2:], mode="bilinear", align_corners=False)
+    whole = F.interpolate(evidence, size=subject.entered(picture).shape[2:], mode="bilinear", align_corners=False)
     return whole[0, 0, :height, :width]
 
 
@@ -157,20 +157,22 @@ def highlighted(image: Pixels, where: Tensor) -> Pixels:
     return dimmed
 
 
-def _pixels(answered: Tensor, labels: list[str], index: int | None, at: tuple[int, int] | None) -> tuple[int, Tensor]:
+def _pixels(predicted: Tensor, labels: list[str], index: int | None, at: tuple[int, int] | None) -> tuple[int, Tensor]:
     if at is not None:
-        row, column = _inside(at, (answered.shape[0], answered.shape[1]))
-        where = torch.zeros_like(answered, dtype=torch.bool)
+        row, column = _inside(at, (predicted.shape[0], predicted.shape[1]))
+        where = torch.zeros_like(predicted, dtype=torch.bool)
         where[row, column] = True
-        return int(answered[row, column]) if index is None else index, where
-    counts = torch.bincount(answered.flatten(), minlength=len(labels))
+        return int(predicted[row, column]) if index is None else index, where
+    counts = torch.bincount(predicted.flatten(), minlength=len(labels))
     if index is None:
         things = [place for place in counts.argsort(descending=True).tolist() if labels[place] != BACKGROUND]
         index = next((place for place in things if counts[place]), int(counts.argmax()))
     if not counts[index]:
-        there = ", ".join(labels[place] for place in counts.nonzero().flatten().tolist())
-        raise BadView(f"no pixel of the image is answered {labels[index]!r}, want one of: {there}; or --at ROW,COLUMN")
-    return index, answered == index
+        present = ", ".join(labels[place] for place in counts.nonzero().flatten().tolist())
+        raise BadView(
+            f"no pixel of the image is answered {labels[index]!r}, want one of: {present}; or --at ROW,COLUMN"
+        )
+    return index, predicted == index
 
 
 def _inside(at: tuple[int, int], size: Size) -> tuple[int, int]:

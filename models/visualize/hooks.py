@@ -33,28 +33,28 @@ class Layer:
 def layers(subject: Subject, size: Size) -> list[Layer]:
     """Returns every module with an output of maps or numbers for a picture of `size`, containers included, in the order
     in which they finish. Raises BadView if the network does not accept the picture."""
-    found: dict[str, Layer] = {}
+    layers_by_name: dict[str, Layer] = {}
 
     def note(name: str, module: nn.Module, answer: Tensor) -> None:
-        if name not in found and answer.dim() in (2, 2 + subject.sides):
-            found[name] = Layer(name, type(module).__name__, tuple(answer.shape[1:]), module)
+        if name not in layers_by_name and answer.dim() in (2, 2 + subject.sides):
+            layers_by_name[name] = Layer(name, type(module).__name__, tuple(answer.shape[1:]), module)
 
     with torch.no_grad(), _hooks(dict(subject.network.named_modules()), note):
         logits(subject, torch.zeros(1, *size, len(subject.mean)))
-    return list(found.values())
+    return list(layers_by_name.values())
 
 
-def choose(name: str, there: Sequence[Layer]) -> Layer:
+def choose(name: str, layers: Sequence[Layer]) -> Layer:
     """Returns the layer of that name. Raises BadView, listing the layers, similar names first."""
-    for layer in there:
+    for layer in layers:
         if layer.name == name:
             return layer
-    raise BadView(f"there is no layer {name!r}; there are {nearest(name, there)}")
+    raise BadView(f"there is no layer {name!r}; there are {nearest(name, layers)}")
 
 
-def nearest(name: str, there: Sequence[Layer]) -> str:
+def nearest(name: str, layers: Sequence[Layer]) -> str:
     """Returns layer names for an error message, similar to `name` first, and the number of others."""
-    names = [layer.name for layer in there]
+    names = [layer.name for layer in layers]
     near = [other for other in names if name in other]
     near += [other for other in difflib.get_close_matches(name, names, NEAR, 0.4) if other not in near]
     listed = (near + [other for other in names if other not in near])[:NEAR]
@@ -69,9 +69,9 @@ def answers(subject: Subject, names: Sequence[str], pictures: Tensor) -> dict[st
     The network stops after the last of these layers, so later layers may require another picture size. For a layer that
     runs several times, the first output is returned. Raises BadView if the network fails before.
     """
-    with watch(subject, names, stop=True) as seen:
+    with watch(subject, names, stop=True) as outputs:
         logits(subject, pictures)
-    return seen
+    return outputs
 
 
 def logits(subject: Subject, pictures: Tensor) -> Tensor:
@@ -89,15 +89,15 @@ def watch(subject: Subject, names: Sequence[str], stop: bool = False) -> Iterato
     """Within this context, every run of the network stores the outputs of these layers in the dictionary; with `stop`,
     a run ends once it has them all."""
     modules = dict(subject.network.named_modules())
-    seen: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
 
     def note(name: str, _: nn.Module, answer: Tensor) -> None:
-        seen.setdefault(name, answer)
-        if stop and len(seen) == len(names):
+        outputs.setdefault(name, answer)
+        if stop and len(outputs) == len(names):
             raise _Reached
 
     with _hooks({name: modules[name] for name in names}, note), suppress(_Reached):
-        yield seen
+        yield outputs
 
 
 class _Reached(Exception):

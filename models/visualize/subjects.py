@@ -59,8 +59,8 @@ class Subject(ABC):
         """The number of sides of the network's maps, two for images."""
 
     @abstractmethod
-    def size(self, wanted: Size | None = None) -> Size:
-        """Returns height and width for a generated picture: `wanted`, or the network's own. Raises BadView."""
+    def size(self, requested: Size | None = None) -> Size:
+        """Returns height and width for a generated picture: `requested`, or the network's own. Raises BadView."""
 
     @abstractmethod
     def entered(self, pictures: Tensor) -> Tensor:
@@ -90,8 +90,8 @@ class ImageSubject(Subject):
         assert spec is not None
         return spec
 
-    def size(self, wanted: Size | None = None) -> Size:
-        return wanted or input_size(self.spec, FREE_SIDE, FREE_SIDE)
+    def size(self, requested: Size | None = None) -> Size:
+        return requested or input_size(self.spec, FREE_SIDE, FREE_SIDE)
 
     def fit(self, image: Pixels) -> Pixels:
         """Preprocesses an image (H, W, C) to (h, w, C); for a network of any size without the padding, which `entered`
@@ -187,11 +187,11 @@ class TensorSubject(Subject):
         own = self.description.mean if self.tensor.dtype == "uint8" else [0.5] * self.tensor.channels
         return own * self.frames
 
-    def size(self, wanted: Size | None = None) -> Size:
+    def size(self, requested: Size | None = None) -> Size:
         own = [axis.size for axis in self.axes][-2:]
-        given = (wanted or (FREE_SIDE, FREE_SIDE))[-len(own) :]  # for a waveform only the width
-        sides = [side or free for side, free in zip(own, given, strict=True)]
-        if wanted is not None and sides != list(given):
+        sides_given = (requested or (FREE_SIDE, FREE_SIDE))[-len(own) :]  # for a waveform only the width
+        sides = [side or free for side, free in zip(own, sides_given, strict=True)]
+        if requested is not None and sides != list(sides_given):
             raise BadView(f"{self.name} takes {self.tensor}, want no --size")
         return (1, sides[0]) if len(sides) == 1 else (sides[0], sides[1])
 
@@ -242,9 +242,9 @@ def load_for_images(path: Path) -> ImageSubject:
     """Opens a checkpoint's network. Raises BadCheckpoint; BadView if its input is not an image."""
     subject = load(path)
     if not isinstance(subject, ImageSubject):
-        takes = subject.description.takes
+        tensor = subject.description.takes
         raise BadView(
-            f"{path}: {subject.name} takes {takes}, want a network that takes images; "
+            f"{path}: {subject.name} takes {tensor}, want a network that takes images; "
             "layers, filters, neurons and class show this one, too"
         )
     return subject

@@ -63,8 +63,8 @@ def photograph(pixels: Pixels, size: str | None) -> Pixels:
 
 def layer(name: str | None, subject: Subject) -> Layer:
     """Returns the layer of that name, or one in the middle. Raises BadView."""
-    there = hooks.layers(subject, subject.size())
-    return selection.spread(there, 1)[0] if name is None else hooks.choose(name, there)
+    layers = hooks.layers(subject, subject.size())
+    return selection.spread(layers, 1)[0] if name is None else hooks.choose(name, layers)
 
 
 def title(subject: Subject, what: str) -> str:

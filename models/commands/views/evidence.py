@@ -60,7 +60,7 @@ def evidence(
 
     from convoy.models.commands.views import drawing
     from convoy.models.visualize import selection, sheet, subjects
-    from convoy.models.visualize.evidence import highlighted, target
+    from convoy.models.visualize.evidence import highlighted, target_of
     from convoy.models.visualize.sheet import Section, Tile
     from convoy.models.visualize.subjects import as_pictures
 
@@ -68,20 +68,22 @@ def evidence(
     index = None if class_ is None else selection.label(class_, subject.description.labels)
     pixels = drawing.seen(image, size, subject)
     picture = as_pictures(pixels)
-    found = target(subject, picture, index, pixel)
-    print(f"{found.label}  {100 * found.confidence:.2f} %{_counted(found)}")
+    target = target_of(subject, picture, index, pixel)
+    print(f"{target.label}  {100 * target.confidence:.2f} %{_counted(target)}")
     tiles = [Tile(pixels, image.name)]
-    if found.where is not None:
-        tiles.append(Tile(highlighted(pixels, found.where), "the pixels that count"))
+    if target.where is not None:
+        tiles.append(Tile(highlighted(pixels, target.where), "the pixels that count"))
     if method != "activation":
-        tiles.append(_occlusion(subject, picture, found, patch, stride))
+        tiles.append(_occlusion(subject, picture, target, patch, stride))
     if method != "occlusion":
-        tiles.append(_activation(subject, picture, found, layer))
-    heading = drawing.title(subject, f"what speaks for {found.label} ({100 * found.confidence:.1f} %)")
+        tiles.append(_activation(subject, picture, target, layer))
+    heading = drawing.title(subject, f"what speaks for {target.label} ({100 * target.confidence:.1f} %)")
     drawing.save(path, sheet.draw(heading, [Section("red speaks for it, blue against it", tiles, side=TILE_SIDE)]))
 
 
-def _occlusion(subject: "Subject", picture: "Tensor", found: "Target", patch: int | None, stride: int | None) -> "Tile":
+def _occlusion(
+    subject: "Subject", picture: "Tensor", target: "Target", patch: int | None, stride: int | None
+) -> "Tile":
     from convoy.models.commands.views import drawing
     from convoy.models.visualize.evidence import occlusion, overlay, places
     from convoy.models.visualize.sheet import Tile
@@ -93,31 +95,31 @@ def _occlusion(subject: "Subject", picture: "Tensor", found: "Target", patch: in
     if patch > min(size) or stride > patch:
         raise BadConfig(f"--patch {patch} and --stride {stride}, want 1 <= stride <= patch <= {min(size)}")
     with drawing.progress("occlusion", len(places(size, patch, stride))) as tick:
-        values = occlusion(subject, picture, found, patch, stride, tick)
+        values = occlusion(subject, picture, target, patch, stride, tick)
     print(
         f"occlusion: covered, {patch}x{patch} pixels change it by {_change(-values.max())} to {_change(-values.min())}"
     )
     return Tile(overlay(as_images(picture)[0], values), f"occlusion, {patch}x{patch}")
 
 
-def _activation(subject: "Subject", picture: "Tensor", found: "Target", layer: str | None) -> "Tile":
+def _activation(subject: "Subject", picture: "Tensor", target: "Target", layer: str | None) -> "Tile":
     from convoy.models.visualize import hooks, selection
     from convoy.models.visualize.evidence import activation_map, overlay
     from convoy.models.visualize.sheet import Tile
     from convoy.models.visualize.subjects import as_images
 
-    size, per_pixel = (picture.shape[1], picture.shape[2]), found.where is not None
-    there = hooks.layers(subject, size)
+    size, per_pixel = (picture.shape[1], picture.shape[2]), target.where is not None
+    layers = hooks.layers(subject, size)
     if layer is None:
-        chosen = selection.last_with_places(there, len(subject.description.labels), per_pixel)
+        chosen = selection.last_with_places(layers, len(subject.description.labels), per_pixel)
     else:
-        chosen = hooks.choose(layer, there)
+        chosen = hooks.choose(layer, layers)
     if not chosen.is_map:
         raise BadView(f"layer {chosen.name!r} answers {chosen.shape[0]} numbers, want one that answers maps")
-    values = activation_map(subject, picture, found, chosen)
+    values = activation_map(subject, picture, target, chosen)
     print(f"activation map: layer {chosen.name}, {by(chosen.shape[1:])} places")
     if not values.any():
-        print(f"activation map: nothing in {chosen.name} speaks for {found.label}")
+        print(f"activation map: nothing in {chosen.name} speaks for {target.label}")
     return Tile(overlay(as_images(picture)[0], values), f"activation map, {chosen.name}")
 
 
@@ -125,8 +127,8 @@ def _change(value: "Tensor") -> str:
     return f"{100 * float(value):+.1f} %"
 
 
-def _counted(found: "Target") -> str:
-    if found.where is None:
+def _counted(target: "Target") -> str:
+    if target.where is None:
         return ""
-    count = int(found.where.sum())
+    count = int(target.where.sum())
     return "  at one pixel" if count == 1 else f"  in the mean of {count} pixels"

@@ -21,11 +21,11 @@ def layers(checkpoint: Checkpoint, size: Sides = None) -> None:
     from convoy.models.visualize import hooks, selection, subjects
 
     subject = subjects.load(checkpoint)
-    there = hooks.layers(subject, drawing.sides(size, subject))
+    found_layers = hooks.layers(subject, drawing.sides(size, subject))
     widest, kinds = (
-        max(map(len, column)) for column in zip(*((layer.name, layer.kind) for layer in there), strict=True)
+        max(map(len, column)) for column in zip(*((layer.name, layer.kind) for layer in found_layers), strict=True)
     )
-    for layer in there:
+    for layer in found_layers:
         convolves = "  filters" if selection.filters_of(layer) is not None else ""
         print(f"{layer.name:<{widest}}  {layer.kind:<{kinds}}  {by(layer.shape)}{convolves}")
 
@@ -51,11 +51,11 @@ def filters(
     from convoy.models.visualize.features import by_input, in_colour
 
     subject = subjects.load(checkpoint)
-    there = hooks.layers(subject, subject.size())
-    having = [each for each in there if selection.filters_of(each) is not None]
+    all_layers = hooks.layers(subject, subject.size())
+    having = [each for each in all_layers if selection.filters_of(each) is not None]
     if not having:
         raise BadView(f"no layer of {subject.name} has filters")
-    chosen = having[0] if layer is None else hooks.choose(layer, there)
+    chosen = having[0] if layer is None else hooks.choose(layer, all_layers)
     weight = selection.filters_of(chosen)
     if weight is None:
         raise BadView(f"layer {layer!r} has no filters; those that have: {hooks.nearest(chosen.name, having)}")
@@ -98,8 +98,8 @@ def features(
 
     subject = subjects.load_for_images(checkpoint)
     pixels = drawing.seen(image, size, subject)
-    there = hooks.layers(subject, subjects.sides(pixels))
-    chosen = [hooks.choose(name, there) for name in layer] if layer else selection.spread(there, SPREAD)
+    all_layers = hooks.layers(subject, subjects.sides(pixels))
+    chosen = [hooks.choose(name, all_layers) for name in layer] if layer else selection.spread(all_layers, SPREAD)
     shown = []
     for each in chosen:
         # All numbers of a dense layer need no more space than one map.

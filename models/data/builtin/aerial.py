@@ -126,9 +126,9 @@ class Land:
         """Returns the image as a camera records it, with haze, uneven light, a soft lens and noise; and the mask."""
         soft = np.asarray(self.image.filter(ImageFilter.GaussianBlur(0.7)), np.float32)
         light = 1 + _noise(self.random, (self.height, self.width), ((120, 0.07),))[..., None]
-        seen = (soft * light - 110) * self.random.uniform(0.8, 1.15) + 110 + self.random.uniform(-18, 18)
-        seen = seen + self.random.normal(0, 6, 3) + self.random.normal(0, 5, seen.shape)
-        return _bytes(seen), np.array(self.plan)
+        pixels = (soft * light - 110) * self.random.uniform(0.8, 1.15) + 110 + self.random.uniform(-18, 18)
+        pixels = pixels + self.random.normal(0, 6, 3) + self.random.normal(0, 5, pixels.shape)
+        return _bytes(pixels), np.array(self.plan)
 
     def _across(self, bend: float) -> Points:
         """Returns a line of points about one pixel apart, from beyond one side of the image to beyond the opposite

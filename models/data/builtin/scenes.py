@@ -70,10 +70,10 @@ def draw(split: SplitName, index: int, size: tuple[int, int]) -> Scene:
     mask = np.zeros(size, np.uint8)
     ink, classes = digits.strokes()
     used: list[int] = []
-    wanted = height * width // PIXELS_PER_DIGIT
+    count = height * width // PIXELS_PER_DIGIT
     # Twice as many candidates as needed: for some there is no free place.
-    for stroke in random.choice(digits.indices(split), size=2 * wanted, replace=False):
-        if len(used) == wanted:
+    for stroke in random.choice(digits.indices(split), size=2 * count, replace=False):
+        if len(used) == count:
             break
         scale = random.uniform(*DIGIT_SIDES) / 8
         side = round(scale * 9)  # 9, not 8: one more ink pixel for the soft ends of strokes

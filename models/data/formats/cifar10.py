@@ -43,8 +43,8 @@ def _batches(root: Path) -> list[Path]:
     if not numbers and any(root.glob("data_batch_*")):
         raise BadData(f"{root} holds pickles, which can run code when they are read, want CIFAR-10's binary version")
     if numbers != list(range(1, len(numbers) + 1)) or not numbers:
-        there = ", ".join(map(str, numbers)) or "none"
-        raise BadData(f"of {root / 'data_batch_N.bin'} there are {there}, want 1 and on without a gap")
+        present = ", ".join(map(str, numbers)) or "none"
+        raise BadData(f"of {root / 'data_batch_N.bin'} there are {present}, want 1 and on without a gap")
     return [root / f"data_batch_{number}.bin" for number in numbers]
 
 

@@ -56,10 +56,10 @@ def split_by_name(named: Iterable[tuple[str, Entry]]) -> Entries:
     for name, entry in listed:
         groups[entry.target if isinstance(entry.target, int) else 0].append(name)
     split_of = assigned_splits(list(groups.values()))
-    found: Entries = {split: [] for split in SPLITS}
+    entries: Entries = {split: [] for split in SPLITS}
     for name, entry in listed:
-        found[split_of[name]].append(entry)
-    return found
+        entries[split_of[name]].append(entry)
+    return entries
 
 
 def split_as_specified(named: Mapping[SplitName, Sequence[tuple[str, Entry]]]) -> Entries:
@@ -79,14 +79,14 @@ def split_as_specified(named: Mapping[SplitName, Sequence[tuple[str, Entry]]]) -
 
 def split_paths(paths: Iterable[Path]) -> dict[SplitName, Path]:
     """Returns the folders or lists that are named like a split. Raises BadData if two are for the same split."""
-    found: dict[SplitName, Path] = {}
+    paths_by_split: dict[SplitName, Path] = {}
     for path in sorted(paths):
         split = SPLIT_NAMES.get(path.name.removesuffix(".txt").lower())
-        if split is not None and split in found:
-            raise BadData(f"{found[split]} and {path} are both for {split}, want one of them")
+        if split is not None and split in paths_by_split:
+            raise BadData(f"{paths_by_split[split]} and {path} are both for {split}, want one of them")
         if split is not None:
-            found[split] = path
-    return {split: found[split] for split in SPLITS if split in found}
+            paths_by_split[split] = path
+    return {split: paths_by_split[split] for split in SPLITS if split in paths_by_split}
 
 
 def divide_training(named: Sequence[tuple[str, Entry]]) -> tuple[list[Entry], list[Entry]]:
@@ -125,12 +125,12 @@ def class_names(path: Path) -> list[str] | None:
 
 def lines(path: Path) -> list[str]:
     """Returns the lines of a text file, all non-empty. Raises BadData."""
-    found = [line.strip() for line in text(path).rstrip().split("\n")]
-    if found == [""]:
+    stripped = [line.strip() for line in text(path).rstrip().split("\n")]
+    if stripped == [""]:
         return []
-    if "" in found:
-        raise BadData(f"line {found.index('') + 1} of {path} is empty, want one name a line")
-    return found
+    if "" in stripped:
+        raise BadData(f"line {stripped.index('') + 1} of {path} is empty, want one name a line")
+    return stripped
 
 
 def text(path: Path) -> str:
@@ -161,19 +161,19 @@ def assigned_splits(groups: Sequence[Sequence[str]]) -> dict[str, SplitName]:
     A group contains the names of one class, or all names if images do not have a single class. An empty split receives
     the name nearest to it, so in small groups names may change their split when others are added.
     """
-    found = {name: assigned_split(name) for group in groups for name in group}
+    split_of = {name: assigned_split(name) for group in groups for name in group}
     for group in groups:
         ordered = sorted(group, key=_place)
         if len(group) > 1:
-            found[ordered[0]] = "test"  # unchanged if the group had a test name already
-            if all(found[name] != "train" for name in group):
-                found[ordered[-1]] = "train"
-    if "validation" not in found.values():
-        training = [[name for name in group if found[name] == "train"] for group in groups]
+            split_of[ordered[0]] = "test"  # unchanged if the group had a test name already
+            if all(split_of[name] != "train" for name in group):
+                split_of[ordered[-1]] = "train"
+    if "validation" not in split_of.values():
+        training = [[name for name in group if split_of[name] == "train"] for group in groups]
         spare = [name for names in training if len(names) > 1 for name in names]
         if spare:
-            found[min(spare, key=_place)] = "validation"
-    return found
+            split_of[min(spare, key=_place)] = "validation"
+    return split_of
 
 
 def for_validation(names: Sequence[str]) -> list[bool]:

@@ -92,11 +92,11 @@ def _named(images: dict[str, Path], pair: Pair, faults: list[Fault]) -> list[tup
             f"none of the {len(masks)} masks of {pair.masks} is called as a picture of {pair.images} is: "
             f"there is {masks[0].name[:100]!r}, want {next(iter(images.values())).stem[:100] + '.png'!r}"
         )
-    found = _found(masks)
-    return [(name, _entry(image, pair, found)) for name, image in images.items()]
+    masks_by_name = _by_name(masks)
+    return [(name, _entry(image, pair, masks_by_name)) for name, image in images.items()]
 
 
-def _found(masks: Iterable[Path]) -> dict[str, Path]:
+def _by_name(masks: Iterable[Path]) -> dict[str, Path]:
     """Returns masks by name without the extension; if several have one name, the PNG file."""
     ordered = sorted(masks, key=lambda mask: mask.suffix.lower() == ".png")
     return {nfc(mask.stem): mask for mask in ordered}
@@ -116,16 +116,16 @@ def _no_mask(entry: Entry) -> Fault:
 
 
 def _check_splits(root: Path, splits: Iterable[SplitName]) -> None:
-    there = set(splits)
-    if "train" not in there or len(there) < 2:
-        raise BadData(f"{root} is split into {' and '.join(sorted(there))} only, want train and test or validation")
+    present = set(splits)
+    if "train" not in present or len(present) < 2:
+        raise BadData(f"{root} is split into {' and '.join(sorted(present))} only, want train and test or validation")
 
 
 def _listed(root: Path, faults: list[Fault]) -> dict[SplitName, list[tuple[str, Entry]]]:
     pair = Pair(root / IMAGES, root / MASKS)
     images, lists = _by_stem(pair), split_paths((root / LISTS).glob("*.txt"))
     _check_splits(root / LISTS, lists)
-    masks = _found(files(pair.masks))
+    masks = _by_name(files(pair.masks))
     named: dict[SplitName, list[tuple[str, Entry]]] = {split: [] for split in lists}
     place: dict[str, SplitName] = {}
     for split, file in lists.items():

@@ -27,8 +27,8 @@ LISTED: dict[Callable[[Path], bool], Callable[[Path], Listing]] = {
 def load(path: Path, report: Report, coding: Coding | None = None) -> DataSet:
     """Returns the data set at a path, named by the path and the coding of its masks. Images that training cannot use
     are passed to `report`, which may raise. Raises BadData."""
-    for found, read in BINARY.items():
-        if found(path):
+    for detects, read in BINARY.items():
+        if detects(path):
             return arrays.load(path, read(path))
     return folder.load(path, _with_masks(listing(path), path, coding), report, coding)
 
@@ -44,8 +44,8 @@ def split(
 ) -> Split:
     """Returns one split of the data at a path, for a network trained in that colour with those labels. Raises
     BadData."""
-    for found, read in BINARY.items():
-        if found(path):
+    for detects, read in BINARY.items():
+        if detects(path):
             return arrays.split(path, read(path), name, task, colour, labels)
     return folder.split(path, listing(path), name, task, colour, labels, report, coding)
 
@@ -54,13 +54,13 @@ def listing(path: Path) -> Listing:
     """Lists the images of a folder or of a CSV file. Raises BadData."""
     if not path.is_dir() and not table.found(path):
         raise BadData(f"there is no folder or CSV file {path}, want one of pictures")
-    for found, listed in LISTED.items():
-        if found(path):
+    for detects, listed in LISTED.items():
+        if detects(path):
             return listed(path)
     return class_folders.listing(path)
 
 
-def _with_masks(found: Listing, path: Path, coding: Coding | None) -> Listing:
-    if coding is not None and found.task != "segmentation":
+def _with_masks(listed: Listing, path: Path, coding: Coding | None) -> Listing:
+    if coding is not None and listed.task != "segmentation":
         raise BadData(f"{path} has no masks, --mask-{coding.kind} says how they are to be read")
-    return found
+    return listed

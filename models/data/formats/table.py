@@ -65,10 +65,10 @@ def listing(file: Path) -> Listing:
 
 
 def _entries(rows: list[Row], named: dict[SplitName | None, list[tuple[str, Entry]]]) -> Entries:
-    given = {row.split for row in rows}
-    if given == {None}:
+    splits = {row.split for row in rows}
+    if splits == {None}:
         return split_by_name(named[None])
-    return split_as_specified({split: named[split] for split in SPLITS if split in given or split == "train"})
+    return split_as_specified({split: named[split] for split in SPLITS if split in splits or split == "train"})
 
 
 def _rows(file: Path) -> tuple[str, list[Row]]:

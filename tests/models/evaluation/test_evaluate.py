@@ -318,7 +318,7 @@ def test_checkpoint_is_run_on_cuda_where_torch_has_it(
     monkeypatch.setattr(torch.nn.Module, "to", to)
     monkeypatch.setattr(torch.Tensor, "to", to)
     answerer = of_path(untrained(tmp_path))
-    answers = answerer.answer(torch.zeros(2, 32, 32, 1, dtype=torch.uint8)).best
+    answers = answerer.predict(torch.zeros(2, 32, 32, 1, dtype=torch.uint8)).best
     assert answers.shape == (2, 10)
     assert moved == [torch.device("cuda" if there else "cpu")] * 2
 
