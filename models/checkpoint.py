@@ -46,7 +46,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     def build(self) -> nn.Module:
         """Returns a network with fresh weights."""
         return registry.build(
-            self.architecture, self.takes.channels, len(self.labels), self.arguments, registry.sides(self.spec)
+            self.architecture, self.as_tensor.channels, len(self.labels), self.arguments, registry.sides(self.spec)
         )
 
     @property
@@ -57,7 +57,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
         return spec
 
     @property
-    def takes(self) -> TensorInput:
+    def as_tensor(self) -> TensorInput:
         """The input as a tensor, for images as well."""
         spec = self.spec
         return image_tensor(spec) if isinstance(spec, InputSpec) else spec

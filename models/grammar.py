@@ -66,7 +66,7 @@ class _Parser:
         return layers
 
     def item(self) -> list[Layer]:
-        token = self.take()
+        token = self.advance()
         if token.text == "[":
             return self.group(token)
         if token.text not in get_args(Kind):
@@ -82,13 +82,13 @@ class _Parser:
         if self.depth > MAX_DEPTH:
             refuse(bracket.column, f"brackets {self.depth} deep, want at most {MAX_DEPTH}")
         layers = self.row()
-        closing = self.take()
+        closing = self.advance()
         if closing.text != "]":
             refuse(closing.column, f"{_shown(closing)}, want -> or the ] of the [ in column {bracket.column}")
         self.depth -= 1
         if not self.accept("*"):
             return layers
-        count = self.take()
+        count = self.advance()
         if not count.text.isdigit():
             refuse(count.column, f"{_shown(count)}, want how often to repeat, 0 or more")
         # The length is checked first, so that a number with a thousand digits is never parsed.
@@ -100,7 +100,7 @@ class _Parser:
     def here(self) -> _Token:
         return self.tokens[self.next]
 
-    def take(self) -> _Token:
+    def advance(self) -> _Token:
         token = self.here
         self.next = min(self.next + 1, len(self.tokens) - 1)
         return token

@@ -69,12 +69,12 @@ def demonstrate(directory: Path, once: bool) -> None:
     for path in pictures:
         print(f"  {path}")
     with _server(repository, ports, directory / "server.log") as server:
-        _ask(directory, pictures, ports)
+        _send_requests(directory, pictures, ports)
         if once:
             return
         with contextlib.suppress(KeyboardInterrupt):
-            _what_next(directory, pictures, ports)
-            _until_it_ends(server)
+            _print_next_steps(directory, pictures, ports)
+            _wait_for_end(server)
         print("\nstopping the server")
 
 
@@ -124,7 +124,7 @@ def write_images(folder: Path) -> list[Path]:
     return paths
 
 
-def _ask(directory: Path, pictures: Sequence[Path], ports: dict[str, int]) -> None:
+def _send_requests(directory: Path, pictures: Sequence[Path], ports: dict[str, int]) -> None:
     target = ["--server", f"127.0.0.1:{ports['grpc']}"] if ports != PORTS else []
     shown = [path for path in pictures if path.name.startswith("digit-")]
     scene = next(path for path in pictures if path.name.startswith("scene-"))
@@ -161,7 +161,7 @@ def _compare(shown: Sequence[Path], answers: Sequence[str]) -> None:
     print(f"{len(shown) - len(wrong)} of {len(shown)} digits read right")
 
 
-def _what_next(directory: Path, pictures: Sequence[Path], ports: dict[str, int]) -> None:
+def _print_next_steps(directory: Path, pictures: Sequence[Path], ports: dict[str, int]) -> None:
     _heading("The server goes on running. Try, in another terminal:")
     convoy, folder = _shown(CONVOY), directory / "images"
     print(f"  {convoy} classify {pictures[0]} --model lenet5")
@@ -172,7 +172,7 @@ def _what_next(directory: Path, pictures: Sequence[Path], ports: dict[str, int])
     print("Ctrl-C here stops it.", flush=True)
 
 
-def _until_it_ends(server: subprocess.Popen[bytes]) -> None:
+def _wait_for_end(server: subprocess.Popen[bytes]) -> None:
     raise StepFailed(f"the server ended by itself with exit code {server.wait()}")
 
 

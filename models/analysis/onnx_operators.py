@@ -27,13 +27,13 @@ class Node:
     layer: str
     shapes: Sequence[Shape]
     values: Sequence[NDArray[Any] | None]
-    made: Sequence[bool]
+    from_image: Sequence[bool]
     new_shape: Shape = ()
 
     @property
     def shape(self) -> Shape:
         """The shape of the first input that is made of the image."""
-        return self.shapes[self.made.index(True)]
+        return self.shapes[self.from_image.index(True)]
 
     def get(self, name: str, default: Any = None) -> Any:
         for attribute in self.proto.attribute:
@@ -65,7 +65,7 @@ def check(node: Node) -> None:
             _pool_window(node).check(node.layer, word, node.shapes[0], bool(node.get("ceil_mode", 0)))
         case "Gemm" | "MatMul" if len(node.shapes[0]) > 1 and len(node.shapes[1]) > 1:
             left, right = _summed(node)
-            index = 0 if node.made[0] else 1
+            index = 0 if node.from_image[0] else 1
             expected = node.shapes[1 - index][right if index == 0 else left]
             operators.check_dense(node.layer, node.shapes[index], expected, left if index == 0 else right)
 
@@ -79,7 +79,7 @@ def describe(node: Node) -> Act:
 
 
 def _convolution(node: Node) -> Act:
-    if not node.made[0] or node.made[1]:
+    if not node.from_image[0] or node.from_image[1]:
         return operators.unknown("Conv")
     return operators.convolution(node.shapes[0], node.new_shape, _conv_window(node), node.get("group", 1))
 
@@ -135,9 +135,9 @@ def _axes(node: Node, name: str, kernel: Shape) -> Shape:
 
 def _product(node: Node) -> Act:
     left, right = _summed(node)
-    if node.made[0] and node.made[1]:
+    if node.from_image[0] and node.from_image[1]:
         return operators.product(node.new_shape, node.shapes[0][left])
-    index = 0 if node.made[0] else 1
+    index = 0 if node.from_image[0] else 1
     shape, dim = node.shapes[index], (left, right)[index]
     if len(shape) != len(node.new_shape) or node.get("transA", 0):
         return operators.product(node.new_shape, shape[dim])
@@ -222,7 +222,7 @@ def _reshape(node: Node) -> Act:
 
 def _gather(node: Node) -> Act:
     indices, dim = node.values[1], node.get("axis", 0) % len(node.shapes[0])
-    if indices is None or not node.made[0]:
+    if indices is None or not node.from_image[0]:
         return operators.unknown("gather")
     first, strides = _regular(indices)
     sizes, walk = indices.shape, indices.ndim - 1

@@ -33,16 +33,16 @@ def read(path: Path, size: tuple[int, ...] | None = None) -> Graph:
 
 
 class _Reader:
-    """Follows the nodes in order. Every value is either an operation's output, found in `answers`, or computed from
-    constants alone, found in `made_of`. `values` contains the numbers of small constants."""
+    """Follows the nodes in order. Every value is either an operation's output, found in `outputs`, or computed from
+    constants alone, found in `sources`. `values` contains the numbers of small constants."""
 
     def __init__(self, model: onnx.ModelProto, path: Path) -> None:
         self.model, self.path = model, path
         self.types: dict[str, TypeProto] = {}
         self.values: dict[str, NDArray[Any]] = {}
         self.sizes: dict[str, int] = {}  # of the weights that no operation has used yet
-        self.made_of: dict[str, frozenset[str]] = {}
-        self.answers: dict[str, int] = {}
+        self.sources: dict[str, frozenset[str]] = {}
+        self.outputs: dict[str, int] = {}
         self.operations: list[Operation] = []
         self.opsets = {entry.domain: entry.version for entry in model.opset_import}
 
@@ -53,7 +53,7 @@ class _Reader:
         axes = _axes(self.model, image)
         shape = _input_shape(image, axes, size, self.path)
         self.types[image.name] = _type(image.type.tensor_type.elem_type, shape)
-        self.answers[image.name] = 0
+        self.outputs[image.name] = 0
         self.operations.append(Operation(image.name, Act("image", shown="never"), (), shape))
         for node in self.model.graph.node:
             self.node(node)
@@ -70,7 +70,7 @@ class _Reader:
         count = int(np.prod(tensor.dims, dtype=np.int64))
         self.types[tensor.name] = _type(tensor.data_type, tuple(tensor.dims))
         weighs = tensor.data_type in WEIGHTS and len(tensor.dims) > 0
-        self.made_of[tensor.name] = frozenset({tensor.name} if weighs else ())
+        self.sources[tensor.name] = frozenset({tensor.name} if weighs else ())
         if weighs:
             self.sizes[tensor.name] = count
         if count <= SMALL and tensor.data_location != TensorProto.EXTERNAL:
@@ -87,20 +87,20 @@ class _Reader:
         for name in names:
             if name not in self.types:
                 raise BadNetworkFile(f"{self.path}: {node.op_type} takes {name!r}, which nothing before it answers")
-        used = frozenset[str]().union(*(self.made_of.get(name, ()) for name in names))
-        inputs = [self.answers[name] for name in names if name in self.answers]
+        used = frozenset[str]().union(*(self.sources.get(name, ()) for name in names))
+        inputs = [self.outputs[name] for name in names if name in self.outputs]
         if node.op_type in ("Shape", "Size") or not inputs:
-            self.made_of.update(dict.fromkeys(node.output, used if inputs == [] else frozenset()))
+            self.sources.update(dict.fromkeys(node.output, used if inputs == [] else frozenset()))
             self.evaluate(node, names)
             return
-        layer = _layer(node, names, self.made_of)
+        layer = _layer(node, names, self.sources)
         inputs_of = self.described(node, layer)
         check(inputs_of)
         self.infer(node, layer)
         shape = _shape(self.types[node.output[0]])
         act = describe(Node(**{**vars(inputs_of), "new_shape": shape}))
         parameters = sum(self.sizes.pop(name, 0) for name in used)
-        self.answers.update(dict.fromkeys(node.output, len(self.operations)))
+        self.outputs.update(dict.fromkeys(node.output, len(self.operations)))
         self.operations.append(Operation(layer, act, tuple(inputs), shape, parameters))
         if 0 in shape:
             shapes = " and ".join(by(self.operations[index].shape) for index in inputs)
@@ -112,7 +112,7 @@ class _Reader:
             layer,
             [_shape(self.types[name]) if name else () for name in node.input],
             [self.values.get(name) for name in node.input],
-            [name in self.answers for name in node.input],
+            [name in self.outputs for name in node.input],
         )
 
     def infer(self, node: NodeProto, layer: str) -> None:
@@ -208,9 +208,9 @@ def _run(node: NodeProto, values: dict[str, NDArray[Any]], model: onnx.ModelProt
     return answers
 
 
-def _layer(node: NodeProto, names: list[str], made_of: dict[str, frozenset[str]]) -> str:
+def _layer(node: NodeProto, names: list[str], sources: dict[str, frozenset[str]]) -> str:
     for name in names:
-        for weight in sorted(made_of.get(name, ())):
+        for weight in sorted(sources.get(name, ())):
             if "." in weight:
                 return weight.rpartition(".")[0].removeprefix(NETWORK)
     return str(node.name or node.output[0])

@@ -8,7 +8,7 @@ from typing import Literal
 
 from convoy.models.analysis import receptive_field
 from convoy.models.analysis.reach import Reach, bins, resized, spread, whole, window
-from convoy.models.analysis.receptive_field import Permuted, Reached, Reshaped, Sight, Step
+from convoy.models.analysis.receptive_field import Field, Permuted, Reached, Reshaped, Step
 from convoy.models.errors import ImpossibleLayer, NothingLeft
 
 Shape = Sequence[int]
@@ -244,7 +244,7 @@ class Graph:
     idle: dict[str, int] = field(default_factory=dict)
 
 
-def receptive_fields(graph: Graph) -> list[Sight]:
+def receptive_fields(graph: Graph) -> list[Field]:
     """Returns the receptive field of each operation's output."""
     fields = [receptive_field.of_image(graph.operations[0].shape, graph.axes)]
     for operation in graph.operations[1:]:
@@ -262,12 +262,12 @@ def _grouped(groups: int, channels: int) -> str:
     return "depthwise " if groups == channels else f"grouped ({groups}) "
 
 
-def _receptive_field(operation: Operation, inputs: list[Sight]) -> Sight:
+def _receptive_field(operation: Operation, inputs: list[Field]) -> Field:
     act = operation.act
     if not act.known:
         return receptive_field.everything(inputs, operation.shape)
     if not act.steps:
-        return receptive_field.together(inputs, operation.shape)
+        return receptive_field.merged(inputs, operation.shape)
     assert len(inputs) == 1
     (result,) = inputs
     for step in act.steps:

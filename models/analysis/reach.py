@@ -44,7 +44,7 @@ class Reach(NamedTuple):
         turn, rest = divmod(place, len(self.first))
         return self.first[rest] + turn * self.jump, self.last[rest] + turn * self.jump
 
-    def behind(self, nearer: "Reach") -> "Reach":
+    def compose(self, nearer: "Reach") -> "Reach":
         """Composes two reaches: `nearer` maps onto the near side of this one; the result spans both."""
         turns = len(self.first) // gcd(len(self.first), nearer.jump)
         period = len(nearer.first) * turns

@@ -79,7 +79,7 @@ def inspect_file(path: Path, size: Size | None = None) -> Anatomy:
             raise ImpossibleLayer(f"{path.name}: {error.message}") from error
     description, network = checkpoint.load(path)
     sides = sides_of(path.name, description.spec, size)
-    return anatomy(_graph(path.name, network.to("meta"), description.takes.channels, sides))
+    return anatomy(_graph(path.name, network.to("meta"), description.as_tensor.channels, sides))
 
 
 def sides_of(name: str, spec: InputSpec | TensorInput, size: Size | None) -> Size:

@@ -36,7 +36,7 @@ def check(name: str, arguments: Arguments, layer: str) -> None:
 
 
 def describe(func: Any, name: str, arguments: Arguments, answer: Tensor, answers: dict[int, int]) -> Act:
-    """Describes the operator; `answers` contains the tensors that depend on the image."""
+    """Describes the operator; `outputs` contains the tensors that depend on the image."""
     shape = tuple(answer.shape)
     if name in _PRODUCTS:
         return _product(name, arguments, shape, answers)

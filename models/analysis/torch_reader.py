@@ -63,16 +63,16 @@ _STATISTICS = ("running_mean", "running_var")
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records each operation on tensors. Every tensor is either an operation's output, found in `answers`, or computed
-    from parameters alone, found in `made_of`. `kept` references them all, so that no id is reused.
+    """Records each operation on tensors. Every tensor is either an operation's output, found in `outputs`, or computed
+    from parameters alone, found in `sources`. `kept` references them all, so that no id is reused.
     """
 
     def __init__(self, parameters: dict[str, Tensor], image: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.sizes = {name: tensor.numel() for name, tensor in parameters.items()}
         self.idle = dict(self.sizes)  # parameters that no operation has used yet
-        self.made_of = {id(tensor): frozenset({name}) for name, tensor in parameters.items()}
-        self.answers = {id(image): 0}
+        self.sources = {id(tensor): frozenset({name}) for name, tensor in parameters.items()}
+        self.outputs = {id(image): 0}
         self.kept = [image, *parameters.values()]
         self.operations = [Operation("image", Act("image", shown="never"), (), tuple(image.shape))]
         self.modules: list[tuple[str, nn.Module]] = []
@@ -84,18 +84,18 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         arguments = _by_name(func, args, kwargs or {})
         tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
-        inputs = [self.answers[id(tensor)] for tensor in tensors if id(tensor) in self.answers]
+        inputs = [self.outputs[id(tensor)] for tensor in tensors if id(tensor) in self.outputs]
         name = func._schema.name.removeprefix("aten::")
         if inputs:
             check(name, arguments, self.layer)
         answer = func(*args, **(kwargs or {}))
         answers = [leaf for leaf in tree_leaves(answer) if isinstance(leaf, Tensor)]
         self.kept += answers
-        used = frozenset[str]().union(*(self.made_of.get(id(tensor), ()) for tensor in tensors))
+        used = frozenset[str]().union(*(self.sources.get(id(tensor), ()) for tensor in tensors))
         if not inputs:
-            self.made_of.update((id(tensor), used) for tensor in answers)
+            self.sources.update((id(tensor), used) for tensor in answers)
         elif answers:
-            self._add(describe(func, name, arguments, answers[0], self.answers), inputs, answers, used)
+            self._add(describe(func, name, arguments, answers[0], self.outputs), inputs, answers, used)
         return answer
 
     def _add(self, act: Act, inputs: list[int], answers: list[Tensor], used: frozenset[str]) -> None:
@@ -103,7 +103,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             act = replace(act, kind="response normalisation")
         # A parameter shared by several operations counts for the first.
         parameters = sum(self.idle.pop(name, 0) for name in used)
-        self.answers.update((id(tensor), len(self.operations)) for tensor in answers)
+        self.outputs.update((id(tensor), len(self.operations)) for tensor in answers)
         self.operations.append(Operation(self.layer, act, tuple(inputs), tuple(answers[0].shape), parameters))
         if 0 in answers[0].shape:
             shapes = " and ".join(by(self.operations[index].shape) for index in inputs)

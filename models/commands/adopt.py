@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convoy.models import paths
-from convoy.models.commands.options import check_there, parse_size
+from convoy.models.commands.options import check_exists, parse_size
 from convoy.models.errors import BadNetworkFile
 from convoy.models.export import publish
 from convoy.models.settings import Colour, ImportOptions, Layout, Tail, Task
 from convoy.service.metadata import Fit, InputSpec
 
 if TYPE_CHECKING:
-    from convoy.models.onnx_import.look import OnnxFile, Tensor
+    from convoy.models.onnx_import.onnx_file import OnnxFile, Tensor
 
 
 def adopt(
@@ -67,7 +67,7 @@ def adopt(
 ) -> None:
     """Show an ONNX file made elsewhere, and with --repository adopt it: serve it over Classify or Segment."""
     paths.check_onnx(file)
-    check_there(labels, palette)
+    check_exists(labels, palette)
     if repository is not None:
         publish.check_name(name or _name(file))
     options = ImportOptions(
@@ -88,10 +88,10 @@ def adopt(
 
     from convoy.models.onnx_import.adopt import adopt as run
     from convoy.models.onnx_import.adopt import chosen
-    from convoy.models.onnx_import.look import look
+    from convoy.models.onnx_import.onnx_file import load
 
-    original = look(file)
-    for line in _shown(original, chosen(original, output)):
+    original = load(file)
+    for line in _description(original, chosen(original, output)):
         print(line)
     if repository is None:
         front = "" if original.input.dtype == "uint8" and original.layout == "NHWC" else " --uint8-front"
@@ -104,7 +104,7 @@ def adopt(
     assert parity is not None
     agreement = parity.top1_agreement if parity.mask_agreement is None else parity.mask_agreement
     confident = adopted.confident
-    print(f"task      {document.task}, {len(document.labels)} classes, {_taken(document.image)}")
+    print(f"task      {document.task}, {len(document.labels)} classes, {_input_text(document.image)}")
     differ = f"probabilities differ by at most {parity.max_abs_difference:.1e}, " if confident else ""
     print(
         f"checked   against the file on {parity.images} random images: {differ}{agreement:.4%} of answers are the same"
@@ -122,8 +122,8 @@ def _name(file: Path) -> str:
     return re.sub(r"[^a-z0-9_-]+", "-", file.stem.lower()).strip("-")[:64]
 
 
-def _shown(original: "OnnxFile", output: "Tensor") -> list[str]:
-    from convoy.models.onnx_import.look import likely_task
+def _description(original: "OnnxFile", output: "Tensor") -> list[str]:
+    from convoy.models.onnx_import.onnx_file import likely_task
 
     lines = [
         f"input     {original.input}, {original.layout or 'layout not told by its shape'}",
@@ -137,7 +137,7 @@ def _shown(original: "OnnxFile", output: "Tensor") -> list[str]:
     return lines
 
 
-def _taken(spec: InputSpec) -> str:
+def _input_text(spec: InputSpec) -> str:
     size = "any size" if spec.height is None else f"{spec.height}x{spec.width}"
     multiple = f", sides padded to multiples of {spec.multiple}" if spec.multiple > 1 else ""
     return f"{spec.colour} images of {size} ({spec.fit}{multiple})"

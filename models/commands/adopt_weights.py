@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from convoy.models import paths, registry
-from convoy.models.commands.options import assignments, check_there, parse_size
+from convoy.models.commands.options import assignments, check_exists, parse_size
 from convoy.models.pretrained.registry import KERAS, MEANING, TORCHVISION, PixelForm
 
 
@@ -45,7 +45,7 @@ def adopt_weights(
     registry.merged(architecture, changes)
     registry.check_size(architecture, sides)
     paths.check_weights(file)
-    check_there(labels)
+    check_exists(labels)
 
     from convoy.models import checkpoint
     from convoy.models.analysis.torch_reader import count

@@ -107,7 +107,7 @@ def _lines(summary: "Summary") -> Iterator[str]:
     across = [copies for copies in summary.copies if copies.across]
     within = [copies for copies in summary.copies if not copies.across]
     yield f"twice     in several splits: {len(across)}; within one split: {len(within)}"
-    yield from (f"  {_told(copies)}" for copies in (*across, *within))
+    yield from (f"  {_copies_text(copies)}" for copies in (*across, *within))
 
 
 def _sizes(sizes: "Sizes") -> str:
@@ -121,6 +121,6 @@ def _sizes(sizes: "Sizes") -> str:
     )
 
 
-def _told(copies: "Copies") -> str:
+def _copies_text(copies: "Copies") -> str:
     names = " = ".join(f"{split} {name}" for split, name in copies.pictures)
     return f"{names}{', with different classes' if copies.conflict else ''}"

@@ -84,7 +84,7 @@ def export(
     held_out = "" if without_data else data
     if all_variants:
         options = {"--name": name, "--data": data, "--without-data": "" if without_data else None}
-        again = _again(checkpoint, repository, options, plan)
+        again = _repeated_command(checkpoint, repository, options, plan)
         _compare(checkpoint, held_out, plan, again)
         return
 
@@ -96,12 +96,12 @@ def export(
     assert provenance is not None
     scores = "  ".join(f"{score} {value:.4f}" for score, value in provenance.metrics.items())
     print(f"held out  {scores or 'not measured: there was no data'}")
-    for line in _checked(exported):
+    for line in _check_lines(exported):
         print(line)
     print(f"next      convoy serve --repository {repository}")
 
 
-def _checked(exported: "Exported") -> list[str]:
+def _check_lines(exported: "Exported") -> list[str]:
     parity, variant, provenance = exported.document.parity, exported.document.variant, exported.document.provenance
     kind = "images" if exported.document.tensor is None else "tensors"
     generated = "" if provenance is not None and provenance.data else "generated "
@@ -125,7 +125,9 @@ def _checked(exported: "Exported") -> list[str]:
     return lines
 
 
-def _again(checkpoint: Path, repository: Path, given_options: dict[str, str | None], plan: Plan) -> list[str]:
+def _repeated_command(
+    checkpoint: Path, repository: Path, given_options: dict[str, str | None], plan: Plan
+) -> list[str]:
     """Returns the command of this export, without options that have their default."""
     planned = {
         f"--{name.replace('_', '-')}": str(value)

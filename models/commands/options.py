@@ -46,7 +46,7 @@ def last_of(path: Path | None) -> Path | None:
     return RunFolder(path).last if path is not None and path.is_dir() else path
 
 
-def check_there(*paths: Path | None) -> None:
+def check_exists(*paths: Path | None) -> None:
     """Raises OSError, which names the file, if one does not exist."""
     for path in paths:
         if path is not None:

@@ -183,7 +183,7 @@ def train(
     """Train a network. What is not given is as the architecture's recipe has it, or as the resumed run was told."""
     launch.remove_stale_ranks()  # first, so that invalid ranks are reported before any file is read
     if resume is not None:
-        _check_goes_on(
+        _check_start_options(
             {
                 "--from": source,
                 "--freeze": freeze,
@@ -249,7 +249,7 @@ def train(
         raise BadTraining(f"--gamma {gamma:g} goes with --loss focal, the loss is {settings.recipe.loss}")
     check_crop(settings)
     if source is not None:
-        settings = _like_its_weights(settings, source, changes, sides)
+        settings = _with_defaults_of_weights(settings, source, changes, sides)
     if preview is not None:
         from convoy.models.training.preview import preview as save_preview
 
@@ -305,9 +305,9 @@ def _find(settings: Settings, folder: Path, machine: Machine) -> None:
 
 def _defaults(architecture: str | None, data: str | None, config: Path | None, resume: Path | None) -> Settings:
     """Returns the settings that options override: those of the file, of the resumed run, or of the recipe."""
-    before = read_config(config) if config is not None else _told_before(resume) if resume is not None else None
+    before = read_config(config) if config is not None else _settings_before(resume) if resume is not None else None
     if before is not None:
-        defaults = _elsewhere(
+        defaults = _for_other_data(
             before,
             architecture or before.architecture,
             before.data if data is None else resolve_replacement(data, before.data),
@@ -320,7 +320,7 @@ def _defaults(architecture: str | None, data: str | None, config: Path | None, r
     return defaults
 
 
-def _like_its_weights(
+def _with_defaults_of_weights(
     settings: Settings, source: Path, changes: dict[str, str], size: tuple[int, int] | None
 ) -> Settings:
     """Adds the arguments and the size of the network that the weights are from, unless options specify them."""
@@ -331,7 +331,7 @@ def _like_its_weights(
     return replace(settings, arguments=merged, size=size or own)
 
 
-def _told_before(resume: Path) -> Settings | None:
+def _settings_before(resume: Path) -> Settings | None:
     note = RunFolder.of(resume).read()
     if note is not None:
         return note.settings
@@ -341,14 +341,14 @@ def _told_before(resume: Path) -> Settings | None:
     return settings_of(resume)
 
 
-def _elsewhere(before: Settings, architecture: str, data: str) -> Settings:
+def _for_other_data(before: Settings, architecture: str, data: str) -> Settings:
     """Returns the same recipe for other data, or for another architecture with its own arguments and size."""
     if architecture == before.architecture:
         return replace(before, data=data)
     return replace(default_settings(architecture, data), recipe=before.recipe, seed=before.seed)
 
 
-def _check_goes_on(options: dict[str, object]) -> None:
+def _check_start_options(options: dict[str, object]) -> None:
     """Raises BadTraining for an option that only applies at the start of a run."""
     for option, value in options.items():
         if value is not None:

@@ -89,10 +89,10 @@ class Loader:
         share: Share = WHOLE,
         ignore: int | None = None,
     ) -> None:
-        self.made, self.sampler = source, sampler  # Lightning sets the epoch of the attribute `sampler`
+        self.source, self.sampler = source, sampler  # Lightning sets the epoch of the attribute `sampler`
         self.workers, self.share, self.ignore = workers, share, ignore
         self.waited = 0.0  # seconds that the consumer waited for batches
-        self.taken = 0  # batches of this epoch, so far
+        self.position = 0  # batches of this epoch, so far
         self.skipped = 0  # batches to skip in the next epoch, already used before the checkpoint
 
     def __len__(self) -> int:
@@ -100,20 +100,20 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         # A generator runs this at the first batch. Lightning creates the iterator before it sets the epoch.
-        self.taken, self.skipped = self.skipped, 0
-        batches = self._batches(islice(self.sampler, self.taken, None))
+        self.position, self.skipped = self.skipped, 0
+        batches = self._batches(islice(self.sampler, self.position, None))
         while True:
             start = time.perf_counter()
             batch = next(batches, None)
             self.waited += time.perf_counter() - start
             if batch is None:
                 return
-            self.taken += 1
+            self.position += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
         """Returns the progress within the epoch."""
-        return {"taken": self.taken % max(1, len(self))}
+        return {"taken": self.position % max(1, len(self))}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Makes the next epoch start at the checkpoint's position."""
@@ -138,8 +138,8 @@ class Loader:
     def _make(self, indices: list[int]) -> Batch:
         own = self.share.part(indices)
         if own:
-            return self.made[own]
-        images, targets = self.made[indices[:1]]
+            return self.source[own]
+        images, targets = self.source[indices[:1]]
         assert self.ignore is not None, "a batch smaller than the processes are many"
         return Batch(images, targets.fill_(self.ignore))
 

@@ -116,7 +116,7 @@ def _report(strict: bool) -> Report:
 
 
 def _exists(path: Path) -> bool:
-    return path.is_dir() or table.found(path)
+    return path.is_dir() or table.detects(path)
 
 
 def _located(name: str) -> tuple[Path, Coding | None]:

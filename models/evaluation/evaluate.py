@@ -50,7 +50,7 @@ class Example:
     index: int
     score: float
     true: int | None = None
-    answered: int | None = None
+    predicted: int | None = None
     confidence: float | None = None
 
 
@@ -160,7 +160,7 @@ class _Tally:
 
     def __init__(self, network: Predictor) -> None:
         self.images = 0
-        self.sure = False  # whether masks have confidences
+        self.has_confidence = False  # whether masks have confidences
         self.calibration = MaskCalibrationError(IGNORE, **ALONE)
         self.scores, self.counts = (
             scores(network.task, len(network.labels)),
@@ -174,13 +174,16 @@ class _Tally:
         self.scores.update(predictions.best, targets)
         self.counts.update(predictions.best, targets)
         if predictions.confidence is not None:
-            self.sure = True
+            self.has_confidence = True
             self.calibration.update(predictions.best, predictions.confidence, targets)
 
     def compute(self) -> dict[str, float]:
         if not self.images:
             return {}
-        scores = {**self.scores.compute(), **({"calibration_error": self.calibration.compute()} if self.sure else {})}
+        scores = {
+            **self.scores.compute(),
+            **({"calibration_error": self.calibration.compute()} if self.has_confidence else {}),
+        }
         return {name: float(value) for name, value in scores.items()}
 
     def confusion(self) -> NDArray[np.int64]:

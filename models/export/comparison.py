@@ -51,7 +51,7 @@ def qualities(running: Sessions, description: Description) -> dict[Precision, Qu
     for images, targets in _batches(description):
         reference = None
         for precision, session in running.items():
-            outputs = session.run(None, {description.takes.name: images.numpy()})
+            outputs = session.run(None, {description.as_tensor.name: images.numpy()})
             reference = outputs if reference is None else reference
             tallies[precision].add(outputs, reference, targets)
     return {precision: tally.quality() for precision, tally in tallies.items()}
@@ -63,7 +63,7 @@ def image_times(running: Sessions, description: Description) -> dict[Precision, 
     sizes = [size for size in BATCHES if size == 1 or size * first.size <= MOST_NUMBERS]
     times: dict[Precision, dict[int, float]] = {precision: {} for precision in running}
     for size in sizes:
-        inputs = {description.takes.name: np.repeat(first, size, axis=0)}
+        inputs = {description.as_tensor.name: np.repeat(first, size, axis=0)}
         for precision, spans in _spans(running, inputs).items():
             times[precision][size] = 1000 * statistics.median(spans) / size
     return times

@@ -119,7 +119,7 @@ def exported_from(path: Path, repository: Path, name: str) -> bool:
 def onnx_graph(description: Description, network: nn.Module) -> onnx.ModelProto:
     """Returns the served graph: `image` uint8 (N, H, W, C), or the description's tensor, to the task's `OUTPUTS`. N and
     the free axes are dynamic."""
-    tensor = description.takes
+    tensor = description.as_tensor
     multiple = 1 if description.input is None else description.input.multiple
     module = served(description.task, description.normalisation(), network)
     # The example's sides differ from each other and from the batch: the exporter would merge equal dimensions. They are

@@ -98,7 +98,7 @@ def _classifier(graph: onnx.ModelProto, description: Description, network: nn.Mo
 
     def compare(batch: Tensor) -> Difference:
         torch_output = module(batch).numpy()
-        (onnx_output,) = session.run([metadata.PROBABILITIES], {description.takes.name: batch.numpy()})
+        (onnx_output,) = session.run([metadata.PROBABILITIES], {description.as_tensor.name: batch.numpy()})
         same = int((torch_output.argmax(axis=1) == onnx_output.argmax(axis=1)).sum())
         return Difference(len(batch), float(np.abs(torch_output - onnx_output).max()), 0, len(batch), same)
 

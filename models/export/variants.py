@@ -133,7 +133,7 @@ def _split(description: Description) -> Split:
 def _inputs(description: Description, split: Split, most: int) -> Iterator[Inputs]:
     # One by one: calibration keeps every activation of a batch in memory, and they may be large.
     batches = loader(_EvenlySpread(split, most), description.spec, batch_size=1)
-    return ({description.takes.name: images.numpy()} for images, _ in batches)
+    return ({description.as_tensor.name: images.numpy()} for images, _ in batches)
 
 
 def _variant(

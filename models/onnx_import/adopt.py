@@ -13,9 +13,9 @@ from convoy.models.data.formats.coding import RGB, read_colours
 from convoy.models.errors import BadNetworkFile
 from convoy.models.export import publish
 from convoy.models.onnx_import import check
-from convoy.models.onnx_import.answer import Answer, detect
-from convoy.models.onnx_import.look import CHANNELS, OnnxFile, Tensor
+from convoy.models.onnx_import.onnx_file import CHANNELS, OnnxFile, Tensor
 from convoy.models.onnx_import.original import Front, Original, noise, session, words
+from convoy.models.onnx_import.output import Output, detect
 from convoy.models.onnx_import.rewrite import with_dynamic_batch
 from convoy.models.onnx_import.wrap import wrapped
 from convoy.models.pretrained.weights import read_labels
@@ -152,7 +152,7 @@ def _or_none(sides: Sequence[int | str]) -> str:
 
 
 def _document(
-    file: OnnxFile, source: str, answer: Answer, labels: list[str] | None, spec: InputSpec, options: ImportOptions
+    file: OnnxFile, source: str, answer: Output, labels: list[str] | None, spec: InputSpec, options: ImportOptions
 ) -> Document:
     classes = answer.classes
     if labels is not None and len(labels) != classes:

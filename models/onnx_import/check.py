@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from convoy.models.data.batches import loader
 from convoy.models.data.builtin.generated import generated
 from convoy.models.errors import BadNetworkFile, ParityRefused
-from convoy.models.onnx_import.answer import Answer
 from convoy.models.onnx_import.original import Original, noise, session, words
+from convoy.models.onnx_import.output import Output
 from convoy.models.onnx_import.rewrite import PREFIX
 from convoy.models.runtime import Session
 from convoy.models.settings import Size
@@ -41,10 +41,10 @@ def check_batching(graph: onnx.ModelProto, size: Size, channels: int, batch: int
             )
 
 
-def check_parity(original: Original, running: Session, answer: Answer, spec: InputSpec) -> Parity:
+def check_parity(original: Original, running: Session, answer: Output, spec: InputSpec) -> Parity:
     """Compares both on random images: the file in its own batch size, the result in batches. Raises ParityRefused."""
     largest, same, answers, images = 0.0, 0, 0, 0
-    tolerance = HALF_TOLERANCE if original.found.input.dtype == "float16" else TOLERANCE
+    tolerance = HALF_TOLERANCE if original.file.input.dtype == "float16" else TOLERANCE
     for batch in _images(spec):
         expected = original.answers(batch)
         outputs = running.run(None, {metadata.IMAGE: batch})
@@ -101,7 +101,7 @@ def _indices(expected: NDArray[np.int64], outputs: list[NDArray[np.uint8]]) -> t
 
 
 def _scores(
-    answer: Answer, shares: NDArray[np.float64], outputs: list[NDArray[np.float32]], tolerance: float
+    answer: Output, shares: NDArray[np.float64], outputs: list[NDArray[np.float32]], tolerance: float
 ) -> tuple[float, NDArray[np.bool_]]:
     """Returns the largest difference of a probability, and whether each class is correct."""
     if answer.task == "classification":

@@ -9,7 +9,7 @@ from onnx import helper
 
 from convoy.models import runtime
 from convoy.models.errors import BadNetworkFile
-from convoy.models.onnx_import.look import OnnxFile, Tensor
+from convoy.models.onnx_import.onnx_file import OnnxFile, Tensor
 from convoy.models.onnx_import.rewrite import PREFIX
 from convoy.models.runtime import Session
 from convoy.models.settings import Layout, Size
@@ -39,7 +39,7 @@ class Original:
     preprocessing is in numpy, without nodes. Raises BadNetworkFile if onnxruntime cannot run it."""
 
     def __init__(self, file: OnnxFile, output: Tensor, front: Front | None) -> None:
-        self.found, self.output, self.front = file, output, front
+        self.file, self.output, self.front = file, output, front
         self.session = session(file.model)
         size = file.input.shape[0]
         # Not several if it accepts any number: an output must not depend on the other images of the batch.
@@ -58,7 +58,7 @@ class Original:
         """Returns the raw output for exactly one batch."""
         values = images if self.front is None else self.front.applied(images)
         try:
-            (output,) = self.session.run([self.output.name], {self.found.input.name: values})
+            (output,) = self.session.run([self.output.name], {self.file.input.name: values})
         except Exception as error:  # onnxruntime's exceptions for an invalid input
             raise BadNetworkFile(
                 f"onnxruntime does not run it on an image of {images.shape[1]}x{images.shape[2]}: {words(error)}"

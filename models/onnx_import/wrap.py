@@ -7,8 +7,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from convoy.models.onnx_import.answer import Answer
 from convoy.models.onnx_import.original import Front
+from convoy.models.onnx_import.output import Output
 from convoy.models.onnx_import.rewrite import PREFIX, prefixed
 from convoy.service import metadata
 
@@ -18,7 +18,7 @@ OLDEST_IR = 4  # earlier versions list weights as inputs, which callers could ov
 def wrapped(
     model: onnx.ModelProto,
     front: Front | None,
-    answer: Answer,
+    answer: Output,
     size: tuple[int | None, int | None],
     channels: int,
 ) -> onnx.ModelProto:
@@ -85,14 +85,14 @@ def front_constants(front: Front) -> list[TensorProto]:
     return constants
 
 
-def tail_nodes(source: str, answer: Answer, opset: int) -> list[NodeProto]:
+def tail_nodes(source: str, answer: Output, opset: int) -> list[NodeProto]:
     """Returns the nodes from the network's output `source` to the `outputs`."""
     if answer.values == "indices":
         return _mask(source, answer, opset)
     return _classes(source, answer) if answer.task == "classification" else _pixels(source, answer, opset)
 
 
-def served_outputs(answer: Answer, sides: list[str | int]) -> list[onnx.ValueInfoProto]:
+def served_outputs(answer: Output, sides: list[str | int]) -> list[onnx.ValueInfoProto]:
     """Returns the served outputs for images of `sides`, [N, H, W]; class indices have no confidence."""
     if answer.task == "classification":
         return [helper.make_tensor_value_info(metadata.PROBABILITIES, TensorProto.FLOAT, ["N", "classes"])]
@@ -100,18 +100,18 @@ def served_outputs(answer: Answer, sides: list[str | int]) -> list[onnx.ValueInf
     return [helper.make_tensor_value_info(name, TensorProto.UINT8, sides) for name in names]
 
 
-def _mask(source: str, answer: Answer, opset: int) -> list[NodeProto]:
+def _mask(source: str, answer: Output, opset: int) -> list[NodeProto]:
     flat = [] if answer.axis is None else _reduced("Squeeze", source, "flat", answer.axis, since=13, opset=opset)
     return [*flat, helper.make_node("Cast", ["flat" if flat else source], [metadata.MASK], to=TensorProto.UINT8)]
 
 
-def _classes(source: str, answer: Answer) -> list[NodeProto]:
+def _classes(source: str, answer: Output) -> list[NodeProto]:
     flat = [helper.make_node("Flatten", [source], ["flat"], axis=1)] if answer.rank > 2 else []
     last = "flat" if flat else source
     return [*flat, *_shares(last, answer, 1), helper.make_node("Identity", ["shares"], [metadata.PROBABILITIES])]
 
 
-def _pixels(source: str, answer: Answer, opset: int) -> list[NodeProto]:
+def _pixels(source: str, answer: Output, opset: int) -> list[NodeProto]:
     axis, moved = answer.axis, []
     assert axis is not None
     if opset < 13 and axis == 1:
@@ -138,7 +138,7 @@ def _pixels(source: str, answer: Answer, opset: int) -> list[NodeProto]:
     ]
 
 
-def _shares(source: str, answer: Answer, axis: int) -> list[NodeProto]:
+def _shares(source: str, answer: Output, axis: int) -> list[NodeProto]:
     """Returns nodes for the probabilities of all classes along the axis."""
     cast = helper.make_node("Cast", [source], ["answer"], to=TensorProto.FLOAT)
     if not answer.single:

@@ -141,7 +141,7 @@ def _notes(rows: Sequence[Compared], runs: Sequence[Run]) -> list[str]:
 
 
 def _differences(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    settings_of_runs = [run.told() for run in comparison.read]
+    settings_of_runs = [run.settings_by_name() for run in comparison.read]
     settings = dict.fromkeys(name for each in settings_of_runs for name in each)
     differing = [name for name in settings if len({each.get(name) for each in settings_of_runs}) > 1]
     rows = [

@@ -25,7 +25,7 @@ class Run:
     def checkpoint(self) -> Path:
         return self.root / self.note.checkpoint
 
-    def told(self) -> dict[str, str]:
+    def settings_by_name(self) -> dict[str, str]:
         """Returns all settings by name, without the folders above the data."""
         settings = msgspec.to_builtins(self.note.settings)
         return _flat({**settings, "data": display_name(settings["data"])})

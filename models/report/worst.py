@@ -52,9 +52,9 @@ def save(evaluation: Evaluation, path: Path) -> None:
 
 def caption(example: Example, labels: list[str]) -> str:
     """Returns the true class and the prediction as text."""
-    if example.true is None or example.answered is None or example.confidence is None:
+    if example.true is None or example.predicted is None or example.confidence is None:
         return f"IoU {example.score:.2f}"
-    predicted = "" if example.true == example.answered else f", not {labels[example.answered]}"
+    predicted = "" if example.true == example.predicted else f", not {labels[example.predicted]}"
     return f"{labels[example.true]}{predicted} ({example.confidence:.0%})"
 
 

@@ -76,7 +76,7 @@ def _page(run: Run, evaluation: Evaluation, path: Path) -> None:
         page.section("Classes", _classes(evaluation)),
         page.section("Confusion", *_confusion(run, evaluation)),
         page.section("Worst examples", *_worst(run, evaluation)),
-        page.section("Settings", page.pairs(run.told())),
+        page.section("Settings", page.pairs(run.settings_by_name())),
     ]
     if evaluation.slices:
         sections.insert(-1, page.section("By size of the image", _slices(evaluation)))

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convoy.models.classification.resnet import FORMS as RESNET_FORMS
-from convoy.models.classification.resnet import STEM_STRIDE, STRIDES, Bottleneck, ConvNorm
+from convoy.models.classification.resnet import RESNET_FORMS, STEM_STRIDE, STRIDES, Bottleneck, ConvNorm
 
 LAYERS = (3, 4, 6, 3)  # blocks in each stage of ResNet-50
 RESNET_FORM = RESNET_FORMS["v1.5"]

@@ -58,7 +58,7 @@ class WithinEpoch(Checkpoint):
     def __init__(self, path: Path, every_seconds: float) -> None:
         self.path, self.every_seconds = path, every_seconds
         self.written = time.monotonic()
-        self.took = 0.0
+        self.write_seconds = 0.0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -70,10 +70,10 @@ class WithinEpoch(Checkpoint):
             start = time.monotonic()
             trainer.save_checkpoint(self.path)
             self.written = time.monotonic()
-            self.took = self.written - start
+            self.write_seconds = self.written - start
 
     def _due(self, trainer: pl.Trainer) -> bool:
-        pause = 0.0 if self.every_seconds == 0 else max(self.every_seconds, self.took / MAX_TIME_SHARE)
+        pause = 0.0 if self.every_seconds == 0 else max(self.every_seconds, self.write_seconds / MAX_TIME_SHARE)
         # One process decides, because all write a checkpoint together.
         return bool(trainer.strategy.broadcast(time.monotonic() - self.written >= pause))
 

@@ -33,7 +33,7 @@ class Training(pl.LightningModule):
     def __init__(self, description: Description, network: nn.Module, data: DataSet, settings: Settings) -> None:
         super().__init__()
         self.description = description
-        self.noted = resuming.record(settings, data)
+        self.record = resuming.record(settings, data)
         self.recipe: Recipe = settings.recipe
         self.transfer = settings.transfer
         self.head = frozenset() if settings.transfer is None else transfer.head(description)
@@ -53,7 +53,7 @@ class Training(pl.LightningModule):
         self.training_loss = losses.loss(*named, self.recipe.augmentation.label_smoothing)
         self.best: dict[str, float] = {}  # validation scores of the epoch with the lowest loss
         self.latest: dict[str, float] = {}
-        self.taken = {"taken": 0}  # position in the epoch that is resumed
+        self.position = {"taken": 0}  # position in the epoch that is resumed
         self.frozen = False
         if self.transfer is not None and self.transfer.freeze_epochs is None:
             self._freeze(0)  # before processes agree on which gradients exist
@@ -62,7 +62,7 @@ class Training(pl.LightningModule):
         # Also here, because the hook for the start of an epoch does not run when resuming within one.
         self._freeze(self.current_epoch)
         # Lightning restores it too, but not if the steps were counted earlier, for the schedule.
-        self._loader().load_state_dict(self.taken)
+        self._loader().load_state_dict(self.position)
 
     def on_train_epoch_start(self) -> None:
         self._freeze(self.current_epoch)
@@ -203,7 +203,7 @@ class Training(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
         checkpoint.put(self.description, checkpoint_)
-        checkpoint_.update(self.noted)
+        checkpoint_.update(self.record)
         checkpoint_["best"], checkpoint_["latest"] = self.best, self.latest
         checkpoint_[checkpoint.EPOCHS] = self._epochs_done()
         checkpoint_["taken"] = self._loader().state_dict()
@@ -221,7 +221,7 @@ class Training(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
         self.best, self.latest = checkpoint_["best"], checkpoint_["latest"]
-        self.taken = checkpoint_["taken"]
+        self.position = checkpoint_["taken"]
         mean, weight = checkpoint_["train_loss"]
         self.train_loss.mean_value.fill_(mean)
         self.train_loss.weight.fill_(weight)

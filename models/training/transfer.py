@@ -60,9 +60,9 @@ def copy_weights(source: Path, description: Description, network: nn.Module) -> 
     saved, other = checkpoint.load(source)
     _check(source, "architecture", saved.architecture, description.architecture)
     _check(source, "arguments", saved.arguments, description.arguments)
-    if saved.takes.channels != description.takes.channels:
-        own = description.takes.channels
-        raise BadTraining(f"{source} takes {saved.takes.channels} channels, {description.data} has {own}")
+    if saved.as_tensor.channels != description.as_tensor.channels:
+        own = description.as_tensor.channels
+        raise BadTraining(f"{source} takes {saved.as_tensor.channels} channels, {description.data} has {own}")
     weights, target = other.state_dict(), network.state_dict()
     new = frozenset() if saved.labels == description.labels else head(description)
     moved = [name for name in target if name not in new]
@@ -98,7 +98,7 @@ def summary(transferred: Transferred, source: str, network: nn.Module) -> str:
 def _shapes(description: Description, classes: int) -> dict[str, torch.Size]:
     network = registry.build(
         description.architecture,
-        description.takes.channels,
+        description.as_tensor.channels,
         classes,
         description.arguments,
         registry.sides(description.spec),

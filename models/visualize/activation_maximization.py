@@ -113,7 +113,7 @@ def neuron_section(subject: Subject, channels: list[int], images: list[Pixels], 
     """Returns the pictures with the response they reached, if known."""
     values = [""] * len(images) if reached is None else [f": {value:.3g}" for value in reached]
     tiles = [
-        Tile(subject.drawn(image), f"{channel}{value}")
+        Tile(subject.displayed(image), f"{channel}{value}")
         for channel, image, value in zip(channels, images, values, strict=True)
     ]
     return Section(f"channel{'' if reached is None else ': its response'}", tiles)
@@ -144,7 +144,7 @@ def class_section(subject: Subject, classes: list[int], images: list[Pixels], re
     values = [""] * len(images) if reached is None else [f": {100 * value:.2f} %" for value in reached]
     labels = [subject.description.labels[index] for index in classes]
     tiles = [
-        Tile(subject.drawn(image), f"{label}{value}")
+        Tile(subject.displayed(image), f"{label}{value}")
         for label, image, value in zip(labels, images, values, strict=True)
     ]
     return Section(f"class{'' if reached is None else ': confidence'}", tiles)
@@ -165,7 +165,7 @@ def probability(logits: Tensor, classes: Tensor) -> Tensor:
 
 def _neuron_score(subject: Subject, layer: Layer, channels: list[int]) -> ScoreOf:
     def score(pictures: Tensor, batch: list[int]) -> Tensor:
-        answer = hooks.answers(subject, [layer.name], pictures)[layer.name]
+        answer = hooks.outputs_of(subject, [layer.name], pictures)[layer.name]
         # One row each: the positions of its channel, or its single value.
         own = answer[range(len(batch)), [channels[place] for place in batch]]
         return response(own.reshape(len(batch), -1))

@@ -47,7 +47,7 @@ def dream(
     whole = as_pictures(photograph)
 
     def score(pictures: Tensor) -> Tensor:
-        return response(hooks.answers(subject, [layer.name], pictures)[layer.name][:, channels])
+        return response(hooks.outputs_of(subject, [layer.name], pictures)[layer.name][:, channels])
 
     added = torch.zeros_like(_resized(whole, octaves[0]))
     for number, size in enumerate(octaves):

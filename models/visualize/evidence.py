@@ -128,7 +128,7 @@ def activation_map(subject: Subject, picture: Tensor, target: Target, layer: Lay
     evidence = (weights * maps.detach()).sum(dim=1, keepdim=True).clamp(min=0)
     height, width = picture.shape[1:3]
     # The layer's maps cover the whole input, including padding.
-    whole = F.interpolate(evidence, size=subject.entered(picture).shape[2:], mode="bilinear", align_corners=False)
+    whole = F.interpolate(evidence, size=subject.as_input(picture).shape[2:], mode="bilinear", align_corners=False)
     return whole[0, 0, :height, :width]
 
 

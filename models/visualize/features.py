@@ -53,7 +53,7 @@ def features(subject: Subject, image: Pixels, chosen: list[tuple[Layer, list[int
     """
     names = [layer.name for layer, _ in chosen]
     with torch.no_grad():
-        answers = hooks.answers(subject, names, as_pictures(image))
+        answers = hooks.outputs_of(subject, names, as_pictures(image))
     return [_section(layer, channels, answers[layer.name][0]) for layer, channels in chosen]
 
 

@@ -44,7 +44,7 @@ def layers(subject: Subject, size: Size) -> list[Layer]:
     return list(layers_by_name.values())
 
 
-def choose(name: str, layers: Sequence[Layer]) -> Layer:
+def layer_of(name: str, layers: Sequence[Layer]) -> Layer:
     """Returns the layer of that name. Raises BadView, listing the layers, similar names first."""
     for layer in layers:
         if layer.name == name:
@@ -63,7 +63,7 @@ def nearest(name: str, layers: Sequence[Layer]) -> str:
     return f"{', '.join(listed)}{rest}"
 
 
-def answers(subject: Subject, names: Sequence[str], pictures: Tensor) -> dict[str, Tensor]:
+def outputs_of(subject: Subject, names: Sequence[str], pictures: Tensor) -> dict[str, Tensor]:
     """Returns the outputs of layers for pictures, (N, channels, *sides) or (N, channels) each. Gradients flow through.
 
     The network stops after the last of these layers, so later layers may require another picture size. For a layer that
@@ -77,7 +77,7 @@ def answers(subject: Subject, names: Sequence[str], pictures: Tensor) -> dict[st
 def logits(subject: Subject, pictures: Tensor) -> Tensor:
     """Returns the network's output, (N, classes), or (N, classes, h, w) with the padding. Raises BadView."""
     try:
-        answer: Tensor = subject.network(subject.entered(pictures))
+        answer: Tensor = subject.network(subject.as_input(pictures))
     except (RuntimeError, ValueError, ImpossibleLayer) as error:  # torch's and the networks' errors for an invalid size
         size, own = by(pictures.shape[1:3]), by(subject.size())
         raise BadView(f"{subject.name} does not take images of {size}; of {own} it does ({_line(error)})") from error

@@ -63,11 +63,11 @@ class Subject(ABC):
         """Returns height and width for a generated picture: `requested`, or the network's own. Raises BadView."""
 
     @abstractmethod
-    def entered(self, pictures: Tensor) -> Tensor:
+    def as_input(self, pictures: Tensor) -> Tensor:
         """Returns pictures as the network's input, (N, channels, *sides), normalised. Gradients flow through."""
 
     @abstractmethod
-    def drawn(self, image: Pixels) -> Pixels:
+    def displayed(self, image: Pixels) -> Pixels:
         """Returns an image for display, (h, w, 3 or 1)."""
 
 
@@ -94,7 +94,7 @@ class ImageSubject(Subject):
         return requested or input_size(self.spec, FREE_SIDE, FREE_SIDE)
 
     def fit(self, image: Pixels) -> Pixels:
-        """Preprocesses an image (H, W, C) to (h, w, C); for a network of any size without the padding, which `entered`
+        """Preprocesses an image (H, W, C) to (h, w, C); for a network of any size without the padding, which `as_input`
         adds."""
         if self.spec.fit == "pad":
             return image
@@ -102,7 +102,7 @@ class ImageSubject(Subject):
         preprocess(image, self.spec, out)
         return out
 
-    def entered(self, pictures: Tensor) -> Tensor:
+    def as_input(self, pictures: Tensor) -> Tensor:
         """Returns pictures as the network's input, padded if it requires multiples."""
         height, width = pictures.shape[1:3]
         # Some layers of a network with a fixed size still accept other sizes.
@@ -110,10 +110,10 @@ class ImageSubject(Subject):
         down, across = full[0] - height, full[1] - width
         # As `preprocess` does for the fit `pad`.
         padded = nn.functional.pad(pictures, (0, 0, 0, across, 0, down), value=self.spec.fill / 255)
-        entered: Tensor = self.description.normalisation()(padded * 255)
-        return entered
+        values: Tensor = self.description.normalisation()(padded * 255)
+        return values
 
-    def drawn(self, image: Pixels) -> Pixels:
+    def displayed(self, image: Pixels) -> Pixels:
         return image
 
 
@@ -195,7 +195,7 @@ class TensorSubject(Subject):
             raise BadView(f"{self.name} takes {self.tensor}, want no --size")
         return (1, sides[0]) if len(sides) == 1 else (sides[0], sides[1])
 
-    def entered(self, pictures: Tensor) -> Tensor:
+    def as_input(self, pictures: Tensor) -> Tensor:
         count, height, width, _ = pictures.shape
         values = pictures.view(count, height, width, self.frames, -1).permute(0, 4, 3, 1, 2)
         if self.tensor.dtype == "uint8":
@@ -206,7 +206,7 @@ class TensorSubject(Subject):
         places = (self.frames, height, width)[MAX_SIDES - self.sides :]
         return normalised.reshape(count, self.tensor.channels, *places)
 
-    def drawn(self, image: Pixels) -> Pixels:
+    def displayed(self, image: Pixels) -> Pixels:
         """Returns curves of a waveform over time, in its own unit, or the frames of a clip side by side."""
         return self._curves(image[0]) if self.sides == 1 else _strip(image, self.frames)
 
@@ -242,7 +242,7 @@ def load_for_images(path: Path) -> ImageSubject:
     """Opens a checkpoint's network. Raises BadCheckpoint; BadView if its input is not an image."""
     subject = load(path)
     if not isinstance(subject, ImageSubject):
-        tensor = subject.description.takes
+        tensor = subject.description.as_tensor
         raise BadView(
             f"{path}: {subject.name} takes {tensor}, want a network that takes images; "
             "layers, filters, neurons and class show this one, too"

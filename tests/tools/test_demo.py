@@ -135,7 +135,7 @@ def test_server_that_dies_meanwhile_fails_the_demo(tmp_path: Path) -> None:
     with demo._server(tmp_path, demo._free_ports(), tmp_path / "log") as server:
         server.send_signal(signal.SIGKILL)
         with pytest.raises(StepFailed, match="ended by itself with exit code -9"):
-            demo._until_it_ends(server)
+            demo._wait_for_end(server)
         server.returncode = 0  # what follows is another test
 
 
@@ -145,9 +145,9 @@ def test_ctrl_c_stops_the_running_server_and_is_a_good_end(
     ports, server = demo._free_ports(), demo._server
     monkeypatch.setattr(demo, "_check_free", lambda _: None)
     monkeypatch.setattr(demo, "prepare", lambda directory: directory)
-    monkeypatch.setattr(demo, "_ask", lambda *_: None)
+    monkeypatch.setattr(demo, "_send_requests", lambda *_: None)
     monkeypatch.setattr(demo, "_server", lambda repository, _, log: server(repository, ports, log))
-    monkeypatch.setattr(demo, "_until_it_ends", lambda _: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(demo, "_wait_for_end", lambda _: signal.raise_signal(signal.SIGINT))
     monkeypatch.setattr(sys, "argv", ["demo", "--directory", str(tmp_path)])
     assert demo.main() == 0
     out = capsys.readouterr().out

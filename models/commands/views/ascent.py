@@ -58,7 +58,7 @@ def neurons(
     with drawing.progress(f"neurons of {chosen.name}", ticks(len(numbers), sides, steps)) as tick:
         grown = responses.neurons(subject, chosen, numbers, sides, climb, Options(seed, tick, gif is not None))
     reached = responses.responses(subject, chosen, numbers, grown.images)
-    drawing.say_rest(len(numbers), chosen.shape[0], "channels", "--channels")
+    drawing.print_rest(len(numbers), chosen.shape[0], "channels", "--channels")
     silent = [str(number) for number, value in zip(numbers, reached, strict=True) if value <= 0]
     if silent:
         print(f"silent: nothing that was found makes channel {', '.join(silent)} answer more than 0")
@@ -105,7 +105,7 @@ def class_(
     reached = activation_maximization.confidences(subject, numbers, grown.images)
     for number, value in zip(numbers, reached, strict=True):
         print(f"{labels[number]:<{max(map(len, labels))}}  {100 * value:6.2f} %")
-    drawing.say_rest(len(numbers), len(labels), "classes", "--class")
+    drawing.print_rest(len(numbers), len(labels), "classes", "--class")
     heading = drawing.title(subject, "what it takes for each class with the greatest confidence")
     drawing.save(
         path, sheet.draw(heading, [activation_maximization.class_section(subject, numbers, grown.images, reached)])

@@ -40,7 +40,7 @@ def sides(text: str | None, subject: Subject) -> Size:
     return subject.size(None if text is None else parse_size(text))
 
 
-def seen(image: Path, size: str | None, subject: ImageSubject) -> Pixels:
+def fitted_image(image: Path, size: str | None, subject: ImageSubject) -> Pixels:
     """Returns an image file as fitted to the input, (h, w, C). Raises BadView, BadData; BadConfig for a `size` if the
     network accepts only one."""
     pixels = subjects.read_image(image, subject)
@@ -64,7 +64,7 @@ def photograph(pixels: Pixels, size: str | None) -> Pixels:
 def layer(name: str | None, subject: Subject) -> Layer:
     """Returns the layer of that name, or one in the middle. Raises BadView."""
     layers = hooks.layers(subject, subject.size())
-    return selection.spread(layers, 1)[0] if name is None else hooks.choose(name, layers)
+    return selection.spread(layers, 1)[0] if name is None else hooks.layer_of(name, layers)
 
 
 def title(subject: Subject, what: str) -> str:
@@ -73,7 +73,7 @@ def title(subject: Subject, what: str) -> str:
     return f"{subject.name}{f' on {display_name(data)}' if data else ''}: {what}"
 
 
-def say_rest(chosen: int, count: int, what: str, option: str) -> None:
+def print_rest(chosen: int, count: int, what: str, option: str) -> None:
     """Prints the number of items shown and the option that chooses others, if not all are shown."""
     if chosen < count:
         print(f"shown: {chosen} of {count} {what}; {option} chooses others")

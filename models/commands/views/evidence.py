@@ -66,7 +66,7 @@ def evidence(
 
     subject = subjects.load_for_images(checkpoint)
     index = None if class_ is None else selection.label(class_, subject.description.labels)
-    pixels = drawing.seen(image, size, subject)
+    pixels = drawing.fitted_image(image, size, subject)
     picture = as_pictures(pixels)
     target = target_of(subject, picture, index, pixel)
     print(f"{target.label}  {100 * target.confidence:.2f} %{_counted(target)}")
@@ -113,7 +113,7 @@ def _activation(subject: "Subject", picture: "Tensor", target: "Target", layer: 
     if layer is None:
         chosen = selection.last_with_places(layers, len(subject.description.labels), per_pixel)
     else:
-        chosen = hooks.choose(layer, layers)
+        chosen = hooks.layer_of(layer, layers)
     if not chosen.is_map:
         raise BadView(f"layer {chosen.name!r} answers {chosen.shape[0]} numbers, want one that answers maps")
     values = activation_map(subject, picture, target, chosen)

@@ -55,7 +55,7 @@ def filters(
     having = [each for each in all_layers if selection.filters_of(each) is not None]
     if not having:
         raise BadView(f"no layer of {subject.name} has filters")
-    chosen = having[0] if layer is None else hooks.choose(layer, all_layers)
+    chosen = having[0] if layer is None else hooks.layer_of(layer, all_layers)
     weight = selection.filters_of(chosen)
     if weight is None:
         raise BadView(f"layer {layer!r} has no filters; those that have: {hooks.nearest(chosen.name, having)}")
@@ -68,8 +68,8 @@ def filters(
     else:
         over = selection.inputs(inputs, weight.shape[1], chosen.name, KERNELS)
         sections = by_input(weight, numbers, over)
-        drawing.say_rest(len(over), weight.shape[1], "kernels of each filter", "--inputs")
-    drawing.say_rest(len(numbers), len(weight), "filters", "--channels")
+        drawing.print_rest(len(over), weight.shape[1], "kernels of each filter", "--inputs")
+    drawing.print_rest(len(numbers), len(weight), "filters", "--channels")
     what = f"{len(numbers)} of {len(weight)} filters of {chosen.name}, {by(weight.shape[2:])}"
     drawing.save(path, sheet.draw(drawing.title(subject, what), sections))
 
@@ -97,14 +97,14 @@ def features(
     from convoy.models.visualize.sheet import Section, Tile
 
     subject = subjects.load_for_images(checkpoint)
-    pixels = drawing.seen(image, size, subject)
+    pixels = drawing.fitted_image(image, size, subject)
     all_layers = hooks.layers(subject, subjects.sides(pixels))
-    chosen = [hooks.choose(name, all_layers) for name in layer] if layer else selection.spread(all_layers, SPREAD)
+    chosen = [hooks.layer_of(name, all_layers) for name in layer] if layer else selection.spread(all_layers, SPREAD)
     shown = []
     for each in chosen:
         # All numbers of a dense layer need no more space than one map.
         most = MAPS if each.is_map else each.shape[0]
         shown.append((each, selection.channels(channels, each.shape[0], each.name, most)))
-        drawing.say_rest(len(shown[-1][1]), each.shape[0], f"maps of {each.name}", "--channels")
+        drawing.print_rest(len(shown[-1][1]), each.shape[0], f"maps of {each.name}", "--channels")
     sections = [Section("", [Tile(pixels, image.name)]), *maps(subject, pixels, shown)]
     drawing.save(path, sheet.draw(drawing.title(subject, f"what it sees in {image.name}"), sections))

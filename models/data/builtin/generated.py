@@ -72,7 +72,7 @@ class CachedSplit:
     def __init__(self, sizes: Sequence[tuple[int, ...]], make: Callable[[int], tuple[Sample, Target]]) -> None:
         self.sizes = sizes
         self.make = make
-        self.made: dict[int, tuple[Sample, Target]] = {}
+        self.cache: dict[int, tuple[Sample, Target]] = {}
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -81,9 +81,9 @@ class CachedSplit:
         return self.sizes[index]
 
     def __getitem__(self, index: int) -> tuple[Sample, Target]:
-        if index not in self.made:
-            self.made[index] = self.make(index)
-        return self.made[index]
+        if index not in self.cache:
+            self.cache[index] = self.make(index)
+        return self.cache[index]
 
 
 def _enlarged(coarse: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:

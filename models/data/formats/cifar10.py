@@ -14,7 +14,7 @@ RECORD = 1 + 3 * SIDE * SIDE  # bytes: the class, then the red, green and blue p
 TEST, NAMES = "test_batch.bin", "batches.meta.txt"
 
 
-def found(root: Path) -> bool:
+def detects(root: Path) -> bool:
     """Returns whether a folder contains these files, or those of the Python version, which are pickles."""
     return any(root.glob("data_batch_*")) or (root / TEST).is_file()
 

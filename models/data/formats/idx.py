@@ -16,10 +16,10 @@ PARTS = {"train": "train", "test": "t10k"}
 # Magic number: two zero bytes, 8 for unsigned bytes, the number of axes.
 IMAGES, CLASSES = ("images", 3, 0x00000803), ("labels", 1, 0x00000801)
 
-MOST_PACKED = 1032  # maximum expansion of gzip, in bytes per byte
+MAX_EXPANSION = 1032  # maximum expansion of gzip, in bytes per byte
 
 
-def found(root: Path) -> bool:
+def detects(root: Path) -> bool:
     """Returns whether a folder contains any of the four files."""
     return any(_file(root, prefix, *kind[:2]) is not None for prefix in PARTS.values() for kind in (IMAGES, CLASSES))
 
@@ -64,7 +64,7 @@ def _array(root: Path, prefix: str, what: str, axes: int, magic: int) -> NDArray
                 raise BadData(f"{file} begins with {head[:4].hex()}, want {magic:08x} and {axes} sizes: an idx file")
             sides = struct.unpack(f">{axes}I", head[4:])
             expected = int(np.prod(sides, dtype=object))
-            if expected > MOST_PACKED * file.stat().st_size:
+            if expected > MAX_EXPANSION * file.stat().st_size:
                 raise BadData(f"{file} has {file.stat().st_size} bytes, want more: {' x '.join(map(str, sides))}")
             content = stream.read(expected + 1)
     except (OSError, EOFError, zlib.error) as error:

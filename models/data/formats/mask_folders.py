@@ -30,7 +30,7 @@ class Pair(NamedTuple):
     masks: Path
 
 
-def found(root: Path) -> bool:
+def detects(root: Path) -> bool:
     """Returns whether a folder has this layout."""
     return (root / IMAGES).is_dir() or any(pair.images.is_dir() for pair in _pairs(root).values())
 

@@ -14,13 +14,13 @@ from convoy.service.metadata import Task
 
 # Detector and reader of each layout.
 BINARY: dict[Callable[[Path], bool], Callable[[Path], arrays.Arrays]] = {
-    idx.found: idx.read,
-    cifar10.found: cifar10.read,
+    idx.detects: idx.read,
+    cifar10.detects: cifar10.read,
 }
 LISTED: dict[Callable[[Path], bool], Callable[[Path], Listing]] = {
-    table.found: table.listing,
-    voc.found: voc.listing,
-    mask_folders.found: mask_folders.listing,
+    table.detects: table.listing,
+    voc.detects: voc.listing,
+    mask_folders.detects: mask_folders.listing,
 }
 
 
@@ -52,7 +52,7 @@ def split(
 
 def listing(path: Path) -> Listing:
     """Lists the images of a folder or of a CSV file. Raises BadData."""
-    if not path.is_dir() and not table.found(path):
+    if not path.is_dir() and not table.detects(path):
         raise BadData(f"there is no folder or CSV file {path}, want one of pictures")
     for detects, listed in LISTED.items():
         if detects(path):

@@ -33,7 +33,7 @@ class Row(NamedTuple):
     split: SplitName | None
 
 
-def found(path: Path) -> bool:
+def detects(path: Path) -> bool:
     """Returns whether a path is a CSV file."""
     return path.suffix.lower() == SUFFIX and path.is_file()
 

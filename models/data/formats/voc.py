@@ -25,7 +25,7 @@ CLASSES = [
 ]
 
 
-def found(root: Path) -> bool:
+def detects(root: Path) -> bool:
     """Returns whether a folder has this layout."""
     return (root / IMAGES).is_dir()
 

@@ -76,7 +76,7 @@ def test_epoch_that_was_left_in_its_middle_goes_on_there_and_the_next_is_whole()
 def test_what_was_taken_before_is_not_made_again() -> None:
     second = loader()
     second.load_state_dict({"taken": 3})
-    assert len(list(second)) == len(second) - 3 == second.made.asked
+    assert len(list(second)) == len(second) - 3 == second.source.asked
 
 
 def test_state_at_the_end_of_an_epoch_is_the_beginning_of_the_next() -> None:

@@ -104,7 +104,7 @@ def test_whole_held_out_split_is_measured(tmp_path: Path) -> None:
 def test_every_image_tells_how_right_its_answer_is(tmp_path: Path) -> None:
     result = evaluate_file(untrained(tmp_path))
     assert [example.index for example in result.examples] == list(range(72))
-    right = [example.true == example.answered for example in result.examples]
+    right = [example.true == example.predicted for example in result.examples]
     assert np.mean(right) == pytest.approx(result.scores["top1"])
     assert all(
         (example.score == example.confidence) == good for example, good in zip(result.examples, right, strict=True)

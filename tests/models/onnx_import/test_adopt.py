@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from convoy.models.onnx_import import look
+from convoy.models.onnx_import import onnx_file
 from convoy.service import cli
 from convoy.service.client.client import Client
 from tests.models.onnx_import.adopting import adopt, pictures, refused, run, softmax
@@ -174,7 +174,7 @@ def test_external_data_is_folded_in_and_too_much_of_it_refused(
     (tmp_path / "weights").rename(tmp_path / "gone")
     run(model, pictures(2))
     assert "is no sound ONNX file" in refused(capsys, file, "--uint8-front", "--tail", "softmax")
-    monkeypatch.setattr(look, "MOST_EXTERNAL_BYTES", 10)
+    monkeypatch.setattr(onnx_file, "MOST_EXTERNAL_BYTES", 10)
     assert "MiB of external data, want at most" in refused(capsys, file, "--uint8-front", "--tail", "softmax")
 
 

@@ -84,7 +84,7 @@ def test_response_that_is_reached_is_above_that_of_the_noise() -> None:
     seen = subject(OneFilter(FILTERS), 16)
     layer = hooks.layers(seen, seen.size())[0]
     start = noise([(0, 1, 0)], (16, 16), [0.5], STRAIGHT)
-    begun = float(response(hooks.answers(seen, ["conv"], start)["conv"][:, 0]))
+    begun = float(response(hooks.outputs_of(seen, ["conv"], start)["conv"][:, 0]))
     assert responses(seen, layer, [0], grown(seen, [0]).images)[0] > 5 * begun
 
 

@@ -40,7 +40,7 @@ def test_dream_has_the_size_of_the_photograph_and_takes_steps_in_each_octave() -
 
 def test_layer_answers_the_dream_more_than_the_photograph_which_is_still_there() -> None:
     before, after = as_pictures(photograph()), as_pictures(*as_images(dreamt(2)[-1]))
-    first, last = (float(response(hooks.answers(SEEN, ["conv"], each)["conv"])) for each in (before, after))
+    first, last = (float(response(hooks.outputs_of(SEEN, ["conv"], each)["conv"])) for each in (before, after))
     assert last > 2 * first
     assert torch.corrcoef(torch.stack([before.flatten(), after.flatten()]))[0, 1] > 0.5
 

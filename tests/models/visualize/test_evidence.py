@@ -17,7 +17,7 @@ def fall(seen: Subject, picture: Tensor, index: int | None = None, patch: int = 
 
 
 def cam(seen: Subject, picture: Tensor, index: int | None = None, at: tuple[int, int] | None = None) -> Tensor:
-    layer = hooks.choose("conv", hooks.layers(seen, (24, 24)))
+    layer = hooks.layer_of("conv", hooks.layers(seen, (24, 24)))
     return activation_map(seen, picture, target_of(seen, picture, index, at), layer)
 
 
@@ -52,7 +52,7 @@ def test_activation_map_peaks_where_the_network_looks(place: tuple[int, int]) ->
 
 def test_nothing_speaks_for_the_other_class_in_an_activation_map() -> None:
     seen = subject(SpotFinder(), 24, mean=0.2)
-    layer = hooks.choose("relu", hooks.layers(seen, (24, 24)))
+    layer = hooks.layer_of("relu", hooks.layers(seen, (24, 24)))
     values = activation_map(seen, spot(8, 8), target_of(seen, spot(8, 8), 0, None), layer)
     assert not values.any()
 

@@ -61,7 +61,7 @@ def test_clip_goes_in_as_the_server_takes_it() -> None:
     assert (seen.size(), len(seen.mean)) == ((5, 7), 9)
     clip = torch.randint(0, 256, (2, 3, 5, 7, 3), dtype=torch.uint8)
     pictures = clip.permute(0, 2, 3, 1, 4).reshape(2, 5, 7, 9).float() / 255
-    torch.testing.assert_close(seen.entered(pictures), seen.description.normalisation()(clip))
+    torch.testing.assert_close(seen.as_input(pictures), seen.description.normalisation()(clip))
 
 
 def test_ends_of_a_waveform_are_three_deviations_from_its_mean() -> None:
@@ -69,7 +69,7 @@ def test_ends_of_a_waveform_are_three_deviations_from_its_mean() -> None:
     ends = torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 3, 1).expand(-1, -1, -1, 2)
     means, stds = (torch.tensor(each)[None, :, None] for each in (seen.description.mean, seen.description.std))
     values = means + torch.tensor([-SPREADS, 0, SPREADS]) * stds
-    torch.testing.assert_close(seen.entered(ends), seen.description.normalisation()(values))
+    torch.testing.assert_close(seen.as_input(ends), seen.description.normalisation()(values))
 
 
 @pytest.mark.parametrize("space", ["pixels", "frequency"])
@@ -88,7 +88,7 @@ def test_what_a_channel_answers_most_to_is_its_own_filter(space: str) -> None:
 
 def test_frames_of_a_clip_stand_side_by_side_in_their_order() -> None:
     image = np.repeat(np.array([40, 80, 120], np.uint8), 3) * np.ones((5, 7, 1), np.uint8)
-    strip = subject(CLIP).drawn(image)
+    strip = subject(CLIP).displayed(image)
     width = (strip.shape[1] - 2 * GAP) // 3
     assert strip.shape[2] == 3
     assert [int(strip[2, place * (width + GAP) + 3, 0]) for place in range(3)] == [40, 80, 120]
@@ -98,8 +98,8 @@ def test_waveforms_that_differ_are_drawn_differently_at_one_size() -> None:
     flat, wave = np.full((1, 64, 2), 128, np.uint8), np.full((1, 64, 2), 128, np.uint8)
     wave[0, :, 1] = 128 + 100 * np.sin(np.arange(64) / 5)
     seen = subject(WAVEFORM)
-    assert seen.drawn(flat).shape == seen.drawn(wave).shape
-    assert (seen.drawn(flat) != seen.drawn(wave)).any()
+    assert seen.displayed(flat).shape == seen.displayed(wave).shape
+    assert (seen.displayed(flat) != seen.displayed(wave)).any()
 
 
 def test_size_is_told_where_an_axis_is_free_and_refused_where_none_is() -> None:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, softmax
 
 from convoy.models.errors import BadNetworkFile
-from convoy.models.onnx_import.look import Tensor, likely_task
+from convoy.models.onnx_import.onnx_file import Tensor, likely_task
 from convoy.models.onnx_import.original import Original, noise
 from convoy.models.settings import Size, Tail, Task
 
@@ -16,7 +16,7 @@ Values = Literal["logits", "probabilities", "indices"]
 NOT_TENSORS = ("sequence", "map", "optional", "sparse_tensor", "string")
 
 
-class Answer(NamedTuple):
+class Output(NamedTuple):
     """The network's output. `axis` is the class axis, None for a mask without one; `rank` is the number of axes. A
     `single` number still means two classes: it is the probability of the second."""
 
@@ -39,11 +39,11 @@ class Answer(NamedTuple):
         return np.moveaxis(values, self.axis, -1).reshape(-1, self.classes)
 
 
-def detect(original: Original, size: Size, channels: int, task: Task | None, tail: Tail, indices: int | None) -> Answer:
+def detect(original: Original, size: Size, channels: int, task: Task | None, tail: Tail, indices: int | None) -> Output:
     """Detects the file's output for images of that size, for the given task and tail. `indices` is the number of
     classes for a mask of class indices, None if unknown. Raises BadNetworkFile, with what is expected."""
     if original.output.dtype in NOT_TENSORS:
-        raise BadNetworkFile(f"output {original.output} is no tensor of numbers{_others(original)}")
+        raise BadNetworkFile(f"output {original.output} is no tensor of numbers{_other_outputs(original)}")
     images = noise(size, channels, original.batch)
     given, again = original.raw(images), original.raw(images)
     if not np.array_equal(given, again, equal_nan=given.dtype.kind == "f"):
@@ -54,15 +54,15 @@ def detect(original: Original, size: Size, channels: int, task: Task | None, tai
     wanted = task or found
     if wanted is None or given.dtype.kind != "f" or (wanted == "classification" and found != wanted):
         raise BadNetworkFile(
-            f"answer {original.output.name!r} is {given.dtype} {list(given.shape)} for {_asked(original, size)}: "
+            f"answer {original.output.name!r} is {given.dtype} {list(given.shape)} for {_images_text(original, size)}: "
             "want a number for each class, [N, classes], or for each class at each pixel, [N, classes, H, W] or "
-            f"[N, H, W, classes], or the class of each pixel, [N, H, W] of integers{_others(original)}"
+            f"[N, H, W, classes], or the class of each pixel, [N, H, W] of integers{_other_outputs(original)}"
         )
     axis = 1 if wanted == "classification" else _class_axis(original, given, size)
     return _of_scores(original.output.name, given, wanted, axis, tail)
 
 
-def _of_scores(name: str, given: NDArray[Any], task: Task, axis: int, tail: Tail) -> Answer:
+def _of_scores(name: str, given: NDArray[Any], task: Task, axis: int, tail: Tail) -> Output:
     single = given.shape[axis] == 1
     # A single number has no sum to check: values within 0..1 may also be logits, if the user says so.
     certain = _within(given) and tail != "sigmoid" if single else _sum_to_one(given, axis)
@@ -73,7 +73,7 @@ def _of_scores(name: str, given: NDArray[Any], task: Task, axis: int, tail: Tail
         what = "probabilities" if certain else "no probabilities"
         raise BadNetworkFile(f"answer {name!r} holds {what} for {task}: want --tail {fitting}")
     classes = 2 if single else given.shape[axis]
-    return Answer(name, task, axis, given.ndim, classes, "probabilities" if certain else "logits", single)
+    return Output(name, task, axis, given.ndim, classes, "probabilities" if certain else "logits", single)
 
 
 def _within(given: NDArray[Any]) -> bool:
@@ -85,13 +85,13 @@ def _sum_to_one(given: NDArray[Any], axis: int) -> bool:
     return bool((given >= 0).all() and np.abs(sums - 1).max() < 1e-2)
 
 
-def _mask(original: Original, given: NDArray[Any], size: Size, tail: Tail, indices: int | None) -> Answer:
+def _mask(original: Original, given: NDArray[Any], size: Size, tail: Tail, indices: int | None) -> Output:
     name, shape = original.output.name, given.shape[1:]
     places: dict[tuple[int, ...], int | None] = {size: None, (1, *size): 1, (*size, 1): 3}
     if shape not in places:
         raise BadNetworkFile(
-            f"answer {name!r} is {given.dtype} {list(given.shape)} for {_asked(original, size)}: want the class "
-            f"of each pixel, [N, H, W]{_others(original)}"
+            f"answer {name!r} is {given.dtype} {list(given.shape)} for {_images_text(original, size)}: want the class "
+            f"of each pixel, [N, H, W]{_other_outputs(original)}"
         )
     if tail != "none":
         raise BadNetworkFile(f"answer {name!r} holds the class of each pixel: want --tail none")
@@ -101,7 +101,7 @@ def _mask(original: Original, given: NDArray[Any], size: Size, tail: Tail, indic
         raise BadNetworkFile(
             f"answer {name!r} holds classes {given.min()} to {given.max()}, there are {indices} labels"
         )
-    return Answer(name, "segmentation", places[shape], given.ndim, indices, "indices")
+    return Output(name, "segmentation", places[shape], given.ndim, indices, "indices")
 
 
 def _class_axis(original: Original, given: NDArray[Any], size: Size) -> int:
@@ -110,15 +110,15 @@ def _class_axis(original: Original, given: NDArray[Any], size: Size) -> int:
     if given.ndim == 4 and given.shape[1:3] == size:
         return 3
     raise BadNetworkFile(
-        f"answer {original.output.name!r} is {list(given.shape)} for {_asked(original, size)}: want a number for each "
-        f"class at each pixel{_others(original)}"
+        f"answer {original.output.name!r} is {list(given.shape)} for {_images_text(original, size)}: want a number for each "
+        f"class at each pixel{_other_outputs(original)}"
     )
 
 
-def _asked(original: Original, size: Size) -> str:
+def _images_text(original: Original, size: Size) -> str:
     return f"{original.batch} image{'s' if original.batch > 1 else ''} of {size[0]}x{size[1]}"
 
 
-def _others(original: Original) -> str:
-    names = [tensor.name for tensor in original.found.outputs if tensor is not original.output]
+def _other_outputs(original: Original) -> str:
+    names = [tensor.name for tensor in original.file.outputs if tensor is not original.output]
     return f"; with --output one of {', '.join(names)}" if names else ""

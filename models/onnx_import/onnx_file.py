@@ -43,7 +43,7 @@ class OnnxFile(NamedTuple):
     layout: Layout | None
 
 
-def look(path: Path) -> OnnxFile:
+def load(path: Path) -> OnnxFile:
     """Inspects a file. Raises BadNetworkFile if it is not a network with one image input."""
     model, external_bytes = _load(path)
     if any(entry.key == metadata.KEY for entry in model.metadata_props):
