@@ -113,7 +113,7 @@ def output_size(layers: nn.Sequential, size: tuple[int, int]) -> tuple[int, int]
             padded = size[0] + 2 * padding[0], size[1] + 2 * padding[1]
             if padded[0] < kernel[0] or padded[1] < kernel[1]:
                 raise ValueError(
-                    f"{name} has a {kernel[0]}x{kernel[1]} window, and of the input {size[0]}x{size[1]} left"
+                    f"{name} has a {kernel[0]}x{kernel[1]} window, but its input is {size[0]}x{size[1]} left"
                 )
             size = (padded[0] - kernel[0]) // stride[0] + 1, (padded[1] - kernel[1]) // stride[1] + 1
     return size

@@ -74,7 +74,7 @@ class _Parser:
         mark = self.here
         optional = self.accept("?")
         if optional and token.text != "POOL":
-            refuse(mark.column, f"? behind {token.text}, only POOL may be left out")
+            refuse(mark.column, f"? after {token.text}, only POOL can be optional")
         return [Layer(cast(Kind, token.text), token.column, optional)]
 
     def group(self, bracket: _Token) -> list[Layer]:
@@ -128,12 +128,12 @@ def _check_order(layers: list[Layer], end: int) -> None:
     state = ""
     for kind, column, _ in layers:
         if kind not in _FOLLOWERS[state]:
-            behind = f"behind {state.rsplit(maxsplit=1)[-1]}" if state else "at the beginning"
+            behind = f"after {state.rsplit(maxsplit=1)[-1]}" if state else "at the beginning"
             refuse(column, f"{kind} {behind}, want {' or '.join(_FOLLOWERS[state]) or 'the end'}")
         # What may follow a ReLU depends on the layer before it.
         state = f"{state} RELU" if kind == "RELU" else kind
     if state != "FC":
-        refuse(end, f"ends with {layers[-1].kind if layers else 'nothing'}, want FC, which gives the logits")
+        refuse(end, f"ends with {layers[-1].kind if layers else 'nothing'}, want FC, which outputs the logits")
 
 
 _FOLLOWERS: dict[str, tuple[Kind, ...]] = {

@@ -317,7 +317,7 @@ def input_spec(
     """
     own = architecture(name).input
     if not isinstance(own, InputSpec):
-        raise BadTraining(f"{name} takes no images but tensors")
+        raise BadTraining(f"{name} accepts tensors, not images")
     check_size(name, size)
     spec = msgspec.structs.replace(own, colour=colour)
     if spec.fit == "pad":
@@ -329,7 +329,7 @@ def check_size(name: str, size: tuple[int, int] | None) -> None:
     """Raises BadTraining for a size if the network accepts any size."""
     own = architecture(name).input
     if size is not None and isinstance(own, InputSpec) and own.fit == "pad":
-        raise BadTraining(f"size {size[0]}x{size[1]}: {name} takes images of any size")
+        raise BadTraining(f"size {size[0]}x{size[1]}: {name} accepts images of any size")
 
 
 def imported(path: str) -> Any:

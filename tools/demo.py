@@ -44,7 +44,7 @@ def main() -> int:
     """Runs the demo. Returns 0 if every step worked."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--once", action="store_true", help="stop the server at the end; free ports are chosen")
-    parser.add_argument("--directory", type=Path, default=Path("demo"), help="where everything goes")
+    parser.add_argument("--directory", type=Path, default=Path("demo"), help="output folder")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a plain kill also stops the server, as Ctrl-C does
     try:
@@ -53,7 +53,7 @@ def main() -> int:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("demo: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        print("demo: interrupted; the same command continues where it stopped", file=sys.stderr)
         return 130
     return 0
 
@@ -64,7 +64,7 @@ def demonstrate(directory: Path, once: bool) -> None:
     if not once:
         _check_free(ports)
     repository = prepare(directory)
-    _heading("Held-out images: no network has seen this handwriting")
+    _heading("Held-out images: no network was trained on this handwriting")
     pictures = write_images(directory / "images")
     for path in pictures:
         print(f"  {path}")
@@ -148,13 +148,13 @@ def _send_requests(directory: Path, pictures: Sequence[Path], ports: dict[str, i
     prefixes = ("convoy_batch_size_sum", "convoy_batch_size_count", "convoy_request_duration_seconds_count")
     lines = [line for line in _get(address).splitlines() if line.startswith(prefixes) and "lenet5" in line]
     if not lines:
-        raise StepFailed(f"the metrics at {address} say nothing of lenet5")
+        raise StepFailed(f"the metrics at {address} do not mention lenet5")
     print("\n".join(lines))
 
 
 def _compare(shown: Sequence[Path], answers: Sequence[str]) -> None:
     if len(answers) != len(shown):
-        raise StepFailed(f"convoy classify answered {len(answers)} of {len(shown)} images")
+        raise StepFailed(f"convoy classify returned {len(answers)} of {len(shown)} images")
     wrong = [(path, name) for path, name in zip(shown, answers, strict=True) if path.stem.split("-")[1] != name]
     for path, name in wrong:
         print(f"wrong: {path.name} was read as {name}")
@@ -162,7 +162,7 @@ def _compare(shown: Sequence[Path], answers: Sequence[str]) -> None:
 
 
 def _print_next_steps(directory: Path, pictures: Sequence[Path], ports: dict[str, int]) -> None:
-    _heading("The server goes on running. Try, in another terminal:")
+    _heading("The server keeps running. Try, in another terminal:")
     convoy, folder = _shown(CONVOY), directory / "images"
     print(f"  {convoy} classify {pictures[0]} --model lenet5")
     print(f"  {convoy} segment {folder / 'scene-2.png'} -o {directory / 'mask.png'}")
@@ -192,7 +192,7 @@ def _server(repository: Path, ports: dict[str, int], log: Path) -> Iterator[subp
     finally:
         code = _stop(server)
     if code:
-        raise StepFailed(f"the server answered SIGTERM with exit code {code}, want 0; its log is {log}")
+        raise StepFailed(f"the server ended with exit code {code} after SIGTERM, want 0; its log is {log}")
     print("server stopped with exit code 0")
 
 
@@ -256,7 +256,7 @@ def _check_free(ports: dict[str, int]) -> None:
         try:
             socket.create_server(("127.0.0.1", port)).close()
         except OSError:
-            message = f"port {port} is taken: stop what listens there, or run: make demo ARGS=--once"
+            message = f"port {port} is in use: stop the process that listens there, or run: make demo ARGS=--once"
             raise StepFailed(message) from None
 
 

@@ -63,7 +63,7 @@ class _Reader:
         inputs = [value for value in self.model.graph.input if value.name not in self.types]
         if len(inputs) != 1:
             names = ", ".join(value.name for value in inputs)
-            raise BadNetworkFile(f"{self.path} takes {len(inputs)} inputs ({names}), want one image")
+            raise BadNetworkFile(f"{self.path} has {len(inputs)} inputs ({names}), want one image")
         return inputs[0]
 
     def constant(self, tensor: TensorProto) -> None:
@@ -86,7 +86,7 @@ class _Reader:
         names = [name for name in node.input if name]
         for name in names:
             if name not in self.types:
-                raise BadNetworkFile(f"{self.path}: {node.op_type} takes {name!r}, which nothing before it answers")
+                raise BadNetworkFile(f"{self.path}: {node.op_type} takes {name!r}, which no node before it outputs")
         used = frozenset[str]().union(*(self.sources.get(name, ()) for name in names))
         inputs = [self.outputs[name] for name in names if name in self.outputs]
         if node.op_type in ("Shape", "Size") or not inputs:
@@ -125,14 +125,14 @@ class _Reader:
             )
         except SchemaError:
             name = f"{node.domain}.{node.op_type}".lstrip(".")
-            raise BadNetworkFile(f"{layer}: {name} is no operation of ONNX, so its shapes cannot be told") from None
+            raise BadNetworkFile(f"{layer}: {name} is not an ONNX operation, so its shapes are unknown") from None
         except (InferenceError, RuntimeError) as error:
             shapes = " and ".join(by(_shape(kind)) for kind in types.values())
             words = " ".join(str(error).split()).removeprefix("[ShapeInferenceError] ")
             raise ImpossibleLayer(f"{layer}: {node.op_type} of {shapes}: {words}") from error
         self.types |= inferred
         if not inferred or not all(_known(kind) for kind in inferred.values()):
-            raise BadNetworkFile(f"{layer}: the shape that {node.op_type} answers depends on the image")
+            raise BadNetworkFile(f"{layer}: the output shape of {node.op_type} depends on the image")
 
     def evaluate(self, node: NodeProto, names: list[str]) -> None:
         """Evaluates a node that depends on the image's shape only, not on its values."""
@@ -164,10 +164,10 @@ def _load(path: Path) -> onnx.ModelProto:
         # External weights are not needed to determine shapes.
         model = onnx.load(path, load_external_data=False)
     except DecodeError:
-        raise BadNetworkFile(f"{path} is no ONNX file") from None
+        raise BadNetworkFile(f"{path} is not an ONNX file") from None
     free_negative_sides(model)
     if not model.graph.node:
-        raise BadNetworkFile(f"{path} is no ONNX file, or holds no operations")
+        raise BadNetworkFile(f"{path} is not an ONNX file, or contains no operations")
     return onnx.inliner.inline_local_functions(model) if model.functions else model
 
 
@@ -190,12 +190,12 @@ def _input_shape(image: ValueInfoProto, axes: tuple[int, ...], size: tuple[int, 
     sides = size or tuple(dims[dim] or FREE_SIDE for dim in axes)
     if len(sides) != len(axes) or any(dims[dim] not in (0, side) for dim, side in zip(axes, sides, strict=True)):
         own = by([dims[dim] or "any" for dim in axes])
-        raise BadNetworkFile(f"size {by(sides)}: {path} takes an input of {own}")
+        raise BadNetworkFile(f"size {by(sides)}: {path} accepts an input of {own}")
     for dim, side in zip(axes, sides, strict=True):
         dims[dim] = side
     dims[0] = dims[0] or 1
     if 0 in dims:
-        raise BadNetworkFile(f"{path} does not say how many channels {image.name} has")
+        raise BadNetworkFile(f"{path} does not contain the number of channels that {image.name} has")
     return tuple(dims)
 
 

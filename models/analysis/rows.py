@@ -103,9 +103,9 @@ def notes(whole: Anatomy) -> list[str]:
     if whole.mentioned:
         lines.append(f"not shown: {_counts(whole.mentioned)}")
     if whole.unknown:
-        lines.append(f"not known, so taken to cost nothing and to see everything: {_counts(whole.unknown)}")
+        lines.append(f"unknown, so counted without cost and with the whole image as field: {_counts(whole.unknown)}")
     if any(MISALIGNED in text for row in whole.rows for text in _field(row, whole.sides)):
-        lines.append(f"{MISALIGNED} branches that meet here look at different centres")
+        lines.append(f"{MISALIGNED} branches that merge here have different centres")
     return lines
 
 

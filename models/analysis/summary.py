@@ -89,7 +89,7 @@ def sides_of(name: str, spec: InputSpec | TensorInput, size: Size | None) -> Siz
     else:
         own = [axis.size for axis in spec.axes if axis.name != "channel"]
     if size is not None and len(size) != len(own):
-        raise BadTraining(f"size {by(size)}: {name} takes an input of {len(own)} sides")
+        raise BadTraining(f"size {by(size)}: {name} accepts an input of {len(own)} sides")
     return size or tuple(side or FREE_SIDE for side in own)
 
 

@@ -22,10 +22,10 @@ def adopt_weights(
         typer.Option(metavar="FILE", help="Names of the classes, one a line.  [default: class 0, class 1, ..]"),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where the checkpoint goes.  [default: ARCHITECTURE.ckpt]")
+        Path | None, typer.Option(metavar="FILE", help="Output file.  [default: ARCHITECTURE.ckpt]")
     ] = None,
     size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="Of the images as the network takes them.  [default: its own]")
+        str | None, typer.Option(metavar="HxW", help="Size of the network's input images.  [default: its own]")
     ] = None,
     arguments: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An argument of the architecture.")
@@ -66,6 +66,6 @@ def adopt_weights(
     print(f"found       {architecture} of {adopted.library}: {numbers:,} numbers, {classes} classes")
     print(f"pixels      {adopted.pixels}: {MEANING[adopted.pixels]}")
     if labels is None:
-        print("labels      none: classes are called by their numbers, want --labels FILE for their names")
+        print("labels      none: classes are named by their numbers, --labels FILE sets their names")
     print(f"checkpoint  {output}")
     print(f"next        convoy export {output} --repository repository")

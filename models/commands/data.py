@@ -20,7 +20,7 @@ data = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @data.callback()
 def about() -> None:
-    """Look into data sets."""
+    """Inspect data sets."""
 
 
 @data.command()
@@ -31,15 +31,17 @@ def check(
     ],
     sheet: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.png", help="Draw training pictures with their classes, or with masks laid over."),
+        typer.Option(
+            metavar="FILE.png", help="Draw training pictures with their classes, or with their masks as overlays."
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     mask_values: MaskValues = None,
     mask_colours: MaskColours = None,
 ) -> int:
-    """Tell the classes, sizes and balance of a data set, what cannot be read, and which pictures are there twice.
+    """Report classes, sizes and balance of a data set, unreadable files, and duplicate pictures.
 
-    The exit code is 1 where a file cannot be trained with or a picture is in several splits, else 0.
+    The exit code is 1 if a file cannot be used for training or a picture is in several splits, else 0.
     """
     check_picture(sheet)
     name = resolve(with_masks(source, mask_values, mask_colours))
@@ -89,9 +91,9 @@ def _lines(summary: "Summary") -> Iterator[str]:
     if summary.balance is None:
         amounts = train.classes if train.pixel_shares is None else train.pixel_shares
         missing = ", ".join(label for label, amount in zip(summary.labels, amounts, strict=True) if not amount)
-        yield f"balance   nothing to train with of: {missing}"
+        yield f"balance   no training pictures of: {missing}"
     else:
-        yield f"balance   the largest class to train with is {summary.balance:.3g} times the smallest"
+        yield f"balance   the largest training class is {summary.balance:.3g} times the smallest"
     if train.ignored_share is not None:
         yield f"ignored   {train.ignored_share:.2%} of the training pixels have no class"
     for split in SPLITS:
@@ -99,11 +101,11 @@ def _lines(summary: "Summary") -> Iterator[str]:
     if summary.grey is not None:
         read_as = "colour" if summary.read_as == "RGB" else "grey"
         yield f"colour    {summary.count - summary.grey} in colour, {summary.grey} grey; read as {read_as}"
-    yield f"left out  {len(summary.unusable)} cannot be trained with"
+    yield f"left out  {len(summary.unusable)} cannot be used for training"
     yield from (f"  {each.reason}" for each in summary.unusable)
     if summary.unused:
         kinds = ", ".join(f"{count} {ending}" for ending, count in summary.unused.items())
-        yield f"not used  other files that lie there: {kinds}"
+        yield f"not used  other files in the folder: {kinds}"
     across = [copies for copies in summary.copies if copies.across]
     within = [copies for copies in summary.copies if not copies.across]
     yield f"twice     in several splits: {len(across)}; within one split: {len(within)}"

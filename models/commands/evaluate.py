@@ -52,21 +52,19 @@ def evaluate(
     ] = None,
     picture: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE.png", help="Where the confusion matrix goes as PNG.  [default: beside the checkpoint]"
-        ),
+        typer.Option(metavar="FILE.png", help="Output file of the confusion matrix.  [default: beside the checkpoint]"),
     ] = None,
     slices: Annotated[
         str | None,
         typer.Option(
             metavar="PX,PX",
-            help="Scores of images up to these sides apart, such as 32,96; the side is that of a square of the same "
+            help="Separate scores of images up to these sides, such as 32,96; the side is that of a square of the same "
             "area.  [default: thirds]",
         ),
     ] = None,
     strict: Annotated[
         bool,
-        typer.Option("--strict", help="Refuse data with a picture that cannot be read, instead of leaving it out."),
+        typer.Option("--strict", help="Refuse data with an unreadable picture instead of skipping it."),
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     mask_values: MaskValues = None,
@@ -78,7 +76,7 @@ def evaluate(
     if data is not None:
         data = with_masks(data, mask_values, mask_colours)
     elif mask_values is not None or mask_colours is not None:
-        raise BadConfig("--mask-values and --mask-colours go with --data, whose masks they are about")
+        raise BadConfig("--mask-values and --mask-colours require --data, whose masks they describe")
     bounds = None if slices is None else parse_bounds(slices)
     paths.check_trained(network)
     check_data(data)

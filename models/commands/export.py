@@ -32,7 +32,7 @@ def export(
         ),
     ],
     repository: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder of the model repository; made where there is none.")
+        Path, typer.Option(metavar="DIR", help="Folder of the model repository; created if it does not exist.")
     ],
     data: Annotated[
         str | None,
@@ -56,22 +56,22 @@ def export(
     ] = None,
     all_variants: Annotated[
         bool,
-        typer.Option("--all-variants", help="Only print a table of all of them to choose from; nothing is written."),
+        typer.Option("--all-variants", help="Only print a table of all variants; writes nothing."),
     ] = False,
     max_drop: Annotated[
         float,
         typer.Option(
-            metavar="X", min=0, max=1, help="How much of its top-1 or mean IoU a variant may lose, 0.01 is a point."
+            metavar="X", min=0, max=1, help="Maximum loss of top-1 or mean IoU of a variant; 0.01 is a point."
         ),
     ] = DEFAULT_PLAN.max_drop,
     calibration: Annotated[
-        Calibration, typer.Option(help="How the ranges of int8 follow from what the training images show.")
+        Calibration, typer.Option(help="How int8 ranges are derived from training images.")
     ] = DEFAULT_PLAN.calibration,
     calibration_images: Annotated[
-        int, typer.Option(metavar="N", min=1, help="From how many training images, evenly spread.")
+        int, typer.Option(metavar="N", min=1, help="Number of training images, evenly spread.")
     ] = DEFAULT_PLAN.calibration_images,
 ) -> None:
-    """Export a trained network as an ONNX file that describes itself, if it answers as PyTorch does."""
+    """Export a trained network as a self-describing ONNX file, if its outputs equal PyTorch's."""
     if all_variants and variant is not None:
         raise BadTraining(f"--all-variants only prints a table: want it without --variant {variant}")
     if without_data and data is not None:
@@ -95,7 +95,7 @@ def export(
     provenance = exported.document.provenance
     assert provenance is not None
     scores = "  ".join(f"{score} {value:.4f}" for score, value in provenance.metrics.items())
-    print(f"held out  {scores or 'not measured: there was no data'}")
+    print(f"held out  {scores or 'not measured: no data'}")
     for line in _check_lines(exported):
         print(line)
     print(f"next      convoy serve --repository {repository}")
@@ -110,13 +110,13 @@ def _check_lines(exported: "Exported") -> list[str]:
         agreement = parity.top1_agreement if parity.mask_agreement is None else parity.mask_agreement
         return [
             f"parity    onnxruntime against PyTorch on {parity.images} {generated}{kind}: probabilities differ by at "
-            f"most {parity.max_abs_difference:.1e}, {agreement:.4%} of answers are the same"
+            f"most {parity.max_abs_difference:.1e}, {agreement:.4%} of predictions are equal"
         ]
     lost = "" if variant.drop is None else f"{variant.score} is {-variant.drop:+z.4f}, "
     where = ", ".join(filter(None, (variant.provider, variant.processor)))
     lines = [
         f"{variant.precision}      against fp32 on {variant.images} {generated}{kind}: {lost}{variant.agreement:.4%} "
-        f"of answers are the same, probabilities differ by at most {variant.max_abs_difference:.1e}",
+        f"of predictions are equal, probabilities differ by at most {variant.max_abs_difference:.1e}",
         f"speed     {variant.speed_up:.2f} times fp32's with one at a time, {variant.batched_speed_up:.2f} times in "
         f"batches; {where}",
     ]

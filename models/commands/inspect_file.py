@@ -19,16 +19,14 @@ def inspect(
     ],
     size: Annotated[
         str | None,
-        typer.Option(metavar="HxW", help="Of the image.  [default: the network's own; 256x256 if it takes any]"),
+        typer.Option(metavar="HxW", help="Of the image.  [default: the network's own; 256x256 if it accepts any]"),
     ] = None,
     arguments: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An argument of the architecture.")
     ] = None,
     classes: Annotated[
         int | None,
-        typer.Option(
-            metavar="N", min=1, help="How many it tells apart.  [default: 1000; 10 for grey images; 21 for pixels]"
-        ),
+        typer.Option(metavar="N", min=1, help="Number of classes.  [default: 1000; 10 for grey images; 21 for pixels]"),
     ] = None,
     channels: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Of the image.  [default: the network's own]")
@@ -39,7 +37,7 @@ def inspect(
     changes = assignments(arguments or [])
     if _is_file(subject):
         if arguments or classes or channels:
-            raise BadTraining(f"{subject} is a file: --set, --classes and --channels go with an architecture's name")
+            raise BadTraining(f"{subject} is a file: --set, --classes and --channels apply to architectures only")
         paths.check_network(Path(subject))
     else:
         registry.merged(subject, changes)

@@ -23,15 +23,14 @@ MaskValues = Annotated[
     str | None,
     typer.Option(
         metavar="VALUE,VALUE",
-        help="The values in the masks that stand for class 0, 1 and on, such as 0,255; VALUE=255 is no class.",
+        help="The mask values of class 0, 1 and so on, such as 0,255; VALUE=255 is no class.",
     ),
 ]
 MaskColours = Annotated[
     str | None,
     typer.Option(
         metavar="RRGGBB|FILE,...",
-        help="The colours in the masks that stand for class 0, 1 and on, or files of them, one a line; RRGGBB=255 is "
-        "no class.",
+        help="The mask colours of class 0, 1 and so on, or files of them, one per line; RRGGBB=255 is no class.",
     ),
 ]
 
@@ -78,7 +77,7 @@ def with_masks(data: str, values: str | None, colours: str | None) -> str:
     """Returns data and the coding of its masks as one text for `convoy.models.data.registry.resolve`. Raises
     BadTraining, BadNetworkFile."""
     if values is not None and colours is not None:
-        raise BadTraining("--mask-values and --mask-colours are two ways to say the same, want one of them")
+        raise BadTraining("--mask-values and --mask-colours are alternatives, want one of them")
     if values is not None:
         return source(Path(data), parse("values", values))
     if colours is not None:

@@ -19,7 +19,7 @@ def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run of `convoy train`.")],
     data: Annotated[
         str | None,
-        typer.Option(metavar="DATA", help="Where its data are now.  [default: where they were]"),
+        typer.Option(metavar="DATA", help="Current location of its data.  [default: unchanged]"),
     ] = None,
 ) -> int:
     """Write curves, confusion matrix, class table and worst examples of a run into its folder, and a page that shows
@@ -37,24 +37,23 @@ def report(
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Folders of runs of `convoy train`.")],
     output: Annotated[
-        Path, typer.Option(metavar="FILE.html", help="Where the page goes; the curves go beside it, as PNG.")
+        Path,
+        typer.Option(metavar="FILE.html", help="Output file of the page; the curves are written beside it as PNG."),
     ] = Path("comparison.html"),
     held_out: Annotated[
-        bool, typer.Option("--held-out", help="Measure each on the held-out split, too: when all is decided.")
+        bool, typer.Option("--held-out", help="Also evaluate on the held-out split; use it after all decisions.")
     ] = False,
     data: Annotated[
         str | None,
-        typer.Option(
-            metavar="DATA", help="With --held-out, where the data of all are now.  [default: where they were]"
-        ),
+        typer.Option(metavar="DATA", help="With --held-out, the current location of all data.  [default: unchanged]"),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, and write no files.")] = False,
 ) -> None:
-    """Compare runs: what the networks cost and how good they are. Scores are those of the validation split."""
+    """Compare runs: costs and scores of the networks. Scores are those of the validation split."""
     if output.suffix != ".html" or not output.parent.is_dir():
-        raise BadConfig(f"cannot write {str(output)!r}, want a name that ends in .html, in a folder that is there")
+        raise BadConfig(f"cannot write {str(output)!r}, want a name that ends in .html, in an existing folder")
     if data is not None and not held_out:
-        raise BadConfig(f"--data {data} goes with --held-out, nothing else is measured")
+        raise BadConfig(f"--data {data} requires --held-out, nothing else is measured")
     check_data(data)
     read_all(runs)
 

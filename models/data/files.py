@@ -96,7 +96,7 @@ def print_faults(faults: Sequence[Fault], pictures: int) -> None:
     for fault in new:
         print(f"left out: {fault.reason}", file=sys.stderr)
     if new:
-        print(f"left out {len(faults)} of {pictures} pictures; --strict makes that an error", file=sys.stderr)
+        print(f"left out {len(faults)} of {pictures} pictures; --strict makes this an error", file=sys.stderr)
     _printed.update(fault.reason for fault in new)
 
 

@@ -26,7 +26,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 GREY_MODES = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L")
 EXIF = b"Exif\0\0"
-MANY = "more pixels than Pillow takes for harmless"
+MANY = "more pixels than Pillow's limit"
 # From the stored orientation to the displayed one (EXIF 2.32, section 4.6.4).
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

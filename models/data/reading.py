@@ -204,5 +204,5 @@ def _numbers(image: Path, size: tuple[int, int], file: Path, coding: Coding | No
     mask = masks.read(file, coding)
     if mask.shape != size:
         (height, width), (high, wide) = size, mask.shape
-        raise BadData(f"mask {file} is {high}x{wide} (height x width), want {height}x{width} as {image} is seen")
+        raise BadData(f"mask {file} is {high}x{wide} (height x width), want {height}x{width} as {image} is displayed")
     return np.unique(mask).tobytes()

@@ -43,7 +43,7 @@ def resolve(text: str, coding: Coding | None = None) -> str:
     coding = coding or recorded
     if path in DATA:
         if coding is not None:
-            raise BadTraining(f"--mask-{coding.kind} says how masks of one's own are read, {path} has none")
+            raise BadTraining(f"--mask-{coding.kind} describes users' own masks, {path} has none")
         return path
     if not _exists(Path(path)):
         raise _unknown(path)
@@ -100,7 +100,7 @@ def split_of(
     """
     if name not in DATA:
         if colour is None:
-            raise BadTraining(f"{name} is a folder of images, the network takes none")
+            raise BadTraining(f"{name} is a folder of images, the network does not accept images")
         path, coding = _located(name)
         from convoy.models.data.formats import sources  # noqa: PLC0415  names must not wait for Pillow
 
@@ -127,8 +127,7 @@ def _located(name: str) -> tuple[Path, Coding | None]:
     if not _exists(path):
         kind = "file" if path.suffix == table.SUFFIX else "folder"
         raise BadTraining(
-            f"there is no {kind} {path} any more, want its pictures: say where they are with --data DIR, "
-            "or export --without-data"
+            f"there is no {kind} {path} any more: specify its location with --data DIR, or export --without-data"
         )
     return path, coding
 

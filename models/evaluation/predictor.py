@@ -72,7 +72,7 @@ def of_checkpoint(path: Path, data: str | None = None) -> Predictor:
         description = msgspec.structs.replace(description, data=resolve_replacement(data, description.data))
     if not description.data:
         raise BadCheckpoint(
-            f"{path} holds weights that were not trained here: say with --data what to measure them on, "
+            f"{path} contains weights that were not trained here: specify the data with --data, "
             "or name a checkpoint of `convoy train`"
         )
     return of_network(description, network)
@@ -130,7 +130,7 @@ def _session(path: Path) -> Session:
         # For a file in another format, its message is about protobuf.
         why = "" if "protobuf" in str(error).lower() else f": {runtime.words(error)}"
         raise BadNetworkFile(
-            f"{path} is no ONNX file that onnxruntime runs, want one that `convoy export` wrote{why}"
+            f"{path} is not an ONNX file that onnxruntime runs, want one that `convoy export` wrote{why}"
         ) from None
 
 
@@ -140,12 +140,12 @@ def _document(path: Path, session: Session) -> Document:
     except BadMetadata as error:
         raise BadNetworkFile(f"{path}: {error.message}") from None
     if document is None:
-        raise BadNetworkFile(f"{path} does not say what it is, want a file that `convoy export` wrote")
+        raise BadNetworkFile(f"{path} does not describe itself, want a file that `convoy export` wrote")
     if document.task not in PREDICTION:
         raise BadNetworkFile(f"{path} is for {document.task}, want one for {' or '.join(PREDICTION)}")
     outputs = [value.name for value in session.get_outputs()]
     if PREDICTION[document.task] not in outputs or len(session.get_inputs()) != 1:
-        raise BadNetworkFile(f"{path} answers {', '.join(outputs)}, want {PREDICTION[document.task]} of one input")
+        raise BadNetworkFile(f"{path} outputs {', '.join(outputs)}, want {PREDICTION[document.task]} of one input")
     return document
 
 
@@ -154,5 +154,5 @@ def _data(path: Path, document: Document) -> str:
     if name in DATA:
         return name
     # A file does not contain the folder's path, because a server's clients can read its metadata.
-    origin = f"was made with data called {name!r}, and not where they lie" if name else "tells of no data"
-    raise BadNetworkFile(f"{path} {origin}: say with --data what to measure it on")
+    origin = f"was trained on data named {name!r}, without its location" if name else "does not name its data"
+    raise BadNetworkFile(f"{path} {origin}: specify the data with --data")

@@ -81,9 +81,7 @@ def _judge(description: Description, total: Difference) -> Parity:
     if total.confidence_steps > MAX_CONFIDENCE_STEPS:
         complaints.append(f"confidences differ by up to {total.confidence_steps} of 255, want {MAX_CONFIDENCE_STEPS}")
     if complaints:
-        raise ParityRefused(
-            f"onnxruntime and PyTorch are not shown to agree on {total.images} images: {'; '.join(complaints)}"
-        )
+        raise ParityRefused(f"onnxruntime and PyTorch disagree on {total.images} images: {'; '.join(complaints)}")
     return Parity(
         images=total.images,
         max_abs_difference=total.probabilities,

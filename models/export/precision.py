@@ -124,7 +124,7 @@ def half_precision(graph: onnx.ModelProto, batches: Iterable[Inputs]) -> onnx.Mo
             node_block_list=[*ends(graph.graph).nodes, *_around(graph, large)],
         )
     except Exception as error:  # the library's exceptions for a graph it does not support
-        raise VariantRefused(f"cannot be had in half precision: {type(error).__name__}: {error}") from error
+        raise VariantRefused(f"cannot be converted to half precision: {type(error).__name__}: {error}") from error
     _drop_duplicates(half.graph)
     _drop_round_trips(half.graph)
     del half.graph.value_info[:]

@@ -57,7 +57,7 @@ def calibration_batches(description: Description, plan: Plan) -> Iterator[Inputs
     """Returns the calibration set: training images, evenly spread over their split and preprocessed as in serving.
     Raises VariantRefused if the weights have no data."""
     if not description.data:
-        raise VariantRefused("int8 is calibrated on training images, and there are none: want --data DATA")
+        raise VariantRefused("int8 is calibrated on training images, but there are none: want --data DATA")
     return _inputs(description, description.split("train"), plan.calibration_images)
 
 
@@ -81,9 +81,9 @@ def refusal(variant: Variant, max_drop: float) -> str:
     """Returns why a variant may not be served; empty if it may. Without a score, each prediction that differs from
     fp32's counts as lost."""
     if not np.isfinite(variant.max_abs_difference):
-        return f"{variant.precision} answers numbers that are none: some of them are too large for it"
+        return f"{variant.precision} outputs values that are not finite: some exceed its range"
     if variant.drop is None:
-        lost, what = round(1 - variant.agreement, 6), f"changes {1 - variant.agreement:.4f} of the answers"
+        lost, what = round(1 - variant.agreement, 6), f"changes {1 - variant.agreement:.4f} of the predictions"
     else:
         lost, what = variant.drop, f"loses {variant.drop:.4f} of {variant.score}"
     if lost <= max_drop:
@@ -105,7 +105,7 @@ def table(outcomes: Mapping[Precision, Outcome], task: Task) -> Table:
         "speed-up",
         score,
         "drop",
-        "same answers",
+        "same predictions",
         "",
     )
     for name in columns:
@@ -122,7 +122,7 @@ def notes(outcomes: Mapping[Precision, Outcome]) -> list[str]:
     if measured is not None:
         lines.insert(0, f"measured with {', '.join(filter(None, (measured.provider, measured.processor)))}")
         if "fp16" in outcomes and measured.provider != CUDA:
-            lines.insert(1, "fp16 is for CUDA: a CPU has no arithmetic for it and computes in fp32 between two casts")
+            lines.insert(1, "fp16 is for CUDA: a CPU has no fp16 arithmetic and computes in fp32 between two casts")
     return lines
 
 

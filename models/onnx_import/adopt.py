@@ -52,7 +52,7 @@ def adopt(file: OnnxFile, source: str, repository: Path, name: str, options: Imp
     labels = None if options.labels is None else read_labels(options.labels)
     answer = detect(original, trial, channels, options.task, options.tail, None if labels is None else len(labels))
     if size is None and answer.task == "classification":
-        raise BadNetworkFile(f"input is {file.input}, and takes several sizes: want --size HxW for a classifier")
+        raise BadNetworkFile(f"input is {file.input}, which accepts several sizes: want --size HxW for a classifier")
     batch = file.input.shape[0]
     inner = with_dynamic_batch(file.model) if isinstance(batch, int) else file.model
     graph = wrapped(inner, original.front, answer, size or (None, None), channels)
@@ -166,7 +166,7 @@ def _document(
             provenance=Provenance(architecture=source, data=""),
         )
     except ValueError as error:
-        raise BadNetworkFile(f"cannot be served so: {error}") from None
+        raise BadNetworkFile(f"cannot be served: {error}") from None
 
 
 def _spec(running: Session, size: Size | None, channels: int, options: ImportOptions) -> InputSpec:
@@ -176,7 +176,7 @@ def _spec(running: Session, size: Size | None, channels: int, options: ImportOpt
             raise BadNetworkFile(f"--fit pad is for images of any size, the input is {size[0]}x{size[1]}")
         return InputSpec(colour=colour, height=size[0], width=size[1], fit=options.fit or "stretch")
     if options.fit not in (None, "pad"):
-        raise BadNetworkFile(f"--fit {options.fit} wants --size HxW: the network takes images of any size")
+        raise BadNetworkFile(f"--fit {options.fit} wants --size HxW: the network accepts images of any size")
     return InputSpec(colour=colour, fit="pad", multiple=_multiple(running, channels))
 
 
@@ -192,7 +192,7 @@ def _multiple(running: Session, channels: int) -> int:
             continue
         if mask.shape == (1, *size):
             return multiple
-    raise BadNetworkFile(f"no multiple up to {MULTIPLES[-1]} is one of whose sizes masks come back: want --size HxW")
+    raise BadNetworkFile(f"no multiple up to {MULTIPLES[-1]} fits, the mask always differs in size: want --size HxW")
 
 
 def _describe(graph: onnx.ModelProto, file: OnnxFile, document: Document) -> None:
@@ -201,4 +201,4 @@ def _describe(graph: onnx.ModelProto, file: OnnxFile, document: Document) -> Non
     try:
         onnx.checker.check_model(graph)
     except onnx.checker.ValidationError as error:
-        raise BadNetworkFile(f"the result is no sound ONNX file: {words(error)}") from None
+        raise BadNetworkFile(f"the result is not a valid ONNX file: {words(error)}") from None

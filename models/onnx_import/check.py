@@ -28,16 +28,18 @@ MIN_SAME = 0.9999  # share of equal classes, of images or pixels, not counting t
 
 def check_batching(graph: onnx.ModelProto, size: Size, channels: int, batch: int | str) -> None:
     """Runs it on images of that size. Raises BadNetworkFile, naming the node; `batch` is the file's batch size."""
-    trouble = f"batch size {batch} cannot be made free" if isinstance(batch, int) else "it does not take several images"
+    trouble = (
+        f"batch size {batch} cannot be made dynamic" if isinstance(batch, int) else "it does not accept several images"
+    )
     running = session(graph, optimised=False)  # not optimised, so that its nodes keep the names in the file
     for count in BATCHES:
         try:
             (first, *_) = running.run(None, {metadata.IMAGE: noise(size, channels, count)})
         except Exception as error:  # onnxruntime's exceptions for an invalid graph
-            raise BadNetworkFile(f"{trouble}: {_named(error)} forbids it: {words(error)}") from None
+            raise BadNetworkFile(f"{trouble}: {_named(error)} prevents it: {words(error)}") from None
         if len(first) != count:
             raise BadNetworkFile(
-                f"{trouble}: {_culprit(graph, size, channels)} answers {len(first)} for {count} images"
+                f"{trouble}: {_culprit(graph, size, channels)} outputs {len(first)} for {count} images"
             )
 
 
@@ -57,7 +59,7 @@ def check_parity(original: Original, running: Session, answer: Output, spec: Inp
         largest, answers, images = float(np.max([largest, difference])), answers + right.size, images + len(batch)
     if not largest <= tolerance or same / answers < MIN_SAME:
         raise ParityRefused(
-            f"the result does not answer as the file does on {images} images: probabilities differ by up to "
+            f"the result differs from the file on {images} images: probabilities differ by up to "
             f"{largest:.3g}, want at most {tolerance:g}; {same / answers:.3%} of classes are equal, want {MIN_SAME:.2%}"
         )
     share, classification = same / answers, answer.task == "classification"

@@ -47,17 +47,17 @@ def load(path: Path) -> OnnxFile:
     """Inspects a file. Raises BadNetworkFile if it is not a network with one image input."""
     model, external_bytes = _load(path)
     if any(entry.key == metadata.KEY for entry in model.metadata_props):
-        raise BadNetworkFile(f"{path} describes itself already: copy it into a repository as it is")
+        raise BadNetworkFile(f"{path} is already self-describing: copy it into a repository unchanged")
     _fix_weights(model)
     inputs, outputs = list(map(_tensor, model.graph.input)), tuple(map(_tensor, model.graph.output))
     if len(inputs) != 1:
         which = f" ({', '.join(map(str, inputs))})" if inputs else ""
-        raise BadNetworkFile(f"{path} takes {len(inputs)} inputs{which}, want one image")
+        raise BadNetworkFile(f"{path} has {len(inputs)} inputs{which}, want one image")
     if not outputs:
-        raise BadNetworkFile(f"{path} has no output, want one that answers for an image")
+        raise BadNetworkFile(f"{path} has no output, want one for an image")
     if len(inputs[0].shape) != 4 or inputs[0].dtype not in DTYPES.values():
         kinds = ", ".join(DTYPES.values())
-        raise BadNetworkFile(f"{path} takes {inputs[0]}, want an image: four axes of {kinds}")
+        raise BadNetworkFile(f"{path} has the input {inputs[0]}, want an image: four axes of {kinds}")
     _check_inference(path, model)
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     return OnnxFile(model, inputs[0], outputs, opset, external_bytes, _layout(inputs[0].shape))
@@ -79,7 +79,7 @@ def _load(path: Path) -> tuple[onnx.ModelProto, int]:
         if nbytes > MOST_EXTERNAL_BYTES:
             raise BadNetworkFile(
                 f"{path} has {nbytes >> 20} MiB of external data, want at most {MOST_EXTERNAL_BYTES >> 20} MiB: "
-                "it would become one file"
+                "it would be embedded in one file"
             )
         if nbytes:
             onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
@@ -87,9 +87,9 @@ def _load(path: Path) -> tuple[onnx.ModelProto, int]:
         _drop_unused(model)
         onnx.checker.check_model(model)
     except DecodeError:  # its message is about protobuf
-        raise BadNetworkFile(f"{path} is no ONNX file, or only a part of one: want a whole .onnx file") from None
+        raise BadNetworkFile(f"{path} is not an ONNX file, or an incomplete one: want a complete .onnx file") from None
     except (onnx.checker.ValidationError, OSError, ValueError) as error:
-        raise BadNetworkFile(f"{path} is no sound ONNX file: {_line(error)}") from None
+        raise BadNetworkFile(f"{path} is not a valid ONNX file: {_line(error)}") from None
     return model, nbytes
 
 
@@ -136,8 +136,8 @@ def _check_inference(path: Path, model: onnx.ModelProto) -> None:
         if any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute):
             name = node.name or node.output[0]
             raise BadNetworkFile(
-                f"{path} was made for training: node {name!r} ({node.op_type}) goes by the other images of a batch; "
-                "want it exported for inference"
+                f"{path} was exported for training: node {name!r} ({node.op_type}) depends on the other images of a "
+                "batch; want it exported for inference"
             )
 
 

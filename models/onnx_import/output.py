@@ -43,18 +43,18 @@ def detect(original: Original, size: Size, channels: int, task: Task | None, tai
     """Detects the file's output for images of that size, for the given task and tail. `indices` is the number of
     classes for a mask of class indices, None if unknown. Raises BadNetworkFile, with what is expected."""
     if original.output.dtype in NOT_TENSORS:
-        raise BadNetworkFile(f"output {original.output} is no tensor of numbers{_other_outputs(original)}")
+        raise BadNetworkFile(f"output {original.output} is not a tensor of numbers{_other_outputs(original)}")
     images = noise(size, channels, original.batch)
     given, again = original.raw(images), original.raw(images)
     if not np.array_equal(given, again, equal_nan=given.dtype.kind == "f"):
-        raise BadNetworkFile("the file answers the same image differently each time: want it exported for inference")
+        raise BadNetworkFile("the outputs for the same image differ between runs: want the file exported for inference")
     if given.dtype.kind in "iub":
         return _mask(original, given, size, tail, indices)
     found = likely_task(Tensor(original.output.name, str(given.dtype), given.shape))
     wanted = task or found
     if wanted is None or given.dtype.kind != "f" or (wanted == "classification" and found != wanted):
         raise BadNetworkFile(
-            f"answer {original.output.name!r} is {given.dtype} {list(given.shape)} for {_images_text(original, size)}: "
+            f"output {original.output.name!r} is {given.dtype} {list(given.shape)} for {_images_text(original, size)}: "
             "want a number for each class, [N, classes], or for each class at each pixel, [N, classes, H, W] or "
             f"[N, H, W, classes], or the class of each pixel, [N, H, W] of integers{_other_outputs(original)}"
         )
@@ -71,7 +71,7 @@ def _of_scores(name: str, given: NDArray[Any], task: Task, axis: int, tail: Tail
     fitting = usual if certain else logits
     if tail != fitting:
         what = "probabilities" if certain else "no probabilities"
-        raise BadNetworkFile(f"answer {name!r} holds {what} for {task}: want --tail {fitting}")
+        raise BadNetworkFile(f"output {name!r} contains {what} for {task}: want --tail {fitting}")
     classes = 2 if single else given.shape[axis]
     return Output(name, task, axis, given.ndim, classes, "probabilities" if certain else "logits", single)
 
@@ -90,16 +90,16 @@ def _mask(original: Original, given: NDArray[Any], size: Size, tail: Tail, indic
     places: dict[tuple[int, ...], int | None] = {size: None, (1, *size): 1, (*size, 1): 3}
     if shape not in places:
         raise BadNetworkFile(
-            f"answer {name!r} is {given.dtype} {list(given.shape)} for {_images_text(original, size)}: want the class "
+            f"output {name!r} is {given.dtype} {list(given.shape)} for {_images_text(original, size)}: want the class "
             f"of each pixel, [N, H, W]{_other_outputs(original)}"
         )
     if tail != "none":
-        raise BadNetworkFile(f"answer {name!r} holds the class of each pixel: want --tail none")
+        raise BadNetworkFile(f"output {name!r} contains the class of each pixel: want --tail none")
     if indices is None:
-        raise BadNetworkFile(f"answer {name!r} holds the class of each pixel: of how many? want --labels FILE")
+        raise BadNetworkFile(f"output {name!r} contains the class of each pixel: of how many? want --labels FILE")
     if not 0 <= given.min() <= given.max() < indices:
         raise BadNetworkFile(
-            f"answer {name!r} holds classes {given.min()} to {given.max()}, there are {indices} labels"
+            f"output {name!r} contains classes {given.min()} to {given.max()}, there are {indices} labels"
         )
     return Output(name, "segmentation", places[shape], given.ndim, indices, "indices")
 
@@ -110,8 +110,8 @@ def _class_axis(original: Original, given: NDArray[Any], size: Size) -> int:
     if given.ndim == 4 and given.shape[1:3] == size:
         return 3
     raise BadNetworkFile(
-        f"answer {original.output.name!r} is {list(given.shape)} for {_images_text(original, size)}: want a number for each "
-        f"class at each pixel{_other_outputs(original)}"
+        f"output {original.output.name!r} is {list(given.shape)} for {_images_text(original, size)}: want a number for "
+        f"each class at each pixel{_other_outputs(original)}"
     )
 
 

@@ -57,7 +57,7 @@ def _by_class(layers: Any, path: str) -> Layers:
     layers_by_kind: Layers = {}
     for kind, _, key in sorted(numbered):
         if "layers" in layers[key]:
-            raise BadWeights(f"layer {key!r} of the file is a network of its own, want one flat network")
+            raise BadWeights(f"layer {key!r} of the file is a nested network, want one flat network")
         variables = layers[key].get("vars", {})
         if len(variables):
             arrays = [_array(variables[index], path) for index in sorted(variables, key=int)]
@@ -103,5 +103,5 @@ def _texts(group: Any, name: str) -> list[str]:
 def _array(dataset: Any, path: str) -> NDArray[np.float32]:
     # HDF5 can reference other files of this machine; weights have no need to.
     if dataset.external or dataset.is_virtual or dataset.file.filename != path:
-        raise BadWeights(f"array {dataset.name!r} of the file lies in another file, want one file with everything")
+        raise BadWeights(f"array {dataset.name!r} of the file is in another file, want one complete file")
     return np.asarray(dataset, np.float32)

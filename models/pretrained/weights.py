@@ -86,7 +86,9 @@ def read_labels(path: Path) -> list[str]:
 def _row(architecture: str, library: str) -> Published | PublishedState:
     table: Mapping[str, Published | PublishedState] = KERAS if library == "Keras" else TORCHVISION
     if architecture not in table:
-        raise BadWeights(f"{architecture} is not among the networks taken from {library}: {', '.join(table)}")
+        raise BadWeights(
+            f"{architecture} is not among the networks that can be adopted from {library}: {', '.join(table)}"
+        )
     return table[architecture]
 
 

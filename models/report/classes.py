@@ -19,7 +19,7 @@ MAX_COLUMNS = 21  # in a table in the terminal
 MAX_COUNTS = 30  # classes up to which counts fit in the cells of a picture
 MAX_NAMES = 60  # classes up to which there is room for their names
 MAX_ERRORS = 20
-ERROR_COLUMNS = ("true", "answered", "count", "% of the true class")
+ERROR_COLUMNS = ("true", "predicted", "count", "% of the true class")
 MAX_SIDE = 20.0  # inches
 
 
@@ -73,7 +73,7 @@ def confusion_table(counts: NDArray[np.int64], labels: list[str]) -> Table:
     for more classes than fit in a terminal, the most frequent errors."""
     if len(labels) > MAX_COLUMNS:
         return _error_table(counts, labels)
-    result = Table(title="answered classes, % of each true class", box=None, padding=(0, 1, 0, 0))
+    result = Table(title="predicted classes, % of each true class", box=None, padding=(0, 1, 0, 0))
     result.add_column("true", style="bold")
     for label in labels:
         result.add_column(_short(label), justify="right", no_wrap=True)
@@ -108,7 +108,7 @@ def save_confusion(counts: NDArray[np.int64], labels: list[str], title: str, pat
         ticks = range(len(labels))
         axes.set_xticks(ticks, labels, rotation=45 if max(map(len, labels)) > 2 else 0)
         axes.set_yticks(ticks, labels)
-    axes.set(title=title, xlabel="answered", ylabel="true")
+    axes.set(title=title, xlabel="predicted", ylabel="true")
     if len(labels) <= MAX_COUNTS:
         _write_counts(axes, counts, shares)
     figure.savefig(path, dpi=120)
@@ -119,7 +119,7 @@ def _number(value: float | int | None) -> str:
 
 
 def _error_table(counts: NDArray[np.int64], labels: list[str]) -> Table:
-    result = Table(title="commonest mistakes", box=None, padding=(0, 2, 0, 0))
+    result = Table(title="most frequent errors", box=None, padding=(0, 2, 0, 0))
     result.add_column(ERROR_COLUMNS[0], style="bold")
     result.add_column(ERROR_COLUMNS[1])
     for name in ERROR_COLUMNS[2:]:

@@ -95,7 +95,7 @@ def save(comparison: Comparison, path: Path) -> Path | None:
         by_name = {row.name: run.rows for row, run in zip(comparison.runs, comparison.read, strict=True)}
         curves.save_runs(by_name, leading, picture)
         sections.append(page.section("Curves", page.picture(picture, "scores and losses by epoch", wide=True)))
-    sections.append(page.section("What they were told differently", page.table(*_differences(comparison))))
+    sections.append(page.section("Different settings", page.table(*_differences(comparison))))
     lead = ", ".join(row.name for row in comparison.runs)
     path.write_text(page.page(f"{len(comparison.runs)} runs side by side", lead, sections), encoding="utf-8")
     return picture
@@ -133,10 +133,10 @@ def _notes(rows: Sequence[Compared], runs: Sequence[Run]) -> list[str]:
     notes = []
     if len({run.note.settings.data for run in runs}) > 1:
         data = ", ".join(dict.fromkeys(row.data for row in rows))
-        notes.append(f"these runs have different data ({data}): their scores say nothing about which network is better")
+        notes.append(f"these runs have different data ({data}): their scores do not show which network is better")
     unfinished = [row.name for row in rows if not row.complete]
     if unfinished:
-        notes.append(f"not at the end yet: {', '.join(unfinished)}")
+        notes.append(f"not complete: {', '.join(unfinished)}")
     return notes
 
 

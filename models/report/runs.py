@@ -37,7 +37,7 @@ def read(root: Path) -> Run:
     if note is None:
         raise BadRun(f"{root} is not the folder of a run of this version, want one that `convoy train` wrote")
     if not (root / note.checkpoint).is_file():
-        raise BadRun(f"the run in {root} has no {note.checkpoint} yet, want one that went through an epoch")
+        raise BadRun(f"the run in {root} has no {note.checkpoint} yet, want one that completed an epoch")
     return Run(root, note, run.read_metrics(root / run.METRICS))
 
 

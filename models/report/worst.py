@@ -74,5 +74,5 @@ def _masks(network: Predictor, split: Split, examples: Sequence[Example]) -> lis
         assert isinstance(target, np.ndarray)
         height, width = target.shape  # padding is at the right and bottom
         tiles.append(Tile(image, f"{name(split, example.index)}: true", target))
-        tiles.append(Tile(image, f"answered, {caption(example, network.labels)}", predictions[place][:height, :width]))
+        tiles.append(Tile(image, f"predicted: {caption(example, network.labels)}", predictions[place][:height, :width]))
     return tiles

@@ -102,13 +102,13 @@ def _classes(evaluation: Evaluation) -> str:
 
 
 def _confusion(run: Run, evaluation: Evaluation) -> list[str]:
-    picture = page.picture(run.root / CONFUSION, "true classes against answered ones")
+    picture = page.picture(run.root / CONFUSION, "true classes against predicted ones")
     labels = evaluation.network.labels
     if len(labels) <= classes.MAX_NAMES:
         return [picture]
     # With so many classes, the picture shows patterns but no names.
     rows = classes.frequent_errors(evaluation.confusion, labels)
-    return [page.text("The commonest mistakes:"), page.table(classes.ERROR_COLUMNS, rows), picture]
+    return [page.text("The most frequent errors:"), page.table(classes.ERROR_COLUMNS, rows), picture]
 
 
 def _slices(evaluation: Evaluation) -> str:

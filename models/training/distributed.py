@@ -92,8 +92,8 @@ def explained(error: RuntimeError, recipe: Recipe) -> str | None:
     if isinstance(error, torch.OutOfMemoryError) or any(words in message for words in NO_MEMORY):
         crop = f", or --crop below {recipe.crop}" if recipe.crop is not None else ""
         return (
-            f"memory is not enough for batches of {recipe.batch_size}: want a smaller --batch-size, with --accumulate "
-            f"the steps stay as large{crop}"
+            f"not enough memory for batches of {recipe.batch_size}: want a smaller --batch-size, with --accumulate "
+            f"the steps keep their size{crop}"
         )
     if isinstance(error, torch.distributed.DistError) or any(words in message for words in LOST):
         return f"another process of this run has ended, or cannot be reached: {' '.join(str(error).split())[:200]}"
@@ -125,8 +125,7 @@ class _LostProcess(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if "terminated with code" in record.getMessage():
             print(
-                "convoy train: a process of this run has ended before its time, so all of it ends; "
-                "go on with:  convoy train --resume RUN",
+                "convoy train: a process of this run died, so the run ends; resume with:  convoy train --resume RUN",
                 file=sys.stderr,
                 flush=True,
             )

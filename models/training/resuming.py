@@ -47,7 +47,7 @@ def check(path: Path, description: Description, settings: Settings, data: DataSe
     _check_pictures(path, other, data)
     done, epochs = checkpoint.epochs(path), settings.recipe.epochs
     if done >= epochs:
-        raise BadTraining(f"{path} has {done} epochs of {epochs}: nothing is left to train, want --epochs above {done}")
+        raise BadTraining(f"{path} has {done} epochs of {epochs}: nothing remains to train, want --epochs above {done}")
 
 
 def pictures(data: DataSet) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def _check_pictures(path: Path, other: Description, data: DataSet) -> None:
     if was is None:  # from an earlier version
         _same(path, "data", other.data, data.name)
     elif was != are:
-        before, now = (f"{each['train']} to train and {each['validation']} to validate with" for each in (was, are))
+        before, now = (f"{each['train']} for training and {each['validation']} for validation" for each in (was, are))
         raise BadTraining(
             f"{path} was trained with other pictures ({before}) than {data.name} has now ({now}), want the same to go "
             f"on with: --from {path} starts a new run from its weights"
@@ -77,6 +77,6 @@ def _check_pictures(path: Path, other: Description, data: DataSet) -> None:
 def _same(path: Path, name: str, was: object, value: object) -> None:
     if was != value:
         raise BadTraining(
-            f"{path} was trained with {name} {was!r}, this run has {value!r}, want the same to go on with: "
+            f"{path} was trained with {name} {was!r}, this run has {value!r}, want the same to resume: "
             f"--from {path} starts a new run from its weights"
         )

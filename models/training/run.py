@@ -28,7 +28,7 @@ SOURCES = ("training/*.py", "graph.py", "blocks.py", "data/*.py")
 Freeze = Literal["none", "body"]
 
 CONFIG_HEADER = """\
-# All that this run was told. The same source and the same machine give the same network again with
+# All settings of this run. The same source on the same machine produces the same network with
 #   convoy train --config FILE
 """
 
@@ -163,7 +163,7 @@ def check_crop(settings: Settings) -> None:
     """Raises BadTraining if the recipe crops images but the architecture does not support cropping."""
     row = registry.architecture(settings.architecture)
     if settings.recipe.crop is not None and (row.task != "segmentation" or registry.sides(row.input)):
-        raise BadTraining(f"crop {settings.recipe.crop}: {settings.architecture} takes whole images")
+        raise BadTraining(f"crop {settings.recipe.crop}: {settings.architecture} accepts whole images only")
 
 
 def source_digest(architecture: str) -> str:
@@ -210,7 +210,7 @@ def read_metrics(path: Path) -> list[Row]:
         try:
             return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
         except (ValueError, TypeError, AttributeError, csv.Error) as error:
-            raise BadRun(f"{path} is not as it was written, want numbers by epoch, or no such file: {error}") from None
+            raise BadRun(f"{path} is damaged, want numbers by epoch, or no such file: {error}") from None
 
 
 def write_metrics(path: Path, rows: list[Row]) -> None:

@@ -193,10 +193,10 @@ def describe(settings: Settings, data: DataSet) -> tuple[Description, nn.Module]
 
 def _check_kind(settings: Settings, spec: InputSpec | TensorInput, data: DataSet) -> None:
     if _kind(spec) != _kind(data.tensor):
-        raise BadTraining(f"{settings.architecture} takes {_kind(spec)}, {data.name} has {_kind(data.tensor)}")
+        raise BadTraining(f"{settings.architecture} accepts {_kind(spec)}, {data.name} has {_kind(data.tensor)}")
     if data.tensor is not None and settings.size is not None:
         height, width = settings.size
-        raise BadTraining(f"size {height}x{width}: {data.name} has no images, its tensors stay as they are")
+        raise BadTraining(f"size {height}x{width}: {data.name} has no images, its tensors are not resized")
 
 
 def _kind(spec: InputSpec | TensorInput | None) -> str:

@@ -62,7 +62,7 @@ def copy_weights(source: Path, description: Description, network: nn.Module) -> 
     _check(source, "arguments", saved.arguments, description.arguments)
     if saved.as_tensor.channels != description.as_tensor.channels:
         own = description.as_tensor.channels
-        raise BadTraining(f"{source} takes {saved.as_tensor.channels} channels, {description.data} has {own}")
+        raise BadTraining(f"{source} accepts {saved.as_tensor.channels} channels, {description.data} has {own}")
     weights, target = other.state_dict(), network.state_dict()
     new = frozenset() if saved.labels == description.labels else head(description)
     moved = [name for name in target if name not in new]
@@ -92,7 +92,7 @@ def summary(transferred: Transferred, source: str, network: nn.Module) -> str:
     numbers = {**dict(network.named_parameters()), **moving_statistics(network)}
     moved = sum(numbers[name].numel() for name in transferred.moved if name in numbers)
     new = ", ".join(name for name in transferred.fresh if name in numbers) or "nothing, the classes are the same"
-    return f"taken from {source}: {moved:,} of {count(network).total:,} numbers; new: {new}"
+    return f"copied from {source}: {moved:,} of {count(network).total:,} numbers; new: {new}"
 
 
 def _shapes(description: Description, classes: int) -> dict[str, torch.Size]:

@@ -129,7 +129,7 @@ def class_images(
     one class.
     """
     if len(subject.description.labels) < 2:
-        raise BadView(f"{subject.name} has one class only: there is nothing to tell it from")
+        raise BadView(f"{subject.name} has only one class, want at least two")
     return optimise(subject, classes, size, _class_score(subject, classes, log_odds), climb, growing)
 
 

@@ -68,7 +68,7 @@ def target_of(subject: Subject, picture: Tensor, index: int | None, at: tuple[in
     labels = subject.description.labels
     if subject.description.task == "classification":
         if at is not None:
-            raise BadView(f"--at goes with networks that answer pixels, {subject.name} answers one class")
+            raise BadView(f"--at requires a segmentation network, {subject.name} predicts one class per image")
         chosen, where = int(logits.argmax()) if index is None else index, None
     else:
         predicted = logits[0, :, : size[0], : size[1]].argmax(dim=0)
@@ -170,7 +170,7 @@ def _pixels(predicted: Tensor, labels: list[str], index: int | None, at: tuple[i
     if not counts[index]:
         present = ", ".join(labels[place] for place in counts.nonzero().flatten().tolist())
         raise BadView(
-            f"no pixel of the image is answered {labels[index]!r}, want one of: {present}; or --at ROW,COLUMN"
+            f"no pixel of the image is predicted as {labels[index]!r}, want one of: {present}; or --at ROW,COLUMN"
         )
     return index, predicted == index
 

@@ -80,7 +80,9 @@ def logits(subject: Subject, pictures: Tensor) -> Tensor:
         answer: Tensor = subject.network(subject.as_input(pictures))
     except (RuntimeError, ValueError, ImpossibleLayer) as error:  # torch's and the networks' errors for an invalid size
         size, own = by(pictures.shape[1:3]), by(subject.size())
-        raise BadView(f"{subject.name} does not take images of {size}; of {own} it does ({_line(error)})") from error
+        raise BadView(
+            f"{subject.name} does not accept images of {size}, only such as {own} ({_line(error)})"
+        ) from error
     return answer
 
 

@@ -17,7 +17,7 @@ def channels(text: str | None, count: int, layer: str, most: int) -> list[int]:
 
 def inputs(text: str | None, count: int, layer: str, most: int) -> list[int]:
     """Parses the input maps of a layer's filters, as `channels` does. Raises BadView."""
-    return _listed("--inputs", text, count, f"the filters of layer {layer!r} lie over {count} maps", most)
+    return _listed("--inputs", text, count, f"the filters of layer {layer!r} have {count} input maps", most)
 
 
 def label(text: str, labels: Sequence[str]) -> int:
@@ -31,7 +31,7 @@ def label(text: str, labels: Sequence[str]) -> int:
     if text.isdecimal() and int(text) < len(labels):
         return int(text)
     near = difflib.get_close_matches(text, labels, 5, 0.4) or labels[:10]
-    raise BadView(f"--class {text!r} is none of the {len(labels)} labels, such as: {', '.join(near)}")
+    raise BadView(f"--class {text!r} is not among the {len(labels)} labels, such as: {', '.join(near)}")
 
 
 def filters_of(layer: Layer) -> Tensor | None:
@@ -48,7 +48,7 @@ def spread(layers: Sequence[Layer], count: int) -> list[Layer]:
     convolving = [layer for layer in layers if layer.is_map and filters_of(layer) is not None]
     candidates = convolving or [layer for layer in layers if layer.is_map]
     if not candidates:
-        raise BadView("no layer of this network answers maps")
+        raise BadView("no layer of this network outputs maps")
     if count == 1:
         return [candidates[len(candidates) // 2]]
     last = len(candidates) - 1
@@ -68,7 +68,7 @@ def last_with_places(layers: Sequence[Layer], classes: int, per_pixel: bool) -> 
         fewest = min((layer.shape[1] * layer.shape[2] for layer in maps), default=0)
         maps = [layer for layer in maps if layer.shape[1] * layer.shape[2] == fewest]
     if not maps:
-        raise BadView("no layer of this network answers maps of more than one place")
+        raise BadView("no layer of this network outputs maps of more than one position")
     return maps[-1]
 
 

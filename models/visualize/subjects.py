@@ -161,7 +161,7 @@ class TensorSubject(Subject):
 
     def __post_init__(self) -> None:
         if not 1 <= self.sides <= MAX_SIDES:
-            raise BadView(f"{self.name} takes {self.tensor}, want one to {MAX_SIDES} axes besides the channels'")
+            raise BadView(f"{self.name} accepts {self.tensor}, want one to {MAX_SIDES} axes besides the channels'")
 
     @property
     def tensor(self) -> TensorInput:
@@ -192,7 +192,7 @@ class TensorSubject(Subject):
         sides_given = (requested or (FREE_SIDE, FREE_SIDE))[-len(own) :]  # for a waveform only the width
         sides = [side or free for side, free in zip(own, sides_given, strict=True)]
         if requested is not None and sides != list(sides_given):
-            raise BadView(f"{self.name} takes {self.tensor}, want no --size")
+            raise BadView(f"{self.name} accepts {self.tensor}, want no --size")
         return (1, sides[0]) if len(sides) == 1 else (sides[0], sides[1])
 
     def as_input(self, pictures: Tensor) -> Tensor:
@@ -244,8 +244,8 @@ def load_for_images(path: Path) -> ImageSubject:
     if not isinstance(subject, ImageSubject):
         tensor = subject.description.as_tensor
         raise BadView(
-            f"{path}: {subject.name} takes {tensor}, want a network that takes images; "
-            "layers, filters, neurons and class show this one, too"
+            f"{path}: {subject.name} accepts {tensor}, want a network for images; "
+            "layers, filters, neurons and class support this one, too"
         )
     return subject
 

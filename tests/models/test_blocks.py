@@ -69,7 +69,7 @@ def test_size_is_that_of_the_layers_answer(size: tuple[int, int]) -> None:
 
 
 def test_window_that_does_not_fit_is_refused_by_its_layer() -> None:
-    with pytest.raises(ValueError, match="last has a 2x2 window, and of the input 1x5 left"):
+    with pytest.raises(ValueError, match="last has a 2x2 window, but its input is 1x5 left"):
         output_size(LAYERS, (5, 17))
     with pytest.raises(ValueError, match="conv has a 5x3 window"):
         output_size(LAYERS, (4, 17))

@@ -81,7 +81,7 @@ def test_layers_carry_the_column_that_names_them() -> None:
         ("INPUT -> [CONV -> RELU]*-1 -> FC", "column 25: '-', want a layer, ->"),
         ("INPUT -> [CONV -> RELU]*2.5 -> FC", "column 26: '.', want a layer"),
         ("INPUT -> CONV*2 -> FC", "column 14: '*', want -> or the end"),
-        ("INPUT -> CONV? -> FC", "column 14: ? behind CONV, only POOL may be left out"),
+        ("INPUT -> CONV? -> FC", "column 14: ? after CONV, only POOL can be optional"),
         ("INPUT -> [CONV -> RELU]*129 -> FC", "column 25: 2 layers 129 times, want at most 256 layers"),
         ("INPUT -> [[CONV -> RELU]*100]*9999 -> FC", "column 31: 200 layers 9999 times, want at most 256"),
         ("INPUT -> [CONV -> RELU]*" + "9" * 9999, "column 25: 2 layers 99999999999999999999 times"),

@@ -114,7 +114,7 @@ def test_server_is_ready_inside_and_stopped_afterwards(tmp_path: Path, capsys: p
 def test_server_that_does_not_end_well_fails_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "CONVOY", stand_in(tmp_path, exit_code=4))
     with (
-        pytest.raises(StepFailed, match="answered SIGTERM with exit code 4, want 0"),
+        pytest.raises(StepFailed, match="ended with exit code 4 after SIGTERM, want 0"),
         demo._server(tmp_path, demo._free_ports(), tmp_path / "log"),
     ):
         pass
@@ -168,7 +168,7 @@ def test_taken_port_is_told_before_anything_is_trained(tmp_path: Path, monkeypat
     with socket.create_server(("127.0.0.1", 0)) as taken:
         monkeypatch.setattr(demo, "PORTS", {"grpc": taken.getsockname()[1]})
         with pytest.raises(
-            StepFailed, match=r"port \d+ is taken: stop what listens there, or run: make demo ARGS=--once"
+            StepFailed, match=r"port \d+ is in use: stop the process that listens there, or run: make demo ARGS=--once"
         ):
             demo.demonstrate(tmp_path / "demo", once=False)
     assert not (tmp_path / "demo").exists()

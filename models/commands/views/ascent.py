@@ -40,7 +40,7 @@ def neurons(
     output: Output = None,
     gif: Gif = None,
 ) -> None:
-    """Grow, from noise, the pictures that a layer's channels answer most to."""
+    """Optimise pictures, from noise, for maximum response of a layer's channels."""
     options.check(checkpoint, size=size)
     path = options.destination(output, checkpoint, "neurons")
     options.check_gif(gif)
@@ -61,8 +61,8 @@ def neurons(
     drawing.print_rest(len(numbers), chosen.shape[0], "channels", "--channels")
     silent = [str(number) for number, value in zip(numbers, reached, strict=True) if value <= 0]
     if silent:
-        print(f"silent: nothing that was found makes channel {', '.join(silent)} answer more than 0")
-    heading = drawing.title(subject, f"what {chosen.name} answers most to")
+        print(f"silent: no response above 0 of channel {', '.join(silent)}")
+    heading = drawing.title(subject, f"pictures of maximum response of {chosen.name}")
     drawing.save(path, sheet.draw(heading, [responses.neuron_section(subject, numbers, grown.images, reached)]))
     film = [sheet.draw(heading, [responses.neuron_section(subject, numbers, images, None)]) for images in grown.film]
     drawing.save_film(gif, film)
@@ -72,7 +72,7 @@ def class_(
     checkpoint: Checkpoint,
     class_: Annotated[
         list[str] | None,
-        typer.Option("--class", metavar="LABEL", help="Which class; may be given again.  [default: the first 20]"),
+        typer.Option("--class", metavar="LABEL", help="Which class; can be repeated.  [default: the first 20]"),
     ] = None,
     size: Sides = None,
     steps: Steps = 64,
@@ -84,7 +84,7 @@ def class_(
     output: Output = None,
     gif: Gif = None,
 ) -> None:
-    """Grow, from noise, pictures that the network is as sure as can be are of a class, and tell how sure it is."""
+    """Optimise pictures, from noise, for maximum confidence of a class, and report that confidence."""
     options.check(checkpoint, size=size)
     path = options.destination(output, checkpoint, "class")
     options.check_gif(gif)
@@ -106,7 +106,7 @@ def class_(
     for number, value in zip(numbers, reached, strict=True):
         print(f"{labels[number]:<{max(map(len, labels))}}  {100 * value:6.2f} %")
     drawing.print_rest(len(numbers), len(labels), "classes", "--class")
-    heading = drawing.title(subject, "what it takes for each class with the greatest confidence")
+    heading = drawing.title(subject, "pictures of maximum confidence for each class")
     drawing.save(
         path, sheet.draw(heading, [activation_maximization.class_section(subject, numbers, grown.images, reached)])
     )
@@ -124,11 +124,9 @@ def dream(
     channels: Annotated[
         str | None, typer.Option("--channels", metavar="LIST", help="Such as 0-15,20.  [default: all of the layer]")
     ] = None,
-    octaves: Annotated[
-        int, typer.Option(metavar="N", min=1, max=20, help="At how many sizes, from small to whole.")
-    ] = 4,
+    octaves: Annotated[int, typer.Option(metavar="N", min=1, max=20, help="Number of sizes, from small to full.")] = 4,
     octave_scale: Annotated[
-        float, typer.Option(metavar="X", min=1.05, max=10, help="From one size to the next.")
+        float, typer.Option(metavar="X", min=1.05, max=10, help="Factor between adjacent sizes.")
     ] = 1.4,
     size: Within = None,
     steps: Annotated[int, typer.Option(metavar="N", min=1, max=100_000, help="In each octave.")] = 20,
@@ -140,8 +138,8 @@ def dream(
     output: Output = None,
     gif: Gif = None,
 ) -> None:
-    """Let a layer deepen what it sees in a photograph, at several sizes of it. The picture is as large as that, in the
-    colours that the network takes."""
+    """Change a photograph to increase a layer's response, at several sizes. The picture has the photograph's size and
+    the network's colours."""
     options.check(checkpoint, image, size)
     path = options.destination(output, checkpoint, "dream")
     options.check_gif(gif)

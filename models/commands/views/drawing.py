@@ -48,7 +48,7 @@ def fitted_image(image: Path, size: str | None, subject: ImageSubject) -> Pixels
         return photograph(pixels, size)
     if size is not None:
         own = by(subject.size())
-        raise BadConfig(f"--size {size!r} goes with networks that take any size, {subject.name} takes {own}")
+        raise BadConfig(f"--size {size!r} requires a network that accepts any size, {subject.name} accepts {own}")
     return subject.fit(pixels)
 
 
@@ -57,7 +57,7 @@ def photograph(pixels: Pixels, size: str | None) -> Pixels:
     fitted = subjects.shrunk(pixels, (MOST_SIDE, MOST_SIDE) if size is None else parse_size(size))
     if size is None and fitted is not pixels:
         before, after = by(subjects.sides(pixels)), by(subjects.sides(fitted))
-        print(f"image: made smaller, from {before} to {after}; --size chooses another size")
+        print(f"image: resized from {before} to {after}; --size sets another size")
     return fitted
 
 
@@ -76,7 +76,7 @@ def title(subject: Subject, what: str) -> str:
 def print_rest(chosen: int, count: int, what: str, option: str) -> None:
     """Prints the number of items shown and the option that chooses others, if not all are shown."""
     if chosen < count:
-        print(f"shown: {chosen} of {count} {what}; {option} chooses others")
+        print(f"shown: {chosen} of {count} {what}; {option} selects others")
 
 
 def save(path: Path, image: Image.Image) -> None:

@@ -25,35 +25,34 @@ def evidence(
     checkpoint: Checkpoint,
     image: Picture,
     class_: Annotated[
-        str | None, typer.Option("--class", metavar="LABEL", help="Evidence for what.  [default: what is answered]")
+        str | None,
+        typer.Option("--class", metavar="LABEL", help="Class of the evidence.  [default: the predicted one]"),
     ] = None,
     at: Annotated[
         str | None,
-        typer.Option(
-            metavar="ROW,COLUMN", help="Segmentation: the answer of this one pixel.  [default: all pixels of the class]"
-        ),
+        typer.Option(metavar="ROW,COLUMN", help="Segmentation: this pixel only.  [default: all pixels of the class]"),
     ] = None,
-    method: Annotated[Literal["both", "occlusion", "activation"], typer.Option(help="What is drawn.")] = "both",
+    method: Annotated[Literal["both", "occlusion", "activation"], typer.Option(help="Maps to draw.")] = "both",
     patch: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Side of what covers, in pixels.  [default: a 6th of the image]"),
+        typer.Option(metavar="N", min=1, help="Side of the covering patch, in pixels.  [default: a 6th of the image]"),
     ] = None,
     stride: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Pixels between covers.  [default: half of one]")
+        int | None, typer.Option(metavar="N", min=1, help="Pixels between patches.  [default: half a patch]")
     ] = None,
     layer: Annotated[
         str | None,
         typer.Option(
             "--layer",
             metavar="NAME",
-            help="Of the activation map.  [default: the last with places; segmentation: the bottleneck]",
+            help="Of the activation map.  [default: the last with positions; segmentation: the bottleneck]",
         ),
     ] = None,
     size: Within = None,
     output: Output = None,
 ) -> None:
-    """Lay over an image what an answer hangs on: where covering it lowers the probability (occlusion), and where a
-    layer sees what speaks for it (class-activation map)."""
+    """Draw the evidence for a prediction over an image: where covering it lowers the probability (occlusion), and where
+    a layer responds for the class (class activation map)."""
     options.check(checkpoint, image, size)
     path = options.destination(output, checkpoint, "evidence")
     pixel = None if at is None else options.numbers(at, "--at")
@@ -72,13 +71,13 @@ def evidence(
     print(f"{target.label}  {100 * target.confidence:.2f} %{_counted(target)}")
     tiles = [Tile(pixels, image.name)]
     if target.where is not None:
-        tiles.append(Tile(highlighted(pixels, target.where), "the pixels that count"))
+        tiles.append(Tile(highlighted(pixels, target.where), "the selected pixels"))
     if method != "activation":
         tiles.append(_occlusion(subject, picture, target, patch, stride))
     if method != "occlusion":
         tiles.append(_activation(subject, picture, target, layer))
-    heading = drawing.title(subject, f"what speaks for {target.label} ({100 * target.confidence:.1f} %)")
-    drawing.save(path, sheet.draw(heading, [Section("red speaks for it, blue against it", tiles, side=TILE_SIDE)]))
+    heading = drawing.title(subject, f"evidence for {target.label} ({100 * target.confidence:.1f} %)")
+    drawing.save(path, sheet.draw(heading, [Section("red: evidence for it; blue: against it", tiles, side=TILE_SIDE)]))
 
 
 def _occlusion(
@@ -97,7 +96,7 @@ def _occlusion(
     with drawing.progress("occlusion", len(places(size, patch, stride))) as tick:
         values = occlusion(subject, picture, target, patch, stride, tick)
     print(
-        f"occlusion: covered, {patch}x{patch} pixels change it by {_change(-values.max())} to {_change(-values.min())}"
+        f"occlusion: covering {patch}x{patch} pixels changes it by {_change(-values.max())} to {_change(-values.min())}"
     )
     return Tile(overlay(as_images(picture)[0], values), f"occlusion, {patch}x{patch}")
 
@@ -115,11 +114,11 @@ def _activation(subject: "Subject", picture: "Tensor", target: "Target", layer: 
     else:
         chosen = hooks.layer_of(layer, layers)
     if not chosen.is_map:
-        raise BadView(f"layer {chosen.name!r} answers {chosen.shape[0]} numbers, want one that answers maps")
+        raise BadView(f"layer {chosen.name!r} outputs {chosen.shape[0]} numbers, want one that outputs maps")
     values = activation_map(subject, picture, target, chosen)
-    print(f"activation map: layer {chosen.name}, {by(chosen.shape[1:])} places")
+    print(f"activation map: layer {chosen.name}, {by(chosen.shape[1:])} positions")
     if not values.any():
-        print(f"activation map: nothing in {chosen.name} speaks for {target.label}")
+        print(f"activation map: no evidence in {chosen.name} for {target.label}")
     return Tile(overlay(as_images(picture)[0], values), f"activation map, {chosen.name}")
 
 

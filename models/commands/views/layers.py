@@ -14,7 +14,7 @@ SPREAD = 4  # layers whose maps are shown by default
 
 
 def layers(checkpoint: Checkpoint, size: Sides = None) -> None:
-    """List the layers by name, in the order in which they are done, with what they answer."""
+    """List the layers by name, in execution order, with their outputs."""
     options.check(checkpoint, size=size)
 
     from convoy.models.commands.views import drawing
@@ -38,11 +38,11 @@ def filters(
     channels: Channels = None,
     inputs: Annotated[
         str | None,
-        typer.Option("--inputs", metavar="LIST", help="Behind the first layer: over which maps.  [default: the first]"),
+        typer.Option("--inputs", metavar="LIST", help="After the first layer: the input maps.  [default: the first]"),
     ] = None,
     output: Output = None,
 ) -> None:
-    """Draw the filters of a convolution: in the image's colours for the first, deeper a row of kernels for each."""
+    """Draw the filters of a convolution: of the first in the image's colours, of others a row of kernels for each."""
     options.check(checkpoint)
     path = options.destination(output, checkpoint, "filters")
 
@@ -58,11 +58,11 @@ def filters(
     chosen = having[0] if layer is None else hooks.layer_of(layer, all_layers)
     weight = selection.filters_of(chosen)
     if weight is None:
-        raise BadView(f"layer {layer!r} has no filters; those that have: {hooks.nearest(chosen.name, having)}")
+        raise BadView(f"layer {layer!r} has no filters; layers with filters: {hooks.nearest(chosen.name, having)}")
     first = subject.coloured and chosen is having[0] and weight.shape[1] == len(subject.mean)
     numbers = selection.channels(channels, len(weight), chosen.name, FILTERS if first else KERNELS)
     if first and inputs is not None:
-        raise BadView(f"--inputs goes with layers behind the first, {chosen.name!r} is drawn in the image's colours")
+        raise BadView(f"--inputs requires a layer after the first, {chosen.name!r} is drawn in the image's colours")
     if first:
         sections = [in_colour(weight, numbers, subject.description.channel_order == "BGR")]
     else:
@@ -79,15 +79,13 @@ def features(
     image: Picture,
     layer: Annotated[
         list[str] | None,
-        typer.Option(
-            "--layer", metavar="NAME", help="Which layer; may be given again.  [default: four over the depth]"
-        ),
+        typer.Option("--layer", metavar="NAME", help="Which layer; can be repeated.  [default: four over the depth]"),
     ] = None,
     channels: Channels = None,
     size: Within = None,
     output: Output = None,
 ) -> None:
-    """Draw what layers answer to an image, a map for each channel."""
+    """Draw layers' feature maps of an image, one per channel."""
     options.check(checkpoint, image, size)
     path = options.destination(output, checkpoint, "features")
 
@@ -107,4 +105,4 @@ def features(
         shown.append((each, selection.channels(channels, each.shape[0], each.name, most)))
         drawing.print_rest(len(shown[-1][1]), each.shape[0], f"maps of {each.name}", "--channels")
     sections = [Section("", [Tile(pixels, image.name)]), *maps(subject, pixels, shown)]
-    drawing.save(path, sheet.draw(drawing.title(subject, f"what it sees in {image.name}"), sections))
+    drawing.save(path, sheet.draw(drawing.title(subject, f"feature maps of {image.name}"), sections))

@@ -33,7 +33,7 @@ def _whole(root: Path) -> tuple[list[str], Entries]:
 
 def _split(splits: dict[SplitName, Path]) -> tuple[list[str], Entries]:
     if len(splits) < 2:
-        raise BadData(f"there is {splits['train']}, and no test/ or validation/ beside it: want one of them")
+        raise BadData(f"there is {splits['train']}, but no test/ or validation/ beside it: want one of them")
     labels = sorted({label for folder in splits.values() for label in _labels(folder)})
     return labels, split_as_specified({split: _named(folder, labels) for split, folder in splits.items()})
 

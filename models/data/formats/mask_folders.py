@@ -72,7 +72,7 @@ def _pairs(root: Path) -> dict[SplitName, Pair]:
 def _by_stem(pair: Pair) -> dict[str, Path]:
     images = by_stem(files(pair.images))
     if not images:
-        raise BadData(f"{pair.images} holds no picture, want some of a format that Pillow reads")
+        raise BadData(f"{pair.images} contains no picture, want some of a format that Pillow reads")
     if not pair.masks.is_dir():
         beside = [repr(f"{folder.name}/") for folder in subfolders(pair.masks.parent) if folder != pair.images]
         instead = f"; there is {', '.join(beside[:3])[:200]}" if beside else ""
@@ -89,8 +89,8 @@ def _named(images: dict[str, Path], pair: Pair, faults: list[Fault]) -> list[tup
     ]
     if masks and all(nfc(mask.stem) not in images for mask in masks):
         raise BadData(
-            f"none of the {len(masks)} masks of {pair.masks} is called as a picture of {pair.images} is: "
-            f"there is {masks[0].name[:100]!r}, want {next(iter(images.values())).stem[:100] + '.png'!r}"
+            f"none of the {len(masks)} masks of {pair.masks} has the name of a picture in {pair.images}: "
+            f"found {masks[0].name[:100]!r}, want {next(iter(images.values())).stem[:100] + '.png'!r}"
         )
     masks_by_name = _by_name(masks)
     return [(name, _entry(image, pair, masks_by_name)) for name, image in images.items()]

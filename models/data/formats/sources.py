@@ -62,5 +62,5 @@ def listing(path: Path) -> Listing:
 
 def _with_masks(listed: Listing, path: Path, coding: Coding | None) -> Listing:
     if coding is not None and listed.task != "segmentation":
-        raise BadData(f"{path} has no masks, --mask-{coding.kind} says how they are to be read")
+        raise BadData(f"{path} has no masks, --mask-{coding.kind} describes how to read masks")
     return listed

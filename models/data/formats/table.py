@@ -60,7 +60,7 @@ def listing(file: Path) -> Listing:
         else:
             named[row.split].append((row.path, entry))
     if faults and len(faults) == len(rows):
-        raise BadData(f"{faults[0].reason}; of no line of {len(rows)} all files are there")
+        raise BadData(f"{faults[0].reason}; none of {len(rows)} lines has all its files")
     return Listing("segmentation" if task == "mask" else "classification", labels, _entries(rows, named), faults)
 
 
@@ -113,9 +113,9 @@ def _records(file: Path, content: str) -> Iterator[tuple[int, list[str]]]:
 
 def _broken(file: Path, first: int, last: int, content: str, error: csv.Error) -> str:
     if last > first or str(error).startswith("unexpected end"):
-        return f"line {first} of {file} opens a quotation mark that is not closed, want it closed or taken out"
+        return f"line {first} of {file} opens a quotation mark that is not closed, want it closed or removed"
     if '"' in content.split("\n")[first - 1]:
-        return f"line {first} of {file} has a quotation mark within a value, want it doubled or taken out"
+        return f"line {first} of {file} has a quotation mark within a value, want it doubled or removed"
     return f"line {first} of {file} cannot be read ({error}), want short values with commas between"
 
 
@@ -126,7 +126,7 @@ def _row(file: Path, line: int, kind: str, cells: dict[str, str], divided: bool)
             raise BadData(f"line {line} of {file} has no {name}, want one")
     for name, value in values.items():
         if "\n" in value:
-            want = "want it closed on its line or taken out"
+            want = "want it closed on its line or removed"
             raise BadData(f"line {line} of {file} opens a quotation mark in its {name}, {want}")
     target = nfc(values[kind]) if kind == "label" else values[kind]
     if not divided:

@@ -305,7 +305,7 @@ def test_preview_draws_what_would_be_trained_and_trains_nothing(
     monkeypatch.chdir(tmp_path)
     plain = ["train", "unet", "--data", "tiny-scenes", "--preview"]
     assert cli.run([*plain, "plain.png"]) == 0
-    assert "16 training images as they would be seen: plain.png" in capsys.readouterr().out
+    assert "16 augmented training images: plain.png" in capsys.readouterr().out
     assert cli.run([*plain, "turned.png", "--rotate", "45"]) == 0
     assert cli.run([*plain, "again.png", "--rotate", "45"]) == 0
     pictures = [np.asarray(Image.open(f"{name}.png")) for name in ("plain", "turned", "again")]

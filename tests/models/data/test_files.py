@@ -24,7 +24,7 @@ def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def spoil(root: Path) -> int:
-    """Three pictures that cannot be trained with, each for another reason."""
+    """Three pictures that cannot be used for training, each for another reason."""
     shutil.copy(root / "masks" / "p8.png", root / "saved.png")
     (root / "images" / "p7.png").write_bytes((root / "images" / "p7.png").read_bytes()[:60])
     save_mask(root / "masks" / "p8.png", np.zeros((5, 6), np.uint8))
@@ -41,7 +41,7 @@ def test_bad_files_are_named_with_the_reason_and_counted(tmp_path: Path, capsys:
     assert "images/p7.png cannot be read (image is truncated: " in err
     assert "masks/p8.png is 5x6 (height x width), want 12x16 as" in err
     assert "there is no mask" in err
-    assert f"left out {bad} of 40 pictures; --strict makes that an error" in err
+    assert f"left out {bad} of 40 pictures; --strict makes this an error" in err
     assert err.count("\n") == bad + 1
     assert sum(len(data.split(split)) for split in SPLITS) == sum(whole.values()) - bad
     for split in SPLITS:

@@ -155,7 +155,7 @@ def test_file_of_a_folder_must_be_told_where_it_lies(tmp_path: Path) -> None:
     properties["convoy"] = properties["convoy"].replace("tiny-digits", "my-digits")
     onnx.helper.set_model_props(graph, properties)
     onnx.save(graph, exported)
-    with pytest.raises(BadNetworkFile, match="'my-digits', and not where they lie: say with --data"):
+    with pytest.raises(BadNetworkFile, match="'my-digits', without its location: specify the data with --data"):
         evaluate_file(exported)
     assert evaluate_file(exported, "tiny-digits").images == 72
 
@@ -166,8 +166,8 @@ def test_file_that_does_not_say_what_it_is_is_refused(tmp_path: Path) -> None:
     onnx.save(graph, tmp_path / "plain.onnx")
     (tmp_path / "broken.onnx").write_bytes(b"no graph")
     for name, why in (
-        ("plain", "does not say what it is"),
-        ("broken", "is no ONNX file that"),
+        ("plain", "does not describe itself"),
+        ("broken", "is not an ONNX file that"),
         ("none", "there is no file"),
     ):
         with pytest.raises(BadNetworkFile, match=why):
@@ -281,7 +281,7 @@ def test_file_that_is_no_network_is_refused_with_what_is_wanted(
     file.write_bytes(content)
     assert cli.run(["evaluate", str(file)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{file} is no ONNX file that onnxruntime runs, want one that `convoy export` wrote" in line
+    assert f"{file} is not an ONNX file that onnxruntime runs, want one that `convoy export` wrote" in line
     assert "ONNXRuntimeError" not in line
     assert "rotobuf" not in line
 

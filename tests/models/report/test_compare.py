@@ -65,7 +65,7 @@ def test_command_writes_a_page_and_the_curves(
     assert Image.open(tmp_path / "both.png").width > 1000
     text = page.read_text()
     assert "data:image/png;base64," in text
-    assert "recipe.learning_rate" in text  # what they were told differently
+    assert "recipe.learning_rate" in text  # their different settings
     assert "recipe.batch_size" not in text
 
 

@@ -100,7 +100,7 @@ def test_picture_that_fails_is_told_and_costs_nothing_else(
     assert cli.run(["report", str(classifier)]) == 1
     assert "curves.png could not be written: RuntimeError: no ink" in capsys.readouterr().err
     assert (classifier / "confusion.png").is_file()
-    assert "curves.png is not there" in (classifier / "report.html").read_text()
+    assert "curves.png does not exist" in (classifier / "report.html").read_text()
 
 
 def test_training_ends_well_where_a_picture_fails(
@@ -142,7 +142,7 @@ def test_table_of_epochs_that_is_broken_is_named(classifier: Path, capsys: pytes
     table = classifier / "metrics.csv"
     table.write_text(table.read_text().replace("\n1,", "\none,"))
     assert cli.run(["report", str(classifier)]) == 2
-    assert f"{table} is not as it was written, want numbers by epoch" in capsys.readouterr().err
+    assert f"{table} is damaged, want numbers by epoch" in capsys.readouterr().err
     table.unlink()
     assert write(classifier)  # without curves
 

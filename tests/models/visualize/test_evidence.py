@@ -100,11 +100,11 @@ def test_evidence_at_a_dark_pixel_is_for_what_it_is_answered() -> None:
 
 
 def test_targets_that_are_not_there_are_refused() -> None:
-    with pytest.raises(BadView, match=r"no pixel of the image is answered 'yes', want one of: background"):
+    with pytest.raises(BadView, match=r"no pixel of the image is predicted as 'yes', want one of: background"):
         target_of(segmenter(), torch.full((1, 8, 8, 1), 0.1), 1, None)
     with pytest.raises(BadView, match=r"--at 24,3 is outside, want a row below 24 and a column below 24"):
         target_of(segmenter(), spot(6, 6), None, (24, 3))
-    with pytest.raises(BadView, match="--at goes with networks that answer pixels"):
+    with pytest.raises(BadView, match="--at requires a segmentation network"):
         target_of(subject(SpotFinder(), 24), spot(6, 6), None, (3, 3))
 
 

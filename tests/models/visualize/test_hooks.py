@@ -47,7 +47,7 @@ def test_layers_before_the_one_that_minds_take_other_sizes() -> None:
     seen = lenet()
     pictures = torch.rand(1, 48, 40, 1)
     assert hooks.outputs_of(seen, ["c1"], pictures)["c1"].shape == (1, 6, 44, 36)
-    with pytest.raises(BadView, match="handmade does not take images of 48x40; of 32x32 it does"):
+    with pytest.raises(BadView, match="handmade does not accept images of 48x40, only such as 32x32"):
         hooks.logits(seen, pictures)
 
 
@@ -91,5 +91,5 @@ def test_class_is_found_by_label_then_by_number() -> None:
     assert selection.label("2", labels) == 2
     with pytest.raises(BadView, match="is the label of classes 0 and 2"):
         selection.label("crane", labels)
-    with pytest.raises(BadView, match="'owls' is none of the 4 labels, such as: owl"):
+    with pytest.raises(BadView, match="'owls' is not among the 4 labels, such as: owl"):
         selection.label("owls", labels)

@@ -346,7 +346,7 @@ def test_fault_of_a_folder_of_classes_is_told_in_one_line(tmp_path: Path, fault:
 
 def test_splits_of_classes_stand_together(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", 4)
-    with pytest.raises(BadData, match=r"there is .*/train, and no test/ or validation/ beside it: want one of them"):
+    with pytest.raises(BadData, match=r"there is .*/train, but no test/ or validation/ beside it: want one of them"):
         load(tmp_path)
     for name in ("val", "valid"):
         write_classes(tmp_path / name, 4)
@@ -406,7 +406,9 @@ def test_held_out_split_is_that_of_the_folder_where_it_lies_now(tmp_path: Path) 
     root = write_classes(tmp_path / "shades")
     test = load(root).split("test")
     root.rename(tmp_path / "moved")
-    with pytest.raises(BadTraining, match=r"there is no folder .*shades any more, want its pictures: .* --data DIR"):
+    with pytest.raises(
+        BadTraining, match=r"there is no folder .*shades any more: specify its location with --data DIR"
+    ):
         held_out(str(root), "classification", "RGB", ["dark", "light"])
     again = held_out(str(tmp_path / "moved"), "classification", "L", ["dark", "light"])
     assert len(again) == len(test)
@@ -446,7 +448,7 @@ def test_folder_is_trained_evaluated_and_exported_also_after_it_has_moved(
     for command in (["evaluate", checkpoint], ["export", checkpoint, "--repository", "repository"]):
         assert cli.run(command) == 2
         err = capsys.readouterr().err
-        assert "squares any more, want its pictures" in err
+        assert "squares any more: specify its location" in err
         assert err.count("\n") == 1
     assert cli.run(["evaluate", checkpoint, "--data", "elsewhere"]) == 0
 

@@ -92,11 +92,11 @@ def packed_short(root: Path) -> None:
 
 FAULTS_OF_IDX: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda root: (root / "t10k-labels-idx1-ubyte").unlink(), r"no file .*t10k-labels-idx1-ubyte, maybe"),
-    "short": (lambda root: cut(root / "train-images-idx3-ubyte", 2000), "holds 1984 bytes behind its head, want 2560"),
+    "short": (lambda root: cut(root / "train-images-idx3-ubyte", 2000), "holds 1984 bytes after its header, want 2560"),
     "no head": (lambda root: cut(root / "train-images-idx3-ubyte", 7), r"train-images-idx3-ubyte begins with 00000803"),
     "long": (
         lambda root: (root / "train-labels-idx1-ubyte").open("ab").write(b"x"),
-        "holds more bytes behind its head, want 40",
+        "holds more bytes after its header, want 40",
     ),
     "another kind": (
         lambda root: (root / "train-images-idx3-ubyte").write_bytes(b"\x89PNG" + bytes(60)),
@@ -132,7 +132,7 @@ FAULTS_OF_CIFAR10: dict[str, tuple[Callable[[Path], object], str]] = {
     "short": (lambda root: cut(root / "data_batch_2.bin", 60_000), r"data_batch_2\.bin has 60000 bytes, want 3073 for"),
     "empty": (lambda root: cut(root / "test_batch.bin", 0), r"test_batch\.bin has 0 bytes"),
     "no test": (lambda root: (root / "test_batch.bin").unlink(), r"test_batch\.bin cannot be read \(No such file"),
-    "gap": (lambda root: (root / "data_batch_1.bin").unlink(), "there are 2, want 1 and on without a gap"),
+    "gap": (lambda root: (root / "data_batch_1.bin").unlink(), "has the numbers 2, want 1, 2 and so on without a gap"),
     "no names": (lambda root: (root / "batches.meta.txt").unlink(), r"batches\.meta\.txt cannot be read"),
     "unknown class": (
         lambda root: (root / "data_batch_1.bin").write_bytes(cifar10_records(20, 13)),
@@ -140,7 +140,7 @@ FAULTS_OF_CIFAR10: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "pickles": (
         lambda root: [path.rename(path.with_suffix("")) for path in root.glob("data_batch_*.bin")],
-        "holds pickles, which can run code when they are read, want CIFAR-10's binary version",
+        "contains pickles, which can run code when loaded, want CIFAR-10's binary version",
     ),
 }
 
@@ -275,7 +275,7 @@ FAULTS_OF_TABLES: dict[str, tuple[str, str]] = {
     "one class": ("path,label\n0.png,cat\n1.png,cat\n", "has 1 classes, want at least two"),
     "quotation mark never closed": (
         'path,label\n0.png,cat\n1.png,"dog\n' + "2.png,cat\n" * 20_000,
-        r"line 3 of .*t\.csv opens a quotation mark that is not closed, want it closed or taken out",
+        r"line 3 of .*t\.csv opens a quotation mark that is not closed, want it closed or removed",
     ),
     "quotation mark not closed in a short file": (
         'path,label\n\n"0.png,cat\n1.png,dog\n',
