@@ -128,8 +128,8 @@ def _check_order(layers: list[Layer], end: int) -> None:
     state = ""
     for kind, column, _ in layers:
         if kind not in _FOLLOWERS[state]:
-            behind = f"after {state.rsplit(maxsplit=1)[-1]}" if state else "at the beginning"
-            refuse(column, f"{kind} {behind}, want {' or '.join(_FOLLOWERS[state]) or 'the end'}")
+            previous = f"after {state.rsplit(maxsplit=1)[-1]}" if state else "at the beginning"
+            refuse(column, f"{kind} {previous}, want {' or '.join(_FOLLOWERS[state]) or 'the end'}")
         # What may follow a ReLU depends on the layer before it.
         state = f"{state} RELU" if kind == "RELU" else kind
     if state != "FC":

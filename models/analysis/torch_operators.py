@@ -109,6 +109,10 @@ def _reduction(word: str) -> Callable[[Arguments, tuple[int, ...]], Act]:
     return describe
 
 
+def _adaptive_pooling(word: str) -> Callable[[Arguments, tuple[int, ...]], Act]:
+    return lambda arguments, shape: operators.adaptive_pooling(word, arguments["self"].shape, shape)
+
+
 def _padding(arguments: Arguments, shape: tuple[int, ...]) -> Act:
     pad = arguments["pad"]
     # Pairs of (before, after), the last dimension first.
@@ -142,10 +146,9 @@ def _transpose(arguments: Arguments, shape: tuple[int, ...]) -> Act:
 
 
 def _upsampling(word: str, taps: int) -> Callable[[Arguments, tuple[int, ...]], Act]:
-    def describe(arguments: Arguments, shape: tuple[int, ...]) -> Act:
-        return operators.upsampling(word, arguments["self"].shape, shape, taps, bool(arguments.get("align_corners")))
-
-    return describe
+    return lambda arguments, shape: operators.upsampling(
+        word, arguments["self"].shape, shape, taps, bool(arguments.get("align_corners"))
+    )
 
 
 _PRODUCTS = ("addmm", "mm", "bmm")
@@ -161,14 +164,8 @@ _NORMALISATIONS = ("native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_
 _ACTS: dict[str, Callable[[Arguments, tuple[int, ...]], Act]] = {
     "convolution": _convolution,
     "im2col": _patches,
-    "_adaptive_avg_pool2d": lambda arguments, shape: operators.adaptive_pooling("mean", arguments["self"].shape, shape),
-    "_adaptive_avg_pool3d": lambda arguments, shape: operators.adaptive_pooling("mean", arguments["self"].shape, shape),
-    "adaptive_max_pool2d": lambda arguments, shape: operators.adaptive_pooling(
-        "maximum", arguments["self"].shape, shape
-    ),
-    "adaptive_max_pool3d": lambda arguments, shape: operators.adaptive_pooling(
-        "maximum", arguments["self"].shape, shape
-    ),
+    **dict.fromkeys(("_adaptive_avg_pool2d", "_adaptive_avg_pool3d"), _adaptive_pooling("mean")),
+    **dict.fromkeys(("adaptive_max_pool2d", "adaptive_max_pool3d"), _adaptive_pooling("maximum")),
     **dict.fromkeys(_NORMALISATIONS, lambda *_: operators.normalisation("batch normalisation")),
     "native_layer_norm": lambda arguments, shape: operators.along(
         "layer normalisation", shape, range(-len(arguments["normalized_shape"]), 0)
@@ -183,12 +180,8 @@ _ACTS: dict[str, Callable[[Arguments, tuple[int, ...]], Act]] = {
     "max": _reduction("maximum"),
     "argmax": _reduction("argmax"),
     "cat": lambda *_: operators.concatenation(),
-    "upsample_nearest1d": _upsampling("nearest", 1),
-    "upsample_nearest2d": _upsampling("nearest", 1),
-    "upsample_nearest3d": _upsampling("nearest", 1),
-    "upsample_linear1d": _upsampling("linear", 2),
-    "upsample_bilinear2d": _upsampling("linear", 2),
-    "upsample_trilinear3d": _upsampling("linear", 2),
+    **dict.fromkeys(("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d"), _upsampling("nearest", 1)),
+    **dict.fromkeys(("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d"), _upsampling("linear", 2)),
     "upsample_bicubic2d": _upsampling("cubic", 4),
     "pixel_unshuffle": lambda arguments, shape: operators.blocks(
         arguments["self"].shape, shape, arguments["downscale_factor"], down=True

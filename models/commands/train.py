@@ -178,6 +178,7 @@ def train(
     ] = False,
 ) -> None:
     """Train a network. Defaults are those of the architecture's recipe, or of the resumed run."""
+    options = dict(locals())  # those of the recipe have the names of its fields
     launch.remove_stale_ranks()  # first, so that invalid ranks are reported before any file is read
     if resume is not None:
         _check_start_options(
@@ -199,7 +200,7 @@ def train(
             paths.check_checkpoint(checkpoint)
     check_picture(preview)
     changes, sides = assignments(arguments or []), None if size is None else parse_size(size)
-    factors = None if scale is None else parse_range("--scale", scale)
+    options["scale"] = None if scale is None else parse_range("--scale", scale)
     defaults = _defaults(architecture, data, config, resume)
     architecture, data = defaults.architecture, defaults.data
     registry.check_size(architecture, sides)
@@ -207,40 +208,10 @@ def train(
         architecture=architecture,
         arguments=registry.merged(architecture, defaults.arguments | changes),
         data=data,
-        recipe=_changed(
-            defaults.recipe,
-            epochs=epochs,
-            optimizer=optimizer,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            batch_size=batch_size,
-            patience=patience,
-            loss=loss,
-            gamma=gamma,
-            class_weights=class_weights,
-            crop=crop,
-            augmentation=_changed(
-                defaults.recipe.augmentation,
-                flip=flip,
-                random_crop=random_crop,
-                scale=factors,
-                rotate=rotate,
-                colour=colour,
-                erase=erase,
-                mixup=mixup,
-                label_smoothing=label_smoothing,
-            ),
-            accumulate=accumulate,
-            precision=precision,
-            clip=clip,
-            schedule=schedule,
-            warm_up=warm_up,
-            ema=ema,
-            keep=keep,
-        ),
+        recipe=_changed(defaults.recipe, options),
         seed=defaults.seed if seed is None else seed,
         size=sides or defaults.size,
-        transfer=_transfer(defaults.transfer, source, freeze=freeze, freeze_epochs=freeze_epochs, body_rate=body_rate),
+        transfer=_transfer(defaults.transfer, source, options),
     )
     if gamma is not None and settings.recipe.loss != "focal":
         raise BadTraining(f"--gamma {gamma:g} requires --loss focal, the loss is {settings.recipe.loss}")
@@ -352,8 +323,9 @@ def _check_start_options(options: dict[str, object]) -> None:
             raise BadTraining(f"{option} applies to new runs, and --resume continues one: want one of them")
 
 
-def _transfer(before: Transfer | None, source: Path | None, **options: object) -> Transfer | None:
-    chosen = {name: value for name, value in options.items() if value is not None}
+def _transfer(before: Transfer | None, source: Path | None, options: dict[str, object]) -> Transfer | None:
+    names = ("freeze", "freeze_epochs", "body_rate")
+    chosen = {name: options[name] for name in names if options[name] is not None}
     if source is not None:
         before = Transfer(checkpoint=str(source.resolve()))
     if before is None and chosen:
@@ -371,10 +343,13 @@ def _transfer(before: Transfer | None, source: Path | None, **options: object) -
     return after
 
 
-def _changed(before: Changed, **options: object) -> Changed:
-    after = replace(before, **{name: value for name, value in options.items() if value is not None})
+def _changed(before: Changed, options: dict[str, object]) -> Changed:
+    """Returns the settings with the options of their fields' names. Raises BadTraining for a value out of range."""
+    changes = {name: options[name] for name in before.__struct_fields__ if options.get(name) is not None}
+    if isinstance(before, Recipe):
+        changes["augmentation"] = _changed(before.augmentation, options)
     try:
-        return msgspec.convert(msgspec.to_builtins(after), type(before))
+        return msgspec.convert(msgspec.to_builtins(replace(before, **changes)), type(before))
     except msgspec.ValidationError as error:
         problem, _, name = str(error).partition(" - at `$.")
         name = name.rstrip("`")

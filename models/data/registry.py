@@ -78,13 +78,6 @@ def load(name: str, report: Report) -> "DataSet":
     return sources.load(path, report, coding)
 
 
-def held_out(
-    name: str, task: Task, colour: Literal["RGB", "L"] | None, labels: list[str], strict: bool = False
-) -> "Split":
-    """Returns the test split of a data set, as `split_of` does."""
-    return split_of(name, "test", task, colour, labels, strict)
-
-
 def split_of(
     name: str,
     split: "SplitName",

@@ -73,8 +73,10 @@ def processor(running: Sessions) -> str:
     """Returns the CPU that the sessions run on, such as "AMD EPYC, 2 threads"; empty if they do not run on a CPU."""
     if provider(running) != CPU:
         return ""
-    names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
-    return f"{names[0] if names else 'unknown'}, {_threads()} threads"
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else 'unknown'}, {torch.get_num_threads()} threads"
 
 
 def provider(running: Sessions) -> str:
@@ -145,12 +147,3 @@ def _rounds() -> Iterator[int]:
         if count > FEWEST_ROUNDS and time.perf_counter() - start > SIZE_SECONDS:
             return
         yield count
-
-
-def _threads() -> int:
-    return torch.get_num_threads()
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.is_file() else []

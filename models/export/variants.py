@@ -1,8 +1,8 @@
 """Variants of a network in lower precision: made from its fp32 graph, compared with it in a table, refused if too
 inaccurate."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -11,7 +11,7 @@ from rich.table import Table
 from convoy.models.checkpoint import Description
 from convoy.models.data.batches import loader
 from convoy.models.data.builtin.generated import generated
-from convoy.models.data.dataset import Sample, Split, Target
+from convoy.models.data.dataset import Split, Subset
 from convoy.models.errors import VariantRefused
 from convoy.models.evaluation.metrics import LEADING
 from convoy.models.export import comparison
@@ -132,7 +132,8 @@ def _split(description: Description) -> Split:
 
 def _inputs(description: Description, split: Split, most: int) -> Iterator[Inputs]:
     # One by one: calibration keeps every activation of a batch in memory, and they may be large.
-    batches = loader(_EvenlySpread(split, most), description.spec, batch_size=1)
+    spread = np.unique(np.linspace(0, len(split) - 1, most).round().astype(int)).tolist()
+    batches = loader(Subset(split, spread), description.spec, batch_size=1)
     return ({description.as_tensor.name: images.numpy()} for images, _ in batches)
 
 
@@ -165,23 +166,6 @@ def _variant(
 
 def _calibrated(description: Description, plan: Plan) -> int:
     return min(plan.calibration_images, len(description.split("train")))
-
-
-class _EvenlySpread:
-    """A subset of a split, at most `most` samples, evenly spread."""
-
-    def __init__(self, split: Split, most: int) -> None:
-        self.split = split
-        self.indices: Sequence[Any] = np.unique(np.linspace(0, len(split) - 1, most).round().astype(int)).tolist()
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def size(self, index: int) -> tuple[int, ...]:
-        return self.split.size(self.indices[index])
-
-    def __getitem__(self, index: int) -> tuple[Sample, Target]:
-        return self.split[self.indices[index]]
 
 
 def _cells(precision: Precision, outcome: Outcome, score: str) -> list[str]:

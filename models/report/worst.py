@@ -8,28 +8,12 @@ from numpy.typing import NDArray
 
 from convoy.models.data.batches import indexed
 from convoy.models.data.contact_sheet import Tile, sheet
-from convoy.models.data.dataset import Sample, Split, Target
+from convoy.models.data.dataset import Split, Subset
 from convoy.models.data.formats.folder import FolderSplit
 from convoy.models.evaluation.evaluate import Evaluation, Example
 from convoy.models.evaluation.predictor import Predictor
 
 MAX_IMAGES, MAX_MASKS = 32, 16
-
-
-class Subset:
-    """A subset of a split, in the given order."""
-
-    def __init__(self, split: Split, indices: Sequence[int]) -> None:
-        self.split, self.indices = split, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def size(self, index: int) -> tuple[int, ...]:
-        return self.split.size(self.indices[index])
-
-    def __getitem__(self, index: int) -> tuple[Sample, Target]:
-        return self.split[self.indices[index]]
 
 
 def worst(evaluation: Evaluation) -> list[Example]:

@@ -132,33 +132,17 @@ def training_batches(
     description: Description, data: DataSet, settings: Settings, workers: int = 0, share: Share = WHOLE
 ) -> Loader:
     """Returns the batches of the training split."""
-    recipe, ignore = settings.recipe, ignore_index(description.task)
-    return loader(
-        data.split("train"),
-        description.spec,
-        recipe.batch_size,
-        settings.seed,
-        recipe.crop,
-        recipe.augmentation,
-        workers=workers,
-        share=share,
-        ignore=ignore,
-    )
+    recipe, seed, ignore = settings.recipe, settings.seed, ignore_index(description.task)
+    how = recipe.batch_size, seed, recipe.crop, recipe.augmentation, workers, share, ignore
+    return loader(data.split("train"), description.spec, *how)
 
 
 def validation_batches(
     description: Description, data: DataSet, settings: Settings, workers: int = 0, share: Share = WHOLE
 ) -> Loader:
     """Returns the batches of the validation split, in order."""
-    ignore = ignore_index(description.task)
-    return loader(
-        data.split("validation"),
-        description.spec,
-        settings.recipe.batch_size,
-        workers=workers,
-        share=share,
-        ignore=ignore,
-    )
+    split, size, ignore = data.split("validation"), settings.recipe.batch_size, ignore_index(description.task)
+    return loader(split, description.spec, size, workers=workers, share=share, ignore=ignore)
 
 
 def describe(settings: Settings, data: DataSet) -> tuple[Description, nn.Module]:

@@ -48,22 +48,22 @@ class Optimised:
 
 
 def optimise(
-    subject: Subject, numbers: Sequence[int], size: Size, score: ScoreOf, climb: AscentSettings, growing: Options
+    subject: Subject, numbers: Sequence[int], size: Size, score: ScoreOf, settings: AscentSettings, options: Options
 ) -> Optimised:
     """Optimises a picture for each number. Its noise depends on that number only."""
-    kept = frames(climb.steps, growing.film)
+    kept = frames(settings.steps, options.film)
     film: list[list[Pixels]] = [[] for _ in kept]
     for batch in batches(len(numbers), size):
-        seeds = [(growing.seed, 1, numbers[place]) for place in batch]
-        start = noise(seeds, size, subject.mean, climb)
-        steps = ascend(start, partial(score, batch=batch), climb, (growing.seed, 0))
-        for images, pictures in zip(film, filmed(steps, kept, growing.tick), strict=True):
+        seeds = [(options.seed, 1, numbers[place]) for place in batch]
+        start = noise(seeds, size, subject.mean, settings)
+        steps = ascend(start, partial(score, batch=batch), settings, (options.seed, 0))
+        for images, pictures in zip(film, filmed(steps, kept, options.tick), strict=True):
             images.extend(as_images(pictures))
     return Optimised(film[-1], film)
 
 
 def ticks(count: int, size: Size, steps: int) -> int:
-    """Returns the number of calls of `tick` by `grow`."""
+    """Returns the number of calls of `tick` by `optimise`."""
     return len(batches(count, size)) * steps
 
 
@@ -97,11 +97,17 @@ def scores_of(score: ScoreOf, images: list[Pixels]) -> list[float]:
         ]
 
 
+def section(subject: Subject, heading: str, captions: Sequence[str], images: Sequence[Pixels]) -> Section:
+    """Returns the images with their captions, as the subject displays them."""
+    tiles = [Tile(subject.displayed(image), caption) for image, caption in zip(images, captions, strict=True)]
+    return Section(heading, tiles)
+
+
 def neurons(
-    subject: Subject, layer: Layer, channels: list[int], size: Size, climb: AscentSettings, growing: Options
+    subject: Subject, layer: Layer, channels: list[int], size: Size, settings: AscentSettings, options: Options
 ) -> Optimised:
     """Optimises a picture for each channel, from noise. A channel's noise does not depend on the other channels."""
-    return optimise(subject, channels, size, _neuron_score(subject, layer, channels), climb, growing)
+    return optimise(subject, channels, size, _neuron_score(subject, layer, channels), settings, options)
 
 
 def responses(subject: Subject, layer: Layer, channels: list[int], images: list[Pixels]) -> list[float]:
@@ -109,18 +115,8 @@ def responses(subject: Subject, layer: Layer, channels: list[int], images: list[
     return scores_of(_neuron_score(subject, layer, channels), images)
 
 
-def neuron_section(subject: Subject, channels: list[int], images: list[Pixels], reached: list[float] | None) -> Section:
-    """Returns the pictures with the response they reached, if known."""
-    values = [""] * len(images) if reached is None else [f": {value:.3g}" for value in reached]
-    tiles = [
-        Tile(subject.displayed(image), f"{channel}{value}")
-        for channel, image, value in zip(channels, images, values, strict=True)
-    ]
-    return Section(f"channel{'' if reached is None else ': its response'}", tiles)
-
-
 def class_images(
-    subject: Subject, classes: list[int], size: Size, climb: AscentSettings, growing: Options
+    subject: Subject, classes: list[int], size: Size, settings: AscentSettings, options: Options
 ) -> Optimised:
     """Optimises a picture for each class, from noise (Simonyan, Vedaldi and Zisserman, arXiv 1312.6034, section 2).
 
@@ -130,24 +126,13 @@ def class_images(
     """
     if len(subject.description.labels) < 2:
         raise BadView(f"{subject.name} has only one class, want at least two")
-    return optimise(subject, classes, size, _class_score(subject, classes, log_odds), climb, growing)
+    return optimise(subject, classes, size, _class_score(subject, classes, log_odds), settings, options)
 
 
 def confidences(subject: Subject, classes: list[int], images: list[Pixels]) -> list[float]:
     """Returns the probability, 0..1, of each image's class, for the image as stored in 8 bits per channel. For
     segmentation the mean over all pixels."""
     return scores_of(_class_score(subject, classes, probability), images)
-
-
-def class_section(subject: Subject, classes: list[int], images: list[Pixels], reached: list[float] | None) -> Section:
-    """Returns the pictures with the confidence they reached, if known."""
-    values = [""] * len(images) if reached is None else [f": {100 * value:.2f} %" for value in reached]
-    labels = [subject.description.labels[index] for index in classes]
-    tiles = [
-        Tile(subject.displayed(image), f"{label}{value}")
-        for label, image, value in zip(labels, images, values, strict=True)
-    ]
-    return Section(f"class{'' if reached is None else ': confidence'}", tiles)
 
 
 def log_odds(logits: Tensor, classes: Tensor) -> Tensor:

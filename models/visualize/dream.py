@@ -34,10 +34,10 @@ def dream(
     layer: Layer,
     channels: list[int],
     octaves: list[Size],
-    climb: AscentSettings,
+    settings: AscentSettings,
     seed: int,
 ) -> Iterator[Tensor]:
-    """Yields the picture (1, h, w, C) after each of `climb.steps` steps in each octave, in that octave's size.
+    """Yields the picture (1, h, w, C) after each of `settings.steps` steps in each octave, in that octave's size.
 
     photograph  (H, W, C), the size of the last octave
 
@@ -53,7 +53,7 @@ def dream(
     for number, size in enumerate(octaves):
         base = _resized(whole, size)
         pictures = (base + _resized(added, size)).clamp(0, 1)
-        for pictures in ascend(pictures, score, climb, (seed, 2, number)):  # noqa: B020
+        for pictures in ascend(pictures, score, settings, (seed, 2, number)):  # noqa: B020
             yield pictures
         added = pictures - base
 

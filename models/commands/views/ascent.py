@@ -1,6 +1,7 @@
 """`convoy visualize neurons`, `class` and `dream`: pictures made by gradient ascent."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from PIL import Image
@@ -22,6 +23,10 @@ from convoy.models.commands.views.options import (
     Steps,
     Within,
 )
+
+if TYPE_CHECKING:
+    from convoy.models.visualize.activation_maximization import Optimised
+    from convoy.models.visualize.subjects import Subject
 
 NEURONS, CLASSES = 16, 20  # shown by default
 
@@ -46,26 +51,25 @@ def neurons(
     options.check_gif(gif)
 
     from convoy.models.commands.views import drawing
-    from convoy.models.visualize import activation_maximization as responses
-    from convoy.models.visualize import selection, sheet, subjects
-    from convoy.models.visualize.activation_maximization import Options, ticks
+    from convoy.models.visualize import activation_maximization, selection, subjects
 
     subject = subjects.load(checkpoint)
     sides = drawing.sides(size, subject)
-    climb = drawing.climb(steps, rate, jitter, blur, space, sides, subject.coloured)
+    settings = drawing.ascent_settings(steps, rate, jitter, blur, space, sides, subject.coloured)
     chosen = drawing.layer(layer, subject)
     numbers = selection.channels(channels, chosen.shape[0], chosen.name, NEURONS)
-    with drawing.progress(f"neurons of {chosen.name}", ticks(len(numbers), sides, steps)) as tick:
-        grown = responses.neurons(subject, chosen, numbers, sides, climb, Options(seed, tick, gif is not None))
-    reached = responses.responses(subject, chosen, numbers, grown.images)
+    total = activation_maximization.ticks(len(numbers), sides, steps)
+    with drawing.progress(f"neurons of {chosen.name}", total) as tick:
+        how = activation_maximization.Options(seed, tick, film=gif is not None)
+        optimised = activation_maximization.neurons(subject, chosen, numbers, sides, settings, how)
+    reached = activation_maximization.responses(subject, chosen, numbers, optimised.images)
     drawing.print_rest(len(numbers), chosen.shape[0], "channels", "--channels")
     silent = [str(number) for number, value in zip(numbers, reached, strict=True) if value <= 0]
     if silent:
         print(f"silent: no response above 0 of channel {', '.join(silent)}")
-    heading = drawing.title(subject, f"pictures of maximum response of {chosen.name}")
-    drawing.save(path, sheet.draw(heading, [responses.neuron_section(subject, numbers, grown.images, reached)]))
-    film = [sheet.draw(heading, [responses.neuron_section(subject, numbers, images, None)]) for images in grown.film]
-    drawing.save_film(gif, film)
+    names, values = [str(number) for number in numbers], [f"{value:.3g}" for value in reached]
+    title = f"pictures of maximum response of {chosen.name}"
+    _draw(subject, title, ("channel", "its response"), names, values, optimised, path, gif)
 
 
 def class_(
@@ -90,31 +94,24 @@ def class_(
     options.check_gif(gif)
 
     from convoy.models.commands.views import drawing
-    from convoy.models.visualize import activation_maximization, selection, sheet, subjects
-    from convoy.models.visualize.activation_maximization import Options, ticks
+    from convoy.models.visualize import activation_maximization, selection, subjects
 
     subject = subjects.load(checkpoint)
     labels = subject.description.labels
     numbers = [selection.label(text, labels) for text in class_ or []] or list(range(min(CLASSES, len(labels))))
     sides = drawing.sides(size, subject)
-    climb = drawing.climb(steps, rate, jitter, blur, space, sides, subject.coloured)
-    with drawing.progress("classes", ticks(len(numbers), sides, steps)) as tick:
-        grown = activation_maximization.class_images(
-            subject, numbers, sides, climb, Options(seed, tick, gif is not None)
-        )
-    reached = activation_maximization.confidences(subject, numbers, grown.images)
+    settings = drawing.ascent_settings(steps, rate, jitter, blur, space, sides, subject.coloured)
+    total = activation_maximization.ticks(len(numbers), sides, steps)
+    with drawing.progress("classes", total) as tick:
+        how = activation_maximization.Options(seed, tick, film=gif is not None)
+        optimised = activation_maximization.class_images(subject, numbers, sides, settings, how)
+    reached = activation_maximization.confidences(subject, numbers, optimised.images)
     for number, value in zip(numbers, reached, strict=True):
         print(f"{labels[number]:<{max(map(len, labels))}}  {100 * value:6.2f} %")
     drawing.print_rest(len(numbers), len(labels), "classes", "--class")
-    heading = drawing.title(subject, "pictures of maximum confidence for each class")
-    drawing.save(
-        path, sheet.draw(heading, [activation_maximization.class_section(subject, numbers, grown.images, reached)])
-    )
-    film = [
-        sheet.draw(heading, [activation_maximization.class_section(subject, numbers, images, None)])
-        for images in grown.film
-    ]
-    drawing.save_film(gif, film)
+    names, values = [labels[number] for number in numbers], [f"{100 * value:.2f} %" for value in reached]
+    title = "pictures of maximum confidence for each class"
+    _draw(subject, title, ("class", "confidence"), names, values, optimised, path, gif)
 
 
 def dream(
@@ -156,10 +153,30 @@ def dream(
     chosen = drawing.layer(layer, subject)
     numbers = selection.channels(channels, chosen.shape[0], chosen.name, chosen.shape[0])
     scales = sizes(subjects.sides(photograph), octaves, octave_scale)
-    climb = drawing.climb(steps, rate, jitter, blur, space, scales[0])
+    settings = drawing.ascent_settings(steps, rate, jitter, blur, space, scales[0])
     kept = frames(steps * octaves, gif is not None)
-    pictures = dreams(subject, photograph, chosen, numbers, scales, climb, seed)
+    pictures = dreams(subject, photograph, chosen, numbers, scales, settings, seed)
     with drawing.progress(f"dream of {chosen.name}", steps * octaves) as tick:
         film = [subjects.as_pillow(as_images(each)[0]) for each in filmed(pictures, kept, tick)]
     drawing.save(path, film[-1])
     drawing.save_film(gif, [frame.convert("RGB").resize(film[-1].size, Image.Resampling.BICUBIC) for frame in film])
+
+
+def _draw(
+    subject: "Subject",
+    title: str,
+    heading: tuple[str, str],
+    names: list[str],
+    values: list[str],
+    optimised: "Optimised",
+    path: Path,
+    gif: Path | None,
+) -> None:
+    """Saves the pictures with their names and the values that they reached, and the film with the names."""
+    from convoy.models.commands.views import drawing
+    from convoy.models.visualize.activation_maximization import section
+    from convoy.models.visualize.sheet import draw
+
+    title, captions = drawing.title(subject, title), [": ".join(pair) for pair in zip(names, values, strict=True)]
+    drawing.save(path, draw(title, [section(subject, ": ".join(heading), captions, optimised.images)]))
+    drawing.save_film(gif, [draw(title, [section(subject, heading[0], names, each)]) for each in optimised.film])

@@ -23,7 +23,7 @@ JITTER_SHARE = 16
 MOST_SIDE = 1024  # pixels: a phone's photographs have ten times as many, and their maps do not fit into memory
 
 
-def climb(
+def ascent_settings(
     steps: int, rate: float, jitter: int | None, blur: float, space: Space, size: Size, coloured: bool = True
 ) -> AscentSettings:
     """Returns the settings of the ascent. Raises BadConfig if pictures of `size` are too small for the jitter."""

@@ -21,7 +21,8 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from convoy.models.data.augmentation import jitter
-from convoy.models.data.dataset import DataSet, SplitName
+from convoy.models.data.builtin.generated import CachedSplit
+from convoy.models.data.dataset import DataSet, Sample, SplitName, Target
 
 SIDE = 32
 SCALE = 3.0  # a digit then fills 24x24, with a border of four pixels
@@ -47,25 +48,9 @@ def load() -> DataSet:
         palette=None,
         mean=[0.1 / 1.275],
         std=[1 / 1.275],
-        split=DigitsSplit,
+        split=_split,
         augment=partial(jitter, degrees=10, scale=0.1, shift=0.06),
     )
-
-
-class DigitsSplit:
-    """Images (32, 32, 1) with their digits."""
-
-    def __init__(self, name: SplitName) -> None:
-        self.indices = indices(name)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def size(self, index: int) -> tuple[int, int]:
-        return SIDE, SIDE
-
-    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
-        return draw(self.indices[index], SIDE)
 
 
 def draw(stroke: int, side: int) -> tuple[NDArray[np.uint8], int]:
@@ -87,15 +72,7 @@ def load_permuted() -> DataSet:
         together[..., order] = images.flatten(2)
         return jitter(together.view_as(images)).flatten(2)[..., order].view_as(images)
 
-    return replace(plain, name="permuted-digits", split=PermutedSplit, augment=augment)
-
-
-class PermutedSplit(DigitsSplit):
-    """Images (32, 32, 1) with their digits."""
-
-    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
-        image, digit = super().__getitem__(index)
-        return permuted(image), digit
+    return replace(plain, name="permuted-digits", split=_permuted_split, augment=augment)
 
 
 def permuted(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -143,6 +120,24 @@ def render(
     grey = padded.transform((side, side), Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
     coverage = 0.5 + contrast * (np.asarray(grey, dtype=np.float32) - 0.5)
     return coverage.clip(0, 1).astype(np.float32)
+
+
+@cache
+def _split(name: SplitName) -> CachedSplit:
+    """Returns a split of 1 KB per digit."""
+    drawn = indices(name)
+    return CachedSplit([(SIDE, SIDE)] * len(drawn), lambda index: draw(drawn[index], SIDE))
+
+
+@cache
+def _permuted_split(name: SplitName) -> CachedSplit:
+    plain = _split(name)
+
+    def permuted_digit(index: int) -> tuple[Sample, Target]:
+        image, digit = plain[index]
+        return permuted(image), digit
+
+    return CachedSplit(plain.sizes, permuted_digit)
 
 
 @cache

@@ -43,7 +43,7 @@ class GeneratedSplit:
         image = np.full((height, width, self.spec.channels), random.uniform(60, 190), np.float32)
         for cell in CELLS:
             coarse = random.normal(0, 45, (height // cell + 2, width // cell + 2, self.spec.channels))
-            image += _enlarged(coarse.astype(np.float32), height, width)
+            image += enlarged(coarse.astype(np.float32), height, width)
         return np.clip(np.rint(image), 0, 255).astype(np.uint8), 0
 
 
@@ -66,6 +66,15 @@ class GeneratedTensors:
         return random.standard_normal(self.size(index), dtype=np.float32), 0
 
 
+def enlarged(coarse: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    """(h, w, C) -> (height, width, C), bicubic."""
+    channels = [
+        Image.fromarray(channel).resize((width, height), Image.Resampling.BICUBIC)
+        for channel in np.moveaxis(coarse, -1, 0)
+    ]
+    return np.stack([np.asarray(channel) for channel in channels], axis=-1)
+
+
 class CachedSplit:
     """Samples by index. `sizes` contains their sizes, and `make` generates them deterministically."""
 
@@ -84,11 +93,3 @@ class CachedSplit:
         if index not in self.cache:
             self.cache[index] = self.make(index)
         return self.cache[index]
-
-
-def _enlarged(coarse: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    channels = [
-        Image.fromarray(channel).resize((width, height), Image.Resampling.BICUBIC)
-        for channel in np.moveaxis(coarse, -1, 0)
-    ]
-    return np.stack([np.asarray(channel) for channel in channels], axis=-1)

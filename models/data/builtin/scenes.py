@@ -9,10 +9,9 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from convoy.models.data.builtin import digits
-from convoy.models.data.builtin.generated import CachedSplit
+from convoy.models.data.builtin.generated import CachedSplit, enlarged
 from convoy.models.data.dataset import DataSet, SplitName
 
 SEED = 2015
@@ -104,13 +103,7 @@ def _texture(random: np.random.Generator, height: int, width: int, light: bool) 
     canvas = np.broadcast_to(_colour(random, light), (height, width, 3)).copy()
     for cell, strength in ((24, 0.14), (6, 0.07)):
         coarse = random.normal(0, strength, (height // cell + 2, width // cell + 2, 3)).astype(np.float32)
-        canvas += np.stack(
-            [
-                np.asarray(Image.fromarray(channel).resize((width, height), Image.Resampling.BICUBIC))
-                for channel in np.moveaxis(coarse, -1, 0)
-            ],
-            axis=-1,
-        )
+        canvas += enlarged(coarse, height, width)
     return canvas + random.normal(0, 0.02, (height, width, 1)).astype(np.float32)
 
 

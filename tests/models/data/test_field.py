@@ -150,7 +150,7 @@ def coloured(root: Path) -> Path:
 
 NOTHING_FITS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "masks of VOC elsewhere": (without_masks_of_voc, "no folder .*SegmentationClass, want the masks of"),
-    "masks called otherwise": (called_otherwise, r"there is 'p0_mask\.png', want 'p0\.png'"),
+    "masks called otherwise": (called_otherwise, r"found 'p0_mask\.png', want 'p0\.png'"),
     "no file of a table": (no_file_of_a_table, r"no file .*/0\.png, which .*; none of 30 lines has all its files"),
     "masks in colours": (
         coloured,

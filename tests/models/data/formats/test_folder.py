@@ -16,7 +16,7 @@ from convoy.models.data.dataset import DataSet, Split
 from convoy.models.data.files import raise_first
 from convoy.models.data.formats import sources
 from convoy.models.data.formats.listing import SPLITS, assigned_split, assigned_splits
-from convoy.models.data.registry import data_set, display_name, held_out, resolve
+from convoy.models.data.registry import data_set, display_name, resolve, split_of
 from convoy.models.errors import BadData, BadTraining
 from convoy.service import cli, metadata
 
@@ -252,7 +252,7 @@ def move(root: Path) -> None:
 
 
 FAULTS_OF_MASKS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no pictures": (lambda root: [path.unlink() for path in (root / "images").iterdir()], "images holds no picture"),
+    "no pictures": (lambda root: [path.unlink() for path in (root / "images").iterdir()], "images contains no picture"),
     "no mask": (lambda root: (root / "masks" / "p7.png").unlink(), r"no mask .*masks/p7\.png, want one for .*/p7\.png"),
     "no masks": (move, r"there is no folder .*masks, want the mask of each picture of .*; there is 'labels/'$"),
     "no picture for a mask": (
@@ -265,7 +265,7 @@ FAULTS_OF_MASKS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "another size": (
         lambda root: save_mask(root / "masks" / "p7.png", np.zeros((5, 6), np.uint8)),
-        r"masks/p7\.png is 5x6 \(height x width\), want 9x21 as .*images/p7\.png is seen",
+        r"masks/p7\.png is 5x6 \(height x width\), want 9x21 as .*images/p7\.png is displayed",
     ),
     "colours for classes": (
         lambda root: Image.new("RGB", (21, 9), "red").save(root / "masks" / "p7.png"),
@@ -409,8 +409,8 @@ def test_held_out_split_is_that_of_the_folder_where_it_lies_now(tmp_path: Path) 
     with pytest.raises(
         BadTraining, match=r"there is no folder .*shades any more: specify its location with --data DIR"
     ):
-        held_out(str(root), "classification", "RGB", ["dark", "light"])
-    again = held_out(str(tmp_path / "moved"), "classification", "L", ["dark", "light"])
+        split_of(str(root), "test", "classification", "RGB", ["dark", "light"])
+    again = split_of(str(tmp_path / "moved"), "test", "classification", "L", ["dark", "light"])
     assert len(again) == len(test)
     assert again[0][0].shape == (*test.size(0), 1)
 
@@ -418,11 +418,11 @@ def test_held_out_split_is_that_of_the_folder_where_it_lies_now(tmp_path: Path) 
 def test_held_out_split_is_refused_where_the_classes_are_others(tmp_path: Path) -> None:
     root = write_classes(tmp_path)
     with pytest.raises(BadData, match="has the classes dark, light, the network was trained with cat, dog"):
-        held_out(str(root), "classification", "RGB", ["cat", "dog"])
+        split_of(str(root), "test", "classification", "RGB", ["cat", "dog"])
     with pytest.raises(BadData, match="is data for classification, want some for segmentation"):
-        held_out(str(root), "segmentation", "RGB", ["dark", "light"])
+        split_of(str(root), "test", "segmentation", "RGB", ["dark", "light"])
     with pytest.raises(BadTraining, match="data set digits has other classes"):
-        held_out("digits", "classification", "L", ["dark", "light"])
+        split_of("digits", "test", "classification", "L", ["dark", "light"])
 
 
 def document(path: Path) -> metadata.Document:

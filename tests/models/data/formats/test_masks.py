@@ -99,7 +99,7 @@ def test_what_stands_for_no_class_is_told(
 
 def test_mask_that_is_transparent_in_places_is_told(tmp_path: Path) -> None:
     pixels = np.dstack([coloured(COLOURS), np.array([[255, 255, 0], [255, 255, 255]], np.uint8)])
-    with pytest.raises(BadData, match="is transparent in positions"):
+    with pytest.raises(BadData, match="is transparent in places"):
         masks.read(saved(pixels, tmp_path / "mask.png"))
 
 
@@ -175,8 +175,8 @@ def test_commands_take_values_and_colours(tmp_path: Path, capsys: pytest.Capture
         ),
         (["data", "check", "FOLDER", "--mask-values", "0,1"], "has no masks, --mask-values describes how to read"),
         (["data", "check", "aerial", "--mask-values", "0,1"], "describes users' own masks"),
-        (["train", "unet", "--mask-values", "0,1"], "go with --data"),
-        (["evaluate", "run.ckpt", "--mask-values", "0,1"], "go with --data"),
+        (["train", "unet", "--mask-values", "0,1"], "require --data"),
+        (["evaluate", "run.ckpt", "--mask-values", "0,1"], "require --data"),
         (["data", "check", "FOLDER", "--mask-colours", "red"], "--mask-colours 'red', want the colours"),
     ],
 )

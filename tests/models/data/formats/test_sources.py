@@ -13,7 +13,7 @@ from convoy.models.data.dataset import DataSet
 from convoy.models.data.files import raise_first
 from convoy.models.data.formats import sources, voc
 from convoy.models.data.formats.listing import SPLITS, for_validation
-from convoy.models.data.registry import data_set, display_name, held_out, resolve
+from convoy.models.data.registry import data_set, display_name, resolve, split_of
 from convoy.models.errors import BadData, BadTraining
 from convoy.service import cli
 from tests.models.data.formats.test_folder import write_classes
@@ -336,8 +336,8 @@ def test_table_is_data_by_its_path_and_shown_without_its_ending(
     assert data_set(resolve("pets.csv")).labels == ["cat", "dog"]
     (tmp_path / "pets.csv").rename(tmp_path / "animals.csv")
     with pytest.raises(BadTraining, match=r"there is no file .*pets\.csv any more"):
-        held_out(str(tmp_path / "pets.csv"), "classification", "RGB", ["cat", "dog"])
-    assert len(held_out(resolve("animals.csv"), "classification", "RGB", ["cat", "dog"]))
+        split_of(str(tmp_path / "pets.csv"), "test", "classification", "RGB", ["cat", "dog"])
+    assert len(split_of(resolve("animals.csv"), "test", "classification", "RGB", ["cat", "dog"]))
 
 
 @pytest.mark.parametrize("write", [write_idx, write_cifar10])
@@ -346,17 +346,17 @@ def test_held_out_split_of_binary_files_is_refused_for_another_network(
 ) -> None:
     data = load(write(tmp_path))
     assert data.colour is not None
-    assert len(held_out(str(tmp_path), "classification", data.colour, data.labels)) == len(data.split("test"))
+    assert len(split_of(str(tmp_path), "test", "classification", data.colour, data.labels)) == len(data.split("test"))
     with pytest.raises(BadData, match="has other classes or another task than the network"):
-        held_out(str(tmp_path), "classification", data.colour, ["a", "b"])
+        split_of(str(tmp_path), "test", "classification", data.colour, ["a", "b"])
 
 
 def test_binary_pictures_come_in_the_colour_of_the_network(tmp_path: Path) -> None:
     grey, colour = load(write_idx(tmp_path / "grey")), load(write_cifar10(tmp_path / "colour"))
-    spread = held_out(str(tmp_path / "grey"), "classification", "RGB", grey.labels)[1][0]
+    spread = split_of(str(tmp_path / "grey"), "test", "classification", "RGB", grey.labels)[1][0]
     assert spread.shape == (8, 8, 3)
     assert (spread == grey.split("test")[1][0]).all()
-    luma = held_out(str(tmp_path / "colour"), "classification", "L", colour.labels)[4][0]
+    luma = split_of(str(tmp_path / "colour"), "test", "classification", "L", colour.labels)[4][0]
     assert luma.shape == (32, 32, 1)
     assert luma[9, 9, 0] == round(0.299 * 40 + 0.587 * 80 + 0.114 * 100)
 
