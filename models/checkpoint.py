@@ -130,7 +130,7 @@ def content(path: Path) -> dict[str, Any]:
         # The unpickler's message does not help a user who named the wrong file.
         raise BadCheckpoint(f"{path} is not a checkpoint, want a .ckpt file that `convoy train` wrote") from error
     if not isinstance(saved, dict):
-        raise BadCheckpoint(f"{path} holds a {type(saved).__name__}, want a checkpoint of `convoy train`")
+        raise BadCheckpoint(f"{path} contains a {type(saved).__name__}, want a checkpoint of `convoy train`")
     return saved
 
 

@@ -86,7 +86,7 @@ class _Reader:
         names = [name for name in node.input if name]
         for name in names:
             if name not in self.types:
-                raise BadNetworkFile(f"{self.path}: {node.op_type} takes {name!r}, which no node before it outputs")
+                raise BadNetworkFile(f"{self.path}: {node.op_type} reads {name!r}, which no node before it outputs")
         used = frozenset[str]().union(*(self.sources.get(name, ()) for name in names))
         inputs = [self.outputs[name] for name in names if name in self.outputs]
         if node.op_type in ("Shape", "Size") or not inputs:
@@ -186,7 +186,7 @@ def _axes(model: onnx.ModelProto, image: ValueInfoProto) -> tuple[int, ...]:
 def _input_shape(image: ValueInfoProto, axes: tuple[int, ...], size: tuple[int, ...] | None, path: Path) -> Shape:
     dims = _dims(image)
     if len(dims) < 3:
-        raise BadNetworkFile(f"{path} takes {image.name} of shape {by(dims) or 'nothing'}, want images")
+        raise BadNetworkFile(f"{path} has the input {image.name} of shape {by(dims) or 'nothing'}, want images")
     sides = size or tuple(dims[dim] or FREE_SIDE for dim in axes)
     if len(sides) != len(axes) or any(dims[dim] not in (0, side) for dim, side in zip(axes, sides, strict=True)):
         own = by([dims[dim] or "any" for dim in axes])

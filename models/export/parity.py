@@ -107,7 +107,7 @@ def _segmenter(graph: onnx.ModelProto, description: Description, network: nn.Mod
     graph, logits, choices = _with_logits(graph)
     session = runtime.session(graph)
     pools = getattr(network, "pools", ())
-    assert len(pools) == len(choices), "a choice of the graph that nothing in the network answers to"
+    assert len(pools) == len(choices), "a choice of the graph without a counterpart in the network"
     pixels = description.normalisation()
     module = served(description.task, pixels, network)
 

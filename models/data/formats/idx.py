@@ -71,5 +71,5 @@ def _array(root: Path, prefix: str, what: str, axes: int, magic: int) -> NDArray
         raise BadData(f"{file} cannot be read ({error}), want an idx file") from None
     if len(content) != expected:
         size = "more" if len(content) > expected else str(len(content))
-        raise BadData(f"{file} holds {size} bytes after its header, want {expected}: {' x '.join(map(str, sides))}")
+        raise BadData(f"{file} contains {size} bytes after its header, want {expected}: {' x '.join(map(str, sides))}")
     return np.frombuffer(content, np.uint8).reshape(sides)

@@ -215,9 +215,9 @@ def test_what_is_no_network_of_images_is_refused(tmp_path: Path) -> None:
     relu = [helper.make_node("Relu", ["x"], ["y"], "act")]
     fused = [helper.make_node("FusedConv", ["x"], ["y"], "fused", domain="com.microsoft")]
     two = [helper.make_node("Add", ["x", "z"], ["y"])]
-    assert "Add takes 'z', which no node before it outputs" in refused(made_elsewhere(tmp_path, two, {}))
+    assert "Add reads 'z', which no node before it outputs" in refused(made_elsewhere(tmp_path, two, {}))
     assert "fused: com.microsoft.FusedConv is not an ONNX operation" in refused(made_elsewhere(tmp_path, fused, {}))
-    assert "takes x of shape" in refused(made_elsewhere(tmp_path, relu, {}, [1, 5]))
+    assert "has the input x of shape" in refused(made_elsewhere(tmp_path, relu, {}, [1, 5]))
     assert "does not contain the number of channels" in refused(made_elsewhere(tmp_path, relu, {}, [1, "C", 5, 5]))
     fixed = made_elsewhere(tmp_path, relu, {}, [1, 3, "H", 5])
     assert f"size 4x6: {fixed} accepts an input of anyx5" in refused(fixed, 4, 6)
@@ -231,7 +231,7 @@ def test_what_is_no_network_of_images_is_refused(tmp_path: Path) -> None:
     model = onnx.load(path)
     model.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [1]))
     onnx.save(model, path)
-    assert "takes 2 inputs (x, z), want one image" in refused(path)
+    assert "has 2 inputs (x, z), want one image" in refused(path)
 
 
 def test_weights_that_lie_elsewhere_are_not_needed(tmp_path: Path) -> None:

@@ -125,4 +125,4 @@ def test_pattern_comes_from_the_command_line_and_goes_into_the_checkpoint(
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     assert state["network.layers.conv2.weight"].shape == (8, 4, 3, 3)
     assert run([*command, "--set", "pattern=INPUT -> CONV -> FC"]) == 2
-    assert "pattern, column 18: FC behind CONV, want RELU" in capsys.readouterr().err
+    assert "pattern, column 18: FC after CONV, want RELU" in capsys.readouterr().err

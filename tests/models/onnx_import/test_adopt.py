@@ -75,9 +75,11 @@ def test_probabilities_stay_and_logits_are_not_taken_for_them(
     model, _ = adopt(answers, "--uint8-front")
     assert run(model, pictures(3))[0].sum(axis=1) == pytest.approx(1)
     capsys.readouterr()
-    assert "holds no probabilities for classification: want --tail softmax" in refused(capsys, logits, "--uint8-front")
+    assert "contains no probabilities for classification: want --tail softmax" in refused(
+        capsys, logits, "--uint8-front"
+    )
     line = refused(capsys, answers, "--uint8-front", "--tail", "softmax")
-    assert "holds probabilities for classification: want --tail none" in line
+    assert "contains probabilities for classification: want --tail none" in line
 
 
 @pytest.mark.parametrize("flatten", [(1, -1), (1, 4), (-1, 4), (0, -1)])
@@ -112,7 +114,7 @@ def test_node_that_answers_the_same_number_for_any_batch_is_named(
     ]
     file = from_helper(tmp_path / "net.onnx", prelude=prelude, flatten=(-1, 4))
     line = refused(capsys, file, "--uint8-front", "--tail", "softmax")
-    assert "node 'sums-up' (ReduceSum) answers 1 for 3 images" in line
+    assert "node 'sums-up' (ReduceSum) outputs 1 for 3 images" in line
 
 
 def test_segmenter_gets_a_mask_with_confidences_and_finds_out_its_multiple(tmp_path: Path) -> None:

@@ -347,7 +347,7 @@ def test_file_must_take_one_image_and_answer_something(
         del model.graph.input[:]
         model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 3, SIDE, SIDE), np.float32), "input"))
     onnx.save(model, file)
-    assert f"takes {count} inputs" in refused(capsys, file)
+    assert f"has {count} inputs" in refused(capsys, file)
     model = onnx.load(from_helper(file))
     del model.graph.output[:]
     onnx.save(model, file)

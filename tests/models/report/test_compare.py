@@ -51,7 +51,7 @@ def test_held_out_scores_are_measured_where_the_data_are_now(
     found = json.loads(capsys.readouterr().out)["runs"][0]
     assert found["held_out"] == evaluate_file(classifier / "last.ckpt", "digits").scores
     assert cli.run(command) == 2
-    assert "--data digits goes with --held-out" in capsys.readouterr().err
+    assert "--data digits requires --held-out" in capsys.readouterr().err
 
 
 def test_command_writes_a_page_and_the_curves(

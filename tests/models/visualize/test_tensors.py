@@ -105,7 +105,7 @@ def test_waveforms_that_differ_are_drawn_differently_at_one_size() -> None:
 def test_size_is_told_where_an_axis_is_free_and_refused_where_none_is() -> None:
     assert subject(WAVEFORM).size((1, 200)) == (1, 200)
     assert subject(CLIP).size((5, 7)) == (5, 7)
-    with pytest.raises(BadView, match=r"takes uint8 tensor 'clip' \[N, 3, 5, 7, 3\], want no --size"):
+    with pytest.raises(BadView, match=r"accepts uint8 tensor 'clip' \[N, 3, 5, 7, 3\], want no --size"):
         subject(CLIP).size((5, 8))
 
 

@@ -92,11 +92,14 @@ def packed_short(root: Path) -> None:
 
 FAULTS_OF_IDX: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda root: (root / "t10k-labels-idx1-ubyte").unlink(), r"no file .*t10k-labels-idx1-ubyte, maybe"),
-    "short": (lambda root: cut(root / "train-images-idx3-ubyte", 2000), "holds 1984 bytes after its header, want 2560"),
+    "short": (
+        lambda root: cut(root / "train-images-idx3-ubyte", 2000),
+        "contains 1984 bytes after its header, want 2560",
+    ),
     "no head": (lambda root: cut(root / "train-images-idx3-ubyte", 7), r"train-images-idx3-ubyte begins with 00000803"),
     "long": (
         lambda root: (root / "train-labels-idx1-ubyte").open("ab").write(b"x"),
-        "holds more bytes after its header, want 40",
+        "contains more bytes after its header, want 40",
     ),
     "another kind": (
         lambda root: (root / "train-images-idx3-ubyte").write_bytes(b"\x89PNG" + bytes(60)),
