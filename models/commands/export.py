@@ -125,18 +125,14 @@ def _check_lines(exported: "Exported") -> list[str]:
     return lines
 
 
-def _repeated_command(
-    checkpoint: Path, repository: Path, given_options: dict[str, str | None], plan: Plan
-) -> list[str]:
+def _repeated_command(checkpoint: Path, repository: Path, chosen: dict[str, str | None], plan: Plan) -> list[str]:
     """Returns the command of this export, without options that have their default."""
     planned = {
         f"--{name.replace('_', '-')}": str(value)
         for name, value in msgspec.structs.asdict(plan).items()
         if value != getattr(DEFAULT_PLAN, name)
     }
-    options = [
-        word for name, value in {**given_options, **planned}.items() if value is not None for word in (name, value)
-    ]
+    options = [word for name, value in {**chosen, **planned}.items() if value is not None for word in (name, value)]
     return ["convoy", "export", str(checkpoint), "--repository", str(repository), *filter(None, options)]
 
 

@@ -245,7 +245,7 @@ class _Images:
 
     def _fit(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.generic]]:
         image, target = self.split[index]
-        # The draws depend only on seed, epoch and index, so that a resumed run sees the same images.
+        # The draws depend only on seed, epoch and index, so that a resumed run has the same images.
         random = np.random.default_rng((self.sampler.seed or 0, self.sampler.epoch, index))
         if self.crop is not None and isinstance(target, np.ndarray):
             square = _square(random, image, self.crop)

@@ -78,7 +78,7 @@ class Fault(NamedTuple):
 # Receives the faults of a data set and its number of images.
 Report = Callable[[Sequence[Fault], int], None]
 
-_printed: set[str] = set()  # already printed by `tell` and `remark`
+_printed: set[str] = set()  # already printed by `print_faults` and `print_once`
 
 
 def printable(path: Path) -> str:

@@ -21,9 +21,9 @@ from convoy.service.metadata import Precision, Task
 
 BATCH_SIZE = 16
 BATCHES = (1, 2, 4, 8, 16, 32)  # batch sizes that are timed
-MOST_NUMBERS = 8 << 20  # per timed batch, pixels times channels; about the default limit in serving
+MAX_NUMBERS = 8 << 20  # per timed batch, pixels times channels; about the default limit in serving
 SIZE_SECONDS = 1.5  # for the runs of one batch size, over all graphs
-FEWEST_ROUNDS, MOST_ROUNDS = 3, 31
+MIN_ROUNDS, MAX_ROUNDS = 3, 31
 
 Graphs = Mapping[Precision, onnx.ModelProto]
 Sessions = Mapping[Precision, Session]
@@ -60,7 +60,7 @@ def qualities(running: Sessions, description: Description) -> dict[Precision, Qu
 def image_times(running: Sessions, description: Description) -> dict[Precision, dict[int, float]]:
     """Returns median milliseconds per image by batch size. The graphs run in turns, so a slow moment affects all."""
     first = next(iter(_batches(description))).images[:1].numpy()
-    sizes = [size for size in BATCHES if size == 1 or size * first.size <= MOST_NUMBERS]
+    sizes = [size for size in BATCHES if size == 1 or size * first.size <= MAX_NUMBERS]
     times: dict[Precision, dict[int, float]] = {precision: {} for precision in running}
     for size in sizes:
         inputs = {description.as_tensor.name: np.repeat(first, size, axis=0)}
@@ -143,7 +143,7 @@ def _spans(running: Sessions, inputs: dict[str, NDArray[Any]]) -> dict[Precision
 
 def _rounds() -> Iterator[int]:
     start = time.perf_counter()
-    for count in range(MOST_ROUNDS + 1):
-        if count > FEWEST_ROUNDS and time.perf_counter() - start > SIZE_SECONDS:
+    for count in range(MAX_ROUNDS + 1):
+        if count > MIN_ROUNDS and time.perf_counter() - start > SIZE_SECONDS:
             return
         yield count

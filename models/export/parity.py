@@ -18,7 +18,7 @@ from convoy.models.segmentation.segnet import Pool
 from convoy.service import metadata
 from convoy.service.metadata import Parity
 
-FEWEST_IMAGES, MOST_IMAGES = 64, 256  # images that are compared
+MIN_IMAGES, MAX_IMAGES = 64, 256  # images that are compared
 BATCH_SIZE = 24
 MAX_DIFFERENCE = 1e-4  # of any probability
 MIN_MASK_AGREEMENT = 0.9999  # share of pixels
@@ -26,7 +26,7 @@ MAX_CONFIDENCE_STEPS = 1  # of 255: a difference below MAX_DIFFERENCE may still 
 
 
 class Difference(NamedTuple):
-    """Differences over some images; an answer is the class of an image or pixel."""
+    """Differences over some images; a prediction is the class of an image or pixel."""
 
     images: int
     probabilities: float  # largest absolute difference
@@ -51,7 +51,7 @@ def check(graph: onnx.ModelProto, description: Description, network: nn.Module) 
     with torch.inference_mode():
         for batch, _ in _batches(description):
             differences.append(compare(batch))
-            if sum(difference.images for difference in differences) >= MOST_IMAGES:
+            if sum(difference.images for difference in differences) >= MAX_IMAGES:
                 break
     images, probabilities, steps, predictions, same = zip(*differences, strict=True)
     # numpy's max, unlike Python's, propagates NaN, which then fails the test.
@@ -63,7 +63,7 @@ def _batches(description: Description) -> Iterator[Batch]:
     if description.data:
         held_out = description.held_out()
         yield from loader(held_out, description.spec, BATCH_SIZE)
-        if len(held_out) >= FEWEST_IMAGES:
+        if len(held_out) >= MIN_IMAGES:
             return
     yield from loader(generated(description.spec), description.spec, BATCH_SIZE)
 

@@ -25,7 +25,7 @@ from convoy.service import metadata
 from convoy.service.metadata import Document, InputSpec, Provenance
 
 TRIAL_SIDE = 224  # pixels of the first test image, for a network of any size
-MOST_PIXELS = 50_000_000  # in a test image: the server's default limit
+MAX_PIXELS = 50_000_000  # in a test image: the server's default limit
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128)  # candidates for the multiple that a network requires of an image's sides
 
 
@@ -86,11 +86,11 @@ def read_palette(path: Path, classes: int) -> list[RGB]:
 
 def _channels(file: OnnxFile, layout: Layout, options: ImportOptions) -> int:
     side = file.input.shape[1 if layout == "NCHW" else 3]
-    given = None if options.colour is None else 1 if options.colour == "L" else 3
-    channels = side if isinstance(side, int) else given
+    from_colour = None if options.colour is None else 1 if options.colour == "L" else 3
+    channels = side if isinstance(side, int) else from_colour
     if channels is None:
         raise BadNetworkFile(f"input is {file.input}: how many channels? want --colour RGB, BGR or L")
-    if channels not in CHANNELS or given not in (None, channels):
+    if channels not in CHANNELS or from_colour not in (None, channels):
         raise BadNetworkFile(f"input is {file.input}, {channels} channels as {layout}, want 1 for L, 3 for RGB or BGR")
     return channels
 
@@ -132,14 +132,14 @@ def _each(option: str, values: Sequence[float], channels: int) -> tuple[float, .
 
 def _size(file: OnnxFile, layout: Layout, options: ImportOptions) -> Size | None:
     sides = file.input.shape[2:4] if layout == "NCHW" else file.input.shape[1:3]
-    given: Sequence[int | str] = sides if options.size is None else options.size
-    if any(isinstance(side, int) and side != size for side, size in zip(sides, given, strict=True)):
+    requested: Sequence[int | str] = sides if options.size is None else options.size
+    if any(isinstance(side, int) and side != size for side, size in zip(sides, requested, strict=True)):
         raise BadNetworkFile(f"input is {file.input}, want --size {_sides(sides)}{_or_none(sides)}")
-    fixed = [side for side in given if isinstance(side, int)]
+    fixed = [side for side in requested if isinstance(side, int)]
     if len(fixed) == 1:
         raise BadNetworkFile(f"input is {file.input}, one side fixed, the other free: want --size {_sides(sides)}")
-    if len(fixed) == 2 and fixed[0] * fixed[1] > MOST_PIXELS:
-        raise BadNetworkFile(f"images of {_sides(fixed)} are too large to try, want at most {MOST_PIXELS:,} pixels")
+    if len(fixed) == 2 and fixed[0] * fixed[1] > MAX_PIXELS:
+        raise BadNetworkFile(f"images of {_sides(fixed)} are too large to try, want at most {MAX_PIXELS:,} pixels")
     return (fixed[0], fixed[1]) if fixed else None
 
 

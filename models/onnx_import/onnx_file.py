@@ -15,7 +15,7 @@ from convoy.models.settings import Layout, Task
 from convoy.service import metadata
 
 CHANNELS = (1, 3)  # of served images
-MOST_EXTERNAL_BYTES = 1 << 30  # limit for embedding: an ONNX file may not be larger than 2 GiB
+MAX_EXTERNAL_BYTES = 1 << 30  # limit for embedding: an ONNX file may not be larger than 2 GiB
 DTYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.UINT8: "uint8"}
 
 
@@ -76,9 +76,9 @@ def _load(path: Path) -> tuple[onnx.ModelProto, int]:
     try:
         model = onnx.load(path, load_external_data=False)
         nbytes = sum(map(_external_bytes, model.graph.initializer))
-        if nbytes > MOST_EXTERNAL_BYTES:
+        if nbytes > MAX_EXTERNAL_BYTES:
             raise BadNetworkFile(
-                f"{path} has {nbytes >> 20} MiB of external data, want at most {MOST_EXTERNAL_BYTES >> 20} MiB: "
+                f"{path} has {nbytes >> 20} MiB of external data, want at most {MAX_EXTERNAL_BYTES >> 20} MiB: "
                 "it would be embedded in one file"
             )
         if nbytes:

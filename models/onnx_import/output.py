@@ -28,10 +28,10 @@ class Output(NamedTuple):
     values: Values
     single: bool = False
 
-    def shares(self, given: NDArray[Any]) -> NDArray[np.float64]:
-        """Returns the probabilities in such outputs, (answers, classes) float64: of images, or of their pixels."""
+    def shares(self, outputs: NDArray[Any]) -> NDArray[np.float64]:
+        """Returns the probabilities in such outputs, (predictions, classes) float64: of images, or of their pixels."""
         assert self.axis is not None
-        values = given.astype(np.float64)
+        values = outputs.astype(np.float64)
         if self.values == "logits":
             values = expit(values) if self.single else softmax(values, self.axis)
         if self.single:
@@ -45,78 +45,77 @@ def detect(original: Original, size: Size, channels: int, task: Task | None, tai
     if original.output.dtype in NOT_TENSORS:
         raise BadNetworkFile(f"output {original.output} is not a tensor of numbers{_other_outputs(original)}")
     images = noise(size, channels, original.batch)
-    given, again = original.raw(images), original.raw(images)
-    if not np.array_equal(given, again, equal_nan=given.dtype.kind == "f"):
+    values, repeated = original.raw(images), original.raw(images)
+    if not np.array_equal(values, repeated, equal_nan=values.dtype.kind == "f"):
         raise BadNetworkFile("the outputs for the same image differ between runs: want the file exported for inference")
-    if given.dtype.kind in "iub":
-        return _mask(original, given, size, tail, indices)
-    found = likely_task(Tensor(original.output.name, str(given.dtype), given.shape))
-    wanted = task or found
-    if wanted is None or given.dtype.kind != "f" or (wanted == "classification" and found != wanted):
+    if values.dtype.kind in "iub":
+        return _mask(original, values, size, tail, indices)
+    likely = likely_task(Tensor(original.output.name, str(values.dtype), values.shape))
+    chosen = task or likely
+    if chosen is None or values.dtype.kind != "f" or (chosen == "classification" and likely != chosen):
         raise BadNetworkFile(
-            f"output {original.output.name!r} is {given.dtype} {list(given.shape)} for {_images_text(original, size)}: "
-            "want a number for each class, [N, classes], or for each class at each pixel, [N, classes, H, W] or "
-            f"[N, H, W, classes], or the class of each pixel, [N, H, W] of integers{_other_outputs(original)}"
+            f"{_described(original, values, size)}: want a number for each class, [N, classes], or for each "
+            "class at each pixel, [N, classes, H, W] or [N, H, W, classes], or the class of each pixel, [N, H, W] of "
+            f"integers{_other_outputs(original)}"
         )
-    axis = 1 if wanted == "classification" else _class_axis(original, given, size)
-    return _of_scores(original.output.name, given, wanted, axis, tail)
+    axis = 1 if chosen == "classification" else _class_axis(original, values, size)
+    return _of_scores(original.output.name, values, chosen, axis, tail)
 
 
-def _of_scores(name: str, given: NDArray[Any], task: Task, axis: int, tail: Tail) -> Output:
-    single = given.shape[axis] == 1
+def _of_scores(name: str, values: NDArray[Any], task: Task, axis: int, tail: Tail) -> Output:
+    single = values.shape[axis] == 1
     # A single number has no sum to check: values within 0..1 may also be logits, if the user says so.
-    certain = _within(given) and tail != "sigmoid" if single else _sum_to_one(given, axis)
+    certain = _within(values) and tail != "sigmoid" if single else _sum_to_one(values, axis)
     usual: Tail = "argmax" if task == "segmentation" else "none"
     logits: Tail = "sigmoid" if single else "argmax" if task == "segmentation" else "softmax"
     fitting = usual if certain else logits
     if tail != fitting:
         what = "probabilities" if certain else "no probabilities"
         raise BadNetworkFile(f"output {name!r} contains {what} for {task}: want --tail {fitting}")
-    classes = 2 if single else given.shape[axis]
-    return Output(name, task, axis, given.ndim, classes, "probabilities" if certain else "logits", single)
+    classes = 2 if single else values.shape[axis]
+    return Output(name, task, axis, values.ndim, classes, "probabilities" if certain else "logits", single)
 
 
-def _within(given: NDArray[Any]) -> bool:
-    return bool((given >= 0).all() and (given <= 1).all())
+def _within(values: NDArray[Any]) -> bool:
+    return bool((values >= 0).all() and (values <= 1).all())
 
 
-def _sum_to_one(given: NDArray[Any], axis: int) -> bool:
-    sums = given.astype(np.float64).sum(axis=axis)
-    return bool((given >= 0).all() and np.abs(sums - 1).max() < 1e-2)
+def _sum_to_one(values: NDArray[Any], axis: int) -> bool:
+    sums = values.astype(np.float64).sum(axis=axis)
+    return bool((values >= 0).all() and np.abs(sums - 1).max() < 1e-2)
 
 
-def _mask(original: Original, given: NDArray[Any], size: Size, tail: Tail, indices: int | None) -> Output:
-    name, shape = original.output.name, given.shape[1:]
+def _mask(original: Original, values: NDArray[Any], size: Size, tail: Tail, indices: int | None) -> Output:
+    name, shape = original.output.name, values.shape[1:]
     places: dict[tuple[int, ...], int | None] = {size: None, (1, *size): 1, (*size, 1): 3}
     if shape not in places:
         raise BadNetworkFile(
-            f"output {name!r} is {given.dtype} {list(given.shape)} for {_images_text(original, size)}: want the class "
-            f"of each pixel, [N, H, W]{_other_outputs(original)}"
+            f"{_described(original, values, size)}: want the class of each pixel, [N, H, W]{_other_outputs(original)}"
         )
     if tail != "none":
         raise BadNetworkFile(f"output {name!r} contains the class of each pixel: want --tail none")
     if indices is None:
         raise BadNetworkFile(f"output {name!r} contains the class of each pixel: of how many? want --labels FILE")
-    if not 0 <= given.min() <= given.max() < indices:
+    if not 0 <= values.min() <= values.max() < indices:
         raise BadNetworkFile(
-            f"output {name!r} contains classes {given.min()} to {given.max()}, there are {indices} labels"
+            f"output {name!r} contains classes {values.min()} to {values.max()}, there are {indices} labels"
         )
-    return Output(name, "segmentation", places[shape], given.ndim, indices, "indices")
+    return Output(name, "segmentation", places[shape], values.ndim, indices, "indices")
 
 
-def _class_axis(original: Original, given: NDArray[Any], size: Size) -> int:
-    if given.ndim == 4 and given.shape[2:] == size:
+def _class_axis(original: Original, values: NDArray[Any], size: Size) -> int:
+    if values.ndim == 4 and values.shape[2:] == size:
         return 1
-    if given.ndim == 4 and given.shape[1:3] == size:
+    if values.ndim == 4 and values.shape[1:3] == size:
         return 3
     raise BadNetworkFile(
-        f"output {original.output.name!r} is {list(given.shape)} for {_images_text(original, size)}: want a number for "
-        f"each class at each pixel{_other_outputs(original)}"
+        f"{_described(original, values, size)}: want a number for each class at each pixel{_other_outputs(original)}"
     )
 
 
-def _images_text(original: Original, size: Size) -> str:
-    return f"{original.batch} image{'s' if original.batch > 1 else ''} of {size[0]}x{size[1]}"
+def _described(original: Original, values: NDArray[Any], size: Size) -> str:
+    images = f"{original.batch} image{'s' if original.batch > 1 else ''} of {size[0]}x{size[1]}"
+    return f"output {original.output.name!r} is {values.dtype} {list(values.shape)} for {images}"
 
 
 def _other_outputs(original: Original) -> str:

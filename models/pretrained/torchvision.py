@@ -76,7 +76,7 @@ def renamed(*rules: tuple[str, str]) -> Rename:
 
 
 def flat_stacks(name: str, network: nn.Module) -> str:
-    """Renames VGG's features: torchvision's are one chain, ours are a chain of stacks."""
+    """Renames VGG's features: torchvision's are one chain, Convoy's are a chain of stacks."""
     assert isinstance(network, VGG)
     places = [f"features.{place}" for place, _ in network.features.named_modules() if "." in place]
     match = re.match(r"features\.(\d+)", name)
@@ -84,7 +84,7 @@ def flat_stacks(name: str, network: nn.Module) -> str:
 
 
 def inception_v3(name: str, network: nn.Module) -> str | None:
-    """Renames the convolutions: torchvision's have names, ours are numbered in the same order."""
+    """Renames the convolutions: torchvision's have names, Convoy's are numbered in the same order."""
     if name.startswith("AuxLogits."):
         return None
     names = [place for place, module in network.named_modules() if isinstance(module, ConvNorm2d)]

@@ -13,7 +13,7 @@ from rich.table import Table
 from convoy.models.evaluation.evaluate import Evaluation
 from convoy.models.evaluation.metrics import ClassScores
 
-MOST_ROWS = 40  # in the terminal, and visible on a page; the file has all rows
+MAX_ROWS = 40  # in the terminal, and visible on a page; the file has all rows
 
 MAX_COLUMNS = 21  # in a table in the terminal
 MAX_COUNTS = 30  # classes up to which counts fit in the cells of a picture
@@ -53,9 +53,9 @@ def class_table(evaluation: Evaluation) -> Table:
 def worst_classes(evaluation: Evaluation) -> list[ClassScores]:
     """Returns all classes in order, or if there are many the worst ones, worst first."""
     rows = evaluation.classes
-    if len(rows) <= MOST_ROWS:
+    if len(rows) <= MAX_ROWS:
         return rows
-    return sorted(rows, key=lambda row: (row.support == 0, row.f1 or 0.0))[:MOST_ROWS]
+    return sorted(rows, key=lambda row: (row.support == 0, row.f1 or 0.0))[:MAX_ROWS]
 
 
 def save_classes(evaluation: Evaluation, path: Path) -> None:
@@ -83,7 +83,7 @@ def confusion_table(counts: NDArray[np.int64], labels: list[str]) -> Table:
 
 
 def frequent_errors(counts: NDArray[np.int64], labels: list[str]) -> list[tuple[str, str, str, str]]:
-    """Returns the most frequent errors, at most 20, with the columns `MISTAKES`."""
+    """Returns the most frequent errors, at most 20, with the columns `ERROR_COLUMNS`."""
     wrong, shares = counts.copy(), _shares(counts)
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:MAX_ERRORS]

@@ -87,8 +87,8 @@ class Pyramid(nn.Module):
         self.project = ConvNorm((len(rates) + 2) * out_channels, out_channels, 1, RESNET_FORM)
 
     def forward(self, x: Tensor) -> Tensor:
-        seen = torch.cat([*(branch(x) for branch in self.branches), self.image(x)], dim=1)
-        return torch.relu(self.project(torch.relu(seen)))
+        features = torch.cat([*(branch(x) for branch in self.branches), self.image(x)], dim=1)
+        return torch.relu(self.project(torch.relu(features)))
 
 
 class ImagePooling(ConvNorm):

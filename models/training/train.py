@@ -33,7 +33,7 @@ from convoy.models.training.run import ONE, Machine, Note, RunFolder, Settings, 
 from convoy.service.machine import cores
 from convoy.service.metadata import InputSpec, Task, TensorInput
 
-MOST_WORKERS = 8  # threads; more do not help, because part of the work holds Python's lock
+MAX_WORKERS = 8  # threads; more do not help, because part of the work runs under Python's lock
 
 
 def train(settings: Settings, output: Path, resume: Path | None = None, machine: Machine = ONE) -> Note:
@@ -261,7 +261,7 @@ def trainer_options(recipe: Recipe, machine: Machine) -> dict[str, Any]:
 def _workers(data: str, machine: Machine, processes: int) -> int:
     if machine.workers is not None:
         return machine.workers
-    return 0 if data in DATA else max(1, min(MOST_WORKERS, cores() // processes))
+    return 0 if data in DATA else max(1, min(MAX_WORKERS, cores() // processes))
 
 
 def _prepare(folder: RunFolder, settings: Settings, resume: Path | None) -> None:

@@ -14,14 +14,14 @@ from convoy.models.visualize.ascent import ascend, response
 from convoy.models.visualize.hooks import Layer
 from convoy.models.visualize.subjects import Pixels, Size, Subject, as_pictures
 
-LEAST_SIDE = 8  # pixels of the smallest octave
+MIN_SIDE = 8  # pixels of the smallest octave
 
 
 def sizes(size: Size, octaves: int, scale: float) -> list[Size]:
     """Returns height and width of each octave, smallest first and `size` last, each `scale` times the previous one.
     Raises BadView if the first would be too small."""
     octave_sizes = [tuple(max(1, round(side / scale**octave)) for side in size) for octave in reversed(range(octaves))]
-    if min(octave_sizes[0]) < LEAST_SIDE:
+    if min(octave_sizes[0]) < MIN_SIDE:
         raise BadView(
             f"{octaves} octaves of {scale:g} make {by(size)} as small as {by(octave_sizes[0])}, want fewer --octaves"
         )

@@ -109,14 +109,14 @@ class _Reached(Exception):
 @contextmanager
 def _hooks(modules: dict[str, nn.Module], note: Callable[[str, nn.Module, Tensor], None]) -> Iterator[None]:
     def hook(name: str) -> Callable[[nn.Module, Any, Any], Any]:
-        def seen(module: nn.Module, _: Any, answer: Any) -> Any:
+        def record(module: nn.Module, _: Any, answer: Any) -> Any:
             # For a pooling layer that also returns its winners, the values.
             first, *more = answer if isinstance(answer, tuple) else (answer,)
             note(name, module, first)
             # The network continues with a copy, because ReLUs modify their input in place.
             return (first.clone(), *more) if more else first.clone()
 
-        return seen
+        return record
 
     handles = [module.register_forward_hook(hook(name)) for name, module in modules.items() if name]
     try:

@@ -189,9 +189,9 @@ class TensorSubject(Subject):
 
     def size(self, requested: Size | None = None) -> Size:
         own = [axis.size for axis in self.axes][-2:]
-        sides_given = (requested or (FREE_SIDE, FREE_SIDE))[-len(own) :]  # for a waveform only the width
-        sides = [side or free for side, free in zip(own, sides_given, strict=True)]
-        if requested is not None and sides != list(sides_given):
+        free_sides = (requested or (FREE_SIDE, FREE_SIDE))[-len(own) :]  # for a waveform only the width
+        sides = [side or free for side, free in zip(own, free_sides, strict=True)]
+        if requested is not None and sides != list(free_sides):
             raise BadView(f"{self.name} accepts {self.tensor}, want no --size")
         return (1, sides[0]) if len(sides) == 1 else (sides[0], sides[1])
 

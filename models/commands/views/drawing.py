@@ -20,7 +20,7 @@ from convoy.models.visualize.subjects import ImageSubject, Pixels, Size, Subject
 from convoy.service.errors import BadConfig
 
 JITTER_SHARE = 16
-MOST_SIDE = 1024  # pixels: a phone's photographs have ten times as many, and their maps do not fit into memory
+MAX_SIDE = 1024  # pixels: a phone's photographs have ten times as many, and their maps do not fit into memory
 
 
 def ascent_settings(
@@ -54,7 +54,7 @@ def fitted_image(image: Path, size: str | None, subject: ImageSubject) -> Pixels
 
 def photograph(pixels: Pixels, size: str | None) -> Pixels:
     """Returns an image shrunk to fit into `size`, or into 1024x1024, which is reported. Raises BadTraining."""
-    fitted = subjects.shrunk(pixels, (MOST_SIDE, MOST_SIDE) if size is None else parse_size(size))
+    fitted = subjects.shrunk(pixels, (MAX_SIDE, MAX_SIDE) if size is None else parse_size(size))
     if size is None and fitted is not pixels:
         before, after = by(subjects.sides(pixels)), by(subjects.sides(fitted))
         print(f"image: resized from {before} to {after}; --size sets another size")

@@ -21,11 +21,11 @@ def layers(checkpoint: Checkpoint, size: Sides = None) -> None:
     from convoy.models.visualize import hooks, selection, subjects
 
     subject = subjects.load(checkpoint)
-    found_layers = hooks.layers(subject, drawing.sides(size, subject))
+    listed = hooks.layers(subject, drawing.sides(size, subject))
     widest, kinds = (
-        max(map(len, column)) for column in zip(*((layer.name, layer.kind) for layer in found_layers), strict=True)
+        max(map(len, column)) for column in zip(*((layer.name, layer.kind) for layer in listed), strict=True)
     )
-    for layer in found_layers:
+    for layer in listed:
         convolves = "  filters" if selection.filters_of(layer) is not None else ""
         print(f"{layer.name:<{widest}}  {layer.kind:<{kinds}}  {by(layer.shape)}{convolves}")
 

@@ -12,8 +12,8 @@ from convoy.models.errors import BadData
 def listing(root: Path) -> Listing:
     """Lists the images in the subfolders, which may be inside `train/`, `validation/` and `test/`, or two of these.
 
-    Without split folders, the names of classes and images determine the splits; with two, `told` derives the third.
-    Raises BadData.
+    Without split folders, the names of classes and images determine the splits; with two, `split_as_specified` derives
+    the third. Raises BadData.
     """
     splits = split_paths(subfolders(root))
     # A class may also be called train.

@@ -40,8 +40,8 @@ def listing(root: Path) -> Listing:
     the class names, one per line.
 
     The splits are folders, `train/images/` and `train/masks/` or `images/train/` and `masks/train/` and so on, or
-    lists, `splits/train.txt` and so on, one NAME per line. With two of the three splits, `told` derives the third;
-    without any, the names of the images determine the splits. Raises BadData.
+    lists, `splits/train.txt` and so on, one NAME per line. With two of the three splits, `split_as_specified` derives
+    the third; without any, the names of the images determine the splits. Raises BadData.
     """
     pairs = _pairs(root)
     faults: list[Fault] = []

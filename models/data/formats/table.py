@@ -43,8 +43,8 @@ def listing(file: Path) -> Listing:
     relative to the file's folder.
 
     Splits are called train, validation (or valid, val) and test. Without splits, the paths as written determine them;
-    if some are missing, `told` derives them. Classes are ordered by name, or by value if all are whole numbers; those
-    of masks may have names in a `labels.txt` beside the file. Raises BadData.
+    if some are missing, `split_as_specified` derives them. Classes are ordered by name, or by value if all are whole
+    numbers; those of masks may have names in a `labels.txt` beside the file. Raises BadData.
     """
     task, rows = _rows(file)
     labels = class_names(file.parent / LABELS) if task == "mask" else _labels(file, rows)

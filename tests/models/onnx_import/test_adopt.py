@@ -176,7 +176,7 @@ def test_external_data_is_folded_in_and_too_much_of_it_refused(
     (tmp_path / "weights").rename(tmp_path / "gone")
     run(model, pictures(2))
     assert "is not a valid ONNX file" in refused(capsys, file, "--uint8-front", "--tail", "softmax")
-    monkeypatch.setattr(onnx_file, "MOST_EXTERNAL_BYTES", 10)
+    monkeypatch.setattr(onnx_file, "MAX_EXTERNAL_BYTES", 10)
     assert "MiB of external data, want at most" in refused(capsys, file, "--uint8-front", "--tail", "softmax")
 
 
