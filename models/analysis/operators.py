@@ -146,20 +146,6 @@ def along(word: str, shape: Shape, dims: Sequence[int]) -> Act:
     return Act(word, tuple(_all(dim % len(shape), shape, shape[dim]) for dim in dims), shown="mention")
 
 
-def pointwise(word: str) -> Act:
-    """Describes an elementwise operation of one or several inputs."""
-    return Act(word, shown="mention")
-
-
-def normalisation(word: str) -> Act:
-    """Describes elementwise normalisation with fixed statistics."""
-    return Act(word)
-
-
-def concatenation() -> Act:
-    return Act("concatenation", shown="part")
-
-
 def upsampling(word: str, shape: Shape, new_shape: Shape, taps: int, corners: bool) -> Act:
     steps = tuple(
         Reached(dim, resized(shape[dim], new_shape[dim], taps, corners), new_shape[dim])
@@ -201,10 +187,6 @@ def blocks(shape: Shape, new_shape: Shape, size: int, down: bool) -> Act:
     reach: Reach = window(size, size) if down else spread(size, size)
     steps = [Reached(dim, reach, new_shape[dim]) for dim in (2, 3)]
     return moved(_all(1, shape, new_shape[1]), *steps)
-
-
-def unknown(word: str) -> Act:
-    return Act(word, known=False)
 
 
 def by(numbers: Sequence[object]) -> str:

@@ -45,8 +45,8 @@ def describe(func: Any, name: str, arguments: Arguments, answer: Tensor, answers
     if name in _ACTS:
         return _ACTS[name](arguments, shape)
     if torch.Tag.pointwise in func.tags or name.rstrip("_") in _POINTWISE:
-        return operators.pointwise(name.rstrip("_"))
-    return operators.unknown(name)
+        return Act(name.rstrip("_"), shown="mention")
+    return Act(name, known=False)
 
 
 def _product(name: str, arguments: Arguments, shape: tuple[int, ...], answers: dict[int, int]) -> Act:
@@ -166,7 +166,7 @@ _ACTS: dict[str, Callable[[Arguments, tuple[int, ...]], Act]] = {
     "im2col": _patches,
     **dict.fromkeys(("_adaptive_avg_pool2d", "_adaptive_avg_pool3d"), _adaptive_pooling("mean")),
     **dict.fromkeys(("adaptive_max_pool2d", "adaptive_max_pool3d"), _adaptive_pooling("maximum")),
-    **dict.fromkeys(_NORMALISATIONS, lambda *_: operators.normalisation("batch normalisation")),
+    **dict.fromkeys(_NORMALISATIONS, lambda *_: Act("batch normalisation")),
     "native_layer_norm": lambda arguments, shape: operators.along(
         "layer normalisation", shape, range(-len(arguments["normalized_shape"]), 0)
     ),
@@ -179,7 +179,7 @@ _ACTS: dict[str, Callable[[Arguments, tuple[int, ...]], Act]] = {
     "amin": _reduction("minimum"),
     "max": _reduction("maximum"),
     "argmax": _reduction("argmax"),
-    "cat": lambda *_: operators.concatenation(),
+    "cat": lambda *_: Act("concatenation", shown="part"),
     **dict.fromkeys(("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d"), _upsampling("nearest", 1)),
     **dict.fromkeys(("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d"), _upsampling("linear", 2)),
     "upsample_bicubic2d": _upsampling("cubic", 4),

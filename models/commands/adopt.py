@@ -46,8 +46,7 @@ def adopt(
         Fit | None, typer.Option(help="How an image is fitted to that size.  [default: stretch; pad for any size]")
     ] = None,
     uint8_front: Annotated[
-        bool,
-        typer.Option("--uint8-front", help="Insert layout, cast and (pixel * scale - mean) / std before it."),
+        bool, typer.Option("--uint8-front", help="Insert layout, cast and (pixel * scale - mean) / std before it.")
     ] = False,
     mean: Annotated[
         str | None, typer.Option(metavar="X[,X,X]", help="By channel, red first, of pixels times scale.  [default: 0]")

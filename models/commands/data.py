@@ -25,10 +25,7 @@ def about() -> None:
 
 @data.command()
 def check(
-    source: Annotated[
-        str,
-        typer.Argument(metavar="DATA", help=f"A folder, a CSV file, or one of: {', '.join(DATA)}."),
-    ],
+    source: Annotated[str, typer.Argument(metavar="DATA", help=f"A folder, a CSV file, or one of: {', '.join(DATA)}.")],
     sheet: Annotated[
         Path | None,
         typer.Option(

@@ -63,8 +63,7 @@ def evaluate(
         ),
     ] = None,
     strict: Annotated[
-        bool,
-        typer.Option("--strict", help="Refuse data with an unreadable picture instead of skipping it."),
+        bool, typer.Option("--strict", help="Refuse data with an unreadable picture instead of skipping it.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     mask_values: MaskValues = None,

@@ -55,8 +55,7 @@ def export(
         typer.Option(help="fp16: half precision, for CUDA; int8: 8-bit integers, for the CPU.  [default: fp32]"),
     ] = None,
     all_variants: Annotated[
-        bool,
-        typer.Option("--all-variants", help="Only print a table of all variants; writes nothing."),
+        bool, typer.Option("--all-variants", help="Only print a table of all variants; writes nothing.")
     ] = False,
     max_drop: Annotated[
         float,

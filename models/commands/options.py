@@ -22,8 +22,7 @@ MAX_SIDE = 65_535
 MaskValues = Annotated[
     str | None,
     typer.Option(
-        metavar="VALUE,VALUE",
-        help="The mask values of class 0, 1 and so on, such as 0,255; VALUE=255 is no class.",
+        metavar="VALUE,VALUE", help="The mask values of class 0, 1 and so on, such as 0,255; VALUE=255 is no class."
     ),
 ]
 MaskColours = Annotated[

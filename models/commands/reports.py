@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run of `convoy train`.")],
     data: Annotated[
-        str | None,
-        typer.Option(metavar="DATA", help="Current location of its data.  [default: unchanged]"),
+        str | None, typer.Option(metavar="DATA", help="Current location of its data.  [default: unchanged]")
     ] = None,
 ) -> int:
     """Write curves, confusion matrix, class table and worst examples of a run into its folder, and a page that shows

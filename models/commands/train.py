@@ -71,8 +71,7 @@ def train(
         Path | None, typer.Option(metavar="DIR", help="Folder of the run.  [default: runs/ARCHITECTURE-DATA]")
     ] = None,
     resume: Annotated[
-        Path | None,
-        typer.Option(metavar="CHECKPOINT|RUN", help="Resume from there, in its folder.", callback=last_of),
+        Path | None, typer.Option(metavar="CHECKPOINT|RUN", help="Resume from there, in its folder.", callback=last_of)
     ] = None,
     source: Annotated[
         Path | None,
@@ -120,8 +119,7 @@ def train(
     gamma: Annotated[float | None, _losses(metavar="X", min=0, help="Focusing parameter of the focal loss.")] = None,
     class_weights: Annotated[ClassWeights | None, _losses(help="balanced: rare classes have larger weights.")] = None,
     crop: Annotated[
-        int | None,
-        _changes(metavar="N", min=1, help="Side in pixels of squares cut from the images."),
+        int | None, _changes(metavar="N", min=1, help="Side in pixels of squares cut from the images.")
     ] = None,
     flip: Annotated[Flip | None, _changes(help="Mirror half of the images, and their masks, along that axis.")] = None,
     random_crop: Annotated[
@@ -142,8 +140,7 @@ def train(
         float | None, _changes(metavar="X", min=0, max=1, help="Share of the images with a rectangle of noise.")
     ] = None,
     mixup: Annotated[
-        float | None,
-        _changes(metavar="ALPHA", min=0, max=10, help="Blend images and their classes; 0.2 is common."),
+        float | None, _changes(metavar="ALPHA", min=0, max=10, help="Blend images and their classes; 0.2 is common.")
     ] = None,
     label_smoothing: Annotated[
         float | None, _losses(metavar="X", min=0, max=0.99, help="Share of the target spread over all classes.")
@@ -162,8 +159,7 @@ def train(
         typer.Option(metavar="N", min=0, max=HIGHEST_SEED, help="Random seed of weights, order and augmentation."),
     ] = None,
     devices: Annotated[
-        int,
-        _machine(metavar="N", min=1, help="Processes that train together, each on its own GPU, or on CPUs."),
+        int, _machine(metavar="N", min=1, help="Processes that train together, each on its own GPU, or on CPUs.")
     ] = ONE.devices,
     workers: Annotated[
         int | None,
@@ -173,8 +169,7 @@ def train(
         float, _machine("--save-every", metavar="SECONDS", min=0, help="Interval of checkpoints within an epoch.")
     ] = ONE.save_seconds,
     strict: Annotated[
-        bool,
-        typer.Option("--strict", help="Refuse data with an unreadable picture instead of skipping it."),
+        bool, typer.Option("--strict", help="Refuse data with an unreadable picture instead of skipping it.")
     ] = False,
 ) -> None:
     """Train a network. Defaults are those of the architecture's recipe, or of the resumed run."""

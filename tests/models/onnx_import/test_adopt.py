@@ -261,7 +261,7 @@ def test_file_that_describes_itself_is_not_adopted_again(tmp_path: Path, capsys:
     again = tmp_path / "again.onnx"
     onnx.save(model, again)
     capsys.readouterr()
-    assert "describes itself already" in refused(capsys, again)
+    assert "is already self-describing" in refused(capsys, again)
 
 
 def test_result_that_does_not_answer_as_the_file_does_is_refused(

@@ -180,7 +180,7 @@ def test_log_odds_are_those_of_the_softmax() -> None:
 
 def test_single_class_has_nothing_to_be_told_from() -> None:
     seen = subject(OneFilter(FILTERS[:1]), 16, labels=("thing",))
-    with pytest.raises(BadView, match="one class only"):
+    with pytest.raises(BadView, match="only one class"):
         class_images(seen, [0], (16, 16), STRAIGHT, Options(0, lambda: None, False))
 
 

@@ -180,7 +180,7 @@ def test_picture_is_made_to_fit_and_one_that_is_too_large_is_told(
     monkeypatch.setattr(drawing, "MAX_SIDE", 32)
     picture = tmp_path / "picture.png"
     assert cli.run(typed(kind, unet, photograph, "-o", str(picture))) == 0
-    assert "image: resized from 41x53 to 25x32; --size chooses" in capsys.readouterr().out
+    assert "image: resized from 41x53 to 25x32; --size sets" in capsys.readouterr().out
     small = size(picture)
     assert cli.run(typed(kind, unet, photograph, "--size", "400x400", "-o", str(picture))) == 0
     assert "made smaller" not in capsys.readouterr().out
