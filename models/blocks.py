@@ -72,8 +72,8 @@ class ConvNorm2d(nn.Module):
         self.activation = nn.ReLU(inplace=True) if activation else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        answer: Tensor = self.activation(self.norm(self.conv(x)))
-        return answer
+        activated: Tensor = self.activation(self.norm(self.conv(x)))
+        return activated
 
 
 class ShiftNorm2d(nn.BatchNorm2d):

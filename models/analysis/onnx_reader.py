@@ -140,15 +140,15 @@ class _Reader:
             shape = np.array(_shape(self.types[names[0]]), dtype=np.int64)
             attributes = {attribute.name: attribute.i for attribute in node.attribute}
             shape = shape[attributes.get("start", 0) : attributes.get("end")]
-            answers: list[Any] = [shape if node.op_type == "Shape" else shape.prod()]
+            outputs: list[Any] = [shape if node.op_type == "Shape" else shape.prod()]
         elif all(name in self.values for name in names):
-            answers = _run(node, {name: self.values[name] for name in names}, self.model)
+            outputs = _run(node, {name: self.values[name] for name in names}, self.model)
         else:  # for large weights the shape is enough
             self.infer(node, node.name or node.output[0])
             return
-        for name, answer in zip(node.output, answers, strict=False):
-            self.values[name] = np.asarray(answer)
-            self.types[name] = _type(onnx.helper.np_dtype_to_tensor_dtype(np.asarray(answer).dtype), np.shape(answer))
+        for name, output in zip(node.output, outputs, strict=False):
+            self.values[name] = np.asarray(output)
+            self.types[name] = _type(onnx.helper.np_dtype_to_tensor_dtype(np.asarray(output).dtype), np.shape(output))
 
 
 def free_negative_sides(model: onnx.ModelProto) -> None:
@@ -204,8 +204,8 @@ def _run(node: NodeProto, values: dict[str, NDArray[Any]], model: onnx.ModelProt
     outputs = [ValueInfoProto(name=name) for name in node.output]
     graph = onnx.helper.make_graph([node], "constant", inputs, outputs)
     single = onnx.helper.make_model(graph, opset_imports=model.opset_import)
-    answers: list[Any] = ReferenceEvaluator(single).run(None, values)
-    return answers
+    results: list[Any] = ReferenceEvaluator(single).run(None, values)
+    return results
 
 
 def _layer(node: NodeProto, names: list[str], sources: dict[str, frozenset[str]]) -> str:

@@ -35,11 +35,11 @@ def check(name: str, arguments: Arguments, layer: str) -> None:
             _pool_window(arguments, name).check(layer, word, arguments["self"].shape, arguments["ceil_mode"])
 
 
-def describe(func: Any, name: str, arguments: Arguments, answer: Tensor, answers: dict[int, int]) -> Act:
+def describe(func: Any, name: str, arguments: Arguments, output: Tensor, outputs: dict[int, int]) -> Act:
     """Describes the operator; `outputs` contains the tensors that depend on the image."""
-    shape = tuple(answer.shape)
+    shape = tuple(output.shape)
     if name in _PRODUCTS:
-        return _product(name, arguments, shape, answers)
+        return _product(name, arguments, shape, outputs)
     if name in _POOLINGS:
         return operators.pooling(_POOLINGS[name], shape, _pool_window(arguments, name))
     if name in _ACTS:
@@ -49,9 +49,9 @@ def describe(func: Any, name: str, arguments: Arguments, answer: Tensor, answers
     return Act(name, known=False)
 
 
-def _product(name: str, arguments: Arguments, shape: tuple[int, ...], answers: dict[int, int]) -> Act:
+def _product(name: str, arguments: Arguments, shape: tuple[int, ...], outputs: dict[int, int]) -> Act:
     left, right = (arguments["mat1"], arguments["mat2"]) if name == "addmm" else (arguments["self"], arguments["mat2"])
-    match id(left) in answers, id(right) in answers:
+    match id(left) in outputs, id(right) in outputs:
         case True, False:
             return operators.dense(left.shape, shape)
         case False, True:

@@ -88,24 +88,24 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = func._schema.name.removeprefix("aten::")
         if inputs:
             check(name, arguments, self.layer)
-        answer = func(*args, **(kwargs or {}))
-        answers = [leaf for leaf in tree_leaves(answer) if isinstance(leaf, Tensor)]
-        self.kept += answers
+        output = func(*args, **(kwargs or {}))
+        outputs = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        self.kept += outputs
         used = frozenset[str]().union(*(self.sources.get(id(tensor), ()) for tensor in tensors))
         if not inputs:
-            self.sources.update((id(tensor), used) for tensor in answers)
-        elif answers:
-            self._add(describe(func, name, arguments, answers[0], self.outputs), inputs, answers, used)
-        return answer
+            self.sources.update((id(tensor), used) for tensor in outputs)
+        elif outputs:
+            self._add(describe(func, name, arguments, outputs[0], self.outputs), inputs, outputs, used)
+        return output
 
-    def _add(self, act: Act, inputs: list[int], answers: list[Tensor], used: frozenset[str]) -> None:
+    def _add(self, act: Act, inputs: list[int], outputs: list[Tensor], used: frozenset[str]) -> None:
         if isinstance(self.modules[-1][1], nn.LocalResponseNorm) and act.shown == "row":
             act = replace(act, kind="response normalisation")
         # A parameter shared by several operations counts for the first.
         parameters = sum(self.idle.pop(name, 0) for name in used)
-        self.outputs.update((id(tensor), len(self.operations)) for tensor in answers)
-        self.operations.append(Operation(self.layer, act, tuple(inputs), tuple(answers[0].shape), parameters))
-        if 0 in answers[0].shape:
+        self.outputs.update((id(tensor), len(self.operations)) for tensor in outputs)
+        self.operations.append(Operation(self.layer, act, tuple(inputs), tuple(outputs[0].shape), parameters))
+        if 0 in outputs[0].shape:
             shapes = " and ".join(by(self.operations[index].shape) for index in inputs)
             raise NothingLeft(f"{self.layer}: nothing is left of {shapes}")
 

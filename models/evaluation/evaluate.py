@@ -57,7 +57,7 @@ class Example:
 @dataclass(frozen=True)
 class Evaluation:
     """`scores` by name, 0..1, as defined by `convoy.models.evaluation.metrics.scores`, over `images` images or tensors;
-    `confusion[true, answered]` counts images or pixels. `slices` is empty if all images have one size."""
+    `confusion[true, predicted]` counts images or pixels. `slices` is empty if all images have one size."""
 
     network: Predictor
     split: SplitName

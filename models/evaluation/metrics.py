@@ -223,7 +223,7 @@ class ClassScores:
 def class_scores(
     counts: NDArray[np.int64], labels: list[str], boundary: list[float | None] | None = None
 ) -> list[ClassScores]:
-    """Returns one row per class. `counts[true, answered]`; `boundary` contains boundary F1 scores by class."""
+    """Returns one row per class. `counts[true, predicted]`; `boundary` contains boundary F1 scores by class."""
     right, true, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
     return [
         ClassScores(

@@ -91,13 +91,13 @@ class _Tally:
     def __init__(self, description: Description) -> None:
         self.task: Task = description.task
         self.scores = measures(description.task, len(description.labels)) if description.data else None
-        self.images = self.same = self.answers = 0
+        self.images = self.same = self.predictions = 0
         self.difference = 0.0
 
     def add(self, outputs: list[NDArray[Any]], reference: list[NDArray[Any]], targets: torch.Tensor) -> None:
         predictions = _predictions(self.task, outputs[0])
         self.images += len(targets)
-        self.answers += predictions.size
+        self.predictions += predictions.size
         self.same += int((predictions == _predictions(self.task, reference[0])).sum())
         # numpy's max propagates NaN.
         self.difference = float(np.max([self.difference, np.abs(_shares(outputs) - _shares(reference)).max()]))
@@ -110,7 +110,7 @@ class _Tally:
         return Quality(
             self.images,
             {name: float(value) for name, value in scores.items()},
-            self.same / self.answers,
+            self.same / self.predictions,
             self.difference,
         )
 

@@ -31,7 +31,7 @@ class Difference(NamedTuple):
     images: int
     probabilities: float  # largest absolute difference
     confidence_steps: int  # largest, of 255
-    answers: int
+    predictions: int
     same: int
 
 
@@ -70,7 +70,7 @@ def _batches(description: Description) -> Iterator[Batch]:
 
 def _judge(description: Description, total: Difference) -> Parity:
     classification = description.task == "classification"
-    agreement = total.same / total.answers
+    agreement = total.same / total.predictions
     complaints = []
     if not total.probabilities <= MAX_DIFFERENCE:
         complaints.append(f"probabilities differ by up to {total.probabilities:.3g}, want at most {MAX_DIFFERENCE:g}")
@@ -126,7 +126,7 @@ def _segmenter(graph: onnx.ModelProto, description: Description, network: nn.Mod
             images=len(batch),
             probabilities=float((torch_probabilities - onnx_probabilities).abs().max()),
             confidence_steps=int(np.abs(confidence.astype(int) - onnx_confidence.astype(int)).max()),
-            answers=mask.size,
+            predictions=mask.size,
             same=int((mask == onnx_mask).sum()),
         )
 

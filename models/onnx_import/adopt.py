@@ -50,19 +50,19 @@ def adopt(file: OnnxFile, source: str, repository: Path, name: str, options: Imp
     size = _size(file, layout, options)
     trial = size or (TRIAL_SIDE, TRIAL_SIDE)
     labels = None if options.labels is None else read_labels(options.labels)
-    answer = detect(original, trial, channels, options.task, options.tail, None if labels is None else len(labels))
-    if size is None and answer.task == "classification":
+    output = detect(original, trial, channels, options.task, options.tail, None if labels is None else len(labels))
+    if size is None and output.task == "classification":
         raise BadNetworkFile(f"input is {file.input}, which accepts several sizes: want --size HxW for a classifier")
     batch = file.input.shape[0]
     inner = with_dynamic_batch(file.model) if isinstance(batch, int) else file.model
-    graph = wrapped(inner, original.front, answer, size or (None, None), channels)
+    graph = wrapped(inner, original.front, output, size or (None, None), channels)
     check.check_batching(graph, trial, channels, batch)
     running = session(graph)
     spec = _spec(running, size, channels, options)
-    document = _document(file, source, answer, labels, spec, options)
-    document = msgspec.structs.replace(document, parity=check.check_parity(original, running, answer, spec))
+    document = _document(file, source, output, labels, spec, options)
+    document = msgspec.structs.replace(document, parity=check.check_parity(original, running, output, spec))
     _describe(graph, file, document)
-    return Adopted(publish.publish(graph.SerializeToString(), repository, name), document, answer.values != "indices")
+    return Adopted(publish.publish(graph.SerializeToString(), repository, name), document, output.values != "indices")
 
 
 def chosen(file: OnnxFile, name: str | None) -> Tensor:
@@ -152,14 +152,14 @@ def _or_none(sides: Sequence[int | str]) -> str:
 
 
 def _document(
-    file: OnnxFile, source: str, answer: Output, labels: list[str] | None, spec: InputSpec, options: ImportOptions
+    file: OnnxFile, source: str, output: Output, labels: list[str] | None, spec: InputSpec, options: ImportOptions
 ) -> Document:
-    classes = answer.classes
+    classes = output.classes
     if labels is not None and len(labels) != classes:
         raise BadNetworkFile(f"{options.labels} has {len(labels)} labels for {classes} classes")
     try:
         return Document(
-            task=answer.task,
+            task=output.task,
             labels=labels or [f"class {index}" for index in range(classes)],
             palette=None if options.palette is None else read_palette(options.palette, classes),
             input=spec,

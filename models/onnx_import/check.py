@@ -43,26 +43,30 @@ def check_batching(graph: onnx.ModelProto, size: Size, channels: int, batch: int
             )
 
 
-def check_parity(original: Original, running: Session, answer: Output, spec: InputSpec) -> Parity:
+def check_parity(original: Original, running: Session, output: Output, spec: InputSpec) -> Parity:
     """Compares both on random images: the file in its own batch size, the result in batches. Raises ParityRefused."""
-    largest, same, answers, images = 0.0, 0, 0, 0
+    largest, same, predictions, images = 0.0, 0, 0, 0
     tolerance = HALF_TOLERANCE if original.file.input.dtype == "float16" else TOLERANCE
     for batch in _images(spec):
-        expected = original.answers(batch)
+        expected = original.outputs(batch)
         outputs = running.run(None, {metadata.IMAGE: batch})
         difference, right = (
             _indices(expected, outputs)
-            if answer.values == "indices"
-            else _scores(answer, answer.shares(expected), outputs, tolerance)
+            if output.values == "indices"
+            else _scores(output, output.shares(expected), outputs, tolerance)
         )
         same += int(right.sum())
-        largest, answers, images = float(np.max([largest, difference])), answers + right.size, images + len(batch)
-    if not largest <= tolerance or same / answers < MIN_SAME:
-        raise ParityRefused(
-            f"the result differs from the file on {images} images: probabilities differ by up to "
-            f"{largest:.3g}, want at most {tolerance:g}; {same / answers:.3%} of classes are equal, want {MIN_SAME:.2%}"
+        largest, predictions, images = (
+            float(np.max([largest, difference])),
+            predictions + right.size,
+            images + len(batch),
         )
-    share, classification = same / answers, answer.task == "classification"
+    if not largest <= tolerance or same / predictions < MIN_SAME:
+        raise ParityRefused(
+            f"the result differs from the file on {images} images: probabilities differ by up to {largest:.3g}, "
+            f"want at most {tolerance:g}; {same / predictions:.3%} of classes are equal, want {MIN_SAME:.2%}"
+        )
+    share, classification = same / predictions, output.task == "classification"
     return Parity(
         images=images,
         max_abs_difference=largest,
@@ -103,10 +107,10 @@ def _indices(expected: NDArray[np.int64], outputs: list[NDArray[np.uint8]]) -> t
 
 
 def _scores(
-    answer: Output, shares: NDArray[np.float64], outputs: list[NDArray[np.float32]], tolerance: float
+    output: Output, shares: NDArray[np.float64], outputs: list[NDArray[np.float32]], tolerance: float
 ) -> tuple[float, NDArray[np.bool_]]:
     """Returns the largest difference of a probability, and whether each class is correct."""
-    if answer.task == "classification":
+    if output.task == "classification":
         difference = np.abs(outputs[0] - shares).max()
         classes = outputs[0].argmax(axis=1)
     else:

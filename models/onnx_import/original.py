@@ -45,7 +45,7 @@ class Original:
         # Not several if it accepts any number: an output must not depend on the other images of the batch.
         self.batch = size if isinstance(size, int) else 1
 
-    def answers(self, images: NDArray[np.uint8]) -> NDArray[Any]:
+    def outputs(self, images: NDArray[np.uint8]) -> NDArray[Any]:
         """Returns the outputs for any number of images."""
         parts = []
         for start in range(0, len(images), self.batch):

@@ -18,7 +18,7 @@ OLDEST_IR = 4  # earlier versions list weights as inputs, which callers could ov
 def wrapped(
     model: onnx.ModelProto,
     front: Front | None,
-    answer: Output,
+    output: Output,
     size: tuple[int | None, int | None],
     channels: int,
 ) -> onnx.ModelProto:
@@ -35,10 +35,10 @@ def wrapped(
         else front_nodes(front, input_name)
     )
     outer = helper.make_graph(
-        [*before, *graph.node, *tail_nodes(PREFIX + answer.name, answer, opset)],
+        [*before, *graph.node, *tail_nodes(PREFIX + output.name, output, opset)],
         graph.name or "adopted",
         [helper.make_tensor_value_info(metadata.IMAGE, TensorProto.UINT8, [*sides, channels])],
-        served_outputs(answer, sides),
+        served_outputs(output, sides),
         [*graph.initializer, *(() if front is None else front_constants(front))],
         sparse_initializer=graph.sparse_initializer,
     )
@@ -85,43 +85,43 @@ def front_constants(front: Front) -> list[TensorProto]:
     return constants
 
 
-def tail_nodes(source: str, answer: Output, opset: int) -> list[NodeProto]:
+def tail_nodes(source: str, output: Output, opset: int) -> list[NodeProto]:
     """Returns the nodes from the network's output `source` to the `outputs`."""
-    if answer.values == "indices":
-        return _mask(source, answer, opset)
-    return _classes(source, answer) if answer.task == "classification" else _pixels(source, answer, opset)
+    if output.values == "indices":
+        return _mask(source, output, opset)
+    return _classes(source, output) if output.task == "classification" else _pixels(source, output, opset)
 
 
-def served_outputs(answer: Output, sides: list[str | int]) -> list[onnx.ValueInfoProto]:
+def served_outputs(output: Output, sides: list[str | int]) -> list[onnx.ValueInfoProto]:
     """Returns the served outputs for images of `sides`, [N, H, W]; class indices have no confidence."""
-    if answer.task == "classification":
+    if output.task == "classification":
         return [helper.make_tensor_value_info(metadata.PROBABILITIES, TensorProto.FLOAT, ["N", "classes"])]
-    names = [metadata.MASK] if answer.values == "indices" else [metadata.MASK, metadata.CONFIDENCE]
+    names = [metadata.MASK] if output.values == "indices" else [metadata.MASK, metadata.CONFIDENCE]
     return [helper.make_tensor_value_info(name, TensorProto.UINT8, sides) for name in names]
 
 
-def _mask(source: str, answer: Output, opset: int) -> list[NodeProto]:
-    flat = [] if answer.axis is None else _reduced("Squeeze", source, "flat", answer.axis, since=13, opset=opset)
+def _mask(source: str, output: Output, opset: int) -> list[NodeProto]:
+    flat = [] if output.axis is None else _reduced("Squeeze", source, "flat", output.axis, since=13, opset=opset)
     return [*flat, helper.make_node("Cast", ["flat" if flat else source], [metadata.MASK], to=TensorProto.UINT8)]
 
 
-def _classes(source: str, answer: Output) -> list[NodeProto]:
-    flat = [helper.make_node("Flatten", [source], ["flat"], axis=1)] if answer.rank > 2 else []
+def _classes(source: str, output: Output) -> list[NodeProto]:
+    flat = [helper.make_node("Flatten", [source], ["flat"], axis=1)] if output.rank > 2 else []
     last = "flat" if flat else source
-    return [*flat, *_shares(last, answer, 1), helper.make_node("Identity", ["shares"], [metadata.PROBABILITIES])]
+    return [*flat, *_shares(last, output, 1), helper.make_node("Identity", ["shares"], [metadata.PROBABILITIES])]
 
 
-def _pixels(source: str, answer: Output, opset: int) -> list[NodeProto]:
-    axis, moved = answer.axis, []
+def _pixels(source: str, output: Output, opset: int) -> list[NodeProto]:
+    axis, moved = output.axis, []
     assert axis is not None
     if opset < 13 and axis == 1:
         # Before opset 13, softmax covers its axis and all later ones.
         moved, source, axis = [helper.make_node("Transpose", [source], ["last"], perm=[0, 2, 3, 1])], "last", 3
     # On logits, which have the same order as probabilities but distinguish values that round to the same.
-    compared = "shares" if answer.single else "answer"
+    compared = "shares" if output.single else "answer"
     return [
         *moved,
-        *_shares(source, answer, axis),
+        *_shares(source, output, axis),
         helper.make_node("ArgMax", [compared], ["index"], axis=axis, keepdims=0),
         helper.make_node("Cast", ["index"], [metadata.MASK], to=TensorProto.UINT8),
         *_reduced("ReduceMax", "shares", "most", axis, since=18, opset=opset, keepdims=0),
@@ -138,15 +138,15 @@ def _pixels(source: str, answer: Output, opset: int) -> list[NodeProto]:
     ]
 
 
-def _shares(source: str, answer: Output, axis: int) -> list[NodeProto]:
+def _shares(source: str, output: Output, axis: int) -> list[NodeProto]:
     """Returns nodes for the probabilities of all classes along the axis."""
     cast = helper.make_node("Cast", [source], ["answer"], to=TensorProto.FLOAT)
-    if not answer.single:
-        last = {"logits": ("Softmax", {"axis": axis}), "probabilities": ("Identity", {})}[answer.values]
+    if not output.single:
+        last = {"logits": ("Softmax", {"axis": axis}), "probabilities": ("Identity", {})}[output.values]
         return [cast, helper.make_node(last[0], ["answer"], ["shares"], **last[1])]
     return [
         cast,
-        helper.make_node("Sigmoid" if answer.values == "logits" else "Identity", ["answer"], ["second"]),
+        helper.make_node("Sigmoid" if output.values == "logits" else "Identity", ["answer"], ["second"]),
         _constant("one", np.float32(1)),
         helper.make_node("Sub", ["one", "second"], ["first"]),
         helper.make_node("Concat", ["first", "second"], ["shares"], axis=axis),

@@ -121,7 +121,7 @@ def _slices(evaluation: Evaluation) -> str:
 
 def _worst(run: Run, evaluation: Evaluation) -> list[str]:
     classification = evaluation.network.task == "classification"
-    header = ["example", "answer", "probability of the true class"] if classification else ["example", "mean IoU"]
+    header = ["example", "prediction", "probability of the true class"] if classification else ["example", "mean IoU"]
     rows = [_example(evaluation, each) for each in worst.worst(evaluation)]
     listed = page.folded("as a list", page.table(header, rows))
     return [listed] if evaluation.of_tensors else [page.picture(run.root / WORST, "worst examples", wide=True), listed]

@@ -109,8 +109,8 @@ class ImagePooling(ConvNorm):
         else:
             pooled = self.norm(pooled)
         # Equal to bilinear interpolation of one pixel.
-        answer: Tensor = pooled.expand(-1, -1, *x.shape[-2:])
-        return answer
+        upsampled: Tensor = pooled.expand(-1, -1, *x.shape[-2:])
+        return upsampled
 
 
 def _stages(width: int, output_stride: int, form: Form) -> nn.Sequential:

@@ -77,10 +77,10 @@ class Training(pl.LightningModule):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         mixed = self.prepared(batch, self.current_epoch * self._batches() + index)
-        answer = self.network(mixed.images)
-        loss = mixed.share * self._loss(self.training_loss, answer, mixed.targets)
+        output = self.network(mixed.images)
+        loss = mixed.share * self._loss(self.training_loss, output, mixed.targets)
         if mixed.share < 1:
-            loss = loss + (1 - mixed.share) * self._loss(self.training_loss, answer, mixed.partners)
+            loss = loss + (1 - mixed.share) * self._loss(self.training_loss, output, mixed.partners)
         self.train_loss.update(loss.detach(), sum_over_processes(self._counted(batch.targets)))
         self.log("loss", loss, on_step=True, on_epoch=False, prog_bar=True)
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[-1]["lr"], on_step=True, on_epoch=False)
@@ -116,12 +116,12 @@ class Training(pl.LightningModule):
         return Mixed(mixed.images[own], mixed.targets[own], mixed.partners[own], mixed.share)
 
     def _loss(
-        self, loss: Callable[[Tensor, Tensor], Tensor], answer: Tensor | tuple[Tensor, ...], targets: Tensor
+        self, loss: Callable[[Tensor, Tensor], Tensor], output: Tensor | tuple[Tensor, ...], targets: Tensor
     ) -> Tensor:
-        if isinstance(answer, Tensor):
-            return loss(answer, targets)
+        if isinstance(output, Tensor):
+            return loss(output, targets)
         # Auxiliary heads, present in training only.
-        own, *auxiliary = (self._loss(loss, logits, targets) for logits in answer)
+        own, *auxiliary = (self._loss(loss, logits, targets) for logits in output)
         return own + self.auxiliary_weight * torch.stack(auxiliary).sum()
 
     def _counted(self, targets: Tensor) -> Tensor:

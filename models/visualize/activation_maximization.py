@@ -150,9 +150,9 @@ def probability(logits: Tensor, classes: Tensor) -> Tensor:
 
 def _neuron_score(subject: Subject, layer: Layer, channels: list[int]) -> ScoreOf:
     def score(pictures: Tensor, batch: list[int]) -> Tensor:
-        answer = hooks.outputs_of(subject, [layer.name], pictures)[layer.name]
+        output = hooks.outputs_of(subject, [layer.name], pictures)[layer.name]
         # One row each: the positions of its channel, or its single value.
-        own = answer[range(len(batch)), [channels[place] for place in batch]]
+        own = output[range(len(batch)), [channels[place] for place in batch]]
         return response(own.reshape(len(batch), -1))
 
     return score

@@ -49,15 +49,15 @@ def ascend(pictures: Tensor, score: Score, settings: AscentSettings, seed: tuple
         yield pictures
 
 
-def response(answer: Tensor) -> Tensor:
+def response(output: Tensor) -> Tensor:
     """Returns the response of channels, (N,): the Euclidean norm of the positive part; without one, the largest value.
 
-    answer  (N, ...), the output of one or several channels
+    output  (N, ...), the output of one or several channels
 
     The negative part is excluded, since a picture of the opposite would otherwise count as much. The largest value
     provides a gradient while nothing is positive yet; both are equal when the positive part vanishes.
     """
-    flat = answer.flatten(1)
+    flat = output.flatten(1)
     positive = flat.clamp(min=0)
     largest = flat.amax(dim=1)
     # The norm has no gradient at 0: `where` alone would propagate NaN.

@@ -53,8 +53,8 @@ def features(subject: Subject, image: Pixels, chosen: list[tuple[Layer, list[int
     """
     names = [layer.name for layer, _ in chosen]
     with torch.no_grad():
-        answers = hooks.outputs_of(subject, names, as_pictures(image))
-    return [_section(layer, channels, answers[layer.name][0]) for layer, channels in chosen]
+        outputs = hooks.outputs_of(subject, names, as_pictures(image))
+    return [_section(layer, channels, outputs[layer.name][0]) for layer, channels in chosen]
 
 
 def _flat(kernels: Tensor) -> Tensor:
@@ -77,11 +77,11 @@ def _grey_is_zero(values: Tensor) -> Pixels:
     return picture
 
 
-def _section(layer: Layer, channels: list[int], answer: Tensor) -> Section:
+def _section(layer: Layer, channels: list[int], output: Tensor) -> Section:
     heading = f"{layer.name}  ({layer.kind}, {by(layer.shape)})"
-    if answer.dim() == 3:
-        return Section(heading, [_tile(f"{channel}: ", answer[channel]) for channel in channels])
-    values = answer[channels]
+    if output.dim() == 3:
+        return Section(heading, [_tile(f"{channel}: ", output[channel]) for channel in channels])
+    values = output[channels]
     columns = math.ceil(math.sqrt(len(values)))
     # Without positions: one picture with a square per value; unused squares in the last row have the minimum.
     square = values.new_full((math.ceil(len(values) / columns) * columns,), float(values.min()))

@@ -35,9 +35,9 @@ def layers(subject: Subject, size: Size) -> list[Layer]:
     in which they finish. Raises BadView if the network does not accept the picture."""
     layers_by_name: dict[str, Layer] = {}
 
-    def note(name: str, module: nn.Module, answer: Tensor) -> None:
-        if name not in layers_by_name and answer.dim() in (2, 2 + subject.sides):
-            layers_by_name[name] = Layer(name, type(module).__name__, tuple(answer.shape[1:]), module)
+    def note(name: str, module: nn.Module, output: Tensor) -> None:
+        if name not in layers_by_name and output.dim() in (2, 2 + subject.sides):
+            layers_by_name[name] = Layer(name, type(module).__name__, tuple(output.shape[1:]), module)
 
     with torch.no_grad(), _hooks(dict(subject.network.named_modules()), note):
         logits(subject, torch.zeros(1, *size, len(subject.mean)))
@@ -77,13 +77,13 @@ def outputs_of(subject: Subject, names: Sequence[str], pictures: Tensor) -> dict
 def logits(subject: Subject, pictures: Tensor) -> Tensor:
     """Returns the network's output, (N, classes), or (N, classes, h, w) with the padding. Raises BadView."""
     try:
-        answer: Tensor = subject.network(subject.as_input(pictures))
+        output: Tensor = subject.network(subject.as_input(pictures))
     except (RuntimeError, ValueError, ImpossibleLayer) as error:  # torch's and the networks' errors for an invalid size
         size, own = by(pictures.shape[1:3]), by(subject.size())
         raise BadView(
             f"{subject.name} does not accept images of {size}, only such as {own} ({_line(error)})"
         ) from error
-    return answer
+    return output
 
 
 @contextmanager
@@ -93,8 +93,8 @@ def watch(subject: Subject, names: Sequence[str], stop: bool = False) -> Iterato
     modules = dict(subject.network.named_modules())
     outputs: dict[str, Tensor] = {}
 
-    def note(name: str, _: nn.Module, answer: Tensor) -> None:
-        outputs.setdefault(name, answer)
+    def note(name: str, _: nn.Module, output: Tensor) -> None:
+        outputs.setdefault(name, output)
         if stop and len(outputs) == len(names):
             raise _Reached
 
@@ -109,9 +109,9 @@ class _Reached(Exception):
 @contextmanager
 def _hooks(modules: dict[str, nn.Module], note: Callable[[str, nn.Module, Tensor], None]) -> Iterator[None]:
     def hook(name: str) -> Callable[[nn.Module, Any, Any], Any]:
-        def record(module: nn.Module, _: Any, answer: Any) -> Any:
+        def record(module: nn.Module, _: Any, output: Any) -> Any:
             # For a pooling layer that also returns its winners, the values.
-            first, *more = answer if isinstance(answer, tuple) else (answer,)
+            first, *more = output if isinstance(output, tuple) else (output,)
             note(name, module, first)
             # The network continues with a copy, because ReLUs modify their input in place.
             return (first.clone(), *more) if more else first.clone()
