@@ -46,7 +46,7 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def words(error: Exception) -> str:
+def error_message(error: Exception) -> str:
     """Returns onnxruntime's error message on one line, without the names of its source code."""
     return reason(RuntimeError(_BEFORE.sub("", " ".join(str(error).split()))))
 

@@ -14,7 +14,7 @@ from onnx.shape_inference import InferenceError
 
 from convoy.models.analysis.onnx_operators import Node, Shape, check, describe
 from convoy.models.analysis.operators import FREE_SIDE, Act, Graph, Operation, by
-from convoy.models.errors import BadNetworkFile, ImpossibleLayer, NothingLeft
+from convoy.models.errors import BadNetworkFile, EmptyOutput, ImpossibleLayer
 from convoy.service import metadata
 
 SMALL = 4096  # elements: constants up to this size may determine a shape
@@ -104,7 +104,7 @@ class _Reader:
         self.operations.append(Operation(layer, act, tuple(inputs), shape, parameters))
         if 0 in shape:
             shapes = " and ".join(by(self.operations[index].shape) for index in inputs)
-            raise NothingLeft(f"{layer}: nothing is left of {shapes}")
+            raise EmptyOutput(f"{layer}: nothing is left of {shapes}")
 
     def described(self, node: NodeProto, layer: str) -> Node:
         return Node(
@@ -131,7 +131,7 @@ class _Reader:
             words = " ".join(str(error).split()).removeprefix("[ShapeInferenceError] ")
             raise ImpossibleLayer(f"{layer}: {node.op_type} of {shapes}: {words}") from error
         self.types |= inferred
-        if not inferred or not all(_known(kind) for kind in inferred.values()):
+        if not inferred or not all(_is_known(kind) for kind in inferred.values()):
             raise BadNetworkFile(f"{layer}: the output shape of {node.op_type} depends on the image")
 
     def evaluate(self, node: NodeProto, names: list[str]) -> None:
@@ -224,7 +224,7 @@ def _shape(kind: TypeProto) -> Shape:
     return tuple(dim.dim_value for dim in kind.tensor_type.shape.dim)
 
 
-def _known(kind: TypeProto) -> bool:
+def _is_known(kind: TypeProto) -> bool:
     return kind.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in kind.tensor_type.shape.dim)
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from convoy.models.analysis import receptive_field
 from convoy.models.analysis.reach import Reach, bins, resized, spread, whole, window
 from convoy.models.analysis.receptive_field import Field, Permuted, Reached, Reshaped, Step
-from convoy.models.errors import ImpossibleLayer, NothingLeft
+from convoy.models.errors import EmptyOutput, ImpossibleLayer
 
 Shape = Sequence[int]
 
@@ -64,7 +64,7 @@ class Window:
             room = side + before + after - dilation * (kernel - 1) - 1
             if (-(-room // stride) if ceil else room // stride) < 0:
                 padding = once([once(pair) for pair in zip(self.before, self.after, strict=True)])
-                raise NothingLeft(
+                raise EmptyOutput(
                     f"{layer}: nothing is left by {word} of {by(shape[1:])} with kernel {by(self.kernel)}, "
                     f"stride {once(self.stride)}, padding {padding}"
                     + ("" if set(self.dilation) == {1} else f", dilation {once(self.dilation)}")

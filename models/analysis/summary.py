@@ -11,7 +11,7 @@ from convoy.models import checkpoint, paths, registry
 from convoy.models.analysis import onnx_reader, torch_reader
 from convoy.models.analysis.operators import FREE_SIDE, Graph, by
 from convoy.models.analysis.rows import Anatomy, anatomy
-from convoy.models.errors import BadTraining, ImpossibleLayer, NothingLeft
+from convoy.models.errors import BadTraining, EmptyOutput, ImpossibleLayer
 from convoy.models.registry import Architecture, Argument
 from convoy.service.metadata import InputSpec, TensorInput
 
@@ -61,7 +61,7 @@ def inspect_architecture(
             # Built for its own size, the network reveals which layer the other size is too small for.
             try:
                 _graph(name, registry.build(name, channels, classes, arguments), channels, sides)
-            except NothingLeft:
+            except EmptyOutput:
                 raise
             except ImpossibleLayer:  # a mismatch with the weights for its own size, unrelated to the other size
                 raise refusal from None

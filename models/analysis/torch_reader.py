@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from convoy.models.analysis.operators import Act, Graph, Operation, by
 from convoy.models.analysis.torch_operators import Arguments, check, describe
-from convoy.models.errors import ImpossibleLayer, NothingLeft
+from convoy.models.errors import EmptyOutput, ImpossibleLayer
 
 ROOT = "forward"  # for operations in the network's own forward, outside of its modules
 
@@ -107,7 +107,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.operations.append(Operation(self.layer, act, tuple(inputs), tuple(outputs[0].shape), parameters))
         if 0 in outputs[0].shape:
             shapes = " and ".join(by(self.operations[index].shape) for index in inputs)
-            raise NothingLeft(f"{self.layer}: nothing is left of {shapes}")
+            raise EmptyOutput(f"{self.layer}: nothing is left of {shapes}")
 
 
 @contextmanager

@@ -90,7 +90,7 @@ def header(path: Path) -> Header:
     if data is not None:
         inspected = _inspected(path, data)
         return Header(inspected.height, inspected.width, inspected.grey)
-    with opened(path) as image:
+    with open_image(path) as image:
         width, height = reversed(image.size) if is_turned(_orientation(image)) else image.size
         return Header(height, width, image.mode in GREY_MODES)
 
@@ -105,7 +105,7 @@ def read(path: Path, colour: Literal["RGB", "L"]) -> NDArray[np.uint8]:
             return np.require(decode.decode(data, colour, MAX_SIDE**2).pixels, requirements=["C", "W"])
         except BadImage as error:
             raise _unreadable(path, error) from error
-    with opened(path) as image:
+    with open_image(path) as image:
         turn = TURNS.get(_orientation(image))
         pixels = _opaque(_eight_bits(path, image))
         if pixels.mode != colour:
@@ -118,7 +118,7 @@ def read(path: Path, colour: Literal["RGB", "L"]) -> NDArray[np.uint8]:
 
 def mask_header(path: Path) -> MaskHeader:
     """Returns a mask file's size and palette, without decoding pixels. Raises BadData."""
-    with opened(path) as image:
+    with open_image(path) as image:
         flat = image.getpalette("RGB") if image.mode == "P" else None
         palette = [(red, green, blue) for red, green, blue in zip(*[iter(flat or [])] * 3, strict=True)]
         return MaskHeader(image.height, image.width, palette)
@@ -159,7 +159,7 @@ def _unreadable(path: Path, error: BadImage) -> BadData:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
+def open_image(path: Path) -> Iterator[Image.Image]:
     """Opens an image without decoding its pixels. Exceptions inside the block become BadData, too."""
     try:
         with Image.open(path) as image:

@@ -128,7 +128,7 @@ def _session(path: Path) -> Session:
         return runtime.session(path, runtime.providers())
     except Exception as error:  # onnxruntime raises a different class for each kind of damage
         # For a file in another format, its message is about protobuf.
-        why = "" if "protobuf" in str(error).lower() else f": {runtime.words(error)}"
+        why = "" if "protobuf" in str(error).lower() else f": {runtime.error_message(error)}"
         raise BadNetworkFile(
             f"{path} is not an ONNX file that onnxruntime runs, want one that `convoy export` wrote{why}"
         ) from None

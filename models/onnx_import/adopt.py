@@ -14,7 +14,7 @@ from convoy.models.errors import BadNetworkFile
 from convoy.models.export import publish
 from convoy.models.onnx_import import check
 from convoy.models.onnx_import.onnx_file import CHANNELS, OnnxFile, Tensor
-from convoy.models.onnx_import.original import Front, Original, noise, session, words
+from convoy.models.onnx_import.original import Front, Original, error_message, noise, session
 from convoy.models.onnx_import.output import Output, detect
 from convoy.models.onnx_import.rewrite import with_dynamic_batch
 from convoy.models.onnx_import.wrap import wrapped
@@ -201,4 +201,4 @@ def _describe(graph: onnx.ModelProto, file: OnnxFile, document: Document) -> Non
     try:
         onnx.checker.check_model(graph)
     except onnx.checker.ValidationError as error:
-        raise BadNetworkFile(f"the result is not a valid ONNX file: {words(error)}") from None
+        raise BadNetworkFile(f"the result is not a valid ONNX file: {error_message(error)}") from None

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from convoy.models.data.batches import loader
 from convoy.models.data.builtin.generated import generated
 from convoy.models.errors import BadNetworkFile, ParityRefused
-from convoy.models.onnx_import.original import Original, noise, session, words
+from convoy.models.onnx_import.original import Original, error_message, noise, session
 from convoy.models.onnx_import.output import Output
 from convoy.models.onnx_import.rewrite import PREFIX
 from convoy.models.runtime import Session
@@ -36,10 +36,10 @@ def check_batching(graph: onnx.ModelProto, size: Size, channels: int, batch: int
         try:
             (first, *_) = running.run(None, {metadata.IMAGE: noise(size, channels, count)})
         except Exception as error:  # onnxruntime's exceptions for an invalid graph
-            raise BadNetworkFile(f"{trouble}: {_named(error)} prevents it: {words(error)}") from None
+            raise BadNetworkFile(f"{trouble}: {_node_in(error)} prevents it: {error_message(error)}") from None
         if len(first) != count:
             raise BadNetworkFile(
-                f"{trouble}: {_culprit(graph, size, channels)} outputs {len(first)} for {count} images"
+                f"{trouble}: {_blocking_node(graph, size, channels)} outputs {len(first)} for {count} images"
             )
 
 
@@ -75,14 +75,14 @@ def check_parity(original: Original, running: Session, output: Output, spec: Inp
     )
 
 
-def _named(error: Exception) -> str:
+def _node_in(error: Exception) -> str:
     kind, name = re.search(r"running (\w+) node", str(error)), re.search(r"Name:'(.*?)'", str(error))
     if name is None:
         return "a node"
     return f"node {name[1].removeprefix(PREFIX)!r}" + (f" ({kind[1]})" if kind else "")
 
 
-def _culprit(graph: onnx.ModelProto, size: Size, channels: int) -> str:
+def _blocking_node(graph: onnx.ModelProto, size: Size, channels: int) -> str:
     """Returns the first node whose output does not grow with the batch."""
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)

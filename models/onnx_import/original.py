@@ -60,9 +60,8 @@ class Original:
         try:
             (output,) = self.session.run([self.output.name], {self.file.input.name: values})
         except Exception as error:  # onnxruntime's exceptions for an invalid input
-            raise BadNetworkFile(
-                f"onnxruntime does not run it on an image of {images.shape[1]}x{images.shape[2]}: {words(error)}"
-            ) from None
+            size = f"{images.shape[1]}x{images.shape[2]}"
+            raise BadNetworkFile(f"onnxruntime does not run it on an image of {size}: {error_message(error)}") from None
         return np.asarray(output)
 
 
@@ -76,9 +75,9 @@ def session(model: onnx.ModelProto, optimised: bool = True) -> Session:
     try:
         return runtime.session(model, optimised=optimised)
     except Exception as error:  # onnxruntime's exceptions for an invalid file
-        raise BadNetworkFile(f"onnxruntime does not run it: {words(error)}") from None
+        raise BadNetworkFile(f"onnxruntime does not run it: {error_message(error)}") from None
 
 
-def words(error: Exception) -> str:
+def error_message(error: Exception) -> str:
     """Returns onnxruntime's message, with the names in the file."""
-    return runtime.words(error).replace(PREFIX, "")
+    return runtime.error_message(error).replace(PREFIX, "")

@@ -68,7 +68,7 @@ def parse(kind: Kind, text: str) -> Coding:
     return Coding(kind, tuple(classes))
 
 
-def two(value: int) -> Coding:
+def two_value_coding(value: int) -> Coding:
     """Returns the coding of two classes: 0 and another value."""
     return Coding("values", ((0, 0), (value, 1)))
 

@@ -11,7 +11,7 @@ from convoy.models.data import picture
 from convoy.models.data.dataset import IGNORE, DataSet, SplitName, Target
 from convoy.models.data.files import Fault, Report, nfc, print_once, printable
 from convoy.models.data.formats import masks
-from convoy.models.data.formats.coding import Coding, source, two
+from convoy.models.data.formats.coding import Coding, source, two_value_coding
 from convoy.models.data.formats.listing import SPLITS, Entries, Entry, Listing, check_complete
 from convoy.models.data.reading import Facts, moments, read
 from convoy.models.errors import BadData
@@ -145,7 +145,7 @@ def _two_value_coding(root: Path, labels: Sequence[str] | None, readable: Readab
     used = sorted({number for _, _, facts in readable for number in facts.numbers})
     if len(used) != 2 or used[0] != 0 or used[1] <= MANY_MISSING or (labels is not None and len(labels) != 2):
         return None
-    coding = two(used[1])
+    coding = two_value_coding(used[1])
     print_once(
         f"the masks of {root} have the values 0 and {used[1]}, read as the classes 0 and 1 (--mask-values {coding})"
     )

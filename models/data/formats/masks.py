@@ -9,7 +9,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from convoy.models.data.dataset import IGNORE
 from convoy.models.data.formats.coding import Coding, Kind
-from convoy.models.data.picture import opened
+from convoy.models.data.picture import open_image
 from convoy.models.errors import BadData
 
 # Factor by which Pillow scales the values of a grey PNG file with fewer than 8 bits per pixel.
@@ -20,7 +20,7 @@ _SHOWN = 8  # maximum values or colours that a message lists
 def read(path: Path, coding: Coding | None = None) -> NDArray[np.uint8]:
     """Returns the class of each pixel, (H, W), 255 for none. Without a coding, the class is the palette index or the
     grey value. Raises BadData."""
-    with opened(path) as image:
+    with open_image(path) as image:
         if coding is not None and coding.kind == "colours":
             return _decoded(coding, path, _colours(path, image))
         values = _values(path, image)
