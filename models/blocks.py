@@ -1,4 +1,4 @@
-"""Layers that several networks share."""
+"""Layers that several networks share, and the arithmetic of output sizes."""
 
 import torch
 from torch import Tensor, nn
@@ -72,8 +72,8 @@ class ConvNorm2d(nn.Module):
         self.activation = nn.ReLU(inplace=True) if activation else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        answer: Tensor = self.activation(self.norm(self.conv(x)))
-        return answer
+        activated: Tensor = self.activation(self.norm(self.conv(x)))
+        return activated
 
 
 class ShiftNorm2d(nn.BatchNorm2d):
@@ -100,3 +100,25 @@ class Branches(nn.ModuleList):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([branch(x) for branch in self], dim=1)
+
+
+def output_size(layers: nn.Sequential, size: tuple[int, int]) -> tuple[int, int]:
+    """Returns height and width after `layers` for an input of `size`. Layers without a window keep the size.
+
+    Raises ValueError, naming the layer, if a window is larger than its input.
+    """
+    for name, layer in layers.named_children():
+        if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
+            kernel, stride, padding = (_pair(value) for value in (layer.kernel_size, layer.stride, layer.padding))
+            padded = size[0] + 2 * padding[0], size[1] + 2 * padding[1]
+            if padded[0] < kernel[0] or padded[1] < kernel[1]:
+                raise ValueError(
+                    f"{name} has a {kernel[0]}x{kernel[1]} window, but its input is {size[0]}x{size[1]} left"
+                )
+            size = (padded[0] - kernel[0]) // stride[0] + 1, (padded[1] - kernel[1]) // stride[1] + 1
+    return size
+
+
+def _pair(value: object) -> tuple[int, int]:
+    assert isinstance(value, int | tuple)
+    return (value, value) if isinstance(value, int) else value

@@ -46,7 +46,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     def build(self) -> nn.Module:
         """Returns a network with fresh weights."""
         return registry.build(
-            self.architecture, self.takes.channels, len(self.labels), self.arguments, registry.sides(self.spec)
+            self.architecture, self.as_tensor.channels, len(self.labels), self.arguments, registry.sides(self.spec)
         )
 
     @property
@@ -57,7 +57,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
         return spec
 
     @property
-    def takes(self) -> TensorInput:
+    def as_tensor(self) -> TensorInput:
         """The input as a tensor, for images as well."""
         spec = self.spec
         return image_tensor(spec) if isinstance(spec, InputSpec) else spec
@@ -110,28 +110,28 @@ def load(path: Path) -> tuple[Description, nn.Module]:
 
 def epochs(path: Path) -> int:
     """Returns the number of epochs a checkpoint's run had completed. Raises BadCheckpoint."""
-    found = content(path)
-    done: int = found.get(EPOCHS, found["epoch"] + 1)  # Lightning counts from 0
-    return done
+    saved = content(path)
+    completed: int = saved.get(EPOCHS, saved["epoch"] + 1)  # Lightning counts from 0
+    return completed
 
 
 def steps(path: Path) -> int:
     """Returns the number of steps a checkpoint's run had completed. Raises BadCheckpoint."""
-    taken: int = content(path).get("global_step", 0)
-    return taken
+    completed: int = content(path).get("global_step", 0)
+    return completed
 
 
 def content(path: Path) -> dict[str, Any]:
     """Returns the whole content of a checkpoint, on the CPU. Raises BadCheckpoint."""
     paths.check_checkpoint(path)
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises many types for a file that is not a checkpoint
         # The unpickler's message does not help a user who named the wrong file.
         raise BadCheckpoint(f"{path} is not a checkpoint, want a .ckpt file that `convoy train` wrote") from error
-    if not isinstance(found, dict):
-        raise BadCheckpoint(f"{path} holds a {type(found).__name__}, want a checkpoint of `convoy train`")
-    return found
+    if not isinstance(saved, dict):
+        raise BadCheckpoint(f"{path} contains a {type(saved).__name__}, want a checkpoint of `convoy train`")
+    return saved
 
 
 def _line(error: Exception) -> str:

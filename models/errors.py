@@ -57,7 +57,7 @@ class ImpossibleLayer(ConvoyError):
     reason = "IMPOSSIBLE_LAYER"
 
 
-class NothingLeft(ImpossibleLayer):
+class EmptyOutput(ImpossibleLayer):
     """A layer's windows do not fit into its feature maps, or its output is empty."""
 
 

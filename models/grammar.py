@@ -66,7 +66,7 @@ class _Parser:
         return layers
 
     def item(self) -> list[Layer]:
-        token = self.take()
+        token = self.advance()
         if token.text == "[":
             return self.group(token)
         if token.text not in get_args(Kind):
@@ -74,7 +74,7 @@ class _Parser:
         mark = self.here
         optional = self.accept("?")
         if optional and token.text != "POOL":
-            refuse(mark.column, f"? behind {token.text}, only POOL may be left out")
+            refuse(mark.column, f"? after {token.text}, only POOL can be optional")
         return [Layer(cast(Kind, token.text), token.column, optional)]
 
     def group(self, bracket: _Token) -> list[Layer]:
@@ -82,13 +82,13 @@ class _Parser:
         if self.depth > MAX_DEPTH:
             refuse(bracket.column, f"brackets {self.depth} deep, want at most {MAX_DEPTH}")
         layers = self.row()
-        closing = self.take()
+        closing = self.advance()
         if closing.text != "]":
             refuse(closing.column, f"{_shown(closing)}, want -> or the ] of the [ in column {bracket.column}")
         self.depth -= 1
         if not self.accept("*"):
             return layers
-        count = self.take()
+        count = self.advance()
         if not count.text.isdigit():
             refuse(count.column, f"{_shown(count)}, want how often to repeat, 0 or more")
         # The length is checked first, so that a number with a thousand digits is never parsed.
@@ -100,15 +100,15 @@ class _Parser:
     def here(self) -> _Token:
         return self.tokens[self.next]
 
-    def take(self) -> _Token:
+    def advance(self) -> _Token:
         token = self.here
         self.next = min(self.next + 1, len(self.tokens) - 1)
         return token
 
     def accept(self, text: str) -> bool:
-        found = self.here.text == text
-        self.next += found
-        return found
+        accepted = self.here.text == text
+        self.next += accepted
+        return accepted
 
 
 def _tokens(pattern: str) -> list[_Token]:
@@ -128,12 +128,12 @@ def _check_order(layers: list[Layer], end: int) -> None:
     state = ""
     for kind, column, _ in layers:
         if kind not in _FOLLOWERS[state]:
-            behind = f"behind {state.rsplit(maxsplit=1)[-1]}" if state else "at the beginning"
-            refuse(column, f"{kind} {behind}, want {' or '.join(_FOLLOWERS[state]) or 'the end'}")
+            previous = f"after {state.rsplit(maxsplit=1)[-1]}" if state else "at the beginning"
+            refuse(column, f"{kind} {previous}, want {' or '.join(_FOLLOWERS[state]) or 'the end'}")
         # What may follow a ReLU depends on the layer before it.
         state = f"{state} RELU" if kind == "RELU" else kind
     if state != "FC":
-        refuse(end, f"ends with {layers[-1].kind if layers else 'nothing'}, want FC, which gives the logits")
+        refuse(end, f"ends with {layers[-1].kind if layers else 'nothing'}, want FC, which outputs the logits")
 
 
 _FOLLOWERS: dict[str, tuple[Kind, ...]] = {

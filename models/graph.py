@@ -10,23 +10,30 @@ from convoy.service.metadata import Task, TensorInput
 ChannelOrder = Literal["RGB", "BGR"]
 
 
-class Pixels(nn.Module):
+class Normalisation(nn.Module):
+    """`value * scale + offset` is (value / full - mean) / std per channel of (N, C, ...); `sides` follow after C."""
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, mean: list[float], std: list[float], full: int, sides: int) -> None:
+        super().__init__()
+        middle, spread = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+        shape = (-1, *(1,) * sides)
+        self.register_buffer("scale", (1 / (full * spread)).float().view(shape), persistent=False)
+        self.register_buffer("offset", (-middle / spread).float().view(shape), persistent=False)
+
+
+class Pixels(Normalisation):
     """Converts pixels to the network's input: (N, H, W, C) uint8 -> (N, C, H, W) float32, (pixel / 255 - mean) / std.
 
     `mean` and `std` are per channel in the image's order, grey or RGB; `channel_order` is the network's order.
     """
 
-    scale: Tensor
-    offset: Tensor
-
     def __init__(self, mean: list[float], std: list[float], channel_order: ChannelOrder = "RGB") -> None:
-        super().__init__()
+        order = slice(None, None, -1) if channel_order == "BGR" else slice(None)
+        super().__init__(mean[order], std[order], full=255, sides=2)
         self.reverse = channel_order == "BGR"
-        scale, offset = _scale_and_offset(mean, std, full=255, sides=2)
-        if self.reverse:
-            scale, offset = scale.flip(0), offset.flip(0)
-        self.register_buffer("scale", scale, persistent=False)
-        self.register_buffer("offset", offset, persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         # Transposing before the cast moves a quarter of the bytes.
@@ -36,23 +43,16 @@ class Pixels(nn.Module):
         return image.float() * self.scale + self.offset
 
 
-class Values(nn.Module):
+class Values(Normalisation):
     """Converts a tensor's values to the network's input: (N, *axes) -> (N, C, *the other axes) float32, normalised as
     (value - mean) / std; bytes are divided by 255 first.
 
     `mean` and `std` are per channel.
     """
 
-    scale: Tensor
-    offset: Tensor
-
     def __init__(self, mean: list[float], std: list[float], tensor: TensorInput) -> None:
-        super().__init__()
+        super().__init__(mean, std, full=255 if tensor.dtype == "uint8" else 1, sides=len(tensor.axes) - 1)
         self.axis = 1 + tensor.channel_axis
-        full = 255 if tensor.dtype == "uint8" else 1
-        scale, offset = _scale_and_offset(mean, std, full, sides=len(tensor.axes) - 1)
-        self.register_buffer("scale", scale, persistent=False)
-        self.register_buffer("offset", offset, persistent=False)
 
     def forward(self, values: Tensor) -> Tensor:
         # The transposition comes before the cast, as in `Pixels`.
@@ -88,10 +88,3 @@ class Segmenter(nn.Module):
 def served(task: Task, normalise: nn.Module, network: nn.Module) -> nn.Module:
     """Returns the module to export, in eval mode; `normalise` is `Pixels` or `Values`."""
     return (Classifier if task == "classification" else Segmenter)(normalise, network).eval()
-
-
-def _scale_and_offset(mean: list[float], std: list[float], full: int, sides: int) -> tuple[Tensor, Tensor]:
-    # value * scale + offset equals (value / full - mean) / std; both have shape (C, 1, ...) with `sides` ones.
-    middle, spread = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
-    shape = (-1, *(1,) * sides)
-    return (1 / (full * spread)).float().view(shape), (-middle / spread).float().view(shape)

@@ -1,6 +1,9 @@
-"""Checks of paths from the user. They report a missing file before the libraries that read it are imported, which takes
-seconds."""
+"""Paths: checks of those from the user, and atomic writes.
 
+The checks report a missing file before the libraries that read it are imported, which takes seconds.
+"""
+
+import os
 from pathlib import Path
 
 from convoy.models.errors import BadCheckpoint, BadNetworkFile, BadView, BadWeights
@@ -52,3 +55,17 @@ def check_image(path: Path) -> None:
     """Raises BadView if the file does not exist."""
     if not path.is_file():
         raise BadView(f"there is no image {str(path)!r}")
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Writes a temporary file in the same folder and renames it. Raises OSError, which names the file."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # concurrent writers each have their own
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # else, after a power loss, the new name could exist without its content
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None

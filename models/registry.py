@@ -1,19 +1,20 @@
 """The table of architectures: constructor, task, input and default training settings of each."""
 
+import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from convoy.models import late
 from convoy.models.errors import BadTraining
 from convoy.models.grammar import DEFAULT
-from convoy.models.recipe import Recipe
+from convoy.models.settings import Recipe
 from convoy.service.metadata import Axis, InputSpec, Task, TensorInput, image_tensor
 
 if TYPE_CHECKING:
     from torch import nn
+
 
 Argument = int | float | str
 
@@ -47,9 +48,45 @@ class Architecture:
     arguments: Mapping[str, Argument] = field(default_factory=dict)
 
     def network_class(self) -> "type[nn.Module]":
-        found: type[nn.Module] = late.named(self.network)
-        return found
+        network: type[nn.Module] = imported(self.network)
+        return network
 
+
+_CROP_224 = InputSpec(colour="RGB", height=224, width=224, fit="crop")
+_CROP_299 = InputSpec(colour="RGB", height=299, width=299, fit="crop")
+_ANY_SIZE = InputSpec(colour="RGB", fit="pad")
+# Papers with several networks; each adds what defines it.
+_VGG = Architecture(
+    "classification.vgg:VGG",
+    task="classification",
+    input=_CROP_224,
+    recipe=Recipe(epochs=74, optimizer="sgd", learning_rate=0.01, weight_decay=5e-4, batch_size=64),
+    paper="Simonyan and Zisserman 2014, arXiv 1409.1556",
+    sized=True,
+)
+_RESNET = Architecture(
+    "classification.resnet:ResNet",
+    task="classification",
+    input=_CROP_224,
+    recipe=Recipe(epochs=90, optimizer="sgd", learning_rate=0.05, weight_decay=1e-4),
+    paper="He et al. 2015, arXiv 1512.03385",
+    arguments={"form": "v1"},
+)
+_DENSENET = Architecture(
+    "classification.densenet:DenseNet",
+    task="classification",
+    input=_CROP_224,
+    recipe=Recipe(epochs=90, optimizer="sgd", learning_rate=0.05, weight_decay=1e-4),
+    paper="Huang et al. 2016, arXiv 1608.06993",
+)
+_FCN = Architecture(
+    "segmentation.fcn:FCN",
+    task="segmentation",
+    input=_ANY_SIZE,
+    recipe=Recipe(epochs=60, learning_rate=3e-4, batch_size=8),
+    paper="Long et al. 2014, arXiv 1411.4038",
+    arguments={"width": 64},
+)
 
 ARCHITECTURES: dict[str, Architecture] = {
     "lenet5": Architecture(
@@ -113,100 +150,25 @@ ARCHITECTURES: dict[str, Architecture] = {
     "spatial_pyramid": Architecture(
         "classification.spatial_pyramid:SpatialPyramidNet",
         task="classification",
-        input=InputSpec(colour="RGB", fit="pad"),
+        input=_ANY_SIZE,
         recipe=Recipe(epochs=12, patience=12),
         paper="He et al. 2014, arXiv 1406.4729",
         arguments={"width": 16},
     ),
-    "vgg16": Architecture(
-        "classification.vgg:VGG",
-        fixed={"layers": (2, 2, 3, 3, 3)},
-        task="classification",
-        input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
-        recipe=Recipe(epochs=74, optimizer="sgd", learning_rate=0.01, weight_decay=5e-4, batch_size=64),
-        paper="Simonyan and Zisserman 2014, arXiv 1409.1556",
-        sized=True,
-    ),
-    "vgg19": Architecture(
-        "classification.vgg:VGG",
-        fixed={"layers": (2, 2, 4, 4, 4)},
-        task="classification",
-        input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
-        recipe=Recipe(epochs=74, optimizer="sgd", learning_rate=0.01, weight_decay=5e-4, batch_size=64),
-        paper="Simonyan and Zisserman 2014, arXiv 1409.1556",
-        sized=True,
-    ),
-    "resnet18": Architecture(
-        "classification.resnet:ResNet",
-        fixed={"layers": (2, 2, 2, 2), "bottleneck": False, "form": "v1.5"},
-        task="classification",
-        input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
-        recipe=Recipe(epochs=90, optimizer="sgd", learning_rate=0.05, weight_decay=1e-4),
-        paper="He et al. 2015, arXiv 1512.03385",
-    ),
-    "resnet34": Architecture(
-        "classification.resnet:ResNet",
-        fixed={"layers": (3, 4, 6, 3), "bottleneck": False, "form": "v1.5"},
-        task="classification",
-        input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
-        recipe=Recipe(epochs=90, optimizer="sgd", learning_rate=0.05, weight_decay=1e-4),
-        paper="He et al. 2015, arXiv 1512.03385",
-    ),
-    "resnet50": Architecture(
-        "classification.resnet:ResNet",
-        fixed={"layers": (3, 4, 6, 3)},
-        task="classification",
-        input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
-        recipe=Recipe(epochs=90, optimizer="sgd", learning_rate=0.05, weight_decay=1e-4),
-        paper="He et al. 2015, arXiv 1512.03385",
-        arguments={"form": "v1"},
-    ),
-    "resnet101": Architecture(
-        "classification.resnet:ResNet",
-        fixed={"layers": (3, 4, 23, 3)},
-        task="classification",
-        input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
-        recipe=Recipe(epochs=90, optimizer="sgd", learning_rate=0.05, weight_decay=1e-4),
-        paper="He et al. 2015, arXiv 1512.03385",
-        arguments={"form": "v1"},
-    ),
-    "resnet152": Architecture(
-        "classification.resnet:ResNet",
-        fixed={"layers": (3, 8, 36, 3)},
-        task="classification",
-        input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
-        recipe=Recipe(epochs=90, optimizer="sgd", learning_rate=0.05, weight_decay=1e-4),
-        paper="He et al. 2015, arXiv 1512.03385",
-        arguments={"form": "v1"},
-    ),
-    "densenet121": Architecture(
-        "classification.densenet:DenseNet",
-        fixed={"layers": (6, 12, 24, 16)},
-        task="classification",
-        input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
-        recipe=Recipe(epochs=90, optimizer="sgd", learning_rate=0.05, weight_decay=1e-4),
-        paper="Huang et al. 2016, arXiv 1608.06993",
-    ),
-    "densenet169": Architecture(
-        "classification.densenet:DenseNet",
-        fixed={"layers": (6, 12, 32, 32)},
-        task="classification",
-        input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
-        recipe=Recipe(epochs=90, optimizer="sgd", learning_rate=0.05, weight_decay=1e-4),
-        paper="Huang et al. 2016, arXiv 1608.06993",
-    ),
-    "densenet201": Architecture(
-        "classification.densenet:DenseNet",
-        fixed={"layers": (6, 12, 48, 32)},
-        task="classification",
-        input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
-        recipe=Recipe(epochs=90, optimizer="sgd", learning_rate=0.05, weight_decay=1e-4),
-        paper="Huang et al. 2016, arXiv 1608.06993",
-    ),
+    "vgg16": replace(_VGG, fixed={"layers": (2, 2, 3, 3, 3)}),
+    "vgg19": replace(_VGG, fixed={"layers": (2, 2, 4, 4, 4)}),
+    "resnet18": replace(_RESNET, fixed={"layers": (2, 2, 2, 2), "bottleneck": False, "form": "v1.5"}, arguments={}),
+    "resnet34": replace(_RESNET, fixed={"layers": (3, 4, 6, 3), "bottleneck": False, "form": "v1.5"}, arguments={}),
+    "resnet50": replace(_RESNET, fixed={"layers": (3, 4, 6, 3)}),
+    "resnet101": replace(_RESNET, fixed={"layers": (3, 4, 23, 3)}),
+    "resnet152": replace(_RESNET, fixed={"layers": (3, 8, 36, 3)}),
+    "densenet121": replace(_DENSENET, fixed={"layers": (6, 12, 24, 16)}),
+    "densenet169": replace(_DENSENET, fixed={"layers": (6, 12, 32, 32)}),
+    "densenet201": replace(_DENSENET, fixed={"layers": (6, 12, 48, 32)}),
     "mobilenet": Architecture(
         "classification.mobilenet:MobileNet",
         task="classification",
-        input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
+        input=_CROP_224,
         recipe=Recipe(epochs=90, optimizer="sgd", learning_rate=0.05, weight_decay=4e-5),
         paper="Howard et al. 2017, arXiv 1704.04861",
         arguments={"alpha": 1.0},
@@ -214,7 +176,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "googlenet": Architecture(
         "classification.googlenet:GoogLeNet",
         task="classification",
-        input=InputSpec(colour="RGB", height=224, width=224, fit="crop"),
+        input=_CROP_224,
         recipe=Recipe(epochs=60, optimizer="sgd", learning_rate=0.01, weight_decay=2e-4),
         paper="Szegedy et al. 2014, arXiv 1409.4842",
         sized=True,
@@ -222,7 +184,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "inception_v3": Architecture(
         "classification.inception_v3:InceptionV3",
         task="classification",
-        input=InputSpec(colour="RGB", height=299, width=299, fit="crop"),
+        input=_CROP_299,
         recipe=Recipe(epochs=100, optimizer="sgd", learning_rate=0.045, weight_decay=4e-5),
         paper="Szegedy et al. 2015, arXiv 1512.00567",
         arguments={"form": "keras"},
@@ -230,14 +192,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     "inception_resnet_v2": Architecture(
         "classification.inception_resnet_v2:InceptionResNetV2",
         task="classification",
-        input=InputSpec(colour="RGB", height=299, width=299, fit="crop"),
+        input=_CROP_299,
         recipe=Recipe(epochs=100, optimizer="sgd", learning_rate=0.045, weight_decay=4e-5),
         paper="Szegedy et al. 2016, arXiv 1602.07261",
     ),
     "xception": Architecture(
         "classification.xception:Xception",
         task="classification",
-        input=InputSpec(colour="RGB", height=299, width=299, fit="crop"),
+        input=_CROP_299,
         recipe=Recipe(epochs=100, optimizer="sgd", learning_rate=0.045, weight_decay=1e-5),
         paper="Chollet 2016, arXiv 1610.02357",
     ),
@@ -270,42 +232,18 @@ ARCHITECTURES: dict[str, Architecture] = {
     "unet": Architecture(
         "segmentation.unet:UNet",
         task="segmentation",
-        input=InputSpec(colour="RGB", fit="pad"),
+        input=_ANY_SIZE,
         recipe=Recipe(epochs=6, learning_rate=3e-3, batch_size=8),
         paper="Ronneberger et al. 2015, arXiv 1505.04597",
         arguments={"width": 16, "depth": 3},
     ),
-    "fcn32s": Architecture(
-        "segmentation.fcn:FCN",
-        fixed={"stride": 32},
-        task="segmentation",
-        input=InputSpec(colour="RGB", fit="pad"),
-        recipe=Recipe(epochs=60, learning_rate=3e-4, batch_size=8),
-        paper="Long et al. 2014, arXiv 1411.4038",
-        arguments={"width": 64},
-    ),
-    "fcn16s": Architecture(
-        "segmentation.fcn:FCN",
-        fixed={"stride": 16},
-        task="segmentation",
-        input=InputSpec(colour="RGB", fit="pad"),
-        recipe=Recipe(epochs=60, learning_rate=3e-4, batch_size=8),
-        paper="Long et al. 2014, arXiv 1411.4038",
-        arguments={"width": 64},
-    ),
-    "fcn8s": Architecture(
-        "segmentation.fcn:FCN",
-        fixed={"stride": 8},
-        task="segmentation",
-        input=InputSpec(colour="RGB", fit="pad"),
-        recipe=Recipe(epochs=60, learning_rate=3e-4, batch_size=8),
-        paper="Long et al. 2014, arXiv 1411.4038",
-        arguments={"width": 64},
-    ),
+    "fcn32s": replace(_FCN, fixed={"stride": 32}),
+    "fcn16s": replace(_FCN, fixed={"stride": 16}),
+    "fcn8s": replace(_FCN, fixed={"stride": 8}),
     "segnet": Architecture(
         "segmentation.segnet:SegNet",
         task="segmentation",
-        input=InputSpec(colour="RGB", fit="pad"),
+        input=_ANY_SIZE,
         recipe=Recipe(epochs=60, batch_size=8),
         paper="Badrinarayanan et al. 2015, arXiv 1511.00561",
         arguments={"width": 64},
@@ -313,7 +251,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "deeplab_v3": Architecture(
         "segmentation.deeplab_v3:DeepLabV3",
         task="segmentation",
-        input=InputSpec(colour="RGB", fit="pad"),
+        input=_ANY_SIZE,
         recipe=Recipe(epochs=60, batch_size=8),
         paper="Chen et al. 2017, arXiv 1706.05587",
         arguments={"width": 64, "output_stride": 16, "form": "paper"},
@@ -341,11 +279,11 @@ def build(
     architecture does not accept.
     """
     row = architecture(name)
-    given = merged(name, arguments or {})
+    options = merged(name, arguments or {})
     if row.sized:
-        given["size"] = size or sides(row.input)
+        options["size"] = size or sides(row.input)
     try:
-        return row.network_class()(channels=channels, classes=classes, **row.fixed, **given)
+        return row.network_class()(channels=channels, classes=classes, **row.fixed, **options)
     except ValueError as error:
         raise BadTraining(f"{name}: {error}") from None
 
@@ -358,16 +296,16 @@ def merged(name: str, arguments: Mapping[str, Argument]) -> dict[str, Any]:
     defaults = architecture(name).arguments
     for key, value in arguments.items():
         if key not in defaults:
-            known = f"want one of: {', '.join(defaults)}" if defaults else "it has none"
-            raise BadTraining(f"{key} = {value!r} is no argument of {name}, {known}")
+            expected = f"want one of: {', '.join(defaults)}" if defaults else "it has none"
+            raise BadTraining(f"{key} = {value!r} is no argument of {name}, {expected}")
     return {key: _as(key, arguments.get(key, default), type(default)) for key, default in defaults.items()}
 
 
 def sides(spec: InputSpec | TensorInput) -> tuple[int, ...] | None:
     """Returns an input's height and width, or a tensor's sides without the channels; None if any side is free."""
     tensor = image_tensor(spec) if isinstance(spec, InputSpec) else spec
-    found = tuple(axis.size for axis in tensor.axes if axis.name != "channel" and axis.size is not None)
-    return None if tensor.free else found
+    sizes = tuple(axis.size for axis in tensor.axes if axis.name != "channel" and axis.size is not None)
+    return None if tensor.free else sizes
 
 
 def input_spec(
@@ -379,7 +317,7 @@ def input_spec(
     """
     own = architecture(name).input
     if not isinstance(own, InputSpec):
-        raise BadTraining(f"{name} takes no images but tensors")
+        raise BadTraining(f"{name} accepts tensors, not images")
     check_size(name, size)
     spec = msgspec.structs.replace(own, colour=colour)
     if spec.fit == "pad":
@@ -391,7 +329,13 @@ def check_size(name: str, size: tuple[int, int] | None) -> None:
     """Raises BadTraining for a size if the network accepts any size."""
     own = architecture(name).input
     if size is not None and isinstance(own, InputSpec) and own.fit == "pad":
-        raise BadTraining(f"size {size[0]}x{size[1]}: {name} takes images of any size")
+        raise BadTraining(f"size {size[0]}x{size[1]}: {name} accepts images of any size")
+
+
+def imported(path: str) -> Any:
+    """Imports and returns the object that "classification.resnet:ResNet" names, below `convoy.models`."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(f"convoy.models.{module}"), name)
 
 
 def _as(key: str, value: Argument, kind: type[Any]) -> Argument:

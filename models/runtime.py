@@ -1,5 +1,6 @@
-"""onnxruntime sessions with training's thread count, and the choice of device."""
+"""onnxruntime sessions, the choice of device, and the number of threads."""
 
+import os
 import re
 from pathlib import Path
 from typing import TypeAlias
@@ -9,10 +10,13 @@ import onnxruntime
 import torch
 
 from convoy.service.errors import runtime_reason
+from convoy.service.machine import cores
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 Session: TypeAlias = onnxruntime.InferenceSession
 _BEFORE = re.compile(r"^.*Status Message: |^.* was false\. ")  # the failing node; the failed condition in its source
+
+MAX_THREADS = 16  # small networks get slower with more
 
 
 def session(graph: onnx.ModelProto | Path, providers: list[str] | None = None, optimised: bool = True) -> Session:
@@ -42,6 +46,16 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def words(error: Exception) -> str:
+def error_message(error: Exception) -> str:
     """Returns onnxruntime's error message on one line, without the names of its source code."""
     return runtime_reason(RuntimeError(_BEFORE.sub("", " ".join(str(error).split()))))
+
+
+def limit_threads(processes: int = 1) -> None:
+    """Sets torch's threads to the number of cores available to this process, at most 16; `processes` share the cores.
+
+    A lower OMP_NUM_THREADS, which clusters set for each task of a job, is respected.
+    """
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    most = int(limit) if limit.isascii() and limit.isdecimal() and int(limit) else MAX_THREADS
+    torch.set_num_threads(max(1, min(cores() // processes, MAX_THREADS, most)))

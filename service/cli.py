@@ -43,12 +43,12 @@ COMMANDS = {
     "data": Command("convoy.models.commands.data", "Inspect a data set: classes, sizes, duplicates, unreadable files"),
     "train": Command("convoy.models.commands.train", "Train a network"),
     "evaluate": Command("convoy.models.commands.evaluate", "Measure a trained network on its held-out images"),
-    "report": Command("convoy.models.commands.report", "Rewrite the pictures, tables and page of a run"),
-    "compare": Command("convoy.models.commands.compare", "Show runs side by side: costs, scores, curves"),
+    "report": Command("convoy.models.commands.reports", "Rewrite the pictures, tables and page of a run"),
+    "compare": Command("convoy.models.commands.reports", "Show runs side by side: costs, scores, curves"),
     "export": Command("convoy.models.commands.export", "Export a trained network into a model repository"),
     "template": Command("convoy.models.commands.template", "Create a model that locates a picture inside others"),
     "inspect": Command(
-        "convoy.models.commands.inspect", "Show the layers of a network: shapes, costs, receptive fields"
+        "convoy.models.commands.inspect_file", "Show the layers of a network: shapes, costs, receptive fields"
     ),
     "visualize": Command("convoy.models.commands.visualize", "Draw what a trained network has learned and looks at"),
     "adopt": Command("convoy.models.commands.adopt", "Make an ONNX file accept images and describe itself"),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from convoy.models.recipe import Recipe
+from convoy.models.settings import Recipe
 from convoy.models.training.run import Note, RunFolder, Settings
 from convoy.service import cli
 
@@ -43,16 +43,16 @@ REFUSALS = [
     ([*TRAIN, "--scale", "2:1"], "--scale '2:1', want LEAST:LARGEST"),
     ([*TRAIN, "--size", "8x"], "--size '8x', want HEIGHTxWIDTH"),
     ([*TRAIN, "--set", "width=8"], "width = '8' is no argument of lenet5, it has none"),
-    ([*TRAIN, "--crop", "16"], "crop 16: lenet5 takes whole images"),
-    ([*TRAIN, "--gamma", "2"], "--gamma 2 goes with --loss focal"),
+    ([*TRAIN, "--crop", "16"], "crop 16: lenet5 accepts whole images only"),
+    ([*TRAIN, "--gamma", "2"], "--gamma 2 requires --loss focal"),
     ([*TRAIN, "--mask-values", "x"], "--mask-values 'x', want the values of the classes"),
-    ([*TRAIN, "--freeze", "body"], "--freeze goes with --from CHECKPOINT"),
+    ([*TRAIN, "--freeze", "body"], "--freeze requires --from CHECKPOINT"),
     ([*TRAIN, "--preview", "none/x.png"], "there is no folder 'none'"),
     ([*TRAIN, "--from", "none.ckpt"], "there is no checkpoint none.ckpt"),
     ([*TRAIN, "--from", "file.ckpt", "--size", "8x"], "--size '8x', want HEIGHTxWIDTH"),
     ([*TRAIN, "--resume", "none.ckpt"], "there is no checkpoint none.ckpt"),
     (["train", "--config", "none.toml"], "there is no file none.toml"),
-    (["train", "unet", "--data", "aerial", "--size", "64x64"], "size 64x64: unet takes images of any size"),
+    (["train", "unet", "--data", "aerial", "--size", "64x64"], "size 64x64: unet accepts images of any size"),
     (["train", "unet", "--data", "aerial", "--set", "width=x"], "width = 'x', want an integer"),
     (["evaluate", "none.ckpt"], "there is no checkpoint none.ckpt"),
     (["evaluate", "none.onnx"], "there is no file none.onnx"),
@@ -104,7 +104,7 @@ REFUSALS = [
     (["adopt-weights", "resnet50", "none.pth"], "there is no file none.pth"),
     (["adopt-weights", "resnet50", "file.pth", "--labels", "none.txt"], "'none.txt': No such file or directory"),
     (["adopt-weights", "resnet50", "file.pth", "--set", "width=8"], "width = '8' is no argument of resnet50"),
-    (["adopt-weights", "deeplab_v3", "file.pth", "--size", "64"], "size 64x64: deeplab_v3 takes images of any size"),
+    (["adopt-weights", "deeplab_v3", "file.pth", "--size", "64"], "size 64x64: deeplab_v3 accepts images of any size"),
     (["adopt-weights", "resnet50", "file.pth", "--preprocessing", "x"], "'plain', 'imagenet', 'caffe', 'symmetric'"),
     (["profile", "none.onnx"], "there is no file 'none.onnx'"),
     (["profile", "lenet5"], "there is no model repository 'repository'"),

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from convoy.models.data.builtin import digits, scenes, strokes
+from convoy.models.data.builtin import digits, scenes
 from convoy.models.export import export
 from convoy.models.training.run import RunFolder, default_settings
 
@@ -44,7 +44,7 @@ def main() -> int:
     """Runs the demo. Returns 0 if every step worked."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--once", action="store_true", help="stop the server at the end; free ports are chosen")
-    parser.add_argument("--directory", type=Path, default=Path("demo"), help="where everything goes")
+    parser.add_argument("--directory", type=Path, default=Path("demo"), help="output folder")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a plain kill also stops the server, as Ctrl-C does
     try:
@@ -53,7 +53,7 @@ def main() -> int:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("demo: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        print("demo: interrupted; the same command continues where it stopped", file=sys.stderr)
         return 130
     return 0
 
@@ -64,17 +64,17 @@ def demonstrate(directory: Path, once: bool) -> None:
     if not once:
         _check_free(ports)
     repository = prepare(directory)
-    _heading("Held-out images: no network has seen this handwriting")
+    _heading("Held-out images: no network was trained on this handwriting")
     pictures = write_images(directory / "images")
     for path in pictures:
         print(f"  {path}")
     with _server(repository, ports, directory / "server.log") as server:
-        _ask(directory, pictures, ports)
+        _send_requests(directory, pictures, ports)
         if once:
             return
         with contextlib.suppress(KeyboardInterrupt):
-            _what_next(directory, pictures, ports)
-            _until_it_ends(server)
+            _print_next_steps(directory, pictures, ports)
+            _wait_for_end(server)
         print("\nstopping the server")
 
 
@@ -111,8 +111,8 @@ def run_folder(directory: Path, architecture: str) -> RunFolder:
 def write_images(folder: Path) -> list[Path]:
     """Writes held-out digits, then scenes, as PNG files. A digit's file name ends with its label."""
     folder.mkdir(parents=True, exist_ok=True)
-    held_out = strokes.indices("test")
-    labels = strokes.strokes()[1][held_out]
+    held_out = digits.indices("test")
+    labels = digits.strokes()[1][held_out]
     paths = []
     for label in DIGITS_SHOWN:
         image, _ = digits.draw(held_out[np.flatnonzero(labels == label)[0]], DIGIT_SIDE)
@@ -124,7 +124,7 @@ def write_images(folder: Path) -> list[Path]:
     return paths
 
 
-def _ask(directory: Path, pictures: Sequence[Path], ports: dict[str, int]) -> None:
+def _send_requests(directory: Path, pictures: Sequence[Path], ports: dict[str, int]) -> None:
     target = ["--server", f"127.0.0.1:{ports['grpc']}"] if ports != PORTS else []
     shown = [path for path in pictures if path.name.startswith("digit-")]
     scene = next(path for path in pictures if path.name.startswith("scene-"))
@@ -145,24 +145,24 @@ def _ask(directory: Path, pictures: Sequence[Path], ports: dict[str, int]) -> No
 
     address = f"http://127.0.0.1:{ports['metrics']}/metrics"
     _heading(f"Metrics ({address})")
-    wanted = ("convoy_batch_size_sum", "convoy_batch_size_count", "convoy_request_duration_seconds_count")
-    lines = [line for line in _get(address).splitlines() if line.startswith(wanted) and "lenet5" in line]
+    prefixes = ("convoy_batch_size_sum", "convoy_batch_size_count", "convoy_request_duration_seconds_count")
+    lines = [line for line in _get(address).splitlines() if line.startswith(prefixes) and "lenet5" in line]
     if not lines:
-        raise StepFailed(f"the metrics at {address} say nothing of lenet5")
+        raise StepFailed(f"the metrics at {address} do not mention lenet5")
     print("\n".join(lines))
 
 
 def _compare(shown: Sequence[Path], answers: Sequence[str]) -> None:
     if len(answers) != len(shown):
-        raise StepFailed(f"convoy classify answered {len(answers)} of {len(shown)} images")
+        raise StepFailed(f"convoy classify returned {len(answers)} of {len(shown)} images")
     wrong = [(path, name) for path, name in zip(shown, answers, strict=True) if path.stem.split("-")[1] != name]
     for path, name in wrong:
         print(f"wrong: {path.name} was read as {name}")
     print(f"{len(shown) - len(wrong)} of {len(shown)} digits read right")
 
 
-def _what_next(directory: Path, pictures: Sequence[Path], ports: dict[str, int]) -> None:
-    _heading("The server goes on running. Try, in another terminal:")
+def _print_next_steps(directory: Path, pictures: Sequence[Path], ports: dict[str, int]) -> None:
+    _heading("The server keeps running. Try, in another terminal:")
     convoy, folder = _shown(CONVOY), directory / "images"
     print(f"  {convoy} classify {pictures[0]} --model lenet5")
     print(f"  {convoy} segment {folder / 'scene-2.png'} -o {directory / 'mask.png'}")
@@ -172,7 +172,7 @@ def _what_next(directory: Path, pictures: Sequence[Path], ports: dict[str, int])
     print("Ctrl-C here stops it.", flush=True)
 
 
-def _until_it_ends(server: subprocess.Popen[bytes]) -> None:
+def _wait_for_end(server: subprocess.Popen[bytes]) -> None:
     raise StepFailed(f"the server ended by itself with exit code {server.wait()}")
 
 
@@ -192,7 +192,7 @@ def _server(repository: Path, ports: dict[str, int], log: Path) -> Iterator[subp
     finally:
         code = _stop(server)
     if code:
-        raise StepFailed(f"the server answered SIGTERM with exit code {code}, want 0; its log is {log}")
+        raise StepFailed(f"the server ended with exit code {code} after SIGTERM, want 0; its log is {log}")
     print("server stopped with exit code 0")
 
 
@@ -248,7 +248,7 @@ def _free_ports() -> dict[str, int]:
     with contextlib.ExitStack() as stack:
         # All are open at once, so that they differ.
         sockets = {name: stack.enter_context(socket.create_server(("127.0.0.1", 0))) for name in PORTS}
-        return {name: taken.getsockname()[1] for name, taken in sockets.items()}
+        return {name: each.getsockname()[1] for name, each in sockets.items()}
 
 
 def _check_free(ports: dict[str, int]) -> None:
@@ -256,7 +256,7 @@ def _check_free(ports: dict[str, int]) -> None:
         try:
             socket.create_server(("127.0.0.1", port)).close()
         except OSError:
-            message = f"port {port} is taken: stop what listens there, or run: make demo ARGS=--once"
+            message = f"port {port} is in use: stop the process that listens there, or run: make demo ARGS=--once"
             raise StepFailed(message) from None
 
 

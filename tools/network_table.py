@@ -18,7 +18,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from convoy.models import registry, runtime, zoo
-from convoy.models.analysis.operation import FREE_SIDE
+from convoy.models.analysis.operators import FREE_SIDE
 from convoy.models.analysis.summary import totals
 from convoy.models.data.builtin.generated import generated
 from convoy.models.export.export import Exported, export
@@ -88,9 +88,9 @@ def _times(exported: dict[str, Exported], rounds: int) -> dict[str, float]:
 
 
 def _image(name: str, file: Exported) -> NDArray[np.generic]:
-    spec, taken, sides = registry.architecture(name).input, file.document.takes, iter(_size(name))
+    spec, tensor, sides = registry.architecture(name).input, file.document.takes, iter(_size(name))
     image, _ = generated(spec)[0]
-    shape = [taken.channels if axis.name == "channel" else next(sides) for axis in taken.axes]
+    shape = [tensor.channels if axis.name == "channel" else next(sides) for axis in tensor.axes]
     return np.resize(image, (1, *shape))
 
 

@@ -26,21 +26,21 @@ class Traced(NamedTuple):
         return list(dict.fromkeys(file for file, _ in self.calls))
 
 
-def traced(folder: Path, ask: Callable[[], object]) -> list[Traced]:
-    """Returns the calls of each process of a server, started with `environment`, while `ask` runs. Processes without
-    calls are omitted."""
+def traced(folder: Path, request: Callable[[], object]) -> list[Traced]:
+    """Returns the calls of each process of a server, started with `environment`, while `request` runs. Processes
+    without calls are omitted."""
     (folder / "on").touch()
     _wait_until_none(folder, "*.there")
-    ask()
+    request()
     (folder / "on").unlink()
     _wait_until_none(folder, "*.noting")
-    found = []
+    processes = []
     for file in sorted(folder.glob("*.calls")):
         lines = [line for line in file.read_text().splitlines() if line and not line.startswith(_ALWAYS)]
         calls = [(name, function) for name, _, function in (line.partition(" ") for line in lines)]
         if calls:
-            found.append(Traced(calls))
-    return found
+            processes.append(Traced(calls))
+    return processes
 
 
 def _wait_until_none(folder: Path, pattern: str) -> None:

@@ -20,8 +20,8 @@ SMALL = 50  # lines
 
 def modules() -> list[Path]:
     """Returns the library's Python files, without generated ones and `__init__.py`."""
-    found = [path for top in ("service", "models") for path in sorted((ROOT / top).rglob("*.py"))]
-    return [path for path in found if path.name != "__init__.py" and "pb" not in path.relative_to(ROOT).parts]
+    paths = [path for top in ("service", "models") for path in sorted((ROOT / top).rglob("*.py"))]
+    return [path for path in paths if path.name != "__init__.py" and "pb" not in path.relative_to(ROOT).parts]
 
 
 def length(path: Path) -> int:
@@ -73,16 +73,16 @@ def main() -> None:
     paths = modules()
     sizes = sorted((length(path), str(path.relative_to(ROOT))) for path in paths)
     largest = max(entry for path in paths for entry in classes(path))
-    shared = [found for path in paths for found in homonyms(path)]
+    shared = [processes for path in paths for processes in homonyms(path)]
     print(f"modules in service and models       {len(paths)}, {sum(size for size, _ in sizes)} lines")
     print(f"modules under {SMALL} lines             {sum(size < SMALL for size, _ in sizes)}")
     print(f"largest module                      {sizes[-1][0]} lines: {sizes[-1][1]}")
     print(f"largest class                       {largest[0]} lines: {largest[1]}")
     print(f"imports renamed for homonyms        {len(shared)} {', '.join(shared)}")
-    found = of_a_jpeg()
-    files = list(dict.fromkeys(file for process in found for file in process.files))
+    processes = of_a_jpeg()
+    files = list(dict.fromkeys(file for process in processes for file in process.files))
     print(f"files that a JPEG meets in Classify {len(files)}, {request_path.lines(files)} lines")
-    for process in found:
+    for process in processes:
         print(f"  one process: {len(process.files)} files, {len(process.calls)} calls")
         if "--calls" in sys.argv:
             for file, function in process.calls:

@@ -18,7 +18,7 @@ import matplotlib as mpl
 import msgspec
 from matplotlib.figure import Figure
 
-from convoy.models import threads
+from convoy.models import runtime
 from convoy.models.analysis.summary import totals
 from convoy.models.evaluation.evaluate import evaluate_file
 from convoy.models.training.run import RunFolder, Settings, default_settings
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path, metavar="RUNS")
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     arguments = parser.parse_args()
-    threads.limit()
+    runtime.limit_threads()
     by_depth = [result(network, data, arguments.runs) for network in BY_DEPTH for data in DATA]
     by_parameters = [result(network, "digits", arguments.runs) for network in BY_PARAMETERS]
     draw(by_depth, "depth", arguments.folder / "experiment-depth.png")
@@ -127,16 +127,16 @@ def settings(network: Network, data: str, seed: int) -> Settings:
     changed = msgspec.structs.replace(
         defaults.recipe, epochs=EPOCHS, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE, patience=EPOCHS
     )
-    told = defaults.arguments | network.arguments
-    return msgspec.structs.replace(defaults, arguments=told, recipe=changed, seed=seed)
+    arguments = defaults.arguments | network.arguments
+    return msgspec.structs.replace(defaults, arguments=arguments, recipe=changed, seed=seed)
 
 
 def trained(network: Network, data: str, seed: int, runs: Path) -> Path:
     """Trains one run, unless already done. Returns its checkpoint."""
-    folder, told = RunFolder(runs / f"{network.name}-{data}-{seed}"), settings(network, data, seed)
-    if not folder.finished(told):
+    folder, run_settings = RunFolder(runs / f"{network.name}-{data}-{seed}"), settings(network, data, seed)
+    if not folder.finished(run_settings):
         print(folder.root, file=sys.stderr)
-        train(told, folder.root)
+        train(run_settings, folder.root)
     return folder.chosen()
 
 
@@ -164,9 +164,9 @@ def draw(results: Sequence[Result], axis: Literal["depth", "parameters"], path: 
         lines[each.network.kind, each.data].append(each)
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
-    for (kind, data), found in lines.items():
-        across = [each.network.depth if axis == "depth" else each.parameters for each in found]
-        means, spreads = [100 * each.mean for each in found], [100 * each.spread for each in found]
+    for (kind, data), results_of_line in lines.items():
+        across = [each.network.depth if axis == "depth" else each.parameters for each in results_of_line]
+        means, spreads = [100 * each.mean for each in results_of_line], [100 * each.spread for each in results_of_line]
         axes.errorbar(
             across,
             means,

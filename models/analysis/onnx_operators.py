@@ -27,13 +27,13 @@ class Node:
     layer: str
     shapes: Sequence[Shape]
     values: Sequence[NDArray[Any] | None]
-    made: Sequence[bool]
+    from_image: Sequence[bool]
     new_shape: Shape = ()
 
     @property
     def shape(self) -> Shape:
         """The shape of the first input that is made of the image."""
-        return self.shapes[self.made.index(True)]
+        return self.shapes[self.from_image.index(True)]
 
     def get(self, name: str, default: Any = None) -> Any:
         for attribute in self.proto.attribute:
@@ -57,17 +57,17 @@ def check(node: Node) -> None:
         case "Conv":
             convolution = _conv_window(node)
             convolution.check(node.layer, "a convolution", node.shapes[0])
-            wanted = node.shapes[1][1] * node.get("group", 1)
-            if node.shapes[0][1] != wanted:
-                raise ImpossibleLayer(f"{node.layer}: a convolution of {wanted:,} maps gets {node.shapes[0][1]:,}")
+            expected = node.shapes[1][1] * node.get("group", 1)
+            if node.shapes[0][1] != expected:
+                raise ImpossibleLayer(f"{node.layer}: a convolution of {expected:,} maps gets {node.shapes[0][1]:,}")
         case "MaxPool" | "AveragePool" | "LpPool":
             word = f"{_POOLINGS[node.proto.op_type]} pooling"
             _pool_window(node).check(node.layer, word, node.shapes[0], bool(node.get("ceil_mode", 0)))
         case "Gemm" | "MatMul" if len(node.shapes[0]) > 1 and len(node.shapes[1]) > 1:
             left, right = _summed(node)
-            made = 0 if node.made[0] else 1
-            wanted = node.shapes[1 - made][right if made == 0 else left]
-            operators.check_dense(node.layer, node.shapes[made], wanted, left if made == 0 else right)
+            index = 0 if node.from_image[0] else 1
+            expected = node.shapes[1 - index][right if index == 0 else left]
+            operators.check_dense(node.layer, node.shapes[index], expected, left if index == 0 else right)
 
 
 def describe(node: Node) -> Act:
@@ -75,12 +75,12 @@ def describe(node: Node) -> Act:
     name = node.proto.op_type
     if name in _ACTS:
         return _ACTS[name](node)
-    return operators.pointwise(name.lower()) if name in _POINTWISE else operators.unknown(name)
+    return Act(name.lower(), shown="mention") if name in _POINTWISE else Act(name, known=False)
 
 
 def _convolution(node: Node) -> Act:
-    if not node.made[0] or node.made[1]:
-        return operators.unknown("Conv")
+    if not node.from_image[0] or node.from_image[1]:
+        return Act("Conv", known=False)
     return operators.convolution(node.shapes[0], node.new_shape, _conv_window(node), node.get("group", 1))
 
 
@@ -135,9 +135,9 @@ def _axes(node: Node, name: str, kernel: Shape) -> Shape:
 
 def _product(node: Node) -> Act:
     left, right = _summed(node)
-    if node.made[0] and node.made[1]:
+    if node.from_image[0] and node.from_image[1]:
         return operators.product(node.new_shape, node.shapes[0][left])
-    index = 0 if node.made[0] else 1
+    index = 0 if node.from_image[0] else 1
     shape, dim = node.shapes[index], (left, right)[index]
     if len(shape) != len(node.new_shape) or node.get("transA", 0):
         return operators.product(node.new_shape, shape[dim])
@@ -154,7 +154,7 @@ def _summed(node: Node) -> tuple[int, int]:
 def _einsum(node: Node) -> Act:
     inputs = node.get("equation").replace(" ", "").partition("->")[0].split(",")
     if "." in "".join(inputs):
-        return operators.unknown("einsum")
+        return Act("einsum", known=False)
     sizes = dict(zip("".join(inputs), [size for shape in node.shapes for size in shape], strict=True))
     return Act("einsum", multiply_adds=prod(sizes.values()), known=False)
 
@@ -191,7 +191,7 @@ def _slice(node: Node) -> Act:
     dims = node.constant("axes", 3) or list(range(len(starts or [])))
     steps = node.constant("steps", 4) or [1] * len(dims)
     if starts is None:
-        return operators.unknown("Slice")
+        return Act("Slice", known=False)
     moves = []
     for dim, start, step in zip([dim % len(node.shape) for dim in dims], starts, steps, strict=True):
         side, size = node.shape[dim], node.new_shape[dim]
@@ -205,7 +205,7 @@ def _pad(node: Node) -> Act:
     pads, rank = node.constant("pads", 1), len(node.shape)
     dims = node.constant("axes", 3) or list(range(rank))
     if pads is None:
-        return operators.unknown("Pad")
+        return Act("Pad", known=False)
     starts = zip([dim % rank for dim in dims], pads[: len(dims)], strict=True)
     return operators.moved(
         *(operators.shifted(dim, -before, 1, node.new_shape[dim]) for dim, before in starts if before)
@@ -222,8 +222,8 @@ def _reshape(node: Node) -> Act:
 
 def _gather(node: Node) -> Act:
     indices, dim = node.values[1], node.get("axis", 0) % len(node.shapes[0])
-    if indices is None or not node.made[0]:
-        return operators.unknown("gather")
+    if indices is None or not node.from_image[0]:
+        return Act("gather", known=False)
     first, strides = _regular(indices)
     sizes, walk = indices.shape, indices.ndim - 1
     if strides is None:
@@ -281,14 +281,14 @@ _ACTS: dict[str, Callable[[Node], Act]] = {
     "ReduceMin": _reduction("minimum"),
     "ReduceL2": _reduction("norm"),
     "ArgMax": _reduction("argmax"),
-    "BatchNormalization": lambda _: operators.normalisation("batch normalisation"),
-    "LRN": lambda _: operators.normalisation("response normalisation"),
+    "BatchNormalization": lambda _: Act("batch normalisation"),
+    "LRN": lambda _: Act("response normalisation"),
     "InstanceNormalization": _map_norm("instance normalisation", 2),
     "GroupNormalization": _map_norm("group normalisation", 1),
     "LayerNormalization": _layer_norm,
     "Softmax": _softmax,
     "LogSoftmax": _softmax,
-    "Concat": lambda _: operators.concatenation(),
+    "Concat": lambda _: Act("concatenation", shown="part"),
     "Slice": _slice,
     "Pad": _pad,
     "Transpose": _transpose,

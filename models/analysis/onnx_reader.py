@@ -13,9 +13,8 @@ from onnx.reference import ReferenceEvaluator
 from onnx.shape_inference import InferenceError
 
 from convoy.models.analysis.onnx_operators import Node, Shape, check, describe
-from convoy.models.analysis.operation import FREE_SIDE, Graph, Operation
-from convoy.models.analysis.operators import Act, by
-from convoy.models.errors import BadNetworkFile, ImpossibleLayer, NothingLeft
+from convoy.models.analysis.operators import FREE_SIDE, Act, Graph, Operation, by
+from convoy.models.errors import BadNetworkFile, EmptyOutput, ImpossibleLayer
 from convoy.service import metadata
 
 SMALL = 4096  # elements: constants up to this size may determine a shape
@@ -34,16 +33,16 @@ def read(path: Path, size: tuple[int, ...] | None = None) -> Graph:
 
 
 class _Reader:
-    """Follows the nodes in order. Every value is either an operation's output, found in `answers`, or computed from
-    constants alone, found in `made_of`. `values` contains the numbers of small constants."""
+    """Follows the nodes in order. Every value is either an operation's output, found in `outputs`, or computed from
+    constants alone, found in `sources`. `values` contains the numbers of small constants."""
 
     def __init__(self, model: onnx.ModelProto, path: Path) -> None:
         self.model, self.path = model, path
         self.types: dict[str, TypeProto] = {}
         self.values: dict[str, NDArray[Any]] = {}
         self.sizes: dict[str, int] = {}  # of the weights that no operation has used yet
-        self.made_of: dict[str, frozenset[str]] = {}
-        self.answers: dict[str, int] = {}
+        self.sources: dict[str, frozenset[str]] = {}
+        self.outputs: dict[str, int] = {}
         self.operations: list[Operation] = []
         self.opsets = {entry.domain: entry.version for entry in model.opset_import}
 
@@ -54,7 +53,7 @@ class _Reader:
         axes = _axes(self.model, image)
         shape = _input_shape(image, axes, size, self.path)
         self.types[image.name] = _type(image.type.tensor_type.elem_type, shape)
-        self.answers[image.name] = 0
+        self.outputs[image.name] = 0
         self.operations.append(Operation(image.name, Act("image", shown="never"), (), shape))
         for node in self.model.graph.node:
             self.node(node)
@@ -64,14 +63,14 @@ class _Reader:
         inputs = [value for value in self.model.graph.input if value.name not in self.types]
         if len(inputs) != 1:
             names = ", ".join(value.name for value in inputs)
-            raise BadNetworkFile(f"{self.path} takes {len(inputs)} inputs ({names}), want one image")
+            raise BadNetworkFile(f"{self.path} has {len(inputs)} inputs ({names}), want one image")
         return inputs[0]
 
     def constant(self, tensor: TensorProto) -> None:
         count = int(np.prod(tensor.dims, dtype=np.int64))
         self.types[tensor.name] = _type(tensor.data_type, tuple(tensor.dims))
         weighs = tensor.data_type in WEIGHTS and len(tensor.dims) > 0
-        self.made_of[tensor.name] = frozenset({tensor.name} if weighs else ())
+        self.sources[tensor.name] = frozenset({tensor.name} if weighs else ())
         if weighs:
             self.sizes[tensor.name] = count
         if count <= SMALL and tensor.data_location != TensorProto.EXTERNAL:
@@ -87,25 +86,25 @@ class _Reader:
         names = [name for name in node.input if name]
         for name in names:
             if name not in self.types:
-                raise BadNetworkFile(f"{self.path}: {node.op_type} takes {name!r}, which nothing before it answers")
-        used = frozenset[str]().union(*(self.made_of.get(name, ()) for name in names))
-        inputs = [self.answers[name] for name in names if name in self.answers]
+                raise BadNetworkFile(f"{self.path}: {node.op_type} reads {name!r}, which no node before it outputs")
+        used = frozenset[str]().union(*(self.sources.get(name, ()) for name in names))
+        inputs = [self.outputs[name] for name in names if name in self.outputs]
         if node.op_type in ("Shape", "Size") or not inputs:
-            self.made_of.update(dict.fromkeys(node.output, used if inputs == [] else frozenset()))
+            self.sources.update(dict.fromkeys(node.output, used if inputs == [] else frozenset()))
             self.evaluate(node, names)
             return
-        layer = _layer(node, names, self.made_of)
-        described = self.described(node, layer)
-        check(described)
+        layer = _layer(node, names, self.sources)
+        inputs_of = self.described(node, layer)
+        check(inputs_of)
         self.infer(node, layer)
         shape = _shape(self.types[node.output[0]])
-        done = describe(Node(**{**vars(described), "new_shape": shape}))
+        act = describe(Node(**{**vars(inputs_of), "new_shape": shape}))
         parameters = sum(self.sizes.pop(name, 0) for name in used)
-        self.answers.update(dict.fromkeys(node.output, len(self.operations)))
-        self.operations.append(Operation(layer, done, tuple(inputs), shape, parameters))
+        self.outputs.update(dict.fromkeys(node.output, len(self.operations)))
+        self.operations.append(Operation(layer, act, tuple(inputs), shape, parameters))
         if 0 in shape:
             shapes = " and ".join(by(self.operations[index].shape) for index in inputs)
-            raise NothingLeft(f"{layer}: nothing is left of {shapes}")
+            raise EmptyOutput(f"{layer}: nothing is left of {shapes}")
 
     def described(self, node: NodeProto, layer: str) -> Node:
         return Node(
@@ -113,27 +112,27 @@ class _Reader:
             layer,
             [_shape(self.types[name]) if name else () for name in node.input],
             [self.values.get(name) for name in node.input],
-            [name in self.answers for name in node.input],
+            [name in self.outputs for name in node.input],
         )
 
     def infer(self, node: NodeProto, layer: str) -> None:
-        known = {name: numpy_helper.from_array(self.values[name]) for name in node.input if name in self.values}
+        constants = {name: numpy_helper.from_array(self.values[name]) for name in node.input if name in self.values}
         types = {name: self.types[name] for name in node.input if name}
         try:
             schema = onnx.defs.get_schema(node.op_type, self.opsets.get(node.domain, 1), node.domain)
             inferred = onnx.shape_inference.infer_node_outputs(
-                schema, node, types, known, opset_imports=list(self.model.opset_import)
+                schema, node, types, constants, opset_imports=list(self.model.opset_import)
             )
         except SchemaError:
             name = f"{node.domain}.{node.op_type}".lstrip(".")
-            raise BadNetworkFile(f"{layer}: {name} is no operation of ONNX, so its shapes cannot be told") from None
+            raise BadNetworkFile(f"{layer}: {name} is not an ONNX operation, so its shapes are unknown") from None
         except (InferenceError, RuntimeError) as error:
             shapes = " and ".join(by(_shape(kind)) for kind in types.values())
             words = " ".join(str(error).split()).removeprefix("[ShapeInferenceError] ")
             raise ImpossibleLayer(f"{layer}: {node.op_type} of {shapes}: {words}") from error
         self.types |= inferred
-        if not inferred or not all(_known(kind) for kind in inferred.values()):
-            raise BadNetworkFile(f"{layer}: the shape that {node.op_type} answers depends on the image")
+        if not inferred or not all(_is_known(kind) for kind in inferred.values()):
+            raise BadNetworkFile(f"{layer}: the output shape of {node.op_type} depends on the image")
 
     def evaluate(self, node: NodeProto, names: list[str]) -> None:
         """Evaluates a node that depends on the image's shape only, not on its values."""
@@ -141,15 +140,15 @@ class _Reader:
             shape = np.array(_shape(self.types[names[0]]), dtype=np.int64)
             attributes = {attribute.name: attribute.i for attribute in node.attribute}
             shape = shape[attributes.get("start", 0) : attributes.get("end")]
-            answers: list[Any] = [shape if node.op_type == "Shape" else shape.prod()]
+            outputs: list[Any] = [shape if node.op_type == "Shape" else shape.prod()]
         elif all(name in self.values for name in names):
-            answers = _run(node, {name: self.values[name] for name in names}, self.model)
+            outputs = _run(node, {name: self.values[name] for name in names}, self.model)
         else:  # for large weights the shape is enough
             self.infer(node, node.name or node.output[0])
             return
-        for name, answer in zip(node.output, answers, strict=False):
-            self.values[name] = np.asarray(answer)
-            self.types[name] = _type(onnx.helper.np_dtype_to_tensor_dtype(np.asarray(answer).dtype), np.shape(answer))
+        for name, output in zip(node.output, outputs, strict=False):
+            self.values[name] = np.asarray(output)
+            self.types[name] = _type(onnx.helper.np_dtype_to_tensor_dtype(np.asarray(output).dtype), np.shape(output))
 
 
 def free_negative_sides(model: onnx.ModelProto) -> None:
@@ -165,10 +164,10 @@ def _load(path: Path) -> onnx.ModelProto:
         # External weights are not needed to determine shapes.
         model = onnx.load(path, load_external_data=False)
     except DecodeError:
-        raise BadNetworkFile(f"{path} is no ONNX file") from None
+        raise BadNetworkFile(f"{path} is not an ONNX file") from None
     free_negative_sides(model)
     if not model.graph.node:
-        raise BadNetworkFile(f"{path} is no ONNX file, or holds no operations")
+        raise BadNetworkFile(f"{path} is not an ONNX file, or contains no operations")
     return onnx.inliner.inline_local_functions(model) if model.functions else model
 
 
@@ -187,16 +186,16 @@ def _axes(model: onnx.ModelProto, image: ValueInfoProto) -> tuple[int, ...]:
 def _input_shape(image: ValueInfoProto, axes: tuple[int, ...], size: tuple[int, ...] | None, path: Path) -> Shape:
     dims = _dims(image)
     if len(dims) < 3:
-        raise BadNetworkFile(f"{path} takes {image.name} of shape {by(dims) or 'nothing'}, want images")
-    wanted = size or tuple(dims[dim] or FREE_SIDE for dim in axes)
-    if len(wanted) != len(axes) or any(dims[dim] not in (0, side) for dim, side in zip(axes, wanted, strict=True)):
+        raise BadNetworkFile(f"{path} has the input {image.name} of shape {by(dims) or 'nothing'}, want images")
+    sides = size or tuple(dims[dim] or FREE_SIDE for dim in axes)
+    if len(sides) != len(axes) or any(dims[dim] not in (0, side) for dim, side in zip(axes, sides, strict=True)):
         own = by([dims[dim] or "any" for dim in axes])
-        raise BadNetworkFile(f"size {by(wanted)}: {path} takes an input of {own}")
-    for dim, side in zip(axes, wanted, strict=True):
+        raise BadNetworkFile(f"size {by(sides)}: {path} accepts an input of {own}")
+    for dim, side in zip(axes, sides, strict=True):
         dims[dim] = side
     dims[0] = dims[0] or 1
     if 0 in dims:
-        raise BadNetworkFile(f"{path} does not say how many channels {image.name} has")
+        raise BadNetworkFile(f"{path} does not contain the number of channels that {image.name} has")
     return tuple(dims)
 
 
@@ -205,13 +204,13 @@ def _run(node: NodeProto, values: dict[str, NDArray[Any]], model: onnx.ModelProt
     outputs = [ValueInfoProto(name=name) for name in node.output]
     graph = onnx.helper.make_graph([node], "constant", inputs, outputs)
     single = onnx.helper.make_model(graph, opset_imports=model.opset_import)
-    answers: list[Any] = ReferenceEvaluator(single).run(None, values)
-    return answers
+    results: list[Any] = ReferenceEvaluator(single).run(None, values)
+    return results
 
 
-def _layer(node: NodeProto, names: list[str], made_of: dict[str, frozenset[str]]) -> str:
+def _layer(node: NodeProto, names: list[str], sources: dict[str, frozenset[str]]) -> str:
     for name in names:
-        for weight in sorted(made_of.get(name, ())):
+        for weight in sorted(sources.get(name, ())):
             if "." in weight:
                 return weight.rpartition(".")[0].removeprefix(NETWORK)
     return str(node.name or node.output[0])
@@ -225,7 +224,7 @@ def _shape(kind: TypeProto) -> Shape:
     return tuple(dim.dim_value for dim in kind.tensor_type.shape.dim)
 
 
-def _known(kind: TypeProto) -> bool:
+def _is_known(kind: TypeProto) -> bool:
     return kind.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in kind.tensor_type.shape.dim)
 
 

@@ -1,15 +1,19 @@
-"""The effect of each kind of operation on shape, cost and receptive field, shared by all readers."""
+"""Operations of a network, independent of its source format: the effect of each kind on shape, cost and receptive
+field, and a network as a list of operations."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Literal
 
+from convoy.models.analysis import receptive_field
 from convoy.models.analysis.reach import Reach, bins, resized, spread, whole, window
-from convoy.models.analysis.receptive_field import Permuted, Reached, Reshaped, Step
-from convoy.models.errors import ImpossibleLayer, NothingLeft
+from convoy.models.analysis.receptive_field import Field, Permuted, Reached, Reshaped, Step
+from convoy.models.errors import EmptyOutput, ImpossibleLayer
 
 Shape = Sequence[int]
+
+FREE_SIDE = 256  # pixels: the side used for a network of any size if none is given
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Window:
             room = side + before + after - dilation * (kernel - 1) - 1
             if (-(-room // stride) if ceil else room // stride) < 0:
                 padding = once([once(pair) for pair in zip(self.before, self.after, strict=True)])
-                raise NothingLeft(
+                raise EmptyOutput(
                     f"{layer}: nothing is left by {word} of {by(shape[1:])} with kernel {by(self.kernel)}, "
                     f"stride {once(self.stride)}, padding {padding}"
                     + ("" if set(self.dilation) == {1} else f", dilation {once(self.dilation)}")
@@ -80,10 +84,10 @@ def convolution(shape: Shape, new_shape: Shape, windows: Window, groups: int) ->
     )
 
 
-def check_dense(layer: str, shape: Shape, wanted: int, dim: int = -1) -> None:
+def check_dense(layer: str, shape: Shape, expected: int, dim: int = -1) -> None:
     """Raises ImpossibleLayer if the input size of a product differs from the size of its weights."""
-    if shape[dim] != wanted:
-        raise ImpossibleLayer(f"{layer}: a dense layer for {wanted:,} numbers gets {shape[dim]:,}")
+    if shape[dim] != expected:
+        raise ImpossibleLayer(f"{layer}: a dense layer for {expected:,} numbers gets {shape[dim]:,}")
 
 
 def transposed_convolution(shape: Shape, new_shape: Shape, windows: Window, groups: int) -> Act:
@@ -142,20 +146,6 @@ def along(word: str, shape: Shape, dims: Sequence[int]) -> Act:
     return Act(word, tuple(_all(dim % len(shape), shape, shape[dim]) for dim in dims), shown="mention")
 
 
-def pointwise(word: str) -> Act:
-    """Describes an elementwise operation of one or several inputs."""
-    return Act(word, shown="mention")
-
-
-def normalisation(word: str) -> Act:
-    """Describes elementwise normalisation with fixed statistics."""
-    return Act(word)
-
-
-def concatenation() -> Act:
-    return Act("concatenation", shown="part")
-
-
 def upsampling(word: str, shape: Shape, new_shape: Shape, taps: int, corners: bool) -> Act:
     steps = tuple(
         Reached(dim, resized(shape[dim], new_shape[dim], taps, corners), new_shape[dim])
@@ -199,10 +189,6 @@ def blocks(shape: Shape, new_shape: Shape, size: int, down: bool) -> Act:
     return moved(_all(1, shape, new_shape[1]), *steps)
 
 
-def unknown(word: str) -> Act:
-    return Act(word, known=False)
-
-
 def by(numbers: Sequence[object]) -> str:
     """Formats sizes as 2x3."""
     return "x".join(map(str, numbers))
@@ -213,6 +199,41 @@ def once(numbers: Sequence[object]) -> str:
     return str(numbers[0]) if len(set(numbers)) == 1 else by(numbers)
 
 
+@dataclass(frozen=True)
+class Operation:
+    """One operation.
+
+    layer       the module it belongs to, or its name in the file
+    inputs      indices of the operations whose outputs it uses
+    shape       of its output
+    parameters  number of parameters it uses that no earlier operation uses
+    """
+
+    layer: str
+    act: Act
+    inputs: tuple[int, ...]
+    shape: tuple[int, ...]
+    parameters: int = 0
+
+
+@dataclass(frozen=True)
+class Graph:
+    """`operations[0]` is the image; `axes` are the dimensions that are its spatial axes. `idle` counts the parameters
+    that no operation uses, by their module."""
+
+    axes: tuple[int, ...]
+    operations: list[Operation]
+    idle: dict[str, int] = field(default_factory=dict)
+
+
+def receptive_fields(graph: Graph) -> list[Field]:
+    """Returns the receptive field of each operation's output."""
+    fields = [receptive_field.of_image(graph.operations[0].shape, graph.axes)]
+    for operation in graph.operations[1:]:
+        fields.append(_receptive_field(operation, [fields[index] for index in operation.inputs]))
+    return fields
+
+
 def _all(dim: int, shape: Shape, size: int) -> Reached:
     return Reached(dim, whole(shape[dim]), size)
 
@@ -221,3 +242,16 @@ def _grouped(groups: int, channels: int) -> str:
     if groups == 1:
         return ""
     return "depthwise " if groups == channels else f"grouped ({groups}) "
+
+
+def _receptive_field(operation: Operation, inputs: list[Field]) -> Field:
+    act = operation.act
+    if not act.known:
+        return receptive_field.everything(inputs, operation.shape)
+    if not act.steps:
+        return receptive_field.merged(inputs, operation.shape)
+    assert len(inputs) == 1
+    (result,) = inputs
+    for step in act.steps:
+        result = receptive_field.after(result, step)
+    return result

@@ -44,14 +44,14 @@ class Reach(NamedTuple):
         turn, rest = divmod(place, len(self.first))
         return self.first[rest] + turn * self.jump, self.last[rest] + turn * self.jump
 
-    def behind(self, nearer: "Reach") -> "Reach":
+    def compose(self, nearer: "Reach") -> "Reach":
         """Composes two reaches: `nearer` maps onto the near side of this one; the result spans both."""
         turns = len(self.first) // gcd(len(self.first), nearer.jump)
         period = len(nearer.first) * turns
-        seen = [nearer.at(place) for place in range(period)]
+        spans = [nearer.at(place) for place in range(period)]
         return Reach(
-            first=tuple(self.at(first)[0] for first, _ in seen),
-            last=tuple(self.at(last)[1] for _, last in seen),
+            first=tuple(self.at(first)[0] for first, _ in spans),
+            last=tuple(self.at(last)[1] for _, last in spans),
             jump=self.jump * nearer.jump * turns // len(self.first),
             centred=self.centred and nearer.centred,
         )
@@ -121,10 +121,10 @@ def union(branches: list[Reach], side: int) -> Reach:
     if len({branch.stride for branch in branches}) > 1:
         return widest._replace(centred=False)
     places = range(lcm(*(len(branch.first) for branch in branches)))
-    seen = [list(chain.from_iterable(branch.at(place) for branch in branches)) for place in places]
+    positions = [list(chain.from_iterable(branch.at(place) for branch in branches)) for place in places]
     return Reach(
-        first=tuple(map(min, seen)),
-        last=tuple(map(max, seen)),
+        first=tuple(map(min, positions)),
+        last=tuple(map(max, positions)),
         jump=int(widest.stride * len(places)),
         centred=all(branch.centred for branch in branches) and len({branch.offset for branch in branches}) == 1,
     )

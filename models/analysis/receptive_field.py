@@ -16,7 +16,7 @@ class Factor(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Sight:
+class Field:
     """The receptive field of one tensor.
 
     dims    the factors of each dimension, slowest first; a flattened dimension has several
@@ -46,13 +46,13 @@ class Reshaped(NamedTuple):
 Step = Reached | Permuted | Reshaped
 
 
-def of_image(shape: Sequence[int], axes: Sequence[int]) -> Sight:
+def of_image(shape: Sequence[int], axes: Sequence[int]) -> Field:
     """Returns the field of the image itself; `axes` are the dimensions that are its spatial axes."""
     dims = tuple((Factor(size, axes.index(dim) if dim in axes else None),) for dim, size in enumerate(shape))
-    return Sight(dims, (ITSELF,) * len(axes))
+    return Field(dims, (ITSELF,) * len(axes))
 
 
-def after(sight: Sight, step: Step) -> Sight:
+def after(sight: Field, step: Step) -> Field:
     """Returns the field of a step's output, given the field of its input."""
     match step:
         case Reached(dim, reach, size):
@@ -63,7 +63,7 @@ def after(sight: Sight, step: Step) -> Sight:
             return _reshaped(sight, shape)
 
 
-def together(sights: Sequence[Sight], shape: Sequence[int]) -> Sight:
+def merged(sights: Sequence[Field], shape: Sequence[int]) -> Field:
     """Returns the field of an output of `shape` computed elementwise from the inputs.
 
     Along a dimension where an input has another size, because of broadcasting or concatenation, each output value
@@ -81,10 +81,10 @@ def together(sights: Sequence[Sight], shape: Sequence[int]) -> Sight:
     )
     # If one branch depends on the whole axis, so does the output, and positions no longer follow it.
     still = {axis for axis, field in enumerate(fields) if field.jump == 0}
-    return Sight(tuple(tuple(f._replace(axis=None) if f.axis in still else f for f in dim) for dim in dims), fields)
+    return Field(tuple(tuple(f._replace(axis=None) if f.axis in still else f for f in dim) for dim in dims), fields)
 
 
-def everything(sights: Sequence[Sight], shape: Sequence[int]) -> Sight:
+def everything(sights: Sequence[Field], shape: Sequence[int]) -> Field:
     """Returns the field of an output of `shape` in which every value may depend on all input values."""
     blurred = []
     for sight in sights:
@@ -92,19 +92,19 @@ def everything(sights: Sequence[Sight], shape: Sequence[int]) -> Sight:
             sight = _blurred(sight, dim)  # noqa: PLW2901
         blurred.append(sight)
     fields = tuple(union(list(branches), 1) for branches in zip(*(sight.fields for sight in blurred), strict=True))
-    return Sight(tuple((Factor(size),) for size in shape), fields)
+    return Field(tuple((Factor(size),) for size in shape), fields)
 
 
-def _reached(sight: Sight, dim: int, reach: Reach, size: int) -> Sight:
+def _reached(sight: Field, dim: int, reach: Reach, size: int) -> Field:
     sight = _single(sight, dim)
     (factor,) = sight.dims[dim]
     if factor.axis is None:
         return _with(sight, dim, (Factor(size),))
-    sight = _seen(sight, factor.axis, reach)
+    sight = _composed(sight, factor.axis, reach)
     return _with(sight, dim, (Factor(size, factor.axis if reach.jump else None),))
 
 
-def _single(sight: Sight, dim: int) -> Sight:
+def _single(sight: Field, dim: int) -> Field:
     """Merges the dimension into one factor; if that is impossible, the field covers all of it."""
     factors = [factor for factor in sight.dims[dim] if factor.size > 1 or factor.axis is not None]
     size = prod(factor.size for factor in factors)
@@ -114,18 +114,18 @@ def _single(sight: Sight, dim: int) -> Sight:
         return _with(sight, dim, (Factor(size),))
     # Several adjacent positions belong to one position of the axis.
     inner = size // factors[0].size
-    return _with(_seen(sight, factors[0].axis, spread(inner, inner)), dim, (Factor(size, factors[0].axis),))
+    return _with(_composed(sight, factors[0].axis, spread(inner, inner)), dim, (Factor(size, factors[0].axis),))
 
 
-def _reshaped(sight: Sight, shape: Sequence[int]) -> Sight:
+def _reshaped(sight: Field, shape: Sequence[int]) -> Field:
     for factor in [factor for dim in sight.dims for factor in dim]:
         if factor.size == 1 and factor.axis is not None:
-            sight = _seen(sight, factor.axis, whole(1))
+            sight = _composed(sight, factor.axis, whole(1))
     # A factor of size 1 no longer follows an axis: after the reshape it could be anywhere.
     left = [factor for dim in sight.dims for factor in dim if factor.size > 1]
     dims = []
     for size in shape:
-        taken: list[Factor] = []
+        merged: list[Factor] = []
         missing = size
         while missing > 1:
             factor = left.pop(0)
@@ -134,20 +134,20 @@ def _reshaped(sight: Sight, shape: Sequence[int]) -> Sight:
                     return everything([sight], shape)
                 sight, factor, rest = _split(sight, factor, missing)
                 left.insert(0, rest)
-            taken.append(factor)
+            merged.append(factor)
             missing //= factor.size
-        dims.append(taken or [Factor(1)])
+        dims.append(merged or [Factor(1)])
     return replace(sight, dims=tuple(map(tuple, dims)))
 
 
-def _split(sight: Sight, factor: Factor, outer: int) -> tuple[Sight, Factor, Factor]:
+def _split(sight: Field, factor: Factor, outer: int) -> tuple[Field, Factor, Factor]:
     inner = factor.size // outer
     if factor.axis is not None:
-        sight = _seen(sight, factor.axis, window(inner, inner))
+        sight = _composed(sight, factor.axis, window(inner, inner))
     return sight, Factor(outer, factor.axis), Factor(inner)
 
 
-def _fitted(sight: Sight, shape: Sequence[int]) -> Sight:
+def _fitted(sight: Field, shape: Sequence[int]) -> Field:
     missing = len(shape) - len(sight.dims)
     sight = replace(sight, dims=((Factor(1),),) * missing + sight.dims)
     for dim, size in enumerate(shape):
@@ -156,20 +156,20 @@ def _fitted(sight: Sight, shape: Sequence[int]) -> Sight:
     return sight
 
 
-def _blurred(sight: Sight, dim: int) -> Sight:
+def _blurred(sight: Field, dim: int) -> Field:
     """Extends the field to all positions along the dimension."""
     for factor in sight.dims[dim]:
         if factor.axis is not None:
-            sight = _seen(sight, factor.axis, whole(factor.size))
+            sight = _composed(sight, factor.axis, whole(factor.size))
     return _with(sight, dim, tuple(factor._replace(axis=None) for factor in sight.dims[dim]))
 
 
-def _seen(sight: Sight, axis: int, reach: Reach) -> Sight:
-    fields = tuple(field.behind(reach) if axis == index else field for index, field in enumerate(sight.fields))
+def _composed(sight: Field, axis: int, reach: Reach) -> Field:
+    fields = tuple(field.compose(reach) if axis == index else field for index, field in enumerate(sight.fields))
     return replace(sight, fields=fields)
 
 
-def _with(sight: Sight, dim: int, factors: tuple[Factor, ...]) -> Sight:
+def _with(sight: Field, dim: int, factors: tuple[Factor, ...]) -> Field:
     return replace(sight, dims=(*sight.dims[:dim], factors, *sight.dims[dim + 1 :]))
 
 

@@ -9,10 +9,9 @@ from torch import nn
 
 from convoy.models import checkpoint, paths, registry
 from convoy.models.analysis import onnx_reader, torch_reader
-from convoy.models.analysis.operation import FREE_SIDE, Graph
-from convoy.models.analysis.operators import by
+from convoy.models.analysis.operators import FREE_SIDE, Graph, by
 from convoy.models.analysis.rows import Anatomy, anatomy
-from convoy.models.errors import BadTraining, ImpossibleLayer, NothingLeft
+from convoy.models.errors import BadTraining, EmptyOutput, ImpossibleLayer
 from convoy.models.registry import Architecture, Argument
 from convoy.service.metadata import InputSpec, TensorInput
 
@@ -20,7 +19,7 @@ Size = tuple[int, ...]
 
 
 class Totals(NamedTuple):
-    """Cost of a network at one image size; parameters are counted as in `convoy.models.parameters.count`."""
+    """Cost of a network at one image size; parameters are counted as in `convoy.models.analysis.torch_reader.count`."""
 
     parameters: int
     multiply_adds: int
@@ -62,7 +61,7 @@ def inspect_architecture(
             # Built for its own size, the network reveals which layer the other size is too small for.
             try:
                 _graph(name, registry.build(name, channels, classes, arguments), channels, sides)
-            except NothingLeft:
+            except EmptyOutput:
                 raise
             except ImpossibleLayer:  # a mismatch with the weights for its own size, unrelated to the other size
                 raise refusal from None
@@ -80,7 +79,7 @@ def inspect_file(path: Path, size: Size | None = None) -> Anatomy:
             raise ImpossibleLayer(f"{path.name}: {error.message}") from error
     description, network = checkpoint.load(path)
     sides = sides_of(path.name, description.spec, size)
-    return anatomy(_graph(path.name, network.to("meta"), description.takes.channels, sides))
+    return anatomy(_graph(path.name, network.to("meta"), description.as_tensor.channels, sides))
 
 
 def sides_of(name: str, spec: InputSpec | TensorInput, size: Size | None) -> Size:
@@ -90,7 +89,7 @@ def sides_of(name: str, spec: InputSpec | TensorInput, size: Size | None) -> Siz
     else:
         own = [axis.size for axis in spec.axes if axis.name != "channel"]
     if size is not None and len(size) != len(own):
-        raise BadTraining(f"size {by(size)}: {name} takes an input of {len(own)} sides")
+        raise BadTraining(f"size {by(size)}: {name} accepts an input of {len(own)} sides")
     return size or tuple(side or FREE_SIDE for side in own)
 
 

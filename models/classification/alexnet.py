@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from convoy.models.arithmetic import output_size
+from convoy.models.blocks import output_size
 
 # Section 5: these biases start at 1, so that their ReLUs have positive inputs at first; the others start at 0.
 BIASED = ("conv2", "conv4", "conv5", "fc6", "fc7")

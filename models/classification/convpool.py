@@ -7,7 +7,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from convoy.models.arithmetic import output_size
+from convoy.models.blocks import output_size
 
 
 class ConvPool(nn.Module):

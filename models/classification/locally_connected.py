@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convoy.models.arithmetic import output_size
+from convoy.models.blocks import output_size
 
 
 class DeepFace(nn.Module):

@@ -5,7 +5,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from convoy.models.arithmetic import output_size
+from convoy.models.blocks import output_size
 
 MAX_NORM = 1.9365  # of the weights of one piece, as in the code published with the paper
 

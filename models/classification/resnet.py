@@ -19,7 +19,7 @@ class Form(NamedTuple):
     early: bool
 
 
-FORMS = {
+RESNET_FORMS = {
     "v1": Form(bias=True, eps=1.001e-5, early=True),  # Keras, and the paper's stride
     "v1.5": Form(bias=False, eps=1e-5, early=False),  # torchvision: 0.5 % more accurate, 12 % more arithmetic
 }
@@ -49,10 +49,10 @@ class ResNet(nn.Module):
         output_stride: int = 32,
     ) -> None:
         super().__init__()
-        if form not in FORMS:
-            raise ValueError(f"form is {form!r}, want one of: {', '.join(FORMS)}")
+        if form not in RESNET_FORMS:
+            raise ValueError(f"form is {form!r}, want one of: {', '.join(RESNET_FORMS)}")
         block = Bottleneck if bottleneck else Basic
-        self.stem = ConvNorm(channels, WIDTHS[0], 7, FORMS[form], stride=2, padding=3)
+        self.stem = ConvNorm(channels, WIDTHS[0], 7, RESNET_FORMS[form], stride=2, padding=3)
         self.activation = nn.ReLU(inplace=True)
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
         self.stages = nn.Sequential()
@@ -63,9 +63,9 @@ class ResNet(nn.Module):
                 stride, dilation = 1, dilation * stride  # noqa: PLW2901
             reduction *= stride
             # The input of the first block is not dilated yet.
-            blocks = [block(maps, width, stride, before, FORMS[form])]
+            blocks = [block(maps, width, stride, before, RESNET_FORMS[form])]
             maps = width * block.expansion
-            blocks += [block(maps, width, 1, dilation, FORMS[form]) for _ in range(count - 1)]
+            blocks += [block(maps, width, 1, dilation, RESNET_FORMS[form]) for _ in range(count - 1)]
             self.stages.add_module(f"stage{number}", nn.Sequential(*blocks))
         self.mean = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(maps, classes)

@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convoy.models import paths
-from convoy.models.commands.options import check_there, parse_size
+from convoy.models.commands.options import check_exists, parse_size
 from convoy.models.errors import BadNetworkFile
 from convoy.models.export import publish
-from convoy.models.onnx_import.wanted import Colour, Layout, Tail, Task, Wanted
+from convoy.models.settings import Colour, ImportOptions, Layout, Tail, Task
 from convoy.service.metadata import Fit, InputSpec
 
 if TYPE_CHECKING:
-    from convoy.models.onnx_import.look import Found, Tensor
+    from convoy.models.onnx_import.onnx_file import OnnxFile, Tensor
 
 
 def adopt(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="An .onnx file. It is only read.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An .onnx file; it is not changed.")],
     repository: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder of the model repository.  [default: none; the file is only shown]"),
+        typer.Option(metavar="DIR", help="Folder of the model repository.  [default: none; only describes the file]"),
     ] = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Of the model.  [default: the file's name]")] = None,
-    task: Annotated[Task | None, typer.Option(help="What its answer is.  [default: as its shape tells]")] = None,
+    task: Annotated[Task | None, typer.Option(help="What its output is.  [default: determined by its shape]")] = None,
     labels: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Names of the classes, one a line.  [default: class 0, class 1, ..]"),
@@ -36,18 +36,17 @@ def adopt(
         typer.Option(metavar="FILE", help="Colours of the classes: #rrggbb, one a line, or a PNG with a palette."),
     ] = None,
     colour: Annotated[
-        Colour | None, typer.Option(help="Channels as the network takes them.  [default: RGB or L]")
+        Colour | None, typer.Option(help="Channels that the network expects.  [default: RGB or L]")
     ] = None,
-    layout: Annotated[Layout | None, typer.Option(help="Axes of its input.  [default: as its shape tells]")] = None,
-    size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="Of its images, where the file takes several.")
+    layout: Annotated[
+        Layout | None, typer.Option(help="Axes of its input.  [default: determined by its shape]")
     ] = None,
+    size: Annotated[str | None, typer.Option(metavar="HxW", help="Of its images, if the file accepts several.")] = None,
     fit: Annotated[
-        Fit | None, typer.Option(help="How an image is brought to that size.  [default: stretch; pad for any size]")
+        Fit | None, typer.Option(help="How an image is fitted to that size.  [default: stretch; pad for any size]")
     ] = None,
     uint8_front: Annotated[
-        bool,
-        typer.Option("--uint8-front", help="Put layout, cast and (pixel * scale - mean) / std before it."),
+        bool, typer.Option("--uint8-front", help="Insert layout, cast and (pixel * scale - mean) / std before it.")
     ] = False,
     mean: Annotated[
         str | None, typer.Option(metavar="X[,X,X]", help="By channel, red first, of pixels times scale.  [default: 0]")
@@ -55,22 +54,23 @@ def adopt(
     std: Annotated[str | None, typer.Option(metavar="X[,X,X]", help="Likewise.  [default: 1]")] = None,
     scale: Annotated[str | None, typer.Option(metavar="X", help="Such as 1 or 1/127.5.  [default: 1/255]")] = None,
     output: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The output that answers, of several.  [default: the first]")
+        str | None,
+        typer.Option(metavar="NAME", help="The output to serve, if there are several.  [default: the first]"),
     ] = None,
     tail: Annotated[
         Tail,
         typer.Option(
-            help="What is put behind the network: none where it answers probabilities, or a class for each pixel; "
-            "sigmoid where one number stands for two classes."
+            help="What is appended to the network: none if it outputs probabilities, or a class for each pixel; "
+            "sigmoid if one number represents two classes."
         ),
     ] = "none",
 ) -> None:
     """Show an ONNX file made elsewhere, and with --repository adopt it: serve it over Classify or Segment."""
     paths.check_onnx(file)
-    check_there(labels, palette)
+    check_exists(labels, palette)
     if repository is not None:
         publish.check_name(name or _name(file))
-    wanted = Wanted(
+    options = ImportOptions(
         task=task,
         labels=labels,
         palette=palette,
@@ -88,29 +88,29 @@ def adopt(
 
     from convoy.models.onnx_import.adopt import adopt as run
     from convoy.models.onnx_import.adopt import chosen
-    from convoy.models.onnx_import.look import look
+    from convoy.models.onnx_import.onnx_file import load
 
-    found = look(file)
-    for line in _shown(found, chosen(found, output)):
+    original = load(file)
+    for line in _description(original, chosen(original, output)):
         print(line)
     if repository is None:
-        front = "" if found.input.dtype == "uint8" and found.layout == "NHWC" else " --uint8-front"
+        front = "" if original.input.dtype == "uint8" and original.layout == "NHWC" else " --uint8-front"
         print(f"next      convoy adopt {shlex.quote(str(file))} --repository DIR{front}")
-        print("          and what the file does not say, such as --labels, --mean, --std, --tail: see --help")
+        print("          and what the file does not contain, such as --labels, --mean, --std, --tail: see --help")
         return
-    adopted = run(found, file.name, repository, name or _name(file), wanted)
+    adopted = run(original, file.name, repository, name or _name(file), options)
     document = adopted.document
     parity = document.parity
     assert parity is not None
     agreement = parity.top1_agreement if parity.mask_agreement is None else parity.mask_agreement
-    sure = adopted.confident
-    print(f"task      {document.task}, {len(document.labels)} classes, {_taken(document.image)}")
-    differ = f"probabilities differ by at most {parity.max_abs_difference:.1e}, " if sure else ""
+    confident = adopted.confident
+    print(f"task      {document.task}, {len(document.labels)} classes, {_input_text(document.image)}")
+    differ = f"probabilities differ by at most {parity.max_abs_difference:.1e}, " if confident else ""
     print(
-        f"checked   against the file on {parity.images} random images: {differ}{agreement:.4%} of answers are the same"
+        f"checked   against the file on {parity.images} random images: {differ}{agreement:.4%} of predictions are equal"
     )
-    if not sure:
-        print("          masks alone: a network that ends in its argmax cannot tell how sure it is")
+    if not confident:
+        print("          masks only: a network that ends with argmax has no confidence")
     print(
         f"file      {adopted.path}  ({adopted.path.stat().st_size / 1024:.0f} KiB, version {adopted.path.parent.name})"
     )
@@ -122,22 +122,22 @@ def _name(file: Path) -> str:
     return re.sub(r"[^a-z0-9_-]+", "-", file.stem.lower()).strip("-")[:64]
 
 
-def _shown(found: "Found", output: "Tensor") -> list[str]:
-    from convoy.models.onnx_import.look import likely_task
+def _description(original: "OnnxFile", output: "Tensor") -> list[str]:
+    from convoy.models.onnx_import.onnx_file import likely_task
 
     lines = [
-        f"input     {found.input}, {found.layout or 'layout not told by its shape'}",
+        f"input     {original.input}, {original.layout or 'layout not determined by its shape'}",
         f"output    {output}",
-        *(f"          left out: {other}" for other in found.outputs if other is not output),
-        f"opset     {found.opset}, made by {found.model.producer_name or 'unknown'}",
+        *(f"          left out: {other}" for other in original.outputs if other is not output),
+        f"opset     {original.opset}, made by {original.model.producer_name or 'unknown'}",
     ]
-    if found.external_bytes:
-        lines.append(f"external  {found.external_bytes / 1024:,.0f} KiB of external data, folded in")
-    lines.append(f"likely    {likely_task(output) or 'not told by the shape of its output'}")
+    if original.external_bytes:
+        lines.append(f"external  {original.external_bytes / 1024:,.0f} KiB of external data, folded in")
+    lines.append(f"likely    {likely_task(output) or 'not determined by the shape of its output'}")
     return lines
 
 
-def _taken(spec: InputSpec) -> str:
+def _input_text(spec: InputSpec) -> str:
     size = "any size" if spec.height is None else f"{spec.height}x{spec.width}"
     multiple = f", sides padded to multiples of {spec.multiple}" if spec.multiple > 1 else ""
     return f"{spec.colour} images of {size} ({spec.fit}{multiple})"

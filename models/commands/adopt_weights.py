@@ -6,9 +6,8 @@ from typing import Annotated
 import typer
 
 from convoy.models import paths, registry
-from convoy.models.commands.options import assignments, check_there, parse_size
-from convoy.models.pretrained.preprocessing import MEANING, PixelForm
-from convoy.models.pretrained.registry import KERAS, TORCHVISION
+from convoy.models.commands.options import assignments, check_exists, parse_size
+from convoy.models.pretrained.registry import KERAS, MEANING, TORCHVISION, PixelForm
 
 
 def adopt_weights(
@@ -23,10 +22,10 @@ def adopt_weights(
         typer.Option(metavar="FILE", help="Names of the classes, one a line.  [default: class 0, class 1, ..]"),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where the checkpoint goes.  [default: ARCHITECTURE.ckpt]")
+        Path | None, typer.Option(metavar="FILE", help="Output file.  [default: ARCHITECTURE.ckpt]")
     ] = None,
     size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="Of the images as the network takes them.  [default: its own]")
+        str | None, typer.Option(metavar="HxW", help="Size of the network's input images.  [default: its own]")
     ] = None,
     arguments: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An argument of the architecture.")
@@ -42,14 +41,14 @@ def adopt_weights(
     ] = None,
 ) -> None:
     """Take over weights that another library saved, if every one of them has its place in the network."""
-    given, sides = assignments(arguments or []), None if size is None else parse_size(size)
-    registry.merged(architecture, given)
+    changes, sides = assignments(arguments or []), None if size is None else parse_size(size)
+    registry.merged(architecture, changes)
     registry.check_size(architecture, sides)
     paths.check_weights(file)
-    check_there(labels)
+    check_exists(labels)
 
     from convoy.models import checkpoint
-    from convoy.models.parameters import count
+    from convoy.models.analysis.torch_reader import count
     from convoy.models.pretrained.weights import adopt, read_labels
 
     adopted = adopt(
@@ -57,7 +56,7 @@ def adopt_weights(
         file,
         labels=None if labels is None else read_labels(labels),
         size=sides,
-        arguments=given,
+        arguments=changes,
         pixels=pixels,
     )
     output = output or Path(f"{architecture}.ckpt")
@@ -67,6 +66,6 @@ def adopt_weights(
     print(f"found       {architecture} of {adopted.library}: {numbers:,} numbers, {classes} classes")
     print(f"pixels      {adopted.pixels}: {MEANING[adopted.pixels]}")
     if labels is None:
-        print("labels      none: classes are called by their numbers, want --labels FILE for their names")
+        print("labels      none: classes are named by their numbers, --labels FILE sets their names")
     print(f"checkpoint  {output}")
     print(f"next        convoy export {output} --repository repository")

@@ -5,7 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import msgspec
 import typer
 from rich.console import Console
 
@@ -16,10 +15,11 @@ from convoy.models.commands.options import (
     check_data,
     check_picture,
     checkpoint_of,
+    parse_bounds,
+    print_json,
     with_masks,
 )
-from convoy.models.data.registry import shown
-from convoy.models.evaluation.slices import parse
+from convoy.models.data.registry import display_name
 from convoy.service.errors import BadConfig
 
 if TYPE_CHECKING:
@@ -52,21 +52,18 @@ def evaluate(
     ] = None,
     picture: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE.png", help="Where the confusion matrix goes as PNG.  [default: beside the checkpoint]"
-        ),
+        typer.Option(metavar="FILE.png", help="Output file of the confusion matrix.  [default: beside the checkpoint]"),
     ] = None,
     slices: Annotated[
         str | None,
         typer.Option(
             metavar="PX,PX",
-            help="Scores of images up to these sides apart, such as 32,96; the side is that of a square of the same "
+            help="Separate scores of images up to these sides, such as 32,96; the side is that of a square of the same "
             "area.  [default: thirds]",
         ),
     ] = None,
     strict: Annotated[
-        bool,
-        typer.Option("--strict", help="Refuse data with a picture that cannot be read, instead of leaving it out."),
+        bool, typer.Option("--strict", help="Refuse data with an unreadable picture instead of skipping it.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     mask_values: MaskValues = None,
@@ -78,24 +75,24 @@ def evaluate(
     if data is not None:
         data = with_masks(data, mask_values, mask_colours)
     elif mask_values is not None or mask_colours is not None:
-        raise BadConfig("--mask-values and --mask-colours go with --data, whose masks they are about")
-    bounds = None if slices is None else parse(slices)
+        raise BadConfig("--mask-values and --mask-colours require --data, whose masks they describe")
+    bounds = None if slices is None else parse_bounds(slices)
     paths.check_trained(network)
     check_data(data)
 
     from convoy.models.evaluation.evaluate import evaluate_file
-    from convoy.models.visualize import confusion
+    from convoy.models.report import classes
 
     result = evaluate_file(network, data, bounds, strict)
     if json:
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(as_json(result)), indent=2).decode() + "\n")
+        print_json(as_json(result))
     else:
         _show(result)
         if network.suffix != ".onnx":  # never in a folder that a server watches
             picture = picture or network.with_name(f"{network.stem}-confusion.png")
     if picture is not None:
-        title = f"{result.network.name} on {shown(result.network.data)}, held out"
-        confusion.save(result.confusion, result.network.labels, title, picture)
+        title = f"{result.network.name} on {display_name(result.network.data)}, held out"
+        classes.save_confusion(result.confusion, result.network.labels, title, picture)
         print(f"picture: {picture}", file=sys.stderr if json else sys.stdout)
 
 
@@ -103,7 +100,7 @@ def as_json(result: "Evaluation") -> dict[str, Any]:
     """Returns what `--json` prints."""
     from convoy.models.report import classes
 
-    names = classes.columns(result)
+    names = classes.class_columns(result)
     return {
         "network": result.network.name,
         "task": result.network.task,
@@ -119,7 +116,6 @@ def as_json(result: "Evaluation") -> dict[str, Any]:
 
 def _show(result: "Evaluation") -> None:
     from convoy.models.report import classes
-    from convoy.models.visualize import confusion
 
     network, console = result.network, Console()
     kind = "tensors" if result.of_tensors else "images"
@@ -131,5 +127,5 @@ def _show(result: "Evaluation") -> None:
     for each in result.slices:
         scores = "  ".join(f"{name} {score:.4f}" for name, score in each.scores.items())
         print(f"  {each.images} {each.name}:  {scores}")
-    console.print(classes.table(result))
-    console.print(confusion.table(result.confusion, network.labels))
+    console.print(classes.class_table(result))
+    console.print(classes.confusion_table(result.confusion, network.labels))

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.measure import Measurement
 
 from convoy.models import paths
-from convoy.models.commands.options import check_data, checkpoint_of
+from convoy.models.commands.options import check_data, checkpoint_of, print_table
 from convoy.models.errors import BadTraining, VariantRefused
 from convoy.models.export import publish
-from convoy.models.export.plan import DEFAULT, Plan
+from convoy.models.settings import DEFAULT_PLAN, Plan
 from convoy.service.metadata import Calibration, Precision
 
 if TYPE_CHECKING:
@@ -34,7 +32,7 @@ def export(
         ),
     ],
     repository: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder of the model repository; made where there is none.")
+        Path, typer.Option(metavar="DIR", help="Folder of the model repository; created if it does not exist.")
     ],
     data: Annotated[
         str | None,
@@ -57,23 +55,22 @@ def export(
         typer.Option(help="fp16: half precision, for CUDA; int8: 8-bit integers, for the CPU.  [default: fp32]"),
     ] = None,
     all_variants: Annotated[
-        bool,
-        typer.Option("--all-variants", help="Only print a table of all of them to choose from; nothing is written."),
+        bool, typer.Option("--all-variants", help="Only print a table of all variants; writes nothing.")
     ] = False,
     max_drop: Annotated[
         float,
         typer.Option(
-            metavar="X", min=0, max=1, help="How much of its top-1 or mean IoU a variant may lose, 0.01 is a point."
+            metavar="X", min=0, max=1, help="Maximum loss of top-1 or mean IoU of a variant; 0.01 is a point."
         ),
-    ] = DEFAULT.max_drop,
+    ] = DEFAULT_PLAN.max_drop,
     calibration: Annotated[
-        Calibration, typer.Option(help="How the ranges of int8 follow from what the training images show.")
-    ] = DEFAULT.calibration,
+        Calibration, typer.Option(help="How int8 ranges are derived from training images.")
+    ] = DEFAULT_PLAN.calibration,
     calibration_images: Annotated[
-        int, typer.Option(metavar="N", min=1, help="From how many training images, evenly spread.")
-    ] = DEFAULT.calibration_images,
+        int, typer.Option(metavar="N", min=1, help="Number of training images, evenly spread.")
+    ] = DEFAULT_PLAN.calibration_images,
 ) -> None:
-    """Export a trained network as an ONNX file that describes itself, if it answers as PyTorch does."""
+    """Export a trained network as a self-describing ONNX file, if its outputs equal PyTorch's."""
     if all_variants and variant is not None:
         raise BadTraining(f"--all-variants only prints a table: want it without --variant {variant}")
     if without_data and data is not None:
@@ -85,8 +82,8 @@ def export(
     plan = Plan(max_drop=max_drop, calibration=calibration, calibration_images=calibration_images)
     held_out = "" if without_data else data
     if all_variants:
-        told = {"--name": name, "--data": data, "--without-data": "" if without_data else None}
-        again = _again(checkpoint, repository, told, plan)
+        options = {"--name": name, "--data": data, "--without-data": "" if without_data else None}
+        again = _repeated_command(checkpoint, repository, options, plan)
         _compare(checkpoint, held_out, plan, again)
         return
 
@@ -97,13 +94,13 @@ def export(
     provenance = exported.document.provenance
     assert provenance is not None
     scores = "  ".join(f"{score} {value:.4f}" for score, value in provenance.metrics.items())
-    print(f"held out  {scores or 'not measured: there was no data'}")
-    for line in _checked(exported):
+    print(f"held out  {scores or 'not measured: no data'}")
+    for line in _check_lines(exported):
         print(line)
     print(f"next      convoy serve --repository {repository}")
 
 
-def _checked(exported: "Exported") -> list[str]:
+def _check_lines(exported: "Exported") -> list[str]:
     parity, variant, provenance = exported.document.parity, exported.document.variant, exported.document.provenance
     kind = "images" if exported.document.tensor is None else "tensors"
     generated = "" if provenance is not None and provenance.data else "generated "
@@ -112,13 +109,13 @@ def _checked(exported: "Exported") -> list[str]:
         agreement = parity.top1_agreement if parity.mask_agreement is None else parity.mask_agreement
         return [
             f"parity    onnxruntime against PyTorch on {parity.images} {generated}{kind}: probabilities differ by at "
-            f"most {parity.max_abs_difference:.1e}, {agreement:.4%} of answers are the same"
+            f"most {parity.max_abs_difference:.1e}, {agreement:.4%} of predictions are equal"
         ]
     lost = "" if variant.drop is None else f"{variant.score} is {-variant.drop:+z.4f}, "
     where = ", ".join(filter(None, (variant.provider, variant.processor)))
     lines = [
         f"{variant.precision}      against fp32 on {variant.images} {generated}{kind}: {lost}{variant.agreement:.4%} "
-        f"of answers are the same, probabilities differ by at most {variant.max_abs_difference:.1e}",
+        f"of predictions are equal, probabilities differ by at most {variant.max_abs_difference:.1e}",
         f"speed     {variant.speed_up:.2f} times fp32's with one at a time, {variant.batched_speed_up:.2f} times in "
         f"batches; {where}",
     ]
@@ -127,21 +124,21 @@ def _checked(exported: "Exported") -> list[str]:
     return lines
 
 
-def _again(checkpoint: Path, repository: Path, told: dict[str, str | None], plan: Plan) -> list[str]:
+def _repeated_command(checkpoint: Path, repository: Path, chosen: dict[str, str | None], plan: Plan) -> list[str]:
     """Returns the command of this export, without options that have their default."""
     planned = {
         f"--{name.replace('_', '-')}": str(value)
         for name, value in msgspec.structs.asdict(plan).items()
-        if value != getattr(DEFAULT, name)
+        if value != getattr(DEFAULT_PLAN, name)
     }
-    options = [word for name, value in {**told, **planned}.items() if value is not None for word in (name, value)]
+    options = [word for name, value in {**chosen, **planned}.items() if value is not None for word in (name, value)]
     return ["convoy", "export", str(checkpoint), "--repository", str(repository), *filter(None, options)]
 
 
 def _compare(checkpoint: Path, data: str | None, plan: Plan, again: list[str]) -> None:
+    from convoy.models.export import variants
     from convoy.models.export.export import trace
     from convoy.models.export.variants import make, measure
-    from convoy.models.visualize import variants
 
     traced = trace(checkpoint, data)
     graphs = {}
@@ -152,10 +149,7 @@ def _compare(checkpoint: Path, data: str | None, plan: Plan, again: list[str]) -
         except VariantRefused as refusal:
             print(f"{precision}: {refusal.message}")
     outcomes: dict[Precision, Outcome] = measure(graphs, traced.description, plan)
-    table, console = variants.table(outcomes, traced.description.task), Console()
-    # The table keeps its full width on a narrower terminal, or without one: truncated figures would be useless.
-    wide = Measurement.get(console, console.options.update(max_width=1000), table).maximum
-    Console(width=max(console.width, wide)).print(table)
+    print_table(variants.table(outcomes, traced.description.task))
     for note in variants.notes(outcomes):
         print(note)
     for precision, outcome in outcomes.items():

@@ -1,12 +1,17 @@
-"""Options that several commands share, and their conversion from text."""
+"""What several commands share: options, their conversion from text, and printing."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
-from convoy.models.data.formats.coding import parse, source
+from convoy.models.data.formats.coding import parse, read_colours, source
 from convoy.models.data.registry import resolve
 from convoy.models.errors import BadTraining
 from convoy.models.training.run import RunFolder
@@ -17,16 +22,14 @@ MAX_SIDE = 65_535
 MaskValues = Annotated[
     str | None,
     typer.Option(
-        metavar="VALUE,VALUE",
-        help="The values in the masks that stand for class 0, 1 and on, such as 0,255; VALUE=255 is no class.",
+        metavar="VALUE,VALUE", help="The mask values of class 0, 1 and so on, such as 0,255; VALUE=255 is no class."
     ),
 ]
 MaskColours = Annotated[
     str | None,
     typer.Option(
         metavar="RRGGBB|FILE,...",
-        help="The colours in the masks that stand for class 0, 1 and on, or files of them, one a line; RRGGBB=255 is "
-        "no class.",
+        help="The mask colours of class 0, 1 and so on, or files of them, one per line; RRGGBB=255 is no class.",
     ),
 ]
 
@@ -41,7 +44,7 @@ def last_of(path: Path | None) -> Path | None:
     return RunFolder(path).last if path is not None and path.is_dir() else path
 
 
-def check_there(*paths: Path | None) -> None:
+def check_exists(*paths: Path | None) -> None:
     """Raises OSError, which names the file, if one does not exist."""
     for path in paths:
         if path is not None:
@@ -73,7 +76,7 @@ def with_masks(data: str, values: str | None, colours: str | None) -> str:
     """Returns data and the coding of its masks as one text for `convoy.models.data.registry.resolve`. Raises
     BadTraining, BadNetworkFile."""
     if values is not None and colours is not None:
-        raise BadTraining("--mask-values and --mask-colours are two ways to say the same, want one of them")
+        raise BadTraining("--mask-values and --mask-colours are alternatives, want one of them")
     if values is not None:
         return source(Path(data), parse("values", values))
     if colours is not None:
@@ -82,14 +85,21 @@ def with_masks(data: str, values: str | None, colours: str | None) -> str:
     return data
 
 
+def print_json(value: object) -> None:
+    """Prints a value that msgspec encodes."""
+    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def print_table(table: Table) -> None:
+    """Prints a table in its full width, on a narrower terminal too: truncated figures would be useless."""
+    console = Console()
+    width = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    Console(width=max(console.width, width)).print(table)
+
+
 def _colours(part: str) -> list[str]:
     file = Path(part)
-    if not (part and file.is_file()):
-        return [part]
-
-    from convoy.models.onnx_import.palette import read_colours
-
-    return [bytes(colour).hex() for colour in read_colours(file)]
+    return [bytes(colour).hex() for colour in read_colours(file)] if part and file.is_file() else [part]
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -108,3 +118,12 @@ def parse_range(option: str, text: str) -> tuple[float, float]:
     if not 0.1 <= least <= largest <= 10:
         raise BadTraining(f"{option} {text!r}, want LEAST:LARGEST such as 0.8:1.2, each 0.1 to 10")
     return least, largest
+
+
+def parse_bounds(text: str) -> list[float]:
+    """Parses bounds such as `32,96`, ascending sides in pixels. Raises BadTraining."""
+    words = text.split(",")
+    bounds = [float(word) for word in words if word.strip().isdecimal()]
+    if len(bounds) < len(words) or bounds[0] < 1 or any(a >= b for a, b in pairwise(bounds)):
+        raise BadTraining(f"--slices {text!r}, want ascending sides in pixels with commas between, such as 32,96")
+    return bounds

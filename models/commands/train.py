@@ -10,7 +10,7 @@ import msgspec
 import typer
 from msgspec.structs import replace
 
-from convoy.models import paths, registry, surroundings
+from convoy.models import launch, paths, registry
 from convoy.models.commands.options import (
     MaskColours,
     MaskValues,
@@ -22,11 +22,10 @@ from convoy.models.commands.options import (
     parse_size,
     with_masks,
 )
-from convoy.models.data.registry import DATA, moved, resolve, shown
+from convoy.models.data.registry import DATA, display_name, resolve, resolve_replacement
 from convoy.models.errors import BadTraining, TrainingStopped
-from convoy.models.recipe import Augmentation, ClassWeights, Flip, Loss, Optimizer, Precision, Recipe, Schedule
 from convoy.models.registry import ARCHITECTURES
-from convoy.models.training.config import read as read_config
+from convoy.models.settings import Augmentation, ClassWeights, Flip, Loss, Optimizer, Precision, Recipe, Schedule
 from convoy.models.training.run import (
     HIGHEST_SEED,
     ONE,
@@ -38,15 +37,16 @@ from convoy.models.training.run import (
     check_crop,
     default_settings,
 )
+from convoy.models.training.run import read_settings as read_config
 
 Changed = TypeVar("Changed", Recipe, Augmentation)
 
 # Options by their panel in the help.
-_weights = partial(typer.Option, rich_help_panel="Other weights to start from")
+_weights = partial(typer.Option, rich_help_panel="Initial weights")
 _steps = partial(typer.Option, rich_help_panel="Steps")
 _losses = partial(typer.Option, rich_help_panel="Loss")
 _changes = partial(typer.Option, rich_help_panel="Changes to training images")
-_machine = partial(typer.Option, rich_help_panel="This machine; changes nothing in what comes out")
+_machine = partial(typer.Option, rich_help_panel="This machine; does not affect the result")
 
 
 def train(
@@ -55,7 +55,7 @@ def train(
         typer.Argument(
             metavar="[ARCHITECTURE]",
             show_default=False,
-            help=f"One of: {', '.join(ARCHITECTURES)}. Needed unless --config or --resume tells it, as is --data.",
+            help=f"One of: {', '.join(ARCHITECTURES)}. Required without --config and --resume, as is --data.",
         ),
     ] = None,
     data: Annotated[
@@ -65,125 +65,118 @@ def train(
     mask_values: MaskValues = None,
     mask_colours: MaskColours = None,
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The config.toml of a run: train as that one was told.")
+        Path | None, typer.Option(metavar="FILE", help="The config.toml of a run, whose settings are used.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the run.  [default: runs/ARCHITECTURE-DATA]")
     ] = None,
     resume: Annotated[
-        Path | None,
-        typer.Option(metavar="CHECKPOINT|RUN", help="Go on from there, in its folder.", callback=last_of),
+        Path | None, typer.Option(metavar="CHECKPOINT|RUN", help="Resume from there, in its folder.", callback=last_of)
     ] = None,
     source: Annotated[
         Path | None,
         _weights(
             "--from",
             metavar="CHECKPOINT|RUN",
-            help="Start from these weights, with a new head for the classes.",
+            help="Initial weights; the head for the classes is new.",
             callback=checkpoint_of,
         ),
     ] = None,
-    freeze: Annotated[Freeze | None, _weights(help="body: with --from, train the head only.")] = None,
+    freeze: Annotated[Freeze | None, _weights(help="body: with --from, train only the head.")] = None,
     freeze_epochs: Annotated[
-        int | None, _weights(metavar="N", min=1, help="Freeze the body for so many epochs, then train all.")
+        int | None, _weights(metavar="N", min=1, help="Number of epochs for which the body is frozen.")
     ] = None,
     body_rate: Annotated[
         float | None,
-        _weights(metavar="X", min=0, max=1, help="With --from, learning rate of the body: so many times --lr."),
+        _weights(metavar="X", min=0, max=1, help="With --from, learning rate of the body as a multiple of --lr."),
     ] = None,
     find_lr: Annotated[
-        bool, typer.Option("--find-lr", help="Only try which learning rate is right: writes lr.png and lr.csv.")
+        bool, typer.Option("--find-lr", help="Only search a learning rate: writes lr.png and lr.csv.")
     ] = False,
-    epochs: Annotated[int | None, _steps(metavar="N", min=1, help="How often to go through the data.")] = None,
-    optimizer: Annotated[Optimizer | None, _steps(help="What updates the weights.")] = None,
-    learning_rate: Annotated[
-        float | None, _steps("--lr", metavar="X", min=0, help="The highest learning rate.")
-    ] = None,
-    weight_decay: Annotated[float | None, _steps(metavar="X", min=0, help="Pull of the weights towards 0.")] = None,
-    batch_size: Annotated[int | None, _steps(metavar="N", min=1, help="Images a step.")] = None,
-    accumulate: Annotated[int | None, _steps(metavar="N", min=1, help="Batches that make one step.")] = None,
+    epochs: Annotated[int | None, _steps(metavar="N", min=1, help="Number of passes over the data.")] = None,
+    optimizer: Annotated[Optimizer | None, _steps(help="Optimizer.")] = None,
+    learning_rate: Annotated[float | None, _steps("--lr", metavar="X", min=0, help="Peak learning rate.")] = None,
+    weight_decay: Annotated[float | None, _steps(metavar="X", min=0, help="Weight decay.")] = None,
+    batch_size: Annotated[int | None, _steps(metavar="N", min=1, help="Images per batch.")] = None,
+    accumulate: Annotated[int | None, _steps(metavar="N", min=1, help="Batches per step.")] = None,
     precision: Annotated[Precision | None, _steps(help="Bits of the arithmetic; 16-mixed on CUDA only.")] = None,
-    clip: Annotated[float | None, _steps(metavar="X", help="Longest gradient; a longer one is made that long.")] = None,
-    schedule: Annotated[Schedule | None, _steps(help="How the learning rate moves.")] = None,
+    clip: Annotated[float | None, _steps(metavar="X", help="Maximum norm of the gradient.")] = None,
+    schedule: Annotated[Schedule | None, _steps(help="Learning rate schedule.")] = None,
     warm_up: Annotated[
-        float | None, _steps(metavar="X", min=0, max=1, help="Share of the steps in which it rises at first.")
+        float | None, _steps(metavar="X", min=0, max=1, help="Share of the steps in which the rate rises.")
     ] = None,
     ema: Annotated[
         float | None,
-        _steps(metavar="X", help="Average the weights over the steps; 0.999 remembers about a thousand."),
+        _steps(metavar="X", help="Decay of a moving average of the weights; 0.999 averages about 1000 steps."),
     ] = None,
-    keep: Annotated[int | None, _steps(metavar="K", min=1, help="Keep the best K checkpoints, in best/.")] = None,
+    keep: Annotated[
+        int | None, _steps(metavar="K", min=1, help="Number of best checkpoints to keep, in best/.")
+    ] = None,
     patience: Annotated[
-        int | None, _steps(metavar="N", min=1, help="Epochs without progress before it stops early.")
+        int | None, _steps(metavar="N", min=1, help="Epochs without improvement before it stops early.")
     ] = None,
-    loss: Annotated[Loss | None, _losses(help="What training makes small.")] = None,
-    gamma: Annotated[
-        float | None, _losses(metavar="X", min=0, help="Of the focal loss: how little easy ones count.")
-    ] = None,
-    class_weights: Annotated[ClassWeights | None, _losses(help="balanced: rare classes count more.")] = None,
+    loss: Annotated[Loss | None, _losses(help="Loss function.")] = None,
+    gamma: Annotated[float | None, _losses(metavar="X", min=0, help="Focusing parameter of the focal loss.")] = None,
+    class_weights: Annotated[ClassWeights | None, _losses(help="balanced: rare classes have larger weights.")] = None,
     crop: Annotated[
-        int | None,
-        _changes(metavar="N", min=1, help="Train with squares cut out of the images, so many pixels a side."),
+        int | None, _changes(metavar="N", min=1, help="Side in pixels of squares cut from the images.")
     ] = None,
-    flip: Annotated[Flip | None, _changes(help="Mirror half of the images, and their masks, to that side.")] = None,
+    flip: Annotated[Flip | None, _changes(help="Mirror half of the images, and their masks, along that axis.")] = None,
     random_crop: Annotated[
         float | None,
-        _changes(metavar="X", min=0.01, max=1, help="Take a window of at least that share of each image's area."),
+        _changes(metavar="X", min=0.01, max=1, help="Replace images by a window of at least that share of the area."),
     ] = None,
     scale: Annotated[
         str | None, _changes(metavar="LEAST:LARGEST", help="Enlarge images by a factor, such as 0.8:1.2.")
     ] = None,
     rotate: Annotated[
-        float | None, _changes(metavar="DEGREES", min=0, max=180, help="Turn images by so much, either way.")
+        float | None, _changes(metavar="DEGREES", min=0, max=180, help="Maximum rotation in either direction.")
     ] = None,
     colour: Annotated[
         float | None,
-        _changes(metavar="X", min=0, max=0.99, help="Change brightness, contrast and saturation by that share."),
+        _changes(metavar="X", min=0, max=0.99, help="Maximum relative change of brightness, contrast, saturation."),
     ] = None,
     erase: Annotated[
         float | None, _changes(metavar="X", min=0, max=1, help="Share of the images with a rectangle of noise.")
     ] = None,
     mixup: Annotated[
-        float | None,
-        _changes(metavar="ALPHA", min=0, max=10, help="Blend images, and their classes; 0.2 is usual."),
+        float | None, _changes(metavar="ALPHA", min=0, max=10, help="Blend images and their classes; 0.2 is common.")
     ] = None,
     label_smoothing: Annotated[
-        float | None, _losses(metavar="X", min=0, max=0.99, help="Share of the target that all classes have.")
+        float | None, _losses(metavar="X", min=0, max=0.99, help="Share of the target spread over all classes.")
     ] = None,
     preview: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="Draw images as training would see them, and end.")
+        Path | None, typer.Option(metavar="FILE.png", help="Only draw augmented training images.")
     ] = None,
     size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="Of the images as the network takes them.  [default: its own]")
+        str | None, typer.Option(metavar="HxW", help="Size of the network's input images.  [default: its own]")
     ] = None,
     arguments: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An argument of the architecture.")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(metavar="N", min=0, max=HIGHEST_SEED, help="Of weights, order and augmentation.")
+        int | None,
+        typer.Option(metavar="N", min=0, max=HIGHEST_SEED, help="Random seed of weights, order and augmentation."),
     ] = None,
     devices: Annotated[
-        int,
-        _machine(metavar="N", min=1, help="Processes that train together, each on a GPU of its own, or on CPUs."),
+        int, _machine(metavar="N", min=1, help="Processes that train together, each on its own GPU, or on CPUs.")
     ] = ONE.devices,
     workers: Annotated[
         int | None,
-        _machine(
-            metavar="N", min=0, help="Threads that read pictures ahead.  [default: one a core for pictures in files]"
-        ),
+        _machine(metavar="N", min=0, help="Threads that prefetch pictures.  [default: one per core for files]"),
     ] = None,
     save_seconds: Annotated[
-        float, _machine("--save-every", metavar="SECONDS", min=0, help="Between checkpoints within an epoch.")
+        float, _machine("--save-every", metavar="SECONDS", min=0, help="Interval of checkpoints within an epoch.")
     ] = ONE.save_seconds,
     strict: Annotated[
-        bool,
-        typer.Option("--strict", help="Refuse data with a picture that cannot be read, instead of leaving it out."),
+        bool, typer.Option("--strict", help="Refuse data with an unreadable picture instead of skipping it.")
     ] = False,
 ) -> None:
-    """Train a network. What is not given is as the architecture's recipe has it, or as the resumed run was told."""
-    surroundings.forget_ranks()  # first, so that invalid ranks are reported before any file is read
+    """Train a network. Defaults are those of the architecture's recipe, or of the resumed run."""
+    options = dict(locals())  # those of the recipe have the names of its fields
+    launch.remove_stale_ranks()  # first, so that invalid ranks are reported before any file is read
     if resume is not None:
-        _check_goes_on(
+        _check_start_options(
             {
                 "--from": source,
                 "--freeze": freeze,
@@ -196,66 +189,36 @@ def train(
     if data is not None:
         data = with_masks(data, mask_values, mask_colours)
     elif mask_values is not None or mask_colours is not None:
-        raise BadTraining("--mask-values and --mask-colours go with --data, whose masks they are about")
+        raise BadTraining("--mask-values and --mask-colours require --data, whose masks they describe")
     for checkpoint in (resume, source):
         if checkpoint is not None:
             paths.check_checkpoint(checkpoint)
     check_picture(preview)
-    given, sides = assignments(arguments or []), None if size is None else parse_size(size)
-    factors = None if scale is None else parse_range("--scale", scale)
+    changes, sides = assignments(arguments or []), None if size is None else parse_size(size)
+    options["scale"] = None if scale is None else parse_range("--scale", scale)
     defaults = _defaults(architecture, data, config, resume)
     architecture, data = defaults.architecture, defaults.data
     registry.check_size(architecture, sides)
     settings = Settings(
         architecture=architecture,
-        arguments=registry.merged(architecture, defaults.arguments | given),
+        arguments=registry.merged(architecture, defaults.arguments | changes),
         data=data,
-        recipe=_changed(
-            defaults.recipe,
-            epochs=epochs,
-            optimizer=optimizer,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            batch_size=batch_size,
-            patience=patience,
-            loss=loss,
-            gamma=gamma,
-            class_weights=class_weights,
-            crop=crop,
-            augmentation=_changed(
-                defaults.recipe.augmentation,
-                flip=flip,
-                random_crop=random_crop,
-                scale=factors,
-                rotate=rotate,
-                colour=colour,
-                erase=erase,
-                mixup=mixup,
-                label_smoothing=label_smoothing,
-            ),
-            accumulate=accumulate,
-            precision=precision,
-            clip=clip,
-            schedule=schedule,
-            warm_up=warm_up,
-            ema=ema,
-            keep=keep,
-        ),
+        recipe=_changed(defaults.recipe, options),
         seed=defaults.seed if seed is None else seed,
         size=sides or defaults.size,
-        transfer=_transfer(defaults.transfer, source, freeze=freeze, freeze_epochs=freeze_epochs, body_rate=body_rate),
+        transfer=_transfer(defaults.transfer, source, options),
     )
     if gamma is not None and settings.recipe.loss != "focal":
-        raise BadTraining(f"--gamma {gamma:g} goes with --loss focal, the loss is {settings.recipe.loss}")
+        raise BadTraining(f"--gamma {gamma:g} requires --loss focal, the loss is {settings.recipe.loss}")
     check_crop(settings)
     if source is not None:
-        settings = _like_its_weights(settings, source, given, sides)
+        settings = _with_defaults_of_weights(settings, source, changes, sides)
     if preview is not None:
         from convoy.models.training.preview import preview as save_preview
 
-        print(f"{save_preview(settings, preview, strict)} training images as they would be seen: {preview}")
+        print(f"{save_preview(settings, preview, strict)} augmented training images: {preview}")
         return
-    own = Path("runs") / f"{architecture}-{shown(data)}"
+    own = Path("runs") / f"{architecture}-{display_name(data)}"
     folder = RunFolder(output) if output is not None else RunFolder.of(resume) if resume is not None else RunFolder(own)
     machine = Machine(devices=devices, workers=workers, save_seconds=save_seconds, strict=strict)
     if find_lr:
@@ -273,8 +236,8 @@ def _train(settings: Settings, folder: RunFolder, resume: Path | None, machine: 
         note = run(settings, folder.root, resume, machine)
     except (KeyboardInterrupt, OSError, RuntimeError, TrainingStopped) as error:
         if folder.last.is_file() and is_first():
-            ended = "interrupted" if isinstance(error, KeyboardInterrupt) else "ended before its time"
-            print(f"{ended}; go on with:  convoy train --resume {shlex.quote(str(folder.last))}", file=sys.stderr)
+            ended = "interrupted" if isinstance(error, KeyboardInterrupt) else "ended unexpectedly"
+            print(f"{ended}; resume with:  convoy train --resume {shlex.quote(str(folder.last))}", file=sys.stderr)
         raise
     if not is_first():
         return
@@ -295,20 +258,22 @@ def _find(settings: Settings, folder: Path, machine: Machine) -> None:
     from convoy.models.training.distributed import is_first
     from convoy.models.training.lr_finder import find_rate
 
-    found = find_rate(settings, folder, machine)
+    result = find_rate(settings, folder, machine)
     if not is_first():
         return
-    print(f"suggested   --lr {found.suggested:.2g}")
-    print(f"picture     {found.picture}")
-    print(f"table       {found.table}")
+    print(f"suggested   --lr {result.suggested:.2g}")
+    print(f"picture     {result.picture}")
+    print(f"table       {result.table}")
 
 
 def _defaults(architecture: str | None, data: str | None, config: Path | None, resume: Path | None) -> Settings:
     """Returns the settings that options override: those of the file, of the resumed run, or of the recipe."""
-    before = read_config(config) if config is not None else _told_before(resume) if resume is not None else None
+    before = read_config(config) if config is not None else _settings_before(resume) if resume is not None else None
     if before is not None:
-        defaults = _elsewhere(
-            before, architecture or before.architecture, before.data if data is None else moved(data, before.data)
+        defaults = _for_other_data(
+            before,
+            architecture or before.architecture,
+            before.data if data is None else resolve_replacement(data, before.data),
         )
     elif architecture is None or data is None:
         missing = "an architecture" if architecture is None else "--data DATA"
@@ -318,18 +283,18 @@ def _defaults(architecture: str | None, data: str | None, config: Path | None, r
     return defaults
 
 
-def _like_its_weights(
-    settings: Settings, source: Path, given: dict[str, str], size: tuple[int, int] | None
+def _with_defaults_of_weights(
+    settings: Settings, source: Path, changes: dict[str, str], size: tuple[int, int] | None
 ) -> Settings:
     """Adds the arguments and the size of the network that the weights are from, unless options specify them."""
-    from convoy.models.training.transfer import defaults
+    from convoy.models.training.transfer import defaults_from
 
-    arguments, own = defaults(source, settings.architecture)
-    merged = registry.merged(settings.architecture, settings.arguments | arguments | given)
+    arguments, own = defaults_from(source, settings.architecture)
+    merged = registry.merged(settings.architecture, settings.arguments | arguments | changes)
     return replace(settings, arguments=merged, size=size or own)
 
 
-def _told_before(resume: Path) -> Settings | None:
+def _settings_before(resume: Path) -> Settings | None:
     note = RunFolder.of(resume).read()
     if note is not None:
         return note.settings
@@ -339,47 +304,49 @@ def _told_before(resume: Path) -> Settings | None:
     return settings_of(resume)
 
 
-def _elsewhere(before: Settings, architecture: str, data: str) -> Settings:
+def _for_other_data(before: Settings, architecture: str, data: str) -> Settings:
     """Returns the same recipe for other data, or for another architecture with its own arguments and size."""
     if architecture == before.architecture:
         return replace(before, data=data)
     return replace(default_settings(architecture, data), recipe=before.recipe, seed=before.seed)
 
 
-def _check_goes_on(given: dict[str, object]) -> None:
+def _check_start_options(options: dict[str, object]) -> None:
     """Raises BadTraining for an option that only applies at the start of a run."""
-    for option, value in given.items():
+    for option, value in options.items():
         if value is not None:
-            raise BadTraining(
-                f"{option} is for the beginning of a run, and --resume goes on with one: want one of them"
-            )
+            raise BadTraining(f"{option} applies to new runs, and --resume continues one: want one of them")
 
 
-def _transfer(before: Transfer | None, source: Path | None, **given: object) -> Transfer | None:
-    chosen = {name: value for name, value in given.items() if value is not None}
+def _transfer(before: Transfer | None, source: Path | None, options: dict[str, object]) -> Transfer | None:
+    names = ("freeze", "freeze_epochs", "body_rate")
+    chosen = {name: options[name] for name in names if options[name] is not None}
     if source is not None:
         before = Transfer(checkpoint=str(source.resolve()))
     if before is None and chosen:
         option = next(iter(chosen)).replace("_", "-")
-        raise BadTraining(f"--{option} goes with --from CHECKPOINT")
+        raise BadTraining(f"--{option} requires --from CHECKPOINT")
     if "freeze_epochs" in chosen:
         chosen = {"freeze": "body", **chosen}
     elif chosen.get("freeze") == "none":
         chosen["freeze_epochs"] = None  # overrides the file's settings
     after = before and replace(before, **chosen)
     if after is not None and after.freeze == "none" and after.freeze_epochs is not None:
-        raise BadTraining("--freeze-epochs goes with --freeze body")
+        raise BadTraining("--freeze-epochs requires --freeze body")
     if "body_rate" in chosen and after is not None and after.freeze == "body" and after.freeze_epochs is None:
-        raise BadTraining("--body-rate goes with a body that is trained, want --freeze-epochs to let it go on later")
+        raise BadTraining("--body-rate requires a body that is trained, want --freeze-epochs to train it later")
     return after
 
 
-def _changed(before: Changed, **given: object) -> Changed:
-    after = replace(before, **{name: value for name, value in given.items() if value is not None})
+def _changed(before: Changed, options: dict[str, object]) -> Changed:
+    """Returns the settings with the options of their fields' names. Raises BadTraining for a value out of range."""
+    changes = {name: options[name] for name in before.__struct_fields__ if options.get(name) is not None}
+    if isinstance(before, Recipe):
+        changes["augmentation"] = _changed(before.augmentation, options)
     try:
-        return msgspec.convert(msgspec.to_builtins(after), type(before))
+        return msgspec.convert(msgspec.to_builtins(replace(before, **changes)), type(before))
     except msgspec.ValidationError as error:
-        wanted, _, name = str(error).partition(" - at `$.")
+        problem, _, name = str(error).partition(" - at `$.")
         name = name.rstrip("`")
         option = "lr" if name == "learning_rate" else name.replace("_", "-")
-        raise BadTraining(f"--{option} {given.get(name)}: {wanted.lower()}") from None
+        raise BadTraining(f"--{option} {options.get(name)}: {problem.lower()}") from None

@@ -2,19 +2,19 @@
 
 import typer
 
+from convoy.models.commands.views.ascent import class_, dream, neurons
 from convoy.models.commands.views.evidence import evidence
-from convoy.models.commands.views.grown import class_, dream, neurons
-from convoy.models.commands.views.shown import features, filters, layers
+from convoy.models.commands.views.layers import features, filters, layers
 
 visualize = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
-    help="Look inside a trained network: what it has learned, what it looks for, what an answer hangs on.",
+    help="Visualise a trained network: filters, feature maps, what it responds to, and evidence for a prediction.",
 )
 visualize.command(short_help="List the layers by name")(layers)
 visualize.command(short_help="Draw the filters of a convolution")(filters)
-visualize.command(short_help="Draw what layers answer to an image")(features)
-visualize.command(short_help="Grow what channels of a layer answer most to")(neurons)
-visualize.command("class", short_help="Grow what is surely of a class to the network")(class_)
-visualize.command(short_help="Let a layer deepen what it sees in a photograph")(dream)
-visualize.command(short_help="Show what of an image an answer hangs on")(evidence)
+visualize.command(short_help="Draw layers' feature maps of an image")(features)
+visualize.command(short_help="Optimise pictures for channels of a layer")(neurons)
+visualize.command("class", short_help="Optimise pictures for a class")(class_)
+visualize.command(short_help="Change a photograph to increase a layer's response")(dream)
+visualize.command(short_help="Draw the evidence in an image for a prediction")(evidence)

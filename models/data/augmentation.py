@@ -1,7 +1,7 @@
-"""Augmentation of training images that preserves their classes; a mask is transformed with its image.
+"""Augmentation of training images that preserves their classes, one by one on the CPU or in batches on the device.
 
-The draws for an image depend only on the random generator that is passed in. Every value is drawn, used or not, so that
-enabling one transformation does not change the draws of the others.
+A mask is transformed with its image. The draws for an image depend only on the random generator that is passed in.
+Every value is drawn, used or not, so that enabling one transformation does not change the draws of the others.
 """
 
 import math
@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 from torch.nn import functional as F
 
 from convoy.models.data.dataset import IGNORE, DataSet
 from convoy.models.errors import BadTraining
-from convoy.models.recipe import Augmentation, Flip
+from convoy.models.settings import Augmentation, Flip
 
 Pixels = NDArray[np.uint8]
 
@@ -55,10 +56,10 @@ def window(random: np.random.Generator, height: int, width: int, share: float) -
     return Window(int(random.integers(height - high + 1)), int(random.integers(width - wide + 1)), high, wide)
 
 
-def zoomed(image: Pixels, mask: Pixels | None, seen: Window) -> tuple[Pixels, Pixels | None]:
+def zoomed(image: Pixels, mask: Pixels | None, view: Window) -> tuple[Pixels, Pixels | None]:
     """Returns the window's content, enlarged to the image's size: image (H, W, C), bilinear, and mask (H, W), nearest
     neighbour."""
-    size, box = image.shape[1::-1], (seen.left, seen.top, seen.left + seen.width, seen.top + seen.height)
+    size, box = image.shape[1::-1], (view.left, view.top, view.left + view.width, view.top + view.height)
     picture = Image.fromarray(image if image.shape[2] == 3 else image[..., 0])
     enlarged = np.array(picture.resize(size, Image.Resampling.BILINEAR, box)).reshape(image.shape)
     if mask is None:
@@ -90,6 +91,57 @@ def augmented(
     return image, mask
 
 
+def jitter(images: Tensor, degrees: float, scale: float, shift: float) -> Tensor:
+    """Rotates, scales, slightly shears and shifts each image of (N, C, H, W), each by its own uniform draw.
+
+    `degrees` and `scale` are the maximum change in either direction; `shift` is a share of the side. Pixels from
+    outside the image repeat its border.
+    """
+    count = len(images)
+
+    def draw(bound: float) -> Tensor:
+        return (torch.rand(count, device=images.device) * 2 - 1) * bound
+
+    angle = torch.deg2rad(draw(degrees))
+    skew = torch.deg2rad(draw(degrees))
+    across, down = 1 + draw(scale), 1 + draw(scale)
+    # grid_sample's coordinates range from -1 to 1, so a share of the side is doubled.
+    rows = (
+        torch.stack((across * angle.cos(), -down * (angle + skew).sin(), draw(2 * shift)), dim=1),
+        torch.stack((across * angle.sin(), down * (angle + skew).cos(), draw(2 * shift)), dim=1),
+    )
+    grid = F.affine_grid(torch.stack(rows, dim=1), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def roll(clips: Tensor) -> Tensor:
+    """Shifts all clips of (N, C, D, H, W) down and to the right by the same amount, cyclically."""
+    down, across = (int(torch.randint(side, (1,))) for side in clips.shape[-2:])
+    return torch.roll(clips, (down, across), (-2, -1))
+
+
+class Mixed(NamedTuple):
+    """Blended images, and the targets of both parts; `share` is the weight of the first part, 0..1."""
+
+    images: Tensor
+    targets: Tensor
+    partners: Tensor
+    share: float
+
+
+def mixup(images: Tensor, targets: Tensor, alpha: float) -> Mixed:
+    """Blends each image of a batch (N, ...) float with the one before it (mixup, Zhang et al., arXiv 1710.09412,
+    section 2). The batch is already in random order.
+
+    The share of a batch is one draw from Beta(alpha, alpha), from torch's global generator. An alpha of 0 disables
+    blending.
+    """
+    if alpha == 0:
+        return Mixed(images, targets, targets, 1.0)
+    share = float(torch.distributions.Beta(alpha, alpha).sample())
+    return Mixed(share * images + (1 - share) * images.roll(1, 0), targets, targets.roll(1, 0), share)
+
+
 def _flipped(pixels: Pixels, flip: Flip, draws: NDArray[np.bool_]) -> Pixels:
     down = draws[0] and flip in ("vertical", "both")
     across = draws[1] and flip in ("horizontal", "both")
@@ -110,8 +162,8 @@ def _turned(image: Pixels, mask: Pixels | None, factor: float, degrees: float) -
         return turned, None
     # Classes are shifted by one, so that 0, the value outside the mask, is not a class.
     classes = torch.from_numpy(mask.astype(np.float32) + 1)[None, None]
-    found = F.grid_sample(classes, grid, mode="nearest", align_corners=False)[0, 0].numpy()
-    return turned, np.where(found == 0, IGNORE, found - 1).astype(np.uint8)
+    shifted = F.grid_sample(classes, grid, mode="nearest", align_corners=False)[0, 0].numpy()
+    return turned, np.where(shifted == 0, IGNORE, shifted - 1).astype(np.uint8)
 
 
 def _coloured(image: Pixels, brightness: float, contrast: float, saturation: float) -> Pixels:

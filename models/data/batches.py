@@ -1,24 +1,147 @@
-"""Batches for training and evaluation. Images are fitted to the input by the same code as in serving; tensors are
-unchanged."""
+"""Batches for training and evaluation, prefetched by threads. They do not depend on the number of threads or processes.
+
+Images are fitted to the input by the same code as in serving; tensors are unchanged.
+"""
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from convoy.models.data.augmentation import augmented, window, zoomed
 from convoy.models.data.dataset import IGNORE, Split, Target
-from convoy.models.data.loading import WHOLE, Batch, Loader, Share
-from convoy.models.recipe import Augmentation
+from convoy.models.settings import Augmentation
 from convoy.service.metadata import InputSpec, TensorInput
 from convoy.service.preprocess import input_size, preprocess
 
 # Maximum pixels or numbers in a batch without a seed: a full batch of photographs would not fit into memory.
-MOST_NUMBERS = 4 << 20
+MAX_NUMBERS = 4 << 20
 OFF = Augmentation()
+
+
+class Batch(NamedTuple):
+    """`images` (N, H, W, C) uint8, or tensors; `targets` int64, (N,) or, for segmentation, (N, H, W) with IGNORE in the
+    padding."""
+
+    images: Tensor
+    targets: Tensor
+
+
+class BatchOrder(Protocol):
+    """Indices of the images of each batch, in a new order in every epoch."""
+
+    def set_epoch(self, epoch: int) -> None: ...
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[list[int]]: ...
+
+
+class BatchSource(Protocol):
+    """Batches by the indices of their images, the same on every access."""
+
+    def __getitem__(self, indices: list[int]) -> Batch: ...
+
+
+class Share(NamedTuple):
+    """This process's place among `processes`. Each processes its part of every batch; together the parts are the whole
+    batch."""
+
+    rank: int = 0
+    processes: int = 1
+
+    def part(self, batch: list[int]) -> list[int]:
+        """Returns the indices of a batch for this process; may be empty if the batch is smaller than the number of
+        processes."""
+        start, stop = (turn * len(batch) // self.processes for turn in (self.rank, self.rank + 1))
+        return batch[start:stop]
+
+
+WHOLE = Share()
+
+
+class Loader:
+    """Iterable of the batches of one epoch.
+
+    Uses threads, not processes: decoding and resizing images releases the interpreter lock, nothing is copied, and a
+    split that caches or counts what it reads does so once.
+
+    workers  threads that prefetch batches; 0 makes each batch on demand
+    share    the part of each batch that is made here. If the part is empty, the first image is used instead, with all
+             targets set to `ignore`, because all processes step together
+    """
+
+    batch_sampler = None  # Lightning expects this attribute beside `sampler`
+
+    def __init__(
+        self,
+        source: BatchSource,
+        sampler: BatchOrder,
+        workers: int = 0,
+        share: Share = WHOLE,
+        ignore: int | None = None,
+    ) -> None:
+        self.source, self.sampler = source, sampler  # Lightning sets the epoch of the attribute `sampler`
+        self.workers, self.share, self.ignore = workers, share, ignore
+        self.waited = 0.0  # seconds that the consumer waited for batches
+        self.position = 0  # batches of this epoch, so far
+        self.skipped = 0  # batches to skip in the next epoch, already used before the checkpoint
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        # A generator runs this at the first batch. Lightning creates the iterator before it sets the epoch.
+        self.position, self.skipped = self.skipped, 0
+        batches = self._batches(islice(self.sampler, self.position, None))
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - start
+            if batch is None:
+                return
+            self.position += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Returns the progress within the epoch."""
+        return {"taken": self.position % max(1, len(self))}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Makes the next epoch start at the checkpoint's position."""
+        self.skipped = state["taken"]
+
+    def _batches(self, order: Iterable[list[int]]) -> Iterator[Batch]:
+        if not self.workers:
+            yield from map(self._make, order)
+            return
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="batches")
+        ahead: deque[Future[Batch]] = deque()
+        try:
+            for indices in order:
+                ahead.append(pool.submit(self._make, indices))
+                if len(ahead) > self.workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _make(self, indices: list[int]) -> Batch:
+        own = self.share.part(indices)
+        if own:
+            return self.source[own]
+        images, targets = self.source[indices[:1]]
+        assert self.ignore is not None, "a batch smaller than the processes are many"
+        return Batch(images, targets.fill_(self.ignore))
 
 
 def loader(
@@ -47,7 +170,7 @@ def loader(
     else:
         sizes = [input_size(spec, crop, crop)] * len(split)
     sampler = SameSize(sizes, batch_size, seed)
-    return Loader(_Batches(split, spec, sampler, crop, augmentation), sampler, workers, share, ignore)
+    return Loader(_Images(split, spec, sampler, crop, augmentation), sampler, workers, share, ignore)
 
 
 def indexed(split: Split, spec: InputSpec | TensorInput, batch_size: int) -> Iterator[tuple[list[int], Batch]]:
@@ -93,7 +216,7 @@ class SameSize:
 
     def _most(self, size: tuple[int, ...]) -> int:
         return (
-            self.batch_size if self.seed is not None else min(self.batch_size, max(1, MOST_NUMBERS // math.prod(size)))
+            self.batch_size if self.seed is not None else min(self.batch_size, max(1, MAX_NUMBERS // math.prod(size)))
         )
 
 
@@ -108,7 +231,7 @@ class _Tensors:
         return Batch(torch.from_numpy(np.stack(tensors)), torch.tensor(targets))
 
 
-class _Batches:
+class _Images:
     """Batches of images by their indices; after fitting, all images of a batch have one size."""
 
     def __init__(
@@ -122,20 +245,20 @@ class _Batches:
 
     def _fit(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.generic]]:
         image, target = self.split[index]
-        # The draws depend only on seed, epoch and index, so that a resumed run sees the same images.
+        # The draws depend only on seed, epoch and index, so that a resumed run has the same images.
         random = np.random.default_rng((self.sampler.seed or 0, self.sampler.epoch, index))
         if self.crop is not None and isinstance(target, np.ndarray):
-            square = _window(random, image, self.crop)
+            square = _square(random, image, self.crop)
             image, target = image[square], target[square]
         if not self.how.changes_images:
             return self._placed(index, image, target)
-        seen = window(random, image.shape[0], image.shape[1], self.how.random_crop)
+        view = window(random, image.shape[0], image.shape[1], self.how.random_crop)
         mask = target if isinstance(target, np.ndarray) else None
         if self.spec.fit == "pad":
-            image, mask = augmented(random, *zoomed(image, mask, seen), self.how)
+            image, mask = augmented(random, *zoomed(image, mask, view), self.how)
             return self._placed(index, image, target if mask is None else mask)
         # Cropped at the original resolution, then augmented at the input size.
-        out, placed = self._placed(index, seen.of(image), target)
+        out, placed = self._placed(index, view.of(image), target)
         return augmented(random, out, None, self.how)[0], placed
 
     def _placed(
@@ -151,6 +274,6 @@ class _Batches:
         return out, mask
 
 
-def _window(random: np.random.Generator, image: NDArray[np.uint8], side: int) -> tuple[slice, slice]:
+def _square(random: np.random.Generator, image: NDArray[np.uint8], side: int) -> tuple[slice, slice]:
     top, left = (int(random.integers(max(1, length - side + 1))) for length in image.shape[:2])
     return slice(top, top + side), slice(left, left + side)

@@ -10,15 +10,14 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import msgspec
 import numpy as np
 
-from convoy.models.data.bad_files import Fault, in_words, tell
 from convoy.models.data.dataset import IGNORE, DataSet, Split, SplitName
+from convoy.models.data.files import Fault, is_data, print_faults, printable
 from convoy.models.data.formats import mask_folders, voc
 from convoy.models.data.formats.coding import of_source
 from convoy.models.data.formats.folder import FolderSplit
 from convoy.models.data.formats.listing import LABELS, SPLITS
-from convoy.models.data.names import is_data
 from convoy.models.data.reading import in_threads
-from convoy.models.data.registry import loaded
+from convoy.models.data.registry import load
 from convoy.models.errors import BadData
 from convoy.service.metadata import Task
 
@@ -98,22 +97,22 @@ def check(name: str) -> tuple[DataSet, Summary]:
     faults: list[Fault] = []
     pictures: list[int] = []
 
-    def collect(found: Sequence[Fault], count: int) -> None:
-        faults.extend(found)
+    def collect(new: Sequence[Fault], count: int) -> None:
+        faults.extend(new)
         pictures.append(count)
 
     try:
-        data = loaded(name, collect)
+        data = load(name, collect)
     except BadData:
-        tell(faults, sum(pictures))
+        print_faults(faults, sum(pictures))
         raise
     return data, summary(data, faults)
 
 
 def summary(data: DataSet, faults: Sequence[Fault]) -> Summary:
     """Returns the summary of a data set and of what was left out of it. Reads every sample once."""
-    seen = {split: look(data, data.split(split)) for split in SPLITS}
-    splits = {split: _split(data, looks) for split, looks in seen.items()}
+    samples = {split: samples_of(data, data.split(split)) for split in SPLITS}
+    splits = {split: _split(data, split_samples) for split, split_samples in samples.items()}
     return Summary(
         name=data.name,
         task=data.task,
@@ -121,10 +120,12 @@ def summary(data: DataSet, faults: Sequence[Fault]) -> Summary:
         splits=splits,
         balance=_balance(splits["train"]),
         read_as=data.colour,
-        grey=None if data.colour is None else sum(each.grey for looks in seen.values() for each in looks),
-        unusable=[Unusable(in_words(fault.file), in_words(Path(fault.reason))) for fault in faults],
+        grey=None
+        if data.colour is None
+        else sum(each.grey for split_samples in samples.values() for each in split_samples),
+        unusable=[Unusable(printable(fault.file), printable(Path(fault.reason))) for fault in faults],
         unused=_unused(data, faults),
-        copies=_copies(data, seen),
+        copies=_copies(data, samples),
     )
 
 
@@ -147,7 +148,7 @@ def _unused(data: DataSet, faults: Sequence[Fault]) -> dict[str, int]:
     return dict(unused.most_common())
 
 
-class Look(NamedTuple):
+class Sample(NamedTuple):
     """One sample. The digest covers the pixels as training reads them, not the file, so that copies in another lossless
     format or with other file metadata are found. `counts` contains the pixels of each class of a mask, or 1 for the
     class."""
@@ -159,17 +160,17 @@ class Look(NamedTuple):
     grey: bool
 
 
-def look(data: DataSet, split: Split) -> list[Look]:
+def samples_of(data: DataSet, split: Split) -> list[Sample]:
     """Reads every sample of a split."""
 
-    def at(index: int) -> Look:
+    def at(index: int) -> Sample:
         sample, target = split[index]
         if isinstance(target, np.ndarray):
             counts = Counter({int(name): int((target == name).sum()) for name in np.unique(target)})
         else:
             counts = Counter({target: 1})
         grey = data.colour is not None and bool((sample == sample[..., :1]).all())
-        return Look(split.size(index), _digest(sample), _digest(np.asarray(target)), counts, grey)
+        return Sample(split.size(index), _digest(sample), _digest(np.asarray(target)), counts, grey)
 
     return list(in_threads(at, range(len(split)), "looking at pictures"))
 
@@ -179,16 +180,16 @@ def _digest(values: np.ndarray[Any, Any]) -> bytes:
     return hashlib.blake2b(head + np.ascontiguousarray(values).tobytes(), digest_size=16).digest()
 
 
-def _split(data: DataSet, looks: list[Look]) -> SplitSummary:
+def _split(data: DataSet, samples: list[Sample]) -> SplitSummary:
     names = range(len(data.labels))
-    classes = [sum(name in each.counts for each in looks) for name in names]
-    sizes = _sizes([each.size for each in looks])
+    classes = [sum(name in each.counts for each in samples) for name in names]
+    sizes = _sizes([each.size for each in samples])
     if data.task != "segmentation":
-        return SplitSummary(len(looks), classes, sizes)
-    pixels = sum((each.counts for each in looks), Counter[int]())
-    known = sum(pixels[name] for name in names)
-    shares = [pixels[name] / max(1, known) for name in names]
-    return SplitSummary(len(looks), classes, sizes, shares, pixels[IGNORE] / max(1, known + pixels[IGNORE]))
+        return SplitSummary(len(samples), classes, sizes)
+    pixels = sum((each.counts for each in samples), Counter[int]())
+    labelled = sum(pixels[name] for name in names)
+    shares = [pixels[name] / max(1, labelled) for name in names]
+    return SplitSummary(len(samples), classes, sizes, shares, pixels[IGNORE] / max(1, labelled + pixels[IGNORE]))
 
 
 def _sizes(sizes: list[Shape]) -> Sizes:
@@ -202,16 +203,16 @@ def _balance(train: SplitSummary) -> float | None:
     return max(amounts) / min(amounts) if min(amounts) > 0 else None
 
 
-def _copies(data: DataSet, seen: dict[SplitName, list[Look]]) -> list[Copies]:
+def _copies(data: DataSet, samples: dict[SplitName, list[Sample]]) -> list[Copies]:
     groups: dict[bytes, list[tuple[SplitName, int]]] = defaultdict(list)
-    for split, looks in seen.items():
-        for index, each in enumerate(looks):
+    for split, split_samples in samples.items():
+        for index, each in enumerate(split_samples):
             groups[each.digest].append((split, index))
     return [
         Copies(
             pictures=[(split, _name(data.split(split), index)) for split, index in places],
             across=len({split for split, _ in places}) > 1,
-            conflict=len({seen[split][index].target for split, index in places}) > 1,
+            conflict=len({samples[split][index].target for split, index in places}) > 1,
         )
         for places in groups.values()
         if len(places) > 1

@@ -1,24 +1,30 @@
 """Contact sheet: one image of many samples, each with its caption and its mask, if any, and a legend of mask
 colours."""
 
+from collections import defaultdict
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from convoy.models.data.dataset import IGNORE
-from convoy.models.lettering import font
+from convoy.models.data.dataset import IGNORE, DataSet, Split
+from convoy.models.errors import BadTraining
 from convoy.service.metadata import default_palette
 
 Palette = Sequence[tuple[int, int, int]]
 
 SIDE, GAP, TEXT = 128, 8, 12  # pixels: side of a sample's square, gap between squares, height of text
 COLUMNS = 8
-COVER = 0.55  # opacity of a mask over its image
+MASK_OPACITY = 0.55  # opacity of a mask over its image
 IGNORED = (255, 255, 255)
 FRAME = (160, 160, 160)  # around a legend colour, which may be white
+
+SAMPLE_ROWS = 6
 
 
 class Tile(NamedTuple):
@@ -39,7 +45,7 @@ def sheet(tiles: Sequence[Tile], palette: Palette | None, labels: Sequence[str])
     step_x, step_y = wide * SIDE + GAP, SIDE + TEXT + 2 * GAP
     rows = -(-len(tiles) // columns)
     width, height = columns * step_x + GAP, rows * step_y + GAP
-    legend = _legend(_classes(tiles), colours, labels, width)
+    legend = _legend(_occurring(tiles), colours, labels, width)
     paper = Image.new("RGB", (width, height + legend.height), "white")
     paper.paste(legend, (0, height))
     letters, pen = font(TEXT), ImageDraw.Draw(paper)
@@ -47,17 +53,38 @@ def sheet(tiles: Sequence[Tile], palette: Palette | None, labels: Sequence[str])
         left, top = GAP + place % columns * step_x, GAP + place // columns * step_y
         for offset, picture in enumerate(_pictures(tile, colours)):
             paper.paste(picture, (left + offset * SIDE, top))
-        pen.text((left, top + SIDE + 2), _fitting(tile.caption, letters, wide * SIDE), fill="black", font=letters)
+        pen.text((left, top + SIDE + 2), _shortened(tile.caption, letters, wide * SIDE), fill="black", font=letters)
     return paper
 
 
-def _classes(tiles: Sequence[Tile]) -> list[int]:
+def save_samples(data: DataSet, file: Path) -> int:
+    """Writes a PNG file of training images, with their class names or with their masks drawn over them. Returns their
+    number. Classes have equal numbers of images, as far as space permits. Raises BadTraining if there are no images."""
+    if data.colour is None:
+        raise BadTraining(f"{data.name} has no images to show")
+    split = data.split("train")
+    if data.task == "classification":
+        chosen = _balanced(_by_class(split), SAMPLE_ROWS * COLUMNS)
+    else:
+        chosen = _evenly_spread(range(len(split)), SAMPLE_ROWS * COLUMNS // 2)
+    tiles = [_tile(data, split, index) for index in chosen]
+    sheet(tiles, data.palette, data.labels).save(file, "PNG")
+    return len(tiles)
+
+
+@cache
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """Returns DejaVu Sans, `size` pixels high. It ships with matplotlib and covers more languages than Pillow's."""
+    return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+
+
+def _occurring(tiles: Sequence[Tile]) -> list[int]:
     """Returns the classes that occur in the masks, without IGNORE."""
-    there = np.zeros(256, bool)
+    occurs = np.zeros(256, bool)
     for tile in tiles:
         if tile.mask is not None:
-            there[np.unique(tile.mask)] = True
-    return np.flatnonzero(there[:IGNORE]).tolist()
+            occurs[np.unique(tile.mask)] = True
+    return np.flatnonzero(occurs[:IGNORE]).tolist()
 
 
 def _legend(classes: Sequence[int], colours: Palette, labels: Sequence[str], width: int) -> Image.Image:
@@ -87,7 +114,7 @@ def _pictures(tile: Tile, colours: Palette) -> list[Image.Image]:
     table[: len(shown)] = shown
     # On a grey image, so that every colour marks a class.
     grey = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))[..., None]
-    covered = np.rint((1 - COVER) * grey + COVER * table[tile.mask]).astype(np.uint8)
+    covered = np.rint((1 - MASK_OPACITY) * grey + MASK_OPACITY * table[tile.mask]).astype(np.uint8)
     return [_square(pixels), _square(covered)]
 
 
@@ -102,9 +129,38 @@ def _square(pixels: NDArray[np.uint8]) -> Image.Image:
     return square
 
 
-def _fitting(text: str, letters: ImageFont.FreeTypeFont, width: int) -> str:
+def _shortened(text: str, letters: ImageFont.FreeTypeFont, width: int) -> str:
     if letters.getlength(text) <= width:
         return text
     while text and letters.getlength(f"{text}…") > width:
         text = text[:-1]
     return f"{text}…"
+
+
+def _tile(data: DataSet, split: Split, index: int) -> Tile:
+    image, target = split[index]
+    if isinstance(target, np.ndarray):
+        present = [name for number, name in enumerate(data.labels) if (target == number).any()]
+        return Tile(image, ", ".join(present), target)
+    return Tile(image, data.labels[target])
+
+
+def _by_class(split: Split) -> dict[int, list[int]]:
+    places: dict[int, list[int]] = defaultdict(list)
+    for index in range(len(split)):
+        target = split[index][1]
+        assert isinstance(target, int)
+        places[target].append(index)
+    return places
+
+
+def _balanced(places: dict[int, list[int]], room: int) -> list[int]:
+    shown = _evenly_spread(sorted(places), room)
+    return [index for name in shown for index in _evenly_spread(places[name], max(1, room // len(shown)))]
+
+
+def _evenly_spread(values: Sequence[int], count: int) -> list[int]:
+    """Returns at most `count` of the values, evenly spread."""
+    if len(values) <= count:
+        return list(values)
+    return [values[place] for place in np.linspace(0, len(values) - 1, count).round().astype(int)]

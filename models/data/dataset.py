@@ -1,7 +1,7 @@
 """Interface of a data set: three splits of images or tensors with their targets, and the metadata of an exported
 file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
@@ -33,6 +33,22 @@ class Split(Protocol):
         Or a tensor with its class; the tensor has the axes and the dtype of its `TensorInput`.
         """
         ...
+
+
+class Subset:
+    """Samples of a split, in the order of `indices`."""
+
+    def __init__(self, split: Split, indices: Sequence[int]) -> None:
+        self.split, self.indices = split, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def size(self, index: int) -> tuple[int, ...]:
+        return self.split.size(self.indices[index])
+
+    def __getitem__(self, index: int) -> tuple[Sample, Target]:
+        return self.split[self.indices[index]]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convoy.models.data.names import is_data, one
+from convoy.models.data.files import is_data, nfc
 from convoy.models.errors import BadData
 from convoy.service.errors import BadImage
 from convoy.service.images import decode
@@ -25,7 +25,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 GREY_MODES = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L")
 EXIF = b"Exif\0\0"
-MANY = "more pixels than Pillow takes for harmless"
+MANY = "more pixels than Pillow's limit"
 # From the stored orientation to the displayed one (EXIF 2.32, section 4.6.4).
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -61,11 +61,11 @@ def files(folder: Path, below: bool = False) -> list[Path]:
     Includes images in formats that Pillow does not open, such as HEIC, and dangling links: reading them reports the
     fault.
     """
-    known = _extensions()
+    extensions = _extensions()
     return sorted(
         path
         for path in (folder.rglob("*") if below else folder.iterdir())
-        if (path.suffix.lower() in known or _called_picture(path))
+        if (path.suffix.lower() in extensions or _called_picture(path))
         and is_data(path.relative_to(folder))
         and (path.is_file() or (path.is_symlink() and not path.is_dir()))
     )
@@ -76,7 +76,7 @@ def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
     name."""
     images: dict[str, Path] = {}
     for path in paths:
-        name = one(path.stem)
+        name = nfc(path.stem)
         if name in images:
             raise BadData(f"{images[name]} and {path} have the same name, want one picture for a mask")
         images[name] = path
@@ -87,9 +87,9 @@ def header(path: Path) -> Header:
     """Returns what an image's header contains, without decoding pixels. Raises BadData."""
     data = _served(path)
     if data is not None:
-        found = _inspected(path, data)
-        return Header(found.height, found.width, found.grey)
-    with opened(path) as image:
+        inspected = _inspected(path, data)
+        return Header(inspected.height, inspected.width, inspected.grey)
+    with open_image(path) as image:
         width, height = reversed(image.size) if is_turned(_orientation(image)) else image.size
         return Header(height, width, image.mode in GREY_MODES)
 
@@ -104,7 +104,7 @@ def read(path: Path, colour: Literal["RGB", "L"]) -> NDArray[np.uint8]:
             return np.require(decode.decode(data, colour, MAX_SIDE**2).pixels, requirements=["C", "W"])
         except BadImage as error:
             raise _unreadable(path, error) from error
-    with opened(path) as image:
+    with open_image(path) as image:
         turn = TURNS.get(_orientation(image))
         pixels = _opaque(_eight_bits(path, image))
         if pixels.mode != colour:
@@ -117,7 +117,7 @@ def read(path: Path, colour: Literal["RGB", "L"]) -> NDArray[np.uint8]:
 
 def mask_header(path: Path) -> MaskHeader:
     """Returns a mask file's size and palette, without decoding pixels. Raises BadData."""
-    with opened(path) as image:
+    with open_image(path) as image:
         flat = image.getpalette("RGB") if image.mode == "P" else None
         palette = [(red, green, blue) for red, green, blue in zip(*[iter(flat or [])] * 3, strict=True)]
         return MaskHeader(image.height, image.width, palette)
@@ -145,12 +145,12 @@ def _served(path: Path) -> bytes | None:
 def _inspected(path: Path, data: bytes) -> decode.Header:
     # The limit is that of the other formats; a server's limit is a setting of its own.
     try:
-        found = decode.inspect(data, MAX_SIDE**2)
+        header = decode.inspect(data, MAX_SIDE**2)
     except BadImage as error:
         raise _unreadable(path, error) from error
-    if Image.MAX_IMAGE_PIXELS and found.height * found.width > 2 * Image.MAX_IMAGE_PIXELS:
+    if Image.MAX_IMAGE_PIXELS and header.height * header.width > 2 * Image.MAX_IMAGE_PIXELS:
         raise BadData(f"{path} cannot be read ({MANY}), want a picture")
-    return found
+    return header
 
 
 def _unreadable(path: Path, error: BadImage) -> BadData:
@@ -158,7 +158,7 @@ def _unreadable(path: Path, error: BadImage) -> BadData:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
+def open_image(path: Path) -> Iterator[Image.Image]:
     """Opens an image without decoding its pixels. Exceptions inside the block become BadData, too."""
     try:
         with Image.open(path) as image:
@@ -167,8 +167,8 @@ def opened(path: Path) -> Iterator[Image.Image]:
         raise
     except Exception as error:  # decoders raise exceptions of any class
         many = MANY if isinstance(error, Image.DecompressionBombError) else None
-        strange = "of a kind that Pillow does not open" if path.suffix.lower() not in _extensions() else None
-        why = getattr(error, "strerror", None) or many or strange or "damaged, or no picture"
+        unsupported = "of a kind that Pillow does not open" if path.suffix.lower() not in _extensions() else None
+        why = getattr(error, "strerror", None) or many or unsupported or "damaged, or no picture"
         raise BadData(f"{path} cannot be read ({why}), want a picture") from error
 
 

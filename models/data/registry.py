@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from convoy.models import late
-from convoy.models.data.bad_files import Report, refuse, tell
+from convoy.models import registry
+from convoy.models.data.files import Report, print_faults, raise_first
 from convoy.models.data.formats import table
 from convoy.models.data.formats.coding import Coding, of_source, source
 from convoy.models.errors import BadTraining
@@ -15,48 +15,48 @@ if TYPE_CHECKING:
     from convoy.models.data.dataset import DataSet, Split, SplitName
 
 
-def _built_in(module: str) -> "Callable[[], DataSet]":
-    """Returns the loader of a module in `builtin`. The import, which includes scikit-learn, happens when the data is
-    loaded."""
+def _built_in(path: str) -> "Callable[[], DataSet]":
+    """Returns the function that `path` names, below `builtin`. Its import, which includes scikit-learn, happens when
+    the data is loaded."""
 
-    def load() -> "DataSet":
-        found: DataSet = late.named(f"data.builtin.{module}:load")()
-        return found
+    def load_built_in() -> "DataSet":
+        data: DataSet = registry.imported(f"data.builtin.{path}")()
+        return data
 
-    return load
+    return load_built_in
 
 
 DATA: "dict[str, Callable[[], DataSet]]" = {
-    "digits": _built_in("digits"),
-    "digit-scenes": _built_in("scenes"),
-    "aerial": _built_in("aerial"),
-    "gait": _built_in("waveforms"),
-    "motions": _built_in("clips"),
-    "permuted-digits": _built_in("permuted"),
+    "digits": _built_in("digits:load"),
+    "digit-scenes": _built_in("scenes:load"),
+    "aerial": _built_in("aerial:load"),
+    "gait": _built_in("waveforms:load"),
+    "motions": _built_in("clips:load"),
+    "permuted-digits": _built_in("digits:load_permuted"),
 }
 
 
 def resolve(text: str, coding: Coding | None = None) -> str:
     """Returns the text by which a run records its data: a built-in name unchanged, or the absolute path of a folder or
     CSV file and the coding of its masks. Raises BadTraining."""
-    path, noted = of_source(text)
-    coding = coding or noted
+    path, recorded = of_source(text)
+    coding = coding or recorded
     if path in DATA:
         if coding is not None:
-            raise BadTraining(f"--mask-{coding.kind} says how masks of one's own are read, {path} has none")
+            raise BadTraining(f"--mask-{coding.kind} describes users' own masks, {path} has none")
         return path
-    if not _lies(Path(path)):
+    if not _exists(Path(path)):
         raise _unknown(path)
     return source(Path(path).resolve(), coding)
 
 
-def moved(text: str, before: str) -> str:
+def resolve_replacement(text: str, before: str) -> str:
     """Returns what `resolve` returns for data that replaces other data. Its masks have the same coding, unless `text`
     contains one. Raises BadTraining."""
     return resolve(text, None if text in DATA or of_source(text)[1] else of_source(before)[1])
 
 
-def shown(name: str) -> str:
+def display_name(name: str) -> str:
     """Returns the name of a data set without its parent folders, which may be private."""
     return name if name in DATA else Path(of_source(name)[0]).name.removesuffix(table.SUFFIX)
 
@@ -64,25 +64,18 @@ def shown(name: str) -> str:
 def data_set(name: str, strict: bool = False) -> "DataSet":
     """Returns the data set that `resolve` named. Reports a user's images that training cannot use on stderr and leaves
     them out; with `strict`, raises BadData instead. Raises BadTraining, BadData."""
-    return loaded(name, _report(strict))
+    return load(name, _report(strict))
 
 
-def loaded(name: str, report: Report) -> "DataSet":
+def load(name: str, report: Report) -> "DataSet":
     """Returns the data set that `resolve` named. Passes a user's images that training cannot use to `report`. Raises
     BadTraining, BadData."""
     if name in DATA:
         return DATA[name]()
-    path, coding = _there(name)
+    path, coding = _located(name)
     from convoy.models.data.formats import sources  # noqa: PLC0415  names must not wait for Pillow
 
     return sources.load(path, report, coding)
-
-
-def held_out(
-    name: str, task: Task, colour: Literal["RGB", "L"] | None, labels: list[str], strict: bool = False
-) -> "Split":
-    """Returns the test split of a data set, as `split_of` does."""
-    return split_of(name, "test", task, colour, labels, strict)
 
 
 def split_of(
@@ -100,8 +93,8 @@ def split_of(
     """
     if name not in DATA:
         if colour is None:
-            raise BadTraining(f"{name} is a folder of images, the network takes none")
-        path, coding = _there(name)
+            raise BadTraining(f"{name} is a folder of images, the network does not accept images")
+        path, coding = _located(name)
         from convoy.models.data.formats import sources  # noqa: PLC0415  names must not wait for Pillow
 
         return sources.split(path, split, task, colour, labels, _report(strict), coding)
@@ -112,23 +105,22 @@ def split_of(
 
 
 def _report(strict: bool) -> Report:
-    return refuse if strict else tell
+    return raise_first if strict else print_faults
 
 
-def _lies(path: Path) -> bool:
-    return path.is_dir() or table.found(path)
+def _exists(path: Path) -> bool:
+    return path.is_dir() or table.detects(path)
 
 
-def _there(name: str) -> tuple[Path, Coding | None]:
+def _located(name: str) -> tuple[Path, Coding | None]:
     text, coding = of_source(name)
     path = Path(text)
     if not path.is_absolute():
         raise _unknown(name)
-    if not _lies(path):
+    if not _exists(path):
         kind = "file" if path.suffix == table.SUFFIX else "folder"
         raise BadTraining(
-            f"there is no {kind} {path} any more, want its pictures: say where they are with --data DIR, "
-            "or export --without-data"
+            f"there is no {kind} {path} any more: specify its location with --data DIR, or export --without-data"
         )
     return path, coding
 

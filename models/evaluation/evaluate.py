@@ -1,7 +1,10 @@
-"""Evaluation of a trained network on held-out data."""
+"""Evaluation of a trained network on held-out data, also by image size, to show whether small images score worse."""
 
+import bisect
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -9,20 +12,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from convoy.models import threads
+from convoy.models import runtime
 from convoy.models.checkpoint import Description
-from convoy.models.data.batches import indexed
+from convoy.models.data.batches import Batch, indexed
 from convoy.models.data.dataset import IGNORE, Split, SplitName
-from convoy.models.data.loading import Batch
-from convoy.models.evaluation.answerer import Answerer, Answers, of_network, of_path
-from convoy.models.evaluation.boundary import BoundaryF1
-from convoy.models.evaluation.calibration import MaskCalibrationError
-from convoy.models.evaluation.classes import ClassScores, class_scores
-from convoy.models.evaluation.metrics import ALONE, confusion, scores
-from convoy.models.evaluation.slices import names, place, side, thirds
+from convoy.models.evaluation.metrics import (
+    ALONE,
+    BoundaryF1,
+    ClassScores,
+    MaskCalibrationError,
+    class_scores,
+    confusion,
+    scores,
+)
+from convoy.models.evaluation.predictor import Predictions, Predictor, of_network, of_path
 from convoy.service.metadata import InputSpec
 
 BATCH_SIZE = 32
+
+SLICE_NAMES = ("small", "medium", "large")
 
 
 @dataclass(frozen=True)
@@ -42,16 +50,16 @@ class Example:
     index: int
     score: float
     true: int | None = None
-    answered: int | None = None
+    predicted: int | None = None
     confidence: float | None = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """`scores` by name, 0..1, as defined by `convoy.models.evaluation.metrics.scores`, over `images` images or tensors;
-    `confusion[true, answered]` counts images or pixels. `slices` is empty if all images have one size."""
+    `confusion[true, predicted]` counts images or pixels. `slices` is empty if all images have one size."""
 
-    network: Answerer
+    network: Predictor
     split: SplitName
     images: int
     scores: dict[str, float]
@@ -71,7 +79,7 @@ def evaluate_file(
 ) -> Evaluation:
     """Evaluates a checkpoint or exported file on the whole test split of its data, or of other data with the same
     classes. Raises BadCheckpoint, BadNetworkFile, BadTraining, BadData."""
-    threads.limit()
+    runtime.limit_threads()
     return measure(of_path(path, data), bounds=bounds, strict=strict)
 
 
@@ -81,26 +89,26 @@ def evaluate(description: Description, network: nn.Module) -> Evaluation:
 
 
 def measure(
-    network: Answerer, split: SplitName = "test", bounds: Sequence[float] | None = None, strict: bool = False
+    network: Predictor, split: SplitName = "test", bounds: Sequence[float] | None = None, strict: bool = False
 ) -> Evaluation:
     """Evaluates a network on a whole split, with images preprocessed as in serving.
 
     `bounds` are the sides in pixels that divide images into slices by size; by default thirds. An unreadable picture is
     skipped; with `strict` it raises BadData.
     """
-    threads.limit()
+    runtime.limit_threads()
     images = network.split(split, strict)
-    places, slices = _places(images, network, bounds)
+    places, slices = _slices_of(images, network, bounds)
     whole = _Tally(network)
     parts = [_Tally(network) for _ in slices]
     examples: list[Example] = []
     for indices, batch in indexed(images, network.spec, BATCH_SIZE):
-        answers = network.answer(batch.images)
-        whole.update(answers, batch.targets)
+        predictions = network.predict(batch.images)
+        whole.update(predictions, batch.targets)
         for number, part in enumerate(parts):
             chosen = torch.tensor([places[index] == number for index in indices])
-            part.update(answers.of(chosen), batch.targets[chosen])
-        examples += _examples(indices, answers.best, batch)
+            part.update(predictions.of(chosen), batch.targets[chosen])
+        examples += _examples(indices, predictions.best, batch)
     counts = whole.confusion()
     return Evaluation(
         network=network,
@@ -117,63 +125,96 @@ def measure(
     )
 
 
+def side(size: Sequence[int]) -> float:
+    """Returns the size of an image (height, width): the side in pixels of a square of the same area."""
+    return math.sqrt(size[0] * size[1])
+
+
+def thirds(sides: Sequence[float]) -> list[float]:
+    """Returns the sides that bound the smallest third and two thirds of the images. Images of one size stay together,
+    so the thirds may be unequal; no bounds if all have one size."""
+    ordered = sorted(sides)
+    bounds = [ordered[math.ceil(len(ordered) * share) - 1] for share in (1 / 3, 2 / 3)]
+    return sorted({bound for bound in bounds if bound < ordered[-1]})
+
+
+def slice_of(side: float, bounds: Sequence[float]) -> int:
+    """Returns the index of an image's slice: up to the first bound, up to the second, and so on."""
+    return bisect.bisect_left(bounds, side)
+
+
+def slice_names(bounds: Sequence[float]) -> list[str]:
+    """Returns the slices' names, in order: one more than there are bounds."""
+    if not bounds:
+        return ["all"]
+    texts = [f"{bound:.4g}" for bound in bounds]
+    spans = [f"up to {texts[0]}", *(f"{low} to {high}" for low, high in pairwise(texts))]
+    spans = [f"{span} px" for span in [*spans, f"above {texts[-1]}"]]
+    if len(spans) == len(SLICE_NAMES):
+        return [f"{name}, {span}" for name, span in zip(SLICE_NAMES, spans, strict=True)]
+    return spans
+
+
 class _Tally:
     """Accumulates the scores of images."""
 
-    def __init__(self, network: Answerer) -> None:
+    def __init__(self, network: Predictor) -> None:
         self.images = 0
-        self.sure = False  # whether masks have confidences
+        self.has_confidence = False  # whether masks have confidences
         self.calibration = MaskCalibrationError(IGNORE, **ALONE)
         self.scores, self.counts = (
             scores(network.task, len(network.labels)),
             confusion(network.task, len(network.labels)),
         )
 
-    def update(self, answers: Answers, targets: Tensor) -> None:
+    def update(self, predictions: Predictions, targets: Tensor) -> None:
         if not len(targets):
             return
         self.images += len(targets)
-        self.scores.update(answers.best, targets)
-        self.counts.update(answers.best, targets)
-        if answers.confidence is not None:
-            self.sure = True
-            self.calibration.update(answers.best, answers.confidence, targets)
+        self.scores.update(predictions.best, targets)
+        self.counts.update(predictions.best, targets)
+        if predictions.confidence is not None:
+            self.has_confidence = True
+            self.calibration.update(predictions.best, predictions.confidence, targets)
 
     def compute(self) -> dict[str, float]:
         if not self.images:
             return {}
-        found = {**self.scores.compute(), **({"calibration_error": self.calibration.compute()} if self.sure else {})}
-        return {name: float(value) for name, value in found.items()}
+        scores = {
+            **self.scores.compute(),
+            **({"calibration_error": self.calibration.compute()} if self.has_confidence else {}),
+        }
+        return {name: float(value) for name, value in scores.items()}
 
     def confusion(self) -> NDArray[np.int64]:
         return np.asarray(self.counts.compute().numpy())
 
     def boundary(self) -> list[float | None] | None:
-        found = [metric.per_class() for metric in self.scores.values() if isinstance(metric, BoundaryF1)]
-        return found[0] if found else None
+        per_class = [metric.per_class() for metric in self.scores.values() if isinstance(metric, BoundaryF1)]
+        return per_class[0] if per_class else None
 
 
-def _places(images: Split, network: Answerer, bounds: Sequence[float] | None) -> tuple[list[int], list[str]]:
+def _slices_of(images: Split, network: Predictor, bounds: Sequence[float] | None) -> tuple[list[int], list[str]]:
     if not isinstance(network.spec, InputSpec):
         return [], []
     sides = [side(images.size(index)) for index in range(len(images))]
     bounds = thirds(sides) if bounds is None else bounds
-    return [place(each, bounds) for each in sides], names(bounds) if bounds else []
+    return [slice_of(each, bounds) for each in sides], slice_names(bounds) if bounds else []
 
 
-def _examples(indices: Sequence[int], answers: Tensor, batch: Batch) -> Iterator[Example]:
-    if answers.is_floating_point():
-        confidence, answered = answers.max(dim=1)
-        right = answers.gather(1, batch.targets[:, None])[:, 0]
-        columns = (right.tolist(), batch.targets.tolist(), answered.tolist(), confidence.tolist())
+def _examples(indices: Sequence[int], predictions: Tensor, batch: Batch) -> Iterator[Example]:
+    if predictions.is_floating_point():
+        confidence, predicted = predictions.max(dim=1)
+        right = predictions.gather(1, batch.targets[:, None])[:, 0]
+        columns = (right.tolist(), batch.targets.tolist(), predicted.tolist(), confidence.tolist())
         yield from (Example(*row) for row in zip(indices, *columns, strict=True))
         return
-    for index, mask, target in zip(indices, answers, batch.targets, strict=True):
+    for index, mask, target in zip(indices, predictions, batch.targets, strict=True):
         yield Example(index, _mean_iou(mask[target != IGNORE].long(), target[target != IGNORE]))
 
 
-def _mean_iou(answered: Tensor, true: Tensor) -> float:
-    classes = 1 + max(int(each.max(initial=0)) for each in (answered.numpy(), true.numpy()))
-    counts = torch.bincount(classes * true + answered, minlength=classes**2).view(classes, classes)
+def _mean_iou(predicted: Tensor, true: Tensor) -> float:
+    classes = 1 + max(int(each.max(initial=0)) for each in (predicted.numpy(), true.numpy()))
+    counts = torch.bincount(classes * true + predicted, minlength=classes**2).view(classes, classes)
     right, union = counts.diagonal(), counts.sum(0) + counts.sum(1) - counts.diagonal()
     return float((right[union > 0] / union[union > 0]).mean()) if len(true) else 1.0

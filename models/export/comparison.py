@@ -13,18 +13,17 @@ from numpy.typing import NDArray
 
 from convoy.models import runtime
 from convoy.models.checkpoint import Description
-from convoy.models.data.batches import loader
+from convoy.models.data.batches import Batch, loader
 from convoy.models.data.builtin.generated import generated
-from convoy.models.data.loading import Batch
 from convoy.models.evaluation.metrics import measures
 from convoy.models.runtime import CPU, Session
 from convoy.service.metadata import Precision, Task
 
 BATCH_SIZE = 16
 BATCHES = (1, 2, 4, 8, 16, 32)  # batch sizes that are timed
-MOST_NUMBERS = 8 << 20  # per timed batch, pixels times channels; about the default limit in serving
+MAX_NUMBERS = 8 << 20  # per timed batch, pixels times channels; about the default limit in serving
 SIZE_SECONDS = 1.5  # for the runs of one batch size, over all graphs
-FEWEST_ROUNDS, MOST_ROUNDS = 3, 31
+MIN_ROUNDS, MAX_ROUNDS = 3, 31
 
 Graphs = Mapping[Precision, onnx.ModelProto]
 Sessions = Mapping[Precision, Session]
@@ -52,7 +51,7 @@ def qualities(running: Sessions, description: Description) -> dict[Precision, Qu
     for images, targets in _batches(description):
         reference = None
         for precision, session in running.items():
-            outputs = session.run(None, {description.takes.name: images.numpy()})
+            outputs = session.run(None, {description.as_tensor.name: images.numpy()})
             reference = outputs if reference is None else reference
             tallies[precision].add(outputs, reference, targets)
     return {precision: tally.quality() for precision, tally in tallies.items()}
@@ -61,10 +60,10 @@ def qualities(running: Sessions, description: Description) -> dict[Precision, Qu
 def image_times(running: Sessions, description: Description) -> dict[Precision, dict[int, float]]:
     """Returns median milliseconds per image by batch size. The graphs run in turns, so a slow moment affects all."""
     first = next(iter(_batches(description))).images[:1].numpy()
-    sizes = [size for size in BATCHES if size == 1 or size * first.size <= MOST_NUMBERS]
+    sizes = [size for size in BATCHES if size == 1 or size * first.size <= MAX_NUMBERS]
     times: dict[Precision, dict[int, float]] = {precision: {} for precision in running}
     for size in sizes:
-        inputs = {description.takes.name: np.repeat(first, size, axis=0)}
+        inputs = {description.as_tensor.name: np.repeat(first, size, axis=0)}
         for precision, spans in _spans(running, inputs).items():
             times[precision][size] = 1000 * statistics.median(spans) / size
     return times
@@ -74,8 +73,10 @@ def processor(running: Sessions) -> str:
     """Returns the CPU that the sessions run on, such as "AMD EPYC, 2 threads"; empty if they do not run on a CPU."""
     if provider(running) != CPU:
         return ""
-    names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
-    return f"{names[0] if names else 'unknown'}, {_threads()} threads"
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else 'unknown'}, {torch.get_num_threads()} threads"
 
 
 def provider(running: Sessions) -> str:
@@ -90,31 +91,31 @@ class _Tally:
     def __init__(self, description: Description) -> None:
         self.task: Task = description.task
         self.scores = measures(description.task, len(description.labels)) if description.data else None
-        self.images = self.same = self.answers = 0
+        self.images = self.same = self.predictions = 0
         self.difference = 0.0
 
     def add(self, outputs: list[NDArray[Any]], reference: list[NDArray[Any]], targets: torch.Tensor) -> None:
-        answers = _answers(self.task, outputs[0])
+        predictions = _predictions(self.task, outputs[0])
         self.images += len(targets)
-        self.answers += answers.size
-        self.same += int((answers == _answers(self.task, reference[0])).sum())
+        self.predictions += predictions.size
+        self.same += int((predictions == _predictions(self.task, reference[0])).sum())
         # numpy's max propagates NaN.
         self.difference = float(np.max([self.difference, np.abs(_shares(outputs) - _shares(reference)).max()]))
         if self.scores is not None:
-            given = outputs[0] if self.task == "classification" else outputs[0].astype(np.int64)
-            self.scores.update(torch.from_numpy(given), targets)
+            first = outputs[0] if self.task == "classification" else outputs[0].astype(np.int64)
+            self.scores.update(torch.from_numpy(first), targets)
 
     def quality(self) -> Quality:
         scores = {} if self.scores is None else self.scores.compute()
         return Quality(
             self.images,
             {name: float(value) for name, value in scores.items()},
-            self.same / self.answers,
+            self.same / self.predictions,
             self.difference,
         )
 
 
-def _answers(task: Task, first: NDArray[Any]) -> NDArray[Any]:
+def _predictions(task: Task, first: NDArray[Any]) -> NDArray[Any]:
     return first.argmax(axis=1) if task == "classification" else first
 
 
@@ -137,21 +138,12 @@ def _spans(running: Sessions, inputs: dict[str, NDArray[Any]]) -> dict[Precision
             session.run(None, inputs)
             spans[precision].append(time.perf_counter() - start)
     # A session's first run of a size also allocates.
-    return {precision: taken[1:] for precision, taken in spans.items()}
+    return {precision: seconds[1:] for precision, seconds in spans.items()}
 
 
 def _rounds() -> Iterator[int]:
     start = time.perf_counter()
-    for count in range(MOST_ROUNDS + 1):
-        if count > FEWEST_ROUNDS and time.perf_counter() - start > SIZE_SECONDS:
+    for count in range(MAX_ROUNDS + 1):
+        if count > MIN_ROUNDS and time.perf_counter() - start > SIZE_SECONDS:
             return
         yield count
-
-
-def _threads() -> int:
-    return torch.get_num_threads()
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.is_file() else []

@@ -16,14 +16,14 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from convoy.models import checkpoint, threads
+from convoy.models import checkpoint, runtime
 from convoy.models.checkpoint import Description
-from convoy.models.data.registry import moved, shown
+from convoy.models.data.registry import display_name, resolve_replacement
 from convoy.models.errors import VariantRefused
 from convoy.models.evaluation.evaluate import evaluate
 from convoy.models.export import parity, publish, variants
-from convoy.models.export.plan import DEFAULT, Plan
 from convoy.models.graph import served
+from convoy.models.settings import DEFAULT_PLAN, Plan
 from convoy.service import metadata
 from convoy.service.metadata import AxisName, Document, Parity, Precision, Provenance, Variant
 from convoy.service.repository import MODEL_FILE
@@ -67,7 +67,7 @@ def export(
     name: str | None = None,
     data: str | None = None,
     precision: Precision = "fp32",
-    plan: Plan = DEFAULT,
+    plan: Plan = DEFAULT_PLAN,
 ) -> Exported:
     """Exports the network of a checkpoint as the next version of a model, by default named for its architecture.
 
@@ -98,10 +98,10 @@ def trace(path: Path, data: str | None = None) -> Traced:
 
     Raises BadCheckpoint, BadTraining, BadData, ParityRefused.
     """
-    threads.limit()
+    runtime.limit_threads()
     description, network = checkpoint.load(path)
     if data is not None:
-        description = msgspec.structs.replace(description, data=data and moved(data, description.data))
+        description = msgspec.structs.replace(description, data=data and resolve_replacement(data, description.data))
     graph = onnx_graph(description, network)
     return Traced(description, network, graph, parity.check(graph, description, network))
 
@@ -119,21 +119,21 @@ def exported_from(path: Path, repository: Path, name: str) -> bool:
 def onnx_graph(description: Description, network: nn.Module) -> onnx.ModelProto:
     """Returns the served graph: `image` uint8 (N, H, W, C), or the description's tensor, to the task's `OUTPUTS`. N and
     the free axes are dynamic."""
-    taken = description.takes
+    tensor = description.as_tensor
     multiple = 1 if description.input is None else description.input.multiple
     module = served(description.task, description.normalisation(), network)
     # The example's sides differ from each other and from the batch: the exporter would merge equal dimensions. They are
     # large: it would treat a dimension that shrinks to 1 inside the network as a constant.
     blocks = max(4, EXAMPLE_SIDE // multiple)
-    shape = [axis.size or (blocks + 2 * place) * multiple for place, axis in enumerate(taken.axes)]
-    free = {place: DIMENSIONS[axis.name] for place, axis in enumerate(taken.axes, start=1) if axis.size is None}
+    shape = [axis.size or (blocks + 2 * place) * multiple for place, axis in enumerate(tensor.axes)]
+    free = {place: DIMENSIONS[axis.name] for place, axis in enumerate(tensor.axes, start=1) if axis.size is None}
     dynamic = {0: Dim("N", min=1), **{place: _multiples(name, multiple) for place, name in free.items()}}
     with _quiet():
         program = torch.onnx.export(
             module,
-            (torch.zeros(2, *shape, dtype=getattr(torch, taken.dtype)),),
+            (torch.zeros(2, *shape, dtype=getattr(torch, tensor.dtype)),),
             dynamo=True,
-            input_names=[taken.name],
+            input_names=[tensor.name],
             output_names=list(OUTPUTS[description.task]),
             dynamic_shapes=({**dynamic},),
             opset_version=OPSET,
@@ -190,7 +190,7 @@ def _document(
         tensor=description.tensor,
         provenance=Provenance(
             architecture=description.architecture,
-            data=shown(description.data),
+            data=display_name(description.data),
             commit=description.commit,
             metrics={name: round(score, 6) for name, score in scores.items()},
         ),

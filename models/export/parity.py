@@ -10,16 +10,15 @@ from torch import Tensor, nn
 
 from convoy.models import runtime
 from convoy.models.checkpoint import Description
-from convoy.models.data.batches import loader
+from convoy.models.data.batches import Batch, loader
 from convoy.models.data.builtin.generated import generated
-from convoy.models.data.loading import Batch
 from convoy.models.errors import ParityRefused
 from convoy.models.graph import served
 from convoy.models.segmentation.segnet import Pool
 from convoy.service import metadata
 from convoy.service.metadata import Parity
 
-FEWEST_IMAGES, MOST_IMAGES = 64, 256  # images that are compared
+MIN_IMAGES, MAX_IMAGES = 64, 256  # images that are compared
 BATCH_SIZE = 24
 MAX_DIFFERENCE = 1e-4  # of any probability
 MIN_MASK_AGREEMENT = 0.9999  # share of pixels
@@ -27,12 +26,12 @@ MAX_CONFIDENCE_STEPS = 1  # of 255: a difference below MAX_DIFFERENCE may still 
 
 
 class Difference(NamedTuple):
-    """Differences over some images; an answer is the class of an image or pixel."""
+    """Differences over some images; a prediction is the class of an image or pixel."""
 
     images: int
     probabilities: float  # largest absolute difference
     confidence_steps: int  # largest, of 255
-    answers: int
+    predictions: int
     same: int
 
 
@@ -48,15 +47,15 @@ def check(graph: onnx.ModelProto, description: Description, network: nn.Module) 
     step.
     """
     compare = (_classifier if description.task == "classification" else _segmenter)(graph, description, network)
-    found: list[Difference] = []
+    differences: list[Difference] = []
     with torch.inference_mode():
         for batch, _ in _batches(description):
-            found.append(compare(batch))
-            if sum(difference.images for difference in found) >= MOST_IMAGES:
+            differences.append(compare(batch))
+            if sum(difference.images for difference in differences) >= MAX_IMAGES:
                 break
-    images, probabilities, steps, answers, same = zip(*found, strict=True)
+    images, probabilities, steps, predictions, same = zip(*differences, strict=True)
     # numpy's max, unlike Python's, propagates NaN, which then fails the test.
-    total = Difference(sum(images), float(np.max(probabilities)), max(steps), sum(answers), sum(same))
+    total = Difference(sum(images), float(np.max(probabilities)), max(steps), sum(predictions), sum(same))
     return _judge(description, total)
 
 
@@ -64,14 +63,14 @@ def _batches(description: Description) -> Iterator[Batch]:
     if description.data:
         held_out = description.held_out()
         yield from loader(held_out, description.spec, BATCH_SIZE)
-        if len(held_out) >= FEWEST_IMAGES:
+        if len(held_out) >= MIN_IMAGES:
             return
     yield from loader(generated(description.spec), description.spec, BATCH_SIZE)
 
 
 def _judge(description: Description, total: Difference) -> Parity:
     classification = description.task == "classification"
-    agreement = total.same / total.answers
+    agreement = total.same / total.predictions
     complaints = []
     if not total.probabilities <= MAX_DIFFERENCE:
         complaints.append(f"probabilities differ by up to {total.probabilities:.3g}, want at most {MAX_DIFFERENCE:g}")
@@ -82,9 +81,7 @@ def _judge(description: Description, total: Difference) -> Parity:
     if total.confidence_steps > MAX_CONFIDENCE_STEPS:
         complaints.append(f"confidences differ by up to {total.confidence_steps} of 255, want {MAX_CONFIDENCE_STEPS}")
     if complaints:
-        raise ParityRefused(
-            f"onnxruntime and PyTorch are not shown to agree on {total.images} images: {'; '.join(complaints)}"
-        )
+        raise ParityRefused(f"onnxruntime and PyTorch disagree on {total.images} images: {'; '.join(complaints)}")
     return Parity(
         images=total.images,
         max_abs_difference=total.probabilities,
@@ -98,10 +95,10 @@ def _classifier(graph: onnx.ModelProto, description: Description, network: nn.Mo
     module = served(description.task, description.normalisation(), network)
 
     def compare(batch: Tensor) -> Difference:
-        ours = module(batch).numpy()
-        (theirs,) = session.run([metadata.PROBABILITIES], {description.takes.name: batch.numpy()})
-        same = int((ours.argmax(axis=1) == theirs.argmax(axis=1)).sum())
-        return Difference(len(batch), float(np.abs(ours - theirs).max()), 0, len(batch), same)
+        torch_output = module(batch).numpy()
+        (onnx_output,) = session.run([metadata.PROBABILITIES], {description.as_tensor.name: batch.numpy()})
+        same = int((torch_output.argmax(axis=1) == onnx_output.argmax(axis=1)).sum())
+        return Difference(len(batch), float(np.abs(torch_output - onnx_output).max()), 0, len(batch), same)
 
     return compare
 
@@ -110,40 +107,40 @@ def _segmenter(graph: onnx.ModelProto, description: Description, network: nn.Mod
     graph, logits, choices = _with_logits(graph)
     session = runtime.session(graph)
     pools = getattr(network, "pools", ())
-    assert len(pools) == len(choices), "a choice of the graph that nothing in the network answers to"
+    assert len(pools) == len(choices), "a choice of the graph without a counterpart in the network"
     pixels = description.normalisation()
     module = served(description.task, pixels, network)
 
     def compare(batch: Tensor) -> Difference:
         names = [logits, metadata.MASK, metadata.CONFIDENCE, *choices]
-        their_logits, their_mask, their_confidence, *chosen = session.run(names, {metadata.IMAGE: batch.numpy()})
+        onnx_logits, onnx_mask, onnx_confidence, *chosen = session.run(names, {metadata.IMAGE: batch.numpy()})
         hooks = [
             pool.register_forward_hook(_choosing(torch.from_numpy(c))) for pool, c in zip(pools, chosen, strict=True)
         ]
         mask, confidence = (tensor.numpy() for tensor in module(batch))
-        ours = torch.softmax(network(pixels(batch)), dim=1)
+        torch_probabilities = torch.softmax(network(pixels(batch)), dim=1)
         for hook in hooks:
             hook.remove()
-        theirs = torch.softmax(torch.from_numpy(their_logits), dim=1)
+        onnx_probabilities = torch.softmax(torch.from_numpy(onnx_logits), dim=1)
         return Difference(
             images=len(batch),
-            probabilities=float((ours - theirs).abs().max()),
-            confidence_steps=int(np.abs(confidence.astype(int) - their_confidence.astype(int)).max()),
-            answers=mask.size,
-            same=int((mask == their_mask).sum()),
+            probabilities=float((torch_probabilities - onnx_probabilities).abs().max()),
+            confidence_steps=int(np.abs(confidence.astype(int) - onnx_confidence.astype(int)).max()),
+            predictions=mask.size,
+            same=int((mask == onnx_mask).sum()),
         )
 
     return compare
 
 
-def _choosing(theirs: Tensor) -> Callable[[Pool, tuple[Tensor], tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
+def _choosing(choices: Tensor) -> Callable[[Pool, tuple[Tensor], tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
     """Returns a hook for a pool that records positions of maxima. Where candidates are equal up to rounding, runtimes
     choose differently; the hook makes the pool choose as onnxruntime did."""
 
     def choose(pool: Pool, inputs: tuple[Tensor], outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         best, winner = outputs
-        value = pool.blocks(*inputs).gather(2, theirs[:, :, None])[:, :, 0]
-        return best, torch.where(best - value <= MAX_DIFFERENCE, theirs, winner)
+        value = pool.blocks(*inputs).gather(2, choices[:, :, None])[:, :, 0]
+        return best, torch.where(best - value <= MAX_DIFFERENCE, choices, winner)
 
     return choose
 

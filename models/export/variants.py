@@ -1,24 +1,25 @@
-"""Variants of a network in lower precision: made from its fp32 graph, compared with it, refused if too inaccurate."""
+"""Variants of a network in lower precision: made from its fp32 graph, compared with it in a table, refused if too
+inaccurate."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import onnx
+from rich.table import Table
 
 from convoy.models.checkpoint import Description
 from convoy.models.data.batches import loader
 from convoy.models.data.builtin.generated import generated
-from convoy.models.data.dataset import Sample, Split, Target
+from convoy.models.data.dataset import Split, Subset
 from convoy.models.errors import VariantRefused
 from convoy.models.evaluation.metrics import LEADING
 from convoy.models.export import comparison
-from convoy.models.export.calibration import Inputs
 from convoy.models.export.comparison import Quality
-from convoy.models.export.fp16 import halved
-from convoy.models.export.int8 import quantised
-from convoy.models.export.plan import Plan
-from convoy.service.metadata import Precision, Variant
+from convoy.models.export.precision import Inputs, half_precision, quantised
+from convoy.models.runtime import CUDA
+from convoy.models.settings import Plan
+from convoy.service.metadata import Precision, Task, Variant
 
 HALF_IMAGES = 32  # images that determine which values are too large for half precision
 
@@ -47,7 +48,7 @@ def make(precision: Precision, graph: onnx.ModelProto, description: Description,
         case "fp32":
             return graph
         case "fp16":
-            return halved(graph, _inputs(description, _some(description), HALF_IMAGES))
+            return half_precision(graph, _inputs(description, _split(description), HALF_IMAGES))
         case "int8":
             return quantised(graph, calibration_batches(description, plan), plan.calibration)
 
@@ -56,7 +57,7 @@ def calibration_batches(description: Description, plan: Plan) -> Iterator[Inputs
     """Returns the calibration set: training images, evenly spread over their split and preprocessed as in serving.
     Raises VariantRefused if the weights have no data."""
     if not description.data:
-        raise VariantRefused("int8 is calibrated on training images, and there are none: want --data DATA")
+        raise VariantRefused("int8 is calibrated on training images, but there are none: want --data DATA")
     return _inputs(description, description.split("train"), plan.calibration_images)
 
 
@@ -71,18 +72,18 @@ def measure(graphs: dict[Precision, onnx.ModelProto], description: Description, 
         if precision != "fp32":
             where = comparison.provider(running), comparison.processor(running)
             variant = _variant(precision, description, plan, qualities, times, where)
-        complaint = "" if variant is None else judged(variant, plan.max_drop)
+        complaint = "" if variant is None else refusal(variant, plan.max_drop)
         outcomes[precision] = Outcome(graph, qualities[precision], times[precision], variant, complaint)
     return outcomes
 
 
-def judged(variant: Variant, max_drop: float) -> str:
+def refusal(variant: Variant, max_drop: float) -> str:
     """Returns why a variant may not be served; empty if it may. Without a score, each prediction that differs from
     fp32's counts as lost."""
     if not np.isfinite(variant.max_abs_difference):
-        return f"{variant.precision} answers numbers that are none: some of them are too large for it"
+        return f"{variant.precision} outputs values that are not finite: some exceed its range"
     if variant.drop is None:
-        lost, what = round(1 - variant.agreement, 6), f"changes {1 - variant.agreement:.4f} of the answers"
+        lost, what = round(1 - variant.agreement, 6), f"changes {1 - variant.agreement:.4f} of the predictions"
     else:
         lost, what = variant.drop, f"loses {variant.drop:.4f} of {variant.score}"
     if lost <= max_drop:
@@ -90,14 +91,50 @@ def judged(variant: Variant, max_drop: float) -> str:
     return f"{variant.precision} {what} on {variant.images} images, want at most {max_drop:g}: see --max-drop"
 
 
-def _some(description: Description) -> Split:
+def table(outcomes: Mapping[Precision, Outcome], task: Task) -> Table:
+    """Returns a row per variant. The second speed-up compares with fp32 at the best batch size of each."""
+    score = LEADING[task]
+    rows = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    columns = (
+        "variant",
+        "file KiB",
+        "ms alone",
+        "speed-up",
+        "best batch",
+        "ms an image",
+        "speed-up",
+        score,
+        "drop",
+        "same predictions",
+        "",
+    )
+    for name in columns:
+        rows.add_column(name, justify="left" if name in ("variant", "") else "right", no_wrap=True)
+    for precision, outcome in outcomes.items():
+        rows.add_row(*_cells(precision, outcome, score))
+    return rows
+
+
+def notes(outcomes: Mapping[Precision, Outcome]) -> list[str]:
+    """Returns where it was measured, and why variants are refused."""
+    measured = next((outcome.variant for outcome in outcomes.values() if outcome.variant is not None), None)
+    lines = [outcome.complaint for outcome in outcomes.values() if outcome.complaint]
+    if measured is not None:
+        lines.insert(0, f"measured with {', '.join(filter(None, (measured.provider, measured.processor)))}")
+        if "fp16" in outcomes and measured.provider != CUDA:
+            lines.insert(1, "fp16 is for CUDA: a CPU has no fp16 arithmetic and computes in fp32 between two casts")
+    return lines
+
+
+def _split(description: Description) -> Split:
     return description.split("train") if description.data else generated(description.spec)
 
 
 def _inputs(description: Description, split: Split, most: int) -> Iterator[Inputs]:
     # One by one: calibration keeps every activation of a batch in memory, and they may be large.
-    batches = loader(_Spread(split, most), description.spec, batch_size=1)
-    return ({description.takes.name: images.numpy()} for images, _ in batches)
+    spread = np.unique(np.linspace(0, len(split) - 1, most).round().astype(int)).tolist()
+    batches = loader(Subset(split, spread), description.spec, batch_size=1)
+    return ({description.as_tensor.name: images.numpy()} for images, _ in batches)
 
 
 def _variant(
@@ -131,18 +168,18 @@ def _calibrated(description: Description, plan: Plan) -> int:
     return min(plan.calibration_images, len(description.split("train")))
 
 
-class _Spread:
-    """A subset of a split, at most `most` samples, evenly spread."""
-
-    def __init__(self, split: Split, most: int) -> None:
-        self.split = split
-        self.indices: Sequence[Any] = np.unique(np.linspace(0, len(split) - 1, most).round().astype(int)).tolist()
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def size(self, index: int) -> tuple[int, ...]:
-        return self.split.size(self.indices[index])
-
-    def __getitem__(self, index: int) -> tuple[Sample, Target]:
-        return self.split[self.indices[index]]
+def _cells(precision: Precision, outcome: Outcome, score: str) -> list[str]:
+    variant, quality, best = outcome.variant, outcome.quality, outcome.best_batch
+    return [
+        precision,
+        f"{outcome.graph.ByteSize() / 1024:,.0f}",
+        f"{outcome.image_ms[1]:.2f}",
+        "" if variant is None else f"{variant.speed_up:.2f}",
+        str(best),
+        f"{outcome.image_ms[best]:.2f}",
+        "" if variant is None else f"{variant.batched_speed_up:.2f}",
+        f"{quality.scores[score]:.4f}" if quality.scores else "no data",
+        "" if variant is None or variant.drop is None else f"{variant.drop:z.4f}",
+        "" if variant is None else f"{quality.agreement:.3%}",
+        "refused" if outcome.complaint else "",
+    ]

@@ -1,4 +1,4 @@
-"""Keras weights, copied layer by layer in Keras' order."""
+"""Keras weights, copied layer by layer in Keras' order, also where it differs from the order of registration."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -6,6 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from convoy.models.blocks import Branches
+from convoy.models.classification.resnet import Bottleneck, ResNet
+from convoy.models.classification.vgg import VGG
 from convoy.models.errors import BadWeights
 from convoy.models.pretrained.keras_file import CONVOLUTION, DENSE, DEPTHWISE, NORM, SEPARABLE, Layers
 
@@ -56,8 +59,8 @@ def copy(layers: Layers, network: nn.Module, entries: Sequence[Entry]) -> None:
             raise BadWeights(f"the file has no {_kind(entry)} layer left for {name}, want {shapes}{hint}")
         layer = layers[_kind(entry)].popleft()
         if layer.shapes != [slot.shape for slot in slots]:
-            wanted = _listed(slot.shape for slot in slots)
-            raise BadWeights(f"layer {layer.name!r} of the file is {_listed(layer.shapes)}, want {wanted} for {name}")
+            expected = _listed(slot.shape for slot in slots)
+            raise BadWeights(f"layer {layer.name!r} of the file is {_listed(layer.shapes)}, want {expected} for {name}")
         with torch.no_grad():
             for slot, array in zip(slots, layer.weights, strict=True):
                 slot.target.copy_(slot.arrange(torch.from_numpy(array)))
@@ -66,6 +69,34 @@ def copy(layers: Layers, network: nn.Module, entries: Sequence[Entry]) -> None:
         raise BadWeights(f"layer {layer.name!r} of the file, {_listed(layer.shapes)}, has no place in this network")
     tensors = {name: tensor for name, tensor in network.state_dict(keep_vars=True).items() if tensor.ndim}
     assert filled == {id(tensor) for tensor in tensors.values()}, "the order left a layer of the network out"
+
+
+def vgg(network: nn.Module) -> list[Entry]:
+    assert isinstance(network, VGG)
+    first, *rest = registration_order(network.classifier)
+    assert isinstance(first, nn.Linear)
+    return [*registration_order(network.features), Flattened(first, network.grid), *rest]
+
+
+def resnet(network: nn.Module) -> list[Entry]:
+    """Returns the layers by depth. A shortcut's convolution has the depth of the last one beside it, but is created
+    before it."""
+    assert isinstance(network, ResNet)
+    modules: list[nn.Module] = [network.stem]
+    for block in network.modules():
+        if isinstance(block, Bottleneck):
+            modules += [block.step1, block.step2, block.shortcut, block.step3]
+    return [entry for module in (*modules, network.classifier) for entry in registration_order(module)]
+
+
+def by_depth(network: nn.Module) -> list[Entry]:
+    """Returns the layers of a network with parallel branches, those farthest above the output first.
+
+    Keras sorts `model.layers` by the length of the longest path to the output, so branches are aligned at their ends.
+    At equal distance, the earlier branch comes first, as in registration order here.
+    """
+    entries, _ = _above(network, 0)
+    return [entry for _, entry in sorted(entries, key=lambda pair: -pair[0])]
 
 
 class _Slot(NamedTuple):
@@ -140,3 +171,18 @@ def _is_pair(first: nn.Module, second: nn.Module) -> bool:
 
 def _listed(shapes: Iterable[tuple[int, ...]]) -> str:
     return " ".join("x".join(map(str, shape)) for shape in shapes)
+
+
+def _above(module: nn.Module, depth: int) -> tuple[list[tuple[int, Entry]], int]:
+    """Returns the layers inside, each with its depth, and the depth of the layer before the module."""
+    if isinstance(module, Branches):
+        ends = [_above(branch, depth + 1) for branch in module]
+        return [pair for entries, _ in ends for pair in entries], max(above for _, above in ends)
+    children = list(module.children())
+    if not children or registration_order(module) == [module]:
+        return [(depth, entry) for entry in registration_order(module)], depth + 1
+    entries: list[tuple[int, Entry]] = []
+    for child in reversed(children):
+        inside, depth = _above(child, depth)
+        entries = inside + entries
+    return entries, depth

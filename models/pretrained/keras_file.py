@@ -54,25 +54,25 @@ def _by_class(layers: Any, path: str) -> Layers:
     for key in layers:
         kind, _, number = key.rpartition("_") if re.search(r"_\d+$", key) else (key, "", "0")
         numbered.append((kind, int(number), key))
-    found: Layers = {}
+    layers_by_kind: Layers = {}
     for kind, _, key in sorted(numbered):
         if "layers" in layers[key]:
-            raise BadWeights(f"layer {key!r} of the file is a network of its own, want one flat network")
+            raise BadWeights(f"layer {key!r} of the file is a nested network, want one flat network")
         variables = layers[key].get("vars", {})
         if len(variables):
             arrays = [_array(variables[index], path) for index in sorted(variables, key=int)]
-            found.setdefault(kind, deque()).append(Layer(str(variables.attrs.get("name", key)), arrays))
-    return found
+            layers_by_kind.setdefault(kind, deque()).append(Layer(str(variables.attrs.get("name", key)), arrays))
+    return layers_by_kind
 
 
 def _by_rank(group: Any, names: list[str], path: str) -> Layers:
-    found: Layers = {}
+    layers_by_kind: Layers = {}
     for name in names:
         arrays = [_array(group[name][weight], path) for weight in _texts(group[name], "weight_names")]
         if arrays:
-            found.setdefault(_kind(name, arrays), deque()).append(Layer(name, arrays))
-    found[DEPTHWISE] = found.setdefault(CONVOLUTION, deque())
-    return found
+            layers_by_kind.setdefault(_kind(name, arrays), deque()).append(Layer(name, arrays))
+    layers_by_kind[DEPTHWISE] = layers_by_kind.setdefault(CONVOLUTION, deque())
+    return layers_by_kind
 
 
 def _kind(name: str, arrays: list[NDArray[np.float32]]) -> str:
@@ -103,5 +103,5 @@ def _texts(group: Any, name: str) -> list[str]:
 def _array(dataset: Any, path: str) -> NDArray[np.float32]:
     # HDF5 can reference other files of this machine; weights have no need to.
     if dataset.external or dataset.is_virtual or dataset.file.filename != path:
-        raise BadWeights(f"array {dataset.name!r} of the file lies in another file, want one file with everything")
+        raise BadWeights(f"array {dataset.name!r} of the file is in another file, want one complete file")
     return np.asarray(dataset, np.float32)

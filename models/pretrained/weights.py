@@ -12,8 +12,7 @@ from convoy.models import paths, registry
 from convoy.models.checkpoint import Description
 from convoy.models.errors import BadWeights
 from convoy.models.pretrained import keras, keras_file, torchvision
-from convoy.models.pretrained.preprocessing import PREPROCESSING, PixelForm
-from convoy.models.pretrained.registry import KERAS, TORCHVISION, Published, PublishedState
+from convoy.models.pretrained.registry import KERAS, PREPROCESSING, TORCHVISION, PixelForm, Published, PublishedState
 from convoy.models.registry import Argument
 from convoy.models.training.run import commit
 from convoy.service.text import NoText, decoded
@@ -48,10 +47,10 @@ def adopt(
     paths.check_weights(path)
     library = "Keras" if h5py.is_hdf5(path) else "torchvision"
     row = _row(architecture, library)
-    given = registry.merged(architecture, {**row.arguments, **(arguments or {})})
+    merged = registry.merged(architecture, {**row.arguments, **(arguments or {})})
 
     def build(classes: int) -> nn.Module:
-        return registry.build(architecture, CHANNELS, classes, given, size)
+        return registry.build(architecture, CHANNELS, classes, merged, size)
 
     from_file = _from_keras(path, row, build) if isinstance(row, Published) else _from_torchvision(path, row, build)
     network, classes = from_file
@@ -59,7 +58,7 @@ def adopt(
     mean, std, order = PREPROCESSING[name]
     description = Description(
         architecture=architecture,
-        arguments=given,
+        arguments=merged,
         task=task,
         input=registry.input_spec(architecture, network, "RGB", size),
         data="",
@@ -87,7 +86,9 @@ def read_labels(path: Path) -> list[str]:
 def _row(architecture: str, library: str) -> Published | PublishedState:
     table: Mapping[str, Published | PublishedState] = KERAS if library == "Keras" else TORCHVISION
     if architecture not in table:
-        raise BadWeights(f"{architecture} is not among the networks taken from {library}: {', '.join(table)}")
+        raise BadWeights(
+            f"{architecture} is not among the networks that can be adopted from {library}: {', '.join(table)}"
+        )
     return table[architecture]
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from convoy.models import checkpoint
 from convoy.models.analysis.summary import inspect_file
-from convoy.models.data.registry import shown
+from convoy.models.data.registry import display_name
 from convoy.models.errors import BadRun
 from convoy.models.evaluation.evaluate import evaluate_file
 from convoy.models.evaluation.metrics import LEADING
 from convoy.models.report import curves, page
-from convoy.models.report.runs import Run, several
+from convoy.models.report.runs import Run, read_all
 from convoy.service.metadata import Task
 
 
@@ -47,7 +47,7 @@ def compare(roots: Sequence[Path], held_out: bool = False, data: str | None = No
     """Reads runs. With `held_out`, also measures each on the test split of its data, which is at `data` if it has
     moved. Raises BadRun if there are fewer than two runs or if their tasks differ; BadCheckpoint, BadTraining,
     BadData."""
-    runs = several(roots)
+    runs = read_all(roots)
     rows = [_compared(run, name, held_out, data) for run, name in zip(runs, names(roots), strict=True)]
     tasks = sorted({row.task for row in rows})
     if len(tasks) > 1:
@@ -95,7 +95,7 @@ def save(comparison: Comparison, path: Path) -> Path | None:
         by_name = {row.name: run.rows for row, run in zip(comparison.runs, comparison.read, strict=True)}
         curves.save_runs(by_name, leading, picture)
         sections.append(page.section("Curves", page.picture(picture, "scores and losses by epoch", wide=True)))
-    sections.append(page.section("What they were told differently", page.table(*_differences(comparison))))
+    sections.append(page.section("Different settings", page.table(*_differences(comparison))))
     lead = ", ".join(row.name for row in comparison.runs)
     path.write_text(page.page(f"{len(comparison.runs)} runs side by side", lead, sections), encoding="utf-8")
     return picture
@@ -116,7 +116,7 @@ def _compared(run: Run, name: str, held_out: bool, data: str | None) -> Compared
     return Compared(
         name=name,
         architecture=note.settings.architecture,
-        data=shown(note.settings.data),
+        data=display_name(note.settings.data),
         task=description.task,
         parameters=whole.parameters,
         multiply_adds=whole.multiply_adds,
@@ -130,22 +130,22 @@ def _compared(run: Run, name: str, held_out: bool, data: str | None) -> Compared
 
 
 def _notes(rows: Sequence[Compared], runs: Sequence[Run]) -> list[str]:
-    found = []
+    notes = []
     if len({run.note.settings.data for run in runs}) > 1:
         data = ", ".join(dict.fromkeys(row.data for row in rows))
-        found.append(f"these runs have different data ({data}): their scores say nothing about which network is better")
+        notes.append(f"these runs have different data ({data}): their scores do not show which network is better")
     unfinished = [row.name for row in rows if not row.complete]
     if unfinished:
-        found.append(f"not at the end yet: {', '.join(unfinished)}")
-    return found
+        notes.append(f"not complete: {', '.join(unfinished)}")
+    return notes
 
 
 def _differences(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    told = [run.told() for run in comparison.read]
-    settings = dict.fromkeys(name for each in told for name in each)
-    differing = [name for name in settings if len({each.get(name) for each in told}) > 1]
+    settings_of_runs = [run.settings_by_name() for run in comparison.read]
+    settings = dict.fromkeys(name for each in settings_of_runs for name in each)
+    differing = [name for name in settings if len({each.get(name) for each in settings_of_runs}) > 1]
     rows = [
         [row.name, *(each.get(name, "–") for name in differing)]
-        for row, each in zip(comparison.runs, told, strict=True)
+        for row, each in zip(comparison.runs, settings_of_runs, strict=True)
     ]
     return ["run", *differing], rows

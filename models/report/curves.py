@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from convoy.models.training.metrics_table import Row
+from convoy.models.training.run import Row
 
 FEW = 25  # epochs up to which each point is marked
 COLOURS = 20

@@ -73,7 +73,7 @@ def picture(path: Path, description: str, wide: bool = False) -> str:
     """Returns a PNG file embedded in the page, or a note if it is missing. A `wide` one scrolls on a narrow screen
     instead of shrinking."""
     if not path.is_file():
-        return note(f"{path.name} is not there")
+        return note(f"{path.name} does not exist")
     data = base64.b64encode(path.read_bytes()).decode()
     kind = " class=wide" if wide else ""
     return f'<div class=scroll><img{kind} alt="{escape(description)}" src="data:image/png;base64,{data}"></div>'

@@ -7,11 +7,10 @@ from typing import Any
 
 import msgspec
 
-from convoy.models.data.registry import shown
+from convoy.models.data.registry import display_name
 from convoy.models.errors import BadRun
-from convoy.models.training import metrics_table
-from convoy.models.training.metrics_table import Row
-from convoy.models.training.run import Note, RunFolder
+from convoy.models.training import run
+from convoy.models.training.run import Note, Row, RunFolder
 
 
 @dataclass(frozen=True)
@@ -26,10 +25,10 @@ class Run:
     def checkpoint(self) -> Path:
         return self.root / self.note.checkpoint
 
-    def told(self) -> dict[str, str]:
+    def settings_by_name(self) -> dict[str, str]:
         """Returns all settings by name, without the folders above the data."""
         settings = msgspec.to_builtins(self.note.settings)
-        return _flat({**settings, "data": shown(settings["data"])})
+        return _flat({**settings, "data": display_name(settings["data"])})
 
 
 def read(root: Path) -> Run:
@@ -38,11 +37,11 @@ def read(root: Path) -> Run:
     if note is None:
         raise BadRun(f"{root} is not the folder of a run of this version, want one that `convoy train` wrote")
     if not (root / note.checkpoint).is_file():
-        raise BadRun(f"the run in {root} has no {note.checkpoint} yet, want one that went through an epoch")
-    return Run(root, note, metrics_table.read(root / metrics_table.FILE))
+        raise BadRun(f"the run in {root} has no {note.checkpoint} yet, want one that completed an epoch")
+    return Run(root, note, run.read_metrics(root / run.METRICS))
 
 
-def several(roots: Sequence[Path]) -> list[Run]:
+def read_all(roots: Sequence[Path]) -> list[Run]:
     """Reads the runs to compare. Raises BadRun, also if there are fewer than two."""
     if len(roots) < 2:
         raise BadRun(f"{len(roots)} run, want at least two to compare")
@@ -50,10 +49,10 @@ def several(roots: Sequence[Path]) -> list[Run]:
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    found: dict[str, str] = {}
+    flat: dict[str, str] = {}
     for name, value in values.items():
         if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{name}.")
+            flat |= _flat(value, f"{prefix}{name}.")
         elif value is not None:
-            found[prefix + name] = str(value)
-    return found
+            flat[prefix + name] = str(value)
+    return flat

@@ -8,34 +8,18 @@ from numpy.typing import NDArray
 
 from convoy.models.data.batches import indexed
 from convoy.models.data.contact_sheet import Tile, sheet
-from convoy.models.data.dataset import Sample, Split, Target
+from convoy.models.data.dataset import Split, Subset
 from convoy.models.data.formats.folder import FolderSplit
-from convoy.models.evaluation.answerer import Answerer
 from convoy.models.evaluation.evaluate import Evaluation, Example
+from convoy.models.evaluation.predictor import Predictor
 
-MOST_IMAGES, MOST_MASKS = 32, 16
-
-
-class Chosen:
-    """A subset of a split, in the given order."""
-
-    def __init__(self, split: Split, indices: Sequence[int]) -> None:
-        self.split, self.indices = split, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def size(self, index: int) -> tuple[int, ...]:
-        return self.split.size(self.indices[index])
-
-    def __getitem__(self, index: int) -> tuple[Sample, Target]:
-        return self.split[self.indices[index]]
+MAX_IMAGES, MAX_MASKS = 32, 16
 
 
 def worst(evaluation: Evaluation) -> list[Example]:
     """Returns the images with the lowest probability of the true class, or whose masks have the lowest mean IoU, worst
     first."""
-    most = MOST_IMAGES if evaluation.network.task == "classification" else MOST_MASKS
+    most = MAX_IMAGES if evaluation.network.task == "classification" else MAX_MASKS
     return sorted(evaluation.examples, key=lambda example: example.score)[:most]
 
 
@@ -52,10 +36,10 @@ def save(evaluation: Evaluation, path: Path) -> None:
 
 def caption(example: Example, labels: list[str]) -> str:
     """Returns the true class and the prediction as text."""
-    if example.true is None or example.answered is None or example.confidence is None:
+    if example.true is None or example.predicted is None or example.confidence is None:
         return f"IoU {example.score:.2f}"
-    answered = "" if example.true == example.answered else f", not {labels[example.answered]}"
-    return f"{labels[example.true]}{answered} ({example.confidence:.0%})"
+    predicted = "" if example.true == example.predicted else f", not {labels[example.predicted]}"
+    return f"{labels[example.true]}{predicted} ({example.confidence:.0%})"
 
 
 def name(split: Split, index: int) -> str:
@@ -63,16 +47,16 @@ def name(split: Split, index: int) -> str:
     return split.name(index) if isinstance(split, FolderSplit) else f"no. {index}"
 
 
-def _masks(network: Answerer, split: Split, examples: Sequence[Example]) -> list[Tile]:
-    chosen = Chosen(split, [example.index for example in examples])
-    answers: dict[int, NDArray[np.uint8]] = {}
+def _masks(network: Predictor, split: Split, examples: Sequence[Example]) -> list[Tile]:
+    chosen = Subset(split, [example.index for example in examples])
+    predictions: dict[int, NDArray[np.uint8]] = {}
     for indices, batch in indexed(chosen, network.spec, batch_size=1):
-        answers[indices[0]] = network.answer(batch.images).best[0].numpy()
+        predictions[indices[0]] = network.predict(batch.images).best[0].numpy()
     tiles: list[Tile] = []
     for place, example in enumerate(examples):
         image, target = chosen[place]
         assert isinstance(target, np.ndarray)
         height, width = target.shape  # padding is at the right and bottom
         tiles.append(Tile(image, f"{name(split, example.index)}: true", target))
-        tiles.append(Tile(image, f"answered, {caption(example, network.labels)}", answers[place][:height, :width]))
+        tiles.append(Tile(image, f"predicted: {caption(example, network.labels)}", predictions[place][:height, :width]))
     return tiles

@@ -9,13 +9,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from convoy.models.data.registry import shown
-from convoy.models.evaluation.answerer import of_checkpoint
+from convoy.models.data.registry import display_name
 from convoy.models.evaluation.evaluate import Evaluation, Example, measure
 from convoy.models.evaluation.metrics import LEADING
+from convoy.models.evaluation.predictor import of_checkpoint
 from convoy.models.report import classes, curves, page, worst
 from convoy.models.report.runs import Run, read
-from convoy.models.visualize import confusion
 
 CURVES, CONFUSION, CLASSES, WORST, PAGE = "curves.png", "confusion.png", "classes.csv", "worst.png", "report.html"
 
@@ -27,10 +26,10 @@ def write(root: Path, data: str | None = None) -> bool:
     run = read(root)
     evaluation = measure(of_checkpoint(run.checkpoint, data), "validation")
     network = evaluation.network
-    title = f"{network.name} on {shown(network.data)}, validation"
+    title = f"{network.name} on {display_name(network.data)}, validation"
     parts: list[tuple[str, Callable[[Path], None]]] = [
-        (CONFUSION, lambda path: confusion.save(evaluation.confusion, network.labels, title, path)),
-        (CLASSES, lambda path: classes.save(evaluation, path)),
+        (CONFUSION, lambda path: classes.save_confusion(evaluation.confusion, network.labels, title, path)),
+        (CLASSES, lambda path: classes.save_classes(evaluation, path)),
     ]
     if run.rows:
         parts.append((CURVES, lambda path: curves.save_run(run.rows, path)))
@@ -77,11 +76,11 @@ def _page(run: Run, evaluation: Evaluation, path: Path) -> None:
         page.section("Classes", _classes(evaluation)),
         page.section("Confusion", *_confusion(run, evaluation)),
         page.section("Worst examples", *_worst(run, evaluation)),
-        page.section("Settings", page.pairs(run.told())),
+        page.section("Settings", page.pairs(run.settings_by_name())),
     ]
     if evaluation.slices:
         sections.insert(-1, page.section("By size of the image", _slices(evaluation)))
-    path.write_text(page.page(f"{network.name} on {shown(network.data)}", lead, sections), encoding="utf-8")
+    path.write_text(page.page(f"{network.name} on {display_name(network.data)}", lead, sections), encoding="utf-8")
 
 
 def _epochs(run: Run) -> str:
@@ -91,10 +90,10 @@ def _epochs(run: Run) -> str:
 
 
 def _classes(evaluation: Evaluation) -> str:
-    names, shown = classes.columns(evaluation), classes.worst(evaluation)
+    names, shown = classes.class_columns(evaluation), classes.worst_classes(evaluation)
     parts = [shown] if len(shown) == len(evaluation.classes) else [shown, evaluation.classes]
     tables = [
-        page.table(["class", *names], [[row.label, *classes.cells(row, names)] for row in part]) for part in parts
+        page.table(["class", *names], [[row.label, *classes.class_cells(row, names)] for row in part]) for part in parts
     ]
     if len(tables) == 1:
         return tables[0]
@@ -103,13 +102,13 @@ def _classes(evaluation: Evaluation) -> str:
 
 
 def _confusion(run: Run, evaluation: Evaluation) -> list[str]:
-    picture = page.picture(run.root / CONFUSION, "true classes against answered ones")
+    picture = page.picture(run.root / CONFUSION, "true classes against predicted ones")
     labels = evaluation.network.labels
-    if len(labels) <= confusion.MOST_NAMES:
+    if len(labels) <= classes.MAX_NAMES:
         return [picture]
     # With so many classes, the picture shows patterns but no names.
-    rows = confusion.mistakes(evaluation.confusion, labels)
-    return [page.text("The commonest mistakes:"), page.table(confusion.MISTAKES, rows), picture]
+    rows = classes.frequent_errors(evaluation.confusion, labels)
+    return [page.text("The most frequent errors:"), page.table(classes.ERROR_COLUMNS, rows), picture]
 
 
 def _slices(evaluation: Evaluation) -> str:
@@ -122,7 +121,7 @@ def _slices(evaluation: Evaluation) -> str:
 
 def _worst(run: Run, evaluation: Evaluation) -> list[str]:
     classification = evaluation.network.task == "classification"
-    header = ["example", "answer", "probability of the true class"] if classification else ["example", "mean IoU"]
+    header = ["example", "prediction", "probability of the true class"] if classification else ["example", "mean IoU"]
     rows = [_example(evaluation, each) for each in worst.worst(evaluation)]
     listed = page.folded("as a list", page.table(header, rows))
     return [listed] if evaluation.of_tensors else [page.picture(run.root / WORST, "worst examples", wide=True), listed]

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convoy.models.classification.resnet import FORMS as RESNET_FORMS
-from convoy.models.classification.resnet import STEM_STRIDE, STRIDES, Bottleneck, ConvNorm
+from convoy.models.classification.resnet import RESNET_FORMS, STEM_STRIDE, STRIDES, Bottleneck, ConvNorm
 
 LAYERS = (3, 4, 6, 3)  # blocks in each stage of ResNet-50
 RESNET_FORM = RESNET_FORMS["v1.5"]
@@ -88,8 +87,8 @@ class Pyramid(nn.Module):
         self.project = ConvNorm((len(rates) + 2) * out_channels, out_channels, 1, RESNET_FORM)
 
     def forward(self, x: Tensor) -> Tensor:
-        seen = torch.cat([*(branch(x) for branch in self.branches), self.image(x)], dim=1)
-        return torch.relu(self.project(torch.relu(seen)))
+        features = torch.cat([*(branch(x) for branch in self.branches), self.image(x)], dim=1)
+        return torch.relu(self.project(torch.relu(features)))
 
 
 class ImagePooling(ConvNorm):
@@ -110,8 +109,8 @@ class ImagePooling(ConvNorm):
         else:
             pooled = self.norm(pooled)
         # Equal to bilinear interpolation of one pixel.
-        answer: Tensor = pooled.expand(-1, -1, *x.shape[-2:])
-        return answer
+        upsampled: Tensor = pooled.expand(-1, -1, *x.shape[-2:])
+        return upsampled
 
 
 def _stages(width: int, output_stride: int, form: Form) -> nn.Sequential:

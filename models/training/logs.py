@@ -1,13 +1,59 @@
-"""The logs of a run: CSV and TensorBoard files, one folder of each per start."""
+"""The logs of a run: `metrics.csv` with a row per epoch, and CSV and TensorBoard files with a row per step."""
 
 import csv
 import shutil
+import time
 from pathlib import Path
 
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch.optim import Optimizer
 
-FOLDERS = ("csv", "tensorboard")
+from convoy.models.training import run
+from convoy.models.training.run import Row
+
+OF_STEPS = ("loss", "learning_rate")  # values of the last step, replaced by those of the epoch
+
+LOG_FOLDERS = ("csv", "tensorboard")
 EVERY_STEPS = 10  # steps per logged row
+
+
+class EpochTable(Callback):
+    """Rewrites the table after each epoch, so that a killed run has the rows up to then. A resumed run keeps the rows
+    of the epochs before its checkpoint."""
+
+    def __init__(self, root: Path) -> None:
+        self.path = root / run.METRICS
+        self.rows: list[Row] = []
+        self.rate = 0.0  # of the last step
+        self.seconds_before = 0.0
+        self.start = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        before = run.read_metrics(self.path) if trainer.current_epoch else []
+        self.rows = [row for row in before if row["epoch"] <= trainer.current_epoch]
+        self.seconds_before = self.rows[-1]["seconds"] if self.rows else 0.0
+        self.start = time.monotonic()
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        self.rate = max(group["lr"] for group in optimizer.param_groups)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        scores = {name: float(value) for name, value in trainer.callback_metrics.items() if name not in OF_STEPS}
+        row: Row = {
+            "epoch": trainer.current_epoch + 1,
+            "step": trainer.global_step,
+            "seconds": round(self.seconds_before + time.monotonic() - self.start, 3),
+            "learning_rate": self.rate,
+            **{name: scores[name] for name in sorted(scores, key=_place)},
+        }
+        self.rows = [*(each for each in self.rows if each["epoch"] < row["epoch"]), row]
+        run.write_metrics(self.path, self.rows)
 
 
 def loggers(root: Path) -> list[CSVLogger | TensorBoardLogger]:
@@ -18,13 +64,13 @@ def loggers(root: Path) -> list[CSVLogger | TensorBoardLogger]:
     ]
 
 
-def clear(root: Path) -> None:
+def clear_logs(root: Path) -> None:
     """Removes the logs of an earlier run in the same folder."""
-    for name in FOLDERS:
+    for name in LOG_FOLDERS:
         shutil.rmtree(root / name, ignore_errors=True)
 
 
-def forget(root: Path, step: int) -> None:
+def drop_steps(root: Path, step: int) -> None:
     """Removes the rows from step `step` on, counted from 0, which a resumed run repeats."""
     for path in sorted(root.glob("csv/version_*/metrics.csv")):
         with path.open(newline="") as file:
@@ -35,3 +81,8 @@ def forget(root: Path, step: int) -> None:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             writer.writeheader()
             writer.writerows(row for row in rows if int(row["step"]) < step)
+
+
+def _place(name: str) -> tuple[int, str]:
+    first = ("train_loss", "validation_loss")
+    return (first.index(name), "") if name in first else (len(first), name)

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from convoy.models.recipe import Loss
+from convoy.models.settings import Loss
 
 LOSSES: tuple[Loss, ...] = get_args(Loss)
-Everywhere = Callable[[Tensor], Tensor]
+SumOverProcesses = Callable[[Tensor], Tensor]
 
 SMOOTHING = 1.0  # pixels, added to both parts of the Dice ratio: a class absent from a batch has no gradient
 
 
-def alone(sums: Tensor) -> Tensor:
+def unchanged(sums: Tensor) -> Tensor:
     """Returns the sums over the batch unchanged, for a process that has the whole batch."""
     return sums
 
@@ -25,7 +25,7 @@ def loss(
     gamma: float,
     ignore: int,
     weights: Tensor | None = None,
-    everywhere: Everywhere = alone,
+    everywhere: SumOverProcesses = unchanged,
     smoothing: float = 0.0,
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Returns the loss of that name, from logits (N, classes, ...) float and targets (N, ...) int64 to a scalar.
@@ -54,7 +54,7 @@ def cross_entropy(
     targets: Tensor,
     ignore: int,
     weights: Tensor | None = None,
-    everywhere: Everywhere = alone,
+    everywhere: SumOverProcesses = unchanged,
     smoothing: float = 0.0,
 ) -> Tensor:
     """Mean of -log p, p the probability of the true class. Shapes are those of `loss`.
@@ -73,7 +73,7 @@ def focal(
     gamma: float,
     ignore: int,
     weights: Tensor | None = None,
-    everywhere: Everywhere = alone,
+    everywhere: SumOverProcesses = unchanged,
 ) -> Tensor:
     """Mean of -(1 - p)^gamma log p, p the probability of the true class (Lin et al., arXiv 1708.02002, section 3).
 
@@ -87,7 +87,11 @@ def focal(
 
 
 def dice(
-    logits: Tensor, targets: Tensor, ignore: int, weights: Tensor | None = None, everywhere: Everywhere = alone
+    logits: Tensor,
+    targets: Tensor,
+    ignore: int,
+    weights: Tensor | None = None,
+    everywhere: SumOverProcesses = unchanged,
 ) -> Tensor:
     """1 - the mean over classes of 2 sum(p g) / (sum(p^2) + sum(g)), g 1 for pixels of the class and 0 elsewhere
     (Milletari et al., arXiv 1606.04797, section 3, for several classes); sums are over the pixels of the batch.
@@ -111,9 +115,9 @@ def balanced(counts: Tensor) -> Tensor:
     """Returns weights (classes,) from class counts, (classes,) int: the median count divided by the class's count, at
     most 10, and 1 for an absent class (median frequency balancing, Eigen and Fergus, arXiv 1411.4734, section 6.3.2,
     here with counts over the whole split)."""
-    there = counts > 0
-    median = counts[there].double().median()
-    return torch.where(there, (median / counts.clamp_min(1)).clamp_max(10.0), 1.0).float()
+    present = counts > 0
+    median = counts[present].double().median()
+    return torch.where(present, (median / counts.clamp_min(1)).clamp_max(10.0), 1.0).float()
 
 
 def _shares(logits: Tensor, targets: Tensor, ignore: int, weights: Tensor | None) -> Tensor:
@@ -123,6 +127,6 @@ def _shares(logits: Tensor, targets: Tensor, ignore: int, weights: Tensor | None
     return weights.to(logits.dtype)[targets.where(counted, 0)] * counted
 
 
-def _mean(total: Tensor, shares: Tensor, everywhere: Everywhere) -> Tensor:
+def _mean(total: Tensor, shares: Tensor, everywhere: SumOverProcesses) -> Tensor:
     sums = everywhere(torch.stack([total, shares.sum()]))
     return sums[0] / sums[1].where(sums[1] > 0, 1.0)

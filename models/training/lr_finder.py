@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from msgspec.structs import replace
 from torch import Tensor
 
-from convoy.models.data.loading import Batch
+from convoy.models.data.batches import Batch
 from convoy.models.errors import BadTraining
 from convoy.models.training.distributed import environment
 from convoy.models.training.module import Training
@@ -23,9 +23,9 @@ from convoy.models.training.train import fit, prepared_run, trainer_options
 
 LOWEST, HIGHEST = 1e-6, 10.0
 STEPS = 120
-MEMORY = 0.9  # decay of the smoothed loss per step
-GIVEN_UP = 3.0  # multiple of the lowest loss at which the test stops
-LEAST_STEPS = 10  # minimum number of steps for a slope
+DECAY = 0.9  # decay of the smoothed loss per step
+DIVERGED = 3.0  # multiple of the lowest loss at which the test stops
+MIN_STEPS = 10  # minimum number of steps for a slope
 
 
 class Trial(NamedTuple):
@@ -35,13 +35,13 @@ class Trial(NamedTuple):
     loss: float
 
 
-class Found(NamedTuple):
+class Suggestion(NamedTuple):
     suggested: float
     picture: Path
     table: Path
 
 
-def find_rate(settings: Settings, folder: Path, machine: Machine) -> Found:
+def find_rate(settings: Settings, folder: Path, machine: Machine) -> Suggestion:
     """Runs the range test (Smith, arXiv 1506.01186, section 3.3): trains from the start while the rate rises with each
     step, here by a constant factor because it spans seven powers of ten. The trained weights are discarded.
 
@@ -64,19 +64,19 @@ def find_rate(settings: Settings, folder: Path, machine: Machine) -> Found:
     )
     fit(trainer, training, data, settings, machine)
     best = suggestion(training.trials)
-    found = Found(best, folder / "lr.png", folder / "lr.csv")
+    result = Suggestion(best, folder / "lr.png", folder / "lr.csv")
     if trainer.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(found.table, training.trials)
-        _draw(found.picture, training.trials, best, f"{settings.architecture} on {data.name}")
-    return found
+        _write(result.table, training.trials)
+        _draw(result.picture, training.trials, best, f"{settings.architecture} on {data.name}")
+    return result
 
 
 def suggestion(trials: Sequence[Trial]) -> float:
     """Returns the rate at which the smoothed loss falls fastest, over the logarithm of the rate. Raises BadTraining if
     it never falls."""
     losses = smoothed([trial.loss for trial in trials])
-    if len(losses) >= LEAST_STEPS:
+    if len(losses) >= MIN_STEPS:
         logarithms = torch.tensor([math.log(trial.rate) for trial in trials], dtype=torch.float64)
         (slopes,) = torch.gradient(torch.tensor(losses, dtype=torch.float64), spacing=(logarithms,))
         steepest = int(slopes.argmin())
@@ -88,11 +88,11 @@ def suggestion(trials: Sequence[Trial]) -> float:
 def smoothed(losses: Sequence[float]) -> list[float]:
     """Returns an exponential moving average, corrected for its bias to 0 at the start (Kingma and Ba, arXiv 1412.6980,
     section 3)."""
-    average, found = 0.0, []
+    average, averages = 0.0, []
     for count, loss in enumerate(losses, start=1):
-        average = MEMORY * average + (1 - MEMORY) * loss
-        found.append(average / (1 - MEMORY**count))
-    return found
+        average = DECAY * average + (1 - DECAY) * loss
+        averages.append(average / (1 - DECAY**count))
+    return averages
 
 
 def rate_of(step: int) -> float:
@@ -116,7 +116,7 @@ class RangeTest(Training):
         loss = super().training_step(batch, index)
         self.trials.append(Trial(rate_of(self.global_step), float(loss.detach())))
         losses = smoothed([trial.loss for trial in self.trials])
-        if not losses[-1] < GIVEN_UP * min(losses):  # also if it is NaN
+        if not losses[-1] < DIVERGED * min(losses):  # also if it is NaN
             self.trials.pop()
             self.trainer.should_stop = True
         return loss

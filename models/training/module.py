@@ -12,14 +12,13 @@ from torchmetrics import MeanMetric
 
 from convoy.models import checkpoint
 from convoy.models.checkpoint import Description
-from convoy.models.data.augment import Mixed, mixup
+from convoy.models.data.augmentation import Mixed, mixup
+from convoy.models.data.batches import Batch, Loader
 from convoy.models.data.dataset import IGNORE, DataSet
-from convoy.models.data.loading import Batch, Loader
 from convoy.models.evaluation.metrics import LEADING, measures
-from convoy.models.recipe import Recipe
+from convoy.models.settings import Recipe
 from convoy.models.training import losses, resuming, schedules, transfer
-from convoy.models.training.distributed import add_up, put_together, several
-from convoy.models.training.lone_images import normalise_by_the_run
+from convoy.models.training.distributed import gather, is_parallel, sum_over_processes
 from convoy.models.training.run import Settings
 from convoy.service.metadata import Task
 
@@ -34,7 +33,7 @@ class Training(pl.LightningModule):
     def __init__(self, description: Description, network: nn.Module, data: DataSet, settings: Settings) -> None:
         super().__init__()
         self.description = description
-        self.noted = resuming.noted(settings, data)
+        self.record = resuming.record(settings, data)
         self.recipe: Recipe = settings.recipe
         self.transfer = settings.transfer
         self.head = frozenset() if settings.transfer is None else transfer.head(description)
@@ -42,19 +41,19 @@ class Training(pl.LightningModule):
         self.augment = data.augment
         self.normalise = description.normalisation()
         self.network = network
-        normalise_by_the_run(network)
+        use_moving_statistics_for_single_values(network)
         self.auxiliary_weight = float(getattr(network, "auxiliary_weight", 0.0))
         self.measures = measures(description.task, len(description.labels))
         # The loss already covers the whole batch in every process.
         self.train_loss, self.validation_loss = (MeanMetric(sync_on_compute=False) for _ in range(2))
-        self.ignore = ignored(description.task)
+        self.ignore = ignore_index(description.task)
         weights = class_weights(data) if self.recipe.class_weights == "balanced" else None
-        named = self.recipe.loss, self.recipe.gamma, self.ignore, weights, add_up
+        named = self.recipe.loss, self.recipe.gamma, self.ignore, weights, sum_over_processes
         self.loss = losses.loss(*named)
         self.training_loss = losses.loss(*named, self.recipe.augmentation.label_smoothing)
         self.best: dict[str, float] = {}  # validation scores of the epoch with the lowest loss
         self.latest: dict[str, float] = {}
-        self.taken = {"taken": 0}  # position in the epoch that is resumed
+        self.position = {"taken": 0}  # position in the epoch that is resumed
         self.frozen = False
         if self.transfer is not None and self.transfer.freeze_epochs is None:
             self._freeze(0)  # before processes agree on which gradients exist
@@ -63,7 +62,7 @@ class Training(pl.LightningModule):
         # Also here, because the hook for the start of an epoch does not run when resuming within one.
         self._freeze(self.current_epoch)
         # Lightning restores it too, but not if the steps were counted earlier, for the schedule.
-        self._loader().load_state_dict(self.taken)
+        self._loader().load_state_dict(self.position)
 
     def on_train_epoch_start(self) -> None:
         self._freeze(self.current_epoch)
@@ -78,11 +77,11 @@ class Training(pl.LightningModule):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         mixed = self.prepared(batch, self.current_epoch * self._batches() + index)
-        answer = self.network(mixed.images)
-        loss = mixed.share * self._loss(self.training_loss, answer, mixed.targets)
+        output = self.network(mixed.images)
+        loss = mixed.share * self._loss(self.training_loss, output, mixed.targets)
         if mixed.share < 1:
-            loss = loss + (1 - mixed.share) * self._loss(self.training_loss, answer, mixed.partners)
-        self.train_loss.update(loss.detach(), add_up(self._counted(batch.targets)))
+            loss = loss + (1 - mixed.share) * self._loss(self.training_loss, output, mixed.partners)
+        self.train_loss.update(loss.detach(), sum_over_processes(self._counted(batch.targets)))
         self.log("loss", loss, on_step=True, on_epoch=False, prog_bar=True)
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[-1]["lr"], on_step=True, on_epoch=False)
         scaled: Tensor = loss * self._share_of_step(index)
@@ -93,7 +92,7 @@ class Training(pl.LightningModule):
         # A batch's random numbers do not depend on earlier batches, so a resumed run draws the same ones.
         seed = self.seed * STEPS_APART + number
         torch.manual_seed(seed)
-        together = several() and (self.augment is not None or self.recipe.augmentation.mixup > 0)
+        together = is_parallel() and (self.augment is not None or self.recipe.augmentation.mixup > 0)
         mixed = self._drawn_together(batch) if together else self._drawn(batch)
         if self.global_rank:
             torch.manual_seed(seed + RANKS_APART * self.global_rank)  # the network's own draws differ per process
@@ -109,20 +108,20 @@ class Training(pl.LightningModule):
         """Augments the batch as a whole: each process transforms all of it, as a single process would, and returns its
         own part."""
         absent = not self._counted(batch.targets)
-        images, own = put_together(batch.images[:0] if absent else batch.images)
-        targets, _ = put_together(batch.targets[:0] if absent else batch.targets)
+        images, own = gather(batch.images[:0] if absent else batch.images)
+        targets, _ = gather(batch.targets[:0] if absent else batch.targets)
         mixed = self._drawn(Batch(images, targets))
         if absent:
             return Mixed(self.normalise(batch.images), batch.targets, batch.targets, mixed.share)
         return Mixed(mixed.images[own], mixed.targets[own], mixed.partners[own], mixed.share)
 
     def _loss(
-        self, loss: Callable[[Tensor, Tensor], Tensor], answer: Tensor | tuple[Tensor, ...], targets: Tensor
+        self, loss: Callable[[Tensor, Tensor], Tensor], output: Tensor | tuple[Tensor, ...], targets: Tensor
     ) -> Tensor:
-        if isinstance(answer, Tensor):
-            return loss(answer, targets)
+        if isinstance(output, Tensor):
+            return loss(output, targets)
         # Auxiliary heads, present in training only.
-        own, *auxiliary = (self._loss(loss, logits, targets) for logits in answer)
+        own, *auxiliary = (self._loss(loss, logits, targets) for logits in output)
         return own + self.auxiliary_weight * torch.stack(auxiliary).sum()
 
     def _counted(self, targets: Tensor) -> Tensor:
@@ -143,9 +142,9 @@ class Training(pl.LightningModule):
         logits = self.network(self.normalise(batch.images))
         loss = self._loss(self.loss, logits, batch.targets)
         counted = self._counted(batch.targets)
-        if not several() or counted:  # otherwise this process's part is empty
+        if not is_parallel() or counted:  # otherwise this process's part is empty
             self.measures.update(logits, batch.targets)
-        self.validation_loss.update(loss, add_up(counted))
+        self.validation_loss.update(loss, sum_over_processes(counted))
 
     def on_validation_epoch_end(self) -> None:
         scores = {f"validation_{name}": value for name, value in self.measures.compute().items()}
@@ -189,9 +188,9 @@ class Training(pl.LightningModule):
         until = self.transfer.freeze_epochs
         self.frozen = until is None or epoch < until
         # Processes share only gradients that were required at the start, so parameters that thaw later always have one.
-        wanted = not self.frozen or (until is not None and several())
+        trains = not self.frozen or (until is not None and is_parallel())
         for name, parameter in self.network.named_parameters():
-            parameter.requires_grad_(name in self.head or wanted)
+            parameter.requires_grad_(name in self.head or trains)
         for name, module in self.network.named_modules():
             if isinstance(module, _BatchNorm) and f"{name}.running_mean" not in self.head:
                 module.train(not self.frozen)
@@ -204,7 +203,7 @@ class Training(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
         checkpoint.put(self.description, checkpoint_)
-        checkpoint_.update(self.noted)
+        checkpoint_.update(self.record)
         checkpoint_["best"], checkpoint_["latest"] = self.best, self.latest
         checkpoint_[checkpoint.EPOCHS] = self._epochs_done()
         checkpoint_["taken"] = self._loader().state_dict()
@@ -222,7 +221,7 @@ class Training(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
         self.best, self.latest = checkpoint_["best"], checkpoint_["latest"]
-        self.taken = checkpoint_["taken"]
+        self.position = checkpoint_["taken"]
         mean, weight = checkpoint_["train_loss"]
         self.train_loss.mean_value.fill_(mean)
         self.train_loss.weight.fill_(weight)
@@ -238,6 +237,29 @@ def class_weights(data: DataSet) -> Tensor:
     return losses.balanced(counts)
 
 
-def ignored(task: Task) -> int:
+def ignore_index(task: Task) -> int:
     """Returns the target value that does not count."""
     return IGNORE if task == "segmentation" else -100  # class indices may exceed 255
+
+
+def use_moving_statistics_for_single_values(network: nn.Module) -> None:
+    """Makes batch normalisation use its moving statistics, as in evaluation, if there is one value per channel.
+
+    This happens if a batch, or one process's part of it, is a single image and the maps are 1x1, often in the last
+    batch of an epoch. Torch would raise an error in the middle of a run.
+    """
+    waiting: set[nn.Module] = set()  # modules to return to training mode
+
+    def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        (values,) = inputs
+        if module.training and values.numel() == values.shape[1]:
+            waiting.add(module.eval())
+
+    def after(module: nn.Module, inputs: tuple[Tensor, ...], normalised: Tensor) -> None:
+        if module in waiting:
+            waiting.remove(module.train())
+
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.register_forward_pre_hook(before)
+            module.register_forward_hook(after)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convoy.models.checkpoint import Description
-from convoy.models.data.augment import Mixed
+from convoy.models.data.augmentation import Mixed
 from convoy.models.data.contact_sheet import COLUMNS, Tile, sheet
 from convoy.models.errors import BadTraining
 from convoy.models.training.module import Training

@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 
-from convoy.models.data.loading import Batch, Loader
+from convoy.models.data.batches import Batch, Loader
 from convoy.models.evaluation.metrics import LEADING
 from convoy.service.metadata import Task
 

@@ -14,12 +14,12 @@ from convoy.models.errors import BadTraining
 from convoy.models.training.run import Settings
 
 SETTINGS, PICTURES = "convoy_settings", "convoy_pictures"
-SEEN: tuple[SplitName, ...] = ("train", "validation")  # splits that a run uses
+USED_SPLITS: tuple[SplitName, ...] = ("train", "validation")  # splits that a run uses
 # Recipe fields that determine the optimizer's state, the average and the position in an epoch. Others may change.
 FIXED = ("optimizer", "learning_rate", "weight_decay", "batch_size", "accumulate", "crop", "ema")
 
 
-def noted(settings: Settings, data: DataSet) -> dict[str, Any]:
+def record(settings: Settings, data: DataSet) -> dict[str, Any]:
     """Returns the record of a run in its checkpoints: its settings and its pictures."""
     return {SETTINGS: msgspec.to_builtins(settings), PICTURES: pictures(data)}
 
@@ -47,13 +47,13 @@ def check(path: Path, description: Description, settings: Settings, data: DataSe
     _check_pictures(path, other, data)
     done, epochs = checkpoint.epochs(path), settings.recipe.epochs
     if done >= epochs:
-        raise BadTraining(f"{path} has {done} epochs of {epochs}: nothing is left to train, want --epochs above {done}")
+        raise BadTraining(f"{path} has {done} epochs of {epochs}: nothing remains to train, want --epochs above {done}")
 
 
 def pictures(data: DataSet) -> dict[str, Any]:
     """Returns the number of pictures in each split that a run uses, and a digest of their names. It depends neither on
     the location of their folder nor on their contents."""
-    splits = {name: data.split(name) for name in SEEN}
+    splits = {name: data.split(name) for name in USED_SPLITS}
     digest = hashlib.sha256()
     for split in splits.values():
         digest.update(f"{len(split)}\0".encode())
@@ -67,16 +67,16 @@ def _check_pictures(path: Path, other: Description, data: DataSet) -> None:
     if was is None:  # from an earlier version
         _same(path, "data", other.data, data.name)
     elif was != are:
-        before, now = (f"{each['train']} to train and {each['validation']} to validate with" for each in (was, are))
+        before, now = (f"{each['train']} for training and {each['validation']} for validation" for each in (was, are))
         raise BadTraining(
             f"{path} was trained with other pictures ({before}) than {data.name} has now ({now}), want the same to go "
             f"on with: --from {path} starts a new run from its weights"
         )
 
 
-def _same(path: Path, name: str, was: object, wanted: object) -> None:
-    if was != wanted:
+def _same(path: Path, name: str, was: object, value: object) -> None:
+    if was != value:
         raise BadTraining(
-            f"{path} was trained with {name} {was!r}, this run has {wanted!r}, want the same to go on with: "
+            f"{path} was trained with {name} {was!r}, this run has {value!r}, want the same to resume: "
             f"--from {path} starts a new run from its weights"
         )

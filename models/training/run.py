@@ -1,18 +1,23 @@
-"""The folder of a training run: paths of its files, and the note with its settings and outcome."""
+"""The folder of a training run: paths of its files, its settings in `config.toml`, the note with its outcome, and the
+table of its epochs."""
 
+import csv
 import hashlib
 import inspect
+import io
 import subprocess
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+import tomli_w
 from msgspec import Meta
 
-from convoy.models import registry, whole_file
+from convoy.models import paths, registry
 from convoy.models.errors import BadRun, BadTraining
-from convoy.models.recipe import Recipe
 from convoy.models.registry import Argument
+from convoy.models.settings import Recipe
+from convoy.service.text import decoded
 
 PACKAGE = Path(__file__).parents[1]
 DEFAULT_SEED = 0
@@ -21,6 +26,15 @@ HIGHEST_SEED = 2**32 - 1  # NumPy's
 SOURCES = ("training/*.py", "graph.py", "blocks.py", "data/*.py")
 
 Freeze = Literal["none", "body"]
+
+CONFIG_HEADER = """\
+# All settings of this run. The same source on the same machine produces the same network with
+#   convoy train --config FILE
+"""
+
+METRICS = "metrics.csv"
+
+Row = dict[str, float]
 
 
 class Transfer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -118,7 +132,7 @@ class RunFolder:
             return None
 
     def write(self, note: Note) -> None:
-        whole_file.write(self.note, msgspec.json.format(msgspec.json.encode(note)))
+        paths.write_atomically(self.note, msgspec.json.format(msgspec.json.encode(note)))
 
     def clear(self) -> None:
         """Removes the checkpoints of an earlier run, so that they are not used by mistake."""
@@ -149,7 +163,7 @@ def check_crop(settings: Settings) -> None:
     """Raises BadTraining if the recipe crops images but the architecture does not support cropping."""
     row = registry.architecture(settings.architecture)
     if settings.recipe.crop is not None and (row.task != "segmentation" or registry.sides(row.input)):
-        raise BadTraining(f"crop {settings.recipe.crop}: {settings.architecture} takes whole images")
+        raise BadTraining(f"crop {settings.recipe.crop}: {settings.architecture} accepts whole images only")
 
 
 def source_digest(architecture: str) -> str:
@@ -171,3 +185,43 @@ def commit() -> str:
         return subprocess.run(describe, capture_output=True, check=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
+
+
+def write_settings(path: Path, settings: Settings) -> None:
+    """Writes the settings, without those that are None."""
+    paths.write_atomically(path, (CONFIG_HEADER + tomli_w.dumps(_without_none(msgspec.to_builtins(settings)))).encode())
+
+
+def read_settings(path: Path) -> Settings:
+    """Reads settings. Raises BadTraining, naming the key and the expected value."""
+    try:
+        return msgspec.toml.decode(decoded(path.read_bytes()), type=Settings)
+    except FileNotFoundError:
+        raise BadTraining(f"there is no file {path}, want the config.toml of a run") from None
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise BadTraining(f"{path}: {' '.join(str(error).split())}") from None
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """Returns the rows of a run, by epoch; empty if the file does not exist. Raises BadRun if it is damaged."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        try:
+            return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        except (ValueError, TypeError, AttributeError, csv.Error) as error:
+            raise BadRun(f"{path} is damaged, want numbers by epoch, or no such file: {error}") from None
+
+
+def write_metrics(path: Path, rows: list[Row]) -> None:
+    columns: dict[str, Any] = {name: None for row in rows for name in row}
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(columns))
+    writer.writeheader()
+    writer.writerows({name: f"{value:.8g}" for name, value in row.items()} for row in rows)
+    paths.write_atomically(path, text.getvalue().encode())
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    nested = {name: _without_none(value) if isinstance(value, dict) else value for name, value in values.items()}
+    return {name: value for name, value in nested.items() if value is not None}

@@ -3,7 +3,7 @@
 import math
 from typing import get_args
 
-from convoy.models.recipe import Schedule
+from convoy.models.settings import Schedule
 
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 # Default share of the steps in which the rate rises.

@@ -14,29 +14,26 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 
-from convoy.models import checkpoint, registry, surroundings, threads
+from convoy.models import checkpoint, launch, registry, runtime
 from convoy.models.analysis.summary import inspect_architecture
 from convoy.models.checkpoint import Description
 from convoy.models.data.augmentation import check
-from convoy.models.data.batches import loader
+from convoy.models.data.batches import WHOLE, Loader, Share, loader
 from convoy.models.data.dataset import DataSet
-from convoy.models.data.loading import WHOLE, Loader, Share
 from convoy.models.data.registry import DATA, data_set
 from convoy.models.errors import BadTraining, TrainingStopped
-from convoy.models.recipe import Recipe
-from convoy.models.training import config, failures, logs, resuming, transfer
-from convoy.models.training.averaging import averaging
-from convoy.models.training.checkpointing import MONITOR, WholeCheckpoints, checkpoints
-from convoy.models.training.distributed import environment, is_first, launched, settle
-from convoy.models.training.history import History
-from convoy.models.training.logs import EVERY_STEPS, loggers
-from convoy.models.training.module import Training, ignored
+from convoy.models.settings import Recipe
+from convoy.models.training import distributed, logs, resuming, run, transfer
+from convoy.models.training.checkpointing import MONITOR, AtomicCheckpoints, averaging, checkpoints
+from convoy.models.training.distributed import environment, is_first, launched, remove_stale_ranks
+from convoy.models.training.logs import EVERY_STEPS, EpochTable, loggers
+from convoy.models.training.module import Training, ignore_index
 from convoy.models.training.progress import Bar, EpochLines, Pace
 from convoy.models.training.run import ONE, Machine, Note, RunFolder, Settings, check_crop, commit, source_digest
 from convoy.service.machine import cores
 from convoy.service.metadata import InputSpec, Task, TensorInput
 
-MOST_WORKERS = 8  # threads; more do not help, because part of the work holds Python's lock
+MAX_WORKERS = 8  # threads; more do not help, because part of the work runs under Python's lock
 
 
 def train(settings: Settings, output: Path, resume: Path | None = None, machine: Machine = ONE) -> Note:
@@ -85,10 +82,10 @@ def train(settings: Settings, output: Path, resume: Path | None = None, machine:
         raise KeyboardInterrupt from None
     except RuntimeError as error:
         keep(note(complete=False))
-        said = failures.in_words(error, settings.recipe)
-        if said is None:
+        message = distributed.explained(error, settings.recipe)
+        if message is None:
             raise
-        raise TrainingStopped(said) from error
+        raise TrainingStopped(message) from error
     diverged = not math.isfinite(training.latest["validation_loss"])
     done = keep(note(complete=not diverged))
     if diverged and trainer.is_global_zero:
@@ -108,12 +105,12 @@ def prepared_run(
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
-    failures.tell_of_lost_processes()
-    settle()
+    distributed.report_lost_processes()
+    remove_stale_ranks()
     data = data_set(settings.data, strict)
     if settings.transfer is not None:
         expects, _ = checkpoint.load(resume or Path(settings.transfer.checkpoint))
-        data = transfer.coloured(data, settings.data, expects, strict)
+        data = transfer.in_colours_of(data, settings.data, expects, strict)
     pl.seed_everything(settings.seed, verbose=False)
     description, network = describe(settings, data)
     if resume is not None:
@@ -125,43 +122,27 @@ def prepared_run(
     if settings.transfer is None:
         return data, description, network
     source = settings.transfer.checkpoint
-    taken = transfer.take(Path(source), description, network)
+    transferred = transfer.copy_weights(Path(source), description, network)
     if is_first():
-        print(transfer.told(taken, source, network), file=sys.stderr, flush=True)
-    return data, taken.description, network
+        print(transfer.summary(transferred, source, network), file=sys.stderr, flush=True)
+    return data, transferred.description, network
 
 
 def training_batches(
     description: Description, data: DataSet, settings: Settings, workers: int = 0, share: Share = WHOLE
 ) -> Loader:
     """Returns the batches of the training split."""
-    recipe, ignore = settings.recipe, ignored(description.task)
-    return loader(
-        data.split("train"),
-        description.spec,
-        recipe.batch_size,
-        settings.seed,
-        recipe.crop,
-        recipe.augmentation,
-        workers=workers,
-        share=share,
-        ignore=ignore,
-    )
+    recipe, seed, ignore = settings.recipe, settings.seed, ignore_index(description.task)
+    how = recipe.batch_size, seed, recipe.crop, recipe.augmentation, workers, share, ignore
+    return loader(data.split("train"), description.spec, *how)
 
 
 def validation_batches(
     description: Description, data: DataSet, settings: Settings, workers: int = 0, share: Share = WHOLE
 ) -> Loader:
     """Returns the batches of the validation split, in order."""
-    ignore = ignored(description.task)
-    return loader(
-        data.split("validation"),
-        description.spec,
-        settings.recipe.batch_size,
-        workers=workers,
-        share=share,
-        ignore=ignore,
-    )
+    split, size, ignore = data.split("validation"), settings.recipe.batch_size, ignore_index(description.task)
+    return loader(split, description.spec, size, workers=workers, share=share, ignore=ignore)
 
 
 def describe(settings: Settings, data: DataSet) -> tuple[Description, nn.Module]:
@@ -194,12 +175,12 @@ def describe(settings: Settings, data: DataSet) -> tuple[Description, nn.Module]
     return description, network
 
 
-def _check_kind(settings: Settings, wanted: InputSpec | TensorInput, data: DataSet) -> None:
-    if _kind(wanted) != _kind(data.tensor):
-        raise BadTraining(f"{settings.architecture} takes {_kind(wanted)}, {data.name} has {_kind(data.tensor)}")
+def _check_kind(settings: Settings, spec: InputSpec | TensorInput, data: DataSet) -> None:
+    if _kind(spec) != _kind(data.tensor):
+        raise BadTraining(f"{settings.architecture} accepts {_kind(spec)}, {data.name} has {_kind(data.tensor)}")
     if data.tensor is not None and settings.size is not None:
         height, width = settings.size
-        raise BadTraining(f"size {height}x{width}: {data.name} has no images, its tensors stay as they are")
+        raise BadTraining(f"size {height}x{width}: {data.name} has no images, its tensors are not resized")
 
 
 def _kind(spec: InputSpec | TensorInput | None) -> str:
@@ -217,7 +198,7 @@ def fit(
     resume: Path | None = None,
 ) -> None:
     """Trains on the training split, on this process's part of each batch."""
-    threads.limit(trainer.num_devices)
+    runtime.limit_threads(trainer.num_devices)
     share = Share(trainer.global_rank, trainer.world_size)
     workers = _workers(settings.data, machine, trainer.num_devices)
     to_train = training_batches(training.description, data, settings, workers, share)
@@ -233,13 +214,13 @@ def _trainer(recipe: Recipe, task: Task, folder: RunFolder, machine: Machine) ->
         default_root_dir=folder.root,
         callbacks=[
             pace,
-            History(folder.root),
+            EpochTable(folder.root),
             *([] if recipe.ema is None else [averaging(recipe.ema)]),
             EarlyStopping(MONITOR, patience=recipe.patience),
             Bar(pace) if bar else EpochLines(task, pace),
             *checkpoints(folder, recipe.keep, machine.save_seconds),
         ],
-        plugins=[WholeCheckpoints(), *environment()],
+        plugins=[AtomicCheckpoints(), *environment()],
         logger=loggers(folder.root),
         enable_progress_bar=bar,
         log_every_n_steps=EVERY_STEPS,
@@ -261,7 +242,7 @@ def trainer_options(recipe: Recipe, machine: Machine) -> dict[str, Any]:
         raise BadTraining(f"{devices} devices: there are {torch.cuda.device_count()} CUDA devices here")
     several = devices * hosts > 1
     if several:
-        surroundings.start_others()
+        launch.mark_parent()
     return {
         "accumulate_grad_batches": recipe.accumulate,
         "gradient_clip_val": recipe.clip,
@@ -280,14 +261,14 @@ def trainer_options(recipe: Recipe, machine: Machine) -> dict[str, Any]:
 def _workers(data: str, machine: Machine, processes: int) -> int:
     if machine.workers is not None:
         return machine.workers
-    return 0 if data in DATA else max(1, min(MOST_WORKERS, cores() // processes))
+    return 0 if data in DATA else max(1, min(MAX_WORKERS, cores() // processes))
 
 
 def _prepare(folder: RunFolder, settings: Settings, resume: Path | None) -> None:
     folder.root.mkdir(parents=True, exist_ok=True)
     if resume is not None and RunFolder.of(resume).root.resolve() == folder.root.resolve():
-        logs.forget(folder.root, checkpoint.steps(resume))
+        logs.drop_steps(folder.root, checkpoint.steps(resume))
     else:
         folder.clear()
-        logs.clear(folder.root)
-    config.write(folder.config, settings)
+        logs.clear_logs(folder.root)
+    run.write_settings(folder.config, settings)

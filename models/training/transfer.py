@@ -9,15 +9,15 @@ import torch
 from torch import nn
 
 from convoy.models import checkpoint, registry
+from convoy.models.analysis.torch_reader import count, moving_statistics
 from convoy.models.checkpoint import Description
 from convoy.models.data.dataset import DataSet, Split, SplitName
 from convoy.models.data.registry import DATA, split_of
 from convoy.models.errors import BadTraining
-from convoy.models.parameters import count, moving_statistics
 from convoy.models.registry import Argument
 
 
-class Taken(NamedTuple):
+class Transferred(NamedTuple):
     """`description` includes the preprocessing of the transferred weights; `moved` and `fresh` are names of parameters
     and buffers."""
 
@@ -39,7 +39,7 @@ def head(description: Description) -> frozenset[str]:
     return frozenset(name for name in own if name.rpartition(".")[0] in modules)
 
 
-def coloured(data: DataSet, name: str, expects: Description, strict: bool) -> DataSet:
+def in_colours_of(data: DataSet, name: str, expects: Description, strict: bool) -> DataSet:
     """Returns the data in the colours that the weights expect: a user's grey pictures as RGB, if necessary. `name` is
     the recorded name of the data, `strict` as in `data_set`."""
     if name in DATA or data.colour != "L" or expects.input is None or expects.input.colour != "RGB":
@@ -51,20 +51,20 @@ def coloured(data: DataSet, name: str, expects: Description, strict: bool) -> Da
     return replace(data, colour="RGB", mean=3 * data.mean, std=3 * data.std, split=split)
 
 
-def take(source: Path, description: Description, network: nn.Module) -> Taken:
+def copy_weights(source: Path, description: Description, network: nn.Module) -> Transferred:
     """Copies the weights of a checkpoint into a new network of the same architecture, except for the head, which is
     copied only if the classes are the same.
 
     Raises BadCheckpoint, and BadTraining, naming the part, if a part of the body does not fit.
     """
-    given, other = checkpoint.load(source)
-    _check(source, "architecture", given.architecture, description.architecture)
-    _check(source, "arguments", given.arguments, description.arguments)
-    if given.takes.channels != description.takes.channels:
-        own = description.takes.channels
-        raise BadTraining(f"{source} takes {given.takes.channels} channels, {description.data} has {own}")
+    saved, other = checkpoint.load(source)
+    _check(source, "architecture", saved.architecture, description.architecture)
+    _check(source, "arguments", saved.arguments, description.arguments)
+    if saved.as_tensor.channels != description.as_tensor.channels:
+        own = description.as_tensor.channels
+        raise BadTraining(f"{source} accepts {saved.as_tensor.channels} channels, {description.data} has {own}")
     weights, target = other.state_dict(), network.state_dict()
-    new = frozenset() if given.labels == description.labels else head(description)
+    new = frozenset() if saved.labels == description.labels else head(description)
     moved = [name for name in target if name not in new]
     for name in moved:
         if name not in weights or weights[name].shape != target[name].shape:
@@ -73,32 +73,32 @@ def take(source: Path, description: Description, network: nn.Module) -> Taken:
                 f"{source} has {was} for {name}, want {_by(target[name].shape)}: another size of the input?"
             )
     network.load_state_dict({name: weights[name] for name in moved} | {name: target[name] for name in new})
-    pixels = msgspec.structs.replace(description, mean=given.mean, std=given.std, channel_order=given.channel_order)
-    return Taken(pixels, moved, [name for name in target if name in new])
+    pixels = msgspec.structs.replace(description, mean=saved.mean, std=saved.std, channel_order=saved.channel_order)
+    return Transferred(pixels, moved, [name for name in target if name in new])
 
 
-def defaults(source: Path, architecture: str) -> tuple[dict[str, Argument], tuple[int, int] | None]:
+def defaults_from(source: Path, architecture: str) -> tuple[dict[str, Argument], tuple[int, int] | None]:
     """Returns the weights' architecture arguments and input height and width, None if the network accepts any size.
     Raises BadCheckpoint, BadTraining."""
-    given, _ = checkpoint.load(source)
-    _check(source, "architecture", given.architecture, architecture)
-    spec = given.input
+    saved, _ = checkpoint.load(source)
+    _check(source, "architecture", saved.architecture, architecture)
+    spec = saved.input
     size = None if spec is None or spec.height is None or spec.width is None else (spec.height, spec.width)
-    return given.arguments, size
+    return saved.arguments, size
 
 
-def told(taken: Taken, source: str, network: nn.Module) -> str:
+def summary(transferred: Transferred, source: str, network: nn.Module) -> str:
     """Returns a message with the transferred and the new parts."""
     numbers = {**dict(network.named_parameters()), **moving_statistics(network)}
-    moved = sum(numbers[name].numel() for name in taken.moved if name in numbers)
-    new = ", ".join(name for name in taken.fresh if name in numbers) or "nothing, the classes are the same"
-    return f"taken from {source}: {moved:,} of {count(network).total:,} numbers; new: {new}"
+    moved = sum(numbers[name].numel() for name in transferred.moved if name in numbers)
+    new = ", ".join(name for name in transferred.fresh if name in numbers) or "nothing, the classes are the same"
+    return f"copied from {source}: {moved:,} of {count(network).total:,} numbers; new: {new}"
 
 
 def _shapes(description: Description, classes: int) -> dict[str, torch.Size]:
     network = registry.build(
         description.architecture,
-        description.takes.channels,
+        description.as_tensor.channels,
         classes,
         description.arguments,
         registry.sides(description.spec),
@@ -106,9 +106,9 @@ def _shapes(description: Description, classes: int) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in network.state_dict().items()}
 
 
-def _check(source: Path, name: str, was: object, wanted: object) -> None:
-    if was != wanted:
-        raise BadTraining(f"{source} has {name} {was!r}, this run has {wanted!r}")
+def _check(source: Path, name: str, was: object, value: object) -> None:
+    if was != value:
+        raise BadTraining(f"{source} has {name} {was!r}, this run has {value!r}")
 
 
 def _by(shape: torch.Size) -> str:

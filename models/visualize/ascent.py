@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convoy.models.visualize.climb import Climb
-from convoy.models.visualize.network import Size
+from convoy.models.settings import AscentSettings
+from convoy.models.visualize.subjects import Size
 
 Score = Callable[[Tensor], Tensor]
 
@@ -24,13 +24,13 @@ COLOUR_AXES = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (-0.5, 1.0, -0.5))
 COLOUR_SPREADS = (1.0, 0.5, 0.3)
 
 
-def noise(seeds: Sequence[tuple[int, ...]], size: Size, mean: Sequence[float], climb: Climb) -> Tensor:
+def noise(seeds: Sequence[tuple[int, ...]], size: Size, mean: Sequence[float], settings: AscentSettings) -> Tensor:
     """Returns initial pictures, (N, H, W, C): noise around the colour `mean`, 0..1, each determined by its own seed."""
     raw = torch.stack([torch.randn(*size, len(mean), generator=_generator(seed)) for seed in seeds])
-    return (torch.tensor(mean) + NOISE * _unit(_in_space(raw, climb))).clamp(0, 1)
+    return (torch.tensor(mean) + NOISE * _unit(_in_space(raw, settings))).clamp(0, 1)
 
 
-def ascend(pictures: Tensor, score: Score, climb: Climb, seed: tuple[int, ...]) -> Iterator[Tensor]:
+def ascend(pictures: Tensor, score: Score, settings: AscentSettings, seed: tuple[int, ...]) -> Iterator[Tensor]:
     """Yields the pictures after each step, (N, H, W, C), 0..1.
 
     score   of each picture, (N,), to be maximised
@@ -41,23 +41,23 @@ def ascend(pictures: Tensor, score: Score, climb: Climb, seed: tuple[int, ...]) 
     is equivalent to filtering the gradient.
     """
     random = _generator(seed)
-    for step in range(climb.steps):
-        gradient = _gradient(pictures, score, _shift(climb.jitter, random))
-        pictures = (pictures + climb.rate * _unit(_in_space(gradient, climb))).clamp(0, 1)
-        if climb.blur and step % BLUR_EVERY == BLUR_EVERY - 1 and step < climb.steps - 1:
-            pictures = _blurred(pictures, climb.blur)
+    for step in range(settings.steps):
+        gradient = _gradient(pictures, score, _shift(settings.jitter, random))
+        pictures = (pictures + settings.rate * _unit(_in_space(gradient, settings))).clamp(0, 1)
+        if settings.blur and step % BLUR_EVERY == BLUR_EVERY - 1 and step < settings.steps - 1:
+            pictures = _blurred(pictures, settings.blur)
         yield pictures
 
 
-def response(answer: Tensor) -> Tensor:
+def response(output: Tensor) -> Tensor:
     """Returns the response of channels, (N,): the Euclidean norm of the positive part; without one, the largest value.
 
-    answer  (N, ...), the output of one or several channels
+    output  (N, ...), the output of one or several channels
 
     The negative part is excluded, since a picture of the opposite would otherwise count as much. The largest value
     provides a gradient while nothing is positive yet; both are equal when the positive part vanishes.
     """
-    flat = answer.flatten(1)
+    flat = output.flatten(1)
     positive = flat.clamp(min=0)
     largest = flat.amax(dim=1)
     # The norm has no gradient at 0: `where` alone would propagate NaN.
@@ -78,13 +78,13 @@ def _shift(jitter: int, random: torch.Generator) -> tuple[int, int]:
     return down, across
 
 
-def _in_space(pictures: Tensor, climb: Climb) -> Tensor:
-    if climb.space == "pixels":
+def _in_space(pictures: Tensor, settings: AscentSettings) -> Tensor:
+    if settings.space == "pixels":
         return pictures
     height, width = pictures.shape[1:3]
     # An image's amplitude falls with frequency; the lowest frequency is one wave across the whole picture.
     amplitude = 1 / _frequencies(height, width).clamp(min=1 / max(height, width))
-    return _filtered(_decorrelated(pictures) if climb.coloured else pictures, amplitude)
+    return _filtered(_decorrelated(pictures) if settings.coloured else pictures, amplitude)
 
 
 def _decorrelated(pictures: Tensor) -> Tensor:

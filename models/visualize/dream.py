@@ -8,24 +8,24 @@ from torch.nn import functional as F
 
 from convoy.models.analysis.operators import by
 from convoy.models.errors import BadView
+from convoy.models.settings import AscentSettings
 from convoy.models.visualize import hooks
 from convoy.models.visualize.ascent import ascend, response
-from convoy.models.visualize.climb import Climb
 from convoy.models.visualize.hooks import Layer
-from convoy.models.visualize.network import Pixels, Size, Subject, as_pictures
+from convoy.models.visualize.subjects import Pixels, Size, Subject, as_pictures
 
-LEAST_SIDE = 8  # pixels of the smallest octave
+MIN_SIDE = 8  # pixels of the smallest octave
 
 
 def sizes(size: Size, octaves: int, scale: float) -> list[Size]:
     """Returns height and width of each octave, smallest first and `size` last, each `scale` times the previous one.
     Raises BadView if the first would be too small."""
-    found = [tuple(max(1, round(side / scale**octave)) for side in size) for octave in reversed(range(octaves))]
-    if min(found[0]) < LEAST_SIDE:
+    octave_sizes = [tuple(max(1, round(side / scale**octave)) for side in size) for octave in reversed(range(octaves))]
+    if min(octave_sizes[0]) < MIN_SIDE:
         raise BadView(
-            f"{octaves} octaves of {scale:g} make {by(size)} as small as {by(found[0])}, want fewer --octaves"
+            f"{octaves} octaves of {scale:g} make {by(size)} as small as {by(octave_sizes[0])}, want fewer --octaves"
         )
-    return [(height, width) for height, width in found]
+    return [(height, width) for height, width in octave_sizes]
 
 
 def dream(
@@ -34,10 +34,10 @@ def dream(
     layer: Layer,
     channels: list[int],
     octaves: list[Size],
-    climb: Climb,
+    settings: AscentSettings,
     seed: int,
 ) -> Iterator[Tensor]:
-    """Yields the picture (1, h, w, C) after each of `climb.steps` steps in each octave, in that octave's size.
+    """Yields the picture (1, h, w, C) after each of `settings.steps` steps in each octave, in that octave's size.
 
     photograph  (H, W, C), the size of the last octave
 
@@ -47,13 +47,13 @@ def dream(
     whole = as_pictures(photograph)
 
     def score(pictures: Tensor) -> Tensor:
-        return response(hooks.answers(subject, [layer.name], pictures)[layer.name][:, channels])
+        return response(hooks.outputs_of(subject, [layer.name], pictures)[layer.name][:, channels])
 
     added = torch.zeros_like(_resized(whole, octaves[0]))
     for number, size in enumerate(octaves):
         base = _resized(whole, size)
         pictures = (base + _resized(added, size)).clamp(0, 1)
-        for pictures in ascend(pictures, score, climb, (seed, 2, number)):  # noqa: B020
+        for pictures in ascend(pictures, score, settings, (seed, 2, number)):  # noqa: B020
             yield pictures
         added = pictures - base
 

@@ -17,21 +17,21 @@ def channels(text: str | None, count: int, layer: str, most: int) -> list[int]:
 
 def inputs(text: str | None, count: int, layer: str, most: int) -> list[int]:
     """Parses the input maps of a layer's filters, as `channels` does. Raises BadView."""
-    return _listed("--inputs", text, count, f"the filters of layer {layer!r} lie over {count} maps", most)
+    return _listed("--inputs", text, count, f"the filters of layer {layer!r} have {count} input maps", most)
 
 
 def label(text: str, labels: Sequence[str]) -> int:
     """Returns the class of a label, or of a number if no label matches. Raises BadView, listing similar labels."""
-    found = [index for index, name in enumerate(labels) if name == text]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        numbers = " and ".join(map(str, found))
+    matches = [index for index, name in enumerate(labels) if name == text]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        numbers = " and ".join(map(str, matches))
         raise BadView(f"--class {text!r} is the label of classes {numbers}, want the number of one")
     if text.isdecimal() and int(text) < len(labels):
         return int(text)
     near = difflib.get_close_matches(text, labels, 5, 0.4) or labels[:10]
-    raise BadView(f"--class {text!r} is none of the {len(labels)} labels, such as: {', '.join(near)}")
+    raise BadView(f"--class {text!r} is not among the {len(labels)} labels, such as: {', '.join(near)}")
 
 
 def filters_of(layer: Layer) -> Tensor | None:
@@ -43,32 +43,32 @@ def filters_of(layer: Layer) -> Tensor | None:
     return weight.transpose(0, 1) if getattr(layer.module, "transposed", False) else weight
 
 
-def spread(there: Sequence[Layer], count: int) -> list[Layer]:
+def spread(layers: Sequence[Layer], count: int) -> list[Layer]:
     """Returns `count` convolutions, evenly spread from the first to the last; a single one is from the middle."""
-    convolving = [layer for layer in there if layer.is_map and filters_of(layer) is not None]
-    found = convolving or [layer for layer in there if layer.is_map]
-    if not found:
-        raise BadView("no layer of this network answers maps")
+    convolving = [layer for layer in layers if layer.is_map and filters_of(layer) is not None]
+    candidates = convolving or [layer for layer in layers if layer.is_map]
+    if not candidates:
+        raise BadView("no layer of this network outputs maps")
     if count == 1:
-        return [found[len(found) // 2]]
-    last = len(found) - 1
-    return [found[place] for place in sorted({round(turn * last / (count - 1)) for turn in range(count)})]
+        return [candidates[len(candidates) // 2]]
+    last = len(candidates) - 1
+    return [candidates[place] for place in sorted({round(turn * last / (count - 1)) for turn in range(count)})]
 
 
-def last_with_places(there: Sequence[Layer], classes: int, per_pixel: bool) -> Layer:
+def last_with_places(layers: Sequence[Layer], classes: int, per_pixel: bool) -> Layer:
     """Returns the layer for a class activation map: the last one whose maps have more than one position (Selvaraju et
     al.: the best compromise between semantics and detail).
 
     For a segmentation network it is the last of those with the fewest positions, its bottleneck (Vinogradova et al.,
     arXiv 2002.11434, section 3): after it the output's own pixels dominate. Raises BadView.
     """
-    maps = [layer for layer in there if layer.is_map and layer.shape[1] * layer.shape[2] > 1]
+    maps = [layer for layer in layers if layer.is_map and layer.shape[1] * layer.shape[2] > 1]
     if per_pixel:
         maps = [layer for layer in maps if layer.shape[0] != classes] or maps
         fewest = min((layer.shape[1] * layer.shape[2] for layer in maps), default=0)
         maps = [layer for layer in maps if layer.shape[1] * layer.shape[2] == fewest]
     if not maps:
-        raise BadView("no layer of this network answers maps of more than one place")
+        raise BadView("no layer of this network outputs maps of more than one position")
     return maps[-1]
 
 

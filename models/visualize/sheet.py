@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from convoy.models.lettering import font
-from convoy.models.visualize.network import Pixels
+from convoy.models.data.contact_sheet import font
+from convoy.models.visualize.subjects import Pixels
 
 ROW = 1000  # pixels, about the width of a page
 GAP = 10

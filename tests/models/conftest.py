@@ -14,7 +14,7 @@ from convoy.models import checkpoint
 from convoy.models.data.builtin import digits, scenes
 from convoy.models.data.dataset import DataSet, Split, SplitName, Target
 from convoy.models.data.registry import DATA
-from convoy.models.recipe import Recipe
+from convoy.models.settings import Recipe
 from convoy.models.training.run import Settings
 from convoy.models.training.train import describe
 

@@ -10,7 +10,7 @@ from torch import nn
 from convoy.models.checkpoint import Description
 from convoy.models.export.export import onnx_graph
 from convoy.models.graph import served
-from convoy.models.random_weights import randomise
+from convoy.models.zoo import randomise
 from convoy.service.metadata import InputSpec
 
 SIZES = ((1, 1, 1), (3, 33, 47), (1, 70, 61), (3, 64, 32))  # images, height, width

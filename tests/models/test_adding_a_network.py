@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from convoy.models import classification, registry, zoo
+from convoy.models.analysis.torch_reader import count
 from convoy.models.export.export import export
-from convoy.models.parameters import count
 from convoy.models.registry import ARCHITECTURES
 from convoy.models.training.run import RunFolder
 from convoy.service import cli

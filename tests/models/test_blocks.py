@@ -1,12 +1,14 @@
-"""Layers of several networks, and how pixels reach them."""
+"""Layers that networks share, and output sizes, are as their docstrings say."""
+
+from collections import OrderedDict
 
 import pytest
 import torch
 from torch import nn
 
-from convoy.models.blocks import Conv2dSame, ConvNorm2d, ShiftNorm2d
+from convoy.models.analysis.torch_reader import Count, count
+from convoy.models.blocks import Conv2dSame, ConvNorm2d, ShiftNorm2d, output_size
 from convoy.models.graph import Pixels
-from convoy.models.parameters import Count, count
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
@@ -49,3 +51,25 @@ def test_channels_reach_the_network_in_its_order() -> None:
     bgr = Pixels(mean, std, "BGR")(image).flatten().tolist()
     assert rgb == pytest.approx([(10 / 255 - 0.1) / 1, (20 / 255 - 0.2) / 0.5, (30 / 255 - 0.3) / 0.25], abs=1e-6)
     assert bgr == pytest.approx(rgb[::-1], abs=1e-6)
+
+
+LAYERS = nn.Sequential(
+    OrderedDict(
+        conv=nn.Conv2d(1, 2, (5, 3), stride=(3, 2), padding=(0, 1)),
+        relu=nn.ReLU(),
+        pool=nn.MaxPool2d(3, stride=2, padding=1),
+        last=nn.Conv2d(2, 1, 2),
+    )
+)
+
+
+@pytest.mark.parametrize("size", [(40, 17), (41, 18), (39, 64), (11, 9)])
+def test_size_is_that_of_the_layers_answer(size: tuple[int, int]) -> None:
+    assert output_size(LAYERS, size) == LAYERS(torch.zeros(1, 1, *size)).shape[2:]
+
+
+def test_window_that_does_not_fit_is_refused_by_its_layer() -> None:
+    with pytest.raises(ValueError, match="last has a 2x2 window, but its input is 1x5 left"):
+        output_size(LAYERS, (5, 17))
+    with pytest.raises(ValueError, match="conv has a 5x3 window"):
+        output_size(LAYERS, (4, 17))

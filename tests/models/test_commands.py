@@ -24,7 +24,7 @@ def test_train_then_export_with_what_is_printed(
     assert cli.run(next_command[1:]) == 0
     out = capsys.readouterr().out
     assert "repository/lenet5/1/model.onnx" in out
-    assert "100.0000% of answers are the same" in out
+    assert "100.0000% of predictions are equal" in out
     assert Path("repository/lenet5/1/model.onnx").is_file()
 
 
@@ -115,14 +115,14 @@ def test_finished_run_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixtu
     capsys.readouterr()
     new = tmp_path / "new"
     assert cli.run([*train, "--resume", str(folder.last), "--output", str(new)]) == 2
-    assert "last.ckpt has 1 epochs of 1: nothing is left to train, want --epochs above 1" in capsys.readouterr().err
+    assert "last.ckpt has 1 epochs of 1: nothing remains to train, want --epochs above 1" in capsys.readouterr().err
     assert not new.exists()
 
 
 def test_size_of_the_input_reaches_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train = ["train", "unet", "--data", "tiny-scenes", "--epochs", "1", "--output", str(tmp_path / "run")]
     assert cli.run([*train, "--size", "64x96"]) == 2
-    assert "size 64x96: unet takes images of any size" in capsys.readouterr().err
+    assert "size 64x96: unet accepts images of any size" in capsys.readouterr().err
     assert cli.run([*train, "--size", "64x"]) == 2
     assert "--size '64x', want HEIGHTxWIDTH" in capsys.readouterr().err
 
@@ -149,7 +149,7 @@ def test_defaults_are_the_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         (["unet", "--data", "digit-scenes", "--set", "width=x"], "width = 'x', want an integer"),
         (["unet", "--data", "digit-scenes", "--set", "with=8"], "want one of: width, depth"),
         (["lenet5", "--data", "digit-scenes"], "lenet5 is for classification"),
-        (["lenet5", "--data", "digits", "--crop", "16"], "crop 16: lenet5 takes whole images"),
+        (["lenet5", "--data", "digits", "--crop", "16"], "crop 16: lenet5 accepts whole images only"),
         (["lenet5", "--data", "digits", "--size", "8"], "lenet5 at 8x8: c3: nothing is left by a convolution of 6x2x2"),
         (["lenet5", "--data", "digits", "--ema", "2"], "--ema 2.0: expected `float` < 1.0"),
         (["lenet5", "--data", "digits", "--clip", "0"], "--clip 0.0: expected `float` > 0.0"),

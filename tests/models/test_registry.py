@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from convoy.models import registry
+from convoy.models.data.registry import DATA
 from convoy.models.errors import BadTraining
+from convoy.models.pretrained.registry import KERAS, TORCHVISION
 from convoy.models.registry import ARCHITECTURES
 from convoy.service.metadata import Axis, InputSpec, TensorInput, image_tensor
 
@@ -49,3 +51,38 @@ def test_every_default_of_a_row_is_an_argument_of_its_class() -> None:
 def test_unknown_architecture_is_refused_with_the_names_there_are() -> None:
     with pytest.raises(BadTraining, match=r"'lenet6', want one of: lenet5, "):
         registry.architecture("lenet6")
+
+
+NAMED = sorted(
+    {row.network for row in ARCHITECTURES.values()}
+    | {f"pretrained.{row.order}" for row in KERAS.values()}
+    | {f"pretrained.{row.rename}" for row in TORCHVISION.values()}
+)
+
+
+@pytest.mark.parametrize("path", NAMED)
+def test_what_a_row_names_is_there(path: str) -> None:
+    assert callable(registry.imported(path))
+
+
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [
+        ("classification.resnets:ResNet", ModuleNotFoundError),
+        ("classification.resnet:ResNets", AttributeError),
+        ("classification.resnet", AttributeError),
+    ],
+)
+def test_name_of_nothing_fails(path: str, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        registry.imported(path)
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_built_in_data_have_the_name_of_their_row(name: str) -> None:
+    assert DATA[name]().name == name
+
+
+@pytest.mark.parametrize("name", [*KERAS, *TORCHVISION])
+def test_weights_are_adopted_for_architectures_that_there_are(name: str) -> None:
+    assert name in ARCHITECTURES

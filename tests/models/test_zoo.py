@@ -10,13 +10,16 @@ import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from convoy.models import checkpoint, registry, zoo
 from convoy.models.analysis.summary import inspect_file, totals
+from convoy.models.blocks import ConvNorm2d
 from convoy.models.data.builtin.generated import generated
 from convoy.models.export.export import Exported, export
 from convoy.models.graph import served
 from convoy.models.registry import ARCHITECTURES, Argument
+from convoy.models.zoo import randomise
 from convoy.service.client.client import Client
 from convoy.service.metadata import InputSpec, Task, TensorInput
 from tests.models.segmenters import assert_answers
@@ -187,3 +190,35 @@ def test_sibling_that_is_not_tried_is_made_of_the_same_layers_as_one_that_is(nam
 def test_networks_with_other_blocks_are_no_siblings() -> None:
     assert kinds("resnet18") != kinds("resnet50")
     assert kinds("resnet50") != kinds("densenet121")
+
+
+DEPTH = 40
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(4, 8, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def network(images: torch.Tensor) -> nn.Module:
+    torch.manual_seed(0)
+    network = nn.Sequential(*(ConvNorm2d(8, 8, 3, padding=1) for _ in range(DEPTH)))
+    randomise(network, images)
+    return network
+
+
+@torch.inference_mode()
+def test_every_layer_answers_differently_to_different_images(network: nn.Module, images: torch.Tensor) -> None:
+    x = images
+    for layer in network.children():
+        x = layer(x)
+        assert x.std(dim=0).mean() > 0.3
+
+
+@torch.inference_mode()
+def test_small_difference_stays_small_through_forty_layers(network: nn.Module, images: torch.Tensor) -> None:
+    step = 1e-3 * torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
+    network, images, step = network.double(), images.double(), step.double()
+    change = network(images + step) - network(images)
+    assert change.std() / network(images).std() < 30 * step.std() / images.std()

@@ -9,8 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from convoy.models import checkpoint, zoo
 from convoy.models.export.export import export, onnx_graph
-from convoy.models.export.plan import Plan
 from convoy.models.export.variants import make
+from convoy.models.settings import Plan
 from convoy.models.training.run import default_settings
 from convoy.models.training.train import train
 from convoy.service import metadata

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from convoy.models.data.builtin import digits, strokes
+from convoy.models.data.builtin import digits
 from convoy.service.engine import session as sessions
 from convoy.service.engine.session import Session
 from convoy.service.images.decode import decode, whole
@@ -60,7 +60,7 @@ def same_answers(root: Path) -> list[Figure]:
     session = sessions.load(models.trained(root, "lenet5"), "cpu", 0, 0)
     assert session.document is not None
     taken = session.document.image
-    unseen = [*strokes.indices("validation"), *strokes.indices("test")]
+    unseen = [*digits.indices("validation"), *digits.indices("test")]
     return [_same_answers(session, taken, unseen, factor) for factor in FACTORS]
 
 

@@ -7,7 +7,7 @@ from convoy.models.data.batches import loader
 from convoy.models.data.builtin.generated import generated
 from convoy.models.export import comparison
 from convoy.models.export.export import onnx_graph
-from convoy.models.export.int8 import quantised
+from convoy.models.export.precision import quantised
 from tests.performance.figure import Figure
 
 WANTED = 1.8
@@ -22,7 +22,7 @@ def integers(root: Path, architecture: str) -> Figure:
     description, network = checkpoint.load(file)
     graph = onnx_graph(description, network)
     images = loader(generated(description.spec), description.spec, batch_size=1)
-    small = quantised(graph, ({description.takes.name: batch.images.numpy()} for batch in images), "minmax")
+    small = quantised(graph, ({description.as_tensor.name: batch.images.numpy()} for batch in images), "minmax")
     running = comparison.sessions({"fp32": graph, "int8": small})
     times = comparison.image_times(running, description)
     alone = times["fp32"][1] / times["int8"][1]

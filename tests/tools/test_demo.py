@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convoy.models.data.builtin import scenes, strokes
+from convoy.models.data.builtin import digits, scenes
 from tools import demo
 from tools.demo import StepFailed
 
@@ -62,15 +62,15 @@ def convoy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pictures_are_held_out_and_large_enough_for_a_person(tmp_path: Path) -> None:
     paths = demo.write_images(tmp_path)
     shown = [path for path in paths if path.name.startswith("digit-")]
-    held_out = strokes.indices("test")
+    held_out = digits.indices("test")
     rendered = {
-        label: [strokes.strokes()[0][i] for i in held_out if strokes.strokes()[1][i] == label] for label in range(10)
+        label: [digits.strokes()[0][i] for i in held_out if digits.strokes()[1][i] == label] for label in range(10)
     }
     for path in shown:
         image = Image.open(path)
         assert (image.mode, image.size) == ("L", (64, 64))
         label = int(path.stem.split("-")[1])
-        expected = strokes.render(rendered[label][0], 64, 6, 1)
+        expected = digits.render(rendered[label][0], 64, 6, 1)
         assert np.abs(np.asarray(image) / 255 - expected).max() < 0.01
     assert len(shown) >= 4
     sizes = {Image.open(path).size for path in paths if path.name.startswith("scene-")}
@@ -79,7 +79,7 @@ def test_pictures_are_held_out_and_large_enough_for_a_person(tmp_path: Path) -> 
 
 
 def test_scenes_shown_are_made_of_held_out_strokes() -> None:
-    own = set(strokes.indices("test").tolist())
+    own = set(digits.indices("test").tolist())
     for number, size in enumerate(demo.SCENES_SHOWN, start=1):
         assert set(scenes.draw("test", number, size).strokes) <= own
         assert size not in scenes.SIZES
@@ -114,7 +114,7 @@ def test_server_is_ready_inside_and_stopped_afterwards(tmp_path: Path, capsys: p
 def test_server_that_does_not_end_well_fails_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "CONVOY", stand_in(tmp_path, exit_code=4))
     with (
-        pytest.raises(StepFailed, match="answered SIGTERM with exit code 4, want 0"),
+        pytest.raises(StepFailed, match="ended with exit code 4 after SIGTERM, want 0"),
         demo._server(tmp_path, demo._free_ports(), tmp_path / "log"),
     ):
         pass
@@ -135,7 +135,7 @@ def test_server_that_dies_meanwhile_fails_the_demo(tmp_path: Path) -> None:
     with demo._server(tmp_path, demo._free_ports(), tmp_path / "log") as server:
         server.send_signal(signal.SIGKILL)
         with pytest.raises(StepFailed, match="ended by itself with exit code -9"):
-            demo._until_it_ends(server)
+            demo._wait_for_end(server)
         server.returncode = 0  # what follows is another test
 
 
@@ -145,9 +145,9 @@ def test_ctrl_c_stops_the_running_server_and_is_a_good_end(
     ports, server = demo._free_ports(), demo._server
     monkeypatch.setattr(demo, "_check_free", lambda _: None)
     monkeypatch.setattr(demo, "prepare", lambda directory: directory)
-    monkeypatch.setattr(demo, "_ask", lambda *_: None)
+    monkeypatch.setattr(demo, "_send_requests", lambda *_: None)
     monkeypatch.setattr(demo, "_server", lambda repository, _, log: server(repository, ports, log))
-    monkeypatch.setattr(demo, "_until_it_ends", lambda _: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(demo, "_wait_for_end", lambda _: signal.raise_signal(signal.SIGINT))
     monkeypatch.setattr(sys, "argv", ["demo", "--directory", str(tmp_path)])
     assert demo.main() == 0
     out = capsys.readouterr().out
@@ -168,7 +168,7 @@ def test_taken_port_is_told_before_anything_is_trained(tmp_path: Path, monkeypat
     with socket.create_server(("127.0.0.1", 0)) as taken:
         monkeypatch.setattr(demo, "PORTS", {"grpc": taken.getsockname()[1]})
         with pytest.raises(
-            StepFailed, match=r"port \d+ is taken: stop what listens there, or run: make demo ARGS=--once"
+            StepFailed, match=r"port \d+ is in use: stop the process that listens there, or run: make demo ARGS=--once"
         ):
             demo.demonstrate(tmp_path / "demo", once=False)
     assert not (tmp_path / "demo").exists()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from convoy.models import registry
-from convoy.models.parameters import count
+from convoy.models.analysis.torch_reader import count
 from convoy.models.registry import ARCHITECTURES
 from tools.network_table import COLUMNS, Measured, measure, table
 

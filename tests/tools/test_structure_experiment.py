@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from convoy.models.analysis.summary import totals
-from convoy.models.data.builtin import digits, permuted
+from convoy.models.data.builtin import digits
 from tools.structure_experiment import BY_DEPTH, BY_PARAMETERS, SIDE, Network, Result, draw, settings, table
 
 
@@ -17,7 +17,7 @@ def parameters(network: Network) -> int:
 
 
 def test_permuted_digits_are_the_same_digits_with_all_pixels_in_one_other_order() -> None:
-    plain, other = digits.load().split("test"), permuted.load().split("test")
+    plain, other = digits.load().split("test"), digits.load_permuted().split("test")
     assert len(plain) == len(other)
     stack = np.stack([plain[index][0].ravel() for index in range(40)])
     moved = np.stack([other[index][0].ravel() for index in range(40)])
@@ -27,7 +27,7 @@ def test_permuted_digits_are_the_same_digits_with_all_pixels_in_one_other_order(
 
 
 def test_changes_to_training_images_are_made_before_the_pixels_move() -> None:
-    plain, other = digits.load(), permuted.load()
+    plain, other = digits.load(), digits.load_permuted()
     assert plain.augment is not None
     assert other.augment is not None
     image, _ = plain.split("train")[0]
@@ -36,7 +36,7 @@ def test_changes_to_training_images_are_made_before_the_pixels_move() -> None:
     expected = plain.augment(torch.from_numpy(image).permute(2, 0, 1)[None].float())
     torch.manual_seed(0)
     found = other.augment(torch.from_numpy(moved).permute(2, 0, 1)[None].float())
-    np.testing.assert_allclose(permuted.permuted(expected.numpy()), found.numpy())
+    np.testing.assert_allclose(digits.permuted(expected.numpy()), found.numpy())
 
 
 def test_networks_of_one_comparison_have_about_as_many_parameters() -> None:

@@ -27,17 +27,17 @@ def _note(frame: FrameType, event: str, _: Any) -> None:
 
 def _watch() -> None:
     global _on  # noqa: PLW0603  read by every thread's hook
-    there = _FOLDER / f"{os.getpid()}.there"
-    there.touch()
+    idle = _FOLDER / f"{os.getpid()}.there"
+    idle.touch()
     while True:
         time.sleep(0.01)
-        wanted = (_FOLDER / "on").exists()
-        if wanted == _on:
+        requested = (_FOLDER / "on").exists()
+        if requested == _on:
             continue
-        _on = wanted
-        if not wanted:
+        _on = requested
+        if not requested:
             (_FOLDER / f"{os.getpid()}.calls").write_text("\n".join(_calls) + "\n")
-        there.rename(there := there.with_suffix(".noting" if wanted else ".there"))
+        idle.rename(idle := idle.with_suffix(".noting" if requested else ".there"))
 
 
 threading.setprofile(_note)

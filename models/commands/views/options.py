@@ -9,18 +9,18 @@ import typer
 from convoy.models import paths
 from convoy.models.commands.options import checkpoint_of, parse_size
 from convoy.models.errors import BadView
-from convoy.models.visualize.climb import Space
+from convoy.models.settings import Space
 from convoy.service.errors import BadConfig
 
 Checkpoint = Annotated[
     Path,
     typer.Argument(
         metavar="CHECKPOINT|RUN",
-        help="A .ckpt file of a network that takes images, or the folder of a run.",
+        help="A .ckpt file of a network for images, or the folder of a run.",
         callback=checkpoint_of,
     ),
 ]
-Picture = Annotated[Path, typer.Option("--image", metavar="FILE", help="The picture that the network looks at.")]
+Picture = Annotated[Path, typer.Option("--image", metavar="FILE", help="The network's input picture.")]
 LayerName = Annotated[
     str | None, typer.Option("--layer", metavar="NAME", help="Which layer.  [default: one in the middle]")
 ]
@@ -30,38 +30,39 @@ Channels = Annotated[
 Sides = Annotated[
     str | None,
     typer.Option(
-        "--size", metavar="HxW", help="Of the pictures.  [default: the network's own; 128x128 if it takes any]"
+        "--size", metavar="HxW", help="Of the pictures.  [default: the network's own; 128x128 if it accepts any]"
     ),
 ]
 Within = Annotated[
     str | None,
-    typer.Option(
-        "--size", metavar="HxW", help="The picture is made to fit into it.  [default: its own, up to 1024x1024]"
-    ),
+    typer.Option("--size", metavar="HxW", help="Maximum size of the picture.  [default: its own, up to 1024x1024]"),
 ]
 Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="FILE.png", help="Where it goes.  [default: beside the checkpoint]"),
+    typer.Option("--output", "-o", metavar="FILE.png", help="Output file.  [default: beside the checkpoint]"),
 ]
-Gif = Annotated[Path | None, typer.Option("--gif", metavar="FILE.gif", help="A film of how it came to be.")]
-Steps = Annotated[int, typer.Option("--steps", metavar="N", min=1, max=100_000, help="Of the ascent.")]
+Gif = Annotated[Path | None, typer.Option("--gif", metavar="FILE.gif", help="A film of the optimisation.")]
+Steps = Annotated[int, typer.Option("--steps", metavar="N", min=1, max=100_000, help="Number of steps.")]
 Rate = Annotated[
     float,
     typer.Option(
-        "--rate", metavar="X", min=0, max=1, help="How far a step goes, root mean square; 1 is from black to white."
+        "--rate", metavar="X", min=0, max=1, help="Size of a step, root mean square; 1 is from black to white."
     ),
 ]
 Jitter = Annotated[
     int | None,
     typer.Option(
-        "--jitter", metavar="N", min=0, help="Pixels of random shift before a step.  [default: a 16th of the side]"
+        "--jitter",
+        metavar="N",
+        min=0,
+        help="Maximum random shift before a step, in pixels.  [default: a 16th of the side]",
     ),
 ]
 Blur = Annotated[
-    float, typer.Option("--blur", metavar="X", min=0, max=100, help="Pixels, standard deviation, each fourth step.")
+    float, typer.Option("--blur", metavar="X", min=0, max=100, help="Standard deviation in pixels, every fourth step.")
 ]
-InSpace = Annotated[Space, typer.Option("--space", help="In which coordinates it climbs.")]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of the noise and the shifts.")]
+InSpace = Annotated[Space, typer.Option("--space", help="Coordinates of the ascent.")]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Random seed of the noise and the shifts.")]
 
 
 def check(checkpoint: Path, image: Path | None = None, size: str | None = None) -> None:
@@ -103,4 +104,4 @@ def _check(option: str, path: Path, suffix: str) -> None:
     if path.is_dir():
         raise BadConfig(f"{option} {str(path)!r} is a folder, want a file")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise BadConfig(f"{option} {str(path)!r} cannot be written, want a place where files may be")
+        raise BadConfig(f"{option} {str(path)!r} cannot be written, want a writable folder")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from convoy.models.data.builtin.made import MadeSplit
+from convoy.models.data.builtin.generated import CachedSplit
 from convoy.models.data.dataset import DataSet, SplitName
 
 SEED = 1858  # the year of the first photograph from a balloon
@@ -126,9 +126,9 @@ class Land:
         """Returns the image as a camera records it, with haze, uneven light, a soft lens and noise; and the mask."""
         soft = np.asarray(self.image.filter(ImageFilter.GaussianBlur(0.7)), np.float32)
         light = 1 + _noise(self.random, (self.height, self.width), ((120, 0.07),))[..., None]
-        seen = (soft * light - 110) * self.random.uniform(0.8, 1.15) + 110 + self.random.uniform(-18, 18)
-        seen = seen + self.random.normal(0, 6, 3) + self.random.normal(0, 5, seen.shape)
-        return _bytes(seen), np.array(self.plan)
+        pixels = (soft * light - 110) * self.random.uniform(0.8, 1.15) + 110 + self.random.uniform(-18, 18)
+        pixels = pixels + self.random.normal(0, 6, 3) + self.random.normal(0, 5, pixels.shape)
+        return _bytes(pixels), np.array(self.plan)
 
     def _across(self, bend: float) -> Points:
         """Returns a line of points about one pixel apart, from beyond one side of the image to beyond the opposite
@@ -213,10 +213,10 @@ class Land:
 
 
 @cache
-def _split(name: SplitName) -> MadeSplit:
+def _split(name: SplitName) -> CachedSplit:
     """Returns a split of 0.3 MB per image."""
     sizes = [SIZES[index % len(SIZES)] for index in range(COUNTS[name])]
-    return MadeSplit(sizes, lambda index: draw(name, index, sizes[index]))
+    return CachedSplit(sizes, lambda index: draw(name, index, sizes[index]))
 
 
 def _parcels(

@@ -11,10 +11,9 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from convoy.models.data.augment import roll
-from convoy.models.data.builtin.made import MadeSplit
+from convoy.models.data.augmentation import roll
+from convoy.models.data.builtin.generated import CachedSplit, enlarged
 from convoy.models.data.dataset import DataSet, SplitName
 from convoy.service.metadata import Axis, TensorInput
 
@@ -122,19 +121,15 @@ def _between(
 def _texture(random: np.random.Generator, brightness: tuple[float, float]) -> NDArray[np.float32]:
     """Returns patches of colours, (32, 32, 3), 0..1."""
     patches = random.uniform(*brightness, (6, 6, 3)).astype(np.float32)
-    channels = [
-        Image.fromarray(channel).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-        for channel in np.moveaxis(patches, -1, 0)
-    ]
-    return np.stack([np.asarray(channel) for channel in channels], axis=-1).clip(0, 1)
+    return enlarged(patches, SIDE, SIDE).clip(0, 1)
 
 
 @cache
-def _split(name: SplitName) -> MadeSplit:
+def _split(name: SplitName) -> CachedSplit:
     """Returns a split with the motions in rotation; 24 KB per clip."""
 
     def make(index: int) -> tuple[NDArray[np.uint8], int]:
         motion = index % len(LABELS)
         return film(name, index, LABELS[motion]), motion
 
-    return MadeSplit([(FRAMES, SIDE, SIDE, 3)] * COUNTS[name], make)
+    return CachedSplit([(FRAMES, SIDE, SIDE, 3)] * COUNTS[name], make)

@@ -1,10 +1,13 @@
-"""Generated images and tensors without content, for weights that come without their training data."""
+"""Generated samples: a split that generates and caches its samples, and images and tensors without content, for weights
+that come without their training data."""
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convoy.models.data.dataset import Split
+from convoy.models.data.dataset import Sample, Split, Target
 from convoy.service.metadata import InputSpec, TensorInput
 
 SEED = 1966
@@ -40,7 +43,7 @@ class GeneratedSplit:
         image = np.full((height, width, self.spec.channels), random.uniform(60, 190), np.float32)
         for cell in CELLS:
             coarse = random.normal(0, 45, (height // cell + 2, width // cell + 2, self.spec.channels))
-            image += _enlarged(coarse.astype(np.float32), height, width)
+            image += enlarged(coarse.astype(np.float32), height, width)
         return np.clip(np.rint(image), 0, 255).astype(np.uint8), 0
 
 
@@ -63,9 +66,30 @@ class GeneratedTensors:
         return random.standard_normal(self.size(index), dtype=np.float32), 0
 
 
-def _enlarged(coarse: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+def enlarged(coarse: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    """(h, w, C) -> (height, width, C), bicubic."""
     channels = [
         Image.fromarray(channel).resize((width, height), Image.Resampling.BICUBIC)
         for channel in np.moveaxis(coarse, -1, 0)
     ]
     return np.stack([np.asarray(channel) for channel in channels], axis=-1)
+
+
+class CachedSplit:
+    """Samples by index. `sizes` contains their sizes, and `make` generates them deterministically."""
+
+    def __init__(self, sizes: Sequence[tuple[int, ...]], make: Callable[[int], tuple[Sample, Target]]) -> None:
+        self.sizes = sizes
+        self.make = make
+        self.cache: dict[int, tuple[Sample, Target]] = {}
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def size(self, index: int) -> tuple[int, ...]:
+        return self.sizes[index]
+
+    def __getitem__(self, index: int) -> tuple[Sample, Target]:
+        if index not in self.cache:
+            self.cache[index] = self.make(index)
+        return self.cache[index]

@@ -9,10 +9,9 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from convoy.models.data.builtin import strokes
-from convoy.models.data.builtin.made import MadeSplit
+from convoy.models.data.builtin import digits
+from convoy.models.data.builtin.generated import CachedSplit, enlarged
 from convoy.models.data.dataset import DataSet, SplitName
 
 SEED = 2015
@@ -68,28 +67,28 @@ def draw(split: SplitName, index: int, size: tuple[int, int]) -> Scene:
     light = bool(random.integers(2))  # light backgrounds have dark digits, and vice versa
     canvas = _texture(random, height, width, light)
     mask = np.zeros(size, np.uint8)
-    ink, digits = strokes.strokes()
+    ink, classes = digits.strokes()
     used: list[int] = []
-    wanted = height * width // PIXELS_PER_DIGIT
+    count = height * width // PIXELS_PER_DIGIT
     # Twice as many candidates as needed: for some there is no free place.
-    for stroke in random.choice(strokes.indices(split), size=2 * wanted, replace=False):
-        if len(used) == wanted:
+    for stroke in random.choice(digits.indices(split), size=2 * count, replace=False):
+        if len(used) == count:
             break
         scale = random.uniform(*DIGIT_SIDES) / 8
         side = round(scale * 9)  # 9, not 8: one more ink pixel for the soft ends of strokes
         place = _free_place(random, mask, side)
         if place is None:
             continue
-        coverage = strokes.render(ink[stroke], side, scale, CONTRAST, random.uniform(-12, 12))[..., None]
+        coverage = digits.render(ink[stroke], side, scale, CONTRAST, random.uniform(-12, 12))[..., None]
         canvas[place] += coverage * (_colour(random, not light) - canvas[place])
-        mask[place][coverage[..., 0] > 0.5] = 1 + digits[stroke]
+        mask[place][coverage[..., 0] > 0.5] = 1 + classes[stroke]
         used.append(int(stroke))
     image = np.rint(np.clip(canvas, 0, 1) * 255).astype(np.uint8)
     return Scene(image, mask, used)
 
 
 @cache
-def _split(name: SplitName) -> MadeSplit:
+def _split(name: SplitName) -> CachedSplit:
     """Returns a split of 45 KB per scene."""
     sizes = [SIZES[index % len(SIZES)] for index in range(COUNTS[name])]
 
@@ -97,20 +96,14 @@ def _split(name: SplitName) -> MadeSplit:
         scene = draw(name, index, sizes[index])
         return scene.image, scene.mask
 
-    return MadeSplit(sizes, make)
+    return CachedSplit(sizes, make)
 
 
 def _texture(random: np.random.Generator, height: int, width: int, light: bool) -> NDArray[np.float32]:
     canvas = np.broadcast_to(_colour(random, light), (height, width, 3)).copy()
     for cell, strength in ((24, 0.14), (6, 0.07)):
         coarse = random.normal(0, strength, (height // cell + 2, width // cell + 2, 3)).astype(np.float32)
-        canvas += np.stack(
-            [
-                np.asarray(Image.fromarray(channel).resize((width, height), Image.Resampling.BICUBIC))
-                for channel in np.moveaxis(coarse, -1, 0)
-            ],
-            axis=-1,
-        )
+        canvas += enlarged(coarse, height, width)
     return canvas + random.normal(0, 0.02, (height, width, 1)).astype(np.float32)
 
 

@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from convoy.models.data.builtin.made import MadeSplit
+from convoy.models.data.builtin.generated import CachedSplit
 from convoy.models.data.dataset import DataSet, SplitName
 from convoy.service.metadata import Axis, TensorInput
 
@@ -96,7 +96,7 @@ def _sway(random: np.random.Generator, seconds: NDArray[np.float64]) -> NDArray[
 
 
 @cache
-def _split(name: SplitName) -> MadeSplit:
+def _split(name: SplitName) -> CachedSplit:
     """Returns a split with the gaits in rotation; 2 KB per recording."""
     # All gaits have the same lengths, so that the length does not depend on the gait.
     lengths = [LENGTHS[index // len(LABELS) % len(LENGTHS)] for index in range(COUNTS[name])]
@@ -105,4 +105,4 @@ def _split(name: SplitName) -> MadeSplit:
         gait = index % len(LABELS)
         return record(name, index, LABELS[gait], lengths[index]), gait
 
-    return MadeSplit([(len(JOINTS), length) for length in lengths], make)
+    return CachedSplit([(len(JOINTS), length) for length in lengths], make)

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convoy.models.data.dataset import DataSet, SplitName
+from convoy.models.data.formats.listing import for_validation
 from convoy.models.data.reading import MEASURED_IMAGES, histogram, moments
-from convoy.models.data.splits import validating
 from convoy.models.errors import BadData
 from convoy.service.metadata import Task
 
@@ -81,7 +81,7 @@ class ArraySplit:
 def _split(arrays: Arrays, name: SplitName, colour: Colour) -> ArraySplit:
     if name == "test":
         return ArraySplit(arrays.test, np.arange(len(arrays.test.images)), colour)
-    aside = np.array(validating(arrays.train.names), bool)
+    aside = np.array(for_validation(arrays.train.names), bool)
     return ArraySplit(arrays.train, np.flatnonzero(aside == (name == "validation")), colour)
 
 

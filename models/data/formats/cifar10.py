@@ -14,7 +14,7 @@ RECORD = 1 + 3 * SIDE * SIDE  # bytes: the class, then the red, green and blue p
 TEST, NAMES = "test_batch.bin", "batches.meta.txt"
 
 
-def found(root: Path) -> bool:
+def detects(root: Path) -> bool:
     """Returns whether a folder contains these files, or those of the Python version, which are pickles."""
     return any(root.glob("data_batch_*")) or (root / TEST).is_file()
 
@@ -41,10 +41,10 @@ def _batches(root: Path) -> list[Path]:
         int(match[1]) for file in root.iterdir() if (match := re.fullmatch(r"data_batch_(\d+)\.bin", file.name))
     )
     if not numbers and any(root.glob("data_batch_*")):
-        raise BadData(f"{root} holds pickles, which can run code when they are read, want CIFAR-10's binary version")
+        raise BadData(f"{root} contains pickles, which can run code when loaded, want CIFAR-10's binary version")
     if numbers != list(range(1, len(numbers) + 1)) or not numbers:
-        there = ", ".join(map(str, numbers)) or "none"
-        raise BadData(f"of {root / 'data_batch_N.bin'} there are {there}, want 1 and on without a gap")
+        present = ", ".join(map(str, numbers)) or "none"
+        raise BadData(f"{root / 'data_batch_N.bin'} has the numbers {present}, want 1, 2 and so on without a gap")
     return [root / f"data_batch_{number}.bin" for number in numbers]
 
 

@@ -1,11 +1,13 @@
-"""Coding of masks: the class of each pixel value, as options specify it and runs record it."""
+"""Coding of masks: the class of each pixel value, as options specify it and runs record it; and class colours from a
+text file."""
 
 import re
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from convoy.models.data.dataset import IGNORE
-from convoy.models.errors import BadTraining
+from convoy.models.errors import BadNetworkFile, BadTraining
+from convoy.service.text import NoText, decoded
 
 Kind = Literal["values", "colours"]
 RGB = tuple[int, int, int]
@@ -13,6 +15,8 @@ RGB = tuple[int, int, int]
 _ITEM = {"values": r"(\d{1,5})(?:=(\d{1,3}))?", "colours": r"#?([0-9a-fA-F]{6})(?:=(\d{1,3}))?"}
 _BASE = {"values": 10, "colours": 16}
 _SUCH = {"values": "0,255 or 0,128,200=255", "colours": "000000,ff0000 or 000000,ff0000,ffffff=255"}
+_HEX = re.compile(r"#?([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
+_NUMBERS = re.compile(r"(\d{1,3})[ ,]+(\d{1,3})[ ,]+(\d{1,3})")
 _SOURCE = re.compile(r"(?P<path>.*)#mask-(?P<kind>values|colours)=(?P<text>[^#]+)", re.DOTALL)
 
 
@@ -64,7 +68,7 @@ def parse(kind: Kind, text: str) -> Coding:
     return Coding(kind, tuple(classes))
 
 
-def two(value: int) -> Coding:
+def two_value_coding(value: int) -> Coding:
     """Returns the coding of two classes: 0 and another value."""
     return Coding("values", ((0, 0), (value, 1)))
 
@@ -83,5 +87,24 @@ def of_source(name: str) -> tuple[str, Coding | None]:
     return match["path"], parse(kind, match["text"])
 
 
+def read_colours(path: Path) -> list[RGB]:
+    """Reads a text with one colour per line. Raises BadNetworkFile."""
+    try:
+        lines = decoded(path.read_bytes()).rstrip().split("\n")
+    except NoText as error:
+        raise BadNetworkFile(f"{path}: {error}, one colour a line") from None
+    return [_colour(path, number, line.strip()) for number, line in enumerate(lines, start=1)]
+
+
 def _rgb(value: int) -> RGB:
     return value >> 16, value >> 8 & 255, value & 255
+
+
+def _colour(path: Path, number: int, line: str) -> RGB:
+    match, base = _HEX.fullmatch(line), 16
+    if match is None:
+        match, base = _NUMBERS.fullmatch(line), 10
+    parts = () if match is None else tuple(int(part, base) for part in match.groups())
+    if len(parts) != 3 or max(parts) > 255:
+        raise BadNetworkFile(f"line {number} of {path} is {line!r}, want a colour such as #ff8000 or 255 128 0")
+    return parts[0], parts[1], parts[2]

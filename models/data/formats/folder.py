@@ -8,65 +8,63 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convoy.models.data import picture
-from convoy.models.data.bad_files import Fault, Report, in_words, remark
 from convoy.models.data.dataset import IGNORE, DataSet, SplitName, Target
+from convoy.models.data.files import Fault, Report, nfc, print_once, printable
 from convoy.models.data.formats import masks
-from convoy.models.data.formats.coding import Coding, source, two
+from convoy.models.data.formats.coding import Coding, source, two_value_coding
 from convoy.models.data.formats.listing import SPLITS, Entries, Entry, Listing, check_complete
-from convoy.models.data.names import one
-from convoy.models.data.reading import moments, read
-from convoy.models.data.scan import Facts
+from convoy.models.data.reading import Facts, moments, read
 from convoy.models.errors import BadData
 from convoy.service.metadata import Task
 
 Colour = Literal["RGB", "L"]
 Palette = list[tuple[int, int, int]]
-Sound = list[tuple[SplitName, Entry, Facts]]
+Readable = list[tuple[SplitName, Entry, Facts]]
 MANY_MISSING = 32  # classes; a few images of a well-known data set may lack most classes, but fewer than these
 
 
-def load(root: Path, found: Listing, report: Report, coding: Coding | None = None) -> DataSet:
+def load(root: Path, listing: Listing, report: Report, coding: Coding | None = None) -> DataSet:
     """Returns the data set of a listing, named by the path and the coding of its masks. It is grey if all training
     images are.
 
     Reads every file once. Passes images that training cannot use to `report` and leaves them out. Raises BadData if too
     few remain.
     """
-    sound, faults = _sound(root, _all(found), coding)
-    if not sound and len(faults) > 1:
+    readable, faults = _readable(root, _all(listing), coding)
+    if not readable and len(faults) > 1:
         raise BadData(f"{faults[0].reason}; no other of the {len(faults)} pictures of {root} can be used")
-    painted = coding
-    if found.task == "segmentation" and coding is None:
-        painted = _painted(root, found.labels, sound)
-        if painted is None:
-            _check_numbers(root, found.labels, sound)
+    effective = coding
+    if listing.task == "segmentation" and coding is None:
+        effective = _two_value_coding(root, listing.labels, readable)
+        if effective is None:
+            _check_numbers(root, listing.labels, readable)
         else:
-            sound = _recoded(sound, painted)
-    faults = [*found.faults, *faults]
-    labels = found.labels or _numbered((facts for split, _, facts in sound if split == "train"), painted)
+            readable = _recoded(readable, effective)
+    faults = [*listing.faults, *faults]
+    labels = listing.labels or _numbered((facts for split, _, facts in readable if split == "train"), effective)
     kept: dict[SplitName, list[tuple[Entry, Facts]]] = {split: [] for split in SPLITS}
-    for split, entry, facts in sound:
+    for split, entry, facts in readable:
         unknown = _unknown(entry, facts, len(labels))
         if unknown is None:
             kept[split].append((entry, facts))
         else:
             faults.append(unknown)
-    report(faults, sum(map(len, found.entries.values())) + len(found.faults))
+    report(faults, sum(map(len, listing.entries.values())) + len(listing.faults))
     entries: Entries = {split: [entry for entry, _ in kept[split]] for split in SPLITS}
     check_complete(root, labels, entries, len(faults))
     if len(labels) < 2:
         raise BadData(_one_class(root))
     train = [facts for _, facts in kept["train"]]
     colour: Colour = "L" if all(facts.grey for facts in train) else "RGB"
-    splits = {split: FolderSplit(root, kept[split], colour, painted) for split in SPLITS}
-    palette = _palette((entry for split in SPLITS for entry in entries[split]), len(labels), painted)
+    splits = {split: FolderSplit(root, kept[split], colour, effective) for split in SPLITS}
+    palette = _palette((entry for split in SPLITS for entry in entries[split]), len(labels), effective)
     mean, std = _measured(train, colour)
-    return DataSet(source(root, coding), found.task, colour, labels, palette, mean, std, splits.__getitem__)
+    return DataSet(source(root, coding), listing.task, colour, labels, palette, mean, std, splits.__getitem__)
 
 
 def split(
     root: Path,
-    found: Listing,
+    listing: Listing,
     name: SplitName,
     task: Task,
     colour: Colour,
@@ -76,20 +74,20 @@ def split(
 ) -> "FolderSplit":
     """Returns one split for a trained network, in its colour and with its labels. Raises BadData if the labels or the
     task differ."""
-    if found.task != task:
-        raise BadData(f"{root} is data for {found.task}, want some for {task}")
-    if found.labels is not None and [one(label) for label in found.labels] != [one(label) for label in labels]:
-        raise BadData(f"{root} has the classes {_brief(found.labels)}, the network was trained with {_brief(labels)}")
-    sound, faults = _sound(root, [(name, entry) for entry in found.entries[name]], coding)
-    if found.task == "segmentation" and coding is None and _maybe_painted(sound, labels):
+    if listing.task != task:
+        raise BadData(f"{root} is data for {listing.task}, want some for {task}")
+    if listing.labels is not None and [nfc(label) for label in listing.labels] != [nfc(label) for label in labels]:
+        raise BadData(f"{root} has the classes {_brief(listing.labels)}, the network was trained with {_brief(labels)}")
+    readable, faults = _readable(root, [(name, entry) for entry in listing.entries[name]], coding)
+    if listing.task == "segmentation" and coding is None and _may_need_coding(readable, labels):
         # The meaning of the values depends on all of the data, as in training.
-        whole, _ = _sound(root, _all(found), None)
-        coding = _painted(root, labels, whole)
-        sound = sound if coding is None else _recoded(sound, coding)
-    unknown = [_unknown(entry, facts, len(labels)) for _, entry, facts in sound]
+        whole, _ = _readable(root, _all(listing), None)
+        coding = _two_value_coding(root, labels, whole)
+        readable = readable if coding is None else _recoded(readable, coding)
+    unknown = [_unknown(entry, facts, len(labels)) for _, entry, facts in readable]
     faults += [fault for fault in unknown if fault is not None]
-    report([*found.faults, *faults], len(found.entries[name]) + len(found.faults))
-    kept = [(entry, facts) for (_, entry, facts), fault in zip(sound, unknown, strict=True) if fault is None]
+    report([*listing.faults, *faults], len(listing.entries[name]) + len(listing.faults))
+    kept = [(entry, facts) for (_, entry, facts), fault in zip(readable, unknown, strict=True) if fault is None]
     if not kept:
         raise BadData(f"{root} has no pictures in its {name} split ({len(faults)} were left out), want at least one")
     return FolderSplit(root, kept, colour, coding)
@@ -98,10 +96,12 @@ def split(
 class FolderSplit:
     """Images with their class, or the class of each pixel, read from their files on each access."""
 
-    def __init__(self, root: Path, sound: Sequence[tuple[Entry, Facts]], colour: Colour, coding: Coding | None) -> None:
+    def __init__(
+        self, root: Path, readable: Sequence[tuple[Entry, Facts]], colour: Colour, coding: Coding | None
+    ) -> None:
         self.root, self.colour, self.coding = root, colour, coding
-        self.entries = [entry for entry, _ in sound]
-        self.sizes = [facts.size for _, facts in sound]
+        self.entries = [entry for entry, _ in readable]
+        self.sizes = [facts.size for _, facts in readable]
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -116,19 +116,19 @@ class FolderSplit:
     def name(self, index: int) -> str:
         """Returns the path of an image, relative to the data set."""
         path, root = self.entries[index].image, self.root if self.root.is_dir() else self.root.parent
-        return in_words(path.relative_to(root) if path.is_relative_to(root) else path)
+        return printable(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
-def _all(found: Listing) -> list[tuple[SplitName, Entry]]:
-    return [(split, entry) for split in SPLITS for entry in found.entries[split]]
+def _all(listing: Listing) -> list[tuple[SplitName, Entry]]:
+    return [(split, entry) for split in SPLITS for entry in listing.entries[split]]
 
 
-def _sound(root: Path, listed: list[tuple[SplitName, Entry]], coding: Coding | None) -> tuple[Sound, list[Fault]]:
+def _readable(root: Path, listed: list[tuple[SplitName, Entry]], coding: Coding | None) -> tuple[Readable, list[Fault]]:
     results = read(root, [entry for _, entry in listed], coding)
-    sound = [
+    readable = [
         (split, entry, facts) for (split, entry), facts in zip(listed, results, strict=True) if isinstance(facts, Facts)
     ]
-    return sound, [result for result in results if isinstance(result, Fault)]
+    return readable, [result for result in results if isinstance(result, Fault)]
 
 
 def _unknown(entry: Entry, facts: Facts, classes: int) -> Fault | None:
@@ -139,33 +139,35 @@ def _unknown(entry: Entry, facts: Facts, classes: int) -> Fault | None:
     )
 
 
-def _painted(root: Path, labels: Sequence[str] | None, sound: Sound) -> Coding | None:
+def _two_value_coding(root: Path, labels: Sequence[str] | None, readable: Readable) -> Coding | None:
     """Returns the coding of hand-painted masks of two classes: 0, and a value too large to be a class number. None for
     other masks."""
-    used = sorted({number for _, _, facts in sound for number in facts.numbers})
+    used = sorted({number for _, _, facts in readable for number in facts.numbers})
     if len(used) != 2 or used[0] != 0 or used[1] <= MANY_MISSING or (labels is not None and len(labels) != 2):
         return None
-    coding = two(used[1])
-    remark(f"the masks of {root} have the values 0 and {used[1]}, read as the classes 0 and 1 (--mask-values {coding})")
+    coding = two_value_coding(used[1])
+    print_once(
+        f"the masks of {root} have the values 0 and {used[1]}, read as the classes 0 and 1 (--mask-values {coding})"
+    )
     return coding
 
 
-def _maybe_painted(sound: Sound, labels: Sequence[str]) -> bool:
-    used = {number for _, _, facts in sound for number in facts.numbers}
+def _may_need_coding(readable: Readable, labels: Sequence[str]) -> bool:
+    used = {number for _, _, facts in readable for number in facts.numbers}
     return len(labels) == 2 and used - {0} != set() and min(used - {0}) > MANY_MISSING
 
 
-def _recoded(sound: Sound, coding: Coding) -> Sound:
+def _recoded(readable: Readable, coding: Coding) -> Readable:
     table = dict(coding.classes)
     return [
         (split, entry, facts._replace(highest=max((table[number] for number in facts.numbers), default=0)))
-        for split, entry, facts in sound
+        for split, entry, facts in readable
     ]
 
 
-def _check_numbers(root: Path, labels: Sequence[str] | None, sound: Sound) -> None:
+def _check_numbers(root: Path, labels: Sequence[str] | None, readable: Readable) -> None:
     """Raises BadData if the numbers in the masks cannot be class numbers but are painted grey values."""
-    used = sorted({number for _, _, facts in sound for number in facts.numbers} - {IGNORE})
+    used = sorted({number for _, _, facts in readable for number in facts.numbers} - {IGNORE})
     if used == [0]:
         raise BadData(_one_class(root))
     listed = ", ".join(map(str, [*used[:8], *(["..."] if len(used) > 8 else [])]))
@@ -174,7 +176,7 @@ def _check_numbers(root: Path, labels: Sequence[str] | None, sound: Sound) -> No
     choice = f"{numbers}, or which values they are: --mask-values {values}"
     if labels is not None:
         beyond = [number for number in used if number >= len(labels)]
-        if beyond and all(facts.highest >= len(labels) for _, _, facts in sound):
+        if beyond and all(facts.highest >= len(labels) for _, _, facts in readable):
             classes = f"{len(labels)} classes have names"
             raise BadData(f"the masks of {root} have the numbers {listed}, and {classes}: {choice}")
     missing = used[-1] + 1 - len(used) if used else 0

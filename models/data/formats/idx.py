@@ -16,10 +16,10 @@ PARTS = {"train": "train", "test": "t10k"}
 # Magic number: two zero bytes, 8 for unsigned bytes, the number of axes.
 IMAGES, CLASSES = ("images", 3, 0x00000803), ("labels", 1, 0x00000801)
 
-MOST_PACKED = 1032  # maximum expansion of gzip, in bytes per byte
+MAX_EXPANSION = 1032  # maximum expansion of gzip, in bytes per byte
 
 
-def found(root: Path) -> bool:
+def detects(root: Path) -> bool:
     """Returns whether a folder contains any of the four files."""
     return any(_file(root, prefix, *kind[:2]) is not None for prefix in PARTS.values() for kind in (IMAGES, CLASSES))
 
@@ -32,8 +32,8 @@ def read(root: Path) -> Arrays:
     records = {part: _records(root, part) for part in PARTS}
     count = int(records["train"].classes.max()) + 1
     labels = class_names(root / LABELS) or [str(number) for number in range(count)]
-    for part, found_ in records.items():
-        highest = int(found_.classes.max())
+    for part, part_records in records.items():
+        highest = int(part_records.classes.max())
         if highest >= len(labels):
             raise BadData(f"the {part} labels of {root} have the class {highest}, want 0 to {len(labels) - 1}")
     if records["train"].images.shape[1:] != records["test"].images.shape[1:]:
@@ -63,13 +63,13 @@ def _array(root: Path, prefix: str, what: str, axes: int, magic: int) -> NDArray
             if len(head) < 4 * (1 + axes) or int.from_bytes(head[:4]) != magic:
                 raise BadData(f"{file} begins with {head[:4].hex()}, want {magic:08x} and {axes} sizes: an idx file")
             sides = struct.unpack(f">{axes}I", head[4:])
-            wanted = int(np.prod(sides, dtype=object))
-            if wanted > MOST_PACKED * file.stat().st_size:
+            expected = int(np.prod(sides, dtype=object))
+            if expected > MAX_EXPANSION * file.stat().st_size:
                 raise BadData(f"{file} has {file.stat().st_size} bytes, want more: {' x '.join(map(str, sides))}")
-            content = stream.read(wanted + 1)
+            content = stream.read(expected + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise BadData(f"{file} cannot be read ({error}), want an idx file") from None
-    if len(content) != wanted:
-        size = "more" if len(content) > wanted else str(len(content))
-        raise BadData(f"{file} holds {size} bytes behind its head, want {wanted}: {' x '.join(map(str, sides))}")
+    if len(content) != expected:
+        size = "more" if len(content) > expected else str(len(content))
+        raise BadData(f"{file} contains {size} bytes after its header, want {expected}: {' x '.join(map(str, sides))}")
     return np.frombuffer(content, np.uint8).reshape(sides)

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from convoy.models.data.bad_files import Fault
 from convoy.models.data.dataset import SplitName
+from convoy.models.data.files import Fault, nfc, subfolders
 from convoy.models.data.formats.listing import (
     LABELS,
     SPLITS,
@@ -13,11 +13,10 @@ from convoy.models.data.formats.listing import (
     Listing,
     class_names,
     lines,
-    shared,
+    split_as_specified,
+    split_by_name,
     split_paths,
-    told,
 )
-from convoy.models.data.names import folders, one
 from convoy.models.data.picture import by_stem, files
 from convoy.models.errors import BadData
 
@@ -31,7 +30,7 @@ class Pair(NamedTuple):
     masks: Path
 
 
-def found(root: Path) -> bool:
+def detects(root: Path) -> bool:
     """Returns whether a folder has this layout."""
     return (root / IMAGES).is_dir() or any(pair.images.is_dir() for pair in _pairs(root).values())
 
@@ -41,20 +40,20 @@ def listing(root: Path) -> Listing:
     the class names, one per line.
 
     The splits are folders, `train/images/` and `train/masks/` or `images/train/` and `masks/train/` and so on, or
-    lists, `splits/train.txt` and so on, one NAME per line. With two of the three splits, `told` derives the third;
-    without any, the names of the images determine the splits. Raises BadData.
+    lists, `splits/train.txt` and so on, one NAME per line. With two of the three splits, `split_as_specified` derives
+    the third; without any, the names of the images determine the splits. Raises BadData.
     """
     pairs = _pairs(root)
     faults: list[Fault] = []
     if pairs:
         named = {split: _named(_by_stem(pair), pair, faults) for split, pair in pairs.items()}
         _check_splits(root, named)
-        entries = told(named)
+        entries = split_as_specified(named)
     elif (root / LISTS).is_dir():
-        entries = told(_listed(root, faults))
+        entries = split_as_specified(_listed(root, faults))
     else:
         pair = Pair(root / IMAGES, root / MASKS)
-        entries = shared(_named(_by_stem(pair), pair, faults))
+        entries = split_by_name(_named(_by_stem(pair), pair, faults))
     for split in SPLITS:
         faults += [_no_mask(entry) for entry in entries[split] if not _has_mask(entry)]
         entries[split] = [entry for entry in entries[split] if _has_mask(entry)]
@@ -63,19 +62,19 @@ def listing(root: Path) -> Listing:
 
 def _pairs(root: Path) -> dict[SplitName, Pair]:
     """Returns the folders of each split; empty if the splits are not folders."""
-    inside = split_paths(folders(root / IMAGES)) if (root / IMAGES).is_dir() else {}
+    inside = split_paths(subfolders(root / IMAGES)) if (root / IMAGES).is_dir() else {}
     if inside:
         return {split: Pair(folder, root / MASKS / folder.name) for split, folder in inside.items()}
-    outside = split_paths(folder for folder in folders(root) if (folder / IMAGES).is_dir())
+    outside = split_paths(folder for folder in subfolders(root) if (folder / IMAGES).is_dir())
     return {split: Pair(folder / IMAGES, folder / MASKS) for split, folder in outside.items()}
 
 
 def _by_stem(pair: Pair) -> dict[str, Path]:
     images = by_stem(files(pair.images))
     if not images:
-        raise BadData(f"{pair.images} holds no picture, want some of a format that Pillow reads")
+        raise BadData(f"{pair.images} contains no picture, want some of a format that Pillow reads")
     if not pair.masks.is_dir():
-        beside = [repr(f"{folder.name}/") for folder in folders(pair.masks.parent) if folder != pair.images]
+        beside = [repr(f"{folder.name}/") for folder in subfolders(pair.masks.parent) if folder != pair.images]
         instead = f"; there is {', '.join(beside[:3])[:200]}" if beside else ""
         raise BadData(f"there is no folder {pair.masks}, want the mask of each picture of {pair.images} there{instead}")
     return images
@@ -86,25 +85,25 @@ def _named(images: dict[str, Path], pair: Pair, faults: list[Fault]) -> list[tup
     faults += [
         Fault(mask, f"there is no picture in {pair.images} for the mask {mask}")
         for mask in masks
-        if one(mask.stem) not in images
+        if nfc(mask.stem) not in images
     ]
-    if masks and all(one(mask.stem) not in images for mask in masks):
+    if masks and all(nfc(mask.stem) not in images for mask in masks):
         raise BadData(
-            f"none of the {len(masks)} masks of {pair.masks} is called as a picture of {pair.images} is: "
-            f"there is {masks[0].name[:100]!r}, want {next(iter(images.values())).stem[:100] + '.png'!r}"
+            f"none of the {len(masks)} masks of {pair.masks} has the name of a picture in {pair.images}: "
+            f"found {masks[0].name[:100]!r}, want {next(iter(images.values())).stem[:100] + '.png'!r}"
         )
-    found = _found(masks)
-    return [(name, _entry(image, pair, found)) for name, image in images.items()]
+    masks_by_name = _by_name(masks)
+    return [(name, _entry(image, pair, masks_by_name)) for name, image in images.items()]
 
 
-def _found(masks: Iterable[Path]) -> dict[str, Path]:
+def _by_name(masks: Iterable[Path]) -> dict[str, Path]:
     """Returns masks by name without the extension; if several have one name, the PNG file."""
     ordered = sorted(masks, key=lambda mask: mask.suffix.lower() == ".png")
-    return {one(mask.stem): mask for mask in ordered}
+    return {nfc(mask.stem): mask for mask in ordered}
 
 
 def _entry(image: Path, pair: Pair, masks: Mapping[str, Path]) -> Entry:
-    return Entry(image, masks.get(one(image.stem), pair.masks / f"{image.stem}.png"))
+    return Entry(image, masks.get(nfc(image.stem), pair.masks / f"{image.stem}.png"))
 
 
 def _has_mask(entry: Entry) -> bool:
@@ -117,20 +116,20 @@ def _no_mask(entry: Entry) -> Fault:
 
 
 def _check_splits(root: Path, splits: Iterable[SplitName]) -> None:
-    there = set(splits)
-    if "train" not in there or len(there) < 2:
-        raise BadData(f"{root} is split into {' and '.join(sorted(there))} only, want train and test or validation")
+    present = set(splits)
+    if "train" not in present or len(present) < 2:
+        raise BadData(f"{root} is split into {' and '.join(sorted(present))} only, want train and test or validation")
 
 
 def _listed(root: Path, faults: list[Fault]) -> dict[SplitName, list[tuple[str, Entry]]]:
     pair = Pair(root / IMAGES, root / MASKS)
     images, lists = _by_stem(pair), split_paths((root / LISTS).glob("*.txt"))
     _check_splits(root / LISTS, lists)
-    masks = _found(files(pair.masks))
+    masks = _by_name(files(pair.masks))
     named: dict[SplitName, list[tuple[str, Entry]]] = {split: [] for split in lists}
     place: dict[str, SplitName] = {}
     for split, file in lists.items():
-        for name in map(one, lines(file)):
+        for name in map(nfc, lines(file)):
             if name in place:
                 raise BadData(f"{file} names {name!r}, which is in {place[name]} already, want each picture once")
             place[name] = split

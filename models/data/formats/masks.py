@@ -9,7 +9,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from convoy.models.data.dataset import IGNORE
 from convoy.models.data.formats.coding import Coding, Kind
-from convoy.models.data.picture import opened
+from convoy.models.data.picture import open_image
 from convoy.models.errors import BadData
 
 # Factor by which Pillow scales the values of a grey PNG file with fewer than 8 bits per pixel.
@@ -20,7 +20,7 @@ _SHOWN = 8  # maximum values or colours that a message lists
 def read(path: Path, coding: Coding | None = None) -> NDArray[np.uint8]:
     """Returns the class of each pixel, (H, W), 255 for none. Without a coding, the class is the palette index or the
     grey value. Raises BadData."""
-    with opened(path) as image:
+    with open_image(path) as image:
         if coding is not None and coding.kind == "colours":
             return _decoded(coding, path, _colours(path, image))
         values = _values(path, image)
@@ -41,10 +41,10 @@ def _decoded(coding: Coding, path: Path, pixels: NDArray[np.generic]) -> NDArray
     if coding.kind == "values":
         table.setdefault(IGNORE, IGNORE)
     values, places = np.unique(pixels, return_inverse=True)
-    strange = [int(value) for value in values if int(value) not in table]
-    if strange:
+    unknown = [int(value) for value in values if int(value) not in table]
+    if unknown:
         raise BadData(
-            f"mask {path} has {_listed(coding.kind, strange)}, want only those of --mask-{coding.kind} {coding}"
+            f"mask {path} has {_listed(coding.kind, unknown)}, want only those of --mask-{coding.kind} {coding}"
         )
     return np.array([table[int(value)] for value in values], np.uint8)[places].reshape(pixels.shape)
 
@@ -69,9 +69,9 @@ def _grey(path: Path, image: Image.Image) -> NDArray[np.uint8]:
     colours = _rgb_of(path, image)
     grey: NDArray[np.uint8] = colours[..., 0]
     if not (colours == grey[..., None]).all():
-        found = [int(value) for value in np.unique(_packed(colours))]
+        packed = [int(value) for value in np.unique(_packed(colours))]
         raise BadData(
-            f"mask {path} has {_listed('colours', found)}, want a PNG file with the number of its class for each "
+            f"mask {path} has {_listed('colours', packed)}, want a PNG file with the number of its class for each "
             "pixel, or --mask-colours with the colours of the classes in order"
         )
     return grey

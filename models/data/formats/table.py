@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from convoy.models.data.bad_files import Fault
 from convoy.models.data.dataset import SplitName
+from convoy.models.data.files import Fault, existing, nfc
 from convoy.models.data.formats.listing import (
     LABELS,
     SPLIT_NAMES,
@@ -16,11 +16,10 @@ from convoy.models.data.formats.listing import (
     Entry,
     Listing,
     class_names,
-    shared,
+    split_as_specified,
+    split_by_name,
     text,
-    told,
 )
-from convoy.models.data.names import one, there
 from convoy.models.errors import BadData
 
 SUFFIX = ".csv"
@@ -34,7 +33,7 @@ class Row(NamedTuple):
     split: SplitName | None
 
 
-def found(path: Path) -> bool:
+def detects(path: Path) -> bool:
     """Returns whether a path is a CSV file."""
     return path.suffix.lower() == SUFFIX and path.is_file()
 
@@ -44,8 +43,8 @@ def listing(file: Path) -> Listing:
     relative to the file's folder.
 
     Splits are called train, validation (or valid, val) and test. Without splits, the paths as written determine them;
-    if some are missing, `told` derives them. Classes are ordered by name, or by value if all are whole numbers; those
-    of masks may have names in a `labels.txt` beside the file. Raises BadData.
+    if some are missing, `split_as_specified` derives them. Classes are ordered by name, or by value if all are whole
+    numbers; those of masks may have names in a `labels.txt` beside the file. Raises BadData.
     """
     task, rows = _rows(file)
     labels = class_names(file.parent / LABELS) if task == "mask" else _labels(file, rows)
@@ -53,23 +52,23 @@ def listing(file: Path) -> Listing:
     faults: list[Fault] = []
     named: dict[SplitName | None, list[tuple[str, Entry]]] = {split: [] for split in (*SPLITS, None)}
     for row in rows:
-        target = there(file.parent / row.target) if task == "mask" else numbers[row.target]
-        entry = Entry(there(file.parent / row.path), target)
+        target = existing(file.parent / row.target) if task == "mask" else numbers[row.target]
+        entry = Entry(existing(file.parent / row.path), target)
         missing = [path for path in entry if isinstance(path, Path) and not path.is_file()]
         if missing:
             faults.append(Fault(missing[0], f"there is no file {missing[0]}, which {file} names"))
         else:
             named[row.split].append((row.path, entry))
     if faults and len(faults) == len(rows):
-        raise BadData(f"{faults[0].reason}; of no line of {len(rows)} all files are there")
+        raise BadData(f"{faults[0].reason}; none of {len(rows)} lines has all its files")
     return Listing("segmentation" if task == "mask" else "classification", labels, _entries(rows, named), faults)
 
 
 def _entries(rows: list[Row], named: dict[SplitName | None, list[tuple[str, Entry]]]) -> Entries:
-    given = {row.split for row in rows}
-    if given == {None}:
-        return shared(named[None])
-    return told({split: named[split] for split in SPLITS if split in given or split == "train"})
+    splits = {row.split for row in rows}
+    if splits == {None}:
+        return split_by_name(named[None])
+    return split_as_specified({split: named[split] for split in SPLITS if split in splits or split == "train"})
 
 
 def _rows(file: Path) -> tuple[str, list[Row]]:
@@ -88,10 +87,10 @@ def _rows(file: Path) -> tuple[str, list[Row]]:
             want = f"want {len(columns)}: a comma within a name needs quotation marks around it"
             raise BadData(f"line {line} of {file} has {len(cells)} values, {want}")
         row = _row(file, line, kinds[0], dict(zip(columns, cells, strict=False)), "split" in columns)
-        if one(row.path) in lines:
-            before = lines[one(row.path)]
+        if nfc(row.path) in lines:
+            before = lines[nfc(row.path)]
             raise BadData(f"line {line} of {file} names {row.path!r}, as line {before} does, want it once")
-        lines[one(row.path)] = line
+        lines[nfc(row.path)] = line
         rows.append(row)
     return kinds[0], rows
 
@@ -114,9 +113,9 @@ def _records(file: Path, content: str) -> Iterator[tuple[int, list[str]]]:
 
 def _broken(file: Path, first: int, last: int, content: str, error: csv.Error) -> str:
     if last > first or str(error).startswith("unexpected end"):
-        return f"line {first} of {file} opens a quotation mark that is not closed, want it closed or taken out"
+        return f"line {first} of {file} opens a quotation mark that is not closed, want it closed or removed"
     if '"' in content.split("\n")[first - 1]:
-        return f"line {first} of {file} has a quotation mark within a value, want it doubled or taken out"
+        return f"line {first} of {file} has a quotation mark within a value, want it doubled or removed"
     return f"line {first} of {file} cannot be read ({error}), want short values with commas between"
 
 
@@ -127,9 +126,9 @@ def _row(file: Path, line: int, kind: str, cells: dict[str, str], divided: bool)
             raise BadData(f"line {line} of {file} has no {name}, want one")
     for name, value in values.items():
         if "\n" in value:
-            want = "want it closed on its line or taken out"
+            want = "want it closed on its line or removed"
             raise BadData(f"line {line} of {file} opens a quotation mark in its {name}, {want}")
-    target = one(values[kind]) if kind == "label" else values[kind]
+    target = nfc(values[kind]) if kind == "label" else values[kind]
     if not divided:
         return Row(values["path"], target, None)
     if values["split"].lower() not in SPLIT_NAMES:

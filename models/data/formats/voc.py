@@ -3,10 +3,18 @@
 import re
 from pathlib import Path
 
-from convoy.models.data.bad_files import Fault
 from convoy.models.data.dataset import SplitName
-from convoy.models.data.formats.listing import LABELS, SPLITS, Entries, Entry, Listing, class_names, lines, told
-from convoy.models.data.names import one, there
+from convoy.models.data.files import Fault, existing, nfc
+from convoy.models.data.formats.listing import (
+    LABELS,
+    SPLITS,
+    Entries,
+    Entry,
+    Listing,
+    class_names,
+    lines,
+    split_as_specified,
+)
 from convoy.models.data.picture import by_stem, files
 from convoy.models.errors import BadData
 
@@ -17,7 +25,7 @@ CLASSES = [
 ]
 
 
-def found(root: Path) -> bool:
+def detects(root: Path) -> bool:
     """Returns whether a folder has this layout."""
     return (root / IMAGES).is_dir()
 
@@ -37,7 +45,7 @@ def listing(root: Path) -> Listing:
     train, val = (_entries(root, images, name, faults) for name in ("train", "val"))
     test = _entries(root, images, "test", []) if (root / LISTS / "test.txt").is_file() else []
     named: dict[SplitName, list[tuple[str, Entry]]] = {"train": train, "validation": val}
-    entries = told({**named, "test": test} if test else named)
+    entries = split_as_specified({**named, "test": test} if test else named)
     _check_once(root, entries)
     own = CLASSES if re.fullmatch(r"VOC\d{4}", root.name) else None
     return Listing("segmentation", class_names(root / LABELS) or own, entries, faults)
@@ -46,14 +54,14 @@ def listing(root: Path) -> Listing:
 def _entries(root: Path, images: dict[str, Path], part: str, faults: list[Fault]) -> list[tuple[str, Entry]]:
     file, entries = root / LISTS / f"{part}.txt", []
     for name in lines(file):
-        mask = there(root / MASKS / f"{name}.png")
-        if one(name) not in images:
+        mask = existing(root / MASKS / f"{name}.png")
+        if nfc(name) not in images:
             reason = f"{file} names {name!r}, and there is no such picture in {root / IMAGES}"
             faults.append(Fault(root / IMAGES / name, reason))
         elif not mask.is_file():
             faults.append(Fault(mask, f"there is no mask {mask}, want one for {name!r} of {file}"))
         else:
-            entries.append((name, Entry(images[one(name)], mask)))
+            entries.append((name, Entry(images[nfc(name)], mask)))
     return entries
 
 

@@ -10,12 +10,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from convoy.models import checkpoint, zoo
+from convoy.models.analysis import rows as layer_table
 from convoy.models.analysis.rows import Anatomy
 from convoy.models.analysis.summary import inspect_file
 from convoy.models.errors import BadNetworkFile, ImpossibleLayer
 from convoy.models.export.export import onnx_graph
 from convoy.models.registry import Argument
-from convoy.models.visualize import layers as layer_table
 
 Figures = list[tuple[str, tuple[int, ...], int, tuple[object, ...]]]
 
@@ -174,7 +174,7 @@ def test_operation_that_says_nothing_of_places_sees_everything(tmp_path: Path) -
     whole = inspect_file(made_elsewhere(tmp_path, nodes, {"axis": np.array(2)}), (8, 9))
     assert [[field.at(0) for field in row.fields] for row in whole.rows] == [[(0, 7), (0, 8)]] * 2
     assert whole.unknown == {"CumSum": 1}
-    assert layer_table.notes(whole) == ["not known, so taken to cost nothing and to see everything: CumSum x1"]
+    assert layer_table.notes(whole) == ["unknown, so counted without cost and with the whole image as field: CumSum x1"]
 
 
 @pytest.mark.parametrize(
@@ -215,23 +215,23 @@ def test_what_is_no_network_of_images_is_refused(tmp_path: Path) -> None:
     relu = [helper.make_node("Relu", ["x"], ["y"], "act")]
     fused = [helper.make_node("FusedConv", ["x"], ["y"], "fused", domain="com.microsoft")]
     two = [helper.make_node("Add", ["x", "z"], ["y"])]
-    assert "Add takes 'z', which nothing before it answers" in refused(made_elsewhere(tmp_path, two, {}))
-    assert "fused: com.microsoft.FusedConv is no operation of ONNX" in refused(made_elsewhere(tmp_path, fused, {}))
-    assert "takes x of shape" in refused(made_elsewhere(tmp_path, relu, {}, [1, 5]))
-    assert "how many channels" in refused(made_elsewhere(tmp_path, relu, {}, [1, "C", 5, 5]))
+    assert "Add reads 'z', which no node before it outputs" in refused(made_elsewhere(tmp_path, two, {}))
+    assert "fused: com.microsoft.FusedConv is not an ONNX operation" in refused(made_elsewhere(tmp_path, fused, {}))
+    assert "has the input x of shape" in refused(made_elsewhere(tmp_path, relu, {}, [1, 5]))
+    assert "does not contain the number of channels" in refused(made_elsewhere(tmp_path, relu, {}, [1, "C", 5, 5]))
     fixed = made_elsewhere(tmp_path, relu, {}, [1, 3, "H", 5])
-    assert f"size 4x6: {fixed} takes an input of anyx5" in refused(fixed, 4, 6)
-    assert "takes an input of 7" in refused(made_elsewhere(tmp_path, relu, {}, [1, 3, 7]), 4, 6)
+    assert f"size 4x6: {fixed} accepts an input of anyx5" in refused(fixed, 4, 6)
+    assert "accepts an input of 7" in refused(made_elsewhere(tmp_path, relu, {}, [1, 3, 7]), 4, 6)
     nonsense = tmp_path / "nonsense.onnx"
     nonsense.write_bytes(b"\x00not a network")
-    assert refused(nonsense) == f"{nonsense} is no ONNX file"
+    assert refused(nonsense) == f"{nonsense} is not an ONNX file"
     nonsense.write_bytes(b"")
-    assert "is no ONNX file, or holds no operations" in refused(nonsense)
+    assert "is not an ONNX file, or contains no operations" in refused(nonsense)
     path = made_elsewhere(tmp_path, two, {})
     model = onnx.load(path)
     model.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [1]))
     onnx.save(model, path)
-    assert "takes 2 inputs (x, z), want one image" in refused(path)
+    assert "has 2 inputs (x, z), want one image" in refused(path)
 
 
 def test_weights_that_lie_elsewhere_are_not_needed(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def seen(layer: Layer, places: set[int]) -> set[int]:
 def field(layers: list[Layer]) -> Reach:
     reach = ITSELF
     for kind, *numbers in layers:
-        reach = reach.behind({"window": window, "spread": spread}[kind](*numbers))
+        reach = reach.compose({"window": window, "spread": spread}[kind](*numbers))
     return reach
 
 
@@ -56,9 +56,9 @@ def test_windows_agree_with_the_recurrence(layers: list[Layer]) -> None:
 
 
 def test_upsampling_takes_the_centre_back_to_where_it_was() -> None:
-    halved = ITSELF.behind(window(2, 2))
+    halved = ITSELF.compose(window(2, 2))
     assert (halved.size, halved.stride, halved.offset) == (2, 2, Fraction(1, 2))
-    doubled = halved.behind(spread(2, 2))
+    doubled = halved.compose(spread(2, 2))
     assert (doubled.size, doubled.stride, doubled.offset) == (2, 1, 0)
     assert [doubled.at(place) for place in range(4)] == [(0, 1), (0, 1), (2, 3), (2, 3)]
 
@@ -94,7 +94,7 @@ def test_branches_together_see_what_either_sees() -> None:
     shifted = union([straight, window(3, 2)], 8)
     assert shifted.at(0) == (0, 2)
     assert not shifted.centred
-    assert shifted.behind(window(3)).centred is False
+    assert shifted.compose(window(3)).centred is False
 
 
 def test_branch_that_sees_everything_leaves_nothing_to_the_other() -> None:

@@ -109,7 +109,7 @@ def test_wrong_arguments_are_told_as_the_registry_does() -> None:
         inspect_architecture("unet", (30, 32))
     with pytest.raises(BadTraining, match="locally_connected: l5: a 3x3 kernel without shared weights gets 2x2 pixels"):
         inspect_architecture("locally_connected", size=(20, 20))
-    with pytest.raises(BadTraining, match="takes an input of 2 sides"):
+    with pytest.raises(BadTraining, match="accepts an input of 2 sides"):
         inspect_architecture("unet", (30, 32, 3))
 
 
@@ -137,7 +137,7 @@ def test_axes_that_differ_are_both_shown(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_branches_with_other_centres_are_marked(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["inspect", "xception", "--size", "96x96"]) == 0
-    assert "* branches that meet here look at different centres" in capsys.readouterr().out
+    assert "* branches that merge here have different centres" in capsys.readouterr().out
     assert cli.run(["inspect", "resnet18", "--size", "96x96"]) == 0
     assert "*" not in capsys.readouterr().out
 
@@ -179,8 +179,8 @@ def test_checkpoint_is_shown_as_its_architecture(tmp_path: Path, capsys: pytest.
         (["none.onnx"], "'none.onnx': No such file or directory"),
         (["none.ckpt"], "there is no checkpoint none.ckpt"),
         (["picture.png"], "picture.png is neither a checkpoint (.ckpt) nor an ONNX file (.onnx)"),
-        (["picture.png", "--classes", "3"], "picture.png is a file: --set, --classes and --channels go with an arch"),
-        (["text.onnx"], "text.onnx is no ONNX file"),
+        (["picture.png", "--classes", "3"], "picture.png is a file: --set, --classes and --channels apply to arch"),
+        (["text.onnx"], "text.onnx is not an ONNX file"),
         (["text.ckpt"], "text.ckpt is not a checkpoint"),
     ],
 )

@@ -10,8 +10,8 @@ from convoy.models import registry
 from convoy.models.analysis import torch_reader
 from convoy.models.analysis.rows import Anatomy, anatomy
 from convoy.models.analysis.summary import inspect_architecture, sides_of
+from convoy.models.analysis.torch_reader import count
 from convoy.models.errors import ImpossibleLayer
-from convoy.models.parameters import count
 from convoy.models.registry import ARCHITECTURES
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from convoy.models import registry
+from convoy.models.analysis.torch_reader import count
 from convoy.models.classification.alexnet import AlexNet
 from convoy.models.errors import BadTraining
-from convoy.models.parameters import count
 
 # Section 3.5 of the paper, behind the input; what it prints for conv1 is 55 x 48 x 96.
 NEURONS_PRINTED = {"conv1": 253_440, "conv2": 186_624, "conv3": 64_896, "conv4": 64_896, "conv5": 43_264}
@@ -105,6 +105,6 @@ def test_pooling_windows_overlap(network: AlexNet) -> None:
 
 
 def test_size_that_runs_out_is_refused_by_the_layer() -> None:
-    with pytest.raises(BadTraining, match="alexnet: pool5 has a 3x3 window, and of the input 2x2 left"):
+    with pytest.raises(BadTraining, match="alexnet: pool5 has a 3x3 window, but its input is 2x2 left"):
         registry.build("alexnet", 3, 10, size=(64, 64))
     assert AlexNet(channels=1, classes=5, size=(67, 80)).eval()(torch.zeros(2, 1, 67, 80)).shape == (2, 5)

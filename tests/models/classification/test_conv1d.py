@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from convoy.models.analysis.torch_reader import count
 from convoy.models.classification.conv1d import Conv1d
-from convoy.models.parameters import count
 
 
 def test_parameters_are_those_of_the_authors_code() -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from convoy.models import registry
+from convoy.models.analysis.torch_reader import count
 from convoy.models.classification.conv3d import STAGES, Conv3d, places
-from convoy.models.parameters import count
 
 
 def test_parameters_are_those_of_the_paper() -> None:

@@ -5,9 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from convoy.models import registry
+from convoy.models.analysis.torch_reader import count
 from convoy.models.classification.convpool import ConvPool
 from convoy.models.errors import BadTraining
-from convoy.models.parameters import count
 
 
 def test_parameters_are_431080_for_digits() -> None:
@@ -45,5 +45,5 @@ def test_every_layer_but_the_output_is_rectified() -> None:
 
 def test_dense_layer_follows_the_size() -> None:
     assert ConvPool(3, 4, size=(32, 17))(torch.zeros(2, 3, 32, 17)).shape == (2, 4)
-    with pytest.raises(BadTraining, match="convpool: conv2 has a 5x5 window, and of the input 3x12 left"):
+    with pytest.raises(BadTraining, match="convpool: conv2 has a 5x5 window, but its input is 3x12 left"):
         registry.build("convpool", 1, 10, size=(10, 28))

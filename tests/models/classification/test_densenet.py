@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from convoy.models import registry
+from convoy.models.analysis.torch_reader import count
 from convoy.models.classification.densenet import DenseLayer, DenseNet
-from convoy.models.parameters import count
 
 
 def on_meta(name: str) -> nn.Module:

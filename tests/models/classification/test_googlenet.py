@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from convoy.models import registry
+from convoy.models.analysis.torch_reader import count
 from convoy.models.blocks import Branches
 from convoy.models.classification.googlenet import GoogLeNet
 from convoy.models.errors import BadTraining
-from convoy.models.parameters import count
 
 # Output size as printed; parameters in units of 1,024 as printed, and those of our layers where they are others.
 ROWS = {

@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
+from convoy.models.analysis.torch_reader import count
 from convoy.models.blocks import Branches
 from convoy.models.classification.inception_resnet_v2 import InceptionResNetV2, Residual
-from convoy.models.parameters import count
 
 
 def test_parameters_with_and_without_moving_statistics() -> None:

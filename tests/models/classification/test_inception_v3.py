@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from convoy.models import registry
+from convoy.models.analysis.torch_reader import count
 from convoy.models.classification.inception_v3 import Convolutions, InceptionV3, figure_6, figure_7
 from convoy.models.errors import BadTraining
-from convoy.models.parameters import count
 
 
 @pytest.mark.parametrize(("form", "trainable"), [("keras", 23_817_352), ("torchvision", 23_834_568)])

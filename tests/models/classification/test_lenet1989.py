@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from convoy.models import registry
+from convoy.models.analysis.torch_reader import count
 from convoy.models.classification.lenet5 import scaled_tanh
 from convoy.models.classification.lenet1989 import LeNet1989
 from convoy.models.errors import BadTraining
-from convoy.models.parameters import count
 
 # Table 1 of the paper: a row for each H2 map, a column for each H3 map.
 TABLE_1 = """

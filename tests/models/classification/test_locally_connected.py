@@ -5,9 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from convoy.models import registry
+from convoy.models.analysis.torch_reader import count
 from convoy.models.classification.locally_connected import DeepFace, LocallyConnected2d
 from convoy.models.errors import BadTraining
-from convoy.models.parameters import count
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -59,5 +59,5 @@ def test_width_and_pieces_are_arguments() -> None:
     network = registry.build("maxout", 1, 10, {"width": 2, "pieces": 3}, size=(20, 40))
     assert network.get_parameter("features.conv1.weight").shape == (6, 1, 5, 5)
     assert network(torch.zeros(2, 1, 20, 40)).shape == (2, 10)
-    with pytest.raises(BadTraining, match="maxout: pool3 has a 3x3 window, and of the input 2x7 left"):
+    with pytest.raises(BadTraining, match="maxout: pool3 has a 3x3 window, but its input is 2x7 left"):
         registry.build("maxout", 1, 10, size=(12, 32))

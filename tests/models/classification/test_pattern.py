@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from convoy.models import registry
+from convoy.models.analysis.torch_reader import count
 from convoy.models.classification.pattern import Pattern
 from convoy.models.errors import BadTraining
 from convoy.models.grammar import DEFAULT
-from convoy.models.parameters import count
 from convoy.service.cli import run
 
 
@@ -125,4 +125,4 @@ def test_pattern_comes_from_the_command_line_and_goes_into_the_checkpoint(
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     assert state["network.layers.conv2.weight"].shape == (8, 4, 3, 3)
     assert run([*command, "--set", "pattern=INPUT -> CONV -> FC"]) == 2
-    assert "pattern, column 18: FC behind CONV, want RELU" in capsys.readouterr().err
+    assert "pattern, column 18: FC after CONV, want RELU" in capsys.readouterr().err

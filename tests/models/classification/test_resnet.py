@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from convoy.models import registry
+from convoy.models.analysis.torch_reader import count
 from convoy.models.classification.resnet import Bottleneck, ResNet
 from convoy.models.errors import BadTraining
-from convoy.models.parameters import count
 
 
 def on_meta(name: str, **arguments: str) -> nn.Module:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convoy.models import checkpoint, registry, zoo
+from convoy.models.analysis.torch_reader import count
 from convoy.models.classification.spatial_pyramid import SpatialPyramid, SpatialPyramidNet
 from convoy.models.export.export import Exported, export
 from convoy.models.graph import served
-from convoy.models.parameters import count
 from convoy.service.client.client import Client
 from tests.service.running import Server
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from convoy.models import registry
+from convoy.models.analysis.torch_reader import Count, count
 from convoy.models.classification.vgg import VGG
 from convoy.models.errors import BadTraining
-from convoy.models.parameters import Count, count
 
 
 def on_meta(name: str, classes: int = 1000, size: tuple[int, int] | None = None) -> nn.Module:

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from convoy.models.analysis.torch_reader import Count, count
 from convoy.models.classification.xception import MaxPool2dSame, Module, SeparableConv2d, Xception
-from convoy.models.parameters import Count, count
 
 
 def test_parameters_are_those_of_table_3() -> None:

@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
 
-from convoy.models.data.augment import mixup
-from convoy.models.data.augmentation import augmented, check, window, zoomed
+from convoy.models.data.augmentation import augmented, check, mixup, window, zoomed
 from convoy.models.data.batches import loader
 from convoy.models.data.contact_sheet import SIDE, Tile, sheet
 from convoy.models.data.dataset import IGNORE
 from convoy.models.data.registry import data_set
-from convoy.models.recipe import Augmentation
+from convoy.models.settings import Augmentation
 from convoy.models.training import losses
 from convoy.models.training.run import RunFolder
 from convoy.models.training.train import train
@@ -305,7 +304,7 @@ def test_preview_draws_what_would_be_trained_and_trains_nothing(
     monkeypatch.chdir(tmp_path)
     plain = ["train", "unet", "--data", "tiny-scenes", "--preview"]
     assert cli.run([*plain, "plain.png"]) == 0
-    assert "16 training images as they would be seen: plain.png" in capsys.readouterr().out
+    assert "16 augmented training images: plain.png" in capsys.readouterr().out
     assert cli.run([*plain, "turned.png", "--rotate", "45"]) == 0
     assert cli.run([*plain, "again.png", "--rotate", "45"]) == 0
     pictures = [np.asarray(Image.open(f"{name}.png")) for name in ("plain", "turned", "again")]

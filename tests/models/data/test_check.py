@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convoy.models.data import bad_files
+from convoy.models.data import files
 from convoy.models.data.contact_sheet import GAP, SIDE, TEXT, Tile, sheet
 from convoy.models.data.dataset import IGNORE
 from convoy.service import cli
@@ -18,7 +18,7 @@ from tests.models.own_data import write_cifar10, write_idx, write_voc
 
 @pytest.fixture(autouse=True)
 def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bad_files, "_told", set())
+    monkeypatch.setattr(files, "_printed", set())
 
 
 def checked(root: Path, capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, dict[str, object]]:
@@ -48,7 +48,7 @@ def test_files_that_are_not_read_are_counted(tmp_path: Path, capsys: pytest.Capt
     (root / "LICENSE").touch()
     assert checked(root, capsys)[1]["unused"] == {".xml": 3, ".jpg": 1, "no ending": 1}
     cli.run(["data", "check", str(root)])
-    assert "not used  other files that lie there: 3 .xml, 1 " in capsys.readouterr().out
+    assert "not used  other files in the folder: 3 .xml, 1 " in capsys.readouterr().out
     (root / "JPEGImages" / "2007_000005.jpg").write_bytes(b"nothing")  # left out, and so is its mask
     assert checked(root, capsys)[1]["unused"] == {".xml": 3, ".jpg": 1, "no ending": 1}
 
@@ -119,7 +119,7 @@ def test_unreadable_files_are_told_with_the_reason_and_exit_1(
     (root / "train" / "left" / "5.png").write_bytes(b"nothing")
     assert cli.run(["data", "check", str(root)]) == 1
     captured = capsys.readouterr()
-    assert "left out  1 cannot be trained with" in captured.out
+    assert "left out  1 cannot be used for training" in captured.out
     assert "left/5.png cannot be read (damaged, or no picture), want a picture" in captured.out
     assert captured.err == ""
     (unusable,) = checked(root, capsys)[1]["unusable"]  # type: ignore[misc]
@@ -155,13 +155,13 @@ def test_class_without_a_pixel_has_no_balance(tmp_path: Path, capsys: pytest.Cap
     root = write_masks(tmp_path / "squares")
     (root / "labels.txt").write_text("ground\nred\ngreen\nblue\n")
     cli.run(["data", "check", str(root)])
-    assert "balance   nothing to train with of: blue" in capsys.readouterr().out
+    assert "balance   no training pictures of: blue" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["tiny-digits", "tiny-scenes"])
 def test_data_sets_by_name_are_checked_too(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["data", "check", name]) == 0
-    assert "0 cannot be trained with" in capsys.readouterr().out
+    assert "0 cannot be used for training" in capsys.readouterr().out
 
 
 def test_tensors_are_told_by_their_shapes(capsys: pytest.CaptureFixture[str]) -> None:

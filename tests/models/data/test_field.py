@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convoy.models.data.bad_files import refuse
 from convoy.models.data.dataset import DataSet
+from convoy.models.data.files import raise_first
 from convoy.models.data.formats import sources
-from convoy.models.data.formats.listing import SPLITS
-from convoy.models.data.splits import share
+from convoy.models.data.formats.listing import SPLITS, assigned_split
 from convoy.models.errors import BadData
 from convoy.service import cli
 from tests.models.data.formats.test_folder import write_classes, write_lists, write_masks
@@ -23,7 +22,7 @@ TWO_FORMS = ("caf\u00e9", "cafe\u0301")
 
 
 def load(root: Path) -> DataSet:
-    return sources.load(root, refuse)
+    return sources.load(root, raise_first)
 
 
 def count(data: DataSet) -> int:
@@ -100,7 +99,9 @@ def test_picture_its_mask_and_a_list_may_be_in_different_forms(tmp_path: Path, l
 
 def test_picture_has_the_same_split_in_both_forms() -> None:
     names = [f"ä/é{number}.png" for number in range(50)]
-    assert [share(name) for name in names] == [share(unicodedata.normalize("NFD", name)) for name in names]
+    assert [assigned_split(name) for name in names] == [
+        assigned_split(unicodedata.normalize("NFD", name)) for name in names
+    ]
 
 
 def test_labels_in_two_forms_are_one_label_twice(tmp_path: Path) -> None:
@@ -149,8 +150,8 @@ def coloured(root: Path) -> Path:
 
 NOTHING_FITS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "masks of VOC elsewhere": (without_masks_of_voc, "no folder .*SegmentationClass, want the masks of"),
-    "masks called otherwise": (called_otherwise, r"there is 'p0_mask\.png', want 'p0\.png'"),
-    "no file of a table": (no_file_of_a_table, r"no file .*/0\.png, which .*; of no line of 30 all files are there"),
+    "masks called otherwise": (called_otherwise, r"found 'p0_mask\.png', want 'p0\.png'"),
+    "no file of a table": (no_file_of_a_table, r"no file .*/0\.png, which .*; none of 30 lines has all its files"),
     "masks in colours": (
         coloured,
         r"has the colours .*, or --mask-colours .*; no other of the 40 pictures",
@@ -234,7 +235,7 @@ def test_split_without_the_background_is_read_as_the_whole_was(tmp_path: Path) -
     root = paint(tmp_path, {1: 255, 2: 255})
     for entry in load(root).split("test").entries:  # type: ignore[attr-defined]
         Image.fromarray(np.full_like(np.array(Image.open(entry.target)), 255)).save(entry.target)
-    held_out = sources.split(root, "test", "segmentation", "RGB", ["class 0", "class 1"], refuse)
+    held_out = sources.split(root, "test", "segmentation", "RGB", ["class 0", "class 1"], raise_first)
     assert {int(number) for index in range(len(held_out)) for number in np.unique(held_out[index][1])} == {1}
 
 
@@ -243,7 +244,7 @@ def test_pixels_of_no_class_stay_so_where_the_second_class_is_elsewhere(tmp_path
     for entry in load(root).split("test").entries:  # type: ignore[attr-defined]
         pixels = np.array(Image.open(entry.target))
         Image.fromarray(np.where(pixels == 1, 255, pixels).astype(np.uint8)).save(entry.target)
-    held_out = sources.split(root, "test", "segmentation", "RGB", ["class 0", "class 1"], refuse)
+    held_out = sources.split(root, "test", "segmentation", "RGB", ["class 0", "class 1"], raise_first)
     assert {int(number) for index in range(len(held_out)) for number in np.unique(held_out[index][1])} == {0, 255}
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from convoy.models.data.augment import jitter
+from convoy.models.data.augmentation import jitter
 from convoy.models.data.batches import SameSize, loader
-from convoy.models.data.builtin import digits, scenes, strokes
+from convoy.models.data.builtin import digits, scenes
 from convoy.models.data.dataset import IGNORE, SplitName
 from convoy.models.data.registry import data_set
 from convoy.models.errors import BadTraining
@@ -20,34 +20,34 @@ SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 def foreign(split: SplitName, used: list[int]) -> set[int]:
     """Strokes that do not belong to the split, by number or by being the same picture as one of another split."""
-    ink, _ = strokes.strokes()
-    others = {ink[i].tobytes() for other in SPLITS if other != split for i in strokes.indices(other)}
-    own = set(strokes.indices(split).tolist())
+    ink, _ = digits.strokes()
+    others = {ink[i].tobytes() for other in SPLITS if other != split for i in digits.indices(other)}
+    own = set(digits.indices(split).tolist())
     return {i for i in used if i not in own or ink[i].tobytes() in others}
 
 
 def test_strokes_are_split_into_all_of_1797_without_overlap() -> None:
-    parts = [strokes.indices(split).tolist() for split in SPLITS]
+    parts = [digits.indices(split).tolist() for split in SPLITS]
     assert [len(part) for part in parts] == [1257, 180, 360]
     assert sorted(chain.from_iterable(parts)) == list(range(1797))
 
 
 def test_no_picture_is_in_two_splits() -> None:
-    ink, _ = strokes.strokes()
-    pictures = [{ink[i].tobytes() for i in strokes.indices(split)} for split in SPLITS]
+    ink, _ = digits.strokes()
+    pictures = [{ink[i].tobytes() for i in digits.indices(split)} for split in SPLITS]
     assert all(not one & other for one, other in combinations(pictures, 2))
 
 
 def test_each_digit_has_its_share_of_every_split() -> None:
-    _, labels = strokes.strokes()
+    _, labels = digits.strokes()
     for split in SPLITS:
-        counts = np.bincount(labels[strokes.indices(split)], minlength=10)
+        counts = np.bincount(labels[digits.indices(split)], minlength=10)
         assert counts.max() - counts.min() <= 0.1 * counts.mean() + 2
 
 
 def test_split_is_the_fixed_one() -> None:
     # As it was when it was made: with another one, figures could no longer be compared with those measured before.
-    assert strokes.indices("test")[:6].tolist() == [8, 9, 17, 18, 30, 36]
+    assert digits.indices("test")[:6].tolist() == [8, 9, 17, 18, 30, 36]
 
 
 def test_digit_is_a_grey_square_with_a_black_border() -> None:
@@ -63,8 +63,8 @@ def test_digit_is_a_grey_square_with_a_black_border() -> None:
 
 
 def test_digit_looks_like_its_stroke() -> None:
-    ink, _ = strokes.strokes()
-    for stroke in strokes.indices("test")[:20]:
+    ink, _ = digits.strokes()
+    for stroke in digits.indices("test")[:20]:
         image, _ = digits.draw(stroke, 32)
         small = image[4:28, 4:28, 0].reshape(8, 3, 8, 3).mean(axis=(1, 3)) / 255
         assert np.corrcoef(small.ravel(), ink[stroke].ravel())[0, 1] > 0.95
@@ -73,7 +73,7 @@ def test_digit_looks_like_its_stroke() -> None:
 def test_rendered_digit_turns_counter_clockwise() -> None:
     ink = np.zeros((8, 8), np.float32)
     ink[1, 3:5] = 1  # above the middle
-    turned = strokes.render(ink, 24, scale=3, contrast=1, degrees=90)
+    turned = digits.render(ink, 24, scale=3, contrast=1, degrees=90)
     row, column = np.unravel_index(turned.argmax(), turned.shape)
     assert 10 <= row <= 13
     assert column < 8
@@ -87,8 +87,8 @@ def test_scenes_use_strokes_of_their_own_split_only() -> None:
 
 
 def test_a_foreign_stroke_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = strokes.indices
-    monkeypatch.setattr(strokes, "indices", lambda split: real("test" if split == "train" else split))
+    real = digits.indices
+    monkeypatch.setattr(digits, "indices", lambda split: real("test" if split == "train" else split))
     used = scenes.draw("train", 0, scenes.SIZES[0]).strokes
     monkeypatch.undo()
     assert foreign("train", used) == set(used)
@@ -105,7 +105,7 @@ def test_scene_is_the_same_every_time_and_differs_by_index_and_split() -> None:
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_scene_holds_several_digits_whose_classes_the_mask_names(split: SplitName) -> None:
-    _, labels = strokes.strokes()
+    _, labels = digits.strokes()
     for index in range(30):
         size = scenes.SIZES[index % len(scenes.SIZES)]
         scene = scenes.draw(split, index, size)

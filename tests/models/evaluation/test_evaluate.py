@@ -14,16 +14,17 @@ from rich.console import Console
 
 from convoy.models import runtime
 from convoy.models.checkpoint import Description
+from convoy.models.commands.options import parse_bounds
 from convoy.models.data.dataset import IGNORE, DataSet
 from convoy.models.data.registry import DATA
-from convoy.models.errors import BadCheckpoint, BadNetworkFile
+from convoy.models.errors import BadCheckpoint, BadNetworkFile, BadTraining
 from convoy.models.evaluation import metrics
-from convoy.models.evaluation.answerer import of_path
-from convoy.models.evaluation.evaluate import evaluate, evaluate_file
+from convoy.models.evaluation.evaluate import evaluate, evaluate_file, side, slice_names, slice_of, thirds
 from convoy.models.evaluation.metrics import measures
+from convoy.models.evaluation.predictor import of_path
 from convoy.models.export.export import export
+from convoy.models.report import classes
 from convoy.models.runtime import CPU, CUDA
-from convoy.models.visualize import confusion
 from convoy.service import cli
 from convoy.service.metadata import InputSpec
 from tests.models.conftest import untrained
@@ -103,7 +104,7 @@ def test_whole_held_out_split_is_measured(tmp_path: Path) -> None:
 def test_every_image_tells_how_right_its_answer_is(tmp_path: Path) -> None:
     result = evaluate_file(untrained(tmp_path))
     assert [example.index for example in result.examples] == list(range(72))
-    right = [example.true == example.answered for example in result.examples]
+    right = [example.true == example.predicted for example in result.examples]
     assert np.mean(right) == pytest.approx(result.scores["top1"])
     assert all(
         (example.score == example.confidence) == good for example, good in zip(result.examples, right, strict=True)
@@ -154,7 +155,7 @@ def test_file_of_a_folder_must_be_told_where_it_lies(tmp_path: Path) -> None:
     properties["convoy"] = properties["convoy"].replace("tiny-digits", "my-digits")
     onnx.helper.set_model_props(graph, properties)
     onnx.save(graph, exported)
-    with pytest.raises(BadNetworkFile, match="'my-digits', and not where they lie: say with --data"):
+    with pytest.raises(BadNetworkFile, match="'my-digits', without its location: specify the data with --data"):
         evaluate_file(exported)
     assert evaluate_file(exported, "tiny-digits").images == 72
 
@@ -165,8 +166,8 @@ def test_file_that_does_not_say_what_it_is_is_refused(tmp_path: Path) -> None:
     onnx.save(graph, tmp_path / "plain.onnx")
     (tmp_path / "broken.onnx").write_bytes(b"no graph")
     for name, why in (
-        ("plain", "does not say what it is"),
-        ("broken", "is no ONNX file that"),
+        ("plain", "does not describe itself"),
+        ("broken", "is not an ONNX file that"),
         ("none", "there is no file"),
     ):
         with pytest.raises(BadNetworkFile, match=why):
@@ -198,20 +199,20 @@ def test_table_of_many_classes_shows_the_commonest_mistakes() -> None:
     counts = np.diag([5] * 30)
     counts[3, 7], counts[9, 1] = 4, 2
     console = Console(width=80, record=True)
-    console.print(confusion.table(counts, [f"kind{number}" for number in range(30)]))
+    console.print(classes.confusion_table(counts, [f"kind{number}" for number in range(30)]))
     lines = [line.split() for line in console.export_text().splitlines()]
     assert lines[-2:] == [["kind3", "kind7", "4", "44.4"], ["kind9", "kind1", "2", "28.6"]]
 
 
 def test_picture_of_many_classes_stays_a_picture_that_can_be_opened(tmp_path: Path) -> None:
     labels = [f"kind{number}" for number in range(400)]
-    confusion.save(np.eye(400, dtype=np.int64), labels, "many", tmp_path / "many.png")
+    classes.save_confusion(np.eye(400, dtype=np.int64), labels, "many", tmp_path / "many.png")
     assert max(Image.open(tmp_path / "many.png").size) < 3000
 
 
 def test_table_shows_shares_of_each_true_class() -> None:
     console = Console(width=80, record=True)
-    console.print(confusion.table(np.array([[3, 1], [0, 2]]), ["cat", "aeroplane"]))
+    console.print(classes.confusion_table(np.array([[3, 1], [0, 2]]), ["cat", "aeroplane"]))
     lines = [line.split() for line in console.export_text().splitlines()]
     assert lines[-3:] == [["true", "cat", "aero…"], ["cat", "75.0", "25.0"], ["aeroplane", "·", "100"]]
 
@@ -280,7 +281,7 @@ def test_file_that_is_no_network_is_refused_with_what_is_wanted(
     file.write_bytes(content)
     assert cli.run(["evaluate", str(file)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{file} is no ONNX file that onnxruntime runs, want one that `convoy export` wrote" in line
+    assert f"{file} is not an ONNX file that onnxruntime runs, want one that `convoy export` wrote" in line
     assert "ONNXRuntimeError" not in line
     assert "rotobuf" not in line
 
@@ -317,7 +318,7 @@ def test_checkpoint_is_run_on_cuda_where_torch_has_it(
     monkeypatch.setattr(torch.nn.Module, "to", to)
     monkeypatch.setattr(torch.Tensor, "to", to)
     answerer = of_path(untrained(tmp_path))
-    answers = answerer.answer(torch.zeros(2, 32, 32, 1, dtype=torch.uint8)).best
+    answers = answerer.predict(torch.zeros(2, 32, 32, 1, dtype=torch.uint8)).best
     assert answers.shape == (2, 10)
     assert moved == [torch.device("cuda" if there else "cpu")] * 2
 
@@ -337,3 +338,35 @@ def test_masks_tell_how_well_they_are_calibrated_where_they_tell_how_sure_they_a
     graph.graph.output.remove(confidence)
     onnx.save(graph, tmp_path / "masks.onnx")
     assert set(evaluate_file(tmp_path / "masks.onnx").scores) == {"mean_iou", "pixel_accuracy", "boundary_f1"}
+
+
+def test_side_is_that_of_a_square_of_the_same_area() -> None:
+    assert side((4, 9)) == 6
+
+
+def test_thirds_are_equally_many_images() -> None:
+    sides = [float(number) for number in range(1, 10)]
+    bounds = thirds(sides)
+    assert [[each for each in sides if slice_of(each, bounds) == number] for number in range(3)] == [
+        [1, 2, 3],
+        [4, 5, 6],
+        [7, 8, 9],
+    ]
+
+
+def test_images_of_one_size_stay_together() -> None:
+    assert thirds([5.0] * 4 + [9.0]) == [5.0]
+    assert thirds([5.0] * 4) == []
+
+
+def test_bounds_are_read_and_name_the_slices() -> None:
+    assert parse_bounds("32,96") == [32, 96]
+    assert slice_names([32, 96]) == ["small, up to 32 px", "medium, 32 to 96 px", "large, above 96 px"]
+    assert slice_names([64]) == ["up to 64 px", "above 64 px"]
+    assert [slice_of(each, [32, 96]) for each in (32, 32.1, 96, 97)] == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("text", ["", "32,", "96,32", "32,32", "0,32", "small", "-3"])
+def test_bounds_that_are_no_ascending_sides_are_refused(text: str) -> None:
+    with pytest.raises(BadTraining, match="want ascending sides"):
+        parse_bounds(text)

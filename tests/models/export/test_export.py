@@ -194,7 +194,7 @@ def test_network_that_answers_nan_is_refused(tmp_path: Path) -> None:
 def test_too_few_held_out_images_get_generated_ones_beside_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fewest: int, images: int
 ) -> None:
-    monkeypatch.setattr(parity, "FEWEST_IMAGES", fewest)
+    monkeypatch.setattr(parity, "MIN_IMAGES", fewest)
     description, network = checkpoint.load(untrained(tmp_path))
     assert parity.check(onnx_graph(description, network), description, network).images == images
 

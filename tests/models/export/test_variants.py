@@ -12,13 +12,10 @@ from onnx import TensorProto, helper, numpy_helper
 from convoy.models.data.registry import DATA
 from convoy.models.errors import VariantRefused
 from convoy.models.export import comparison, variants
-from convoy.models.export.calibration import METHODS
-from convoy.models.export.ends import ends
 from convoy.models.export.export import Traced, export, trace
-from convoy.models.export.fp16 import halved
-from convoy.models.export.int8 import quantised
-from convoy.models.export.plan import Plan
-from convoy.models.export.variants import calibration_batches, judged, make
+from convoy.models.export.precision import CALIBRATION_METHODS, ends, half_precision, quantised
+from convoy.models.export.variants import calibration_batches, make, refusal
+from convoy.models.settings import Plan
 from convoy.service import cli, metadata
 from convoy.service.client.client import Client
 from convoy.service.metadata import Precision, Variant
@@ -93,7 +90,7 @@ def test_half_computes_in_half_between_ends_in_single_precision(traced: Traced) 
 
 def test_half_precision_goes_straight_from_one_single_precision_node_to_the_next() -> None:
     graph = classifier(scale=1.0)
-    half = halved(graph, [{"image": np.zeros((1, 8, 8, 1), np.uint8)}])
+    half = half_precision(graph, [{"image": np.zeros((1, 8, 8, 1), np.uint8)}])
     narrowed = {node.output[0] for node in kinds(half, "Cast") if casts_to(node) == TensorProto.FLOAT16}
     assert len(narrowed) == 1
     assert not [node for node in kinds(half, "Cast") if node.input[0] in narrowed]
@@ -118,7 +115,7 @@ def test_integers_are_inside_and_the_ends_are_as_they_were(traced: Traced) -> No
     assert made & kept == {front[-1]}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CALIBRATION_METHODS)
 @pytest.mark.parametrize("traced", NETWORKS[:1], indirect=True)
 def test_every_way_to_choose_ranges_answers_nearly_the_same(
     traced: Traced, method: metadata.Calibration, capsys: pytest.CaptureFixture[str]
@@ -239,7 +236,7 @@ def test_too_large_a_drop_is_refused_and_nothing_is_written(
 def test_one_point_of_the_score_may_be_lost_or_of_the_answers_without_data(
     drop: float | None, agreement: float, refused: bool
 ) -> None:
-    assert bool(judged(variant(drop=drop, agreement=agreement), 0.01)) == refused
+    assert bool(refusal(variant(drop=drop, agreement=agreement), 0.01)) == refused
 
 
 def variant(drop: float | None, agreement: float, difference: float = 0.1) -> Variant:
@@ -259,14 +256,16 @@ def variant(drop: float | None, agreement: float, difference: float = 0.1) -> Va
 def test_what_is_too_large_for_half_precision_stays_in_single() -> None:
     images = [{"image": np.full((1, 8, 8, 1), 255, np.uint8)}]
     for scale, kept in ((1.0, TensorProto.FLOAT16), (3000.0, TensorProto.FLOAT)):
-        half = halved(classifier(scale), images)
+        half = half_precision(classifier(scale), images)
         (kernel,) = (tensor for tensor in half.graph.initializer if tensor.name == "kernel")
         assert kernel.data_type == kept
         run(half, images[0]["image"])
 
 
 def test_answers_that_are_no_numbers_are_refused() -> None:
-    assert "too large for it" in judged(variant(drop=0.0, agreement=1.0, difference=float("nan")), 1.0)
+    assert "outputs values that are not finite" in refusal(
+        variant(drop=0.0, agreement=1.0, difference=float("nan")), 1.0
+    )
 
 
 def test_integers_without_data_are_refused_and_say_what_is_wanted(
@@ -274,7 +273,7 @@ def test_integers_without_data_are_refused_and_say_what_is_wanted(
 ) -> None:
     command = ["export", str(untrained(tmp_path)), "--repository", str(tmp_path / "repository"), "--without-data"]
     assert cli.run([*command, "--variant", "int8"]) == 2
-    assert "int8 is calibrated on training images, and there are none: want --data DATA" in capsys.readouterr().err
+    assert "int8 is calibrated on training images, but there are none: want --data DATA" in capsys.readouterr().err
     assert cli.run([*command, "--variant", "fp16"]) == 0
     assert "against fp32 on 64 generated images" in capsys.readouterr().out
 

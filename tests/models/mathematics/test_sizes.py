@@ -10,8 +10,7 @@ from torch import nn
 
 from convoy.models.analysis import torch_reader
 from convoy.models.analysis.rows import anatomy
-from convoy.models.arithmetic import output_size
-from convoy.models.blocks import Conv2dSame
+from convoy.models.blocks import Conv2dSame, output_size
 from convoy.models.errors import ImpossibleLayer
 
 sides = st.integers(1, 40)

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from convoy.models.onnx_import import look
+from convoy.models.onnx_import import onnx_file
 from convoy.service import cli
 from convoy.service.client.client import Client
 from tests.models.onnx_import.adopting import adopt, pictures, refused, run, softmax
@@ -75,9 +75,11 @@ def test_probabilities_stay_and_logits_are_not_taken_for_them(
     model, _ = adopt(answers, "--uint8-front")
     assert run(model, pictures(3))[0].sum(axis=1) == pytest.approx(1)
     capsys.readouterr()
-    assert "holds no probabilities for classification: want --tail softmax" in refused(capsys, logits, "--uint8-front")
+    assert "contains no probabilities for classification: want --tail softmax" in refused(
+        capsys, logits, "--uint8-front"
+    )
     line = refused(capsys, answers, "--uint8-front", "--tail", "softmax")
-    assert "holds probabilities for classification: want --tail none" in line
+    assert "contains probabilities for classification: want --tail none" in line
 
 
 @pytest.mark.parametrize("flatten", [(1, -1), (1, 4), (-1, 4), (0, -1)])
@@ -100,7 +102,7 @@ def test_batch_that_cannot_be_made_free_is_refused_with_the_node_that_forbids_it
     ]
     file = from_helper(tmp_path / "net.onnx", prelude=prelude, flatten=(1, 4))
     line = refused(capsys, file, "--uint8-front", "--tail", "softmax")
-    assert "batch size 1 cannot be made free: node 'stuck' (Reshape) forbids it" in line
+    assert "batch size 1 cannot be made dynamic: node 'stuck' (Reshape) prevents it" in line
 
 
 def test_node_that_answers_the_same_number_for_any_batch_is_named(
@@ -112,7 +114,7 @@ def test_node_that_answers_the_same_number_for_any_batch_is_named(
     ]
     file = from_helper(tmp_path / "net.onnx", prelude=prelude, flatten=(-1, 4))
     line = refused(capsys, file, "--uint8-front", "--tail", "softmax")
-    assert "node 'sums-up' (ReduceSum) answers 1 for 3 images" in line
+    assert "node 'sums-up' (ReduceSum) outputs 1 for 3 images" in line
 
 
 def test_segmenter_gets_a_mask_with_confidences_and_finds_out_its_multiple(tmp_path: Path) -> None:
@@ -173,8 +175,8 @@ def test_external_data_is_folded_in_and_too_much_of_it_refused(
     assert "external data, folded in" in capsys.readouterr().out
     (tmp_path / "weights").rename(tmp_path / "gone")
     run(model, pictures(2))
-    assert "is no sound ONNX file" in refused(capsys, file, "--uint8-front", "--tail", "softmax")
-    monkeypatch.setattr(look, "MOST_EXTERNAL_BYTES", 10)
+    assert "is not a valid ONNX file" in refused(capsys, file, "--uint8-front", "--tail", "softmax")
+    monkeypatch.setattr(onnx_file, "MAX_EXTERNAL_BYTES", 10)
     assert "MiB of external data, want at most" in refused(capsys, file, "--uint8-front", "--tail", "softmax")
 
 
@@ -232,8 +234,8 @@ def test_labels_and_palette_must_be_as_many_as_classes(
     ("content", "words"),
     [
         (b"", "is empty, want an ONNX file"),
-        (b"# Not a network\n", "is no ONNX file, or only a part of one: want a whole .onnx file"),
-        (b"\x08\x07", "is no sound ONNX file"),
+        (b"# Not a network\n", "is not an ONNX file, or an incomplete one: want a complete .onnx file"),
+        (b"\x08\x07", "is not a valid ONNX file"),
     ],
 )
 def test_file_that_is_no_network_is_refused(
@@ -244,7 +246,7 @@ def test_file_that_is_no_network_is_refused(
     assert words in refused(capsys, file)
     whole = from_helper(tmp_path / "whole.onnx").read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    assert "or only a part of one" in refused(capsys, file)
+    assert "or an incomplete one" in refused(capsys, file)
 
 
 def test_path_that_holds_no_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -259,18 +261,18 @@ def test_file_that_describes_itself_is_not_adopted_again(tmp_path: Path, capsys:
     again = tmp_path / "again.onnx"
     onnx.save(model, again)
     capsys.readouterr()
-    assert "describes itself already" in refused(capsys, again)
+    assert "is already self-describing" in refused(capsys, again)
 
 
 def test_result_that_does_not_answer_as_the_file_does_is_refused(
     torch_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from convoy.models.onnx_import import front
+    from convoy.models.onnx_import import wrap
 
-    right = front.constants
-    monkeypatch.setattr(front, "constants", lambda told: right(told._replace(scale=told.scale * 1.1)))
+    right = wrap.front_constants
+    monkeypatch.setattr(wrap, "front_constants", lambda told: right(told._replace(scale=told.scale * 1.1)))
     line = refused(capsys, torch_file, "--uint8-front", "--tail", "softmax")
-    assert "the result does not answer as the file does" in line
+    assert "the result differs from the file" in line
 
 
 def test_adopted_networks_are_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

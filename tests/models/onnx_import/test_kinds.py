@@ -88,7 +88,7 @@ def test_class_of_each_pixel_is_taken_as_a_mask_without_confidence(
 
 def test_mask_without_confidence_is_served(tmp_path: Path, labels: str, capsys: pytest.CaptureFixture[str]) -> None:
     adopt(masks(tmp_path / "net.onnx", TensorProto.INT64, keep=False), "--uint8-front", "--labels", labels)
-    assert "masks alone: a network that ends in its argmax cannot tell how sure it is" in capsys.readouterr().out
+    assert "masks only: a network that ends with argmax has no confidence" in capsys.readouterr().out
     (image,) = pictures(1)
     options = ["server.lame_duck_seconds=0"]
     with Server(tmp_path / "repository", options) as server, Client(server.grpc) as client:
@@ -106,7 +106,7 @@ def test_class_of_each_pixel_wants_as_many_labels_as_it_has_classes(
     few.write_text("ground\n")
     assert "of how many? want --labels FILE" in refused(capsys, file, "--uint8-front")
     line = refused(capsys, file, "--uint8-front", "--labels", str(few))
-    assert "holds classes 0 to 2, there are 1 labels" in line
+    assert "contains classes 0 to 2, there are 1 labels" in line
 
 
 @pytest.mark.parametrize("sure", [False, True])
@@ -169,7 +169,7 @@ def test_output_is_chosen_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixt
     assert document.task == "segmentation"
     capsys.readouterr()
     assert "--output 'map', want one of maps, logits, list" in refused(capsys, file, "--output", "map")
-    assert "'list' sequence [] is no tensor of numbers" in refused(capsys, file, "--uint8-front", "--output", "list")
+    assert "'list' sequence [] is not a tensor of numbers" in refused(capsys, file, "--uint8-front", "--output", "list")
 
 
 def test_weights_that_an_old_file_lists_as_inputs_are_weights(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_answer_that_depends_on_the_others_of_a_batch_is_refused(
     free = ("input", TensorProto.FLOAT, ("N", 3, SIDE, SIDE))
     file = written(tmp_path / "net.onnx", nodes, [("logits", TensorProto.FLOAT, ("N", CLASSES))], free)
     line = refused(capsys, file, "--uint8-front", "--tail", "softmax")
-    assert "the result does not answer as the file does" in line
+    assert "the result differs from the file" in line
 
 
 def training(node: NodeProto, *others: NodeProto) -> list[NodeProto]:
@@ -293,12 +293,12 @@ def test_network_that_was_exported_for_training_is_refused(tmp_path: Path, capsy
     statistics = {"one": np.ones(3, np.float32), "zero": np.zeros(3, np.float32)}
     normalise = helper.make_node("BatchNormalization", names, ["changed", "m", "v"], training_mode=1, name="norm")
     file = written(tmp_path / "norm.onnx", training(normalise), output, weights=statistics, opset=15)
-    assert "node 'norm' (BatchNormalization) goes by the other images of a batch" in refused(capsys, file)
+    assert "node 'norm' (BatchNormalization) depends on the other images of a batch" in refused(capsys, file)
     drop = helper.make_node("Dropout", ["input", "share", "on"], ["changed"])
     switches = {"share": np.array(0.5, np.float32), "on": np.array(True)}
     file = written(tmp_path / "drop.onnx", training(drop), output, weights=switches)
     line = refused(capsys, file, "--uint8-front", "--tail", "softmax")
-    assert "answers the same image differently each time: want it exported for inference" in line
+    assert "the outputs for the same image differ between runs" in line
 
 
 @pytest.mark.parametrize(
@@ -347,11 +347,11 @@ def test_file_must_take_one_image_and_answer_something(
         del model.graph.input[:]
         model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 3, SIDE, SIDE), np.float32), "input"))
     onnx.save(model, file)
-    assert f"takes {count} inputs" in refused(capsys, file)
+    assert f"has {count} inputs" in refused(capsys, file)
     model = onnx.load(from_helper(file))
     del model.graph.output[:]
     onnx.save(model, file)
-    assert "has no output, want one that answers for an image" in refused(capsys, file)
+    assert "has no output, want one for an image" in refused(capsys, file)
 
 
 def test_names_of_ours_inside_a_file_are_no_trouble(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from convoy.models import checkpoint, registry
 from convoy.models.errors import BadWeights
 from convoy.models.pretrained import weights
 from convoy.models.pretrained.keras_file import read
-from convoy.models.pretrained.preprocessing import PREPROCESSING
+from convoy.models.pretrained.registry import PREPROCESSING
 from convoy.service import cli
 
 CLASSES = 6
@@ -211,16 +211,14 @@ def test_array_that_lies_in_another_file_is_refused(tmp_path: Path) -> None:
                 variables["0"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "array")
             else:
                 variables.create_dataset("0", (3,), np.float32, external=[(str(tmp_path / "secret"), 0, 12)])
-        with pytest.raises(BadWeights, match="lies in another file"):
+        with pytest.raises(BadWeights, match="is in another file"):
             read(tmp_path / f"{number}.h5")
 
 
 def test_network_within_a_network_is_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["layers/functional/layers/dense/vars/0"] = np.zeros((3, 4))
-    with pytest.raises(
-        BadWeights, match="layer 'functional' of the file is a network of its own, want one flat network"
-    ):
+    with pytest.raises(BadWeights, match="layer 'functional' of the file is a nested network, want one flat network"):
         read(tmp_path / "a.h5")
 
 
@@ -267,9 +265,9 @@ def test_every_way_to_take_pixels_says_what_it_does() -> None:
     ("arguments", "message"),
     [
         (["resnet51", "a.weights.h5"], "architecture 'resnet51', want one of: "),
-        (["unet", "a.weights.h5"], "unet is not among the networks taken from Keras: vgg16, "),
+        (["unet", "a.weights.h5"], "unet is not among the networks that can be adopted from Keras: vgg16, "),
         (["mobilenet", "none.h5"], "there is no file none.h5, want weights that Keras or torchvision saved"),
-        (["mobilenet", "labels.txt"], "mobilenet is not among the networks taken from torchvision"),
+        (["mobilenet", "labels.txt"], "mobilenet is not among the networks that can be adopted from torchvision"),
         (["resnet50", "labels.txt"], "labels.txt is neither HDF5 nor a state dict"),
         (["mobilenet", "a.weights.h5"], "layer 'my_conv2d_0' of the file is 3x3x3x8, want 3x3x3x32 for stem.conv"),
         (["mobilenet", "a.weights.h5", "--set", "beta=2"], "beta = '2' is no argument of mobilenet"),

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from convoy.models.export.export import onnx_graph
 from convoy.models.graph import Pixels
 from convoy.models.pretrained import keras_file, weights
-from convoy.models.pretrained.preprocessing import PREPROCESSING, PixelForm
-from convoy.models.pretrained.registry import KERAS
+from convoy.models.pretrained.registry import KERAS, PREPROCESSING, PixelForm
 
 pytestmark = [
     pytest.mark.oracle,

@@ -7,10 +7,10 @@ import msgspec
 import pytest
 from PIL import Image
 
+from convoy.models.analysis.torch_reader import count
 from convoy.models.checkpoint import load
 from convoy.models.errors import BadRun
 from convoy.models.evaluation.evaluate import evaluate_file
-from convoy.models.parameters import count
 from convoy.models.report.compare import cells, compare, header, names
 from convoy.models.training.run import RunFolder
 from convoy.models.training.train import train
@@ -51,7 +51,7 @@ def test_held_out_scores_are_measured_where_the_data_are_now(
     found = json.loads(capsys.readouterr().out)["runs"][0]
     assert found["held_out"] == evaluate_file(classifier / "last.ckpt", "digits").scores
     assert cli.run(command) == 2
-    assert "--data digits goes with --held-out" in capsys.readouterr().err
+    assert "--data digits requires --held-out" in capsys.readouterr().err
 
 
 def test_command_writes_a_page_and_the_curves(
@@ -65,7 +65,7 @@ def test_command_writes_a_page_and_the_curves(
     assert Image.open(tmp_path / "both.png").width > 1000
     text = page.read_text()
     assert "data:image/png;base64," in text
-    assert "recipe.learning_rate" in text  # what they were told differently
+    assert "recipe.learning_rate" in text  # their different settings
     assert "recipe.batch_size" not in text
 
 

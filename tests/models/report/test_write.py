@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from convoy.models.errors import BadRun
-from convoy.models.evaluation.answerer import of_checkpoint
-from convoy.models.evaluation.classes import class_scores
 from convoy.models.evaluation.evaluate import measure
+from convoy.models.evaluation.metrics import class_scores
+from convoy.models.evaluation.predictor import of_checkpoint
 from convoy.models.report import curves, worst
 from convoy.models.report.runs import read
 from convoy.models.report.write import _classes, _confusion, write
@@ -83,7 +83,7 @@ def test_run_on_tensors_has_no_pictures_of_examples_and_lists_them(tmp_path: Pat
 def test_worst_examples_are_those_whose_class_got_the_least_probability(classifier: Path) -> None:
     evaluation = measure(of_checkpoint(classifier / "last.ckpt"), "validation")
     found = worst.worst(evaluation)
-    assert len(found) == worst.MOST_IMAGES
+    assert len(found) == worst.MAX_IMAGES
     rest = [example.score for example in evaluation.examples if example not in found]
     assert max(example.score for example in found) <= min(rest)
     first = found[0]
@@ -100,7 +100,7 @@ def test_picture_that_fails_is_told_and_costs_nothing_else(
     assert cli.run(["report", str(classifier)]) == 1
     assert "curves.png could not be written: RuntimeError: no ink" in capsys.readouterr().err
     assert (classifier / "confusion.png").is_file()
-    assert "curves.png is not there" in (classifier / "report.html").read_text()
+    assert "curves.png does not exist" in (classifier / "report.html").read_text()
 
 
 def test_training_ends_well_where_a_picture_fails(
@@ -142,7 +142,7 @@ def test_table_of_epochs_that_is_broken_is_named(classifier: Path, capsys: pytes
     table = classifier / "metrics.csv"
     table.write_text(table.read_text().replace("\n1,", "\none,"))
     assert cli.run(["report", str(classifier)]) == 2
-    assert f"{table} is not as it was written, want numbers by epoch" in capsys.readouterr().err
+    assert f"{table} is damaged, want numbers by epoch" in capsys.readouterr().err
     table.unlink()
     assert write(classifier)  # without curves
 

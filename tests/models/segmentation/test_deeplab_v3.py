@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convoy.models.analysis.torch_reader import count
 from convoy.models.classification.resnet import ResNet
-from convoy.models.parameters import count
 from convoy.models.pretrained import weights
 from convoy.models.segmentation.deeplab_v3 import DeepLabV3, Pyramid
 from tests.models.pretrained.test_torchvision import TOLERANCE, Random, downsampled

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convoy.models.analysis.torch_reader import count
 from convoy.models.classification.vgg import VGG
-from convoy.models.parameters import count
 from convoy.models.segmentation.fcn import FCN, BilinearUp
 from tests.models.segmenters import settled
 

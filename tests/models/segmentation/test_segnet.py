@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from convoy.models.analysis.torch_reader import count
 from convoy.models.classification.vgg import VGG
-from convoy.models.parameters import count
 from convoy.models.segmentation.segnet import Pool, SegNet, unpool
 from tests.models.segmenters import settled
 

@@ -9,15 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from torch import Tensor
 
 from convoy.models.errors import BadTraining
-from convoy.models.recipe import Loss, Recipe
+from convoy.models.settings import Loss, Recipe
+from convoy.models.training import train as training
+from convoy.models.training.distributed import explained, report_lost_processes
 from convoy.models.training.losses import LOSSES, loss
 from convoy.models.training.run import Machine, RunFolder
 from convoy.models.training.train import trainer_options
 from convoy.service import cli
-from tests.models.conftest import untrained
+from tests.models.conftest import settings, untrained
 from tests.models.pictures import draw
 
 CONVOY = [str(Path(sys.executable).with_name("convoy"))]
@@ -135,3 +138,65 @@ def test_loss_of_parts_is_the_loss_of_the_whole(name: Loss, weights: Tensor | No
 def test_sixteen_bits_without_cuda_are_refused_in_words() -> None:
     with pytest.raises(BadTraining, match="precision 16-mixed: there is no CUDA device here, want bf16-mixed or 32"):
         trainer_options(Recipe(epochs=1, precision="16-mixed"), Machine())
+
+
+OUTSIDE = [
+    (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        "not enough memory for batches of 8",
+    ),
+    (
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+        "not enough memory for batches of",
+    ),
+    (RuntimeError("[/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:3"), "another process of"),
+    (torch.distributed.DistBackendError("watchdog timed out"), "another process of this run has ended"),
+]
+
+
+@pytest.mark.parametrize(("error", "said"), OUTSIDE, ids=[said for _, said in OUTSIDE])
+def test_run_that_is_ended_from_outside_says_why_and_can_be_gone_on_with(
+    error: RuntimeError,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["train", "lenet5", "--data", "tiny-digits", "--batch-size", "8", "--output", str(tmp_path)]
+    assert cli.run([*command, "--epochs", "1"]) == 0
+    capsys.readouterr()
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(training, "fit", fail)
+    assert cli.run([*command, "--epochs", "2", "--resume", str(tmp_path)]) == 2
+    hint, line = capsys.readouterr().err.splitlines()
+    assert hint == f"ended unexpectedly; resume with:  convoy train --resume {tmp_path / 'last.ckpt'}"
+    assert line.startswith(f"convoy train: {said}")
+    note = RunFolder(tmp_path).read()
+    assert note is not None
+    assert not note.complete
+
+
+def test_process_that_has_gone_is_told_before_all_of_the_run_is_killed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    killed: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, _: killed.append(pid))
+    report_lost_processes()
+    for code, told in ((0, 0), (3, 1)):
+        child = subprocess.Popen([sys.executable, "-c", f"raise SystemExit({code})"])
+        child.wait()
+        assert _ChildProcessObserver(os.getpid(), [child])._run()
+        assert capsys.readouterr().err.count("a process of this run died") == told
+    assert killed == [os.getpid()]
+
+
+def test_crop_is_advised_where_there_is_one() -> None:
+    recipe = settings("unet", "tiny-scenes", crop=64).recipe
+    assert "--crop below 64" in str(explained(torch.OutOfMemoryError("out of memory"), recipe))
+
+
+def test_other_errors_are_left_alone() -> None:
+    assert explained(RuntimeError("The size of tensor a (3) must match b (4)"), settings().recipe) is None

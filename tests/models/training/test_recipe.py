@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from convoy.models import checkpoint
 from convoy.models.data.registry import data_set
 from convoy.models.errors import BadTraining
-from convoy.models.training import config
-from convoy.models.training.averaging import averaging
+from convoy.models.training import run
+from convoy.models.training.checkpointing import averaging
 from convoy.models.training.module import Training
 from convoy.models.training.run import RunFolder, Transfer
 from convoy.models.training.train import describe, train, validation_batches
@@ -134,8 +134,8 @@ def test_settings_come_back_from_their_file(tmp_path: Path) -> None:
     told = settings("unet", "tiny-scenes", clip=0.5, warm_up=0.2)
     transfer = Transfer(checkpoint='some "where"/ä.ckpt', freeze="body", freeze_epochs=3, body_rate=0.1)
     for each in (told, msgspec.structs.replace(told, transfer=transfer, size=(32, 48))):
-        config.write(tmp_path / "config.toml", each)
-        assert config.read(tmp_path / "config.toml") == each
+        run.write_settings(tmp_path / "config.toml", each)
+        assert run.read_settings(tmp_path / "config.toml") == each
 
 
 @pytest.mark.parametrize(
@@ -150,6 +150,6 @@ def test_config_that_is_not_one_is_refused(tmp_path: Path, text: str, message: s
     path = tmp_path / "config.toml"
     path.write_text(text)
     with pytest.raises(BadTraining, match=message):
-        config.read(path)
+        run.read_settings(path)
     with pytest.raises(BadTraining, match="there is no file"):
-        config.read(tmp_path / "none.toml")
+        run.read_settings(tmp_path / "none.toml")

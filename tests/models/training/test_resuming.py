@@ -30,9 +30,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--batch-size", "7"], "was trained with batch_size 32, this run has 7"),
         (["--ema", "0.9"], "was trained with ema None, this run has 0.9"),
         (["--seed", "5"], "was trained with seed 0, this run has 5"),
-        (["--from", "last.ckpt"], "--from is for the beginning of a run, and --resume goes on with one"),
-        (["--find-lr"], "--find-lr is for the beginning of a run"),
-        (["--preview", "p.png"], "--preview is for the beginning of a run"),
+        (["--from", "last.ckpt"], "--from applies to new runs, and --resume continues one"),
+        (["--find-lr"], "--find-lr applies to new runs"),
+        (["--preview", "p.png"], "--preview applies to new runs"),
     ],
 )
 def test_what_a_run_that_goes_on_cannot_be_told_anew_is_refused_and_leaves_its_folder_alone(
@@ -53,7 +53,7 @@ def test_run_goes_on_where_its_pictures_lie_now_but_not_with_other_ones(whole: P
     assert train(told, tmp_path / "more", resume).epochs == 2
     next((tmp_path / "moved" / "train").glob("*/*.png")).unlink()
     with pytest.raises(
-        BadTraining, match=r"with other pictures \(31 to train and 11 to .* now \(30 to train and 11 to"
+        BadTraining, match=r"with other pictures \(31 for training and 11 for .* now \(30 for training and 11 for"
     ):
         train(told, tmp_path / "other", resume)
     assert not (tmp_path / "other").exists()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from convoy.models.recipe import Schedule
+from convoy.models.settings import Schedule
 from convoy.models.training.schedules import SCHEDULES, WARM_UP, momentum, share_of_rate
 
 

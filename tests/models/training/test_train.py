@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from convoy.models import checkpoint, threads
+from convoy.models import checkpoint, runtime
 from convoy.models.data.dataset import Split, SplitName, Target
 from convoy.models.data.registry import DATA, data_set
 from convoy.models.errors import BadCheckpoint, BadTraining
@@ -289,7 +289,7 @@ def test_torch_uses_no_more_threads_than_its_share_of_the_cores(
     monkeypatch.setattr("convoy.service.machine._GROUPS", tmp_path)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    threads.limit()
+    runtime.limit_threads()
     assert torch.get_num_threads() == expected
 
 
@@ -300,5 +300,5 @@ def test_torch_keeps_to_the_threads_that_the_job_gives_it(
     monkeypatch.setattr("convoy.service.machine._GROUPS", tmp_path)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    threads.limit()
+    runtime.limit_threads()
     assert torch.get_num_threads() == expected

@@ -159,13 +159,13 @@ def test_body_with_a_rate_of_its_own_moves_less(tmp_path: Path, source: Path) ->
     ("arguments", "message"),
     [
         (["lenet1989", "--from", "SOURCE"], "has architecture 'lenet5', this run has 'lenet1989'"),
-        (["lenet5", "--from", "SOURCE", "--data", "COLOUR"], "takes 1 channels, "),
+        (["lenet5", "--from", "SOURCE", "--data", "COLOUR"], "accepts 1 channels, "),
         (["lenet5", "--from", "SOURCE", "--size", "48x48"], "lenet5 at 48x48"),
         (
             ["convpool", "--from", "CONVPOOL", "--size", "40x40"],
             "has 500x800 for dense.weight, want 500x2450",
         ),
-        (["lenet5", "--freeze", "body"], "--freeze goes with --from CHECKPOINT"),
+        (["lenet5", "--freeze", "body"], "--freeze requires --from CHECKPOINT"),
     ],
 )
 def test_weights_that_do_not_go_with_the_run_are_refused_in_one_line(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from convoy.models.checkpoint import Description
-from convoy.models.visualize.network import ImageSubject
+from convoy.models.visualize.subjects import ImageSubject
 from convoy.service.metadata import InputSpec, Task
 
 

@@ -4,18 +4,26 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from convoy.models.errors import BadView
+from convoy.models.settings import AscentSettings, Space
 from convoy.models.visualize import activation_maximization, hooks
-from convoy.models.visualize.activation_maximization import Growing, Grown, frames
+from convoy.models.visualize.activation_maximization import (
+    Optimised,
+    Options,
+    class_images,
+    confidences,
+    frames,
+    log_odds,
+    neurons,
+    probability,
+    responses,
+)
 from convoy.models.visualize.ascent import ascend, noise, response
-from convoy.models.visualize.classes import class_images, confidences, log_odds, probability
-from convoy.models.visualize.climb import Climb, Space
-from convoy.models.visualize.network import Subject, as_pictures
-from convoy.models.visualize.neurons import neurons, responses
+from convoy.models.visualize.subjects import Subject, as_pictures
 from tests.models.visualize.handmade import Blind, CornerReader, OneFilter, subject
 
 SIDE = 9
-STRAIGHT = Climb(steps=40, rate=0.03, jitter=0, blur=0.0, space="pixels")
-STRAIGHT_ONCE = Climb(steps=1, rate=0.03, jitter=0, blur=0.0, space="pixels")
+STRAIGHT = AscentSettings(steps=40, rate=0.03, jitter=0, blur=0.0, space="pixels")
+STRAIGHT_ONCE = AscentSettings(steps=1, rate=0.03, jitter=0, blur=0.0, space="pixels")
 
 
 def gabor(angle: float) -> Tensor:
@@ -33,15 +41,19 @@ def correlation(one: Tensor, other: Tensor) -> float:
 FILTERS = torch.stack([gabor(0.0), gabor(1.57)])[:, None]
 
 
-def grown(seen: Subject, channels: list[int], climb: Climb = STRAIGHT, seed: int = 0, film: bool = False) -> Grown:
+def grown(
+    seen: Subject, channels: list[int], climb: AscentSettings = STRAIGHT, seed: int = 0, film: bool = False
+) -> Optimised:
     layer = hooks.layers(seen, seen.size())[0]
-    return neurons(seen, layer, channels, seen.size(), climb, Growing(seed, lambda: None, film))
+    return neurons(seen, layer, channels, seen.size(), climb, Options(seed, lambda: None, film))
 
 
 @pytest.mark.parametrize("space", ["pixels", "frequency"])
 def test_maximum_response_picture_is_the_filter_itself_where_there_is_one_place(space: Space) -> None:
     seen = subject(OneFilter(FILTERS), SIDE)
-    climb = Climb(steps=30, rate=0.01, jitter=0, blur=0.0, space=space)  # not so far that black and white cut it off
+    climb = AscentSettings(
+        steps=30, rate=0.01, jitter=0, blur=0.0, space=space
+    )  # not so far that black and white cut it off
     pictures = as_pictures(*grown(seen, [0, 1], climb).images)[..., 0]
     least = 0.9 if space == "pixels" else 0.6  # coarse structure goes ahead of fine
     for own, other in ((0, 1), (1, 0)):
@@ -51,7 +63,7 @@ def test_maximum_response_picture_is_the_filter_itself_where_there_is_one_place(
 
 def test_picture_is_of_the_filter_and_not_of_its_opposite() -> None:
     seen = subject(OneFilter(-FILTERS), SIDE)
-    climb = Climb(steps=30, rate=0.01, jitter=0, blur=0.0, space="pixels")
+    climb = AscentSettings(steps=30, rate=0.01, jitter=0, blur=0.0, space="pixels")
     picture = as_pictures(*grown(seen, [0], climb).images)[0, ..., 0]
     assert correlation(picture, FILTERS[0, 0]) < -0.9
 
@@ -61,7 +73,7 @@ def test_picture_is_of_the_filter_and_not_of_its_opposite() -> None:
 def test_filter_of_one_colour_makes_that_colour(space: Space, channel: int) -> None:
     filters = torch.zeros(1, 3, 3, 3)
     filters[:, channel] = 1.0
-    climb = Climb(steps=10, rate=0.03, jitter=0, blur=0.0, space=space)
+    climb = AscentSettings(steps=10, rate=0.03, jitter=0, blur=0.0, space=space)
     picture = as_pictures(*grown(subject(OneFilter(filters), 8, "RGB"), [0], climb).images)[0]
     means = picture.mean(dim=(0, 1)).tolist()
     own = means.pop(channel)
@@ -72,7 +84,7 @@ def test_response_that_is_reached_is_above_that_of_the_noise() -> None:
     seen = subject(OneFilter(FILTERS), 16)
     layer = hooks.layers(seen, seen.size())[0]
     start = noise([(0, 1, 0)], (16, 16), [0.5], STRAIGHT)
-    begun = float(response(hooks.answers(seen, ["conv"], start)["conv"][:, 0]))
+    begun = float(response(hooks.outputs_of(seen, ["conv"], start)["conv"][:, 0]))
     assert responses(seen, layer, [0], grown(seen, [0]).images)[0] > 5 * begun
 
 
@@ -93,7 +105,7 @@ def test_channel_gets_the_same_picture_whatever_others_are_grown() -> None:
 
 def test_same_seed_gives_the_same_pictures_and_another_seed_others() -> None:
     seen = subject(OneFilter(FILTERS), 16)
-    climb = Climb(steps=5, rate=0.03, jitter=3, blur=0.5, space="frequency")
+    climb = AscentSettings(steps=5, rate=0.03, jitter=3, blur=0.5, space="frequency")
     first, again, other = (grown(seen, [0], climb, seed).images[0] for seed in (1, 1, 2))
     assert (first == again).all()
     assert (first != other).any()
@@ -113,7 +125,7 @@ def test_picture_without_a_way_up_stays_as_it_is() -> None:
 
 def test_blur_leaves_less_fine_structure() -> None:
     def roughness(blur: float) -> float:
-        climb = Climb(steps=40, rate=0.03, jitter=0, blur=blur, space="pixels")
+        climb = AscentSettings(steps=40, rate=0.03, jitter=0, blur=blur, space="pixels")
         picture = as_pictures(*grown(subject(OneFilter(FILTERS), 24), [0], climb).images)[0]
         return float(picture.diff(dim=0).abs().mean() + picture.diff(dim=1).abs().mean())
 
@@ -137,14 +149,14 @@ def test_jitter_shifts_what_the_network_sees() -> None:
         return pictures.sum(dim=(1, 2, 3))
 
     start = torch.rand(1, 8, 8, 1)
-    list(ascend(start, score, Climb(steps=8, rate=0.0, jitter=3, blur=0.0, space="pixels"), (0,)))
+    list(ascend(start, score, AscentSettings(steps=8, rate=0.0, jitter=3, blur=0.0, space="pixels"), (0,)))
     assert len({tuple(each.flatten().tolist()) for each in seen}) > 3
     assert all(torch.equal(each.sort(dim=1)[0].sort(dim=2)[0].sum().round(), start.sum().round()) for each in seen)
 
 
 def test_class_images_reach_the_class() -> None:
     seen = subject(CornerReader(), 16)
-    images = class_images(seen, [0, 1], (16, 16), STRAIGHT, Growing(0, lambda: None, False)).images
+    images = class_images(seen, [0, 1], (16, 16), STRAIGHT, Options(0, lambda: None, False)).images
     assert min(confidences(seen, [0, 1], images)) > 0.99
     assert max(confidences(seen, [1, 0], images)) < 0.01
     assert images[0][:8, :8].mean() < 20
@@ -154,7 +166,7 @@ def test_class_images_reach_the_class() -> None:
 
 def test_confidence_of_a_network_that_sees_nothing_is_what_it_always_is() -> None:
     seen = subject(Blind(), 8)
-    images = class_images(seen, [0, 1], (8, 8), STRAIGHT, Growing(0, lambda: None, False)).images
+    images = class_images(seen, [0, 1], (8, 8), STRAIGHT, Options(0, lambda: None, False)).images
     assert confidences(seen, [0, 1], images) == pytest.approx([0.26894, 0.73106], abs=1e-4)
 
 
@@ -168,8 +180,8 @@ def test_log_odds_are_those_of_the_softmax() -> None:
 
 def test_single_class_has_nothing_to_be_told_from() -> None:
     seen = subject(OneFilter(FILTERS[:1]), 16, labels=("thing",))
-    with pytest.raises(BadView, match="one class only"):
-        class_images(seen, [0], (16, 16), STRAIGHT, Growing(0, lambda: None, False))
+    with pytest.raises(BadView, match="only one class"):
+        class_images(seen, [0], (16, 16), STRAIGHT, Options(0, lambda: None, False))
 
 
 def test_film_ends_with_the_picture_and_ticks_come_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +194,7 @@ def test_film_ends_with_the_picture_and_ticks_come_every_step(monkeypatch: pytes
         ticks += 1
 
     layer = hooks.layers(seen, seen.size())[0]
-    found = neurons(seen, layer, [0, 1], (16, 16), STRAIGHT, Growing(0, tick, True))
+    found = neurons(seen, layer, [0, 1], (16, 16), STRAIGHT, Options(0, tick, True))
     assert ticks == activation_maximization.ticks(2, (16, 16), STRAIGHT.steps) == 80
     assert [len(images) for images in found.film] == [2] * 24
     assert all((last == image).all() for last, image in zip(found.film[-1], found.images, strict=True))

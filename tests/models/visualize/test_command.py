@@ -136,7 +136,7 @@ def test_several_layers_of_one_image_stand_on_one_sheet(
     assert cli.run(typed("features", unet, photograph, "--layer", "down.0", "-o", str(one))) == 0
     both = ["--layer", "down.0", "--layer", "bottom", "--channels", "0-2", "-o", str(two)]
     assert cli.run(typed("features", unet, photograph, *both)) == 0
-    assert "shown: 3 of 16 maps of bottom; --channels chooses others" in capsys.readouterr().out
+    assert "shown: 3 of 16 maps of bottom; --channels selects others" in capsys.readouterr().out
     assert size(two) != size(one)
 
 
@@ -162,7 +162,7 @@ def test_place_that_cannot_be_written_is_told_before_the_work(
         Path(name).touch()
     assert cli.run(["visualize", "neurons", lenet.name, *words]) == 2
     out, err = capsys.readouterr()
-    assert "cannot be written, want a place where files may be" in err
+    assert "cannot be written, want a writable folder" in err
     assert ("--gif 'film.gif'" in err) == ("--gif" in words)
     assert "neurons of" not in err
     assert not out
@@ -177,10 +177,10 @@ def test_picture_is_made_to_fit_and_one_that_is_too_large_is_told(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(drawing, "MOST_SIDE", 32)
+    monkeypatch.setattr(drawing, "MAX_SIDE", 32)
     picture = tmp_path / "picture.png"
     assert cli.run(typed(kind, unet, photograph, "-o", str(picture))) == 0
-    assert "image: made smaller, from 41x53 to 25x32; --size chooses" in capsys.readouterr().out
+    assert "image: resized from 41x53 to 25x32; --size sets" in capsys.readouterr().out
     small = size(picture)
     assert cli.run(typed(kind, unet, photograph, "--size", "400x400", "-o", str(picture))) == 0
     assert "made smaller" not in capsys.readouterr().out
@@ -202,19 +202,19 @@ def test_evidence_names_the_class_and_the_places(
     ("words", "said"),
     [
         (["filters", "LENET", "--layer", "c9"], "there is no layer 'c9'; there are "),
-        (["filters", "LENET", "--layer", "f6"], "layer 'f6' has no filters; those that have: c1, c3, c5"),
-        (["filters", "LENET", "--inputs", "0"], "--inputs goes with layers behind the first, 'c1' is drawn in"),
+        (["filters", "LENET", "--layer", "f6"], "layer 'f6' has no filters; layers with filters: c1, c3, c5"),
+        (["filters", "LENET", "--inputs", "0"], "--inputs requires a layer after the first, 'c1' is drawn in"),
         (
             ["filters", "LENET", "--layer", "c3", "--inputs", "6"],
             "--inputs '6', want numbers such as 0-15,20 from 0 to 5",
         ),
-        (["features", "LENET", "--image", "PHOTOGRAPH", "--size", "64"], "any size, lenet5 takes 32x32"),
+        (["features", "LENET", "--image", "PHOTOGRAPH", "--size", "64"], "any size, lenet5 accepts 32x32"),
         (["features", "LENET", "--image", "PHOTOGRAPH", "--size", "x"], "--size 'x'"),
         (["filters", "LENET", "--channels", "6"], "want numbers such as 0-15,20 from 0 to 5"),
         (["neurons", "LENET", "--layer", "f"], "there is no layer 'f'; there are f6, "),
         (
             ["neurons", "LENET", "--size", "64x64", "--layer", "output"],
-            "does not take images of 64x64; of 32x32 it does",
+            "does not accept images of 64x64, only such as 32x32",
         ),
         (["neurons", "LENET", "--jitter", "32"], "--jitter 32, want less than the 32 pixels"),
         (["neurons", "LENET", "--gif", "a.png"], "--gif 'a.png', want a name that ends in .gif"),
@@ -222,19 +222,19 @@ def test_evidence_names_the_class_and_the_places(
         (["neurons", "LENET", "-o", "folder.png"], "--output 'folder.png' is a folder, want a file"),
         (["neurons", "LENET", "--steps", "0"], "'--steps'"),
         (["neurons", "LENET", "--space", "fourier"], "'pixels', 'frequency'"),
-        (["class", "LENET", "--class", "ten"], "--class 'ten' is none of the 10 labels, such as: 0, 1, 2"),
+        (["class", "LENET", "--class", "ten"], "--class 'ten' is not among the 10 labels, such as: 0, 1, 2"),
         (["class", "none.ckpt"], "there is no checkpoint none.ckpt"),
         (
             ["dream", "CONV1D", "--image", "PHOTOGRAPH"],
-            "takes float32 tensor 'waveform' [N, 3, time], want a network that takes images",
+            "accepts float32 tensor 'waveform' [N, 3, time], want a network for images",
         ),
         (["dream", "LENET", "--image", "none.png"], "there is no image 'none.png'"),
         (["dream", "LENET", "--image", "PHOTOGRAPH", "--octaves", "9"], "want fewer --octaves"),
         (["dream", "LENET"], "Missing option '--image'"),
         (["evidence", "LENET", "--image", "PHOTOGRAPH", "--patch", "40"], "want 1 <= stride <= patch <= 32"),
         (["evidence", "LENET", "--image", "PHOTOGRAPH", "--at", "3"], "--at '3', want ROW,COLUMN"),
-        (["evidence", "LENET", "--image", "PHOTOGRAPH", "--at", "3,3"], "--at goes with networks that answer pixels"),
-        (["evidence", "LENET", "--image", "PHOTOGRAPH", "--layer", "f6"], "'f6' answers 84 numbers"),
+        (["evidence", "LENET", "--image", "PHOTOGRAPH", "--at", "3,3"], "--at requires a segmentation network"),
+        (["evidence", "LENET", "--image", "PHOTOGRAPH", "--layer", "f6"], "'f6' outputs 84 numbers"),
         (["evidence", "LENET", "--image", "LENET"], "want a picture"),
         (["neuron", "LENET"], "Did you mean 'neurons'?"),
     ],

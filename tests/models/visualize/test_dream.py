@@ -3,15 +3,15 @@ import pytest
 import torch
 
 from convoy.models.errors import BadView
+from convoy.models.settings import AscentSettings
 from convoy.models.visualize import hooks
 from convoy.models.visualize.ascent import response
-from convoy.models.visualize.climb import Climb
 from convoy.models.visualize.dream import dream, sizes
-from convoy.models.visualize.network import Pixels, as_images, as_pictures
+from convoy.models.visualize.subjects import Pixels, as_images, as_pictures
 from tests.models.visualize.handmade import OneFilter, subject
 from tests.models.visualize.test_ascent import FILTERS
 
-CLIMB = Climb(steps=5, rate=0.02, jitter=2, blur=0.0, space="pixels")
+CLIMB = AscentSettings(steps=5, rate=0.02, jitter=2, blur=0.0, space="pixels")
 SEEN = subject(OneFilter(FILTERS), None)
 
 
@@ -40,7 +40,7 @@ def test_dream_has_the_size_of_the_photograph_and_takes_steps_in_each_octave() -
 
 def test_layer_answers_the_dream_more_than_the_photograph_which_is_still_there() -> None:
     before, after = as_pictures(photograph()), as_pictures(*as_images(dreamt(2)[-1]))
-    first, last = (float(response(hooks.answers(SEEN, ["conv"], each)["conv"])) for each in (before, after))
+    first, last = (float(response(hooks.outputs_of(SEEN, ["conv"], each)["conv"])) for each in (before, after))
     assert last > 2 * first
     assert torch.corrcoef(torch.stack([before.flatten(), after.flatten()]))[0, 1] > 0.5
 

@@ -3,7 +3,7 @@ import torch
 
 from convoy.models.errors import BadView
 from convoy.models.visualize import hooks, selection
-from convoy.models.visualize.network import ImageSubject
+from convoy.models.visualize.subjects import ImageSubject
 from tests.models.visualize.handmade import BrightPixels, SpotFinder, spot, subject
 
 
@@ -23,7 +23,7 @@ def test_layers_come_in_the_order_in_which_they_are_done_with_their_shapes() -> 
 def test_layer_that_is_not_there_is_refused_with_near_ones_first() -> None:
     there = hooks.layers(lenet(), (32, 32))
     with pytest.raises(BadView, match=r"no layer 'outptu'; there are output, c1, s2"):
-        hooks.choose("outptu", there)
+        hooks.layer_of("outptu", there)
 
 
 def test_refusal_of_a_layer_tells_how_many_more_there_are() -> None:
@@ -32,12 +32,12 @@ def test_refusal_of_a_layer_tells_how_many_more_there_are() -> None:
     seen = subject(build("unet", 3, 5, {"width": 2, "depth": 2}), None, "RGB", task="segmentation")
     there = hooks.layers(seen, (16, 16))
     with pytest.raises(BadView, match=rf"'bottm'; there are bottom.* and {len(there) - hooks.NEAR} more, which"):
-        hooks.choose("bottm", there)
+        hooks.layer_of("bottm", there)
 
 
 def test_answer_is_what_a_layer_said_before_a_rectifier_wrote_over_it() -> None:
     seen = subject(SpotFinder(), 24)
-    answer = hooks.answers(seen, ["conv", "relu"], spot(8, 8))
+    answer = hooks.outputs_of(seen, ["conv", "relu"], spot(8, 8))
     assert float(answer["conv"].min()) < 0
     assert float(answer["relu"].min()) == 0
     assert torch.equal(answer["conv"].clamp(min=0), answer["relu"])
@@ -46,14 +46,14 @@ def test_answer_is_what_a_layer_said_before_a_rectifier_wrote_over_it() -> None:
 def test_layers_before_the_one_that_minds_take_other_sizes() -> None:
     seen = lenet()
     pictures = torch.rand(1, 48, 40, 1)
-    assert hooks.answers(seen, ["c1"], pictures)["c1"].shape == (1, 6, 44, 36)
-    with pytest.raises(BadView, match="handmade does not take images of 48x40; of 32x32 it does"):
+    assert hooks.outputs_of(seen, ["c1"], pictures)["c1"].shape == (1, 6, 44, 36)
+    with pytest.raises(BadView, match="handmade does not accept images of 48x40, only such as 32x32"):
         hooks.logits(seen, pictures)
 
 
 def test_looking_leaves_no_hooks_behind() -> None:
     seen = subject(SpotFinder(), 24)
-    hooks.answers(seen, ["conv"], spot(8, 8))
+    hooks.outputs_of(seen, ["conv"], spot(8, 8))
     hooks.layers(seen, (24, 24))
     assert not any(module._forward_hooks for module in seen.network.modules())
 
@@ -64,7 +64,7 @@ def test_pictures_of_any_size_are_padded_as_serving_pads() -> None:
     seen = subject(BrightPixels(), None, task="segmentation", mean=0.5)
     spec = replace(seen.spec, multiple=4, fill=255)
     seen = ImageSubject("handmade", replace(seen.description, input=spec), seen.network)
-    entered = seen.entered(torch.zeros(1, 5, 6, 1))
+    entered = seen.as_input(torch.zeros(1, 5, 6, 1))
     assert entered.shape == (1, 1, 8, 8)
     assert entered[0, 0, 4, 5] == -0.5
     assert entered[0, 0, 5:].eq(0.5).all()
@@ -91,5 +91,5 @@ def test_class_is_found_by_label_then_by_number() -> None:
     assert selection.label("2", labels) == 2
     with pytest.raises(BadView, match="is the label of classes 0 and 2"):
         selection.label("crane", labels)
-    with pytest.raises(BadView, match="'owls' is none of the 4 labels, such as: owl"):
+    with pytest.raises(BadView, match="'owls' is not among the 4 labels, such as: owl"):
         selection.label("owls", labels)

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from convoy.models.checkpoint import Description
 from convoy.models.errors import BadView
+from convoy.models.settings import AscentSettings
 from convoy.models.visualize import hooks
-from convoy.models.visualize.activation_maximization import Growing
-from convoy.models.visualize.climb import Climb
-from convoy.models.visualize.neurons import neurons
-from convoy.models.visualize.tensors import GAP, SPREADS, TensorSubject
+from convoy.models.visualize.activation_maximization import Options, neurons
+from convoy.models.visualize.subjects import GAP, SPREADS, TensorSubject
 from convoy.service import cli
 from convoy.service.metadata import Axis, TensorInput
 from tests.models.conftest import untrained
@@ -62,7 +61,7 @@ def test_clip_goes_in_as_the_server_takes_it() -> None:
     assert (seen.size(), len(seen.mean)) == ((5, 7), 9)
     clip = torch.randint(0, 256, (2, 3, 5, 7, 3), dtype=torch.uint8)
     pictures = clip.permute(0, 2, 3, 1, 4).reshape(2, 5, 7, 9).float() / 255
-    torch.testing.assert_close(seen.entered(pictures), seen.description.normalisation()(clip))
+    torch.testing.assert_close(seen.as_input(pictures), seen.description.normalisation()(clip))
 
 
 def test_ends_of_a_waveform_are_three_deviations_from_its_mean() -> None:
@@ -70,7 +69,7 @@ def test_ends_of_a_waveform_are_three_deviations_from_its_mean() -> None:
     ends = torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 3, 1).expand(-1, -1, -1, 2)
     means, stds = (torch.tensor(each)[None, :, None] for each in (seen.description.mean, seen.description.std))
     values = means + torch.tensor([-SPREADS, 0, SPREADS]) * stds
-    torch.testing.assert_close(seen.entered(ends), seen.description.normalisation()(values))
+    torch.testing.assert_close(seen.as_input(ends), seen.description.normalisation()(values))
 
 
 @pytest.mark.parametrize("space", ["pixels", "frequency"])
@@ -78,9 +77,9 @@ def test_what_a_channel_answers_most_to_is_its_own_filter(space: str) -> None:
     times = torch.arange(16) / 16
     filters = torch.stack([torch.sin(6.3 * times), torch.cos(6.3 * times)])[None]
     seen = subject(WAVEFORM, OneFilter(filters))
-    climb = Climb(steps=30, rate=0.01, jitter=0, blur=0.0, space=space, coloured=seen.coloured)
+    climb = AscentSettings(steps=30, rate=0.01, jitter=0, blur=0.0, space=space, coloured=seen.coloured)
     size = seen.size((1, 16))
-    (image,) = neurons(seen, hooks.layers(seen, size)[0], [0], size, climb, Growing(0, lambda: None, film=False)).images
+    (image,) = neurons(seen, hooks.layers(seen, size)[0], [0], size, climb, Options(0, lambda: None, film=False)).images
     grown = torch.from_numpy(image[0]).float().T
     for curve, own, other in zip(grown, filters[0], filters[0].flip(0), strict=True):
         assert torch.corrcoef(torch.stack([curve, own]))[0, 1] > 0.9
@@ -89,7 +88,7 @@ def test_what_a_channel_answers_most_to_is_its_own_filter(space: str) -> None:
 
 def test_frames_of_a_clip_stand_side_by_side_in_their_order() -> None:
     image = np.repeat(np.array([40, 80, 120], np.uint8), 3) * np.ones((5, 7, 1), np.uint8)
-    strip = subject(CLIP).drawn(image)
+    strip = subject(CLIP).displayed(image)
     width = (strip.shape[1] - 2 * GAP) // 3
     assert strip.shape[2] == 3
     assert [int(strip[2, place * (width + GAP) + 3, 0]) for place in range(3)] == [40, 80, 120]
@@ -99,14 +98,14 @@ def test_waveforms_that_differ_are_drawn_differently_at_one_size() -> None:
     flat, wave = np.full((1, 64, 2), 128, np.uint8), np.full((1, 64, 2), 128, np.uint8)
     wave[0, :, 1] = 128 + 100 * np.sin(np.arange(64) / 5)
     seen = subject(WAVEFORM)
-    assert seen.drawn(flat).shape == seen.drawn(wave).shape
-    assert (seen.drawn(flat) != seen.drawn(wave)).any()
+    assert seen.displayed(flat).shape == seen.displayed(wave).shape
+    assert (seen.displayed(flat) != seen.displayed(wave)).any()
 
 
 def test_size_is_told_where_an_axis_is_free_and_refused_where_none_is() -> None:
     assert subject(WAVEFORM).size((1, 200)) == (1, 200)
     assert subject(CLIP).size((5, 7)) == (5, 7)
-    with pytest.raises(BadView, match=r"takes uint8 tensor 'clip' \[N, 3, 5, 7, 3\], want no --size"):
+    with pytest.raises(BadView, match=r"accepts uint8 tensor 'clip' \[N, 3, 5, 7, 3\], want no --size"):
         subject(CLIP).size((5, 8))
 
 

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from convoy.models.data.augment import roll
+from convoy.models.data.augmentation import roll
 from convoy.models.data.builtin import clips
 from convoy.models.data.builtin.clips import COUNTS, FRAMES, LABELS, SIDE, TENSOR, film
 from convoy.models.data.dataset import SplitName

@@ -12,7 +12,7 @@ from convoy.models.data.builtin.generated import GeneratedSplit
 from convoy.models.errors import BadCheckpoint
 from convoy.models.evaluation.evaluate import evaluate_file
 from convoy.models.export.export import export
-from convoy.models.random_weights import randomise
+from convoy.models.zoo import randomise
 from convoy.service.metadata import InputSpec
 
 

@@ -12,12 +12,11 @@ import pytest
 from PIL import Image
 
 from convoy.models.data import picture
-from convoy.models.data.bad_files import refuse
 from convoy.models.data.dataset import DataSet, Split
+from convoy.models.data.files import raise_first
 from convoy.models.data.formats import sources
-from convoy.models.data.formats.listing import SPLITS
-from convoy.models.data.registry import data_set, held_out, resolve, shown
-from convoy.models.data.splits import share, shares
+from convoy.models.data.formats.listing import SPLITS, assigned_split, assigned_splits
+from convoy.models.data.registry import data_set, display_name, resolve, split_of
 from convoy.models.errors import BadData, BadTraining
 from convoy.service import cli, metadata
 
@@ -27,7 +26,7 @@ COUNT = 40
 
 
 def load(root: Path) -> DataSet:
-    return sources.load(root, refuse)
+    return sources.load(root, raise_first)
 
 
 def write_masks(root: Path, count: int = COUNT) -> Path:
@@ -101,12 +100,12 @@ def test_names_decide_on_the_split_and_keep_it(tmp_path: Path) -> None:
 def test_shares_are_about_70_10_and_20_percent() -> None:
     counts = dict.fromkeys(SPLITS, 0)
     for number in range(5000):
-        counts[share(f"picture-{number}")] += 1
+        counts[assigned_split(f"picture-{number}")] += 1
     assert counts["train"] == pytest.approx(3500, abs=120)
     assert counts["validation"] == pytest.approx(500, abs=80)
     assert counts["test"] == pytest.approx(1000, abs=100)
     # As it was when it was made: with another one, what was held out would have been trained on.
-    assert [share(name) for name in ("p0", "p1", "p2", "p3")] == ["test", "train", "validation", "validation"]
+    assert [assigned_split(name) for name in ("p0", "p1", "p2", "p3")] == ["test", "train", "validation", "validation"]
 
 
 def test_lists_decide_on_the_split_where_there_are_some(tmp_path: Path) -> None:
@@ -150,7 +149,7 @@ def test_pictures_of_a_split_are_read_once_and_when_they_are_asked_for(
         return real(path, colour)  # type: ignore[arg-type]
 
     monkeypatch.setattr(picture, "read", counting)
-    pictures: Split = sources.split(root, "test", "segmentation", "RGB", ["a", "b", "c"], refuse)
+    pictures: Split = sources.split(root, "test", "segmentation", "RGB", ["a", "b", "c"], raise_first)
     # Once to know that they are sound, and only those that were asked for.
     assert sorted(read) == sorted(entry.image for entry in pictures.entries)  # type: ignore[attr-defined]
     assert [pictures.size(index) for index in range(len(pictures))]
@@ -174,7 +173,7 @@ def test_subfolders_are_classes(tmp_path: Path, mode: str) -> None:
 def test_one_colour_picture_makes_all_of_them_colour(tmp_path: Path) -> None:
     root = write_classes(tmp_path, mode="L")
     # Of the training split, which decides.
-    name = next(number for number in range(20) if share(f"dark/{number}.png") == "train")
+    name = next(number for number in range(20) if assigned_split(f"dark/{number}.png") == "train")
     Image.new("RGB", (5, 5), (10, 20, 30)).save(root / "dark" / f"{name}.png")
     assert load(root).colour == "RGB"
 
@@ -253,7 +252,7 @@ def move(root: Path) -> None:
 
 
 FAULTS_OF_MASKS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no pictures": (lambda root: [path.unlink() for path in (root / "images").iterdir()], "images holds no picture"),
+    "no pictures": (lambda root: [path.unlink() for path in (root / "images").iterdir()], "images contains no picture"),
     "no mask": (lambda root: (root / "masks" / "p7.png").unlink(), r"no mask .*masks/p7\.png, want one for .*/p7\.png"),
     "no masks": (move, r"there is no folder .*masks, want the mask of each picture of .*; there is 'labels/'$"),
     "no picture for a mask": (
@@ -266,7 +265,7 @@ FAULTS_OF_MASKS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "another size": (
         lambda root: save_mask(root / "masks" / "p7.png", np.zeros((5, 6), np.uint8)),
-        r"masks/p7\.png is 5x6 \(height x width\), want 9x21 as .*images/p7\.png is seen",
+        r"masks/p7\.png is 5x6 \(height x width\), want 9x21 as .*images/p7\.png is displayed",
     ),
     "colours for classes": (
         lambda root: Image.new("RGB", (21, 9), "red").save(root / "masks" / "p7.png"),
@@ -347,7 +346,7 @@ def test_fault_of_a_folder_of_classes_is_told_in_one_line(tmp_path: Path, fault:
 
 def test_splits_of_classes_stand_together(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", 4)
-    with pytest.raises(BadData, match=r"there is .*/train, and no test/ or validation/ beside it: want one of them"):
+    with pytest.raises(BadData, match=r"there is .*/train, but no test/ or validation/ beside it: want one of them"):
         load(tmp_path)
     for name in ("val", "valid"):
         write_classes(tmp_path / name, 4)
@@ -366,7 +365,7 @@ def test_few_pictures_of_a_class_are_there_to_train_and_to_test_with(tmp_path: P
     assert len(found["validation"]) >= 1
     # Where there are enough, names alone decide.
     many = [f"picture-{number}" for number in range(100)]
-    assert shares([many]) == {name: share(name) for name in many}
+    assert assigned_splits([many]) == {name: assigned_split(name) for name in many}
 
 
 def test_link_that_leads_nowhere_and_picture_of_an_unknown_kind_are_told(
@@ -397,7 +396,7 @@ def test_a_name_is_a_data_set_and_a_path_is_a_folder(tmp_path: Path, monkeypatch
     write_classes(tmp_path / "aerial")
     assert resolve("aerial") == "aerial"
     assert resolve("./aerial") == str(tmp_path / "aerial")
-    assert shown(resolve("./aerial")) == "aerial"
+    assert display_name(resolve("./aerial")) == "aerial"
     assert data_set(resolve("./aerial")).labels == ["dark", "light"]
     with pytest.raises(BadTraining, match=r"data set 'mnist', want one of: digits, .*; or a folder"):
         resolve("mnist")
@@ -407,9 +406,11 @@ def test_held_out_split_is_that_of_the_folder_where_it_lies_now(tmp_path: Path) 
     root = write_classes(tmp_path / "shades")
     test = load(root).split("test")
     root.rename(tmp_path / "moved")
-    with pytest.raises(BadTraining, match=r"there is no folder .*shades any more, want its pictures: .* --data DIR"):
-        held_out(str(root), "classification", "RGB", ["dark", "light"])
-    again = held_out(str(tmp_path / "moved"), "classification", "L", ["dark", "light"])
+    with pytest.raises(
+        BadTraining, match=r"there is no folder .*shades any more: specify its location with --data DIR"
+    ):
+        split_of(str(root), "test", "classification", "RGB", ["dark", "light"])
+    again = split_of(str(tmp_path / "moved"), "test", "classification", "L", ["dark", "light"])
     assert len(again) == len(test)
     assert again[0][0].shape == (*test.size(0), 1)
 
@@ -417,11 +418,11 @@ def test_held_out_split_is_that_of_the_folder_where_it_lies_now(tmp_path: Path) 
 def test_held_out_split_is_refused_where_the_classes_are_others(tmp_path: Path) -> None:
     root = write_classes(tmp_path)
     with pytest.raises(BadData, match="has the classes dark, light, the network was trained with cat, dog"):
-        held_out(str(root), "classification", "RGB", ["cat", "dog"])
+        split_of(str(root), "test", "classification", "RGB", ["cat", "dog"])
     with pytest.raises(BadData, match="is data for classification, want some for segmentation"):
-        held_out(str(root), "segmentation", "RGB", ["dark", "light"])
+        split_of(str(root), "test", "segmentation", "RGB", ["dark", "light"])
     with pytest.raises(BadTraining, match="data set digits has other classes"):
-        held_out("digits", "classification", "L", ["dark", "light"])
+        split_of("digits", "test", "classification", "L", ["dark", "light"])
 
 
 def document(path: Path) -> metadata.Document:
@@ -447,7 +448,7 @@ def test_folder_is_trained_evaluated_and_exported_also_after_it_has_moved(
     for command in (["evaluate", checkpoint], ["export", checkpoint, "--repository", "repository"]):
         assert cli.run(command) == 2
         err = capsys.readouterr().err
-        assert "squares any more, want its pictures" in err
+        assert "squares any more: specify its location" in err
         assert err.count("\n") == 1
     assert cli.run(["evaluate", checkpoint, "--data", "elsewhere"]) == 0
 

@@ -9,10 +9,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from convoy.models.data.bad_files import refuse
+from convoy.models.data.files import raise_first
 from convoy.models.data.formats import masks, sources
 from convoy.models.data.formats.coding import Coding, Kind, of_source, parse, source
-from convoy.models.data.registry import data_set, moved, resolve, shown, split_of
+from convoy.models.data.registry import data_set, display_name, resolve, resolve_replacement, split_of
 from convoy.models.errors import BadData, BadTraining
 from convoy.service import cli
 from tests.models.data.formats.test_folder import write_classes, write_masks
@@ -127,23 +127,23 @@ def test_run_notes_how_its_masks_are_coded_and_a_moved_folder_keeps_it(tmp_path:
     root = paint(tmp_path / "one", {1: 64, 2: 192})
     coding = parse("values", "0,64,192")
     noted = resolve(str(root), coding)
-    assert shown(noted) == "one"
+    assert display_name(noted) == "one"
     assert resolve(noted) == noted
     data = data_set(noted)
     assert (data.name, data.labels) == (noted, ["class 0", "class 1", "class 2"])
     root.rename(tmp_path / "two")
-    there = moved(str(tmp_path / "two"), noted)
+    there = resolve_replacement(str(tmp_path / "two"), noted)
     assert there == source(tmp_path / "two", coding)
     pictures = split_of(there, "test", "segmentation", "RGB", data.labels)
     assert {int(number) for index in range(len(pictures)) for number in np.unique(pictures[index][1])} == {0, 1, 2}
     other = parse("values", "0,1,2")
-    assert of_source(moved(resolve(str(tmp_path / "two"), other), noted))[1] == other
+    assert of_source(resolve_replacement(resolve(str(tmp_path / "two"), other), noted))[1] == other
 
 
 def test_what_was_read_one_way_is_read_again_another_way(tmp_path: Path) -> None:
     root = paint(tmp_path, {1: 64, 2: 192})
     for text, highest in (("0,64,192", 2), ("0,64,192=1", 1), ("0,64=1,192=2", 2)):
-        assert len(sources.load(root, refuse, parse("values", text)).labels) == highest + 1
+        assert len(sources.load(root, raise_first, parse("values", text)).labels) == highest + 1
 
 
 def test_commands_take_values_and_colours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,11 +169,14 @@ def test_commands_take_values_and_colours(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["data", "check", "FOLDER", "--mask-values", "0,1", "--mask-colours", "000000"], "two ways to say the same"),
-        (["data", "check", "FOLDER", "--mask-values", "0,1"], "has no masks, --mask-values says how they are"),
-        (["data", "check", "aerial", "--mask-values", "0,1"], "masks of one's own"),
-        (["train", "unet", "--mask-values", "0,1"], "go with --data"),
-        (["evaluate", "run.ckpt", "--mask-values", "0,1"], "go with --data"),
+        (
+            ["data", "check", "FOLDER", "--mask-values", "0,1", "--mask-colours", "000000"],
+            "are alternatives, want one of them",
+        ),
+        (["data", "check", "FOLDER", "--mask-values", "0,1"], "has no masks, --mask-values describes how to read"),
+        (["data", "check", "aerial", "--mask-values", "0,1"], "describes users' own masks"),
+        (["train", "unet", "--mask-values", "0,1"], "require --data"),
+        (["evaluate", "run.ckpt", "--mask-values", "0,1"], "require --data"),
         (["data", "check", "FOLDER", "--mask-colours", "red"], "--mask-colours 'red', want the colours"),
     ],
 )

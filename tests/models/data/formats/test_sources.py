@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convoy.models.data.bad_files import refuse
 from convoy.models.data.dataset import DataSet
+from convoy.models.data.files import raise_first
 from convoy.models.data.formats import sources, voc
-from convoy.models.data.formats.listing import SPLITS
-from convoy.models.data.registry import data_set, held_out, resolve, shown
-from convoy.models.data.splits import validating
+from convoy.models.data.formats.listing import SPLITS, for_validation
+from convoy.models.data.registry import data_set, display_name, resolve, split_of
 from convoy.models.errors import BadData, BadTraining
 from convoy.service import cli
 from tests.models.data.formats.test_folder import write_classes
@@ -22,7 +21,7 @@ from tests.models.own_data import cifar10_records, write_cifar10, write_idx, wri
 
 
 def load(path: Path) -> DataSet:
-    return sources.load(path, refuse)
+    return sources.load(path, raise_first)
 
 
 def names(data: DataSet) -> dict[str, list[str]]:
@@ -51,8 +50,8 @@ def test_idx_pictures_to_validate_with_are_told_by_their_numbers_alone(tmp_path:
 
 
 def test_a_tenth_of_what_is_to_be_trained_with_is_put_aside() -> None:
-    assert sum(validating([f"train {number}" for number in range(60_000)])) == pytest.approx(6000, abs=250)
-    assert sum(validating(["a", "b", "c"])) == 1
+    assert sum(for_validation([f"train {number}" for number in range(60_000)])) == pytest.approx(6000, abs=250)
+    assert sum(for_validation(["a", "b", "c"])) == 1
 
 
 def test_idx_classes_have_names_where_a_file_says_so(tmp_path: Path) -> None:
@@ -93,11 +92,14 @@ def packed_short(root: Path) -> None:
 
 FAULTS_OF_IDX: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda root: (root / "t10k-labels-idx1-ubyte").unlink(), r"no file .*t10k-labels-idx1-ubyte, maybe"),
-    "short": (lambda root: cut(root / "train-images-idx3-ubyte", 2000), "holds 1984 bytes behind its head, want 2560"),
+    "short": (
+        lambda root: cut(root / "train-images-idx3-ubyte", 2000),
+        "contains 1984 bytes after its header, want 2560",
+    ),
     "no head": (lambda root: cut(root / "train-images-idx3-ubyte", 7), r"train-images-idx3-ubyte begins with 00000803"),
     "long": (
         lambda root: (root / "train-labels-idx1-ubyte").open("ab").write(b"x"),
-        "holds more bytes behind its head, want 40",
+        "contains more bytes after its header, want 40",
     ),
     "another kind": (
         lambda root: (root / "train-images-idx3-ubyte").write_bytes(b"\x89PNG" + bytes(60)),
@@ -133,7 +135,7 @@ FAULTS_OF_CIFAR10: dict[str, tuple[Callable[[Path], object], str]] = {
     "short": (lambda root: cut(root / "data_batch_2.bin", 60_000), r"data_batch_2\.bin has 60000 bytes, want 3073 for"),
     "empty": (lambda root: cut(root / "test_batch.bin", 0), r"test_batch\.bin has 0 bytes"),
     "no test": (lambda root: (root / "test_batch.bin").unlink(), r"test_batch\.bin cannot be read \(No such file"),
-    "gap": (lambda root: (root / "data_batch_1.bin").unlink(), "there are 2, want 1 and on without a gap"),
+    "gap": (lambda root: (root / "data_batch_1.bin").unlink(), "has the numbers 2, want 1, 2 and so on without a gap"),
     "no names": (lambda root: (root / "batches.meta.txt").unlink(), r"batches\.meta\.txt cannot be read"),
     "unknown class": (
         lambda root: (root / "data_batch_1.bin").write_bytes(cifar10_records(20, 13)),
@@ -141,7 +143,7 @@ FAULTS_OF_CIFAR10: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "pickles": (
         lambda root: [path.rename(path.with_suffix("")) for path in root.glob("data_batch_*.bin")],
-        "holds pickles, which can run code when they are read, want CIFAR-10's binary version",
+        "contains pickles, which can run code when loaded, want CIFAR-10's binary version",
     ),
 }
 
@@ -243,7 +245,7 @@ def test_table_says_the_split_where_it_has_such_a_column(tmp_path: Path) -> None
     rows = [f"{row},{'test' if number % 4 < 2 else 'train'}" for number, row in enumerate(ROWS)]
     found = names(load(write_table(tmp_path, rows, "path,label,split")))
     given = sorted(row.split(",")[0] for row in rows if row.endswith("train"))
-    assert found["validation"] == [name for name, away in zip(given, validating(given), strict=True) if away]
+    assert found["validation"] == [name for name, away in zip(given, for_validation(given), strict=True) if away]
     assert len(found["test"]) == 20
 
 
@@ -276,7 +278,7 @@ FAULTS_OF_TABLES: dict[str, tuple[str, str]] = {
     "one class": ("path,label\n0.png,cat\n1.png,cat\n", "has 1 classes, want at least two"),
     "quotation mark never closed": (
         'path,label\n0.png,cat\n1.png,"dog\n' + "2.png,cat\n" * 20_000,
-        r"line 3 of .*t\.csv opens a quotation mark that is not closed, want it closed or taken out",
+        r"line 3 of .*t\.csv opens a quotation mark that is not closed, want it closed or removed",
     ),
     "quotation mark not closed in a short file": (
         'path,label\n\n"0.png,cat\n1.png,dog\n',
@@ -323,7 +325,7 @@ def test_folders_to_train_and_to_test_with_need_none_to_validate_with(tmp_path: 
     assert len(found["test"]) == 6
     there = [f"{label}/{number}.png" for label in ("dark", "light") for number in range(40)]
     assert {name.removeprefix("train/") for name in found["validation"]} == {
-        name for name, away in zip(there, validating(there), strict=True) if away
+        name for name, away in zip(there, for_validation(there), strict=True) if away
     }
 
 
@@ -333,12 +335,12 @@ def test_table_is_data_by_its_path_and_shown_without_its_ending(
     monkeypatch.chdir(tmp_path)
     write_table(tmp_path, ROWS, name="pets.csv")
     assert resolve("pets.csv") == str(tmp_path / "pets.csv")
-    assert shown(resolve("pets.csv")) == "pets"
+    assert display_name(resolve("pets.csv")) == "pets"
     assert data_set(resolve("pets.csv")).labels == ["cat", "dog"]
     (tmp_path / "pets.csv").rename(tmp_path / "animals.csv")
     with pytest.raises(BadTraining, match=r"there is no file .*pets\.csv any more"):
-        held_out(str(tmp_path / "pets.csv"), "classification", "RGB", ["cat", "dog"])
-    assert len(held_out(resolve("animals.csv"), "classification", "RGB", ["cat", "dog"]))
+        split_of(str(tmp_path / "pets.csv"), "test", "classification", "RGB", ["cat", "dog"])
+    assert len(split_of(resolve("animals.csv"), "test", "classification", "RGB", ["cat", "dog"]))
 
 
 @pytest.mark.parametrize("write", [write_idx, write_cifar10])
@@ -347,17 +349,17 @@ def test_held_out_split_of_binary_files_is_refused_for_another_network(
 ) -> None:
     data = load(write(tmp_path))
     assert data.colour is not None
-    assert len(held_out(str(tmp_path), "classification", data.colour, data.labels)) == len(data.split("test"))
+    assert len(split_of(str(tmp_path), "test", "classification", data.colour, data.labels)) == len(data.split("test"))
     with pytest.raises(BadData, match="has other classes or another task than the network"):
-        held_out(str(tmp_path), "classification", data.colour, ["a", "b"])
+        split_of(str(tmp_path), "test", "classification", data.colour, ["a", "b"])
 
 
 def test_binary_pictures_come_in_the_colour_of_the_network(tmp_path: Path) -> None:
     grey, colour = load(write_idx(tmp_path / "grey")), load(write_cifar10(tmp_path / "colour"))
-    spread = held_out(str(tmp_path / "grey"), "classification", "RGB", grey.labels)[1][0]
+    spread = split_of(str(tmp_path / "grey"), "test", "classification", "RGB", grey.labels)[1][0]
     assert spread.shape == (8, 8, 3)
     assert (spread == grey.split("test")[1][0]).all()
-    luma = held_out(str(tmp_path / "colour"), "classification", "L", colour.labels)[4][0]
+    luma = split_of(str(tmp_path / "colour"), "test", "classification", "L", colour.labels)[4][0]
     assert luma.shape == (32, 32, 1)
     assert luma[9, 9, 0] == round(0.299 * 40 + 0.587 * 80 + 0.114 * 100)
 
