@@ -1,8 +1,9 @@
 """The model repository: the scan of its folders, and the table of versions that all processes share."""
 
+import logging
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,8 @@ from convoy.service.buckets import NONE, Buckets
 from convoy.service.config import ModelConfig, load_model_config
 from convoy.service.errors import BadConfig, ModelUnavailable, UnknownModel, listed
 from convoy.service.metadata import Document
+
+log = logging.getLogger(__name__)
 
 MODEL_FILE = "model.onnx"
 CONFIG_FILE = "model.toml"
@@ -261,3 +264,28 @@ def choose(listing: Listing, failed: Iterable[tuple[int, Stamp]]) -> int | None:
     broken = set(failed)
     sound = [version for version, stamp in listing.files.items() if (version, stamp) not in broken]
     return max(sound, default=None)
+
+
+class Scanner:
+    """Scans of the repository. One writer: the loader's thread."""
+
+    def __init__(self, root: Path) -> None:
+        self.unreadable: str | None = None  # why the repository could not be read, at the last scan
+        self._root = root
+        self._ignored: set[str] = set()  # folders, at the last scan
+
+    def run(self) -> Mapping[str, Listing] | None:
+        """Returns the contents of each model's folder; None if the repository cannot be read. Logs problems once."""
+        try:
+            listings = scan(self._root)
+            ignored = set(misnamed(self._root))
+        except OSError as error:
+            if error.strerror != self.unreadable:
+                log.error("model repository cannot be read: %s; loaded versions continue to serve", error.strerror)
+            self.unreadable = error.strerror
+            return None
+        self.unreadable = None
+        for name in ignored - self._ignored:
+            log.warning("folder %r is ignored: a model's name is 1 to %d of a-z, 0-9, - and _", name, MAX_NAME)
+        self._ignored = ignored
+        return listings

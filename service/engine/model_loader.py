@@ -23,7 +23,7 @@ from convoy.service.engine.session_builder import Loaded, load
 from convoy.service.errors import BadConfig, BadMetadata, BadModelFile
 from convoy.service.ipc.messages import Suspect
 from convoy.service.metrics import MODEL_BATCHED, MODEL_READY
-from convoy.service.repository import MAX_NAME, Listing, Stamp, State, Table, Version
+from convoy.service.repository import Listing, Stamp, State, Table, Version
 
 log = logging.getLogger(__name__)
 
@@ -71,31 +71,6 @@ class _Model:
     serving: int | None = None
     loading: int | None = None
     failures: _Failures = field(default_factory=_Failures)
-
-
-class _Scan:
-    """Scans of the repository. One writer: the loader's thread."""
-
-    def __init__(self, root: Path) -> None:
-        self.unreadable: str | None = None  # why the repository could not be read, at the last scan
-        self._root = root
-        self._misnamed: set[str] = set()  # folders, at the last scan
-
-    def run(self) -> Mapping[str, Listing] | None:
-        """Returns the contents of each model's folder; None if the repository cannot be read. Logs problems once."""
-        try:
-            listings = repository.scan(self._root)
-            misnamed = repository.misnamed(self._root)
-        except OSError as error:
-            if error.strerror != self.unreadable:
-                log.error("model repository cannot be read: %s; loaded versions continue to serve", error.strerror)
-            self.unreadable = error.strerror
-            return None
-        self.unreadable = None
-        for name in set(misnamed) - self._misnamed:
-            log.warning("folder %r is ignored: a model's name is 1 to %d of a-z, 0-9, - and _", name, MAX_NAME)
-        self._misnamed = set(misnamed)
-        return listings
 
 
 class _Reporter:
@@ -156,7 +131,7 @@ class Loader:
         self._announce = announce
         self._suspects = suspects
         self._clock = clock
-        self._scan = _Scan(root)
+        self._scan = repository.Scanner(root)
         self._reporter = _Reporter(publish, clock)
         self._models: dict[str, _Model] = {}
         self._complete = False

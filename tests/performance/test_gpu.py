@@ -30,7 +30,7 @@ def test_cuda_that_is_asked_for_is_not_measured_on_the_cpu(tmp_path: Path) -> No
     if CUDA in onnxruntime.get_available_providers():
         pytest.skip("CUDA is there")
     file = models.nothing(tmp_path, "nothing", 32, "RGB")
-    with pytest.raises(ConvoyError, match="provider cuda was asked for"):
+    with pytest.raises(ConvoyError, match="provider cuda was requested"):
         gpu.Raw(file, "cuda")
 
 
