@@ -55,6 +55,62 @@ class Addresses:
     metrics: str
 
 
+class Children:
+    """The running processes, and whether they serve. One writer: the supervisor's loop; the HTTP threads only read."""
+
+    def __init__(self, front_ends: int, grpc_address: str) -> None:
+        self.by_number: dict[int, Child] = {}
+        self.draining = False  # a front end that ends is not restarted
+        self._front_ends = front_ends
+        self._grpc_address = grpc_address
+        self._was_ready = False
+        self._shortage = ""  # the last warning while ready
+
+    def of(self, kind: Kind) -> list[Child]:
+        """Returns the processes of one kind."""
+        return [child for child in list(self.by_number.values()) if child.kind == kind]
+
+    def ready(self) -> tuple[bool, str]:
+        """Returns whether every front end accepts requests; and the reason if not, or if an engine is missing."""
+        if self.draining:
+            return False, "draining"
+        front_ends = self.of("frontend")
+        if len(front_ends) < self._front_ends:
+            return False, "front ends are starting"
+        for child in front_ends:
+            if not child.status.ready:
+                return False, child.status.reason
+        return True, next((child.status.reason for child in front_ends if child.status.reason), "")
+
+    def receive(self, child: Child, message: messages.Message) -> None:
+        """Records what a process reports."""
+        if isinstance(message, messages.Status):
+            child.status = message
+            self.log_readiness()
+        elif isinstance(message, messages.Loading):
+            child.loading = message.what
+
+    def receive_rest(self, child: Child) -> None:
+        """Records what an ended process had sent: the last message may name the version that ended it."""
+        with suppress(ConnectionError):
+            while received := messages.receive(child.process.channel):
+                self.receive(child, received[0])
+
+    def log_readiness(self) -> None:
+        """Logs a change of readiness."""
+        ready, reason = self.ready()
+        if ready and not self._was_ready:
+            log.info("ready", extra={"fields": {"grpc": self._grpc_address}})
+        elif self._was_ready and not ready:
+            log.warning("not ready: %s", reason)
+        elif not ready and reason.startswith("no model serves"):
+            log.error("not ready: %s", reason)
+        if ready and reason != self._shortage:
+            log.warning("%s", reason or "engines serve on all devices again")
+        self._was_ready = ready
+        self._shortage = reason if ready else self._shortage
+
+
 class Supervisor:
     """All processes of one server. One writer of all its state: its loop; the HTTP threads only read."""
 
@@ -70,15 +126,12 @@ class Supervisor:
         self._restarts: Counter[tuple[str, int]] = Counter(
             {("frontend", 0): 0, **{("engine", device): 0 for device in self._devices}}
         )
-        self._children: dict[int, Child] = {}
+        self._children = Children(self._front_ends, sockets.addresses.grpc)
         self._numbers = 0
         self._quick_ends: Counter[tuple[Kind, int]] = Counter()
         self._suspects: Counter[messages.Suspect] = Counter()  # engine deaths by the version that was loading
-        self._draining = False  # a front end that ends is not restarted
         self._ending = False  # neither is an engine: the front ends have ended
         self._starts = asyncio.Lock()  # locked for one start at a time, which then links all existing processes
-        self._was_ready = False
-        self._shortage = ""  # the last warning while ready
         self._loop = asyncio.get_running_loop()
         self._watchers: set[asyncio.Task[None]] = set()
 
@@ -103,39 +156,26 @@ class Supervisor:
         await stopping.wait()
         return await self._drain()
 
-    def ready(self) -> tuple[bool, str]:
-        """Whether every front end accepts requests; and the reason if not, or if an engine is missing."""
-        if self._draining:
-            return False, "draining"
-        front_ends = self._children_of("frontend")
-        if len(front_ends) < self._front_ends:
-            return False, "front ends are starting"
-        for child in front_ends:
-            if not child.status.ready:
-                return False, child.status.reason
-        return True, next((child.status.reason for child in front_ends if child.status.reason), "")
-
-    def _children_of(self, kind: Kind) -> list[Child]:
-        return [child for child in list(self._children.values()) if child.kind == kind]
-
     def _serve_http(self) -> None:
         from convoy.service.supervisor import endpoints  # noqa: PLC0415  see above
 
-        endpoints.serve(self._sockets.http, self._sockets.metrics, self.ready, self._directory, self._restarts)
+        endpoints.serve(
+            self._sockets.http, self._sockets.metrics, self._children.ready, self._directory, self._restarts
+        )
 
     def _on_signal(self, stopping: asyncio.Event) -> None:
         if stopping.is_set():
             log.warning("second signal: ending at once")
-            for child in self._children.values():
+            for child in self._children.by_number.values():
                 child.process.kill()
             os._exit(1)
-        self._draining = True
+        self._children.draining = True
         stopping.set()
 
     async def _start(self, kind: Kind, device: int = 0) -> None:
         self._numbers += 1
         process = self._processes.start(kind)
-        child = self._children[self._numbers] = Child(kind, device, self._numbers, process)
+        child = self._children.by_number[self._numbers] = Child(kind, device, self._numbers, process)
         start = messages.Start(
             config=self._config if kind == "frontend" else self._config_of(device),
             devices=self._devices,
@@ -147,8 +187,8 @@ class Supervisor:
         with suppress(ConnectionError):  # it has died already: _watch handles that
             messages.send(process.channel, start)
         process.channel.setblocking(False)
-        messages.listen(process.channel, lambda message, _: self._on_message(child, message), lambda: None)
-        for other in list(self._children.values()):
+        messages.listen(process.channel, lambda message, _: self._children.receive(child, message), lambda: None)
+        for other in list(self._children.by_number.values()):
             self._link(child, other)
         watcher = self._loop.create_task(self._watch(child))
         self._watchers.add(watcher)
@@ -169,39 +209,19 @@ class Supervisor:
             messages.send(engine.process.channel, link, engine_end.fileno())
             messages.send(front_end.process.channel, link, front_end_end.fileno())
 
-    def _on_message(self, child: Child, message: messages.Message) -> None:
-        if isinstance(message, messages.Status):
-            child.status = message
-            self._log_readiness()
-        elif isinstance(message, messages.Loading):
-            child.loading = message.what
-
-    def _log_readiness(self) -> None:
-        ready, reason = self.ready()
-        if ready and not self._was_ready:
-            log.info("ready", extra={"fields": {"grpc": self._addresses.grpc}})
-        elif self._was_ready and not ready:
-            log.warning("not ready: %s", reason)
-        elif not ready and reason.startswith("no model serves"):
-            log.error("not ready: %s", reason)
-        if ready and reason != self._shortage:
-            log.warning("%s", reason or "engines serve on all devices again")
-        self._was_ready = ready
-        self._shortage = reason if ready else self._shortage
-
     async def _watch(self, child: Child) -> None:
         """Wait for a process to end, then start another if it is still needed."""
         code = await _end(child.process)
-        self._read_rest(child)
+        self._children.receive_rest(child)
         self._loop.remove_reader(child.process.channel)
         child.process.channel.close()
-        del self._children[child.number]
+        del self._children.by_number[child.number]
         from convoy.service import metric_files  # noqa: PLC0415  see above
 
         metric_files.forget_process(child.process.pid, self._directory)
         if not self._needed(child.kind):
             return
-        self._log_readiness()
+        self._children.log_readiness()
         steady = time.monotonic() - child.started > _STEADY
         place = (child.kind, child.device)
         quick = self._quick_ends[place] = 0 if steady else self._quick_ends[place] + 1
@@ -221,15 +241,9 @@ class Supervisor:
             settled = await self._start_if_needed(child.kind, child.device)
             delay = _BACKOFF[-1]
 
-    def _read_rest(self, child: Child) -> None:
-        """Reads what an ended process had sent: the last message may name the version that ended it."""
-        with suppress(ConnectionError):
-            while received := messages.receive(child.process.channel):
-                self._on_message(child, received[0])
-
     def _needed(self, kind: Kind) -> bool:
         # Front ends that drain have requests that an engine must answer.
-        return not (self._ending if kind == "engine" else self._draining)
+        return not (self._ending if kind == "engine" else self._children.draining)
 
     async def _start_if_needed(self, kind: Kind, device: int) -> bool:
         """True if it was started or is no longer needed; False if it could not be started now."""
@@ -247,14 +261,14 @@ class Supervisor:
         log.info("draining")
         server = self._config.server
         async with self._starts:
-            front_ends = self._children_of("frontend")
+            front_ends = self._children.of("frontend")
         for child in front_ends:
             with suppress(OSError):  # one that does not listen is killed when its time is up
                 messages.send(child.process.channel, messages.Drain())
         complete = await self._wait_for(front_ends, server.lame_duck_seconds + server.grace_seconds + _LAST_GRACE)
         async with self._starts:
             self._ending = True
-            engines = self._children_of("engine")
+            engines = self._children.of("engine")
         for child in engines:
             child.process.channel.shutdown(socket.SHUT_RDWR)
         complete &= await self._wait_for(engines, _LAST_GRACE)

@@ -1,0 +1,52 @@
+"""What the supervisor knows of its processes."""
+
+from typing import Any
+
+from convoy.service.ipc import messages
+from convoy.service.ipc.messages import Loading, Status, Suspect
+from convoy.service.supervisor.processes import channel_pair
+from convoy.service.supervisor.watch import Child, Children
+
+
+class Ended:
+    """A process that has ended, with the supervisor's end of its channel."""
+
+    def __init__(self, *sent: messages.Message) -> None:
+        self.channel, other = channel_pair()
+        for message in sent:
+            messages.send(other, message)
+        other.close()
+        self.channel.setblocking(False)
+
+
+def child(*sent: messages.Message) -> Child:
+    process: Any = Ended(*sent)
+    return Child("engine", 0, 1, process)
+
+
+def test_last_words_of_an_ended_process_are_read() -> None:
+    """It may have died before the loop read which version it was loading."""
+    suspect = Suspect("deadly", 1, "stamp")
+    one = child(Loading(None), Loading(suspect))
+    Children(1, "localhost:1").receive_rest(one)
+    assert one.loading == suspect
+
+
+def test_process_that_said_nothing_leaves_no_trace() -> None:
+    one = child()
+    Children(1, "localhost:1").receive_rest(one)
+    assert one.loading is None
+
+
+def test_server_is_ready_once_every_front_end_is() -> None:
+    children = Children(2, "localhost:1")
+    assert children.ready() == (False, "front ends are starting")
+    for number in (1, 2):
+        process: Any = Ended()
+        children.by_number[number] = Child("frontend", 0, number, process)
+    children.receive(children.by_number[1], Status(True, True, ""))
+    assert children.ready() == (False, "starting")
+    children.receive(children.by_number[2], Status(True, True, "no engine on device 1"))
+    assert children.ready() == (True, "no engine on device 1")
+    children.draining = True
+    assert children.ready() == (False, "draining")
