@@ -35,7 +35,7 @@ _NO_SHARED_MEMORY = "shared memory is not offered: send tensors in the request, 
 
 
 class InferenceService:
-    """The servicer. `ready` returns whether this front end accepts requests."""
+    """The servicer. `ready` returns whether this front end accepts requests; `transport` is an extension of its own."""
 
     def __init__(
         self,
@@ -46,6 +46,7 @@ class InferenceService:
         threads: ThreadPoolExecutor,
         metrics_directory: Path,
         ready: Callable[[], bool],
+        transport: str,
     ) -> None:
         self._catalogue = catalogue
         self._client = client
@@ -53,6 +54,7 @@ class InferenceService:
         self._threads = threads
         self._metrics_directory = metrics_directory
         self._ready = ready
+        self._extensions = (*EXTENSIONS, transport)
 
     async def ServerLive(self, request: pb.ServerLiveRequest, call: Call) -> pb.ServerLiveResponse:
         """Returns true as long as the process answers, also while it drains."""
@@ -71,7 +73,7 @@ class InferenceService:
 
     async def ServerMetadata(self, request: pb.ServerMetadataRequest, call: Call) -> pb.ServerMetadataResponse:
         """Returns the name, the version and the extensions of the core."""
-        return pb.ServerMetadataResponse(name="convoy", version=package_version("convoy"), extensions=EXTENSIONS)
+        return pb.ServerMetadataResponse(name="convoy", version=package_version("convoy"), extensions=self._extensions)
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, call: Call) -> pb.ModelMetadataResponse:
         """Returns the tensors of the version that serves, its provider, and its metadata document."""

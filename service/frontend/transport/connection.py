@@ -1,0 +1,590 @@
+"""One connection: an nghttp2 session between a socket and the calls on it."""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from convoy.service.frontend.status import Code
+from convoy.service.frontend.transport import nghttp2
+from convoy.service.frontend.transport.exchange import Exchange, StreamExchange, UnaryExchange, trailers_only
+from convoy.service.frontend.transport.interface import Limits, Streaming, Unary
+from convoy.service.frontend.transport.messages import ENCODINGS, Assembler, Refused, nanoseconds
+from convoy.service.frontend.transport.nghttp2 import Headers, Library, ffi, headers
+from convoy.service.ipc.channel import NEVER
+
+log = logging.getLogger(__name__)
+
+_MAGIC = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # with which every client of HTTP/2 begins
+_INCOMING_BYTES = 1 << 18  # read from a socket at once
+_FRAME_BYTES = 1 << 20  # of a caller's longest frame: a picture is one
+_STREAM_WINDOW = 4 << 20  # bytes that a caller may send ahead of what its call has read
+_CONNECTION_WINDOW = 32 << 20  # the same of all calls of a connection
+_WINDOW_STEP = 1 << 20  # bytes of that window given back together
+_OUTGOING_BYTES = 1 << 18  # handed to the socket at once; as many wait there before no more are made
+_MOST_UNSENT = 64 << 20  # bytes of answers, beyond which a connection accepts no call; with four times as many it ends
+_MOST_QUEUED = 10_000  # frames that wait for a caller that does not read
+_MOST_IDLE_FRAMES = 10_000  # received in a row, of those that bring nothing: empty, or about the connection
+_MOST_PING_STRIKES = 2  # as in gRPC's core
+_RESETS, _RESETS_PER_SECOND = 1000, 200  # calls that a caller may break off: at once, and for long
+_GREETING_SECONDS = 20.0  # for a caller to say what it speaks
+_NOTICE_SECONDS = 10.0  # between the two GOAWAY frames, if no answer to a PING comes earlier
+_CLOSING_SECONDS = 5.0  # for the last bytes to be read
+_LONGEST_TIMER = 10**9 * 86_400 * 365  # ns; a longer deadline needs no timer
+
+_OTHER_CONTENT = headers((b":status", b"415"), constant=True)
+_OTHER_METHOD = headers((b":status", b"405"), (b"allow", b"POST"), constant=True)
+_CONTENT = b"application/grpc"
+# The headers that matter here, by the length of their names: others are not even copied.
+_LENGTHS = frozenset(map(len, (b":path", b":method", b"content-type", b"grpc-timeout", b"grpc-encoding")))
+_NULL = ffi.NULL
+
+
+class Method(NamedTuple):
+    """A method of a service: one of the two."""
+
+    unary: Unary | None
+    streaming: Streaming | None
+
+
+class Hub:
+    """What the connections of one transport share. One writer: the front end's loop."""
+
+    def __init__(self, library: Library, methods: dict[bytes, Method], limits: Limits) -> None:
+        self.library = library
+        self.methods = methods  # by their path, such as /convoy.v1.Vision/Classify
+        self.limits = limits
+        self.calls = 0  # in progress
+        self.connections: set[Connection] = set()
+        self.emptied = asyncio.Event()  # set whenever there is no connection
+        self.emptied.set()
+        self.incoming = ffi.new("char[]", _INCOMING_BYTES)
+        self.view = memoryview(ffi.buffer(self.incoming))
+        self.outgoing = ffi.new("const char *[1]")
+        self.provider = ffi.new("nghttp2_data_provider *")
+        self.provider.read_callback = _READ
+        self._waiting: list[Connection] = []  # with something to send
+        self.loop = asyncio.get_running_loop()
+        self._callbacks = _made(library.session_callbacks_new, "nghttp2_session_callbacks")
+        for name, callback in _CALLBACKS.items():
+            getattr(library, f"session_callbacks_set_on_{name}_callback")(self._callbacks, callback)
+        self._options = _made(library.option_new, "nghttp2_option")
+        library.option_set_no_auto_window_update(self._options, 1)
+        library.option_set_no_closed_streams(self._options, 1)
+        library.option_set_max_outbound_ack(self._options, 1000)
+        library.option_set_max_settings(self._options, 32)
+        # Frames of headers have at least 16 kB, but for the last one.
+        library.option_set_max_continuations(self._options, 8 + limits.metadata_bytes // (1 << 14))
+        library.option_set_stream_reset_rate_limit(self._options, _RESETS, _RESETS_PER_SECOND)
+        settings = (
+            (nghttp2.MAX_CONCURRENT_STREAMS, limits.connection_calls or limits.calls),
+            (nghttp2.INITIAL_WINDOW_SIZE, _STREAM_WINDOW),
+            (nghttp2.MAX_FRAME_SIZE, _FRAME_BYTES),
+            (nghttp2.MAX_HEADER_LIST_SIZE, limits.metadata_bytes),
+        )
+        self._settings = ffi.new("nghttp2_settings_entry[]", settings)
+
+    def session(self, handle: Any) -> Any:
+        """Returns a new session, with its first frames ready to be sent. Its caller must delete it."""
+        library, place = self.library, ffi.new("nghttp2_session **")
+        if library.session_server_new2(place, self._callbacks, handle, self._options):
+            raise MemoryError("no memory for a session")
+        session = place[0]
+        library.submit_settings(session, 0, self._settings, len(self._settings))
+        library.session_set_local_window_size(session, 0, 0, _CONNECTION_WINDOW)
+        return session
+
+    def send_soon(self, connection: "Connection") -> None:
+        """Sends what the connection has at the end of this turn of the loop, all in one write."""
+        if not self._waiting:
+            self.loop.call_soon(self._send)
+        self._waiting.append(connection)
+
+    def _send(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for connection in waiting:
+            connection.send()
+
+    def look_round(self) -> None:
+        """Ends what has lasted too long. To be called about once a second."""
+        now = self.loop.time()
+        for connection in list(self.connections):
+            connection.look_at_the_clock(now)
+
+
+def _made(new: Callable[[Any], int], kind: str) -> Any:
+    place = ffi.new(f"{kind} **")
+    if new(place):
+        raise MemoryError(f"no memory for {kind}")
+    return place[0]
+
+
+class Connection(asyncio.BufferedProtocol):
+    """A caller's connection. One writer: the front end's loop.
+
+    `block` has the headers of the frame that is being received, and `block_bytes` the size of all of its headers.
+    """
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+        self.loop = hub.loop
+        self.exchanges: dict[int, Exchange] = {}
+        self.block: dict[bytes, bytes] = {}
+        self.block_bytes = 0
+        self.unsent = 0  # bytes of answers
+        self._library = hub.library
+        self._transport: Any = None
+        self._session: Any = None
+        self._handle = ffi.new_handle(self)  # lives as long as the session
+        self._waiting = False  # to send
+        self._paused = False  # the socket accepts no more
+        self._greeted = False  # the caller has begun in HTTP/2
+        self._settled = False  # and has sent a complete frame
+        self._unacknowledged = 0  # bytes of the window to be given back
+        self._answered_early: set[int] = set()  # streams to be reset once their answer is sent
+        self._idle_frames = 0
+        self._strikes = 0
+        self._last_ping = float("-inf")
+        self._leaving = False
+        self._last_notice = False  # the second GOAWAY is under way
+        self._end_at = float("inf")  # loop time
+        self._retire_at = float("inf")
+        self._idle_since = 0.0
+
+    # From the socket.
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        transport.set_write_buffer_limits(_OUTGOING_BYTES)
+        tls = transport.get_extra_info("ssl_object")
+        if tls is not None and tls.selected_alpn_protocol() != "h2":
+            transport.close()
+            return
+        self._session = self.hub.session(self._handle)
+        self.hub.connections.add(self)
+        self.hub.emptied.clear()
+        now = self.loop.time()
+        self._idle_since = now
+        self._end_at = now + _GREETING_SECONDS
+        if age := self.hub.limits.connection_age:
+            # Jitter, lest all that connected together come back together.
+            self._retire_at = now + age * random.uniform(0.9, 1.1)
+        # Nothing is sent before the caller has begun: it may not speak HTTP/2.
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        # One buffer for all connections: what has arrived is processed before another one reads.
+        return self.hub.view
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._session is None or not (self._greeted or self._greet(nbytes)):
+            return
+        used = self._library.session_mem_recv(self._session, self.hub.incoming, nbytes)
+        if used < 0:
+            self._give_up(ffi.string(self._library.strerror(used)).decode())
+        else:
+            self._send_soon()
+
+    def eof_received(self) -> None:
+        return  # the connection closes: nobody is left to whom an answer could go
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._send_soon()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        session, self._session = self._session, None
+        exchanges, self.exchanges = self.exchanges, {}
+        for exchange in exchanges.values():
+            exchange.close()
+        if session is not None:
+            self._library.session_del(session)
+        self.hub.connections.discard(self)
+        if not self.hub.connections:
+            self.hub.emptied.set()
+
+    # To the socket.
+
+    def _send_soon(self) -> None:
+        if not self._waiting:
+            self._waiting = True
+            self.hub.send_soon(self)
+
+    def send(self) -> None:
+        """Writes all frames that are ready, as far as the socket has room."""
+        self._waiting = False
+        if self._session is None or self._paused:
+            self._check_the_queue()
+            return
+        library, session, place = self._library, self._session, self.hub.outgoing
+        mem_send, buffer, write = library.session_mem_send, ffi.buffer, self._transport.write
+        pieces: list[bytes] = []
+        size = 0
+        while not self._paused:
+            length = mem_send(session, place)
+            if length > 0:
+                pieces.append(buffer(place[0], length)[:])
+                size += length
+                if size < _OUTGOING_BYTES:
+                    continue
+            elif length < 0:
+                self._give_up(ffi.string(library.strerror(length)).decode())
+                return
+            elif self._answered_early and self._reset_answered():
+                continue
+            if pieces:
+                write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+                pieces, size = [], 0
+            if length == 0:
+                break
+        left = self._leaving and self._last_notice and not self.exchanges
+        if left or not (library.session_want_read(session) or library.session_want_write(session)):
+            self._close()
+
+    def _reset_answered(self) -> bool:
+        """Resets streams whose answer is sent while the caller still sends: it need not go on. Returns whether any."""
+        session, library = self._session, self._library
+        closed = {number: library.session_get_stream_local_close(session, number) for number in self._answered_early}
+        for number, state in closed.items():
+            if state:  # 1: the answer is sent; -1: the stream has closed
+                self._answered_early.discard(number)
+            if state == 1:
+                library.submit_rst_stream(session, 0, number, nghttp2.NO_ERROR)
+        return 1 in closed.values()
+
+    def _check_the_queue(self) -> None:
+        if self._session is not None and (
+            self._library.session_get_outbound_queue_size(self._session) > _MOST_QUEUED
+            or self.unsent > 4 * _MOST_UNSENT
+        ):
+            self._give_up("caller does not read")
+
+    def _close(self) -> None:
+        """Closes the connection once all is written."""
+        if not self._transport.is_closing():
+            self._end_at = self.loop.time() + _CLOSING_SECONDS
+            self._transport.close()
+
+    def _give_up(self, reason: str) -> None:
+        log.debug("connection ended", extra={"fields": {"reason": reason}})
+        self._transport.abort()
+
+    def _greet(self, nbytes: int) -> bool:
+        """Returns whether the caller begins in HTTP/2; refuses it otherwise."""
+        beginning = bytes(self.hub.view[: min(nbytes, len(_MAGIC))])
+        self._greeted = _MAGIC.startswith(beginning)
+        if not self._greeted:
+            if beginning[:1].isalpha() and b"\r\n" in bytes(self.hub.view[:nbytes]):
+                self._transport.write(_REFUSAL)
+            self._close()
+        return self._greeted
+
+    # For calls.
+
+    def respond(self, number: int, beginning: Headers, *, with_data: bool = False) -> None:
+        """Sends the headers of an answer; without data they are all of it."""
+        if self._session is None:
+            return
+        provider = self.hub.provider if with_data else _NULL
+        self._library.submit_response(self._session, number, beginning.array, beginning.count, provider)
+        self._strikes = 0
+        self._send_soon()
+
+    def submit_trailers(self, number: int, trailers: Headers) -> None:
+        """Ends an answer. Called where nghttp2 asks for the last of its data."""
+        self._library.submit_trailer(self._session, number, trailers.array, trailers.count)
+
+    def resume(self, number: int) -> None:
+        """Lets nghttp2 ask for data again."""
+        if self._session is not None:
+            self._strikes = 0
+            self._library.session_resume_data(self._session, number)
+            self._send_soon()
+
+    def reset_once_answered(self, number: int) -> None:
+        """Lets a caller that still sends know that nobody listens any more, once its answer is sent."""
+        self._answered_early.add(number)
+
+    def add_unsent(self, size: int) -> None:
+        """Counts bytes of an answer. Ends the connection of a caller that does not fetch its answers."""
+        self.unsent += size
+        if self.unsent > 4 * _MOST_UNSENT:
+            self._give_up("caller does not fetch its answers")
+
+    def acknowledge(self, size: int) -> None:
+        """Gives bytes of the connection's window back."""
+        self._unacknowledged += size
+        if self._unacknowledged >= _WINDOW_STEP and self._session is not None:
+            self._library.session_consume_connection(self._session, self._unacknowledged)
+            self._unacknowledged = 0
+            self._send_soon()
+
+    def acknowledge_stream(self, number: int, size: int) -> None:
+        """Gives bytes of a stream's window back."""
+        if self._session is not None:
+            self._library.session_consume_stream(self._session, number, size)
+            self._send_soon()
+
+    def count_out(self) -> None:
+        """Counts a call that has ended."""
+        self.hub.calls -= 1
+
+    # From nghttp2.
+
+    def on_headers(self, number: int, complete: bool) -> None:
+        """Opens the call that the headers ask for, or refuses it."""
+        if number in self.exchanges:  # the trailers of a request
+            if complete:
+                self.on_request_end(number)
+            return
+        self._idle_frames = 0
+        try:
+            exchange = self._open(number)
+        except Refused as refused:
+            self._refuse(number, trailers_only(refused.code, refused.message), complete)
+            return
+        if exchange is not None:
+            self.exchanges[number] = exchange
+            if complete:
+                self.on_request_end(number)
+        elif not self.block.get(b"content-type", b"").startswith(_CONTENT):
+            self._refuse(number, _OTHER_CONTENT, complete)
+        else:
+            self._refuse(number, _OTHER_METHOD, complete)
+
+    def _open(self, number: int) -> Exchange | None:
+        block, limits = self.block, self.hub.limits
+        content = block.get(b"content-type", b"")
+        if not content.startswith(_CONTENT) or content[len(_CONTENT) : len(_CONTENT) + 1] not in (b"", b"+", b";"):
+            block[b"content-type"] = b""
+            return None
+        if block.get(b":method") != b"POST":
+            return None
+        if self.block_bytes > limits.metadata_bytes:
+            raise Refused(
+                Code.RESOURCE_EXHAUSTED, f"metadata has {self.block_bytes} bytes, want at most {limits.metadata_bytes}"
+            )
+        method = self.hub.methods.get(block[b":path"])
+        if method is None:
+            path = block[b":path"][:100].decode("ascii", "backslashreplace")
+            raise Refused(Code.UNIMPLEMENTED, f"method {path} is unknown")
+        encoding = block.get(b"grpc-encoding", b"identity")
+        if encoding not in ENCODINGS:
+            shown = encoding[:32].decode("ascii", "backslashreplace")
+            raise Refused(Code.UNIMPLEMENTED, f"grpc-encoding is {shown!r}, want identity, deflate or gzip")
+        timeout = nanoseconds(block[b"grpc-timeout"]) if b"grpc-timeout" in block else NEVER
+        if self.hub.calls >= limits.calls:
+            raise Refused(Code.RESOURCE_EXHAUSTED, f"{self.hub.calls} calls are in progress, want at most that many")
+        if self.unsent > _MOST_UNSENT:
+            raise Refused(Code.RESOURCE_EXHAUSTED, f"{self.unsent} bytes of answers wait to be read, want fewer")
+        deadline = time.monotonic_ns() + timeout if timeout < _LONGEST_TIMER else NEVER
+        assembler = Assembler(limits.message_bytes, encoding)
+        self.hub.calls += 1
+        exchange: Exchange
+        if method.unary is not None:
+            exchange = UnaryExchange(self, number, assembler, deadline, method.unary)
+        else:
+            assert method.streaming is not None
+            exchange = StreamExchange(self, number, assembler, deadline, method.streaming)
+        if deadline != NEVER:
+            exchange.expire_in(timeout / 1e9)
+        return exchange
+
+    def _refuse(self, number: int, answer: Headers, complete: bool) -> None:
+        self.respond(number, answer)
+        if not complete:
+            self.reset_once_answered(number)
+
+    def on_data(self, number: int, chunk: Any) -> None:
+        """Hands a part of a request to its call."""
+        self._idle_frames = 0
+        exchange = self.exchanges.get(number)
+        if exchange is None:
+            self.acknowledge(len(chunk))
+            return
+        try:
+            exchange.receive(chunk)
+        except Refused as refused:
+            exchange.fail(refused.code, refused.message)
+
+    def on_request_end(self, number: int) -> None:
+        """Hands the end of a request to its call."""
+        exchange = self.exchanges.get(number)
+        if exchange is not None:
+            try:
+                exchange.half_close()
+            except Refused as refused:
+                exchange.fail(refused.code, refused.message)
+
+    def on_idle_frame(self, kind: int, acknowledges: bool) -> None:
+        """Counts a frame that brings nothing, and pings that come too fast."""
+        self._idle_frames += 1
+        if self._idle_frames > _MOST_IDLE_FRAMES:
+            self._dismiss(b"too many frames without a request")
+        if kind == nghttp2.SETTINGS and not self._settled:
+            self._settled = True
+            self._end_at = float("inf")
+        elif kind == nghttp2.PING and acknowledges and self._leaving:
+            self._say_farewell()
+        elif kind == nghttp2.PING and not acknowledges:
+            self._count_ping()
+
+    def on_close(self, number: int) -> None:
+        """Ends a call whose stream has closed."""
+        exchange = self.exchanges.pop(number, None)
+        if exchange is not None:
+            exchange.close()
+            self._idle_frames = 0
+            if not self.exchanges:
+                self._idle_since = self.loop.time()
+
+    def _count_ping(self) -> None:
+        now, shortest = self.loop.time(), self.hub.limits.min_ping_seconds
+        if now < self._last_ping + shortest:
+            self._strikes += 1
+            if self._strikes > _MOST_PING_STRIKES:
+                self._dismiss(b"too_many_pings")  # the words for which gRPC's clients ping less often
+        self._last_ping = now
+
+    def _dismiss(self, reason: bytes) -> None:
+        if self._leaving and self._last_notice:
+            return
+        self._leaving = self._last_notice = True
+        library, session = self._library, self._session
+        last = library.session_get_last_proc_stream_id(session)
+        library.submit_goaway(session, 0, last, nghttp2.ENHANCE_YOUR_CALM, reason, len(reason))
+        self._send_soon()
+        log.debug("connection ended", extra={"fields": {"reason": reason.decode()}})
+        self.loop.call_soon(self._close)
+
+    # Its end.
+
+    def leave(self, seconds: float) -> None:
+        """Asks the caller to use another connection, in two steps: calls that are on their way are still accepted.
+
+        The second step comes when the caller has seen the first, or after `seconds`.
+        """
+        if self._leaving or self._session is None:
+            return
+        self._leaving = True
+        self._library.submit_shutdown_notice(self._session)
+        self._library.submit_ping(self._session, 0, _NULL)
+        self.loop.call_later(seconds, self._say_farewell)
+        self._send_soon()
+
+    def _say_farewell(self) -> None:
+        if self._last_notice or self._session is None:
+            return
+        self._last_notice = True
+        last = self._library.session_get_last_proc_stream_id(self._session)
+        self._library.submit_goaway(self._session, 0, last, nghttp2.NO_ERROR, _NULL, 0)
+        self._send_soon()
+
+    def cancel(self) -> None:
+        """Ends all calls, and closes the connection once they are answered."""
+        self._leaving = True
+        self._say_farewell()
+        for exchange in list(self.exchanges.values()):
+            exchange.fail(Code.UNAVAILABLE, "server is shutting down")
+        self._end_at = self.loop.time() + _CLOSING_SECONDS
+
+    def abort(self) -> None:
+        """Closes the connection at once."""
+        self._transport.abort()
+
+    def look_at_the_clock(self, now: float) -> None:
+        """Ends what has lasted too long."""
+        limits = self.hub.limits
+        idle = limits.connection_idle and not self.exchanges and now >= self._idle_since + limits.connection_idle
+        if now >= self._end_at:
+            self._give_up("time is up")
+        elif now >= self._retire_at:
+            self._retire_at = float("inf")
+            if limits.connection_grace:
+                self._end_at = now + limits.connection_grace
+            self.leave(_NOTICE_SECONDS)
+        elif idle:
+            self.leave(_NOTICE_SECONDS)
+
+
+_TEXT = b"this port speaks gRPC, which needs HTTP/2: call it with a gRPC client, or with HTTP/2 from the start\n"
+_REFUSAL = (
+    b"HTTP/1.1 505 HTTP Version Not Supported\r\nContent-Type: text/plain\r\nConnection: close\r\n"
+    b"Content-Length: %d\r\n\r\n%s"
+) % (len(_TEXT), _TEXT)
+
+
+# The callbacks. What one of them raises is logged and ends the connection: nghttp2 is told that the session has failed.
+
+
+def _log(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    log.error("connection failed", exc_info=(kind, error, trace))
+
+
+_connection_of = ffi.from_handle
+_unpack = ffi.unpack
+_buffer = ffi.buffer
+
+
+def _on_begin_headers(_: Any, frame: Any, handle: Any) -> int:
+    connection = _connection_of(handle)
+    connection.block = {}
+    connection.block_bytes = 0
+    return 0
+
+
+def _on_header(_: Any, frame: Any, name: Any, length: int, value: Any, size: int, flags: int, handle: Any) -> int:
+    connection = _connection_of(handle)
+    connection.block_bytes += length + size + 32  # RFC 9113, section 6.5.2
+    if length in _LENGTHS:
+        connection.block[_unpack(name, length)] = _unpack(value, size)
+    elif connection.block_bytes > 4 * connection.hub.limits.metadata_bytes:
+        # Headers of one byte may stand for thousands.
+        return nghttp2.CALLBACK_FAILURE
+    return 0
+
+
+def _on_data_chunk(_: Any, flags: int, number: int, data: Any, length: int, handle: Any) -> int:
+    _connection_of(handle).on_data(number, _buffer(data, length))
+    return 0
+
+
+def _on_frame(_: Any, frame: Any, handle: Any) -> int:
+    connection, kind = _connection_of(handle), frame.type
+    if kind == nghttp2.HEADERS:
+        connection.on_headers(frame.stream_id, frame.flags & nghttp2.END_STREAM)
+    elif kind != nghttp2.DATA:
+        connection.on_idle_frame(kind, frame.flags & nghttp2.ACK)
+    elif frame.flags & nghttp2.END_STREAM:
+        connection.on_request_end(frame.stream_id)
+    elif not frame.length:
+        connection.on_idle_frame(kind, False)
+    return 0
+
+
+def _on_stream_close(_: Any, number: int, code: int, handle: Any) -> int:
+    _connection_of(handle).on_close(number)
+    return 0
+
+
+def _on_read(_: Any, number: int, buffer: Any, length: int, flags: Any, source: Any, handle: Any) -> int:
+    taken: int = _connection_of(handle).exchanges[number].take(buffer, length, flags)
+    return taken
+
+
+def _callback(kind: str, function: Callable[..., int]) -> Any:
+    return ffi.callback(kind, function, error=nghttp2.CALLBACK_FAILURE, onerror=_log)
+
+
+_READ = _callback("nghttp2_read", _on_read)
+_CALLBACKS = {
+    "begin_headers": _callback("nghttp2_begin", _on_begin_headers),
+    "header": _callback("nghttp2_header", _on_header),
+    "data_chunk_recv": _callback("nghttp2_chunk", _on_data_chunk),
+    "frame_recv": _callback("nghttp2_received", _on_frame),
+    "stream_close": _callback("nghttp2_closed", _on_stream_close),
+}
