@@ -3,122 +3,30 @@
 import asyncio
 import logging
 import random
-import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from convoy.service.frontend.status import Code
 from convoy.service.frontend.transport import nghttp2
-from convoy.service.frontend.transport.exchange import Exchange, StreamExchange, UnaryExchange, trailers_only
-from convoy.service.frontend.transport.interface import Limits, Streaming, Unary
-from convoy.service.frontend.transport.messages import ENCODINGS, Assembler, Refused, nanoseconds
-from convoy.service.frontend.transport.nghttp2 import Headers, Library, ffi, headers
-from convoy.service.ipc.channel import NEVER
+from convoy.service.frontend.transport.exchange import Exchange, trailers_only
+from convoy.service.frontend.transport.hub import Hub
+from convoy.service.frontend.transport.messages import Refused
+from convoy.service.frontend.transport.nghttp2 import Headers, ffi
+from convoy.service.frontend.transport.opening import NotGrpc, opened
 
 log = logging.getLogger(__name__)
 
 _MAGIC = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # with which every client of HTTP/2 begins
-_INCOMING_BYTES = 1 << 18  # read from a socket at once
-_FRAME_BYTES = 1 << 20  # of a caller's longest frame: a picture is one
-_STREAM_WINDOW = 4 << 20  # bytes that a caller may send ahead of what its call has read
-_CONNECTION_WINDOW = 32 << 20  # the same of all calls of a connection
 _WINDOW_STEP = 1 << 20  # bytes of that window given back together
 _OUTGOING_BYTES = 1 << 18  # handed to the socket at once; as many wait there before no more are made
-_MOST_UNSENT = 64 << 20  # bytes of answers, beyond which a connection accepts no call; with four times as many it ends
+_MOST_UNSENT = 256 << 20  # bytes of answers
 _MOST_QUEUED = 10_000  # frames that wait for a caller that does not read
 _MOST_IDLE_FRAMES = 10_000  # received in a row, of those that bring nothing: empty, or about the connection
 _MOST_PING_STRIKES = 2  # as in gRPC's core
-_RESETS, _RESETS_PER_SECOND = 1000, 200  # calls that a caller may break off: at once, and for long
 _GREETING_SECONDS = 20.0  # for a caller to say what it speaks
 _NOTICE_SECONDS = 10.0  # between the two GOAWAY frames, if no answer to a PING comes earlier
 _CLOSING_SECONDS = 5.0  # for the last bytes to be read
-_LONGEST_TIMER = 10**9 * 86_400 * 365  # ns; a longer deadline needs no timer
 
-_OTHER_CONTENT = headers((b":status", b"415"), constant=True)
-_OTHER_METHOD = headers((b":status", b"405"), (b"allow", b"POST"), constant=True)
-_CONTENT = b"application/grpc"
-# The headers that matter here, by the length of their names: others are not even copied.
-_LENGTHS = frozenset(map(len, (b":path", b":method", b"content-type", b"grpc-timeout", b"grpc-encoding")))
 _NULL = ffi.NULL
-
-
-class Method(NamedTuple):
-    """A method of a service: one of the two."""
-
-    unary: Unary | None
-    streaming: Streaming | None
-
-
-class Hub:
-    """What the connections of one transport share. One writer: the front end's loop."""
-
-    def __init__(self, library: Library, methods: dict[bytes, Method], limits: Limits) -> None:
-        self.library = library
-        self.methods = methods  # by their path, such as /convoy.v1.Vision/Classify
-        self.limits = limits
-        self.calls = 0  # in progress
-        self.connections: set[Connection] = set()
-        self.emptied = asyncio.Event()  # set whenever there is no connection
-        self.emptied.set()
-        self.incoming = ffi.new("char[]", _INCOMING_BYTES)
-        self.view = memoryview(ffi.buffer(self.incoming))
-        self.outgoing = ffi.new("const char *[1]")
-        self.provider = ffi.new("nghttp2_data_provider *")
-        self.provider.read_callback = _READ
-        self._waiting: list[Connection] = []  # with something to send
-        self.loop = asyncio.get_running_loop()
-        self._callbacks = _made(library.session_callbacks_new, "nghttp2_session_callbacks")
-        for name, callback in _CALLBACKS.items():
-            getattr(library, f"session_callbacks_set_on_{name}_callback")(self._callbacks, callback)
-        self._options = _made(library.option_new, "nghttp2_option")
-        library.option_set_no_auto_window_update(self._options, 1)
-        library.option_set_no_closed_streams(self._options, 1)
-        library.option_set_max_outbound_ack(self._options, 1000)
-        library.option_set_max_settings(self._options, 32)
-        # Frames of headers have at least 16 kB, but for the last one.
-        library.option_set_max_continuations(self._options, 8 + limits.metadata_bytes // (1 << 14))
-        library.option_set_stream_reset_rate_limit(self._options, _RESETS, _RESETS_PER_SECOND)
-        settings = (
-            (nghttp2.MAX_CONCURRENT_STREAMS, limits.connection_calls or limits.calls),
-            (nghttp2.INITIAL_WINDOW_SIZE, _STREAM_WINDOW),
-            (nghttp2.MAX_FRAME_SIZE, _FRAME_BYTES),
-            (nghttp2.MAX_HEADER_LIST_SIZE, limits.metadata_bytes),
-        )
-        self._settings = ffi.new("nghttp2_settings_entry[]", settings)
-
-    def session(self, handle: Any) -> Any:
-        """Returns a new session, with its first frames ready to be sent. Its caller must delete it."""
-        library, place = self.library, ffi.new("nghttp2_session **")
-        if library.session_server_new2(place, self._callbacks, handle, self._options):
-            raise MemoryError("no memory for a session")
-        session = place[0]
-        library.submit_settings(session, 0, self._settings, len(self._settings))
-        library.session_set_local_window_size(session, 0, 0, _CONNECTION_WINDOW)
-        return session
-
-    def send_soon(self, connection: "Connection") -> None:
-        """Sends what the connection has at the end of this turn of the loop, all in one write."""
-        if not self._waiting:
-            self.loop.call_soon(self._send)
-        self._waiting.append(connection)
-
-    def _send(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for connection in waiting:
-            connection.send()
-
-    def look_round(self) -> None:
-        """Ends what has lasted too long. To be called about once a second."""
-        now = self.loop.time()
-        for connection in list(self.connections):
-            connection.look_at_the_clock(now)
-
-
-def _made(new: Callable[[Any], int], kind: str) -> Any:
-    place = ffi.new(f"{kind} **")
-    if new(place):
-        raise MemoryError(f"no memory for {kind}")
-    return place[0]
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -258,8 +166,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _check_the_queue(self) -> None:
         if self._session is not None and (
-            self._library.session_get_outbound_queue_size(self._session) > _MOST_QUEUED
-            or self.unsent > 4 * _MOST_UNSENT
+            self._library.session_get_outbound_queue_size(self._session) > _MOST_QUEUED or self.unsent > _MOST_UNSENT
         ):
             self._give_up("caller does not read")
 
@@ -312,7 +219,7 @@ class Connection(asyncio.BufferedProtocol):
     def add_unsent(self, size: int) -> None:
         """Counts bytes of an answer. Ends the connection of a caller that does not fetch its answers."""
         self.unsent += size
-        if self.unsent > 4 * _MOST_UNSENT:
+        if self.unsent > _MOST_UNSENT:
             self._give_up("caller does not fetch its answers")
 
     def acknowledge(self, size: int) -> None:
@@ -343,56 +250,14 @@ class Connection(asyncio.BufferedProtocol):
             return
         self._idle_frames = 0
         try:
-            exchange = self._open(number)
+            self.exchanges[number] = opened(self, number)
         except Refused as refused:
             self._refuse(number, trailers_only(refused.code, refused.message), complete)
-            return
-        if exchange is not None:
-            self.exchanges[number] = exchange
+        except NotGrpc as other:
+            self._refuse(number, other.answer, complete)
+        else:
             if complete:
                 self.on_request_end(number)
-        elif not self.block.get(b"content-type", b"").startswith(_CONTENT):
-            self._refuse(number, _OTHER_CONTENT, complete)
-        else:
-            self._refuse(number, _OTHER_METHOD, complete)
-
-    def _open(self, number: int) -> Exchange | None:
-        block, limits = self.block, self.hub.limits
-        content = block.get(b"content-type", b"")
-        if not content.startswith(_CONTENT) or content[len(_CONTENT) : len(_CONTENT) + 1] not in (b"", b"+", b";"):
-            block[b"content-type"] = b""
-            return None
-        if block.get(b":method") != b"POST":
-            return None
-        if self.block_bytes > limits.metadata_bytes:
-            raise Refused(
-                Code.RESOURCE_EXHAUSTED, f"metadata has {self.block_bytes} bytes, want at most {limits.metadata_bytes}"
-            )
-        method = self.hub.methods.get(block[b":path"])
-        if method is None:
-            path = block[b":path"][:100].decode("ascii", "backslashreplace")
-            raise Refused(Code.UNIMPLEMENTED, f"method {path} is unknown")
-        encoding = block.get(b"grpc-encoding", b"identity")
-        if encoding not in ENCODINGS:
-            shown = encoding[:32].decode("ascii", "backslashreplace")
-            raise Refused(Code.UNIMPLEMENTED, f"grpc-encoding is {shown!r}, want identity, deflate or gzip")
-        timeout = nanoseconds(block[b"grpc-timeout"]) if b"grpc-timeout" in block else NEVER
-        if self.hub.calls >= limits.calls:
-            raise Refused(Code.RESOURCE_EXHAUSTED, f"{self.hub.calls} calls are in progress, want at most that many")
-        if self.unsent > _MOST_UNSENT:
-            raise Refused(Code.RESOURCE_EXHAUSTED, f"{self.unsent} bytes of answers wait to be read, want fewer")
-        deadline = time.monotonic_ns() + timeout if timeout < _LONGEST_TIMER else NEVER
-        assembler = Assembler(limits.message_bytes, encoding)
-        self.hub.calls += 1
-        exchange: Exchange
-        if method.unary is not None:
-            exchange = UnaryExchange(self, number, assembler, deadline, method.unary)
-        else:
-            assert method.streaming is not None
-            exchange = StreamExchange(self, number, assembler, deadline, method.streaming)
-        if deadline != NEVER:
-            exchange.expire_in(timeout / 1e9)
-        return exchange
 
     def _refuse(self, number: int, answer: Headers, complete: bool) -> None:
         self.respond(number, answer)
@@ -516,75 +381,3 @@ _REFUSAL = (
     b"HTTP/1.1 505 HTTP Version Not Supported\r\nContent-Type: text/plain\r\nConnection: close\r\n"
     b"Content-Length: %d\r\n\r\n%s"
 ) % (len(_TEXT), _TEXT)
-
-
-# The callbacks. What one of them raises is logged and ends the connection: nghttp2 is told that the session has failed.
-
-
-def _log(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    log.error("connection failed", exc_info=(kind, error, trace))
-
-
-_connection_of = ffi.from_handle
-_unpack = ffi.unpack
-_buffer = ffi.buffer
-
-
-def _on_begin_headers(_: Any, frame: Any, handle: Any) -> int:
-    connection = _connection_of(handle)
-    connection.block = {}
-    connection.block_bytes = 0
-    return 0
-
-
-def _on_header(_: Any, frame: Any, name: Any, length: int, value: Any, size: int, flags: int, handle: Any) -> int:
-    connection = _connection_of(handle)
-    connection.block_bytes += length + size + 32  # RFC 9113, section 6.5.2
-    if length in _LENGTHS:
-        connection.block[_unpack(name, length)] = _unpack(value, size)
-    elif connection.block_bytes > 4 * connection.hub.limits.metadata_bytes:
-        # Headers of one byte may stand for thousands.
-        return nghttp2.CALLBACK_FAILURE
-    return 0
-
-
-def _on_data_chunk(_: Any, flags: int, number: int, data: Any, length: int, handle: Any) -> int:
-    _connection_of(handle).on_data(number, _buffer(data, length))
-    return 0
-
-
-def _on_frame(_: Any, frame: Any, handle: Any) -> int:
-    connection, kind = _connection_of(handle), frame.type
-    if kind == nghttp2.HEADERS:
-        connection.on_headers(frame.stream_id, frame.flags & nghttp2.END_STREAM)
-    elif kind != nghttp2.DATA:
-        connection.on_idle_frame(kind, frame.flags & nghttp2.ACK)
-    elif frame.flags & nghttp2.END_STREAM:
-        connection.on_request_end(frame.stream_id)
-    elif not frame.length:
-        connection.on_idle_frame(kind, False)
-    return 0
-
-
-def _on_stream_close(_: Any, number: int, code: int, handle: Any) -> int:
-    _connection_of(handle).on_close(number)
-    return 0
-
-
-def _on_read(_: Any, number: int, buffer: Any, length: int, flags: Any, source: Any, handle: Any) -> int:
-    taken: int = _connection_of(handle).exchanges[number].take(buffer, length, flags)
-    return taken
-
-
-def _callback(kind: str, function: Callable[..., int]) -> Any:
-    return ffi.callback(kind, function, error=nghttp2.CALLBACK_FAILURE, onerror=_log)
-
-
-_READ = _callback("nghttp2_read", _on_read)
-_CALLBACKS = {
-    "begin_headers": _callback("nghttp2_begin", _on_begin_headers),
-    "header": _callback("nghttp2_header", _on_header),
-    "data_chunk_recv": _callback("nghttp2_chunk", _on_data_chunk),
-    "frame_recv": _callback("nghttp2_received", _on_frame),
-    "stream_close": _callback("nghttp2_closed", _on_stream_close),
-}

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from convoy.service.frontend.transport.connection import Connection, Hub, Method
+from convoy.service.frontend.transport.connection import Connection
+from convoy.service.frontend.transport.hub import Hub, Method
 from convoy.service.frontend.transport.interface import Limits, Service
 from convoy.service.frontend.transport.nghttp2 import Library
 

@@ -28,11 +28,12 @@ class Refused(Exception):
 class Assembler:
     """Puts the messages of one call together from chunks that end anywhere."""
 
-    __slots__ = ("_body", "_compressed", "_encoding", "_filled", "_head", "_limit", "_size")
+    __slots__ = ("_body", "_compressed", "_encoding", "_filled", "_head", "_limit", "_size", "rest")
 
     def __init__(self, limit: int, encoding: bytes) -> None:
         self._limit = limit  # bytes of a message, also once it is inflated
         self._encoding = encoding
+        self.rest = b""  # of the last chunk, where it has more messages than were asked for
         self._head = b""
         self._body: bytearray | None = None
         self._size = 0
@@ -44,18 +45,21 @@ class Assembler:
         """Whether a message has begun and is not complete."""
         return self._body is not None or bool(self._head)
 
-    def feed(self, chunk: bytes) -> list[Data]:
-        """Returns the messages that are complete with this chunk. Slices of a chunk are bytes. Raises Refused."""
+    def feed(self, chunk: bytes, most: int = 2) -> list[Data]:
+        """Returns the messages that are complete with this chunk, at most so many. Raises Refused.
+
+        The chunk may be any buffer whose slices are bytes.
+        """
         if not self._head and self._body is None and len(chunk) >= PREFIX:
             size = int.from_bytes(chunk[1:PREFIX], "big")
             if size + PREFIX == len(chunk) and chunk[:1] == b"\0" and size <= self._limit:
                 return [chunk[PREFIX:]]  # by far the most frequent: one chunk, one message
-        return self._cut(chunk)
+        return self._cut(chunk, most)
 
-    def _cut(self, chunk: bytes) -> list[Data]:
+    def _cut(self, chunk: bytes, most: int) -> list[Data]:
         found: list[Data] = []
         at, end = 0, len(chunk)
-        while at < end:
+        while at < end and len(found) < most:
             if self._body is None:
                 piece = chunk[at : at + PREFIX - len(self._head)]
                 self._head += piece
@@ -75,6 +79,7 @@ class Assembler:
             if self._filled == self._size:
                 body, self._body, self._head = self._body, None, b""
                 found.append(self._plain(body))
+        self.rest = chunk[at:]
         return found
 
     def _begin(self) -> None:

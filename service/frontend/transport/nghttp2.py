@@ -8,7 +8,7 @@ from typing import Any
 
 import cffi
 
-NAME = "libnghttp2.so.14"  # the version of the ABI
+from convoy.service.machine import HTTP2_LIBRARY
 
 # Frames.
 DATA, HEADERS, SETTINGS, PING = 0, 1, 4, 6
@@ -97,19 +97,20 @@ class NoLibrary(Exception):
 class Library:
     """The functions of a loaded libnghttp2, without the prefix of their names, and its version."""
 
-    def __init__(self, name: str = NAME) -> None:
+    def __init__(self, name: str = HTTP2_LIBRARY) -> None:
         """Looks all functions up. Raises NoLibrary."""
         try:
             library = ffi.dlopen(name)
         except OSError:
             raise NoLibrary(f"{name} is not installed (Debian's package is libnghttp2-14)") from None
-        self.version: str = ffi.string(library.nghttp2_version(0).version_str).decode()
+        version = ffi.string(library.nghttp2_version(0).version_str).decode()
         for function in dir(library):
             try:
                 setattr(self, function.removeprefix("nghttp2_"), getattr(library, function))
             except AttributeError:
                 # The latest ones came with the answers to known attacks: a version without them is not safe.
-                raise NoLibrary(f"{name} is version {self.version}, which lacks {function}") from None
+                raise NoLibrary(f"{name} is version {version}, which lacks {function}") from None
+        self.version: str = version
 
     def __getattr__(self, name: str) -> Any:  # for type checkers: all functions are attributes
         raise AttributeError(name)
