@@ -29,8 +29,22 @@ def small_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fill(tmp_path_factory.mktemp("repository"))
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests that are marked `both_transports` run over each; all others over the one that a server chooses."""
+    if metafunc.definition.get_closest_marker("both_transports") is not None:
+        metafunc.parametrize("transport", ["nghttp2", "grpcio"], indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def transport(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The transport of the servers that start while the test runs."""
+    before, Server.transport = Server.transport, getattr(request, "param", "auto")
+    yield Server.transport
+    Server.transport = before
+
+
 @pytest.fixture(scope="module")
-def small(small_repository: Path) -> Iterator[Server]:
+def small(small_repository: Path, transport: str) -> Iterator[Server]:
     """A server with two front ends on the small networks, for tests that leave it as it was."""
     with Server(small_repository, ["server.frontends=2", "server.lame_duck_seconds=0"]) as server:
         yield server

@@ -22,6 +22,8 @@ START_SECONDS = 60.0
 class Server:
     """`convoy serve` on a repository. `grpc` is HOST:PORT; `http` and `metrics` are base URLs."""
 
+    transport = "auto"  # of servers to be started, unless their settings say otherwise
+
     def __init__(
         self,
         repository: Path,
@@ -34,7 +36,7 @@ class Server:
         self.log: list[dict[str, Any]] = []
         command = [str(Path(sys.executable).with_name("convoy")), "serve", "--repository", str(repository)]
         ports = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
-        options = [part for setting in settings for part in ("--set", setting)]
+        options = [part for setting in (f"server.transport={self.transport}", *settings) for part in ("--set", setting)]
         self.process = subprocess.Popen(
             [*command, *ports, *options],
             stdin=subprocess.DEVNULL,

@@ -28,13 +28,16 @@ def test_every_file_that_a_jpeg_meets_is_on_the_page(processes: list[Traced]) ->
 def test_every_file_on_the_page_is_met_or_stands_beside(processes: list[Traced]) -> None:
     met = {file for process in processes for file in process.files}
     # Of streams, of types alone; gauges are written a moment later, once for many requests.
-    beside = {f"service/frontend/{name}.py" for name in ("streams", "transport/interface", "server")}
+    # The other transport serves where libnghttp2 is not installed.
+    names = ("streams", "transport/interface", "transport/grpc_aio", "server")
+    beside = {f"service/frontend/{name}.py" for name in names}
     assert named(PAGE) - met <= beside
     assert all((ROOT / file).is_file() for file in named(PAGE))
 
 
 STEPS = [
-    ("service/frontend/transport/grpc_aio.py", "_unary.<locals>.handle"),
+    ("service/frontend/transport/opening.py", "opened"),
+    ("service/frontend/transport/exchange.py", "UnaryExchange._serve"),
     ("service/frontend/methods.py", "UnaryMethod.__call__"),
     ("service/frontend/vision.py", "Vision.Classify"),
     ("service/frontend/chunks.py", "chunks"),
