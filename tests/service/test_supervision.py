@@ -123,6 +123,7 @@ def test_a_killed_front_end_is_restarted_and_what_it_had_waiting_is_not_run(smal
         assert_all_slots_are_freed(server)
 
 
+@pytest.mark.both_transports
 def test_sigterm_is_not_ready_at_once_answers_what_was_accepted_and_ends_with_0(small_repository: Path) -> None:
     with Server(small_repository, ["server.lame_duck_seconds=0.5"]) as server:
         children = server.children()
@@ -177,6 +178,7 @@ def test_a_front_end_that_dies_while_the_server_drains_is_not_followed_by_anothe
         assert not any("another starts" in record["message"] for record in server.log)
 
 
+@pytest.mark.both_transports
 def test_an_idle_server_ends_well_within_five_seconds_of_sigterm(small_repository: Path) -> None:
     with Server(small_repository) as server:
         began = time.monotonic()
@@ -184,6 +186,7 @@ def test_an_idle_server_ends_well_within_five_seconds_of_sigterm(small_repositor
         assert time.monotonic() - began < 5
 
 
+@pytest.mark.both_transports
 def test_requests_after_the_lame_duck_period_are_refused_while_what_was_accepted_is_answered(
     small_repository: Path,
 ) -> None:

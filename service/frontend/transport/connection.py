@@ -10,7 +10,7 @@ from convoy.service.frontend.transport import nghttp2
 from convoy.service.frontend.transport.exchange import Exchange, trailers_only
 from convoy.service.frontend.transport.hub import Hub
 from convoy.service.frontend.transport.messages import Refused
-from convoy.service.frontend.transport.nghttp2 import Headers, ffi
+from convoy.service.frontend.transport.nghttp2 import Headers, buffer, ffi
 from convoy.service.frontend.transport.opening import NotGrpc, opened
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class Connection(asyncio.BufferedProtocol):
             self._check_the_queue()
             return
         library, session, place = self._library, self._session, self.hub.outgoing
-        mem_send, buffer, write = library.session_mem_send, ffi.buffer, self._transport.write
+        mem_send, write = library.session_mem_send, self._transport.write
         pieces: list[bytes] = []
         size = 0
         while not self._paused:

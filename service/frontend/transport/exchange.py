@@ -13,7 +13,7 @@ from convoy.service.frontend.status import Code
 from convoy.service.frontend.transport import nghttp2
 from convoy.service.frontend.transport.interface import Data, Received, Streaming, Unary
 from convoy.service.frontend.transport.messages import PREFIX, Assembler, Refused, framed, status_headers
-from convoy.service.frontend.transport.nghttp2 import Headers, ffi, headers
+from convoy.service.frontend.transport.nghttp2 import Headers, headers, memmove
 
 if TYPE_CHECKING:
     from convoy.service.frontend.transport.connection import Connection
@@ -49,6 +49,7 @@ class Exchange:
         "_connection",
         "_counted",
         "_deferred",
+        "_held",
         "_number",
         "_offset",
         "_out",
@@ -75,6 +76,7 @@ class Exchange:
         self._started = False  # the task has
         self._counted = True  # among the calls in progress
         self._sent_all = False  # by the caller
+        self._held = 0  # bytes of a message that is not complete, or not yet served
         self._unacknowledged = 0  # bytes of the stream's window to be given back
         self._answering = False  # the headers of the answer are submitted
         self._deferred = False  # nghttp2 waits for more of the answer
@@ -106,18 +108,19 @@ class Exchange:
             self.over = True
             self._stop_timer()
             self._cancel()
+        self._hold(0)
         self._connection.unsent -= self.unsent
         self.unsent = 0
         self._out.clear()
 
-    def take(self, buffer: Any, length: int, flags: Any) -> int:
+    def take(self, place: Any, length: int, flags: Any) -> int:
         """Writes the next `length` bytes of the answer at most; nghttp2's data source. Returns their number."""
         out, filled = self._out, 0
         while out and filled < length:
             piece, at = out[0], self._offset
             size = min(len(piece) - at, length - filled)
             source = piece if size == len(piece) else memoryview(piece)[at : at + size]
-            ffi.memmove(buffer + filled if filled else buffer, source, size)
+            memmove(place + filled if filled else place, source, size)
             filled += size
             if at + size == len(piece):
                 out.popleft()
@@ -179,6 +182,16 @@ class Exchange:
             self._connection.acknowledge_stream(self._number, self._unacknowledged)
             self._unacknowledged = 0
 
+    def _hold(self, size: int) -> None:
+        hub = self._connection.hub
+        hub.receiving += size - self._held
+        self._held = size
+        if size and hub.receiving > hub.limits.receiving_bytes:
+            raise Refused(
+                Code.RESOURCE_EXHAUSTED,
+                f"{hub.receiving} bytes of requests are on their way, want at most {hub.limits.receiving_bytes}",
+            )
+
     def _cancel(self) -> None:
         if self._task is not None:
             self._task.cancel()
@@ -217,6 +230,7 @@ class UnaryExchange(Exchange):
             if self._message is not None:
                 raise Refused(Code.INTERNAL, "call has several messages, want 1")
             self._message = message
+        self._hold(self._assembler.pending if self._message is None else len(self._message))
 
     def half_close(self) -> None:
         self._sent_all = True
@@ -226,6 +240,7 @@ class UnaryExchange(Exchange):
             raise Refused(Code.INTERNAL, "call ends before its message is complete")
         received = Received(self._message, time.monotonic_ns())
         self._message = None
+        self._hold(0)  # from here on the methods bound what is in flight
         # A step by hand would spare the task of a call that never waits. Those of models wait for the engine, and code
         # that asks for its task (asyncio.timeout) finds it only inside of one. Making one takes about 2 us.
         self._task = self._connection.loop.create_task(self._serve(received))
@@ -286,8 +301,8 @@ class StreamExchange(Exchange):
         self._sent_all = True
         self._wake_reader()
 
-    def take(self, buffer: Any, length: int, flags: Any) -> int:
-        filled = super().take(buffer, length, flags)
+    def take(self, place: Any, length: int, flags: Any) -> int:
+        filled = super().take(place, length, flags)
         if self._writer is not None and self.unsent < _ROOM and not self._writer.done():
             self._writer.set_result(None)
         return filled
@@ -360,6 +375,7 @@ class StreamExchange(Exchange):
                 self._keep(rest)
         if not self._inbox:
             self._release(self._unread)  # a message may be longer than the window
+        self._hold(assembler.pending)
         self._wake_reader()
 
     def _keep(self, chunk: Any) -> None:

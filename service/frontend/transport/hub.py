@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from convoy.service.frontend.transport import nghttp2
 from convoy.service.frontend.transport.interface import Limits, Streaming, Unary
-from convoy.service.frontend.transport.nghttp2 import Library, ffi
+from convoy.service.frontend.transport.nghttp2 import Library, buffer, ffi, from_handle, unpack
 
 if TYPE_CHECKING:
     from convoy.service.frontend.transport.connection import Connection
@@ -41,11 +41,12 @@ class Hub:
         self.methods = methods  # by their path, such as /convoy.v1.Vision/Classify
         self.limits = limits
         self.calls = 0  # in progress
+        self.receiving = 0  # bytes of messages that are not complete, or not yet served
         self.connections: set[Connection] = set()
         self.emptied = asyncio.Event()  # set whenever there is no connection
         self.emptied.set()
         self.incoming = ffi.new("char[]", _INCOMING_BYTES)
-        self.view = memoryview(ffi.buffer(self.incoming))
+        self.view = memoryview(buffer(self.incoming))
         self.outgoing = ffi.new("const char *[1]")
         self.provider = ffi.new("nghttp2_data_provider *")
         self.provider.read_callback = _READ
@@ -111,23 +112,18 @@ def _log(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     log.error("connection failed", exc_info=(kind, error, trace))
 
 
-_connection_of = ffi.from_handle
-_unpack = ffi.unpack
-_buffer = ffi.buffer
-
-
 def _on_begin_headers(_: Any, frame: Any, handle: Any) -> int:
-    connection = _connection_of(handle)
+    connection = from_handle(handle)
     connection.block = {}
     connection.block_bytes = 0
     return 0
 
 
 def _on_header(_: Any, frame: Any, name: Any, length: int, value: Any, size: int, flags: int, handle: Any) -> int:
-    connection = _connection_of(handle)
+    connection = from_handle(handle)
     connection.block_bytes += length + size + 32  # RFC 9113, section 6.5.2
     if length in _LENGTHS:
-        connection.block[_unpack(name, length)] = _unpack(value, size)
+        connection.block[unpack(name, length)] = unpack(value, size)
     elif connection.block_bytes > 4 * connection.hub.limits.metadata_bytes:
         # Headers of one byte may stand for thousands.
         return nghttp2.CALLBACK_FAILURE
@@ -135,12 +131,12 @@ def _on_header(_: Any, frame: Any, name: Any, length: int, value: Any, size: int
 
 
 def _on_data_chunk(_: Any, flags: int, number: int, data: Any, length: int, handle: Any) -> int:
-    _connection_of(handle).on_data(number, _buffer(data, length))
+    from_handle(handle).on_data(number, buffer(data, length))
     return 0
 
 
 def _on_frame(_: Any, frame: Any, handle: Any) -> int:
-    connection, kind = _connection_of(handle), frame.type
+    connection, kind = from_handle(handle), frame.type
     if kind == nghttp2.HEADERS:
         connection.on_headers(frame.stream_id, frame.flags & nghttp2.END_STREAM)
     elif kind != nghttp2.DATA:
@@ -153,12 +149,12 @@ def _on_frame(_: Any, frame: Any, handle: Any) -> int:
 
 
 def _on_stream_close(_: Any, number: int, code: int, handle: Any) -> int:
-    _connection_of(handle).on_close(number)
+    from_handle(handle).on_close(number)
     return 0
 
 
-def _on_read(_: Any, number: int, buffer: Any, length: int, flags: Any, source: Any, handle: Any) -> int:
-    taken: int = _connection_of(handle).exchanges[number].take(buffer, length, flags)
+def _on_read(_: Any, number: int, place: Any, length: int, flags: Any, source: Any, handle: Any) -> int:
+    taken: int = from_handle(handle).exchanges[number].take(place, length, flags)
     return taken
 
 

@@ -65,6 +65,7 @@ class Limits(NamedTuple):
     metadata_bytes: int
     calls: int  # concurrent
     min_ping_seconds: float  # between two pings of a client
+    receiving_bytes: int = 1 << 30  # of messages that are not complete, on all connections together
     connection_calls: int = 0  # concurrent on one connection; 0: as many as `calls`
     connection_age: float = 0  # after which a connection accepts no more calls
     connection_grace: float = 0  # for its calls to end after that

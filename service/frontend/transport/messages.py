@@ -45,6 +45,11 @@ class Assembler:
         """Whether a message has begun and is not complete."""
         return self._body is not None or bool(self._head)
 
+    @property
+    def pending(self) -> int:
+        """Bytes of a message that is not complete."""
+        return 0 if self._body is None else self._filled
+
     def feed(self, chunk: bytes, most: int = 2) -> list[Data]:
         """Returns the messages that are complete with this chunk, at most so many. Raises Refused.
 

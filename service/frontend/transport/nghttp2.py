@@ -6,6 +6,7 @@ the ones used here. Strings are `char` where nghttp2 has `uint8_t`, of which cff
 
 from typing import Any
 
+import _cffi_backend
 import cffi
 
 from convoy.service.machine import HTTP2_LIBRARY
@@ -88,6 +89,11 @@ int nghttp2_submit_goaway(nghttp2_session *, uint8_t, int32_t, uint32_t, const c
 
 ffi: Any = cffi.FFI()
 ffi.cdef(_DECLARATIONS)
+# The same functions of `ffi` would call these: callbacks are spared a Python function each.
+buffer: Any = _cffi_backend.buffer
+from_handle: Any = _cffi_backend.from_handle
+memmove: Any = _cffi_backend.memmove
+unpack: Any = _cffi_backend.unpack
 
 
 class NoLibrary(Exception):

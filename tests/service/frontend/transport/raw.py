@@ -69,14 +69,11 @@ class Raw:
     def send(self, data: bytes) -> None:
         self.socket.sendall(data)
 
-    def pour(self, data: bytes, most: int) -> int:
-        """Sends this again and again until the server has closed the connection, at most so often; how often it was."""
-        for count in range(most):
-            try:
+    def pour(self, data: bytes, times: int) -> None:
+        """Sends this so often, or until the server has closed the connection."""
+        with contextlib.suppress(OSError):
+            for _ in range(times):
                 self.send(data)
-            except OSError:
-                return count
-        return most
 
     def headers(self, stream: int, pairs: Pairs, flags: int = END_HEADERS) -> bytes:
         return frame(HEADERS, flags, stream, self.encoder.encode(pairs))

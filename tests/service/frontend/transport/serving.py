@@ -18,7 +18,7 @@ from convoy.service.frontend.transport.choice import choose
 from convoy.service.frontend.transport.interface import Limits, Received, Service, Stream
 from convoy.service.ipc.channel import NEVER
 
-LIMITS = Limits(message_bytes=4 << 20, metadata_bytes=16 << 10, calls=100, min_ping_seconds=0)
+LIMITS = Limits(message_bytes=4 << 20, metadata_bytes=16 << 10, calls=1000, min_ping_seconds=0)
 SECONDS = 20.0  # for anything that should happen
 
 
@@ -33,7 +33,7 @@ class Methods:
         self.deadlines: list[int] = []  # of calls of Echo
         self.changed = threading.Condition()
         self._free = asyncio.Event()
-        names = ("Echo", "Wait", "Refuse", "Fail", "Late")
+        names = ("Echo", "Greet", "Wait", "Refuse", "Fail", "Late")
         unary = {name: self._counted(name, getattr(self, name)) for name in names}
         streams = ("EchoStream", "Deaf", "Pour", "Leave", "RefuseStream", "FailStream")
         streaming = {name: self._counted(name, getattr(self, name)) for name in streams}
@@ -43,6 +43,9 @@ class Methods:
         self.deadlines.append(deadline)
         assert received.arrived <= time.monotonic_ns()
         return bytes(received.data)
+
+    async def Greet(self, received: Received, deadline: int) -> bytes:
+        return b"good " + received.data
 
     async def Wait(self, received: Received, deadline: int) -> bytes:
         await self._free.wait()
