@@ -231,7 +231,6 @@ def test_long_tensors_ride_in_smaller_batches(small_repository: Path) -> None:
     assert largest[101] == 1
 
 
-@pytest.mark.both_transports
 def test_too_many_requests_at_once_are_refused_with_a_hint(small_repository: Path) -> None:
     settings = ["limits.max_requests=2", "server.lame_duck_seconds=0"]
     with Server(small_repository, settings) as server, grpc.insecure_channel(server.grpc) as channel:

@@ -112,7 +112,6 @@ def test_request_that_is_done_first_is_answered_first(channel: grpc.Channel) -> 
     assert line.call.code() == grpc.StatusCode.OK
 
 
-@pytest.mark.both_transports
 def test_server_reads_no_further_than_it_may_and_goes_on_when_it_has_answered(lonely: Server) -> None:
     with grpc.insecure_channel(lonely.grpc) as channel:
         line = Line(channel)
@@ -129,7 +128,6 @@ def test_server_reads_no_further_than_it_may_and_goes_on_when_it_has_answered(lo
     assert_all_slots_are_freed(lonely)
 
 
-@pytest.mark.both_transports
 def test_flow_control_holds_a_caller_back_that_sends_too_much(lonely: Server) -> None:
     taken = itertools.count()
     image = np.zeros((700, 700), np.uint8)  # half a megabyte: what the connection itself buffers is soon full

@@ -186,7 +186,6 @@ def test_an_idle_server_ends_well_within_five_seconds_of_sigterm(small_repositor
         assert time.monotonic() - began < 5
 
 
-@pytest.mark.both_transports
 def test_requests_after_the_lame_duck_period_are_refused_while_what_was_accepted_is_answered(
     small_repository: Path,
 ) -> None:

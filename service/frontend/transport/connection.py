@@ -41,6 +41,8 @@ class Connection(asyncio.BufferedProtocol):
         self.exchanges: dict[int, Exchange] = {}
         self.block: dict[bytes, bytes] = {}
         self.block_bytes = 0
+        # More is refused, and four times as much ends the connection: a header of one byte may stand for thousands.
+        self.most_block_bytes = 4 * hub.limits.metadata_bytes
         self.unsent = 0  # bytes of answers
         self._library = hub.library
         self._transport: Any = None
@@ -57,6 +59,7 @@ class Connection(asyncio.BufferedProtocol):
         self._last_ping = float("-inf")
         self._leaving = False
         self._last_notice = False  # the second GOAWAY is under way
+        self._dismissed = False
         self._end_at = float("inf")  # loop time
         self._retire_at = float("inf")
         self._idle_since = 0.0
@@ -105,12 +108,11 @@ class Connection(asyncio.BufferedProtocol):
         self._send_soon()
 
     def connection_lost(self, error: Exception | None) -> None:
-        session, self._session = self._session, None
+        self._free()
         exchanges, self.exchanges = self.exchanges, {}
         for exchange in exchanges.values():
             exchange.close()
-        if session is not None:
-            self._library.session_del(session)
+        self._handle = None  # it refers to this object, which nothing else would free
         self.hub.connections.discard(self)
         if not self.hub.connections:
             self.hub.emptied.set()
@@ -177,8 +179,15 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.close()
 
     def _give_up(self, reason: str) -> None:
+        """Ends the connection and the session. Never called by a callback: nghttp2 still uses the session then."""
         log.debug("connection ended", extra={"fields": {"reason": reason}})
+        self._free()
         self._transport.abort()
+
+    def _free(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            self._library.session_del(session)
 
     def _greet(self, nbytes: int) -> bool:
         """Returns whether the caller begins in HTTP/2; refuses it otherwise."""
@@ -198,7 +207,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         provider = self.hub.provider if with_data else _NULL
         self._library.submit_response(self._session, number, beginning.array, beginning.count, provider)
-        self._strikes = 0
+        self._forgive_pings()
         self._send_soon()
 
     def submit_trailers(self, number: int, trailers: Headers) -> None:
@@ -208,7 +217,7 @@ class Connection(asyncio.BufferedProtocol):
     def resume(self, number: int) -> None:
         """Lets nghttp2 ask for data again."""
         if self._session is not None:
-            self._strikes = 0
+            self._forgive_pings()
             self._library.session_resume_data(self._session, number)
             self._send_soon()
 
@@ -315,10 +324,15 @@ class Connection(asyncio.BufferedProtocol):
                 self._dismiss(b"too_many_pings")  # the words for which gRPC's clients ping less often
         self._last_ping = now
 
+    def _forgive_pings(self) -> None:
+        # As gRPC's core does when it sends: clients measure the connection by pings while they receive.
+        self._strikes = 0
+        self._last_ping = float("-inf")
+
     def _dismiss(self, reason: bytes) -> None:
-        if self._leaving and self._last_notice:
+        if self._dismissed:
             return
-        self._leaving = self._last_notice = True
+        self._dismissed = self._leaving = self._last_notice = True
         library, session = self._library, self._session
         last = library.session_get_last_proc_stream_id(session)
         library.submit_goaway(session, 0, last, nghttp2.ENHANCE_YOUR_CALM, reason, len(reason))
@@ -359,7 +373,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """Closes the connection at once."""
-        self._transport.abort()
+        self._give_up("server is shutting down")
 
     def look_at_the_clock(self, now: float) -> None:
         """Ends what has lasted too long."""

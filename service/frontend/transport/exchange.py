@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from convoy.service.errors import ConvoyError
@@ -139,6 +139,30 @@ class Exchange:
             return nghttp2.DEFERRED
         return filled
 
+    async def _serve(self, handler: Callable[..., Awaitable[bytes | ConvoyError | None]], *arguments: object) -> None:
+        """The task of the call."""
+        self._started = True
+        try:
+            self._answer(await handler(*arguments))
+        except asyncio.CancelledError:
+            if not self.over:
+                self._refuse(Code.CANCELLED, "call was cancelled")
+        except Exception:
+            log.exception("call failed")
+            self._answer(ConvoyError("internal error"))
+        finally:
+            self._count_out()
+
+    def _answer(self, answer: bytes | ConvoyError | None) -> None:
+        if self.over:
+            return
+        if isinstance(answer, ConvoyError):
+            self._refuse(status.code_of(answer), status.message_of(answer), status.trailers(answer))
+            return
+        if answer is not None:
+            self._put(answer)
+        self._end(_OK if self._answering else _OK_ALONE)
+
     def _refuse(self, code: Code, message: str, pairs: Iterable[tuple[str, str | bytes]] = ()) -> None:
         if self._answering:
             self._end(headers(*status_headers(code, message, pairs)))
@@ -242,36 +266,14 @@ class UnaryExchange(Exchange):
         self._message = None
         self._hold(0)  # from here on the methods bound what is in flight
         # A step by hand would spare the task of a call that never waits. Those of models wait for the engine, and code
-        # that asks for its task (asyncio.timeout) finds it only inside of one. Making one takes about 2 us.
-        self._task = self._connection.loop.create_task(self._serve(received))
-
-    async def _serve(self, received: Received) -> None:
-        answer: bytes | ConvoyError
-        self._started = True
-        try:
-            answer = await self._handler(received, self.deadline)
-        except asyncio.CancelledError:
-            if not self.over:
-                self._refuse(Code.CANCELLED, "call was cancelled")
-            return
-        except Exception:
-            log.exception("call failed")
-            answer = ConvoyError("internal error")
-        finally:
-            self._count_out()
-        if self.over:
-            return
-        if isinstance(answer, ConvoyError):
-            self._refuse(status.code_of(answer), status.message_of(answer), status.trailers(answer))
-        else:
-            self._put(answer)
-            self._end(_OK)
+        # that asks for its task (asyncio.timeout) finds it only inside of one. Making one takes 1 us.
+        self._task = self._connection.loop.create_task(self._serve(self._handler, received, self.deadline))
 
 
 class StreamExchange(Exchange):
     """A call that streams in both directions: a Stream."""
 
-    __slots__ = ("_arrived", "_backlog", "_handler", "_inbox", "_reader", "_unread", "_writer")
+    __slots__ = ("_arrived", "_backlog", "_inbox", "_reader", "_unread", "_writer")
 
     def __init__(
         self, connection: "Connection", number: int, assembler: Assembler, deadline: int, handler: Streaming
@@ -283,8 +285,7 @@ class StreamExchange(Exchange):
         self._unread = 0  # bytes received beyond what the handler has read: they hold the sender back
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
-        self._handler = handler
-        self._task = self._connection.loop.create_task(self._serve())
+        self._task = self._connection.loop.create_task(self._serve(handler, self))
 
     def receive(self, chunk: Any) -> None:
         if self.over:
@@ -315,6 +316,8 @@ class StreamExchange(Exchange):
     async def read(self) -> Received | None:
         """See Stream."""
         while not self._inbox:
+            if self.over:
+                return None
             if self._backlog:
                 try:
                     self._parse(self._backlog.popleft())
@@ -341,27 +344,6 @@ class StreamExchange(Exchange):
         while self.unsent >= _ROOM and not self.over:
             self._writer = self._connection.loop.create_future()
             await self._writer
-
-    async def _serve(self) -> None:
-        refusal: ConvoyError | None
-        self._started = True
-        try:
-            refusal = await self._handler(self)
-        except asyncio.CancelledError:
-            if not self.over:
-                self._refuse(Code.CANCELLED, "call was cancelled")
-            return
-        except Exception:
-            log.exception("stream failed")
-            refusal = ConvoyError("internal error")
-        finally:
-            self._count_out()
-        if self.over:
-            return
-        if refusal is not None:
-            self._refuse(status.code_of(refusal), status.message_of(refusal), status.trailers(refusal))
-        else:
-            self._end(_OK if self._answering else _OK_ALONE)
 
     def _parse(self, chunk: Any) -> None:
         assembler = self._assembler

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import socket
 import ssl
 import stat
@@ -40,6 +41,7 @@ class Http2:
 
     async def start(self) -> None:
         """See Transport. Raises OSError if the address is taken."""
+        _allow_many_connections()
         loop, hub = asyncio.get_running_loop(), self._hub
         for listening in await _sockets(self._address):
             name = listening.getsockname()
@@ -64,6 +66,7 @@ class Http2:
             await asyncio.wait_for(hub.emptied.wait(), _LOOK_SECONDS)
         for connection in list(hub.connections):
             connection.abort()
+        await hub.emptied.wait()
         if self._looking is not None:
             self._looking.cancel()
 
@@ -80,6 +83,12 @@ def _by_path(services: Sequence[Service]) -> dict[bytes, Method]:
         for name, streaming in service.streaming.items():
             found[f"/{service.name}/{name}".encode()] = Method(None, streaming)
     return found
+
+
+def _allow_many_connections() -> None:
+    # A connection is a file. The usual limit of 1024 is there for programs that use select().
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _sockets(address: str) -> list[socket.socket]:

@@ -22,8 +22,9 @@ _RESETS, _RESETS_PER_SECOND = 1000, 200  # calls that a caller may break off: at
 _SETTINGS = 32  # in one frame
 _ACKNOWLEDGEMENTS = 1000  # that wait for a caller that does not read
 _CONTINUATIONS = 8  # beside those that have at least 16 kB
-# The headers that matter here, by the length of their names: others are not even copied.
-_LENGTHS = frozenset(map(len, (b":path", b":method", b"content-type", b"grpc-timeout", b"grpc-encoding")))
+# The headers that matter here. The names of others are hardly ever copied.
+_NAMES = frozenset((b":path", b":method", b"content-type", b"grpc-timeout", b"grpc-encoding"))
+_LENGTHS = frozenset(map(len, _NAMES))
 
 
 class Method(NamedTuple):
@@ -122,11 +123,10 @@ def _on_begin_headers(_: Any, frame: Any, handle: Any) -> int:
 def _on_header(_: Any, frame: Any, name: Any, length: int, value: Any, size: int, flags: int, handle: Any) -> int:
     connection = from_handle(handle)
     connection.block_bytes += length + size + 32  # RFC 9113, section 6.5.2
-    if length in _LENGTHS:
-        connection.block[unpack(name, length)] = unpack(value, size)
-    elif connection.block_bytes > 4 * connection.hub.limits.metadata_bytes:
-        # Headers of one byte may stand for thousands.
+    if connection.block_bytes > connection.most_block_bytes:
         return nghttp2.CALLBACK_FAILURE
+    if length in _LENGTHS and (known := unpack(name, length)) in _NAMES:
+        connection.block[known] = unpack(value, size)
     return 0
 
 

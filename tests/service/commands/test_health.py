@@ -98,7 +98,6 @@ def test_without_an_address_the_one_server_that_lives_here_is_asked(tmp_path: Pa
     assert _here(processes.announced([tmp_path])) == "127.0.0.1:8001"
 
 
-@pytest.mark.both_transports
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "0.0.0.0"])
 def test_health_finds_the_server_on_any_port_and_host(small_repository: Path, tmp_path: Path, host: str) -> None:
     environment = {"TMPDIR": str(tmp_path)}
