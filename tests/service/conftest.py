@@ -8,7 +8,7 @@ import pytest
 
 from convoy.service.client.client import Client
 from tests.service import networks
-from tests.service.running import Server
+from tests.service.running import Server, skip_without
 
 
 def fill(repository: Path) -> Path:
@@ -38,7 +38,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def transport(request: pytest.FixtureRequest) -> Iterator[str]:
     """The transport of the servers that start while the test runs."""
-    before, Server.transport = Server.transport, getattr(request, "param", "auto")
+    chosen = getattr(request, "param", "auto")
+    skip_without(chosen)
+    before, Server.transport = Server.transport, chosen
     yield Server.transport
     Server.transport = before
 

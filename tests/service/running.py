@@ -14,9 +14,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from convoy.service import machine
+
 START_SECONDS = 60.0
+
+
+def skip_without(transport: str) -> None:
+    """Skips the test if it needs a library that is not installed."""
+    if transport == "nghttp2" and not machine.has_library(machine.HTTP2_LIBRARY):
+        pytest.skip(f"{machine.HTTP2_LIBRARY} is not installed")
 
 
 class Server:

@@ -26,7 +26,7 @@ from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 from convoy.service.supervisor.watch import Sockets
 from tests.service import networks
 from tests.service.calls import method
-from tests.service.running import Server
+from tests.service.running import Server, skip_without
 from tests.service.test_overload import _best, _wait_until, assert_all_slots_are_freed, ran, request
 from tests.service.test_vision import encoded, grey
 
@@ -319,6 +319,7 @@ def test_no_process_of_the_server_loads_torch_or_onnx(small: Server) -> None:
 
 
 def test_only_the_engine_loads_onnxruntime_and_only_front_ends_load_what_speaks_grpc(small: Server) -> None:
+    skip_without("nghttp2")
     children = small.children()
     engine, front_end = (Path(f"/proc/{children[kind]}/maps").read_text() for kind in ("engine", "frontend"))
     assert "onnxruntime" in engine

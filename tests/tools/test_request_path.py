@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.service.running import skip_without
 from tools import request_path, structure
 from tools.request_path import ROOT, Traced
 
@@ -13,6 +14,7 @@ PAGE = (ROOT / "docs" / "request-path.md").read_text()
 
 @pytest.fixture(scope="module")
 def processes() -> list[Traced]:
+    skip_without("nghttp2")  # the page describes the path through it
     return structure.of_a_jpeg()
 
 
@@ -37,7 +39,7 @@ def test_every_file_on_the_page_is_met_or_stands_beside(processes: list[Traced])
 
 STEPS = [
     ("service/frontend/transport/opening.py", "opened"),
-    ("service/frontend/transport/exchange.py", "UnaryExchange._serve"),
+    ("service/frontend/transport/exchange.py", "Exchange._serve"),
     ("service/frontend/methods.py", "UnaryMethod.__call__"),
     ("service/frontend/vision.py", "Vision.Classify"),
     ("service/frontend/chunks.py", "chunks"),

@@ -17,6 +17,7 @@ from convoy.service.frontend.reflection import Reflection
 from convoy.service.frontend.transport.choice import choose
 from convoy.service.frontend.transport.interface import Limits, Received, Service, Stream
 from convoy.service.ipc.channel import NEVER
+from tests.service.running import skip_without
 
 LIMITS = Limits(message_bytes=4 << 20, metadata_bytes=16 << 10, calls=1000, min_ping_seconds=0)
 SECONDS = 20.0  # for anything that should happen
@@ -131,6 +132,7 @@ class Serving:
     """A transport that runs: `target` is its HOST:PORT, or unix:PATH."""
 
     def __init__(self, kind: str, limits: Limits = LIMITS, address: str = "", tls: Any = None) -> None:
+        skip_without(kind)
         self.kind = kind
         self.methods: Methods
         self.health: Health
