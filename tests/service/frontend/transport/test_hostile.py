@@ -204,9 +204,13 @@ def test_zero_window_holds_an_answer_until_the_caller_goes(attacked: Serving) ->
         assert_it_serves(attacked)
 
 
-def test_caller_that_never_reads_its_answers_is_ended(attacked: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("window", [0, 2**31 - 1])  # held back by HTTP/2, or by TCP
+def test_caller_that_never_reads_its_answers_is_ended(
+    attacked: Serving, monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
     monkeypatch.setattr(connection, "_MOST_UNSENT", 1 << 22)
-    with Raw(attacked.address, settings={4: 0}) as raw:
+    with Raw(attacked.address, settings={4: window}) as raw:
+        raw.send(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 2**31 - 1 - 65_535)))
         raw.until(SETTINGS)
         for stream in range(1, 1001, 2):
             with contextlib.suppress(OSError):
