@@ -38,6 +38,14 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     keep_metrics_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 600.0
     # The shortest time between two keepalive pings of a client; a client that pings faster is disconnected after a few.
     min_ping_seconds: Annotated[float, Meta(ge=0, le=3600)] = 1.0
+    # A connection older than this accepts no more calls, so that clients connect again, perhaps to another replica; its
+    # calls may take the grace to end. 0: no limit.
+    max_connection_age_seconds: Annotated[float, Meta(ge=0, le=31_536_000)] = 0.0
+    max_connection_grace_seconds: Annotated[float, Meta(ge=0, le=31_536_000)] = 0.0
+    max_connection_idle_seconds: Annotated[float, Meta(ge=0, le=31_536_000)] = 0.0  # without a call; 0: no limit
+    max_connection_calls: Annotated[int, Meta(ge=0, le=1_000_000)] = 0  # concurrent; 0: as many as a front end accepts
+    # What speaks gRPC; "auto": libnghttp2 where it is installed, else grpcio, which takes several times the CPU time.
+    transport: Literal["auto", "nghttp2", "grpcio"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     def front_ends(self, cores: int) -> int:

@@ -80,6 +80,12 @@ class UnknownModel(ConvoyError):
     reason = "UNKNOWN_MODEL"
 
 
+class UnknownService(ConvoyError):
+    """The server has no service or model of this name, whose health was asked."""
+
+    reason = "UNKNOWN_SERVICE"
+
+
 class NotOffered(ConvoyError):
     """A call of a published protocol that is not supported here; the message names its replacement."""
 

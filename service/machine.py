@@ -4,6 +4,7 @@ import ctypes
 import os
 from pathlib import Path
 
+HTTP2_LIBRARY = "libnghttp2.so.14"  # the number is that of its ABI
 # The limits of a container's cgroup: version 2, then version 1.
 _GROUPS = Path("/sys/fs/cgroup")
 _MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -49,6 +50,15 @@ def cuda_devices(library: str = "libcuda.so.1") -> int:
     except (OSError, AttributeError):  # none installed, or the library is not a driver
         return 0
     return count.value
+
+
+def has_library(name: str) -> bool:
+    """Whether a shared library is installed."""
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
 
 
 def _read(path: Path) -> int | None:

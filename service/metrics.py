@@ -67,6 +67,12 @@ IN_FLIGHT = Gauge("convoy_requests_in_flight", "Requests accepted and not yet an
 IN_FLIGHT_BYTES = Gauge(
     "convoy_in_flight_bytes", "Bytes of the requests accepted and not yet answered.", multiprocess_mode="livesum"
 )
+TRANSPORT = Gauge(
+    "convoy_transport_info",
+    "1 for the library by which front ends speak gRPC, and its version.",
+    ["transport", "version"],
+    multiprocess_mode="livemax",
+)
 SLOT_BYTES = Gauge("convoy_slot_bytes", "Slot memory in use.", multiprocess_mode="livesum")
 SLOTS = Gauge("convoy_slots", "Slots claimed and not yet freed.", multiprocess_mode="livesum")
 MODEL_BATCHED = Gauge(

@@ -90,7 +90,7 @@ class _NotOffered:
 
 
 class InferenceService(_NotOffered):
-    """The servicer. `ready` returns whether this front end accepts requests."""
+    """The servicer. `ready` returns whether this front end accepts requests; `transport` is an extension of its own."""
 
     def __init__(
         self,
@@ -101,6 +101,7 @@ class InferenceService(_NotOffered):
         threads: ThreadPoolExecutor,
         metrics_directory: Path,
         ready: Callable[[], bool],
+        transport: str,
     ) -> None:
         self._catalogue = catalogue
         self._client = client
@@ -108,6 +109,7 @@ class InferenceService(_NotOffered):
         self._threads = threads
         self._metrics_directory = metrics_directory
         self._ready = ready
+        self._extensions = (*EXTENSIONS, transport)
 
     async def ServerLive(self, request: pb.ServerLiveRequest, call: Call) -> pb.ServerLiveResponse:
         """Returns true as long as the process answers, also while it drains."""
@@ -126,7 +128,7 @@ class InferenceService(_NotOffered):
 
     async def ServerMetadata(self, request: pb.ServerMetadataRequest, call: Call) -> pb.ServerMetadataResponse:
         """Returns the name, the version and the extensions of the core."""
-        return pb.ServerMetadataResponse(name="convoy", version=package_version("convoy"), extensions=EXTENSIONS)
+        return pb.ServerMetadataResponse(name="convoy", version=package_version("convoy"), extensions=self._extensions)
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, call: Call) -> pb.ModelMetadataResponse:
         """Returns the tensors of the version that serves, its provider, and its metadata document."""

@@ -16,9 +16,11 @@ from convoy.service import log, machine, metric_files, metrics
 from convoy.service.frontend.admission import Gate
 from convoy.service.frontend.catalogue import Catalogue
 from convoy.service.frontend.engine_client import EngineClient
+from convoy.service.frontend.health import HEALTH, Health
 from convoy.service.frontend.methods import service_of
 from convoy.service.frontend.oip import InferenceService
-from convoy.service.frontend.transport.grpc_aio import GrpcAio
+from convoy.service.frontend.reflection import Reflection
+from convoy.service.frontend.transport.choice import choose
 from convoy.service.frontend.transport.interface import Limits, Transport
 from convoy.service.frontend.vision import Vision
 from convoy.service.ipc import messages
@@ -51,6 +53,7 @@ class FrontEnd:
         self._gate = Gate(
             limits.max_requests, limits.bytes_in_flight(machine.memory_bytes(), front_ends), levels.changed
         )
+        self._health = Health()
         self._health_services: set[str] = set()
         self._listening = False
         self._draining = False
@@ -59,6 +62,8 @@ class FrontEnd:
         self._status = messages.Status(False, False, "starting")
         threads = ThreadPoolExecutor(start.config.limits.decode_threads or machine.cores(), "decode")
         vision = Vision(self._catalogue, self._client, start.config.limits, threads)
+        transport = choose(start.config.server.transport)
+        metrics.TRANSPORT.labels(transport.name, transport.version).set(1)
         inference = InferenceService(
             catalogue=self._catalogue,
             client=self._client,
@@ -66,19 +71,28 @@ class FrontEnd:
             threads=threads,
             metrics_directory=Path(start.metrics_directory),
             ready=lambda: self._status.ready,
+            transport=transport.extension,
         )
-        self._transport: Transport = GrpcAio(
+        server = start.config.server
+        self._transport: Transport = transport.make(
             start.grpc_address,
             [
                 service_of(_VISION, vision, self._gate, limits.max_stream_requests),
                 service_of(_INFERENCE, inference, self._gate, limits.max_stream_requests),
+                self._health.service,
+                *Reflection([*_SERVICES, HEALTH]).services,
             ],
             Limits(
                 message_bytes=limits.max_message_bytes,
                 metadata_bytes=limits.max_metadata_bytes,
                 # Above the gate's limit, which refuses with a hint: bounds the memory of unread requests.
                 calls=limits.max_requests * 2 + 64,
-                min_ping_seconds=start.config.server.min_ping_seconds,
+                min_ping_seconds=server.min_ping_seconds,
+                receiving_bytes=2 * limits.bytes_in_flight(machine.memory_bytes(), front_ends),
+                connection_calls=server.max_connection_calls,
+                connection_age=server.max_connection_age_seconds,
+                connection_grace=server.max_connection_grace_seconds,
+                connection_idle=server.max_connection_idle_seconds,
             ),
         )
 
@@ -143,7 +157,7 @@ class FrontEnd:
             if status != self._status:
                 self._status = status
                 messages.send(self._supervisor, status)
-            await self._set_health(status.ready)
+            self._set_health(status.ready)
 
     def _now(self) -> messages.Status:
         table = self._catalogue.table
@@ -160,14 +174,14 @@ class FrontEnd:
             return messages.Status(self._listening, True, _without(self._client.engines.lost))
         return messages.Status(self._listening, False, reason[:_MAX_REASON])
 
-    async def _set_health(self, ready: bool) -> None:
+    def _set_health(self, ready: bool) -> None:
         """Sets the health of the server (the empty name), each service, and each model: `NAME` and `NAME/VERSION`."""
         serving = {row.model for row in self._catalogue.table.versions if row.state == "READY"}
         serving |= {f"{row.model}/{row.version}" for row in self._catalogue.table.versions if row.state == "READY"}
         known = {row.model for row in self._catalogue.table.versions}
         services = {"", *(service.full_name for service in _SERVICES)}
         for name in services | serving | known | self._health_services:
-            await self._transport.set_health(name, ready and (name in services or name in serving))
+            self._health.set(name, ready and (name in services or name in serving))
         self._health_services |= serving | known
 
 

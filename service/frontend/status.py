@@ -22,6 +22,7 @@ from convoy.service.errors import (
     QueueFull,
     RunFailed,
     UnknownModel,
+    UnknownService,
 )
 from convoy.service.ipc.channel import Cancelled
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
@@ -54,6 +55,7 @@ STATUS: dict[type[ConvoyError], Code] = {
     BadImage: Code.INVALID_ARGUMENT,
     BadTensor: Code.INVALID_ARGUMENT,
     UnknownModel: Code.NOT_FOUND,
+    UnknownService: Code.NOT_FOUND,
     NotOffered: Code.UNIMPLEMENTED,
     QueueFull: Code.RESOURCE_EXHAUSTED,  # back off
     PredictedLate: Code.RESOURCE_EXHAUSTED,

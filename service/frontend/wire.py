@@ -13,6 +13,7 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from convoy.service.errors import BadRequest
+from convoy.service.frontend.transport.interface import Data
 
 NOTHING: Mapping[int, memoryview] = MappingProxyType({})
 LARGE = 1 << 16  # bytes; copying less takes less time than finding it
@@ -40,18 +41,18 @@ class Parser:
                 self._counted = depth
             kind = field.message_type
 
-    def parse(self, data: bytes) -> tuple[Any, Mapping[int, memoryview]]:
+    def parse(self, data: Data) -> tuple[Any, Mapping[int, memoryview]]:
         """Returns the message, and its large payloads by number: views of `data`, which the message has as empty bytes.
 
         Raises BadRequest.
         """
         rest, payloads = self._lifted(data)
         try:
-            return self._class.FromString(rest), payloads
+            return self._class.FromString(rest), payloads  # type: ignore[arg-type]  # a bytearray too
         except Exception:  # protobuf's DecodeError, and what its C core raises on bad UTF-8
             raise BadRequest(f"request is not a {self._name} message") from None
 
-    def _lifted(self, data: bytes) -> tuple[bytes, Mapping[int, memoryview]]:
+    def _lifted(self, data: Data) -> tuple[Data, Mapping[int, memoryview]]:
         if len(data) < LARGE or not self._numbers:
             return data, NOTHING
         lifting = _Lifting(data, self._numbers, self._counted)
@@ -91,7 +92,7 @@ class _AsItIs(Exception):
 class _Lifting:
     """One message, and the payloads lifted out of it so far."""
 
-    def __init__(self, data: bytes, numbers: list[int], counted: int) -> None:
+    def __init__(self, data: Data, numbers: list[int], counted: int) -> None:
         self.payloads: dict[int, memoryview] = {}
         self._data = data
         self._view = memoryview(data)
@@ -151,7 +152,7 @@ class _Lifting:
         return []
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def _varint(data: Data, at: int) -> tuple[int, int]:
     value = shift = 0
     while (byte := data[at]) >= 0x80:
         if shift > 63:

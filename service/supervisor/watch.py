@@ -361,10 +361,15 @@ def _address(bound: socket.socket) -> str:
 def serve(config: Config, repository: Path) -> int:
     """Serve a model repository until SIGTERM, SIGINT or SIGHUP; returns the exit code.
 
-    Raises BadConfig if the repository or a port cannot be used.
+    Raises BadConfig if the repository, the transport or a port cannot be used.
     """
     if not repository.is_dir():
         raise BadConfig(f"model repository {str(repository)!r} is not a directory: create it, or name another")
+    if config.server.transport == "nghttp2" and not machine.has_library(machine.HTTP2_LIBRARY):
+        raise BadConfig(
+            f"server.transport is 'nghttp2', but {machine.HTTP2_LIBRARY} is not installed (in Debian libnghttp2-14): "
+            "install it, or set it to 'auto' or 'grpcio'"
+        )
     sockets = Sockets(config.server)
     root = repository.absolute()  # not resolved: a symbolic link may be switched while the server runs
 

@@ -1,7 +1,7 @@
 """The least that a gRPC server in Python can do.
 
 `python -m tests.performance.echo BYTES SECONDS [KIND]` prints its port, and answers so many bytes after so long. KIND:
-`uvloop` or `asyncio`, the loops under grpc.aio, or `threads`.
+`uvloop` or `asyncio`, the loops under grpc.aio; `threads`; or `nghttp2`, our own transport on uvloop.
 """
 
 import asyncio
@@ -13,6 +13,10 @@ from typing import Any
 
 import grpc
 import uvloop
+
+from convoy.service.frontend.transport.http2 import Http2
+from convoy.service.frontend.transport.interface import Limits, Received, Service, Stream
+from convoy.service.frontend.transport.nghttp2 import Library
 
 METHOD = "/echo.Echo/Echo"
 STREAM = "/echo.Echo/Stream"
@@ -46,6 +50,24 @@ async def _on_a_loop(answer: bytes, seconds: float) -> None:
     await server.wait_for_termination()
 
 
+async def _on_nghttp2(answer: bytes, seconds: float) -> None:
+    async def echo(received: Received, deadline: int) -> bytes:
+        if seconds:
+            await asyncio.sleep(seconds)
+        return answer
+
+    async def stream(both: Stream) -> None:
+        while await both.read() is not None:
+            await both.write(answer)
+
+    limits = Limits(message_bytes=1 << 30, metadata_bytes=1 << 16, calls=10_000, min_ping_seconds=0)
+    service = Service("echo.Echo", {"Echo": echo}, {"Stream": stream})
+    server = Http2("127.0.0.1:0", [service], limits, Library())
+    await server.start()
+    print(server.addresses[0].rpartition(":")[2], flush=True)
+    await asyncio.Event().wait()
+
+
 def _in_threads(answer: bytes, seconds: float) -> None:
     def echo(request: bytes, context: Any) -> bytes:
         time.sleep(seconds)
@@ -69,8 +91,8 @@ def main() -> None:
     if kind == "threads":
         _in_threads(answer, seconds)
         return
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop if kind == "uvloop" else None) as runner:
-        runner.run(_on_a_loop(answer, seconds))
+    with asyncio.Runner(loop_factory=None if kind == "asyncio" else uvloop.new_event_loop) as runner:
+        runner.run(_on_nghttp2(answer, seconds) if kind == "nghttp2" else _on_a_loop(answer, seconds))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The tiny request: what one costs in each way in which grpcio can serve it, and in ours."""
+"""The tiny request: what one costs in each way in which grpcio or libnghttp2 can serve it, and in ours."""
 
 import statistics
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from tests.performance.trials import ratio
 
 ECHOES: dict[str, tuple[str, dict[str, str]]] = {
     "grpc.aio on uvloop": ("uvloop", {}),
+    "libnghttp2 on uvloop": ("nghttp2", {}),
     "grpc.aio on asyncio's loop": ("asyncio", {}),
     "the server of threads": ("threads", {}),
     "grpc.aio on uvloop, GRPC_POLL_STRATEGY=poll": ("uvloop", {"GRPC_POLL_STRATEGY": "poll"}),

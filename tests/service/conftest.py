@@ -9,7 +9,7 @@ import pytest
 from convoy.service.client.client import Client
 from tests.service import networks
 from tests.service.fake_vision import FakeVision, serving
-from tests.service.running import Server
+from tests.service.running import Server, skip_without
 
 
 def fill(repository: Path) -> Path:
@@ -30,8 +30,24 @@ def small_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fill(tmp_path_factory.mktemp("repository"))
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests that are marked `both_transports` run over each; all others over the one that a server chooses."""
+    if metafunc.definition.get_closest_marker("both_transports") is not None:
+        metafunc.parametrize("transport", ["nghttp2", "grpcio"], indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def transport(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The transport of the servers that start while the test runs."""
+    chosen = getattr(request, "param", "auto")
+    skip_without(chosen)
+    before, Server.transport = Server.transport, chosen
+    yield Server.transport
+    Server.transport = before
+
+
 @pytest.fixture(scope="module")
-def small(small_repository: Path) -> Iterator[Server]:
+def small(small_repository: Path, transport: str) -> Iterator[Server]:
     """A server with two front ends on the small networks, for tests that leave it as it was."""
     with Server(small_repository, ["server.frontends=2", "server.lame_duck_seconds=0"]) as server:
         yield server

@@ -14,13 +14,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
+
+from convoy.service import machine
 
 START_SECONDS = 60.0
 
 
+def skip_without(transport: str) -> None:
+    """Skips the test if it needs a library that is not installed."""
+    if transport == "nghttp2" and not machine.has_library(machine.HTTP2_LIBRARY):
+        pytest.skip(f"{machine.HTTP2_LIBRARY} is not installed")
+
+
 class Server:
     """`convoy serve` on a repository. `grpc` is HOST:PORT; `http` and `metrics` are base URLs."""
+
+    transport = "auto"  # of servers to be started, unless their settings say otherwise
 
     def __init__(
         self,
@@ -34,7 +45,7 @@ class Server:
         self.log: list[dict[str, Any]] = []
         command = [str(Path(sys.executable).with_name("convoy")), "serve", "--repository", str(repository)]
         ports = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
-        options = [part for setting in settings for part in ("--set", setting)]
+        options = [part for setting in (f"server.transport={self.transport}", *settings) for part in ("--set", setting)]
         self.process = subprocess.Popen(
             [*command, *ports, *options],
             stdin=subprocess.DEVNULL,

@@ -41,7 +41,7 @@ SHAPES: dict[str, list[str | int] | None] = {
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, transport: str) -> Iterator[Server]:
     root: Path = tmp_path_factory.mktemp("repository")
     networks.save(networks.classifier(), root, "letters")
     networks.save(networks.with_strings(), root, "strings")
@@ -71,6 +71,7 @@ def test_input_without_a_shape_takes_any_rank(server: Server, shape: tuple[int, 
     assert (found == 2).all()
 
 
+@pytest.mark.both_transports
 @pytest.mark.parametrize("kilobytes", [6, 9, 12, 15, 16, 32])
 def test_large_tokens_in_the_headers_are_taken(server: Server, kilobytes: int) -> None:
     with grpc.insecure_channel(server.grpc, [("grpc.use_local_subchannel_pool", 1)]) as channel:
@@ -79,9 +80,10 @@ def test_large_tokens_in_the_headers_are_taken(server: Server, kilobytes: int) -
             assert ready(b"", metadata=[("authorization", "x" * (kilobytes << 10))]).live
 
 
+@pytest.mark.both_transports
 def test_headers_over_the_limit_are_refused(server: Server) -> None:
     with grpc.insecure_channel(server.grpc) as channel, pytest.raises(grpc.RpcError) as refused:
-        method(channel, "ServerLive")(b"", metadata=[("authorization", "x" * (70 << 10))])
+        method(channel, "ServerLive")(b"", metadata=[(name, "x" * (35 << 10)) for name in ("authorization", "baggage")])
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 

@@ -31,7 +31,7 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 @pytest.fixture(scope="module")
-def counted(small_repository: Path) -> Iterator[Server]:
+def counted(small_repository: Path, transport: str) -> Iterator[Server]:
     """A server with two front ends that has answered a known load: 60 labels, 25 class maps, 7 bad images."""
     with Server(small_repository, ["server.frontends=2", "server.lame_duck_seconds=0"]) as server:
 
@@ -141,6 +141,7 @@ def test_the_provider_shows_in_the_metrics(counted: Server) -> None:
     assert counted.total("convoy_model_ready", model="letters", version="1", provider="CPUExecutionProvider") == 1
 
 
+@pytest.mark.both_transports
 def test_health_is_told_for_the_server_its_services_and_each_model(counted: Server) -> None:
     with grpc.insecure_channel(counted.grpc) as channel:
         check = health_pb2_grpc.HealthStub(channel).Check
@@ -151,6 +152,7 @@ def test_health_is_told_for_the_server_its_services_and_each_model(counted: Serv
         assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
+@pytest.mark.both_transports
 def test_a_watcher_sees_the_server_drain(tmp_path: Path) -> None:
     networks.save(networks.classifier(), tmp_path, "letters")
     with Server(tmp_path, ["server.lame_duck_seconds=1"]) as server, grpc.insecure_channel(server.grpc) as channel:
@@ -163,6 +165,7 @@ def test_a_watcher_sees_the_server_drain(tmp_path: Path) -> None:
         assert server.process.wait(20) == 0
 
 
+@pytest.mark.both_transports
 def test_reflection_describes_every_service_and_its_messages(counted: Server) -> None:
     with grpc.insecure_channel(counted.grpc) as channel:
         database = ProtoReflectionDescriptorDatabase(channel)

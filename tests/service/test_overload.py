@@ -20,7 +20,7 @@ from tests.service.test_vision import encoded, grey
 
 
 @pytest.fixture(scope="module")
-def busy(small_repository: Path) -> Iterator[Server]:
+def busy(small_repository: Path, transport: str) -> Iterator[Server]:
     """A server whose queues are short: four images wait at most."""
     settings = ["batching.max_queue=4", "batching.max_batch_size=2", "server.lame_duck_seconds=0"]
     with Server(small_repository, settings) as server:
@@ -101,6 +101,7 @@ def test_an_objective_that_is_given_is_the_deadline_of_requests_without_one(smal
         assert method(channel, "Classify")(request(1), timeout=30).results[0].classification.labels
 
 
+@pytest.mark.both_transports
 def test_a_request_whose_deadline_passes_in_the_queue_never_runs_and_is_counted(small_repository: Path) -> None:
     settings = ["batching.policy=eager", "batching.max_batch_size=2", "server.lame_duck_seconds=0"]
     with Server(small_repository, settings) as server, grpc.insecure_channel(server.grpc) as channel:
@@ -116,6 +117,7 @@ def test_a_request_whose_deadline_passes_in_the_queue_never_runs_and_is_counted(
         assert missed(server) == 3
 
 
+@pytest.mark.both_transports
 def test_a_deadline_that_has_passed_on_arrival_never_reaches_the_engine(busy: Server) -> None:
     before, misses = ran(busy), busy.total("convoy_deadline_misses_total")
     # gRPC rounds a caller's deadline up to milliseconds; this one counts microseconds from the arrival.
@@ -131,6 +133,7 @@ def test_a_deadline_that_has_passed_on_arrival_never_reaches_the_engine(busy: Se
     assert busy.total("convoy_deadline_misses_total") - misses == 5
 
 
+@pytest.mark.both_transports
 def test_a_cancelled_caller_leaves_its_neighbours_alone_and_is_counted(busy: Server) -> None:
     before, cancelled = ran(busy), busy.total("convoy_cancelled_total")
     with grpc.insecure_channel(busy.grpc) as channel:
@@ -160,6 +163,7 @@ def test_a_cancelled_caller_that_waited_alone_is_no_longer_counted_as_waiting(bu
     assert_all_slots_are_freed(busy)
 
 
+@pytest.mark.both_transports
 def test_a_caller_that_goes_while_its_batch_runs_frees_its_slot(busy: Server) -> None:
     with grpc.insecure_channel(busy.grpc) as channel:
         before = busy.total("convoy_batches_total", model="slow")
@@ -238,7 +242,7 @@ def test_too_many_requests_at_once_are_refused_with_a_hint(small_repository: Pat
 
 
 @pytest.fixture(scope="module")
-def tight(small_repository: Path) -> Iterator[Server]:
+def tight(small_repository: Path, transport: str) -> Iterator[Server]:
     """A server that takes 300 kB of requests at a time, and runs one image at a time."""
     limits = ["limits.inflight_bytes=300000", "limits.max_message_bytes=200000"]
     with Server(small_repository, [*limits, "batching.max_batch_size=1", "server.lame_duck_seconds=0"]) as server:
@@ -277,6 +281,7 @@ def test_bytes_in_flight_never_exceed_their_bound_and_what_does_not_fit_is_refus
     assert tight.total("convoy_in_flight_bytes") == 0
 
 
+@pytest.mark.both_transports
 def test_bytes_in_flight_fall_to_nothing_after_errors_and_cancels(tight: Server) -> None:
     broken = large()
     broken.images[0].raw.width_px += 1
@@ -300,6 +305,7 @@ def test_bytes_in_flight_fall_to_nothing_after_errors_and_cancels(tight: Server)
     assert tight.wait_for_total("convoy_in_flight_bytes", 0) == 0
 
 
+@pytest.mark.both_transports
 def test_a_storm_of_cancels_at_every_stage_leaves_nothing_behind_and_mixes_nothing_up(small: Server) -> None:
     rng = np.random.default_rng(5)
 

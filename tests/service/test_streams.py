@@ -58,6 +58,7 @@ def lonely(small_repository: Path) -> Iterator[Server]:
         yield server
 
 
+@pytest.mark.both_transports
 def test_every_request_of_a_stream_gets_its_own_answer_with_its_own_id(channel: grpc.Channel) -> None:
     responses = list(stream(channel, "ClassifyStream")(ask(number) for number in range(300)))
     assert sorted(response.id for response in responses) == list(range(300))
@@ -73,6 +74,7 @@ def test_ids_are_the_callers_business(channel: grpc.Channel) -> None:
     assert sorted(response.id for response in responses) == [4, 2**64 - 1, 2**64 - 1]
 
 
+@pytest.mark.both_transports
 def test_bad_request_fails_alone_with_what_a_calls_status_would_say(channel: grpc.Channel) -> None:
     late = ask(7, "slow", deadline_seconds=1e-6)
     bad = [
@@ -149,6 +151,7 @@ def test_flow_control_holds_a_caller_back_that_sends_too_much(lonely: Server) ->
     assert_all_slots_are_freed(lonely)
 
 
+@pytest.mark.both_transports
 def test_each_requests_deadline_is_its_own(lonely: Server) -> None:
     with grpc.insecure_channel(lonely.grpc) as channel:
         line = Line(channel)
@@ -166,6 +169,7 @@ def test_each_requests_deadline_is_its_own(lonely: Server) -> None:
     assert lonely.total("convoy_batch_size_sum", model="slow") == 2
 
 
+@pytest.mark.both_transports
 def test_the_streams_deadline_is_that_of_all_its_requests(lonely: Server) -> None:
     with grpc.insecure_channel(lonely.grpc) as channel:
         line = Line(channel, timeout=0.3)
@@ -177,6 +181,7 @@ def test_the_streams_deadline_is_that_of_all_its_requests(lonely: Server) -> Non
     assert_all_slots_are_freed(lonely)
 
 
+@pytest.mark.both_transports
 def test_cancelled_stream_cancels_what_is_queued(lonely: Server) -> None:
     before = lonely.total("convoy_batch_size_sum", model="slow")
     with grpc.insecure_channel(lonely.grpc) as channel:
@@ -190,6 +195,7 @@ def test_cancelled_stream_cancels_what_is_queued(lonely: Server) -> None:
     assert lonely.total("convoy_batch_size_sum", model="slow") - before <= 2
 
 
+@pytest.mark.both_transports
 def test_storm_of_streams_that_break_off_leaves_nothing_behind(small: Server) -> None:
     log = len(small.log)
     random = np.random.default_rng(3)
@@ -214,6 +220,7 @@ def test_storm_of_streams_that_break_off_leaves_nothing_behind(small: Server) ->
     assert [record for record in small.log[log:] if record.get("level") in ("error", "raw")] == []
 
 
+@pytest.mark.both_transports
 def test_stream_ends_in_order_when_the_server_drains(small_repository: Path) -> None:
     settings = ["server.lame_duck_seconds=0.2", "batching.max_batch_size=1"]
     with Server(small_repository, settings) as server, grpc.insecure_channel(server.grpc) as channel:
@@ -270,6 +277,7 @@ def tensors(value: float, model: str = "doubler", rows: int = 1) -> inference_pb
     return request
 
 
+@pytest.mark.both_transports
 def test_tensors_of_a_stream_are_answered_in_the_order_of_their_requests(channel: grpc.Channel) -> None:
     image = infer_request("slow", np.zeros((1, 8, 8, 1), np.uint8), "image", "UINT8")
     image.id = "slow"
@@ -310,6 +318,7 @@ def test_bad_tensors_fail_alone_in_words_and_the_stream_goes_on(channel: grpc.Ch
     assert found[3][2] == "request is not a inference.ModelInferRequest message"
 
 
+@pytest.mark.both_transports
 def test_large_tensors_of_a_stream_come_whole(channel: grpc.Channel) -> None:
     lengths = (200_000, 3, 100_000)
     requests = [infer_request("compressor", np.arange(1, length, dtype=np.float32)) for length in lengths]

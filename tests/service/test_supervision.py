@@ -26,7 +26,7 @@ from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 from convoy.service.supervisor.watch import Sockets
 from tests.service import networks
 from tests.service.calls import method
-from tests.service.running import Server
+from tests.service.running import Server, skip_without
 from tests.service.test_overload import _best, _wait_until, assert_all_slots_are_freed, ran, request
 from tests.service.test_vision import encoded, grey
 
@@ -123,6 +123,7 @@ def test_a_killed_front_end_is_restarted_and_what_it_had_waiting_is_not_run(smal
         assert_all_slots_are_freed(server)
 
 
+@pytest.mark.both_transports
 def test_sigterm_is_not_ready_at_once_answers_what_was_accepted_and_ends_with_0(small_repository: Path) -> None:
     with Server(small_repository, ["server.lame_duck_seconds=0.5"]) as server:
         children = server.children()
@@ -177,6 +178,7 @@ def test_a_front_end_that_dies_while_the_server_drains_is_not_followed_by_anothe
         assert not any("restarting in" in record["message"] for record in server.log)
 
 
+@pytest.mark.both_transports
 def test_an_idle_server_ends_well_within_five_seconds_of_sigterm(small_repository: Path) -> None:
     with Server(small_repository) as server:
         began = time.monotonic()
@@ -311,17 +313,20 @@ def test_a_server_told_to_use_cuda_without_it_is_not_ready_and_says_why(small_re
 def test_no_process_of_the_server_loads_torch_or_onnx(small: Server) -> None:
     for pid in small.children().values():
         mapped = Path(f"/proc/{pid}/maps").read_text()
-        assert "onnxruntime" in mapped or "cygrpc" in mapped  # the control: libraries do show in this file
+        assert "onnxruntime" in mapped or "uvloop" in mapped  # the control: libraries do show in this file
         assert "/torch/" not in mapped
         assert "/onnx/" not in mapped
 
 
-def test_only_the_engine_loads_onnxruntime_and_only_front_ends_load_grpc(small: Server) -> None:
+def test_only_the_engine_loads_onnxruntime_and_only_front_ends_load_what_speaks_grpc(small: Server) -> None:
+    skip_without("nghttp2")
     children = small.children()
     engine, front_end = (Path(f"/proc/{children[kind]}/maps").read_text() for kind in ("engine", "frontend"))
     assert "onnxruntime" in engine
+    assert "nghttp2" not in engine
     assert "cygrpc" not in engine
-    assert "cygrpc" in front_end
+    assert "nghttp2" in front_end
+    assert "cygrpc" not in front_end
     assert "onnxruntime" not in front_end
 
 

@@ -68,6 +68,7 @@ def test_the_five_most_probable_labels_come_where_nobody_says_how_many(client: C
     assert len(client.classify(grey(1), "letters", top_k=99).labels) == networks.CLASSES
 
 
+@pytest.mark.both_transports
 def test_64_concurrent_callers_ride_in_batches_and_each_gets_its_own_answer(
     small: Server, offline: onnxruntime.InferenceSession
 ) -> None:
@@ -346,6 +347,7 @@ def test_an_image_too_large_for_a_model_of_any_size_is_refused(client: Client) -
         client.segment(np.zeros((2100, 2100), np.uint8), "colours")
 
 
+@pytest.mark.both_transports
 def test_a_message_over_the_limit_is_resource_exhausted(channel: grpc.Channel) -> None:
     request = pb.ClassifyRequest(model="letters", images=[pb.Image(encoded=bytes(64 << 20))])
     with pytest.raises(grpc.RpcError) as caught:

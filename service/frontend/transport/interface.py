@@ -10,18 +10,22 @@ from typing import NamedTuple, Protocol
 
 from convoy.service.errors import ConvoyError
 
+Data = bytes | bytearray
+
 
 class Received(NamedTuple):
     """An unparsed message: its arrival is stamped before parsing, and a malformed one gets the usual status."""
 
-    data: bytes
+    data: Data
     arrived: float  # seconds of CLOCK_MONOTONIC, as all points in time
 
 
 class Stream(Protocol):
     """A call that streams in both directions."""
 
-    deadline: float  # of the call; inf: none
+    @property
+    def deadline(self) -> float:
+        """The deadline of the call; inf: none."""
 
     async def read(self) -> Received | None:
         """Returns the next message, or None once the caller has sent all."""
@@ -32,7 +36,8 @@ class Stream(Protocol):
 
 # Accepts a message and the call's deadline (inf: none); returns the answer or the refusal.
 Unary = Callable[[Received, float], Awaitable[bytes | ConvoyError]]
-Streaming = Callable[[Stream], Awaitable[None]]
+# Returns the refusal that ends the call; None: all went well.
+Streaming = Callable[[Stream], Awaitable[ConvoyError | None]]
 
 
 class Service(NamedTuple):
@@ -52,14 +57,16 @@ class Transport(Protocol):
     async def stop(self, seconds: float) -> None:
         """Stops accepting calls, and cancels those in flight after `seconds`."""
 
-    async def set_health(self, service: str, serving: bool) -> None:
-        """Sets what grpc.health.v1 reports for a name; the empty name is the server."""
-
 
 class Limits(NamedTuple):
-    """Limits that a transport enforces by itself."""
+    """Limits that a transport enforces by itself. Ages are in seconds; 0: none."""
 
     message_bytes: int
     metadata_bytes: int
     calls: int  # concurrent
     min_ping_seconds: float  # between two pings of a client
+    receiving_bytes: int = 1 << 30  # of messages that are not complete, on all connections together
+    connection_calls: int = 0  # concurrent on one connection; 0: as many as `calls`
+    connection_age: float = 0  # after which a connection accepts no more calls
+    connection_grace: float = 0  # for its calls to end after that
+    connection_idle: float = 0  # without a call, after which a connection is closed

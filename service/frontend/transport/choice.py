@@ -1,0 +1,59 @@
+"""Chooses the transport: libnghttp2 where it can be loaded, else grpcio. Only the modules of one are imported."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+from convoy.service.frontend.transport.interface import Limits, Service, Transport
+
+log = logging.getLogger(__name__)
+
+# Builds a transport on the running loop, for an address.
+Make = Callable[[str, Sequence[Service], Limits], Transport]
+
+
+class Choice(NamedTuple):
+    """A transport: its name, the version of its library, and how it is made."""
+
+    name: str
+    version: str
+    make: Make
+
+    @property
+    def extension(self) -> str:
+        """Its name among the extensions of the server, by which clients see it."""
+        return f"convoy_transport:{self.name}"
+
+
+def choose(setting: Literal["auto", "nghttp2", "grpcio"]) -> Choice:
+    """Returns the transport that `server.transport` asks for, and logs its name.
+
+    Raises NoLibrary if it asks for a library that is not there; the supervisor has looked before.
+    """
+    choice = _grpcio() if setting == "grpcio" else _nghttp2(fall_back=setting == "auto")
+    log.info("gRPC is served by %s %s", choice.name, choice.version)
+    return choice
+
+
+def _nghttp2(*, fall_back: bool) -> Choice:
+    from convoy.service.frontend.transport import nghttp2  # noqa: PLC0415
+    from convoy.service.frontend.transport.http2 import Http2  # noqa: PLC0415
+
+    try:
+        library = nghttp2.Library()
+    except nghttp2.NoLibrary as error:
+        if not fall_back:
+            raise
+        log.warning("%s: calls cost several times the CPU time without it", error)
+        return _grpcio()
+    return Choice(
+        "nghttp2", library.version, lambda address, services, limits: Http2(address, services, limits, library)
+    )
+
+
+def _grpcio() -> Choice:
+    import grpc  # noqa: PLC0415
+
+    from convoy.service.frontend.transport.grpc_aio import GrpcAio  # noqa: PLC0415
+
+    return Choice("grpcio", grpc.__version__, GrpcAio)

@@ -1,0 +1,132 @@
+"""The transport on libnghttp2: sockets, and the connections that are accepted from them."""
+
+import asyncio
+import os
+import resource
+import socket
+import ssl
+import stat
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from convoy.service.frontend.transport.connection import Connection
+from convoy.service.frontend.transport.hub import Hub, Method
+from convoy.service.frontend.transport.interface import Limits, Service
+from convoy.service.frontend.transport.nghttp2 import Library
+
+_BACKLOG = 4096
+_LOOK_SECONDS = 1.0
+_UNIX = "unix:"
+
+
+class Http2:
+    """See Transport. Constructed on the running loop."""
+
+    def __init__(
+        self,
+        address: str,
+        services: Sequence[Service],
+        limits: Limits,
+        library: Library,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """`address` is HOST:PORT, [HOST]:PORT or unix:PATH; `tls` must offer h2 by ALPN."""
+        self._address = address
+        self._tls = tls
+        self._hub = Hub(library, _by_path(services), limits)
+        self._servers: list[asyncio.Server] = []
+        self._looking: asyncio.TimerHandle | None = None
+        self.addresses: list[str] = []  # where it listens, once it is started
+
+    async def start(self) -> None:
+        """See Transport. Raises OSError if the address is taken."""
+        _allow_many_connections()
+        loop, hub = asyncio.get_running_loop(), self._hub
+        for listening in await _sockets(self._address):
+            name = listening.getsockname()
+            self.addresses.append(_UNIX + name if isinstance(name, str) else _text(name))
+            make = loop.create_unix_server if listening.family == socket.AF_UNIX else loop.create_server
+            server = await make(lambda: Connection(hub), sock=listening, ssl=self._tls, backlog=_BACKLOG)
+            self._servers.append(server)
+        self._look()
+
+    async def stop(self, seconds: float) -> None:
+        """See Transport."""
+        for server in self._servers:
+            server.close()
+        hub = self._hub
+        for connection in list(hub.connections):
+            connection.leave(seconds / 2)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(hub.emptied.wait(), seconds)
+        for connection in list(hub.connections):
+            connection.cancel()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(hub.emptied.wait(), _LOOK_SECONDS)
+        for connection in list(hub.connections):
+            connection.abort()
+        await hub.emptied.wait()
+        if self._looking is not None:
+            self._looking.cancel()
+
+    def _look(self) -> None:
+        self._hub.look_round()
+        self._looking = self._hub.loop.call_later(_LOOK_SECONDS, self._look)
+
+
+def _by_path(services: Sequence[Service]) -> dict[bytes, Method]:
+    found = {}
+    for service in services:
+        for name, unary in service.unary.items():
+            found[f"/{service.name}/{name}".encode()] = Method(unary, None)
+        for name, streaming in service.streaming.items():
+            found[f"/{service.name}/{name}".encode()] = Method(None, streaming)
+    return found
+
+
+def _allow_many_connections() -> None:
+    # A connection is a file. The usual limit of 1024 is there for programs that use select().
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+async def _sockets(address: str) -> list[socket.socket]:
+    if address.startswith(_UNIX):
+        return [_unix_socket(Path(address.removeprefix(_UNIX)))]
+    host, _, port = address.rpartition(":")
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(
+        host.strip("[]") or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    return [_bound(family, where) for family, _, _, _, where in dict.fromkeys(found)]
+
+
+def _bound(family: int, where: tuple[object, ...]) -> socket.socket:
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setblocking(False)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # several front ends
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # inherited: finds callers that are gone
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, where[0] != "::")  # [::] means both
+        listening.bind(where)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
+
+
+def _unix_socket(path: Path) -> socket.socket:
+    with suppress(FileNotFoundError):
+        if stat.S_ISSOCK(os.stat(path).st_mode):  # noqa: PTH116  left behind by another server
+            path.unlink()
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listening.setblocking(False)
+    listening.bind(str(path))
+    return listening
+
+
+def _text(name: tuple[object, ...]) -> str:
+    return f"[{name[0]}]:{name[1]}" if len(name) == 4 else f"{name[0]}:{name[1]}"
