@@ -5,6 +5,7 @@ scrape. So the sums are exact over all processes and survive a killed one.
 """
 
 import asyncio
+import collections
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -95,6 +96,14 @@ LAST_INFERENCE = Gauge(
 def count_request(model: str, version: str, method: str, code: str, seconds: float) -> None:
     """Count a request that was answered `seconds` after its arrival."""
     _add(_request_counters(model, version, method, code), seconds, 1)
+
+
+def count_requests(model: str, version: str, method: str, code: str, seconds: Sequence[float]) -> None:
+    """Count requests that were answered together, each `seconds` after its own arrival."""
+    total, buckets = _request_counters(model, version, method, code)
+    total.inc(sum(seconds))
+    for bucket, times in collections.Counter([bisect_left(_SECONDS, each) for each in seconds]).items():
+        buckets[bucket].inc(times)
 
 
 def count_images(model: str, version: str, images: int, seconds: Sequence[float]) -> None:

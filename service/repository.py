@@ -63,6 +63,7 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
     batched: bool = False  # several requests may share a run along the first dimension
     max_batch_size: int = 1
     batch_size: int = 1  # images in the most efficient batch, as far as known before it serves
+    row_seconds: float | None = None  # of an image or tensor in a batch of that size; None: not measured
     max_queue_delay_ms: float = 0.0
     buckets: Buckets = NONE
 

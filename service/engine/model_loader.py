@@ -17,7 +17,9 @@ from convoy.service.buckets import Buckets, Size
 from convoy.service.config import Config
 from convoy.service.engine.instances import Together
 from convoy.service.engine.learned_buckets import MOST_PADDING, choose
+from convoy.service.engine.profiles import Profile
 from convoy.service.engine.profiling import shapes, warm
+from convoy.service.engine.scheduler.latency_model import RunTimes
 from convoy.service.engine.session import Session
 from convoy.service.engine.session_builder import Loaded, load
 from convoy.service.errors import BadConfig, BadMetadata, BadModelFile
@@ -306,6 +308,12 @@ def _suspect(name: str, version: int, stamp: Stamp) -> Suspect:
     return Suspect(name, version, text)
 
 
+def _row_seconds(profile: Profile) -> float:
+    """Returns the seconds of one row in the most efficient batch."""
+    size = profile.batch_size
+    return RunTimes(max(profile.batches), profile.seconds).predict(size) / size
+
+
 def _versions(listing: Listing) -> list[int]:
     """Returns the versions in descending order; 0 stands for those of a folder that cannot be read."""
     found = sorted({*listing.files, *listing.missing}, reverse=True)
@@ -331,6 +339,7 @@ def _row(name: str, model: _Model, version: int, loaded: Loaded | None) -> Versi
         batched=session.batched,
         max_batch_size=loaded.limits.max_batch_size,
         batch_size=min((profile.batch_size for profile in loaded.profiles), default=1),
+        row_seconds=max([_row_seconds(profile) for profile in loaded.profiles], default=None),
         max_queue_delay_ms=loaded.limits.max_queue_delay * 1000,
         buckets=loaded.buckets,
     )

@@ -71,8 +71,8 @@ def compute(session: Session, requests: Sequence[Request]) -> Run:
     except Exception as error:  # whatever the network or onnxruntime raised ends this batch only
         if len(requests) > 1:
             return _alone(session, requests)
-        if requests[0].image[0] and requests[0].rows > 1:
-            return _images_alone(session, requests[0])
+        if requests[0].apart and requests[0].rows > 1:
+            return _rows_alone(session, requests[0])
         log.warning("a run failed", exc_info=error)
         known = error if isinstance(error, ConvoyError) and not isinstance(error, RunFailed) else None
         return Run(requests, [], [_failed(requests[0], known or RunFailed(FAILED))])
@@ -83,8 +83,8 @@ def _alone(session: Session, requests: Sequence[Request]) -> Run:
     return Run(requests, [size for one in runs for size in one.batches], [end for one in runs for end in one.ended])
 
 
-def _images_alone(session: Session, request: Request) -> Run:
-    """Runs each image of a shared slot alone, because one of them may have failed the common run."""
+def _rows_alone(session: Session, request: Request) -> Run:
+    """Runs each row of a shared slot alone, because one of them may have failed the common run."""
     failed = []
     good: list[Answer] = []
     batches: list[tuple[int, Times]] = []

@@ -66,6 +66,10 @@ class Call:
             self._inside = True
         self.check_deadline()
 
+    def leave(self) -> None:
+        """Ends a request that is counted elsewhere, together with others."""
+        self._gate.leave(self._nbytes)
+
     def refuse(self, error: Exception) -> ConvoyError:
         """Counts a refusal and returns the error for the caller. Details of an internal error go only to the log."""
         if isinstance(error, ConvoyError):
@@ -119,13 +123,11 @@ class Call:
             raise DeadlinePassed("deadline passed before the image reached the queue")
 
 
-def observe(call: Call, prepared: Sequence[float], times: Times, images: int = 1) -> list[float]:
-    """Records images that were answered together, and their stages, in the metrics.
+def stage_seconds(call: Call, prepared: Sequence[float], times: Times, done: float) -> list[float]:
+    """Returns the seconds per stage, in the order of metrics.STAGES, and in total from the request's arrival to `done`.
 
-    prepared  when their preparation began, when they were decoded, and when they were in their slot
-    returns   seconds per stage, in the order of metrics.STAGES, and in total from the request's arrival to the result
+    prepared  when preparation began, when images were decoded, and when they were in their slot
     """
-    done = time.monotonic()
     ends = (
         call.arrived,
         *prepared,  # the first ends `receive`: parsing, and the wait for a thread
@@ -135,9 +137,15 @@ def observe(call: Call, prepared: Sequence[float], times: Times, images: int = 1
         times.done,
         done,  # postprocess: including the transfer from the engine
     )
-    stages = [end - begin for begin, end in pairwise(ends)]
-    metrics.count_images(call.model, call.version, images, stages)
-    return [*stages, done - call.arrived]
+    return [*(end - begin for begin, end in pairwise(ends)), done - call.arrived]
+
+
+def observe(call: Call, prepared: Sequence[float], times: Times, images: int = 1) -> list[float]:
+    """Records images that were answered together, and their stages, in the metrics. Returns their times: see
+    stage_seconds."""
+    seconds = stage_seconds(call, prepared, times, time.monotonic())
+    metrics.count_images(call.model, call.version, images, seconds[:-1])
+    return seconds
 
 
 def count_refusal(call: Call, error: ConvoyError) -> None:

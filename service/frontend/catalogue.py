@@ -19,6 +19,7 @@ class Catalogue:
         self.table = Table()
         self._release = release
         self._users: Counter[tuple[str, int]] = Counter()
+        self._by_task: dict[tuple[str, int, Task], Version] = {}  # answers of `for_task` for this table
         self._leaving: set[tuple[str, int]] = set()
 
     def update(self, table: Table) -> None:
@@ -27,6 +28,7 @@ class Catalogue:
             return
         before, after = _ready(self.table), _ready(table)
         self.table = table
+        self._by_task.clear()
         self._leaving = (self._leaving | before) - after
         for version in list(self._leaving):
             self._release_if_unused(version)
@@ -34,12 +36,17 @@ class Catalogue:
     @contextmanager
     def using(self, row: Version) -> Iterator[None]:
         """Counts a request that refers to `row` for as long as it lasts."""
-        version = (row.model, row.version)
-        self._users[version] += 1
+        self.hold(row, 1)
         try:
             yield
         finally:
-            self._users[version] -= 1
+            self.hold(row, -1)
+
+    def hold(self, row: Version, change: int) -> None:
+        """Adds `change` to the number of requests that refer to `row`."""
+        version = (row.model, row.version)
+        self._users[version] += change
+        if change < 0:
             self._release_if_unused(version)
 
     def users(self, row: Version) -> int:
@@ -52,6 +59,9 @@ class Catalogue:
 
         Raises UnknownModel, ModelUnavailable, and BadRequest if the model is for something else.
         """
+        known = self._by_task.get((model, version, task))
+        if known is not None:
+            return known
         if version < 0:
             raise BadRequest(f"version is {version}, want 0 or more")
         row = self.table.serving(model or self._only(task), version)
@@ -61,6 +71,7 @@ class Catalogue:
             raise BadRequest(f"model {row.model!r} is for {row.document.task}, want {task}")
         if row.document.input is None:
             raise BadRequest(f"model {row.model!r} accepts no images, but a {row.document.takes}, over ModelInfer")
+        self._by_task[model, version, task] = row
         return row
 
     def _only(self, task: Task) -> str:

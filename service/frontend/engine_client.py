@@ -74,12 +74,31 @@ class Lease:
     async def run(
         self, version: Version, *, rows: int, in_flight: int, deadline: float, low_priority: bool = False
     ) -> Result:
-        """Sends the request and waits. Returns the answer, and the outputs by name.
+        """Sends the request and waits. Returns the answer, and the outputs by number. See `begin`.
+
+        Raises the engine's error: QueueFull, DeadlinePassed, RunFailed, ModelUnavailable, UnknownModel.
+        """
+        sent = self.begin(version, rows=rows, in_flight=in_flight, deadline=deadline, low_priority=low_priority)
+        answer, outputs = await sent
+        self.finished(answer)
+        return answer, outputs
+
+    def begin(
+        self,
+        version: Version,
+        *,
+        rows: int,
+        in_flight: int,
+        deadline: float,
+        low_priority: bool = False,
+        apart: bool | None = None,
+    ) -> "asyncio.Future[Result]":
+        """Sends the request. The answer, and the outputs by number, are in the future.
 
         rows       images or tensors side by side in the slot
         in_flight  requests of this model in flight in this front end, including this one
         deadline   in seconds of CLOCK_MONOTONIC, or inf
-        Raises the engine's error: QueueFull, DeadlinePassed, RunFailed, ModelUnavailable, UnknownModel.
+        apart      whether a row that fails leaves the others alone; by default where they are images
         """
         now = time.monotonic()
         self.request = Request(
@@ -95,10 +114,13 @@ class Lease:
             outputs=self._outputs,
             image=(self.placement.height, self.placement.width),
             in_flight=in_flight,
+            apart=self.placement.height > 0 if apart is None else apart,
         )
-        answer, outputs = await self._client.send(self, self.request)
+        return self._client.send(self, self.request)
+
+    def finished(self, answer: Answer) -> None:
+        """Records the answer to the request."""
         self._done = answer.times.done
-        return answer, outputs
 
     def release(self) -> None:
         """Ends the owner's use. The memory is freed once no engine may access it either. A second call does nothing."""

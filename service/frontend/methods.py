@@ -11,8 +11,9 @@ from convoy.service.errors import ConvoyError
 from convoy.service.frontend import status
 from convoy.service.frontend.admission import Gate
 from convoy.service.frontend.call import Call
+from convoy.service.frontend.coalescing import Coalescer, PromptMethod
 from convoy.service.frontend.streams import Conversation, Reply
-from convoy.service.frontend.transport.interface import Received, Service, Stream
+from convoy.service.frontend.transport.interface import Prompt, Received, Service, Stream
 from convoy.service.frontend.wire import LENGTH, Parser, block, tag
 from convoy.service.pb import inference_pb2 as pb
 
@@ -30,14 +31,21 @@ _PAYLOADS = {
 }
 
 
-def service_of(descriptor: ServiceDescriptor, servicer: object, gate: Gate, max_stream_requests: int) -> Service:
+def service_of(
+    descriptor: ServiceDescriptor,
+    servicer: object,
+    gate: Gate,
+    max_stream_requests: int,
+    coalescer: Coalescer | None = None,
+) -> Service:
     """Returns the methods of a service that `servicer` implements.
 
     A method is `async def Name(request, call) -> response` and raises ConvoyError. It serves the unary `Name` and its
     stream. The stream is `NameStream`, whose messages each contain a request of `Name`, or ModelStreamInfer, whose
-    messages are requests of ModelInfer.
+    messages are requests of ModelInfer. Requests of `servicer.joinable` may travel together.
     """
-    service = Service(descriptor.full_name, {}, {})
+    prompt: dict[str, Prompt] = {}
+    service = Service(descriptor.full_name, {}, {}, prompt)
     for method in descriptor.methods:
         implementation = getattr(servicer, method.name.replace("Stream", ""), None)
         if implementation is None:
@@ -46,7 +54,10 @@ def service_of(descriptor: ServiceDescriptor, servicer: object, gate: Gate, max_
             form = Tensors(method) if method.name == "ModelStreamInfer" else Envelopes(method)
             service.streaming[method.name] = StreamMethod(method, implementation, gate, form, max_stream_requests)
         else:
-            service.unary[method.name] = UnaryMethod(method, implementation, gate)
+            unary = service.unary[method.name] = UnaryMethod(method, implementation, gate)
+            if coalescer is not None and method.name in getattr(servicer, "joinable", ()):
+                joinable: Any = servicer
+                prompt[method.name] = PromptMethod(method.name, unary.parser, joinable, gate, coalescer)
     return service
 
 
@@ -55,7 +66,7 @@ class UnaryMethod:
 
     def __init__(self, method: MethodDescriptor, implementation: Implementation, gate: Gate) -> None:
         self._name = method.name
-        self._parser = Parser(method.input_type, _PAYLOADS.get(method.name))
+        self.parser = Parser(method.input_type, _PAYLOADS.get(method.name))
         self._implementation = implementation
         self._gate = gate
 
@@ -63,7 +74,7 @@ class UnaryMethod:
         with Call(self._name, received, deadline, self._gate) as call:
             try:
                 call.enter()
-                request, call.payloads = self._parser.parse(received.data)
+                request, call.payloads = self.parser.parse(received.data)
                 response = await self._implementation(request, call)
                 return response if isinstance(response, bytes) else response.SerializeToString()
             except Exception as error:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from convoy.service import metadata, metric_files, metrics
 from convoy.service.config import LimitsConfig
 from convoy.service.dtypes import DATATYPES
-from convoy.service.errors import BadRequest, BadTensor, NotOffered, named
-from convoy.service.frontend import tensors
+from convoy.service.errors import BadRequest, BadTensor, ConvoyError, NotOffered, RunFailed, named
+from convoy.service.frontend import encoding, tensors
 from convoy.service.frontend.call import Call, observe
 from convoy.service.frontend.catalogue import Catalogue
+from convoy.service.frontend.coalescing import Row, pays
 from convoy.service.frontend.engine_client import EngineClient
 from convoy.service.frontend.prepare import to_its_end
+from convoy.service.ipc.channel import FAILED, Answer
 from convoy.service.ipc.slots import COPIED_AT_ONCE
 from convoy.service.metrics import Duration, Statistics
 from convoy.service.pb import inference_pb2 as pb
@@ -91,6 +93,8 @@ class _NotOffered:
 
 class InferenceService(_NotOffered):
     """The servicer. `ready` returns whether this front end accepts requests; `transport` is an extension of its own."""
+
+    joinable = ("ModelInfer",)
 
     def __init__(
         self,
@@ -246,6 +250,46 @@ class InferenceService(_NotOffered):
         if any(setting.value for setting in request.settings.values()):
             raise NotOffered("requests are not traced: each response has the times of its stages as parameters")
         return pb.TraceSettingResponse()
+
+    def row(self, request: pb.ModelInferRequest, call: Call) -> Row | None:
+        """See Joinable: tensors of one row can be one."""
+        version = self._serving(request.model_name, request.model_version, call)
+        if not pays(version) or request.parameters:
+            return None
+        read = tensors.read(request, version, self._limits.max_input_pixels, call.payloads)
+        requested = tensors.requested_outputs(request, version)
+        numbers = sorted({number for number, _ in requested})
+        outputs = [(number, tensors.output_bytes(version, read.arrays, number)) for number in numbers]
+        if read.rows != 1 or any(classes for _, classes in requested) or not all(nbytes for _, nbytes in outputs):
+            return None
+        inputs = [(spec.dtype, values.shape[1:]) for spec, values in zip(version.inputs, read.arrays, strict=True)]
+        kind = (tuple(inputs), tuple(requested))
+        data = [memoryview(values.reshape(-1).view(np.uint8).data) for values in read.arrays]
+        return Row(kind, inputs, outputs, data, detail=(request.id, requested))
+
+    def answers(
+        self,
+        version: Version,
+        rows: Sequence[Row],
+        seconds: Sequence[Sequence[float]],
+        answer: Answer,
+        outputs: dict[int, NDArray[Any]],
+    ) -> list[bytes | ConvoyError]:
+        """See Joinable."""
+        _, requested = rows[0].detail
+        order = [number for number, _ in requested]
+        heads = [encoding.infer_output(version.outputs[number], (1, *outputs[number].shape[1:])) for number in order]
+        contents = [outputs[number].tobytes() for number in order]
+        sizes = [len(content) // len(rows) for content in contents]
+        results: list[bytes | ConvoyError] = []
+        for place, (row, spans) in enumerate(zip(rows, seconds, strict=True)):
+            if place in answer.failed:
+                results.append(RunFailed(FAILED))
+                continue
+            parts = [content[place * size : (place + 1) * size] for content, size in zip(contents, sizes, strict=True)]
+            times = encoding.infer_timings(spans, answer.batch_size)
+            results.append(encoding.infer_response(version, row.detail[0], times, heads, parts))
+        return results
 
     def _serving(self, name: str, version: str, call: Call) -> Version:
         row = self._catalogue.table.serving(name, _version(version))

@@ -15,6 +15,7 @@ import uvloop
 from convoy.service import log, machine, metric_files, metrics
 from convoy.service.frontend.admission import Gate
 from convoy.service.frontend.catalogue import Catalogue
+from convoy.service.frontend.coalescing import Coalescer
 from convoy.service.frontend.engine_client import EngineClient
 from convoy.service.frontend.health import HEALTH, Health
 from convoy.service.frontend.methods import service_of
@@ -73,12 +74,13 @@ class FrontEnd:
             ready=lambda: self._status.ready,
             transport=transport.extension,
         )
+        coalescer = Coalescer(self._catalogue, self._client)
         server = start.config.server
         self._transport: Transport = transport.make(
             start.grpc_address,
             [
-                service_of(_VISION, vision, self._gate, limits.max_stream_requests),
-                service_of(_INFERENCE, inference, self._gate, limits.max_stream_requests),
+                service_of(_VISION, vision, self._gate, limits.max_stream_requests, coalescer),
+                service_of(_INFERENCE, inference, self._gate, limits.max_stream_requests, coalescer),
                 self._health.service,
                 *Reflection([*_SERVICES, HEALTH]).services,
             ],

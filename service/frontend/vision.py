@@ -19,6 +19,7 @@ from convoy.service.frontend import encoding, status
 from convoy.service.frontend.admission import Outlook
 from convoy.service.frontend.call import Call, count_refusal, observe
 from convoy.service.frontend.catalogue import Catalogue
+from convoy.service.frontend.coalescing import Row, pays
 from convoy.service.frontend.encoding import Labels
 from convoy.service.frontend.engine_client import EngineClient, Lease
 from convoy.service.frontend.model_info import describe
@@ -38,6 +39,8 @@ Result = TypeVar("Result", bytes, pb.SegmentResult)
 class Vision:
     """The servicer. Decodes and postprocesses in `threads`, except for work shorter than the hop to a thread; all else
     runs on the loop."""
+
+    joinable = ("Classify",)
 
     def __init__(
         self, catalogue: Catalogue, client: EngineClient, limits: LimitsConfig, threads: ThreadPoolExecutor
@@ -99,6 +102,54 @@ class Vision:
         return [
             pb.SegmentResult(segmentation=class_map, timings=pb.Timings(batch_size=answer.batch_size, **dict(timings)))
         ]
+
+    def row(self, request: pb.ClassifyRequest, call: Call) -> Row | None:
+        """See Joinable: an image that is the network's input as it is can be a row."""
+        if len(request.images) != 1:
+            return None
+        version = self._check(request, call, "classification")
+        if not pays(version):
+            return None
+        (chunk,) = self._preparer.chunks(request.images, call, 1)
+        if chunk.size is None:
+            return None
+        self._admit(chunk, call)
+        document = call.document
+        shape = (*chunk.size, document.image.channels)
+        outputs = [
+            (number, 4 * len(document.labels))
+            for number, spec in enumerate(version.outputs)
+            if spec.name == metadata.PROBABILITIES
+        ]
+        kind = (chunk.size, call.low_priority)
+        return Row(kind, [("uint8", shape)], outputs, chunk.pixels, chunk.size, request.top_k)
+
+    def answers(
+        self,
+        version: Version,
+        rows: Sequence[Row],
+        seconds: Sequence[Sequence[float]],
+        answer: Answer,
+        outputs: dict[int, NDArray[Any]],
+    ) -> list[bytes | ConvoyError]:
+        """See Joinable."""
+        document = version.document
+        assert document is not None
+        ((_, probabilities),) = outputs.items()
+        labels = len(document.labels)
+        by_count = {
+            top_k: rankings(probabilities, labels, top_k, answer.failed) for top_k in {row.detail for row in rows}
+        }
+        names = self._labels_of(version, document)
+        results: list[bytes | ConvoyError] = []
+        for number, (row, spans) in enumerate(zip(rows, seconds, strict=True)):
+            ranked = by_count[row.detail][number]
+            if isinstance(ranked, Ranking):
+                result = names.result(*ranked, encoding.timings(spans, answer.batch_size))
+                results.append(encoding.response(version.model, version.version, [result]))
+            else:
+                results.append(ranked)
+        return results
 
     def _check(self, request: pb.ClassifyRequest | pb.SegmentRequest, call: Call, task: Task) -> Version:
         """Returns the version that serves a request. Raises UnknownModel, ModelUnavailable, BadRequest."""

@@ -74,6 +74,7 @@ class Request(msgspec.Struct, array_like=True, tag=1):
     inputs: tuple[Span, ...] = ()
     outputs: tuple[Span, ...] = ()
     image: tuple[int, int] = (0, 0)  # (height, width) of each image in the input, pixels; zeros for tensors
+    apart: bool = False  # a row that fails leaves the others alone
     following: int = 0  # images of this model that the front end has accepted but not yet sent
     in_flight: int = 1  # requests of this model that the front end has not yet answered, including this one
     memory: Any = None  # the front end's SharedMemory; set by the engine that receives the request

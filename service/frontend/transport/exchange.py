@@ -11,12 +11,13 @@ from convoy.service.errors import ConvoyError
 from convoy.service.frontend import status
 from convoy.service.frontend.status import Code
 from convoy.service.frontend.transport import nghttp2
-from convoy.service.frontend.transport.interface import Data, Received, Streaming, Unary
+from convoy.service.frontend.transport.interface import Data, Received, Streaming
 from convoy.service.frontend.transport.messages import PREFIX, Assembler, Refused, framed, status_headers
 from convoy.service.frontend.transport.nghttp2 import Headers, headers, memmove
 
 if TYPE_CHECKING:
     from convoy.service.frontend.transport.connection import Connection
+    from convoy.service.frontend.transport.hub import Method
 
 log = logging.getLogger(__name__)
 
@@ -236,14 +237,15 @@ class Exchange:
 class UnaryExchange(Exchange):
     """A call with one request and one answer."""
 
-    __slots__ = ("_handler", "_message")
+    __slots__ = ("_leave", "_message", "_method")
 
     def __init__(
-        self, connection: "Connection", number: int, assembler: Assembler, deadline: float, handler: Unary
+        self, connection: "Connection", number: int, assembler: Assembler, deadline: float, method: "Method"
     ) -> None:
         super().__init__(connection, number, assembler, deadline)
-        self._handler = handler
+        self._method = method
         self._message: Data | None = None
+        self._leave: Callable[[], None] | None = None  # ends the wait for an answer that comes without a task
 
     def receive(self, chunk: Any) -> None:
         # A request is as long as it is: holding its sender back would only delay it.
@@ -265,9 +267,29 @@ class UnaryExchange(Exchange):
         received = Received(self._message, time.monotonic())
         self._message = None
         self._hold(0)  # from here on the methods bound what is in flight
+        prompt, unary = self._method.prompt, self._method.unary
+        if prompt is not None and (leave := prompt(received, self.deadline, self._reply)) is not None:
+            self._started = True
+            self._leave = leave
+            return
+        assert unary is not None
         # A step by hand would spare the task of a call that never waits. Those of models wait for the engine, and code
         # that asks for its task (asyncio.timeout) finds it only inside of one. Making one takes 1 us.
-        self._task = self._connection.loop.create_task(self._serve(self._handler, received, self.deadline))
+        self._task = self._connection.loop.create_task(self._serve(unary, received, self.deadline))
+
+    def _reply(self, answer: bytes | ConvoyError) -> None:
+        """Ends a call that has no task."""
+        self._leave = None
+        self._answer(answer)
+        self._count_out()
+
+    def _cancel(self) -> None:
+        if self._leave is not None:
+            leave, self._leave = self._leave, None
+            leave()
+            self._count_out()
+        else:
+            super()._cancel()
 
 
 class StreamExchange(Exchange):

@@ -79,7 +79,7 @@ def _by_path(services: Sequence[Service]) -> dict[bytes, Method]:
     found = {}
     for service in services:
         for name, unary in service.unary.items():
-            found[f"/{service.name}/{name}".encode()] = Method(unary, None)
+            found[f"/{service.name}/{name}".encode()] = Method(unary, None, service.prompt.get(name))
         for name, streaming in service.streaming.items():
             found[f"/{service.name}/{name}".encode()] = Method(None, streaming)
     return found

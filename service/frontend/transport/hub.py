@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from convoy.service.frontend.transport import nghttp2
-from convoy.service.frontend.transport.interface import Limits, Streaming, Unary
+from convoy.service.frontend.transport.interface import Limits, Prompt, Streaming, Unary
 from convoy.service.frontend.transport.nghttp2 import Library, buffer, ffi, from_handle, unpack
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class Method(NamedTuple):
 
     unary: Unary | None
     streaming: Streaming | None
+    prompt: Prompt | None = None
 
 
 class Hub:

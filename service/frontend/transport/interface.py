@@ -5,7 +5,8 @@ completely, cancels the task of a call whose caller has gone or whose deadline h
 `status.py` defines them.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from convoy.service.errors import ConvoyError
@@ -40,12 +41,20 @@ Unary = Callable[[Received, float], Awaitable[bytes | ConvoyError]]
 Streaming = Callable[[Stream], Awaitable[ConvoyError | None]]
 
 
+# Sends the answer or the refusal of a unary call.
+Reply = Callable[[bytes | ConvoyError], None]
+# Tries to serve a unary call without a task: returns a function that ends its wait, or None if a task has to serve it.
+# The reply comes later, or at once; never after the wait was ended.
+Prompt = Callable[[Received, float, Reply], Callable[[], None] | None]
+
+
 class Service(NamedTuple):
-    """The methods of one service by name, such as `Classify`."""
+    """The methods of one service by name, such as `Classify`. A transport may ignore `prompt`."""
 
     name: str  # such as convoy.v1.Vision
     unary: dict[str, Unary]
     streaming: dict[str, Streaming]
+    prompt: Mapping[str, Prompt] = MappingProxyType({})
 
 
 class Transport(Protocol):

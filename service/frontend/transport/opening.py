@@ -54,7 +54,7 @@ def opened(connection: "Connection", number: int) -> Exchange:
     hub.calls += 1
     exchange: Exchange
     if method.unary is not None:
-        exchange = UnaryExchange(connection, number, assembler, deadline, method.unary)
+        exchange = UnaryExchange(connection, number, assembler, deadline, method)
     else:
         assert method.streaming is not None
         exchange = StreamExchange(connection, number, assembler, deadline, method.streaming)
