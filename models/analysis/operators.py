@@ -55,7 +55,7 @@ class Window:
         return list(zip(self.kernel, self.stride, self.before, self.after, self.dilation, strict=True))
 
     def check(self, layer: str, word: str, shape: Shape, ceil: bool = False) -> None:
-        """Raises NothingLeft if the output is empty: floor((i + padding - reach) / stride) + 1 below 1.
+        """Raises EmptyOutput if the output is empty: floor((i + padding - reach) / stride) + 1 below 1.
 
         With `ceil` the last window may extend past the end.
         """

@@ -181,5 +181,5 @@ def test_free_ports_differ() -> None:
 def test_digit_read_wrong_is_said_plainly(capsys: pytest.CaptureFixture[str]) -> None:
     demo._compare([Path("digit-3.png"), Path("digit-7.png")], ["3", "9"])
     assert capsys.readouterr().out == "wrong: digit-7.png was read as 9\n1 of 2 digits read right\n"
-    with pytest.raises(StepFailed, match="answered 1 of 2 images"):
+    with pytest.raises(StepFailed, match="returned 1 of 2 images"):
         demo._compare([Path("digit-3.png"), Path("digit-7.png")], ["3"])
