@@ -68,7 +68,8 @@ class Call:
 
     def leave(self) -> None:
         """Ends a request that is counted elsewhere, together with others."""
-        self._gate.leave(self._nbytes)
+        if self._inside:
+            self._gate.leave(self._nbytes)
 
     def refuse(self, error: Exception) -> ConvoyError:
         """Counts a refusal and returns the error for the caller. Details of an internal error go only to the log."""

@@ -70,6 +70,7 @@ PLAIN_RECORDS = st.one_of(
         TENSORS,
         TENSORS,
         PAIRS,
+        st.booleans(),
         COUNTS,
         COUNTS,
     ),
