@@ -79,6 +79,8 @@ def ablations(folder: Path, pairs: int) -> Iterator[Comparison]:
     tensor = Work("CPU time of the server for a ModelInfer of 602 kB of float32", _INFER, tensor_request())
     cpu = partial(cpu_times, root, rounds=pairs)
     yield from cpu("none: the same server twice", "", [small])
+    yield from cpu("libnghttp2 speaks gRPC, instead of grpcio", "grpcio", [small, large])
+    yield from cpu("requests that arrive together share a slot and a request", "alone", [small], most=_MANY)
     yield from cpu("payloads are lifted out of a message before protobuf parses it", "parsing", [small, large, tensor])
     yield from cpu("responses of Classify are encoded by hand, labels in advance", "responses", [small, many])
     yield from refusals(root, pairs)
@@ -114,10 +116,15 @@ def sixteen_bit_request() -> bytes:
     return pb.SegmentRequest(images=[pb.Image(encoded=png_file(samples, 16, RGB))]).SerializeToString()
 
 
-def cpu_times(root: Path, optimisation: str, variant: str, works: Sequence[Work], rounds: int) -> Iterator[Comparison]:
-    """CPU time of an image where each request is a batch of its own, so that all batches are alike."""
+def cpu_times(
+    root: Path, optimisation: str, variant: str, works: Sequence[Work], rounds: int, most: int = 0
+) -> Iterator[Comparison]:
+    """CPU time of an image where each request is a batch of its own, so that all batches are alike.
+
+    Or up to `most` images share a batch.
+    """
     for work in works:
-        servers = variants(root, _SLEEPLESS, f"batching.max_batch_size={work.images}")
+        servers = variants(root, _SLEEPLESS, f"batching.max_batch_size={most or work.images}")
         found = in_rounds(servers, variant, partial(_cpu_time, work), rounds)
         yield Comparison(optimisation, work.figure, _shown(*found, 1e6, "us"), less(*found) if variant else "")
 

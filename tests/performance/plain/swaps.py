@@ -129,6 +129,13 @@ def _high_bytes(png: Any) -> Mapping[str, Any]:
     return {"read_image": read_image}
 
 
+def _grpcio(choice: Any) -> Callable[..., Any]:
+    def grpcio(*, fall_back: bool) -> Any:
+        return choice._grpcio()
+
+    return grpcio
+
+
 def _uncounted(metrics: Any) -> Mapping[str, Any]:
     return dict.fromkeys(
         ("Counter.inc", "Gauge.inc", "Gauge.dec", "Gauge.set", "Histogram.observe"),
@@ -142,6 +149,8 @@ def _untimed(call: Any) -> Mapping[str, Any]:
 
 
 SWAPS: Mapping[str, Mapping[str, Replacements]] = {
+    "grpcio": {"convoy.service.frontend.transport.choice": lambda choice: {"_nghttp2": _grpcio(choice)}},
+    "alone": {"convoy.service.frontend.coalescing": lambda _: {"pays": lambda row: False}},
     "parsing": {"convoy.service.frontend.wire": _whole_messages},
     "responses": {"convoy.service.frontend.encoding": _messages},
     "outlook": {
