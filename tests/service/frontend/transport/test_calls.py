@@ -394,10 +394,12 @@ def test_connection_is_replaced_at_its_age_and_no_call_fails(kind: str) -> None:
         grpc.insecure_channel(serving.target, [("grpc.use_local_subchannel_pool", 1)]) as channel,
     ):
         states: list[grpc.ChannelConnectivity] = []
-        channel.subscribe(states.append, try_to_connect=True)
+        note = states.append
+        channel.subscribe(note, try_to_connect=True)
         until = time.monotonic() + SECONDS
         while states.count(grpc.ChannelConnectivity.READY) < 2 and time.monotonic() < until:
             assert unary(channel)(b"a", timeout=SECONDS) == b"a"
+        channel.unsubscribe(note)  # else its thread may meet the closed channel
         assert states.count(grpc.ChannelConnectivity.READY) >= 2
 
 
@@ -423,6 +425,7 @@ def test_idle_connection_is_closed(kind: str) -> None:
             called = True
             assert idle.wait(SECONDS)
             assert unary(channel)(b"b", timeout=SECONDS) == b"b"
+            channel.unsubscribe(changed)
 
 
 def test_client_that_pings_too_often_is_sent_away(kind: str) -> None:
