@@ -30,6 +30,8 @@ _BACKOFF = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds before a restart, by the n
 _STEADY = 30.0  # seconds after which a process counts as stable
 _LAST_GRACE = 3.0  # seconds beyond the front ends' own grace, after which they are killed
 _MOST_SUSPECTS = 64  # sent to a new engine: as many as one message can carry
+# Reasons that do not end by waiting: logged even if the server was not ready before.
+_FAULTS = ("no model serves", "the model repository")
 _STARTING = messages.Status(listening=False, ready=False, reason="starting")
 
 
@@ -103,7 +105,7 @@ class Children:
             log.info("ready", extra={"fields": {"grpc": self._grpc_address}})
         elif self._was_ready and not ready:
             log.warning("not ready: %s", reason)
-        elif not ready and reason.startswith("no model serves"):
+        elif not ready and reason.startswith(_FAULTS):
             log.error("not ready: %s", reason)
         if ready and reason != self._shortage:
             log.warning("%s", reason or "engines serve on all devices again")

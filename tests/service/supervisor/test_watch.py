@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from convoy.service.ipc import messages
 from convoy.service.ipc.messages import Loading, Status, Suspect
 from convoy.service.supervisor.processes import channel_pair
@@ -36,6 +38,25 @@ def test_process_that_said_nothing_leaves_no_trace() -> None:
     one = child()
     Children(1, "localhost:1").receive_rest(one)
     assert one.loading is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "logged"),
+    [
+        ("the model repository cannot be read: No such file or directory", True),
+        ("no model serves", True),
+        ("models are loading", False),
+    ],
+)
+def test_fault_is_logged_although_the_server_was_not_ready_before(
+    reason: str, logged: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    children = Children(1, "localhost:1")
+    process: Any = Ended()
+    one = children.by_number[1] = Child("frontend", 0, 1, process)
+    children.receive(one, Status(True, False, "the engine is starting"))
+    children.receive(one, Status(True, False, reason))
+    assert (f"not ready: {reason}" in caplog.messages) == logged
 
 
 def test_server_is_ready_once_every_front_end_is() -> None:

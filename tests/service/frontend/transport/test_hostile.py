@@ -225,7 +225,7 @@ def test_caller_with_many_unread_answers_gets_no_more_calls(attacked: Serving, m
         raw.until(SETTINGS)
         for stream in range(1, 41, 2):
             raw.call(stream, bytes(100_000))
-        attacked.methods.wait_for("Echo ended", 20)
+        attacked.methods.wait_for("Echo ended", 11)
         raw.call(41)
         assert raw.status(41) == "8"
 
