@@ -85,9 +85,16 @@ class Preparer:
         """Divides a request's images into chunks of at most `batch_size`. Raises BadRequest for too many images."""
         if not 1 <= len(images) <= self._limits.max_images:
             raise BadRequest(f"request has {len(images)} images, want 1 to {self._limits.max_images}")
-        spec, max_pixels = call.document.image, self._max_pixels(call.document.image)
-        fitted = partial(input_size, spec, buckets=call.row.buckets)
-        return chunks(images, call.payloads, spec.channels, fitted, max_pixels, batch_size)
+        return chunks(images, call.payloads, *self._input_of(call), batch_size)
+
+    def unchanged_size(self, image: pb.Image, pixels: Pixels, call: Call) -> tuple[int, int] | None:
+        """Returns the (height, width) of raw pixels that are the network's input unchanged; None for other images."""
+        return _unchanged_size(image.raw, pixels, *self._input_of(call))
+
+    def _input_of(self, call: Call) -> tuple[int, Callable[[int, int], tuple[int, int]], int]:
+        """Returns what `chunks` is given of the network's input."""
+        spec = call.document.image
+        return spec.channels, partial(input_size, spec, buckets=call.row.buckets), self._max_pixels(spec)
 
     async def prepare(self, chunk: Chunk, call: Call) -> Lease:
         """Prepares a chunk in a slot, which the caller must release. Raises BadImage, QueueFull, DeadlinePassed."""

@@ -77,7 +77,7 @@ class Vision:
 
     async def _classify(self, chunk: Chunk, call: Call, top_k: int) -> list[bytes | ConvoyError]:
         """Runs a chunk. Returns the encoded classification of each image, or its error."""
-        self._admit(chunk, call)  # PredictedLate
+        self._admit(len(chunk.images), call)  # PredictedLate
         with await self._preparer.prepare(chunk, call) as lease:  # BadImage, QueueFull, DeadlinePassed
             answer, outputs = await self._run(lease, chunk, call)  # the engine's errors
             labels = len(call.document.labels)
@@ -91,7 +91,7 @@ class Vision:
         self, chunk: Chunk, call: Call, request: pb.SegmentRequest
     ) -> list[pb.SegmentResult | ConvoyError]:
         """Runs a chunk of one image. Returns its class map, or its error."""
-        self._admit(chunk, call)
+        self._admit(1, call)
         with await self._preparer.prepare(chunk, call) as lease:
             answer, outputs = await self._run(lease, chunk, call)
             confidence = outputs[metadata.CONFIDENCE][0] if request.with_confidence else None
@@ -105,24 +105,23 @@ class Vision:
 
     def row(self, request: pb.ClassifyRequest, call: Call) -> Row | None:
         """See Joinable: an image that is the network's input as it is can be a row."""
-        if len(request.images) != 1:
+        if len(request.images) != 1 or not (pixels := request.images[0].raw.pixels):
             return None
         version = self._check(request, call, "classification")
         if not pays(version):
             return None
-        (chunk,) = self._preparer.chunks(request.images, call, 1)
-        if chunk.size is None:
-            return None
-        self._admit(chunk, call)
         document = call.document
-        shape = (*chunk.size, document.image.channels)
+        size = self._preparer.unchanged_size(request.images[0], pixels, call)
+        if size is None:
+            return None
+        self._admit(1, call)
+        shape = (*size, document.image.channels)
         outputs = [
             (number, 4 * len(document.labels))
             for number, spec in enumerate(version.outputs)
             if spec.name == metadata.PROBABILITIES
         ]
-        kind = (chunk.size, call.low_priority)
-        return Row(kind, [("uint8", shape)], outputs, chunk.pixels, chunk.size, request.top_k)
+        return Row((size, call.low_priority), [("uint8", shape)], outputs, [pixels], size, request.top_k)
 
     def answers(
         self,
@@ -160,11 +159,11 @@ class Vision:
         call.low_priority = request.priority == pb.PRIORITY_LOW
         return row
 
-    def _admit(self, chunk: Chunk, call: Call) -> None:
-        """Raises PredictedLate if the engine would refuse the chunk."""
+    def _admit(self, rows: int, call: Call) -> None:
+        """Raises PredictedLate if the engine would refuse so many images."""
         if call.document.image.height is not None:  # otherwise sizes vary, and one image does not predict the next
             kind = (call.row.model, call.row.version, call.low_priority)
-            self._outlook.check(call.model, kind, len(chunk.images), call.deadline, time.monotonic())
+            self._outlook.check(call.model, kind, rows, call.deadline, time.monotonic())
 
     async def _run(self, lease: Lease, chunk: Chunk, call: Call) -> tuple[Answer, dict[str, NDArray[Any]]]:
         """Returns the engine's answer, and its outputs by name: views, (rows, ...), valid until the lease ends."""
