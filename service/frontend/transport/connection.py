@@ -2,13 +2,12 @@
 
 import asyncio
 import logging
-import random
 from typing import Any
 
-from convoy.service.frontend.status import Code
 from convoy.service.frontend.transport import nghttp2
 from convoy.service.frontend.transport.exchange import Exchange, trailers_only
 from convoy.service.frontend.transport.hub import Hub
+from convoy.service.frontend.transport.lifetime import Lifetime
 from convoy.service.frontend.transport.messages import Refused
 from convoy.service.frontend.transport.nghttp2 import Headers, buffer, ffi
 from convoy.service.frontend.transport.opening import NotGrpc, opened
@@ -20,11 +19,6 @@ _WINDOW_STEP = 1 << 20  # bytes of that window given back together
 _OUTGOING_BYTES = 1 << 18  # handed to the socket at once; as many wait there before no more are made
 _MOST_UNSENT = 256 << 20  # bytes of answers
 _MOST_QUEUED = 10_000  # frames that wait for a caller that does not read
-_MOST_IDLE_FRAMES = 10_000  # received in a row, of those that bring nothing: empty, or about the connection
-_MOST_PING_STRIKES = 2  # as in gRPC's core
-_GREETING_SECONDS = 20.0  # for a caller to say what it speaks
-_NOTICE_SECONDS = 10.0  # between the two GOAWAY frames, if no answer to a PING comes earlier
-_CLOSING_SECONDS = 5.0  # for the last bytes to be read
 
 _NULL = ffi.NULL
 
@@ -44,25 +38,16 @@ class Connection(asyncio.BufferedProtocol):
         # More is refused, and four times as much ends the connection: a header of one byte may stand for thousands.
         self.most_block_bytes = 4 * hub.limits.metadata_bytes
         self.unsent = 0  # bytes of answers
-        self._library = hub.library
+        self.library = hub.library
         self._transport: Any = None
-        self._session: Any = None
+        self.session: Any = None
         self._handle = ffi.new_handle(self)  # lives as long as the session
         self._waiting = False  # to send
         self._paused = False  # the socket accepts no more
-        self._greeted = False  # the caller has begun in HTTP/2
-        self._settled = False  # and has sent a complete frame
+        self._speaks_http2 = False  # the caller has begun in HTTP/2
         self._unacknowledged = 0  # bytes of the window to be given back
         self._answered_early: set[int] = set()  # streams to be reset once their answer is sent
-        self._idle_frames = 0
-        self._strikes = 0
-        self._last_ping = float("-inf")
-        self._leaving = False
-        self._last_notice = False  # the second GOAWAY is under way
-        self._dismissed = False
-        self._end_at = float("inf")  # loop time
-        self._retire_at = float("inf")
-        self._idle_since = 0.0
+        self.lifetime = Lifetime(self)
 
     # From the socket.
 
@@ -73,15 +58,10 @@ class Connection(asyncio.BufferedProtocol):
         if tls is not None and tls.selected_alpn_protocol() != "h2":
             transport.close()
             return
-        self._session = self.hub.session(self._handle)
+        self.session = self.hub.session(self._handle)
         self.hub.connections.add(self)
         self.hub.emptied.clear()
-        now = self.loop.time()
-        self._idle_since = now
-        self._end_at = now + _GREETING_SECONDS
-        if age := self.hub.limits.connection_age:
-            # Jitter, lest all that connected together come back together.
-            self._retire_at = now + age * random.uniform(0.9, 1.1)
+        self.lifetime.start()
         # Nothing is sent before the caller has begun: it may not speak HTTP/2.
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -89,13 +69,13 @@ class Connection(asyncio.BufferedProtocol):
         return self.hub.view
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._session is None or not (self._greeted or self._greet(nbytes)):
+        if self.session is None or not (self._speaks_http2 or self._check_preface(nbytes)):
             return
-        used = self._library.session_mem_recv(self._session, self.hub.incoming, nbytes)
+        used = self.library.session_mem_recv(self.session, self.hub.incoming, nbytes)
         if used < 0:
-            self._give_up(ffi.string(self._library.strerror(used)).decode())
+            self.end(ffi.string(self.library.strerror(used)).decode())
         else:
-            self._send_soon()
+            self.send_soon()
 
     def eof_received(self) -> None:
         return  # the connection closes: nobody is left to whom an answer could go
@@ -105,7 +85,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._paused = False
-        self._send_soon()
+        self.send_soon()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._free()
@@ -119,7 +99,7 @@ class Connection(asyncio.BufferedProtocol):
 
     # To the socket.
 
-    def _send_soon(self) -> None:
+    def send_soon(self) -> None:
         if not self._waiting:
             self._waiting = True
             self.hub.send_soon(self)
@@ -127,10 +107,10 @@ class Connection(asyncio.BufferedProtocol):
     def send(self) -> None:
         """Writes all frames that are ready, as far as the socket has room."""
         self._waiting = False
-        if self._session is None or self._paused:
-            self._check_the_queue()
+        if self.session is None or self._paused:
+            self._check_queue()
             return
-        library, session, place = self._library, self._session, self.hub.outgoing
+        library, session, place = self.library, self.session, self.hub.outgoing
         mem_send, write = library.session_mem_send, self._transport.write
         pieces: list[bytes] = []
         size = 0
@@ -142,7 +122,7 @@ class Connection(asyncio.BufferedProtocol):
                 if size < _OUTGOING_BYTES:
                     continue
             elif length < 0:
-                self._give_up(ffi.string(library.strerror(length)).decode())
+                self.end(ffi.string(library.strerror(length)).decode())
                 return
             elif self._answered_early and self._reset_answered():
                 continue
@@ -151,13 +131,12 @@ class Connection(asyncio.BufferedProtocol):
                 pieces, size = [], 0
             if length == 0:
                 break
-        left = self._leaving and self._last_notice and not self.exchanges
-        if left or not (library.session_want_read(session) or library.session_want_write(session)):
-            self._close()
+        if self.lifetime.over or not (library.session_want_read(session) or library.session_want_write(session)):
+            self.close()
 
     def _reset_answered(self) -> bool:
         """Resets streams whose answer is sent while the caller still sends: it need not go on. Returns whether any."""
-        session, library = self._session, self._library
+        session, library = self.session, self.library
         closed = {number: library.session_get_stream_local_close(session, number) for number in self._answered_early}
         for number, state in closed.items():
             if state:  # 1: the answer is sent; -1: the stream has closed
@@ -166,60 +145,60 @@ class Connection(asyncio.BufferedProtocol):
                 library.submit_rst_stream(session, 0, number, nghttp2.NO_ERROR)
         return 1 in closed.values()
 
-    def _check_the_queue(self) -> None:
-        if self._session is not None and (
-            self._library.session_get_outbound_queue_size(self._session) > _MOST_QUEUED or self.unsent > _MOST_UNSENT
+    def _check_queue(self) -> None:
+        if self.session is not None and (
+            self.library.session_get_outbound_queue_size(self.session) > _MOST_QUEUED or self.unsent > _MOST_UNSENT
         ):
-            self._give_up("caller does not read")
+            self.end("caller does not read")
 
-    def _close(self) -> None:
+    def close(self) -> None:
         """Closes the connection once all is written."""
         if not self._transport.is_closing():
-            self._end_at = self.loop.time() + _CLOSING_SECONDS
+            self.lifetime.limit_closing()
             self._transport.close()
 
-    def _give_up(self, reason: str) -> None:
+    def end(self, reason: str) -> None:
         """Ends the connection and the session. Never called by a callback: nghttp2 still uses the session then."""
         log.debug("connection ended", extra={"fields": {"reason": reason}})
         self._free()
         self._transport.abort()
 
     def _free(self) -> None:
-        session, self._session = self._session, None
+        session, self.session = self.session, None
         if session is not None:
-            self._library.session_del(session)
+            self.library.session_del(session)
 
-    def _greet(self, nbytes: int) -> bool:
+    def _check_preface(self, nbytes: int) -> bool:
         """Returns whether the caller begins in HTTP/2; refuses it otherwise."""
         beginning = bytes(self.hub.view[: min(nbytes, len(_MAGIC))])
-        self._greeted = _MAGIC.startswith(beginning)
-        if not self._greeted:
+        self._speaks_http2 = _MAGIC.startswith(beginning)
+        if not self._speaks_http2:
             if beginning[:1].isalpha() and b"\r\n" in bytes(self.hub.view[:nbytes]):
                 self._transport.write(_REFUSAL)
-            self._close()
-        return self._greeted
+            self.close()
+        return self._speaks_http2
 
     # For calls.
 
     def respond(self, number: int, beginning: Headers, *, with_data: bool = False) -> None:
         """Sends the headers of an answer; without data they are all of it."""
-        if self._session is None:
+        if self.session is None:
             return
         provider = self.hub.provider if with_data else _NULL
-        self._library.submit_response(self._session, number, beginning.array, beginning.count, provider)
-        self._forgive_pings()
-        self._send_soon()
+        self.library.submit_response(self.session, number, beginning.array, beginning.count, provider)
+        self.lifetime.forgive_pings()
+        self.send_soon()
 
     def submit_trailers(self, number: int, trailers: Headers) -> None:
         """Ends an answer. Called where nghttp2 asks for the last of its data."""
-        self._library.submit_trailer(self._session, number, trailers.array, trailers.count)
+        self.library.submit_trailer(self.session, number, trailers.array, trailers.count)
 
     def resume(self, number: int) -> None:
         """Lets nghttp2 ask for data again."""
-        if self._session is not None:
-            self._forgive_pings()
-            self._library.session_resume_data(self._session, number)
-            self._send_soon()
+        if self.session is not None:
+            self.lifetime.forgive_pings()
+            self.library.session_resume_data(self.session, number)
+            self.send_soon()
 
     def reset_once_answered(self, number: int) -> None:
         """Lets a caller that still sends know that nobody listens any more, once its answer is sent."""
@@ -229,21 +208,21 @@ class Connection(asyncio.BufferedProtocol):
         """Counts bytes of an answer. Ends the connection of a caller that does not fetch its answers."""
         self.unsent += size
         if self.unsent > _MOST_UNSENT:
-            self._give_up("caller does not fetch its answers")
+            self.end("caller does not fetch its answers")
 
     def acknowledge(self, size: int) -> None:
         """Gives bytes of the connection's window back."""
         self._unacknowledged += size
-        if self._unacknowledged >= _WINDOW_STEP and self._session is not None:
-            self._library.session_consume_connection(self._session, self._unacknowledged)
+        if self._unacknowledged >= _WINDOW_STEP and self.session is not None:
+            self.library.session_consume_connection(self.session, self._unacknowledged)
             self._unacknowledged = 0
-            self._send_soon()
+            self.send_soon()
 
     def acknowledge_stream(self, number: int, size: int) -> None:
         """Gives bytes of a stream's window back."""
-        if self._session is not None:
-            self._library.session_consume_stream(self._session, number, size)
-            self._send_soon()
+        if self.session is not None:
+            self.library.session_consume_stream(self.session, number, size)
+            self.send_soon()
 
     def count_out(self) -> None:
         """Counts a call that has ended."""
@@ -257,7 +236,7 @@ class Connection(asyncio.BufferedProtocol):
             if complete:
                 self.on_request_end(number)
             return
-        self._idle_frames = 0
+        self.lifetime.idle_frames = 0
         try:
             self.exchanges[number] = opened(self, number)
         except Refused as refused:
@@ -275,7 +254,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def on_data(self, number: int, chunk: Any) -> None:
         """Hands a part of a request to its call."""
-        self._idle_frames = 0
+        self.lifetime.idle_frames = 0
         exchange = self.exchanges.get(number)
         if exchange is None:
             self.acknowledge(len(chunk))
@@ -295,99 +274,17 @@ class Connection(asyncio.BufferedProtocol):
                 exchange.fail(refused.code, refused.message)
 
     def on_idle_frame(self, kind: int, acknowledges: bool) -> None:
-        """Counts a frame that brings nothing, and pings that come too fast."""
-        self._idle_frames += 1
-        if self._idle_frames > _MOST_IDLE_FRAMES:
-            self._dismiss(b"too many frames without a request")
-        if kind == nghttp2.SETTINGS and not self._settled:
-            self._settled = True
-            self._end_at = float("inf")
-        elif kind == nghttp2.PING and acknowledges and self._leaving:
-            self._say_farewell()
-        elif kind == nghttp2.PING and not acknowledges:
-            self._count_ping()
+        """Counts a frame without a part of a call."""
+        self.lifetime.idle_frame(kind, acknowledges)
 
     def on_close(self, number: int) -> None:
         """Ends a call whose stream has closed."""
         exchange = self.exchanges.pop(number, None)
         if exchange is not None:
             exchange.close()
-            self._idle_frames = 0
+            self.lifetime.idle_frames = 0
             if not self.exchanges:
-                self._idle_since = self.loop.time()
-
-    def _count_ping(self) -> None:
-        now, shortest = self.loop.time(), self.hub.limits.min_ping_seconds
-        if now < self._last_ping + shortest:
-            self._strikes += 1
-            if self._strikes > _MOST_PING_STRIKES:
-                self._dismiss(b"too_many_pings")  # the words for which gRPC's clients ping less often
-        self._last_ping = now
-
-    def _forgive_pings(self) -> None:
-        # As gRPC's core does when it sends: clients measure the connection by pings while they receive.
-        self._strikes = 0
-        self._last_ping = float("-inf")
-
-    def _dismiss(self, reason: bytes) -> None:
-        if self._dismissed:
-            return
-        self._dismissed = self._leaving = self._last_notice = True
-        library, session = self._library, self._session
-        last = library.session_get_last_proc_stream_id(session)
-        library.submit_goaway(session, 0, last, nghttp2.ENHANCE_YOUR_CALM, reason, len(reason))
-        self._send_soon()
-        log.debug("connection ended", extra={"fields": {"reason": reason.decode()}})
-        self.loop.call_soon(self._close)
-
-    # Its end.
-
-    def leave(self, seconds: float) -> None:
-        """Asks the caller to use another connection, in two steps: calls that are on their way are still accepted.
-
-        The second step comes when the caller has seen the first, or after `seconds`.
-        """
-        if self._leaving or self._session is None:
-            return
-        self._leaving = True
-        self._library.submit_shutdown_notice(self._session)
-        self._library.submit_ping(self._session, 0, _NULL)
-        self.loop.call_later(seconds, self._say_farewell)
-        self._send_soon()
-
-    def _say_farewell(self) -> None:
-        if self._last_notice or self._session is None:
-            return
-        self._last_notice = True
-        last = self._library.session_get_last_proc_stream_id(self._session)
-        self._library.submit_goaway(self._session, 0, last, nghttp2.NO_ERROR, _NULL, 0)
-        self._send_soon()
-
-    def cancel(self) -> None:
-        """Ends all calls, and closes the connection once they are answered."""
-        self._leaving = True
-        self._say_farewell()
-        for exchange in list(self.exchanges.values()):
-            exchange.fail(Code.UNAVAILABLE, "server is shutting down")
-        self._end_at = self.loop.time() + _CLOSING_SECONDS
-
-    def abort(self) -> None:
-        """Closes the connection at once."""
-        self._give_up("server is shutting down")
-
-    def look_at_the_clock(self, now: float) -> None:
-        """Ends what has lasted too long."""
-        limits = self.hub.limits
-        idle = limits.connection_idle and not self.exchanges and now >= self._idle_since + limits.connection_idle
-        if now >= self._end_at:
-            self._give_up("time is up")
-        elif now >= self._retire_at:
-            self._retire_at = float("inf")
-            if limits.connection_grace:
-                self._end_at = now + limits.connection_grace
-            self.leave(_NOTICE_SECONDS)
-        elif idle:
-            self.leave(_NOTICE_SECONDS)
+                self.lifetime.calls_ended()
 
 
 _TEXT = b"this port speaks gRPC, which needs HTTP/2: call it with a gRPC client, or with HTTP/2 from the start\n"

@@ -16,7 +16,7 @@ from convoy.service.frontend.transport.interface import Limits, Service
 from convoy.service.frontend.transport.nghttp2 import Library
 
 _BACKLOG = 4096
-_LOOK_SECONDS = 1.0
+_CHECK_SECONDS = 1.0
 _UNIX = "unix:"
 
 
@@ -36,7 +36,7 @@ class Http2:
         self._tls = tls
         self._hub = Hub(library, _by_path(services), limits)
         self._servers: list[asyncio.Server] = []
-        self._looking: asyncio.TimerHandle | None = None
+        self._checking: asyncio.TimerHandle | None = None
         self.addresses: list[str] = []  # where it listens, once it is started
 
     async def start(self) -> None:
@@ -49,7 +49,7 @@ class Http2:
             make = loop.create_unix_server if listening.family == socket.AF_UNIX else loop.create_server
             server = await make(lambda: Connection(hub), sock=listening, ssl=self._tls, backlog=_BACKLOG)
             self._servers.append(server)
-        self._look()
+        self._check()
 
     async def stop(self, seconds: float) -> None:
         """See Transport."""
@@ -57,22 +57,22 @@ class Http2:
             server.close()
         hub = self._hub
         for connection in list(hub.connections):
-            connection.leave(seconds / 2)
+            connection.lifetime.leave(seconds / 2)
         with suppress(TimeoutError):
             await asyncio.wait_for(hub.emptied.wait(), seconds)
         for connection in list(hub.connections):
-            connection.cancel()
+            connection.lifetime.cancel()
         with suppress(TimeoutError):
-            await asyncio.wait_for(hub.emptied.wait(), _LOOK_SECONDS)
+            await asyncio.wait_for(hub.emptied.wait(), _CHECK_SECONDS)
         for connection in list(hub.connections):
-            connection.abort()
+            connection.end("server is shutting down")
         await hub.emptied.wait()
-        if self._looking is not None:
-            self._looking.cancel()
+        if self._checking is not None:
+            self._checking.cancel()
 
-    def _look(self) -> None:
-        self._hub.look_round()
-        self._looking = self._hub.loop.call_later(_LOOK_SECONDS, self._look)
+    def _check(self) -> None:
+        self._hub.check_connections()
+        self._checking = self._hub.loop.call_later(_CHECK_SECONDS, self._check)
 
 
 def _by_path(services: Sequence[Service]) -> dict[bytes, Method]:

@@ -93,11 +93,11 @@ class Hub:
         for connection in waiting:
             connection.send()
 
-    def look_round(self) -> None:
+    def check_connections(self) -> None:
         """Ends what has lasted too long. To be called about once a second."""
         now = self.loop.time()
         for connection in list(self.connections):
-            connection.look_at_the_clock(now)
+            connection.lifetime.check(now)
 
 
 def _made(new: Callable[[Any], int], kind: str) -> Any:

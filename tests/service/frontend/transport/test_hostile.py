@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
-from convoy.service.frontend.transport import connection, opening
+from convoy.service.frontend.transport import connection, lifetime, opening
 from convoy.service.frontend.transport.connection import Connection
 from tests.service.frontend.transport import raw as wire
 from tests.service.frontend.transport.raw import (
@@ -372,7 +372,7 @@ def test_half_a_greeting_and_then_something_else_is_closed(attacked: Serving) ->
 
 
 def test_caller_that_says_nothing_is_closed_in_the_end(attacked: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "_GREETING_SECONDS", 0.2)
+    monkeypatch.setattr(lifetime, "_PREFACE_SECONDS", 0.2)
     with Raw(attacked.address, greet=False) as silent, Raw(attacked.address, greet=False) as half:
         half.send(wire.MAGIC + b"\0\0")
         silent.wait_for_end()
