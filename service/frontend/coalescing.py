@@ -225,9 +225,10 @@ class Coalescer:
     def _refuse(self, group: _Group, error: Exception) -> None:
         """Ends the requests with an error. Those that may have failed for their neighbours' sake go on alone."""
         group.close()
-        waiting = [one for one in group.waiting if not one.left]
-        for one in waiting:
-            if len(waiting) > 1 and isinstance(error, _FOR_ALL):
+        # Whoever caused it may have left since.
+        shared = len(group.waiting) > 1 and isinstance(error, _FOR_ALL)
+        for one in [each for each in group.waiting if not each.left]:
+            if shared:
                 one.group = _Group(group.version, group.method, self._catalogue)
                 one.group.waiting.append(one)
                 self._start(one.group)

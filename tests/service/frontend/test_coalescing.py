@@ -291,6 +291,23 @@ def test_what_a_neighbour_may_have_caused_is_tried_alone(error: ConvoyError) -> 
     run(scenario)
 
 
+def test_refusal_that_a_neighbour_caused_who_has_left_since_is_nobodys() -> None:
+    async def scenario(callers: Callers) -> None:
+        leave = callers.send(b"l001", time.monotonic() + 5)
+        callers.send(b"l002")
+        await callers.sent(1)
+        assert leave is not None
+        leave()
+        callers.engine.channel.send([Failure(callers.engine.requests[0].id, DeadlinePassed("late"))])
+        await callers.sent(2)
+        assert (callers.engine.requests[1].rows, callers.engine.requests[1].deadline) == (1, math.inf)
+        callers.engine.answer(callers.engine.requests[1])
+        await callers.answered(1)
+        assert callers.answers == {b"l002": doubled(b"l002")}
+
+    run(scenario)
+
+
 def test_caller_who_leaves_while_it_is_tried_alone_cancels_that() -> None:
     async def scenario(callers: Callers) -> None:
         leave = callers.send(b"l001")
