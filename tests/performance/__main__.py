@@ -63,6 +63,7 @@ def main() -> None:
             ],
             "P16": lambda: [costs.observing(small, pairs)],
             "P17": lambda: [scheduling.predictions(small)],
+            "P18": lambda: [costs.tensors(Path(folder) / "features", pairs)],
             "tiny": lambda: floor.tiny(small, pairs),
             "int8": lambda: [
                 precision.integers(Path(folder) / "precision", name) for name in ("mobilenet", "resnet50")

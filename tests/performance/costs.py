@@ -9,10 +9,11 @@ import numpy as np
 
 from convoy.service.engine import session as sessions
 from tests.performance import load, models
-from tests.performance.figure import ANSWER_BYTES, CLASSIFY, Figure, cpu_per_request, request, serving
+from tests.performance.figure import ANSWER_BYTES, CLASSIFY, INFER, Figure, cpu_per_request, request, serving
 from tests.performance.processes import Echo
 from tests.performance.rounds import in_rounds, variants
 from tests.performance.trials import in_turns, ratio
+from tests.service.calls import infer_request
 from tests.service.running import Server
 
 
@@ -80,6 +81,24 @@ def unary(root: Path, side: int, channels: int, images: int, pairs: int, wanted:
         f"{found}; {micro}",
         None if wanted is None else found.median <= wanted,
     )
+
+
+def tensors(root: Path, pairs: int) -> Figure:
+    """P18: CPU time of the server for a ModelInfer of 32 bytes, over that of a bare echo."""
+    models.features(root, "features")
+    body = infer_request("features", np.ones((1, 2, 4), np.float32)).SerializeToString()
+    with serving(root, "engine.sleep_ms=[0, 0]") as server, Echo(ANSWER_BYTES) as echo:
+        ours, theirs = in_turns(
+            lambda: cpu_per_request(server.process.pid, lambda: load.closed(server.grpc, INFER, body, 16, 1200)),
+            lambda: cpu_per_request(
+                echo.process.pid, lambda: load.closed(echo.target, "/echo.Echo/Echo", body, 16, 1200)
+            ),
+            pairs,
+        )
+    found = ratio(ours, theirs)
+    what = "CPU time of the server for a ModelInfer of 32 bytes, divided by a bare echo's for a request"
+    micro = f"{1e6 * statistics.median(ours):.0f} us over {1e6 * statistics.median(theirs):.0f} us"
+    return Figure("P18", what, "<= 0.30", f"{found}; {micro}", found.median <= 0.30)
 
 
 def front_ends(root: Path, pairs: int) -> Figure:

@@ -14,6 +14,7 @@ from tests.service.running import Server
 
 CLASSIFY = "/convoy.v1.Vision/Classify"
 SEGMENT = "/convoy.v1.Vision/Segment"
+INFER = "/inference.GRPCInferenceService/ModelInfer"
 FIXED, EACH = 0.005204, 0.001082  # seconds of a batch of n: FIXED + n EACH, as of a GPU in the literature
 ANSWER_BYTES = 250  # of a classification with five labels and its timings
 QUIET = ("server.lame_duck_seconds=0",)

@@ -14,7 +14,7 @@ from convoy.models.settings import Plan
 from convoy.models.training.run import default_settings
 from convoy.models.training.train import train
 from convoy.service import metadata
-from convoy.service.metadata import Document, InputSpec
+from convoy.service.metadata import Axis, Document, InputSpec, TensorInput
 
 CLASSES = 10
 
@@ -86,6 +86,30 @@ def levels(root: Path) -> Path:
         helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", 3]),
         helper.make_tensor_value_info("mask", TensorProto.UINT8, ["N", "H", "W"]),
         {"red": np.array(0, np.int64)},
+        document,
+    )
+
+
+def features(root: Path, name: str) -> Path:
+    """A classifier of eight floats, 32 bytes: a few microseconds."""
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    axes = (Axis(name="channel", size=2), Axis(name="time", size=4))
+    document = Document(
+        task="classification",
+        labels=[str(index) for index in range(CLASSES)],
+        tensor=TensorInput(name="x", dtype="float32", axes=axes),
+    )
+    return _saved(
+        root,
+        name,
+        nodes,
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 2, 4]),
+        helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", CLASSES]),
+        {"weights": np.ones((8, CLASSES), np.float32)},
         document,
     )
 

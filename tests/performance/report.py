@@ -48,6 +48,7 @@ MEANINGS = {
     "P15": "The server is ready soon, and its first requests are as fast as later ones.",
     "P16": "Metrics and timings are nearly free.",
     "P17": "The server knows how long the next batch will take.",
+    "P18": "A tiny tensor over the Open Inference Protocol costs little, as with servers in C++ or Rust.",
     "callers": "Many callers of a real network get nearly all that onnxruntime can do.",
     "int8": "An int8 file runs clearly faster on the CPU.",
 }
