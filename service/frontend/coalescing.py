@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from numpy.typing import NDArray
 
 from convoy.service import metrics
-from convoy.service.errors import ConvoyError, DeadlinePassed, PredictedLate, QueueFull
+from convoy.service.errors import BadTensor, ConvoyError, DeadlinePassed, PredictedLate, QueueFull
 from convoy.service.frontend.admission import Gate
 from convoy.service.frontend.call import Call, stage_seconds
 from convoy.service.frontend.catalogue import Catalogue
@@ -29,8 +29,7 @@ from convoy.service.repository import Version
 
 _BOOKKEEPING = 0.0003  # seconds that a request takes by itself, without the network; measured on one core
 _LARGEST = 1 << 16  # bytes of a message that joins others: a longer one takes longer than its bookkeeping
-# What a request of several may be refused with for its neighbours' sake.
-_FOR_ALL = (DeadlinePassed, PredictedLate, QueueFull)
+_PREDICTED = 0.002  # seconds; no prediction is more exact than this
 
 
 def pays(row: Version) -> bool:
@@ -223,17 +222,28 @@ class Coalescer:
                 one.end(result)
 
     def _refuse(self, group: _Group, error: Exception) -> None:
-        """Ends the requests with an error. Those that may have failed for their neighbours' sake go on alone."""
+        """Ends the requests with an error. Those that may have failed because of their neighbours are sent alone."""
+        sent = group.lease is not None
         group.close()
-        # Whoever caused it may have left since.
-        shared = len(group.waiting) > 1 and isinstance(error, _FOR_ALL)
+        earliest = min([one.call.deadline for one in group.waiting])  # of one that may have left since
         for one in [each for each in group.waiting if not each.left]:
-            if shared:
+            if len(group.waiting) > 1 and _may_be_spared(one.call.deadline - earliest, error, sent):
                 one.group = _Group(group.version, group.method, self._catalogue)
                 one.group.waiting.append(one)
                 self._start(one.group)
             else:
                 one.refuse(error)
+
+
+def _may_be_spared(later: float, error: Exception, sent: bool) -> bool:
+    """Returns whether a request of a group would perhaps not have failed alone.
+
+    later  seconds by which its deadline is later than the group's
+    sent   whether the group was sent: the engine's queue is full for one as for all, but a smaller slot may be free
+    """
+    if isinstance(error, DeadlinePassed | PredictedLate):
+        return later > _PREDICTED
+    return isinstance(error, QueueFull | BadTensor) and not sent
 
 
 class PromptMethod:

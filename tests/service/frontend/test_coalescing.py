@@ -11,7 +11,15 @@ import pytest
 from numpy.typing import NDArray
 from prometheus_client import REGISTRY
 
-from convoy.service.errors import BadRequest, ConvoyError, DeadlinePassed, ModelUnavailable, QueueFull, RunFailed
+from convoy.service.errors import (
+    BadRequest,
+    ConvoyError,
+    DeadlinePassed,
+    ModelUnavailable,
+    PredictedLate,
+    QueueFull,
+    RunFailed,
+)
 from convoy.service.frontend import coalescing
 from convoy.service.frontend.admission import Gate
 from convoy.service.frontend.call import Call
@@ -270,23 +278,48 @@ def test_the_earliest_deadline_counts_for_all() -> None:
     run(scenario)
 
 
-@pytest.mark.parametrize("error", [DeadlinePassed("late"), QueueFull("full", retry_after=1.0)])
-def test_what_a_neighbour_may_have_caused_is_tried_alone(error: ConvoyError) -> None:
+@pytest.mark.parametrize("error", [DeadlinePassed("late"), PredictedLate("late", retry_after=1.0)])
+def test_request_that_a_neighbour_made_late_is_sent_alone(error: ConvoyError) -> None:
     async def scenario(callers: Callers) -> None:
-        now = time.monotonic()
-        callers.send(b"l001", now + 5)
+        callers.send(b"l001", time.monotonic() + 5)
         callers.send(b"l002")
         await callers.sent(1)
         callers.engine.channel.send([Failure(callers.engine.requests[0].id, error)])
-        await callers.sent(3)
-        first, second = callers.engine.requests[1:]
-        assert (first.rows, second.rows) == (1, 1)
-        assert (first.deadline <= now + 5, second.deadline) == (True, math.inf)
-        callers.engine.answer(second)
-        callers.engine.channel.send([Failure(first.id, error)])
+        await callers.sent(2)
+        assert isinstance(callers.answers[b"l001"], type(error))
+        assert (callers.engine.requests[1].rows, callers.engine.requests[1].deadline) == (1, math.inf)
+        callers.engine.answer(callers.engine.requests[1])
         await callers.answered(2)
         assert callers.answers[b"l002"] == doubled(b"l002")
-        assert isinstance(callers.answers[b"l001"], type(error))
+
+    run(scenario)
+
+
+def test_deadlines_that_are_as_early_are_refused_together() -> None:
+    """Under overload, a refusal must not cost more than a request."""
+
+    async def scenario(callers: Callers) -> None:
+        now = time.monotonic()
+        for number in range(3):
+            callers.send(b"l%03d" % number, now + 5 + 0.0005 * number)
+        await callers.sent(1)
+        callers.engine.channel.send([Failure(callers.engine.requests[0].id, PredictedLate("late", retry_after=0.1))])
+        await callers.answered(3)
+        assert len(callers.engine.requests) == 1
+        assert all(isinstance(answer, PredictedLate) for answer in callers.answers.values())
+
+    run(scenario)
+
+
+def test_full_queue_of_the_engine_is_full_for_each() -> None:
+    async def scenario(callers: Callers) -> None:
+        callers.send(b"l001", time.monotonic() + 5)
+        callers.send(b"l002")
+        await callers.sent(1)
+        callers.engine.channel.send([Failure(callers.engine.requests[0].id, QueueFull("full", retry_after=1.0))])
+        await callers.answered(2)
+        assert len(callers.engine.requests) == 1
+        assert all(isinstance(answer, QueueFull) for answer in callers.answers.values())
 
     run(scenario)
 
@@ -308,19 +341,18 @@ def test_refusal_that_a_neighbour_caused_who_has_left_since_is_nobodys() -> None
     run(scenario)
 
 
-def test_caller_who_leaves_while_it_is_tried_alone_cancels_that() -> None:
+def test_caller_who_leaves_while_it_is_sent_alone_cancels_that() -> None:
     async def scenario(callers: Callers) -> None:
-        leave = callers.send(b"l001")
-        callers.send(b"l002")
+        callers.send(b"l001", time.monotonic() + 5)
+        leave = callers.send(b"l002")
         await callers.sent(1)
         callers.engine.channel.send([Failure(callers.engine.requests[0].id, DeadlinePassed("late"))])
-        await callers.sent(3)
+        await callers.sent(2)
         assert leave is not None
         leave()
-        first, second = callers.engine.requests[1:]
-        await callers.engine.take(lambda: callers.engine.cancels == [first.id])
-        callers.engine.channel.send([Failure(first.id, RunFailed("dropped"))])
-        callers.engine.answer(second)
+        alone = callers.engine.requests[1].id
+        await callers.engine.take(lambda: callers.engine.cancels == [alone])
+        callers.engine.channel.send([Failure(alone, RunFailed("dropped"))])
         await callers.answered(1)
 
     run(scenario)
