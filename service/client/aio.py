@@ -1,8 +1,10 @@
 """The client for asyncio."""
 
-from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Any, Self, TypeVar
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Self, TypeVar
 
+import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
@@ -24,6 +26,7 @@ from convoy.service.client.results import (
     Model,
     Segmentation,
     ServerError,
+    late,
     read_classifications,
     read_error,
     read_models,
@@ -38,15 +41,35 @@ from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 T = TypeVar("T")
 
 
+# Calls that can share a request: model, version and number of labels.
+_Kind = tuple[str, int, int]
+_MAX_TOGETHER = 32  # images in a request, which the server accepts by default
+
+
+class _Waiting(NamedTuple):
+    """A call that waits for the result of its image. `deadline` is in seconds from its beginning."""
+
+    image: pb.Image
+    result: asyncio.Future[Classification]
+    deadline: float | None
+
+
 class AsyncClient:
     """`Client` for asyncio. Create it inside the running loop; one client supports any number of concurrent calls.
 
     Files named by path are read synchronously, so pass bytes where the loop must not block on a disk.
+
+    coalesce  whether concurrent calls of `classify` share a request if they begin in one turn of the loop and differ
+              only in their images and deadlines. That saves most of the cost of a call. Each caller still gets its own
+              result or error by its own deadline; one that cancels leaves the others alone.
     """
 
-    def __init__(self, target: str = DEFAULT_TARGET, *, priority: Priority = "normal") -> None:
+    def __init__(self, target: str = DEFAULT_TARGET, *, priority: Priority = "normal", coalesce: bool = False) -> None:
         self._target = target
         self._priority = priority
+        self._coalesce = coalesce
+        self._gathering: dict[_Kind, list[_Waiting]] = {}
+        self._sending: set[asyncio.Task[None]] = set()
         self._channel = grpc.aio.insecure_channel(target, options=OPTIONS)
         self._methods = methods(self._channel)
 
@@ -64,6 +87,8 @@ class AsyncClient:
         self, image: ImageSource, model: str = "", *, version: int = 0, top_k: int = 5, deadline: float | None = None
     ) -> Classification:
         """As `Client.classify`."""
+        if self._coalesce:
+            return await self._classify_together(image, (model, version, top_k), deadline)
         return single(await self.classify_many([image], model, version=version, top_k=top_k, deadline=deadline))
 
     async def classify_many(
@@ -133,6 +158,50 @@ class AsyncClient:
     async def models(self, deadline: float | None = None) -> list[Model]:
         """As `Client.models`."""
         return read_models(await self._call("ListModels", pb.ListModelsRequest(), deadline))
+
+    async def _classify_together(self, image: ImageSource, kind: _Kind, deadline: float | None) -> Classification:
+        model, version, top_k = kind
+        (message,) = classify_request([image], model, version, top_k, self._priority).images  # raises what is its own
+        loop = asyncio.get_running_loop()
+        result: asyncio.Future[Classification] = loop.create_future()
+        group = self._gathering.setdefault(kind, [])
+        if not group:
+            loop.call_soon(self._send_together, kind)
+        group.append(_Waiting(message, result, deadline))
+        if len(group) >= _MAX_TOGETHER:
+            self._send_together(kind)
+        try:
+            return await asyncio.wait_for(result, deadline)
+        except TimeoutError:
+            raise late(self._target, deadline) from None
+
+    def _send_together(self, kind: _Kind) -> None:
+        """Sends the calls that have gathered."""
+        waiting = [one for one in self._gathering.pop(kind, ()) if not one.result.done()]
+        if waiting:
+            task = asyncio.ensure_future(self._answer_together(kind, waiting))
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
+
+    async def _answer_together(self, kind: _Kind, waiting: Sequence[_Waiting]) -> None:
+        model, version, top_k = kind
+        request = classify_request([], model, version, top_k, self._priority)
+        request.images.extend([one.image for one in waiting])
+        deadlines = [one.deadline for one in waiting]
+        longest = None if None in deadlines else max([each for each in deadlines if each is not None])
+        results: Sequence[Classification | Exception]
+        try:
+            results = read_classifications(await self._call("Classify", request, longest))
+        except (Exception, asyncio.CancelledError) as error:
+            closed = ServerError(grpc.StatusCode.CANCELLED, "CANCELLED", "the client was closed")
+            results = [error if isinstance(error, Exception) else closed] * len(waiting)
+        for one, result in zip(waiting, results, strict=True):
+            if one.result.done():
+                continue  # the caller has cancelled, or its deadline has passed
+            if isinstance(result, Exception):
+                one.result.set_exception(result)
+            else:
+                one.result.set_result(result)
 
     async def _call(self, method: str, request: Message, deadline: float | None) -> Any:
         try:

@@ -248,9 +248,15 @@ def read_error(error: Any, target: str, deadline: float | None) -> ServerError:
     # gRPC's own messages for these two codes are long or empty; a server's messages are left unchanged.
     if not reason and code is grpc.StatusCode.UNAVAILABLE:
         message = _unavailable(target, message)
-    if not reason and code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        message = f"no answer from {target} within {deadline:g} seconds" if deadline is not None else message
+    if not reason and code is grpc.StatusCode.DEADLINE_EXCEEDED and deadline is not None:
+        return late(target, deadline)
     return ServerError(code, reason or code.name, message, retry_after)
+
+
+def late(target: str, deadline: float | None) -> ServerError:
+    """The ServerError for a call to `target` that was not answered within `deadline` seconds."""
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    return ServerError(code, code.name, f"no answer from {target} within {deadline:g} seconds")
 
 
 def read_message_error(error: pb.ImageError | pb.RequestError) -> ServerError:

@@ -269,3 +269,99 @@ def test_client_that_is_given_a_proxy_by_the_environment_goes_straight(vision_ta
     monkeypatch.delenv("NO_PROXY", raising=False)
     with Client(vision_target) as client:
         assert len(client.models(deadline=5)) == 3
+
+
+def together(target, scenario):
+    """Plays a scenario with a client whose calls share requests."""
+
+    async def play():
+        async with AsyncClient(target, coalesce=True) as client:
+            return await asyncio.wait_for(scenario(client), 20)
+
+    return asyncio.run(play())
+
+
+def test_concurrent_calls_share_a_request_and_each_gets_its_own_answer(vision_target, fake_vision):
+    async def scenario(client):
+        return await asyncio.gather(*(client.classify(grey(value), "digits") for value in range(10)))
+
+    answers = together(vision_target, scenario)
+    assert [answer.labels[0].name for answer in answers] == [str(value) for value in range(10)]
+    (request,) = fake_vision.requests
+    assert len(request.images) == 10
+
+
+def test_calls_that_differ_in_more_than_their_images_do_not_share_a_request(vision_target, fake_vision):
+    async def scenario(client):
+        return await asyncio.gather(
+            client.classify(grey(1), "digits", top_k=1),
+            client.classify(grey(2), "digits", top_k=2),
+            client.classify(grey(3), "digits", version=3, top_k=2),
+            client.classify(grey(4), "digits", top_k=2),
+        )
+
+    answers = together(vision_target, scenario)
+    assert [len(answer.labels) for answer in answers] == [1, 2, 2, 2]
+    assert sorted(len(request.images) for request in fake_vision.requests) == [1, 1, 2]
+
+
+def test_no_request_has_more_images_than_a_server_accepts(vision_target, fake_vision):
+    async def scenario(client):
+        return await asyncio.gather(*(client.classify(grey(value % 10), "digits") for value in range(70)))
+
+    assert len(together(vision_target, scenario)) == 70
+    assert sorted(len(request.images) for request in fake_vision.requests) == [6, 32, 32]
+
+
+def test_calls_in_turn_do_not_wait_for_others(vision_target, fake_vision):
+    async def scenario(client):
+        return [await client.classify(grey(value), "digits") for value in range(3)]
+
+    assert len(together(vision_target, scenario)) == 3
+    assert [len(request.images) for request in fake_vision.requests] == [1, 1, 1]
+
+
+def test_bad_image_is_its_own_callers_error(vision_target, tmp_path):
+    async def scenario(client):
+        calls = [client.classify(image, "digits") for image in (grey(1), b"no image", tmp_path / "absent.png", grey(2))]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    good, refused, unread, also_good = together(vision_target, scenario)
+    assert [answer.labels[0].name for answer in (good, also_good)] == ["1", "2"]
+    assert isinstance(refused, ServerError)
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert isinstance(unread, BadImage)
+
+
+def test_error_of_the_request_is_everybodys(vision_target):
+    async def scenario(client):
+        calls = [client.classify(grey(value), "missing") for value in range(3)]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    errors = together(vision_target, scenario)
+    assert [error.code for error in errors] == [grpc.StatusCode.NOT_FOUND] * 3
+
+
+def test_each_caller_has_its_own_deadline_and_may_leave(vision_target):
+    async def scenario(client):
+        short, long = (asyncio.ensure_future(client.classify(grey(1), "never", deadline=each)) for each in (0.1, 15))
+        with pytest.raises(ServerError, match=r"within 0\.1 seconds") as caught:
+            await short
+        assert not long.done()
+        long.cancel()
+        await asyncio.wait([long])
+        return caught.value.code, long.cancelled()
+
+    assert together(vision_target, scenario) == (grpc.StatusCode.DEADLINE_EXCEEDED, True)
+
+
+def test_client_that_closes_leaves_nobody_waiting(vision_target):
+    async def play():
+        client = AsyncClient(vision_target, coalesce=True)
+        call = asyncio.ensure_future(client.classify(grey(1), "never"))
+        await asyncio.sleep(0.1)
+        await client.close()
+        with pytest.raises(ServerError):
+            await asyncio.wait_for(call, 10)
+
+    asyncio.run(play())
