@@ -281,7 +281,7 @@ def test_bad_request_of_a_batch_fails_alone(front_end: FrontEnd) -> None:
 def images(front_end: FrontEnd, values: NDArray[np.float32], output_bytes: int) -> Request:
     """Images that share a slot, as one request for many has them."""
     request = front_end.request([values], [output_bytes])
-    return msgspec.structs.replace(request, image=(1, 4))
+    return msgspec.structs.replace(request, image=(1, 4), apart=True)
 
 
 def negative_fails(arrays: Arrays) -> Arrays:
