@@ -85,10 +85,10 @@ def _messages(encoding: Any) -> Mapping[str, Any]:
     def timings(seconds: Sequence[float], batch_size: int) -> pb.Timings:
         return pb.Timings(**dict(zip(fields, seconds, strict=True)), batch_size=batch_size)
 
-    def response(model: str, version: int, results: Sequence[Any]) -> pb.ClassifyResponse:
+    def response(model: str, version: int, results: Sequence[Any]) -> bytes:
         # The error of an image arrives encoded.
         parsed = [pb.ClassifyResult.FromString(each) if isinstance(each, bytes) else each for each in results]
-        return pb.ClassifyResponse(model=model, version=version, results=parsed)
+        return pb.ClassifyResponse(model=model, version=version, results=parsed).SerializeToString()
 
     return {"Labels": Labels, "timings": timings, "response": response}
 
