@@ -36,13 +36,13 @@ class Catalogue:
     @contextmanager
     def using(self, row: Version) -> Iterator[None]:
         """Counts a request that refers to `row` for as long as it lasts."""
-        self.hold(row, 1)
+        self.add_users(row, 1)
         try:
             yield
         finally:
-            self.hold(row, -1)
+            self.add_users(row, -1)
 
-    def hold(self, row: Version, change: int) -> None:
+    def add_users(self, row: Version, change: int) -> None:
         """Adds `change` to the number of requests that refer to `row`."""
         version = (row.model, row.version)
         self._users[version] += change

@@ -52,7 +52,7 @@ class Joinable(Protocol):
     """A method whose requests may travel together."""
 
     def row(self, request: Any, call: Call) -> Row | None:
-        """Returns the request as a row; None if it must go alone, or is wrong."""
+        """Returns the request as a row; None if it must go alone. Raises what is wrong with it."""
 
     def answers(
         self,
@@ -104,7 +104,7 @@ class _Waiting:
 class _Group:
     """Requests of one kind that travel together. One writer: the front end's loop."""
 
-    __slots__ = ("_catalogue", "_held", "lease", "method", "version", "waiting")
+    __slots__ = ("_catalogue", "_users", "lease", "method", "version", "waiting")
 
     def __init__(self, version: Version, method: Joinable, catalogue: Catalogue) -> None:
         self.version = version
@@ -112,19 +112,19 @@ class _Group:
         self.waiting: list[_Waiting] = []
         self.lease: Lease | None = None
         self._catalogue = catalogue
-        self._held = 0
+        self._users = 0
 
-    def hold(self, lease: Lease) -> None:
+    def occupy(self, lease: Lease) -> None:
         """Records the slot, and that its requests refer to their version."""
         self.lease = lease
-        self._held = len(self.waiting)
-        self._catalogue.hold(self.version, self._held)
+        self._users = len(self.waiting)
+        self._catalogue.add_users(self.version, self._users)
 
     def close(self) -> None:
         """Releases both: when the group is answered, or when everybody has left it. A second call does nothing."""
         if self.lease is not None:
             self.lease.release()
-            self._catalogue.hold(self.version, -self._held)
+            self._catalogue.add_users(self.version, -self._users)
             self.lease = None
 
 
@@ -173,7 +173,7 @@ class Coalescer:
             [(dtype, (rows, *shape)) for dtype, shape in first.inputs],
             [(number, rows * nbytes) for number, nbytes in first.output_bytes],
         )
-        group.hold(lease)
+        group.occupy(lease)
         for number in range(len(first.inputs)):
             lease.bytes_of(number)[:] = b"".join([one.row.data[number] for one in waiting])
         lease.prepared = (began, began, time.monotonic())
@@ -264,13 +264,10 @@ class PromptMethod:
         try:
             request, call.payloads = self._parser.parse(received.data)
             row = self._method.row(request, call)
-        except Exception:
-            return None  # the task finds the same, and answers
-        if row is None:
-            return None
-        try:
+            if row is None:
+                return None
             call.enter()
-        except ConvoyError as error:
+        except Exception as error:  # ends this request: what has called is in the middle of a connection's frames
             refusal = call.refuse(error)
             call.__exit__(None, None, None)
             reply(refusal)

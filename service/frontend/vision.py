@@ -160,7 +160,7 @@ class Vision:
         return row
 
     def _admit(self, rows: int, call: Call) -> None:
-        """Raises PredictedLate if the engine would refuse so many images."""
+        """Raises PredictedLate if the engine would refuse a chunk of `rows` images."""
         if call.document.image.height is not None:  # otherwise sizes vary, and one image does not predict the next
             kind = (call.row.model, call.row.version, call.low_priority)
             self._outlook.check(call.model, kind, rows, call.deadline, time.monotonic())

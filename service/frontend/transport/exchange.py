@@ -50,10 +50,10 @@ class Exchange:
         "_connection",
         "_counted",
         "_deferred",
-        "_held",
         "_number",
         "_offset",
         "_out",
+        "_receiving",
         "_sent_all",
         "_started",
         "_task",
@@ -77,7 +77,7 @@ class Exchange:
         self._started = False  # the task has
         self._counted = True  # among the calls in progress
         self._sent_all = False  # by the caller
-        self._held = 0  # bytes of a message that is not complete, or not yet served
+        self._receiving = 0  # bytes of a message that is not complete, or not yet served
         self._unacknowledged = 0  # bytes of the stream's window to be given back
         self._answering = False  # the headers of the answer are submitted
         self._deferred = False  # nghttp2 waits for more of the answer
@@ -109,7 +109,7 @@ class Exchange:
             self.over = True
             self._stop_timer()
             self._cancel()
-        self._hold(0)
+        self._count_receiving(0)
         self._connection.unsent -= self.unsent
         self.unsent = 0
         self._out.clear()
@@ -207,10 +207,10 @@ class Exchange:
             self._connection.acknowledge_stream(self._number, self._unacknowledged)
             self._unacknowledged = 0
 
-    def _hold(self, size: int) -> None:
+    def _count_receiving(self, size: int) -> None:
         hub = self._connection.hub
-        hub.receiving += size - self._held
-        self._held = size
+        hub.receiving += size - self._receiving
+        self._receiving = size
         if size and hub.receiving > hub.limits.receiving_bytes:
             raise Refused(
                 Code.RESOURCE_EXHAUSTED,
@@ -256,7 +256,7 @@ class UnaryExchange(Exchange):
             if self._message is not None:
                 raise Refused(Code.INTERNAL, "call has several messages, want 1")
             self._message = message
-        self._hold(self._assembler.pending if self._message is None else len(self._message))
+        self._count_receiving(self._assembler.pending if self._message is None else len(self._message))
 
     def half_close(self) -> None:
         self._sent_all = True
@@ -266,7 +266,7 @@ class UnaryExchange(Exchange):
             raise Refused(Code.INTERNAL, "call ends before its message is complete")
         received = Received(self._message, time.monotonic())
         self._message = None
-        self._hold(0)  # from here on the methods bound what is in flight
+        self._count_receiving(0)  # from here on the methods bound what is in flight
         prompt, unary = self._method.prompt, self._method.unary
         if prompt is not None and (leave := prompt(received, self.deadline, self._reply)) is not None:
             self._started = True
@@ -379,7 +379,7 @@ class StreamExchange(Exchange):
                 self._keep(rest)
         if not self._inbox:
             self._release(self._unread)  # a message may be longer than the window
-        self._hold(assembler.pending)
+        self._count_receiving(assembler.pending)
         self._wake_reader()
 
     def _keep(self, chunk: Any) -> None:

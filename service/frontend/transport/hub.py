@@ -107,7 +107,7 @@ def _made(new: Callable[[Any], int], kind: str) -> Any:
     return place[0]
 
 
-# The callbacks. What one of them raises is logged and ends the connection: nghttp2 is told that the session has failed.
+# The callbacks. An exception in one of them is logged and ends the connection: the callback reports a failed session.
 
 
 def _log(kind: type[BaseException], error: BaseException, trace: Any) -> None:

@@ -39,7 +39,7 @@ class Lifetime:
 
     @property
     def over(self) -> bool:
-        """Whether the caller has been told to leave, and every call is answered."""
+        """Whether both GOAWAY frames are sent and every call is answered."""
         return self._leaving and self._final and not self._connection.exchanges
 
     def start(self) -> None:

@@ -51,7 +51,7 @@ class Assembler:
         return 0 if self._body is None else self._filled
 
     def feed(self, chunk: bytes, most: int = 2) -> list[Data]:
-        """Returns the messages that are complete with this chunk, at most so many. Raises Refused.
+        """Returns the messages that this chunk completes, at most `most`. Raises Refused.
 
         The chunk may be any buffer whose slices are bytes.
         """

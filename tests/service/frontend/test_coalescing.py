@@ -188,11 +188,29 @@ def test_no_more_travel_together_than_fill_a_batch_and_no_two_models() -> None:
     run(scenario)
 
 
-@pytest.mark.parametrize("data", [b"lone", b"poor", b"l" + bytes(1 << 16)])
+@pytest.mark.parametrize("data", [b"lone", b"l" + bytes(1 << 16)])
 def test_what_cannot_join_is_left_to_a_task(data: bytes) -> None:
     async def scenario(callers: Callers) -> None:
         assert callers.send(data) is None
         assert not callers.answers
+
+    run(scenario)
+
+
+def test_wrong_request_is_refused_at_once() -> None:
+    async def scenario(callers: Callers) -> None:
+        assert callers.send(b"poor") is not None
+        assert isinstance(callers.answers[b"poor"], BadRequest)
+
+    run(scenario)
+
+
+def test_unforeseen_fault_of_a_request_ends_it_alone() -> None:
+    async def scenario(callers: Callers) -> None:
+        assert callers.send(b"xxxx") is not None  # a KeyError: there is no such model
+        answer = callers.answers[b"xxxx"]
+        assert isinstance(answer, ConvoyError)
+        assert answer.message == "internal error"
 
     run(scenario)
 

@@ -1,4 +1,4 @@
-"""A client of HTTP/2 that sends what it is told, right or wrong."""
+"""An HTTP/2 client that sends any bytes, valid or not."""
 
 import contextlib
 import socket
@@ -54,7 +54,7 @@ def request(path: str = "/test.Test/Echo", *more: tuple[str, str], method: str =
 
 
 class Raw:
-    """A connection that has sent the beginning of HTTP/2, unless it is told not to."""
+    """A connection that has sent the HTTP/2 preface, unless `greet` is false."""
 
     def __init__(self, address: tuple[str, int], *, greet: bool = True, settings: dict[int, int] | None = None) -> None:
         self._acknowledges = greet
