@@ -83,7 +83,8 @@ def main() -> None:
     files = list(dict.fromkeys(file for process in processes for file in process.files))
     print(f"files that a JPEG meets in Classify {len(files)}, {request_path.lines(files)} lines")
     for process in processes:
-        print(f"  one process: {len(process.files)} files, {len(process.calls)} calls")
+        again = request_path.returns(process.calls)
+        print(f"  one process: {len(process.files)} files, {len(process.calls)} calls, {again} returns to a file left")
         if "--calls" in sys.argv:
             for file, function in process.calls:
                 print(f"    {file:48} {function}")
