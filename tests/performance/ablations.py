@@ -84,6 +84,7 @@ def ablations(folder: Path, pairs: int) -> Iterator[Comparison]:
     yield from cpu("payloads are lifted out of a message before protobuf parses it", "parsing", [small, large, tensor])
     yield from cpu("responses of Classify are encoded by hand, labels in advance", "responses", [small, many])
     yield from refusals(root, pairs)
+    yield from cpu("values of a metric are written without asking for the process id", "process id", [small])
     yield from cpu("labels are looked up once, times of many images added at once", "counting", [small, many])
     yield from sixteen_bits(root, pairs)
     yield learned_buckets(root, pairs)
