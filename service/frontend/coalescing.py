@@ -1,5 +1,6 @@
 """Requests travel together: small ones for one model that arrive in one turn of the loop share a slot, a request to the
-engine, and an answer.
+engine, and an answer. So do those that arrive while the group before them is at the engine, for a millisecond at most:
+they could not run earlier anyway.
 
 Each keeps its own deadline, cancellation, error and times. A request that arrives alone waits for nothing. Requests
 join only where the network takes less time for a row than the server for a request (`pays`).
@@ -9,6 +10,7 @@ No task serves such a request: a transport calls a `Prompt` with the message, an
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -29,6 +31,7 @@ from convoy.service.repository import Version
 
 _BOOKKEEPING = 0.0003  # seconds that a request takes by itself, without the network; measured on one core
 _LARGEST = 1 << 16  # bytes of a message that joins others: a longer one takes longer than its bookkeeping
+_LONGEST_WAIT = 0.001  # seconds for the group before: the engine may be busy with another model
 _PREDICTED = 0.002  # seconds; no prediction is more exact than this
 
 
@@ -104,9 +107,10 @@ class _Waiting:
 class _Group:
     """Requests of one kind that travel together. One writer: the front end's loop."""
 
-    __slots__ = ("_catalogue", "_users", "lease", "method", "version", "waiting")
+    __slots__ = ("_catalogue", "_users", "kind", "lease", "method", "version", "waiting")
 
-    def __init__(self, version: Version, method: Joinable, catalogue: Catalogue) -> None:
+    def __init__(self, kind: Hashable, version: Version, method: Joinable, catalogue: Catalogue) -> None:
+        self.kind = kind  # of its requests
         self.version = version
         self.method = method
         self.waiting: list[_Waiting] = []
@@ -129,12 +133,13 @@ class _Group:
 
 
 class Coalescer:
-    """The groups that gather in this turn of the loop. One writer: the front end's loop."""
+    """The groups that gather. One writer: the front end's loop."""
 
     def __init__(self, catalogue: Catalogue, client: EngineClient) -> None:
         self._catalogue = catalogue
         self._client = client
-        self._gathering: dict[Hashable, _Group] = {}
+        self._gathering: dict[Hashable, _Group] = {}  # by kind
+        self._at_engine: Counter[Hashable] = Counter()  # groups, by kind
         self._loop = asyncio.get_running_loop()
 
     def join(self, row: Row, call: Call, reply: Reply, method: Joinable) -> Callable[[], None]:
@@ -142,9 +147,11 @@ class Coalescer:
         kind = (call.row.model, call.row.version, call.method, row.kind)
         group = self._gathering.get(kind)
         if group is None:
-            if not self._gathering:
-                self._loop.call_soon(self._start_all)
-            group = self._gathering[kind] = _Group(call.row, method, self._catalogue)
+            group = self._gathering[kind] = _Group(kind, call.row, method, self._catalogue)
+            if kind in self._at_engine:
+                self._loop.call_later(_LONGEST_WAIT, self._start_gathered, group)
+            else:
+                self._loop.call_soon(self._start_gathered, group)
         one = _Waiting(call, row, reply, group)
         group.waiting.append(one)
         if len(group.waiting) >= call.row.batch_size:
@@ -152,9 +159,9 @@ class Coalescer:
             self._start(group)
         return one.leave
 
-    def _start_all(self) -> None:
-        gathering, self._gathering = self._gathering, {}
-        for group in gathering.values():
+    def _start_gathered(self, group: _Group) -> None:
+        if self._gathering.get(group.kind) is group:
+            del self._gathering[group.kind]
             self._start(group)
 
     def _start(self, group: _Group) -> None:
@@ -187,9 +194,11 @@ class Coalescer:
             low_priority=waiting[0].call.low_priority,
             apart=True,
         )
+        self._at_engine[group.kind] += 1
         answer.add_done_callback(lambda done: self._finish(group, lease, done))
 
     def _finish(self, group: _Group, lease: Lease, done: "asyncio.Future[Any]") -> None:
+        self._left_engine(group.kind)
         try:
             answer, outputs = done.result()
             lease.finished(answer)
@@ -197,6 +206,14 @@ class Coalescer:
         except Exception as error:
             self._refuse(group, error)
         group.close()
+
+    def _left_engine(self, kind: Hashable) -> None:
+        """Lets the next group of a kind go, once this turn of the loop has read what has arrived."""
+        self._at_engine[kind] -= 1
+        if not self._at_engine[kind]:
+            del self._at_engine[kind]
+            if (following := self._gathering.get(kind)) is not None:
+                self._loop.call_soon(self._start_gathered, following)
 
     def _answer(self, group: _Group, lease: Lease, answer: Answer, outputs: dict[int, NDArray[Any]]) -> None:
         waiting, began, now = group.waiting, lease.prepared[0], time.monotonic()
@@ -228,7 +245,7 @@ class Coalescer:
         earliest = min([one.call.deadline for one in group.waiting])  # of one that may have left since
         for one in [each for each in group.waiting if not each.left]:
             if len(group.waiting) > 1 and _may_be_spared(one.call.deadline - earliest, error, sent):
-                one.group = _Group(group.version, group.method, self._catalogue)
+                one.group = _Group(group.kind, group.version, group.method, self._catalogue)
                 one.group.waiting.append(one)
                 self._start(one.group)
             else:

@@ -156,15 +156,79 @@ def test_an_answer_that_reaches_a_neighbour_is_caught() -> None:
     run(scenario)
 
 
-def test_a_request_waits_for_no_other() -> None:
+def test_requests_that_arrive_while_a_group_is_at_the_engine_make_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(coalescing, "_LONGEST_WAIT", 60.0)
+
+    async def scenario(callers: Callers) -> None:
+        callers.send(b"l001")
+        await callers.sent(1)
+        for data in (b"l002", b"l003"):
+            callers.send(data)
+            await callers.engine.take(lambda: True)
+        callers.send(b"o001")
+        await callers.sent(2)  # the other model waits for nothing
+        callers.engine.answer(callers.engine.requests[0])
+        await callers.sent(3)
+        assert [(one.model, one.rows) for one in callers.engine.requests] == [
+            ("letters", 1),
+            ("others", 1),
+            ("letters", 2),
+        ]
+        for request in callers.engine.requests[1:]:
+            callers.engine.answer(request)
+        await callers.answered(4)
+
+    run(scenario)
+
+
+def test_a_group_of_a_whole_batch_waits_for_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coalescing, "_LONGEST_WAIT", 60.0)
+
+    async def scenario(callers: Callers) -> None:
+        callers.send(b"l000")
+        await callers.sent(1)
+        for number in range(1, 5):
+            callers.send(b"l%03d" % number)
+        await callers.sent(2)
+        assert [one.rows for one in callers.engine.requests] == [1, 4]
+        for request in callers.engine.requests:
+            callers.engine.answer(request)
+        await callers.answered(5)
+
+    run(scenario)
+
+
+def test_a_busy_engine_holds_nobody_back() -> None:
     async def scenario(callers: Callers) -> None:
         callers.send(b"l001")
         await callers.sent(1)
         callers.send(b"l002")
-        await callers.sent(2)
+        await callers.sent(2)  # without an answer to the first
         assert [request.rows for request in callers.engine.requests] == [1, 1]
         for request in callers.engine.requests:
             callers.engine.answer(request)
+        await callers.answered(2)
+
+    run(scenario)
+
+
+def test_a_group_that_everybody_leaves_while_it_waits_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coalescing, "_LONGEST_WAIT", 60.0)
+
+    async def scenario(callers: Callers) -> None:
+        callers.send(b"l001")
+        await callers.sent(1)
+        leave = callers.send(b"l002")
+        assert leave is not None
+        leave()
+        callers.engine.answer(callers.engine.requests[0])
+        await callers.answered(1)
+        callers.send(b"l003")
+        await callers.sent(2)
+        assert [request.rows for request in callers.engine.requests] == [1, 1]
+        callers.engine.answer(callers.engine.requests[1])
         await callers.answered(2)
 
     run(scenario)
@@ -176,11 +240,8 @@ def test_no_more_travel_together_than_fill_a_batch_and_no_two_models() -> None:
             callers.send(b"l%03d" % number)
         callers.send(b"o000")
         await callers.sent(3)
-        assert [(one.model, one.rows) for one in callers.engine.requests] == [
-            ("letters", 4),
-            ("letters", 2),
-            ("others", 1),
-        ]
+        found = sorted((one.model, one.rows) for one in callers.engine.requests)
+        assert found == [("letters", 2), ("letters", 4), ("others", 1)]
         for request in callers.engine.requests:
             callers.engine.answer(request)
         await callers.answered(7)
