@@ -19,6 +19,7 @@ _TABLE = {
     "float64": ("FP64", "tensor(double)", "fp64_contents"),
 }
 DTYPES: dict[str, np.dtype[np.generic]] = {name: np.dtype(name) for name in _TABLE}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}  # numpy takes ten times as long to tell a name
 DATATYPES = {name: datatype for name, (datatype, _, _) in _TABLE.items()}
 NAMES = {datatype: name for name, datatype in DATATYPES.items()}
 OF_ONNX = {kind: name for name, (_, kind, _) in _TABLE.items()}

@@ -4,13 +4,13 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from convoy.service.dtypes import DTYPE_NAMES
 from convoy.service.engine.session import DeviceLost, Session
 from convoy.service.errors import ConvoyError, RunFailed
 from convoy.service.ipc.channel import FAILED, Answer, Failure, Request, Times
@@ -149,14 +149,14 @@ def finish(run: Run) -> Run:
 def _written(
     request: Request, outputs: Sequence[NDArray[np.generic]], slots: Mapping[int, NDArray[np.uint8]]
 ) -> tuple[tuple[Span, ...], tuple[int, ...]] | None:
-    with ExitStack() as undo:
-        try:
-            written = _scatter(request, outputs, slots, undo)
-        except Exception as error:  # such as no free descriptor for a spilled output
-            log.error("outputs could not be written", exc_info=error)
-            return None
-        undo.pop_all()  # the sender of the answer now owns the spilled outputs
-        return written
+    spilled: list[int] = []
+    try:
+        return _scatter(request, outputs, slots, spilled)
+    except Exception as error:  # such as no free descriptor for a spilled output
+        log.error("outputs could not be written", exc_info=error)
+        for descriptor in spilled:
+            os.close(descriptor)
+        return None
 
 
 def _failed(request: Request, error: ConvoyError) -> Ended:
@@ -233,10 +233,10 @@ def _scatter(
     request: Request,
     outputs: Sequence[NDArray[np.generic]],
     slots: Mapping[int, NDArray[np.uint8]],
-    undo: ExitStack,
+    spilled: list[int],
 ) -> tuple[tuple[Span, ...], tuple[int, ...]]:
+    """Writes the outputs of a request. Adds the descriptors of those that travel in their own memory to `spilled`."""
     spans = []
-    descriptors = []
     for room in request.outputs:
         values = outputs[room.number]
         offset = room.offset
@@ -246,15 +246,9 @@ def _scatter(
         else:
             # The size was not known when the slot was claimed: the output travels in its own memory file.
             offset = SPILLED
-            descriptors.append(_spill(values, undo))
-        spans.append(Span(room.number, offset, values.nbytes, values.dtype.name, values.shape))
-    return tuple(spans), tuple(descriptors)
-
-
-def _spill(values: NDArray[np.generic], undo: ExitStack) -> int:
-    descriptor = memory_file(max(1, values.nbytes))
-    undo.callback(os.close, descriptor)
-    data = memoryview(values.reshape(-1).view(np.uint8).data)
-    while data:
-        data = data[os.write(descriptor, data) :]
-    return descriptor
+            spilled.append(memory_file(max(1, values.nbytes)))
+            data = memoryview(values.reshape(-1).view(np.uint8).data)
+            while data:
+                data = data[os.write(spilled[-1], data) :]
+        spans.append(Span(room.number, offset, values.nbytes, DTYPE_NAMES[values.dtype], values.shape))
+    return tuple(spans), tuple(spilled)

@@ -146,6 +146,7 @@ class Channel:
         connection.setblocking(False)
         self.socket = connection
         self._packets: deque[tuple[bytes, list[int]]] = deque()
+        self._received = bytearray(_MAX_PACKET + _MAX_RECORD)
 
     @property
     def waiting(self) -> bool:
@@ -191,16 +192,16 @@ class Channel:
         """Returns one packet's records and descriptors, in order, or None if none is ready. The caller owns the
         descriptors. Raises ConnectionError if the other side has closed."""
         try:
-            data, ancillary, _, _ = self.socket.recvmsg(_MAX_PACKET + _MAX_RECORD, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+            size, ancillary, _, _ = self.socket.recvmsg_into([self._received], _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return None
         descriptors = array.array("i")
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
-        if not data:
+        if not size:
             raise ConnectionError("the other side closed the channel")
-        return _decode(data), descriptors.tolist()
+        return _decode(memoryview(self._received)[:size]), descriptors.tolist()
 
     def close(self) -> None:
         """Closes the socket and drops queued packets."""
@@ -250,7 +251,8 @@ class Wire:
 
     def _readable(self) -> None:
         try:
-            while self._open and (packet := self._channel.receive()):
+            # One packet: usually there is no other, and the loop calls again for the next.
+            if self._open and (packet := self._channel.receive()):
                 self._on_packet(*packet)
         except ConnectionError:
             self.close()
