@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from types import TracebackType
@@ -98,6 +98,17 @@ class Call:
         """Limits the deadline to `timeout` seconds after the arrival."""
         self.deadline = min(self.deadline, self.arrived + timeout)
 
+    def limit(self, seconds: float) -> None:
+        """Limits the deadline as `at_most` does. Raises BadRequest if `seconds` is out of range."""
+        if not 0 <= seconds <= _MAX_SECONDS:
+            raise BadRequest(f"deadline_seconds is {seconds:g}, want 0 to {_MAX_SECONDS}")
+        if seconds:
+            self.within(seconds)
+
+    def at_deadline(self, act: Callable[[], None]) -> asyncio.TimerHandle:
+        """Calls a function at the deadline, which is not inf, unless the timer is cancelled."""
+        return asyncio.get_running_loop().call_later(max(0.0, self.deadline - time.monotonic()), act)
+
     @asynccontextmanager
     async def at_most(self, seconds: float) -> AsyncIterator[None]:
         """Ends the enclosed work at the latest `seconds` after the arrival; 0: when the call ends.
@@ -105,12 +116,10 @@ class Call:
         For requests that share a call: gRPC enforces the call's own deadline. Raises DeadlinePassed, and BadRequest if
         `seconds` is out of range.
         """
-        if not 0 <= seconds <= _MAX_SECONDS:
-            raise BadRequest(f"deadline_seconds is {seconds:g}, want 0 to {_MAX_SECONDS}")
+        self.limit(seconds)
         if not seconds:
             yield
             return
-        self.within(seconds)
         self.check_deadline()
         try:
             async with asyncio.timeout(self.deadline - time.monotonic()):

@@ -30,7 +30,7 @@ from convoy.service.preprocess import Placement
 from convoy.service.repository import Version
 
 _BOOKKEEPING = 0.0003  # seconds that a request takes by itself, without the network; measured on one core
-_LARGEST = 1 << 16  # bytes of a message that joins others: a longer one takes longer than its bookkeeping
+LARGEST = 1 << 16  # bytes of a message that joins others: a longer one takes longer than its bookkeeping
 _LONGEST_WAIT = 0.001  # seconds for the group before: the engine may be busy with another model
 _PREDICTED = 0.002  # seconds; no prediction is more exact than this
 
@@ -275,7 +275,7 @@ class PromptMethod:
 
     def __call__(self, received: Received, deadline: float, reply: Reply) -> Callable[[], None] | None:
         """Returns the function that ends the wait for the answer; None if a task has to serve the request."""
-        if len(received.data) > _LARGEST:
+        if len(received.data) > LARGEST:
             return None
         call = Call(self._name, received, deadline, self._gate)
         try:

@@ -1,17 +1,18 @@
 """The methods of a service as a transport calls them: unary methods, and streams of their requests."""
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, NamedTuple
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from convoy.service.errors import ConvoyError
+from convoy.service import metrics
+from convoy.service.errors import ConvoyError, DeadlinePassed
 from convoy.service.frontend import status
 from convoy.service.frontend.admission import Gate
 from convoy.service.frontend.call import Call
-from convoy.service.frontend.coalescing import Coalescer, PromptMethod
+from convoy.service.frontend.coalescing import LARGEST, Coalescer, Joinable, PromptMethod
 from convoy.service.frontend.streams import Conversation, Reply
 from convoy.service.frontend.transport.interface import Prompt, Received, Service, Stream
 from convoy.service.frontend.wire import LENGTH, Parser, block, tag
@@ -47,16 +48,20 @@ def service_of(
     prompt: dict[str, Prompt] = {}
     service = Service(descriptor.full_name, {}, {}, prompt)
     for method in descriptor.methods:
-        implementation = getattr(servicer, method.name.replace("Stream", ""), None)
+        name = method.name.replace("Stream", "")
+        implementation = getattr(servicer, name, None)
         if implementation is None:
             continue
+        joinable: Any = servicer if coalescer is not None and name in getattr(servicer, "joinable", ()) else None
         if method.client_streaming:
             form = Tensors(method) if method.name == "ModelStreamInfer" else Envelopes(method)
-            service.streaming[method.name] = StreamMethod(method, implementation, gate, form, max_stream_requests)
+            joint = Joint(joinable, coalescer) if coalescer is not None and joinable else None
+            service.streaming[method.name] = StreamMethod(
+                method, implementation, gate, form, max_stream_requests, joint
+            )
         else:
             unary = service.unary[method.name] = UnaryMethod(method, implementation, gate)
-            if coalescer is not None and method.name in getattr(servicer, "joinable", ()):
-                joinable: Any = servicer
+            if coalescer is not None and joinable:
                 prompt[method.name] = PromptMethod(method.name, unary.parser, joinable, gate, coalescer)
     return service
 
@@ -81,6 +86,13 @@ class UnaryMethod:
                 return call.refuse(error)
 
 
+class Joint(NamedTuple):
+    """Where requests travel together."""
+
+    method: Joinable
+    coalescer: Coalescer
+
+
 class StreamMethod:
     """A method with many requests in one call, each with its own answer, deadline and status."""
 
@@ -91,6 +103,7 @@ class StreamMethod:
         gate: Gate,
         form: "Envelopes | Tensors",
         max_requests: int,
+        joint: Joint | None = None,
     ) -> None:
         self._name = method.name
         self._empty = GetMessageClass(method.input_type)
@@ -99,17 +112,46 @@ class StreamMethod:
         self._gate = gate
         self._form = form
         self._max_requests = max_requests
+        self._joint = joint
 
     async def __call__(self, stream: Stream) -> None:
         conversation = Conversation(stream, self._gate.closed, self._max_requests, ordered=self._form.ordered)
         await conversation.run(self._answer)
 
-    async def _answer(self, received: Received, deadline: float, reply: Reply) -> None:
+    def _answer(self, received: Received, deadline: float, reply: Reply) -> Coroutine[Any, Any, None] | None:
+        """See Answer: a request that can travel with others has no task."""
+        call = Call(self._name, received, deadline, self._gate)
         message = self._empty()
+        try:
+            message, call.payloads = self._parser.parse(received.data)  # first, because a refusal repeats the id
+            seconds = self._form.seconds(message)
+            call.limit(seconds)
+            row = None
+            if self._joint is not None and len(received.data) <= LARGEST:
+                row = self._joint.method.row(self._form.request(message), call)
+            if row is None:
+                return self._alone(call, message, reply)
+            call.enter()
+        except Exception as error:  # ends this request
+            refusal = call.refuse(error)
+            call.__exit__(None, None, None)
+            reply.put(self._form.response(message, refusal))
+            return None
+        assert self._joint is not None
+        timer = call.at_deadline(lambda: _expire(call, reply, self._form, message)) if seconds else None
+
+        def answer(result: bytes | ConvoyError) -> None:
+            if timer is not None:
+                timer.cancel()
+            reply.put(self._form.response(message, result))
+
+        reply.leave = self._joint.coalescer.join(row, call, answer, self._joint.method)
+        return None
+
+    async def _alone(self, call: Call, message: Any, reply: Reply) -> None:
         result: Response | ConvoyError
-        with Call(self._name, received, deadline, self._gate) as call:
+        with call:
             try:
-                message, call.payloads = self._parser.parse(received.data)  # first, because a refusal repeats the id
                 call.enter()
                 async with call.at_most(self._form.seconds(message)):
                     result = await self._implementation(self._form.request(message), call)
@@ -117,6 +159,15 @@ class StreamMethod:
                 result = call.refuse(error)
             # The request counts as in flight until its answer is sent.
             await reply.send(self._form.response(message, result))
+
+
+def _expire(call: Call, reply: Reply, form: "Envelopes | Tensors", message: Any) -> None:
+    """Ends a request without a task whose own deadline has passed."""
+    if reply.leave is not None:
+        reply.leave()
+        error = DeadlinePassed("deadline passed before the answer was there")
+        metrics.REFUSALS.labels(call.model, error.reason).inc()
+        reply.put(form.response(message, error))
 
 
 class Envelopes:
@@ -150,6 +201,15 @@ class Envelopes:
         return head.SerializeToString() + block(self._inside, inside)
 
 
+def _final() -> bytes:
+    response = pb.ModelInferResponse()
+    response.parameters["triton_final_response"].bool_param = True
+    return response.SerializeToString()
+
+
+_FINAL = _final()  # as a map's entry it can follow any response
+
+
 class Tensors:
     """Messages of ModelStreamInfer: plain requests; a response, or an error and the id of its request.
 
@@ -173,9 +233,8 @@ class Tensors:
     def response(self, message: Any, result: Response | ConvoyError) -> bytes:
         """See Envelopes."""
         if not isinstance(result, ConvoyError):
-            assert isinstance(result, pb.ModelInferResponse)
-            result.parameters["triton_final_response"].bool_param = True
-            return block(self._inside, result.SerializeToString())
+            encoded = result if isinstance(result, bytes) else result.SerializeToString()
+            return block(self._inside, encoded + _FINAL)
         inside = pb.ModelInferResponse(id=message.id)
         inside.parameters["triton_final_response"].bool_param = True
         inside.parameters["convoy_status"].string_param = status.code_of(result).name

@@ -1,6 +1,7 @@
 """One stream of requests: reads them while there is room, answers each when it is done, and ends with the server."""
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -8,24 +9,35 @@ from convoy.service.frontend.transport.interface import Received, Stream
 
 
 class Reply:
-    """The destination of the answer to one request of a stream."""
+    """The answer to one request of a stream, from the request's arrival until it is sent."""
 
-    def __init__(self, stream: Stream, writing: asyncio.Lock, before: asyncio.Event | None) -> None:
-        self._stream = stream
-        self._writing = writing
-        self._before = before
-        self.over = asyncio.Event()
+    __slots__ = ("_conversation", "data", "leave", "over", "sent")
+
+    def __init__(self, conversation: "Conversation") -> None:
+        self._conversation = conversation
+        self.leave: Callable[[], None] | None = None  # ends the wait of a request without a task
+        self.over = False  # it is answered, or never will be
+        self.data: bytes | None = None
+        self.sent: asyncio.Future[None] | None = None
+
+    def put(self, data: bytes | None) -> None:
+        """Sends the answer once there is room, after those that must be sent before; None: there is none. A second call
+        does nothing."""
+        if not self.over:
+            self.over = True
+            self.leave = None
+            self.data = data
+            self._conversation.send(self)
 
     async def send(self, data: bytes) -> None:
-        """Sends the answer once those before it are sent: a transport accepts one at a time."""
-        if self._before is not None:
-            await self._before.wait()
-        async with self._writing:
-            await self._stream.write(data)
+        """Returns once the answer is sent: see `put`."""
+        self.sent = asyncio.get_running_loop().create_future()
+        self.put(data)
+        await self.sent
 
 
-# Answers one message, given the stream's deadline.
-Answer = Callable[[Received, float, Reply], Coroutine[Any, Any, None]]
+# Answers one message, given the stream's deadline: with the coroutine for a task, or without one (None).
+Answer = Callable[[Received, float, Reply], Coroutine[Any, Any, None] | None]
 
 
 class Conversation:
@@ -40,19 +52,43 @@ class Conversation:
         self._stream = stream
         self._closing = closing
         self._room = asyncio.Semaphore(most)
-        self._writing = asyncio.Lock()
         self._ordered = ordered
-        self._last: asyncio.Event | None = None  # set once the previous answer is over; only if ordered
-        self._unanswered = 0
+        self._unanswered: dict[Reply, None] = {}  # in the order of their requests
+        self._ready: deque[Reply] = deque()  # to be sent
+        self._writer: asyncio.Future[None] | None = None  # waits for the next
         self._quiet = asyncio.Event()
         self._quiet.set()
 
     async def run(self, answer: Answer) -> None:
         """Runs until the caller has sent all requests and received every answer, or the server closes."""
-        async with asyncio.TaskGroup() as group:
-            listening = group.create_task(self._listen(answer, group))
-            leaving = group.create_task(self._leave(listening))
-            listening.add_done_callback(lambda _: leaving.cancel())
+        try:
+            async with asyncio.TaskGroup() as group:
+                writing = group.create_task(self._write())
+                listening = group.create_task(self._listen(answer, group))
+                leaving = group.create_task(self._leave(listening))
+                await asyncio.wait([listening])
+                leaving.cancel()
+                await self._quiet.wait()
+                writing.cancel()
+        finally:
+            for reply in list(self._unanswered):
+                if reply.leave is not None:
+                    reply.leave()
+
+    def send(self, reply: Reply) -> None:
+        """See Reply.put, which calls it once."""
+        if self._ordered:
+            for each in self._unanswered:
+                if not each.over:
+                    break
+                self._ready.append(each)
+            for each in self._ready:
+                self._unanswered.pop(each, None)
+        else:
+            self._ready.append(reply)
+            del self._unanswered[reply]
+        if self._writer is not None and not self._writer.done():
+            self._writer.set_result(None)
 
     async def _listen(self, answer: Answer, group: asyncio.TaskGroup) -> None:
         while True:
@@ -60,25 +96,32 @@ class Conversation:
             message = await self._stream.read()
             if message is None:
                 return
-            self._unanswered += 1
             self._quiet.clear()
-            group.create_task(self._answered(answer, message, self._next_reply()))
+            reply = Reply(self)
+            self._unanswered[reply] = None
+            work = answer(message, self._stream.deadline, reply)
+            if work is not None:
+                group.create_task(self._answered(work, reply))
 
-    def _next_reply(self) -> Reply:
-        reply = Reply(self._stream, self._writing, self._last)
-        if self._ordered:
-            self._last = reply.over
-        return reply
-
-    async def _answered(self, answer: Answer, message: Received, reply: Reply) -> None:
+    async def _answered(self, work: Coroutine[Any, Any, None], reply: Reply) -> None:
         try:
-            await answer(message, self._stream.deadline, reply)
+            await work
         finally:
-            reply.over.set()
-            self._room.release()
-            self._unanswered -= 1
+            reply.put(None)
+
+    async def _write(self) -> None:
+        while True:
+            while self._ready:
+                reply = self._ready.popleft()
+                if reply.data is not None:
+                    await self._stream.write(reply.data)
+                self._room.release()
+                if reply.sent is not None and not reply.sent.done():
+                    reply.sent.set_result(None)
             if not self._unanswered:
                 self._quiet.set()
+            self._writer = asyncio.get_running_loop().create_future()
+            await self._writer
 
     async def _leave(self, listening: asyncio.Task[None]) -> None:
         await self._closing.wait()

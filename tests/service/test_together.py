@@ -16,7 +16,7 @@ import pytest
 from convoy.service.pb import inference_pb2
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 from tests.service import networks
-from tests.service.calls import infer_request, method
+from tests.service.calls import infer_request, method, stream
 from tests.service.running import Server
 from tests.service.test_overload import assert_all_slots_are_freed
 from tests.service.test_vision import grey
@@ -187,3 +187,68 @@ def test_lone_caller_is_answered_as_soon_as_without_company(server: Server) -> N
         for seed in range(20):
             timings = classify(classify_request(seed)).results[0].timings
             assert timings.batch_size == 1
+
+
+def stream_request(number: int, deadline_seconds: float = 0.0) -> pb.ClassifyStreamRequest:
+    return pb.ClassifyStreamRequest(id=number, request=classify_request(number), deadline_seconds=deadline_seconds)
+
+
+def test_messages_of_streams_travel_together_and_each_gets_its_own_answer(server: Server, real: Server) -> None:
+    before = {name: server.total(f"convoy_{name}") for name in ("batches_total", "images_total")}
+    with grpc.insecure_channel(server.grpc) as channel:
+        for _ in stream(channel, "ClassifyStream")(stream_request(number, 20) for number in range(200)):
+            pass
+    batches, images = (server.total(f"convoy_{name}") - count for name, count in before.items())
+    assert images == 200
+    assert batches < 150
+    with grpc.insecure_channel(real.grpc) as channel:
+        responses = list(stream(channel, "ClassifyStream")(stream_request(number, 20) for number in range(200)))
+    assert sorted(response.id for response in responses) == list(range(200))
+    for response in responses:
+        check(response.response, response.id, "letters", 10)
+    assert_all_slots_are_freed(server)
+    assert_all_slots_are_freed(real)
+
+
+def test_tensors_of_a_stream_come_back_in_order_and_final(real: Server) -> None:
+    requests = [infer_request("letters", grey(seed)[None, :, :, None], "image", "UINT8") for seed in range(100)]
+    for seed, request in enumerate(requests):
+        request.id = str(seed)
+    requests[50].inputs[0].shape[1] = 9
+    with grpc.insecure_channel(real.grpc) as channel:
+        responses = list(stream(channel, "ModelStreamInfer")(iter(requests)))
+    assert [response.infer_response.id for response in responses] == [str(seed) for seed in range(100)]
+    assert [bool(response.error_message) for response in responses] == [seed == 50 for seed in range(100)]
+    for seed, response in enumerate(responses):
+        assert response.infer_response.parameters["triton_final_response"].bool_param
+        if seed != 50:
+            values = np.frombuffer(response.infer_response.raw_output_contents[0], np.float32)
+            assert values == pytest.approx(probabilities(seed), abs=1e-5)
+
+
+def test_message_whose_own_deadline_passes_on_the_way_is_answered_once(server: Server) -> None:
+    reason = {"model": "letters", "reason": "DEADLINE_PASSED"}
+    before = server.total("convoy_refusals_total", **reason)
+    with grpc.insecure_channel(server.grpc) as channel:
+        # A batch takes 5 ms, so some are foreseen to be late, some are late, and some are in time.
+        limits = [0, 0.001, 0.0055, 0.007, 0.02] * 40
+        requests = (stream_request(number, limit) for number, limit in enumerate(limits))
+        responses = list(stream(channel, "ClassifyStream")(requests))
+    assert sorted(response.id for response in responses) == list(range(200))
+    reasons = Counter(response.error.reason for response in responses)
+    assert set(reasons) <= {"", "DEADLINE_PASSED", "PREDICTED_LATE"}
+    assert reasons["DEADLINE_PASSED"] + reasons["PREDICTED_LATE"] >= 40
+    assert reasons[""] >= 40
+    assert server.total("convoy_refusals_total", **reason) - before == reasons["DEADLINE_PASSED"]
+    assert_all_slots_are_freed(server)
+
+
+def test_streams_that_break_off_leave_nothing_behind(server: Server) -> None:
+    with grpc.insecure_channel(server.grpc) as channel:
+        for turn in range(20):
+            call = stream(channel, "ClassifyStream")(stream_request(number) for number in range(40))
+            for _ in range(turn):
+                next(call)
+            call.cancel()
+    assert_all_slots_are_freed(server)
+    assert server.total("convoy_requests_in_flight") == 0
