@@ -74,6 +74,8 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_images: Annotated[int, Meta(ge=1, le=65_536)] = 256  # in one request
     max_requests: Annotated[int, Meta(ge=1, le=1_000_000)] = 1024  # in flight in one front end
     max_stream_requests: Annotated[int, Meta(ge=1, le=65_536)] = 128  # in flight in one stream: no more are read
+    # In which a caller must send some of a request that it has begun; 0: it has all the time.
+    stall_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 30.0
     # Bytes of requests in flight in one front end; 0: as many as `slot_bytes`, at most a quarter of memory in total.
     inflight_bytes: Annotated[int, Meta(ge=0, le=1 << 46)] = 0
     slot_bytes: Annotated[int, Meta(ge=MIB, le=1 << 46)] = (

@@ -26,7 +26,9 @@ class Health:
     def __init__(self) -> None:
         self._serving: dict[str, bool] = {"": True}
         self._changes: defaultdict[str, set[asyncio.Event]] = defaultdict(set)  # of those who watch
-        self.service = Service(HEALTH.full_name, {"Check": self._check, "List": self._list}, {"Watch": self._watch})
+        self.service = Service(
+            HEALTH.full_name, {"Check": self._check, "List": self._list}, {"Watch": self._watch}, vital=True
+        )
 
     def set(self, name: str, serving: bool) -> None:
         """Sets the state of a name, and lets its watchers know."""

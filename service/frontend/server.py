@@ -90,6 +90,7 @@ class FrontEnd:
                 # Above the gate's limit, which refuses with a hint: bounds the memory of unread requests.
                 calls=limits.max_requests * 2 + 64,
                 min_ping_seconds=server.min_ping_seconds,
+                stall_seconds=limits.stall_seconds,
                 receiving_bytes=2 * limits.bytes_in_flight(machine.memory_bytes(), front_ends),
                 connection_calls=server.max_connection_calls,
                 connection_age=server.max_connection_age_seconds,

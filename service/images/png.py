@@ -21,6 +21,7 @@ BITS = {GREY: (1, 2, 4, 8, 16), RGB: (8, 16), PALETTE: (1, 2, 4, 8), GREY_ALPHA:
 SAMPLES = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGB_ALPHA: 4}
 
 MAX_CHUNKS = 16_384  # 64 MiB in pieces of 4 KiB
+MAX_DEEP_PIXELS = 25_000_000  # of 16 bits: they take several times the memory and time of 8 bits
 ROWS = 64  # rows of 16-bit samples scaled at a time
 MAX_INFLATION = 1032  # deflate's maximum: 258 bytes in 2 bits
 
@@ -121,6 +122,11 @@ def _header(name: bytes, data: bytes, chunk: slice, max_pixels: int) -> tuple[in
         raise BadImage(
             f"image is a PNG of {bits} bits, colour type {kind}, compression {compression}, filter {filtering}, "
             f"interlace {interlaced}: no such kind is defined"
+        )
+    if bits == 16 and height * width > MAX_DEEP_PIXELS:
+        raise BadImage(
+            f"image is {width}x{height} = {height * width} pixels of 16 bits, want at most {MAX_DEEP_PIXELS}: "
+            "send it with 8 bits"
         )
     _check_sum(data, chunk)
     return fields

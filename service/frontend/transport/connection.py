@@ -4,6 +4,7 @@ import asyncio
 import logging
 from typing import Any
 
+from convoy.service.frontend.status import Code
 from convoy.service.frontend.transport import nghttp2
 from convoy.service.frontend.transport.exchange import Exchange, trailers_only
 from convoy.service.frontend.transport.hub import Hub
@@ -38,6 +39,7 @@ class Connection(asyncio.BufferedProtocol):
         # More is refused, and four times as much ends the connection: a header of one byte may stand for thousands.
         self.most_block_bytes = 4 * hub.limits.metadata_bytes
         self.unsent = 0  # bytes of answers
+        self.receiving = 0  # bytes of messages that are not complete, or not yet served
         self.library = hub.library
         self._transport: Any = None
         self.session: Any = None
@@ -224,9 +226,12 @@ class Connection(asyncio.BufferedProtocol):
             self.library.session_consume_stream(self.session, number, size)
             self.send_soon()
 
-    def count_out(self) -> None:
-        """Counts a call that has ended."""
-        self.hub.calls -= 1
+    def end_stalled(self, now: float) -> None:
+        """Ends the calls whose callers do not go on with a message that they have begun."""
+        seconds = self.hub.limits.stall_seconds
+        for exchange in list(self.exchanges.values()):
+            if exchange.stalls(now, seconds):
+                exchange.fail(Code.UNAVAILABLE, f"request is not complete, and hardly any of it came for {seconds:g} s")
 
     # From nghttp2.
 

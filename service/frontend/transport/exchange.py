@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
@@ -11,7 +12,7 @@ from convoy.service.errors import ConvoyError
 from convoy.service.frontend import status
 from convoy.service.frontend.status import Code
 from convoy.service.frontend.transport import nghttp2
-from convoy.service.frontend.transport.interface import Data, Received, Streaming
+from convoy.service.frontend.transport.interface import Data, Received, Room, Streaming
 from convoy.service.frontend.transport.messages import PREFIX, Assembler, Refused, framed, status_headers
 from convoy.service.frontend.transport.nghttp2 import Headers, headers, memmove
 
@@ -30,6 +31,7 @@ _RESPONSE = headers(*_BEGINNING, constant=True)
 _OK = headers((b"grpc-status", b"0"), constant=True)
 _OK_ALONE = headers(*_BEGINNING, (b"grpc-status", b"0"), constant=True)
 _WINDOW_STEP = 1 << 20  # bytes of a stream given back to its sender together: each step is a frame
+_LEAST_RATE = 1000  # bytes a second of a message that a caller has begun
 _ROOM = 1 << 16  # bytes of answers that wait to be sent, up to which a stream accepts another
 _MOST_PARSED = 64  # messages of a stream. As objects, small ones take thirty times the memory of their bytes.
 _PIECE = 1 << 14  # bytes of a stream that are kept together until they are parsed
@@ -53,20 +55,30 @@ class Exchange:
         "_number",
         "_offset",
         "_out",
-        "_receiving",
+        "_received",
+        "_received_before",
         "_sent_all",
         "_started",
         "_task",
         "_timer",
         "_trailers",
         "_unacknowledged",
+        "_watched_since",
         "deadline",
         "over",
+        "receiving",
+        "room",
+        "silent_since",
         "unsent",
     )
 
-    def __init__(self, connection: "Connection", number: int, assembler: Assembler, deadline: float) -> None:
+    def __init__(
+        self, connection: "Connection", number: int, assembler: Assembler, deadline: float, room: Room
+    ) -> None:
+        self.room = room  # where it counts
         self.deadline = deadline  # seconds of CLOCK_MONOTONIC; inf: none
+        self.silent_since = math.inf  # of a stream: when it last sent or received something
+        self.receiving = 0  # bytes of a message that is not complete, or not yet served
         self.over = False  # its status is decided, or the caller has gone
         self.unsent = 0  # bytes of the answer
         self._connection = connection
@@ -77,7 +89,9 @@ class Exchange:
         self._started = False  # the task has
         self._counted = True  # among the calls in progress
         self._sent_all = False  # by the caller
-        self._receiving = 0  # bytes of a message that is not complete, or not yet served
+        self._received = 0  # bytes, in total
+        self._received_before = 0  # until `_watched_since`
+        self._watched_since = 0.0
         self._unacknowledged = 0  # bytes of the stream's window to be given back
         self._answering = False  # the headers of the answer are submitted
         self._deferred = False  # nghttp2 waits for more of the answer
@@ -102,6 +116,28 @@ class Exchange:
         if not self.over:
             self._refuse(code, message)
             self._cancel()
+            self._assembler.drop()
+            self._count_receiving(0)
+
+    def stalls(self, now: float, seconds: float) -> bool:
+        """Returns whether the caller has begun a message, and sent next to nothing of it for so long.
+
+        To be called again and again.
+        """
+        if self.over or not self._is_owed() or not self._watched_since:
+            self._watched_since = now
+            self._received_before = self._received
+            return False
+        if now < self._watched_since + seconds:
+            return False
+        slow = self._received - self._received_before < seconds * _LEAST_RATE
+        self._watched_since = now
+        self._received_before = self._received
+        return slow
+
+    def _is_owed(self) -> bool:
+        """Returns whether only the caller can go on with a message."""
+        return not self._sent_all
 
     def close(self) -> None:
         """Records that the stream has closed: nothing more can be sent."""
@@ -152,7 +188,7 @@ class Exchange:
             log.exception("call failed")
             self._answer(ConvoyError("internal error"))
         finally:
-            self._count_out()
+            self.leave_room()
 
     def _answer(self, answer: bytes | ConvoyError | None) -> None:
         if self.over:
@@ -208,10 +244,14 @@ class Exchange:
             self._unacknowledged = 0
 
     def _count_receiving(self, size: int) -> None:
-        hub = self._connection.hub
-        hub.receiving += size - self._receiving
-        self._receiving = size
-        if size and hub.receiving > hub.limits.receiving_bytes:
+        connection, more = self._connection, size - self.receiving
+        hub = connection.hub
+        hub.receiving += more
+        connection.receiving += more
+        self.receiving = size
+        if more > 0 and hub.receiving > hub.limits.receiving_bytes:
+            hub.make_room(connection)
+        if more > 0 and hub.receiving > hub.limits.receiving_bytes:
             raise Refused(
                 Code.RESOURCE_EXHAUSTED,
                 f"{hub.receiving} bytes of requests are on their way, want at most {hub.limits.receiving_bytes}",
@@ -221,12 +261,13 @@ class Exchange:
         if self._task is not None:
             self._task.cancel()
         if not self._started:
-            self._count_out()  # a task that is cancelled before its first step never takes one
+            self.leave_room()  # a task that is cancelled before its first step never takes one
 
-    def _count_out(self) -> None:
+    def leave_room(self) -> None:
+        """Gives its place to another call. A second call does nothing."""
         if self._counted:
             self._counted = False
-            self._connection.count_out()
+            self.room.calls -= 1
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -242,7 +283,7 @@ class UnaryExchange(Exchange):
     def __init__(
         self, connection: "Connection", number: int, assembler: Assembler, deadline: float, method: "Method"
     ) -> None:
-        super().__init__(connection, number, assembler, deadline)
+        super().__init__(connection, number, assembler, deadline, method.room)
         self._method = method
         self._message: Data | None = None
         self._leave: Callable[[], None] | None = None  # ends the wait for an answer that comes without a task
@@ -250,6 +291,7 @@ class UnaryExchange(Exchange):
     def receive(self, chunk: Any) -> None:
         # A request is as long as it is: holding its sender back would only delay it.
         self._acknowledge(len(chunk))
+        self._received += len(chunk)
         if self.over:
             return
         for message in self._assembler.feed(chunk):
@@ -281,13 +323,13 @@ class UnaryExchange(Exchange):
         """Ends a call that has no task."""
         self._leave = None
         self._answer(answer)
-        self._count_out()
+        self.leave_room()
 
     def _cancel(self) -> None:
         if self._leave is not None:
             leave, self._leave = self._leave, None
             leave()
-            self._count_out()
+            self.leave_room()
         else:
             super()._cancel()
 
@@ -298,9 +340,16 @@ class StreamExchange(Exchange):
     __slots__ = ("_arrived", "_backlog", "_inbox", "_reader", "_unread", "_writer")
 
     def __init__(
-        self, connection: "Connection", number: int, assembler: Assembler, deadline: float, handler: Streaming
+        self,
+        connection: "Connection",
+        number: int,
+        assembler: Assembler,
+        deadline: float,
+        room: Room,
+        handler: Streaming,
     ) -> None:
-        super().__init__(connection, number, assembler, deadline)
+        super().__init__(connection, number, assembler, deadline, room)
+        self.silent_since = time.monotonic()
         self._inbox: deque[Received] = deque()
         self._backlog: deque[bytes] = deque()  # chunks behind those messages
         self._arrived = 0.0  # of the last chunk
@@ -313,7 +362,8 @@ class StreamExchange(Exchange):
         if self.over:
             self._acknowledge(len(chunk))
             return
-        self._arrived = time.monotonic()
+        self._arrived = self.silent_since = time.monotonic()
+        self._received += len(chunk)
         self._unread += len(chunk)
         if len(self._inbox) < _MOST_PARSED and not self._backlog:
             self._parse(chunk)
@@ -362,6 +412,7 @@ class StreamExchange(Exchange):
         """See Stream."""
         if self.over:
             return
+        self.silent_since = time.monotonic()
         self._put(data)
         while self.unsent >= _ROOM and not self.over:
             self._writer = self._connection.loop.create_future()
@@ -389,6 +440,10 @@ class StreamExchange(Exchange):
         size = min(size, self._unread)  # a message may have been longer on its way, or shorter
         self._unread -= size
         self._acknowledge(size)
+
+    def _is_owed(self) -> bool:
+        reads = self._reader is not None and not self._reader.done() and not self._backlog
+        return reads and self._assembler.inside
 
     def _wake_reader(self) -> None:
         if self._reader is not None and not self._reader.done():

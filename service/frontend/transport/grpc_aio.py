@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import grpc
@@ -11,7 +11,7 @@ import grpc.aio
 
 from convoy.service.errors import ConvoyError
 from convoy.service.frontend import status
-from convoy.service.frontend.transport.interface import Limits, Received, Service, Streaming, Unary
+from convoy.service.frontend.transport.interface import Limits, Received, Room, Rooms, Service, Streaming, Unary
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -20,8 +20,10 @@ class GrpcAio:
     """See Transport."""
 
     def __init__(self, address: str, services: Sequence[Service], limits: Limits) -> None:
-        self._server = grpc.aio.server(options=_options(limits), maximum_concurrent_rpcs=limits.calls)
-        self._server.add_generic_rpc_handlers(tuple(_handlers(service) for service in services))
+        # Beyond its own limit gRPC refuses any call. Ours leave health checks a place.
+        self._server = grpc.aio.server(options=_options(limits), maximum_concurrent_rpcs=4 * limits.calls)
+        rooms = Rooms(limits)
+        self._server.add_generic_rpc_handlers(tuple(_handlers(service, rooms) for service in services))
         self._server.add_insecure_port(address)
 
     async def start(self) -> None:
@@ -68,15 +70,17 @@ def _options(limits: Limits) -> list[tuple[str, int]]:
     return [(name, value) for name, value in options.items() if name not in unset]
 
 
-def _handlers(service: Service) -> grpc.GenericRpcHandler:
-    unary = {name: _unary(method) for name, method in service.unary.items()}
-    streaming = {name: _streaming(method) for name, method in service.streaming.items()}
+def _handlers(service: Service, rooms: Rooms) -> grpc.GenericRpcHandler:
+    room, streams = rooms.of(service, streaming=False), rooms.of(service, streaming=True)
+    unary = {name: _unary(method, room) for name, method in service.unary.items()}
+    streaming = {name: _streaming(method, streams) for name, method in service.streaming.items()}
     return grpc.method_handlers_generic_handler(service.name, unary | streaming)
 
 
-def _unary(method: Unary) -> grpc.RpcMethodHandler:
+def _unary(method: Unary, room: Room) -> grpc.RpcMethodHandler:
     async def handle(received: Received, context: Any) -> bytes:
-        answer = await method(received, _deadline(context))
+        with _place(room, context) as admitted:
+            answer = await method(received, _deadline(context)) if admitted else b""
         if isinstance(answer, ConvoyError):
             _refuse(context, answer)
             return b""
@@ -85,13 +89,29 @@ def _unary(method: Unary) -> grpc.RpcMethodHandler:
     return grpc.unary_unary_rpc_method_handler(handle, request_deserializer=_received)
 
 
-def _streaming(method: Streaming) -> grpc.RpcMethodHandler:
+def _streaming(method: Streaming, room: Room) -> grpc.RpcMethodHandler:
     async def handle(_: object, context: Any) -> None:
-        refusal = await method(_Stream(context))
+        with _place(room, context) as admitted:
+            refusal = await method(_Stream(context)) if admitted else None
         if refusal is not None:
             _refuse(context, refusal)
 
     return grpc.stream_stream_rpc_method_handler(handle, request_deserializer=_received)
+
+
+@contextmanager
+def _place(room: Room, context: Any) -> Iterator[bool]:
+    """Counts a call for as long as it lasts. Yields whether it may begin; if not, it is refused."""
+    if room.full:
+        context.set_code(grpc.StatusCode.RESOURCE_EXHAUSTED)
+        context.set_details(room.refusal)
+        yield False
+        return
+    room.calls += 1
+    try:
+        yield True
+    finally:
+        room.calls -= 1
 
 
 def _refuse(context: Any, error: ConvoyError) -> None:

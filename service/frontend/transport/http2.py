@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from convoy.service.frontend.transport.connection import Connection
-from convoy.service.frontend.transport.hub import Hub, Method
+from convoy.service.frontend.transport.hub import Hub
 from convoy.service.frontend.transport.interface import Limits, Service
 from convoy.service.frontend.transport.nghttp2 import Library
 
@@ -34,7 +34,7 @@ class Http2:
         """`address` is HOST:PORT, [HOST]:PORT or unix:PATH; `tls` must offer h2 by ALPN."""
         self._address = address
         self._tls = tls
-        self._hub = Hub(library, _by_path(services), limits)
+        self._hub = Hub(library, services, limits)
         self._servers: list[asyncio.Server] = []
         self._checking: asyncio.TimerHandle | None = None
         self.addresses: list[str] = []  # where it listens, once it is started
@@ -73,16 +73,6 @@ class Http2:
     def _check(self) -> None:
         self._hub.check_connections()
         self._checking = self._hub.loop.call_later(_CHECK_SECONDS, self._check)
-
-
-def _by_path(services: Sequence[Service]) -> dict[bytes, Method]:
-    found = {}
-    for service in services:
-        for name, unary in service.unary.items():
-            found[f"/{service.name}/{name}".encode()] = Method(unary, None, service.prompt.get(name))
-        for name, streaming in service.streaming.items():
-            found[f"/{service.name}/{name}".encode()] = Method(None, streaming)
-    return found
 
 
 def _allow_many_connections() -> None:

@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from convoy.service.frontend.status import Code
 from convoy.service.frontend.transport import nghttp2
-from convoy.service.frontend.transport.interface import Limits, Prompt, Streaming, Unary
+from convoy.service.frontend.transport.interface import Limits, Prompt, Room, Rooms, Service, Streaming, Unary
 from convoy.service.frontend.transport.nghttp2 import Library, buffer, ffi, from_handle, unpack
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ _CONNECTION_WINDOW = 32 << 20  # the same of all calls of a connection
 _RESETS, _RESETS_PER_SECOND = 1000, 200  # calls that a caller may break off: at once, and for long
 _SETTINGS = 32  # in one frame
 _ACKNOWLEDGEMENTS = 1000  # that wait for a caller that does not read
+_SILENT_SECONDS = 60.0  # after which a stream may lose its place to another
 _CONTINUATIONS = 8  # beside those that have at least 16 kB
 # The headers that matter here. The names of others are hardly ever copied.
 _NAMES = frozenset((b":path", b":method", b"content-type", b"grpc-timeout", b"grpc-encoding"))
@@ -28,8 +31,9 @@ _LENGTHS = frozenset(map(len, _NAMES))
 
 
 class Method(NamedTuple):
-    """A method of a service: one of the two."""
+    """A method of a service, unary or streaming, and the room of its calls."""
 
+    room: Room
     unary: Unary | None
     streaming: Streaming | None
     prompt: Prompt | None = None
@@ -38,11 +42,11 @@ class Method(NamedTuple):
 class Hub:
     """What the connections of one transport share. One writer: the front end's loop."""
 
-    def __init__(self, library: Library, methods: dict[bytes, Method], limits: Limits) -> None:
+    def __init__(self, library: Library, services: Sequence[Service], limits: Limits) -> None:
         self.library = library
-        self.methods = methods  # by their path, such as /convoy.v1.Vision/Classify
+        self.rooms = Rooms(limits)
+        self.methods = _by_path(services, self.rooms)  # such as /convoy.v1.Vision/Classify
         self.limits = limits
-        self.calls = 0  # in progress
         self.receiving = 0  # bytes of messages that are not complete, or not yet served
         self.connections: set[Connection] = set()
         self.emptied = asyncio.Event()  # set whenever there is no connection
@@ -53,6 +57,7 @@ class Hub:
         self.provider = ffi.new("nghttp2_data_provider *")
         self.provider.read_callback = _READ
         self._waiting: list[Connection] = []  # with something to send
+        self._searched = False  # for a silent stream, since the last check
         self.loop = asyncio.get_running_loop()
         self._callbacks = _made(library.session_callbacks_new, "nghttp2_session_callbacks")
         for name, callback in _CALLBACKS.items():
@@ -96,8 +101,49 @@ class Hub:
     def check_connections(self) -> None:
         """Ends what has lasted too long. To be called about once a second."""
         now = self.loop.time()
+        self._searched = False
         for connection in list(self.connections):
             connection.lifetime.check(now)
+            if self.limits.stall_seconds:
+                connection.end_stalled(now)
+
+    def free_place(self, room: Room) -> None:
+        """Ends the stream that has been silent for longest, if any has for a while, as others want its place.
+
+        Looks for one at most once between two checks.
+        """
+        if self._searched:
+            return
+        now = self.loop.time()
+        silent = [
+            (exchange.silent_since, exchange)
+            for connection in self.connections
+            for exchange in connection.exchanges.values()
+            if exchange.room is room and exchange.silent_since < now - _SILENT_SECONDS
+        ]
+        self._searched = not silent
+        if silent:
+            since, exchange = min(silent, key=itemgetter(0))
+            exchange.fail(Code.UNAVAILABLE, f"stream was silent for {now - since:.0f} s, and others wait for its place")
+            exchange.leave_room()
+
+    def make_room(self, connection: "Connection") -> None:
+        """Ends the largest message that is on its way on the connection with most of them, if that is not this one."""
+        heaviest = max(self.connections, key=attrgetter("receiving"))
+        if heaviest.receiving > connection.receiving:
+            largest = max(heaviest.exchanges.values(), key=attrgetter("receiving"))
+            largest.fail(Code.RESOURCE_EXHAUSTED, f"{self.receiving} bytes of requests are on their way: too many")
+
+
+def _by_path(services: Sequence[Service], rooms: Rooms) -> dict[bytes, Method]:
+    found = {}
+    for service in services:
+        for name, unary in service.unary.items():
+            room = rooms.of(service, streaming=False)
+            found[f"/{service.name}/{name}".encode()] = Method(room, unary, None, service.prompt.get(name))
+        for name, streaming in service.streaming.items():
+            found[f"/{service.name}/{name}".encode()] = Method(rooms.of(service, streaming=True), None, streaming)
+    return found
 
 
 def _made(new: Callable[[Any], int], kind: str) -> Any:

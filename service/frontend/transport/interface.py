@@ -49,12 +49,16 @@ Prompt = Callable[[Received, float, Reply], Callable[[], None] | None]
 
 
 class Service(NamedTuple):
-    """The methods of one service by name, such as `Classify`. A transport may ignore `prompt`."""
+    """The methods of one service by name, such as `Classify`. A transport may ignore `prompt`.
+
+    A `vital` service is served however many calls of others are in progress: probes decide whether the server lives.
+    """
 
     name: str  # such as convoy.v1.Vision
     unary: dict[str, Unary]
     streaming: dict[str, Streaming]
     prompt: Mapping[str, Prompt] = MappingProxyType({})
+    vital: bool = False
 
 
 class Transport(Protocol):
@@ -72,10 +76,49 @@ class Limits(NamedTuple):
 
     message_bytes: int
     metadata_bytes: int
-    calls: int  # concurrent
+    calls: int  # concurrent, with one request each; as many streams, and again as many of vital services
     min_ping_seconds: float  # between two pings of a client
     receiving_bytes: int = 1 << 30  # of messages that are not complete, on all connections together
+    stall_seconds: float = 0  # in which a caller must send some of a message that it has begun
     connection_calls: int = 0  # concurrent on one connection; 0: as many as `calls`
     connection_age: float = 0  # after which a connection accepts no more calls
     connection_grace: float = 0  # for its calls to end after that
     connection_idle: float = 0  # without a call, after which a connection is closed
+
+
+class Room:
+    """Calls of one kind in progress, and how many there may be. One writer: the front end's loop."""
+
+    __slots__ = ("calls", "most", "what")
+
+    def __init__(self, what: str, most: int) -> None:
+        self.what = what  # as in a message: calls, streams
+        self.most = most
+        self.calls = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether no further call may begin."""
+        return self.calls >= self.most
+
+    @property
+    def refusal(self) -> str:
+        """The message for a call that may not begin."""
+        return f"{self.calls} {self.what} are in progress, want at most {self.most}"
+
+
+class Rooms:
+    """The rooms of a transport. Calls that are never answered and streams that say nothing take no place of others."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._common = Room("calls", limits.calls), Room("streams", limits.calls)
+        self._vital = Room("health checks", limits.calls), Room("health watches", limits.calls)
+
+    def of(self, service: Service, *, streaming: bool) -> Room:
+        """Returns the room of a service's unary calls or streams."""
+        return (self._vital if service.vital else self._common)[streaming]
+
+    @property
+    def calls(self) -> int:
+        """All calls in progress."""
+        return sum(room.calls for room in (*self._common, *self._vital))

@@ -61,6 +61,10 @@ class Assembler:
                 return [chunk[PREFIX:]]  # by far the most frequent: one chunk, one message
         return self._cut(chunk, most)
 
+    def drop(self) -> None:
+        """Forgets the message that is not complete."""
+        self._body, self._head = None, b""
+
     def _cut(self, chunk: bytes, most: int) -> list[Data]:
         found: list[Data] = []
         at, end = 0, len(chunk)

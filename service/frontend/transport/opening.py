@@ -42,8 +42,11 @@ def opened(connection: "Connection", number: int) -> Exchange:
     if encoding not in ENCODINGS:
         raise Refused(Code.UNIMPLEMENTED, f"grpc-encoding is {_shown(encoding)}, want identity, deflate or gzip")
     timeout = seconds(block[b"grpc-timeout"]) if b"grpc-timeout" in block else math.inf
-    if hub.calls >= limits.calls:
-        raise Refused(Code.RESOURCE_EXHAUSTED, f"{hub.calls} calls are in progress, want at most {limits.calls}")
+    room = method.room
+    if room.full:
+        hub.free_place(room)
+        if room.full:
+            raise Refused(Code.RESOURCE_EXHAUSTED, room.refusal)
     if connection.unsent > _MOST_UNSENT:
         raise Refused(
             Code.RESOURCE_EXHAUSTED,
@@ -51,13 +54,13 @@ def opened(connection: "Connection", number: int) -> Exchange:
         )
     deadline = time.monotonic() + timeout if timeout < _LONGEST_TIMER else math.inf
     assembler = Assembler(limits.message_bytes, encoding)
-    hub.calls += 1
+    room.calls += 1
     exchange: Exchange
     if method.unary is not None:
         exchange = UnaryExchange(connection, number, assembler, deadline, method)
     else:
         assert method.streaming is not None
-        exchange = StreamExchange(connection, number, assembler, deadline, method.streaming)
+        exchange = StreamExchange(connection, number, assembler, deadline, room, method.streaming)
     if deadline < math.inf:
         exchange.expire_in(timeout)
     return exchange

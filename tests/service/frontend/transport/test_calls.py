@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from tests.service.calls import reason, retry_delay
+from tests.service.frontend.transport.raw import DATA, END_STREAM, SETTINGS, Raw, frame, message, request
 from tests.service.frontend.transport.serving import LIMITS, SECONDS, Serving, seconds_left
 
 MIB = 1 << 20
@@ -207,6 +208,55 @@ def test_more_calls_than_the_limit_are_refused(kind: str) -> None:
             serving.release()
             assert [call.result() for call in waiting] == [b"waited"] * 4
             assert unary(other)(b"again", timeout=SECONDS) == b"again"
+
+
+@pytest.mark.parametrize("name", ["Wait", "EchoStream"])
+def test_health_has_a_place_however_many_calls_or_streams_there_are(kind: str, name: str) -> None:
+    with Serving(kind, LIMITS._replace(calls=4, connection_calls=100)) as serving:
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        with grpc.insecure_channel(serving.target) as channel, grpc.insecure_channel(serving.target, options) as other:
+            quiet = threading.Event()
+
+            def nothing() -> Iterator[bytes]:
+                quiet.wait(SECONDS)
+                yield from ()
+
+            if name == "Wait":
+                waiting = [unary(channel, name).future(b"", timeout=SECONDS) for _ in range(4)]
+            else:
+                waiting = [stream(channel, name)(nothing(), timeout=SECONDS) for _ in range(4)]
+            serving.methods.wait_for(f"{name} begun", 4)
+            ask = refused(unary(other), b"") if name == "Wait" else _refused_stream(other)
+            assert ask.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # the control
+            check = other.unary_unary("/grpc.health.v1.Health/Check")
+            assert check(b"", timeout=SECONDS) == b"\x08\x01"
+            watch = other.unary_stream("/grpc.health.v1.Health/Watch")(b"", timeout=SECONDS)
+            assert next(watch) == b"\x08\x01"
+            if name != "Wait":
+                assert unary(other)(b"calls have their own places", timeout=SECONDS)
+            serving.release()
+            quiet.set()
+            for call in waiting:
+                list(call) if name != "Wait" else call.result()
+
+
+def _refused_stream(channel: grpc.Channel) -> Any:
+    with pytest.raises(grpc.RpcError) as caught:
+        list(stream(channel)(iter([b""]), timeout=SECONDS))
+    return caught.value
+
+
+@pytest.mark.parametrize("unit", "HMSmun")
+@pytest.mark.parametrize("digits", ["0", "1", "99999999"])
+def test_every_timeout_that_grpc_can_say_is_understood(kind: str, unit: str, digits: str) -> None:
+    short = digits == "0" or (unit in "mun" and digits == "1") or unit == "n"
+    with Serving(kind) as serving, Raw(serving.address) as raw:
+        raw.until(SETTINGS)
+        raw.send(raw.headers(1, request("/test.Test/Echo", ("grpc-timeout", digits + unit))))
+        raw.send(frame(DATA, END_STREAM, 1, message(b"hello")))
+        assert raw.status(1) in (("0", "4") if short else ("0",))
+        raw.call(3)
+        assert raw.status(3) == "0"
 
 
 @pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
-from convoy.service.frontend.transport import connection, lifetime, opening
+from convoy.service.frontend.transport import connection, hub, lifetime, opening
 from convoy.service.frontend.transport.connection import Connection
 from tests.service.frontend.transport import raw as wire
 from tests.service.frontend.transport.raw import (
@@ -79,9 +79,9 @@ def attacked(http2: Serving) -> Iterator[Serving]:
 
 def assert_nothing_is_left(serving: Serving) -> None:
     until = time.monotonic() + SECONDS
-    while serving.do(lambda: serving.hub.calls or serving.hub.connections) and time.monotonic() < until:
+    while serving.do(lambda: serving.hub.rooms.calls or serving.hub.connections) and time.monotonic() < until:
         time.sleep(0.01)
-    assert serving.do(lambda: (serving.hub.calls, len(serving.hub.connections))) == (0, 0)
+    assert serving.do(lambda: (serving.hub.rooms.calls, len(serving.hub.connections))) == (0, 0)
 
 
 def assert_it_serves(serving: Serving) -> None:
@@ -408,6 +408,82 @@ def test_requests_that_never_end_take_no_more_memory_than_is_allowed_to_all(name
             assert raw.status(19) == "0"
         assert_nothing_is_left(serving)
         assert serving.do(lambda: serving.hub.receiving) == 0
+
+
+@pytest.mark.parametrize("name", ["Echo", "EchoStream"])
+def test_request_that_stalls_loses_its_place_and_its_memory(name: str) -> None:
+    with Serving("nghttp2", LIMITS._replace(stall_seconds=1.0)) as serving:
+        with Raw(serving.address) as raw:
+            raw.until(SETTINGS)
+            path = f"/test.Test/{name}"
+            raw.send(raw.headers(1, request(path)) + frame(DATA, 0, 1, message(bytes(3 << 20))[: 1 << 20]))
+            # The control: two that wait for the server, one for its answer and one for nothing.
+            raw.send(raw.headers(3, request("/test.Test/EchoStream")))
+            raw.call(5, path="/test.Test/Wait")
+            assert raw.status(1) == "14"
+            assert serving.do(lambda: serving.hub.receiving) == 0
+            assert serving.do(lambda: serving.hub.rooms.calls) == 2
+            raw.send(frame(DATA, END_STREAM, 3, message(b"hello")))
+            assert raw.answer(3)[0] == message(b"hello")
+            serving.release()
+            assert raw.status(5) == "0"
+        assert_nothing_is_left(serving)
+
+
+def test_call_without_a_request_loses_its_place() -> None:
+    with Serving("nghttp2", LIMITS._replace(stall_seconds=0.5)) as serving, Raw(serving.address) as raw:
+        raw.send(raw.headers(1, request()))
+        assert raw.status(1) == "14"
+
+
+def test_slow_request_that_goes_on_is_served() -> None:
+    body = message(bytes(20_000))
+    with Serving("nghttp2", LIMITS._replace(stall_seconds=0.5)) as serving, Raw(serving.address) as raw:
+        raw.until(SETTINGS)
+        raw.send(raw.headers(1, request()))
+        over = threading.Event()
+        for at in range(0, len(body), 1000):  # 4 kB a second, through several checks
+            last = at + 1000 >= len(body)
+            raw.send(frame(DATA, END_STREAM if last else 0, 1, body[at : at + 1000]))
+            over.wait(0.25)
+        assert raw.status(1) == "0"
+
+
+def test_whoever_holds_most_memory_with_half_requests_makes_room_for_others() -> None:
+    body = message(bytes(3 << 20))
+    with Serving("nghttp2", LIMITS._replace(receiving_bytes=8 << 20)) as serving:
+        with Raw(serving.address) as hog, Raw(serving.address) as raw:
+            hog.until(SETTINGS)
+            for stream in range(1, 15, 2):
+                hog.send(hog.headers(stream, request()) + frame(DATA, 0, stream, body[: 1 << 20]))
+            while serving.do(lambda: serving.hub.receiving) < 6 << 20:
+                time.sleep(0.01)
+            raw.until(SETTINGS)
+            raw.send(raw.headers(1, request("/test.Test/Wait")))
+            for at in range(0, len(body), 1 << 20):
+                raw.send(frame(DATA, END_STREAM if at + (1 << 20) > len(body) else 0, 1, body[at : at + (1 << 20)]))
+            serving.methods.wait_for("Wait begun")
+            serving.release()
+            assert raw.status(1) == "0"
+            assert serving.do(lambda: serving.hub.receiving) <= 7 << 20
+        assert_nothing_is_left(serving)
+        assert serving.do(lambda: serving.hub.receiving) == 0
+
+
+def test_silent_streams_lose_their_places_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "_SILENT_SECONDS", 0.2)
+    with Serving("nghttp2", LIMITS._replace(calls=4)) as serving, Raw(serving.address) as raw:
+        raw.until(SETTINGS)
+        for stream in range(1, 9, 2):
+            raw.send(raw.headers(stream, request("/test.Test/EchoStream")))
+        serving.methods.wait_for("EchoStream begun", 4)
+        with Raw(serving.address) as other:
+            other.call(1, path="/test.Test/EchoStream")
+            assert other.status(1) == "8"  # the control: they have not been silent for long
+            threading.Event().wait(1.3)
+            other.call(3, path="/test.Test/EchoStream")
+            assert other.status(3) == "0"
+        assert raw.status(1) == "14"
 
 
 def test_call_that_stays_open_for_ever_ends_at_its_deadline(attacked: Serving) -> None:
