@@ -12,17 +12,17 @@ import cffi
 from convoy.service.machine import HTTP2_LIBRARY
 
 # Frames.
-DATA, HEADERS, SETTINGS, PING = 0, 1, 4, 6
+DATA, HEADERS, SETTINGS, PING, GOAWAY = 0, 1, 4, 6, 7
 END_STREAM = ACK = 1  # flags
 # Settings.
-MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = 3, 4, 5, 6
+ENABLE_PUSH, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = 2, 3, 4, 5, 6
 # Error codes of RST_STREAM and GOAWAY.
-NO_ERROR, INTERNAL_ERROR, CANCEL, ENHANCE_YOUR_CALM = 0, 2, 8, 11
+NO_ERROR, INTERNAL_ERROR, REFUSED_STREAM, CANCEL, ENHANCE_YOUR_CALM = 0, 2, 7, 8, 11
 # Flags of a data source, and of a header.
 EOF, NO_END_STREAM = 1, 2
 NO_COPY = 2 | 4  # of the name and the value: both stay where they are until the frame is sent
 # Results of callbacks and functions.
-DEFERRED, CALLBACK_FAILURE = -508, -902
+DEFERRED, STREAM_FAILURE, CALLBACK_FAILURE = -508, -521, -902
 
 _DECLARATIONS = """
 typedef struct nghttp2_session nghttp2_session;
@@ -38,6 +38,7 @@ typedef struct { size_t length; int32_t stream_id; uint8_t type; uint8_t flags; 
 typedef union { int fd; void *ptr; } nghttp2_data_source;
 typedef ssize_t (*nghttp2_read)(nghttp2_session *, int32_t, char *, size_t, uint32_t *, nghttp2_data_source *, void *);
 typedef struct { nghttp2_data_source source; nghttp2_read read_callback; } nghttp2_data_provider;
+typedef ssize_t (*nghttp2_length)(nghttp2_session *, uint8_t, int32_t, int32_t, int32_t, uint32_t, void *);
 typedef int (*nghttp2_begin)(nghttp2_session *, const nghttp2_frame *, void *);
 typedef int (*nghttp2_header)(
     nghttp2_session *, const nghttp2_frame *, const char *, size_t, const char *, size_t, uint8_t, void *);
@@ -57,6 +58,7 @@ void nghttp2_option_set_max_continuations(nghttp2_option *, size_t);
 void nghttp2_option_set_stream_reset_rate_limit(nghttp2_option *, uint64_t, uint64_t);
 
 int nghttp2_session_callbacks_new(nghttp2_session_callbacks **);
+void nghttp2_session_callbacks_set_data_source_read_length_callback(nghttp2_session_callbacks *, nghttp2_length);
 void nghttp2_session_callbacks_set_on_begin_headers_callback(nghttp2_session_callbacks *, nghttp2_begin);
 void nghttp2_session_callbacks_set_on_header_callback(nghttp2_session_callbacks *, nghttp2_header);
 void nghttp2_session_callbacks_set_on_data_chunk_recv_callback(nghttp2_session_callbacks *, nghttp2_chunk);
@@ -64,6 +66,7 @@ void nghttp2_session_callbacks_set_on_frame_recv_callback(nghttp2_session_callba
 void nghttp2_session_callbacks_set_on_stream_close_callback(nghttp2_session_callbacks *, nghttp2_closed);
 
 int nghttp2_session_server_new2(nghttp2_session **, const nghttp2_session_callbacks *, void *, const nghttp2_option *);
+int nghttp2_session_client_new2(nghttp2_session **, const nghttp2_session_callbacks *, void *, const nghttp2_option *);
 void nghttp2_session_del(nghttp2_session *);
 ssize_t nghttp2_session_mem_recv(nghttp2_session *, const char *, size_t);
 ssize_t nghttp2_session_mem_send(nghttp2_session *, const char **);
@@ -78,6 +81,8 @@ int32_t nghttp2_session_get_last_proc_stream_id(nghttp2_session *);
 size_t nghttp2_session_get_outbound_queue_size(nghttp2_session *);
 
 int nghttp2_submit_settings(nghttp2_session *, uint8_t, const nghttp2_settings_entry *, size_t);
+int32_t nghttp2_submit_request(
+    nghttp2_session *, const void *, const nghttp2_nv *, size_t, const nghttp2_data_provider *, void *);
 int nghttp2_submit_response(
     nghttp2_session *, int32_t, const nghttp2_nv *, size_t, const nghttp2_data_provider *);
 int nghttp2_submit_trailer(nghttp2_session *, int32_t, const nghttp2_nv *, size_t);
