@@ -33,7 +33,8 @@ ONLY = {
         "service/commands/server.py",
         "service/bench/",
     ),
-    "convoy.service.frontend": ("service/frontend/",),
+    # The raw client of the load generator uses the binding of libnghttp2.
+    "convoy.service.frontend": ("service/frontend/", "service/bench/http2.py", "service/bench/raw_client.py"),
     "convoy.service.supervisor": ("service/supervisor/", "service/cli.py", "service/commands/server.py"),
     "convoy.service.engine": (
         "service/engine/",

@@ -41,12 +41,14 @@ Send = Callable[[int], Awaitable[Outcome]]  # sends the request with this number
 
 
 class Workload(NamedTuple):
-    """The requests to one model. All three functions accept the request's number."""
+    """The requests to one model. All functions accept the request's number; `body` repeats after `period` numbers."""
 
     method: str  # gRPC method path
     body: Callable[[int], bytes]  # the request, serialised
     read: Callable[[int, bytes], Outcome]  # the outcome of its answer
     images: Callable[[int], int]  # images in the request
+    skim: Callable[[int, bytes], Outcome]  # as `read`, without timings: takes a fraction of the time
+    period: int
 
 
 def connect(server: str) -> grpc.aio.Channel:

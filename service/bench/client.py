@@ -12,7 +12,8 @@ import selectors
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
 
 import msgspec
 
@@ -41,8 +42,7 @@ def run(plan: Plan, share: int, start: Callable[[], float]) -> Findings:
     start  called when everything is prepared; returns when to begin, by CLOCK_MONOTONIC
     """
     workloads = [_workload(plan, model, index) for index, model in enumerate(plan.models)]
-    # select, not epoll: asyncio rounds epoll's timeouts up to a millisecond, which would delay every request.
-    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
+    with asyncio.Runner(loop_factory=lambda: _loop(plan)) as runner:
         return runner.run(_run(plan, workloads, share, start))
 
 
@@ -129,20 +129,46 @@ def _workload(plan: Plan, model: TargetModel, index: int) -> Workload:
     return oip.workload(model, index, plan.seed)
 
 
+def _loop(plan: Plan) -> asyncio.AbstractEventLoop:
+    if plan.raw_client and isinstance(plan.load, Closed):
+        import uvloop  # noqa: PLC0415  likewise
+
+        return uvloop.new_event_loop()  # type: ignore[no-any-return]
+    # select, not epoll: asyncio rounds epoll's timeouts up to a millisecond, which would delay every request. So does
+    # uvloop, whose clock has no finer steps.
+    return asyncio.SelectorEventLoop(selectors.SelectSelector())
+
+
 async def _run(plan: Plan, workloads: list[Workload], share: int, start: Callable[[], float]) -> Findings:
-    loop = asyncio.get_running_loop()
-    async with connect(plan.server) as channel:
+    async with _sends(plan, workloads) as sends:
+        send = weighted(sends, [model.weight for model in plan.models], plan.seed)
+        begin = await asyncio.get_running_loop().run_in_executor(None, start)
+        await asyncio.sleep(begin - time.monotonic())
+        return await drive(plan, send, share, lambda: time.monotonic() - begin)
+
+
+@asynccontextmanager
+async def _sends(plan: Plan, workloads: list[Workload]) -> AsyncIterator[list[Send]]:
+    """What sends the requests to each model, over one connection."""
+    server, deadline = plan.server, plan.deadline
+    if plan.raw_client:
+        from convoy.service.bench import raw_client  # noqa: PLC0415  it needs cffi, which the other client does without
+
+        client = raw_client.RawClient(server, deadline)
+        yield [
+            raw_client.unary(client, workload, model, server=server, deadline=deadline)
+            for model, workload in enumerate(workloads)
+        ]
+        client.close()
+        return
+    async with connect(server) as channel:
 
         def sender(model: int, workload: Workload) -> Send:
             if plan.stream:
-                return Streamed(channel, workload, model, server=plan.server, deadline=plan.deadline).send
-            return unary(channel, workload, model, server=plan.server, deadline=plan.deadline)
+                return Streamed(channel, workload, model, server=server, deadline=deadline).send
+            return unary(channel, workload, model, server=server, deadline=deadline)
 
-        sends = [sender(model, workload) for model, workload in enumerate(workloads)]
-        send = weighted(sends, [model.weight for model in plan.models], plan.seed)
-        begin = await loop.run_in_executor(None, start)
-        await asyncio.sleep(begin - loop.time())
-        return await drive(plan, send, share, lambda: loop.time() - begin)
+        yield [sender(model, workload) for model, workload in enumerate(workloads)]
 
 
 def _start_time() -> float:

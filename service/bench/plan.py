@@ -97,6 +97,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     processes: int
     folder: str | None  # whose images are sent; None: generated ones
     stream: bool = False  # over one stream per process and model, instead of a call per request
+    raw_client: bool = False  # instead of grpcio's
     sizes: tuple[tuple[int, int], ...]  # (height, width) of generated images, in turn; empty: the models' own
 
 

@@ -1,6 +1,7 @@
 """Load test requests to a model of `convoy.v1.Vision`: its listing, images from a folder or generated, answers."""
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,13 @@ from convoy.service.bench.calls import Outcome, Workload, refusal
 from convoy.service.bench.plan import ImageModel, Plan
 from convoy.service.client.client import Client
 from convoy.service.client.requests import read_image
-from convoy.service.client.results import Model, ServerError, read_classifications, read_segmentations
+from convoy.service.client.results import (
+    Model,
+    ServerError,
+    read_classifications,
+    read_message_error,
+    read_segmentations,
+)
 from convoy.service.errors import BadConfig, ModelUnavailable, UnknownModel
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 
@@ -78,8 +85,15 @@ def workload(plan: Plan, model: ImageModel, index: int) -> Workload:
         refused = tuple(refusal(result) for result in results if isinstance(result, ServerError))
         return Outcome(index, len(timings), timings, refused)
 
+    def skim(number: int, answer: bytes) -> Outcome:
+        response = (pb.ClassifyResponse if classifies else pb.SegmentResponse).FromString(answer)
+        errors = (result.error for result in response.results if result.HasField("error"))
+        refused = tuple(refusal(read_message_error(error)) for error in errors)
+        return Outcome(index, len(response.results) - len(refused), (), refused)
+
     method = f"/convoy.v1.Vision/{'Classify' if classifies else 'Segment'}"
-    return Workload(method, body, read, lambda number: plan.batch)
+    period = len(images) // math.gcd(len(images), plan.batch)
+    return Workload(method, body, read, lambda number: plan.batch, skim, period)
 
 
 def from_folder(folder: Path) -> list[bytes]:

@@ -60,6 +60,8 @@ def answered_by(serve: Callable[..., object], asks: Callable[[Streamed], Awaitab
             lambda number: pb.ClassifyRequest(model=str(number)).SerializeToString(),
             lambda number, answer: Outcome(0, 1, (), ()),
             lambda number: 1,
+            lambda number, answer: Outcome(0, 1, (), ()),
+            1_000,
         )
         async with connect(f"127.0.0.1:{port}") as channel:
             await asks(Streamed(channel, question, 0, server="there", deadline=0.3))

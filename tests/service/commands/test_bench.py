@@ -9,6 +9,7 @@ from convoy.service.bench.findings import Histogram
 from convoy.service.commands import bench, options
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 from tests.service.fake_inference import FakeInference, serving
+from tests.service.running import skip_without
 
 
 @pytest.fixture
@@ -171,6 +172,8 @@ def test_bench_report_in_json_holds_the_whole_report(convoy, vision_target):
         (["--rate", 1, "--protocol", "oip", "--size", "8x8"], "sends random tensors"),
         (["--rate", 1, "--protocol", "oip", "--shape", "image"], "want an input and all of its sides"),
         (["--rate", 1, "--stream", "--protocol", "oip"], "--stream is for Convoy's own protocol"),
+        (["--rate", 1, "--raw-client", "--stream"], "--raw-client sends calls only: omit --stream"),
+        (["--rate", 1, "--raw-client", "--server", "digits"], "--server 'digits', want HOST:PORT or unix:PATH"),
         (["--rate", 1, "--picture", "load.jpg"], "want a name that ends in .png"),
         (["--rate", 1, "--picture", "/nowhere/load.png"], "there is no such folder"),
         (["--rate", 1, "--processes", 0], "--processes"),
@@ -189,6 +192,13 @@ def test_bench_that_cannot_draw_says_so_before_the_load(convoy, monkeypatch, tmp
     done = convoy("bench", "--model", "digits", "--rate", 1, "--picture", tmp_path / "load.png")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "convoy bench: --picture needs matplotlib: install convoy[bench]\n"
+
+
+def test_raw_client_without_its_packages_names_them(convoy, monkeypatch):
+    monkeypatch.setattr(options.importlib.util, "find_spec", lambda name: None)
+    done = convoy("bench", "--model", "digits", "--rate", 1, "--raw-client")
+    said = "convoy bench: --raw-client needs cffi and uvloop: install convoy[bench]\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
 
 
 def over_oip(convoy, target, *arguments):
@@ -247,3 +257,63 @@ def test_what_cannot_be_asked_is_one_line_and_exit_code_2(convoy, arguments, sai
         done, _ = over_oip(convoy, target, "--rate", 1, *arguments)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert said in done.stderr
+
+
+LOADS = pytest.mark.parametrize(
+    "load", [("--concurrency", 4), ("--rate", 100), ("--ramp", "10:200"), ("--steps", "100:0.2,50:0.2")]
+)
+
+
+@LOADS
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("model", ["letters", "colours"])
+def test_raw_client_loads_a_server_and_says_so(convoy, small, model, load):
+    skip_without("nghttp2")
+    seconds = () if "--steps" in load else ("--seconds", 0.4)
+    arguments = ("--model", model, *load, *seconds, "--raw-client", "--server", small.grpc)
+    done = convoy("bench", *arguments)
+    assert done.returncode == 0
+    for wanted in ("images/s", "in batches of", "answered in 0.4 s, raw client", "queue", "outside the server"):
+        assert wanted in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "by the raw client" in done.stderr
+    figures = json.loads(convoy("bench", *arguments, "--batch", 3, "--json").stdout)
+    assert figures["plan"]["raw_client"]
+    assert figures["all"]["images"] == 3 * figures["all"]["requests"] > 0
+
+
+@pytest.mark.usefixtures("quick")
+def test_raw_client_loads_a_server_of_the_protocol_from_several_processes(convoy, small):
+    skip_without("nghttp2")
+    shared = ("--model", "letters", "--rate", 60, "--seconds", 0.5, "--raw-client")
+    _, one = over_oip(convoy, small.grpc, *shared)
+    done, several = over_oip(convoy, small.grpc, *shared, "--processes", 2)
+    assert done.returncode == 0
+    assert several["all"]["requests"] == several["all"]["images"] == one["all"]["requests"] > 0
+    assert len(several["timeline"]) == len(one["timeline"])
+    _, closed = over_oip(convoy, small.grpc, *shared[:2], "--concurrency", 4, *shared[4:], "--processes", 2)
+    assert closed["all"]["images"] > 0
+    assert closed["all"]["errors"] == {}
+
+
+@pytest.mark.usefixtures("quick")
+def test_raw_client_counts_images_that_failed_in_answered_requests(convoy, vision_target, tmp_path):
+    skip_without("nghttp2")
+    PIL.Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_text("no image")
+    arguments = ("--concurrency", 1, "--batch", 2, "--images", tmp_path, "--seconds", 0.3, "--json", "--raw-client")
+    figures = json.loads(convoy("bench", "--model", "digits", *arguments, "--server", vision_target).stdout)["all"]
+    assert figures["errors"] == {"INVALID_ARGUMENT BAD_IMAGE": figures["images"]}
+    assert figures["images"] == figures["requests"] > 0
+    assert figures["mean_batch_size"] == 4.0
+
+
+@pytest.mark.usefixtures("quick")
+def test_raw_client_counts_requests_that_failed(convoy, vision_target, fake_vision):
+    skip_without("nghttp2")
+    fake_vision.models[0].model = "full"
+    arguments = ("--rate", 50, "--seconds", 0.2, "--raw-client", "--server", vision_target)
+    done = convoy("bench", "--model", "full", *arguments)
+    assert done.returncode == 1
+    assert "RESOURCE_EXHAUSTED QUEUE_FULL" in done.stdout
+    assert "1024 images wait already" in done.stdout
