@@ -50,10 +50,13 @@ class RawClient:
     All calls have the same deadline. One writer: the running loop, on which it is constructed.
     """
 
-    def __init__(self, server: str, deadline: float) -> None:
-        """`server` is HOST:PORT, [HOST]:PORT or unix:PATH, `deadline` in seconds. Raises BadConfig."""
+    def __init__(self, server: str, deadline: float, session: Session | None = None) -> None:
+        """`server` is HOST:PORT, [HOST]:PORT or unix:PATH, `deadline` in seconds. Raises BadConfig.
+
+        Clients on one loop may share a session.
+        """
         self.loop = asyncio.get_running_loop()
-        self.session = Session(library())
+        self.session = session or Session(library())
         self._server = server
         self._address = address(server)
         self._deadline = deadline

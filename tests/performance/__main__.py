@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.performance import (
     ablations,
+    connections,
     costs,
     floor,
     loads,
@@ -64,6 +65,19 @@ def main() -> None:
             "P16": lambda: [costs.observing(small, pairs)],
             "P17": lambda: [scheduling.predictions(small)],
             "P18": lambda: [costs.tensors(Path(folder) / "features", pairs)],
+            "N1": lambda: [costs.control(pairs), costs.tensors(Path(folder) / "N1", pairs, "N1", "raw")],
+            "N2": lambda: [costs.unary(small, 32, 1, 1, pairs, 0.35, "N2", "raw")],
+            "N3": lambda: [costs.unary(large, 184, 3, 1, pairs, 0.70, "N3", "raw")],
+            "N4": lambda: [loads.lone_over_echo(small, pairs)],
+            "N5": lambda: [loads.lenet(Path(folder) / "N5", pairs)],
+            "N6": lambda: [costs.unary(small, 32, 1, 32, pairs, 0.05, "N6", "raw")],
+            "N7": lambda: [costs.full_queue(small, pairs)],
+            "N8": lambda: [
+                *loads.mobilenet(Path(folder) / "N8-mobilenet", pairs),
+                *loads.unet(Path(folder) / "N8-unet", pairs),
+            ],
+            "N10": lambda: [costs.front_ends(small, pairs, "N10", "raw")],
+            "N11": lambda: [connections.idle(Path(folder) / "N11")],
             "tiny": lambda: floor.tiny(small, pairs),
             "int8": lambda: [
                 precision.integers(Path(folder) / "precision", name) for name in ("mobilenet", "resnet50")

@@ -21,6 +21,7 @@ class Answers:
     due: list[float] = field(default_factory=list)  # of those answered, seconds from the start
     errors: list[grpc.StatusCode] = field(default_factory=list)
     seconds: float = 0.0
+    last: bytes = b""  # answer, of the raw client
 
 
 @contextmanager

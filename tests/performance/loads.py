@@ -5,19 +5,36 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import grpc
 import numpy as np
+from numpy.typing import NDArray
 
 from convoy.service.bench.arrivals import gaps
 from convoy.service.bench.simulation import oracle
 from convoy.service.engine import session as sessions
 from convoy.service.engine.null_session import Sleeping
 from convoy.service.engine.session import Session
+from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 from tests.performance import load, models
-from tests.performance.figure import ANSWER_BYTES, CLASSIFY, EACH, FIXED, Figure, request, seconds_of, serving, sleeping
-from tests.performance.processes import Echo
+from tests.performance.echo import METHOD
+from tests.performance.figure import (
+    ANSWER_BYTES,
+    CLASSIFY,
+    EACH,
+    FIXED,
+    INFER,
+    Figure,
+    request,
+    seconds_of,
+    serving,
+    sleeping,
+)
+from tests.performance.processes import Echo, cpu_seconds
+from tests.performance.raw_load import sending
 from tests.performance.trials import in_turns, ratio
+from tests.service.calls import infer_request
 
 
 def closed_loop(root: Path, pairs: int) -> Figure:
@@ -184,26 +201,77 @@ def settled(in_time: np.ndarray, begin: float, end: float, window: float) -> flo
     return float(starts[reached[0]] - begin) if len(reached) else float("inf")
 
 
-def many_callers(root: Path, pairs: int) -> Figure:
-    """Sixteen callers of a real network, over the most that onnxruntime alone reaches with any batch size, in one
-    session of two threads or in two of one."""
-    file = models.real(root, "mobilenet")
-    body = request(224, 3)
-    layouts = {
-        (count, 2 // count): [sessions.load(file, "cpu", 0, 2 // count) for _ in range(count)] for count in (1, 2)
-    }
-    tried = {(layout, size): raw_rate(layouts[layout], size, 48) for layout in layouts for size in (1, 2, 4, 8, 16, 32)}
-    layout, size = max(tried, key=lambda each: tried[each])
-    with serving(root, "engine.threads=2", "engine.instances=auto") as server:
+def lone_over_echo(root: Path, pairs: int) -> Figure:
+    """N4: what a lone caller waits beyond the network, over a bare echo's round trip. The null engine's own run is the
+    one that the answer reports."""
+    body, count = request(32, 1), 400
+    with (
+        serving(root, "engine.sleep_ms=[0, 0]") as server,
+        Echo(ANSWER_BYTES) as echo,
+        sending("raw", server.grpc, CLASSIFY, body) as asked,
+        sending("raw", echo.target, METHOD, body) as echoed,
+    ):
 
-        def served() -> float:
-            answers = load.closed(server.grpc, CLASSIFY, body, 16, 240)
-            assert not answers.errors, answers.errors[:3]
-            return len(answers.latencies) / answers.seconds
+        def beyond() -> float:
+            answers = asked(1, count)
+            (result,) = pb.ClassifyResponse.FromString(answers.last).results
+            return statistics.median(answers.latencies) - result.timings.run_seconds
 
-        ours, theirs = in_turns(served, lambda: raw_rate(layouts[layout], size, 240), pairs)
+        ours, theirs = in_turns(beyond, lambda: statistics.median(echoed(1, count).latencies), pairs)
     found = ratio(ours, theirs)
-    best = f"{layout[0]} session{'s' * (layout[0] > 1)} of {layout[1]} thread{'s' * (layout[1] > 1)}, batches of {size}"
+    micro = f"{1e6 * statistics.median(ours):.0f} us over {1e6 * statistics.median(theirs):.0f} us"
+    what = (
+        "latency of a lone image of 1 kB without its run, divided by a bare echo's round trip: engine without a network"
+    )
+    return Figure("N4", f"{what}, raw client", "<= 1.00", f"{found}; {micro}", found.median <= 1)
+
+
+class Raw(NamedTuple):
+    """The sessions in which onnxruntime alone is fastest, and the batches that it then runs."""
+
+    sessions: list[Session]
+    batch: NDArray[np.generic]
+
+    def __str__(self) -> str:
+        count, threads = len(self.sessions), 2 // len(self.sessions)
+        several = f"{count} session{'s' * (count > 1)} of {threads} thread{'s' * (threads > 1)}"
+        return f"{several}, batches of {len(self.batch)}"
+
+    def rate(self, images: int) -> float:
+        """Images a second of the sessions side by side, without a server."""
+        runs = max(1, images // (len(self.batch) * len(self.sessions)))
+
+        def loop(session: Session) -> None:
+            for _ in range(runs):
+                session.run([self.batch])
+
+        begin = time.perf_counter()
+        with ThreadPoolExecutor(len(self.sessions)) as threads:
+            list(threads.map(loop, self.sessions))
+        return runs * len(self.batch) * len(self.sessions) / (time.perf_counter() - begin)
+
+
+def fastest(file: Path, image: NDArray[np.generic], sizes: Sequence[int], images: int) -> Raw:
+    """The best of onnxruntime alone on two cores: with any of these batch sizes, in one session of two threads or in
+    two of one. Each is tried with `images` images."""
+    tried = [
+        Raw([sessions.load(file, "cpu", 0, 2 // count) for _ in range(count)], np.repeat(image[None], size, 0))
+        for count in (1, 2)
+        for size in sizes
+    ]
+    return max(tried, key=lambda raw: raw.rate(images))
+
+
+def many_callers(root: Path, pairs: int) -> Figure:
+    """Sixteen callers of a real network, over the most that onnxruntime alone reaches."""
+    file = models.real(root, "mobilenet")
+    best = fastest(file, pixels((224, 224, 3)), (1, 2, 4, 8, 16, 32), 48)
+    with (
+        serving(root, *_TWO_THREADS) as server,
+        sending("grpcio", server.grpc, CLASSIFY, request(224, 3)) as asked,
+    ):
+        ours, theirs = in_turns(lambda: _rate(asked(16, 240)), lambda: best.rate(240), pairs)
+    found = ratio(ours, theirs)
     return Figure(
         "callers",
         "images a second of 16 callers, divided by the best of onnxruntime alone: MobileNet v1, two cores for all",
@@ -213,16 +281,79 @@ def many_callers(root: Path, pairs: int) -> Figure:
     )
 
 
-def raw_rate(at_once: Sequence[Session], size: int, images: int) -> float:
-    """Images a second of sessions side by side, without a server."""
-    batch = np.random.default_rng(0).integers(0, 256, (size, 224, 224, 3), np.uint8)
-    runs = max(1, images // (size * len(at_once)))
+def mobilenet(root: Path, pairs: int) -> list[Figure]:
+    """N8, N8b: raw images of 224x224 in Classify."""
+    file = models.real(root, "mobilenet")
+    best = fastest(file, pixels((224, 224, 3)), (1, 2, 4, 8, 16, 32), 48)
+    return _beside(root, "MobileNet v1", best, CLASSIFY, request(224, 3), 240, pairs)
 
-    def loop(session: Session) -> None:
-        for _ in range(runs):
-            session.run([batch])
 
-    begin = time.perf_counter()
-    with ThreadPoolExecutor(len(at_once)) as threads:
-        list(threads.map(loop, at_once))
-    return runs * size * len(at_once) / (time.perf_counter() - begin)
+def unet(root: Path, pairs: int) -> list[Figure]:
+    """N8, N8b: 256x256, five planes, as float32 tensors in ModelInfer."""
+    file = models.planes(root, "unet", 5, 256)
+    image = np.random.default_rng(0).random((5, 256, 256), np.float32)
+    best = fastest(file, image, (1, 2, 4), 8)
+    body = infer_request("unet", image[None]).SerializeToString()
+    return _beside(root, "U-Net of 256x256 and 5 planes in float32", best, INFER, body, 64, pairs)
+
+
+def lenet(root: Path, pairs: int) -> Figure:
+    """N5: requests a second of a small network, over the best of onnxruntime alone."""
+    file = models.lenet(root)
+    image = np.random.default_rng(0).random((1, 28, 28), np.float32)
+    best = fastest(file, image, (1, 4, 8, 16, 32, 64), 2_000)
+    body = infer_request("lenet", image[None]).SerializeToString()
+    with serving(root, *_TWO_THREADS) as server, sending("raw", server.grpc, INFER, body) as asked:
+        ours, theirs = in_turns(lambda: _rate(asked(16, 8_000)), lambda: best.rate(20_000), pairs)
+    found = ratio(ours, theirs)
+    return Figure(
+        "N5",
+        "requests a second of 16 callers, divided by the best of onnxruntime alone: LeNet-5 on 28x28 in float32, two "
+        "cores for all, raw client",
+        ">= 0.25",
+        f"{found}; {statistics.median(ours):,.0f} over {statistics.median(theirs):,.0f} a second with {best}",
+        found.median >= 0.25,
+    )
+
+
+def pixels(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """A random image."""
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+_TWO_THREADS = ("engine.threads=2", "engine.instances=auto")
+
+
+def _beside(root: Path, name: str, best: Raw, method: str, body: bytes, images: int, pairs: int) -> list[Figure]:
+    """Images a second of 16 callers, and CPU time of an image, beside onnxruntime alone."""
+    served_cpu: list[float] = []
+    raw_cpu: list[float] = []
+    with serving(root, *_TWO_THREADS) as server, sending("raw", server.grpc, method, body) as asked:
+
+        def served() -> float:
+            before = cpu_seconds(server.process.pid)
+            rate = _rate(asked(16, images))
+            served_cpu.append((cpu_seconds(server.process.pid) - before) / images)
+            return rate
+
+        def raw() -> float:
+            before, begin = time.process_time(), time.perf_counter()
+            rate = best.rate(images)
+            raw_cpu.append((time.process_time() - before) / (rate * (time.perf_counter() - begin)))
+            return rate
+
+        ours, theirs = in_turns(served, raw, pairs)
+    found, cost = ratio(ours, theirs), ratio(raw_cpu[1:], served_cpu[1:])
+    what = "images a second of 16 callers, divided by the best of onnxruntime alone"
+    return [
+        Figure("N8", f"{what}: {name}, two cores for all, raw client", ">= 0.97",
+               f"{found}; {statistics.median(theirs):.0f} a second with {best}", found.median >= 0.97),
+        Figure("N8b", f"CPU time of an image in onnxruntime alone, divided by that in the server: {name}, raw client",
+               ">= 0.98", f"{cost}; {1000 * statistics.median(raw_cpu[1:]):.1f} ms of CPU time an image",
+               cost.median >= 0.98),
+    ]  # fmt: skip
+
+
+def _rate(answers: load.Answers) -> float:
+    assert not answers.errors, answers.errors[:3]
+    return len(answers.latencies) / answers.seconds

@@ -5,9 +5,11 @@ from typing import Literal
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
-from convoy.models import checkpoint, zoo
+from convoy.models import checkpoint, registry, zoo
 from convoy.models.export.export import export, onnx_graph
 from convoy.models.export.variants import make
 from convoy.models.settings import Plan
@@ -64,6 +66,44 @@ def half(root: Path, architecture: str, classes: int = 1000) -> Path:
     version.mkdir(parents=True)
     onnx.save(graph, version / "model.onnx")
     return version / "model.onnx"
+
+
+def lenet(root: Path) -> Path:
+    """LeNet-5 on float32 tensors `x`, (N, 1, 28, 28), which it pads to its own size; random weights."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.ZeroPad2d(2), registry.build("lenet5", 1, CLASSES)).eval()
+    return _tensors(root, "lenet", "lenet5", network, 1, 28)
+
+
+def planes(root: Path, architecture: str, channels: int, side: int) -> Path:
+    """An architecture on float32 tensors `x`, (N, channels, side, side); random weights. A segmenter's file says
+    nothing about itself: it is served as any other."""
+    torch.manual_seed(0)
+    return _tensors(root, architecture, architecture, registry.build(architecture, channels, 2).eval(), channels, side)
+
+
+def _tensors(root: Path, name: str, architecture: str, network: nn.Module, channels: int, side: int) -> Path:
+    task = registry.architecture(architecture).task
+    axes = (Axis(name="channel", size=channels), Axis(name="height", size=side), Axis(name="width", size=side))
+    description = checkpoint.Description(
+        architecture=architecture,
+        arguments={},
+        task=task,
+        tensor=TensorInput(name="x", dtype="float32", axes=axes),
+        data="",
+        labels=[str(index) for index in range(CLASSES)],
+        palette=None,
+        mean=[0.0] * channels,
+        std=[1.0] * channels,
+    )
+    graph = onnx_graph(description, network)
+    if task == "classification":
+        document = Document(task=task, labels=description.labels, tensor=description.tensor)
+        helper.set_model_props(graph, {metadata.KEY: metadata.encode(document)})
+    file = root / name / "1" / "model.onnx"
+    file.parent.mkdir(parents=True)
+    onnx.save(graph, file)
+    return file
 
 
 def trained(root: Path, architecture: str, data: str = "digits") -> Path:

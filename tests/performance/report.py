@@ -21,6 +21,8 @@ Written by `make perf`. `make perf ARGS="--only P3"` measures the lines P3 alone
   Where there is an interval, it is the 95 % interval of the median over the pairs.
 - The **sleep engine** runs no network: a batch of n images takes {fixed:g} + {each:g} n ms, as on a GPU.
 - A **bare echo** is a gRPC server in Python that returns 250 bytes and does nothing else.
+- The **raw client** sends prepared bytes over libnghttp2, as `convoy bench --raw-client` does. Lines that do not name
+  it use `grpcio`'s client, which sends 4,000 requests a second at most.
 - **Goodput** is the number of requests a second that are answered within their deadline. The **oracle's load** is the
   highest goodput that any scheduler could reach: batches that are as large as the deadline allows, back to back.
 - **CV** is the coefficient of variation of the time between requests: 1 for a Poisson process, more for bursts.
@@ -49,6 +51,17 @@ MEANINGS = {
     "P16": "Metrics and timings are nearly free.",
     "P17": "The server knows how long the next batch will take.",
     "P18": "A tiny tensor over the Open Inference Protocol costs little, as with servers in C++ or Rust.",
+    "N1": "A tiny tensor costs a fraction of any gRPC call in Python, once the client is not the limit.",
+    "N2": "So does a call with one small image.",
+    "N3": "A larger image costs less than any gRPC call in Python.",
+    "N4": "Beyond its run, a lone request waits no longer than for an echo.",
+    "N5": "A small network gets a good part of what onnxruntime can do, the client on the same cores.",
+    "N6": "Small images that are sent together share the cost of a call.",
+    "N7": "Refusing costs a fraction of any gRPC call in Python.",
+    "N8": "Many callers of a real network get nearly all that onnxruntime can do.",
+    "N8b": "The server adds little to what a real network computes.",
+    "N10": "A second front end makes no request more expensive.",
+    "N11": "An idle connection needs little memory.",
     "callers": "Many callers of a real network get nearly all that onnxruntime can do.",
     "int8": "An int8 file runs clearly faster on the CPU.",
 }
@@ -162,6 +175,6 @@ def _table(lines: Sequence[Row], reached: bool | None) -> str:
     return markdown(_HEADS[reached], found) if found else "Nothing.\n"
 
 
-def _place(row: Row) -> tuple[bool, int, str]:
-    number = re.fullmatch(r"P(\d+)", row.number)
-    return (False, int(number[1]), "") if number else (True, 0, row.number)
+def _place(row: Row) -> tuple[int, int, str]:
+    number = re.fullmatch(r"([PN])(\d+)(\w*)", row.number)
+    return ("PN".index(number[1]), int(number[2]), number[3]) if number else (2, 0, row.number)

@@ -76,6 +76,12 @@ def test_run_of_some_figures_replaces_their_lines_alone() -> None:
     ]
 
 
+def test_lines_are_in_the_order_of_their_numbers() -> None:
+    numbers = ["callers", "N10", "N8b", "P18", "N8", "P3", "N2"]
+    lines = report.merged([], [Row(number, "", "", "", None, "") for number in numbers])
+    assert [line.number for line in lines] == ["P3", "P18", "N2", "N8", "N8b", "N10", "callers"]
+
+
 def test_remarks_stay_below_the_lines() -> None:
     before = report.page(ROWS, "here", f"old lines\n{REMARKS}\n### Why\n\nBecause | of | that | and | this | one |\n")
     after = report.page(report.read(before), "there", before)

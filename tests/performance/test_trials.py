@@ -3,13 +3,17 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 
 from tests.performance import load
+from tests.performance.connections import resident
+from tests.performance.echo import METHOD
 from tests.performance.processes import Echo, cpu_seconds
+from tests.performance.raw_load import ClientName, RawLoad, sending
 from tests.performance.trials import in_turns, ratio
 
 
@@ -60,6 +64,44 @@ def test_load_counts_answers_and_errors() -> None:
         assert len(timed.latencies) == 3
         wrong = load.closed(echo.target, "/echo.Echo/Nothing", b"x", 2, 5)
         assert wrong.errors == [grpc.StatusCode.UNIMPLEMENTED] * 5
+
+
+def test_raw_load_counts_answers_and_errors_in_trial_after_trial() -> None:
+    with Echo(100) as echo:
+        with RawLoad(echo.target, METHOD, b"x" * 1000) as raw:
+            for requests in (50, 20):
+                found = raw.closed(4, requests)
+                assert (len(found.latencies), len(found.due), found.errors) == (requests, requests, [])
+                assert max(found.latencies) <= found.seconds
+                assert found.last == bytes(100)
+        with RawLoad(echo.target, "/echo.Echo/Nothing", b"x") as wrong:
+            assert wrong.closed(2, 5).errors == [grpc.StatusCode.UNIMPLEMENTED] * 5
+
+
+def sockets(pid: int) -> int:
+    return sum(str(file.readlink()).startswith("socket:") for file in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def test_raw_load_has_as_many_connections_as_it_is_told() -> None:
+    with Echo(100, kind="nghttp2") as echo:
+        before = sockets(echo.process.pid)
+        with RawLoad(echo.target, METHOD, b"x", connections=3) as raw:
+            raw.closed(6, 60)
+            assert sockets(echo.process.pid) == before + 3
+            raw.open(250)
+            assert sockets(echo.process.pid) == before + 253
+
+
+@pytest.mark.parametrize("client", ["grpcio", "raw"])
+def test_either_client_sends_what_a_trial_asks_for(client: ClientName) -> None:
+    with Echo(100) as echo, sending(client, echo.target, METHOD, b"x") as send:
+        assert len(send(2, 10).latencies) == 10
+
+
+def test_memory_of_a_process_is_seen_to_grow() -> None:
+    before = resident(os.getpid())
+    kept = b"x" * (32 << 20)
+    assert resident(os.getpid()) - before > 0.9 * len(kept)
 
 
 @pytest.mark.parametrize("load_", [4.0, 0.5])
