@@ -107,6 +107,7 @@ class Connection(asyncio.BufferedProtocol):
         self.calls: dict[int, Call] = {}
         self.block: dict[bytes, bytes] = {}  # headers of the frame that is being received
         self.leaving = False  # the server accepts no more calls here
+        self.ready = client.loop.create_future()  # once the server has said how many calls it allows at once
         self._shared = client.session
         self._library = self._shared.library
         self._handle = ffi.new_handle(self)  # lives as long as the session
@@ -147,6 +148,8 @@ class Connection(asyncio.BufferedProtocol):
         self._free()
         self.leaving = True
         self._handle = None  # it refers to this object, which nothing else would free
+        if not self.ready.done():
+            self.ready.set_exception(error or ConnectionResetError("connection closed"))
         self.client.on_leaving(self)
         calls, self.calls = self.calls, {}
         for call in calls.values():
@@ -200,6 +203,11 @@ class Connection(asyncio.BufferedProtocol):
         call = self.calls.pop(number, None)
         if call is not None:
             self.client.on_reset(call, code)
+
+    def on_settings(self) -> None:
+        """Lets calls begin: before the server's settings, nghttp2 might send more than it allows."""
+        if not self.ready.done():
+            self.ready.set_result(None)
 
     def on_goaway(self) -> None:
         """Sends no more calls here. Those that the server has not accepted are reset by nghttp2."""
@@ -277,6 +285,8 @@ def _on_frame(_: Any, frame: Any, handle: Any) -> int:
     kind = frame.type
     if kind == nghttp2.HEADERS:
         from_handle(handle).on_headers(frame.stream_id, frame.flags & nghttp2.END_STREAM)
+    elif kind == nghttp2.SETTINGS:
+        from_handle(handle).on_settings()
     elif kind == nghttp2.GOAWAY:
         from_handle(handle).on_goaway()
     return 0

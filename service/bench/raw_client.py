@@ -27,6 +27,7 @@ _PREPARED_BYTES = 256 << 20  # of requests
 _FAILURES = 1000  # different ones that are remembered
 _UNIX = "unix:"
 _PREFIX = 5  # bytes before a message: a flag, and its length
+_CONNECTING = 20.0  # seconds for an attempt to connect, as in gRPC
 _BACKOFF, _GROWTH, _LONGEST_BACKOFF = 1.0, 1.6, 120.0  # seconds after a failed attempt to connect: those of gRPC
 # The codes that gRPC prescribes for errors of HTTP/2 and for its status; others are INTERNAL and UNKNOWN.
 _RESET = {
@@ -117,9 +118,11 @@ class RawClient:
 
     def on_reset(self, call: Call, error: int) -> None:
         """Ends a call that the server has reset, or sends it again if the server has not accepted it."""
-        leaving = call.owner is not None and call.owner.leaving
-        if not call.retried and (error == nghttp2.REFUSED_STREAM or (leaving and not call.sent)):
-            self._retry(call)
+        if call.owner is not None and call.owner.leaving and not call.sent:
+            self._start_again(call)  # nothing of it has left the client
+        elif error == nghttp2.REFUSED_STREAM and not call.retried:
+            call.retried = True
+            self._start_again(call)
         else:
             code = _RESET.get(error, grpc.StatusCode.INTERNAL)
             self._fail(call, code, f"server reset the call with HTTP/2 error {error}")
@@ -144,17 +147,17 @@ class RawClient:
             if self._connecting is None:
                 self._connecting = self.loop.create_task(self._connect())
 
-    def _retry(self, call: Call) -> None:
-        call.retried, call.sent, call.owner = True, 0, None
+    def _start_again(self, call: Call) -> None:
+        call.sent, call.owner = 0, None
         call.pieces.clear()
         self._start(call)
 
     async def _connect(self) -> None:
         try:
-            connection = await self._connected()
+            async with asyncio.timeout(_CONNECTING):
+                connection = await self._connected()
         except OSError as error:
-            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
-            self._failure = f"failed to connect: {reason}"
+            self._failure = f"failed to connect: {_reason(error)}"
             self._retry_at = time.monotonic() + self._backoff
             self._backoff = min(self._backoff * _GROWTH, _LONGEST_BACKOFF)
         else:
@@ -173,6 +176,11 @@ class RawClient:
             _, connection = await self.loop.create_unix_connection(lambda: Connection(self), self._address)
         else:
             _, connection = await self.loop.create_connection(lambda: Connection(self), *self._address)
+        try:
+            await connection.ready
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _expire(self) -> None:
@@ -283,3 +291,10 @@ def timeout(seconds: float) -> bytes:
         if (count := math.ceil(seconds * per_second)) < 10**8:
             return b"%d%s" % (count, unit)
     return b"%dS" % min(math.ceil(seconds), 10**8 - 1)
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, TimeoutError) and error.errno is None:
+        return f"not ready within {_CONNECTING:g} s"
+    # asyncio puts the address into the text of some errors; those of a name have numbers below 0.
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)

@@ -177,7 +177,8 @@ def test_calls_that_wait_for_a_connection_that_the_server_leaves_use_another():
         await asyncio.to_thread(running.methods.wait_for, "Wait begun", 2)
         running.do(leave)
         running.release()
-        assert [outcome.answered for outcome in await asyncio.gather(*asked)] == [1] * 20
+        outcomes = await asyncio.gather(*asked)
+        assert outcomes == [Outcome(0, 1, (), ())] * 20
 
     with Serving("nghttp2", LIMITS._replace(connection_calls=2)) as running:
         loaded(running.target, workload("Wait", b"x"), asks)
@@ -205,6 +206,20 @@ def test_server_that_is_not_there_fails_every_call_and_leaves_the_loop_its_turns
         assert turns >= 10
 
     loaded(target, workload("Echo", b"x"), asks)
+
+
+def test_server_that_closes_every_connection_fails_every_call():
+    async def play():
+        server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+        target = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        client = raw_client.RawClient(target, SECONDS)
+        send = raw_client.unary(client, workload("Echo", b"x"), 0, server=target, deadline=SECONDS)
+        names = [(await send(number)).refused[0].name for number in range(3)]
+        client.close()
+        server.close()
+        assert names == ["UNAVAILABLE"] * 3
+
+    asyncio.run(asyncio.wait_for(play(), 2 * SECONDS))
 
 
 class Scripted:
