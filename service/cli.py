@@ -63,6 +63,7 @@ _NO_SERVER = "needs the packages of the server: install convoy[cpu] or convoy[cu
 
 
 def main() -> None:
+    _fill_standard_streams()
     # onnxruntime on Linux sends usage data unless this is set before its import, here or in a child process.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     # A folder that belongs to another program: prometheus_client would write our metrics there.
@@ -90,6 +91,23 @@ def main() -> None:
     # Python would try again to write what is left.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
+
+
+def _fill_standard_streams() -> None:
+    """Opens /dev/null in place of standard streams that are closed.
+
+    Otherwise sockets would get their numbers, and child processes would write messages to them.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number
+    # Python has none where the descriptor was closed.
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -1,6 +1,8 @@
 """Log records on stderr, one line each whatever a client put into them; JSON, or plain text on a terminal."""
 
 import logging
+import os
+import select
 import sys
 import time
 from typing import Any
@@ -12,12 +14,65 @@ _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARN
 
 def configure(level: str, process: str) -> None:
     """Send this process's records to stderr. `process` names it in each of them."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter(process, as_json=not sys.stderr.isatty()))
+    handler = _Handler()
+    handler.setFormatter(_Formatter(process, as_json=sys.stderr is None or not sys.stderr.isatty()))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(_LEVELS[level])
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
+
+
+class _Handler(logging.Handler):
+    """Writes records to stderr, and never waits for whoever reads it.
+
+    What a full pipe does not accept is dropped and counted; the count is written once there is room again.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._dropped = 0
+        self._cut = False  # the last record was not written completely
+        self._poll = select.poll()
+        self._stream = sys.stderr  # None if it was closed at the start
+        try:
+            self._descriptor = self._stream.fileno()
+        except (AttributeError, OSError):  # None, or a buffer
+            self._descriptor = -1
+        else:
+            self._poll.register(self._descriptor, select.POLLOUT)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See logging.Handler."""
+        if self._descriptor < 0:
+            if self._stream is not None:
+                self._stream.write(self.format(record) + "\n")
+            return
+        if self._dropped and self._has_room():
+            text = f"{self._dropped} log records were dropped, because nobody read them"
+            self._dropped = 0
+            self._write(logging.makeLogRecord({"msg": text, "levelname": "WARNING"}))
+        self._write(record)
+
+    def _write(self, record: logging.LogRecord) -> None:
+        data = (self.format(record) + "\n").encode(errors="backslashreplace")
+        if self._cut:
+            data = b"\n" + data
+        for at in range(0, len(data), select.PIPE_BUF):
+            if not self._has_room() or not self._written(data[at : at + select.PIPE_BUF]):
+                self._dropped += 1
+                self._cut = self._cut or at > 0
+                return
+        self._cut = False
+
+    def _has_room(self) -> bool:
+        """Returns whether PIPE_BUF bytes can be written at once."""
+        return any(events & select.POLLOUT for _, events in self._poll.poll(0))
+
+    def _written(self, data: bytes) -> bool:
+        try:
+            return os.write(self._descriptor, data) == len(data)
+        except OSError:  # such as a reader that has gone
+            return False
 
 
 class _Formatter(logging.Formatter):

@@ -6,6 +6,7 @@ scrape. So the sums are exact over all processes and survive a killed one.
 
 import asyncio
 import collections
+import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -117,18 +118,24 @@ def count_images(model: str, version: str, images: int, seconds: Sequence[float]
 class Levels:
     """Gauges that change with every request: kept elsewhere, and written for the scraper after a short delay.
 
-    One write covers many changes; `write` sets the gauges. One writer: the loop.
+    One write covers many changes; `write` sets the gauges, on the running loop. `changed` may be called in any thread.
     """
 
     def __init__(self, write: Callable[[], None]) -> None:
         self._write = write
         self._due = False
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
 
     def changed(self) -> None:
         """Schedule a write, because a value has changed."""
-        if not self._due:
-            self._due = True
-            asyncio.get_running_loop().call_later(_LEVELS_SECONDS, self._write_now)
+        if self._due:
+            return
+        self._due = True
+        if threading.get_ident() == self._thread:
+            self._loop.call_later(_LEVELS_SECONDS, self._write_now)
+        else:
+            self._loop.call_soon_threadsafe(self._loop.call_later, _LEVELS_SECONDS, self._write_now)
 
     def _write_now(self) -> None:
         self._due = False

@@ -1,6 +1,7 @@
 """The engine process: owns one device, its sessions and its queues, and has a channel to every front end."""
 
 import asyncio
+import gc
 import logging
 import math
 import os
@@ -95,6 +96,7 @@ class Engine:
         for request in self._dispatcher.forget(number):
             self._fail(request, Cancelled("the front end has disconnected"))
         self._publication.forget(number)
+        gc.collect()  # cycles would keep the memory of a front end that has died until the next collection
 
     def _publish_soon(self, table: Table) -> None:
         # The loader calls this in its own thread.

@@ -1,6 +1,5 @@
 """inference.GRPCInferenceService: the Open Inference Protocol, version 2, over the same slots and engine."""
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from convoy.service.frontend.catalogue import Catalogue
 from convoy.service.frontend.coalescing import Row, pays
 from convoy.service.frontend.engine_client import EngineClient
 from convoy.service.frontend.prepare import to_its_end
+from convoy.service.frontend.shared import Shared
 from convoy.service.ipc.channel import FAILED, Answer
 from convoy.service.ipc.slots import COPIED_AT_ONCE
 from convoy.service.metrics import Duration, Statistics
@@ -111,7 +111,7 @@ class InferenceService(_NotOffered):
         self._client = client
         self._limits = limits
         self._threads = threads
-        self._metrics_directory = metrics_directory
+        self._statistics = Shared(lambda: metrics.statistics(metric_files.collect(metrics_directory)))
         self._ready = ready
         self._extensions = (*EXTENSIONS, transport)
 
@@ -220,9 +220,7 @@ class InferenceService(_NotOffered):
         """Returns counts and times of every version that serves, read back from the metrics of all processes."""
         if request.name:
             self._serving(request.name, request.version, call)
-        found = await asyncio.get_running_loop().run_in_executor(
-            self._threads, lambda: metrics.statistics(metric_files.collect(self._metrics_directory))
-        )
+        found = await self._statistics.get()
         serving = {
             (row.model, str(row.version))
             for row in self._catalogue.table.versions

@@ -28,7 +28,7 @@ from convoy.service.frontend.prepare import Chunk, Preparer, to_its_end
 from convoy.service.ipc.channel import Answer
 from convoy.service.metadata import Document, Task
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
-from convoy.service.repository import Version
+from convoy.service.repository import Table, Version
 
 _TIMING_FIELDS = tuple(f"{stage}_seconds" for stage in (*metrics.STAGES, "total"))
 _PRIORITIES = frozenset(pb.Priority.values())
@@ -49,6 +49,7 @@ class Vision:
         self._threads = threads
         self._preparer = Preparer(client, limits, threads)
         self._labels: dict[tuple[str, int], tuple[Document, Labels]] = {}
+        self._listed: tuple[Table, bytes] | None = None  # the answer of ListModels for a table
         self._outlook = Outlook()
 
     async def Classify(self, request: pb.ClassifyRequest, call: Call) -> bytes:
@@ -71,9 +72,13 @@ class Vision:
             model=row.model, version=row.version, results=[_segment_result(result) for result in results]
         )
 
-    async def ListModels(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
-        """Returns every version in the repository."""
-        return pb.ListModelsResponse(models=[describe(row) for row in self._catalogue.table.versions])
+    async def ListModels(self, request: pb.ListModelsRequest, call: Call) -> bytes:
+        """Returns every version in the repository, encoded once for each table."""
+        table = self._catalogue.table
+        if self._listed is None or self._listed[0] is not table:
+            listed = pb.ListModelsResponse(models=[describe(row) for row in table.versions])
+            self._listed = table, listed.SerializeToString()
+        return self._listed[1]
 
     async def _classify(self, chunk: Chunk, call: Call, top_k: int) -> list[bytes | ConvoyError]:
         """Runs a chunk. Returns the encoded classification of each image, or its error."""

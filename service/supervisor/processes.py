@@ -6,6 +6,7 @@ process that never receives a role exits silently.
 
 import atexit
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -64,7 +65,9 @@ class Processes:
     """Starts the processes of a server, which write metrics to one directory. One writer: the supervisor's loop."""
 
     def __init__(self) -> None:
-        self.directory = tempfile.TemporaryDirectory(prefix=_PREFIX, dir=_writable())
+        parent = _writable()
+        remove_abandoned(Path(parent))
+        self.directory = tempfile.TemporaryDirectory(prefix=_PREFIX, dir=parent)
         self._ahead: dict[Kind, Process] = {}
 
     def start_ahead(self) -> None:
@@ -83,10 +86,13 @@ class Processes:
 
 
 def _writable(memory: Path = _MEMORY) -> str:
-    """A folder for metrics: the usual folder for temporary files, else the shared memory that every container has.
+    """A folder for metrics: where TMPDIR says, else the shared memory that every container has, where no disk can fill
+    up or be slow, else the usual folder for temporary files.
 
-    Raises BadConfig if neither is writable.
+    Raises BadConfig if none is writable.
     """
+    if "TMPDIR" not in os.environ and os.access(memory, os.W_OK):
+        return str(memory)
     with suppress(FileNotFoundError):
         return tempfile.gettempdir()
     if os.access(memory, os.W_OK):
@@ -101,6 +107,15 @@ def announce(directory: Path, address: str) -> None:
     """Record the gRPC address, HOST:PORT, of the server with this metrics directory."""
     with suppress(OSError):  # a full disk: commands without an address then use the default one
         (directory / _ADDRESS).write_text(f"{os.getpid()} {address}\n")
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the metrics of servers that were killed: those of this user whose process has gone."""
+    for file in folder.glob(f"{_PREFIX}*/{_ADDRESS}"):
+        with suppress(OSError, ValueError):
+            pid = int(file.read_text().split()[0])
+            if file.stat().st_uid == os.getuid() and not Path(f"/proc/{pid}").exists():
+                shutil.rmtree(file.parent, ignore_errors=True)
 
 
 def announced(folders: Iterable[Path] | None = None) -> list[str]:

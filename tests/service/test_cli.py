@@ -286,15 +286,33 @@ def test_error_of_the_system_without_a_file_is_one_line(command, capsys):
     assert one_line(capsys) == "convoy starving: Too many open files\n"
 
 
-def test_counts_are_kept_in_shared_memory_where_there_is_no_other_place(monkeypatch, tmp_path):
+def test_counts_are_kept_in_memory_unless_told_otherwise(monkeypatch, tmp_path):
     def none() -> str:
         raise FileNotFoundError("No usable temporary directory found")
 
-    assert processes._writable() == tempfile.gettempdir()
+    memory = tmp_path / "memory"
+    memory.mkdir()
+    monkeypatch.delenv("TMPDIR", raising=False)
+    assert processes._writable(memory) == str(memory)
+    assert processes._writable(tmp_path / "none") == tempfile.gettempdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    assert processes._writable(memory) == str(tmp_path)
     monkeypatch.setattr(tempfile, "gettempdir", none)
-    assert processes._writable(tmp_path) == str(tmp_path)
+    assert processes._writable(memory) == str(memory)
     with pytest.raises(BadConfig, match="set TMPDIR to one, or mount one"):
         processes._writable(tmp_path / "none")
+
+
+def test_counts_of_killed_servers_are_removed_and_no_others(tmp_path):
+    for name, pid in (("dead", 2**22 + 1), ("alive", os.getpid()), ("garbled", "")):
+        folder = tmp_path / f"convoy-metrics-{name}"
+        folder.mkdir()
+        (folder / "address").write_text(f"{pid} 127.0.0.1:8001\n")
+    (tmp_path / "convoy-metrics-starting").mkdir()
+    processes.remove_abandoned(tmp_path)
+    left = sorted(folder.name.removeprefix("convoy-metrics-") for folder in tmp_path.iterdir())
+    assert left == ["alive", "garbled", "starting"]
 
 
 def test_drawing_says_nothing_of_a_home_that_cannot_be_written():

@@ -1,8 +1,10 @@
 """A record is one line whatever a client put into it."""
 
+import contextlib
 import io
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -158,3 +160,66 @@ def test_configuring_twice_does_not_log_twice(stderr: io.StringIO, monkeypatch: 
     logger.info("once")
     (record,) = records(stderr)
     assert record["process"] == "frontend"
+
+
+# Nobody reads.
+
+
+@pytest.fixture
+def pipe(monkeypatch: pytest.MonkeyPatch, root: logging.Logger) -> Iterator[int]:
+    """The end of stderr from which its reader should read."""
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        log.configure("info", "engine")
+        yield reading
+    with contextlib.suppress(OSError):  # a test has closed it
+        os.close(reading)
+
+
+def drained(reading: int) -> list[dict[str, Any]]:
+    """What a pipe contains."""
+    os.set_blocking(reading, False)
+    data = b""
+    with contextlib.suppress(BlockingIOError):
+        while more := os.read(reading, 1 << 16):
+            data += more
+    found = []
+    for line in data.decode().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):  # one was cut
+            found.append(json.loads(line))
+    return found
+
+
+@pytest.mark.parametrize("length", [100, 10_000])
+def test_records_that_nobody_reads_are_dropped_and_counted(pipe: int, length: int) -> None:
+    for _ in range(2000):
+        logger.warning("x" * length)
+    before = len(drained(pipe))
+    assert 0 < before < 2000
+    logger.warning("somebody reads again")
+    dropped, again = drained(pipe)
+    assert again["message"] == "somebody reads again"
+    assert dropped["message"] == f"{2000 - before} log records were dropped, because nobody read them"
+    assert dropped["level"] == "warning"
+
+
+def test_records_that_are_read_are_all_there_however_long(pipe: int) -> None:
+    """The control."""
+    text = "y" * 20_000
+    for number in range(10):
+        logger.warning("%d %s", number, text)
+        (record,) = drained(pipe)
+        assert record["message"] == f"{number} {text}"
+
+
+def test_reader_that_has_gone_disturbs_nobody(pipe: int) -> None:
+    os.close(pipe)
+    for _ in range(10):
+        logger.warning("x")
+
+
+def test_closed_stderr_disturbs_nobody(monkeypatch: pytest.MonkeyPatch, root: logging.Logger) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    log.configure("info", "engine")
+    logger.warning("x")

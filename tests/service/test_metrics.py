@@ -1,9 +1,11 @@
 """What processes count adds up, whether they ended well or not, and reads back as statistics."""
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -214,3 +216,24 @@ def test_many_images_at_once_are_counted_as_one_after_another(seconds: float) ->
 
     assert of("at-once") == pytest.approx(of("one-by-one"))
     assert of("at-once")["convoy_stage_duration_seconds_count", ""] % 5 == 0
+
+
+def test_levels_change_in_any_thread_and_are_written_in_the_loop() -> None:
+    async def play() -> list[int]:
+        threads: list[int] = []
+        written = asyncio.Event()
+
+        def write() -> None:
+            threads.append(threading.get_ident())
+            written.set()
+
+        levels = metrics.Levels(write)
+        for _ in range(2):
+            for _ in range(3):
+                await asyncio.to_thread(levels.changed)
+            levels.changed()
+            await written.wait()
+            written.clear()
+        return threads
+
+    assert asyncio.run(play()) == [threading.get_ident()] * 2

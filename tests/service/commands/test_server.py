@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -179,3 +180,26 @@ def test_absent_server_is_one_line_and_exit_code_2(convoy):
     done = convoy("models", "--server", "127.0.0.1:1")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert "127.0.0.1:1" in done.stderr
+
+
+def test_server_whose_standard_streams_are_closed_serves(small_repository: Path, tmp_path: Path) -> None:
+    """Its sockets get other numbers than these, so that nothing is written to them by mistake."""
+    command = [str(Path(sys.executable).with_name("convoy")), "serve", "--repository", str(small_repository)]
+    ports = [option for name in ("grpc", "http", "metrics") for option in (f"--{name}-port", "0")]
+    shell = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command, *ports, "--set", "server.lame_duck_seconds=0"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(shell, env=environment)
+    try:
+        until = time.monotonic() + 60
+        while not (addresses := processes.announced([tmp_path])) and time.monotonic() < until:
+            time.sleep(0.05)
+        with grpc.insecure_channel(addresses[0]) as channel:
+            serving = channel.unary_unary("/grpc.health.v1.Health/Check")
+            while serving(b"", wait_for_ready=True, timeout=60) != b"\x08\x01" and time.monotonic() < until:
+                time.sleep(0.05)
+            assert serving(b"", timeout=10) == b"\x08\x01"
+        standard = [str(Path(f"/proc/{process.pid}/fd/{descriptor}").readlink()) for descriptor in (0, 1, 2)]
+        assert standard == [os.devnull] * 3
+    finally:
+        process.terminate()
+    assert process.wait(30) == 0
