@@ -12,12 +12,33 @@ from typing import NamedTuple, Protocol
 from convoy.service.errors import ConvoyError
 
 Data = bytes | bytearray
+LARGE = 1 << 16  # bytes of a payload; copying less takes less time than finding it
+
+
+class Landing(Protocol):
+    """A message on its way to where its method wants the large payloads. Once complete, it stands for its bytes."""
+
+    def __len__(self) -> int:
+        """Bytes of the whole message."""
+
+    def write(self, piece: memoryview) -> int:
+        """Accepts the next bytes. Returns their number; fewer than there are if the transport has to put the message
+        together itself."""
+
+    def so_far(self) -> bytearray:
+        """Returns all bytes that it has accepted."""
+
+    def lifted(self) -> tuple[Data, Mapping[int, memoryview]]:
+        """Returns the complete message without its large payloads, and those by number."""
+
+    def release(self) -> None:
+        """Ends the transport's use. Called once: when the call has ended, and no method serves it any more."""
 
 
 class Received(NamedTuple):
     """An unparsed message: its arrival is stamped before parsing, and a malformed one gets the usual status."""
 
-    data: Data
+    data: Data | Landing
     arrived: float  # seconds of CLOCK_MONOTONIC, as all points in time
 
 
@@ -47,9 +68,12 @@ Reply = Callable[[bytes | ConvoyError], None]
 # The reply comes later, or at once; never after the wait was ended.
 Prompt = Callable[[Received, float, Reply], Callable[[], None] | None]
 
+# Accepts a message of so many bytes, LARGE or more and not compressed, as it arrives.
+Land = Callable[[int], Landing]
+
 
 class Service(NamedTuple):
-    """The methods of one service by name, such as `Classify`. A transport may ignore `prompt`.
+    """The methods of one service by name, such as `Classify`. A transport may ignore `prompt` and `land`.
 
     A `vital` service is served however many calls of others are in progress: probes decide whether the server lives.
     """
@@ -58,6 +82,7 @@ class Service(NamedTuple):
     unary: dict[str, Unary]
     streaming: dict[str, Streaming]
     prompt: Mapping[str, Prompt] = MappingProxyType({})
+    land: Mapping[str, Land] = MappingProxyType({})  # of unary methods
     vital: bool = False
 
 

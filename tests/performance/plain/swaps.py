@@ -51,6 +51,8 @@ def _whole_messages(wire: Any) -> Mapping[str, Any]:
     from convoy.service.errors import BadRequest
 
     class Parser:
+        has_payloads = False
+
         def __init__(self, message: Any, path: str | None) -> None:
             self._class = GetMessageClass(message)
             self._name = message.full_name

@@ -1,7 +1,9 @@
 """Large payloads are read where they came; all else of a message is what protobuf says it is."""
 
+import itertools
 import time
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from convoy.service.errors import BadRequest
 from convoy.service.frontend import tensors, wire
-from convoy.service.frontend.wire import LARGE, Parser
+from convoy.service.frontend.wire import LARGE, AsItIs, Parser
 from convoy.service.images.decode import from_raw
 from convoy.service.pb import inference_pb2
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
@@ -142,6 +144,103 @@ def test_message_that_is_made_to_be_slow_is_no_slower_than_protobuf(data: bytes)
             parse(slow)
         took.append(time.thread_time() - began)
     assert took[1] < 2 * took[0] + 0.05
+
+
+# The same piece by piece, as the message arrives.
+
+
+def arrived(parser: Parser, data: bytes, ends: Sequence[int]) -> tuple[bytearray | None, dict[int, bytes], int]:
+    """The rest of a message that is cut at these places, its payloads, and the bytes accepted."""
+    payloads: dict[int, bytearray] = defaultdict(bytearray)
+    lifting = parser.lifting(len(data), lambda number, part: payloads[number].extend(part))
+    places = sorted({0, *[end % (len(data) + 1) for end in ends], len(data)})
+    accepted = 0
+    for begin, end in itertools.pairwise(places):
+        accepted += lifting.write(memoryview(data)[begin:end])
+        assert lifting.so_far(memoryview(b"".join(payloads.values()))) == data[:accepted]
+        if accepted < end:
+            break
+    return lifting.message(), {number: bytes(payload) for number, payload in payloads.items()}, accepted
+
+
+@given(st.lists(st.one_of(IMAGES, OTHERS), max_size=6).map(b"".join), st.lists(st.integers(0, 5000), max_size=40))
+def test_how_a_message_is_cut_makes_no_difference(data: bytes, ends: list[int]) -> None:
+    message, payloads = CLASSIFY.parse(data)
+    rest, found, accepted = arrived(CLASSIFY, data, ends)
+    if not payloads:
+        assert rest is None
+        return
+    assert accepted == len(data)
+    assert rest is not None
+    assert pb.ClassifyRequest.FromString(bytes(rest)) == message
+    assert found == {number: bytes(payload) for number, payload in payloads.items()}
+
+
+@given(st.lists(st.integers(64, 300), min_size=1, max_size=5), st.booleans(), st.lists(st.integers(0, 3000)))
+def test_tensors_are_lifted_wherever_the_message_is_cut(sizes: list[int], first: bool, ends: list[int]) -> None:
+    contents = [np.random.default_rng(size).bytes(size) for size in sizes]
+    head = inference_pb2.ModelInferRequest(model_name="m", id="17").SerializeToString()
+    raws = inference_pb2.ModelInferRequest(raw_input_contents=contents).SerializeToString()
+    rest, found, _ = arrived(INFER, raws + head if first else head + raws, ends)
+    assert list(found.values()) == contents
+    assert rest is not None
+    message = inference_pb2.ModelInferRequest.FromString(bytes(rest))
+    assert (message.model_name, list(message.raw_input_contents)) == ("m", [b""] * len(sizes))
+
+
+@given(st.data())
+def test_damaged_message_is_accepted_only_where_protobuf_accepts_it(choices: st.DataObject) -> None:
+    data = bytearray(pb.ClassifyRequest(model="m", images=[raw(100), raw(200)], top_k=1).SerializeToString())
+    for _ in range(choices.draw(st.integers(1, 3))):
+        data[choices.draw(st.integers(0, len(data) - 1))] = choices.draw(st.integers(0, 255))
+    rest, found, _ = arrived(CLASSIFY, bytes(data), choices.draw(st.lists(st.integers(0, 400))))
+    if rest is not None:
+        try:
+            whole = pb.ClassifyRequest.FromString(bytes(data))
+        except DecodeError:
+            with pytest.raises(DecodeError):
+                pb.ClassifyRequest.FromString(bytes(rest))
+        else:
+            message = pb.ClassifyRequest.FromString(bytes(rest))
+            assert put_back(message, {number: memoryview(payload) for number, payload in found.items()}) == whole
+
+
+@pytest.mark.parametrize("sizes", [(100_000,), (70_000, 3_000_000), (5_000_000, 10, 66_000)])
+def test_lengths_of_any_number_of_bytes_are_adjusted(sizes: tuple[int, ...]) -> None:
+    request = pb.SegmentStreamRequest(id=9, request=pb.SegmentRequest(images=[raw(size) for size in sizes], format=2))
+    rest, found, _ = arrived(STREAMED, request.SerializeToString(), range(0, 9_000_000, 16_384))
+    assert rest is not None
+    message = pb.SegmentStreamRequest.FromString(bytes(rest))
+    put_back(message.request, {number: memoryview(payload) for number, payload in found.items()})
+    assert message == request
+    assert list(found) == [number for number, size in enumerate(sizes) if size >= LARGE]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pb.ClassifyRequest(images=[pb.Image(encoded=bytes(300_000))]),  # nothing to lift
+        pb.ClassifyRequest(model="m" * 70_000, images=[raw(300_000)]),  # too far behind
+    ],
+)
+def test_message_that_gains_nothing_is_given_up_before_much_of_it_is_kept(request_: pb.ClassifyRequest) -> None:
+    rest, found, accepted = arrived(CLASSIFY, request_.SerializeToString(), [])
+    assert rest is None
+    assert not found
+    assert accepted < 100
+
+
+def test_payload_without_a_place_is_given_up_where_it_begins() -> None:
+    def refuse(number: int, part: memoryview) -> None:
+        raise AsItIs
+
+    data = pb.ClassifyRequest(model="m", images=[raw(500)]).SerializeToString()
+    lifting = CLASSIFY.lifting(len(data), refuse)
+    accepted = lifting.write(memoryview(data))
+    assert 0 < accepted < 30
+    assert lifting.so_far(memoryview(b"")) == data[:accepted]
+    assert lifting.write(memoryview(data)[accepted:]) == 0
+    assert lifting.message() is None
 
 
 # From there to the slot: views, until the one copy into it.
