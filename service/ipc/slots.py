@@ -9,7 +9,9 @@ import mmap
 import os
 import threading
 from bisect import bisect_left, insort
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +25,9 @@ MAX_RANK = 8
 _KEPT_SHARE = 8  # at most 1/8 of the memory is kept for reuse
 COPIED_AT_ONCE = 1 << 18  # bytes; copying them takes less than 0.1 ms, as long as a hop to a thread and back
 SPILLED = (1 << 64) - 1  # offset of an output of unknown size, which travels in its own memory file
+_NOWHERE: Mapping[int, int] = MappingProxyType({})
+
+Contents = bytes | memoryview | NDArray[np.generic]
 
 
 class Span(NamedTuple):
@@ -42,19 +47,23 @@ class Span(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def layout(
-    inputs: tuple[tuple[str, tuple[int, ...]], ...], output_bytes: tuple[tuple[int, int], ...]
+    inputs: tuple[tuple[str, tuple[int, ...]], ...],
+    output_bytes: tuple[tuple[int, int], ...],
+    elsewhere: frozenset[int] = frozenset(),
 ) -> tuple[int, tuple[Span, ...], tuple[Span, ...]]:
     """Returns the bytes of a slot, and its inputs and outputs, aligned, at offsets from the start of the slot.
 
     inputs        (dtype, shape) of each
     output_bytes  (number, bytes) of each
+    elsewhere     numbers of inputs that need no space in the slot; their offsets mean nothing
     """
     at = 0
     into, out_of = [], []
     for number, (dtype, shape) in enumerate(inputs):
         nbytes = DTYPES[dtype].itemsize * math.prod(shape)
         into.append(Span(number, at, nbytes, dtype, shape))
-        at += -(-nbytes // ALIGNMENT) * ALIGNMENT
+        if number not in elsewhere:
+            at += -(-nbytes // ALIGNMENT) * ALIGNMENT
     for number, nbytes in output_bytes:
         out_of.append(Span(number, at, nbytes, "uint8", (nbytes,)))
         at += -(-nbytes // ALIGNMENT) * ALIGNMENT
@@ -75,6 +84,7 @@ class SharedMemory:
         self.nbytes = nbytes
         self._memory = mmap.mmap(descriptor, nbytes)
         self._view = memoryview(self._memory)
+        self._address, _ = _location(self._memory)
 
     def array(self, span: Span) -> NDArray[np.generic]:
         """Returns a view of the tensor at `span`. Raises BadTensor if it exceeds the memory."""
@@ -104,10 +114,28 @@ class SharedMemory:
         self._check(span.offset, span.nbytes, span.nbytes)
         return self._view[span.offset : span.offset + span.nbytes]
 
+    def offset_of(self, parts: Sequence[Contents]) -> int | None:
+        """Returns where these contiguous contents lie in this memory, one behind the other; None if they do not."""
+        begin, _ = _location(parts[0])
+        end = begin
+        for part in parts:
+            address, nbytes = _location(part)
+            if address != end:
+                return None
+            end += nbytes
+        inside = self._address <= begin and end <= self._address + self.nbytes
+        return begin - self._address if inside else None
+
     def _check(self, offset: int, nbytes: int, smallest_side: int) -> None:
         # numpy's own check overflows for huge offsets and sizes.
         if smallest_side < 0 or not 0 <= offset <= self.nbytes - nbytes:
             raise BadTensor(f"{nbytes} bytes at {offset} do not fit into slot memory of {self.nbytes}")
+
+
+def _location(data: Contents | mmap.mmap) -> tuple[int, int]:
+    """Returns the address of contiguous bytes, and their number."""
+    values = np.frombuffer(data, np.uint8)
+    return values.__array_interface__["data"][0], values.nbytes
 
 
 class Arena:
@@ -136,14 +164,21 @@ class Arena:
         return len(self._used)
 
     def claim(
-        self, inputs: tuple[tuple[str, tuple[int, ...]], ...], output_bytes: tuple[tuple[int, int], ...]
+        self,
+        inputs: tuple[tuple[str, tuple[int, ...]], ...],
+        output_bytes: tuple[tuple[int, int], ...],
+        landed: Mapping[int, int] = _NOWHERE,
     ) -> tuple[tuple[int, int], tuple[Span, ...], tuple[Span, ...]]:
         """Returns a block, and the inputs of these (dtype, shape) and outputs of these (number, bytes) in it. Raises
-        QueueFull if none is free."""
-        nbytes, into, out_of = layout(inputs, output_bytes)
+        QueueFull if none is free.
+
+        landed  offsets of inputs that are elsewhere in the memory, by number
+        """
+        nbytes, into, out_of = layout(inputs, output_bytes, frozenset(landed))
         block = self.allocate(nbytes)
         begin = block[0]
-        return block, tuple([span.moved(begin) for span in into]), tuple([span.moved(begin) for span in out_of])
+        given = tuple([span.moved(landed.get(span.number, begin + span.offset) - span.offset) for span in into])
+        return block, given, tuple([span.moved(begin) for span in out_of])
 
     def allocate(self, nbytes: int) -> tuple[int, int]:
         """Returns the (offset, bytes) of an aligned block of at least `nbytes`. Raises QueueFull if none is free."""

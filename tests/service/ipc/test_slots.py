@@ -255,3 +255,23 @@ def test_bytes_beyond_the_memory_are_refused(mapping: SharedMemory, offset: int,
     assert len(mapping.bytes_at(0, NBYTES)) == NBYTES
     with pytest.raises(BadTensor, match="do not fit"):
         mapping.bytes_at(offset, nbytes)
+
+
+def test_contents_in_the_memory_are_found_where_they_lie_side_by_side(arena: Arena) -> None:
+    whole = arena.mapping.bytes_at(0, NBYTES)
+    first, second, third = (memoryview(whole[begin : begin + 10].data) for begin in (64, 74, 85))
+    assert arena.mapping.offset_of([first]) == 64
+    assert arena.mapping.offset_of([second]) == 74
+    assert arena.mapping.offset_of([first, second]) == 64
+    assert arena.mapping.offset_of([second, third]) is None
+    assert arena.mapping.offset_of([second, first]) is None
+    assert arena.mapping.offset_of([bytes(10)]) is None
+    assert arena.mapping.offset_of([whole[128:256].view(np.float32).reshape(4, 8)]) == 128
+
+
+def test_inputs_that_are_in_the_memory_take_no_space_in_the_slot(arena: Arena) -> None:
+    inputs = (("uint8", (3,)), ("float32", (4, 8)), ("uint8", (5,)))
+    block, spans, outputs = arena.claim(inputs, ((0, 7),), {1: 640})
+    assert block == (0, 3 * ALIGNMENT)
+    assert [(span.number, span.offset, span.nbytes) for span in spans] == [(0, 0, 3), (1, 640, 128), (2, 64, 5)]
+    assert outputs[0].offset == 128
