@@ -14,6 +14,7 @@ from convoy.service import metrics
 from convoy.service.errors import BadRequest, ConvoyError, DeadlinePassed
 from convoy.service.frontend import status
 from convoy.service.frontend.admission import Gate
+from convoy.service.frontend.landing import Landing
 from convoy.service.frontend.status import Code
 from convoy.service.frontend.transport.interface import Received
 from convoy.service.frontend.wire import NOTHING
@@ -39,6 +40,7 @@ class Call:
         self.version = ""
         self.low_priority = False
         self.payloads = NOTHING  # of the request; those outside the message: see wire.py
+        self.landing = received.data if isinstance(received.data, Landing) else None
         self._nbytes = len(received.data)
         self._gate = gate
         self._inside = False

@@ -17,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convoy.service import metrics
+from convoy.service.dtypes import DTYPES
 from convoy.service.errors import EngineDied, ModelUnavailable
 from convoy.service.frontend.admission import WayBack
+from convoy.service.frontend.landing import Landing
 from convoy.service.frontend.routing import Engine, Engines
 from convoy.service.ipc.channel import Answer, Cancel, Failure, Hello, Record, Release, Request, TableFile, Wire
-from convoy.service.ipc.slots import Arena, Span
+from convoy.service.ipc.slots import Arena, Contents, Span
 from convoy.service.preprocess import Placement
 from convoy.service.repository import Table, Version, decode_table
 
@@ -36,14 +38,23 @@ _RESTART = 30.0  # seconds for which requests wait for a dead engine's restart
 class Lease:
     """A slot for one request's tensors in the memory shared with the engines: filled, run, read, and released once.
 
-    Use it as a context manager, or call `release`. `inputs` are views to be filled before `run`. The arrays that `run`
-    returns are views, too, valid until the release. One owner: the caller of `claim`.
+    Use it as a context manager, or call `release`. `inputs` are views; those with the numbers in `unfilled` are to be
+    filled before `run`, the others lie in the memory of `landing`. The arrays that `run` returns are views, too, valid
+    until the release. One owner: the caller of `claim`.
     """
 
     def __init__(
-        self, client: "EngineClient", block: tuple[int, int], inputs: tuple[Span, ...], outputs: tuple[Span, ...]
+        self,
+        client: "EngineClient",
+        block: tuple[int, int],
+        inputs: tuple[Span, ...],
+        outputs: tuple[Span, ...],
+        unfilled: Sequence[int],
+        landing: Landing | None,
     ) -> None:
         self.block = block
+        self.unfilled = unfilled
+        self.landing = landing  # None: no input lies there
         self.placement = _NOWHERE  # the part of the input that an image fills
         self.prepared: tuple[float, ...] = ()  # when preparation began, images were decoded, the slot was filled
         self.request: Request | None = None
@@ -59,7 +70,7 @@ class Lease:
 
     @cached_property
     def inputs(self) -> list[NDArray[np.generic]]:
-        """Views of the network's inputs, to be filled."""
+        """Views of the network's inputs."""
         return [self._client.arena.mapping.array(span) for span in self._inputs]
 
     def bytes_of(self, number: int) -> memoryview:
@@ -187,12 +198,26 @@ class EngineClient:
         finally:
             self._preparing[model] -= 1
 
-    def claim(self, inputs: Iterable[tuple[str, tuple[int, ...]]], output_bytes: Iterable[tuple[int, int]]) -> Lease:
+    def claim(
+        self,
+        inputs: Iterable[tuple[str, tuple[int, ...]]],
+        output_bytes: Iterable[tuple[int, int]],
+        landing: Landing | None = None,
+        contents: Sequence[Sequence[Contents]] = (),
+    ) -> Lease:
         """Claims a slot for inputs of these (dtype, shape) and outputs of these (number, bytes). Raises QueueFull.
 
-        An output of unknown size has 0 bytes: it arrives in its own memory.
+        An output of unknown size has 0 bytes: it arrives in its own memory. With `landing`, which only the loop may
+        give, inputs stay where they have landed; `contents` has each input's, in parts.
         """
-        return Lease(self, *self.arena.claim(tuple(inputs), tuple(output_bytes)))
+        inputs = tuple(inputs)
+        landed = self._landed(inputs, contents) if landing is not None else {}
+        slot = self.arena.claim(inputs, tuple(output_bytes), landed)
+        if not landed:
+            return Lease(self, *slot, range(len(inputs)), None)
+        assert landing is not None
+        landing.adopt()
+        return Lease(self, *slot, [number for number in range(len(inputs)) if number not in landed], landing)
 
     def next_id(self) -> int:
         """Returns a number that no earlier request of this front end has used."""
@@ -226,7 +251,20 @@ class EngineClient:
     def _free(self, lease: Lease) -> None:
         """Frees a slot that no process reads or writes any more."""
         self.arena.free(lease.block)
+        if lease.landing is not None:
+            lease.landing.release()
         self.changed()
+
+    def _landed(
+        self, inputs: Sequence[tuple[str, tuple[int, ...]]], contents: Sequence[Sequence[Contents]]
+    ) -> dict[int, int]:
+        """Returns the offsets of the inputs whose contents lie in the memory as they should, by number."""
+        offsets = [self.arena.mapping.offset_of(parts) for parts in contents]
+        return {
+            number: offset
+            for number, ((dtype, _), offset) in enumerate(zip(inputs, offsets, strict=True))
+            if offset is not None and offset % DTYPES[dtype].itemsize == 0
+        }
 
     def _queue(self, lease: Lease, request: Request) -> bool:
         """Queues a slot for an engine that has the version. Returns False if there is none: the slot then waits."""

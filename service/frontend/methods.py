@@ -13,8 +13,9 @@ from convoy.service.frontend import status
 from convoy.service.frontend.admission import Gate
 from convoy.service.frontend.call import Call
 from convoy.service.frontend.coalescing import LARGEST, Coalescer, Joinable, PromptMethod
+from convoy.service.frontend.landing import Landings
 from convoy.service.frontend.streams import Conversation, Reply
-from convoy.service.frontend.transport.interface import Prompt, Received, Service, Stream
+from convoy.service.frontend.transport.interface import Land, Prompt, Received, Service, Stream
 from convoy.service.frontend.wire import LENGTH, Parser, block, tag
 from convoy.service.pb import inference_pb2 as pb
 
@@ -38,15 +39,18 @@ def service_of(
     gate: Gate,
     max_stream_requests: int,
     coalescer: Coalescer | None = None,
+    landings: Landings | None = None,
 ) -> Service:
     """Returns the methods of a service that `servicer` implements.
 
     A method is `async def Name(request, call) -> response` and raises ConvoyError. It serves the unary `Name` and its
     stream. The stream is `NameStream`, whose messages each contain a request of `Name`, or ModelStreamInfer, whose
-    messages are requests of ModelInfer. Requests of `servicer.joinable` may travel together.
+    messages are requests of ModelInfer. Requests of `servicer.joinable` may travel together. Large payloads of unary
+    requests land if there are `landings`.
     """
     prompt: dict[str, Prompt] = {}
-    service = Service(descriptor.full_name, {}, {}, prompt)
+    land: dict[str, Land] = {}
+    service = Service(descriptor.full_name, {}, {}, prompt, land)
     for method in descriptor.methods:
         name = method.name.replace("Stream", "")
         implementation = getattr(servicer, name, None)
@@ -61,6 +65,8 @@ def service_of(
             )
         else:
             unary = service.unary[method.name] = UnaryMethod(method, implementation, gate)
+            if landings is not None and (accept := landings.land(unary.parser)) is not None:
+                land[method.name] = accept
             if coalescer is not None and joinable:
                 prompt[method.name] = PromptMethod(method.name, unary.parser, joinable, gate, coalescer)
     return service

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,7 +19,7 @@ from convoy.service.frontend import encoding, tensors
 from convoy.service.frontend.call import Call, observe
 from convoy.service.frontend.catalogue import Catalogue
 from convoy.service.frontend.coalescing import Row, pays
-from convoy.service.frontend.engine_client import EngineClient
+from convoy.service.frontend.engine_client import EngineClient, Lease
 from convoy.service.frontend.prepare import to_its_end
 from convoy.service.frontend.shared import Shared
 from convoy.service.ipc.channel import FAILED, Answer
@@ -199,9 +200,11 @@ class InferenceService(_NotOffered):
                 lease = self._client.claim(
                     [(spec.dtype, values.shape) for spec, values in zip(row.inputs, read.arrays, strict=True)],
                     [(number, tensors.output_bytes(row, read.arrays, number)) for number in numbers],
+                    call.landing,
+                    [[values] for values in read.arrays],
                 )
             with lease:
-                await self._copy(read.arrays, lease.inputs)
+                await self._fill(lease, read.arrays)
                 lease.prepared = (began, began, time.monotonic())  # nothing is decoded
                 answer, outputs = await lease.run(
                     row,
@@ -294,15 +297,18 @@ class InferenceService(_NotOffered):
         call.serves(row)
         return row
 
-    async def _copy(self, arrays: list[NDArray[np.generic]], views: list[NDArray[np.generic]]) -> None:
-        def copy() -> None:
-            for values, view in zip(arrays, views, strict=True):
-                view[...] = values
+    async def _fill(self, lease: Lease, arrays: Sequence[NDArray[np.generic]]) -> None:
+        """Copies the tensors that have not landed."""
+        copies = [(lease.inputs[number], arrays[number]) for number in lease.unfilled]
+        if sum(values.nbytes for _, values in copies) <= COPIED_AT_ONCE:
+            _copy(copies)
+        else:
+            await to_its_end(self._threads, partial(_copy, copies))
 
-        if sum(values.nbytes for values in arrays) <= COPIED_AT_ONCE:
-            copy()
-            return
-        await to_its_end(self._threads, copy)
+
+def _copy(copies: Sequence[tuple[NDArray[np.generic], NDArray[np.generic]]]) -> None:
+    for view, values in copies:
+        view[...] = values
 
 
 def _apply_parameters(request: pb.ModelInferRequest, call: Call) -> None:

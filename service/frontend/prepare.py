@@ -114,16 +114,16 @@ class Preparer:
                 raise
 
     async def _copy(self, chunk: Chunk, size: tuple[int, int], call: Call) -> Lease:
-        """Copies pixels that are the network's input unchanged; a few are copied in less time than a hop to a thread
-        takes."""
+        """Copies pixels that are the network's input unchanged, unless they have landed. A few are copied in less time
+        than a hop to a thread takes."""
         began = time.monotonic()
         call.check_deadline()
-        lease = self._claim(size, len(chunk.images), call)
+        lease = self._claim(size, len(chunk.images), call, chunk.pixels)
         try:
             target = lease.bytes_of(0)
-            if len(target) <= COPIED_AT_ONCE:
+            if lease.unfilled and len(target) <= COPIED_AT_ONCE:
                 _copy_pixels(chunk.pixels, target)
-            else:
+            elif lease.unfilled:
                 with self._client.preparing(call.model):
                     await to_its_end(self._threads, partial(_copy_pixels, chunk.pixels, target))
         except BaseException:
@@ -151,8 +151,8 @@ class Preparer:
         lease.prepared = (began, decoded, time.monotonic())
         return lease
 
-    def _claim(self, size: tuple[int, int], images: int, call: Call) -> Lease:
-        """Claims a slot for a number of images whose input has `size`."""
+    def _claim(self, size: tuple[int, int], images: int, call: Call, pixels: Sequence[Pixels] = ()) -> Lease:
+        """Claims a slot for a number of images whose input has `size`. `pixels` may stay where they have landed."""
         document, places = call.document, size[0] * size[1]
         nbytes = {
             metadata.PROBABILITIES: 4 * len(document.labels),
@@ -162,7 +162,8 @@ class Preparer:
         outputs = [
             (number, images * nbytes[spec.name]) for number, spec in enumerate(call.row.outputs) if spec.name in nbytes
         ]
-        return self._client.claim([("uint8", (images, *size, document.image.channels))], outputs)
+        inputs = [("uint8", (images, *size, document.image.channels))]
+        return self._client.claim(inputs, outputs, call.landing if pixels else None, [pixels])
 
     def _picture(self, image: pb.Image, pixels: Pixels, spec: InputSpec) -> Picture:
         max_pixels = self._max_pixels(spec)

@@ -18,6 +18,7 @@ from convoy.service.frontend.catalogue import Catalogue
 from convoy.service.frontend.coalescing import Coalescer
 from convoy.service.frontend.engine_client import EngineClient
 from convoy.service.frontend.health import HEALTH, Health
+from convoy.service.frontend.landing import Landings
 from convoy.service.frontend.methods import service_of
 from convoy.service.frontend.oip import InferenceService
 from convoy.service.frontend.reflection import Reflection
@@ -75,12 +76,13 @@ class FrontEnd:
             transport=transport.extension,
         )
         coalescer = Coalescer(self._catalogue, self._client)
+        self._landings = Landings(self._client.arena, levels.changed)
         server = start.config.server
         self._transport: Transport = transport.make(
             start.grpc_address,
             [
-                service_of(_VISION, vision, self._gate, limits.max_stream_requests, coalescer),
-                service_of(_INFERENCE, inference, self._gate, limits.max_stream_requests, coalescer),
+                service_of(_VISION, vision, self._gate, limits.max_stream_requests, coalescer, self._landings),
+                service_of(_INFERENCE, inference, self._gate, limits.max_stream_requests, coalescer, self._landings),
                 self._health.service,
                 *Reflection([*_SERVICES, HEALTH]).services,
             ],
@@ -145,7 +147,8 @@ class FrontEnd:
     def _write_levels(self) -> None:
         metrics.IN_FLIGHT.set(self._gate.requests)
         metrics.IN_FLIGHT_BYTES.set(self._gate.bytes)
-        metrics.SLOTS.set(self._client.arena.blocks)
+        # What has landed is a part of a slot, or waits to be copied into one.
+        metrics.SLOTS.set(self._client.arena.blocks - self._landings.blocks)
         metrics.SLOT_BYTES.set(self._client.arena.used_bytes)
 
     def _report_soon(self) -> None:

@@ -12,7 +12,7 @@ from convoy.service.errors import ConvoyError
 from convoy.service.frontend import status
 from convoy.service.frontend.status import Code
 from convoy.service.frontend.transport import nghttp2
-from convoy.service.frontend.transport.interface import Data, Received, Room, Streaming
+from convoy.service.frontend.transport.interface import Data, Landing, Received, Room, Streaming
 from convoy.service.frontend.transport.messages import PREFIX, Assembler, Refused, framed, status_headers
 from convoy.service.frontend.transport.nghttp2 import Headers, headers, memmove
 
@@ -267,6 +267,7 @@ class Exchange:
         """Gives its place to another call. A second call does nothing."""
         if self._counted:
             self._counted = False
+            self._assembler.release()
             self.room.calls -= 1
 
     def _stop_timer(self) -> None:
@@ -285,7 +286,7 @@ class UnaryExchange(Exchange):
     ) -> None:
         super().__init__(connection, number, assembler, deadline, method.room)
         self._method = method
-        self._message: Data | None = None
+        self._message: Data | Landing | None = None
         self._leave: Callable[[], None] | None = None  # ends the wait for an answer that comes without a task
 
     def receive(self, chunk: Any) -> None:

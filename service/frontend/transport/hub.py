@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from convoy.service.frontend.status import Code
 from convoy.service.frontend.transport import nghttp2
-from convoy.service.frontend.transport.interface import Limits, Prompt, Room, Rooms, Service, Streaming, Unary
+from convoy.service.frontend.transport.interface import Land, Limits, Prompt, Room, Rooms, Service, Streaming, Unary
 from convoy.service.frontend.transport.nghttp2 import Library, buffer, ffi, from_handle, unpack
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Method(NamedTuple):
     unary: Unary | None
     streaming: Streaming | None
     prompt: Prompt | None = None
+    land: Land | None = None
 
 
 class Hub:
@@ -140,7 +141,7 @@ def _by_path(services: Sequence[Service], rooms: Rooms) -> dict[bytes, Method]:
     for service in services:
         for name, unary in service.unary.items():
             room = rooms.of(service, streaming=False)
-            found[f"/{service.name}/{name}".encode()] = Method(room, unary, None, service.prompt.get(name))
+            found[f"/{service.name}/{name}".encode()] = Method(room, unary, None, service.prompt.get(name), service.land.get(name))
         for name, streaming in service.streaming.items():
             found[f"/{service.name}/{name}".encode()] = Method(rooms.of(service, streaming=True), None, streaming)
     return found

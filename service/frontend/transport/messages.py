@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Iterable
 
 from convoy.service.frontend.status import Code
-from convoy.service.frontend.transport.interface import Data
+from convoy.service.frontend.transport.interface import LARGE, Data, Land, Landing
 
 ENCODINGS = (b"identity", b"deflate", b"gzip")
 PREFIX = 5  # bytes: a flag, and the length of the message
@@ -26,16 +26,34 @@ class Refused(Exception):
 
 
 class Assembler:
-    """Puts the messages of one call together from chunks that end anywhere."""
+    """Puts the messages of one call together from chunks that end anywhere.
 
-    __slots__ = ("_body", "_compressed", "_encoding", "_filled", "_head", "_limit", "_size", "rest")
+    The first large one lands if `land` is given: then it is a Landing, which the owner of the assembler must release.
+    """
 
-    def __init__(self, limit: int, encoding: bytes) -> None:
+    __slots__ = (
+        "_at_once",
+        "_body",
+        "_compressed",
+        "_encoding",
+        "_filled",
+        "_head",
+        "_land",
+        "_limit",
+        "_size",
+        "landing",
+        "rest",
+    )
+
+    def __init__(self, limit: int, encoding: bytes, land: Land | None = None) -> None:
         self._limit = limit  # bytes of a message, also once it is inflated
         self._encoding = encoding
         self.rest = b""  # of the last chunk, where it has more messages than were asked for
+        self.landing: Landing | None = None
+        self._land = land
+        self._at_once = limit if land is None else min(limit, LARGE - 1)  # bytes of a message that cannot land
         self._head = b""
-        self._body: bytearray | None = None
+        self._body: bytearray | None = None  # of the message that is arriving; None: it lands
         self._size = 0
         self._filled = 0
         self._compressed = False
@@ -43,51 +61,65 @@ class Assembler:
     @property
     def inside(self) -> bool:
         """Whether a message has begun and is not complete."""
-        return self._body is not None or bool(self._head)
+        return bool(self._head)
 
     @property
     def pending(self) -> int:
         """Bytes of a message that is not complete."""
-        return 0 if self._body is None else self._filled
+        return self._filled if len(self._head) == PREFIX else 0
 
-    def feed(self, chunk: bytes, most: int = 2) -> list[Data]:
+    def feed(self, chunk: bytes, most: int = 2) -> list[Data | Landing]:
         """Returns the messages that this chunk completes, at most `most`. Raises Refused.
 
         The chunk may be any buffer whose slices are bytes.
         """
-        if not self._head and self._body is None and len(chunk) >= PREFIX:
+        if not self._head and len(chunk) >= PREFIX:
             size = int.from_bytes(chunk[1:PREFIX], "big")
-            if size + PREFIX == len(chunk) and chunk[:1] == b"\0" and size <= self._limit:
+            if size + PREFIX == len(chunk) and chunk[:1] == b"\0" and size <= self._at_once:
                 return [chunk[PREFIX:]]  # by far the most frequent: one chunk, one message
         return self._cut(chunk, most)
 
+    def release(self) -> None:
+        """Ends the use of a message that has landed, or is landing. A second call does nothing."""
+        if self.landing is not None:
+            landing, self.landing = self.landing, None
+            landing.release()
+
     def drop(self) -> None:
         """Forgets the message that is not complete."""
+        if self._head:
+            self.release()
         self._body, self._head = None, b""
 
-    def _cut(self, chunk: bytes, most: int) -> list[Data]:
-        found: list[Data] = []
+    def _cut(self, chunk: bytes, most: int) -> list[Data | Landing]:
+        found: list[Data | Landing] = []
         at, end = 0, len(chunk)
         while at < end and len(found) < most:
-            if self._body is None:
+            if len(self._head) < PREFIX:
                 piece = chunk[at : at + PREFIX - len(self._head)]
                 self._head += piece
                 at += len(piece)
                 if len(self._head) < PREFIX:
                     break
                 self._begin()
-                if end - at >= self._size:
+                if self._land is not None and self._size >= LARGE and not self._compressed:
+                    self.landing, self._land = self._land(self._size), None
+                elif end - at >= self._size:
                     found.append(self._plain(chunk[at : at + self._size]))
                     at += self._size
                     self._head = b""
                     continue
-                self._body = place(self._size)
+                else:
+                    self._body = place(self._size)
             more = min(end - at, self._size - self._filled)
-            self._append(chunk, at, more)
+            self._append(memoryview(chunk)[at : at + more])
             at += more
             if self._filled == self._size:
                 body, self._body, self._head = self._body, None, b""
-                found.append(self._plain(body))
+                if body is not None:
+                    found.append(self._plain(body))
+                elif self.landing is not None:
+                    found.append(self.landing)
         self.rest = chunk[at:]
         return found
 
@@ -101,14 +133,23 @@ class Assembler:
         if self._size > self._limit:
             raise Refused(Code.RESOURCE_EXHAUSTED, f"message has {self._size} bytes, want at most {self._limit}")
 
-    def _append(self, chunk: bytes, at: int, more: int) -> None:
-        assert self._body is not None
-        piece = memoryview(chunk)[at : at + more]
-        if self._filled + more <= len(self._body):
-            memoryview(self._body)[self._filled : self._filled + more] = piece
+    def _append(self, piece: memoryview) -> None:
+        if self._body is None:
+            assert self.landing is not None
+            used = self.landing.write(piece)
+            if used == len(piece):
+                self._filled += used
+                return
+            self._body, self._filled = place(self._size), 0
+            self._append(memoryview(self.landing.so_far()))
+            self.release()
+            piece = piece[used:]
+        end = self._filled + len(piece)
+        if end <= len(self._body):
+            memoryview(self._body)[self._filled : end] = piece
         else:
             self._body += piece
-        self._filled += more
+        self._filled = end
 
     def _plain(self, data: Data) -> Data:
         return inflated(data, self._encoding, self._limit) if self._compressed else data

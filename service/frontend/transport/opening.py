@@ -53,7 +53,7 @@ def opened(connection: "Connection", number: int) -> Exchange:
             f"{connection.unsent} bytes of answers wait, want at most {_MOST_UNSENT}",
         )
     deadline = time.monotonic() + timeout if timeout < _LONGEST_TIMER else math.inf
-    assembler = Assembler(limits.message_bytes, encoding)
+    assembler = Assembler(limits.message_bytes, encoding, method.land)
     room.calls += 1
     exchange: Exchange
     if method.unary is not None:
