@@ -65,6 +65,27 @@ def segmenter(confidence: bool = True) -> onnx.ModelProto:
     )
 
 
+def brightest(side: int) -> onnx.ModelProto:
+    """RGB images of side x side to three classes: softmax of the means of their channels, divided by 255."""
+    nodes = [
+        helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["floats", "axes"], ["means"], keepdims=0),
+        helper.make_node("Div", ["means", "most"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    return _model(
+        nodes,
+        [("image", TensorProto.UINT8, ["N", side, side, 3])],
+        [("probabilities", TensorProto.FLOAT, ["N", 3])],
+        {"axes": np.array([1, 2], np.int64), "most": np.full(1, 255, np.float32)},
+        Document(
+            task="classification",
+            labels=["red", "green", "blue"],
+            input=InputSpec(colour="RGB", height=side, width=side),
+        ),
+    )
+
+
 JOINTS = ("hip", "knee", "ankle")
 WAVES = TensorInput(
     name="waveform",
