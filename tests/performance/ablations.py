@@ -82,6 +82,7 @@ def ablations(folder: Path, pairs: int) -> Iterator[Comparison]:
     yield from cpu("libnghttp2 speaks gRPC, instead of grpcio", "grpcio", [small, large])
     yield from cpu("requests that arrive together share a slot and a request", "alone", [small], most=_MANY)
     yield from cpu("payloads are lifted out of a message before protobuf parses it", "parsing", [small, large, tensor])
+    yield from cpu("large payloads are written into shared memory as they arrive", "landing", [large, tensor])
     yield from cpu("responses of Classify are encoded by hand, labels in advance", "responses", [small, many])
     yield from refusals(root, pairs)
     yield from cpu("values of a metric are written without asking for the process id", "process id", [small])

@@ -162,6 +162,7 @@ SWAPS: Mapping[str, Mapping[str, Replacements]] = {
     "grpcio": {"convoy.service.frontend.transport.choice": lambda choice: {"_nghttp2": _grpcio(choice)}},
     "alone": {"convoy.service.frontend.coalescing": lambda _: {"pays": lambda row: False}},
     "parsing": {"convoy.service.frontend.wire": _whole_messages},
+    "landing": {"convoy.service.frontend.landing": lambda _: {"Landings.land": _nothing}},
     "responses": {"convoy.service.frontend.encoding": _messages},
     "outlook": {
         "convoy.service.frontend.admission": lambda _: {"Outlook.check": _nothing, "Outlook.learn": _nothing},
