@@ -141,7 +141,9 @@ def _by_path(services: Sequence[Service], rooms: Rooms) -> dict[bytes, Method]:
     for service in services:
         for name, unary in service.unary.items():
             room = rooms.of(service, streaming=False)
-            found[f"/{service.name}/{name}".encode()] = Method(room, unary, None, service.prompt.get(name), service.land.get(name))
+            found[f"/{service.name}/{name}".encode()] = Method(
+                room, unary, None, service.prompt.get(name), service.land.get(name)
+            )
         for name, streaming in service.streaming.items():
             found[f"/{service.name}/{name}".encode()] = Method(rooms.of(service, streaming=True), None, streaming)
     return found

@@ -346,7 +346,7 @@ class FrontEnd:
 
     async def ended(self) -> None:
         """Waits until nothing is in use any more."""
-        await until(lambda: not self.arena.blocks and not self.hub.calls)
+        await until(lambda: not self.arena.blocks and not self.hub.rooms.calls)
         assert (self.landings.blocks, self.landings.bytes, self.arena.used_bytes) == (0, 0, 0)
         assert (self.gate.requests, self.hub.receiving) == (0, 0)
 
@@ -644,7 +644,7 @@ def test_memory_of_a_cancelled_request_is_kept_until_the_engines_last_word() -> 
         first, second = await front_end.asked(2)
         assert (front_end.landings.blocks, front_end.landings.bytes) == (1, 0)
         await caller.reset(stream)
-        await until(lambda: not front_end.hub.calls)
+        await until(lambda: not front_end.hub.rooms.calls)
         front_end.engine.answer(first)
         await until(lambda: front_end.arena.blocks == 2)
         assert front_end.landings.blocks == 1
