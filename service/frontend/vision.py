@@ -109,17 +109,18 @@ class Vision:
         ]
 
     def row(self, request: pb.ClassifyRequest, call: Call) -> Row | None:
-        """See Joinable: an image that is the network's input as it is can be a row."""
+        """See Joinable: an image that is the network's input as it is can be a row. One that would be refused
+        is refused at once."""
         if len(request.images) != 1 or not (pixels := request.images[0].raw.pixels):
             return None
         version = self._check(request, call, "classification")
+        self._admit(1, call)
         if not pays(version):
             return None
         document = call.document
         size = self._preparer.unchanged_size(request.images[0], pixels, call)
         if size is None:
             return None
-        self._admit(1, call)
         shape = (*size, document.image.channels)
         outputs = [
             (number, 4 * len(document.labels))
