@@ -5,9 +5,10 @@ import time
 from typing import TYPE_CHECKING
 
 from convoy.service.frontend.status import Code
-from convoy.service.frontend.transport.exchange import Exchange, StreamExchange, UnaryExchange
+from convoy.service.frontend.transport.exchange import Exchange, UnaryExchange
 from convoy.service.frontend.transport.messages import ENCODINGS, Assembler, Refused, seconds
 from convoy.service.frontend.transport.nghttp2 import Headers, headers
+from convoy.service.frontend.transport.stream_exchange import StreamExchange
 
 if TYPE_CHECKING:
     from convoy.service.frontend.transport.connection import Connection
