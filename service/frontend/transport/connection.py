@@ -49,6 +49,8 @@ class Connection(asyncio.BufferedProtocol):
         self._speaks_http2 = False  # the caller has begun in HTTP/2
         self._unacknowledged = 0  # bytes of the window to be given back
         self._answered_early: set[int] = set()  # streams to be reset once their answer is sent
+        self._held: bytes | None = None  # what has arrived while it waits to begin
+        self._address = ""  # of the caller's host; empty: a Unix socket
         self.lifetime = Lifetime(self)
 
     # From the socket.
@@ -61,21 +63,39 @@ class Connection(asyncio.BufferedProtocol):
             transport.close()
             return
         self.session = self.hub.session(self._handle)
+        name = transport.get_extra_info("peername")
+        self._address = name[0] if isinstance(name, tuple) else ""
+        if delay := self.hub.penalties.delay(self._address, self.loop.time()):
+            self._held = b""
+            self.loop.call_later(delay, self._begin)
         self.hub.connections.add(self)
         self.hub.emptied.clear()
         self.lifetime.start()
         # Nothing is sent before the caller has begun: it may not speak HTTP/2.
+
+    def _begin(self) -> None:
+        """Begins with a connection that had to wait."""
+        held, self._held = self._held, None
+        if held and self.session is not None and not self._transport.is_closing():
+            self.hub.view[: len(held)] = held
+            self.buffer_updated(len(held))
+            if self.session is not None:
+                self._transport.resume_reading()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         # One buffer for all connections: what has arrived is processed before another one reads.
         return self.hub.view
 
     def buffer_updated(self, nbytes: int) -> None:
+        if self._held is not None:
+            self._held = bytes(self.hub.view[:nbytes])
+            self._transport.pause_reading()
+            return
         if self.session is None or not (self._speaks_http2 or self._check_preface(nbytes)):
             return
         used = self.library.session_mem_recv(self.session, self.hub.incoming, nbytes)
         if used < 0:
-            self.end(ffi.string(self.library.strerror(used)).decode())
+            self.end(ffi.string(self.library.strerror(used)).decode(), abuse=True)
         else:
             self.send_soon()
 
@@ -133,7 +153,11 @@ class Connection(asyncio.BufferedProtocol):
                 pieces, size = [], 0
             if length == 0:
                 break
-        if self.lifetime.over or not (library.session_want_read(session) or library.session_want_write(session)):
+        if self.lifetime.over:
+            self.close()
+        elif not (library.session_want_read(session) or library.session_want_write(session)):
+            if not self.lifetime.caller_leaves:
+                self.strike()
             self.close()
 
     def _reset_answered(self) -> bool:
@@ -151,7 +175,11 @@ class Connection(asyncio.BufferedProtocol):
         if self.session is not None and (
             self.library.session_get_outbound_queue_size(self.session) > _MOST_QUEUED or self.unsent > _MOST_UNSENT
         ):
-            self.end("caller does not read")
+            self.end("caller does not read", abuse=True)
+
+    def strike(self) -> None:
+        """Lets further connections of this caller wait: it has misused this one."""
+        self.hub.penalties.strike(self._address, self.loop.time())
 
     def close(self) -> None:
         """Closes the connection once all is written."""
@@ -159,9 +187,11 @@ class Connection(asyncio.BufferedProtocol):
             self.lifetime.limit_closing()
             self._transport.close()
 
-    def end(self, reason: str) -> None:
+    def end(self, reason: str, *, abuse: bool = False) -> None:
         """Ends the connection and the session. Never called by a callback: nghttp2 still uses the session then."""
         log.debug("connection ended", extra={"fields": {"reason": reason}})
+        if abuse:
+            self.strike()
         self._free()
         self._transport.abort()
 
@@ -210,7 +240,7 @@ class Connection(asyncio.BufferedProtocol):
         """Counts bytes of an answer. Ends the connection of a caller that does not fetch its answers."""
         self.unsent += size
         if self.unsent > _MOST_UNSENT:
-            self.end("caller does not fetch its answers")
+            self.end("caller does not fetch its answers", abuse=True)
 
     def acknowledge(self, size: int) -> None:
         """Gives bytes of the connection's window back."""

@@ -10,6 +10,7 @@ from convoy.service.frontend.status import Code
 from convoy.service.frontend.transport import nghttp2
 from convoy.service.frontend.transport.interface import Land, Limits, Prompt, Room, Rooms, Service, Streaming, Unary
 from convoy.service.frontend.transport.nghttp2 import Library, buffer, ffi, from_handle, unpack
+from convoy.service.frontend.transport.penalties import Penalties
 
 if TYPE_CHECKING:
     from convoy.service.frontend.transport.connection import Connection
@@ -57,6 +58,7 @@ class Hub:
         self.outgoing = ffi.new("const char *[1]")
         self.provider = ffi.new("nghttp2_data_provider *")
         self.provider.read_callback = _READ
+        self.penalties = Penalties()
         self._waiting: list[Connection] = []  # with something to send
         self._searched = False  # for a silent stream, since the last check
         self.loop = asyncio.get_running_loop()

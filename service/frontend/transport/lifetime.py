@@ -26,6 +26,7 @@ class Lifetime:
 
     def __init__(self, connection: "Connection") -> None:
         self.idle_frames = 0
+        self.caller_leaves = False  # it has said so
         self._connection = connection
         self._settled = False  # the caller has sent a complete frame
         self._strikes = 0
@@ -67,6 +68,8 @@ class Lifetime:
         if kind == nghttp2.SETTINGS and not self._settled:
             self._settled = True
             self._end_at = math.inf
+        elif kind == nghttp2.GOAWAY:
+            self.caller_leaves = True
         elif kind == nghttp2.PING and acknowledges and self._leaving:
             self._send_final_notice()
         elif kind == nghttp2.PING and not acknowledges:
@@ -140,6 +143,7 @@ class Lifetime:
         connection = self._connection
         last = connection.library.session_get_last_proc_stream_id(connection.session)
         connection.library.submit_goaway(connection.session, 0, last, nghttp2.ENHANCE_YOUR_CALM, reason, len(reason))
+        connection.strike()
         connection.send_soon()
         log.debug("connection ended", extra={"fields": {"reason": reason.decode()}})
         connection.loop.call_soon(connection.close)
