@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.performance import (
     ablations,
+    attacks,
     connections,
     costs,
     floor,
@@ -76,6 +77,7 @@ def main() -> None:
                 *loads.mobilenet(Path(folder) / "N8-mobilenet", pairs),
                 *loads.unet(Path(folder) / "N8-unet", pairs),
             ],
+            "N9": lambda: attacks.goodput(small, pairs),
             "N10": lambda: [costs.front_ends(small, pairs, "N10", "raw")],
             "N11": lambda: [connections.idle(Path(folder) / "N11")],
             "tiny": lambda: floor.tiny(small, pairs),
@@ -91,7 +93,7 @@ def main() -> None:
             if name == ABLATIONS:
                 ablate(arguments.file.with_name("performance.md"), Path(folder) / ABLATIONS, pairs)
             else:
-                lines = measurements[name]()
+                lines = list(measurements[name]())
                 for line in lines:
                     print(f"{line.number}  {line.what}: {line.measured}", file=sys.stderr, flush=True)
                 write(arguments.file, lines)

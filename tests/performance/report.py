@@ -60,6 +60,7 @@ MEANINGS = {
     "N7": "Refusing costs a fraction of any gRPC call in Python.",
     "N8": "Many callers of a real network get nearly all that onnxruntime can do.",
     "N8b": "The server adds little to what a real network computes.",
+    "N9": "Whoever misuses the server takes nothing from others.",
     "N10": "A second front end makes no request more expensive.",
     "N11": "An idle connection needs little memory.",
     "callers": "Many callers of a real network get nearly all that onnxruntime can do.",

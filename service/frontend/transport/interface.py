@@ -127,6 +127,11 @@ class Room:
         return self.calls >= self.most
 
     @property
+    def scarce(self) -> bool:
+        """Whether more than half of the places are taken."""
+        return 2 * self.calls > self.most
+
+    @property
     def refusal(self) -> str:
         """The message for a call that may not begin."""
         return f"{self.calls} {self.what} are in progress, want at most {self.most}"

@@ -46,8 +46,9 @@ def opened(connection: "Connection", number: int) -> Exchange:
     room = method.room
     if room.full:
         hub.free_place(room)
-        if room.full:
-            raise Refused(Code.RESOURCE_EXHAUSTED, room.refusal)
+    # When places become scarce, a connection gets no more than its share: another caller finds one.
+    if room.full or (room.scarce and len(connection.exchanges) * len(hub.connections) > room.most):
+        raise Refused(Code.RESOURCE_EXHAUSTED, room.refusal)
     if connection.unsent > _MOST_UNSENT:
         raise Refused(
             Code.RESOURCE_EXHAUSTED,

@@ -470,6 +470,20 @@ def test_whoever_holds_most_memory_with_half_requests_makes_room_for_others() ->
         assert serving.do(lambda: serving.hub.receiving) == 0
 
 
+def test_connection_with_many_calls_leaves_places_to_others() -> None:
+    limits = LIMITS._replace(calls=20)
+    with Serving("nghttp2", limits) as serving, Raw(serving.address) as hog, Raw(serving.address) as raw:
+        hog.until(SETTINGS)
+        for stream in range(1, 39, 2):
+            hog.call(stream, path="/test.Test/Wait")
+        assert hog.status(37) == "8"
+        assert 10 < serving.do(lambda: serving.hub.rooms.calls) < 15
+        raw.call(1)
+        assert raw.status(1) == "0"
+        serving.release()
+        assert hog.status(1) == "0"
+
+
 def test_silent_streams_lose_their_places_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "_SILENT_SECONDS", 0.2)
     with Serving("nghttp2", LIMITS._replace(calls=4)) as serving, Raw(serving.address) as raw:
