@@ -25,7 +25,10 @@ _CHUNK = 65_536  # arrivals drawn at once
 
 @dataclass(frozen=True)
 class Stream:
-    """Requests of one model. `measured` is seconds by batch size; `deadline` counts from arrival, inf for none."""
+    """Requests of one model. `measured` is seconds by batch size; `deadline` counts from arrival, inf for none.
+
+    `profile` is what the scheduler believes at the start; by default `measured`.
+    """
 
     name: str
     measured: Mapping[int, float]
@@ -35,6 +38,7 @@ class Stream:
     load: Load = "poisson"
     variation: float = 1.0  # of the gaps: standard deviation over mean, for `gamma`
     trace: tuple[float, ...] = ()  # the arrival times, ascending, for `trace`
+    profile: Mapping[int, float] | None = None
 
     def arrivals(self, seed: int) -> Iterator[float]:
         """Ascending times, endless except for a trace."""
@@ -139,7 +143,8 @@ class _Device:
         ]
         self.batcher = Batcher()
         for key, stream in zip(self.keys, streams, strict=True):
-            self.batcher.measured(key, stream.limits, stream.measured)
+            believed = stream.measured if stream.profile is None else stream.profile
+            self.batcher.measured(key, stream.limits, believed)
         self.count = 0
         self.running: list[tuple[float, Batch, float]] = []  # (end, batch, seconds), the next to end first
         self.again = math.inf  # when the batcher must be called again

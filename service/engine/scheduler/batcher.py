@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from convoy.service.engine.scheduler.policies import POLICIES, Traffic
 from convoy.service.engine.scheduler.request_queue import Key, Limits, Place, Queue, due_time
+from convoy.service.engine.scheduler.trials import longest_run
 from convoy.service.errors import PredictedLate, QueueFull
 from convoy.service.ipc.channel import Request
 
@@ -28,12 +29,16 @@ Id = tuple[Hashable, Hashable]  # of a request: its source, and its number there
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Requests to run together, in order of due time. Should end at `ends`; uses `share` of a lane."""
+    """Requests to run together, in order of due time. Should end at `ends`; uses `share` of a lane.
+
+    A `trial` has another size than the chosen one.
+    """
 
     key: Key
     requests: list[Request]
     ends: float
     share: float
+    trial: bool = False
 
     @property
     def rows(self) -> int:
@@ -207,6 +212,10 @@ class Batcher:
                 return Decision(late, None, min(close_at, self._first_deadline()))
             if not self._lanes.fits(queue.share):
                 break  # it runs when others have ended: smaller ones in its place could delay it forever
+            if size := self._due_trial(queue, now):
+                requests = queue.pop(size)
+                self._left(queue, requests)
+                return Decision(late, self._start(queue, requests, now, size), self._first_deadline())
             too_late, requests = POLICIES[queue.limits.policy].select(queue, now)
             self._left(queue, (*too_late, *requests))
             late += too_late
@@ -214,15 +223,27 @@ class Batcher:
                 return Decision(late, self._start(queue, requests, now), self._first_deadline())
         return Decision(late, None, self._first_deadline())
 
-    def ended(self, batch: Batch, runs: Sequence[tuple[int, float]]) -> None:
-        """Record that a batch has run, in one or several runs: (rows, seconds from gather to scatter) of each."""
+    def ended(self, batch: Batch, runs: Sequence[tuple[int, float]]) -> bool:
+        """Record that a batch has run, in one or several runs: (rows, seconds from gather to scatter) of each.
+
+        Returns whether trials have now contradicted the time of a batch size, which is replaced.
+        """
         self._lanes.end(batch)
         queue = self._queues.get(batch.key)
+        replaced = False
         if queue is not None:
             for rows, seconds in runs:
+                if batch.trial:
+                    replaced |= queue.learn_trial(rows, seconds)
+                    continue
                 queue.learn(rows, seconds)
                 if not queue.times.known and self._volume is not None:
                     queue.guess({rows: seconds})
+        return replaced
+
+    def times(self, key: Key) -> Mapping[int, float]:
+        """The current seconds of the measured batch sizes of a key."""
+        return self._queues[key].times.measured if key in self._queues else {}
 
     def _queue(self, key: Key, limits: Limits) -> Queue:
         queue = self._queues.get(key)
@@ -253,10 +274,27 @@ class Batcher:
             return pressing, now  # it would have to wait too long for the other
         return closed, again
 
-    def _start(self, queue: Queue, requests: list[Request], now: float) -> Batch:
+    def _due_trial(self, queue: Queue, now: float) -> int:
+        """The rows of the trial that a queue runs now; 0 if none is due, or if it could make a request late."""
+        size = queue.trials.size
+        if not size:
+            return 0
+        if queue.rows < size:
+            if queue.rows >= queue.batch_size:  # the chosen size has waited for more
+                queue.trials.miss()
+            return 0
+        # A trial may delay whatever waits, so all of it must fit before the first deadline.
+        work = sum([other.work(other.rows) for other in self._active.values()]) / self._lanes.count
+        if now + longest_run(size, queue.batch_size, queue.times) + work > self._first_deadline():
+            return 0
+        queue.trials.start()
+        return size
+
+    def _start(self, queue: Queue, requests: list[Request], now: float, trial: int = 0) -> Batch:
         self._queues[queue.key] = self._queues.pop(queue.key)  # most recently run last
-        ends = now + queue.times.bound(sum(request.rows for request in requests))
-        batch = Batch(queue.key, requests, ends, queue.share)
+        rows = sum([request.rows for request in requests])
+        bound = longest_run(rows, queue.batch_size, queue.times) if trial else queue.times.bound(rows)
+        batch = Batch(queue.key, requests, now + bound, queue.share, rows == trial)
         self._lanes.start(batch)
         return batch
 

@@ -4,7 +4,9 @@ Plain code: measurements in, predictions out. All times are in seconds.
 """
 
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Mapping
+from statistics import median
 
 _SPEED_WEIGHT = 0.25  # of the newest batch in the common factor: 20 batches after a change, 0.3 % of it is left
 _SHAPE_WEIGHT = 0.05  # of the newest batch in the time of its own size: the ratios of sizes change little
@@ -12,6 +14,8 @@ _OUTLIER = 4.0  # the ratio to the prediction is clamped to this factor
 _STALE = 0.01  # relative change of a size's time that triggers a rebuild of the table
 _QUANTILE = 0.99  # of the batches that end within `bound`
 _QUANTILE_STEP = 0.02  # step of the bound, as a share of the predicted time
+_TRIALS = 5  # in a row must contradict a measured time before it is replaced by their median
+_CONTRADICTS = 1.05  # factor between a trial and the time it contradicts: less changes no choice that matters
 _EFFICIENT = 0.998  # of the highest throughput counts as equal to it: the smaller batch answers earlier
 
 
@@ -36,6 +40,7 @@ class RunTimes:
         # The number of batches that each measured time is based on.
         self._batches = dict.fromkeys(self._measured, 1.0 if guessed else 1 / _SHAPE_WEIGHT)
         self._ran: set[int] = set() if guessed else set(self._measured)
+        self._trials: dict[int, deque[float]] = {}  # the latest ones by size, in seconds at speed 1
         self._built: dict[int, float] = {}  # what the table below was built from
         self._times: list[float] = []  # by batch size, 0 to most, at speed 1, ascending
         # The efficient batch size by the limit on it, up to the largest measured size.
@@ -47,6 +52,11 @@ class RunTimes:
     def measured(self) -> Mapping[int, float]:
         """The current seconds of each measured size."""
         return {size: self._speed * seconds for size, seconds in self._measured.items()}
+
+    @property
+    def largest(self) -> int:
+        """The largest measured size; 0 if none has been measured."""
+        return max(self._measured, default=0)
 
     @property
     def known(self) -> bool:
@@ -107,6 +117,43 @@ class RunTimes:
             self._measured[knot] *= ratio ** (weight * share)
             if abs(self._measured[knot] - self._built[knot]) > _STALE * self._built[knot]:
                 self._rebuild()
+
+    def learn_trial(self, size: int, seconds: float) -> bool:
+        """Record the seconds of a batch whose size is seldom used. Returns whether they replaced a measured time.
+
+        It says nothing about the machine's speed, which the usual batches of these minutes show.
+        """
+        size = min(size, self.most)
+        if size not in self._ran or not self._times:
+            self._ran.add(size)
+            return False
+        trials = self._trials.setdefault(size, deque(maxlen=_TRIALS))
+        trials.append(seconds / self._speed)
+        if len(trials) < _TRIALS or not self.in_doubt(size):
+            return False
+        self._replace(size, median(trials))
+        del self._trials[size]
+        return True
+
+    def latest(self, size: int) -> float:
+        """The seconds of a batch by the latest trial of this size, or as predicted if there is none."""
+        trials = self._trials.get(size)
+        return self._speed * trials[-1] if trials else self.predict(size)
+
+    def in_doubt(self, size: int) -> bool:
+        """Whether all of the latest trials contradict the time of this size, on the same side."""
+        trials, known = self._trials.get(size), self._times[size]
+        if not trials:
+            return False
+        return min(trials) > _CONTRADICTS * known or max(trials) < known / _CONTRADICTS
+
+    def _replace(self, size: int, time: float) -> None:
+        # Times that no trial supports give way: a smaller batch cannot take longer, nor a larger one less time.
+        for knot, known in self._measured.items():
+            self._measured[knot] = min(known, time) if knot < size else max(known, time)
+        self._measured[size] = time
+        self._batches[size] = _TRIALS
+        self._rebuild()
 
     def _correct(self, size: int, seconds: float) -> None:
         factor = max(seconds, 1e-9) / max(self.predict(size), 1e-9)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from convoy.service.config import PolicyName
+from convoy.service.engine.scheduler.latency_model import RunTimes
 from convoy.service.engine.scheduler.request_queue import Queue
 from convoy.service.ipc.channel import Request
 
@@ -46,7 +47,7 @@ class Policy(NamedTuple):
 def _deferred_close_at(queue: Queue, traffic: Traffic) -> float:
     """Wait if a gap costs the device less than the next row saves by joining this batch instead of one of its own."""
     rows, times = queue.rows, queue.times
-    if rows >= queue.batch_size:
+    if rows >= (queue.trials.size or queue.batch_size):
         return -math.inf
     if traffic.gap + times.predict(rows + 1) - times.predict(rows) >= times.predict(1) + _DISPATCH:
         return -math.inf
@@ -63,7 +64,7 @@ def _deferred_select(queue: Queue, now: float) -> Leaving:
     late = _pop_while(queue, lambda request: now + queue.times.bound(request.rows) > request.deadline)
     if not queue:
         return late, []
-    rows = min(queue.rows, queue.batch_size)
+    rows = _worth_running(queue.times, min(queue.rows, queue.batch_size))
     fitting = queue.times.largest_within(queue.head.deadline - now)
     if fitting < rows:
         hindering = sum(request.deadline < now + queue.times.bound(rows) for request in queue.first(rows))
@@ -74,6 +75,12 @@ def _deferred_select(queue: Queue, now: float) -> Leaving:
         else:
             rows = fitting
     return late, queue.pop(rows) if queue else []
+
+
+def _worth_running(times: RunTimes, rows: int) -> int:
+    """Part of the rows where it and the rest take less time in two batches than in one, else all of them."""
+    part = times.efficient(rows)
+    return part if times.predict(part) + times.predict(rows - part) < times.predict(rows) else rows
 
 
 def _eager_close_at(queue: Queue, traffic: Traffic) -> float:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from convoy.service.config import PolicyName
 from convoy.service.engine.scheduler.latency_model import RunTimes
+from convoy.service.engine.scheduler.trials import Trials
 from convoy.service.ipc.channel import Request
 
 _BUDGET_WEIGHT = 0.05  # of the newest request in the moving average
@@ -62,6 +63,7 @@ class Queue:
         # Rows of a batch when enough wait. A request that arrives just after its start can still be answered in time in
         # the next batch; a smaller batch would be less efficient.
         self.batch_size = limits.max_batch_size
+        self.trials = Trials()
         self._places: list[Place] = []  # ascending
 
     def __len__(self) -> int:
@@ -133,7 +135,16 @@ class Queue:
     def learn(self, rows: int, seconds: float) -> None:
         """Record that a batch has run."""
         self.times.learn(rows, seconds)
+        if self.limits.policy == "deferred" and not self.times.guessed and self.times.predict(self.batch_size) > 0:
+            self.trials.ran(seconds, self.batch_size, self.times, self.budget / 2)
         self._choose_size()
+
+    def learn_trial(self, rows: int, seconds: float) -> bool:
+        """Record that a trial has run. Returns whether it changed a measured time."""
+        self.trials.end(rows, seconds, self.batch_size, self.times)
+        changed = self.times.learn_trial(rows, seconds)
+        self._choose_size()
+        return changed
 
     def start_with(self, times: Mapping[int, float]) -> None:
         """Record the seconds of batches by size, measured before serving."""
@@ -147,6 +158,7 @@ class Queue:
         most = self.limits.max_batch_size
         fitting = {size: seconds for size, seconds in times.items() if size <= most}
         self.times = RunTimes(most, fitting, guessed=guessed)
+        self.trials = Trials()
         self._choose_size()
 
     def follow(self, limits: Limits) -> None:
