@@ -54,6 +54,7 @@ class Dispatcher:
     instances  returns those of a model and version, or None if it is gone; called in any thread
     on_end     called on the loop with each batch that ran, and its session
     on_failure called on the loop with each request that will not run
+    on_times   called on the loop with a key, and the seconds of its batch sizes, when trials have contradicted one
     """
 
     def __init__(
@@ -61,11 +62,13 @@ class Dispatcher:
         instances: Callable[[str, int], Instances | None],
         on_end: Callable[[Batch, Run, Session], None],
         on_failure: Callable[[Request, ConvoyError], None],
+        on_times: Callable[[Key, Mapping[int, float]], None],
         volume: Callable[[Hashable], float],
     ) -> None:
         self._instances = instances
         self._on_end = on_end
         self._on_failure = on_failure
+        self._on_times = on_times
         self._batcher = Batcher(volume=volume)
         self._lock = threading.Lock()  # guards the batcher, `_decisions` and `_lone`
         self._decisions = 0
@@ -167,16 +170,16 @@ class Dispatcher:
 
     def _end_on_loop(self, start: _Start, run: Run) -> None:
         with self._lock:
-            self._end(start, run)
+            times = self._end(start, run)
             plan = self._plan()
-        self._settle(start, run, plan, plan.starts)
+        self._settle(start, run, times, plan, plan.starts)
 
     def _run_in_thread(self, start: _Start | None) -> None:
         """Runs a batch, and then the session's next ones, in the session's thread."""
         while start is not None:
             run = _run_or_exit(start)
             with self._lock:
-                self._end(start, run)
+                times = self._end(start, run)
                 plan = self._plan()
             instance, ended, start = start.instance, start, None
             others = []
@@ -185,20 +188,25 @@ class Dispatcher:
                     start = each
                 else:
                     others.append(each)
-            self._loop.call_soon_threadsafe(self._settle, ended, run, plan, others)
+            self._loop.call_soon_threadsafe(self._settle, ended, run, times, plan, others)
 
-    def _end(self, start: _Start, run: Run) -> None:
-        """Frees the session. Called under the lock."""
+    def _end(self, start: _Start, run: Run) -> Mapping[int, float]:
+        """Frees the session. Returns the times of batch sizes if one was replaced. Called under the lock."""
         start.instance.running -= 1
         # From the decision to the end: the whole time before the device can start the next batch.
         seconds = time.monotonic() - start.at
-        self._batcher.ended(start.batch, [(start.batch.rows, seconds)] if len(run.batches) == 1 else [])
+        replaced = self._batcher.ended(start.batch, [(start.batch.rows, seconds)] if len(run.batches) == 1 else [])
+        return self._batcher.times(start.batch.key) if replaced else {}
 
-    def _settle(self, ended: _Start, run: Run, plan: _Plan, starts: Sequence[_Start]) -> None:
+    def _settle(
+        self, ended: _Start, run: Run, times: Mapping[int, float], plan: _Plan, starts: Sequence[_Start]
+    ) -> None:
         for each in starts:
             self._start(each)
         self._report(plan)
         self._on_end(ended.batch, finish(run), ended.instance.session)
+        if times:
+            self._on_times(ended.batch.key, times)
 
 
 def _run_or_exit(start: _Start) -> Run:

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +15,7 @@ import msgspec
 from convoy.service import repository
 from convoy.service.buckets import Buckets, Size
 from convoy.service.config import Config
+from convoy.service.engine import profiles
 from convoy.service.engine.instances import Together
 from convoy.service.engine.learned_buckets import MOST_PADDING, choose
 from convoy.service.engine.profiles import Profile
@@ -197,6 +198,21 @@ class Loader:
             self._report()
             shown = ", ".join(f"{height}x{width}" for height, width in chosen)
             log.info("model %s version %d: images are padded to %s", model, version, shown)
+
+    def revise(self, model: str, version: int, shape: Hashable, seconds: Mapping[int, float]) -> None:
+        """Updates a version's profile of a shape with batch times that were measured while it served, and stores it."""
+        entry = self.versions.get((model, version))
+        if entry is None or self.is_retired(model, version):
+            return
+        revised = [profiles.revised(each, seconds) if each.key == shape else each for each in entry.profiles]
+        if revised == list(entry.profiles):
+            return  # the shape was not expected, so it has no profile
+        profiles.replace(repository.model_file(self._root, model, version).parent, revised)
+        self._put(model, version, replace(entry, profiles=tuple(revised)))
+        size = min(profile.batch_size for profile in revised)
+        text = "model %s version %d: its profile was wrong; batches of up to %d are the most efficient"
+        log.info(text, model, version, size)
+        self._report()
 
     def is_retired(self, model: str, version: int) -> bool:
         """Returns whether a loaded version no longer serves."""

@@ -1,6 +1,7 @@
 """Profiles: batch times of one network on one machine, in a file next to the model with one profile per input shape."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -14,6 +15,8 @@ from convoy.service.engine.scheduler.latency_model import RunTimes
 from convoy.service.engine.session import VERSION
 from convoy.service.machine import cores
 from convoy.service.repository import PROFILE_FILE
+
+log = logging.getLogger(__name__)
 
 FILE = PROFILE_FILE
 
@@ -53,6 +56,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
     most: int
     batches: dict[int, BatchTime]
+    revised: bool = False  # whether batches while serving have contradicted the measurement before it
 
     @property
     def seconds(self) -> dict[int, float]:
@@ -97,6 +101,22 @@ def padding(seconds: Mapping[int, float]) -> dict[int, int]:
     return padded
 
 
+def revised(profile: Profile, seconds: Mapping[int, float]) -> Profile:
+    """The profile with the times of batches that were measured while serving, by batch size."""
+    batches = {size: _scaled(profile, size, profile.padding.get(size, size), seconds) for size in profile.batches}
+    for size in seconds.keys() - batches.keys():
+        nearest = min(profile.batches, key=lambda each: abs(each - size))
+        share = profile.batches[nearest].cpu_seconds / profile.batches[nearest].seconds
+        batches[size] = BatchTime(seconds[size], share * seconds[size])
+    return msgspec.structs.replace(profile, batches=dict(sorted(batches.items())), revised=True)
+
+
+def _scaled(profile: Profile, size: int, padded: int, seconds: Mapping[int, float]) -> BatchTime:
+    """The time of a size, changed like that of the size that it is padded to: it never ran unpadded."""
+    factor = seconds[padded] / profile.batches[padded].seconds if padded in seconds else 1.0
+    return BatchTime(factor * profile.batches[size].seconds, factor * profile.batches[size].cpu_seconds)
+
+
 def machine(model: Path, provider: str, device: int, threads: int, instances: int = 1, settings: str = "") -> Machine:
     """This machine, for a model file on an onnxruntime provider; `threads` 0 means one per core."""
     state = model.stat()
@@ -127,6 +147,24 @@ def write(folder: Path, profiles: Sequence[Profile]) -> None:
         incoming.replace(folder / FILE)
     finally:
         incoming.unlink(missing_ok=True)
+
+
+def replace(folder: Path, changed: Sequence[Profile]) -> None:
+    """Save profiles in place of those of the same machine, shape and maximum."""
+    kept = [each for each in read(folder) if all(_entry(each) != _entry(other) for other in changed)]
+    save(folder, [*changed, *kept])
+
+
+def save(folder: Path, profiles: Sequence[Profile]) -> None:
+    """As `write`, but logs an error: a version serves without a stored profile as well."""
+    try:
+        write(folder, profiles)
+    except OSError as error:
+        log.info("the profile of %s is not saved: %s", "/".join(folder.parts[-2:]), error.strerror)
+
+
+def _entry(profile: Profile) -> tuple[Machine, tuple[int, ...], int]:
+    return profile.machine, profile.shape, profile.most
 
 
 @lru_cache(maxsize=1)

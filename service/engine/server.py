@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -42,6 +42,7 @@ from convoy.service.repository import Table
 
 logger = logging.getLogger(__name__)
 
+_STORE = 5.0  # seconds before changed batch times are stored: others may change, too
 _MOST_SHAPES = 1024  # whose terms are kept; clients may send any number
 
 
@@ -66,7 +67,7 @@ class Engine:
     ) -> None:
         self._config = config
         self._loop = asyncio.get_running_loop()
-        self._dispatcher = Dispatcher(self._instances_of, self._answer, self._fail, _volume)
+        self._dispatcher = Dispatcher(self._instances_of, self._answer, self._fail, self._revise, _volume)
         self._levels = metrics.Levels(self._write_levels)
         self._requested: set[str] = set()  # models that have received requests
         self._wires: dict[int, Wire] = {}  # of the front ends, by number, never reused
@@ -75,7 +76,8 @@ class Engine:
         self._loading = ThreadPoolExecutor(1, "load")
         keep = config.server.keep_metrics_seconds
         self._publication = Publication(self._loader, self._loading, self._wires, keep, self._drop)
-        self._profiled: dict[tuple[str, int], Loaded] = {}  # versions whose profile the batcher has
+        self._profiled: dict[tuple[str, int], Instances] = {}  # versions whose profile the batcher has
+        self._revised: dict[Key, Mapping[int, float]] = {}  # seconds by batch size, soon to be stored
         self._terms: dict[Key, _Terms] = {}
         self._choosing: set[asyncio.Task[None]] = set()
         self._sizes: dict[tuple[str, int], Sizes] = {}  # image sizes, for versions that learn their buckets
@@ -104,8 +106,9 @@ class Engine:
 
     def _publish(self, table: Table) -> None:
         for (model, version), loaded in self._loader.versions.items():
-            if self._profiled.get((model, version)) is not loaded:
-                self._profiled[model, version] = loaded
+            # Once: the batcher then knows better, also when the version changes in other respects.
+            if self._profiled.get((model, version)) is not loaded.instances:
+                self._profiled[model, version] = loaded.instances
                 for profile in loaded.profiles:
                     key = Key(model, version, profile.key)
                     self._dispatcher.measured(key, self._terms_of(key, loaded).limits, profile.seconds)
@@ -184,6 +187,16 @@ class Engine:
             await self._loop.run_in_executor(self._loading, self._loader.choose_buckets, model, version, images)
         finally:
             loaded.instances.keep_off_loop(-1)
+
+    def _revise(self, key: Key, times: Mapping[int, float]) -> None:
+        """Stores a profile that trials have changed. Changes within a few seconds are stored together."""
+        if key not in self._revised:
+            self._loop.call_later(_STORE, self._store, key)
+        self._revised[key] = times
+
+    def _store(self, key: Key) -> None:
+        times = self._revised.pop(key)
+        self._loop.run_in_executor(self._loading, self._loader.revise, key.model, key.version, key.shape, times)
 
     def _instances_of(self, model: str, version: int) -> Instances | None:
         loaded = self._loader.versions.get((model, version))

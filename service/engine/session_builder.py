@@ -124,13 +124,16 @@ def build(file: Path, device: Device, number: InstancesSetting, objective: float
     candidates = layouts.layouts(1 if asleep and number == "auto" else number, threads, gpu_offered(device.provider))
     if len(candidates) == 1:
         return _build(file, device, candidates[0], shapes_of)
-    chosen = layouts.known(_of_this_machine(file, device, threads), candidates, objective)
+    stored = _of_this_machine(file, device, threads)
+    # Times that were measured while one layout served cannot be compared with those of the other: measure both.
+    contradicted = any(each.revised for each in stored)
+    chosen = None if contradicted else layouts.known(stored, candidates, objective)
     if chosen is not None:
         return _build(file, device, chosen, shapes_of)
-    one = _build(file, device, candidates[0], shapes_of)
+    one = _build(file, device, candidates[0], shapes_of, again=contradicted)
     if not one[1]:  # nothing to compare
         return one
-    several = _build(file, device, candidates[1], shapes_of)
+    several = _build(file, device, candidates[1], shapes_of, again=contradicted)
     return several if layouts.choose(one[1], several[1], objective) else one
 
 
@@ -145,12 +148,11 @@ def measured(instances: Instances) -> Session:
     return Together(instances) if len(instances) > 1 or session.provider in GPU else session
 
 
-def _build(file: Path, device: Device, layout: Layout, shapes_of: ShapesOf) -> Built:
+def _build(file: Path, device: Device, layout: Layout, shapes_of: ShapesOf, *, again: bool = False) -> Built:
     instances = load_all(file, device, layout)
     largest = shapes_of(instances.session)
-    measured_profiles = prepare(
-        measured(instances), file, largest, device.config.device, layout.threads, layout.instances, device.settings
-    )
+    on = device.config.device, layout.threads, layout.instances, device.settings
+    measured_profiles = prepare(measured(instances), file, largest, *on, again=again)
     padding: dict[Hashable, dict[int, int]] = {each.key: each.padding for each in measured_profiles if each.padding}
     for instance in instances.all:
         instance.session.padding = padding

@@ -34,7 +34,8 @@ class Trials:
             self.size = self._next(chosen, times, longest)
 
     def start(self) -> None:
-        """Record that the trial that was due starts."""
+        """Record that the trial that was due starts. It may have fewer rows, because requests are not split."""
+        self._tried[self.size] += 1
         self.size = self._between = 0
 
     def miss(self) -> None:
@@ -44,7 +45,6 @@ class Trials:
 
     def end(self, size: int, seconds: float, chosen: int, times: RunTimes) -> None:
         """Record the seconds of a trial."""
-        self._tried[size] += 1
         self._saved -= max(0.0, seconds - _usual(size, chosen, times))
 
     def _next(self, chosen: int, times: RunTimes, longest: float) -> int:

@@ -3,7 +3,8 @@
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -37,7 +38,14 @@ class Device:
         self.more = asyncio.Event()
         self.run = run
         self.limits = limits
-        self.dispatcher = Dispatcher(lambda model, version: self.instances, self._end, self._fail, lambda shape: 1.0)
+        self.times: list[Mapping[int, float]] = []  # that trials have changed
+        self.dispatcher = Dispatcher(
+            lambda model, version: self.instances,
+            self._end,
+            self._fail,
+            lambda key, times: self.times.append(times),
+            lambda shape: 1.0,
+        )
 
     def add(self, *numbers: int) -> None:
         for number in numbers:
@@ -218,3 +226,25 @@ def test_requests_of_a_version_that_has_gone_are_told_so(running: dict[str, Any]
         assert all(isinstance(error, UnknownModel) for _, error in device.failed)
 
     play(running, lambda: Device(lambda works: None), scenario)
+
+
+@pytest.mark.parametrize("seconds", [0.0001, 0.02], ids=["on the loop", "in the thread"])
+def test_times_that_trials_have_replaced_are_reported_once(running: dict[str, Any], seconds: float) -> None:
+    limits = replace(LIMITS, policy="deferred")
+
+    async def scenario(device: Device) -> None:
+        batcher = device.dispatcher._batcher
+        device.dispatcher.measured(KEY, limits, {1: seconds, 4: seconds})
+        real, ended = batcher.ended, []
+
+        def second_replaces(batch: Batch, runs: Sequence[tuple[int, float]]) -> bool:
+            ended.append(real(batch, runs))
+            return len(ended) == 2
+
+        batcher.ended = second_replaces  # type: ignore[method-assign]
+        device.add(*range(12))
+        device.dispatcher.pump()
+        await device.until(12)
+        assert [set(times) for times in device.times] == [{1, 4}]
+
+    play(running, lambda: Device(lambda works: None, limits=limits), scenario)

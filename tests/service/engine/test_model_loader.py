@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 from prometheus_client import REGISTRY
 
 from convoy.service.config import Config, load
-from convoy.service.engine import model_loader, session_builder
+from convoy.service.engine import model_loader, profiles, session_builder
 from convoy.service.engine import session as sessions
 from convoy.service.engine.model_loader import Loader
 from convoy.service.engine.providers import Device
@@ -755,3 +755,32 @@ def test_slow_copy_is_named_in_the_log_once_in_a_while_and_serves_at_its_end(
     file.write_bytes(whole)
     loader.refresh()
     assert row_of(loader, "doubler", 1).state == "READY"
+
+
+def test_profile_that_was_wrong_is_corrected_for_front_ends_and_for_the_next_start(
+    tmp_path: Path, loader: Loader, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    file = networks.save(networks.classifier(), tmp_path, "digits", 1)
+    loader.refresh()
+    before = loader.versions["digits", 1]
+    (profile,) = before.profiles
+    loader.revise("digits", 1, profile.key, {size: 1.0 if size <= 4 else 9.0 for size in profile.batches})
+    after = loader.versions["digits", 1]
+    assert after.instances is before.instances
+    assert row_of(loader, "digits", 1).batch_size == after.profiles[0].batch_size == 4
+    assert row_of(loader, "digits", 1).row_seconds == pytest.approx(0.25)
+    assert profiles.read(file.parent) == list(after.profiles)
+    assert "its profile was wrong; batches of up to 4 are the most efficient" in caplog.text
+    again = Loader(tmp_path, Config(), lambda table: None)
+    again.refresh()
+    assert again.versions["digits", 1].profiles == after.profiles
+
+
+def test_times_of_a_shape_without_a_profile_are_not_stored(tmp_path: Path, loader: Loader) -> None:
+    file = networks.save(networks.classifier(), tmp_path, "digits", 1)
+    loader.refresh()
+    stored = profiles.read(file.parent)
+    loader.revise("digits", 1, (((9, 9, 1), "uint8"),), {1: 1.0})
+    loader.revise("gone", 1, stored[0].key, {1: 1.0})
+    assert profiles.read(file.parent) == stored == list(loader.versions["digits", 1].profiles)

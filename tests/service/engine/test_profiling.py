@@ -200,6 +200,32 @@ def test_profile_can_be_read_by_others(file: Path) -> None:
     assert (file.parent / profiles.FILE).stat().st_mode & stat.S_IROTH
 
 
+def test_times_measured_while_serving_replace_those_of_the_profile(file: Path) -> None:
+    (made,) = prepare(load(file, "cpu", 0, 1), file, {LETTER: 8}, 0, 1)
+    old = msgspec.structs.replace(made, batches={1: BatchTime(1.0, 2.0), 4: BatchTime(4.0, 8.0)})
+    other = msgspec.structs.replace(old, machine=msgspec.structs.replace(old.machine, instances=2))
+    profiles.write(file.parent, [old, other])
+    new = profiles.revised(old, {1: 1.0, 4: 2.0, 8: 3.0})
+    profiles.replace(file.parent, [new])
+    assert new.batches == {1: BatchTime(1.0, 2.0), 4: BatchTime(2.0, 4.0), 8: BatchTime(3.0, 6.0)}
+    assert (old.batch_size, new.batch_size) == (1, 8)
+    assert profiles.read(file.parent) == [new, other]
+    assert prepare(load(file, "cpu", 0, 1), file, {LETTER: 8}, 0, 1) == (new,)
+    (again,) = prepare(load(file, "cpu", 0, 1), file, {LETTER: 8}, 0, 1, again=True)
+    assert not again.revised
+    assert again.batches[1].seconds < 0.5
+    assert profiles.read(file.parent) == [again, other]
+
+
+def test_size_that_always_runs_padded_changes_like_the_one_it_is_padded_to() -> None:
+    machine = msgspec.structs.replace(MACHINE, provider=CUDA)
+    batches = {1: BatchTime(1.0, 1.0), 3: BatchTime(6.0, 6.0), 4: BatchTime(2.0, 2.0)}
+    old = Profile(machine=machine, shape=LETTER, dtype="uint8", most=4, batches=batches)
+    new = profiles.revised(old, {1: 1.0, 3: 3.0, 4: 3.0})
+    assert old.padding == new.padding == {2: 4, 3: 4}
+    assert [new.batches[size].seconds for size in (1, 3, 4)] == [1.0, 9.0, 3.0]
+
+
 SMALL, WIDE = (4, 8, 3), (8, 16, 3)
 
 

@@ -77,6 +77,22 @@ def test_auto_measures_both_and_builds_only_the_better_one_from_then_on(file: Pa
     assert {each.machine.instances for each in profiles.read(file.parent)} == {1, 2}
 
 
+def test_both_layouts_are_measured_anew_once_serving_has_contradicted_one(file: Path, threads: list[int]) -> None:
+    build(file, TWO, "auto", 0.1, letters)
+    set_times(file, 0.010, 0.005)
+    (several,) = (each for each in profiles.read(file.parent) if each.machine.instances == 2)
+    profiles.replace(file.parent, [profiles.revised(several, {1: 7.0})])
+    threads.clear()
+    build(file, TWO, 2, 0.1, letters)
+    assert threads == [1, 1]
+    assert sum(each.revised for each in profiles.read(file.parent)) == 1  # a fixed number keeps what was learnt
+    threads.clear()
+    build(file, TWO, "auto", 0.1, letters)
+    assert threads == [2, 1, 1]
+    assert not any(each.revised for each in profiles.read(file.parent))
+    assert max(each.batches[1].seconds for each in profiles.read(file.parent)) < 0.005
+
+
 def test_profiles_of_another_machine_choose_nothing(file: Path, threads: list[int]) -> None:
     build(file, TWO, "auto", 0.1, letters)
     foreign = [
