@@ -41,6 +41,7 @@ ONLY = {
         "service/bench/simulation.py",
         "service/commands/charts.py",
         "service/commands/profile_model.py",
+        "service/commands/profile_served.py",
         "service/commands/simulate.py",
     ),
     "cffi": ("service/frontend/transport/nghttp2.py",),

@@ -18,6 +18,7 @@ from convoy.service.bench.plan import Closed, describe
 if TYPE_CHECKING:
     from convoy.service.bench.report import Report
     from convoy.service.bench.simulation import Outcome
+    from convoy.service.commands.profile_served import Row
     from convoy.service.engine.profiles import Profile
 
 # Okabe and Ito's colours, which are distinguishable with colour blindness.
@@ -60,11 +61,16 @@ def draw_simulation(outcomes: Mapping[str, "Outcome"], best: float, deadline: fl
     figure.savefig(path, dpi=100, format="png")
 
 
-def draw_profiles(profiles: Sequence["Profile"], largest: Sequence[int], title: str, path: Path) -> None:
-    """Draw time and throughput by batch size; `largest` is the largest batch in use, per profile. Raises OSError."""
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+def draw_profiles(
+    profiles: Sequence["Profile"], largest: Sequence[int], title: str, path: Path, served: Sequence["Row"] = ()
+) -> None:
+    """Draw time and throughput by batch size, predicted and, if there is any, served. Raises OSError.
+
+    `largest` is the largest batch in use, per profile.
+    """
+    figure = Figure(figsize=(13.3 if served else 10, 4.2), layout="constrained")
     figure.suptitle(f"{title} on {profiles[0].machine.device}")
-    seconds, rates, cpu = figure.subplots(1, 3)
+    seconds, rates, cpu, *more = figure.subplots(1, 4 if served else 3)
     for number, (profile, most) in enumerate(zip(profiles, largest, strict=True)):
         style = {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)], "markersize": 5}
         name, instances = _profile_name(profile), profile.machine.instances
@@ -86,8 +92,29 @@ def draw_profiles(profiles: Sequence["Profile"], largest: Sequence[int], title: 
     every_size = sorted({size for profile in profiles for size in profile.batches})
     for axes in (seconds, rates, cpu):
         _logarithmic_sizes(axes, every_size)
+    for axes in more:
+        _draw_served(axes, served)
     figure.legend(*rates.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
     figure.savefig(path, dpi=100, format="png")
+
+
+def _draw_served(axes: Axes, rows: Sequence["Row"]) -> None:
+    fixed = [row for row in rows if not row.automatic]
+    (own,) = (row for row in rows if row.automatic)
+    sizes = [row.batch_size for row in fixed]
+    predicted = [np.nan if row.predicted is None else row.predicted for row in fixed]
+    axes.plot(sizes, predicted, color=_BLUE, linestyle=":", label="predicted")
+    axes.plot(sizes, [row.served.images_per_second for row in fixed], color=_GREEN, marker="s", label="fixed size")
+    for number, row in enumerate(fixed):
+        label = None if number else "each round"
+        axes.plot([row.batch_size] * len(row.served.rounds), row.served.rounds, "_", color=_GREEN, label=label)
+    axes.axhline(own.served.images_per_second, color=_RED, linestyle="--", label=f"auto ({own.batch_size})")
+    axes.set(title="served", ylabel="images a second")
+    _logarithmic_sizes(axes, sizes)
+    # The network alone may be many times as fast as the server: then its line leaves the picture.
+    most = max(row.served.images_per_second for row in rows)
+    axes.set_ylim(0, 1.1 * min(2 * most, max(most, *np.nan_to_num(predicted))))
+    axes.legend(loc="lower right", fontsize="small")
 
 
 def _draw_latencies(axes: Axes, report: "Report") -> None:

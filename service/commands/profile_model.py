@@ -20,6 +20,7 @@ from convoy.service.machine import cores
 from convoy.service.repository import MODEL_FILE, choose, model_file, scan
 
 if TYPE_CHECKING:
+    from convoy.service.commands.profile_served import Row
     from convoy.service.engine.profiles import Profile
     from convoy.service.engine.session import Session
 
@@ -49,6 +50,13 @@ def profile(
         list[str] | None,
         typer.Option("--size", metavar="HxW", help="Image size, if the model accepts any; repeatable."),
     ] = None,
+    callers: Annotated[
+        int | None,
+        typer.Option("--callers", metavar="N", min=1, help="Then serve N callers with each batch size, and compare."),
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option("--seconds", metavar="S", min=0.1, help="With --callers: length of each measurement.")
+    ] = 3.0,
     picture: Annotated[
         Path | None, typer.Option("--picture", metavar="FILE.png", help="Draw time and throughput by batch size.")
     ] = None,
@@ -56,10 +64,13 @@ def profile(
 ) -> None:
     """Measure batch times of a model on this machine, and report which batch sizes will be used, and why.
 
-    On the CPU it measures one session with all threads, and several with one each.
+    On the CPU it measures one session with all threads, and several with one each. With --callers it then starts
+    servers with fixed batch sizes, and one that chooses by itself, and compares what they serve.
     """
     check_picture(picture)
     sizes = {text: _checked_size(text) for text in size or []}
+    if callers and len(sizes) > 1:
+        raise BadConfig(f"--callers sends images of one size, but --size is given {len(sizes)} times, want it once")
     file, settings = _find(model, repository)
 
     from convoy.service.engine import layouts, profiles, profiling
@@ -75,15 +86,23 @@ def profile(
             raise BadModelFile(f"{model}: {error.message}") from None
         session = instances.session
         machine = profiles.machine(file, session.provider, device, layout.threads, layout.instances)
+        if callers and not _takes_images(session):
+            raise BadConfig(f"--callers sends images, want a classification or segmentation model, not {model}")
         largest = _largest(model, session, settings, sizes, max_batch_size)
         by_layout.append([profiling.measure(measured(instances), machine, *entry) for entry in largest.items()])
     everything = [each for row in by_layout for each in row]
+    served: list[Row] = []
+    if callers:
+        from convoy.service.commands import profile_served
+
+        options = (f"engine.provider={provider}", f"engine.device={device}", f"engine.threads={threads}")
+        served = profile_served.compare(file, settings, by_layout, objective, callers, seconds, options)
     if picture is not None:
         from convoy.service.commands import charts
 
-        charts.draw_profiles(everything, [chosen(each, objective) for each in everything], model, picture)
+        charts.draw_profiles(everything, [chosen(each, objective) for each in everything], model, picture, served)
     if json:
-        print(msgspec.json.encode(everything).decode())
+        print(msgspec.json.encode({"profiles": everything, "served": served} if callers else everything).decode())
         return
     terminal = console()
     for each in [each for row in zip(*by_layout, strict=True) for each in row]:
@@ -93,6 +112,10 @@ def profile(
     if len(by_layout) > 1:
         one, several = by_layout
         terminal.print(f'with instances = "auto": {which(one, several, objective)}')
+    if served:
+        terminal.print(f"\nserved to {callers} callers")
+        terminal.print(profile_served.table(served))
+        terminal.print(profile_served.verdict(served))
 
 
 def chosen(measured: "Profile", objective: float) -> int:
@@ -142,6 +165,11 @@ def _layout(measured: "Profile") -> str:
     number, threads = layouts.layout_of(measured)
     of_threads = f"{threads} thread{'s' if threads > 1 else ''}"
     return of_threads if number == 1 else f"{number} sessions of {of_threads} each"
+
+
+def _takes_images(session: "Session") -> bool:
+    document = session.document
+    return document is not None and document.input is not None and document.task in ("classification", "segmentation")
 
 
 def _shape(measured: "Profile") -> str:

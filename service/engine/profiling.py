@@ -85,17 +85,21 @@ def largest_batch(document: Document | None, shape: Shape, most: int, max_pixels
 def measure(session: Session, machine: Machine, shape: Shape, most: int) -> Profile:
     """Measure batches of 1, 2, 4, ... images until throughput levels off, at most `most`.
 
-    Then run each size in between that will be used. `shape` is one that the session accepts, without N.
+    A size that does not seem to pay is measured again, like the one before it. Each size in between that will be used
+    runs as well. `shape` is one that the session accepts, without N.
     """
     document = session.document
     assert document is not None
     dtype = document.takes.dtype
     batches: dict[int, BatchTime] = {}
     poor = 0
-    for size in _doubling(most):
+    for size in doubling(most):
         batches[size] = _time(session, _values(size, shape, dtype))
-        half = batches.get(size // 2)
-        poor = poor + 1 if half is not None and 2 * half.seconds < _GAIN * batches[size].seconds else 0
+        if _poor(batches, size) and batches[size].seconds < _SECONDS:
+            # Something else may have used the machine, which only makes batches slower.
+            for each in (size, size // 2):
+                batches[each] = min(batches[each], _time(session, _values(each, shape, dtype)), key=_seconds)
+        poor = poor + 1 if _poor(batches, size) else 0
         if poor == 2 or (poor and batches[size].seconds > _LONG):
             break
     profile = Profile(machine=machine, shape=shape, dtype=dtype, most=most, batches=batches)
@@ -106,6 +110,15 @@ def measure(session: Session, machine: Machine, shape: Shape, most: int) -> Prof
     # On a GPU some sizes have faster kernels than smaller ones. Measuring all sizes is quick and finds them.
     batches.update((size, _time(session, _values(size, shape, dtype))) for size in between)
     return msgspec.structs.replace(profile, batches=dict(sorted(batches.items())))
+
+
+def doubling(most: int) -> Iterator[int]:
+    """1, 2, 4, ... up to `most`, which is the last one."""
+    size = 1
+    while size < most:
+        yield size
+        size *= 2
+    yield most
 
 
 def warm(session: Session, shape: Shape, most: int) -> None:
@@ -120,6 +133,15 @@ def warm(session: Session, shape: Shape, most: int) -> None:
         _run(session, _values(size, shape, document.takes.dtype))
         if session.provider not in GPU and time.perf_counter() - begin > _WARM_UP:
             break
+
+
+def _poor(batches: Mapping[int, BatchTime], size: int) -> bool:
+    half = batches.get(size // 2)
+    return half is not None and 2 * half.seconds < _GAIN * batches[size].seconds
+
+
+def _seconds(batch: BatchTime) -> float:
+    return batch.seconds
 
 
 def _other_layout(machine: Machine, this: Machine) -> bool:
@@ -140,14 +162,6 @@ def _run_each(session: Session, profile: Profile, sizes: Iterable[int]) -> None:
         spent += times.predict(size)
         if spent < _WARM_UP or session.provider in GPU:
             _run(session, np.zeros((size, *profile.shape), profile.dtype))
-
-
-def _doubling(most: int) -> Iterator[int]:
-    size = 1
-    while size < most:
-        yield size
-        size *= 2
-    yield most
 
 
 def _time(session: Session, values: NDArray[np.generic]) -> BatchTime:

@@ -215,14 +215,7 @@ def _read_beside(file: Path) -> dict[str, bytes]:
     onnxruntime would map them instead: overwriting a file in place would change the answers of the loaded model, and
     truncating it would crash the process.
     """
-    if not file.is_file() or not file.stat().st_size:
-        return {}  # onnxruntime reports what is wrong with it
-    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as model:
-        return {
-            beside.name: beside.read_bytes()
-            for beside in sorted(file.parent.iterdir())
-            if beside != file and beside.is_file() and model.find(os.fsencode(beside.name)) >= 0
-        }
+    return {each.name: each.read_bytes() for each in beside(file)}
 
 
 def _log_provider(device: Device, chosen: Options, got: str, file: Path) -> None:
@@ -233,6 +226,18 @@ def _log_provider(device: Device, chosen: Options, got: str, file: Path) -> None
         log.warning("%s runs on the CPU: CUDA is offered but could not be used", name)
     if device.gpu_options:
         log.warning("%s runs on the CPU, where nothing follows %s", name, ", ".join(device.gpu_options))
+
+
+def beside(file: Path) -> list[Path]:
+    """The files in the folder of a model file whose names occur in it: its weights may be there."""
+    if not file.is_file() or not file.stat().st_size:
+        return []  # onnxruntime reports what is wrong with it
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as model:
+        return [
+            each
+            for each in sorted(file.parent.iterdir())
+            if each != file and each.is_file() and model.find(os.fsencode(each.name)) >= 0
+        ]
 
 
 def input_shape(document: Document) -> tuple[int, ...]:

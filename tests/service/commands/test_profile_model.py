@@ -1,12 +1,17 @@
 """`convoy profile` as a user types it, and the choice of batch sizes in words."""
 
 import json
+import re
 
 import msgspec
 import PIL.Image
 import pytest
 
+from convoy.service.bench import sweep
+from convoy.service.bench.sweep import Served
+from convoy.service.commands import profile_served
 from convoy.service.commands.profile_model import chosen, which, why
+from convoy.service.commands.profile_served import Row, verdict
 from convoy.service.engine.profiles import BatchTime, Machine, Profile
 from tests.service import networks
 
@@ -174,6 +179,76 @@ def test_buckets_of_the_model_are_measured_unless_sizes_are_given(convoy, reposi
 )
 def test_wrong_size_is_told_in_one_line(convoy, repository, model, size, words):
     done = convoy("profile", model, "--repository", repository, "--size", size)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(profile_served, "_ROUNDS", 1)
+    monkeypatch.setattr(sweep, "_WARM_UP", 0.1)
+
+
+COMPARED = ("--max-batch-size", "2", "--threads", "1", "--callers", "4", "--seconds", "0.3")
+
+
+@pytest.mark.usefixtures("quick")
+def test_served_is_compared_with_what_the_profile_predicts(convoy, repository, tmp_path):
+    (repository / "letters" / "model.toml").write_text("batched = true\ninstances = 1\nmax_batch_size = 1\n")
+    before = sorted(path for path in repository.rglob("*"))
+    picture = tmp_path / "served.png"
+    done = convoy("profile", "letters", "--repository", repository, *COMPARED, "--picture", picture)
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
+    lines = [line.split() for line in done.stdout.splitlines()]
+    start = lines.index(["served", "to", "4", "callers"])
+    names = [line[0] for line in lines[start + 2 : -1]]
+    assert names == ["1", "2", "auto"]
+    assert float(lines[start + 2][5]) == 1.0  # the mean of batches of at most one
+    assert 1.0 < float(lines[start + 3][5]) <= 2.0
+    assert re.fullmatch(r"auto reaches [\d.]+ of the best fixed batch size, [12]", " ".join(lines[-1]))
+    assert sorted(path for path in repository.rglob("*") if path != picture) == before
+    with PIL.Image.open(picture) as drawn:
+        assert drawn.size == (1330, 420)
+
+
+@pytest.mark.usefixtures("quick")
+def test_comparison_of_an_image_of_any_size_is_in_the_json(convoy, repository):
+    done = convoy("profile", "colours", "--repository", repository, *COMPARED, "--size", "16x32", "--json")
+    found = json.loads(done.stdout)
+    assert [each["shape"] for each in found["profiles"]] == [[16, 32, 3]]
+    assert [(row["automatic"], row["predicted"] > 0) for row in found["served"]] == [*[(False, True)] * 2, (True, True)]
+    assert all(len(row["served"]["rounds"]) == 1 and row["served"]["rounds"][0] > 0 for row in found["served"])
+
+
+def rows(rates: dict[int, float], auto: float) -> list[Row]:
+    served = [*rates.items(), (0, auto)]
+    return [
+        Row(
+            batch_size=size or 4,
+            automatic=not size,
+            predicted=None if size == 2 else 100.0,
+            served=Served(rounds=[rate - 1, rate + 1], mean_batch_size=1.0),
+        )
+        for size, rate in served
+    ]
+
+
+def test_verdict_is_the_share_of_the_best_fixed_size() -> None:
+    assert verdict(rows({1: 50.0, 2: 80.0, 4: 60.0}, 78.0)) == "auto reaches 0.97 of the best fixed batch size, 2"
+    assert verdict(rows({1: 50.0}, 60.0)) == "auto reaches 1.20 of the best fixed batch size, 1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("colours", "--size", "8x8", "--size", "16x16"), "images of one size, but --size is given 2 times"),
+        (("letters", "--callers", "0"), "--callers"),
+        (("waves",), "--callers sends images, want a classification or segmentation model, not waves"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_at_once(convoy, repository, arguments, words):
+    done = convoy("profile", "--repository", repository, "--callers", "4", *arguments)
     assert done.returncode == 2
     assert words in done.stderr
     assert done.stderr.count("\n") == 1

@@ -77,6 +77,19 @@ def test_larger_batches_are_not_tried_where_they_bring_nothing(counted) -> None:
     assert list(slow.batches) == [1, 2]
 
 
+def test_size_that_seems_not_to_pay_is_measured_again(counted) -> None:
+    """Something else uses the machine while batches of 4 are measured for the first time."""
+    session = counted(affine)
+    session.seconds = lambda size: affine(size) * (5.0 if size == 4 and 8 not in session.sizes and early() else 1.0)
+
+    def early() -> bool:
+        return session.sizes.count(4) <= 6
+
+    made = measure(session, MACHINE, LETTER, 16)
+    assert made.seconds == pytest.approx({size: affine(size) for size in (1, 2, 4, 8, 16)})
+    assert made.batch_size == 16
+
+
 @pytest.mark.parametrize(
     ("largest_that_runs", "words"),
     [
