@@ -1,5 +1,6 @@
 """Serves one model in several ways, one after the other, to the same callers. Owns the servers that it starts."""
 
+import re
 import subprocess
 import sys
 import threading
@@ -22,6 +23,9 @@ _STOPPING = 30.0
 _DEADLINE = 60.0  # seconds; with few images a second, callers wait for each other
 # `convoy serve`, whatever the current folder and PATH.
 _SERVE = [sys.executable, "-c", "from convoy.service.cli import main; main()", "serve"]
+# Messages after which a server does not become ready: its command refuses something, or its model cannot be loaded.
+# Other errors, such as that the repository cannot be watched, do not keep it from serving.
+_FINAL = re.compile(r"^convoy serve: |is not served: ")
 _PORTS = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
 
 
@@ -116,7 +120,7 @@ def _ready(process: subprocess.Popen[bytes]) -> str:
     try:
         for line in process.stderr:
             entry = _entry(line)
-            if entry.level == "error":  # such as a model that cannot be loaded: the server would try again
+            if _FINAL.search(entry.message):
                 raise ServerFailed(entry.message)
             target = entry.grpc or target
             if entry.message == "ready":
@@ -130,7 +134,6 @@ def _ready(process: subprocess.Popen[bytes]) -> str:
 class _Entry(msgspec.Struct):
     """Fields of a log record."""
 
-    level: str = ""
     message: str = ""
     grpc: str = ""  # of the record that it listens
 
@@ -139,8 +142,7 @@ def _entry(line: bytes) -> _Entry:
     try:
         return msgspec.json.decode(line, type=_Entry)
     except msgspec.MsgspecError:
-        text = line.decode(errors="replace").strip()  # a refusal of the command, or of a library
-        return _Entry("error" if text.startswith("convoy") else "", text)
+        return _Entry(line.decode(errors="replace").strip())  # of the command, before it logs, or of a library
 
 
 def _drain(process: subprocess.Popen[bytes]) -> None:

@@ -25,7 +25,7 @@ def test_ways_take_turns_and_every_other_round_is_backwards(monkeypatch: pytest.
 
     monkeypatch.setattr(sweep, "server", counted)
     ways = [Way(tmp_path, (f"batching.max_batch_size={size}",)) for size in (1, 2)]
-    found = sweep.sweep("model", ways, 4, 0.2, 2, (networks.SIDE, networks.SIDE))
+    found = sweep.sweep("model", ways, 4, 1.0, 2, (networks.SIDE, networks.SIDE))
     assert started == [1, 2, 2, 1]
     assert [len(each.rounds) for each in found] == [2, 2]
     assert min(rate for each in found for rate in each.rounds) > 0

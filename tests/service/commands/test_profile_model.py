@@ -190,7 +190,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(sweep, "_WARM_UP", 0.1)
 
 
-COMPARED = ("--max-batch-size", "2", "--threads", "1", "--callers", "4", "--seconds", "0.3")
+COMPARED = ("--max-batch-size", "2", "--threads", "1", "--callers", "4", "--seconds", "1")
 
 
 @pytest.mark.usefixtures("quick")
@@ -199,7 +199,7 @@ def test_served_is_compared_with_what_the_profile_predicts(convoy, repository, t
     before = sorted(path for path in repository.rglob("*"))
     picture = tmp_path / "served.png"
     done = convoy("profile", "letters", "--repository", repository, *COMPARED, "--picture", picture)
-    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1), done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     start = lines.index(["served", "to", "4", "callers"])
     names = [line[0] for line in lines[start + 2 : -1]]
@@ -215,6 +215,7 @@ def test_served_is_compared_with_what_the_profile_predicts(convoy, repository, t
 @pytest.mark.usefixtures("quick")
 def test_comparison_of_an_image_of_any_size_is_in_the_json(convoy, repository):
     done = convoy("profile", "colours", "--repository", repository, *COMPARED, "--size", "16x32", "--json")
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1), done.stderr
     found = json.loads(done.stdout)
     assert [each["shape"] for each in found["profiles"]] == [[16, 32, 3]]
     assert [(row["automatic"], row["predicted"] > 0) for row in found["served"]] == [*[(False, True)] * 2, (True, True)]
