@@ -46,6 +46,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_connection_calls: Annotated[int, Meta(ge=0, le=1_000_000)] = 0  # concurrent; 0: as many as a front end accepts
     # What speaks gRPC; "auto": libnghttp2 where it is installed, else grpcio, which takes several times the CPU time.
     transport: Literal["auto", "nghttp2", "grpcio"] = "auto"
+    # Of answers, for clients that accept it. It costs CPU time, and pays where the network is slower than the server.
+    compression: Literal["none", "gzip", "deflate"] = "none"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     def front_ends(self, cores: int) -> int:

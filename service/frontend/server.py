@@ -98,6 +98,7 @@ class FrontEnd:
                 connection_age=server.max_connection_age_seconds,
                 connection_grace=server.max_connection_grace_seconds,
                 connection_idle=server.max_connection_idle_seconds,
+                compression=server.compression,
             ),
         )
 

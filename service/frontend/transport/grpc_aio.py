@@ -1,5 +1,6 @@
 """The transport on grpcio's asyncio server, for machines without libnghttp2."""
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -11,8 +12,24 @@ import grpc.aio
 
 from convoy.service.errors import ConvoyError
 from convoy.service.frontend import status
-from convoy.service.frontend.transport.interface import Limits, Received, Room, Rooms, Service, Streaming, Unary
+from convoy.service.frontend.transport.interface import (
+    LEAST_COMPRESSED,
+    Limits,
+    Received,
+    Room,
+    Rooms,
+    Service,
+    Streaming,
+    Unary,
+)
 
+log = logging.getLogger(__name__)
+
+_COMPRESSIONS = {
+    "none": grpc.Compression.NoCompression,
+    "gzip": grpc.Compression.Gzip,
+    "deflate": grpc.Compression.Deflate,
+}
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -20,8 +37,15 @@ class GrpcAio:
     """See Transport."""
 
     def __init__(self, address: str, services: Sequence[Service], limits: Limits) -> None:
-        # Beyond its own limit gRPC refuses any call. Ours leave health checks a place.
-        self._server = grpc.aio.server(options=_options(limits), maximum_concurrent_rpcs=4 * limits.calls)
+        self._server = grpc.aio.server(
+            options=_options(limits),
+            # Beyond its own limit gRPC refuses any call. Ours leave health checks a place.
+            maximum_concurrent_rpcs=4 * limits.calls,
+            compression=_COMPRESSIONS[limits.compression],
+        )
+        if limits.compression != "none":
+            # gRPC removes grpc-accept-encoding from what a method sees, and does not look at it either.
+            log.warning("grpcio sends %s to all callers, also to those that do not accept it", limits.compression)
         rooms = Rooms(limits)
         self._server.add_generic_rpc_handlers(tuple(_handlers(service, rooms) for service in services))
         self._server.add_insecure_port(address)
@@ -45,6 +69,7 @@ class _Stream:
         return None if message is grpc.aio.EOF else message
 
     async def write(self, data: bytes) -> None:
+        _leave_short(self._context, data)
         with suppress(grpc.aio.InternalError):  # the caller has gone, and gRPC is about to cancel the call
             await self._context.write(data)
 
@@ -84,6 +109,7 @@ def _unary(method: Unary, room: Room) -> grpc.RpcMethodHandler:
         if isinstance(answer, ConvoyError):
             _refuse(context, answer)
             return b""
+        _leave_short(context, answer)
         return answer
 
     return grpc.unary_unary_rpc_method_handler(handle, request_deserializer=_received)
@@ -112,6 +138,12 @@ def _place(room: Room, context: Any) -> Iterator[bool]:
         yield True
     finally:
         room.calls -= 1
+
+
+def _leave_short(context: Any, message: bytes) -> None:
+    """Sends a short message as it is. Without compression this changes nothing."""
+    if len(message) < LEAST_COMPRESSED:
+        context.disable_next_message_compression()
 
 
 def _refuse(context: Any, error: ConvoyError) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,7 +28,7 @@ _ACKNOWLEDGEMENTS = 1000  # that wait for a caller that does not read
 _SILENT_SECONDS = 60.0  # after which a stream may lose its place to another
 _CONTINUATIONS = 8  # beside those that have at least 16 kB
 # The headers that matter here. The names of others are hardly ever copied.
-_NAMES = frozenset((b":path", b":method", b"content-type", b"grpc-timeout", b"grpc-encoding"))
+_NAMES = frozenset((b":path", b":method", b"content-type", b"grpc-timeout", b"grpc-encoding", b"grpc-accept-encoding"))
 _LENGTHS = frozenset(map(len, _NAMES))
 
 
@@ -62,6 +63,7 @@ class Hub:
         self._waiting: list[Connection] = []  # with something to send
         self._searched = False  # for a silent stream, since the last check
         self.loop = asyncio.get_running_loop()
+        self.compressing = ThreadPoolExecutor(1, "compress")  # the thread starts with the first long answer
         self._callbacks = _made(library.session_callbacks_new, "nghttp2_session_callbacks")
         for name, callback in _CALLBACKS.items():
             getattr(library, f"session_callbacks_set_on_{name}_callback")(self._callbacks, callback)

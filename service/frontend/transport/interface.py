@@ -7,11 +7,12 @@ completely, cancels the task of a call whose caller has gone or whose deadline h
 
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from convoy.service.errors import ConvoyError
 
 Data = bytes | bytearray
+LEAST_COMPRESSED = 1024  # bytes of an answer: a shorter one fits into a packet anyway
 LARGE = 1 << 16  # bytes of a payload; copying less takes less time than finding it
 
 
@@ -97,7 +98,7 @@ class Transport(Protocol):
 
 
 class Limits(NamedTuple):
-    """Limits that a transport enforces by itself. Ages are in seconds; 0: none."""
+    """What a transport enforces, and does to answers, by itself. Ages are in seconds; 0: none."""
 
     message_bytes: int
     metadata_bytes: int
@@ -109,6 +110,7 @@ class Limits(NamedTuple):
     connection_age: float = 0  # after which a connection accepts no more calls
     connection_grace: float = 0  # for its calls to end after that
     connection_idle: float = 0  # without a call, after which a connection is closed
+    compression: Literal["none", "gzip", "deflate"] = "none"  # of answers, for callers that accept it
 
 
 class Room:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from convoy.service.frontend.status import Code
 from convoy.service.frontend.transport.exchange import Exchange, UnaryExchange
-from convoy.service.frontend.transport.messages import ENCODINGS, Assembler, Refused, seconds
+from convoy.service.frontend.transport.messages import ENCODINGS, Assembler, Refused, accepted, seconds
 from convoy.service.frontend.transport.nghttp2 import Headers, headers
 from convoy.service.frontend.transport.stream_exchange import StreamExchange
 
@@ -56,13 +56,17 @@ def opened(connection: "Connection", number: int) -> Exchange:
         )
     deadline = time.monotonic() + timeout if timeout < _LONGEST_TIMER else math.inf
     assembler = Assembler(limits.message_bytes, encoding, method.land)
+    if limits.compression != "none":
+        answers = accepted(block.get(b"grpc-accept-encoding", b""), limits.compression)
+    else:
+        answers = b"identity"
     room.calls += 1
     exchange: Exchange
     if method.unary is not None:
-        exchange = UnaryExchange(connection, number, assembler, deadline, method)
+        exchange = UnaryExchange(connection, number, assembler, deadline, answers, method)
     else:
         assert method.streaming is not None
-        exchange = StreamExchange(connection, number, assembler, deadline, room, method.streaming)
+        exchange = StreamExchange(connection, number, assembler, deadline, answers, room, method.streaming)
     if deadline < math.inf:
         exchange.expire_in(timeout)
     return exchange

@@ -29,10 +29,11 @@ class StreamExchange(Exchange):
         number: int,
         assembler: Assembler,
         deadline: float,
+        encoding: bytes,
         room: Room,
         handler: Streaming,
     ) -> None:
-        super().__init__(connection, number, assembler, deadline, room)
+        super().__init__(connection, number, assembler, deadline, encoding, room)
         self.silent_since = time.monotonic()
         self._inbox: deque[Received] = deque()
         self._backlog: deque[bytes] = deque()  # chunks behind those messages
@@ -97,7 +98,10 @@ class StreamExchange(Exchange):
         if self.over:
             return
         self.silent_since = time.monotonic()
-        self._put(data)
+        if self._compresses_long(data):
+            self._send_compressed(await self._compress(data), data)
+        else:
+            self._put(data)
         while self.unsent >= _ROOM and not self.over:
             self._writer = self._connection.loop.create_future()
             await self._writer
