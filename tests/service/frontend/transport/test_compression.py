@@ -158,7 +158,7 @@ def test_call_ends_in_time_although_its_answer_is_not_compressed_yet(
         held.free.set()
         assert channel.unary_unary("/test.Test/Echo")(MAP, timeout=SECONDS) == MAP
         assert unsent(gzip_http2) == [0]
-        assert gzip_http2.do(lambda: gzip_http2.hub.calls) == 0
+        assert gzip_http2.do(lambda: gzip_http2.hub.rooms.calls) == 0
 
 
 @pytest.mark.parametrize("name", ["Echo", "EchoStream"])
@@ -177,7 +177,7 @@ def test_caller_that_leaves_meanwhile_leaves_nothing_behind(
     held.free.set()
     with grpc.insecure_channel(gzip_http2.target) as channel:
         assert channel.unary_unary("/test.Test/Echo")(MAP, timeout=SECONDS) == MAP
-    assert gzip_http2.do(lambda: gzip_http2.hub.calls) == 0
+    assert gzip_http2.do(lambda: gzip_http2.hub.rooms.calls) == 0
 
 
 @pytest.mark.parametrize("name", ["Echo", "EchoStream"])
