@@ -120,11 +120,15 @@ def remove_abandoned(folder: Path) -> None:
 
 def announced(folders: Iterable[Path] | None = None) -> list[str]:
     """The recorded addresses of the running servers on this machine or in this container."""
-    addresses = []
     if folders is None:
-        folders = {_MEMORY}
+        # First where a server with this environment would write, then elsewhere.
+        with suppress(BadConfig):
+            if found := announced([Path(_writable())]):
+                return found
+        folders = [_MEMORY]
         with suppress(FileNotFoundError):
-            folders.add(Path(tempfile.gettempdir()))
+            folders = [_MEMORY, Path(tempfile.gettempdir())]
+    addresses = []
     for folder in folders:
         for file in sorted(folder.glob(f"{_PREFIX}*/{_ADDRESS}")):
             with suppress(OSError, ValueError):
