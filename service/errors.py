@@ -123,7 +123,7 @@ class RunFailed(ConvoyError):
 
 
 class EngineDied(RunFailed):
-    """The engine died while running this request, too often to retry."""
+    """The engine died or hung on this input, also when it ran alone. The input is refused for some time."""
 
     reason = "ENGINE_DIED"
 

@@ -138,7 +138,9 @@ class Dispatcher:
     def _fits_loop(self, batch: Batch, instance: Instance, now: float) -> bool:
         """Returns whether a batch is short enough to run on the loop. Called under the lock."""
         seconds = batch.ends - now
-        if not seconds or instance.running > 1 or instance.off_loop or instance.session.provider in GPU:
+        if not seconds or batch.key.alone:
+            return False
+        if instance.running > 1 or instance.off_loop or instance.session.provider in GPU:
             return False
         alone = self._alone and len(batch.requests) == 1 and not len(self._batcher)
         return seconds < (_FITS_LOOP_ALONE if alone else _FITS_LOOP)

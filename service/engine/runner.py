@@ -56,11 +56,16 @@ def compute(session: Session, requests: Sequence[Request]) -> Run:
     """Runs a batch. If a batch of several requests fails, runs each to its end alone, so that a bad one fails alone.
     Otherwise, on a GPU, the outputs are the session's own memory, which its next run overwrites.
 
+    Requests are marked in the front ends' memory while they run, so that a front end knows which ones ran when an
+    engine died. One that may be the cause (`alone`) comes alone, and its rows run one by one.
+
     Raises DeviceLost: then no request may be answered, and the process must exit.
     """
     try:
         if len(requests) > 1 and session.apart:
             return _alone(session, requests)
+        if requests[0].alone and requests[0].apart and requests[0].rows > 1:
+            return _rows_alone(session, requests[0])
         return _compute(session, requests)
     except DeviceLost:
         raise
@@ -84,11 +89,13 @@ def _alone(session: Session, requests: Sequence[Request]) -> Run:
 
 
 def _rows_alone(session: Session, request: Request) -> Run:
-    """Runs each row of a shared slot alone, because one of them may have failed the common run."""
-    failed = []
+    """Runs each row of a shared slot alone, because one of them may have failed the common run, or ended an engine."""
+    failed: list[int] = []
     good: list[Answer] = []
     batches: list[tuple[int, Times]] = []
-    for row in range(request.rows):
+    rows = [row for row in range(request.rows) if row not in request.skip]
+    for row in rows:
+        _mark([request], 1 + row)
         one = run(session, [_row_of(request, row)])
         ((record, descriptors),) = one.ended
         batches += one.batches
@@ -98,6 +105,7 @@ def _rows_alone(session: Session, request: Request) -> Run:
             failed.append(row)
         for descriptor in descriptors:  # outputs that differ in size from their space in the slot
             os.close(descriptor)
+    _mark([request], 0)
     if not good:
         return Run([request], batches, [_failed(request, RunFailed(FAILED))])
     times = Times(*good[0].times[:2], *good[-1].times[2:])
@@ -105,7 +113,7 @@ def _rows_alone(session: Session, request: Request) -> Run:
         room._replace(dtype=span.dtype, shape=(request.rows, *span.shape[1:]))
         for room, span in zip(request.outputs, good[0].outputs, strict=True)
     )
-    return Run([request], batches, [(Answer(request.id, 1, times, outputs, tuple(failed)), ())])
+    return Run([request], batches, [(Answer(request.id, 1, times, outputs, tuple(failed), request.skip), ())])
 
 
 def _row_of(request: Request, row: int) -> Request:
@@ -113,6 +121,7 @@ def _row_of(request: Request, row: int) -> Request:
     return msgspec.structs.replace(
         request,
         rows=1,
+        mark=-1,  # the whole slot is marked
         inputs=tuple(_part(span, row, request.rows, (1, *span.shape[1:])) for span in request.inputs),
         outputs=tuple(_part(span, row, request.rows, span.shape) for span in request.outputs),
     )
@@ -171,7 +180,15 @@ def _compute(session: Session, requests: Sequence[Request]) -> Run:
     slots = _slots(requests) if size == rows else {}
     rooms = session.rooms(arrays, slots)
     start = time.monotonic()
-    outputs = _outputs(session, arrays, rooms)
+    _mark(requests, 1)
+    try:
+        outputs = _outputs(session, arrays, rooms)
+    except DeviceLost:
+        raise  # the process ends because of this run: the marks stay
+    except Exception:
+        _mark(requests, 0)
+        raise
+    _mark(requests, 0)
     scatter = time.monotonic()
     if session.batched:
         for spec, values in zip(session.outputs, outputs, strict=True):
@@ -180,6 +197,13 @@ def _compute(session: Session, requests: Sequence[Request]) -> Run:
                 raise RunFailed(reason) if session.document is not None else _NotRows(reason)
     times = Times(gather, start, scatter, scatter)  # `finish` adds the end
     return Run(requests, [(rows, times)], outputs=outputs, slots=slots, batched=session.batched)
+
+
+def _mark(requests: Sequence[Request], value: int) -> None:
+    """Marks that requests run, or no longer run (0): see `slots.mark_of`."""
+    for request in requests:
+        if request.mark >= 0:
+            request.memory.marks[request.mark] = value
 
 
 def _as_declared(session: Session, spec: TensorSpec, values: NDArray[np.generic]) -> bool:

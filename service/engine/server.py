@@ -156,7 +156,7 @@ class Engine:
             request.deadline = request.arrived + loaded.allowed
         if loaded.learns and request.image[0]:
             self._record_size(request, loaded)
-        key = Key(model, version, shape)
+        key = Key(model, version, shape, request.alone)
         self._dispatcher.add(key, request, self._terms_of(key, loaded).limits, time.monotonic())
         self._requested.add(model)
         self._levels.changed()
@@ -166,7 +166,7 @@ class Engine:
         if terms is None or terms.basis is not loaded.limits:
             if len(self._terms) >= _MOST_SHAPES:
                 self._terms.clear()
-            terms = self._terms[key] = _terms(loaded, _first(key), self._config)
+            terms = self._terms[key] = _terms(loaded, _first(key), self._config, key.alone)
         return terms
 
     def _record_size(self, request: Request, loaded: Loaded) -> None:
@@ -281,11 +281,13 @@ def _first(key: Key) -> tuple[int, ...]:
     return first
 
 
-def _terms(loaded: Loaded, shape: tuple[int, ...], config: Config) -> _Terms:
-    """Returns the terms for inputs of `shape`, without the batch dimension."""
+def _terms(loaded: Loaded, shape: tuple[int, ...], config: Config, alone: bool) -> _Terms:
+    """Returns the terms for inputs of `shape`, without the batch dimension; `alone`: see Key."""
     document, basis = loaded.session.document, loaded.limits
     most = largest_batch(document, shape, basis.max_batch_size, config.batching.max_batch_pixels)
     limits = basis if most == basis.max_batch_size else replace(basis, max_batch_size=most)
+    if alone:
+        limits = replace(limits, max_batch_size=1, instances=1)
     if document is None or document.input is None:
         return _Terms(basis, limits, 0, False)
     return _Terms(basis, limits, document.takes.places(shape), document.image.fit in ("pad", "letterbox"))

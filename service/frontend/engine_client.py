@@ -22,8 +22,20 @@ from convoy.service.errors import EngineDied, ModelUnavailable
 from convoy.service.frontend.admission import WayBack
 from convoy.service.frontend.landing import Landing
 from convoy.service.frontend.routing import Engine, Engines
-from convoy.service.ipc.channel import Answer, Cancel, Failure, Hello, Record, Release, Request, TableFile, Wire
-from convoy.service.ipc.slots import Arena, Contents, Span
+from convoy.service.frontend.suspects import INNOCENT, Suspects
+from convoy.service.ipc.channel import (
+    DEADLY,
+    Answer,
+    Cancel,
+    Failure,
+    Hello,
+    Record,
+    Release,
+    Request,
+    TableFile,
+    Wire,
+)
+from convoy.service.ipc.slots import Arena, Contents, Span, mark_of
 from convoy.service.preprocess import Placement
 from convoy.service.repository import Table, Version, decode_table
 
@@ -31,7 +43,6 @@ log = logging.getLogger(__name__)
 
 Result = tuple[Answer, dict[int, NDArray[Any]]]
 
-_ATTEMPTS = 3  # submissions per slot: an input that kills the engine must not kill it without end
 _RESTART = 30.0  # seconds for which requests wait for a dead engine's restart
 
 
@@ -60,6 +71,9 @@ class Lease:
         self.request: Request | None = None
         self.answer: asyncio.Future[Result] | None = None
         self.attempts = 0  # times that the request was sent to an engine
+        self.suspicion = INNOCENT
+        self.mark = 0  # of a request that ran when an engine died, until it is decided what becomes of it
+        self.held = False  # a suspect that waits for its turn
         self.engine: Engine | None = None  # the one that it is queued for or sent to
         self.sent = False  # to that engine
         self.released = False
@@ -126,6 +140,7 @@ class Lease:
             image=(self.placement.height, self.placement.width),
             in_flight=in_flight,
             apart=self.placement.height > 0 if apart is None else apart,
+            mark=mark_of(self.block),
         )
         return self._client.send(self, self.request)
 
@@ -167,25 +182,33 @@ class EngineClient:
         on_loss: Callable[[], None],
         changed: Callable[[], None] = lambda: None,
         devices: Sequence[int] = (0,),
+        on_deadly: Callable[[Request, bytes], None] = lambda request, digest: None,
     ) -> None:
+        """`on_deadly` is called with each request that ends engines, and the digest of its guilty part."""
         self.changed = changed  # called when the use of the memory changes
         self.arena = Arena(slot_bytes)
         self.engines = Engines(devices)
         self.way_back = WayBack()
         self._on_table = on_table
         self._on_loss = on_loss
+        self._on_deadly = on_deadly
         self._waiting: dict[int, Lease] = {}  # by the id of the request
         self._unsent: dict[Engine, list[Lease]] = {}
+        self._suspects: Suspects[Lease] = Suspects(self.arena.mapping)
         self._preparing: Counter[str] = Counter()  # requests, by model
         self._ids = itertools.count(1)
         self._loop = asyncio.get_running_loop()
         self._restart: asyncio.TimerHandle | None = None
 
-    def attach(self, connection: socket.socket, device: int = 0) -> None:
-        """Connects a new engine. Waiting requests are sent again once this engine, or another, has their version."""
+    def attach(self, connection: socket.socket, device: int = 0, *, from_outside: bool = False) -> None:
+        """Connects a new engine. Waiting requests are sent again once this engine, or another, has their version.
+
+        from_outside  whether another process killed the one before
+        """
         engine = self.engines.by_device[device]
         if engine.wire is not None:
             engine.wire.close()  # the end of the previous channel has not been read yet
+        self._judge(device, from_outside)
         engine.wire = Wire(connection, lambda *packet: self._read(engine, *packet), lambda: self._lose(engine))
         engine.wire.send([Hello(self.arena.nbytes)], [self.arena.descriptor])
 
@@ -225,8 +248,8 @@ class EngineClient:
 
     def send(self, lease: Lease, request: Request) -> asyncio.Future[Result]:
         """See Lease.run."""
-        self._waiting[request.id] = lease
         lease.answer = self._loop.create_future()
+        self._waiting[request.id] = lease
         self._queue(lease, request)
         return lease.answer
 
@@ -234,12 +257,13 @@ class EngineClient:
         """See Lease.release, which calls it once."""
         request = lease.request
         if request is not None and request.id in self._waiting:
-            if lease.sent:
+            if lease.sent or lease.mark:
                 if lease.engine is not None:
                     lease.engine.send([Cancel(request.id)])
                 return  # the engine may still use it: its Answer or Failure frees it
             del self._waiting[request.id]
             self.engines.end(lease.engine, request, lease.nbytes)
+            self._let_held_go()
         self._free(lease)
 
     def forget(self, model: str, version: int) -> None:
@@ -268,6 +292,9 @@ class EngineClient:
 
     def _queue(self, lease: Lease, request: Request) -> bool:
         """Queues a slot for an engine that has the version. Returns False if there is none: the slot then waits."""
+        if not self._suspects.check(lease, request):
+            self._end(request.id, EngineDied(DEADLY))
+            return True
         engine = self.engines.choose(request, lease.nbytes)
         if engine is None:
             self._limit_wait()
@@ -290,6 +317,8 @@ class EngineClient:
                 continue  # the engine died, or the caller cancelled, within this turn of the loop
             lease.sent = True
             lease.attempts += 1
+            request.alone, request.skip = lease.suspicion.alone, lease.suspicion.skip
+            self.arena.mapping.marks[request.mark] = 0
             request.following = self._preparing[request.model] // len(self.engines.by_device)  # this engine's share
             records.append(request)
         engine.send(records)
@@ -302,6 +331,7 @@ class EngineClient:
                     assert lease.request is not None
                     self.engines.learn(engine, lease.request, lease.nbytes, record)
                     outputs = {span.number: self.arena.mapping.output(span, descriptors) for span in spans}
+                    self._suspects.clear(lease, lease.request)
                     self._end(record.id, (record, outputs))
                 case Failure(error=error):
                     self._end(record.id, error)
@@ -318,6 +348,8 @@ class EngineClient:
         assert lease.answer is not None
         self.engines.end(lease.engine, lease.request, lease.nbytes)
         lease.sent = False
+        lease.mark = 0
+        self._let_held_go()
         if lease.released:
             self._free(lease)
         elif lease.answer.done():
@@ -329,7 +361,8 @@ class EngineClient:
 
     def _unplaced(self) -> list[tuple[Lease, Request]]:
         """Returns the requests that wait for an engine with their version."""
-        return [(each, each.request) for each in self._waiting.values() if each.engine is None and each.request]
+        waiting = [each for each in self._waiting.values() if each.engine is None and not each.held and not each.mark]
+        return [(each, each.request) for each in waiting if each.request]
 
     def _update(self, engine: Engine, table: Table) -> None:
         engine.update(table)
@@ -341,27 +374,58 @@ class EngineClient:
         elif self.engines.lost:
             self._limit_wait()
         for lease, request in self._unplaced():
-            if not self._queue(lease, request) and settled:
-                self._end(request.id, ModelUnavailable(f"model {request.model!r} is no longer served"))
+            self._queue_again(lease, request)
+        self._let_held_go()
+
+    def _queue_again(self, lease: Lease, request: Request) -> None:
+        """Queues a slot, or ends its request if no engine will have its version."""
+        if not self._queue(lease, request) and self.engines.settled:
+            reason = f"model {request.model!r} is no longer served"
+            self._end(request.id, ModelUnavailable(reason, retry_after=1.0))
 
     def _lose(self, engine: Engine) -> None:
         """Handles an engine's death. It writes to no slot any more. Its requests go to other engines, or wait."""
         engine.lose()
         self._unsent.pop(engine, None)
+        self._suspects.resent &= self._waiting.keys()
         for lease in [each for each in self._waiting.values() if each.engine is engine]:
-            lease.engine = None
-            lease.sent = False
             request = lease.request
             assert request is not None
-            if lease.released:
-                self._end(request.id, EngineDied("the engine died"))
-            elif lease.attempts >= _ATTEMPTS:
-                log.error("giving up on a request that was with the engine %d times when it died", lease.attempts)
-                self._end(request.id, EngineDied(f"the engine died {lease.attempts} times on this request"))
+            lease.mark = self.arena.mapping.marks[request.mark] if lease.sent else 0
+            lease.engine = None
+            lease.sent = False
+            if lease.mark:
+                self._suspects.mark(lease, request, engine.device)
+            elif lease.released:
+                self._end(request.id, EngineDied("the engine died"))  # which nobody awaits
+            elif lease.suspicion.alone:
+                self._suspects.hold(lease)
             else:
+                self._suspects.resent.add(request.id)
                 self._queue(lease, request)
         self._limit_wait()
         self._on_loss()
+
+    def _judge(self, device: int, from_outside: bool) -> None:
+        """Decides what becomes of the requests that ran when the engine of a device died."""
+        for lease in self._suspects.marked(device):
+            request = lease.request
+            if request is None or request.id not in self._waiting:
+                continue  # it has waited too long for an engine
+            if (digest := self._suspects.judge(lease, request, from_outside)) is not None:
+                log.error("an input of model %s version %d ends engines: refused", request.model, request.version)
+                self._on_deadly(request, digest)
+            if lease.released or not lease.suspicion.leaves(request):
+                self._end(request.id, EngineDied(DEADLY))
+            else:
+                self._suspects.hold(lease)
+
+    def _let_held_go(self) -> None:
+        """Sends the suspects once the requests without blame that an engine had have ended. They may end it, too."""
+        if self._suspects.holding and self.engines.connected and not self._suspects.must_wait(self._waiting):
+            for lease in self._suspects.let_go():
+                if lease.request is not None and lease.request.id in self._waiting:
+                    self._queue_again(lease, lease.request)
 
     def _limit_wait(self) -> None:
         """Limits the time for which requests wait for an engine."""
@@ -370,7 +434,8 @@ class EngineClient:
 
     def _end_waiting(self) -> None:
         self._restart = None
-        for _, request in self._unplaced():
+        waiting = [each.request for each in self._waiting.values() if each.engine is None]
+        for request in [each for each in waiting if each is not None]:
             self._end(request.id, ModelUnavailable("the engine has not restarted", retry_after=5.0))
         if self.engines.drop_lost():
             self._on_table(self.engines.table())

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from convoy.service import metadata, metric_files, metrics
 from convoy.service.config import LimitsConfig
 from convoy.service.dtypes import DATATYPES
-from convoy.service.errors import BadRequest, BadTensor, ConvoyError, NotOffered, RunFailed, named
+from convoy.service.errors import BadRequest, BadTensor, ConvoyError, NotOffered, named
 from convoy.service.frontend import encoding, tensors
 from convoy.service.frontend.call import Call, observe
 from convoy.service.frontend.catalogue import Catalogue
@@ -22,7 +22,7 @@ from convoy.service.frontend.coalescing import Row, pays
 from convoy.service.frontend.engine_client import EngineClient, Lease
 from convoy.service.frontend.prepare import to_its_end
 from convoy.service.frontend.shared import Shared
-from convoy.service.ipc.channel import FAILED, Answer
+from convoy.service.ipc.channel import Answer
 from convoy.service.ipc.slots import COPIED_AT_ONCE
 from convoy.service.metrics import Duration, Statistics
 from convoy.service.pb import inference_pb2 as pb
@@ -282,10 +282,11 @@ class InferenceService(_NotOffered):
         heads = [encoding.infer_output(version.outputs[number], (1, *outputs[number].shape[1:])) for number in order]
         contents = [outputs[number].tobytes() for number in order]
         sizes = [len(content) // len(rows) for content in contents]
+        failed = answer.errors()
         results: list[bytes | ConvoyError] = []
         for place, (row, spans) in enumerate(zip(rows, seconds, strict=True)):
-            if place in answer.failed:
-                results.append(RunFailed(FAILED))
+            if place in failed:
+                results.append(failed[place])
                 continue
             parts = [content[place * size : (place + 1) * size] for content, size in zip(contents, sizes, strict=True)]
             times = encoding.infer_timings(spans, answer.batch_size)

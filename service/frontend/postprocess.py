@@ -1,8 +1,9 @@
 """Converts a network's outputs for one image to its caller's result: ranked labels, or a class map."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from math import isfinite
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,6 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from convoy.service.errors import BadRequest, RunFailed
-from convoy.service.ipc.channel import FAILED
 from convoy.service.metadata import Document, default_palette
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 from convoy.service.preprocess import Placement, restore
@@ -29,12 +29,15 @@ class Ranking(NamedTuple):
 
 
 def rankings(
-    probabilities: NDArray[np.float32], classes: int, top_k: int, failed: Collection[int] = ()
+    probabilities: NDArray[np.float32],
+    classes: int,
+    top_k: int,
+    failed: Mapping[int, RunFailed] = MappingProxyType({}),
 ) -> list[Ranking | RunFailed]:
     """Returns each image's `top_k` most probable classes (0: five; at most all), ties in the order of the classes.
 
     probabilities  (N, classes), 0..1
-    failed         images on which the network failed
+    failed         the errors of images that have no probabilities
 
     Returns RunFailed for those, and for images whose probabilities are not all finite. Raises RunFailed if there is not
     one probability for each class.
@@ -44,9 +47,7 @@ def rankings(
     count = min(top_k or DEFAULT_TOP_K, classes)
     ranked = _ranked_few if classes <= _FEW_CLASSES else _ranked_many
     if failed:
-        return [
-            RunFailed(FAILED) if number in failed else ranked(row, count) for number, row in enumerate(probabilities)
-        ]
+        return [failed.get(number) or ranked(row, count) for number, row in enumerate(probabilities)]
     return [ranked(row, count) for row in probabilities]
 
 

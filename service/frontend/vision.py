@@ -86,7 +86,7 @@ class Vision:
         with await self._preparer.prepare(chunk, call) as lease:  # BadImage, QueueFull, DeadlinePassed
             answer, outputs = await self._run(lease, chunk, call)  # the engine's errors
             labels = len(call.document.labels)
-            ranked = rankings(outputs[metadata.PROBABILITIES], labels, top_k, answer.failed)  # RunFailed
+            ranked = rankings(outputs[metadata.PROBABILITIES], labels, top_k, answer.errors())  # RunFailed
         good = sum([isinstance(one, Ranking) for one in ranked])
         timings = encoding.timings(observe(call, lease.prepared, answer.times, good), answer.batch_size)
         names = self._labels_of(call.row, call.document)
@@ -143,7 +143,7 @@ class Vision:
         ((_, probabilities),) = outputs.items()
         labels = len(document.labels)
         by_count = {
-            top_k: rankings(probabilities, labels, top_k, answer.failed) for top_k in {row.detail for row in rows}
+            top_k: rankings(probabilities, labels, top_k, answer.errors()) for top_k in {row.detail for row in rows}
         }
         names = self._labels_of(version, document)
         results: list[bytes | ConvoyError] = []

@@ -20,6 +20,7 @@ from convoy.service.errors import (
     BadTensor,
     ConvoyError,
     DeadlinePassed,
+    EngineDied,
     ModelUnavailable,
     PredictedLate,
     QueueFull,
@@ -29,6 +30,7 @@ from convoy.service.errors import (
 from convoy.service.ipc.slots import SPILLED, Span
 
 FAILED = "the network failed on this input"
+DEADLY = "the engine died on this input, or hung: the input is refused for some time"
 
 
 class Cancelled(ConvoyError):
@@ -77,6 +79,9 @@ class Request(msgspec.Struct, array_like=True, tag=1):
     apart: bool = False  # a row that fails leaves the others alone
     following: int = 0  # images of this model that the front end has accepted but not yet sent
     in_flight: int = 1  # requests of this model that the front end has not yet answered, including this one
+    mark: int = -1  # where the engine marks that it runs; see Arena.claim; -1: nowhere
+    alone: bool = False  # it runs with nothing beside it, and its rows one by one if they are `apart`
+    skip: tuple[int, ...] = ()  # rows that do not run, because they end the engine
     memory: Any = None  # the front end's SharedMemory; set by the engine that receives the request
 
 
@@ -110,6 +115,13 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag=4):
     times: Times
     outputs: tuple[Span, ...]
     failed: tuple[int, ...] = ()  # rows on which the network failed; their outputs are invalid
+    skipped: tuple[int, ...] = ()  # rows that did not run, as the request wanted; likewise
+
+    def errors(self) -> dict[int, RunFailed]:
+        """Returns the error of each row that has no outputs."""
+        if not self.failed and not self.skipped:
+            return {}
+        return dict.fromkeys(self.failed, RunFailed(FAILED)) | dict.fromkeys(self.skipped, EngineDied(DEADLY))
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True, tag=5):

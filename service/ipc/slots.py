@@ -1,7 +1,8 @@
 """Image memory that front ends and the engine share: a front end's memory file, and which process may access what.
 
 A front end owns one memory file (`Arena`) and allocates the input and output space of its slots in it. The engine maps
-the same memory (`SharedMemory`); it only reads inputs and only writes outputs. Nothing has a name in the file system.
+the same memory (`SharedMemory`); it only reads inputs and only writes outputs and marks. Nothing has a name in the
+file system.
 """
 
 import math
@@ -24,6 +25,7 @@ ALIGNMENT = 64  # bytes; a cache line, and efficient for vector loads
 MAX_RANK = 8
 _KEPT_SHARE = 8  # at most 1/8 of the memory is kept for reuse
 COPIED_AT_ONCE = 1 << 18  # bytes; copying them takes less than 0.1 ms, as long as a hop to a thread and back
+_WORD = 4  # bytes of a mark
 SPILLED = (1 << 64) - 1  # offset of an output of unknown size, which travels in its own memory file
 _NOWHERE: Mapping[int, int] = MappingProxyType({})
 
@@ -77,6 +79,12 @@ def memory_file(nbytes: int) -> int:
     return descriptor
 
 
+def mark_of(block: tuple[int, int]) -> int:
+    """Returns the index of a block's mark in `SharedMemory.marks`: 0 while it does not run, else 1 + the row that runs
+    alone, or 1 if all rows run."""
+    return block[0] // _WORD
+
+
 class SharedMemory:
     """Shared memory mapped into this process. Both sides have one; the front end's is part of its Arena."""
 
@@ -85,6 +93,7 @@ class SharedMemory:
         self._memory = mmap.mmap(descriptor, nbytes)
         self._view = memoryview(self._memory)
         self._address, _ = _location(self._memory)
+        self.marks = self._view[: nbytes // _WORD * _WORD].cast("I")  # see Arena.claim
 
     def array(self, span: Span) -> NDArray[np.generic]:
         """Returns a view of the tensor at `span`. Raises BadTensor if it exceeds the memory."""
@@ -172,11 +181,14 @@ class Arena:
         """Returns a block, and the inputs of these (dtype, shape) and outputs of these (number, bytes) in it. Raises
         QueueFull if none is free.
 
+        The block begins with a mark (see `mark_of`). The engine writes it before and after a run, so it survives an
+        engine that dies in the run.
+
         landed  offsets of inputs that are elsewhere in the memory, by number
         """
         nbytes, into, out_of = layout(inputs, output_bytes, frozenset(landed))
-        block = self.allocate(nbytes)
-        begin = block[0]
+        block = self.allocate(ALIGNMENT + nbytes)
+        begin = block[0] + ALIGNMENT
         given = tuple([span.moved(landed.get(span.number, begin + span.offset) - span.offset) for span in into])
         return block, given, tuple([span.moved(begin) for span in out_of])
 

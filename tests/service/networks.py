@@ -343,6 +343,62 @@ def choosy(brightest: int = 240) -> onnx.ModelProto:
     return model
 
 
+def fatal(what: str = "dies", brightest: int = 240) -> onnx.ModelProto:
+    """As `classifier`, but a run with an image whose mean is larger than that ends the process, or never ends.
+
+    what  "dies" (onnxruntime reads the input that Sum does not have) or "hangs"
+    """
+    number = helper.make_tensor_value_info("number", TensorProto.FLOAT, [])
+    if what == "dies":
+        bad = [helper.make_node("Sum", ["mean", ""], ["number"])]
+    else:
+        body = helper.make_graph(
+            [helper.make_node("Identity", ["going"], ["still"]), helper.make_node("Mul", ["carried", "one"], ["next"])],
+            "body",
+            [
+                helper.make_tensor_value_info("round", TensorProto.INT64, []),
+                helper.make_tensor_value_info("going", TensorProto.BOOL, []),
+                helper.make_tensor_value_info("carried", TensorProto.FLOAT, []),
+            ],
+            [
+                helper.make_tensor_value_info("still", TensorProto.BOOL, []),
+                helper.make_tensor_value_info("next", TensorProto.FLOAT, []),
+            ],
+        )
+        bad = [helper.make_node("Loop", ["rounds", "true", "mean"], ["number"], body=body)]
+    good = [helper.make_node("Identity", ["one"], ["number"])]
+    model = classifier()
+    graph = model.graph
+    softmax = graph.node.pop()
+    graph.node.extend(
+        [
+            helper.make_node("Cast", ["image"], ["again"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceMean", ["again", "sides"], ["means"], keepdims=0),
+            helper.make_node("ReduceMax", ["means"], ["mean"], keepdims=0),
+            helper.make_node("Greater", ["mean", "brightest"], ["is_bad"]),
+            helper.make_node(
+                "If",
+                ["is_bad"],
+                ["factor"],
+                then_branch=helper.make_graph(bad, "bad", [], [number]),
+                else_branch=helper.make_graph(good, "good", [], [number]),
+            ),
+            helper.make_node("Mul", ["logits", "factor"], ["same_logits"]),
+        ]
+    )
+    softmax.input[0] = "same_logits"
+    graph.node.append(softmax)
+    constants = {
+        "sides": np.arange(1, 4),
+        "brightest": np.array(brightest, np.float32),
+        "one": np.array(1, np.float32),
+    }
+    if what == "hangs":
+        constants |= {"rounds": np.array(4 * 10**18), "true": np.array(True)}
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    return model
+
+
 def save(model: onnx.ModelProto, repository: Path, name: str, version: int = 1) -> Path:
     """Put a model into a repository, whole or not at all."""
     folder = repository / name / str(version)

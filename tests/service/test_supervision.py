@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,33 +69,6 @@ def test_requests_that_come_while_there_is_no_engine_wait_for_the_next_one(small
         os.kill(server.children()["engine"], signal.SIGKILL)
         server.wait_for_log("engine", after=seen)
         assert client.classify(grey(2), "letters").labels[0].index == _best(2)[0]
-
-
-def test_an_input_that_kills_the_engine_every_time_is_given_up(small_repository: Path) -> None:
-    with (
-        Server(small_repository, PROMPT) as server,
-        grpc.insecure_channel(server.grpc) as channel,
-    ):
-        call = method(channel, "Classify").future(request(1))
-        for _ in range(3):
-            running = server.total("convoy_engine_restarts_total")
-            _wait_until(lambda: server.total("convoy_slots") == 1 and "engine" in server.children(), 30)
-            server.wait_for_log("model slow version 1 serves", after=_last_start(server))
-            turn = threading.Event()
-            turn.wait(0.05)  # the slow run takes several times as long: it is under way
-            os.kill(server.children()["engine"], signal.SIGKILL)
-            _wait_until(lambda before=running: server.total("convoy_engine_restarts_total") == before + 1, 30)
-        error = call.exception(timeout=60)
-        assert error.code() == grpc.StatusCode.INTERNAL
-        assert "the engine died 3 times on this request" in error.details()
-        assert_all_slots_are_freed(server)
-
-
-def _last_start(server: Server) -> int:
-    starts = [
-        number for number, record in enumerate(server.log) if record["message"].startswith(("listening", "engine"))
-    ]
-    return starts[-1]
 
 
 def test_a_killed_front_end_is_restarted_and_what_it_had_waiting_is_not_run(small_repository: Path) -> None:

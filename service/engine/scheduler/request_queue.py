@@ -21,6 +21,7 @@ class Key(NamedTuple):
     model: str
     version: int
     shape: Hashable  # of the inputs, without the batch dimension
+    alone: bool = False  # each runs with nothing beside it, because it may have ended an engine
 
 
 @dataclass(frozen=True, slots=True)

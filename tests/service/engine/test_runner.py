@@ -18,9 +18,9 @@ from convoy.service.engine.buffers import Buffer
 from convoy.service.engine.providers import CPU, CUDA
 from convoy.service.engine.runner import Ended, run
 from convoy.service.engine.session import DeviceLost, Session, load
-from convoy.service.errors import BadTensor, RunFailed
+from convoy.service.errors import BadTensor, EngineDied, RunFailed
 from convoy.service.ipc.channel import Answer, Failure, Request
-from convoy.service.ipc.slots import SPILLED, Arena, Span
+from convoy.service.ipc.slots import SPILLED, Arena, Span, mark_of
 from convoy.service.repository import TensorSpec
 from tests.service import networks
 
@@ -528,3 +528,58 @@ def test_nobody_sees_a_byte_of_another_batch(
             assert (mask == image.argmax(axis=3)).all()
             assert (confidence == image.max(axis=3)).all()
     os.close(front_end.arena.descriptor)
+
+
+def marked(front_end: FrontEnd, request: Request, number: int) -> Request:
+    """The request with a mark of its own."""
+    block = front_end.arena.allocate(4)
+    front_end.arena.mapping.marks[mark_of(block)] = 0
+    return msgspec.structs.replace(request, mark=mark_of(block), id=number)
+
+
+def test_requests_are_marked_while_they_run_and_not_before_or_after(front_end: FrontEnd) -> None:
+    during: list[list[int]] = []
+    marks = front_end.arena.mapping.marks
+    requests = [marked(front_end, front_end.request([rows_of(n, 1)], [16]), n) for n in range(3)]
+
+    def network(arrays: Arrays) -> Arrays:
+        during.append([marks[request.mark] for request in requests])
+        if len(arrays[0]) > 1:
+            raise RuntimeError("each runs alone after this")
+        return double(arrays)
+
+    assert all(isinstance(end, Answer) for end, _ in run(FakeSession(network), requests).ended)
+    assert during == [[1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    assert [marks[request.mark] for request in requests] == [0, 0, 0]
+
+
+def test_rows_of_a_suspect_run_one_by_one_each_with_its_number_and_without_those_to_skip(front_end: FrontEnd) -> None:
+    during: list[int] = []
+    marks = front_end.arena.mapping.marks
+    suspect = marked(front_end, front_end.request([rows_of(1, 4)], [64]), 1)
+    suspect = msgspec.structs.replace(suspect, apart=True, alone=True, skip=(2,))
+
+    def network(arrays: Arrays) -> Arrays:
+        assert len(arrays[0]) == 1
+        during.append(marks[suspect.mark])
+        return double(arrays)
+
+    (end,) = run(FakeSession(network), [suspect]).ended
+    assert during == [1, 2, 4]
+    assert marks[suspect.mark] == 0
+    assert isinstance(end[0], Answer)
+    assert (end[0].failed, end[0].skipped) == ((), (2,))
+    assert [type(error) for error in end[0].errors().values()] == [EngineDied]
+    (values,) = front_end.outputs(end)
+    np.testing.assert_allclose(values[[0, 1, 3]], rows_of(1, 4)[[0, 1, 3]] * 2)
+
+
+def test_marks_stay_where_the_device_is_lost_in_a_run(front_end: FrontEnd) -> None:
+    request = marked(front_end, front_end.request([rows_of(1, 1)], [16]), 1)
+
+    def network(arrays: Arrays) -> Arrays:
+        raise DeviceLost("an illegal access")
+
+    with pytest.raises(DeviceLost):
+        run(FakeSession(network), [request])
+    assert front_end.arena.mapping.marks[request.mark] == 1

@@ -5,11 +5,12 @@ import math
 import os
 import random
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 
-from convoy.service.errors import ModelUnavailable, RunFailed
+from convoy.service.errors import EngineDied, ModelUnavailable, RunFailed
 from convoy.service.frontend import engine_client as links
 from convoy.service.frontend import routing
 from convoy.service.frontend.admission import WayBack
@@ -37,14 +38,14 @@ SHAPE = (1, 4)
 class Engine:
     """The other end of a link: takes what it is sent, answers when it is told to."""
 
-    def __init__(self, link: EngineClient, device: int = 0) -> None:
+    def __init__(self, link: EngineClient, device: int = 0, *, from_outside: bool = False) -> None:
         ours, theirs = channel_pair()
         self.channel = Channel(ours)
         self.memory: SharedMemory | None = None
         self.requests: list[Request] = []
         self.cancels: list[int] = []
         self.releases: list[tuple[str, int]] = []
-        link.attach(theirs, device)
+        link.attach(theirs, device, from_outside=from_outside)
 
     async def take(self, until: Callable[[], object]) -> None:
         """Read until something holds."""
@@ -85,6 +86,12 @@ class Engine:
         room = request.outputs[0]._replace(dtype=values.dtype.name, shape=values.shape)
         self.memory.array(room)[...] = values * 2
         self.channel.send([Answer(request.id, 1, Times(1, 2, 3, 4), (room,))])
+
+    def begin(self, *requests: Request, row: int = 0) -> None:
+        """Mark that they run, as an engine does."""
+        assert self.memory is not None
+        for request in requests:
+            self.memory.marks[request.mark] = 1 + row
 
     def die(self) -> None:
         self.channel.close()
@@ -173,15 +180,153 @@ def test_an_engine_whose_end_is_noticed_after_the_next_one_came_does_not_take_it
     run(scenario)
 
 
-def test_what_kills_three_engines_is_given_up() -> None:
+async def fresh(link: EngineClient, count: int, *, from_outside: bool = False, device: int = 0) -> Engine:
+    """Another engine, once it has so many requests."""
+    engine = Engine(link, device, from_outside=from_outside)
+    engine.publish(ROW)
+    await engine.take(lambda: len(engine.requests) == count)
+    return engine
+
+
+def test_what_ends_an_engine_runs_alone_on_the_next_and_is_given_up_where_it_ends_that_too() -> None:
     async def scenario(link: EngineClient) -> None:
         asked = asyncio.ensure_future(ask(link, 7))
-        for _ in range(3):
-            engine = Engine(link)
-            engine.publish(ROW)
-            await engine.take(lambda engine=engine: engine.requests)
+        for alone in (False, True):
+            engine = await fresh(link, 1)
+            assert engine.requests[0].alone == alone
+            engine.begin(*engine.requests)
             engine.die()
-        with pytest.raises(RunFailed, match="the engine died 3 times on this request"):
+        await fresh(link, 0)
+        with pytest.raises(EngineDied, match="the engine died on this input"):
+            await asked
+
+    run(scenario)
+
+
+def test_what_waits_in_engines_that_die_is_not_charged_however_often() -> None:
+    async def scenario(link: EngineClient) -> None:
+        asked = asyncio.ensure_future(ask(link, 7))
+        for _ in range(10):
+            engine = await fresh(link, 1)
+            assert not engine.requests[0].alone
+            engine.die()
+        engine = await fresh(link, 1)
+        engine.answer(engine.requests[0])
+        assert await asked == [14] * 4
+
+    run(scenario)
+
+
+def test_of_a_batch_that_ends_an_engine_only_the_guilty_request_fails() -> None:
+    async def scenario(link: EngineClient) -> None:
+        asked = [asyncio.ensure_future(ask(link, value)) for value in range(1, 9)]
+        first = await fresh(link, 8)
+        waiting, batch = first.requests[:3], first.requests[3:]
+        first.begin(*batch)
+        first.die()
+        second = await fresh(link, 3)
+        assert [request.id for request in second.requests] == [request.id for request in waiting]  # they go first
+        for request in waiting:
+            second.answer(request)
+        await second.take(lambda: len(second.requests) == 8)
+        suspects = second.requests[3:]
+        assert {request.id for request in suspects} == {request.id for request in batch}
+        assert all(request.alone for request in suspects)
+        second.answer(suspects[0])
+        await until(lambda: any(each.done() for each in asked[3:]))
+        second.begin(suspects[1])
+        second.die()
+        third = await fresh(link, 3)
+        for request in third.requests:
+            third.answer(request)
+        results = await asyncio.gather(*asked, return_exceptions=True)
+        guilty = next(place for place, request in enumerate(first.requests) if request.id == suspects[1].id)
+        assert isinstance(results.pop(guilty), EngineDied)
+        assert results == [[2 * value] * 4 for value in range(1, 9) if value != guilty + 1]
+
+    run(scenario)
+
+
+def test_engine_that_others_kill_charges_nobody() -> None:
+    """Also a request that ran alone at that moment. Twice is too often to be a coincidence."""
+
+    async def scenario(link: EngineClient, kills: int) -> None:
+        asked = asyncio.ensure_future(ask(link, 7))
+        engine = await fresh(link, 1)
+        for _ in range(1 + kills):
+            engine.begin(*engine.requests)
+            engine.die()
+            engine = Engine(link, from_outside=True)
+            engine.publish(ROW)
+            await engine.take(lambda engine=engine: engine.requests or asked.done())
+        if kills == 1:
+            engine.answer(engine.requests[0])
+            assert await asked == [14] * 4
+        else:
+            with pytest.raises(EngineDied):
+                await asked
+
+    for kills in (1, 2):
+        run(partial(scenario, kills=kills))
+
+
+def test_input_that_ended_engines_is_refused_at_once_and_others_are_not() -> None:
+    async def scenario(link: EngineClient) -> None:
+        asked = asyncio.ensure_future(ask(link, 7))
+        for _ in range(2):
+            engine = await fresh(link, 1)
+            engine.begin(*engine.requests)
+            engine.die()
+        engine = await fresh(link, 0)
+        with pytest.raises(EngineDied):
+            await asked
+        with pytest.raises(EngineDied):
+            await ask(link, 7)
+        other = asyncio.ensure_future(ask(link, 8))
+        await engine.take(lambda: engine.requests)
+        assert not engine.requests[0].alone
+        engine.answer(engine.requests[0])
+        assert await other == [16] * 4
+
+    run(scenario)
+
+
+def test_caller_that_goes_early_and_comes_again_cannot_kill_engines_for_ever() -> None:
+    async def scenario(link: EngineClient) -> None:
+        engine = await fresh(link, 0)
+        for alone in (False, True):
+            asked = asyncio.ensure_future(ask(link, 7))
+            await engine.take(lambda engine=engine: engine.requests)
+            assert engine.requests[0].alone == alone
+            engine.begin(*engine.requests)
+            asked.cancel()
+            await engine.take(lambda engine=engine: engine.cancels)
+            engine.die()
+            engine = await fresh(link, 0)
+        with pytest.raises(EngineDied):
+            await ask(link, 7)
+
+    run(scenario)
+
+
+def test_row_of_a_slot_that_ends_engines_is_left_out_and_the_others_are_answered() -> None:
+    async def scenario(link: EngineClient) -> None:
+        with link.claim([("uint8", (3, 4))], [(0, 12)]) as slot:
+            slot.inputs[0][...] = [[1], [2], [3]]
+            answer = slot.begin(ROW, rows=3, in_flight=1, deadline=math.inf, apart=True)
+            engine = await fresh(link, 1)
+            engine.begin(*engine.requests)
+            engine.die()
+            engine = await fresh(link, 1)
+            engine.begin(*engine.requests, row=1)
+            engine.die()
+            engine = await fresh(link, 1)
+            assert engine.requests[0].skip == (1,)
+            engine.answer(engine.requests[0])
+            _, outputs = await answer
+            assert outputs[0].reshape(3, 4)[::2].tolist() == [[2] * 4, [6] * 4]
+        asked = asyncio.ensure_future(ask(link, 2))  # the row, as a request of its own
+        with pytest.raises(EngineDied):
             await asked
 
     run(scenario)
@@ -395,13 +540,14 @@ def test_what_kills_one_engine_after_the_other_is_given_up() -> None:
         engines = dict(zip(TWO, two(link), strict=True))
         await all_requests(list(engines.values()), 0)
         asked = asyncio.ensure_future(ask(link, 7))
-        for _ in range(3):
+        for _ in range(2):
             await all_requests(list(engines.values()), 1)
             device = next(device for device, engine in engines.items() if engine.requests)
+            engines[device].begin(*engines[device].requests)
             engines[device].die()
             engines[device] = Engine(link, device)
             engines[device].publish(ROW)
-        with pytest.raises(RunFailed, match="the engine died 3 times on this request"):
+        with pytest.raises(EngineDied):
             await asked
 
     run(scenario, TWO)

@@ -18,7 +18,7 @@ from convoy.service.ipc.channel import Failure, Request
 from convoy.service.ipc.slots import Arena
 from tests.service.frontend.test_engine_client import ROW, Engine, ask
 
-ARENA_BYTES = 1 << 10  # eight slots of two cache lines
+ARENA_BYTES = 3 << 9  # eight slots of three cache lines
 TURNS = 4  # of the loop, in which all that is under way within one process settles
 
 
@@ -90,6 +90,15 @@ class Slots(RuleBasedStateMachine):
 
     def _forget(self, device: int) -> None:
         self.held = {number: held for number, held in self.held.items() if held[0] != device}
+
+    @rule(data=st.data())
+    def begin(self, data: st.DataObject) -> None:
+        """Some of what an engine has runs, and is marked."""
+        self._settle()
+        if self.held:
+            for number in data.draw(st.sets(st.sampled_from(sorted(self.held)), max_size=3)):
+                device, request, _ = self.held[number]
+                self.engines[device].begin(request)
 
     @rule(data=st.data())
     def answer(self, data: st.DataObject) -> None:
