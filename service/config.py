@@ -44,6 +44,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_connection_grace_seconds: Annotated[float, Meta(ge=0, le=31_536_000)] = 0.0
     max_connection_idle_seconds: Annotated[float, Meta(ge=0, le=31_536_000)] = 0.0  # without a call; 0: no limit
     max_connection_calls: Annotated[int, Meta(ge=0, le=1_000_000)] = 0  # concurrent; 0: as many as a front end accepts
+    # A process whose loop is silent for so long is killed and replaced; 0: never. Not while a debugger holds it.
+    heartbeat_seconds: Annotated[float, Meta(ge=0, le=3600)] = 2.0
     # What speaks gRPC; "auto": libnghttp2 where it is installed, else grpcio, which takes several times the CPU time.
     transport: Literal["auto", "nghttp2", "grpcio"] = "auto"
     # Of answers, for clients that accept it. It costs CPU time, and pays where the network is slower than the server.
@@ -136,6 +138,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     cuda_graphs: bool = False  # records each batch size once and replays it; for networks of very short steps
     tensorrt: Literal["off", "fp32", "fp16"] = "off"  # on CUDA; its engines are cached
     tensorrt_cache: str = ""  # cache folder; "": next to the model file
+    # A run that takes longer than this, and ten times as long as predicted, hangs: the engine is replaced. 0: never.
+    run_limit_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 3.0
+    # The same for the first runs of a shape, which may allocate, compile and tune.
+    first_run_limit_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 60.0
     # For measurements of the server itself: no network runs, a batch of n images takes fixed + n * each ms.
     sleep_ms: tuple[Annotated[float, Meta(ge=0)], Annotated[float, Meta(ge=0)]] | None = None
 

@@ -16,7 +16,7 @@ from convoy.service.engine.runner import Run, compute, finish
 from convoy.service.engine.scheduler.batcher import Batch, Batcher
 from convoy.service.engine.scheduler.request_queue import Key, Limits
 from convoy.service.engine.session import Session
-from convoy.service.errors import ConvoyError, DeadlinePassed, UnknownModel
+from convoy.service.errors import ConvoyError, DeadlinePassed, ModelUnavailable
 from convoy.service.ipc.channel import Request
 from convoy.service.ipc.slots import COPIED_AT_ONCE
 
@@ -55,6 +55,7 @@ class Dispatcher:
     on_end     called on the loop with each batch that ran, and its session
     on_failure called on the loop with each request that will not run
     on_times   called on the loop with a key, and the seconds of its batch sizes, when trials have contradicted one
+    on_run     called with the beginning of each run, in its thread
     """
 
     def __init__(
@@ -64,11 +65,14 @@ class Dispatcher:
         on_failure: Callable[[Request, ConvoyError], None],
         on_times: Callable[[Key, Mapping[int, float]], None],
         volume: Callable[[Hashable], float],
+        on_run: Callable[[], None] = lambda: None,
     ) -> None:
         self._instances = instances
         self._on_end = on_end
         self._on_failure = on_failure
         self._on_times = on_times
+        self._on_run = on_run
+        self._running: dict[int, Batch] = {}  # by thread, which alone writes its own
         self._batcher = Batcher(volume=volume)
         self._lock = threading.Lock()  # guards the batcher, `_decisions` and `_lone`
         self._decisions = 0
@@ -107,6 +111,10 @@ class Dispatcher:
         """See Batcher."""
         with self._lock:
             return self._batcher.waiting(model)
+
+    def running(self) -> list[Batch]:
+        """Returns the batches that are in a session now."""
+        return list(self._running.values())
 
     def pump(self) -> None:
         """Runs what can run now, and schedules the next call."""
@@ -149,7 +157,7 @@ class Dispatcher:
         for request in plan.late:
             self._on_failure(request, DeadlinePassed("deadline would pass before the image could run"))
         for request in plan.gone:
-            self._on_failure(request, UnknownModel(f"model {request.model!r} was removed"))
+            self._on_failure(request, ModelUnavailable(f"model {request.model!r} was removed", retry_after=0.1))
         if plan.number < self._newest:
             return  # a session's thread made this plan before the loop's last one, so it is outdated
         self._newest = plan.number
@@ -166,7 +174,7 @@ class Dispatcher:
             start.instance.submit(self._run_in_thread, start)
 
     def _run_on_loop(self, start: _Start) -> None:
-        run = _run_or_exit(start)
+        run = self._run(start)
         # Through the loop, so that records that arrived meanwhile are read between two short batches.
         self._loop.call_soon(self._end_on_loop, start, run)
 
@@ -179,7 +187,7 @@ class Dispatcher:
     def _run_in_thread(self, start: _Start | None) -> None:
         """Runs a batch, and then the session's next ones, in the session's thread."""
         while start is not None:
-            run = _run_or_exit(start)
+            run = self._run(start)
             with self._lock:
                 times = self._end(start, run)
                 plan = self._plan()
@@ -191,6 +199,15 @@ class Dispatcher:
                 else:
                     others.append(each)
             self._loop.call_soon_threadsafe(self._settle, ended, run, times, plan, others)
+
+    def _run(self, start: _Start) -> Run:
+        self._on_run()
+        thread = threading.get_ident()
+        self._running[thread] = start.batch
+        try:
+            return _run_or_exit(start)
+        finally:
+            del self._running[thread]
 
     def _end(self, start: _Start, run: Run) -> Mapping[int, float]:
         """Frees the session. Returns the times of batch sizes if one was replaced. Called under the lock."""

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 _QUIET = 30.0  # seconds between log entries on one version: a slow copy fails with each part that arrives
 _RETRY, _LAST_RETRY = 60.0, 600.0  # seconds before a retry: the first one, and at most
+_DEADLY = "several of its inputs ended the engine, or made it hang; it is retried when it changes, or later"
 _DEATHS = 3  # of engines; other causes of death, such as a lack of memory, seldom occur three times on one file
 
 
@@ -124,15 +125,18 @@ class Loader:
         publish: Callable[[Table], None],
         announce: Callable[[Suspect | None], None] = lambda what: None,
         suspects: Mapping[Suspect, int] = MappingProxyType({}),
+        withdrawn: Collection[tuple[str, int]] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`announce` is called with each version before it loads, and with None afterwards. `suspects` contains the
-        number of engines that died while they loaded each version."""
+        number of engines that died while they loaded each version, `withdrawn` the versions whose inputs end engines.
+        """
         self.versions: Mapping[tuple[str, int], Loaded] = {}
         self._root = root
         self._config = config
         self._announce = announce
         self._suspects = suspects
+        self._withdrawn = set(withdrawn)
         self._clock = clock
         self._scan = repository.Scanner(root)
         self._reporter = _Reporter(publish, clock)
@@ -164,6 +168,19 @@ class Loader:
         """Removes a retired version that nothing refers to any more."""
         if self.is_retired(model, version):
             self.versions = {key: loaded for key, loaded in self.versions.items() if key != (model, version)}
+
+    def withdraw(self, model: str, version: int) -> None:
+        """Ends the service of a version at once, because its inputs end engines. It is retried as one that failed to
+        load."""
+        entry = self._models.get(model)
+        stamp = None if entry is None else entry.listing.files.get(version)
+        if entry is None or stamp is None:
+            return
+        entry.failures.add(version, stamp, _DEADLY, self._clock())
+        if entry.serving == version:
+            self._retire(model, entry)
+        self.versions = {key: loaded for key, loaded in self.versions.items() if key != (model, version)}
+        self._load_best(model, entry)
 
     def joins(self, model: str, version: int) -> bool:
         """Returns whether requests for a loaded version may share runs."""
@@ -279,6 +296,10 @@ class Loader:
 
     def _load(self, name: str, model: _Model, version: int, stamp: Stamp) -> Loaded | None:
         suspect = _suspect(name, version, stamp)
+        if (name, version) in self._withdrawn:
+            self._withdrawn.discard((name, version))  # a retry, or other files, may load
+            model.failures.add(version, stamp, _DEADLY, self._clock())
+            return None
         if self._suspects.get(suspect, 0) >= _DEATHS:
             reason = f"{_DEATHS} engines died while loading it; it is retried when it changes"
             model.failures.add(version, stamp, reason, self._clock())

@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -29,14 +29,16 @@ from convoy.service.engine.learned_buckets import Sizes
 from convoy.service.engine.model_loader import Loader
 from convoy.service.engine.profiling import largest_batch
 from convoy.service.engine.publication import Publication
+from convoy.service.engine.run_watch import RunWatch
 from convoy.service.engine.runner import Run
 from convoy.service.engine.scheduler.batcher import Batch
 from convoy.service.engine.scheduler.request_queue import Key, Limits
 from convoy.service.engine.session import Session
 from convoy.service.engine.session_builder import Loaded
-from convoy.service.errors import ConvoyError, UnknownModel
+from convoy.service.errors import ConvoyError, ModelUnavailable
 from convoy.service.ipc import messages
 from convoy.service.ipc.channel import Cancel, Cancelled, Failure, Hello, Record, Release, Request, Wire
+from convoy.service.ipc.pulse import Pulse, beat
 from convoy.service.ipc.slots import SharedMemory
 from convoy.service.repository import Table
 
@@ -64,15 +66,19 @@ class Engine:
         config: Config,
         announce: Callable[[messages.Suspect | None], None] = lambda what: None,
         suspects: dict[messages.Suspect, int] | None = None,
+        withdrawn: Collection[tuple[str, int]] = (),
+        on_run: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_run` is called whenever a batch begins to run, in any thread. For the others see Loader."""
         self._config = config
         self._loop = asyncio.get_running_loop()
-        self._dispatcher = Dispatcher(self._instances_of, self._answer, self._fail, self._revise, _volume)
+        self._dispatcher = Dispatcher(self._instances_of, self._answer, self._fail, self._revise, _volume, on_run)
+        self._watch = RunWatch(config.engine.run_limit_seconds, config.engine.first_run_limit_seconds)
         self._levels = metrics.Levels(self._write_levels)
         self._requested: set[str] = set()  # models that have received requests
         self._wires: dict[int, Wire] = {}  # of the front ends, by number, never reused
         self._memory: dict[int, SharedMemory] = {}  # of the front ends
-        self._loader = Loader(root, config, self._publish_soon, announce, suspects or {})
+        self._loader = Loader(root, config, self._publish_soon, announce, suspects or {}, withdrawn)
         self._loading = ThreadPoolExecutor(1, "load")
         keep = config.server.keep_metrics_seconds
         self._publication = Publication(self._loader, self._loading, self._wires, keep, self._drop)
@@ -91,6 +97,19 @@ class Engine:
         wire = Wire(connection, lambda *packet: self._read(number, *packet), lambda: self._detach(number))
         self._wires[number] = wire
         self._publication.send(wire)
+
+    def withdraw(self, model: str, version: int) -> None:
+        """Ends the service of a version whose inputs end engines."""
+        self._loop.run_in_executor(self._loading, self._loader.withdraw, model, version)
+        self._drop(model, version)
+
+    def check_runs(self) -> None:
+        """Ends the process if a run hangs: nothing else ends the run."""
+        if (hung := self._watch.hung(self._dispatcher.running(), time.monotonic())) is not None:
+            batch, seconds = hung
+            key = batch.key
+            logger.error("a run of model %s version %d hangs: %.1f s so far", key.model, key.version, seconds)
+            os._exit(1)
 
     def _detach(self, number: int) -> None:
         self._wires.pop(number, None)
@@ -144,7 +163,7 @@ class Engine:
         self._dispatcher.expect(model, number, request.following, request.in_flight, request.arrived)
         loaded = self._loader.versions.get((model, version))
         if loaded is None:
-            raise UnknownModel(f"version {version} of model {model!r} is no longer served")
+            raise ModelUnavailable(f"version {version} of model {model!r} is no longer served", retry_after=0.1)
         request.source = number
         request.memory = self._memory[number]  # a front end sends Hello first
         if loaded.session.batched:
@@ -324,7 +343,7 @@ def _batch_counters(model: str, version: str, size: int, device: int) -> tuple[A
     )
 
 
-async def _main(supervisor: socket.socket) -> None:
+async def _main(supervisor: socket.socket, pulse: Pulse) -> None:
     start = messages.receive_start(supervisor)
     several = len(start.devices) > 1
     log.configure(start.config.server.log_level, f"engine {start.config.engine.device}" if several else "engine")
@@ -333,12 +352,17 @@ async def _main(supervisor: socket.socket) -> None:
         with suppress(OSError):  # the supervisor has died; this process is about to exit
             messages.send(supervisor, messages.Loading(what))
 
-    engine = Engine(Path(start.repository), start.config, announce, dict(start.suspects))
+    engine = Engine(
+        Path(start.repository), start.config, announce, dict(start.suspects), set(start.withdrawn), pulse.run
+    )
+    beating = asyncio.ensure_future(beat(pulse, start.config.server.heartbeat_seconds, engine.check_runs))
     over = asyncio.Event()
 
     def attach(message: messages.Message, connection: socket.socket | None) -> None:
         if isinstance(message, messages.Link) and connection is not None:
             engine.attach(message.peer, connection)
+        elif isinstance(message, messages.Withdraw):
+            engine.withdraw(message.model, message.version)
 
     # The channel closes when nothing is left to do or the supervisor has died. Either way, the engine exits.
     messages.listen(supervisor, attach, over.set)
@@ -346,15 +370,16 @@ async def _main(supervisor: socket.socket) -> None:
     serving = asyncio.ensure_future(follow(Path(start.repository), engine.refresh, poll))
     ending = asyncio.ensure_future(over.wait())
     await asyncio.wait([ending, serving], return_when=asyncio.FIRST_COMPLETED)
+    beating.cancel()
     if serving.done():
         serving.result()
 
 
 def main() -> None:
-    """Runs an engine; the first argument is the descriptor of the channel to the supervisor."""
+    """Runs an engine; the arguments are the descriptors of the channel to the supervisor, and of the pulse."""
     connection = socket.socket(fileno=int(sys.argv[1]))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_main(connection))
+        runner.run(_main(connection, Pulse(int(sys.argv[2]))))
     # Threads may still be inside onnxruntime; their results are no longer needed.
     os._exit(0)
 

@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import uvloop
@@ -26,6 +27,8 @@ from convoy.service.frontend.transport.choice import choose
 from convoy.service.frontend.transport.interface import Limits, Transport
 from convoy.service.frontend.vision import Vision
 from convoy.service.ipc import messages
+from convoy.service.ipc.channel import Request
+from convoy.service.ipc.pulse import Pulse, beat
 from convoy.service.pb import inference_pb2
 from convoy.service.pb.convoy.v1 import vision_pb2
 from convoy.service.repository import Table
@@ -48,7 +51,9 @@ class FrontEnd:
         self._loop = asyncio.get_running_loop()
         levels = metrics.Levels(self._write_levels)
         slot_bytes = start.config.limits.slot_bytes
-        self._client = EngineClient(slot_bytes, self._update, self._report_soon, levels.changed, start.devices)
+        self._client = EngineClient(
+            slot_bytes, self._update, self._report_soon, levels.changed, start.devices, self._report_deadly
+        )
         self._catalogue = Catalogue(self._release)
         limits = start.config.limits
         front_ends = start.config.server.front_ends(machine.cores())
@@ -109,9 +114,9 @@ class FrontEnd:
         self._report = self._loop.create_task(self._keep_reporting())
         self._report_soon()
 
-    def attach(self, connection: socket.socket, device: int) -> None:
-        """Connects a new engine's channel."""
-        self._client.attach(connection, device)
+    def attach(self, connection: socket.socket, device: int, *, from_outside: bool) -> None:
+        """Connects a new engine's channel. `from_outside`: see Link."""
+        self._client.attach(connection, device, from_outside=from_outside)
 
     async def drain(self) -> bool:
         """Reports not ready at once, accepts requests a little longer, and answers them. Returns whether all were."""
@@ -152,6 +157,10 @@ class FrontEnd:
         metrics.SLOTS.set(self._client.arena.blocks - self._landings.blocks)
         metrics.SLOT_BYTES.set(self._client.arena.used_bytes)
 
+    def _report_deadly(self, request: Request, digest: bytes) -> None:
+        with suppress(OSError):  # the supervisor is stopped or has died
+            messages.send(self._supervisor, messages.Deadly(request.model, request.version, digest.hex()))
+
     def _report_soon(self) -> None:
         self._reports.set()
 
@@ -174,6 +183,8 @@ class FrontEnd:
             reason = "the engine is starting"
         elif not table.complete:
             reason = table.problem or "models are loading"
+        elif len(self._client.engines.lost) == len(self._client.engines.by_device):
+            reason = "the engine has died, and the next one is loading"
         elif not table.ready:
             faults = [f"{row.model} version {row.version}: {row.reason}" for row in table.versions if row.reason]
             reason = "no model serves" + (f": {'; '.join(faults)}" if faults else ": the repository contains no model")
@@ -198,9 +209,10 @@ def _without(devices: Sequence[int]) -> str:
     return f"no engine serves on device {' and '.join(map(str, devices))} now: the others do all"
 
 
-async def _main(supervisor: socket.socket) -> int:
+async def _main(supervisor: socket.socket, pulse: Pulse) -> int:
     start = messages.receive_start(supervisor)
     log.configure(start.config.server.log_level, "frontend")
+    beating = asyncio.ensure_future(beat(pulse, start.config.server.heartbeat_seconds))
     front_end = FrontEnd(start, supervisor)
     loop = asyncio.get_running_loop()
     over: asyncio.Future[bool] = loop.create_future()
@@ -214,7 +226,7 @@ async def _main(supervisor: socket.socket) -> int:
 
     def receive(message: messages.Message, connection: socket.socket | None) -> None:
         if isinstance(message, messages.Link) and connection is not None:
-            front_end.attach(connection, message.device)
+            front_end.attach(connection, message.device, from_outside=message.from_outside)
         elif isinstance(message, messages.Drain) and not draining:
             draining.append(loop.create_task(drain()))
 
@@ -224,15 +236,17 @@ async def _main(supervisor: socket.socket) -> int:
 
     await front_end.listen()
     messages.listen(supervisor, receive, end)
-    return 0 if await over else 1
+    complete = await over
+    beating.cancel()
+    return 0 if complete else 1
 
 
 def main() -> None:
-    """Runs a front end; the first argument is the descriptor of the channel to the supervisor."""
+    """Runs a front end; the arguments are the descriptors of the channel to the supervisor, and of the pulse."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal: the supervisor decides
     connection = socket.socket(fileno=int(sys.argv[1]))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        status = runner.run(_main(connection))
+        status = runner.run(_main(connection, Pulse(int(sys.argv[2]))))
     os._exit(status)  # threads may still decode for cancelled calls
 
 

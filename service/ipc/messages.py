@@ -29,17 +29,20 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     grpc_address: str
     metrics_directory: str
     suspects: tuple[tuple[Suspect, int], ...] = ()  # for an engine: how many earlier ones died while loading each
+    withdrawn: tuple[tuple[str, int], ...] = ()  # for an engine: models and versions whose inputs end engines
 
 
 class Link(msgspec.Struct, frozen=True, tag=True):
     """To a process: the attached socket is its channel to a process of the other kind.
 
-    peer    number of the front end; never reused
-    device  device of the engine
+    peer          number of the front end; never reused
+    device        device of the engine
+    from_outside  whether another process killed the engine before: no input did
     """
 
     peer: int
     device: int
+    from_outside: bool = False
 
 
 class Drain(msgspec.Struct, frozen=True, tag=True):
@@ -60,7 +63,22 @@ class Loading(msgspec.Struct, frozen=True, tag=True):
     what: Suspect | None
 
 
-Message = Start | Link | Drain | Status | Loading
+class Deadly(msgspec.Struct, frozen=True, tag=True):
+    """To the supervisor: an input of this version has ended engines, with its digest."""
+
+    model: str
+    version: int
+    digest: str
+
+
+class Withdraw(msgspec.Struct, frozen=True, tag=True):
+    """To an engine: this version must not serve, because its inputs end engines."""
+
+    model: str
+    version: int
+
+
+Message = Start | Link | Drain | Status | Loading | Deadly | Withdraw
 _decoder = msgspec.json.Decoder(Message)
 
 

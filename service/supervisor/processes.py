@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from convoy.service.errors import BadConfig
+from convoy.service.ipc.pulse import Pulse, page
 
 Kind = Literal["engine", "frontend"]
 
@@ -40,16 +41,19 @@ class Process:
 
     def __init__(self, kind: Kind, metrics_directory: str) -> None:
         self.channel, remote = channel_pair()
+        shown = page()
+        self.pulse = Pulse(shown)
         with remote:
             # spawn, not fork: gRPC's and onnxruntime's threads do not survive a fork. Its own session protects it from
             # a terminal's Ctrl-C.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", _MODULES[kind], str(remote.fileno())],
-                pass_fds=[remote.fileno()],
+                [sys.executable, "-m", _MODULES[kind], str(remote.fileno()), str(shown)],
+                pass_fds=[remote.fileno(), shown],
                 env={**os.environ, _METRICS: metrics_directory},
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
+        os.close(shown)
         self.pid = self._process.pid
 
     @property

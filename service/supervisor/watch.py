@@ -21,12 +21,14 @@ from convoy.service import machine
 from convoy.service.config import Config, ServerConfig
 from convoy.service.errors import BadConfig
 from convoy.service.ipc import messages
+from convoy.service.ipc.pulse import seconds_between_beats
 from convoy.service.supervisor import processes
+from convoy.service.supervisor.health import Offences, Reading, Silence, read, restart_delay
 from convoy.service.supervisor.processes import Kind, Process, Processes, channel_pair
 
 log = logging.getLogger(__name__)
 
-_BACKOFF = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds before a restart, by the number of starts in quick succession
+_RETRY = 5.0  # seconds until another attempt, if the system lacks resources for a start
 _STEADY = 30.0  # seconds after which a process counts as stable
 _LAST_GRACE = 3.0  # seconds beyond the front ends' own grace, after which they are killed
 _MOST_SUSPECTS = 64  # sent to a new engine: as many as one message can carry
@@ -46,6 +48,13 @@ class Child:
     started: float = field(default_factory=time.monotonic)
     status: messages.Status = _STARTING
     loading: messages.Suspect | None = None  # the version that an engine is loading
+    silence: Silence = field(default_factory=lambda: Silence(0.0))
+    hung: bool = False  # it was killed because it was silent
+
+    @property
+    def name(self) -> str:
+        """How it is called in the log."""
+        return f"{self.kind} {self.process.pid}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +72,7 @@ class Children:
     def __init__(self, front_ends: int, grpc_address: str) -> None:
         self.by_number: dict[int, Child] = {}
         self.draining = False  # a front end that ends is not restarted
+        self.trouble = ""  # why the server is not ready, once it is not: a process that hung
         self._front_ends = front_ends
         self._grpc_address = grpc_address
         self._was_ready = False
@@ -77,11 +87,10 @@ class Children:
         if self.draining:
             return False, "draining"
         front_ends = self.of("frontend")
-        if len(front_ends) < self._front_ends:
-            return False, "front ends are starting"
-        for child in front_ends:
-            if not child.status.ready:
-                return False, child.status.reason
+        missing = "front ends are starting" if len(front_ends) < self._front_ends else ""
+        reason = missing or next((child.status.reason for child in front_ends if not child.status.ready), "")
+        if reason:
+            return False, "; ".join(filter(None, (self.trouble, reason)))
         return True, next((child.status.reason for child in front_ends if child.status.reason), "")
 
     def receive(self, child: Child, message: messages.Message) -> None:
@@ -102,6 +111,7 @@ class Children:
         """Logs a change of readiness."""
         ready, reason = self.ready()
         if ready and not self._was_ready:
+            self.trouble = ""
             log.info("ready", extra={"fields": {"grpc": self._grpc_address}})
         elif self._was_ready and not ready:
             log.warning("not ready: %s", reason)
@@ -130,7 +140,9 @@ class Supervisor:
         )
         self._children = Children(self._front_ends, sockets.addresses.grpc)
         self._numbers = 0
-        self._quick_ends: Counter[tuple[Kind, int]] = Counter()
+        self._failed_starts: Counter[tuple[Kind, int]] = Counter()
+        self._killed: set[int] = set()  # devices whose last engine was killed by another process
+        self._offences = Offences()
         self._suspects: Counter[messages.Suspect] = Counter()  # engine deaths by the version that was loading
         self._ending = False  # neither is an engine: the front ends have ended
         self._starts = asyncio.Lock()  # locked for one start at a time, which then links all existing processes
@@ -155,8 +167,11 @@ class Supervisor:
             for _ in range(self._front_ends):
                 await self._start("frontend")
         await asyncio.to_thread(self._serve_http)
+        looking = self._loop.create_task(self._look())
         await stopping.wait()
-        return await self._drain()
+        code = await self._drain()
+        looking.cancel()
+        return code
 
     def _serve_http(self) -> None:
         from convoy.service.supervisor import endpoints  # noqa: PLC0415  see above
@@ -177,7 +192,9 @@ class Supervisor:
     async def _start(self, kind: Kind, device: int = 0) -> None:
         self._numbers += 1
         process = self._processes.start(kind)
-        child = self._children.by_number[self._numbers] = Child(kind, device, self._numbers, process)
+        child = self._children.by_number[self._numbers] = Child(
+            kind, device, self._numbers, process, silence=Silence(self._config.server.heartbeat_seconds)
+        )
         start = messages.Start(
             config=self._config if kind == "frontend" else self._config_of(device),
             devices=self._devices,
@@ -185,11 +202,12 @@ class Supervisor:
             grpc_address=self._addresses.grpc,
             metrics_directory=str(self._directory),
             suspects=tuple(self._suspects.most_common(_MOST_SUSPECTS)) if kind == "engine" else (),
+            withdrawn=self._offences.withdrawn(time.monotonic()) if kind == "engine" else (),
         )
         with suppress(ConnectionError):  # it has died already: _watch handles that
             messages.send(process.channel, start)
         process.channel.setblocking(False)
-        messages.listen(process.channel, lambda message, _: self._children.receive(child, message), lambda: None)
+        messages.listen(process.channel, lambda message, _: self._receive(child, message), lambda: None)
         for other in list(self._children.by_number.values()):
             self._link(child, other)
         watcher = self._loop.create_task(self._watch(child))
@@ -207,7 +225,7 @@ class Supervisor:
         engine, front_end = (one, other) if one.kind == "engine" else (other, one)
         engine_end, front_end_end = channel_pair()
         with engine_end, front_end_end, suppress(OSError):  # one of the two has died: its successor gets another
-            link = messages.Link(front_end.number, engine.device)
+            link = messages.Link(front_end.number, engine.device, engine.device in self._killed)
             messages.send(engine.process.channel, link, engine_end.fileno())
             messages.send(front_end.process.channel, link, front_end_end.fileno())
 
@@ -215,6 +233,7 @@ class Supervisor:
         """Wait for a process to end, then start another if it is still needed."""
         code = await _end(child.process)
         self._children.receive_rest(child)
+        (self._killed.add if code == -signal.SIGKILL and not child.hung else self._killed.discard)(child.device)
         self._loop.remove_reader(child.process.channel)
         child.process.channel.close()
         del self._children.by_number[child.number]
@@ -224,12 +243,12 @@ class Supervisor:
         if not self._needed(child.kind):
             return
         self._children.log_readiness()
-        steady = time.monotonic() - child.started > _STEADY
+        served = child.process.pulse.runs or child.status.listening or time.monotonic() - child.started > _STEADY
         place = (child.kind, child.device)
-        quick = self._quick_ends[place] = 0 if steady else self._quick_ends[place] + 1
-        delay = _BACKOFF[min(quick, len(_BACKOFF) - 1)]
+        failed = self._failed_starts[place] = 0 if served else self._failed_starts[place] + 1
+        delay = restart_delay(failed)
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        which = f"{child.kind} {child.process.pid}"
+        which = child.name
         if child.kind == "engine" and len(self._devices) > 1:
             which += f" of device {child.device}"
         log.error("%s ended with %s; restarting in %g s", which, how, delay)
@@ -241,7 +260,42 @@ class Supervisor:
         while not settled:
             await asyncio.sleep(delay)
             settled = await self._start_if_needed(child.kind, child.device)
-            delay = _BACKOFF[-1]
+            delay = _RETRY
+
+    def _receive(self, child: Child, message: messages.Message) -> None:
+        if not isinstance(message, messages.Deadly):
+            self._children.receive(child, message)
+        elif self._offences.add(message.model, message.version, message.digest, time.monotonic()):
+            log.error("model %s version %d ends engines: it stops serving", message.model, message.version)
+            for engine in self._children.of("engine"):
+                with suppress(OSError):  # it has died: its successor receives it at its start
+                    messages.send(engine.process.channel, messages.Withdraw(message.model, message.version))
+
+    async def _look(self) -> None:
+        """Kills processes that hang."""
+        limit = self._config.server.heartbeat_seconds
+        between = seconds_between_beats(limit)
+        last = time.monotonic()
+        while limit:
+            await asyncio.sleep(between)
+            now = time.monotonic()
+            # If this loop was late, so were those of the others: the machine may have been paused.
+            seconds, last = min(now - last, 2 * between), now
+            for child in list(self._children.by_number.values()):
+                self._look_at(child, seconds)
+
+    def _look_at(self, child: Child, seconds: float) -> None:
+        beats, loading = child.process.pulse.beats, child.loading is not None
+        if beats != child.silence.beats:
+            reading = Reading(beats, loading, False, False, 0.0)
+        else:
+            reading = read(child.process.pid, beats, loading=loading)
+        if child.silence.observe(reading, seconds) and child.process.returncode is None and not child.hung:
+            child.hung = True
+            log.error("%s hangs: silent for %.1f s; it is killed", child.name, child.silence.seconds)
+            if child.kind == "frontend" or len(self._devices) == 1:  # otherwise the server stays ready
+                self._children.trouble = f"{child.kind} hung and was killed"
+            child.process.kill()
 
     def _needed(self, kind: Kind) -> bool:
         # Front ends that drain have requests that an engine must answer.

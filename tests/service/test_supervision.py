@@ -162,7 +162,7 @@ def test_requests_after_the_lame_duck_period_are_refused_while_what_was_accepted
     small_repository: Path,
 ) -> None:
     with (
-        Server(small_repository, PROMPT) as server,
+        Server(small_repository, [*PROMPT, "server.heartbeat_seconds=0"]) as server,
         grpc.insecure_channel(server.grpc) as channel,
     ):
         classify = method(channel, "Classify")

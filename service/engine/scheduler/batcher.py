@@ -31,13 +31,15 @@ Id = tuple[Hashable, Hashable]  # of a request: its source, and its number there
 class Batch:
     """Requests to run together, in order of due time. Should end at `ends`; uses `share` of a lane.
 
-    A `trial` has another size than the chosen one.
+    seconds  what the run should not exceed; 0 if nothing is known of its shape
+    trial    it has another size than the chosen one
     """
 
     key: Key
     requests: list[Request]
     ends: float
     share: float
+    seconds: float = 0.0
     trial: bool = False
 
     @property
@@ -293,8 +295,15 @@ class Batcher:
     def _start(self, queue: Queue, requests: list[Request], now: float, trial: int = 0) -> Batch:
         self._queues[queue.key] = self._queues.pop(queue.key)  # most recently run last
         rows = sum([request.rows for request in requests])
-        bound = longest_run(rows, queue.batch_size, queue.times) if trial else queue.times.bound(rows)
-        batch = Batch(queue.key, requests, now + bound, queue.share, rows == trial)
+        if queue.key.alone:
+            seconds = rows * queue.times.bound(1)
+        elif trial:
+            seconds = longest_run(rows, queue.batch_size, queue.times)
+        else:
+            seconds = queue.times.bound(rows)
+        # Those that run alone have run before, with others: their shape is known.
+        known = not queue.times.guessed or queue.key.alone
+        batch = Batch(queue.key, requests, now + seconds, queue.share, seconds if known else 0.0, rows == trial)
         self._lanes.start(batch)
         return batch
 

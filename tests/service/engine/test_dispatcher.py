@@ -15,7 +15,7 @@ from convoy.service.engine.instances import Instances
 from convoy.service.engine.runner import Run
 from convoy.service.engine.scheduler.batcher import Batch
 from convoy.service.engine.scheduler.request_queue import Key, Limits
-from convoy.service.errors import ConvoyError, RunFailed, UnknownModel
+from convoy.service.errors import ConvoyError, ModelUnavailable, RunFailed
 from convoy.service.ipc.channel import Failure, Request, Times
 
 KEY = Key("letters", 1, ())
@@ -223,7 +223,7 @@ def test_requests_of_a_version_that_has_gone_are_told_so(running: dict[str, Any]
         device.add(0, 1)
         device.dispatcher.pump()
         assert [number for number, _ in device.failed] == [0, 1]
-        assert all(isinstance(error, UnknownModel) for _, error in device.failed)
+        assert all(isinstance(error, ModelUnavailable) for _, error in device.failed)
 
     play(running, lambda: Device(lambda works: None), scenario)
 

@@ -981,3 +981,22 @@ def test_overload_fills_batches_and_refuses_the_rest() -> None:
     assert calm.ended["QUEUE_FULL"] == 0
     assert crowded.ended["QUEUE_FULL"] + crowded.ended["PREDICTED_LATE"] > 1000
     assert sum(crowded.sizes) / len(crowded.sizes) > 1.3 * sum(calm.sizes) / len(calm.sizes)
+
+
+def test_suspects_run_one_at_a_time_with_nothing_beside_them() -> None:
+    limits = replace(LIMITS, instances=2)
+    alone = Key(*KEY[:3], alone=True)
+    batcher = Batcher(volume=lambda shape: 1.0)
+    batcher.measured(KEY, limits, GAINS)
+    for number in range(3):
+        batcher.add(alone, request(number), replace(limits, max_batch_size=1, instances=1), 0.0)
+    first = batcher.next(0.0).batch
+    assert first is not None
+    assert len(first.requests) == 1
+    assert first.seconds > 0  # known from those that run together
+    batcher.add(KEY, request(7), limits, 0.0)
+    assert batcher.next(0.0).batch is None
+    batcher.ended(first, [])
+    following = batcher.next(0.0).batch
+    assert following is not None
+    assert batcher.next(0.0).batch is None or not following.key.alone
