@@ -9,7 +9,6 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from convoy.service.client.requests import (
-    OPTIONS,
     ImageSource,
     ImageSources,
     MaskFormat,
@@ -18,6 +17,7 @@ from convoy.service.client.requests import (
     classify_request,
     classify_requests,
     methods,
+    options,
     segment_request,
     segment_requests,
 )
@@ -62,15 +62,23 @@ class AsyncClient:
     coalesce  whether concurrent calls of `classify` share a request if they begin in one turn of the loop and differ
               only in their images and deadlines. That saves most of the cost of a call. Each caller still gets its own
               result or error by its own deadline; one that cancels leaves the others alone.
+    retry     as of `Client`
     """
 
-    def __init__(self, target: str = DEFAULT_TARGET, *, priority: Priority = "normal", coalesce: bool = False) -> None:
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        priority: Priority = "normal",
+        coalesce: bool = False,
+        retry: bool = True,
+    ) -> None:
         self._target = target
         self._priority = priority
         self._coalesce = coalesce
         self._gathering: dict[_Kind, list[_Waiting]] = {}
         self._sending: set[asyncio.Task[None]] = set()
-        self._channel = grpc.aio.insecure_channel(target, options=OPTIONS)
+        self._channel = grpc.aio.insecure_channel(target, options=options(retry=retry))
         self._methods = methods(self._channel)
 
     async def close(self) -> None:

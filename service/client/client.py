@@ -9,7 +9,10 @@ An image is a path, the bytes of a JPEG or PNG file, or uint8 pixels: (H, W) or 
 RGBA. `classify` and `segment` send one image and return its result or raise ServerError; `classify_many` and
 `segment_many` return a result or a ServerError for each image. A `deadline` is the seconds in which the answer must
 arrive; the request contains it, so the server does no work that would be late. Requests of a client with `priority`
-"low" run after those of other clients, but do not wait forever. There are no automatic retries: to retry, wait
+"low" run after those of other clients, but do not wait forever.
+
+A call that is UNAVAILABLE is repeated up to four times within its deadline, after growing waits or when the server says
+so; `retry` False turns that off. Streams are not repeated, nor is any other error: to retry, wait
 `ServerError.retry_after` seconds and call again.
 """
 
@@ -20,7 +23,6 @@ import grpc
 from google.protobuf.message import Message
 
 from convoy.service.client.requests import (
-    OPTIONS,
     ImageSource,
     MaskFormat,
     Priority,
@@ -28,6 +30,7 @@ from convoy.service.client.requests import (
     classify_request,
     classify_requests,
     methods,
+    options,
     segment_request,
     segment_requests,
 )
@@ -53,10 +56,10 @@ T = TypeVar("T")
 class Client:
     """Calls a server from threads; any number of them may share one client. Close it, or use it in `with`."""
 
-    def __init__(self, target: str = DEFAULT_TARGET, *, priority: Priority = "normal") -> None:
+    def __init__(self, target: str = DEFAULT_TARGET, *, priority: Priority = "normal", retry: bool = True) -> None:
         self._target = target
         self._priority = priority
-        self._channel = grpc.insecure_channel(target, options=OPTIONS)
+        self._channel = grpc.insecure_channel(target, options=options(retry=retry))
         self._methods = methods(self._channel)
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 """The client's requests, single and over a stream: images as messages, and checks before sending."""
 
+import json
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,38 @@ OPTIONS = (
     ("grpc.enable_http_proxy", 0),  # the caller, never the environment, decides where to connect
 )
 _MAX_VERSION = 2**63 - 1
+
+# gRPC's own retries. UNAVAILABLE means that a process of the server has died, or that another replica may answer; no
+# other status says that the request may be sent again. The waits add up to 4.5 s, longer than a process takes to start;
+# where the server knows better, it says so (grpc-retry-pushback-ms). Five attempts are as many as gRPC allows.
+_RETRIES = {
+    "maxAttempts": 5,
+    "initialBackoff": "0.3s",
+    "maxBackoff": "4s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}
+_MAX_BUFFER = 2**31 - 1  # bytes of a request that is kept for another attempt: any request
+
+
+def options(*, retry: bool) -> list[tuple[str, Any]]:
+    """The options of a channel. `retry`: whether calls that are UNAVAILABLE are repeated; streams never are."""
+    if not retry:
+        return [*OPTIONS, ("grpc.enable_retries", 0)]
+    vision = pb.DESCRIPTOR.services_by_name["Vision"]
+    names = [{"service": vision.full_name, "method": each.name} for each in vision.methods if not each.client_streaming]
+    return [
+        *OPTIONS,
+        ("grpc.enable_retries", 1),
+        ("grpc.service_config", json.dumps({"methodConfig": [{"name": names, "retryPolicy": _RETRIES}]})),
+        ("grpc.per_rpc_retry_buffer_size", _MAX_BUFFER),
+        # By default the waits between connections grow from 1 s to 2 minutes, and every attempt in them would fail.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 500),
+    ]
+
+
 _PRIORITIES = {"normal": pb.PRIORITY_UNSPECIFIED, "low": pb.PRIORITY_LOW}
 _FORMATS = {"raw": pb.MASK_FORMAT_RAW, "png": pb.MASK_FORMAT_PNG, "rle": pb.MASK_FORMAT_RLE}
 

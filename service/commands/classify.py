@@ -43,7 +43,7 @@ def classify(
 
     files = [(str(path), read_image(path)) for path in images]
     out, refused = console(), 0
-    with Client(server) as client:
+    with Client(server, retry=False) as client:
         for part in requests(files, _LIMITS.max_images, _LIMITS.max_message_bytes):
             for (name, data), answer in zip(part, _classify(client, part, model, top_k, deadline), strict=True):
                 refused += isinstance(answer, ConvoyError)

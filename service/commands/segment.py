@@ -57,7 +57,7 @@ def segment(
 
     data = read_image(image)
     screen = console()
-    with Client(server) as client:
+    with Client(server, retry=False) as client:
         try:
             answer = client.segment(
                 data, model, format=format, with_confidence=confidence is not None, deadline=deadline

@@ -94,7 +94,7 @@ def models(*, server: Server = DEFAULT_TARGET, deadline: Deadline = DEADLINE, js
     from convoy.service.client.client import Client
     from convoy.service.commands.terminal import console, print_json
 
-    with Client(server) as client:
+    with Client(server, retry=False) as client:
         served = client.models(deadline)
     if json:
         print_json(served)

@@ -171,8 +171,11 @@ class FrontEnd:
             self._reports.clear()
             status = self._now()
             if status != self._status:
-                self._status = status
-                messages.send(self._supervisor, status)
+                try:
+                    messages.send(self._supervisor, status)
+                    self._status = status
+                except BlockingIOError:  # the supervisor is stopped and its socket is full
+                    self._loop.call_later(1.0, self._report_soon)
             self._set_health(status.ready)
 
     def _now(self) -> messages.Status:

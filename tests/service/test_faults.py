@@ -49,11 +49,11 @@ def request(model: str, *images: np.ndarray) -> pb.ClassifyRequest:
 class Neighbours:
     """Callers of another model, for as long as it lasts."""
 
-    def __init__(self, server: Server, model: str = "letters", callers: int = 2, *, retry: bool = False) -> None:
+    def __init__(self, server: Server, model: str = "letters", callers: int = 2) -> None:
         self.answered = 0
         self.failed: list[Exception] = []
         self.longest = 0.0
-        self._client = Client(server.grpc)
+        self._client = Client(server.grpc, retry=False)
         self._model = model
         self._end = threading.Event()
         self._callers = ThreadPoolExecutor(callers)
@@ -219,3 +219,42 @@ def test_run_that_never_ends_is_found_and_the_others_go_on(server: Server) -> No
     assert neighbours.failed == []
     hangs = [record["message"] for record in server.log if "hangs: " in record["message"]]
     assert len(hangs) == 2
+
+
+@pytest.mark.both_transports
+@pytest.mark.parametrize("side", [142, 1225], ids=["20 kB", "1.5 MB"])
+def test_killed_front_end_fails_no_call_of_a_client_that_retries(repository: Path, side: int) -> None:
+    picture = np.random.default_rng(1).integers(0, 256, (side, side), np.uint8)
+    end = threading.Event()
+    answered = []
+
+    def call(client: Client) -> None:
+        while not end.is_set():
+            answered.append(client.classify(picture, "letters").labels[0].index)
+
+    with Server(repository, SETTINGS) as server, Client(server.grpc) as client, ThreadPoolExecutor(4) as callers:
+        calling = [callers.submit(call, client) for _ in range(4)]
+        try:
+            for kill in range(3):
+                before = len(answered) + 8
+                _wait_until(lambda before=before: len(answered) > before, 30)
+                os.kill(server.children()["frontend"], signal.SIGKILL)
+                server.wait_for_total("convoy_frontend_restarts_total", kill + 1)
+            before = len(answered) + 8
+            _wait_until(lambda before=before: len(answered) > before, 30)
+        finally:
+            end.set()
+        for one in calling:
+            one.result(timeout=30)
+    assert len(set(answered)) == 1
+
+
+def test_client_that_does_not_retry_sees_that_a_front_end_was_killed(server: Server) -> None:
+    with Client(server.grpc, retry=False) as client, ThreadPoolExecutor(1) as callers:
+        client.classify(grey(1), "slow")
+        call = callers.submit(client.classify, grey(2), "slow")
+        _wait_until(lambda: server.total("convoy_slots") == 1)
+        os.kill(server.children()["frontend"], signal.SIGKILL)
+        with pytest.raises(ServerError) as failed:
+            call.result(timeout=30)
+    assert failed.value.code is grpc.StatusCode.UNAVAILABLE

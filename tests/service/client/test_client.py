@@ -199,7 +199,7 @@ def test_what_grpc_says_of_an_absent_server_is_told_in_short_and_whole(details, 
 def test_server_that_ends_under_a_call_is_not_taken_for_absent(fake_vision):
     with ThreadPoolExecutor(1) as threads:
         with serving(fake_vision) as target:
-            client = Client(target)
+            client = Client(target, retry=False)
             call = threads.submit(client.classify, grey(1), "never")
             _wait_until(lambda: fake_vision.requests)
         with client, pytest.raises(ServerError, match="ended the call") as caught:
