@@ -394,8 +394,11 @@ class EngineClient:
             lease.mark = self.arena.mapping.marks[request.mark] if lease.sent else 0
             lease.engine = None
             lease.sent = False
-            if lease.mark:
+            if lease.mark and (lease.suspicion.alone or lease.released):
+                # Guilty, unless another process killed the engine: the next one's channel brings the answer.
                 self._suspects.mark(lease, request, engine.device)
+            elif lease.mark:
+                self._suspects.suspect(lease, request)
             elif lease.released:
                 self._end(request.id, EngineDied("the engine died"))  # which nobody awaits
             elif lease.suspicion.alone:
@@ -403,6 +406,7 @@ class EngineClient:
             else:
                 self._suspects.resent.add(request.id)
                 self._queue(lease, request)
+        self._let_held_go()
         self._limit_wait()
         self._on_loss()
 

@@ -170,13 +170,20 @@ class Suspects(Generic[L]):
             lease.suspicion = replace(lease.suspicion, alone=alone or lease.suspicion.alone, skip=skip)
         return lease.suspicion.leaves(request)
 
+    def suspect(self, lease: L, request: Request) -> None:
+        """Records a request that ran with others when an engine died, and lets it wait."""
+        self._quarantine.suspect(request)
+        lease.suspicion, _ = after_death(lease.suspicion, lease.mark, from_outside=False)
+        lease.mark = 0
+        self.hold(lease)
+
     def mark(self, lease: L, request: Request, device: int) -> None:
-        """Records a request that ran when the engine of a device died."""
+        """Records a request on which is decided once it is known how the engine of a device died."""
         self._quarantine.suspect(request)
         self._marked.setdefault(device, []).append(lease)
 
     def marked(self, device: int) -> list[L]:
-        """Returns the requests that ran when the engine of a device died, once."""
+        """Returns the requests on which can be decided now, once."""
         return self._marked.pop(device, [])
 
     def judge(self, lease: L, request: Request, from_outside: bool) -> bytes | None:

@@ -233,7 +233,10 @@ class Supervisor:
         """Wait for a process to end, then start another if it is still needed."""
         code = await _end(child.process)
         self._children.receive_rest(child)
-        (self._killed.add if code == -signal.SIGKILL and not child.hung else self._killed.discard)(child.device)
+        if child.kind == "engine":
+            self._killed.discard(child.device)
+            if code == -signal.SIGKILL and not child.hung:
+                self._killed.add(child.device)
         self._loop.remove_reader(child.process.channel)
         child.process.channel.close()
         del self._children.by_number[child.number]

@@ -1,5 +1,6 @@
 """Inputs that end the engine, and processes that hang: only the guilty request fails, and nobody waits for ever."""
 
+import asyncio
 import os
 import signal
 import threading
@@ -12,6 +13,7 @@ import grpc
 import numpy as np
 import pytest
 
+from convoy.service.client.aio import AsyncClient
 from convoy.service.client.client import Client
 from convoy.service.client.results import Classification, ServerError
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
@@ -113,6 +115,23 @@ def test_image_of_a_shared_slot_that_ends_the_engine_leaves_the_others_alone(ser
         else:
             assert isinstance(result, Classification)
             assert [label.index for label in result.labels] == _best(seed)
+    assert_all_slots_are_freed(server)
+
+
+def test_of_requests_that_share_a_slot_only_the_one_fails_that_ends_the_engine(server: Server) -> None:
+    async def ask() -> list[Classification | BaseException]:
+        async with AsyncClient(server.grpc, retry=False) as client:
+            images = [FATAL if seed == 13 else grey(seed) for seed in range(32)]
+            await client.classify(grey(0), "dies")
+            return await asyncio.gather(*(client.classify(each, "dies") for each in images), return_exceptions=True)
+
+    results = asyncio.run(ask())
+    guilty = results.pop(13)
+    assert isinstance(guilty, ServerError)
+    assert guilty.reason == "ENGINE_DIED"
+    for seed, result in zip([seed for seed in range(32) if seed != 13], results, strict=True):
+        assert isinstance(result, Classification), result
+        assert result.labels[0].index == _best(seed)[0]
     assert_all_slots_are_freed(server)
 
 

@@ -784,3 +784,35 @@ def test_times_of_a_shape_without_a_profile_are_not_stored(tmp_path: Path, loade
     loader.revise("digits", 1, (((9, 9, 1), "uint8"),), {1: 1.0})
     loader.revise("gone", 1, stored[0].key, {1: 1.0})
     assert profiles.read(file.parent) == stored == list(loader.versions["digits", 1].profiles)
+
+
+def test_withdrawn_version_makes_way_for_the_one_below_until_it_is_retried(tmp_path: Path, tables: list[Table]) -> None:
+    clock = [0.0]
+    loader = Loader(tmp_path, Config(), tables.append, clock=lambda: clock[0])
+    for version in (1, 2):
+        put(tmp_path, "doubler", version)
+    loader.refresh()
+    loader.withdraw("doubler", 2)
+    assert states(tables[-1]) == {("doubler", 2): "UNAVAILABLE", ("doubler", 1): "READY"}
+    assert row_of(loader, "doubler", 2).reason.startswith("several of its inputs ended the engine")
+    assert ("doubler", 2) not in loader.versions
+    clock[0] = 61.0
+    loader.refresh()
+    assert states(tables[-1])["doubler", 2] == "READY"
+
+
+def test_new_engine_does_not_load_a_withdrawn_version_at_once(tmp_path: Path, tables: list[Table]) -> None:
+    put(tmp_path, "doubler", 1)
+    file = put(tmp_path, "other", 1)
+    loader = Loader(tmp_path, Config(), tables.append, withdrawn=[("other", 1)])
+    loader.refresh()
+    assert states(tables[-1]) == {("doubler", 1): "READY", ("other", 1): "UNAVAILABLE"}
+    touch_later(file)  # other files may be sound
+    loader.refresh()
+    assert states(tables[-1])["other", 1] == "READY"
+
+
+def test_version_that_is_gone_is_withdrawn_in_vain(tmp_path: Path, loader: Loader) -> None:
+    loader.refresh()
+    loader.withdraw("doubler", 1)
+    assert loader.table().versions == ()

@@ -553,6 +553,27 @@ def test_what_kills_one_engine_after_the_other_is_given_up() -> None:
     run(scenario, TWO)
 
 
+def test_what_ran_in_a_dead_engine_goes_to_the_other_alone_and_does_not_wait_for_a_successor() -> None:
+    async def scenario(link: EngineClient) -> None:
+        engines = two(link)
+        await all_requests(engines, 0)
+        asked = [asyncio.ensure_future(ask(link, value)) for value in range(1, 5)]
+        await all_requests(engines, 4)
+        ran = engines[0].requests[0]
+        engines[0].begin(ran)
+        engines[0].die()
+        await engines[1].take(lambda: len(engines[1].requests) == 3)  # those without blame first
+        assert ran.id not in [request.id for request in engines[1].requests]
+        for request in engines[1].requests:
+            engines[1].answer(request)
+        await engines[1].take(lambda: len(engines[1].requests) == 4)
+        assert (engines[1].requests[3].id, engines[1].requests[3].alone) == (ran.id, True)
+        engines[1].answer(engines[1].requests[3])
+        assert await asyncio.gather(*asked) == [[2 * value] * 4 for value in range(1, 5)]
+
+    run(scenario, TWO)
+
+
 def test_every_engine_is_told_that_a_version_is_released() -> None:
     async def scenario(link: EngineClient) -> None:
         engines = two(link)
