@@ -22,7 +22,7 @@ from convoy.service.errors import EngineDied, ModelUnavailable
 from convoy.service.frontend.admission import WayBack
 from convoy.service.frontend.landing import Landing
 from convoy.service.frontend.routing import Engine, Engines
-from convoy.service.frontend.suspects import INNOCENT, Suspects
+from convoy.service.frontend.suspects import INNOCENT, Guilty, Suspects
 from convoy.service.ipc.channel import (
     DEADLY,
     Answer,
@@ -182,9 +182,9 @@ class EngineClient:
         on_loss: Callable[[], None],
         changed: Callable[[], None] = lambda: None,
         devices: Sequence[int] = (0,),
-        on_deadly: Callable[[Request, bytes], None] = lambda request, digest: None,
+        on_deadly: Callable[[Request, Guilty], None] = lambda request, guilty: None,
     ) -> None:
-        """`on_deadly` is called with each request that ends engines, and the digest of its guilty part."""
+        """`on_deadly` is called with each request that ends engines, and its guilty part."""
         self.changed = changed  # called when the use of the memory changes
         self.arena = Arena(slot_bytes)
         self.engines = Engines(devices)
@@ -211,6 +211,10 @@ class EngineClient:
         self._judge(device, from_outside)
         engine.wire = Wire(connection, lambda *packet: self._read(engine, *packet), lambda: self._lose(engine))
         engine.wire.send([Hello(self.arena.nbytes)], [self.arena.descriptor])
+
+    def refuse(self, guilty: Guilty) -> None:
+        """Refuses an input that has ended engines on requests of another front end."""
+        self._suspects.refuse(guilty)
 
     @contextmanager
     def preparing(self, model: str) -> Iterator[None]:
@@ -416,9 +420,9 @@ class EngineClient:
             request = lease.request
             if request is None or request.id not in self._waiting:
                 continue  # it has waited too long for an engine
-            if (digest := self._suspects.judge(lease, request, from_outside)) is not None:
+            if (guilty := self._suspects.judge(lease, request, from_outside)) is not None:
                 log.error("an input of model %s version %d ends engines: refused", request.model, request.version)
-                self._on_deadly(request, digest)
+                self._on_deadly(request, guilty)
             if lease.released or not lease.suspicion.leaves(request):
                 self._end(request.id, EngineDied(DEADLY))
             else:

@@ -23,6 +23,7 @@ from convoy.service.frontend.landing import Landings
 from convoy.service.frontend.methods import service_of
 from convoy.service.frontend.oip import InferenceService
 from convoy.service.frontend.reflection import Reflection
+from convoy.service.frontend.suspects import Guilty
 from convoy.service.frontend.transport.choice import choose
 from convoy.service.frontend.transport.interface import Limits, Transport
 from convoy.service.frontend.vision import Vision
@@ -157,9 +158,13 @@ class FrontEnd:
         metrics.SLOTS.set(self._client.arena.blocks - self._landings.blocks)
         metrics.SLOT_BYTES.set(self._client.arena.used_bytes)
 
-    def _report_deadly(self, request: Request, digest: bytes) -> None:
+    def refuse(self, deadly: messages.Deadly) -> None:
+        """Refuses an input that has ended engines on requests of another front end."""
+        self._client.refuse(Guilty(deadly.digest, deadly.sample))
+
+    def _report_deadly(self, request: Request, guilty: Guilty) -> None:
         with suppress(OSError):  # the supervisor is stopped or has died
-            messages.send(self._supervisor, messages.Deadly(request.model, request.version, digest.hex()))
+            messages.send(self._supervisor, messages.Deadly(request.model, request.version, *guilty))
 
     def _report_soon(self) -> None:
         self._reports.set()
@@ -230,6 +235,8 @@ async def _main(supervisor: socket.socket, pulse: Pulse) -> int:
     def receive(message: messages.Message, connection: socket.socket | None) -> None:
         if isinstance(message, messages.Link) and connection is not None:
             front_end.attach(connection, message.device, from_outside=message.from_outside)
+        elif isinstance(message, messages.Deadly):
+            front_end.refuse(message)
         elif isinstance(message, messages.Drain) and not draining:
             draining.append(loop.create_task(drain()))
 

@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from convoy.service.ipc.channel import Request
 from convoy.service.ipc.slots import SharedMemory
@@ -57,6 +57,13 @@ def parts(request: Request) -> int:
     return request.rows if request.apart else 1
 
 
+class Guilty(NamedTuple):
+    """An input that ends engines, as front ends tell each other of it."""
+
+    digest: bytes
+    sample: bytes
+
+
 class Quarantine:
     """Inputs that end engines, and inputs that may. Both for a time, at most `_MOST` of each. One writer: the front
     end's loop.
@@ -69,8 +76,8 @@ class Quarantine:
     def __init__(self, memory: SharedMemory, clock: Callable[[], float] = time.monotonic) -> None:
         self._memory = memory
         self._clock = clock
-        # By sample, oldest first: when each ends. A sample is a few bytes of an input. Requests of others are compared
-        # by it: a digest of each would cost more.
+        # By sample, oldest first: when each ends. A sample is the digest of a few bytes of an input. Requests of others
+        # are compared by it: a digest of all their bytes would cost more.
         self._suspects: OrderedDict[bytes, float] = OrderedDict()
         self._guilty: OrderedDict[bytes, tuple[float, bytes]] = OrderedDict()  # by digest: when it ends, and its sample
 
@@ -89,14 +96,18 @@ class Quarantine:
         for part in range(parts(request)):
             self._suspects.pop(self._sample(request, part), None)
 
-    def add(self, request: Request, part: int) -> bytes:
-        """Refuses a part of a request from now on. Returns its digest."""
-        digest = self._digest(request, part)
-        self._guilty.pop(digest, None)
-        self._guilty[digest] = self._clock() + _SECONDS, self._sample(request, part)
+    def add(self, request: Request, part: int) -> Guilty:
+        """Refuses a part of a request from now on."""
+        guilty = Guilty(self._digest(request, part), self._sample(request, part))
+        self.refuse(guilty)
+        return guilty
+
+    def refuse(self, guilty: Guilty) -> None:
+        """Refuses an input from now on."""
+        self._guilty.pop(guilty.digest, None)
+        self._guilty[guilty.digest] = self._clock() + _SECONDS, guilty.sample
         if len(self._guilty) > _MOST:
             self._guilty.popitem(last=False)
-        return digest
 
     def check(self, request: Request) -> tuple[bool, tuple[int, ...]]:
         """Returns whether a request must run alone, and the parts of it that are refused."""
@@ -121,10 +132,11 @@ class Quarantine:
         return found.digest()
 
     def _sample(self, request: Request, part: int) -> bytes:
-        pieces = []
+        found = hashlib.blake2b(digest_size=8)
         for kind, content in self._content(request, part):
-            pieces += [kind, bytes(content[:: max(1, len(content) // _SAMPLE)])]
-        return b"".join(pieces)
+            found.update(kind)
+            found.update(bytes(content[:: max(1, len(content) // _SAMPLE)]))
+        return found.digest()
 
     def _content(self, request: Request, part: int) -> Iterator[tuple[bytes, memoryview]]:
         """What each input is, and its bytes."""
@@ -186,9 +198,12 @@ class Suspects(Generic[L]):
         """Returns the requests on which can be decided now, once."""
         return self._marked.pop(device, [])
 
-    def judge(self, lease: L, request: Request, from_outside: bool) -> bytes | None:
-        """Decides on one of them. Returns the digest of its part that is guilty, if one is. `from_outside`: see
-        `after_death`."""
+    def refuse(self, guilty: Guilty) -> None:
+        """Refuses an input that has ended engines on requests of another front end."""
+        self._quarantine.refuse(guilty)
+
+    def judge(self, lease: L, request: Request, from_outside: bool) -> Guilty | None:
+        """Decides on one of them. Returns its part that is guilty, if one is. `from_outside`: see `after_death`."""
         lease.suspicion, guilty = after_death(lease.suspicion, lease.mark, from_outside)
         lease.mark = 0
         return None if guilty is None else self._quarantine.add(request, guilty)

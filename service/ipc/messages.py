@@ -64,11 +64,12 @@ class Loading(msgspec.Struct, frozen=True, tag=True):
 
 
 class Deadly(msgspec.Struct, frozen=True, tag=True):
-    """To the supervisor: an input of this version has ended engines, with its digest."""
+    """To the supervisor, and from there to the other front ends: an input of this version has ended engines."""
 
     model: str
     version: int
-    digest: str
+    digest: bytes
+    sample: bytes  # see Quarantine
 
 
 class Withdraw(msgspec.Struct, frozen=True, tag=True):

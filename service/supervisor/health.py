@@ -83,10 +83,10 @@ class Offences:
     """Inputs that ended engines, by version. One writer: the supervisor's loop."""
 
     def __init__(self) -> None:
-        self._inputs: dict[tuple[str, int], dict[str, float]] = {}  # digest -> when it last ended an engine
+        self._inputs: dict[tuple[str, int], dict[bytes, float]] = {}  # digest -> when it last ended an engine
         self._withdrawn: dict[tuple[str, int], float] = {}  # until when
 
-    def add(self, model: str, version: int, digest: str, now: float) -> bool:
+    def add(self, model: str, version: int, digest: bytes, now: float) -> bool:
         """Records an input. Returns whether its version must stop serving: too many of its inputs end engines."""
         inputs = self._inputs.setdefault((model, version), {})
         inputs[digest] = now

@@ -268,7 +268,12 @@ class Supervisor:
     def _receive(self, child: Child, message: messages.Message) -> None:
         if not isinstance(message, messages.Deadly):
             self._children.receive(child, message)
-        elif self._offences.add(message.model, message.version, message.digest, time.monotonic()):
+            return
+        for other in self._children.of("frontend"):
+            if other is not child:
+                with suppress(OSError):  # it has died
+                    messages.send(other.process.channel, message)
+        if self._offences.add(message.model, message.version, message.digest, time.monotonic()):
             log.error("model %s version %d ends engines: it stops serving", message.model, message.version)
             for engine in self._children.of("engine"):
                 with suppress(OSError):  # it has died: its successor receives it at its start

@@ -135,6 +135,18 @@ def test_of_requests_that_share_a_slot_only_the_one_fails_that_ends_the_engine(s
     assert_all_slots_are_freed(server)
 
 
+def test_input_that_ended_engines_is_refused_by_every_front_end(repository: Path) -> None:
+    with Server(repository, [*SETTINGS, "server.frontends=2"]) as server:
+        for caller in range(12):  # each has its own connection, to either front end
+            with Client(server.grpc) as client, pytest.raises(ServerError) as refused:
+                client.classify(FATAL, "dies")
+            assert refused.value.reason == "ENGINE_DIED"
+            if caller == 0:
+                restarts = server.total("convoy_engine_restarts_total")
+                assert restarts >= 2
+        assert server.total("convoy_engine_restarts_total") == restarts
+
+
 def test_version_whose_inputs_end_the_engine_again_and_again_stops_serving_and_the_others_go_on(server: Server) -> None:
     with Client(server.grpc) as client, Neighbours(server) as neighbours:
         reasons = set()

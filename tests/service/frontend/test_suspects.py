@@ -88,6 +88,13 @@ def test_input_is_refused_for_a_time(arena: Arena) -> None:
     assert not quarantine
 
 
+def test_input_is_refused_that_another_front_end_has_found_guilty(arena: Arena) -> None:
+    there, here = Quarantine(arena.mapping), Quarantine(arena.mapping)
+    here.refuse(there.add(request(arena, [5, 6]), 1))
+    assert here.check(request(arena, [6])) == (True, (0,))
+    assert here.check(request(arena, [5])) == (False, ())
+
+
 def test_suspected_input_runs_alone_until_it_has_run(arena: Arena) -> None:
     quarantine = Quarantine(arena.mapping)
     suspect = request(arena, [6])

@@ -102,15 +102,15 @@ def test_restarts_are_delayed_only_by_starts_that_fail() -> None:
 
 def test_version_stops_serving_after_three_different_inputs_within_a_minute() -> None:
     offences = Offences()
-    assert [offences.add("dies", 1, digest, 0.0) for digest in ("a", "a", "b", "a")] == [False] * 4
-    assert not offences.add("dies", 2, "c", 1.0)
-    assert not offences.add("other", 1, "c", 1.0)
+    assert [offences.add("dies", 1, digest, 0.0) for digest in (b"a", b"a", b"b", b"a")] == [False] * 4
+    assert not offences.add("dies", 2, b"c", 1.0)
+    assert not offences.add("other", 1, b"c", 1.0)
     assert offences.withdrawn(1.0) == ()
-    assert offences.add("dies", 1, "c", 59.0)
+    assert offences.add("dies", 1, b"c", 59.0)
     assert offences.withdrawn(60.0) == (("dies", 1),)
     assert offences.withdrawn(700.0) == ()
 
 
 def test_inputs_of_different_minutes_do_not_add_up() -> None:
     offences = Offences()
-    assert not any(offences.add("dies", 1, str(number), 40.0 * number) for number in range(20))
+    assert not any(offences.add("dies", 1, bytes([number]), 40.0 * number) for number in range(20))
