@@ -272,6 +272,6 @@ def test_contents_in_the_memory_are_found_where_they_lie_side_by_side(arena: Are
 def test_inputs_that_are_in_the_memory_take_no_space_in_the_slot(arena: Arena) -> None:
     inputs = (("uint8", (3,)), ("float32", (4, 8)), ("uint8", (5,)))
     block, spans, outputs = arena.claim(inputs, ((0, 7),), {1: 640})
-    assert block == (0, 3 * ALIGNMENT)
-    assert [(span.number, span.offset, span.nbytes) for span in spans] == [(0, 0, 3), (1, 640, 128), (2, 64, 5)]
-    assert outputs[0].offset == 128
+    assert block == (0, 4 * ALIGNMENT)  # the first for the mark
+    assert [(span.number, span.offset, span.nbytes) for span in spans] == [(0, 64, 3), (1, 640, 128), (2, 128, 5)]
+    assert outputs[0].offset == 192
