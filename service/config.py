@@ -166,10 +166,26 @@ class RepositoryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     poll_seconds: Annotated[float, Meta(gt=0, le=3600)] = 5.0  # a full scan, in addition to file system notifications
 
 
+class TlsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Encryption of all three ports: PEM files, which are read again when they change. Not set: none."""
+
+    certificate: str = ""  # the server's, followed by those between it and its root
+    key: str = ""
+    client_ca: str = ""  # every client needs a certificate that one of these has signed
+
+    def __post_init__(self) -> None:
+        if bool(self.certificate) != bool(self.key):
+            one, other = ("certificate", "key") if self.certificate else ("key", "certificate")
+            raise ValueError(f"tls.{one} is set, but tls.{other} is not, want both or neither")
+        if self.client_ca and not self.certificate:
+            raise ValueError("tls.client_ca is set, but tls.certificate and tls.key are not")
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole configuration of a server."""
 
     server: ServerConfig = ServerConfig()
+    tls: TlsConfig = TlsConfig()
     limits: LimitsConfig = LimitsConfig()
     batching: BatchingConfig = BatchingConfig()
     engine: EngineConfig = EngineConfig()

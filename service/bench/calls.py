@@ -8,7 +8,7 @@ import grpc
 import grpc.aio
 import numpy as np
 
-from convoy.service.client.requests import OPTIONS
+from convoy.service.client.credentials import Credentials
 from convoy.service.client.results import ServerError, Timings, read_error, read_message_error, stream_ended
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 
@@ -49,9 +49,9 @@ class Workload(NamedTuple):
     images: Callable[[int], int]  # images in the request
 
 
-def connect(server: str) -> grpc.aio.Channel:
+def connect(server: str, credentials: Credentials) -> grpc.aio.Channel:
     """A connection for a load test, on the running loop."""
-    return grpc.aio.insecure_channel(server, options=OPTIONS)
+    return credentials.aio_channel(server)
 
 
 def unary(channel: grpc.aio.Channel, workload: Workload, model: int, *, server: str, deadline: float) -> Send:

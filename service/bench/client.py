@@ -131,7 +131,7 @@ def _workload(plan: Plan, model: TargetModel, index: int) -> Workload:
 
 async def _run(plan: Plan, workloads: list[Workload], share: int, start: Callable[[], float]) -> Findings:
     loop = asyncio.get_running_loop()
-    async with connect(plan.server) as channel:
+    async with connect(plan.server, plan.credentials) as channel:
 
         def sender(model: int, workload: Workload) -> Send:
             if plan.stream:

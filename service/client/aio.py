@@ -8,8 +8,8 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
+from convoy.service.client.credentials import PLAIN, Credentials
 from convoy.service.client.requests import (
-    OPTIONS,
     ImageSource,
     ImageSources,
     MaskFormat,
@@ -64,13 +64,20 @@ class AsyncClient:
               result or error by its own deadline; one that cancels leaves the others alone.
     """
 
-    def __init__(self, target: str = DEFAULT_TARGET, *, priority: Priority = "normal", coalesce: bool = False) -> None:
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        priority: Priority = "normal",
+        coalesce: bool = False,
+        credentials: Credentials = PLAIN,
+    ) -> None:
         self._target = target
         self._priority = priority
         self._coalesce = coalesce
         self._gathering: dict[_Kind, list[_Waiting]] = {}
         self._sending: set[asyncio.Task[None]] = set()
-        self._channel = grpc.aio.insecure_channel(target, options=OPTIONS)
+        self._channel = credentials.aio_channel(target)
         self._methods = methods(self._channel)
 
     async def close(self) -> None:

@@ -19,8 +19,8 @@ from typing import Any, Self, TypeVar
 import grpc
 from google.protobuf.message import Message
 
+from convoy.service.client.credentials import PLAIN, Credentials
 from convoy.service.client.requests import (
-    OPTIONS,
     ImageSource,
     MaskFormat,
     Priority,
@@ -53,10 +53,12 @@ T = TypeVar("T")
 class Client:
     """Calls a server from threads; any number of them may share one client. Close it, or use it in `with`."""
 
-    def __init__(self, target: str = DEFAULT_TARGET, *, priority: Priority = "normal") -> None:
+    def __init__(
+        self, target: str = DEFAULT_TARGET, *, priority: Priority = "normal", credentials: Credentials = PLAIN
+    ) -> None:
         self._target = target
         self._priority = priority
-        self._channel = grpc.insecure_channel(target, options=OPTIONS)
+        self._channel = credentials.channel(target)
         self._methods = methods(self._channel)
 
     def close(self) -> None:

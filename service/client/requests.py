@@ -19,13 +19,6 @@ MaskFormat = Literal["raw", "png", "rle"]
 Priority = Literal["normal", "low"]
 _MAX_TOP_K = 2**32 - 1  # maximum of the message's field; a server returns at most as many labels as the model has
 
-# The server's limit decides how large a request may be; the size of an answer follows from the request.
-OPTIONS = (
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.use_local_subchannel_pool", 1),  # own connection: the kernel distributes connections over the front ends
-    ("grpc.enable_http_proxy", 0),  # the caller, never the environment, decides where to connect
-)
 _MAX_VERSION = 2**63 - 1
 _PRIORITIES = {"normal": pb.PRIORITY_UNSPECIFIED, "low": pb.PRIORITY_LOW}
 _FORMATS = {"raw": pb.MASK_FORMAT_RAW, "png": pb.MASK_FORMAT_PNG, "rle": pb.MASK_FORMAT_RLE}

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from convoy.service.commands.options import DEADLINE, Deadline, Server, check_png
+from convoy.service.commands.options import (
+    DEADLINE,
+    CaFile,
+    CertificateFile,
+    Deadline,
+    KeyFile,
+    Server,
+    UseTls,
+    check_png,
+    credentials,
+)
 from convoy.service.commands.terminal import console, plain, print_error
 from convoy.service.config import DEFAULT_TARGET
 from convoy.service.errors import BadConfig, BadImage, BadRequest, BadTensor
@@ -26,6 +36,10 @@ def locate(
     pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE", help="JPEG or PNG files.")],
     *,
     server: Server = DEFAULT_TARGET,
+    tls: UseTls = False,
+    ca: CaFile = "",
+    certificate: CertificateFile = "",
+    key: KeyFile = "",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -48,7 +62,7 @@ def locate(
 
     files = [(str(path), read_image(path)) for path in pictures]
     screen, refused = console(), 0
-    with TensorClient(server, deadline) as client:
+    with TensorClient(server, deadline, credentials(tls, ca, certificate, key)) as client:
         spec = _input(client, model)
         for name, data in files:
             try:

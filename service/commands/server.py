@@ -9,12 +9,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from convoy.service.commands.options import DEADLINE, Deadline, Json, Server
+from convoy.service.commands.options import (
+    DEADLINE,
+    CaFile,
+    CertificateFile,
+    Deadline,
+    Json,
+    KeyFile,
+    Server,
+    UseTls,
+    credentials,
+)
 from convoy.service.config import DEFAULT_TARGET
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from convoy.service.client.credentials import Credentials
     from convoy.service.client.results import Input, Model, Tensor
 
 PROBE_DEADLINE = 2.0  # seconds: an answer is worthless once the prober has given up
@@ -53,6 +64,10 @@ def health(
     service: Annotated[
         str, typer.Option(metavar="NAME", help="Service to check, such as a model's name; empty: the whole server.")
     ] = "",
+    tls: UseTls = False,
+    ca: CaFile = "",
+    certificate: CertificateFile = "",
+    key: KeyFile = "",
 ) -> None:
     """Check a server: prints its status; exit code 0 if it is SERVING, else 1.
 
@@ -61,12 +76,13 @@ def health(
     """
     from convoy.service.supervisor import processes
 
-    status = check(server or local_target(processes.announced()), service)
+    target = server or local_target(processes.announced())
+    status = check(target, service, credentials(tls, ca, certificate, key))
     typer.echo(status)
     raise typer.Exit(0 if status == "SERVING" else 1)
 
 
-def check(server: str, service: str = "") -> str:
+def check(server: str, service: str = "", who: "Credentials | None" = None) -> str:
     """The result of grpc.health.v1 Check: the name of a ServingStatus, or of the gRPC status code if the call failed.
 
     NOT_FOUND means that the server does not know the service; UNAVAILABLE or DEADLINE_EXCEEDED, that no server answers.
@@ -75,8 +91,9 @@ def check(server: str, service: str = "") -> str:
     from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
     from grpc_health.v1.health_pb2_grpc import HealthStub
 
-    # Directly to the server: a proxy from the environment would answer for itself.
-    with grpc.insecure_channel(server, options=(("grpc.enable_http_proxy", 0),)) as channel:
+    from convoy.service.client.credentials import PLAIN
+
+    with (who or PLAIN).channel(server) as channel:
         try:
             answer = HealthStub(channel).Check(HealthCheckRequest(service=service), timeout=PROBE_DEADLINE)
         except grpc.RpcError as error:
@@ -89,12 +106,21 @@ def local_target(announced: Sequence[str]) -> str:
     return announced[0] if len(announced) == 1 else DEFAULT_TARGET
 
 
-def models(*, server: Server = DEFAULT_TARGET, deadline: Deadline = DEADLINE, json: Json = False) -> None:
+def models(
+    *,
+    server: Server = DEFAULT_TARGET,
+    tls: UseTls = False,
+    ca: CaFile = "",
+    certificate: CertificateFile = "",
+    key: KeyFile = "",
+    deadline: Deadline = DEADLINE,
+    json: Json = False,
+) -> None:
     """List the models of a server: versions, inputs, providers and metrics."""
     from convoy.service.client.client import Client
     from convoy.service.commands.terminal import console, print_json
 
-    with Client(server) as client:
+    with Client(server, credentials=credentials(tls, ca, certificate, key)) as client:
         served = client.models(deadline)
     if json:
         print_json(served)

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import uvloop
 
-from convoy.service import log, machine, metric_files, metrics
+from convoy.service import log, machine, metric_files, metrics, tls
+from convoy.service.errors import BadConfig
+from convoy.service.followed import POLL_SECONDS
 from convoy.service.frontend.admission import Gate
 from convoy.service.frontend.catalogue import Catalogue
 from convoy.service.frontend.coalescing import Coalescer
@@ -59,10 +61,12 @@ class FrontEnd:
         self._listening = False
         self._draining = False
         self._report: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[None] | None = None
         self._reports = asyncio.Event()
         self._status = messages.Status(False, False, "starting")
         threads = ThreadPoolExecutor(start.config.limits.decode_threads or machine.cores(), "decode")
         vision = Vision(self._catalogue, self._client, start.config.limits, threads)
+        self._tls = tls.follow(start.config.tls, "h2")
         transport = choose(start.config.server.transport)
         metrics.TRANSPORT.labels(transport.name, transport.version).set(1)
         inference = InferenceService(
@@ -96,6 +100,7 @@ class FrontEnd:
                 connection_grace=server.max_connection_grace_seconds,
                 connection_idle=server.max_connection_idle_seconds,
             ),
+            self._tls,
         )
 
     async def listen(self) -> None:
@@ -103,6 +108,7 @@ class FrontEnd:
         await self._transport.start()
         self._listening = True
         self._report = self._loop.create_task(self._keep_reporting())
+        self._following = self._loop.create_task(self._follow())
         self._report_soon()
 
     def attach(self, connection: socket.socket, device: int) -> None:
@@ -146,6 +152,15 @@ class FrontEnd:
         metrics.IN_FLIGHT_BYTES.set(self._gate.bytes)
         metrics.SLOTS.set(self._client.arena.blocks)
         metrics.SLOT_BYTES.set(self._client.arena.used_bytes)
+
+    async def _follow(self) -> None:
+        """Reads files again that have changed."""
+        while self._tls is not None:
+            metrics.CERTIFICATE_EXPIRY.labels("grpc").set(self._tls.value.expires)
+            metrics.RELOAD_FAILED.labels("tls").set(self._tls.failed)
+            await asyncio.sleep(POLL_SECONDS)
+            if self._tls.poll():
+                await self._transport.renew()
 
     def _report_soon(self) -> None:
         self._reports.set()
@@ -196,7 +211,11 @@ def _without(devices: Sequence[int]) -> str:
 async def _main(supervisor: socket.socket) -> int:
     start = messages.receive_start(supervisor)
     log.configure(start.config.server.log_level, "frontend")
-    front_end = FrontEnd(start, supervisor)
+    try:
+        front_end = FrontEnd(start, supervisor)
+    except BadConfig as error:  # a file has become unusable since the server started
+        logger.error("%s", error.message)
+        return 1
     loop = asyncio.get_running_loop()
     over: asyncio.Future[bool] = loop.create_future()
 

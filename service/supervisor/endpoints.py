@@ -4,6 +4,7 @@ import gzip
 import json
 import logging
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -16,6 +17,8 @@ from typing import Any, NamedTuple
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from convoy.service import metrics
+from convoy.service.followed import Followed
+from convoy.service.tls import Tls
 
 log = logging.getLogger(__name__)
 
@@ -31,19 +34,21 @@ def serve(
     ready: Callable[[], tuple[bool, str]],
     directory: Path,
     restarts: metrics.Restarts,
+    tls: Followed[Tls] | None = None,
 ) -> None:
     """Answer on two listening sockets, in separate threads, as long as the process lives.
 
     ready      whether the server accepts requests, and the reason if not; called in those threads
     directory  the folder of the processes' metrics
     restarts   restarts of processes, counted by the supervisor
+    tls        polled by the caller; None: no encryption
     """
     registry = metrics.registry(directory, restarts)
     for listener, pages in (
         (health, {"/livez": lambda: _json(200, {"live": True}), "/readyz": lambda: _readiness(*ready())}),
         (scrapes, {"/metrics": lambda: _Page(200, CONTENT_TYPE_LATEST, generate_latest(registry))}),
     ):
-        server = _Server(listener.getsockname()[:2], partial(_Handler, pages), bind_and_activate=False)
+        server = _Server(listener.getsockname()[:2], partial(_Handler, pages), bind_and_activate=False, tls=tls)
         server.socket.close()
         server.socket = listener
         server.daemon_threads = True
@@ -70,10 +75,24 @@ class _Server(ThreadingHTTPServer):
     A further connection closes the oldest, which is most likely idle. `_lock` guards `_open`.
     """
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
+    def __init__(self, *arguments: Any, tls: Followed[Tls] | None = None, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self._tls = tls
         self._lock = threading.Lock()
         self._open: dict[socket.socket, None] = {}  # oldest first
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        request, address = super().get_request()
+        if self._tls is not None:
+            # The handshake comes in the connection's own thread: nobody waits for a slow client.
+            request = self._tls.value.context.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
+        return request, address
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        if self._tls is not None:
+            request.settimeout(_TIMEOUT)
+            request.do_handshake()
+        super().finish_request(request, client_address)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
@@ -92,8 +111,9 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        # A client that resets its connection, as load balancers' probes do, is not an error; anything else is a bug.
-        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+        # A client that resets its connection, as load balancers' probes do, or whose certificate is refused, is not an
+        # error; anything else is a bug.
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError | ssl.SSLError):
             log.error("an HTTP request failed", exc_info=sys.exception())
 
 

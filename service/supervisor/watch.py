@@ -20,9 +20,11 @@ import msgspec
 from convoy.service import machine
 from convoy.service.config import Config, ServerConfig
 from convoy.service.errors import BadConfig
+from convoy.service.followed import POLL_SECONDS, Followed
 from convoy.service.ipc import messages
 from convoy.service.supervisor import processes
 from convoy.service.supervisor.processes import Kind, Process, Processes, channel_pair
+from convoy.service.tls import Tls, follow
 
 log = logging.getLogger(__name__)
 
@@ -116,8 +118,11 @@ class Children:
 class Supervisor:
     """All processes of one server. One writer of all its state: its loop; the HTTP threads only read."""
 
-    def __init__(self, config: Config, repository: Path, sockets: "Sockets", processes: Processes) -> None:
+    def __init__(
+        self, config: Config, repository: Path, sockets: "Sockets", processes: Processes, tls: Followed[Tls] | None
+    ) -> None:
         self._config = config
+        self._tls = tls  # of the HTTP ports
         self._devices = config.engine.device_numbers(machine.cuda_devices)
         self._front_ends = config.server.front_ends(machine.cores())
         self._repository = repository
@@ -155,15 +160,23 @@ class Supervisor:
             for _ in range(self._front_ends):
                 await self._start("frontend")
         await asyncio.to_thread(self._serve_http)
+        following = self._loop.create_task(self._follow())
         await stopping.wait()
-        return await self._drain()
+        code = await self._drain()
+        following.cancel()
+        return code
 
     def _serve_http(self) -> None:
         from convoy.service.supervisor import endpoints  # noqa: PLC0415  see above
 
-        endpoints.serve(
-            self._sockets.http, self._sockets.metrics, self._children.ready, self._directory, self._restarts
-        )
+        sockets = self._sockets
+        endpoints.serve(sockets.http, sockets.metrics, self._children.ready, self._directory, self._restarts, self._tls)
+
+    async def _follow(self) -> None:
+        """Reads files again that have changed."""
+        while self._tls is not None:
+            await asyncio.sleep(POLL_SECONDS)
+            self._tls.poll()
 
     def _on_signal(self, stopping: asyncio.Event) -> None:
         if stopping.is_set():
@@ -363,7 +376,7 @@ def _address(bound: socket.socket) -> str:
 def serve(config: Config, repository: Path) -> int:
     """Serve a model repository until SIGTERM, SIGINT or SIGHUP; returns the exit code.
 
-    Raises BadConfig if the repository, the transport or a port cannot be used.
+    Raises BadConfig if the repository, the transport, a certificate or a port cannot be used.
     """
     if not repository.is_dir():
         raise BadConfig(f"model repository {str(repository)!r} is not a directory: create it, or name another")
@@ -372,11 +385,12 @@ def serve(config: Config, repository: Path) -> int:
             f"server.transport is 'nghttp2', but {machine.HTTP2_LIBRARY} is not installed (in Debian libnghttp2-14): "
             "install it, or set it to 'auto' or 'grpcio'"
         )
+    secured = follow(config.tls, "http/1.1")
     sockets = Sockets(config.server)
     root = repository.absolute()  # not resolved: a symbolic link may be switched while the server runs
 
     async def run() -> int:
-        return await Supervisor(config, root, sockets, processes.current()).serve()
+        return await Supervisor(config, root, sockets, processes.current(), secured).serve()
 
     with processes.current().directory:
         return asyncio.run(run())

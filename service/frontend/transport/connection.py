@@ -29,8 +29,10 @@ class Connection(asyncio.BufferedProtocol):
     `block` has the headers of the frame that is being received, and `block_bytes` the size of all of its headers.
     """
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, client_ca: bytes = b"") -> None:
+        """`client_ca` is the one that the handshake uses."""
         self.hub = hub
+        self._client_ca = client_ca
         self.loop = hub.loop
         self.exchanges: dict[int, Exchange] = {}
         self.block: dict[bytes, bytes] = {}
@@ -55,7 +57,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = transport
         transport.set_write_buffer_limits(_OUTGOING_BYTES)
         tls = transport.get_extra_info("ssl_object")
-        if tls is not None and tls.selected_alpn_protocol() != "h2":
+        if tls is not None and (tls.selected_alpn_protocol() != "h2" or self._client_ca != self.hub.client_ca):
             transport.close()
             return
         self.session = self.hub.session(self._handle)

@@ -10,8 +10,10 @@ import grpc
 import grpc.aio
 
 from convoy.service.errors import ConvoyError
+from convoy.service.followed import Followed
 from convoy.service.frontend import status
 from convoy.service.frontend.transport.interface import Limits, Received, Service, Streaming, Unary
+from convoy.service.tls import Tls
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -19,16 +21,24 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 class GrpcAio:
     """See Transport."""
 
-    def __init__(self, address: str, services: Sequence[Service], limits: Limits) -> None:
+    def __init__(
+        self, address: str, services: Sequence[Service], limits: Limits, tls: Followed[Tls] | None = None
+    ) -> None:
         self._server = grpc.aio.server(options=_options(limits), maximum_concurrent_rpcs=limits.calls)
         self._server.add_generic_rpc_handlers(tuple(_handlers(service) for service in services))
-        self._server.add_insecure_port(address)
+        if tls is None:
+            self._server.add_insecure_port(address)
+        else:
+            self._server.add_secure_port(address, _credentials(tls))
 
     async def start(self) -> None:
         await self._server.start()
 
     async def stop(self, seconds: float) -> None:
         await self._server.stop(seconds)
+
+    async def renew(self) -> None:
+        pass  # gRPC asks for the certificates at every connection
 
 
 class _Stream:
@@ -45,6 +55,24 @@ class _Stream:
     async def write(self, data: bytes) -> None:
         with suppress(grpc.aio.InternalError):  # the caller has gone, and gRPC is about to cancel the call
             await self._context.write(data)
+
+
+def _credentials(tls: Followed[Tls]) -> grpc.ServerCredentials:
+    """gRPC's own TLS: at least version 1.2."""
+    known = tls.value
+
+    def fetch() -> Any:
+        nonlocal known
+        if tls.value is known:
+            return None
+        known = tls.value
+        return _certificates(known)
+
+    return grpc.dynamic_ssl_server_credentials(_certificates(known), fetch, bool(known.client_ca))
+
+
+def _certificates(tls: Tls) -> Any:
+    return grpc.ssl_server_certificate_configuration([(tls.key, tls.certificate)], tls.client_ca or None)
 
 
 def _options(limits: Limits) -> list[tuple[str, int]]:

@@ -42,6 +42,7 @@ class Hub:
         self.library = library
         self.methods = methods  # by their path, such as /convoy.v1.Vision/Classify
         self.limits = limits
+        self.client_ca = b""  # of the authorities that sign the certificates of callers; empty: none is needed
         self.calls = 0  # in progress
         self.receiving = 0  # bytes of messages that are not complete, or not yet served
         self.connections: set[Connection] = set()

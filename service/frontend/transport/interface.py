@@ -5,11 +5,13 @@ completely, cancels the task of a call whose caller has gone or whose deadline h
 `status.py` defines them.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from convoy.service.errors import ConvoyError
+from convoy.service.followed import Followed
+from convoy.service.tls import Tls
 
 Data = bytes | bytearray
 
@@ -57,6 +59,15 @@ class Service(NamedTuple):
     prompt: Mapping[str, Prompt] = MappingProxyType({})
 
 
+class Make(Protocol):
+    """Builds a transport on the running loop, for an address. `tls` must offer h2 by ALPN; None: no encryption."""
+
+    def __call__(
+        self, address: str, services: Sequence[Service], limits: "Limits", tls: Followed[Tls] | None = None
+    ) -> "Transport":
+        """Returns the transport, which does not listen yet."""
+
+
 class Transport(Protocol):
     """A server that listens once it is started. One writer: the front end's loop."""
 
@@ -65,6 +76,9 @@ class Transport(Protocol):
 
     async def stop(self, seconds: float) -> None:
         """Stops accepting calls, and cancels those in flight after `seconds`."""
+
+    async def renew(self) -> None:
+        """Uses the new value of `tls` for the connections to come."""
 
 
 class Limits(NamedTuple):
