@@ -181,11 +181,19 @@ class TlsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise ValueError("tls.client_ca is set, but tls.certificate and tls.key are not")
 
 
+class AccessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who may call."""
+
+    callers: str = ""  # a TOML file, which is read again when it changes: see access.py; not set: everybody may call
+    public: tuple[Literal["health", "reflection", "probes", "metrics"], ...] = ()  # needs neither token nor certificate
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole configuration of a server."""
 
     server: ServerConfig = ServerConfig()
     tls: TlsConfig = TlsConfig()
+    access: AccessConfig = AccessConfig()
     limits: LimitsConfig = LimitsConfig()
     batching: BatchingConfig = BatchingConfig()
     engine: EngineConfig = EngineConfig()

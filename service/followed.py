@@ -17,6 +17,7 @@ _State = tuple[tuple[int, int, int, int] | None, ...]
 class Followed(Generic[T]):
     """What `read` makes of some files, in `value`. One writer: the loop that polls.
 
+    Changed files are read once they have stayed as they are from one look to the next: not while they are written.
     If changed files cannot be used, the previous value stays, one line of the log says so, and `failed` is true.
     """
 
@@ -27,13 +28,14 @@ class Followed(Generic[T]):
         self._files = [Path(file) for file in files]
         self._read = read
         # Before the files are read: a change in between is found by the next poll.
-        self._state = self._look()
+        self._state = self._seen = self._look()
         self.value = read()
 
     def poll(self) -> bool:
         """Reads the files again if they have changed. Returns whether there is a new value."""
-        state = self._look()
-        if state == self._state:
+        before, state = self._seen, self._look()
+        self._seen = state
+        if state == self._state or state != before:
             return False
         self._state = state
         try:

@@ -23,33 +23,32 @@ class Tls(NamedTuple):
     """What the files contain, for the two libraries that speak TLS."""
 
     context: ssl.SSLContext
+    lenient: ssl.SSLContext  # accepts clients without a certificate, even if there is `client_ca`
     certificate: bytes
     key: bytes
     client_ca: bytes  # empty: clients need no certificate
     expires: float  # of the certificate, seconds since the epoch
 
 
-def follow(config: TlsConfig, protocol: str, *, optional: bool = False) -> Followed[Tls] | None:
-    """The TLS of a port for one protocol of ALPN; None if it is not set. Raises BadConfig.
-
-    optional  whether clients without a certificate are accepted, even if `client_ca` is set
-    """
+def follow(config: TlsConfig, protocol: str) -> Followed[Tls] | None:
+    """The TLS of a port for one protocol of ALPN; None if it is not set. Raises BadConfig."""
     if not config.certificate:
         return None
     files = [file for file in (config.certificate, config.key, config.client_ca) if file]
-    return Followed("certificates of the server", files, lambda: _read(config, protocol, optional))
+    return Followed("certificates of the server", files, lambda: _read(config, protocol))
 
 
 def names(certificate: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """The names in a verified certificate, as `SSLSocket.getpeercert` returns it: alternative ones, then common ones.
+    """The names in a verified certificate, as `SSLSocket.getpeercert` returns it: URIs, host names, common names.
 
     Addresses are not among them: they say where somebody is, not who.
     """
     if not certificate:
         return ()
-    alternative = [value for kind, value in certificate.get("subjectAltName", ()) if kind in ("URI", "DNS")]
+    alternative = certificate.get("subjectAltName", ())
+    uris, hosts = ([name for kind, name in alternative if kind == wanted] for wanted in ("URI", "DNS"))
     common = [value for part in certificate.get("subject", ()) for key, value in part if key == "commonName"]
-    return tuple(dict.fromkeys([*alternative, *common]))
+    return tuple(dict.fromkeys([*uris, *hosts, *common]))
 
 
 def expiry(certificate: bytes) -> float:
@@ -68,37 +67,47 @@ def expiry(certificate: bytes) -> float:
         raise ValueError("no certificate") from None
 
 
-def _read(config: TlsConfig, protocol: str, optional: bool) -> Tls:
+def _read(config: TlsConfig, protocol: str) -> Tls:
     certificate = read_file("tls.certificate", config.certificate)
     key = read_file("tls.key", config.key)
     client_ca = read_file("tls.client_ca", config.client_ca) if config.client_ca else b""
+    try:
+        expires = expiry(certificate)
+    except ValueError:
+        raise BadConfig(f"tls.certificate {config.certificate!r} has no certificate in PEM") from None
+    context, lenient = _context(config, protocol), _context(config, protocol)
+    if expires <= datetime.now(UTC).timestamp():
+        when = datetime.fromtimestamp(expires, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        raise BadConfig(f"tls.certificate {config.certificate!r} expired on {when}, want a valid one")
+    if client_ca:
+        _trust(context, client_ca, ssl.CERT_REQUIRED, config)
+        _trust(lenient, client_ca, ssl.CERT_OPTIONAL, config)
+    elif config.client_ca:
+        raise BadConfig(f"tls.client_ca {config.client_ca!r} is empty, want certificates in PEM")
+    return Tls(context, lenient, certificate, key, client_ca, expires)
+
+
+def _context(config: TlsConfig, protocol: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(_CIPHERS)
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols([protocol])
     try:
-        expires = expiry(certificate)
-    except ValueError:
-        raise BadConfig(f"tls.certificate {config.certificate!r} has no certificate in PEM") from None
-    try:
         context.load_cert_chain(config.certificate, config.key, password=_refuse_password)
     except ssl.SSLError as error:
         raise BadConfig(_reason(error, config)) from None
     except OSError as error:
         raise BadConfig(f"tls.key {config.key!r}: {error.strerror}") from None
-    if expires <= datetime.now(UTC).timestamp():
-        when = datetime.fromtimestamp(expires, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        raise BadConfig(f"tls.certificate {config.certificate!r} expired on {when}, want a valid one")
-    if client_ca:
-        try:
-            context.load_verify_locations(cadata=client_ca.decode("ascii"))
-        except (ssl.SSLError, UnicodeDecodeError, ValueError):
-            raise BadConfig(f"tls.client_ca {config.client_ca!r} has no certificates in PEM") from None
-        context.verify_mode = ssl.CERT_OPTIONAL if optional else ssl.CERT_REQUIRED
-    elif config.client_ca:
-        raise BadConfig(f"tls.client_ca {config.client_ca!r} is empty, want certificates in PEM")
-    return Tls(context, certificate, key, client_ca, expires)
+    return context
+
+
+def _trust(context: ssl.SSLContext, client_ca: bytes, mode: ssl.VerifyMode, config: TlsConfig) -> None:
+    try:
+        context.load_verify_locations(cadata=client_ca.decode("ascii"))
+    except (ssl.SSLError, ValueError):
+        raise BadConfig(f"tls.client_ca {config.client_ca!r} has no certificates in PEM") from None
+    context.verify_mode = mode
 
 
 class _Encrypted(ssl.SSLError):

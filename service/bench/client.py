@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import msgspec
 
@@ -132,11 +133,16 @@ def _workload(plan: Plan, model: TargetModel, index: int) -> Workload:
 async def _run(plan: Plan, workloads: list[Workload], share: int, start: Callable[[], float]) -> Findings:
     loop = asyncio.get_running_loop()
     async with connect(plan.server, plan.credentials) as channel:
+        common: dict[str, Any] = {
+            "server": plan.server,
+            "deadline": plan.deadline,
+            "metadata": plan.credentials.metadata(),
+        }
 
         def sender(model: int, workload: Workload) -> Send:
             if plan.stream:
-                return Streamed(channel, workload, model, server=plan.server, deadline=plan.deadline).send
-            return unary(channel, workload, model, server=plan.server, deadline=plan.deadline)
+                return Streamed(channel, workload, model, **common).send
+            return unary(channel, workload, model, **common)
 
         sends = [sender(model, workload) for model, workload in enumerate(workloads)]
         send = weighted(sends, [model.weight for model in plan.models], plan.seed)

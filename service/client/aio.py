@@ -78,7 +78,7 @@ class AsyncClient:
         self._gathering: dict[_Kind, list[_Waiting]] = {}
         self._sending: set[asyncio.Task[None]] = set()
         self._channel = credentials.aio_channel(target)
-        self._methods = methods(self._channel)
+        self._methods = methods(self._channel, credentials.metadata())
 
     async def close(self) -> None:
         """Close the connection; pending calls are cancelled."""

@@ -59,7 +59,7 @@ class Client:
         self._target = target
         self._priority = priority
         self._channel = credentials.channel(target)
-        self._methods = methods(self._channel)
+        self._methods = methods(self._channel, credentials.metadata())
 
     def close(self) -> None:
         """Close the connection; pending calls are cancelled."""

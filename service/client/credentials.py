@@ -1,5 +1,6 @@
 """How a client connects: in plain text or by TLS, and how it says who it is."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,16 +27,21 @@ class Credentials(msgspec.Struct, frozen=True, kw_only=True):
     tls          whether the connection is encrypted
     ca           file of the authorities that may have signed the server's certificate; empty: those that gRPC knows
     certificate  file of the client's own certificate, where the server asks for one; `key` is the file of its key
+    token        what the server knows the client by; `token_file` is a file that contains it
     """
 
     tls: bool = False
     ca: str = ""
     certificate: str = ""
     key: str = ""
+    token: str = ""
+    token_file: str = ""
 
     def __post_init__(self) -> None:
         if bool(self.certificate) != bool(self.key):
             raise BadConfig("a client's certificate and its key go together, want both or neither")
+        if self.token and self.token_file:
+            raise BadConfig("token and token_file are both set, want one of them")
 
     def channel(self, target: str) -> "grpc.Channel":
         """A connection for threads. Raises BadConfig for a file that cannot be read."""
@@ -55,6 +61,17 @@ class Credentials(msgspec.Struct, frozen=True, kw_only=True):
             return grpc.aio.insecure_channel(target, options=OPTIONS)
         return grpc.aio.secure_channel(target, secure, options=OPTIONS)
 
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """The headers of every call. Raises BadConfig for a file that cannot be read."""
+        token = self.token or (_read(self.token_file) or b"").decode("ascii", "replace").strip()
+        if not token:
+            if self.token_file:
+                raise BadConfig(f"{self.token_file!r} is empty, want a token")
+            return ()
+        if not _TOKEN.fullmatch(token):
+            raise BadConfig("token has characters that no token has, want letters, digits and - . _ ~ + / =")
+        return (("authorization", f"Bearer {token}"),)
+
     def _secure(self) -> "grpc.ChannelCredentials | None":
         if not (self.tls or self.ca or self.certificate):
             return None
@@ -64,6 +81,7 @@ class Credentials(msgspec.Struct, frozen=True, kw_only=True):
         return grpc.ssl_channel_credentials(ca, key, certificate)
 
 
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+")  # RFC 6750, section 2.1
 PLAIN = Credentials()
 
 

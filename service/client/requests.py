@@ -1,6 +1,7 @@
 """The client's requests, single and over a stream: images as messages, and checks before sending."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,11 +25,11 @@ _PRIORITIES = {"normal": pb.PRIORITY_UNSPECIFIED, "low": pb.PRIORITY_LOW}
 _FORMATS = {"raw": pb.MASK_FORMAT_RAW, "png": pb.MASK_FORMAT_PNG, "rle": pb.MASK_FORMAT_RLE}
 
 
-def methods(channel: Any) -> dict[str, Callable[..., Any]]:
-    """The methods of `convoy.v1.Vision` on a channel, of threads or of asyncio, by name."""
+def methods(channel: Any, metadata: Sequence[tuple[str, str]] = ()) -> dict[str, Callable[..., Any]]:
+    """The methods of `convoy.v1.Vision` on a channel, of threads or of asyncio, by name; `metadata` goes with each."""
     # Built from the schema, so that there are no generated method stubs to maintain next to the messages.
     vision = pb.DESCRIPTOR.services_by_name["Vision"]
-    return {
+    found = {
         method.name: (channel.stream_stream if method.client_streaming else channel.unary_unary)(
             f"/{vision.full_name}/{method.name}",
             request_serializer=GetMessageClass(method.input_type).SerializeToString,
@@ -36,6 +37,7 @@ def methods(channel: Any) -> dict[str, Callable[..., Any]]:
         )
         for method in vision.methods
     }
+    return {name: partial(call, metadata=metadata) for name, call in found.items()} if metadata else found
 
 
 def classify_request(

@@ -25,6 +25,7 @@ class TensorClient:
     def __init__(self, target: str, deadline: float, credentials: Credentials = PLAIN) -> None:
         self._target, self._deadline = target, deadline
         self._channel = credentials.channel(target)
+        self._metadata = credentials.metadata()
 
     def __enter__(self) -> Self:
         return self
@@ -66,6 +67,6 @@ class TensorClient:
             response_deserializer=GetMessageClass(method.output_type).FromString,
         )
         try:
-            return call(request, timeout=self._deadline)
+            return call(request, timeout=self._deadline, metadata=self._metadata)
         except grpc.RpcError as error:
             raise read_error(error, self._target, self._deadline) from None

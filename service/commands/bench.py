@@ -18,6 +18,7 @@ from convoy.service.commands.options import (
     Json,
     KeyFile,
     Server,
+    TokenFile,
     UseTls,
     check_picture,
     credentials,
@@ -100,6 +101,7 @@ def bench(
     ca: CaFile = "",
     certificate: CertificateFile = "",
     key: KeyFile = "",
+    token_file: TokenFile = "",
     json: Json = False,
 ) -> None:
     """Load a server and measure throughput, latency, errors, batch sizes and time per stage."""
@@ -119,7 +121,7 @@ def bench(
 
     if images is not None:
         vision.from_folder(images)
-    who = credentials(tls, ca, certificate, key)
+    who = credentials(tls, ca, certificate, key, token_file)
     models: tuple[TargetModel, ...] = (
         oip.models(server, weights, shapes, batch, deadline, who)
         if protocol == "oip"

@@ -20,6 +20,7 @@ from convoy.service.commands.options import (
     KeyFile,
     ModelName,
     Server,
+    TokenFile,
     UseTls,
     credentials,
 )
@@ -48,6 +49,7 @@ def classify(
     ca: CaFile = "",
     certificate: CertificateFile = "",
     key: KeyFile = "",
+    token_file: TokenFile = "",
     deadline: Deadline = DEADLINE,
     json: Json = False,
     picture: Annotated[bool, typer.Option("--picture/--no-picture", help="Show the images too.")] = True,
@@ -58,7 +60,7 @@ def classify(
 
     files = [(str(path), read_image(path)) for path in images]
     out, refused = console(), 0
-    with Client(server, credentials=credentials(tls, ca, certificate, key)) as client:
+    with Client(server, credentials=credentials(tls, ca, certificate, key, token_file)) as client:
         for part in requests(files, _LIMITS.max_images, _LIMITS.max_message_bytes):
             for (name, data), answer in zip(part, _classify(client, part, model, top_k, deadline), strict=True):
                 refused += isinstance(answer, ConvoyError)

@@ -14,6 +14,7 @@ from convoy.service.commands.options import (
     Deadline,
     KeyFile,
     Server,
+    TokenFile,
     UseTls,
     check_png,
     credentials,
@@ -40,6 +41,7 @@ def locate(
     ca: CaFile = "",
     certificate: CertificateFile = "",
     key: KeyFile = "",
+    token_file: TokenFile = "",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -62,7 +64,7 @@ def locate(
 
     files = [(str(path), read_image(path)) for path in pictures]
     screen, refused = console(), 0
-    with TensorClient(server, deadline, credentials(tls, ca, certificate, key)) as client:
+    with TensorClient(server, deadline, credentials(tls, ca, certificate, key, token_file)) as client:
         spec = _input(client, model)
         for name, data in files:
             try:

@@ -50,18 +50,24 @@ CertificateFile = Annotated[
 KeyFile = Annotated[
     str, typer.Option("--key", metavar="FILE", envvar="CONVOY_KEY", help="PEM: its key.", **_CONNECTION)
 ]
+TokenFile = Annotated[
+    str,
+    typer.Option(
+        "--token-file", metavar="FILE", envvar="CONVOY_TOKEN_FILE", help="A file with your token.", **_CONNECTION
+    ),
+]
 
 DEADLINE = 30.0  # seconds: more than a loaded CPU needs for one large image, less than a person's patience
 
 
-def credentials(tls: bool, ca: str, certificate: str, key: str) -> "Credentials":
+def credentials(tls: bool, ca: str, certificate: str, key: str, token_file: str) -> "Credentials":
     """What the options say. Raises BadConfig."""
     from convoy.service.client.credentials import Credentials
 
     if bool(certificate) != bool(key):
         one, other = ("--certificate", "--key") if certificate else ("--key", "--certificate")
         raise BadConfig(f"{one} is given without {other}, want both")
-    return Credentials(tls=tls, ca=ca, certificate=certificate, key=key)
+    return Credentials(tls=tls, ca=ca, certificate=certificate, key=key, token_file=token_file)
 
 
 class Sections(TyperCommand):

@@ -19,6 +19,7 @@ from convoy.service.commands.options import (
     KeyFile,
     ModelName,
     Server,
+    TokenFile,
     UseTls,
     check_png,
     credentials,
@@ -55,6 +56,7 @@ def segment(
     ca: CaFile = "",
     certificate: CertificateFile = "",
     key: KeyFile = "",
+    token_file: TokenFile = "",
     deadline: Deadline = DEADLINE,
 ) -> None:
     """Segment an image: writes the mask and its overlay, and lists the classes in it."""
@@ -72,7 +74,7 @@ def segment(
 
     data = read_image(image)
     screen = console()
-    with Client(server, credentials=credentials(tls, ca, certificate, key)) as client:
+    with Client(server, credentials=credentials(tls, ca, certificate, key, token_file)) as client:
         try:
             answer = client.segment(
                 data, model, format=format, with_confidence=confidence is not None, deadline=deadline

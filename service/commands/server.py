@@ -17,6 +17,7 @@ from convoy.service.commands.options import (
     Json,
     KeyFile,
     Server,
+    TokenFile,
     UseTls,
     credentials,
 )
@@ -68,6 +69,7 @@ def health(
     ca: CaFile = "",
     certificate: CertificateFile = "",
     key: KeyFile = "",
+    token_file: TokenFile = "",
 ) -> None:
     """Check a server: prints its status; exit code 0 if it is SERVING, else 1.
 
@@ -77,7 +79,7 @@ def health(
     from convoy.service.supervisor import processes
 
     target = server or local_target(processes.announced())
-    status = check(target, service, credentials(tls, ca, certificate, key))
+    status = check(target, service, credentials(tls, ca, certificate, key, token_file))
     typer.echo(status)
     raise typer.Exit(0 if status == "SERVING" else 1)
 
@@ -93,9 +95,11 @@ def check(server: str, service: str = "", who: "Credentials | None" = None) -> s
 
     from convoy.service.client.credentials import PLAIN
 
-    with (who or PLAIN).channel(server) as channel:
+    who = who or PLAIN
+    with who.channel(server) as channel:
         try:
-            answer = HealthStub(channel).Check(HealthCheckRequest(service=service), timeout=PROBE_DEADLINE)
+            request = HealthCheckRequest(service=service)
+            answer = HealthStub(channel).Check(request, timeout=PROBE_DEADLINE, metadata=who.metadata())
         except grpc.RpcError as error:
             return str(error.code().name)
         return str(HealthCheckResponse.ServingStatus.Name(answer.status))
@@ -113,6 +117,7 @@ def models(
     ca: CaFile = "",
     certificate: CertificateFile = "",
     key: KeyFile = "",
+    token_file: TokenFile = "",
     deadline: Deadline = DEADLINE,
     json: Json = False,
 ) -> None:
@@ -120,7 +125,7 @@ def models(
     from convoy.service.client.client import Client
     from convoy.service.commands.terminal import console, print_json
 
-    with Client(server, credentials=credentials(tls, ca, certificate, key)) as client:
+    with Client(server, credentials=credentials(tls, ca, certificate, key, token_file)) as client:
         served = client.models(deadline)
     if json:
         print_json(served)

@@ -34,6 +34,7 @@ class Call:
         self.method = method
         self.arrived = received.arrived
         self.deadline = deadline  # inf: none
+        self.caller = received.caller
         self.row = _NO_VERSION  # the version that answers
         self.model = ""  # set only if the model exists: metrics accept no names made up by callers
         self.version = ""
@@ -59,7 +60,9 @@ class Call:
             self._gate.leave(self._nbytes)
 
     def enter(self) -> None:
-        """Admits the request. Raises ModelUnavailable, QueueFull, DeadlinePassed."""
+        """Admits the request. Raises UnknownCaller, ModelUnavailable, QueueFull, DeadlinePassed."""
+        if self.caller is not None:
+            self.caller.check()
         # Queries about the server and its models always pass: liveness is answered until the end.
         if self.method in metrics.INFERENCE:
             self._gate.enter(self._nbytes)
@@ -82,8 +85,23 @@ class Call:
         self._refused = True
         return error
 
+    def permit(self, model: str) -> None:
+        """Raises NotPermitted if the caller may not call a model, whether or not it exists; "": it is not named yet.
+
+        Raises UnknownCaller if the caller is known no longer: a stream may last longer than that.
+        """
+        if self.caller is not None:
+            self.caller.check()
+            if model:
+                self.caller.permit(model)
+
+    def sees(self, model: str) -> bool:
+        """Returns whether the caller may know that a model exists."""
+        return self.caller is None or self.caller.sees(model)
+
     def serves(self, row: Version) -> None:
-        """Records the version that answers this call."""
+        """Records the version that answers this call. Raises NotPermitted."""
+        self.permit(row.model)
         self.row = row
         self.model = row.model
         self.version = str(row.version)

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import uvloop
 
-from convoy.service import log, machine, metric_files, metrics, tls
+from convoy.service import access, log, machine, metric_files, metrics, tls
 from convoy.service.errors import BadConfig
 from convoy.service.followed import POLL_SECONDS
 from convoy.service.frontend.admission import Gate
 from convoy.service.frontend.catalogue import Catalogue
 from convoy.service.frontend.coalescing import Coalescer
+from convoy.service.frontend.doors import Doors
 from convoy.service.frontend.engine_client import EngineClient
 from convoy.service.frontend.health import HEALTH, Health
 from convoy.service.frontend.methods import service_of
@@ -67,6 +68,7 @@ class FrontEnd:
         threads = ThreadPoolExecutor(start.config.limits.decode_threads or machine.cores(), "decode")
         vision = Vision(self._catalogue, self._client, start.config.limits, threads)
         self._tls = tls.follow(start.config.tls, "h2")
+        self._callers = access.follow(start.config.access)
         transport = choose(start.config.server.transport)
         metrics.TRANSPORT.labels(transport.name, transport.version).set(1)
         inference = InferenceService(
@@ -101,6 +103,7 @@ class FrontEnd:
                 connection_idle=server.max_connection_idle_seconds,
             ),
             self._tls,
+            None if self._callers is None else Doors(start.config.access, self._callers),
         )
 
     async def listen(self) -> None:
@@ -155,12 +158,16 @@ class FrontEnd:
 
     async def _follow(self) -> None:
         """Reads files again that have changed."""
-        while self._tls is not None:
-            metrics.CERTIFICATE_EXPIRY.labels("grpc").set(self._tls.value.expires)
-            metrics.RELOAD_FAILED.labels("tls").set(self._tls.failed)
+        while self._tls is not None or self._callers is not None:
+            if self._tls is not None:
+                if self._tls.poll():
+                    await self._transport.renew()
+                metrics.CERTIFICATE_EXPIRY.labels("grpc").set(self._tls.value.expires)
+                metrics.RELOAD_FAILED.labels("tls").set(self._tls.failed)
+            if self._callers is not None:
+                access.poll(self._callers)
+                metrics.RELOAD_FAILED.labels("callers").set(self._callers.failed)
             await asyncio.sleep(POLL_SECONDS)
-            if self._tls.poll():
-                await self._transport.renew()
 
     def _report_soon(self) -> None:
         self._reports.set()

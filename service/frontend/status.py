@@ -18,9 +18,11 @@ from convoy.service.errors import (
     EngineDied,
     ModelUnavailable,
     NotOffered,
+    NotPermitted,
     PredictedLate,
     QueueFull,
     RunFailed,
+    UnknownCaller,
     UnknownModel,
     UnknownService,
 )
@@ -57,6 +59,8 @@ STATUS: dict[type[ConvoyError], Code] = {
     UnknownModel: Code.NOT_FOUND,
     UnknownService: Code.NOT_FOUND,
     NotOffered: Code.UNIMPLEMENTED,
+    UnknownCaller: Code.UNAUTHENTICATED,  # send a valid token
+    NotPermitted: Code.PERMISSION_DENIED,
     QueueFull: Code.RESOURCE_EXHAUSTED,  # back off
     PredictedLate: Code.RESOURCE_EXHAUSTED,
     DeadlinePassed: Code.DEADLINE_EXCEEDED,

@@ -72,8 +72,9 @@ class Vision:
         )
 
     async def ListModels(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
-        """Returns every version in the repository."""
-        return pb.ListModelsResponse(models=[describe(row) for row in self._catalogue.table.versions])
+        """Returns every version in the repository, of the models that the caller may call."""
+        rows = [row for row in self._catalogue.table.versions if call.sees(row.model)]
+        return pb.ListModelsResponse(models=[describe(row) for row in rows])
 
     async def _classify(self, chunk: Chunk, call: Call, top_k: int) -> list[bytes | ConvoyError]:
         """Runs a chunk. Returns the encoded classification of each image, or its error."""
@@ -151,7 +152,11 @@ class Vision:
         return results
 
     def _check(self, request: pb.ClassifyRequest | pb.SegmentRequest, call: Call, task: Task) -> Version:
-        """Returns the version that serves a request. Raises UnknownModel, ModelUnavailable, BadRequest."""
+        """Returns the version that serves a request.
+
+        Raises NotPermitted, UnknownModel, ModelUnavailable, BadRequest.
+        """
+        call.permit(request.model)
         row = self._catalogue.for_task(request.model, request.version, task)
         call.serves(row)
         if request.priority not in _PRIORITIES:

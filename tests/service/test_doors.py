@@ -22,7 +22,7 @@ from tests.service.certificates import EXPIRED, Authority, Pair, copy
 from tests.service.running import Server
 
 Convoy = Callable[..., subprocess.CompletedProcess[str]]
-TIMEOUT = 10
+TIMEOUT = 20
 
 
 class Files:

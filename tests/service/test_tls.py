@@ -120,5 +120,5 @@ def test_names_of_a_certificate_are_no_addresses() -> None:
         "subject": ((("organizationName", "robots"),), (("commonName", "arm"),)),
         "subjectAltName": (("DNS", "arm.local"), ("IP Address", "10.0.0.1"), ("URI", "spiffe://a/arm"), ("DNS", "arm")),
     }
-    assert tls.names(found) == ("arm.local", "spiffe://a/arm", "arm")
+    assert tls.names(found) == ("spiffe://a/arm", "arm.local", "arm")
     assert tls.names(None) == tls.names({}) == ()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from convoy.service.followed import Followed
+from convoy.service.frontend.doors import Doors
 from convoy.service.frontend.transport.interface import Limits, Make, Service, Transport
 from convoy.service.tls import Tls
 
@@ -47,8 +48,14 @@ def _nghttp2(*, fall_back: bool) -> Choice:
         log.warning("%s: calls cost several times the CPU time without it", error)
         return _grpcio()
 
-    def make(address: str, services: Sequence[Service], limits: Limits, tls: Followed[Tls] | None = None) -> Transport:
-        return Http2(address, services, limits, library, tls)
+    def make(
+        address: str,
+        services: Sequence[Service],
+        limits: Limits,
+        tls: Followed[Tls] | None = None,
+        doors: Doors | None = None,
+    ) -> Transport:
+        return Http2(address, services, limits, library, tls, doors)
 
     return Choice("nghttp2", library.version, make)
 

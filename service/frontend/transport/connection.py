@@ -4,6 +4,8 @@ import asyncio
 import logging
 from typing import Any
 
+from convoy.service.errors import ConvoyError
+from convoy.service.frontend import status
 from convoy.service.frontend.transport import nghttp2
 from convoy.service.frontend.transport.exchange import Exchange, trailers_only
 from convoy.service.frontend.transport.hub import Hub
@@ -11,6 +13,7 @@ from convoy.service.frontend.transport.lifetime import Lifetime
 from convoy.service.frontend.transport.messages import Refused
 from convoy.service.frontend.transport.nghttp2 import Headers, buffer, ffi
 from convoy.service.frontend.transport.opening import NotGrpc, opened
+from convoy.service.tls import names
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +44,7 @@ class Connection(asyncio.BufferedProtocol):
         self.most_block_bytes = 4 * hub.limits.metadata_bytes
         self.unsent = 0  # bytes of answers
         self.library = hub.library
+        self.names: tuple[str, ...] = ()  # in the certificate of the caller
         self._transport: Any = None
         self.session: Any = None
         self._handle = ffi.new_handle(self)  # lives as long as the session
@@ -60,6 +64,8 @@ class Connection(asyncio.BufferedProtocol):
         if tls is not None and (tls.selected_alpn_protocol() != "h2" or self._client_ca != self.hub.client_ca):
             transport.close()
             return
+        if tls is not None and self.hub.doors is not None:
+            self.names = names(tls.getpeercert())
         self.session = self.hub.session(self._handle)
         self.hub.connections.add(self)
         self.hub.emptied.clear()
@@ -243,6 +249,9 @@ class Connection(asyncio.BufferedProtocol):
             self.exchanges[number] = opened(self, number)
         except Refused as refused:
             self._refuse(number, trailers_only(refused.code, refused.message), complete)
+        except ConvoyError as error:
+            answer = trailers_only(status.code_of(error), status.message_of(error), status.trailers(error))
+            self._refuse(number, answer, complete)
         except NotGrpc as other:
             self._refuse(number, other.answer, complete)
         else:

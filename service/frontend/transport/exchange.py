@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from convoy.service.access import Caller
 from convoy.service.errors import ConvoyError
 from convoy.service.frontend import status
 from convoy.service.frontend.status import Code
@@ -60,6 +61,7 @@ class Exchange:
         "_timer",
         "_trailers",
         "_unacknowledged",
+        "caller",
         "deadline",
         "over",
         "unsent",
@@ -67,6 +69,7 @@ class Exchange:
 
     def __init__(self, connection: "Connection", number: int, assembler: Assembler, deadline: float) -> None:
         self.deadline = deadline  # seconds of CLOCK_MONOTONIC; inf: none
+        self.caller: Caller | None = None  # see Received
         self.over = False  # its status is decided, or the caller has gone
         self.unsent = 0  # bytes of the answer
         self._connection = connection
@@ -264,7 +267,7 @@ class UnaryExchange(Exchange):
             return
         if self._message is None or self._assembler.inside:
             raise Refused(Code.INTERNAL, "call ends before its message is complete")
-        received = Received(self._message, time.monotonic())
+        received = Received(self._message, time.monotonic(), self.caller)
         self._message = None
         self._count_receiving(0)  # from here on the methods bound what is in flight
         prompt, unary = self._method.prompt, self._method.unary
@@ -370,7 +373,7 @@ class StreamExchange(Exchange):
     def _parse(self, chunk: Any) -> None:
         assembler = self._assembler
         for message in assembler.feed(chunk, _MOST_PARSED - len(self._inbox)):
-            self._inbox.append(Received(message, self._arrived))
+            self._inbox.append(Received(message, self._arrived, self.caller))
         if rest := assembler.rest:
             assembler.rest = b""
             if self._backlog:

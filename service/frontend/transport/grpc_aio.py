@@ -9,10 +9,12 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from convoy.service.errors import ConvoyError
+from convoy.service.access import Caller
+from convoy.service.errors import ConvoyError, NotOffered
 from convoy.service.followed import Followed
 from convoy.service.frontend import status
-from convoy.service.frontend.transport.interface import Limits, Received, Service, Streaming, Unary
+from convoy.service.frontend.doors import Doors
+from convoy.service.frontend.transport.interface import Limits, Received, Service, Stream, Streaming, Unary
 from convoy.service.tls import Tls
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -22,10 +24,15 @@ class GrpcAio:
     """See Transport."""
 
     def __init__(
-        self, address: str, services: Sequence[Service], limits: Limits, tls: Followed[Tls] | None = None
+        self,
+        address: str,
+        services: Sequence[Service],
+        limits: Limits,
+        tls: Followed[Tls] | None = None,
+        doors: Doors | None = None,
     ) -> None:
         self._server = grpc.aio.server(options=_options(limits), maximum_concurrent_rpcs=limits.calls)
-        self._server.add_generic_rpc_handlers(tuple(_handlers(service) for service in services))
+        self._server.add_generic_rpc_handlers((_Handlers(services, doors),))
         if tls is None:
             self._server.add_insecure_port(address)
         else:
@@ -44,13 +51,14 @@ class GrpcAio:
 class _Stream:
     """A gRPC call as a Stream."""
 
-    def __init__(self, context: Any) -> None:
+    def __init__(self, context: Any, caller: Caller | None) -> None:
         self.deadline = _deadline(context)
         self._context = context
+        self._caller = caller
 
     async def read(self) -> Received | None:
         message = await self._context.read()
-        return None if message is grpc.aio.EOF else message
+        return None if message is grpc.aio.EOF else message._replace(caller=self._caller)
 
     async def write(self, data: bytes) -> None:
         with suppress(grpc.aio.InternalError):  # the caller has gone, and gRPC is about to cancel the call
@@ -96,15 +104,36 @@ def _options(limits: Limits) -> list[tuple[str, int]]:
     return [(name, value) for name, value in options.items() if name not in unset]
 
 
-def _handlers(service: Service) -> grpc.GenericRpcHandler:
-    unary = {name: _unary(method) for name, method in service.unary.items()}
-    streaming = {name: _streaming(method) for name, method in service.streaming.items()}
-    return grpc.method_handlers_generic_handler(service.name, unary | streaming)
+class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """The methods by their path. Unknown ones pass the doors, too."""
+
+    def __init__(self, services: Sequence[Service], doors: Doors | None) -> None:
+        self._doors = doors
+        self._by_path: dict[str, grpc.RpcMethodHandler] = {}
+        for service in services:
+            for name, unary in service.unary.items():
+                path = f"/{service.name}/{name}"
+                self._by_path[path] = _unary(unary, path, doors)
+            for name, streaming in service.streaming.items():
+                path = f"/{service.name}/{name}"
+                self._by_path[path] = _streaming(streaming, path, doors)
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        path = handler_call_details.method
+        found = self._by_path.get(path)
+        return found if found is not None or self._doors is None else _streaming(_unknown, path, self._doors)
 
 
-def _unary(method: Unary) -> grpc.RpcMethodHandler:
+async def _unknown(stream: Stream) -> ConvoyError:
+    return NotOffered("method is unknown")
+
+
+def _unary(method: Unary, path: str, doors: Doors | None) -> grpc.RpcMethodHandler:
     async def handle(received: Received, context: Any) -> bytes:
-        answer = await method(received, _deadline(context))
+        try:
+            answer = await method(_admitted(received, context, path, doors), _deadline(context))
+        except ConvoyError as error:  # of the doors
+            answer = error
         if isinstance(answer, ConvoyError):
             _refuse(context, answer)
             return b""
@@ -113,13 +142,35 @@ def _unary(method: Unary) -> grpc.RpcMethodHandler:
     return grpc.unary_unary_rpc_method_handler(handle, request_deserializer=_received)
 
 
-def _streaming(method: Streaming) -> grpc.RpcMethodHandler:
+def _streaming(method: Streaming, path: str, doors: Doors | None) -> grpc.RpcMethodHandler:
     async def handle(_: object, context: Any) -> None:
-        refusal = await method(_Stream(context))
+        try:
+            refusal = await method(_Stream(context, None if doors is None else _caller(context, path, doors)))
+        except ConvoyError as error:  # of the doors
+            refusal = error
         if refusal is not None:
             _refuse(context, refusal)
 
     return grpc.stream_stream_rpc_method_handler(handle, request_deserializer=_received)
+
+
+def _admitted(received: Received, context: Any, path: str, doors: Doors | None) -> Received:
+    return received if doors is None else received._replace(caller=_caller(context, path, doors))
+
+
+def _caller(context: Any, path: str, doors: Doors) -> Caller:
+    """Returns who calls. Raises what the doors raise."""
+    authorization = None
+    for name, value in context.invocation_metadata():
+        if name == "authorization":
+            authorization = value if isinstance(value, bytes) else value.encode()
+    properties = context.auth_context()
+    names = [
+        name.decode("utf-8", "replace")
+        for kind in ("peer_uri", "peer_dns", "x509_common_name")
+        for name in properties.get(kind, ())
+    ]
+    return doors.admit(path.encode(), authorization, names)
 
 
 def _refuse(context: Any, error: ConvoyError) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from convoy.service.followed import Followed
+from convoy.service.frontend.doors import Doors
 from convoy.service.frontend.transport.connection import Connection
 from convoy.service.frontend.transport.hub import Hub, Method
 from convoy.service.frontend.transport.interface import Limits, Service
@@ -34,11 +35,12 @@ class Http2:
         limits: Limits,
         library: Library,
         tls: Followed[Tls] | None = None,
+        doors: Doors | None = None,
     ) -> None:
         """`address` is HOST:PORT, [HOST]:PORT or unix:PATH."""
         self._address = address
         self._tls = tls
-        self._hub = Hub(library, _by_path(services), limits)
+        self._hub = Hub(library, _by_path(services), limits, doors)
         self._hub.client_ca = b"" if tls is None else tls.value.client_ca
         self._listening: list[socket.socket] = []
         self._servers: list[asyncio.Server] = []

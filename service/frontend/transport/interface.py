@@ -9,8 +9,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
+from convoy.service.access import Caller
 from convoy.service.errors import ConvoyError
 from convoy.service.followed import Followed
+from convoy.service.frontend.doors import Doors
 from convoy.service.tls import Tls
 
 Data = bytes | bytearray
@@ -21,6 +23,7 @@ class Received(NamedTuple):
 
     data: Data
     arrived: float  # seconds of CLOCK_MONOTONIC, as all points in time
+    caller: Caller | None = None  # None: everybody may do everything
 
 
 class Stream(Protocol):
@@ -60,10 +63,19 @@ class Service(NamedTuple):
 
 
 class Make(Protocol):
-    """Builds a transport on the running loop, for an address. `tls` must offer h2 by ALPN; None: no encryption."""
+    """Builds a transport on the running loop, for an address.
+
+    tls    must offer h2 by ALPN; None: no encryption
+    doors  asked before anything else of every call; None: all of them are open
+    """
 
     def __call__(
-        self, address: str, services: Sequence[Service], limits: "Limits", tls: Followed[Tls] | None = None
+        self,
+        address: str,
+        services: Sequence[Service],
+        limits: "Limits",
+        tls: Followed[Tls] | None = None,
+        doors: Doors | None = None,
     ) -> "Transport":
         """Returns the transport, which does not listen yet."""
 

@@ -29,12 +29,18 @@ class NotGrpc(Exception):
 
 
 def opened(connection: "Connection", number: int) -> Exchange:
-    """Returns the call on the stream with this number, whose headers have just arrived. Raises Refused, NotGrpc."""
+    """Returns the call on the stream with this number, whose headers have just arrived.
+
+    Raises Refused, NotGrpc, and what the doors raise.
+    """
     block, hub = connection.block, connection.hub
     _check(block)
     size, limits = connection.block_bytes, hub.limits
     if size > limits.metadata_bytes:
         raise Refused(Code.RESOURCE_EXHAUSTED, f"metadata has {size} bytes, want at most {limits.metadata_bytes}")
+    caller = None
+    if hub.doors is not None:
+        caller = hub.doors.admit(block[b":path"], block.get(b"authorization"), connection.names)
     method = hub.methods.get(block[b":path"])
     if method is None:
         raise Refused(Code.UNIMPLEMENTED, f"method {_shown(block[b':path'])} is unknown")
@@ -58,6 +64,7 @@ def opened(connection: "Connection", number: int) -> Exchange:
     else:
         assert method.streaming is not None
         exchange = StreamExchange(connection, number, assembler, deadline, method.streaming)
+    exchange.caller = caller
     if deadline < math.inf:
         exchange.expire_in(timeout)
     return exchange
