@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from hashlib import sha256
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 import msgspec
 from msgspec import Meta
@@ -43,13 +43,19 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Caller:
-    """Somebody who calls. `void` is set once the file no longer has the caller as it was: its calls end then."""
+    """Somebody who calls. `void` is set once the file no longer has the caller as it was: its calls end then.
 
-    __slots__ = ("_all", "_expires", "_models", "digest", "entry", "name", "void")
+    public   whether it is nobody in particular, who uses what is public
+    account  its quotas, which a front end keeps; None: it has none
+    """
 
-    def __init__(self, name: str, entry: Entry) -> None:
+    __slots__ = ("_all", "_expires", "_models", "account", "digest", "entry", "name", "public", "void")
+
+    def __init__(self, name: str, entry: Entry, *, public: bool = False) -> None:
         self.name = name
         self.entry = entry
+        self.public = public
+        self.account: Quota | None = None
         self.digest = bytes.fromhex(entry.sha256)
         self.void = False
         self._all = EVERY_MODEL in entry.models
@@ -74,6 +80,16 @@ class Caller:
         """Raises NotPermitted if the caller lacks a scope."""
         if scope not in self.entry.scopes:
             raise NotPermitted(NO)
+
+
+class Quota(Protocol):
+    """What a caller may still send."""
+
+    def admit(self) -> None:
+        """Counts a request. Raises QuotaExceeded."""
+
+    def spend(self, nbytes: int) -> None:
+        """Counts the bytes of a request that was admitted."""
 
 
 class Callers:

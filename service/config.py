@@ -188,12 +188,21 @@ class AccessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     public: tuple[Literal["health", "reflection", "probes", "metrics"], ...] = ()  # needs neither token nor certificate
 
 
+class QuotasConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one caller may send to one front end: a caller of `access.callers`, else an address."""
+
+    requests_per_second: Annotated[float, Meta(ge=0, le=1e9)] = 0.0  # each request of a stream counts; 0: no limit
+    bytes_per_second: Annotated[float, Meta(ge=0, le=1e15)] = 0.0  # of requests; 0: no limit
+    burst_seconds: Annotated[float, Meta(gt=0, le=3600)] = 1.0  # as much may come at once as in this time
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole configuration of a server."""
 
     server: ServerConfig = ServerConfig()
     tls: TlsConfig = TlsConfig()
     access: AccessConfig = AccessConfig()
+    quotas: QuotasConfig = QuotasConfig()
     limits: LimitsConfig = LimitsConfig()
     batching: BatchingConfig = BatchingConfig()
     engine: EngineConfig = EngineConfig()

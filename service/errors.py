@@ -104,6 +104,12 @@ class NotPermitted(ConvoyError):
     reason = "NOT_PERMITTED"
 
 
+class QuotaExceeded(ConvoyError):
+    """The caller has sent more than it may."""
+
+    reason = "QUOTA_EXCEEDED"
+
+
 class QueueFull(ConvoyError):
     """There is no room for another image now."""
 

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from convoy.service import metrics
+from convoy.service.access import Caller
 from convoy.service.errors import BadRequest, ConvoyError, DeadlinePassed
 from convoy.service.frontend import status
 from convoy.service.frontend.admission import Gate
@@ -39,6 +40,7 @@ class Call:
         self.model = ""  # set only if the model exists: metrics accept no names made up by callers
         self.version = ""
         self.low_priority = False
+        self.streamed = False  # it is one of several in a call
         self.payloads = NOTHING  # of the request; those outside the message: see wire.py
         self._nbytes = len(received.data)
         self._gate = gate
@@ -60,14 +62,21 @@ class Call:
             self._gate.leave(self._nbytes)
 
     def enter(self) -> None:
-        """Admits the request. Raises UnknownCaller, ModelUnavailable, QueueFull, DeadlinePassed."""
+        """Admits the request. Raises UnknownCaller, QuotaExceeded, ModelUnavailable, QueueFull, DeadlinePassed."""
         if self.caller is not None:
-            self.caller.check()
+            self._enter_as(self.caller)
         # Queries about the server and its models always pass: liveness is answered until the end.
         if self.method in metrics.INFERENCE:
             self._gate.enter(self._nbytes)
             self._inside = True
         self.check_deadline()
+
+    def _enter_as(self, caller: Caller) -> None:
+        caller.check()
+        if caller.account is not None:
+            if self.streamed:  # the call itself has been counted when it began
+                caller.account.admit()
+            caller.account.spend(self._nbytes)
 
     def leave(self) -> None:
         """Ends a request that is counted elsewhere, together with others."""

@@ -8,7 +8,6 @@ from grpc_health.v1 import health_pb2 as pb
 
 from convoy.service.access import NO, Caller
 from convoy.service.errors import BadRequest, ConvoyError, NotPermitted, UnknownCaller, UnknownService
-from convoy.service.frontend.doors import ANYBODY
 from convoy.service.frontend.transport.interface import Received, Service, Stream
 from convoy.service.frontend.wire import Parser
 
@@ -85,7 +84,7 @@ class Health:
 
 def _sees(caller: Caller | None, name: str) -> bool:
     """Returns whether a caller may ask for a name: that of the server, of a service, of a model or of its version."""
-    if caller is None or caller is ANYBODY or not name or "." in name:  # models have no dots in their names
+    if caller is None or caller.public or not name or "." in name:  # models have no dots in their names
         return True
     return caller.sees(name.partition("/")[0])
 

@@ -69,6 +69,7 @@ class FrontEnd:
         vision = Vision(self._catalogue, self._client, start.config.limits, threads)
         self._tls = tls.follow(start.config.tls, "h2")
         self._callers = access.follow(start.config.access)
+        doors = Doors(start.config.access, self._callers, start.config.quotas)
         transport = choose(start.config.server.transport)
         metrics.TRANSPORT.labels(transport.name, transport.version).set(1)
         inference = InferenceService(
@@ -103,7 +104,7 @@ class FrontEnd:
                 connection_idle=server.max_connection_idle_seconds,
             ),
             self._tls,
-            None if self._callers is None else Doors(start.config.access, self._callers),
+            doors if doors.needed else None,
         )
 
     async def listen(self) -> None:

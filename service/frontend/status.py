@@ -21,6 +21,7 @@ from convoy.service.errors import (
     NotPermitted,
     PredictedLate,
     QueueFull,
+    QuotaExceeded,
     RunFailed,
     UnknownCaller,
     UnknownModel,
@@ -62,6 +63,7 @@ STATUS: dict[type[ConvoyError], Code] = {
     UnknownCaller: Code.UNAUTHENTICATED,  # send a valid token
     NotPermitted: Code.PERMISSION_DENIED,
     QueueFull: Code.RESOURCE_EXHAUSTED,  # back off
+    QuotaExceeded: Code.RESOURCE_EXHAUSTED,
     PredictedLate: Code.RESOURCE_EXHAUSTED,
     DeadlinePassed: Code.DEADLINE_EXCEEDED,
     ModelUnavailable: Code.UNAVAILABLE,  # loading or draining: try another replica

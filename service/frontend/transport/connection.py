@@ -6,6 +6,7 @@ from typing import Any
 
 from convoy.service.errors import ConvoyError
 from convoy.service.frontend import status
+from convoy.service.frontend.quotas import peer_of
 from convoy.service.frontend.transport import nghttp2
 from convoy.service.frontend.transport.exchange import Exchange, trailers_only
 from convoy.service.frontend.transport.hub import Hub
@@ -45,6 +46,7 @@ class Connection(asyncio.BufferedProtocol):
         self.unsent = 0  # bytes of answers
         self.library = hub.library
         self.names: tuple[str, ...] = ()  # in the certificate of the caller
+        self.peer = ""  # where the caller is
         self._transport: Any = None
         self.session: Any = None
         self._handle = ffi.new_handle(self)  # lives as long as the session
@@ -64,8 +66,10 @@ class Connection(asyncio.BufferedProtocol):
         if tls is not None and (tls.selected_alpn_protocol() != "h2" or self._client_ca != self.hub.client_ca):
             transport.close()
             return
-        if tls is not None and self.hub.doors is not None:
-            self.names = names(tls.getpeercert())
+        if self.hub.doors is not None:
+            address = transport.get_extra_info("peername")
+            self.peer = peer_of(address[0]) if isinstance(address, tuple) else "unix"
+            self.names = () if tls is None else names(tls.getpeercert())
         self.session = self.hub.session(self._handle)
         self.hub.connections.add(self)
         self.hub.emptied.clear()

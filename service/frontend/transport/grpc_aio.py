@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
@@ -14,6 +15,7 @@ from convoy.service.errors import ConvoyError, NotOffered
 from convoy.service.followed import Followed
 from convoy.service.frontend import status
 from convoy.service.frontend.doors import Doors
+from convoy.service.frontend.quotas import peer_of
 from convoy.service.frontend.transport.interface import Limits, Received, Service, Stream, Streaming, Unary
 from convoy.service.tls import Tls
 
@@ -170,7 +172,9 @@ def _caller(context: Any, path: str, doors: Doors) -> Caller:
         for kind in ("peer_uri", "peer_dns", "x509_common_name")
         for name in properties.get(kind, ())
     ]
-    return doors.admit(path.encode(), authorization, names)
+    kind, _, address = context.peer().partition(":")
+    peer = peer_of(unquote(address).rpartition(":")[0].strip("[]")) if kind in ("ipv4", "ipv6") else "unix"
+    return doors.admit(path.encode(), authorization, names, peer)
 
 
 def _refuse(context: Any, error: ConvoyError) -> None:

@@ -40,7 +40,7 @@ def opened(connection: "Connection", number: int) -> Exchange:
         raise Refused(Code.RESOURCE_EXHAUSTED, f"metadata has {size} bytes, want at most {limits.metadata_bytes}")
     caller = None
     if hub.doors is not None:
-        caller = hub.doors.admit(block[b":path"], block.get(b"authorization"), connection.names)
+        caller = hub.doors.admit(block[b":path"], block.get(b"authorization"), connection.names, connection.peer)
     method = hub.methods.get(block[b":path"])
     if method is None:
         raise Refused(Code.UNIMPLEMENTED, f"method {_shown(block[b':path'])} is unknown")
