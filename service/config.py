@@ -47,6 +47,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     # What speaks gRPC; "auto": libnghttp2 where it is installed, else grpcio, which takes several times the CPU time.
     transport: Literal["auto", "nghttp2", "grpcio"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "text"] = "auto"  # auto: text on a terminal, JSON elsewhere
 
     def front_ends(self, cores: int) -> int:
         """The number of front ends on a machine with `cores` cores.

@@ -5,7 +5,7 @@ Each imports what it needs when it runs: a probe calls `convoy health` every few
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -44,6 +44,10 @@ def serve(
         int | None, typer.Option(metavar="PORT", help="For /livez and /readyz.  [default: 8000]")
     ] = None,
     metrics_port: Annotated[int | None, typer.Option(metavar="PORT", help="For /metrics.  [default: 8002]")] = None,
+    log_format: Annotated[
+        Literal["auto", "json", "text"] | None,
+        typer.Option("--log-format", help="auto: text on a terminal, JSON elsewhere.  [default: auto]"),
+    ] = None,
     config_file: Annotated[Path | None, typer.Option("--config", metavar="FILE", help="A TOML file.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="One setting, over the file's.")
@@ -53,10 +57,16 @@ def serve(
     from convoy.service import config, log
     from convoy.service.supervisor import watch
 
-    options = {"host": host, "grpc_port": grpc_port, "http_port": http_port, "metrics_port": metrics_port}
+    options: dict[str, object] = {
+        "log_format": log_format,
+        "host": host,
+        "grpc_port": grpc_port,
+        "http_port": http_port,
+        "metrics_port": metrics_port,
+    }
     overrides = {f"server.{name}": value for name, value in options.items() if value is not None}
     configuration = config.load(config_file, settings or (), overrides)
-    log.configure(configuration.server.log_level, "supervisor")
+    log.configure(configuration.server.log_level, "supervisor", configuration.server.log_format)
     raise typer.Exit(watch.serve(configuration, repository))
 
 

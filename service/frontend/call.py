@@ -36,6 +36,7 @@ class Call:
         self.arrived = received.arrived
         self.deadline = deadline  # inf: none
         self.caller = received.caller
+        self.trace = received.trace
         self.row = _NO_VERSION  # the version that answers
         self.model = ""  # set only if the model exists: metrics accept no names made up by callers
         self.version = ""
@@ -87,8 +88,12 @@ class Call:
         """Counts a refusal and returns the error for the caller. Details of an internal error go only to the log."""
         if isinstance(error, ConvoyError):
             count_refusal(self, error)
+            # Only on request: whoever is refused could fill the log.
+            if log.isEnabledFor(logging.DEBUG):
+                fields = {**self._fields(), "reason": error.reason, "detail": error.message}
+                log.debug("request refused", extra={"fields": fields})
         else:
-            log.error("request failed", exc_info=error, extra={"fields": {"method": self.method}})
+            log.error("request failed", exc_info=error, extra={"fields": self._fields()})
             error = ConvoyError("internal error")
         self._code = status.code_of(error)
         self._refused = True
@@ -107,6 +112,13 @@ class Call:
     def sees(self, model: str) -> bool:
         """Returns whether the caller may know that a model exists."""
         return self.caller is None or self.caller.sees(model)
+
+    def _fields(self) -> dict[str, str]:
+        """Returns what a log record says of the request."""
+        fields = {"method": self.method}
+        if self.caller is not None:
+            fields["caller"] = self.caller.name
+        return fields if self.trace is None else fields | self.trace.fields()
 
     def serves(self, row: Version) -> None:
         """Records the version that answers this call. Raises NotPermitted."""

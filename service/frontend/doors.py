@@ -1,5 +1,6 @@
 """Decides at the beginning of a call who calls, and whether it may: for every method of every service, known or not."""
 
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -9,6 +10,9 @@ from convoy.service.config import AccessConfig, QuotasConfig
 from convoy.service.errors import ConvoyError
 from convoy.service.followed import Followed
 from convoy.service.frontend.quotas import Account
+from convoy.service.frontend.trace import Trace
+
+log = logging.getLogger(__name__)
 
 _HEALTH = b"/grpc.health.v1.Health/"
 _REFLECTION = b"/grpc.reflection."
@@ -25,6 +29,7 @@ _MANAGEMENT = frozenset(
         "LogSettings",
     )
 )
+_SHOWN = 100  # bytes of a path
 _NOTHING = Entry()
 _EVERYTHING = Entry(models=("*",), scopes=("metrics", "admin"))
 _MOST_PEERS = 10_000  # callers without a name whose quotas are known; the one that was quiet for longest is forgotten
@@ -47,7 +52,9 @@ class Doors:
         """Whether there is anything to decide."""
         return self._callers is not None or self._quotas is not None
 
-    def admit(self, path: bytes, authorization: bytes | None, names: Sequence[str], peer: str) -> Caller:
+    def admit(
+        self, path: bytes, authorization: bytes | None, names: Sequence[str], peer: str, trace: Trace | None = None
+    ) -> Caller:
         """Returns who calls the method with this path. Raises UnknownCaller, NotPermitted, QuotaExceeded.
 
         Which models the caller may call is checked where the request names one: see Call.permit.
@@ -69,6 +76,11 @@ class Doors:
                 caller.account.admit()
         except ConvoyError as error:
             metrics.REFUSALS.labels("", error.reason).inc()
+            # Only on request: whoever is refused could fill the log.
+            if log.isEnabledFor(logging.DEBUG):
+                called = path[:_SHOWN].decode("ascii", "backslashreplace")
+                fields = {"path": called, "reason": error.reason, "peer": peer, "names": list(names)}
+                log.debug("call refused", extra={"fields": fields | ({} if trace is None else trace.fields())})
             raise
         return caller
 

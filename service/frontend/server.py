@@ -218,7 +218,7 @@ def _without(devices: Sequence[int]) -> str:
 
 async def _main(supervisor: socket.socket) -> int:
     start = messages.receive_start(supervisor)
-    log.configure(start.config.server.log_level, "frontend")
+    log.configure(start.config.server.log_level, "frontend", start.config.server.log_format)
     try:
         front_end = FrontEnd(start, supervisor)
     except BadConfig as error:  # a file has become unusable since the server started

@@ -13,7 +13,7 @@ from convoy.service.frontend.transport.hub import Hub
 from convoy.service.frontend.transport.lifetime import Lifetime
 from convoy.service.frontend.transport.messages import Refused
 from convoy.service.frontend.transport.nghttp2 import Headers, buffer, ffi
-from convoy.service.frontend.transport.opening import NotGrpc, opened
+from convoy.service.frontend.transport.opening import NotGrpc, opened, trace_of
 from convoy.service.tls import names
 
 log = logging.getLogger(__name__)
@@ -252,10 +252,10 @@ class Connection(asyncio.BufferedProtocol):
         try:
             self.exchanges[number] = opened(self, number)
         except Refused as refused:
-            self._refuse(number, trailers_only(refused.code, refused.message), complete)
+            self._refuse(number, trailers_only(refused.code, refused.message, trace=trace_of(self.block)), complete)
         except ConvoyError as error:
-            answer = trailers_only(status.code_of(error), status.message_of(error), status.trailers(error))
-            self._refuse(number, answer, complete)
+            code, message, pairs = status.code_of(error), status.message_of(error), status.trailers(error)
+            self._refuse(number, trailers_only(code, message, pairs, trace_of(self.block)), complete)
         except NotGrpc as other:
             self._refuse(number, other.answer, complete)
         else:

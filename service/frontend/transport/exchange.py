@@ -11,6 +11,7 @@ from convoy.service.access import Caller
 from convoy.service.errors import ConvoyError
 from convoy.service.frontend import status
 from convoy.service.frontend.status import Code
+from convoy.service.frontend.trace import REQUEST_ID, Trace
 from convoy.service.frontend.transport import nghttp2
 from convoy.service.frontend.transport.interface import Data, Received, Streaming
 from convoy.service.frontend.transport.messages import PREFIX, Assembler, Refused, framed, status_headers
@@ -36,9 +37,18 @@ _MOST_PARSED = 64  # messages of a stream. As objects, small ones take thirty ti
 _PIECE = 1 << 14  # bytes of a stream that are kept together until they are parsed
 
 
-def trailers_only(code: Code, message: str, pairs: Iterable[tuple[str, str | bytes]] = ()) -> Headers:
+def trailers_only(
+    code: Code, message: str, pairs: Iterable[tuple[str, str | bytes]] = (), trace: Trace | None = None
+) -> Headers:
     """Returns the headers of an answer without a message."""
-    return headers(*_BEGINNING, *status_headers(code, message, pairs))
+    return headers(*_beginning(trace), *status_headers(code, message, pairs))
+
+
+def _beginning(trace: Trace | None) -> list[tuple[bytes, bytes]]:
+    """Returns the first headers of an answer: the caller gets its name of the call back."""
+    if trace is None or not trace.request_id:
+        return _BEGINNING
+    return [*_BEGINNING, (REQUEST_ID.encode(), trace.request_id.encode())]
 
 
 class Exchange:
@@ -64,12 +74,14 @@ class Exchange:
         "caller",
         "deadline",
         "over",
+        "trace",
         "unsent",
     )
 
     def __init__(self, connection: "Connection", number: int, assembler: Assembler, deadline: float) -> None:
         self.deadline = deadline  # seconds of CLOCK_MONOTONIC; inf: none
         self.caller: Caller | None = None  # see Received
+        self.trace: Trace | None = None
         self.over = False  # its status is decided, or the caller has gone
         self.unsent = 0  # bytes of the answer
         self._connection = connection
@@ -152,7 +164,7 @@ class Exchange:
             if not self.over:
                 self._refuse(Code.CANCELLED, "call was cancelled")
         except Exception:
-            log.exception("call failed")
+            log.exception("call failed", extra={"fields": {} if self.trace is None else self.trace.fields()})
             self._answer(ConvoyError("internal error"))
         finally:
             self._count_out()
@@ -165,13 +177,16 @@ class Exchange:
             return
         if answer is not None:
             self._put(answer)
-        self._end(_OK if self._answering else _OK_ALONE)
+        if self._answering:
+            self._end(_OK)
+        else:
+            self._end(_OK_ALONE if self.trace is None else trailers_only(Code.OK, "", trace=self.trace))
 
     def _refuse(self, code: Code, message: str, pairs: Iterable[tuple[str, str | bytes]] = ()) -> None:
         if self._answering:
             self._end(headers(*status_headers(code, message, pairs)))
         else:
-            self._end(trailers_only(code, message, pairs))
+            self._end(trailers_only(code, message, pairs, self.trace))
 
     def _end(self, trailers: Headers) -> None:
         """Ends the answer with `trailers` once its messages are sent; if it has none, they are the whole answer."""
@@ -195,7 +210,8 @@ class Exchange:
             self._resume()
         else:
             self._answering = True
-            self._connection.respond(self._number, _RESPONSE, with_data=True)
+            beginning = _RESPONSE if self.trace is None else headers(*_beginning(self.trace))
+            self._connection.respond(self._number, beginning, with_data=True)
 
     def _resume(self) -> None:
         if self._deferred:
@@ -267,7 +283,7 @@ class UnaryExchange(Exchange):
             return
         if self._message is None or self._assembler.inside:
             raise Refused(Code.INTERNAL, "call ends before its message is complete")
-        received = Received(self._message, time.monotonic(), self.caller)
+        received = Received(self._message, time.monotonic(), self.caller, self.trace)
         self._message = None
         self._count_receiving(0)  # from here on the methods bound what is in flight
         prompt, unary = self._method.prompt, self._method.unary
@@ -373,7 +389,7 @@ class StreamExchange(Exchange):
     def _parse(self, chunk: Any) -> None:
         assembler = self._assembler
         for message in assembler.feed(chunk, _MOST_PARSED - len(self._inbox)):
-            self._inbox.append(Received(message, self._arrived, self.caller))
+            self._inbox.append(Received(message, self._arrived, self.caller, self.trace))
         if rest := assembler.rest:
             assembler.rest = b""
             if self._backlog:

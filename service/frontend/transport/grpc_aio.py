@@ -16,6 +16,7 @@ from convoy.service.followed import Followed
 from convoy.service.frontend import status
 from convoy.service.frontend.doors import Doors
 from convoy.service.frontend.quotas import peer_of
+from convoy.service.frontend.trace import PARENT, REQUEST_ID, Trace, read
 from convoy.service.frontend.transport.interface import Limits, Received, Service, Stream, Streaming, Unary
 from convoy.service.tls import Tls
 
@@ -53,14 +54,15 @@ class GrpcAio:
 class _Stream:
     """A gRPC call as a Stream."""
 
-    def __init__(self, context: Any, caller: Caller | None) -> None:
+    def __init__(self, context: Any, caller: Caller | None, trace: Trace | None) -> None:
         self.deadline = _deadline(context)
         self._context = context
         self._caller = caller
+        self._trace = trace
 
     async def read(self) -> Received | None:
         message = await self._context.read()
-        return None if message is grpc.aio.EOF else message._replace(caller=self._caller)
+        return None if message is grpc.aio.EOF else message._replace(caller=self._caller, trace=self._trace)
 
     async def write(self, data: bytes) -> None:
         with suppress(grpc.aio.InternalError):  # the caller has gone, and gRPC is about to cancel the call
@@ -132,8 +134,10 @@ async def _unknown(stream: Stream) -> ConvoyError:
 
 def _unary(method: Unary, path: str, doors: Doors | None) -> grpc.RpcMethodHandler:
     async def handle(received: Received, context: Any) -> bytes:
+        trace = await _trace(context)
         try:
-            answer = await method(_admitted(received, context, path, doors), _deadline(context))
+            caller = None if doors is None else _caller(context, path, doors, trace)
+            answer = await method(received._replace(caller=caller, trace=trace), _deadline(context))
         except ConvoyError as error:  # of the doors
             answer = error
         if isinstance(answer, ConvoyError):
@@ -146,8 +150,10 @@ def _unary(method: Unary, path: str, doors: Doors | None) -> grpc.RpcMethodHandl
 
 def _streaming(method: Streaming, path: str, doors: Doors | None) -> grpc.RpcMethodHandler:
     async def handle(_: object, context: Any) -> None:
+        trace = await _trace(context)
         try:
-            refusal = await method(_Stream(context, None if doors is None else _caller(context, path, doors)))
+            caller = None if doors is None else _caller(context, path, doors, trace)
+            refusal = await method(_Stream(context, caller, trace))
         except ConvoyError as error:  # of the doors
             refusal = error
         if refusal is not None:
@@ -156,11 +162,16 @@ def _streaming(method: Streaming, path: str, doors: Doors | None) -> grpc.RpcMet
     return grpc.stream_stream_rpc_method_handler(handle, request_deserializer=_received)
 
 
-def _admitted(received: Received, context: Any, path: str, doors: Doors | None) -> Received:
-    return received if doors is None else received._replace(caller=_caller(context, path, doors))
+async def _trace(context: Any) -> Trace | None:
+    """Returns how the caller names its call, and sends the name back."""
+    named = {name: value for name, value in context.invocation_metadata() if name in (REQUEST_ID, PARENT)}
+    found = read(named.get(REQUEST_ID), named.get(PARENT)) if named else None
+    if found is not None and found.request_id:
+        await context.send_initial_metadata(((REQUEST_ID, found.request_id),))
+    return found
 
 
-def _caller(context: Any, path: str, doors: Doors) -> Caller:
+def _caller(context: Any, path: str, doors: Doors, trace: Trace | None) -> Caller:
     """Returns who calls. Raises what the doors raise."""
     authorization = None
     for name, value in context.invocation_metadata():
@@ -174,7 +185,7 @@ def _caller(context: Any, path: str, doors: Doors) -> Caller:
     ]
     kind, _, address = context.peer().partition(":")
     peer = peer_of(unquote(address).rpartition(":")[0].strip("[]")) if kind in ("ipv4", "ipv6") else "unix"
-    return doors.admit(path.encode(), authorization, names, peer)
+    return doors.admit(path.encode(), authorization, names, peer, trace)
 
 
 def _refuse(context: Any, error: ConvoyError) -> None:

@@ -24,7 +24,9 @@ _SETTINGS = 32  # in one frame
 _ACKNOWLEDGEMENTS = 1000  # that wait for a caller that does not read
 _CONTINUATIONS = 8  # beside those that have at least 16 kB
 # The headers that matter here. The names of others are hardly ever copied.
-_NAMES = frozenset((b":path", b":method", b"content-type", b"grpc-timeout", b"grpc-encoding"))
+_NAMES = frozenset(
+    (b":path", b":method", b"content-type", b"grpc-timeout", b"grpc-encoding", b"x-request-id", b"traceparent")
+)
 _NAMES_WITH_DOORS = _NAMES | {b"authorization"}
 
 

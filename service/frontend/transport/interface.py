@@ -13,6 +13,7 @@ from convoy.service.access import Caller
 from convoy.service.errors import ConvoyError
 from convoy.service.followed import Followed
 from convoy.service.frontend.doors import Doors
+from convoy.service.frontend.trace import Trace
 from convoy.service.tls import Tls
 
 Data = bytes | bytearray
@@ -24,6 +25,7 @@ class Received(NamedTuple):
     data: Data
     arrived: float  # seconds of CLOCK_MONOTONIC, as all points in time
     caller: Caller | None = None  # None: everybody may do everything
+    trace: Trace | None = None
 
 
 class Stream(Protocol):
