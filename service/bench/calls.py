@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 import numpy as np
 
-from convoy.service.client.credentials import Credentials
+from convoy.service.client.credentials import PLAIN, Credentials
 from convoy.service.client.results import ServerError, Timings, read_error, read_message_error, stream_ended
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 
@@ -50,7 +50,7 @@ class Workload(NamedTuple):
     images: Callable[[int], int]  # images in the request
 
 
-def connect(server: str, credentials: Credentials) -> grpc.aio.Channel:
+def connect(server: str, credentials: Credentials = PLAIN) -> grpc.aio.Channel:
     """A connection for a load test, on the running loop."""
     return credentials.aio_channel(server)
 

@@ -159,10 +159,16 @@ class FrontEnd:
 
     async def _follow(self) -> None:
         """Reads files again that have changed."""
+        renewed = False
         while self._tls is not None or self._callers is not None:
             if self._tls is not None:
-                if self._tls.poll():
-                    await self._transport.renew()
+                renewed = self._tls.poll() or renewed
+                if renewed:
+                    try:
+                        await self._transport.renew()
+                        renewed = False
+                    except OSError as error:  # such as too many open files: the next round tries again
+                        logger.error("new certificates cannot be used yet: %s", error.strerror)
                 metrics.CERTIFICATE_EXPIRY.labels("grpc").set(self._tls.value.expires)
                 metrics.RELOAD_FAILED.labels("tls").set(self._tls.failed)
             if self._callers is not None:
