@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from convoy.service.client.aio import AsyncClient
     from convoy.service.client.client import Client
+    from convoy.service.client.credentials import Credentials
     from convoy.service.client.requests import ImageSource, MaskFormat, Priority, read_image
     from convoy.service.client.results import (
         Axis,
@@ -40,6 +41,7 @@ __all__ = [
     "Classification",
     "Client",
     "ConvoyError",
+    "Credentials",
     "ImageSource",
     "Input",
     "Label",
@@ -57,6 +59,7 @@ __all__ = [
 _HOME = {
     "AsyncClient": "aio",
     "Client": "client",
+    "Credentials": "credentials",
     **dict.fromkeys(["ImageSource", "MaskFormat", "Priority", "read_image"], "requests"),
 }
 _ERRORS = ["BadImage", "BadRequest", "ConvoyError"]

@@ -37,6 +37,7 @@ COMMANDS = {
     "locate": Command("convoy.service.commands.locate", "Locate a template in pictures"),
     "models": Command("convoy.service.commands.server", "List what a server serves"),
     "health": Command("convoy.service.commands.server", "Check whether a server is healthy, by exit code"),
+    "token": Command("convoy.service.commands.token", "Make a token for a caller of a server"),
     "profile": Command("convoy.service.commands.profile_model", "Measure batch times of a model on this machine"),
     "simulate": Command("convoy.service.commands.simulate", "Simulate the scheduler under a load, on a virtual clock"),
     "bench": Command("convoy.service.commands.bench", "Load a server and measure its answers"),

@@ -51,6 +51,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     # Of answers, for clients that accept it. It costs CPU time, and pays where the network is slower than the server.
     compression: Literal["none", "gzip", "deflate"] = "none"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "text"] = "auto"  # auto: text on a terminal, JSON elsewhere
 
     def front_ends(self, cores: int) -> int:
         """The number of front ends on a machine with `cores` cores.
@@ -176,10 +177,43 @@ class RepositoryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     poll_seconds: Annotated[float, Meta(gt=0, le=3600)] = 5.0  # a full scan, in addition to file system notifications
 
 
+class TlsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Encryption of all three ports: PEM files, which are read again when they change. Not set: none."""
+
+    certificate: str = ""  # the server's, followed by those between it and its root
+    key: str = ""
+    client_ca: str = ""  # every client needs a certificate that one of these has signed
+
+    def __post_init__(self) -> None:
+        if bool(self.certificate) != bool(self.key):
+            one, other = ("certificate", "key") if self.certificate else ("key", "certificate")
+            raise ValueError(f"tls.{one} is set, but tls.{other} is not, want both or neither")
+        if self.client_ca and not self.certificate:
+            raise ValueError("tls.client_ca is set, but tls.certificate and tls.key are not")
+
+
+class AccessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who may call."""
+
+    callers: str = ""  # a TOML file, which is read again when it changes: see access.py; not set: everybody may call
+    public: tuple[Literal["health", "reflection", "probes", "metrics"], ...] = ()  # needs neither token nor certificate
+
+
+class QuotasConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one caller may send to one front end: a caller of `access.callers`, else an address."""
+
+    requests_per_second: Annotated[float, Meta(ge=0, le=1e9)] = 0.0  # each request of a stream counts; 0: no limit
+    bytes_per_second: Annotated[float, Meta(ge=0, le=1e15)] = 0.0  # of requests; 0: no limit
+    burst_seconds: Annotated[float, Meta(gt=0, le=3600)] = 1.0  # as much may come at once as in this time
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole configuration of a server."""
 
     server: ServerConfig = ServerConfig()
+    tls: TlsConfig = TlsConfig()
+    access: AccessConfig = AccessConfig()
+    quotas: QuotasConfig = QuotasConfig()
     limits: LimitsConfig = LimitsConfig()
     batching: BatchingConfig = BatchingConfig()
     engine: EngineConfig = EngineConfig()

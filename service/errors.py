@@ -92,6 +92,24 @@ class NotOffered(ConvoyError):
     reason = "NOT_OFFERED"
 
 
+class UnknownCaller(ConvoyError):
+    """The server does not know who calls."""
+
+    reason = "UNKNOWN_CALLER"
+
+
+class NotPermitted(ConvoyError):
+    """The caller is known, but may not do this."""
+
+    reason = "NOT_PERMITTED"
+
+
+class QuotaExceeded(ConvoyError):
+    """The caller has sent more than it may."""
+
+    reason = "QUOTA_EXCEEDED"
+
+
 class QueueFull(ConvoyError):
     """There is no room for another image now."""
 

@@ -5,17 +5,18 @@ import os
 import select
 import sys
 import time
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
-def configure(level: str, process: str) -> None:
-    """Send this process's records to stderr. `process` names it in each of them."""
+def configure(level: str, process: str, form: Literal["auto", "json", "text"] = "auto") -> None:
+    """Send this process's records to stderr. `process` names it in each of them; "auto" is text on a terminal."""
     handler = _Handler()
-    handler.setFormatter(_Formatter(process, as_json=sys.stderr is None or not sys.stderr.isatty()))
+    as_json = form == "json" or (form == "auto" and (sys.stderr is None or not sys.stderr.isatty()))
+    handler.setFormatter(_Formatter(process, as_json=as_json))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(_LEVELS[level])

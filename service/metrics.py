@@ -75,6 +75,18 @@ TRANSPORT = Gauge(
     ["transport", "version"],
     multiprocess_mode="livemax",
 )
+CERTIFICATE_EXPIRY = Gauge(
+    "convoy_tls_certificate_expiry_timestamp_seconds",
+    "When the certificate in use expires.",
+    ["port"],
+    multiprocess_mode="livemin",
+)
+RELOAD_FAILED = Gauge(
+    "convoy_reload_failed",
+    "1 where changed files cannot be used, so that what was read before stays in use.",
+    ["files"],
+    multiprocess_mode="livemax",
+)
 SLOT_BYTES = Gauge("convoy_slot_bytes", "Slot memory in use.", multiprocess_mode="livesum")
 SLOTS = Gauge("convoy_slots", "Slots claimed and not yet freed.", multiprocess_mode="livesum")
 MODEL_BATCHED = Gauge(

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import grpc
 import grpc.aio
 import numpy as np
 
-from convoy.service.client.requests import OPTIONS
+from convoy.service.client.credentials import PLAIN, Credentials
 from convoy.service.client.results import ServerError, Timings, read_error, read_message_error, stream_ended
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 
@@ -51,18 +52,26 @@ class Workload(NamedTuple):
     period: int
 
 
-def connect(server: str) -> grpc.aio.Channel:
+def connect(server: str, credentials: Credentials = PLAIN) -> grpc.aio.Channel:
     """A connection for a load test, on the running loop."""
-    return grpc.aio.insecure_channel(server, options=OPTIONS)
+    return credentials.aio_channel(server)
 
 
-def unary(channel: grpc.aio.Channel, workload: Workload, model: int, *, server: str, deadline: float) -> Send:
+def unary(
+    channel: grpc.aio.Channel,
+    workload: Workload,
+    model: int,
+    *,
+    server: str,
+    deadline: float,
+    metadata: Sequence[tuple[str, str]] = (),
+) -> Send:
     """Sends the requests to the model with this index, one call each."""
     call = channel.unary_unary(workload.method)  # no serialisers: bytes in, bytes out
 
     async def send(number: int) -> Outcome:
         try:
-            answer: bytes = await call(workload.body(number), timeout=deadline)
+            answer: bytes = await call(workload.body(number), timeout=deadline, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             reason = refusal(read_error(error, server, deadline))
             return Outcome(model, 0, (), (reason,) * workload.images(number))
@@ -92,14 +101,22 @@ class Streamed:
     """
 
     def __init__(
-        self, channel: grpc.aio.Channel, workload: Workload, model: int, *, server: str, deadline: float
+        self,
+        channel: grpc.aio.Channel,
+        workload: Workload,
+        model: int,
+        *,
+        server: str,
+        deadline: float,
+        metadata: Sequence[tuple[str, str]] = (),
     ) -> None:
         self._request, self._inner, response = _STREAMS[workload.method.rpartition("/")[2]]
-        self._open = channel.stream_stream(
+        call = channel.stream_stream(
             f"{workload.method}Stream",
             request_serializer=self._request.SerializeToString,
             response_deserializer=response.FromString,
         )
+        self._open = partial(call, metadata=metadata)
         self._workload, self._model, self._server, self._deadline = workload, model, server, deadline
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._unsent: asyncio.Queue[Any] = asyncio.Queue()

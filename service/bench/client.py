@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import msgspec
 
@@ -161,12 +162,13 @@ async def _sends(plan: Plan, workloads: list[Workload]) -> AsyncIterator[list[Se
         ]
         client.close()
         return
-    async with connect(server) as channel:
+    async with connect(server, plan.credentials) as channel:
+        common: dict[str, Any] = {"server": server, "deadline": deadline, "metadata": plan.credentials.metadata()}
 
         def sender(model: int, workload: Workload) -> Send:
             if plan.stream:
-                return Streamed(channel, workload, model, server=server, deadline=deadline).send
-            return unary(channel, workload, model, server=server, deadline=deadline)
+                return Streamed(channel, workload, model, **common).send
+            return unary(channel, workload, model, **common)
 
         yield [sender(model, workload) for model, workload in enumerate(workloads)]
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from convoy.service.bench.calls import Outcome, Workload
 from convoy.service.bench.plan import InputTensor, TensorModel
+from convoy.service.client.credentials import PLAIN, Credentials
 from convoy.service.client.tensors import TensorClient
 from convoy.service.dtypes import NAMES
 from convoy.service.errors import BadConfig
@@ -20,7 +21,12 @@ _BYTES = 1 << 26  # of all of them together: fewer if they are large
 
 
 def models(
-    server: str, weights: Sequence[tuple[str, float]], shapes: Shapes, batch: int, seconds: float
+    server: str,
+    weights: Sequence[tuple[str, float]],
+    shapes: Shapes,
+    batch: int,
+    seconds: float,
+    credentials: Credentials = PLAIN,
 ) -> tuple[TensorModel, ...]:
     """The models according to the server's metadata.
 
@@ -28,7 +34,7 @@ def models(
     batch   the first dimension if only that one is free
     Raises BadConfig, ServerError.
     """
-    with TensorClient(server, seconds) as client:
+    with TensorClient(server, seconds, credentials) as client:
         answers = [client.metadata(name) for name, _ in weights]
     known = {tensor.name for metadata in answers for tensor in metadata.inputs}
     if unknown := sorted(set(shapes) - known):

@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from convoy.service.client.credentials import PLAIN, Credentials
+
 Spacing = Literal["poisson", "gamma", "constant"]
 
 _INTERVALS = 60  # intervals at most, approximately, whatever the length: as many points as a picture can show
@@ -88,6 +90,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """One load test. The same plan gives the same requests at the same times, for any number of processes."""
 
     server: str
+    credentials: Credentials = PLAIN
     models: tuple[TargetModel, ...]
     load: Closed | Open
     warm_up: float  # seconds before the measurement

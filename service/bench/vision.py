@@ -11,6 +11,7 @@ import PIL.Image
 from convoy.service.bench.calls import Outcome, Workload, refusal
 from convoy.service.bench.plan import ImageModel, Plan
 from convoy.service.client.client import Client
+from convoy.service.client.credentials import PLAIN, Credentials
 from convoy.service.client.requests import read_image
 from convoy.service.client.results import (
     Model,
@@ -28,9 +29,11 @@ _DISTINCT = 16  # generated images: enough to defeat caches
 _SUFFIXES = (".jpeg", ".jpg", ".png")
 
 
-def models(server: str, weights: Sequence[tuple[str, float]], seconds: float) -> tuple[ImageModel, ...]:
+def models(
+    server: str, weights: Sequence[tuple[str, float]], seconds: float, credentials: Credentials = PLAIN
+) -> tuple[ImageModel, ...]:
     """The server's listing of these models. Raises UnknownModel, ModelUnavailable, BadConfig, ServerError."""
-    with Client(server) as client:
+    with Client(server, credentials=credentials) as client:
         served = client.models(seconds)
     return tuple(_image_model(choose(served, name), weight) for name, weight in weights)
 

@@ -8,6 +8,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
+from convoy.service.client.credentials import PLAIN, Credentials
 from convoy.service.client.requests import (
     ImageSource,
     ImageSources,
@@ -72,14 +73,15 @@ class AsyncClient:
         priority: Priority = "normal",
         coalesce: bool = False,
         retry: bool = True,
+        credentials: Credentials = PLAIN,
     ) -> None:
         self._target = target
         self._priority = priority
         self._coalesce = coalesce
         self._gathering: dict[_Kind, list[_Waiting]] = {}
         self._sending: set[asyncio.Task[None]] = set()
-        self._channel = grpc.aio.insecure_channel(target, options=options(retry=retry))
-        self._methods = methods(self._channel)
+        self._channel = credentials.aio_channel(target, options(retry=retry))
+        self._methods = methods(self._channel, credentials.metadata())
 
     async def close(self) -> None:
         """Close the connection; pending calls are cancelled."""

@@ -22,6 +22,7 @@ from typing import Any, Self, TypeVar
 import grpc
 from google.protobuf.message import Message
 
+from convoy.service.client.credentials import PLAIN, Credentials
 from convoy.service.client.requests import (
     ImageSource,
     MaskFormat,
@@ -56,11 +57,18 @@ T = TypeVar("T")
 class Client:
     """Calls a server from threads; any number of them may share one client. Close it, or use it in `with`."""
 
-    def __init__(self, target: str = DEFAULT_TARGET, *, priority: Priority = "normal", retry: bool = True) -> None:
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        priority: Priority = "normal",
+        retry: bool = True,
+        credentials: Credentials = PLAIN,
+    ) -> None:
         self._target = target
         self._priority = priority
-        self._channel = grpc.insecure_channel(target, options=options(retry=retry))
-        self._methods = methods(self._channel)
+        self._channel = credentials.channel(target, options(retry=retry))
+        self._methods = methods(self._channel, credentials.metadata())
 
     def close(self) -> None:
         """Close the connection; pending calls are cancelled."""

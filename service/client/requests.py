@@ -1,7 +1,8 @@
 """The client's requests, single and over a stream: images as messages, and checks before sending."""
 
 import json
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from numpy.typing import NDArray
 
+from convoy.service.client.credentials import OPTIONS
 from convoy.service.client.results import stream_ended
 from convoy.service.errors import BadImage, BadRequest
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
@@ -20,13 +22,6 @@ MaskFormat = Literal["raw", "png", "rle"]
 Priority = Literal["normal", "low"]
 _MAX_TOP_K = 2**32 - 1  # maximum of the message's field; a server returns at most as many labels as the model has
 
-# The server's limit decides how large a request may be; the size of an answer follows from the request.
-OPTIONS = (
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.use_local_subchannel_pool", 1),  # own connection: the kernel distributes connections over the front ends
-    ("grpc.enable_http_proxy", 0),  # the caller, never the environment, decides where to connect
-)
 _MAX_VERSION = 2**63 - 1
 
 # gRPC's own retries. UNAVAILABLE means that a process of the server has died, or that another replica may answer; no
@@ -64,11 +59,11 @@ _PRIORITIES = {"normal": pb.PRIORITY_UNSPECIFIED, "low": pb.PRIORITY_LOW}
 _FORMATS = {"raw": pb.MASK_FORMAT_RAW, "png": pb.MASK_FORMAT_PNG, "rle": pb.MASK_FORMAT_RLE}
 
 
-def methods(channel: Any) -> dict[str, Callable[..., Any]]:
-    """The methods of `convoy.v1.Vision` on a channel, of threads or of asyncio, by name."""
+def methods(channel: Any, metadata: Sequence[tuple[str, str]] = ()) -> dict[str, Callable[..., Any]]:
+    """The methods of `convoy.v1.Vision` on a channel, of threads or of asyncio, by name; `metadata` goes with each."""
     # Built from the schema, so that there are no generated method stubs to maintain next to the messages.
     vision = pb.DESCRIPTOR.services_by_name["Vision"]
-    return {
+    found = {
         method.name: (channel.stream_stream if method.client_streaming else channel.unary_unary)(
             f"/{vision.full_name}/{method.name}",
             request_serializer=GetMessageClass(method.input_type).SerializeToString,
@@ -76,6 +71,7 @@ def methods(channel: Any) -> dict[str, Callable[..., Any]]:
         )
         for method in vision.methods
     }
+    return {name: partial(call, metadata=metadata) for name, call in found.items()} if metadata else found
 
 
 def classify_request(

@@ -10,7 +10,7 @@ from google.protobuf.message_factory import GetMessageClass
 from numpy.typing import NDArray
 
 from convoy.service import metadata
-from convoy.service.client.requests import OPTIONS
+from convoy.service.client.credentials import PLAIN, Credentials
 from convoy.service.client.results import read_error
 from convoy.service.dtypes import NAMES
 from convoy.service.metadata import Document
@@ -22,9 +22,10 @@ _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 class TensorClient:
     """Calls a server; close it, or use it in `with`. `deadline` is in seconds per call."""
 
-    def __init__(self, target: str, deadline: float) -> None:
+    def __init__(self, target: str, deadline: float, credentials: Credentials = PLAIN) -> None:
         self._target, self._deadline = target, deadline
-        self._channel = grpc.insecure_channel(target, options=OPTIONS)
+        self._channel = credentials.channel(target)
+        self._metadata = credentials.metadata()
 
     def __enter__(self) -> Self:
         return self
@@ -66,6 +67,6 @@ class TensorClient:
             response_deserializer=GetMessageClass(method.output_type).FromString,
         )
         try:
-            return call(request, timeout=self._deadline)
+            return call(request, timeout=self._deadline, metadata=self._metadata)
         except grpc.RpcError as error:
             raise read_error(error, self._target, self._deadline) from None

@@ -13,7 +13,18 @@ from rich.table import Table
 from rich.text import Text
 
 from convoy.service.bench.plan import Closed, Open, Piece, Plan, Spacing, TargetModel, describe
-from convoy.service.commands.options import Json, Server, check_picture, parse_size
+from convoy.service.commands.options import (
+    CaFile,
+    CertificateFile,
+    Json,
+    KeyFile,
+    Server,
+    TokenFile,
+    UseTls,
+    check_picture,
+    credentials,
+    parse_size,
+)
 from convoy.service.commands.terminal import bar, console, milliseconds, numbers_table, plain, print_json
 from convoy.service.config import DEFAULT_TARGET
 from convoy.service.errors import BadConfig
@@ -90,6 +101,11 @@ def bench(
         typer.Option("--picture", metavar="FILE.png", help="Draw latency over time and its distribution."),
     ] = None,
     server: Server = DEFAULT_TARGET,
+    tls: UseTls = False,
+    ca: CaFile = "",
+    certificate: CertificateFile = "",
+    key: KeyFile = "",
+    token_file: TokenFile = "",
     json: Json = False,
 ) -> None:
     """Load a server and measure throughput, latency, errors, batch sizes and time per stage."""
@@ -111,13 +127,15 @@ def bench(
 
     if images is not None:
         vision.from_folder(images)
+    who = credentials(tls, ca, certificate, key, token_file)
     models: tuple[TargetModel, ...] = (
-        oip.models(server, weights, shapes, batch, deadline)
+        oip.models(server, weights, shapes, batch, deadline, who)
         if protocol == "oip"
-        else vision.models(server, weights, deadline)
+        else vision.models(server, weights, deadline, who)
     )
     plan = Plan(
         server=server,
+        credentials=who,
         models=models,
         load=load,
         warm_up=_WARM_UP,

@@ -11,7 +11,19 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from convoy.service.commands.options import DEADLINE, Deadline, Json, ModelName, Server
+from convoy.service.commands.options import (
+    DEADLINE,
+    CaFile,
+    CertificateFile,
+    Deadline,
+    Json,
+    KeyFile,
+    ModelName,
+    Server,
+    TokenFile,
+    UseTls,
+    credentials,
+)
 from convoy.service.commands.terminal import bar, console, plain, print_error, shows_colours, stage_line
 from convoy.service.config import DEFAULT_TARGET, LimitsConfig
 from convoy.service.errors import BadImage, ConvoyError
@@ -33,6 +45,11 @@ def classify(
         int, typer.Option("--top-k", metavar="K", min=1, max=2**32 - 1, help="How many labels to show.")
     ] = 5,
     server: Server = DEFAULT_TARGET,
+    tls: UseTls = False,
+    ca: CaFile = "",
+    certificate: CertificateFile = "",
+    key: KeyFile = "",
+    token_file: TokenFile = "",
     deadline: Deadline = DEADLINE,
     json: Json = False,
     picture: Annotated[bool, typer.Option("--picture/--no-picture", help="Show the images too.")] = True,
@@ -43,7 +60,7 @@ def classify(
 
     files = [(str(path), read_image(path)) for path in images]
     out, refused = console(), 0
-    with Client(server, retry=False) as client:
+    with Client(server, retry=False, credentials=credentials(tls, ca, certificate, key, token_file)) as client:
         for part in requests(files, _LIMITS.max_images, _LIMITS.max_message_bytes):
             for (name, data), answer in zip(part, _classify(client, part, model, top_k, deadline), strict=True):
                 refused += isinstance(answer, ConvoyError)

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from convoy.service.commands.options import DEADLINE, Deadline, Server, check_png
+from convoy.service.commands.options import (
+    DEADLINE,
+    CaFile,
+    CertificateFile,
+    Deadline,
+    KeyFile,
+    Server,
+    TokenFile,
+    UseTls,
+    check_png,
+    credentials,
+)
 from convoy.service.commands.terminal import console, plain, print_error
 from convoy.service.config import DEFAULT_TARGET
 from convoy.service.errors import BadConfig, BadImage, BadRequest, BadTensor
@@ -26,6 +37,11 @@ def locate(
     pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE", help="JPEG or PNG files.")],
     *,
     server: Server = DEFAULT_TARGET,
+    tls: UseTls = False,
+    ca: CaFile = "",
+    certificate: CertificateFile = "",
+    key: KeyFile = "",
+    token_file: TokenFile = "",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -48,7 +64,7 @@ def locate(
 
     files = [(str(path), read_image(path)) for path in pictures]
     screen, refused = console(), 0
-    with TensorClient(server, deadline) as client:
+    with TensorClient(server, deadline, credentials(tls, ca, certificate, key, token_file)) as client:
         spec = _input(client, model)
         for name, data in files:
             try:

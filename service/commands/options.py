@@ -13,6 +13,10 @@ from convoy.service.errors import BadConfig
 if TYPE_CHECKING:
     from typer import Context
 
+    from convoy.service.client.credentials import Credentials
+
+_CONNECTION: dict[str, Any] = {"rich_help_panel": "Connection", "show_envvar": True}
+
 Server = Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="Where the server listens.")]
 ModelName = Annotated[
     str, typer.Option("--model", metavar="NAME", help="Which model; not needed if the server has one for the task.")
@@ -22,7 +26,48 @@ Deadline = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of pictures and tables.")]
 
+# How to connect. Containers set the variables once, for probes that run a command in them.
+UseTls = Annotated[
+    bool,
+    typer.Option("--tls", envvar="CONVOY_TLS", help="Connect by TLS; --ca and --certificate do so too.", **_CONNECTION),
+]
+CaFile = Annotated[
+    str,
+    typer.Option(
+        "--ca",
+        metavar="FILE",
+        envvar="CONVOY_CA",
+        help="PEM: who may have signed the server's certificate.",
+        **_CONNECTION,
+    ),
+]
+CertificateFile = Annotated[
+    str,
+    typer.Option(
+        "--certificate", metavar="FILE", envvar="CONVOY_CERTIFICATE", help="PEM: your certificate.", **_CONNECTION
+    ),
+]
+KeyFile = Annotated[
+    str, typer.Option("--key", metavar="FILE", envvar="CONVOY_KEY", help="PEM: its key.", **_CONNECTION)
+]
+TokenFile = Annotated[
+    str,
+    typer.Option(
+        "--token-file", metavar="FILE", envvar="CONVOY_TOKEN_FILE", help="A file with your token.", **_CONNECTION
+    ),
+]
+
 DEADLINE = 30.0  # seconds: more than a loaded CPU needs for one large image, less than a person's patience
+
+
+def credentials(tls: bool, ca: str, certificate: str, key: str, token_file: str) -> "Credentials":
+    """What the options say. Raises BadConfig."""
+    from convoy.service.client.credentials import Credentials
+
+    if bool(certificate) != bool(key):
+        one, other = ("--certificate", "--key") if certificate else ("--key", "--certificate")
+        raise BadConfig(f"{one} is given without {other}, want both")
+    return Credentials(tls=tls, ca=ca, certificate=certificate, key=key, token_file=token_file)
 
 
 class Sections(TyperCommand):

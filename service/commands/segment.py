@@ -11,7 +11,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from convoy.service.commands.options import DEADLINE, Deadline, ModelName, Server, check_png
+from convoy.service.commands.options import (
+    DEADLINE,
+    CaFile,
+    CertificateFile,
+    Deadline,
+    KeyFile,
+    ModelName,
+    Server,
+    TokenFile,
+    UseTls,
+    check_png,
+    credentials,
+)
 from convoy.service.commands.terminal import bar, console, plain, print_error, shows_colours, stage_line
 from convoy.service.config import DEFAULT_TARGET
 from convoy.service.errors import BadConfig, BadImage
@@ -40,6 +52,11 @@ def segment(
         typer.Option("--confidence", metavar="FILE.png", help="Write the confidence of each pixel as a grey image."),
     ] = None,
     server: Server = DEFAULT_TARGET,
+    tls: UseTls = False,
+    ca: CaFile = "",
+    certificate: CertificateFile = "",
+    key: KeyFile = "",
+    token_file: TokenFile = "",
     deadline: Deadline = DEADLINE,
 ) -> None:
     """Segment an image: writes the mask and its overlay, and lists the classes in it."""
@@ -57,7 +74,7 @@ def segment(
 
     data = read_image(image)
     screen = console()
-    with Client(server, retry=False) as client:
+    with Client(server, retry=False, credentials=credentials(tls, ca, certificate, key, token_file)) as client:
         try:
             answer = client.segment(
                 data, model, format=format, with_confidence=confidence is not None, deadline=deadline

@@ -5,16 +5,28 @@ Each imports what it needs when it runs: a probe calls `convoy health` every few
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from convoy.service.commands.options import DEADLINE, Deadline, Json, Server
+from convoy.service.commands.options import (
+    DEADLINE,
+    CaFile,
+    CertificateFile,
+    Deadline,
+    Json,
+    KeyFile,
+    Server,
+    TokenFile,
+    UseTls,
+    credentials,
+)
 from convoy.service.config import DEFAULT_TARGET
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from convoy.service.client.credentials import Credentials
     from convoy.service.client.results import Input, Model, Tensor
 
 PROBE_DEADLINE = 2.0  # seconds: an answer is worthless once the prober has given up
@@ -32,6 +44,10 @@ def serve(
         int | None, typer.Option(metavar="PORT", help="For /livez and /readyz.  [default: 8000]")
     ] = None,
     metrics_port: Annotated[int | None, typer.Option(metavar="PORT", help="For /metrics.  [default: 8002]")] = None,
+    log_format: Annotated[
+        Literal["auto", "json", "text"] | None,
+        typer.Option("--log-format", help="auto: text on a terminal, JSON elsewhere.  [default: auto]"),
+    ] = None,
     config_file: Annotated[Path | None, typer.Option("--config", metavar="FILE", help="A TOML file.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="One setting, over the file's.")
@@ -41,10 +57,16 @@ def serve(
     from convoy.service import config, log
     from convoy.service.supervisor import watch
 
-    options = {"host": host, "grpc_port": grpc_port, "http_port": http_port, "metrics_port": metrics_port}
+    options: dict[str, object] = {
+        "log_format": log_format,
+        "host": host,
+        "grpc_port": grpc_port,
+        "http_port": http_port,
+        "metrics_port": metrics_port,
+    }
     overrides = {f"server.{name}": value for name, value in options.items() if value is not None}
     configuration = config.load(config_file, settings or (), overrides)
-    log.configure(configuration.server.log_level, "supervisor")
+    log.configure(configuration.server.log_level, "supervisor", configuration.server.log_format)
     raise typer.Exit(watch.serve(configuration, repository))
 
 
@@ -53,6 +75,11 @@ def health(
     service: Annotated[
         str, typer.Option(metavar="NAME", help="Service to check, such as a model's name; empty: the whole server.")
     ] = "",
+    tls: UseTls = False,
+    ca: CaFile = "",
+    certificate: CertificateFile = "",
+    key: KeyFile = "",
+    token_file: TokenFile = "",
 ) -> None:
     """Check a server: prints its status; exit code 0 if it is SERVING, else 1.
 
@@ -61,12 +88,13 @@ def health(
     """
     from convoy.service.supervisor import processes
 
-    status = check(server or local_target(processes.announced()), service)
+    target = server or local_target(processes.announced())
+    status = check(target, service, credentials(tls, ca, certificate, key, token_file))
     typer.echo(status)
     raise typer.Exit(0 if status == "SERVING" else 1)
 
 
-def check(server: str, service: str = "") -> str:
+def check(server: str, service: str = "", who: "Credentials | None" = None) -> str:
     """The result of grpc.health.v1 Check: the name of a ServingStatus, or of the gRPC status code if the call failed.
 
     NOT_FOUND means that the server does not know the service; UNAVAILABLE or DEADLINE_EXCEEDED, that no server answers.
@@ -75,10 +103,13 @@ def check(server: str, service: str = "") -> str:
     from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
     from grpc_health.v1.health_pb2_grpc import HealthStub
 
-    # Directly to the server: a proxy from the environment would answer for itself.
-    with grpc.insecure_channel(server, options=(("grpc.enable_http_proxy", 0),)) as channel:
+    from convoy.service.client.credentials import PLAIN
+
+    who = who or PLAIN
+    with who.channel(server) as channel:
         try:
-            answer = HealthStub(channel).Check(HealthCheckRequest(service=service), timeout=PROBE_DEADLINE)
+            request = HealthCheckRequest(service=service)
+            answer = HealthStub(channel).Check(request, timeout=PROBE_DEADLINE, metadata=who.metadata())
         except grpc.RpcError as error:
             return str(error.code().name)
         return str(HealthCheckResponse.ServingStatus.Name(answer.status))
@@ -89,12 +120,22 @@ def local_target(announced: Sequence[str]) -> str:
     return announced[0] if len(announced) == 1 else DEFAULT_TARGET
 
 
-def models(*, server: Server = DEFAULT_TARGET, deadline: Deadline = DEADLINE, json: Json = False) -> None:
+def models(
+    *,
+    server: Server = DEFAULT_TARGET,
+    tls: UseTls = False,
+    ca: CaFile = "",
+    certificate: CertificateFile = "",
+    key: KeyFile = "",
+    token_file: TokenFile = "",
+    deadline: Deadline = DEADLINE,
+    json: Json = False,
+) -> None:
     """List the models of a server: versions, inputs, providers and metrics."""
     from convoy.service.client.client import Client
     from convoy.service.commands.terminal import console, print_json
 
-    with Client(server, retry=False) as client:
+    with Client(server, retry=False, credentials=credentials(tls, ca, certificate, key, token_file)) as client:
         served = client.models(deadline)
     if json:
         print_json(served)

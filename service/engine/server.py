@@ -346,7 +346,8 @@ def _batch_counters(model: str, version: str, size: int, device: int) -> tuple[A
 async def _main(supervisor: socket.socket, pulse: Pulse) -> None:
     start = messages.receive_start(supervisor)
     several = len(start.devices) > 1
-    log.configure(start.config.server.log_level, f"engine {start.config.engine.device}" if several else "engine")
+    name = f"engine {start.config.engine.device}" if several else "engine"
+    log.configure(start.config.server.log_level, name, start.config.server.log_format)
 
     def announce(what: messages.Suspect | None) -> None:
         with suppress(OSError):  # the supervisor has died; this process is about to exit

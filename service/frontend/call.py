@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from convoy.service import metrics
+from convoy.service.access import Caller
 from convoy.service.errors import BadRequest, ConvoyError, DeadlinePassed
 from convoy.service.frontend import status
 from convoy.service.frontend.admission import Gate
@@ -35,10 +36,13 @@ class Call:
         self.method = method
         self.arrived = received.arrived
         self.deadline = deadline  # inf: none
+        self.caller = received.caller
+        self.trace = received.trace
         self.row = _NO_VERSION  # the version that answers
         self.model = ""  # set only if the model exists: metrics accept no names made up by callers
         self.version = ""
         self.low_priority = False
+        self.streamed = False  # it is one of several in a call
         self.payloads = NOTHING  # of the request; those outside the message: see wire.py
         self.landing = received.data if isinstance(received.data, Landing) else None
         self._nbytes = len(received.data)
@@ -61,12 +65,21 @@ class Call:
             self._gate.leave(self._nbytes)
 
     def enter(self) -> None:
-        """Admits the request. Raises ModelUnavailable, QueueFull, DeadlinePassed."""
+        """Admits the request. Raises UnknownCaller, QuotaExceeded, ModelUnavailable, QueueFull, DeadlinePassed."""
+        if self.caller is not None:
+            self._enter_as(self.caller)
         # Queries about the server and its models always pass: liveness is answered until the end.
         if self.method in metrics.INFERENCE:
             self._gate.enter(self._nbytes)
             self._inside = True
         self.check_deadline()
+
+    def _enter_as(self, caller: Caller) -> None:
+        caller.check()
+        if caller.account is not None:
+            if self.streamed:  # the call itself has been counted when it began
+                caller.account.admit()
+            caller.account.spend(self._nbytes)
 
     def leave(self) -> None:
         """Ends a request that is counted elsewhere, together with others."""
@@ -77,15 +90,41 @@ class Call:
         """Counts a refusal and returns the error for the caller. Details of an internal error go only to the log."""
         if isinstance(error, ConvoyError):
             count_refusal(self, error)
+            # Only on request: whoever is refused could fill the log.
+            if log.isEnabledFor(logging.DEBUG):
+                fields = {**self._fields(), "reason": error.reason, "detail": error.message}
+                log.debug("request refused", extra={"fields": fields})
         else:
-            log.error("request failed", exc_info=error, extra={"fields": {"method": self.method}})
+            log.error("request failed", exc_info=error, extra={"fields": self._fields()})
             error = ConvoyError("internal error")
         self._code = status.code_of(error)
         self._refused = True
         return error
 
+    def permit(self, model: str) -> None:
+        """Raises NotPermitted if the caller may not call a model, whether or not it exists; "": it is not named yet.
+
+        Raises UnknownCaller if the caller is known no longer: a stream may last longer than that.
+        """
+        if self.caller is not None:
+            self.caller.check()
+            if model:
+                self.caller.permit(model)
+
+    def sees(self, model: str) -> bool:
+        """Returns whether the caller may know that a model exists."""
+        return self.caller is None or self.caller.sees(model)
+
+    def _fields(self) -> dict[str, str]:
+        """Returns what a log record says of the request."""
+        fields = {"method": self.method}
+        if self.caller is not None:
+            fields["caller"] = self.caller.name
+        return fields if self.trace is None else fields | self.trace.fields()
+
     def serves(self, row: Version) -> None:
-        """Records the version that answers this call."""
+        """Records the version that answers this call. Raises NotPermitted."""
+        self.permit(row.model)
         self.row = row
         self.model = row.model
         self.version = str(row.version)

@@ -6,7 +6,8 @@ from collections import defaultdict
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2 as pb
 
-from convoy.service.errors import BadRequest, ConvoyError, UnknownService
+from convoy.service.access import NO, Caller
+from convoy.service.errors import BadRequest, ConvoyError, NotPermitted, UnknownCaller, UnknownService
 from convoy.service.frontend.transport.interface import Received, Service, Stream
 from convoy.service.frontend.wire import Parser
 
@@ -42,12 +43,15 @@ class Health:
             name = _name(received)
         except BadRequest as error:
             return error
+        if not _sees(received.caller, name):
+            return NotPermitted(NO)
         if name not in self._serving:
             return UnknownService(f"service {name[:_NAME]!r} is unknown")
         return _encoded(self._response(name))
 
     async def _list(self, received: Received, deadline: float) -> bytes:
-        return _encoded(pb.HealthListResponse(statuses={name: self._response(name) for name in self._serving}))
+        statuses = {name: self._response(name) for name in self._serving if _sees(received.caller, name)}
+        return _encoded(pb.HealthListResponse(statuses=statuses))
 
     async def _watch(self, stream: Stream) -> ConvoyError | None:
         received = await stream.read()
@@ -57,13 +61,20 @@ class Health:
             name = _name(received)
         except BadRequest as error:
             return error
+        caller = received.caller
+        if not _sees(caller, name):
+            return NotPermitted(NO)
         change = asyncio.Event()
         self._changes[name].add(change)
         try:
             while True:
                 change.clear()
+                if caller is not None:
+                    caller.check()
                 await stream.write(_encoded(self._response(name)))
                 await change.wait()
+        except UnknownCaller as error:
+            return error
         finally:
             self._changes[name].discard(change)
             if not self._changes[name]:
@@ -71,6 +82,13 @@ class Health:
 
     def _response(self, name: str) -> pb.HealthCheckResponse:
         return pb.HealthCheckResponse(status=_STATES[self._serving.get(name)])
+
+
+def _sees(caller: Caller | None, name: str) -> bool:
+    """Returns whether a caller may ask for a name: that of the server, of a service, of a model or of its version."""
+    if caller is None or caller.public or not name or "." in name:  # models have no dots in their names
+        return True
+    return caller.sees(name.partition("/")[0])
 
 
 def _name(received: Received) -> str:

@@ -127,6 +127,7 @@ class StreamMethod:
     def _answer(self, received: Received, deadline: float, reply: Reply) -> Coroutine[Any, Any, None] | None:
         """See Answer: a request that can travel with others has no task."""
         call = Call(self._name, received, deadline, self._gate)
+        call.streamed = True
         message = self._empty()
         try:
             message, call.payloads = self._parser.parse(received.data)  # first, because a refusal repeats the id

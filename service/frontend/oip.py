@@ -126,6 +126,7 @@ class InferenceService(_NotOffered):
 
     async def ModelReady(self, request: pb.ModelReadyRequest, call: Call) -> pb.ModelReadyResponse:
         """Returns whether a version serves; false, not an error, if it does not exist."""
+        call.permit(request.name)
         number = _version(request.version)
         rows = self._catalogue.table.versions
         serves = any(row.state == "READY" and row.model == request.name and number in (0, row.version) for row in rows)
@@ -227,7 +228,7 @@ class InferenceService(_NotOffered):
         serving = {
             (row.model, str(row.version))
             for row in self._catalogue.table.versions
-            if row.state == "READY" and request.name in ("", row.model)
+            if row.state == "READY" and request.name in ("", row.model) and call.sees(row.model)
         }
         return pb.ModelStatisticsResponse(
             model_stats=[_statistics(*key, found.get(key, Statistics())) for key in sorted(serving)]
@@ -240,7 +241,7 @@ class InferenceService(_NotOffered):
             models=[
                 kind(name=row.model, version=str(row.version), state=row.state, reason=row.reason)
                 for row in self._catalogue.table.versions
-                if row.state == "READY" or not request.ready
+                if (row.state == "READY" or not request.ready) and call.sees(row.model)
             ]
         )
 
@@ -294,6 +295,7 @@ class InferenceService(_NotOffered):
         return results
 
     def _serving(self, name: str, version: str, call: Call) -> Version:
+        call.permit(name)
         row = self._catalogue.table.serving(name, _version(version))
         call.serves(row)
         return row

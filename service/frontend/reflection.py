@@ -8,7 +8,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha import reflection_pb2 as pb
 
-from convoy.service.errors import BadRequest
+from convoy.service.errors import BadRequest, ConvoyError, UnknownCaller
 from convoy.service.frontend.status import Code
 from convoy.service.frontend.transport.interface import Service, Stream
 from convoy.service.frontend.wire import Parser
@@ -26,11 +26,13 @@ class Reflection:
         self._parser = Parser(_ALPHA.methods_by_name["ServerReflectionInfo"].input_type, None)
         self.services = [Service(name, {}, {"ServerReflectionInfo": self._info}) for name in (_ALPHA.full_name, _V1)]
 
-    async def _info(self, stream: Stream) -> BadRequest | None:
+    async def _info(self, stream: Stream) -> ConvoyError | None:
         while (received := await stream.read()) is not None:
             try:
+                if received.caller is not None:
+                    received.caller.check()
                 request: pb.ServerReflectionRequest = self._parser.parse(received.data)[0]
-            except BadRequest as error:
+            except (BadRequest, UnknownCaller) as error:
                 return error
             response = self._answer(request)
             response.valid_host = request.host

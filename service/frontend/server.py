@@ -13,10 +13,13 @@ from pathlib import Path
 
 import uvloop
 
-from convoy.service import log, machine, metric_files, metrics
+from convoy.service import access, log, machine, metric_files, metrics, tls
+from convoy.service.errors import BadConfig
+from convoy.service.followed import POLL_SECONDS
 from convoy.service.frontend.admission import Gate
 from convoy.service.frontend.catalogue import Catalogue
 from convoy.service.frontend.coalescing import Coalescer
+from convoy.service.frontend.doors import Doors
 from convoy.service.frontend.engine_client import EngineClient
 from convoy.service.frontend.health import HEALTH, Health
 from convoy.service.frontend.landing import Landings
@@ -66,10 +69,14 @@ class FrontEnd:
         self._listening = False
         self._draining = False
         self._report: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[None] | None = None
         self._reports = asyncio.Event()
         self._status = messages.Status(False, False, "starting")
         threads = ThreadPoolExecutor(start.config.limits.decode_threads or machine.cores(), "decode")
         vision = Vision(self._catalogue, self._client, start.config.limits, threads)
+        self._tls = tls.follow(start.config.tls, "h2")
+        self._callers = access.follow(start.config.access)
+        doors = Doors(start.config.access, self._callers, start.config.quotas)
         transport = choose(start.config.server.transport)
         metrics.TRANSPORT.labels(transport.name, transport.version).set(1)
         inference = InferenceService(
@@ -106,6 +113,8 @@ class FrontEnd:
                 connection_idle=server.max_connection_idle_seconds,
                 compression=server.compression,
             ),
+            self._tls,
+            doors if doors.needed else None,
         )
 
     async def listen(self) -> None:
@@ -113,6 +122,7 @@ class FrontEnd:
         await self._transport.start()
         self._listening = True
         self._report = self._loop.create_task(self._keep_reporting())
+        self._following = self._loop.create_task(self._follow())
         self._report_soon()
 
     def attach(self, connection: socket.socket, device: int, *, from_outside: bool) -> None:
@@ -165,6 +175,25 @@ class FrontEnd:
     def _report_deadly(self, request: Request, guilty: Guilty) -> None:
         with suppress(OSError):  # the supervisor is stopped or has died
             messages.send(self._supervisor, messages.Deadly(request.model, request.version, *guilty))
+
+    async def _follow(self) -> None:
+        """Reads files again that have changed."""
+        renewed = False
+        while self._tls is not None or self._callers is not None:
+            if self._tls is not None:
+                renewed = self._tls.poll() or renewed
+                if renewed:
+                    try:
+                        await self._transport.renew()
+                        renewed = False
+                    except OSError as error:  # such as too many open files: the next round tries again
+                        logger.error("new certificates cannot be used yet: %s", error.strerror)
+                metrics.CERTIFICATE_EXPIRY.labels("grpc").set(self._tls.value.expires)
+                metrics.RELOAD_FAILED.labels("tls").set(self._tls.failed)
+            if self._callers is not None:
+                access.poll(self._callers)
+                metrics.RELOAD_FAILED.labels("callers").set(self._callers.failed)
+            await asyncio.sleep(POLL_SECONDS)
 
     def _report_soon(self) -> None:
         self._reports.set()
@@ -219,9 +248,13 @@ def _without(devices: Sequence[int]) -> str:
 
 async def _main(supervisor: socket.socket, pulse: Pulse) -> int:
     start = messages.receive_start(supervisor)
-    log.configure(start.config.server.log_level, "frontend")
+    log.configure(start.config.server.log_level, "frontend", start.config.server.log_format)
     beating = asyncio.ensure_future(beat(pulse, start.config.server.heartbeat_seconds))
-    front_end = FrontEnd(start, supervisor)
+    try:
+        front_end = FrontEnd(start, supervisor)
+    except BadConfig as error:  # a file has become unusable since the server started
+        logger.error("%s", error.message)
+        return 1
     loop = asyncio.get_running_loop()
     over: asyncio.Future[bool] = loop.create_future()
 

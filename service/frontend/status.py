@@ -19,9 +19,12 @@ from convoy.service.errors import (
     EngineDied,
     ModelUnavailable,
     NotOffered,
+    NotPermitted,
     PredictedLate,
     QueueFull,
+    QuotaExceeded,
     RunFailed,
+    UnknownCaller,
     UnknownModel,
     UnknownService,
 )
@@ -58,7 +61,10 @@ STATUS: dict[type[ConvoyError], Code] = {
     UnknownModel: Code.NOT_FOUND,
     UnknownService: Code.NOT_FOUND,
     NotOffered: Code.UNIMPLEMENTED,
+    UnknownCaller: Code.UNAUTHENTICATED,  # send a valid token
+    NotPermitted: Code.PERMISSION_DENIED,
     QueueFull: Code.RESOURCE_EXHAUSTED,  # back off
+    QuotaExceeded: Code.RESOURCE_EXHAUSTED,
     PredictedLate: Code.RESOURCE_EXHAUSTED,
     DeadlinePassed: Code.DEADLINE_EXCEEDED,
     ModelUnavailable: Code.UNAVAILABLE,  # loading or draining: try another replica

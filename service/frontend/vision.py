@@ -72,9 +72,12 @@ class Vision:
             model=row.model, version=row.version, results=[_segment_result(result) for result in results]
         )
 
-    async def ListModels(self, request: pb.ListModelsRequest, call: Call) -> bytes:
-        """Returns every version in the repository, encoded once for each table."""
+    async def ListModels(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse | bytes:
+        """Returns every version in the repository, of the models that the caller may call. Where that is everybody, the
+        answer is encoded once for each table."""
         table = self._catalogue.table
+        if call.caller is not None:
+            return pb.ListModelsResponse(models=[describe(row) for row in table.versions if call.sees(row.model)])
         if self._listed is None or self._listed[0] is not table:
             listed = pb.ListModelsResponse(models=[describe(row) for row in table.versions])
             self._listed = table, listed.SerializeToString()
@@ -157,7 +160,11 @@ class Vision:
         return results
 
     def _check(self, request: pb.ClassifyRequest | pb.SegmentRequest, call: Call, task: Task) -> Version:
-        """Returns the version that serves a request. Raises UnknownModel, ModelUnavailable, BadRequest."""
+        """Returns the version that serves a request.
+
+        Raises NotPermitted, UnknownModel, ModelUnavailable, BadRequest.
+        """
+        call.permit(request.model)
         row = self._catalogue.for_task(request.model, request.version, task)
         call.serves(row)
         if request.priority not in _PRIORITIES:

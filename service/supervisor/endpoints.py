@@ -4,25 +4,61 @@ import gzip
 import json
 import logging
 import socket
+import ssl
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from convoy.service import metrics
+from convoy.service.access import Callers, Scope
+from convoy.service.errors import ConvoyError, NotPermitted, UnknownCaller
+from convoy.service.followed import Followed
+from convoy.service.tls import Tls, names
 
 log = logging.getLogger(__name__)
 
+Area = Literal["probes", "metrics"]
 _ALLOWED = "GET, HEAD, OPTIONS"
 _MOST = 64  # concurrent connections per port
 _MOST_BODY = 1 << 16  # bytes of a request's body, which is discarded
 _TIMEOUT = 10  # seconds that a client may take for its request
+
+
+class Door(NamedTuple):
+    """Who may use a port. `callers` and `tls` are polled by their owner; None: everybody may, without encryption.
+
+    public  whether it needs neither token nor certificate
+    scope   what a caller must have; None: nothing
+    """
+
+    callers: Followed[Callers] | None = None
+    tls: Followed[Tls] | None = None
+    public: bool = False
+    scope: Scope | None = None
+
+    def context(self) -> ssl.SSLContext | None:
+        """Returns the settings of TLS for the next connection."""
+        if self.tls is None:
+            return None
+        return self.tls.value.lenient if self.public else self.tls.value.context
+
+    def admit(self, authorization: str | None, certificate: Sequence[str]) -> None:
+        """Raises UnknownCaller, NotPermitted."""
+        if self.callers is not None and not self.public:
+            header = None if authorization is None else authorization.encode()
+            caller = self.callers.value.identify(header, certificate)
+            if self.scope is not None:
+                caller.need(self.scope)
+
+
+OPEN: Mapping[Area, Door] = {"probes": Door(), "metrics": Door()}
 
 
 def serve(
@@ -31,19 +67,21 @@ def serve(
     ready: Callable[[], tuple[bool, str]],
     directory: Path,
     restarts: metrics.Restarts,
+    doors: Mapping[Area, Door] = OPEN,
 ) -> None:
     """Answer on two listening sockets, in separate threads, as long as the process lives.
 
     ready      whether the server accepts requests, and the reason if not; called in those threads
     directory  the folder of the processes' metrics
     restarts   restarts of processes, counted by the supervisor
+    doors      of the two ports
     """
     registry = metrics.registry(directory, restarts)
-    for listener, pages in (
-        (health, {"/livez": lambda: _json(200, {"live": True}), "/readyz": lambda: _readiness(*ready())}),
-        (scrapes, {"/metrics": lambda: _Page(200, CONTENT_TYPE_LATEST, generate_latest(registry))}),
-    ):
-        server = _Server(listener.getsockname()[:2], partial(_Handler, pages), bind_and_activate=False)
+    probes = {"/livez": lambda: _json(200, {"live": True}), "/readyz": lambda: _readiness(*ready())}
+    exposition = {"/metrics": lambda: _Page(200, CONTENT_TYPE_LATEST, generate_latest(registry))}
+    for listener, pages, door in ((health, probes, doors["probes"]), (scrapes, exposition, doors["metrics"])):
+        handler = partial(_Handler, pages, door)
+        server = _Server(listener.getsockname()[:2], handler, bind_and_activate=False, context=door.context)
         server.socket.close()
         server.socket = listener
         server.daemon_threads = True
@@ -70,10 +108,27 @@ class _Server(ThreadingHTTPServer):
     A further connection closes the oldest, which is most likely idle. `_lock` guards `_open`.
     """
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
+    def __init__(
+        self, *arguments: Any, context: Callable[[], ssl.SSLContext | None] = lambda: None, **named: Any
+    ) -> None:
         super().__init__(*arguments, **named)
+        self._context = context
         self._lock = threading.Lock()
         self._open: dict[socket.socket, None] = {}  # oldest first
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        request, address = super().get_request()
+        context = self._context()
+        if context is not None:
+            # The handshake comes in the connection's own thread: nobody waits for a slow client.
+            request = context.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
+        return request, address
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        if isinstance(request, ssl.SSLSocket):
+            request.settimeout(_TIMEOUT)
+            request.do_handshake()
+        super().finish_request(request, client_address)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
@@ -92,8 +147,9 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        # A client that resets its connection, as load balancers' probes do, is not an error; anything else is a bug.
-        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+        # A client that resets its connection, as load balancers' probes do, or whose certificate is refused, is not an
+        # error; anything else is a bug.
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError | ssl.SSLError):
             log.error("an HTTP request failed", exc_info=sys.exception())
 
 
@@ -104,8 +160,9 @@ class _Handler(BaseHTTPRequestHandler):
     server_version = "convoy"
     sys_version = ""
 
-    def __init__(self, pages: Mapping[str, Callable[[], _Page]], *arguments: Any) -> None:
+    def __init__(self, pages: Mapping[str, Callable[[], _Page]], door: Door, *arguments: Any) -> None:
         self._pages = pages
+        self._door = door
         super().__init__(*arguments)  # handles the connection until it ends
 
     def parse_request(self) -> bool:
@@ -114,7 +171,24 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "") if parsed else ""
         if length.isdecimal() and "100-continue" not in self.headers.get("Expect", "").lower():
             self.rfile.read(min(int(length[:6]), _MOST_BODY))
-        return parsed
+        return parsed and self._admits()
+
+    def _admits(self) -> bool:
+        """Returns whether the caller may go on, whatever the method and the path; answers if not."""
+        certificate = self.connection.getpeercert() if isinstance(self.connection, ssl.SSLSocket) else None
+        try:
+            self._door.admit(self.headers.get("Authorization"), names(certificate))
+        except UnknownCaller as error:
+            self._refuse_with(401, error, ("WWW-Authenticate", "Bearer"))
+        except NotPermitted as error:
+            self._refuse_with(403, error)
+        else:
+            return True
+        return False
+
+    def _refuse_with(self, code: int, error: ConvoyError, *headers: tuple[str, str]) -> None:
+        self.close_connection = True
+        self._answer(_Page(code, "text/plain", f"{error.message}\n".encode()), *headers)
 
     def do_GET(self) -> None:
         page = self._pages.get(self.path.partition("?")[0])

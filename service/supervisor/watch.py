@@ -14,17 +14,24 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from convoy.service import machine
+from convoy.service import access, machine, tls
 from convoy.service.config import Config, ServerConfig
 from convoy.service.errors import BadConfig
+from convoy.service.followed import POLL_SECONDS
 from convoy.service.ipc import messages
 from convoy.service.ipc.pulse import seconds_between_beats
 from convoy.service.supervisor import processes
 from convoy.service.supervisor.health import Offences, Reading, Silence, read, restart_delay
 from convoy.service.supervisor.processes import Kind, Process, Processes, channel_pair
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from convoy.service.supervisor import endpoints
 
 log = logging.getLogger(__name__)
 
@@ -126,8 +133,11 @@ class Children:
 class Supervisor:
     """All processes of one server. One writer of all its state: its loop; the HTTP threads only read."""
 
-    def __init__(self, config: Config, repository: Path, sockets: "Sockets", processes: Processes) -> None:
+    def __init__(
+        self, config: Config, repository: Path, sockets: "Sockets", processes: Processes, doors: "Doors"
+    ) -> None:
         self._config = config
+        self._doors = doors
         self._devices = config.engine.device_numbers(machine.cuda_devices)
         self._front_ends = config.server.front_ends(machine.cores())
         self._repository = repository
@@ -168,16 +178,24 @@ class Supervisor:
                 await self._start("frontend")
         await asyncio.to_thread(self._serve_http)
         looking = self._loop.create_task(self._look())
+        following = self._loop.create_task(self._doors.follow())
         await stopping.wait()
         code = await self._drain()
         looking.cancel()
+        following.cancel()
         return code
 
     def _serve_http(self) -> None:
         from convoy.service.supervisor import endpoints  # noqa: PLC0415  see above
 
+        sockets = self._sockets
         endpoints.serve(
-            self._sockets.http, self._sockets.metrics, self._children.ready, self._directory, self._restarts
+            sockets.http,
+            sockets.metrics,
+            self._children.ready,
+            self._directory,
+            self._restarts,
+            self._doors.of_ports(),
         )
 
     def _on_signal(self, stopping: asyncio.Event) -> None:
@@ -369,6 +387,36 @@ async def _end(process: Process) -> int:
     return code
 
 
+class Doors:
+    """The files that say who may use the HTTP ports. One writer: the supervisor's loop; the HTTP threads only read."""
+
+    def __init__(self, config: Config) -> None:
+        """Raises BadConfig."""
+        self._public = config.access.public
+        self._callers = access.follow(config.access)
+        self._tls = tls.follow(config.tls, "http/1.1")
+        if self._callers is not None and not config.tls.certificate:
+            log.warning("tokens of callers are not encrypted on their way: set tls.certificate and tls.key")
+
+    def of_ports(self) -> "Mapping[endpoints.Area, endpoints.Door]":
+        """Returns the doors of the two ports."""
+        from convoy.service.supervisor.endpoints import Door  # noqa: PLC0415  see above
+
+        return {
+            "probes": Door(self._callers, self._tls, "probes" in self._public),
+            "metrics": Door(self._callers, self._tls, "metrics" in self._public, "metrics"),
+        }
+
+    async def follow(self) -> None:
+        """Reads files again that have changed."""
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            if self._callers is not None:
+                access.poll(self._callers)
+            if self._tls is not None:
+                self._tls.poll()
+
+
 class Sockets:
     """The bound ports of a server. The gRPC port is only reserved: the front ends listen on it."""
 
@@ -425,7 +473,7 @@ def _address(bound: socket.socket) -> str:
 def serve(config: Config, repository: Path) -> int:
     """Serve a model repository until SIGTERM, SIGINT or SIGHUP; returns the exit code.
 
-    Raises BadConfig if the repository, the transport or a port cannot be used.
+    Raises BadConfig if the repository, the transport, a certificate or a port cannot be used.
     """
     if not repository.is_dir():
         raise BadConfig(f"model repository {str(repository)!r} is not a directory: create it, or name another")
@@ -434,11 +482,12 @@ def serve(config: Config, repository: Path) -> int:
             f"server.transport is 'nghttp2', but {machine.HTTP2_LIBRARY} is not installed (in Debian libnghttp2-14): "
             "install it, or set it to 'auto' or 'grpcio'"
         )
+    doors = Doors(config)
     sockets = Sockets(config.server)
     root = repository.absolute()  # not resolved: a symbolic link may be switched while the server runs
 
     async def run() -> int:
-        return await Supervisor(config, root, sockets, processes.current()).serve()
+        return await Supervisor(config, root, sockets, processes.current(), doors).serve()
 
     with processes.current().directory:
         return asyncio.run(run())

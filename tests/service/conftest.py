@@ -1,11 +1,13 @@
 """Servers that the tests of the service share: real processes on small networks, and one with known answers."""
 
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
 import pytest
 
+from convoy.service import cli
 from convoy.service.client.client import Client
 from tests.service import networks
 from tests.service.fake_vision import FakeVision, serving
@@ -63,6 +65,23 @@ def client(small: Server) -> Iterator[Client]:
 def channel(small: Server) -> Iterator[grpc.Channel]:
     with grpc.insecure_channel(small.grpc, options=[("grpc.max_send_message_length", -1)]) as channel:
         yield channel
+
+
+@pytest.fixture
+def convoy(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`convoy` run in this process, as on a plain terminal of 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        code = cli.run([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, out, err)
+
+    return run
 
 
 @pytest.fixture

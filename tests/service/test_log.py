@@ -162,6 +162,21 @@ def test_configuring_twice_does_not_log_twice(stderr: io.StringIO, monkeypatch: 
     assert record["process"] == "frontend"
 
 
+def test_form_may_be_chosen(monkeypatch: pytest.MonkeyPatch, root: logging.Logger) -> None:
+    on_terminal, elsewhere = Terminal(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", on_terminal)
+    log.configure("info", "engine", "json")
+    logger.error("model %s", NASTY)
+    monkeypatch.setattr(sys, "stderr", elsewhere)
+    log.configure("info", "engine", "text")
+    logger.error("model %s", NASTY, extra={"fields": {"name": NASTY}})
+    (record,) = records(on_terminal)
+    assert record["message"] == f"model {NASTY}"
+    (line,) = elsewhere.getvalue().splitlines()
+    assert " error   engine: model first line" in line
+    assert line.isprintable()
+
+
 # Nobody reads.
 
 

@@ -11,6 +11,7 @@ from convoy.models.data.registry import DATA
 from convoy.models.registry import ARCHITECTURES
 from convoy.service import cli
 from tests.service import networks
+from tests.service.certificates import Authority
 from tests.service.running import Server
 from tests.service.test_vision import colourful, grey
 from tools import demo
@@ -104,7 +105,7 @@ def printed_by_example(name: str, server: Server, capsys: pytest.CaptureFixture[
 
 
 def test_every_example_of_the_client_is_one_of_those_tried_here() -> None:
-    assert set(examples()) == {"README.md 0", "docs/client.md 0", "docs/client.md 1"}
+    assert set(examples()) == {"README.md 0", "docs/client.md 0", "docs/client.md 1", "docs/security.md 0"}
 
 
 def test_example_of_the_readme_works(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,3 +131,16 @@ def test_every_picture_that_is_sent_is_one_that_the_demo_leaves(folder: Path) ->
     named = {*in_a_shell, *re.findall(r"demo/images/[\w/-]+\.png", text)}
     assert in_a_shell
     assert [name for name in named if not (folder / name).is_file()] == []
+
+
+def test_example_of_a_client_with_a_certificate_works(
+    server: Server, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    authority = Authority(folder)
+    pair, own = authority.sign("server"), authority.sign("me")
+    for source, name in ((authority.certificate, "ca.pem"), (own.certificate, "me.pem"), (own.key, "me.key")):
+        (folder / name).write_bytes(source.read_bytes())
+    files = {"certificate": pair.certificate, "key": pair.key, "client_ca": folder / "ca.pem"}
+    settings = [f"tls.{name}={file}" for name, file in files.items()]
+    with Server(server.repository, [*settings, "server.lame_duck_seconds=0"]) as secured:
+        assert printed_by_example("docs/security.md 0", secured, capsys) == ["['lenet5', 'unet']"]

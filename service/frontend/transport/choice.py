@@ -1,15 +1,16 @@
 """Chooses the transport: libnghttp2 where it can be loaded, else grpcio. Only the modules of one are imported."""
 
 import logging
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from convoy.service.frontend.transport.interface import Limits, Service, Transport
+from convoy.service.followed import Followed
+from convoy.service.frontend.doors import Doors
+from convoy.service.frontend.transport.interface import Limits, Make, Service, Transport
+from convoy.service.tls import Tls
 
 log = logging.getLogger(__name__)
-
-# Builds a transport on the running loop, for an address.
-Make = Callable[[str, Sequence[Service], Limits], Transport]
 
 
 class Choice(NamedTuple):
@@ -46,12 +47,23 @@ def _nghttp2(*, fall_back: bool) -> Choice:
             raise
         log.warning("%s: calls cost several times the CPU time without it", error)
         return _grpcio()
-    return Choice(
-        "nghttp2", library.version, lambda address, services, limits: Http2(address, services, limits, library)
-    )
+
+    def make(
+        address: str,
+        services: Sequence[Service],
+        limits: Limits,
+        tls: Followed[Tls] | None = None,
+        doors: Doors | None = None,
+    ) -> Transport:
+        return Http2(address, services, limits, library, tls, doors)
+
+    return Choice("nghttp2", library.version, make)
 
 
 def _grpcio() -> Choice:
+    # By default gRPC writes its own lines to the log, some for every caller whose handshake fails.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
     import grpc  # noqa: PLC0415
 
     from convoy.service.frontend.transport.grpc_aio import GrpcAio  # noqa: PLC0415

@@ -4,14 +4,19 @@ import asyncio
 import logging
 from typing import Any
 
+from convoy.service.errors import ConvoyError
+from convoy.service.frontend import status
+from convoy.service.frontend.quotas import peer_of
 from convoy.service.frontend.status import Code
 from convoy.service.frontend.transport import nghttp2
-from convoy.service.frontend.transport.exchange import Exchange, trailers_only
+from convoy.service.frontend.transport.answers import trailers_only
+from convoy.service.frontend.transport.exchange import Exchange
 from convoy.service.frontend.transport.hub import Hub
 from convoy.service.frontend.transport.lifetime import Lifetime
 from convoy.service.frontend.transport.messages import Refused
 from convoy.service.frontend.transport.nghttp2 import Headers, buffer, ffi
-from convoy.service.frontend.transport.opening import NotGrpc, opened
+from convoy.service.frontend.transport.opening import NotGrpc, opened, trace_of
+from convoy.service.tls import names
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +35,10 @@ class Connection(asyncio.BufferedProtocol):
     `block` has the headers of the frame that is being received, and `block_bytes` the size of all of its headers.
     """
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, client_ca: bytes = b"") -> None:
+        """`client_ca` is the one that the handshake uses."""
         self.hub = hub
+        self._client_ca = client_ca
         self.loop = hub.loop
         self.exchanges: dict[int, Exchange] = {}
         self.block: dict[bytes, bytes] = {}
@@ -41,6 +48,8 @@ class Connection(asyncio.BufferedProtocol):
         self.unsent = 0  # bytes of answers
         self.receiving = 0  # bytes of messages that are not complete, or not yet served
         self.library = hub.library
+        self.names: tuple[str, ...] = ()  # in the certificate of the caller
+        self.peer = ""  # where the caller is
         self._transport: Any = None
         self.session: Any = None
         self._handle = ffi.new_handle(self)  # lives as long as the session
@@ -59,9 +68,13 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = transport
         transport.set_write_buffer_limits(_OUTGOING_BYTES)
         tls = transport.get_extra_info("ssl_object")
-        if tls is not None and tls.selected_alpn_protocol() != "h2":
+        if tls is not None and (tls.selected_alpn_protocol() != "h2" or self._client_ca != self.hub.client_ca):
             transport.close()
             return
+        if self.hub.doors is not None:
+            address = transport.get_extra_info("peername")
+            self.peer = peer_of(address[0]) if isinstance(address, tuple) else "unix"
+            self.names = () if tls is None else names(tls.getpeercert())
         self.session = self.hub.session(self._handle)
         name = transport.get_extra_info("peername")
         self._address = name[0] if isinstance(name, tuple) else ""
@@ -275,7 +288,10 @@ class Connection(asyncio.BufferedProtocol):
         try:
             self.exchanges[number] = opened(self, number)
         except Refused as refused:
-            self._refuse(number, trailers_only(refused.code, refused.message), complete)
+            self._refuse(number, trailers_only(refused.code, refused.message, trace=trace_of(self.block)), complete)
+        except ConvoyError as error:
+            code, message, pairs = status.code_of(error), status.message_of(error), status.trailers(error)
+            self._refuse(number, trailers_only(code, message, pairs, trace_of(self.block)), complete)
         except NotGrpc as other:
             self._refuse(number, other.answer, complete)
         else:

@@ -8,10 +8,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from convoy.service.access import Caller
 from convoy.service.errors import ConvoyError
 from convoy.service.frontend import status
 from convoy.service.frontend.status import Code
+from convoy.service.frontend.trace import Trace
 from convoy.service.frontend.transport import nghttp2
+from convoy.service.frontend.transport.answers import OK, OK_ALONE, first_headers, trailers_only
 from convoy.service.frontend.transport.interface import Data, Landing, Received, Room
 from convoy.service.frontend.transport.messages import Assembler, Refused, framed_for, status_headers
 from convoy.service.frontend.transport.nghttp2 import Headers, headers, memmove
@@ -22,30 +25,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_BEGINNING = [
-    (b":status", b"200"),
-    (b"content-type", b"application/grpc"),
-    (b"grpc-accept-encoding", b"identity,deflate,gzip"),
-]
-_RESPONSES = {
-    b"identity": headers(*_BEGINNING, constant=True),
-    **{
-        encoding: headers(*_BEGINNING, (b"grpc-encoding", encoding), constant=True)
-        for encoding in (b"gzip", b"deflate")
-    },
-}
-_OK = headers((b"grpc-status", b"0"), constant=True)
-_OK_ALONE = headers(*_BEGINNING, (b"grpc-status", b"0"), constant=True)
 _WINDOW_STEP = 1 << 20  # bytes of a stream given back to its sender together: each step is a frame
 _LEAST_RATE = 1000  # bytes a second of a message that a caller has begun
 # Bytes of an answer that are compressed on the loop, in 0.1 ms (a class map) to 1.5 ms (scores, which hardly shrink).
 # Longer ones are compressed in a thread, so that they do not delay other calls.
 _COMPRESSED_ON_LOOP = 1 << 16
-
-
-def trailers_only(code: Code, message: str, pairs: Iterable[tuple[str, str | bytes]] = ()) -> Headers:
-    """Returns the headers of an answer without a message."""
-    return headers(*_BEGINNING, *status_headers(code, message, pairs))
 
 
 class Exchange:
@@ -71,11 +55,13 @@ class Exchange:
         "_trailers",
         "_unacknowledged",
         "_watched_since",
+        "caller",
         "deadline",
         "over",
         "receiving",
         "room",
         "silent_since",
+        "trace",
         "unsent",
     )
 
@@ -90,6 +76,8 @@ class Exchange:
     ) -> None:
         self.room = room  # where it counts
         self.deadline = deadline  # seconds of CLOCK_MONOTONIC; inf: none
+        self.caller: Caller | None = None  # see Received
+        self.trace: Trace | None = None
         self.silent_since = math.inf  # of a stream: when it last sent or received something
         self.receiving = 0  # bytes of a message that is not complete, or not yet served
         self.over = False  # its status is decided, or the caller has gone
@@ -199,7 +187,7 @@ class Exchange:
             if not self.over:
                 self._refuse(Code.CANCELLED, "call was cancelled")
         except Exception:
-            log.exception("call failed")
+            log.exception("call failed", extra={"fields": {} if self.trace is None else self.trace.fields()})
             self._answer(ConvoyError("internal error"))
         finally:
             self.leave_room()
@@ -215,7 +203,10 @@ class Exchange:
                 self._end_compressed(answer)
                 return
             self._put(answer)
-        self._end(_OK if self._answering else _OK_ALONE)
+        if self._answering:
+            self._end(OK)
+        else:
+            self._end(OK_ALONE if self.trace is None else trailers_only(Code.OK, "", trace=self.trace))
 
     def _compresses_long(self, message: bytes) -> bool:
         return self._encoding != b"identity" and len(message) > _COMPRESSED_ON_LOOP
@@ -235,7 +226,7 @@ class Exchange:
                 self._answer(ConvoyError("internal error"))
             elif not self.over:
                 self._send_compressed(done.result(), answer)
-                self._end(_OK)
+                self._end(OK)
 
         self._compress(answer).add_done_callback(end)
 
@@ -248,7 +239,7 @@ class Exchange:
         if self._answering:
             self._end(headers(*status_headers(code, message, pairs)))
         else:
-            self._end(trailers_only(code, message, pairs))
+            self._end(trailers_only(code, message, pairs, self.trace))
 
     def _end(self, trailers: Headers) -> None:
         """Ends the answer with `trailers` once its messages are sent; if it has none, they are the whole answer."""
@@ -272,7 +263,7 @@ class Exchange:
             self._resume()
         else:
             self._answering = True
-            self._connection.respond(self._number, _RESPONSES[self._encoding], with_data=True)
+            self._connection.respond(self._number, first_headers(self.trace, self._encoding), with_data=True)
 
     def _count_unsent(self, size: int) -> None:
         self.unsent += size
@@ -361,7 +352,7 @@ class UnaryExchange(Exchange):
             return
         if self._message is None or self._assembler.inside:
             raise Refused(Code.INTERNAL, "call ends before its message is complete")
-        received = Received(self._message, time.monotonic())
+        received = Received(self._message, time.monotonic(), self.caller, self.trace)
         self._message = None
         self._count_receiving(0)  # from here on the methods bound what is in flight
         prompt, unary = self._method.prompt, self._method.unary

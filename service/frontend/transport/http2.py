@@ -4,19 +4,24 @@ import asyncio
 import os
 import resource
 import socket
-import ssl
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+from convoy.service.followed import Followed
+from convoy.service.frontend.doors import Doors
 from convoy.service.frontend.transport.connection import Connection
 from convoy.service.frontend.transport.hub import Hub
 from convoy.service.frontend.transport.interface import Limits, Service
 from convoy.service.frontend.transport.nghttp2 import Library
+from convoy.service.tls import Tls
 
 _BACKLOG = 4096
 _CHECK_SECONDS = 1.0
+_HANDSHAKE_SECONDS = 10.0
+_GRACE_SECONDS = 20.0  # for calls on connections that must end
 _UNIX = "unix:"
 
 
@@ -29,12 +34,15 @@ class Http2:
         services: Sequence[Service],
         limits: Limits,
         library: Library,
-        tls: ssl.SSLContext | None = None,
+        tls: Followed[Tls] | None = None,
+        doors: Doors | None = None,
     ) -> None:
-        """`address` is HOST:PORT, [HOST]:PORT or unix:PATH; `tls` must offer h2 by ALPN."""
+        """`address` is HOST:PORT, [HOST]:PORT or unix:PATH."""
         self._address = address
         self._tls = tls
-        self._hub = Hub(library, services, limits)
+        self._hub = Hub(library, services, limits, doors)
+        self._hub.client_ca = b"" if tls is None else tls.value.client_ca
+        self._listening: list[socket.socket] = []
         self._servers: list[asyncio.Server] = []
         self._checking: asyncio.TimerHandle | None = None
         self.addresses: list[str] = []  # where it listens, once it is started
@@ -42,19 +50,31 @@ class Http2:
     async def start(self) -> None:
         """See Transport. Raises OSError if the address is taken."""
         _allow_many_connections()
-        loop, hub = asyncio.get_running_loop(), self._hub
-        for listening in await _sockets(self._address):
+        self._listening = await _sockets(self._address)
+        for listening in self._listening:
             name = listening.getsockname()
             self.addresses.append(_UNIX + name if isinstance(name, str) else _text(name))
-            make = loop.create_unix_server if listening.family == socket.AF_UNIX else loop.create_server
-            server = await make(lambda: Connection(hub), sock=listening, ssl=self._tls, backlog=_BACKLOG)
-            self._servers.append(server)
+        self._servers = [await self._accept_from(listening) for listening in self._listening]
         self._check()
+
+    async def renew(self) -> None:
+        """See Transport. Connections end if other authorities sign the certificates of clients: theirs may be void."""
+        assert self._tls is not None
+        before, self._servers = self._servers, [await self._accept_from(listening) for listening in self._listening]
+        for server in before:
+            server.close()
+        hub, client_ca = self._hub, self._tls.value.client_ca
+        if client_ca != hub.client_ca:
+            hub.client_ca = client_ca
+            for connection in list(hub.connections):
+                connection.lifetime.retire(_GRACE_SECONDS)
 
     async def stop(self, seconds: float) -> None:
         """See Transport."""
         for server in self._servers:
             server.close()
+        for listening in self._listening:
+            listening.close()
         hub = self._hub
         for connection in list(hub.connections):
             connection.lifetime.leave(seconds / 2)
@@ -69,6 +89,18 @@ class Http2:
         await hub.emptied.wait()
         if self._checking is not None:
             self._checking.cancel()
+
+    async def _accept_from(self, listening: socket.socket) -> asyncio.Server:
+        # A server uses one set of certificates for ever, so there is a new one for each; they share the socket. A new
+        # set resumes no session of an old one: the certificate of a client is checked again.
+        loop, hub = asyncio.get_running_loop(), self._hub
+        secured: dict[str, Any] = {}
+        client_ca = b""
+        if self._tls is not None:
+            secured = {"ssl": self._tls.value.context, "ssl_handshake_timeout": _HANDSHAKE_SECONDS}
+            client_ca = self._tls.value.client_ca
+        make = loop.create_unix_server if listening.family == socket.AF_UNIX else loop.create_server
+        return await make(lambda: Connection(hub, client_ca), sock=listening.dup(), backlog=_BACKLOG, **secured)
 
     def _check(self) -> None:
         self._hub.check_connections()

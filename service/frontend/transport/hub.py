@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from convoy.service.frontend.doors import Doors
 from convoy.service.frontend.status import Code
 from convoy.service.frontend.transport import nghttp2
 from convoy.service.frontend.transport.interface import Land, Limits, Prompt, Room, Rooms, Service, Streaming, Unary
@@ -28,8 +29,19 @@ _ACKNOWLEDGEMENTS = 1000  # that wait for a caller that does not read
 _SILENT_SECONDS = 60.0  # after which a stream may lose its place to another
 _CONTINUATIONS = 8  # beside those that have at least 16 kB
 # The headers that matter here. The names of others are hardly ever copied.
-_NAMES = frozenset((b":path", b":method", b"content-type", b"grpc-timeout", b"grpc-encoding", b"grpc-accept-encoding"))
-_LENGTHS = frozenset(map(len, _NAMES))
+_NAMES = frozenset(
+    (
+        b":path",
+        b":method",
+        b"content-type",
+        b"grpc-timeout",
+        b"grpc-encoding",
+        b"grpc-accept-encoding",
+        b"x-request-id",
+        b"traceparent",
+    )
+)
+_NAMES_WITH_DOORS = _NAMES | {b"authorization"}
 
 
 class Method(NamedTuple):
@@ -45,11 +57,15 @@ class Method(NamedTuple):
 class Hub:
     """What the connections of one transport share. One writer: the front end's loop."""
 
-    def __init__(self, library: Library, services: Sequence[Service], limits: Limits) -> None:
+    def __init__(
+        self, library: Library, services: Sequence[Service], limits: Limits, doors: Doors | None = None
+    ) -> None:
         self.library = library
         self.rooms = Rooms(limits)
         self.methods = _by_path(services, self.rooms)  # such as /convoy.v1.Vision/Classify
         self.limits = limits
+        self.doors = doors
+        self.client_ca = b""  # of the authorities that sign the certificates of callers; empty: none is needed
         self.receiving = 0  # bytes of messages that are not complete, or not yet served
         self.connections: set[Connection] = set()
         self.emptied = asyncio.Event()  # set whenever there is no connection
@@ -65,7 +81,7 @@ class Hub:
         self.loop = asyncio.get_running_loop()
         self.compressing = ThreadPoolExecutor(1, "compress")  # the thread starts with the first long answer
         self._callbacks = _made(library.session_callbacks_new, "nghttp2_session_callbacks")
-        for name, callback in _CALLBACKS.items():
+        for name, callback in (_CALLBACKS if doors is None else _CALLBACKS_WITH_DOORS).items():
             getattr(library, f"session_callbacks_set_on_{name}_callback")(self._callbacks, callback)
         self._options = _made(library.option_new, "nghttp2_option")
         library.option_set_no_auto_window_update(self._options, 1)
@@ -174,14 +190,19 @@ def _on_begin_headers(_: Any, frame: Any, handle: Any) -> int:
     return 0
 
 
-def _on_header(_: Any, frame: Any, name: Any, length: int, value: Any, size: int, flags: int, handle: Any) -> int:
-    connection = from_handle(handle)
-    connection.block_bytes += length + size + 32  # RFC 9113, section 6.5.2
-    if connection.block_bytes > connection.most_block_bytes:
-        return nghttp2.CALLBACK_FAILURE
-    if length in _LENGTHS and (known := unpack(name, length)) in _NAMES:
-        connection.block[known] = unpack(value, size)
-    return 0
+def _on_header(names: frozenset[bytes]) -> Callable[..., int]:
+    lengths = frozenset(map(len, names))
+
+    def on_header(_: Any, frame: Any, name: Any, length: int, value: Any, size: int, flags: int, handle: Any) -> int:
+        connection = from_handle(handle)
+        connection.block_bytes += length + size + 32  # RFC 9113, section 6.5.2
+        if connection.block_bytes > connection.most_block_bytes:
+            return nghttp2.CALLBACK_FAILURE
+        if length in lengths and (known := unpack(name, length)) in names:
+            connection.block[known] = unpack(value, size)
+        return 0
+
+    return on_header
 
 
 def _on_data_chunk(_: Any, flags: int, number: int, data: Any, length: int, handle: Any) -> int:
@@ -219,8 +240,9 @@ def _callback(kind: str, function: Callable[..., int]) -> Any:
 _READ = _callback("nghttp2_read", _on_read)
 _CALLBACKS = {
     "begin_headers": _callback("nghttp2_begin", _on_begin_headers),
-    "header": _callback("nghttp2_header", _on_header),
+    "header": _callback("nghttp2_header", _on_header(_NAMES)),
     "data_chunk_recv": _callback("nghttp2_chunk", _on_data_chunk),
     "frame_recv": _callback("nghttp2_received", _on_frame),
     "stream_close": _callback("nghttp2_closed", _on_stream_close),
 }
+_CALLBACKS_WITH_DOORS = _CALLBACKS | {"header": _callback("nghttp2_header", _on_header(_NAMES_WITH_DOORS))}

@@ -67,7 +67,8 @@ class Lifetime:
             self._dismiss(b"too many frames without a request")
         if kind == nghttp2.SETTINGS and not self._settled:
             self._settled = True
-            self._end_at = math.inf
+            if not self._leaving:
+                self._end_at = math.inf
         elif kind == nghttp2.GOAWAY:
             self.caller_leaves = True
         elif kind == nghttp2.PING and acknowledges and self._leaving:
@@ -96,6 +97,11 @@ class Lifetime:
         connection.library.submit_ping(connection.session, 0, ffi.NULL)
         connection.loop.call_later(seconds, self._send_final_notice)
         connection.send_soon()
+
+    def retire(self, grace: float) -> None:
+        """As `leave`, and ends the connection after `grace` seconds."""
+        self._end_at = min(self._end_at, self._connection.loop.time() + grace)
+        self.leave(_NOTICE_SECONDS)
 
     def cancel(self) -> None:
         """Ends all calls, and closes the connection once they are answered."""

@@ -5,6 +5,7 @@ import time
 from typing import TYPE_CHECKING
 
 from convoy.service.frontend.status import Code
+from convoy.service.frontend.trace import Trace, read
 from convoy.service.frontend.transport.exchange import Exchange, UnaryExchange
 from convoy.service.frontend.transport.messages import ENCODINGS, Assembler, Refused, accepted, seconds
 from convoy.service.frontend.transport.nghttp2 import Headers, headers
@@ -30,12 +31,20 @@ class NotGrpc(Exception):
 
 
 def opened(connection: "Connection", number: int) -> Exchange:
-    """Returns the call on the stream with this number, whose headers have just arrived. Raises Refused, NotGrpc."""
+    """Returns the call on the stream with this number, whose headers have just arrived.
+
+    Raises Refused, NotGrpc, and what the doors raise.
+    """
     block, hub = connection.block, connection.hub
     _check(block)
     size, limits = connection.block_bytes, hub.limits
     if size > limits.metadata_bytes:
         raise Refused(Code.RESOURCE_EXHAUSTED, f"metadata has {size} bytes, want at most {limits.metadata_bytes}")
+    trace = trace_of(block)
+    caller = None
+    if hub.doors is not None:
+        authorization = block.get(b"authorization")
+        caller = hub.doors.admit(block[b":path"], authorization, connection.names, connection.peer, trace)
     method = hub.methods.get(block[b":path"])
     if method is None:
         raise Refused(Code.UNIMPLEMENTED, f"method {_shown(block[b':path'])} is unknown")
@@ -67,9 +76,16 @@ def opened(connection: "Connection", number: int) -> Exchange:
     else:
         assert method.streaming is not None
         exchange = StreamExchange(connection, number, assembler, deadline, answers, room, method.streaming)
+    exchange.caller, exchange.trace = caller, trace
     if deadline < math.inf:
         exchange.expire_in(timeout)
     return exchange
+
+
+def trace_of(block: dict[bytes, bytes]) -> Trace | None:
+    """Returns how the caller names its call."""
+    request_id, parent = block.get(b"x-request-id"), block.get(b"traceparent")
+    return None if request_id is parent is None else read(request_id, parent)
 
 
 def _check(block: dict[bytes, bytes]) -> None:

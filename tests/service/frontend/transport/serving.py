@@ -12,10 +12,12 @@ from typing import Any, Self
 import uvloop
 
 from convoy.service.errors import BadImage, ConvoyError, QueueFull
+from convoy.service.followed import Followed
 from convoy.service.frontend.health import HEALTH, Health
 from convoy.service.frontend.reflection import Reflection
 from convoy.service.frontend.transport.choice import choose
 from convoy.service.frontend.transport.interface import Limits, Received, Service, Stream
+from convoy.service.tls import Tls
 from tests.service.running import skip_without
 
 LIMITS = Limits(message_bytes=4 << 20, metadata_bytes=16 << 10, calls=1000, min_ping_seconds=0)
@@ -130,7 +132,7 @@ class Methods:
 class Serving:
     """A transport that runs: `target` is its HOST:PORT, or unix:PATH."""
 
-    def __init__(self, kind: str, limits: Limits = LIMITS, address: str = "", tls: Any = None) -> None:
+    def __init__(self, kind: str, limits: Limits = LIMITS, address: str = "", tls: Followed[Tls] | None = None) -> None:
         skip_without(kind)
         self.kind = kind
         self.methods: Methods
@@ -196,13 +198,8 @@ class Serving:
         self._over = asyncio.Event()
         self.methods, self.health = Methods(), Health()
         services = [self.methods.service, self.health.service, *Reflection([HEALTH]).services]
-        if self._tls is None:
-            self._transport: Any = choose(self.kind).make(self.target, services, self._limits)  # type: ignore[arg-type]
-        else:
-            from convoy.service.frontend.transport.http2 import Http2
-            from convoy.service.frontend.transport.nghttp2 import Library
-
-            self._transport = Http2(self.target, services, self._limits, Library(), self._tls)
+        choice = choose(self.kind)  # type: ignore[arg-type]
+        self._transport: Any = choice.make(self.target, services, self._limits, self._tls)
         await self._transport.start()
         self._started.set()
         await self._over.wait()

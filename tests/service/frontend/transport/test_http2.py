@@ -5,7 +5,6 @@ import contextlib
 import itertools
 import shutil
 import socket
-import ssl
 import subprocess
 import time
 from pathlib import Path
@@ -327,32 +326,6 @@ def test_server_that_stops_says_so_twice_and_answers_what_came_between(http2: Se
         assert raw.status(3) == "0"
         assert raw.wait_for_end() in (0, None)
         stopping.result(SECONDS)
-
-
-# TLS.
-
-
-def test_tls_needs_http_2_to_be_agreed_on(tmp_path: Path) -> None:
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    words = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1"]
-    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    run(program("openssl"), *words, *names, "-keyout", str(key), "-out", str(certificate))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    context.set_alpn_protocols(["h2"])
-    with Serving("nghttp2", tls=context) as serving:
-        credentials = grpc.ssl_channel_credentials(certificate.read_bytes())
-        port = serving.address[1]
-        options = [("grpc.ssl_target_name_override", "localhost")]
-        with grpc.secure_channel(f"127.0.0.1:{port}", credentials, options) as channel:
-            assert channel.unary_unary("/test.Test/Echo")(bytes(1 << 20), timeout=SECONDS) == bytes(1 << 20)
-        client = ssl.create_default_context(cafile=str(certificate))
-        with (
-            socket.create_connection(serving.address, SECONDS) as plain,
-            client.wrap_socket(plain, server_hostname="localhost") as without,
-        ):
-            assert without.selected_alpn_protocol() is None
-            assert without.recv(100) == b""
 
 
 # The library.
