@@ -42,16 +42,19 @@ def prepare(
     threads: int,
     instances: int = 1,
     settings: str = "",
+    folder: Path | None = None,
 ) -> tuple[Profile, ...]:
     """The profiles of a session for the shapes of `largest`, each up to its maximum batch size.
 
-    Profiles next to the model file are reused if they were made on this machine; otherwise new ones are measured and
-    written there. Each size of each shape that will be used has then run. Raises BadModelFile if a batch fails.
+    Profiles in `folder`, by default that of the model file, are reused if they were made on this machine; otherwise new
+    ones are measured and written there. Each size of each shape that will be used has then run. Raises BadModelFile if
+    a batch fails.
     """
     if not largest:
         return ()
+    folder = folder or file.parent
     machine = profiles.machine(file, session.provider, device, threads, instances, settings)
-    stored = profiles.read(file.parent)
+    stored = profiles.read(folder)
     known = {(each.shape, each.most): each for each in stored if each.machine == machine}
     current = [
         _again(session, known[entry]) if entry in known else measure(session, machine, *entry)
@@ -59,7 +62,7 @@ def prepare(
     ]
     if not known.keys() >= largest.items():
         try:
-            profiles.write(file.parent, [*current, *(each for each in stored if _other_layout(each.machine, machine))])
+            profiles.write(folder, [*current, *(each for each in stored if _other_layout(each.machine, machine))])
         except OSError as error:
             log.info("the profile of %s is not saved: %s", "/".join(file.parts[-3:-1]), error.strerror)
     return tuple(current)

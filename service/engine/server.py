@@ -22,6 +22,8 @@ from convoy.service import log, metrics
 from convoy.service.buckets import Size, rounded
 from convoy.service.config import Config
 from convoy.service.dtypes import DTYPES
+from convoy.service.engine import trials
+from convoy.service.engine.acceptance import Acceptance, Folders
 from convoy.service.engine.dispatcher import Dispatcher
 from convoy.service.engine.instances import Instances
 from convoy.service.engine.learned_buckets import Sizes
@@ -33,6 +35,7 @@ from convoy.service.engine.scheduler.batcher import Batch
 from convoy.service.engine.scheduler.request_queue import Key, Limits
 from convoy.service.engine.session import Session
 from convoy.service.engine.session_builder import Loaded
+from convoy.service.engine.trials import Trials
 from convoy.service.errors import ConvoyError, UnknownModel
 from convoy.service.ipc import messages
 from convoy.service.ipc.channel import Cancel, Cancelled, Failure, Hello, Record, Release, Request, Wire
@@ -62,7 +65,10 @@ class Engine:
         config: Config,
         announce: Callable[[messages.Suspect | None], None] = lambda what: None,
         suspects: dict[messages.Suspect, int] | None = None,
+        trials: Trials | None = None,
+        folders: Folders | None = None,
     ) -> None:
+        """Without `trials`, the process itself is the first to read the files of the repository."""
         self._config = config
         self._loop = asyncio.get_running_loop()
         self._dispatcher = Dispatcher(self._instances_of, self._answer, self._fail, _volume)
@@ -70,8 +76,21 @@ class Engine:
         self._requested: set[str] = set()  # models that have received requests
         self._wires: dict[int, Wire] = {}  # of the front ends, by number, never reused
         self._memory: dict[int, SharedMemory] = {}  # of the front ends
-        self._loader = Loader(root, config, self._publish_soon, announce, suspects or {})
+        if trials is None or folders is None:
+            self._loader = Loader(root, config, self._publish_soon, announce, suspects or {})
+        else:
+            acceptance = Acceptance(root, config, trials, folders, self._look_again_soon)
+            self._loader = Loader(
+                root,
+                config,
+                self._publish_soon,
+                announce,
+                suspects or {},
+                acceptance=acceptance,
+                read_settings=trials.settings,
+            )
         self._loading = ThreadPoolExecutor(1, "load")
+        self._looking: asyncio.Task[None] | None = None  # a look at the repository that has not begun
         keep = config.server.keep_metrics_seconds
         self._publication = Publication(self._loader, self._loading, self._wires, keep, self._drop)
         self._profiled: dict[tuple[str, int], Loaded] = {}  # versions whose profile the batcher has
@@ -82,6 +101,26 @@ class Engine:
     async def refresh(self) -> None:
         """Brings the loaded versions up to date with the repository."""
         await self._loop.run_in_executor(self._loading, self._loader.refresh)
+
+    def _look_again_soon(self) -> None:
+        # A trial's thread calls this.
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._look_again)
+
+    def _look_again(self) -> None:
+        if self._looking is None:
+            self._looking = self._loop.create_task(self._refresh_once())
+
+    async def _refresh_once(self) -> None:
+        def refresh() -> None:
+            self._looking = None
+            self._loader.refresh()
+
+        try:
+            await self._loop.run_in_executor(self._loading, refresh)
+        except Exception:
+            logger.exception("the engine cannot continue")
+            os._exit(1)
 
     def attach(self, number: int, connection: socket.socket) -> None:
         """Connects a front end's channel and sends it the table."""
@@ -307,7 +346,7 @@ def _batch_counters(model: str, version: str, size: int, device: int) -> tuple[A
     )
 
 
-async def _main(supervisor: socket.socket) -> None:
+async def _main(supervisor: socket.socket, trying: Trials) -> None:
     start = messages.receive_start(supervisor)
     several = len(start.devices) > 1
     log.configure(start.config.server.log_level, f"engine {start.config.engine.device}" if several else "engine")
@@ -316,7 +355,8 @@ async def _main(supervisor: socket.socket) -> None:
         with suppress(OSError):  # the supervisor has died; this process is about to exit
             messages.send(supervisor, messages.Loading(what))
 
-    engine = Engine(Path(start.repository), start.config, announce, dict(start.suspects))
+    folders = Folders(Path(start.store), start.config.engine.device, Path(start.cache))
+    engine = Engine(Path(start.repository), start.config, announce, dict(start.suspects), trying, folders)
     over = asyncio.Event()
 
     def attach(message: messages.Message, connection: socket.socket | None) -> None:
@@ -336,8 +376,10 @@ async def _main(supervisor: socket.socket) -> None:
 def main() -> None:
     """Runs an engine; the first argument is the descriptor of the channel to the supervisor."""
     connection = socket.socket(fileno=int(sys.argv[1]))
+    # Before there are threads, and after everything that a trial needs has been imported.
+    trying = trials.fork()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_main(connection))
+        runner.run(_main(connection, trying))
     # Threads may still be inside onnxruntime; their results are no longer needed.
     os._exit(0)
 

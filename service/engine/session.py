@@ -187,7 +187,8 @@ def load_on(file: Path, device: Device, threads: int) -> Session:
     # Spinning would save a few microseconds per run but take CPU time from the front ends.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors only: other problems are reported as BadModelFile
-    preload()
+    if device.provider != "cpu":
+        preload()
     try:
         chosen = providers(device, file)
         data = _read_beside(file)

@@ -23,6 +23,7 @@ from convoy.service.errors import BadConfig
 from convoy.service.ipc import messages
 from convoy.service.supervisor import processes
 from convoy.service.supervisor.processes import Kind, Process, Processes, channel_pair
+from convoy.service.supervisor.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -116,13 +117,16 @@ class Children:
 class Supervisor:
     """All processes of one server. One writer of all its state: its loop; the HTTP threads only read."""
 
-    def __init__(self, config: Config, repository: Path, sockets: "Sockets", processes: Processes) -> None:
+    def __init__(
+        self, config: Config, repository: Path, sockets: "Sockets", processes: Processes, store: Store
+    ) -> None:
         self._config = config
         self._devices = config.engine.device_numbers(machine.cuda_devices)
         self._front_ends = config.server.front_ends(machine.cores())
         self._repository = repository
         self._addresses = sockets.addresses
         self._processes = processes
+        self._store = store
         self._directory = Path(processes.directory.name)
         self._sockets = sockets
         self._restarts: Counter[tuple[str, int]] = Counter(
@@ -184,6 +188,8 @@ class Supervisor:
             repository=str(self._repository),
             grpc_address=self._addresses.grpc,
             metrics_directory=str(self._directory),
+            store=str(self._store.folder),
+            cache=str(self._store.cache),
             suspects=tuple(self._suspects.most_common(_MOST_SUSPECTS)) if kind == "engine" else (),
         )
         with suppress(ConnectionError):  # it has died already: _watch handles that
@@ -375,8 +381,8 @@ def serve(config: Config, repository: Path) -> int:
     sockets = Sockets(config.server)
     root = repository.absolute()  # not resolved: a symbolic link may be switched while the server runs
 
-    async def run() -> int:
-        return await Supervisor(config, root, sockets, processes.current()).serve()
+    async def run(store: Store) -> int:
+        return await Supervisor(config, root, sockets, processes.current(), store).serve()
 
-    with processes.current().directory:
-        return asyncio.run(run())
+    with processes.current().directory as directory, Store(config.repository.cache, Path(directory)) as store:
+        return asyncio.run(run(store))
