@@ -137,6 +137,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     cuda_graphs: bool = False  # records each batch size once and replays it; for networks of very short steps
     tensorrt: Literal["off", "fp32", "fp16"] = "off"  # on CUDA; its engines are cached
     tensorrt_cache: str = ""  # cache folder; "": next to the model file
+    # How often, in an idle moment, a version repeats the example in its file; 0: only when it is loaded.
+    check_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 60.0
     # For measurements of the server itself: no network runs, a batch of n images takes fixed + n * each ms.
     sleep_ms: tuple[Annotated[float, Meta(ge=0)], Annotated[float, Meta(ge=0)]] | None = None
 

@@ -392,6 +392,8 @@ class Loader:
         fields = {"model": name, "version": version, "provider": provider, "instances": len(loaded.instances)}
         log.info("model %s version %d serves on %s", name, version, provider, extra={"fields": fields})
         _report_apart(name, version, loaded.session)
+        if loaded.session.document is not None and loaded.session.golden is None:
+            log.debug("model %s version %d has no example whose answer could be checked", name, version)
 
     def _report_kept(self, name: str, model: _Model, version: int, reason: str) -> None:
         if version in model.serving:

@@ -18,9 +18,9 @@ from convoy.service.engine import profiles
 from convoy.service.engine.profiles import BatchTime, Machine, Profile
 from convoy.service.engine.providers import GPU
 from convoy.service.engine.scheduler.latency_model import RunTimes
-from convoy.service.engine.session import DeviceLost, Session, input_shape
+from convoy.service.engine.session import DeviceLost, Session
 from convoy.service.errors import BadModelFile
-from convoy.service.metadata import Document
+from convoy.service.metadata import Document, input_shape
 
 Shape = tuple[int, ...]
 

@@ -25,7 +25,7 @@ from convoy.service.dtypes import DTYPES
 from convoy.service.engine import trials
 from convoy.service.engine.acceptance import Acceptance, Folders
 from convoy.service.engine.dispatcher import Dispatcher
-from convoy.service.engine.instances import Instances
+from convoy.service.engine.instances import Instance, Instances
 from convoy.service.engine.learned_buckets import Sizes
 from convoy.service.engine.model_loader import Loader
 from convoy.service.engine.profiling import largest_batch
@@ -33,7 +33,7 @@ from convoy.service.engine.publication import Publication
 from convoy.service.engine.runner import Run
 from convoy.service.engine.scheduler.batcher import Batch
 from convoy.service.engine.scheduler.request_queue import Key, Limits
-from convoy.service.engine.session import Session
+from convoy.service.engine.session import Session, check_example
 from convoy.service.engine.session_builder import Loaded
 from convoy.service.engine.trials import Trials
 from convoy.service.errors import ConvoyError, UnknownModel
@@ -120,6 +120,29 @@ class Engine:
             await self._loop.run_in_executor(self._loading, refresh)
         except Exception:
             logger.exception("the engine cannot continue")
+            os._exit(1)
+
+    async def keep_checking(self, seconds: float) -> None:
+        """Repeats the examples of all versions, each in an idle moment. Exits if an answer is wrong: then no other
+        answer of this process can be trusted."""
+        while True:
+            await asyncio.sleep(seconds)
+            for (model, version), loaded in list(self._loader.versions.items()):
+                for instance in loaded.instances.all:
+                    if not self._dispatcher.waiting(model) and not instance.running:
+                        await self._check(model, version, loaded, instance)
+
+    async def _check(self, model: str, version: int, loaded: Loaded, instance: Instance) -> None:
+        loaded.instances.keep_off_loop(1)
+        try:
+            wrong = await asyncio.wrap_future(instance.submit(check_example, instance.session))
+        except Exception as error:
+            logger.exception("model %s version %d: the run of its example failed", model, version)
+            wrong = type(error).__name__
+        finally:
+            loaded.instances.keep_off_loop(-1)
+        if wrong:
+            logger.error("the engine cannot continue: model %s version %d: its example: %s", model, version, wrong)
             os._exit(1)
 
     def attach(self, number: int, connection: socket.socket) -> None:
@@ -368,6 +391,9 @@ async def _main(supervisor: socket.socket, trying: Trials) -> None:
     poll = start.config.repository.poll_seconds
     serving = asyncio.ensure_future(follow(Path(start.repository), engine.refresh, poll))
     ending = asyncio.ensure_future(over.wait())
+    if start.config.engine.check_seconds:
+        checking = asyncio.ensure_future(engine.keep_checking(start.config.engine.check_seconds))
+        checking.add_done_callback(lambda _: over.set())
     await asyncio.wait([ending, serving], return_when=asyncio.FIRST_COMPLETED)
     if serving.done():
         serving.result()

@@ -318,6 +318,7 @@ def _try(job: Job) -> Verdict:
         session = sessions.load_on(Path(job.file), Device("cpu", EngineConfig()), 1)
         if session.document is None:
             _run_once(session)
+        sessions.check_seal(session, Path(job.file))
     except (MemoryError, ConvoyError) as error:
         # Errors of a file that will run elsewhere are reported there.
         final = job.errors or not isinstance(error, BadModelFile)
