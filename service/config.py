@@ -202,6 +202,9 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     provider: Literal["auto", "cpu", "cuda"] | None = None
     instances: InstancesSetting | None = None
     versions: VersionsSetting | None = None
+    # SHA-256 of every file that may be loaded, as hexadecimal digits: required for data beside a model file, and for
+    # files with several hard links.
+    sha256: Annotated[tuple[Annotated[str, Meta(pattern="^[0-9a-f]{64}$")], ...], Meta(max_length=1024)] = ()
 
 
 def load(

@@ -189,24 +189,47 @@ class Acceptance:
         return _Turn(self._turns, self._changed)
 
     def _copied(self, candidate: Candidate) -> Path:
-        """Copies a version's model file. Raises OSError, and BadModelFile if it must not be read."""
-        source = model_file(self._root, candidate.model, candidate.version)
+        """Copies a version's model file, and the data beside it that model.toml lists by their digests. Raises OSError,
+        and BadModelFile if a file must not be read."""
+        folder = model_file(self._root, candidate.model, candidate.version).parent
+        stamp, pinned = candidate.stamp, candidate.settings.sha256
         copies = self._store / _COPIES
-        copies.mkdir(parents=True, exist_ok=True)
         incoming = copies / f".{threading.get_ident()}"
+        shutil.rmtree(incoming, ignore_errors=True)
+        incoming.mkdir(parents=True)
         try:
-            with files.opened(source, self._root) as descriptor:
-                digest = _copy(descriptor, incoming)
-                status = os.fstat(descriptor)
-            stamp = candidate.stamp
-            if (status.st_ino, status.st_size, status.st_mtime_ns) != (stamp.inode, stamp.nbytes, stamp.modified_ns):
-                raise BadModelFile("its file changed while it was read")
-            target = copies / digest / candidate.model / str(candidate.version) / MODEL_FILE
+            states = {MODEL_FILE: (stamp.inode, stamp.nbytes, stamp.modified_ns)}
+            if pinned:
+                states |= {name: (inode, nbytes, modified) for name, inode, nbytes, modified in stamp.beside}
+            digests = {
+                name: self._copy(folder / name, incoming / name, state, pinned) for name, state in states.items()
+            }
+            kept = sorted((name, digest) for name, digest in digests.items() if digest)
+            target = copies / _digest(msgspec.json.encode(kept)) / candidate.model / str(candidate.version)
             target.parent.mkdir(parents=True, exist_ok=True)
-            incoming.replace(target)
-            return target
+            if not target.exists():  # otherwise the same content is there already
+                incoming.rename(target)
+            return target / MODEL_FILE
         finally:
-            incoming.unlink(missing_ok=True)
+            shutil.rmtree(incoming, ignore_errors=True)
+
+    def _copy(self, source: Path, target: Path, state: tuple[int, ...], pinned: Collection[str]) -> str:
+        """Copies one file, in the state in which it was found. Returns its digest; "" if the file is not listed and is
+        not the model file."""
+        with files.opened(source, self._root) as descriptor:
+            digest = _copy(descriptor, target)
+            status = os.fstat(descriptor)
+        if (status.st_ino, status.st_size, status.st_mtime_ns) != state:
+            raise BadModelFile("its file changed while it was read")
+        if not pinned and status.st_nlink > 1:
+            links = f"{source.name} has {status.st_nlink} hard links"
+            raise BadModelFile(f"{links}: copy it, or list the SHA-256 of its content under sha256 in model.toml")
+        if pinned and digest not in pinned and source.name == MODEL_FILE:
+            raise BadModelFile(f"model.toml does not list its SHA-256, {digest}")
+        if pinned and digest not in pinned:
+            target.unlink()
+            return ""
+        return digest
 
     def _known(self, key: str) -> Verdict | None:
         for folder in (self._store, self._cache):

@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 
 from convoy.service import config
 from convoy.service.config import MIB, EngineConfig, ModelConfig, RepositoryConfig
-from convoy.service.engine import row_independence
+from convoy.service.engine import external_data, row_independence
 from convoy.service.engine import session as sessions
 from convoy.service.engine.providers import Device
 from convoy.service.engine.session import Session
-from convoy.service.errors import BadConfig, BadModelFile, ConvoyError
+from convoy.service.errors import BadConfig, BadModelFile, ConvoyError, named
 from convoy.service.ipc.slots import memory_file
 from convoy.service.machine import memory_bytes
 
@@ -315,15 +315,32 @@ def _try_settings(text: bytes) -> Verdict:
 
 def _try(job: Job) -> Verdict:
     try:
+        _check_data(Path(job.file))
+    except BadModelFile as error:
+        return Verdict(error.message)
+    try:
         session = sessions.load_on(Path(job.file), Device("cpu", EngineConfig()), 1)
         if session.document is None:
             _run_once(session)
-        sessions.check_seal(session, Path(job.file))
     except (MemoryError, ConvoyError) as error:
         # Errors of a file that will run elsewhere are reported there.
         final = job.errors or not isinstance(error, BadModelFile)
         return Verdict((str(error) or type(error).__name__) if final else "")
+    try:
+        sessions.check_seal(session, Path(job.file))
+    except BadModelFile as error:
+        return Verdict(error.message)
     return Verdict(holds="always")
+
+
+def _check_data(file: Path) -> None:
+    """Raises BadModelFile if the file names data that are not beside its copy, and so are not listed in model.toml."""
+    for name in sorted(external_data.locations(file)):
+        if name == file.name or name not in {beside.name for beside in file.parent.iterdir()}:
+            raise BadModelFile(
+                f"it names data in another file, {named(name)}: put that beside it, and list the SHA-256 of both under "
+                "sha256 in model.toml"
+            )
 
 
 def _run_once(session: Session) -> None:

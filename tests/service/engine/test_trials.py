@@ -52,11 +52,18 @@ def test_file_that_hangs_ends_in_time_and_keeps_no_other_waiting(trials: Trials,
 
 
 def test_error_is_a_reason_only_where_the_engine_would_meet_it_too(trials: Trials, tmp_path: Path) -> None:
-    file = networks.save_bytes(b"no network", tmp_path, "other")
+    model = networks.doubler()
+    model.graph.node[0].op_type = "Unheard"
+    file = networks.save_bytes(model.SerializeToString(), tmp_path, "other")
     reason, holds = verdict(trials, file)
     assert reason.startswith("onnxruntime cannot load it: ")
     assert holds == "once"
     assert verdict(trials, file, errors=False) == ("", "once")
+
+
+def test_file_that_is_no_network_is_refused_wherever_it_would_run(trials: Trials, tmp_path: Path) -> None:
+    file = networks.save_bytes(b"no network", tmp_path, "other")
+    assert verdict(trials, file, errors=False) == ("it is no ONNX file", "once")
 
 
 def test_lack_of_memory_does_not_hold_for_ever(trials: Trials, tmp_path: Path) -> None:
