@@ -329,7 +329,6 @@ class Loader:
             known = {**model.listing.files, served.version: served.stamp}
             model.listing = Listing(config=served.settings, files=known)
             self._load(served.model, model, served.version, Path(served.file))
-            self._report()
 
     def _count_quarantined(self) -> None:
         quarantined = {(name, version) for name, model in self._models.items() for version in model.failures.final}
@@ -388,6 +387,7 @@ class Loader:
         model.coming.discard(version)
         self._record()
         self._mark(name, version, ready=True)
+        self._report()  # before the log says so
         provider = loaded.session.provider
         fields = {"model": name, "version": version, "provider": provider, "instances": len(loaded.instances)}
         log.info("model %s version %d serves on %s", name, version, provider, extra={"fields": fields})
