@@ -19,6 +19,7 @@ from convoy.models.data import picture
 from convoy.models.errors import BadTemplate
 from convoy.models.export import publish
 from convoy.models.export.export import OPSET
+from convoy.models.export.seal import sealed
 from convoy.service import metadata
 from convoy.service.metadata import Document, InputSpec, Provenance
 
@@ -90,7 +91,7 @@ def publish_template(path: Path, repository: Path, name: str) -> tuple[Path, tup
     publish.check_name(name)
     template = picture.read(path, "L" if picture.header(path).grey else "RGB")
     graph = network(template, name, path.name)
-    return publish.publish(graph.SerializeToString(), repository, name), template.shape[:2]
+    return publish.publish(sealed(graph), repository, name), template.shape[:2]
 
 
 def network(template: NDArray[np.uint8], label: str, source: str) -> onnx.ModelProto:

@@ -101,6 +101,11 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             )
 
 
+# Which versions of a model serve: the N highest, all, or those listed.
+VersionsSetting = (
+    Annotated[str, Meta(pattern="^(all|latest [1-9][0-9]{0,2})$")]
+    | Annotated[tuple[Annotated[int, Meta(ge=1)], ...], Meta(min_length=1, max_length=64)]
+)
 InstancesSetting = Annotated[int, Meta(ge=1, le=64)] | Literal["auto"]
 PolicyName = Literal["deferred", "eager", "timeout", "aimd", "nexus"]
 # Sizes that images of any size are padded to, [height, width] each; "auto": learned from the traffic.
@@ -143,6 +148,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     run_limit_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 3.0
     # The same for the first runs of a shape, which may allocate, compile and tune.
     first_run_limit_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 60.0
+    # How often, in an idle moment, a version repeats the example in its file; 0: only when it is loaded.
+    check_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 60.0
     # For measurements of the server itself: no network runs, a batch of n images takes fixed + n * each ms.
     sleep_ms: tuple[Annotated[float, Meta(ge=0)], Annotated[float, Meta(ge=0)]] | None = None
 
@@ -172,9 +179,15 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class RepositoryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the model repository is watched."""
+    """How the model repository is watched, and what its files may do."""
 
     poll_seconds: Annotated[float, Meta(gt=0, le=3600)] = 5.0  # a full scan, in addition to file system notifications
+    versions: VersionsSetting = "latest 1"
+    # A new or changed version first loads and runs in a process of its own, for at most this long; 0: it does not.
+    trial_seconds: Annotated[float, Meta(ge=0, le=3600)] = 120.0
+    trial_memory_mib: Annotated[int, Meta(ge=0, le=1 << 24)] = 0  # of that process; 0: the memory of the machine
+    # Folder for copies of the files that serve and for results of trials; "": `convoy` in the user's cache folder.
+    cache: str = ""
 
 
 class TlsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -232,6 +245,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     buckets: BucketsSetting | None = None
     provider: Literal["auto", "cpu", "cuda"] | None = None
     instances: InstancesSetting | None = None
+    versions: VersionsSetting | None = None
+    # SHA-256 of every file that may be loaded, as hexadecimal digits: required for data beside a model file, and for
+    # files with several hard links.
+    sha256: Annotated[tuple[Annotated[str, Meta(pattern="^[0-9a-f]{64}$")], ...], Meta(max_length=1024)] = ()
 
 
 def load(
@@ -258,8 +275,8 @@ def load_model_config(data: bytes | str) -> ModelConfig:
         return _convert(tomllib.loads(decoded(data) if isinstance(data, bytes) else data), ModelConfig)
     except NoText as error:
         raise BadConfig(str(error)) from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise BadConfig(f"not TOML: {error}") from None
+    except (ValueError, RecursionError, MemoryError) as error:  # tomllib raises more than its own error
+        raise BadConfig(f"not TOML: {str(error)[:200] or 'too large'}") from None
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ HEAT_MAP = "heat_map"  # float32 (N, H - h + 1, W - w + 1), -1..1: similarity of
 LOCATION = "location"  # int64 (N, 2), the row and column of the maximum of the heat map
 SCORE = "score"  # float32 (N), that maximum
 
+_USUAL_SIDE = 64  # of a free axis, rounded up to the model's multiple, for a network that accepts any size
 MAX_MASK_CLASSES = 256  # a class index is one byte of the mask
 
 Task = Literal["classification", "segmentation", "matching"]
@@ -222,6 +223,19 @@ def image_tensor(spec: InputSpec) -> TensorInput:
     """The input tensor of a network that accepts images as `spec` describes."""
     height, width = Axis(name="height", size=spec.height), Axis(name="width", size=spec.width)
     return TensorInput(name=IMAGE, dtype="uint8", axes=(height, width, Axis(name="channel", size=spec.channels)))
+
+
+def input_shape(document: Document) -> tuple[int, ...]:
+    """An input shape, without N, that the network accepts."""
+    if document.tensor is not None:
+        return tuple(axis.size or _USUAL_SIDE for axis in document.tensor.axes)
+    spec = document.image
+    if spec.height is not None and spec.width is not None:
+        return spec.height, spec.width, spec.channels
+    height, width = (
+        -(-max(_USUAL_SIDE, least) // spec.multiple) * spec.multiple for least in (spec.min_height, spec.min_width)
+    )
+    return height, width, spec.channels
 
 
 def default_palette(classes: int) -> list[tuple[int, int, int]]:

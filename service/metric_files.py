@@ -143,9 +143,10 @@ def _reserve(filename: str) -> None:
 
 if DIRECTORY in os.environ:
     values.MmapedDict = Counts  # type: ignore[attr-defined]
-    # By default it asks the kernel for the process id at every increment, in case of a fork: our processes never fork.
-    _PROCESS_ID = os.getpid()
-    values.ValueClass = values.MultiProcessValue(lambda: _PROCESS_ID)  # type: ignore[no-untyped-call]
+    # By default it asks the kernel for the process id at every increment, in case of a fork.
+    _process = [os.getpid()]
+    os.register_at_fork(after_in_child=lambda: _process.__setitem__(0, os.getpid()))
+    values.ValueClass = values.MultiProcessValue(lambda: _process[0])  # type: ignore[no-untyped-call]
 
 
 def forget_version(model: str, version: int) -> None:

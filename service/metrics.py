@@ -101,6 +101,12 @@ MODEL_READY = Gauge(
     ["model", "version", "provider", "device"],
     multiprocess_mode="livemostrecent",
 )
+MODEL_QUARANTINED = Gauge(
+    "convoy_model_quarantined",
+    "1 where the files of a version killed the process that tried them, or did not come to an end.",
+    ["model", "version", "device"],
+    multiprocess_mode="livemostrecent",
+)
 LAST_INFERENCE = Gauge(
     "convoy_last_inference_timestamp_seconds", "When a batch last ended.", ["model", "version"], multiprocess_mode="max"
 )

@@ -3,16 +3,18 @@
 import logging
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from convoy.service import files
 from convoy.service.buckets import NONE, Buckets
-from convoy.service.config import ModelConfig, load_model_config
-from convoy.service.errors import BadConfig, ModelUnavailable, UnknownModel, listed
+from convoy.service.config import ModelConfig, VersionsSetting, load_model_config
+from convoy.service.errors import BadConfig, BadModelFile, ModelUnavailable, UnknownModel, listed
 from convoy.service.metadata import Document
 
 log = logging.getLogger(__name__)
@@ -27,7 +29,10 @@ _NAMED = 8  # models named in a message, which travels in a header
 NAME = re.compile(rf"[a-z0-9_-]{{1,{MAX_NAME}}}")
 VERSION = re.compile(r"[1-9][0-9]{0,17}")
 _TRITON_BATCH = re.compile(r"^\s*max_batch_size\s*:\s*(\d{1,9})\b", re.MULTILINE)
-_MOST_TRITON_BYTES = 1 << 20
+_MOST_SETTINGS = 1 << 20  # bytes
+_MOST_KNOWN = 1024  # contents of settings whose meaning is kept
+
+ReadSettings = Callable[[bytes], ModelConfig]  # the content of a model.toml; raises BadConfig
 
 State = Literal["LOADING", "READY", "UNAVAILABLE"]
 
@@ -146,7 +151,7 @@ class Listing:
     unreadable: tuple[int, ...] = ()  # versions in `missing` whose folder cannot be read
 
 
-def scan(root: Path) -> dict[str, Listing]:
+def scan(root: Path, read_settings: ReadSettings = load_model_config) -> dict[str, Listing]:
     """The contents of the repository, by model name. Folders without a valid model name or version are skipped.
 
     Raises OSError if `root` cannot be read.
@@ -155,7 +160,7 @@ def scan(root: Path) -> dict[str, Listing]:
     for folder in sorted(root.iterdir()):
         try:
             if NAME.fullmatch(folder.name) and folder.is_dir():
-                listings[folder.name] = _scan_model(folder)
+                listings[folder.name] = _scan_model(folder, read_settings)
         except FileNotFoundError:
             continue  # deleted during the scan
         except OSError as error:
@@ -173,30 +178,32 @@ def model_file(root: Path, model: str, version: int) -> Path:
     return root / model / str(version) / MODEL_FILE
 
 
-def _scan_model(folder: Path) -> Listing:
+def _scan_model(folder: Path, read_settings: ReadSettings) -> Listing:
     settings = ModelConfig()
     problem = ""
-    files: dict[int, Stamp] = {}
+    stamps: dict[int, Stamp] = {}
     missing = []
     unreadable = []
     for entry in folder.iterdir():
         if VERSION.fullmatch(entry.name) and entry.is_dir():
             stamp = _stamp(entry / MODEL_FILE)
             if stamp:
-                files[int(entry.name)] = stamp
+                stamps[int(entry.name)] = stamp
             else:
                 missing.append(int(entry.name))
                 if not _is_readable(entry):
                     unreadable.append(int(entry.name))
     try:
         if (folder / CONFIG_FILE).exists():
-            settings = load_model_config((folder / CONFIG_FILE).read_bytes())
+            settings = read_settings(files.read(folder / CONFIG_FILE, folder.parent, _MOST_SETTINGS))
     except BadConfig as error:
         problem = f"{CONFIG_FILE}: {error.message}"
+    except BadModelFile as error:
+        problem = error.message
     except OSError as error:
         problem = f"{CONFIG_FILE} cannot be read: {error.strerror}"
     settings, note = _with_triton(folder / TRITON_FILE, settings)
-    return Listing(settings, problem, files, tuple(missing), note, tuple(unreadable))
+    return Listing(settings, problem, stamps, tuple(missing), note, tuple(unreadable))
 
 
 def _with_triton(file: Path, settings: ModelConfig) -> tuple[ModelConfig, str]:
@@ -208,8 +215,9 @@ def _with_triton(file: Path, settings: ModelConfig) -> tuple[ModelConfig, str]:
     try:
         if not file.is_file():
             return settings, ""
-        with file.open("rb") as opened:
-            text = opened.read(_MOST_TRITON_BYTES).decode(errors="replace")
+        text = files.read(file, file.parents[1], _MOST_SETTINGS).decode(errors="replace")
+    except BadModelFile as error:
+        return settings, error.message
     except OSError as error:
         return settings, f"{TRITON_FILE} cannot be read: {error.strerror}"
     match = _TRITON_BATCH.search(text)
@@ -258,27 +266,50 @@ def _state(file: Path) -> tuple[int, int, int] | None:
     return (status.st_ino, status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
 
-def choose(listing: Listing, failed: Iterable[tuple[int, Stamp]]) -> int | None:
-    """The version that should serve: the highest that has a file and has not failed in its current state."""
+def wanted(
+    listing: Listing,
+    setting: VersionsSetting,
+    failed: Container[tuple[int, Stamp]] = (),
+    serving: Container[int] = (),
+    late: Container[int] = (),
+) -> list[int]:
+    """The versions that should serve, from the highest down: of those that `setting` selects, the ones that have a file
+    and have not failed in its current state.
+
+    serving  versions that serve: they stay while they have a file, whatever became of it
+    late     versions that may be long in coming: until then, the next one takes the place of each
+    """
     if listing.problem:
-        return None
-    broken = set(failed)
-    sound = [version for version, stamp in listing.files.items() if (version, stamp) not in broken]
-    return max(sound, default=None)
+        return []
+    sound = [
+        version
+        for version, stamp in sorted(listing.files.items(), reverse=True)
+        if version in serving or (version, stamp) not in failed
+    ]
+    if isinstance(setting, tuple):
+        return [version for version in sound if version in setting]
+    places = len(sound) if setting == "all" else int(setting.split()[1])
+    chosen = []
+    for version in sound:
+        if places > 0:
+            chosen.append(version)
+            places -= version not in late
+    return chosen
 
 
 class Scanner:
     """Scans of the repository. One writer: the loader's thread."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, read_settings: ReadSettings = load_model_config) -> None:
         self.unreadable: str | None = None  # why the repository could not be read, at the last scan
         self._root = root
+        self._read_settings = lru_cache(maxsize=_MOST_KNOWN)(_outcome(read_settings))
         self._ignored: set[str] = set()  # folders, at the last scan
 
     def run(self) -> Mapping[str, Listing] | None:
         """Returns the contents of each model's folder; None if the repository cannot be read. Logs problems once."""
         try:
-            listings = scan(self._root)
+            listings = scan(self._root, self._settings)
             ignored = set(misnamed(self._root))
         except OSError as error:
             if error.strerror != self.unreadable:
@@ -290,3 +321,20 @@ class Scanner:
             log.warning("folder %r is ignored: a model's name is 1 to %d of a-z, 0-9, - and _", name, MAX_NAME)
         self._ignored = ignored
         return listings
+
+    def _settings(self, content: bytes) -> ModelConfig:
+        # Each content once: reading it may take a trial.
+        outcome = self._read_settings(content)
+        if isinstance(outcome, BadConfig):
+            raise outcome
+        return outcome
+
+
+def _outcome(read: ReadSettings) -> Callable[[bytes], ModelConfig | BadConfig]:
+    def outcome(content: bytes) -> ModelConfig | BadConfig:
+        try:
+            return read(content)
+        except BadConfig as error:
+            return error
+
+    return outcome

@@ -22,6 +22,7 @@ from convoy.models.data.registry import display_name, resolve_replacement
 from convoy.models.errors import VariantRefused
 from convoy.models.evaluation.evaluate import evaluate
 from convoy.models.export import parity, publish, variants
+from convoy.models.export.seal import sealed
 from convoy.models.graph import served
 from convoy.models.settings import DEFAULT_PLAN, Plan
 from convoy.service import metadata
@@ -90,7 +91,7 @@ def export(
     del graph.metadata_props[:]
     onnx.helper.set_model_props(graph, {metadata.KEY: metadata.encode(document), SOURCE_KEY: _digest(path)})
     onnx.checker.check_model(graph, full_check=True)
-    return Exported(publish.publish(graph.SerializeToString(), repository, name), document)
+    return Exported(publish.publish(sealed(graph), repository, name), document)
 
 
 def trace(path: Path, data: str | None = None) -> Traced:

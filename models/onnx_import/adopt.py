@@ -12,6 +12,7 @@ from convoy.models.data import picture
 from convoy.models.data.formats.coding import RGB, read_colours
 from convoy.models.errors import BadNetworkFile
 from convoy.models.export import publish
+from convoy.models.export.seal import sealed
 from convoy.models.onnx_import import check
 from convoy.models.onnx_import.onnx_file import CHANNELS, OnnxFile, Tensor
 from convoy.models.onnx_import.original import Front, Original, error_message, noise, session
@@ -62,7 +63,7 @@ def adopt(file: OnnxFile, source: str, repository: Path, name: str, options: Imp
     document = _document(file, source, output, labels, spec, options)
     document = msgspec.structs.replace(document, parity=check.check_parity(original, running, output, spec))
     _describe(graph, file, document)
-    return Adopted(publish.publish(graph.SerializeToString(), repository, name), document, output.values != "indices")
+    return Adopted(publish.publish(sealed(graph), repository, name), document, output.values != "indices")
 
 
 def chosen(file: OnnxFile, name: str | None) -> Tensor:

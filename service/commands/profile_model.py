@@ -17,7 +17,7 @@ from convoy.service.config import BatchingConfig, EngineConfig, LimitsConfig, Mo
 from convoy.service.engine.scheduler.latency_model import RunTimes
 from convoy.service.errors import BadConfig, BadModelFile, UnknownModel
 from convoy.service.machine import cores
-from convoy.service.repository import MODEL_FILE, choose, model_file, scan
+from convoy.service.repository import MODEL_FILE, model_file, scan, wanted
 
 if TYPE_CHECKING:
     from convoy.service.commands.profile_served import Row
@@ -232,8 +232,8 @@ def _find(model: str, repository: Path) -> tuple[Path, ModelConfig]:
     listings = scan(repository)
     if model in listings and listings[model].problem:
         raise BadConfig(f"{model}: {listings[model].problem}")
-    version = choose(listings[model], ()) if model in listings else None
-    if version is None:
+    versions = wanted(listings[model], "latest 1") if model in listings else []
+    if not versions:
         names = ", ".join(sorted(listings)) or "none"
         raise UnknownModel(f"no model {model!r} with a {MODEL_FILE} in {str(repository)!r}, which has: {names}")
-    return model_file(repository, model, version), listings[model].config
+    return model_file(repository, model, versions[0]), listings[model].config

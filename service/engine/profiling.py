@@ -18,9 +18,9 @@ from convoy.service.engine import profiles
 from convoy.service.engine.profiles import BatchTime, Machine, Profile
 from convoy.service.engine.providers import GPU
 from convoy.service.engine.scheduler.latency_model import RunTimes
-from convoy.service.engine.session import DeviceLost, Session, input_shape
+from convoy.service.engine.session import DeviceLost, Session
 from convoy.service.errors import BadModelFile
-from convoy.service.metadata import Document
+from convoy.service.metadata import Document, input_shape
 
 Shape = tuple[int, ...]
 
@@ -42,26 +42,28 @@ def prepare(
     threads: int,
     instances: int = 1,
     settings: str = "",
+    folder: Path | None = None,
     *,
     again: bool = False,
 ) -> tuple[Profile, ...]:
     """The profiles of a session for the shapes of `largest`, each up to its maximum batch size.
 
-    Profiles next to the model file are reused if they were made on this machine, unless they are to be measured
-    `again`; otherwise new ones are measured and written there. Each size of each shape that will be used has then run.
-    Raises BadModelFile if a batch fails.
+    Profiles in `folder`, by default that of the model file, are reused if they were made on this machine, unless they
+    are to be measured `again`; otherwise new ones are measured and written there. Each size of each shape that will be
+    used has then run. Raises BadModelFile if a batch fails.
     """
     if not largest:
         return ()
+    folder = folder or file.parent
     machine = profiles.machine(file, session.provider, device, threads, instances, settings)
-    stored = profiles.read(file.parent)
+    stored = profiles.read(folder)
     known = {(each.shape, each.most): each for each in stored if each.machine == machine and not again}
     current = [
         _again(session, known[entry]) if entry in known else measure(session, machine, *entry)
         for entry in largest.items()
     ]
     if not known.keys() >= largest.items():
-        profiles.save(file.parent, [*current, *(each for each in stored if _other_layout(each.machine, machine))])
+        profiles.save(folder, [*current, *(each for each in stored if _other_layout(each.machine, machine))])
     return tuple(current)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import msgspec
 import onnxruntime
 
 from convoy.service.config import MIB, EngineConfig
@@ -41,6 +42,13 @@ class Device:
             "engine.tensorrt": self.config.tensorrt != "off",
         }
         return [name for name, set_ in said.items() if set_]
+
+
+def with_cache(config: EngineConfig, folder: Path) -> EngineConfig:
+    """The settings, with `folder`, a version's own, for the engines of TensorRT where no other one is configured."""
+    if config.tensorrt == "off" or config.tensorrt_cache:
+        return config
+    return msgspec.structs.replace(config, tensorrt_cache=str(folder / _CACHE))
 
 
 Options = list[str | tuple[str, dict[str, str]]]

@@ -15,6 +15,7 @@ from convoy.service.engine.session import DeviceLost, Session
 from convoy.service.errors import ConvoyError, RunFailed
 from convoy.service.ipc.channel import FAILED, Answer, Failure, Request, Times
 from convoy.service.ipc.slots import SPILLED, Span, memory_file
+from convoy.service.metadata import CONFIDENCE, MASK, PROBABILITIES
 from convoy.service.repository import TensorSpec
 
 log = logging.getLogger(__name__)
@@ -192,7 +193,7 @@ def _compute(session: Session, requests: Sequence[Request]) -> Run:
     scatter = time.monotonic()
     if session.batched:
         for spec, values in zip(session.outputs, outputs, strict=True):
-            if not values.shape or values.shape[0] != size or not _as_declared(session, spec, values):
+            if not values.shape or values.shape[0] != size or not _as_declared(session, spec, values, arrays[0]):
                 reason = f"output {spec.name[:64]!r} has shape {list(values.shape)} for {size} rows"
                 raise RunFailed(reason) if session.document is not None else _NotRows(reason)
     times = Times(gather, start, scatter, scatter)  # `finish` adds the end
@@ -206,12 +207,18 @@ def _mark(requests: Sequence[Request], value: int) -> None:
             request.memory.marks[request.mark] = value
 
 
-def _as_declared(session: Session, spec: TensorSpec, values: NDArray[np.generic]) -> bool:
-    # With a document, the sides were checked when the file was loaded.
-    return session.document is not None or (
-        values.ndim == len(spec.shape)
-        and all(side in (None, got) for side, got in zip(spec.shape, values.shape, strict=True))
-    )
+def _as_declared(session: Session, spec: TensorSpec, values: NDArray[np.generic], first: NDArray[np.generic]) -> bool:
+    """Whether an output has the sides that the file's metadata, or else the file, declare for it.
+
+    first  the first input
+    """
+    if session.document is None:
+        return values.ndim == len(spec.shape) and all(
+            side in (None, got) for side, got in zip(spec.shape, values.shape, strict=True)
+        )
+    if spec.name == PROBABILITIES:
+        return values.shape[1:] == (len(session.document.labels),)
+    return spec.name not in (MASK, CONFIDENCE) or values.shape[1:] == first.shape[1:3]
 
 
 def _padded(session: Session, request: Request, rows: int) -> int:

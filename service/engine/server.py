@@ -23,8 +23,11 @@ from convoy.service import log, metrics
 from convoy.service.buckets import Size, rounded
 from convoy.service.config import Config
 from convoy.service.dtypes import DTYPES
+from convoy.service.engine import file_trials
+from convoy.service.engine.acceptance import Acceptance, Folders
 from convoy.service.engine.dispatcher import Dispatcher
-from convoy.service.engine.instances import Instances
+from convoy.service.engine.file_trials import FileTrials
+from convoy.service.engine.instances import Instance, Instances
 from convoy.service.engine.learned_buckets import Sizes
 from convoy.service.engine.model_loader import Loader
 from convoy.service.engine.profiling import largest_batch
@@ -33,7 +36,7 @@ from convoy.service.engine.run_watch import RunWatch
 from convoy.service.engine.runner import Run
 from convoy.service.engine.scheduler.batcher import Batch
 from convoy.service.engine.scheduler.request_queue import Key, Limits
-from convoy.service.engine.session import Session
+from convoy.service.engine.session import Session, check_example
 from convoy.service.engine.session_builder import Loaded
 from convoy.service.errors import ConvoyError, ModelUnavailable
 from convoy.service.ipc import messages
@@ -68,8 +71,11 @@ class Engine:
         suspects: dict[messages.Suspect, int] | None = None,
         withdrawn: Collection[tuple[str, int]] = (),
         on_run: Callable[[], None] = lambda: None,
+        trials: FileTrials | None = None,
+        folders: Folders | None = None,
     ) -> None:
-        """`on_run` is called whenever a batch begins to run, in any thread. For the others see Loader."""
+        """`on_run` is called whenever a batch begins to run, in any thread. Without `trials`, the process itself is the
+        first to read the files of the repository. For the others see Loader."""
         self._config = config
         self._loop = asyncio.get_running_loop()
         self._dispatcher = Dispatcher(self._instances_of, self._answer, self._fail, self._revise, _volume, on_run)
@@ -78,8 +84,22 @@ class Engine:
         self._requested: set[str] = set()  # models that have received requests
         self._wires: dict[int, Wire] = {}  # of the front ends, by number, never reused
         self._memory: dict[int, SharedMemory] = {}  # of the front ends
-        self._loader = Loader(root, config, self._publish_soon, announce, suspects or {}, withdrawn)
+        if trials is None or folders is None:
+            self._loader = Loader(root, config, self._publish_soon, announce, suspects or {}, withdrawn)
+        else:
+            acceptance = Acceptance(root, config, trials, folders, self._look_again_soon)
+            self._loader = Loader(
+                root,
+                config,
+                self._publish_soon,
+                announce,
+                suspects or {},
+                withdrawn,
+                acceptance=acceptance,
+                read_settings=trials.settings,
+            )
         self._loading = ThreadPoolExecutor(1, "load")
+        self._looking: asyncio.Task[None] | None = None  # a look at the repository that has not begun
         keep = config.server.keep_metrics_seconds
         self._publication = Publication(self._loader, self._loading, self._wires, keep, self._drop)
         self._profiled: dict[tuple[str, int], Instances] = {}  # versions whose profile the batcher has
@@ -91,6 +111,49 @@ class Engine:
     async def refresh(self) -> None:
         """Brings the loaded versions up to date with the repository."""
         await self._loop.run_in_executor(self._loading, self._loader.refresh)
+
+    def _look_again_soon(self) -> None:
+        # A trial's thread calls this.
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._look_again)
+
+    def _look_again(self) -> None:
+        if self._looking is None:
+            self._looking = self._loop.create_task(self._refresh_once())
+
+    async def _refresh_once(self) -> None:
+        def refresh() -> None:
+            self._looking = None
+            self._loader.refresh()
+
+        try:
+            await self._loop.run_in_executor(self._loading, refresh)
+        except Exception:
+            logger.exception("the engine cannot continue")
+            os._exit(1)
+
+    async def keep_checking(self, seconds: float) -> None:
+        """Repeats the examples of all versions, each in an idle moment. Exits if an answer is wrong: then no other
+        answer of this process can be trusted."""
+        while True:
+            await asyncio.sleep(seconds)
+            for (model, version), loaded in list(self._loader.versions.items()):
+                for instance in loaded.instances.all:
+                    if not self._dispatcher.waiting(model) and not instance.running:
+                        await self._check(model, version, loaded, instance)
+
+    async def _check(self, model: str, version: int, loaded: Loaded, instance: Instance) -> None:
+        loaded.instances.keep_off_loop(1)
+        try:
+            wrong = await asyncio.wrap_future(instance.submit(check_example, instance.session))
+        except Exception as error:
+            logger.exception("model %s version %d: the run of its example failed", model, version)
+            wrong = type(error).__name__
+        finally:
+            loaded.instances.keep_off_loop(-1)
+        if wrong:
+            logger.error("the engine cannot continue: model %s version %d: its example: %s", model, version, wrong)
+            os._exit(1)
 
     def attach(self, number: int, connection: socket.socket) -> None:
         """Connects a front end's channel and sends it the table."""
@@ -343,7 +406,7 @@ def _batch_counters(model: str, version: str, size: int, device: int) -> tuple[A
     )
 
 
-async def _main(supervisor: socket.socket, pulse: Pulse) -> None:
+async def _main(supervisor: socket.socket, pulse: Pulse, trying: FileTrials) -> None:
     start = messages.receive_start(supervisor)
     several = len(start.devices) > 1
     name = f"engine {start.config.engine.device}" if several else "engine"
@@ -353,8 +416,16 @@ async def _main(supervisor: socket.socket, pulse: Pulse) -> None:
         with suppress(OSError):  # the supervisor has died; this process is about to exit
             messages.send(supervisor, messages.Loading(what))
 
+    folders = Folders(Path(start.store), start.config.engine.device, Path(start.cache))
     engine = Engine(
-        Path(start.repository), start.config, announce, dict(start.suspects), set(start.withdrawn), pulse.run
+        Path(start.repository),
+        start.config,
+        announce,
+        dict(start.suspects),
+        set(start.withdrawn),
+        pulse.run,
+        trying,
+        folders,
     )
     beating = asyncio.ensure_future(beat(pulse, start.config.server.heartbeat_seconds, engine.check_runs))
     over = asyncio.Event()
@@ -370,6 +441,9 @@ async def _main(supervisor: socket.socket, pulse: Pulse) -> None:
     poll = start.config.repository.poll_seconds
     serving = asyncio.ensure_future(follow(Path(start.repository), engine.refresh, poll))
     ending = asyncio.ensure_future(over.wait())
+    if start.config.engine.check_seconds:
+        checking = asyncio.ensure_future(engine.keep_checking(start.config.engine.check_seconds))
+        checking.add_done_callback(lambda _: over.set())
     await asyncio.wait([ending, serving], return_when=asyncio.FIRST_COMPLETED)
     beating.cancel()
     if serving.done():
@@ -379,8 +453,10 @@ async def _main(supervisor: socket.socket, pulse: Pulse) -> None:
 def main() -> None:
     """Runs an engine; the arguments are the descriptors of the channel to the supervisor, and of the pulse."""
     connection = socket.socket(fileno=int(sys.argv[1]))
+    # Before there are threads, and after everything that a trial needs has been imported.
+    trying = file_trials.fork()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_main(connection, Pulse(int(sys.argv[2]))))
+        runner.run(_main(connection, Pulse(int(sys.argv[2])), trying))
     # Threads may still be inside onnxruntime; their results are no longer needed.
     os._exit(0)
 

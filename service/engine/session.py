@@ -1,5 +1,6 @@
 """One loaded onnxruntime session: its inputs and outputs, and running it."""
 
+import hashlib
 import logging
 import math
 import mmap
@@ -14,7 +15,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime import OrtValue, RunOptions
 
-from convoy.service import metadata
+from convoy.service import golden, metadata
 from convoy.service.config import EngineConfig
 from convoy.service.dtypes import OF_ONNX
 from convoy.service.engine.buffers import Buffer, page_lock
@@ -23,16 +24,16 @@ from convoy.service.engine.providers import CUDA, GPU, Device, Options, check, p
 from convoy.service.errors import BadModelFile, listed, runtime_reason
 from convoy.service.ipc.slots import MAX_RANK
 from convoy.service.machine import cores
-from convoy.service.metadata import Document
+from convoy.service.metadata import Document, input_shape
 from convoy.service.repository import TensorSpec, is_placeholder
 
 log = logging.getLogger(__name__)
 
 VERSION: str = onnxruntime.__version__
 
+_PIECE = 1 << 20
 _MAX_TENSORS = 64  # inputs, or outputs, of one network: as many as one message between processes can carry
 _DEVICE_FAULTS = ("CUDA failure", "CUDA error", "CUDNN failure", "CUBLAS failure", "cudaError")
-_WARM_UP_SIDE = 64  # size of a free axis, rounded up to the model's multiple, for a network that accepts any size
 
 
 class DeviceLost(Exception):
@@ -55,6 +56,7 @@ class Session:
         self.outputs = tuple(_spec(argument) for argument in outputs or odd)
         self.left_out = listed(f"output {argument.name[:64]!r} ({argument.type[:64]})" for argument in odd)
         self.document = metadata.decode(session.get_modelmeta().custom_metadata_map)
+        self.golden = golden.decode(session.get_modelmeta().custom_metadata_map) if self.document is not None else None
         self.batched = _batched(self.inputs, self.outputs)
         self.defaults = tuple(argument.name for argument in session.get_overridable_initializers())
         self.data: Mapping[str, bytes] = {}  # files next to the model file, from which onnxruntime reads its weights
@@ -187,7 +189,8 @@ def load_on(file: Path, device: Device, threads: int) -> Session:
     # Spinning would save a few microseconds per run but take CPU time from the front ends.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors only: other problems are reported as BadModelFile
-    preload()
+    if device.provider != "cpu":
+        preload()
     try:
         chosen = providers(device, file)
         data = _read_beside(file)
@@ -240,19 +243,6 @@ def beside(file: Path) -> list[Path]:
         ]
 
 
-def input_shape(document: Document) -> tuple[int, ...]:
-    """An input shape, without N, that the network accepts."""
-    if document.tensor is not None:
-        return tuple(axis.size or _WARM_UP_SIDE for axis in document.tensor.axes)
-    spec = document.image
-    if spec.height is not None and spec.width is not None:
-        return spec.height, spec.width, spec.channels
-    height, width = (
-        -(-max(_WARM_UP_SIDE, least) // spec.multiple) * spec.multiple for least in (spec.min_height, spec.min_width)
-    )
-    return height, width, spec.channels
-
-
 def _first_line(error: Exception, file: Path) -> str:
     # The folder, too: a message may name a file next to the model. No path of the server is sent to a client.
     text = str(error).replace(str(file), "the file").replace(str(file.parent), "its folder")
@@ -302,7 +292,7 @@ def _check(session: Session) -> None:
     document = session.document
     if document is None:
         return
-    expected = _expected_outputs(document, session)
+    expected = _expected_outputs(document, session, input_shape(document))
     names = {spec.name: spec for spec in session.outputs}
     declared, first = document.takes, session.inputs[0]
     sides = [None, *(axis.size for axis in declared.axes)]
@@ -320,18 +310,20 @@ def _check(session: Session) -> None:
             raise BadModelFile(f"outputs are {sorted(names)}, a {document.task} document wants {name!r} as {dtype}")
 
 
-def _expected_outputs(document: Document, session: Session) -> Mapping[str, tuple[str, tuple[int, ...]]]:
-    """The dtype of each output, and the shape of its row in the first run."""
+def _expected_outputs(
+    document: Document, session: Session, shape: tuple[int, ...]
+) -> Mapping[str, tuple[str, tuple[int, ...]]]:
+    """The dtype of each output, and the shape of its row for an input of `shape`, without N."""
     match document.task:
         case "classification":
             return {metadata.PROBABILITIES: ("float32", (len(document.labels),))}
         case "segmentation":
-            height, width, _ = input_shape(document)
+            height, width, _ = shape
             # A network that ends in an argmax has no confidence output.
             sure = [spec.name for spec in session.outputs if spec.name == metadata.CONFIDENCE]
             return dict.fromkeys([metadata.MASK, *sure], ("uint8", (height, width)))
         case "matching":
-            height, width, _ = input_shape(document)
+            height, width, _ = shape
             places = (height - document.image.min_height + 1, width - document.image.min_width + 1)
             return {
                 metadata.HEAT_MAP: ("float32", places),
@@ -345,12 +337,48 @@ def _warm_up(session: Session, file: Path) -> None:
     document = session.document
     if document is None:
         return
-    values = np.zeros((2, *input_shape(document)), document.takes.dtype)
+    example = session.golden
+    shape = input_shape(document) if example is None else example.shape
+    values = np.zeros((2, *shape), document.takes.dtype)
+    if example is not None:
+        values[:1] = golden.input_of(example, document.takes.dtype)
     try:
         outputs = dict(zip((spec.name for spec in session.outputs), session.run([values]), strict=True))
     except Exception as error:  # as in load: whatever the error, this version is not served
         raise BadModelFile(f"the first run failed: {_first_line(error, file)}") from error
-    for name, (_, row) in _expected_outputs(document, session).items():
+    for name, (_, row) in _expected_outputs(document, session, shape).items():
         if outputs[name].shape != (2, *row):
-            shape = list(outputs[name].shape)
-            raise BadModelFile(f"output {name!r} has shape {shape}, the document requires {[2, *row]}")
+            got = list(outputs[name].shape)
+            raise BadModelFile(f"output {name!r} has shape {got}, the document requires {[2, *row]}")
+    if example is not None and (wrong := golden.difference(example, _first_rows(outputs))):
+        raise BadModelFile(f"the file's own example gets another answer on {session.provider} than at export: {wrong}")
+
+
+def check_example(session: Session) -> str:
+    """How the answer to the file's example differs from that at export; "" if it does not, or if there is none.
+
+    Raises what `run` raises.
+    """
+    example, document = session.golden, session.document
+    if example is None or document is None:
+        return ""
+    outputs = session.run([golden.input_of(example, document.takes.dtype)])
+    return golden.difference(example, dict(zip((spec.name for spec in session.outputs), outputs, strict=True)))
+
+
+def check_seal(session: Session, file: Path) -> None:
+    """Raises BadModelFile if the graph is not the one that was exported, which its example may not show."""
+    example = session.golden
+    if example is None or not example.graph_bytes:
+        return
+    digest, left = hashlib.sha256(), example.graph_bytes
+    with file.open("rb") as stream:
+        while left > 0 and (piece := stream.read(min(left, _PIECE))):
+            digest.update(piece)
+            left -= len(piece)
+    if left or digest.hexdigest() != example.graph_sha256:
+        raise BadModelFile("its graph is not the one that was exported: the file is damaged, or was changed since")
+
+
+def _first_rows(outputs: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+    return {name: values[:1] for name, values in outputs.items()}

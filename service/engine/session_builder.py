@@ -19,7 +19,7 @@ from convoy.service.engine.learned_buckets import pays
 from convoy.service.engine.null_session import Sleeping
 from convoy.service.engine.profiles import Profile
 from convoy.service.engine.profiling import Shape, prepare, shapes
-from convoy.service.engine.providers import CPU, GPU, Device, gpu_offered
+from convoy.service.engine.providers import CPU, GPU, Device, gpu_offered, with_cache
 from convoy.service.engine.row_independence import settle
 from convoy.service.engine.scheduler.request_queue import Limits
 from convoy.service.engine.session import Session
@@ -46,12 +46,14 @@ class Loaded:
     limits: Limits
     profiles: tuple[Profile, ...]  # of the shapes that are known in advance to be requested
     allowed: float = math.inf  # seconds in which a request without a deadline must be answered
+    file: Path = Path()  # that it was loaded from
     buckets: Buckets = NONE
     learns: bool = False  # whether it learns its buckets from the sizes of arriving images
 
 
-def load(file: Path, stamp: Stamp, config: Config, settings: ModelConfig) -> Loaded:
+def load(file: Path, stamp: Stamp, config: Config, settings: ModelConfig, folder: Path | None = None) -> Loaded:
     """Loads a version and measures or reads its profiles. `settings` are the model's own, which precede `config`.
+    `folder` is the version's own, for what is kept beside its file; by default that of `file`.
 
     Raises BadModelFile, BadMetadata, BadConfig.
     """
@@ -59,9 +61,10 @@ def load(file: Path, stamp: Stamp, config: Config, settings: ModelConfig) -> Loa
     most = settings.max_batch_size or batching.max_batch_size
     objective_ms = settings.latency_objective_ms or batching.latency_objective_ms
     objective = DEFAULT_OBJECTIVE if objective_ms is None else objective_ms / 1000
-    device = Device(settings.provider or config.engine.provider, config.engine, most)
+    folder = folder or file.parent
+    device = Device(settings.provider or config.engine.provider, with_cache(config.engine, folder), most)
     number = settings.instances or config.engine.instances
-    instances, measured = build(file, device, number, objective, partial(_shapes, config, settings, most))
+    instances, measured = build(file, device, number, objective, partial(_shapes, config, settings, most), folder)
     settle(instances, settings.batched)
     session = instances.session
     delay_ms = batching.max_queue_delay_ms if settings.max_queue_delay_ms is None else settings.max_queue_delay_ms
@@ -81,6 +84,7 @@ def load(file: Path, stamp: Stamp, config: Config, settings: ModelConfig) -> Loa
         settings,
         limits,
         measured,
+        file=file,
         allowed=math.inf if objective_ms is None else objective,
         buckets=_buckets(config, settings, session.document),
         learns=joins and _may_learn(config, settings, session.document) and pays(measured[0].seconds),
@@ -110,30 +114,39 @@ def _may_learn(config: Config, settings: ModelConfig, document: Document | None)
     return (settings.buckets or config.batching.buckets) == "auto" and buckets.accepts_buckets(document)
 
 
-def build(file: Path, device: Device, number: InstancesSetting, objective: float, shapes_of: ShapesOf) -> Built:
+def build(
+    file: Path,
+    device: Device,
+    number: InstancesSetting,
+    objective: float,
+    shapes_of: ShapesOf,
+    folder: Path | None = None,
+) -> Built:
     """The sessions of a model file, and their profiles. Every size of every expected shape has run in each session.
 
     number     of sessions; "auto": on the CPU, the layout with clearly higher throughput by the profiles, which
                are measured if missing
     objective  target latency in seconds
     shapes_of  the expected shapes, and the maximum batch size of each
+    folder     where the profiles are; by default that of `file`
     Raises BadModelFile, BadMetadata, BadConfig.
     """
+    folder = folder or file.parent
     threads = device.config.threads or cores()
     asleep = device.config.sleep_ms is not None  # no core is used then
     candidates = layouts.layouts(1 if asleep and number == "auto" else number, threads, gpu_offered(device.provider))
     if len(candidates) == 1:
-        return _build(file, device, candidates[0], shapes_of)
-    stored = _of_this_machine(file, device, threads)
+        return _build(file, device, candidates[0], shapes_of, folder)
+    stored = _of_this_machine(file, folder, device, threads)
     # Times that were measured while one layout served cannot be compared with those of the other: measure both.
     contradicted = any(each.revised for each in stored)
     chosen = None if contradicted else layouts.known(stored, candidates, objective)
     if chosen is not None:
-        return _build(file, device, chosen, shapes_of)
-    one = _build(file, device, candidates[0], shapes_of, again=contradicted)
+        return _build(file, device, chosen, shapes_of, folder)
+    one = _build(file, device, candidates[0], shapes_of, folder, again=contradicted)
     if not one[1]:  # nothing to compare
         return one
-    several = _build(file, device, candidates[1], shapes_of, again=contradicted)
+    several = _build(file, device, candidates[1], shapes_of, folder, again=contradicted)
     return several if layouts.choose(one[1], several[1], objective) else one
 
 
@@ -148,11 +161,13 @@ def measured(instances: Instances) -> Session:
     return Together(instances) if len(instances) > 1 or session.provider in GPU else session
 
 
-def _build(file: Path, device: Device, layout: Layout, shapes_of: ShapesOf, *, again: bool = False) -> Built:
+def _build(
+    file: Path, device: Device, layout: Layout, shapes_of: ShapesOf, folder: Path, *, again: bool = False
+) -> Built:
     instances = load_all(file, device, layout)
     largest = shapes_of(instances.session)
     on = device.config.device, layout.threads, layout.instances, device.settings
-    measured_profiles = prepare(measured(instances), file, largest, *on, again=again)
+    measured_profiles = prepare(measured(instances), file, largest, *on, folder, again=again)
     padding: dict[Hashable, dict[int, int]] = {each.key: each.padding for each in measured_profiles if each.padding}
     for instance in instances.all:
         instance.session.padding = padding
@@ -166,9 +181,9 @@ def _load(file: Path, device: Device, threads: int) -> Session:
     return Sleeping(session, *(milliseconds / 1000 for milliseconds in device.config.sleep_ms))
 
 
-def _of_this_machine(file: Path, device: Device, threads: int) -> list[Profile]:
-    """The profiles next to a model file that were measured on this machine, in any layout."""
-    stored = profiles.read(file.parent)
+def _of_this_machine(file: Path, folder: Path, device: Device, threads: int) -> list[Profile]:
+    """The profiles in a version's folder that were measured on this machine, in any layout."""
+    stored = profiles.read(folder)
     if not stored:
         return []
     this = profiles.machine(file, CPU, device.config.device, threads, 1, device.settings)

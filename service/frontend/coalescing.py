@@ -116,20 +116,27 @@ class _Group:
         self.waiting: list[_Waiting] = []
         self.lease: Lease | None = None
         self._catalogue = catalogue
-        self._users = 0
+        self._users = 1  # from now on, so that the version is not released while the group gathers
+        catalogue.add_users(version, 1)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it no longer refers to its version."""
+        return not self._users
 
     def occupy(self, lease: Lease) -> None:
-        """Records the slot, and that its requests refer to their version."""
+        """Records the slot, and that each of its requests refers to their version."""
         self.lease = lease
+        self._catalogue.add_users(self.version, len(self.waiting) - self._users)
         self._users = len(self.waiting)
-        self._catalogue.add_users(self.version, self._users)
 
     def close(self) -> None:
         """Releases both: when the group is answered, or when everybody has left it. A second call does nothing."""
         if self.lease is not None:
             self.lease.release()
-            self._catalogue.add_users(self.version, -self._users)
             self.lease = None
+        self._catalogue.add_users(self.version, -self._users)
+        self._users = 0
 
 
 class Coalescer:
@@ -146,7 +153,7 @@ class Coalescer:
         """Adds a request to the group of its kind. Returns the function that ends its wait."""
         kind = (call.row.model, call.row.version, call.method, row.kind)
         group = self._gathering.get(kind)
-        if group is None:
+        if group is None or group.closed:  # everybody had left it
             group = self._gathering[kind] = _Group(kind, call.row, method, self._catalogue)
             if kind in self._at_engine:
                 self._loop.call_later(_LONGEST_WAIT, self._start_gathered, group)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from math import isfinite
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -19,6 +18,8 @@ from convoy.service.preprocess import Placement, restore
 DEFAULT_TOP_K = 5
 _FEW_CLASSES = 64  # Python sorts this many in less time than numpy takes to begin
 _NOT_NUMBERS = "the network answered probabilities that are not numbers"
+_NO_PROBABILITIES = "the network answered values outside 0..1 as probabilities"
+_ROUNDING = 1e-3  # by which a probability may exceed 0..1
 
 
 class Ranking(NamedTuple):
@@ -39,30 +40,39 @@ def rankings(
     probabilities  (N, classes), 0..1
     failed         the errors of images that have no probabilities
 
-    Returns RunFailed for those, and for images whose probabilities are not all finite. Raises RunFailed if there is not
-    one probability for each class.
+    Returns RunFailed for those, and for images whose probabilities are not all within 0..1. Raises RunFailed if
+    there is not one probability for each class.
     """
     if probabilities.shape[1:] != (classes,):
         raise RunFailed(f"the network answered {probabilities[0].size} probabilities for {classes} labels")
     count = min(top_k or DEFAULT_TOP_K, classes)
     ranked = _ranked_few if classes <= _FEW_CLASSES else _ranked_many
+    if not _within(probabilities):  # one look at all of them; it is False for NaN, too
+        return [
+            failed.get(number) or (ranked(row, count) if _within(row) else RunFailed(_wrong(row)))
+            for number, row in enumerate(probabilities)
+        ]
     if failed:
         return [failed.get(number) or ranked(row, count) for number, row in enumerate(probabilities)]
     return [ranked(row, count) for row in probabilities]
 
 
-def _ranked_few(row: NDArray[np.float32], count: int) -> Ranking | RunFailed:
+def _within(probabilities: NDArray[np.float32]) -> bool:
+    return bool(probabilities.min() >= -_ROUNDING and probabilities.max() <= 1 + _ROUNDING)
+
+
+def _wrong(row: NDArray[np.float32]) -> str:
+    return _NO_PROBABILITIES if np.isfinite(row).all() else _NOT_NUMBERS
+
+
+def _ranked_few(row: NDArray[np.float32], count: int) -> Ranking:
     values = row.tolist()
-    if not isfinite(sum(values)):
-        return RunFailed(_NOT_NUMBERS)
     # Equal values keep their order, also in reverse.
     indices = sorted(range(len(values)), key=values.__getitem__, reverse=True)[:count]
     return Ranking(indices, [values[index] for index in indices])
 
 
-def _ranked_many(row: NDArray[np.float32], count: int) -> Ranking | RunFailed:
-    if not np.isfinite(row).all():
-        return RunFailed(_NOT_NUMBERS)
+def _ranked_many(row: NDArray[np.float32], count: int) -> Ranking:
     # Only candidates for the first places are sorted, including all that tie with the last place.
     least = np.partition(row, -count)[-count]
     candidates = np.flatnonzero(row >= least)

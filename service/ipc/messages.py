@@ -28,6 +28,8 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     repository: str
     grpc_address: str
     metrics_directory: str
+    store: str  # folder of what engines keep for their successors
+    cache: str  # folder of what outlasts the server
     suspects: tuple[tuple[Suspect, int], ...] = ()  # for an engine: how many earlier ones died while loading each
     withdrawn: tuple[tuple[str, int], ...] = ()  # for an engine: models and versions whose inputs end engines
 

@@ -27,6 +27,7 @@ from convoy.service.ipc.pulse import seconds_between_beats
 from convoy.service.supervisor import processes
 from convoy.service.supervisor.health import Offences, Reading, Silence, read, restart_delay
 from convoy.service.supervisor.processes import Kind, Process, Processes, channel_pair
+from convoy.service.supervisor.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -134,7 +135,13 @@ class Supervisor:
     """All processes of one server. One writer of all its state: its loop; the HTTP threads only read."""
 
     def __init__(
-        self, config: Config, repository: Path, sockets: "Sockets", processes: Processes, doors: "Doors"
+        self,
+        config: Config,
+        repository: Path,
+        sockets: "Sockets",
+        processes: Processes,
+        doors: "Doors",
+        store: Store,
     ) -> None:
         self._config = config
         self._doors = doors
@@ -143,6 +150,7 @@ class Supervisor:
         self._repository = repository
         self._addresses = sockets.addresses
         self._processes = processes
+        self._store = store
         self._directory = Path(processes.directory.name)
         self._sockets = sockets
         self._restarts: Counter[tuple[str, int]] = Counter(
@@ -219,6 +227,8 @@ class Supervisor:
             repository=str(self._repository),
             grpc_address=self._addresses.grpc,
             metrics_directory=str(self._directory),
+            store=str(self._store.folder),
+            cache=str(self._store.cache),
             suspects=tuple(self._suspects.most_common(_MOST_SUSPECTS)) if kind == "engine" else (),
             withdrawn=self._offences.withdrawn(time.monotonic()) if kind == "engine" else (),
         )
@@ -486,8 +496,8 @@ def serve(config: Config, repository: Path) -> int:
     sockets = Sockets(config.server)
     root = repository.absolute()  # not resolved: a symbolic link may be switched while the server runs
 
-    async def run() -> int:
-        return await Supervisor(config, root, sockets, processes.current(), doors).serve()
+    async def run(store: Store) -> int:
+        return await Supervisor(config, root, sockets, processes.current(), doors, store).serve()
 
-    with processes.current().directory:
-        return asyncio.run(run())
+    with processes.current().directory as directory, Store(config.repository.cache, Path(directory)) as store:
+        return asyncio.run(run(store))

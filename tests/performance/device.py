@@ -9,6 +9,7 @@ from typing import Self
 
 import numpy as np
 
+from convoy.service import metadata
 from convoy.service.engine import session as sessions
 from tests.performance import load
 from tests.performance.figure import QUIET, SEGMENT, Figure, segment_request, serving
@@ -72,7 +73,7 @@ def mixed_sizes(file: Path, provider: str, images: int, largest: int) -> Figure:
 def parity(file: Path, provider: str) -> Figure:
     """Answers of the device beside those of the CPU, on random images."""
     there, here = (sessions.load(file, name, 0, 0) for name in (provider, "cpu"))
-    height, width, channels = sessions.input_shape(there.document) if there.document is not None else (0, 0, 0)
+    height, width, channels = metadata.input_shape(there.document) if there.document is not None else (0, 0, 0)
     images = np.random.default_rng(0).integers(0, 256, (32, height, width, channels), np.uint8)
     theirs, ours = there.run([images])[0], here.run([images])[0]
     apart = float(np.abs(theirs - ours).max())

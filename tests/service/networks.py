@@ -399,6 +399,48 @@ def fatal(what: str = "dies", brightest: int = 240) -> onnx.ModelProto:
     return model
 
 
+def deadly() -> bytes:
+    """A file on which onnxruntime aborts as it loads it: four parts of a tensor that is to be split in two."""
+    node = helper.make_node("Split", ["x"], ["a", "b", "c", "d"], axis=0, num_outputs=2)
+    x, a = (helper.make_tensor_value_info(name, TensorProto.FLOAT, sides) for name, sides in (("x", [4]), ("a", None)))
+    graph = helper.make_graph([node], "network", [x], [a])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def endless() -> onnx.ModelProto:
+    """y = x, once 4e18 rounds of a loop are over."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["going"], ["still_going"]), helper.make_node("Identity", ["old"], ["new"])],
+        "body",
+        [
+            helper.make_tensor_value_info("round", TensorProto.INT64, []),
+            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("old", TensorProto.FLOAT, [1, 4]),
+        ],
+        [
+            helper.make_tensor_value_info("still_going", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("new", TensorProto.FLOAT, [1, 4]),
+        ],
+    )
+    return _model(
+        [helper.make_node("Loop", ["rounds", "true", "x"], ["y"], body=body)],
+        [("x", TensorProto.FLOAT, [1, 4])],
+        [("y", TensorProto.FLOAT, [1, 4])],
+        {"rounds": np.array(4 * 10**18), "true": np.array(True)},
+        None,
+    )
+
+
+def save_bytes(data: bytes, repository: Path, name: str, version: int = 1) -> Path:
+    """Put any file into the place of a model."""
+    file = repository / name / str(version) / "model.onnx"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.with_name("part").write_bytes(data)
+    return file.with_name("part").rename(file)
+
+
 def save(model: onnx.ModelProto, repository: Path, name: str, version: int = 1) -> Path:
     """Put a model into a repository, whole or not at all."""
     folder = repository / name / str(version)

@@ -237,3 +237,20 @@ def test_levels_change_in_any_thread_and_are_written_in_the_loop() -> None:
         return threads
 
     assert asyncio.run(play()) == [threading.get_ident()] * 2
+
+
+def test_child_of_a_fork_counts_in_files_of_its_own(tmp_path: Path) -> None:
+    code = f"""
+import os
+os.environ[{DIRECTORY!r}] = {str(tmp_path)!r}
+from convoy.service import metrics
+metrics.count_request("digits", "1", "Classify", "OK", 0.02)
+child = os.fork()
+metrics.count_request("digits", "1", "Classify", "OK", 0.02)
+if child:
+    os.waitpid(child, 0)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    (family,) = [each for each in collect(tmp_path) if each.name == "convoy_request_duration_seconds"]
+    counts = [sample.value for sample in family.samples if sample.name.endswith("_count")]
+    assert counts == [3]

@@ -17,11 +17,11 @@ from convoy.service.repository import (
     Table,
     TensorSpec,
     Version,
-    choose,
     decode_table,
     encode_table,
     model_file,
     scan,
+    wanted,
 )
 
 
@@ -141,13 +141,13 @@ def test_wrong_settings_are_the_models_problem(tmp_path: Path, data: bytes, why:
     assert "\n" not in found["digits"].problem
     assert str(tmp_path) not in found["digits"].problem
     assert found["scenes"].problem == ""
-    assert choose(found["digits"], []) is None
+    assert wanted(found["digits"], "all") == []
 
 
 def test_folder_in_the_place_of_settings_is_the_models_problem(tmp_path: Path) -> None:
     put(tmp_path, "digits", "1")
     (tmp_path / "digits" / "model.toml").mkdir()
-    assert "cannot be read" in scan(tmp_path)["digits"].problem
+    assert scan(tmp_path)["digits"].problem == "model.toml is not a regular file"
 
 
 def deny(monkeypatch: pytest.MonkeyPatch, name: str, error: OSError) -> None:
@@ -190,11 +190,31 @@ def test_model_file_is_the_one_that_was_scanned(tmp_path: Path) -> None:
 def test_highest_version_that_has_not_failed_as_it_is_now_is_chosen() -> None:
     stamps = {version: Stamp(version, 10, 10) for version in (1, 2, 10)}
     listing = Listing(files=stamps, missing=(11,))
-    assert choose(listing, []) == 10
-    assert choose(listing, [(10, stamps[10])]) == 2
-    assert choose(listing, [(10, Stamp(10, 10, 9))]) == 10  # that failure was of another state of the file
-    assert choose(listing, stamps.items()) is None
-    assert choose(Listing(), []) is None
+    assert wanted(listing, "latest 1") == [10]
+    assert wanted(listing, "latest 1", [(10, stamps[10])]) == [2]
+    assert wanted(listing, "latest 1", [(10, Stamp(10, 10, 9))]) == [
+        10
+    ]  # that failure was of another state of the file
+    assert wanted(listing, "latest 1", stamps.items()) == []
+    assert wanted(Listing(), "latest 1") == []
+
+
+def test_version_that_serves_keeps_its_place_whatever_became_of_its_file() -> None:
+    listing = Listing(files={version: Stamp(version, 10, 7) for version in (1, 2)})
+    assert wanted(listing, "latest 1", [(2, listing.files[2])], serving={2}) == [2]
+    assert wanted(Listing(files={1: Stamp(1, 10, 7)}), "latest 1", serving={2}) == [1]
+
+
+def test_version_that_is_long_in_coming_leaves_its_place_to_the_next() -> None:
+    listing = Listing(files={version: Stamp(version, 10, 7) for version in (1, 2, 3)})
+    assert wanted(listing, "latest 1", late={3}) == [3, 2]
+    assert wanted(listing, "latest 1", late={3, 2}) == [3, 2, 1]
+
+
+def test_settings_choose_versions() -> None:
+    listing = Listing(files={version: Stamp(version, 10, 7) for version in (1, 2, 10)})
+    chosen = {setting: wanted(listing, setting) for setting in ("latest 1", "latest 2", "latest 9", "all", (2, 1, 7))}
+    assert list(chosen.values()) == [[10], [10, 2], [10, 2, 1], [10, 2, 1], [2, 1]]
 
 
 TABLE = Table(

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from convoy.service import metadata
 from convoy.service.engine import runner
 from convoy.service.engine.buffers import Buffer
 from convoy.service.engine.providers import CPU, CUDA
@@ -376,6 +377,20 @@ def test_rows_that_fit_by_chance_are_not_shared_out_where_declared_sides_are_oth
     ends = run(session, [front_end.request([rows_of(number, 1)], [0]) for number in (1, 2)]).ended
     assert [front_end.outputs(end)[0].shape for end in ends] == [(1, 5), (1, 5)]
     assert "has shape [2, 5] for 2 rows" in session.apart
+
+
+@pytest.mark.parametrize(("name", "row"), [("mask", (3, 4)), ("confidence", (4, 3)), ("probabilities", (3,))])
+def test_output_with_other_sides_than_the_metadata_declare_is_a_failed_run(
+    front_end: FrontEnd, name: str, row: tuple[int, ...]
+) -> None:
+    kind = networks.segmenter if name != "probabilities" else networks.classifier
+    (entry,) = kind().metadata_props
+    document = metadata.decode({entry.key: entry.value})
+    session = FakeSession(lambda arrays: [np.zeros((len(arrays[0]), *row), np.uint8)], document=document)
+    session.outputs = (TensorSpec(name, "uint8", (None, *row), ("N", *("" for _ in row))),)
+    picture = np.zeros((1, 4, 4, 3), np.uint8)
+    ended = run(session, [front_end.request([picture], [0]) for _ in range(2)]).ended
+    assert all(isinstance(record, Failure) and isinstance(record.error, RunFailed) for record, _ in ended)
 
 
 def test_lone_request_is_answered_as_the_network_answers_whatever_its_rows(front_end: FrontEnd) -> None:

@@ -16,9 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 from convoy.service import metadata
 from convoy.service.dtypes import DTYPES
 from convoy.service.engine.providers import CPU, CUDA
-from convoy.service.engine.session import DeviceLost, Session, input_shape, load
+from convoy.service.engine.session import DeviceLost, Session, load
 from convoy.service.errors import BadMetadata, BadModelFile
-from convoy.service.metadata import Axis, Document, InputSpec
+from convoy.service.metadata import Axis, Document, InputSpec, input_shape
 from convoy.service.repository import TensorSpec
 from tests.service import networks
 

@@ -234,6 +234,18 @@ def test_a_group_that_everybody_leaves_while_it_waits_is_not_sent(monkeypatch: p
     run(scenario)
 
 
+def test_group_that_gathers_keeps_its_version_from_being_released() -> None:
+    async def scenario(callers: Callers) -> None:
+        callers.send(b"l001")
+        assert callers.catalogue.users(ROW) == 1
+        await callers.sent(1)
+        assert callers.catalogue.users(ROW) == 1
+        callers.engine.answer(callers.engine.requests[0])
+        await callers.answered(1)
+
+    run(scenario)
+
+
 def test_no_more_travel_together_than_fill_a_batch_and_no_two_models() -> None:
     async def scenario(callers: Callers) -> None:
         for number in range(6):

@@ -96,6 +96,24 @@ def test_probability_that_is_no_number_is_the_networks_failure_on_that_image_alo
     assert first == third == ([0], [0.5])
 
 
+@pytest.mark.parametrize("value", [-6000.0, -0.01, 1.01, 7.0])
+@pytest.mark.parametrize("classes", [2, 200])
+def test_logits_in_the_place_of_probabilities_are_the_networks_failure_on_that_image_alone(
+    value: float, classes: int
+) -> None:
+    probabilities = np.full((3, classes), 0.5, np.float32)
+    probabilities[1, -1] = value
+    first, second, third = rankings(probabilities, classes, 1)
+    assert isinstance(second, RunFailed)
+    assert second.message == "the network answered values outside 0..1 as probabilities"
+    assert first == third == ([0], [0.5])
+
+
+def test_probability_may_exceed_its_range_by_rounding() -> None:
+    probabilities = np.array([[1.0000002, -1e-7]], np.float32)
+    assert not isinstance(rankings(probabilities, 2, 1)[0], RunFailed)
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("classes", [1, 2, 3, 16, 17, 256])
 @pytest.mark.parametrize("size", [(64, 48), (1, 1), (37, 5)])

@@ -1,0 +1,109 @@
+"""FileTrials end with a verdict, whatever a file does to the process that tries it."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from convoy.service.config import ModelConfig, RepositoryConfig
+from convoy.service.engine.file_trials import FileTrials, job_of, spawn
+from convoy.service.errors import BadConfig
+from tests.service import networks
+
+SOUND = ("", "always")
+
+
+@pytest.fixture(scope="module")
+def trials() -> Iterator[FileTrials]:
+    running = spawn()
+    yield running
+    running.close()
+
+
+def verdict(trials: FileTrials, file: Path, *, errors: bool = True, **settings: float) -> tuple[str, str]:
+    found = trials.load(job_of(file, RepositoryConfig(**settings), errors=errors))
+    return found.reason, found.holds
+
+
+@pytest.mark.parametrize("network", [networks.classifier, networks.doubler, networks.compressor, networks.with_default])
+def test_sound_file_may_be_loaded(trials: FileTrials, tmp_path: Path, network: object) -> None:
+    assert callable(network)
+    assert verdict(trials, networks.save(network(), tmp_path, "sound")) == SOUND
+
+
+def test_file_that_kills_is_found_for_good(trials: FileTrials, tmp_path: Path) -> None:
+    file = networks.save_bytes(networks.deadly(), tmp_path, "deadly")
+    assert verdict(trials, file) == ("loading it and a first run ended a process with SIGABRT", "always")
+
+
+def test_file_that_hangs_ends_in_time_and_keeps_no_other_waiting(trials: FileTrials, tmp_path: Path) -> None:
+    endless = networks.save(networks.endless(), tmp_path, "endless")
+    sound = networks.save(networks.doubler(), tmp_path, "sound")
+    found = []
+    slow = threading.Thread(target=lambda: found.append(verdict(trials, endless, trial_seconds=2.5)))
+    slow.start()
+    assert verdict(trials, sound) == SOUND
+    assert found == []
+    slow.join()
+    assert found == [("loading it and a first run did not end within 2.5 s", "server")]
+
+
+def test_error_is_a_reason_only_where_the_engine_would_meet_it_too(trials: FileTrials, tmp_path: Path) -> None:
+    model = networks.doubler()
+    model.graph.node[0].op_type = "Unheard"
+    file = networks.save_bytes(model.SerializeToString(), tmp_path, "other")
+    reason, holds = verdict(trials, file)
+    assert reason.startswith("onnxruntime cannot load it: ")
+    assert holds == "once"
+    assert verdict(trials, file, errors=False) == ("", "once")
+
+
+def test_file_that_is_no_network_is_refused_wherever_it_would_run(trials: FileTrials, tmp_path: Path) -> None:
+    file = networks.save_bytes(b"no network", tmp_path, "other")
+    assert verdict(trials, file, errors=False) == ("it is no ONNX file", "once")
+
+
+def test_lack_of_memory_does_not_hold_for_ever(trials: FileTrials, tmp_path: Path) -> None:
+    file = networks.save(networks.classifier(), tmp_path, "letters")
+    reason, holds = verdict(trials, file, trial_memory_mib=1)
+    assert reason
+    assert holds != "always"
+
+
+def test_trials_go_on_after_their_process_was_killed(tmp_path: Path) -> None:
+    running = spawn()
+    file = networks.save(networks.doubler(), tmp_path, "sound")
+    assert verdict(running, file) == SOUND
+    os.kill(running._pid, signal.SIGKILL)
+    os.waitid(os.P_PID, running._pid, os.WEXITED | os.WNOWAIT)
+    assert verdict(running, file) == SOUND
+    running.close()
+
+
+def test_settings_are_read_of_any_length(trials: FileTrials) -> None:
+    comment = b"#" + b"x" * 500_000
+    assert trials.settings(b"max_batch_size = 3\n" + comment) == ModelConfig(max_batch_size=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (b"a=" + b"[" * 50_000, "maximum recursion depth exceeded"),
+        (b"a=" + b"9" * 5_000, "Exceeds the limit"),
+        (b"max_batch_size = 0\n#" + b"x" * 5000, "max_batch_size is 0, want"),
+        (b"a=" + b"[" * 1_000, "maximum recursion depth exceeded"),  # so short that it is read here
+    ],
+    ids=range(4),
+)
+def test_settings_that_cannot_be_read_are_an_error(trials: FileTrials, text: bytes, why: str) -> None:
+    with pytest.raises(BadConfig, match=why):
+        trials.settings(text)
+
+
+def test_settings_that_take_too_long_are_an_error(trials: FileTrials, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convoy.service.engine.file_trials._SETTINGS_SECONDS", 0.5)
+    with pytest.raises(BadConfig):
+        trials.settings(b"a." * 100_000 + b"a=1")
