@@ -22,6 +22,7 @@ from convoy.service.frontend.admission import Gate
 from convoy.service.frontend.call import Call, stage_seconds
 from convoy.service.frontend.catalogue import Catalogue
 from convoy.service.frontend.engine_client import EngineClient, Lease
+from convoy.service.frontend.landing import Landing
 from convoy.service.frontend.status import Code
 from convoy.service.frontend.transport.interface import Received, Reply
 from convoy.service.frontend.wire import Parser
@@ -41,7 +42,10 @@ def pays(row: Version) -> bool:
 
 
 class Row(NamedTuple):
-    """A request that can join others, as a row of their common inputs."""
+    """A request that can join others, as a row of their common inputs.
+
+    It goes `alone` where joining would not pay: it is long, or the network takes longer than the request itself.
+    """
 
     kind: Hashable  # requests of one kind share inputs and outputs
     inputs: Sequence[tuple[str, tuple[int, ...]]]  # (dtype, shape) of each, without the rows
@@ -49,13 +53,17 @@ class Row(NamedTuple):
     data: Sequence[bytes | memoryview]  # of each input
     size: tuple[int, int] = (0, 0)  # (height, width) of an image, pixels
     detail: Any = None  # what the answer depends on
+    alone: bool = False
 
 
 class Joinable(Protocol):
     """A method whose requests may travel together."""
 
     def row(self, request: Any, call: Call) -> Row | None:
-        """Returns the request as a row; None if it must go alone. Raises what is wrong with it."""
+        """Returns the request as a row; None if a task has to serve it. Raises what is wrong with it."""
+
+    def learn(self, call: Call, rows: int, deadline: float, error: PredictedLate) -> None:
+        """Records that the engine has refused so many rows with this deadline, of which this call's is one."""
 
     def answers(
         self,
@@ -152,6 +160,12 @@ class Coalescer:
     def join(self, row: Row, call: Call, reply: Reply, method: Joinable) -> Callable[[], None]:
         """Adds a request to the group of its kind. Returns the function that ends its wait."""
         kind = (call.row.model, call.row.version, call.method, row.kind)
+        if row.alone:
+            single = _Group(kind, call.row, method, self._catalogue)
+            one = _Waiting(call, row, reply, single)
+            single.waiting.append(one)
+            self._start(single)
+            return one.leave
         group = self._gathering.get(kind)
         if group is None or group.closed:  # everybody had left it
             group = self._gathering[kind] = _Group(kind, call.row, method, self._catalogue)
@@ -186,9 +200,11 @@ class Coalescer:
         lease = self._client.claim(
             [(dtype, (rows, *shape)) for dtype, shape in first.inputs],
             [(number, rows * nbytes) for number, nbytes in first.output_bytes],
+            waiting[0].call.landing if rows == 1 else None,
+            [[data] for data in first.data],
         )
         group.occupy(lease)
-        for number in range(len(first.inputs)):
+        for number in lease.unfilled:
             lease.bytes_of(number)[:] = b"".join([one.row.data[number] for one in waiting])
         lease.prepared = (began, began, time.monotonic())
         height, width = first.size
@@ -250,6 +266,8 @@ class Coalescer:
         sent = group.lease is not None
         group.close()
         earliest = min([one.call.deadline for one in group.waiting])  # of one that may have left since
+        if isinstance(error, PredictedLate):
+            group.method.learn(group.waiting[0].call, len(group.waiting), earliest, error)
         for one in [each for each in group.waiting if not each.left]:
             if len(group.waiting) > 1 and _may_be_spared(one.call.deadline - earliest, error, sent):
                 one.group = _Group(group.kind, group.version, group.method, self._catalogue)
@@ -282,7 +300,7 @@ class PromptMethod:
 
     def __call__(self, received: Received, deadline: float, reply: Reply) -> Callable[[], None] | None:
         """Returns the function that ends the wait for the answer; None if a task has to serve the request."""
-        if len(received.data) > LARGEST:
+        if len(received.data) > LARGEST and not isinstance(received.data, Landing):
             return None
         call = Call(self._name, received, deadline, self._gate)
         try:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from convoy.service import metadata, metric_files, metrics
 from convoy.service.config import LimitsConfig
 from convoy.service.dtypes import DATATYPES
-from convoy.service.errors import BadRequest, BadTensor, ConvoyError, NotOffered, named
+from convoy.service.errors import BadRequest, BadTensor, ConvoyError, NotOffered, PredictedLate, named
 from convoy.service.frontend import encoding, tensors
 from convoy.service.frontend.call import Call, observe
 from convoy.service.frontend.catalogue import Catalogue
@@ -256,18 +256,24 @@ class InferenceService(_NotOffered):
     def row(self, request: pb.ModelInferRequest, call: Call) -> Row | None:
         """See Joinable: tensors of one row can be one."""
         version = self._serving(request.model_name, request.model_version, call)
-        if not pays(version) or request.parameters:
+        if not version.batched or request.parameters:
             return None
         read = tensors.read(request, version, self._limits.max_input_pixels, call.payloads)
         requested = tensors.requested_outputs(request, version)
         numbers = sorted({number for number, _ in requested})
         outputs = [(number, tensors.output_bytes(version, read.arrays, number)) for number in numbers]
+        if call.landing is not None and len(read.arrays) > 1:
+            return None  # not all of them may lie as they should: copying the others takes long
         if read.rows != 1 or any(classes for _, classes in requested) or not all(nbytes for _, nbytes in outputs):
             return None
         inputs = [(spec.dtype, values.shape[1:]) for spec, values in zip(version.inputs, read.arrays, strict=True)]
         kind = (tuple(inputs), tuple(requested))
         data = [memoryview(values.reshape(-1).view(np.uint8).data) for values in read.arrays]
-        return Row(kind, inputs, outputs, data, detail=(request.id, requested))
+        alone = call.landing is not None or not pays(version)
+        return Row(kind, inputs, outputs, data, detail=(request.id, requested), alone=alone)
+
+    def learn(self, call: Call, rows: int, deadline: float, error: PredictedLate) -> None:
+        """See Joinable: the engine decides on each request."""
 
     def answers(
         self,

@@ -114,11 +114,11 @@ class Vision:
     def row(self, request: pb.ClassifyRequest, call: Call) -> Row | None:
         """See Joinable: an image that is the network's input as it is can be a row. One that would be refused
         is refused at once."""
-        if len(request.images) != 1 or not (pixels := request.images[0].raw.pixels):
+        if len(request.images) != 1 or not (pixels := call.payloads.get(0) or request.images[0].raw.pixels):
             return None
         version = self._check(request, call, "classification")
         self._admit(1, call)
-        if not pays(version):
+        if not version.batched:
             return None
         document = call.document
         size = self._preparer.unchanged_size(request.images[0], pixels, call)
@@ -130,7 +130,12 @@ class Vision:
             for number, spec in enumerate(version.outputs)
             if spec.name == metadata.PROBABILITIES
         ]
-        return Row((size, call.low_priority), [("uint8", shape)], outputs, [pixels], size, request.top_k)
+        alone = call.landing is not None or not pays(version)
+        return Row((size, call.low_priority), [("uint8", shape)], outputs, [pixels], size, request.top_k, alone)
+
+    def learn(self, call: Call, rows: int, deadline: float, error: PredictedLate) -> None:
+        """See Joinable."""
+        self._outlook.learn(_kind(call), rows, deadline, error, time.monotonic())
 
     def answers(
         self,
@@ -175,8 +180,7 @@ class Vision:
     def _admit(self, rows: int, call: Call) -> None:
         """Raises PredictedLate if the engine would refuse a chunk of `rows` images."""
         if call.document.image.height is not None:  # otherwise sizes vary, and one image does not predict the next
-            kind = (call.row.model, call.row.version, call.low_priority)
-            self._outlook.check(call.model, kind, rows, call.deadline, time.monotonic())
+            self._outlook.check(call.model, _kind(call), rows, call.deadline, time.monotonic())
 
     async def _run(self, lease: Lease, chunk: Chunk, call: Call) -> tuple[Answer, dict[str, NDArray[Any]]]:
         """Returns the engine's answer, and its outputs by name: views, (rows, ...), valid until the lease ends."""
@@ -190,8 +194,7 @@ class Vision:
                 low_priority=call.low_priority,
             )
         except PredictedLate as error:
-            kind = (row.model, row.version, call.low_priority)
-            self._outlook.learn(kind, rows, call.deadline, error, time.monotonic())
+            self.learn(call, rows, call.deadline, error)
             raise
         return answer, {row.outputs[number].name: values for number, values in outputs.items()}
 
@@ -234,6 +237,11 @@ async def _caught(chunk: Chunk, answer: Coroutine[Any, Any, list[Result | Convoy
         return await answer
     except ConvoyError as error:
         return [error] * len(chunk.images)
+
+
+def _kind(call: Call) -> tuple[str, int, bool]:
+    """Returns what requests have in common that wait in one queue with one priority."""
+    return call.row.model, call.row.version, call.low_priority
 
 
 def _check_mask(request: pb.SegmentRequest, row: Version) -> None:

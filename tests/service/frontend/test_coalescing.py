@@ -48,6 +48,7 @@ class Doubled:
 
     def __init__(self) -> None:
         self.crossed = False  # each row gets the answer of its neighbour
+        self.learned: list[tuple[int, float]] = []  # rows that were refused, and their deadline
 
     def row(self, request: bytes, call: Call) -> Row | None:
         if request == b"poor":
@@ -55,7 +56,10 @@ class Doubled:
         if request == b"lone":
             return None
         call.serves(VERSIONS[request[:1]])
-        return Row("kind", [("uint8", (4,))], [(0, 4)], [request])
+        return Row("kind", [("uint8", (4,))], [(0, 4)], [request], alone=request[3:] == b"!")
+
+    def learn(self, call: Call, rows: int, deadline: float, error: PredictedLate) -> None:
+        self.learned.append((rows, deadline))
 
     def answers(
         self,
@@ -555,5 +559,35 @@ def test_table_without_the_model_makes_requests_wait_as_any_other() -> None:
         successor.answer(successor.requests[0])
         await successor.take(lambda: len(callers.answers) == 2)
         callers.engine = successor
+
+    run(scenario)
+
+
+def test_rows_that_go_alone_share_nothing_and_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coalescing, "_LONGEST_WAIT", 60.0)
+
+    async def scenario(callers: Callers) -> None:
+        for data in (b"l001", b"l01!", b"l02!", b"l002"):
+            callers.send(data)
+        await callers.sent(3)
+        assert sorted(request.rows for request in callers.engine.requests) == [1, 1, 2]
+        for request in callers.engine.requests:
+            callers.engine.answer(request)
+        await callers.answered(4)
+        assert callers.answers == {data: doubled(data) for data in callers.answers}
+
+    run(scenario)
+
+
+def test_method_learns_what_the_engine_refuses() -> None:
+    async def scenario(callers: Callers) -> None:
+        late = time.monotonic() + 30
+        callers.send(b"l01!", late)
+        await callers.sent(1)
+        refused = PredictedLate("it would be late", retry_after=1.0)
+        callers.engine.channel.send([Failure(callers.engine.requests[0].id, refused)])
+        await callers.answered(1)
+        assert callers.method.learned == [(1, late)]
+        assert isinstance(callers.answers[b"l01!"], PredictedLate)
 
     run(scenario)
