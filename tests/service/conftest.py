@@ -32,6 +32,11 @@ def small_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fill(tmp_path_factory.mktemp("repository"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    choices = ["auto", "nghttp2", "grpcio"]
+    parser.addoption("--transport", choices=choices, default="auto", help="what speaks gRPC in all tests of the server")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Tests that are marked `both_transports` run over each; all others over the one that a server chooses."""
     if metafunc.definition.get_closest_marker("both_transports") is not None:
@@ -41,7 +46,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def transport(request: pytest.FixtureRequest) -> Iterator[str]:
     """The transport of the servers that start while the test runs."""
-    chosen = getattr(request, "param", "auto")
+    chosen = getattr(request, "param", request.config.getoption("transport", "auto"))
     skip_without(chosen)
     before, Server.transport = Server.transport, chosen
     yield Server.transport
