@@ -1,5 +1,6 @@
 """`convoy profile --callers`: serves a model with fixed batch sizes and with the server's own choice, to compare."""
 
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -108,8 +109,8 @@ def _repository(root: Path, file: Path, settings: ModelConfig, measured: Sequenc
     folder = _version(root)
     folder.mkdir(parents=True)
     for each in beside(file):
-        (folder / each.name).symlink_to(each.resolve())
-    (folder / MODEL_FILE).symlink_to(file.resolve())
+        shutil.copyfile(each, folder / each.name)
+    shutil.copyfile(file, folder / MODEL_FILE)  # a server follows no link out of its repository
     kept = {name: value for name in _KEPT if (value := getattr(settings, name)) is not None}
     # A JSON string, number, Boolean or list of such is also one of TOML.
     lines = [f"{name} = {msgspec.json.encode(value).decode()}\n" for name, value in kept.items()]

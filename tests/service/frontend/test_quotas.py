@@ -132,7 +132,7 @@ def test_callers_of_one_network_share_a_quota(host: str, name: str) -> None:
 
 
 def test_number_of_callers_without_a_name_is_bounded() -> None:
-    doors = Doors(AccessConfig(), None, QuotasConfig(requests_per_second=1))
+    doors = Doors(AccessConfig(), None, QuotasConfig(requests_per_second=0.001, burst_seconds=1000))
     assert doors.needed
 
     def refused(peer: str) -> bool:
