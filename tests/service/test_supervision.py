@@ -368,7 +368,12 @@ def test_server_is_not_ready_where_a_new_engine_finds_no_repository(tmp_path: Pa
 
 
 def test_server_drains_when_its_terminal_goes(small_repository: Path) -> None:
-    with Server(small_repository, PROMPT) as server, Client(server.grpc) as client:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which a new program inherits; nohup may have set another
+    try:
+        server = Server(small_repository, PROMPT)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with server, Client(server.grpc) as client:
         client.classify(grey(1), "letters")
         assert server.stop(signal.SIGHUP) == 0
         assert {"draining", "ended"} <= {record["message"] for record in server.log}
