@@ -25,11 +25,11 @@ _MAX_TOP_K = 2**32 - 1  # maximum of the message's field; a server returns at mo
 _MAX_VERSION = 2**63 - 1
 
 # gRPC's own retries. UNAVAILABLE means that a process of the server has died, or that another replica may answer; no
-# other status says that the request may be sent again. The waits add up to 4.5 s, longer than a process takes to start;
+# other status says that the request may be sent again. The waits add up to 7.5 s, longer than a process takes to start;
 # where the server knows better, it says so (grpc-retry-pushback-ms). Five attempts are as many as gRPC allows.
 _RETRIES = {
     "maxAttempts": 5,
-    "initialBackoff": "0.3s",
+    "initialBackoff": "0.5s",
     "maxBackoff": "4s",
     "backoffMultiplier": 2,
     "retryableStatusCodes": ["UNAVAILABLE"],
