@@ -22,7 +22,7 @@ from convoy.service.errors import BadConfig
 from convoy.service.frontend.transport import nghttp2
 from convoy.service.frontend.transport.nghttp2 import Headers, Library, NoLibrary, headers
 
-SAMPLE = 16  # of so many answers, one is read with its timings
+SAMPLE = 16  # one answer in 16 is read with its timings
 _PREPARED_BYTES = 256 << 20  # of requests
 _FAILURES = 1000  # different ones that are remembered
 _UNIX = "unix:"

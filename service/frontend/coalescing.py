@@ -63,7 +63,7 @@ class Joinable(Protocol):
         """Returns the request as a row; None if a task has to serve it. Raises what is wrong with it."""
 
     def learn(self, call: Call, rows: int, deadline: float, error: PredictedLate) -> None:
-        """Records that the engine has refused so many rows with this deadline, of which this call's is one."""
+        """Records that the engine has refused a group of `rows` rows, this call's among them, due at `deadline`."""
 
     def answers(
         self,

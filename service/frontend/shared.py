@@ -30,7 +30,7 @@ class Shared(Generic[T]):
         loop = asyncio.get_running_loop()
         async with self._busy:
             await asyncio.sleep(max(0.0, self._not_before - loop.time()))
-            self._next = None  # who asks from here on wants a newer one
+            self._next = None  # later callers need a newer answer
             began = loop.time()
             try:
                 return await asyncio.to_thread(self._compute)

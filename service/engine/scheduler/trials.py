@@ -80,5 +80,5 @@ def _cost(size: int, chosen: int, times: RunTimes) -> float:
 
 
 def _usual(size: int, chosen: int, times: RunTimes) -> float:
-    """The seconds of so many images in batches of the chosen size."""
+    """The seconds that a number of images take in batches of the chosen size."""
     return size * times.predict(chosen) / chosen

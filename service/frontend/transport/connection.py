@@ -71,13 +71,12 @@ class Connection(asyncio.BufferedProtocol):
         if tls is not None and (tls.selected_alpn_protocol() != "h2" or self._client_ca != self.hub.client_ca):
             transport.close()
             return
-        if self.hub.doors is not None:
-            address = transport.get_extra_info("peername")
-            self.peer = peer_of(address[0]) if isinstance(address, tuple) else "unix"
-            self.names = () if tls is None else names(tls.getpeercert())
-        self.session = self.hub.session(self._handle)
         name = transport.get_extra_info("peername")
         self._address = name[0] if isinstance(name, tuple) else ""
+        if self.hub.doors is not None:
+            self.peer = peer_of(self._address) if self._address else "unix"
+            self.names = () if tls is None else names(tls.getpeercert())
+        self.session = self.hub.session(self._handle)
         if delay := self.hub.penalties.delay(self._address, self.loop.time()):
             self._held = b""
             self.loop.call_later(delay, self._begin)

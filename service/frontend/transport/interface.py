@@ -76,7 +76,7 @@ Reply = Callable[[bytes | ConvoyError], None]
 # The reply comes later, or at once; never after the wait was ended.
 Prompt = Callable[[Received, float, Reply], Callable[[], None] | None]
 
-# Accepts a message of so many bytes, LARGE or more and not compressed, as it arrives.
+# Accepts an uncompressed message as it arrives, given its length in bytes: LARGE or more.
 Land = Callable[[int], Landing]
 
 
