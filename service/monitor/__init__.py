@@ -1,0 +1,1 @@
+"""Watches a running server from outside, by its metrics. Needs the packages of the client only."""
