@@ -1,0 +1,1 @@
+"""Bulk scoring: any number of images through a model file or a running server, into Parquet."""
