@@ -11,6 +11,8 @@ ARG RUNTIME=cpu
 # pip stays in this stage, in an environment of its own: the one that ships has no installer inside.
 FROM ${BASE} AS dependencies
 ARG RUNTIME
+# Further extras of pyproject.toml, such as "tracing", with spaces between them.
+ARG EXTRAS=
 # Where pip finds packages, for a network that has its own index. Unset, pip decides.
 ARG PIP_INDEX_URL=
 ARG PIP_EXTRA_INDEX_URL=
@@ -25,8 +27,8 @@ COPY pyproject.toml ./
 RUN python3 -c 'import sys, tomllib; \
 project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 extras = project["optional-dependencies"]; \
-runtime = [one for one in extras[sys.argv[1]] if not one.startswith("convoy[")]; \
-print(*project["dependencies"], *extras["serve"], *runtime, sep="\n")' "${RUNTIME}" > requirements.txt \
+runtime = [one for name in sys.argv[1:] for one in extras[name] if not one.startswith("convoy[")]; \
+print(*project["dependencies"], *extras["serve"], *runtime, sep="\n")' ${RUNTIME} ${EXTRAS} > requirements.txt \
  && installer/bin/pip --python /opt/convoy/bin/python install --quiet --no-compile --requirement requirements.txt
 # What never runs in a server goes: the packages' own tests, and onnxruntime's tools, which want onnx.
 # Compiled by hash, not by time: a layer keeps whole seconds, so that half of the files would look changed and be compiled
@@ -65,7 +67,8 @@ ENV PATH=/opt/convoy/code/bin:/opt/convoy/bin:${PATH} \
     PYTHONUNBUFFERED=1 \
     ORT_DISABLE_TELEMETRY=1 \
     NVIDIA_VISIBLE_DEVICES=all \
-    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    CONVOY_SERVER__HOST=0.0.0.0
 # A number, so that an orchestrator can see that it is not root.
 USER 10001:10001
 WORKDIR /
@@ -73,7 +76,7 @@ EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["convoy", "health"]
 # No VOLUME: a server started without a mount says that the repository is missing, and does not serve an empty one.
 ENTRYPOINT ["convoy"]
-CMD ["serve", "--repository", "/repository", "--host", "0.0.0.0"]
+CMD ["serve", "--repository", "/repository"]
 ARG RUNTIME
 ARG REVISION
 LABEL org.opencontainers.image.title="Convoy" \

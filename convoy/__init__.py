@@ -17,14 +17,17 @@ if TYPE_CHECKING:
     from convoy.service.client.aio import AsyncClient
     from convoy.service.client.client import Client
     from convoy.service.client.credentials import Credentials
+    from convoy.service.client.large import LargeSegmentation, Progress
     from convoy.service.client.requests import ImageSource, MaskFormat, Priority, read_image
     from convoy.service.client.results import (
         Axis,
         Classification,
         ClassPixels,
+        Context,
         Input,
         Label,
         Model,
+        ReceptiveField,
         Segmentation,
         ServerError,
         Tensor,
@@ -40,14 +43,18 @@ __all__ = [
     "ClassPixels",
     "Classification",
     "Client",
+    "Context",
     "ConvoyError",
     "Credentials",
     "ImageSource",
     "Input",
     "Label",
+    "LargeSegmentation",
     "MaskFormat",
     "Model",
     "Priority",
+    "Progress",
+    "ReceptiveField",
     "Segmentation",
     "ServerError",
     "Tensor",
@@ -60,6 +67,7 @@ _HOME = {
     "AsyncClient": "aio",
     "Client": "client",
     "Credentials": "credentials",
+    **dict.fromkeys(["LargeSegmentation", "Progress"], "large"),
     **dict.fromkeys(["ImageSource", "MaskFormat", "Priority", "read_image"], "requests"),
 }
 _ERRORS = ["BadImage", "BadRequest", "ConvoyError"]

@@ -2,12 +2,14 @@
 # Builds the serving image and tries it, with or without a container engine.
 #
 #   deploy/image.sh build             builds it and prints what it adds to its base
-#   deploy/image.sh check REPOSITORY  serves that model repository from it, asks it from outside, and stops it
+#   deploy/image.sh check REPOSITORY  serves that model repository from it, asks it from outside, and stops it. The server
+#                                     may write to no disk, has no capability and no network but the one it is asked on.
 #
-# RUNTIME=cpu (default) or cuda chooses the flavour, BASE the base image, IMAGE the name (convoy).
+# RUNTIME=cpu (default) or cuda chooses the flavour, EXTRAS adds others ("tracing"), BASE the base image, IMAGE the name (convoy).
 #
-# docker is used where its engine answers. Elsewhere buildah does it, as root: it needs neither a daemon nor a registry,
-# only a file system, and the base is a Debian bookworm with its own Python, made here from Debian's packages.
+# docker is used where its engine answers. Elsewhere buildah builds, as root: it needs neither a daemon nor a registry, only
+# a file system, and the base is a Debian bookworm with its own Python, made here from Debian's packages. What docker would
+# start is started by util-linux then: buildah has no detached containers and no networks.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -18,6 +20,7 @@ stop_seconds=5             # from SIGTERM to the end
 start_seconds=60
 
 main() {
+  if [ "${1:-}" = enclosed ]; then enclosed "${@:2}"; fi # by this script itself
   choose_engine
   case ${1:-} in
     build) [ $# -eq 1 ] || usage; build ;;
@@ -64,7 +67,7 @@ install_packages() {
 build() {
   if [ "$engine" = buildah ] && [ -z "${BASE:-}" ]; then make_base; fi
   echo "building $image ($runtime) on $base with $engine ..."
-  local arguments=(--build-arg "BASE=$base" --build-arg "RUNTIME=$runtime" --tag "$image")
+  local arguments=(--build-arg "BASE=$base" --build-arg "RUNTIME=$runtime" --build-arg "EXTRAS=${EXTRAS:-}" --tag "$image")
   arguments+=(--build-arg "REVISION=$(git rev-parse --short HEAD 2>/dev/null || true)")
   # A network may have a proxy or a package index of its own.
   local name
@@ -141,63 +144,94 @@ check() {
   python=.venv/bin/python
   [ -x $python ] || fail "the question from outside needs $python: run 'make install'"
   log=$(mktemp)
-  container='' server='' runner=''
+  container='' server='' runner='' network=''
   trap end_everything EXIT
   "start_with_$engine" "$repository"
   wait_until_healthy
-  echo "health inside: $(inside convoy health --server "$inside_address")"
+  echo "health inside: $(inside convoy health)"
   if inside convoy health --server 127.0.0.1:9 >/dev/null; then fail "the health check passes where nobody listens"; fi
   check_contents
   check_user
-  $python deploy/ask.py "$outside_address"
+  check_enclosure
+  beside $python deploy/ask.py "$address"
   stop_by_sigterm
 }
 
 start_with_docker() {
-  container=$(docker run --detach --publish 127.0.0.1::8001 --volume "$1:/repository:ro" "$image")
-  inside_address=127.0.0.1:8001
-  outside_address=$(docker port "$container" 8001/tcp | head -n 1)
+  network=$(docker network create --internal "convoy-check-$$")
+  container=$(docker run --detach --read-only --cap-drop ALL --security-opt no-new-privileges --network "$network" \
+    --volume "$1:/repository:ro" "$image")
+  address=$(docker inspect --format '{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}' "$container"):8001
   server=$(docker inspect --format '{{.State.Pid}}' "$container")
 }
 
-# buildah has no detached containers and no networks: the server runs under `buildah run`, on this machine's own network,
-# so on free ports. The command is the image's own, read from it, with the ports after it.
+# The command, its user and its environment are the image's own, read from it.
 start_with_buildah() {
-  local grpc_port http_port metrics_port command
-  read -r grpc_port http_port metrics_port < <(free_ports)
+  command -v ip >/dev/null || install_packages iproute2
+  local root command
   container=$(buildah from "$image")
-  mapfile -t command < <(buildah inspect --type container "$container" | $python -c '
+  root=$(buildah mount "$container")
+  mkdir -p "$root/repository"
+  mapfile -t command < <(described entrypoint)
+  mapfile -t as_user < <(described user)
+  unshare --mount --net --pid --fork --kill-child \
+    "$0" enclosed "$root" "$1" "${as_user[@]}" "${command[@]}" >"$log" 2>&1 &
+  runner=$!
+  address=127.0.0.1:8001
+  until server=$(children "$runner" | head -n 1) && [ -n "$server" ]; do sleep 0.05; done
+}
+
+# described entrypoint: what the image starts, one word a line. described user: what starts something as its user.
+described() {
+  buildah inspect --type container "$container" | $python -c '
 import json, sys
 config = json.load(sys.stdin)["Docker"]["config"]
 assert config["Healthcheck"]["Test"] == ["CMD", "convoy", "health"], config.get("Healthcheck")
-print(*config["Entrypoint"], *config["Cmd"], sep="\n")')
-  buildah run --volume "$1:/repository:ro" "$container" -- "${command[@]}" \
-    --grpc-port "$grpc_port" --http-port "$http_port" --metrics-port "$metrics_port" >"$log" 2>&1 &
-  runner=$!
-  inside_address=127.0.0.1:$grpc_port
-  outside_address=$inside_address
+user, group = config["User"].split(":")
+without = ["--clear-groups", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
+words = {
+    "entrypoint": [*config["Entrypoint"], *config["Cmd"]],
+    "user": ["/usr/bin/env", "-i", *config["Env"], "setpriv", "--reuid", user, "--regid", group, *without],
+}
+print(*words[sys.argv[1]], sep="\n")' "$1"
 }
 
-free_ports() {
-  $python -c '
-import socket
-held = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
-print(*(one.getsockname()[1] for one in held))'
+# enclosed ROOT REPOSITORY COMMAND...: in namespaces of its own, runs the command with ROOT as its root, which it cannot write.
+enclosed() {
+  local root=$1 repository=$2
+  shift 2
+  ip link set lo up
+  mount --bind "$root" "$root"
+  mount --bind "$repository" "$root/repository"
+  mount -o remount,bind,ro "$root/repository"
+  mount -t proc proc "$root/proc"
+  mount --rbind /dev "$root/dev"
+  mount -t tmpfs -o size=64m,nosuid,nodev tmpfs "$root/dev/shm" # as large as docker's
+  mount -o remount,bind,ro "$root"
+  exec /usr/sbin/chroot "$root" "$@"
 }
 
-# Here buildah's own words about an exit code that is not 0 say nothing that the caller does not.
+# In the container, as its user.
 inside() {
-  if [ "$engine" = docker ]; then docker exec "$container" "$@"; else buildah run "$container" -- "$@" 2>/dev/null; fi
+  if [ "$engine" = docker ]; then
+    docker exec "$container" "$@"
+  else
+    nsenter --target "$server" --mount --net --pid --root --wd -- "${as_user[@]}" "$@"
+  fi
+}
+
+# On this machine, where the server's ports can be reached.
+beside() {
+  if [ "$engine" = docker ]; then "$@"; else nsenter --target "$server" --net -- "$@"; fi
 }
 
 wait_until_healthy() {
   local end=$((SECONDS + start_seconds))
-  until .venv/bin/convoy health --server "$outside_address" >/dev/null; do
+  until beside .venv/bin/convoy health --server "$address" >/dev/null 2>&1; do
     alive || fail "the server ended before it served"
     [ $SECONDS -lt $end ] || fail "the server did not serve within $start_seconds s"
     sleep 0.2
   done
-  if [ "$engine" = buildah ]; then server=$(server_under "$runner"); fi
 }
 
 alive() {
@@ -206,19 +240,6 @@ alive() {
   else
     kill -0 "$runner" 2>/dev/null
   fi
-}
-
-# `buildah run` starts itself again once or twice to prepare the root, and the last of these starts the server. A signal
-# to buildah would end buildah, not the server, so we go down until a process is no longer buildah: that is what would be
-# process 1 in a container, and it is what gets SIGTERM.
-server_under() {
-  local pid=$1
-  # It runs from memory the second time: /memfd:buildah-chroot-exec.
-  while [[ $(basename "$(readlink "/proc/$pid/exe")") =~ ^(memfd:)?buildah ]]; do
-    pid=$(children "$pid" | head -n 1)
-    [ -n "$pid" ] || fail "no server under buildah"
-  done
-  echo "$pid"
 }
 
 children() {
@@ -253,6 +274,31 @@ check_user() {
   echo "user: $uids"
 }
 
+# Seen from outside, too, and tried from inside.
+check_enclosure() {
+  local pid ports
+  for pid in "$server" $(descendants "$server"); do
+    ! grep -E '^Cap(Eff|Prm|Bnd):' "/proc/$pid/status" | grep -qv '0000000000000000$' ||
+      fail "process $pid of the server has capabilities"
+  done
+  if inside python3 -c 'open("/tmp/mark", "w")' 2>/dev/null; then fail "the root file system can be written"; fi
+  if inside python3 -c 'import socket; socket.create_connection(("192.0.2.1", 80), 2)' 2>/dev/null; then
+    fail "there is a way to the network"
+  fi
+  ports=$(listening_ports)
+  [ "$ports" = "8000 8001 8002" ] || fail "the server listens on ports $ports, want 8000 8001 8002"
+  echo "enclosure: read-only root, no capabilities, no way out, ports $ports"
+}
+
+listening_ports() {
+  $python -c '
+import sys
+lines = [line.split() for name in ("tcp", "tcp6") for line in open(f"/proc/{sys.argv[1]}/net/{name}")]
+dns = "0B00007F"  # 127.0.0.11, where docker answers for names
+listening = {words[1].partition(":") for words in lines if words[3] == "0A"}
+print(*sorted(int(port, 16) for address, _, port in listening if address != dns))' "$server"
+}
+
 stop_by_sigterm() {
   local code=0 started ended
   started=$(date +%s%N)
@@ -285,6 +331,7 @@ end_everything() {
   fi
   if [ "$engine" = docker ]; then
     [ -z "$container" ] || docker rm --force --volumes "$container" >/dev/null
+    [ -z "$network" ] || docker network rm "$network" >/dev/null
   else
     if [ -n "$runner" ]; then
       pids=$(descendants "$runner")
@@ -292,7 +339,7 @@ end_everything() {
       kill -KILL "$runner" $pids 2>/dev/null || true
       wait "$runner" 2>/dev/null || true
     fi
-    [ -z "$container" ] || buildah rm "$container" >/dev/null
+    [ -z "$container" ] || { buildah umount "$container" && buildah rm "$container"; } >/dev/null
   fi
   rm -f "$log"
   exit $code

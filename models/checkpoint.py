@@ -66,10 +66,11 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
         """Returns the test split of its training data. Raises BadTraining or BadData if that is missing or changed."""
         return self.split("test")
 
-    def split(self, name: SplitName) -> Split:
-        """Returns a split of its training data. Raises BadTraining or BadData if that is missing or changed."""
+    def split(self, name: SplitName, strict: bool = False) -> Split:
+        """Returns a split of its training data. Raises BadTraining or BadData if that is missing or changed; `strict`
+        is as in `data_set`."""
         colour = None if self.input is None else self.input.colour
-        return split_of(self.data, name, self.task, colour, self.labels)
+        return split_of(self.data, name, self.task, colour, self.labels, strict)
 
     def normalisation(self) -> Pixels | Values:
         """Returns the module that converts a served input to the network's input."""

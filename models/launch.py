@@ -45,6 +45,11 @@ def local_rank() -> int:
     return _number("LOCAL_RANK") or 0 if by_torchrun() or by_convoy() else 0
 
 
+def is_first() -> bool:
+    """Returns whether this process is the first of its run, on all hosts."""
+    return not (by_torchrun() or by_convoy()) or (_number("RANK") or _number("LOCAL_RANK") or 0) == 0
+
+
 def remove_stale_ranks() -> bool:
     """Returns whether this process was started by hand. If so, removes other programs' ranks from the environment.
 

@@ -10,6 +10,7 @@ import msgspec
 from convoy.models.errors import BadTraining
 from convoy.models.grammar import DEFAULT
 from convoy.models.settings import Recipe
+from convoy.service.errors import meant
 from convoy.service.metadata import Axis, InputSpec, Task, TensorInput, image_tensor
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         "classification.lenet5:LeNet5",
         task="classification",
         input=InputSpec(colour="L", height=32, width=32),
-        recipe=Recipe(epochs=40, learning_rate=3e-3, patience=40),
+        recipe=Recipe(epochs=20, learning_rate=3e-3, patience=20),
         paper="LeCun et al. 1998",
     ),
     "lenet1989": Architecture(
@@ -262,7 +263,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 def architecture(name: str) -> Architecture:
     """Returns the row of a name. Raises BadTraining, listing the known names."""
     if name not in ARCHITECTURES:
-        raise BadTraining(f"architecture {name!r}, want one of: {', '.join(ARCHITECTURES)}")
+        raise BadTraining(f"architecture {name!r}, want one of: {', '.join(ARCHITECTURES)}{meant(name, ARCHITECTURES)}")
     return ARCHITECTURES[name]
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
@@ -17,6 +18,16 @@ Session: TypeAlias = onnxruntime.InferenceSession
 _BEFORE = re.compile(r"^.*Status Message: |^.* was false\. ")  # the failing node; the failed condition in its source
 
 MAX_THREADS = 16  # small networks get slower with more
+# Of a forward pass. With less work, waking a second thread and waiting for it takes longer than it saves: LeNet-5 has
+# 13 million in a batch of 32, and with two threads on a busy machine takes two to three times as long as with one.
+MULTIPLY_ADDS_PER_THREAD = 100_000_000
+
+
+Step: TypeAlias = Callable[[str], None]  # called with the name of each long step before it begins
+
+
+def silent(_: str) -> None:
+    """The `Step` that nobody wants to know of."""
 
 
 def session(graph: onnx.ModelProto | Path, providers: list[str] | None = None, optimised: bool = True) -> Session:
@@ -51,11 +62,18 @@ def error_message(error: Exception) -> str:
     return runtime_reason(RuntimeError(_BEFORE.sub("", " ".join(str(error).split()))))
 
 
-def limit_threads(processes: int = 1) -> None:
-    """Sets torch's threads to the number of cores available to this process, at most 16; `processes` share the cores.
+def useful_threads(multiply_adds: int) -> int:
+    """Returns the number of threads that pay for a pass with this many multiply-adds. It does not depend on what else
+    runs now: sums, and with them the trained weights, depend on the number of threads."""
+    return max(1, multiply_adds // MULTIPLY_ADDS_PER_THREAD)
+
+
+def limit_threads(processes: int = 1, most: int = MAX_THREADS) -> None:
+    """Sets torch's threads to the number of cores available to this process, at most 16 and at most `most`; `processes`
+    share the cores.
 
     A lower OMP_NUM_THREADS, which clusters set for each task of a job, is respected.
     """
     limit = os.environ.get("OMP_NUM_THREADS", "")
-    most = int(limit) if limit.isascii() and limit.isdecimal() and int(limit) else MAX_THREADS
-    torch.set_num_threads(max(1, min(cores() // processes, MAX_THREADS, most)))
+    allowed = int(limit) if limit.isascii() and limit.isdecimal() and int(limit) else MAX_THREADS
+    torch.set_num_threads(max(1, min(cores() // processes, MAX_THREADS, most, allowed)))

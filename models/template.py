@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper, parser
 
 from convoy.models.data import picture
 from convoy.models.errors import BadTemplate
-from convoy.models.export import publish
+from convoy.models.export import publish, samples
 from convoy.models.export.export import OPSET
 from convoy.models.export.seal import sealed
 from convoy.service import metadata
@@ -85,13 +85,14 @@ matching (uint8[N, H, W, {channels}] image)
 def publish_template(path: Path, repository: Path, name: str) -> tuple[Path, tuple[int, int]]:
     """Writes the network that finds the picture in the file `path` as the next version of the model `name`.
 
-    Returns the model file, and the template's height and width. A grey picture makes a network for grey images. Raises
-    BadModelName, BadData for a file that is not a picture, and BadTemplate; then nothing is written.
+    The picture itself is copied beside it, as its sample. Returns the model file, and the template's height and width.
+    A grey picture makes a network for grey images. Raises BadModelName, BadData for a file that is not a picture, and
+    BadTemplate; then nothing is written.
     """
     publish.check_name(name)
     template = picture.read(path, "L" if picture.header(path).grey else "RGB")
     graph = network(template, name, path.name)
-    return publish.publish(sealed(graph), repository, name), template.shape[:2]
+    return publish.publish(sealed(graph), repository, name, samples.named([template])), template.shape[:2]
 
 
 def network(template: NDArray[np.uint8], label: str, source: str) -> onnx.ModelProto:

@@ -144,10 +144,10 @@ def follow(config: AccessConfig) -> Followed[Callers] | None:
     return Followed("callers", [config.callers], lambda: _read(config.callers))
 
 
-def poll(callers: Followed[Callers]) -> None:
-    """Reads the file again if it has changed; callers that are no longer in it are void."""
+def poll(callers: Followed[Callers], *, now: bool = False) -> None:
+    """Reads the file again if it has changed, or `now`; callers that are no longer in it are void."""
     before = callers.value
-    if callers.poll():
+    if callers.poll(now=now):
         callers.value.replace(before)
 
 

@@ -1,17 +1,20 @@
 """The `convoy` command: imports the chosen command's module, and turns errors into one line and an exit code."""
 
+import codecs
 import difflib
 import errno
 import importlib
 import importlib.util
+import io
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from convoy.service import descriptors
 from convoy.service.errors import ConvoyError
 from convoy.service.supervisor import processes
 
@@ -31,17 +34,23 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "serve": Command("convoy.service.commands.server", "Serve a model repository over gRPC"),
+    "serve": Command("convoy.service.commands.server", "Serve an ONNX file or a model repository"),
+    "check": Command("convoy.service.commands.check", "Try the models of a repository without serving them"),
+    "config": Command("convoy.service.commands.configuration", "Print the configuration in force, and its origin"),
     "classify": Command("convoy.service.commands.classify", "Classify images: ranked labels from a server"),
     "segment": Command("convoy.service.commands.segment", "Segment an image: a class for every pixel, from a server"),
+    "score": Command(
+        "convoy.service.commands.score", "Score any number of images with a file or a server, into Parquet"
+    ),
     "locate": Command("convoy.service.commands.locate", "Locate a template in pictures"),
     "models": Command("convoy.service.commands.server", "List what a server serves"),
     "health": Command("convoy.service.commands.server", "Check whether a server is healthy, by exit code"),
-    "token": Command("convoy.service.commands.token", "Make a token for a caller of a server"),
+    "top": Command("convoy.service.commands.top", "Watch a running server: rates, latency, queues, refusals"),
+    "token": Command("convoy.service.commands.token", "Create a token for a caller of a server"),
     "profile": Command("convoy.service.commands.profile_model", "Measure batch times of a model on this machine"),
     "simulate": Command("convoy.service.commands.simulate", "Simulate the scheduler under a load, on a virtual clock"),
     "bench": Command("convoy.service.commands.bench", "Load a server and measure its answers"),
-    "data": Command("convoy.models.commands.data", "Inspect a data set: classes, sizes, duplicates, unreadable files"),
+    "data": Command("convoy.models.commands.data", "Check a data set, or cut one from a large raster"),
     "train": Command("convoy.models.commands.train", "Train a network"),
     "evaluate": Command("convoy.models.commands.evaluate", "Measure a trained network on its held-out images"),
     "report": Command("convoy.models.commands.reports", "Rewrite the pictures, tables and page of a run"),
@@ -54,17 +63,40 @@ COMMANDS = {
     "visualize": Command("convoy.models.commands.visualize", "Draw what a trained network has learned and looks at"),
     "adopt": Command("convoy.models.commands.adopt", "Make an ONNX file accept images and describe itself"),
     "adopt-weights": Command("convoy.models.commands.adopt_weights", "Import weights that Keras or torchvision saved"),
+    "completion": Command("convoy.service.commands.completion", "Print a script by which a shell completes commands"),
+}
+# The overview's headings; a command that is under none of them comes last.
+GROUPS = {
+    "Serve": ("serve", "check", "config", "models", "health", "top", "token"),
+    "Ask a server": ("classify", "segment", "locate"),
+    "Score in bulk": ("score",),
+    "Train and export": ("data", "train", "evaluate", "export", "template", "adopt", "adopt-weights"),
+    "Look inside": ("inspect", "visualize", "report", "compare"),
+    "Measure": ("bench", "profile", "simulate"),
 }
 
 
+# What stands for characters of the tables and bars where they cannot be encoded; each as wide.
+_SIMILAR = {**dict.fromkeys("█▉▊▋▌▀", "#"), **dict.fromkeys("▍▎▏", " "), "·": "-", "×": "x", "…": "~", "−": "-"}
 _TRACEBACK = "CONVOY_TRACEBACK"  # environment variable: unexpected errors are shown with Python's traceback
 _MOST = 1500  # characters of an error message
-_SERVER = ("uvloop", "prometheus_client", "simplejpeg", "watchfiles", "grpc_reflection", "onnxruntime")
+_SERVER = (
+    "uvloop",
+    "prometheus_client",
+    "simplejpeg",
+    "watchfiles",
+    "grpc_reflection",
+    "uvicorn",
+    "httptools",
+    "python_multipart",
+    "onnxruntime",
+)
 _NO_SERVER = "needs the packages of the server: install convoy[cpu] or convoy[cuda]"
 
 
 def main() -> None:
     _fill_standard_streams()
+    _accept_every_character()
     # onnxruntime on Linux sends usage data unless this is set before its import, here or in a child process.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     # A folder that belongs to another program: prometheus_client would write our metrics there.
@@ -73,9 +105,12 @@ def main() -> None:
     # Without a writable home, matplotlib warns twice in every command that draws; it then works without its cache.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     if sys.argv[1:2] == ["serve"] and "--help" not in sys.argv:
+        processes.hold_back()
         # First of all: importing the command-line parser takes a tenth of a second.
         try:
             _check_server()
+            descriptors.raise_limit()
+            descriptors.check()
             processes.current().start_ahead()
         except ConvoyError as error:
             sys.exit(_refuse("convoy serve", error.message))
@@ -109,6 +144,21 @@ def _fill_standard_streams() -> None:
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+
+
+def _accept_every_character() -> None:
+    """Lets standard output replace what its encoding lacks: an old locale is no reason to fail."""
+    codecs.register_error("convoy", _replaced)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="convoy")
+
+
+def _replaced(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_SIMILAR.get(character, "?") for character in text), error.end
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -155,21 +205,27 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _call(name: str, arguments: Sequence[str]) -> int:
+    try:
+        result = load(name).main(list(arguments), prog_name=f"convoy {name}", standalone_mode=False)
+    except ModuleNotFoundError as error:  # from the command's module, or from an import after its options are checked
+        raise _missing(COMMANDS[name].module, error) from None
+    return result if isinstance(result, int) else 0
+
+
+def load(name: str) -> Any:
+    """The command of a name, as Typer runs it. Raises ModuleNotFoundError where its packages are not installed."""
     import typer  # noqa: PLC0415  see `main`
 
     from convoy.service.commands.options import Sections  # noqa: PLC0415
 
-    module = COMMANDS[name].module
-    try:
-        target: Callable[..., None] | Typer = getattr(importlib.import_module(module), name.replace("-", "_"))
-        # Plain help: with markup, a word in brackets such as convoy[train] would vanish.
-        app = target if isinstance(target, typer.Typer) else typer.Typer(add_completion=False, rich_markup_mode=None)
-        if app is not target:
-            app.command(name, cls=Sections)(target)
-        result = typer.main.get_command(app).main(list(arguments), prog_name=f"convoy {name}", standalone_mode=False)
-    except ModuleNotFoundError as error:  # from the command's module, or from an import after its options are checked
-        raise _missing(module, error) from None
-    return result if isinstance(result, int) else 0
+    target: Callable[..., None] | Typer = getattr(
+        importlib.import_module(COMMANDS[name].module), name.replace("-", "_")
+    )
+    # Plain help: with markup, a word in brackets such as convoy[train] would vanish.
+    app = target if isinstance(target, typer.Typer) else typer.Typer(add_completion=False, rich_markup_mode=None)
+    if app is not target:
+        app.command(name, cls=Sections)(target)
+    return typer.main.get_command(app)
 
 
 def _check_server() -> None:
@@ -194,16 +250,19 @@ def _missing(module: str, error: ModuleNotFoundError) -> Exception:
 
 
 def _overview() -> str:
+    grouped = {name for names in GROUPS.values() for name in names}
+    groups = {**GROUPS, "Other": tuple(name for name in COMMANDS if name not in grouped)}
+    width = max(map(len, COMMANDS))
     lines = [
         "Usage: convoy COMMAND [OPTIONS]",
         "",
-        "Serves convolutional networks over gRPC: image classification and per-pixel segmentation, in batches.",
-        "",
-        "Commands:",
-        *(f"  {name:<{max(map(len, COMMANDS))}}  {command.summary}" for name, command in COMMANDS.items()),
-        "",
-        "'convoy COMMAND --help' lists a command's options, 'convoy --version' prints the version.",
+        "Serves convolutional networks over gRPC and HTTP: image classification and segmentation, in batches.",
     ]
+    for group, names in groups.items():
+        rows = [f"  {name:<{width}}  {COMMANDS[name].summary}" for name in names if name in COMMANDS]
+        if rows:
+            lines += ["", f"{group}:", *rows]
+    lines += ["", "'convoy COMMAND --help' lists a command's options, 'convoy --version' prints the version."]
     return "\n".join(lines)
 
 

@@ -1,20 +1,22 @@
-"""The server's configuration: one frozen struct per section, filled once at start from a TOML file and `--set`."""
+"""The server's configuration: one frozen struct per section, filled once at start, from a file and more."""
 
 import itertools
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta
 
+from convoy.service.environment import variable, variables
 from convoy.service.errors import BadConfig
 from convoy.service.metadata import Side
 from convoy.service.text import NoText, decoded
 
 Port = Annotated[int, Meta(ge=0, le=65_535)]
+LogLevel = Literal["debug", "info", "warning", "error"]
 DEFAULT_TARGET = "127.0.0.1:8001"  # for clients: where a server with the default settings listens
 MIB = 1 << 20
 KIB = 1 << 10
@@ -26,32 +28,47 @@ T = TypeVar("T")
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Listening addresses and shutdown times."""
 
-    host: str = "127.0.0.1"
-    grpc_port: Port = 8001
-    http_port: Port = 8000
-    metrics_port: Port = 8002
+    host: str = "127.0.0.1"  # address to listen on; "0.0.0.0" in the image
+    grpc_port: Port = 8001  # gRPC; 0, as of each port: any free one
+    http_port: Port = 8000  # HTTP, with `/livez` and `/readyz`
+    metrics_port: Port = 8002  # `/metrics`
+    # Whether http_port answers the HTTP API and the page besides /livez and /readyz.
+    http_api: bool = True
+    # Origins of other sites whose pages may ask over HTTP, such as https://example.org; "*": every site.
+    cors_origins: Annotated[tuple[Annotated[str, Meta(max_length=256)], ...], Meta(max_length=64)] = ()
     # Processes that serve gRPC, all on one port; "auto": one for every four cores.
     frontends: Annotated[int, Meta(ge=1, le=64)] | Literal["auto"] = 1
+    # Whether the gRPC port opens only once models are loaded: for proxies that check nothing, and call whoever accepts
+    # connections. Otherwise calls are refused as UNAVAILABLE until then.
+    listen_when_loaded: bool = False
     lame_duck_seconds: Annotated[float, Meta(ge=0, le=300)] = 1.0  # still accepts requests after SIGTERM
     grace_seconds: Annotated[float, Meta(ge=0, le=3600)] = 20.0  # for accepted requests to be answered
     # How long the series of a version remain after it stops serving, so that a few scrapes still find its final values.
     keep_metrics_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 600.0
     # The shortest time between two keepalive pings of a client; a client that pings faster is disconnected after a few.
     min_ping_seconds: Annotated[float, Meta(ge=0, le=3600)] = 1.0
-    # A connection older than this accepts no more calls, so that clients connect again, perhaps to another replica; its
-    # calls may take the grace to end. 0: no limit.
+    # A connection older than this, give or take a tenth, accepts no more calls, so that clients and proxies look for
+    # further replicas and connect again; its calls may take the grace to end. 0: no limit.
     max_connection_age_seconds: Annotated[float, Meta(ge=0, le=31_536_000)] = 0.0
     max_connection_grace_seconds: Annotated[float, Meta(ge=0, le=31_536_000)] = 0.0
     max_connection_idle_seconds: Annotated[float, Meta(ge=0, le=31_536_000)] = 0.0  # without a call; 0: no limit
     max_connection_calls: Annotated[int, Meta(ge=0, le=1_000_000)] = 0  # concurrent; 0: as many as a front end accepts
     # A process whose loop is silent for so long is killed and replaced; 0: never. Not while a debugger holds it.
     heartbeat_seconds: Annotated[float, Meta(ge=0, le=3600)] = 2.0
+    # Memory of its own that a process may have, in MiB. One that has had more for five seconds, and half as much again
+    # as when it began to serve, is replaced. "auto": half of the memory for all processes of a kind; 0: no limit.
+    frontend_memory_mib: Annotated[int, Meta(ge=0, le=1 << 24)] | Literal["auto"] = "auto"
+    engine_memory_mib: Annotated[int, Meta(ge=0, le=1 << 24)] | Literal["auto"] = "auto"
     # What speaks gRPC; "auto": libnghttp2 where it is installed, else grpcio, which takes several times the CPU time.
     transport: Literal["auto", "nghttp2", "grpcio"] = "auto"
     # Of answers, for clients that accept it. It costs CPU time, and pays where the network is slower than the server.
     compression: Literal["none", "gzip", "deflate"] = "none"
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: LogLevel = "info"  # debug: a line for every refused request, too
     log_format: Literal["auto", "json", "text"] = "auto"  # auto: text on a terminal, JSON elsewhere
+    # A line of the log for each request that is refused or fails, or for each.
+    log_requests: Literal["none", "failed", "all"] = "none"
+    # The most of these lines of one front end; a further line counts the others. 0: no limit.
+    log_requests_per_second: Annotated[int, Meta(ge=0, le=1_000_000)] = 100
 
     def front_ends(self, cores: int) -> int:
         """The number of front ends on a machine with `cores` cores.
@@ -60,6 +77,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         one for every four cores, and at least one: on two cores a second front end would only take CPU time from them.
         """
         return max(1, min(cores // 4, _MOST_AUTO)) if self.frontends == "auto" else self.frontends
+
+    def memory_bytes(self, kind: Literal["frontend", "engine"], processes: int, memory: int) -> int:
+        """What each of the `processes` of a kind may have, on a machine with `memory` bytes; 0: no limit."""
+        mib = self.frontend_memory_mib if kind == "frontend" else self.engine_memory_mib
+        return memory // (2 * processes) if mib == "auto" else mib * MIB
 
     def __post_init__(self) -> None:
         ports = {"grpc_port": self.grpc_port, "http_port": self.http_port, "metrics_port": self.metrics_port}
@@ -71,9 +93,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Limits of one request and of one front end."""
 
-    max_message_bytes: Annotated[int, Meta(ge=1024, le=2**31 - 1)] = 64 * MIB
-    # All headers of one call together: single sign-on tokens and headers that a mesh adds can exceed 16 kB.
-    max_metadata_bytes: Annotated[int, Meta(ge=1024, le=16 * MIB)] = 64 * KIB
+    max_message_bytes: Annotated[int, Meta(ge=1024, le=2**31 - 1)] = 64 * MIB  # size of one request
+    # All headers of one call together. As much as gRPC's own servers accept: a token of single sign-on, and what a mesh
+    # adds. Some tokens alone are longer.
+    max_metadata_bytes: Annotated[int, Meta(ge=1024, le=16 * MIB)] = 16 * KIB
     max_pixels: Annotated[int, Meta(ge=1)] = 50_000_000  # height times width of one image, as it is sent
     max_input_pixels: Annotated[int, Meta(ge=1)] = 4 * MIB  # the same at the input of a model that accepts any size
     max_images: Annotated[int, Meta(ge=1, le=65_536)] = 256  # in one request
@@ -86,12 +109,17 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     slot_bytes: Annotated[int, Meta(ge=MIB, le=1 << 46)] = (
         512 * MIB
     )  # shared memory of one front end, allocated on first use
-    decode_threads: Annotated[int, Meta(ge=0, le=256)] = 0  # of one front end; 0: one per core
+    # Of one front end; 0: one per core, at least two. With one, small pictures wait for the largest.
+    decode_threads: Annotated[int, Meta(ge=0, le=256)] = 0
 
     def bytes_in_flight(self, memory: int, front_ends: int) -> int:
         """`inflight_bytes`, with 0 resolved for a machine with `memory` bytes. The largest message always fits."""
         share = memory // (4 * front_ends)
         return self.inflight_bytes or max(self.max_message_bytes, min(self.slot_bytes, share))
+
+    def threads(self, cores: int) -> int:
+        """`decode_threads`, with 0 resolved for a machine with `cores` cores."""
+        return self.decode_threads or max(2, cores)
 
     def __post_init__(self) -> None:
         if 0 < self.inflight_bytes < self.max_message_bytes:
@@ -115,7 +143,7 @@ BucketsSetting = Literal["none", "auto"] | Annotated[tuple[tuple[Side, Side], ..
 class BatchingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """When a batch closes, and which requests it contains."""
 
-    policy: PolicyName = "deferred"
+    policy: PolicyName = "deferred"  # how batches are formed; the others are there for comparison
     # Target latency of a request without a deadline. If set, requests predicted to be later are refused. If not set, it
     # is 100 ms or five times the time of one image, whichever is longer, and affects only order and batch size.
     latency_objective_ms: Annotated[float, Meta(gt=0, le=3_600_000)] | None = None
@@ -182,7 +210,7 @@ class RepositoryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """How the model repository is watched, and what its files may do."""
 
     poll_seconds: Annotated[float, Meta(gt=0, le=3600)] = 5.0  # a full scan, in addition to file system notifications
-    versions: VersionsSetting = "latest 1"
+    versions: VersionsSetting = "latest 1"  # which versions of a model serve: the N highest, all, or those listed
     # A new or changed version first loads and runs in a process of its own, for at most this long; 0: it does not.
     trial_seconds: Annotated[float, Meta(ge=0, le=3600)] = 120.0
     trial_memory_mib: Annotated[int, Meta(ge=0, le=1 << 24)] = 0  # of that process; 0: the memory of the machine
@@ -194,7 +222,7 @@ class TlsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Encryption of all three ports: PEM files, which are read again when they change. Not set: none."""
 
     certificate: str = ""  # the server's, followed by those between it and its root
-    key: str = ""
+    key: str = ""  # the private key of that certificate, without a password
     client_ca: str = ""  # every client needs a certificate that one of these has signed
 
     def __post_init__(self) -> None:
@@ -220,6 +248,39 @@ class QuotasConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     burst_seconds: Annotated[float, Meta(gt=0, le=3600)] = 1.0  # as much may come at once as in this time
 
 
+class AdminConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The administration port. It has no host: it is on 127.0.0.1 or a Unix socket, and nowhere else."""
+
+    enabled: bool = False  # opens the port
+    port: Port = 8003  # on 127.0.0.1
+    socket: str = ""  # path of a Unix socket that only this user may use; it takes the place of the port
+    # Clients may register regions of shared memory there; requests on either port may then refer to them.
+    shared_memory: bool = False
+
+    def __post_init__(self) -> None:
+        if self.shared_memory and not self.enabled:
+            raise ValueError("admin.shared_memory is set, but admin.enabled is not: regions are registered on its port")
+
+
+class TracingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Spans for a collector of OpenTelemetry, whose own variables (OTEL_...) may set what is not set here."""
+
+    enabled: bool = False  # records spans; wants `convoy[tracing]`
+    # URL of a collector that speaks OTLP over gRPC, such as http://127.0.0.1:4317; "": OTEL_EXPORTER_OTLP_ENDPOINT.
+    endpoint: Annotated[str, Meta(max_length=2048)] = ""
+    # Of the traces that begin here: of requests without `traceparent`. A request with it is sampled as it says.
+    share: Annotated[float, Meta(ge=0, le=1)] = 0.01
+    # The most requests a second of one front end that are recorded, whatever callers ask for; 0: no limit.
+    requests_per_second: Annotated[int, Meta(ge=0, le=1_000_000)] = 100
+    service_name: Annotated[str, Meta(max_length=256)] = ""  # "": OTEL_SERVICE_NAME, else convoy
+
+    def __post_init__(self) -> None:
+        if self.endpoint and not self.enabled:
+            raise ValueError("tracing.endpoint is set, but tracing.enabled is not")
+        if self.endpoint and not re.fullmatch(r"https?://[^\s/@]+/?", self.endpoint):
+            raise ValueError(f"tracing.endpoint is {self.endpoint!r}, want http://HOST:PORT or https://HOST:PORT")
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole configuration of a server."""
 
@@ -227,10 +288,18 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     tls: TlsConfig = TlsConfig()
     access: AccessConfig = AccessConfig()
     quotas: QuotasConfig = QuotasConfig()
+    admin: AdminConfig = AdminConfig()
+    tracing: TracingConfig = TracingConfig()
     limits: LimitsConfig = LimitsConfig()
     batching: BatchingConfig = BatchingConfig()
     engine: EngineConfig = EngineConfig()
     repository: RepositoryConfig = RepositoryConfig()
+
+    def __post_init__(self) -> None:
+        if self.admin.enabled and self.admin.port and not self.admin.socket:
+            for name in ("grpc_port", "http_port", "metrics_port"):
+                if getattr(self.server, name) == self.admin.port:
+                    raise ValueError(f"admin.port and server.{name} are both {self.admin.port}, want different ports")
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -251,22 +320,71 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     sha256: Annotated[tuple[Annotated[str, Meta(pattern="^[0-9a-f]{64}$")], ...], Meta(max_length=1024)] = ()
 
 
+class Reading(NamedTuple):
+    """A configuration, and where each of its values is from, by dotted key; a key that is not there has its default."""
+
+    config: Config
+    origins: Mapping[str, str]
+
+
 def load(
-    file: Path | None = None, settings: Sequence[str] = (), overrides: Mapping[str, object] | None = None
+    file: Path | None = None,
+    settings: Sequence[str] = (),
+    overrides: Mapping[str, object] | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Config:
-    """The configuration from a TOML file, overridden by `section.key=value` settings, overridden by `overrides`.
+    """The configuration from a TOML file, overridden by the variables of an environment, overridden by
+    `section.key=value` settings, overridden by `overrides`.
 
     Keys of `overrides` are dotted. Raises BadConfig, which names the key and what was expected.
     """
+    return read(file, settings, overrides, environment).config
+
+
+def read(
+    file: Path | None = None,
+    settings: Sequence[str] = (),
+    overrides: Mapping[str, object] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Reading:
+    """As `load`, and where each value is from: the file, the name of a variable, `--set`, or an option."""
     values: dict[str, Any] = _read(file) if file is not None else {}
+    origins = {f"{section}.{key}": str(file) for section, each in values.items() for key in _keys_in(each)}
+    for key, text in variables(environment or {}, keys()).items():
+        _put(values, key, _value(text))
+        origins[key] = variable(key)
     for setting in settings:
+        if not _is_text(setting):
+            raise BadConfig(f"setting {setting!r} is not UTF-8, want section.key=value {_EXAMPLE}")
         key, equals, text = setting.partition("=")
         if not equals:
             raise BadConfig(f"setting {setting!r} has no value, want section.key=value {_EXAMPLE}")
         _put(values, key.strip(), _value(text.strip()))
+        origins[key.strip()] = "--set"
     for key, value in (overrides or {}).items():
         _put(values, key, value)
-    return _convert(values, Config)
+        origins[key] = f"--{key.partition('.')[2].replace('_', '-')}"
+    try:
+        return Reading(_convert(values, Config), origins)
+    except BadConfig as error:
+        raise BadConfig(error.message + _set_by(error.message, origins)) from None
+
+
+def keys() -> list[str]:
+    """All dotted keys of the configuration, in order."""
+    sections = msgspec.structs.fields(Config)
+    return [f"{section.name}.{key.name}" for section in sections for key in msgspec.structs.fields(section.type)]
+
+
+def _set_by(message: str, origins: Mapping[str, str]) -> str:
+    """Which variables set the keys that a message names: nobody sees them where the server is started."""
+    named = [origin for key, origin in origins.items() if re.search(rf"\b{re.escape(key)}\b", message)]
+    set_by = [origin for origin in named if origin.startswith(variable(""))]
+    return f"; set by {' and '.join(set_by)}" if set_by else ""
+
+
+def _keys_in(section: object) -> list[str]:
+    return list(section) if isinstance(section, dict) else []
 
 
 def load_model_config(data: bytes | str) -> ModelConfig:
@@ -288,6 +406,15 @@ def _read(file: Path) -> dict[str, Any]:
         raise BadConfig(f"configuration file {str(file)!r} is not TOML: {error}") from None
     except NoText as error:
         raise BadConfig(f"configuration file {str(file)!r}: {error}") from None
+
+
+def _is_text(argument: str) -> bool:
+    # Bytes of a command line that are not UTF-8 arrive as surrogates.
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _value(text: str) -> object:
@@ -339,8 +466,11 @@ def _describe(message: str, values: dict[str, Any], kind: type[T]) -> str:
 def _choices(kind: type[T], where: str) -> list[str]:
     """The string values that a key accepts, and its other accepted types."""
     kinds: Any = msgspec.inspect.type_info(kind)
-    for name in where.split("."):
+    for part in where.split("."):
+        name, *places = part.split("[")
         kinds = next(field.type for field in kinds.fields if field.name == name)
+        for _ in places:
+            kinds = next(each.item_type for each in getattr(kinds, "types", (kinds,)) if hasattr(each, "item_type"))
     types = getattr(kinds, "types", (kinds,))
     words = [repr(word) for each in types for word in getattr(each, "values", ())]
     others = {msgspec.inspect.IntType: "a number", msgspec.inspect.VarTupleType: "a list"}

@@ -33,6 +33,15 @@ def listed(names: Iterable[str], most: int = 1000) -> str:
     return ", ".join(texts[:shown]) + more
 
 
+def meant(name: str, names: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one, or nothing. For commands, not for servers:
+    comparing with many names takes milliseconds."""
+    import difflib  # noqa: PLC0415  only for an error
+
+    close = difflib.get_close_matches(name, list(names), 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
 def runtime_reason(error: Exception) -> str:
     """The reason in an onnxruntime error, in one line, without names and locations of its source; else the type."""
     text = " ".join(str(error).split())
@@ -54,6 +63,11 @@ class ConvoyError(Exception):
         super().__init__(message)
         self.message = message
         self.retry_after = retry_after  # seconds after which a retry makes sense
+
+    def forget_origin(self) -> None:
+        """Drops the references to where it was raised. They keep the bytes of its request, in cycles of frames and
+        futures, until the collector runs, and that is seldom: gigabytes after a flood of broken pictures."""
+        self.__traceback__ = self.__context__ = self.__cause__ = None
 
 
 class BadRequest(ConvoyError):
@@ -78,6 +92,12 @@ class UnknownModel(ConvoyError):
     """No such model or version is served."""
 
     reason = "UNKNOWN_MODEL"
+
+
+class UnknownRegion(ConvoyError):
+    """No region of shared memory is registered under this name."""
+
+    reason = "UNKNOWN_REGION"
 
 
 class UnknownService(ConvoyError):

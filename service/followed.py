@@ -1,7 +1,9 @@
 """Files that are read again when they change, such as certificates that something else renews."""
 
+import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -31,25 +33,35 @@ class Followed(Generic[T]):
         self._state = self._seen = self._look()
         self.value = read()
 
-    def poll(self) -> bool:
-        """Reads the files again if they have changed. Returns whether there is a new value."""
+    def poll(self, *, now: bool = False) -> bool:
+        """Reads the files again if they have changed, or in any case `now`. Returns whether there is a new value."""
         before, state = self._seen, self._look()
         self._seen = state
-        if state == self._state or state != before:
+        if not now and (state == self._state or state != before):
             return False
         self._state = state
         try:
             self.value = self._read()
         except BadConfig as error:
-            log.error("%s changed, but the previous ones stay in use: %s", self._what, error.message)
+            log.error("%s %s, but the previous ones stay in use: %s", self._what, _why(now), error.message)
             self.failed = True
             return False
-        log.info("%s changed and are in use", self._what)
+        log.info("%s %s and are in use", self._what, _why(now))
         self.failed = False
         return True
 
     def _look(self) -> _State:
         return tuple(_state(file) for file in self._files)
+
+
+async def wait(reload: asyncio.Event, seconds: float) -> None:
+    """Waits for the next poll, or until it is wanted at once."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(reload.wait(), seconds)
+
+
+def _why(now: bool) -> str:
+    return "were read again" if now else "changed"
 
 
 def _state(file: Path) -> tuple[int, int, int, int] | None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from convoy.service.errors import BadMetadata
 from convoy.service.metadata import CONFIDENCE, LOCATION, MASK, Document
 
+_MOST_OF_A_REASON = 300  # characters
 KEY = "convoy.golden"  # in the file's `metadata_props`
 
 _PLACES = 64  # of each output that are recorded
@@ -61,8 +62,8 @@ def decode(properties: Mapping[str, str]) -> Golden | None:
         return None
     try:
         return msgspec.json.decode(text, type=Golden)
-    except msgspec.MsgspecError as error:
-        raise BadMetadata(f"example {KEY!r}: {' '.join(str(error).split())}") from None
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise BadMetadata(f"example {KEY!r}: {' '.join(str(error).split())[:_MOST_OF_A_REASON]}") from None
 
 
 def encode(golden: Golden) -> str:

@@ -9,18 +9,37 @@ from typing import Any, Literal
 
 import msgspec
 
-_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+from convoy.service.config import LogLevel
+
+_LEVELS: dict[LogLevel, int] = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+_MOST = 12_000  # characters of a message, a field or a traceback: a file or a client may have chosen them
 
 
-def configure(level: str, process: str, form: Literal["auto", "json", "text"] = "auto") -> None:
+def configure(level: LogLevel, process: str, form: Literal["auto", "json", "text"] = "auto") -> None:
     """Send this process's records to stderr. `process` names it in each of them; "auto" is text on a terminal."""
     handler = _Handler()
     as_json = form == "json" or (form == "auto" and (sys.stderr is None or not sys.stderr.isatty()))
     handler.setFormatter(_Formatter(process, as_json=as_json))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(_LEVELS[level])
+    set_level(level)
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
+    logging.captureWarnings(True)  # Python writes them to stderr by itself, in several lines
+
+
+def set_level(level: LogLevel) -> None:
+    """Drop this process's records below a level from now on."""
+    logging.getLogger().setLevel(_LEVELS[level])
+
+
+def level() -> LogLevel:
+    """The level below which this process's records are dropped."""
+    return next(name for name, number in _LEVELS.items() if number == logging.getLogger().level)
 
 
 class _Handler(logging.Handler):
@@ -88,20 +107,29 @@ class _Formatter(logging.Formatter):
             "time": stamp,
             "level": record.levelname.lower(),
             "process": self._process,
-            "message": record.getMessage(),
-            **getattr(record, "fields", {}),
+            "message": _cut(record.getMessage()),
+            **{key: _cut(value) for key, value in getattr(record, "fields", {}).items()},
         }
         if record.exc_info:
-            entry["traceback"] = self.formatException(record.exc_info)
+            entry["traceback"] = _end(self.formatException(record.exc_info))
         if self._as_json:
             entry = {key: _encodable(value) for key, value in entry.items()}
             return msgspec.json.encode(entry).decode()
-        fields = " ".join(f"{key}={value!r}" for key, value in getattr(record, "fields", {}).items())
-        head = (
-            f"{stamp} {record.levelname.lower():7} {self._process}: {_visible(record.getMessage())} {fields}".rstrip()
-        )
+        fields = " ".join(f"{key}={_cut(value)!r}" for key, value in getattr(record, "fields", {}).items())
+        head = f"{stamp} {record.levelname.lower():7} {self._process}: {_visible(entry['message'])} {fields}".rstrip()
         trace = [_visible(line) for line in entry["traceback"].splitlines()] if record.exc_info else []
         return "\n".join([head, *trace])
+
+
+def _cut(value: Any) -> Any:
+    if not isinstance(value, str) or len(value) <= _MOST:
+        return value
+    return f"{value[:_MOST]}... ({len(value)} characters)"
+
+
+def _end(trace: str) -> str:
+    # The error itself is in the last line.
+    return trace if len(trace) <= _MOST else f"... {trace[-_MOST:]}"
 
 
 def _encodable(value: object) -> object:

@@ -1,7 +1,10 @@
 """The cores, memory and GPUs available to this process."""
 
 import ctypes
+import importlib.util
+import math
 import os
+import resource
 from pathlib import Path
 
 HTTP2_LIBRARY = "libnghttp2.so.14"  # the number is that of its ABI
@@ -40,6 +43,45 @@ def memory_bytes(limits: tuple[Path, ...] = _MEMORY_LIMITS) -> int:
     return min([machine, *(limit for path in limits if (limit := _read(path)) is not None)])
 
 
+def available_bytes(groups: Path = _GROUPS, meminfo: Path = Path("/proc/meminfo")) -> int:
+    """The memory that can be used without other processes losing theirs: of the machine, or of the container if that
+    has less. Files that are only cached count as available."""
+    available = memory_bytes()
+    for line in _lines(meminfo):
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) << 10
+    limit, used = _read(groups / "memory.max"), _read(groups / "memory.current")
+    if limit is not None and used is not None:
+        files = sum(
+            int(line.split()[1]) for line in _lines(groups / "memory.stat") if line.startswith("inactive_file ")
+        )
+        available = min(available, max(0, limit - used + files))
+    return available
+
+
+def own_bytes(pid: int | str = "self", proc: Path = Path("/proc")) -> int:
+    """The resident memory of a process that is its own: without files, and without what it shares with others.
+
+    Raises OSError if there is no such process.
+    """
+    _, resident, shared, *_ = (proc / str(pid) / "statm").read_text().split()
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+
+
+def usage(pid: int, proc: Path = Path("/proc")) -> tuple[float, int]:
+    """The CPU seconds of a process so far, and its resident bytes. Raises OSError if there is no such process."""
+    # The name of the program, in parentheses, may contain anything.
+    words = (proc / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
+    user, system, resident = int(words[11]), int(words[12]), int(words[21])
+    return (user + system) / os.sysconf("SC_CLK_TCK"), resident * os.sysconf("SC_PAGE_SIZE")
+
+
+def address_space() -> float:
+    """The bytes that a process may map (ulimit -v); inf if there is no limit."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return math.inf if soft == resource.RLIM_INFINITY else soft
+
+
 def cuda_devices(library: str = "libcuda.so.1") -> int:
     """The number of CUDA devices that the driver reports; 0 without a driver."""
     count = ctypes.c_int(0)
@@ -59,6 +101,21 @@ def has_library(name: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def has_module(name: str) -> bool:
+    """Whether a module is installed. It is not imported, but the packages around it are."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
 
 
 def _read(path: Path) -> int | None:

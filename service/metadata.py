@@ -22,11 +22,17 @@ LOCATION = "location"  # int64 (N, 2), the row and column of the maximum of the 
 SCORE = "score"  # float32 (N), that maximum
 
 _USUAL_SIDE = 64  # of a free axis, rounded up to the model's multiple, for a network that accepts any size
+MOST_OF_A_DOCUMENT = 1 << 20  # bytes: ListModels must fit one message of 4 MiB, a client's usual limit
+MOST_OF_A_NAME = 256  # characters
+_MOST_LABELS = 1 << 16
+_MOST_METRICS = 64
+_MOST_OF_A_REASON = 300  # characters
 MAX_MASK_CLASSES = 256  # a class index is one byte of the mask
 
 Task = Literal["classification", "segmentation", "matching"]
 Fit = Literal["stretch", "crop", "letterbox", "pad"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Name = Annotated[str, Meta(max_length=MOST_OF_A_NAME)]
 Byte = Annotated[int, Meta(ge=0, le=255)]
 Side = Annotated[int, Meta(ge=1, le=65_535)]
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -70,8 +76,8 @@ class Axis(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     name: AxisName
     size: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
     spacing: Annotated[float, Meta(gt=0)] | None = None
-    unit: str = ""
-    labels: list[str] | None = None
+    unit: Name = ""
+    labels: Annotated[list[Name], Meta(max_length=_MOST_LABELS)] | None = None
 
     def __post_init__(self) -> None:
         if self.labels is not None and len(self.labels) != self.size:
@@ -86,10 +92,10 @@ class TensorInput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     `unit` is the unit of its values. One axis is `channel`, of fixed size.
     """
 
-    name: Annotated[str, Meta(min_length=1)]
+    name: Annotated[str, Meta(min_length=1, max_length=MOST_OF_A_NAME)]
     dtype: Literal["float32", "uint8"]
     axes: Annotated[tuple[Axis, ...], Meta(min_length=2, max_length=7)]
-    unit: str = ""
+    unit: Name = ""
 
     def __post_init__(self) -> None:
         names = [axis.name for axis in self.axes]
@@ -126,10 +132,10 @@ class TensorInput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The origin of the network. `metrics` were measured on the held-out split (`top1`, `mean_iou`, ...)."""
 
-    architecture: str
-    data: str
-    commit: str = ""  # of the source tree that trained it; empty if unknown
-    metrics: dict[str, float] = {}
+    architecture: Name
+    data: Name
+    commit: Name = ""  # of the source tree that trained it; empty if unknown
+    metrics: Annotated[dict[Name, float], Meta(max_length=_MOST_METRICS)] = {}
 
 
 class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -152,16 +158,33 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     precision: Literal["fp16", "int8"]
     images: Annotated[int, Meta(ge=1)]
-    score: str = ""  # top1 or mean_iou; empty if there was no data to measure it on
+    score: Name = ""  # top1 or mean_iou; empty if there was no data to measure it on
     drop: Annotated[float, Meta(ge=-1, le=1)] | None = None
     agreement: Share
     max_abs_difference: Annotated[float, Meta(ge=0)]
     speed_up: Annotated[float, Meta(gt=0)]
     batched_speed_up: Annotated[float, Meta(gt=0)]
-    provider: str  # the onnxruntime execution provider of all measurements
-    processor: str = ""  # with its number of threads, for the CPU provider
+    provider: Name  # the onnxruntime execution provider of all measurements
+    processor: Name = ""  # with its number of threads, for the CPU provider
     calibration: Calibration | None = None  # how the int8 ranges were chosen, and from how many training images
     calibration_images: Annotated[int, Meta(ge=1)] | None = None
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Along one axis, how many pixels `before` and `after` a pixel may affect its class, at most. The network's grids
+    repeat every `stride` pixels: a part of an image has the same classes only if it begins at a multiple of that."""
+
+    before: Annotated[int, Meta(ge=0, le=1 << 20)]
+    after: Annotated[int, Meta(ge=0, le=1 << 20)]
+    stride: Annotated[int, Meta(ge=1, le=1 << 16)]
+
+
+class ReceptiveField(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What of an image a pixel of the mask depends on. None: on all of the axis, or on the image's size or place, as
+    with global pooling or attention."""
+
+    height: Context | None = None
+    width: Context | None = None
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -172,13 +195,14 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     schema_version: Literal[1] = 1
     task: Task
-    labels: Annotated[list[str], Meta(min_length=1)]
+    labels: Annotated[list[Name], Meta(min_length=1, max_length=_MOST_LABELS)]
     palette: list[tuple[Byte, Byte, Byte]] | None = None
     input: InputSpec | None = None
     tensor: TensorInput | None = None
     provenance: Provenance | None = None
     parity: Parity | None = None
     variant: Variant | None = None  # None: fp32, as trained
+    receptive_field: ReceptiveField | None = None  # of a mask of any size; None: not known
 
     @property
     def image(self) -> InputSpec:
@@ -268,8 +292,11 @@ def decode(properties: Mapping[str, str]) -> Document | None:
     text = properties.get(KEY)
     if text is None:
         return None
+    if (size := len(text.encode(errors="replace"))) > MOST_OF_A_DOCUMENT:
+        raise BadMetadata(f"metadata document {KEY!r} has {size} bytes, want at most {MOST_OF_A_DOCUMENT}")
     try:
         return msgspec.json.decode(text, type=Document)
-    except (msgspec.MsgspecError, ValueError) as error:
-        # The file chooses the field names: the message must stay one line.
-        raise BadMetadata(f"metadata document {KEY!r}: {' '.join(str(error).split())}") from None
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        # The file chooses the field names: the message must stay one line, and short.
+        reason = " ".join(str(error).split())[:_MOST_OF_A_REASON]
+        raise BadMetadata(f"metadata document {KEY!r}: {reason}") from None

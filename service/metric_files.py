@@ -23,6 +23,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # environment variable that prometheus_client reads at import
 _FILE_BYTES = 16 << 10  # of a new file of counts
 _ENDED = 0  # not a process id: the counts of all ended processes
+_RESTARTS = "restarts.json"  # which the supervisor writes, for the front ends to read
 _SUMMED: Mapping[str, Callable[[float, float], float]] = {"counter": add, "histogram": add, "gauge_max": max}
 _FILES = threading.Lock()  # locked while files are added or removed: a scrape must find each count once
 
@@ -149,18 +150,21 @@ if DIRECTORY in os.environ:
     values.ValueClass = values.MultiProcessValue(lambda: _process[0])  # type: ignore[no-untyped-call]
 
 
-def forget_version(model: str, version: int) -> None:
-    """Drop the series of a version that no longer serves from this process's counts."""
-    identity = {"model": model, "version": str(version)}
+def forget(identity: Mapping[str, str], metric: str = "") -> None:
+    """Drop the series with these labels from this process's counts; of one metric, if that is named."""
 
     def belongs(key: str) -> bool:
-        labels: dict[str, str] = json.loads(key)[2]
-        return identity.items() <= labels.items()
+        name, _, labels, *_ = json.loads(key)
+        return metric in ("", name) and identity.items() <= labels.items()
 
-    # The values' own lock, from the closure of their methods: a session's thread may be counting.
-    with inspect.getclosurevars(values.ValueClass.inc).nonlocals.get("lock", _FILES):
+    # The values' own lock, from the closure of their methods: a session's thread may be counting. The list of all
+    # values, which prometheus_client keeps for a fork, would grow with each version.
+    inside = inspect.getclosurevars(values.ValueClass.__init__).nonlocals
+    with inside.get("lock", _FILES):
         for counts in _COUNTING:
             counts.forget(belongs)
+        known: list[Any] = inside.get("values", [])
+        known[:] = [value for value in known if not belongs(value._key)]
 
 
 def forget_process(pid: int, directory: Path) -> None:
@@ -187,3 +191,18 @@ def _merge(file: Path, total: Path, both: Callable[[float, float], float]) -> No
 def collect(directory: Path) -> list[Metric]:
     with _FILES:
         return list(MultiProcessCollector(None, str(directory)).collect())  # type: ignore[no-untyped-call]
+
+
+def note_restarts(directory: Path, restarts: Mapping[str, int]) -> None:
+    """Write how many processes of each kind were started again, for others. On a full disk it stays as it is."""
+    data = json.dumps(restarts).encode()
+    with suppress(OSError):
+        _write_whole(directory / _RESTARTS, data, len(data))
+
+
+def restarts(directory: Path) -> dict[str, int]:
+    """What `note_restarts` has written; nothing if no process was started again."""
+    try:
+        return dict(json.loads((directory / _RESTARTS).read_bytes()))
+    except FileNotFoundError:
+        return {}

@@ -6,25 +6,31 @@ scrape. So the sums are exact over all processes and survive a killed one.
 
 import asyncio
 import collections
+import sys
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from convoy.service import metric_files
+from convoy.service import machine, metric_files
 
 # How many processes were restarted, by kind and device, after one ended unexpectedly.
 Restarts = Mapping[tuple[str, int], int]
 
+_NONE: Restarts = MappingProxyType({})
+_RUNTIMES = ("onnxruntime-gpu", "onnxruntime")  # packages, of which one is installed
+
 # Seconds, 100 us to 10 s, about three per factor of ten.
-_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _LEVELS_SECONDS = 0.05
 _IMAGES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024)
 
@@ -36,13 +42,13 @@ REQUEST_DURATION = Histogram(
     "convoy_request_duration_seconds",
     "Time from a request's arrival to its reply.",
     ["model", "version", "method", "code"],
-    buckets=_SECONDS,
+    buckets=SECONDS,
 )
 STAGE_DURATION = Histogram(
     "convoy_stage_duration_seconds",
     "Time one image spent in a stage.",
     ["model", "version", "stage"],
-    buckets=_SECONDS,
+    buckets=SECONDS,
 )
 BATCH_SIZE = Histogram("convoy_batch_size", "Images in a batch that ran.", ["model", "version"], buckets=_IMAGES)
 BATCHES = Counter(
@@ -53,7 +59,17 @@ BATCH_STAGE = Counter(
     "Time of the engine's stages (gather, run, scatter), added up over batches of one size.",
     ["model", "version", "batch_size", "stage"],
 )
+BATCH_PREDICTION = Counter(
+    "convoy_batch_prediction_seconds_total",
+    "Time of batches as the scheduler predicted it, and as it was measured, over those that it could predict.",
+    ["model", "version", "time"],
+)
 IMAGES = Counter("convoy_images_total", "Images answered.", ["model", "version"])
+ANSWERS = Counter(
+    "convoy_answers_total",
+    "Requests answered, except those of low priority, by whether within the latency objective of their version.",
+    ["model", "version", "objective"],
+)
 REFUSALS = Counter("convoy_refusals_total", "Images and requests that were not served, by reason.", ["model", "reason"])
 DEADLINE_MISSES = Counter("convoy_deadline_misses_total", "Requests whose time ran out before their answer.", ["model"])
 CANCELLED = Counter("convoy_cancelled_total", "Requests that their callers cancelled before the deadline.", ["model"])
@@ -64,6 +80,12 @@ PADDING = Counter("convoy_padding_pixels_total", "Pixels of padding that were ru
 RETRIES = Counter("convoy_retries_total", "Images sent again to a restarted engine.", ["model"])
 QUEUE_DEPTH = Gauge(
     "convoy_queue_depth", "Images that wait for the device.", ["model", "device"], multiprocess_mode="livesum"
+)
+QUEUE_SECONDS = Gauge(
+    "convoy_queue_seconds",
+    "Time that the device needs for the images that wait, as predicted.",
+    ["model", "device"],
+    multiprocess_mode="livesum",
 )
 IN_FLIGHT = Gauge("convoy_requests_in_flight", "Requests accepted and not yet answered.", multiprocess_mode="livesum")
 IN_FLIGHT_BYTES = Gauge(
@@ -97,9 +119,32 @@ MODEL_BATCHED = Gauge(
 )
 MODEL_READY = Gauge(
     "convoy_model_ready",
-    "1 where a version serves, 0 where it does not.",
+    "1 where a version serves, 0 where it does not; without a provider, a version that should and cannot.",
     ["model", "version", "provider", "device"],
     multiprocess_mode="livemostrecent",
+)
+MODEL_NODES = Gauge(
+    "convoy_model_nodes",
+    "Nodes of a version's network that a provider runs, where it serves on a GPU.",
+    ["model", "version", "provider", "device"],
+    multiprocess_mode="livemostrecent",
+)
+MODEL_OBJECTIVE = Gauge(
+    "convoy_model_latency_objective_seconds",
+    "The latency objective of a version: what is configured, or else 100 ms or five times the time of one image.",
+    ["model", "version"],
+    multiprocess_mode="livemostrecent",
+)
+MODEL_FALLBACK = Gauge(
+    "convoy_model_fallback",
+    "1 where a version runs on the CPU though this onnxruntime offers CUDA and the settings allow it.",
+    ["model", "version", "device"],
+    multiprocess_mode="livemostrecent",
+)
+EXAMPLE_FAILURES = Counter(
+    "convoy_example_failures_total",
+    "Checks in which the answer to a file's own example was not that of its export.",
+    ["model", "version"],
 )
 MODEL_QUARANTINED = Gauge(
     "convoy_model_quarantined",
@@ -109,6 +154,27 @@ MODEL_QUARANTINED = Gauge(
 )
 LAST_INFERENCE = Gauge(
     "convoy_last_inference_timestamp_seconds", "When a batch last ended.", ["model", "version"], multiprocess_mode="max"
+)
+
+_OF_VERSIONS: tuple[Any, ...] = (
+    REQUEST_DURATION,
+    STAGE_DURATION,
+    BATCH_SIZE,
+    BATCHES,
+    BATCH_STAGE,
+    BATCH_PREDICTION,
+    IMAGES,
+    ANSWERS,
+    INPUT_PIXELS,
+    PADDING,
+    MODEL_BATCHED,
+    MODEL_READY,
+    MODEL_NODES,
+    MODEL_OBJECTIVE,
+    MODEL_FALLBACK,
+    EXAMPLE_FAILURES,
+    MODEL_QUARANTINED,
+    LAST_INFERENCE,
 )
 
 
@@ -121,8 +187,23 @@ def count_requests(model: str, version: str, method: str, code: str, seconds: Se
     """Count requests that were answered together, each `seconds` after its own arrival."""
     total, buckets = _request_counters(model, version, method, code)
     total.inc(sum(seconds))
-    for bucket, times in collections.Counter([bisect_left(_SECONDS, each) for each in seconds]).items():
+    for bucket, times in collections.Counter([bisect_left(SECONDS, each) for each in seconds]).items():
         buckets[bucket].inc(times)
+
+
+def count_answer(model: str, version: str, objective: float, seconds: float) -> None:
+    """Count a request that was answered `seconds` after its arrival; `objective` is that of the version."""
+    _answer_counters(model, version)[seconds > objective].inc()
+
+
+def count_answers(model: str, version: str, objective: float, seconds: Sequence[float]) -> None:
+    """Count requests that were answered together, each `seconds` after its own arrival: see `count_answer`."""
+    late = sum([each > objective for each in seconds])
+    met, missed = _answer_counters(model, version)
+    if late:
+        missed.inc(late)
+    if late < len(seconds):
+        met.inc(len(seconds) - late)
 
 
 def count_images(model: str, version: str, images: int, seconds: Sequence[float]) -> None:
@@ -131,6 +212,48 @@ def count_images(model: str, version: str, images: int, seconds: Sequence[float]
     counter.inc(images)
     for histogram, span in zip(histograms, seconds, strict=True):
         _add(histogram, span, images)
+
+
+@cache
+def batch_counters(model: str, version: str, size: int, device: int) -> tuple[Any, ...]:
+    """What counts a batch: its size, batches of this size, the seconds of gather, run and scatter, and its end."""
+    stages = [BATCH_STAGE.labels(model, version, size, stage) for stage in ("gather", "run", "scatter")]
+    return (
+        BATCH_SIZE.labels(model, version),
+        BATCHES.labels(model, version, size, device),
+        *stages,
+        LAST_INFERENCE.labels(model, version),
+    )
+
+
+@cache
+def prediction_counters(model: str, version: str) -> tuple[Counter, Counter]:
+    """What counts the seconds of batches, as predicted and as measured."""
+    return BATCH_PREDICTION.labels(model, version, "predicted"), BATCH_PREDICTION.labels(model, version, "measured")
+
+
+def forget_version(model: str, version: int) -> None:
+    """Drop the series of a version that no longer serves from this process's counts, and what has counted them."""
+    for cached in (_request_counters, _answer_counters, _image_counters, batch_counters, prediction_counters):
+        cached.cache_clear()
+    for metric in _OF_VERSIONS:
+        of_model, of_version = (metric._labelnames.index(name) for name in ("model", "version"))
+        with metric._lock:  # its own `remove` warns that it leaves the files as they are
+            for labels in [each for each in metric._metrics if each[of_model] == model]:
+                if labels[of_version] == str(version):
+                    del metric._metrics[labels]
+    metric_files.forget({"model": model, "version": str(version)})
+
+
+def count_unready(model: str, version: int, device: int, *, unready: bool) -> None:
+    """Show that a version cannot be served, or no longer show that. `version` 0: the model has none."""
+    label = str(version) if version else ""
+    if unready:
+        MODEL_READY.labels(model, label, "", device).set(0)
+        return
+    with MODEL_READY._lock:
+        MODEL_READY._metrics.pop((model, label, "", str(device)), None)
+    metric_files.forget({"model": model, "version": label, "provider": ""}, MODEL_READY._name)
 
 
 class Levels:
@@ -168,7 +291,7 @@ def _add(histogram: _Parts, seconds: float, times: int) -> None:
     # What Histogram.observe does, for many observations at once.
     total, buckets = histogram
     total.inc(times * seconds)
-    buckets[bisect_left(_SECONDS, seconds)].inc(times)
+    buckets[bisect_left(SECONDS, seconds)].inc(times)
 
 
 def _parts_of(histogram: Histogram) -> _Parts:
@@ -182,24 +305,81 @@ def _request_counters(model: str, version: str, method: str, code: str) -> _Part
 
 
 @cache
+def _answer_counters(model: str, version: str) -> tuple[Counter, Counter]:
+    return ANSWERS.labels(model, version, "met"), ANSWERS.labels(model, version, "missed")
+
+
+@cache
 def _image_counters(model: str, version: str) -> tuple[Counter, list[_Parts]]:
     histograms = [_parts_of(STAGE_DURATION.labels(model, version, stage)) for stage in STAGES]
     return IMAGES.labels(model, version), histograms
 
 
-class ServerCollector(Collector):
-    """All processes' metrics, the restarts that the supervisor counts, and the same values under Triton's names."""
+class Supplied(NamedTuple):
+    """A metric that is in no file: the supervisor knows it at each scrape."""
 
-    def __init__(self, directory: Path, restarts: Restarts) -> None:
+    name: str  # as in the exposition
+    kind: Literal["counter", "gauge"]
+    text: str
+    labels: tuple[str, ...] = ()
+
+    def family(self, value: float | None = None) -> CounterMetricFamily | GaugeMetricFamily:
+        """A family to be filled; `value` is that of the only series, if there are no labels."""
+        make = CounterMetricFamily if self.kind == "counter" else GaugeMetricFamily
+        return make(self.name, self.text, value, labels=None if value is not None else self.labels)
+
+
+ENGINE_RESTARTS = Supplied(
+    "convoy_engine_restarts_total", "counter", "Engines started again after one ended unexpectedly.", ("device",)
+)
+FRONTEND_RESTARTS = Supplied(
+    "convoy_frontend_restarts_total", "counter", "Front ends started again after one ended unexpectedly."
+)
+RECYCLED = Supplied(
+    "convoy_recycled_total", "counter", "Processes replaced by fresh ones.", ("process", "device", "reason")
+)
+PROCESS_CPU = Supplied(
+    "convoy_process_cpu_seconds_total",
+    "counter",
+    "CPU time of a process, of all its threads.",
+    ("process", "device", "pid"),
+)
+PROCESS_RESIDENT = Supplied(
+    "convoy_process_resident_bytes",
+    "gauge",
+    "Resident memory of a process, with what it shares with others.",
+    ("process", "device", "pid"),
+)
+BUILD = Supplied("convoy_build_info", "gauge", "1 for the versions in use.", ("version", "python", "onnxruntime"))
+
+
+class Running(NamedTuple):
+    """A process of the server. `device` is that of an engine, else empty."""
+
+    kind: str
+    device: str
+    pid: int
+
+
+class ServerCollector(Collector):
+    """All processes' metrics, what the supervisor knows of them, and the same values under Triton's names."""
+
+    def __init__(
+        self,
+        directory: Path,
+        restarts: Restarts,
+        recycled: Restarts,
+        running: Callable[[], Iterable[Running]],
+    ) -> None:
         self._directory = directory
         self._restarts = restarts
+        self._recycled = recycled
+        self._running = running
 
     def collect(self) -> Iterator[Metric]:
         families = metric_files.collect(self._directory)
         yield from families
-        engines = CounterMetricFamily(
-            "convoy_engine_restarts", "Engines started again after one ended unexpectedly.", labels=["device"]
-        )
+        engines = ENGINE_RESTARTS.family()
         front_ends = 0
         for (kind, device), count in self._restarts.items():
             if kind == "engine":
@@ -207,17 +387,56 @@ class ServerCollector(Collector):
             else:
                 front_ends += count
         yield engines
-        yield CounterMetricFamily(
-            "convoy_frontend_restarts", "Front ends started again after one ended unexpectedly.", front_ends
-        )
+        yield FRONTEND_RESTARTS.family(front_ends)
+        recycled = RECYCLED.family()
+        for (kind, device), count in self._recycled.items():
+            recycled.add_metric([kind, str(device), "memory"], count)
+        yield recycled
+        yield from _of_processes(self._running())
+        build = BUILD.family()
+        build.add_metric([_versions()[label] for label in BUILD.labels], 1)
+        yield build
         yield from _triton_names(statistics(families))
 
 
-def registry(directory: Path, restarts: Restarts) -> CollectorRegistry:
-    """The registry that the supervisor exposes. The supervisor itself updates `restarts`."""
+def registry(
+    directory: Path,
+    restarts: Restarts,
+    recycled: Restarts = _NONE,
+    running: Callable[[], Iterable[Running]] = tuple,
+) -> CollectorRegistry:
+    """The registry that the supervisor exposes. The supervisor itself updates `restarts`, and `recycled`: how many
+    processes it replaced because of their memory. `running` returns the processes at each scrape."""
     result = CollectorRegistry()
-    result.register(ServerCollector(directory, restarts))
+    result.register(ServerCollector(directory, restarts, recycled, running))
     return result
+
+
+def _of_processes(running: Iterable[Running]) -> Iterator[Metric]:
+    """What the kernel knows of each process. One that is restarted has series of its own: no counter goes back."""
+    cpu, resident = PROCESS_CPU.family(), PROCESS_RESIDENT.family()
+    for each in running:
+        with suppress(OSError):  # it has ended
+            seconds, nbytes = machine.usage(each.pid)
+            cpu.add_metric([each.kind, each.device, str(each.pid)], seconds)
+            resident.add_metric([each.kind, each.device, str(each.pid)], nbytes)
+    yield cpu
+    yield resident
+
+
+@cache
+def _versions() -> dict[str, str]:
+    python = ".".join(map(str, sys.version_info[:3]))
+    return {"version": _installed("convoy"), "python": python, "onnxruntime": _installed(*_RUNTIMES)}
+
+
+def _installed(*packages: str) -> str:
+    from importlib import metadata  # noqa: PLC0415  it would delay the start of every process
+
+    for package in packages:
+        with suppress(metadata.PackageNotFoundError):
+            return metadata.version(package)
+    return ""
 
 
 @dataclass(slots=True)

@@ -1,11 +1,12 @@
-"""The model repository: the scan of its folders, and the table of versions that all processes share."""
+"""The model repository: the scan of its folders, and the table of versions that all processes share.
 
-import logging
+Models may also lie outside it: see sources.py.
+"""
+
 import re
 import stat
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -14,15 +15,14 @@ import msgspec
 from convoy.service import files
 from convoy.service.buckets import NONE, Buckets
 from convoy.service.config import ModelConfig, VersionsSetting, load_model_config
-from convoy.service.errors import BadConfig, BadModelFile, ModelUnavailable, UnknownModel, listed
+from convoy.service.errors import BadConfig, BadModelFile, ModelUnavailable, UnknownModel, listed, named
 from convoy.service.metadata import Document
-
-log = logging.getLogger(__name__)
 
 MODEL_FILE = "model.onnx"
 CONFIG_FILE = "model.toml"
 TRITON_FILE = "config.pbtxt"  # next to a model that Triton has served
 PROFILE_FILE = "profile.json"  # which the server writes next to a model file
+_NO_DATA = (MODEL_FILE, CONFIG_FILE, PROFILE_FILE)
 
 MAX_NAME = 64
 _NAMED = 8  # models named in a message, which travels in a header
@@ -30,7 +30,6 @@ NAME = re.compile(rf"[a-z0-9_-]{{1,{MAX_NAME}}}")
 VERSION = re.compile(r"[1-9][0-9]{0,17}")
 _TRITON_BATCH = re.compile(r"^\s*max_batch_size\s*:\s*(\d{1,9})\b", re.MULTILINE)
 _MOST_SETTINGS = 1 << 20  # bytes
-_MOST_KNOWN = 1024  # contents of settings whose meaning is kept
 
 ReadSettings = Callable[[bytes], ModelConfig]  # the content of a model.toml; raises BadConfig
 
@@ -70,6 +69,7 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
     batch_size: int = 1  # images in the most efficient batch, as far as known before it serves
     row_seconds: float | None = None  # of an image or tensor in a batch of that size; None: not measured
     max_queue_delay_ms: float = 0.0
+    latency_objective: float = 0.0  # seconds; of a version that serves
     buckets: Buckets = NONE
 
 
@@ -80,8 +80,9 @@ class Table(msgspec.Struct, frozen=True):
     complete: bool = False
     problem: str = ""  # why the first scan has failed
 
-    def serving(self, model: str, version: int = 0) -> Version:
-        """The row that serves `model`; `version` 0 selects whichever version is serving.
+    def serving(self, model: str, version: int = 0, sees: Callable[[str], bool] = lambda _: True) -> Version:
+        """The row that serves `model`; `version` 0 selects whichever version is serving. `sees`: whether the caller may
+        know that a model exists.
 
         Raises UnknownModel if there is none, ModelUnavailable while it is loading.
         """
@@ -92,7 +93,7 @@ class Table(msgspec.Struct, frozen=True):
                 raise ModelUnavailable(f"model {model!r} is not served: {self.problem}", retry_after=5.0)
             if not self.complete:
                 raise ModelUnavailable(f"model {model!r} may still be loading", retry_after=1.0)
-            raise UnknownModel(f"model {model!r} is unknown: {self._names()}")
+            raise UnknownModel(f"model {model!r} is unknown: {self._names(sees)}")
         if version:
             rows = [row for row in rows if row.version == version]
             if not rows:
@@ -106,8 +107,8 @@ class Table(msgspec.Struct, frozen=True):
             raise UnknownModel(f"version {version} of model {model!r} is not served: {rows[0].reason}")
         raise ModelUnavailable(f"model {model!r} is not served: {rows[0].reason}")
 
-    def _names(self) -> str:
-        names = sorted({row.model for row in self.versions})
+    def _names(self, sees: Callable[[str], bool]) -> str:
+        names = sorted(filter(sees, {row.model for row in self.versions}))
         text = listed(names, _NAMED)
         return f"the server has {text or 'none'}" + ("; ListModels names them" if text.endswith(" more") else "")
 
@@ -149,6 +150,7 @@ class Listing:
     missing: tuple[int, ...] = ()  # versions without a model file
     note: str = ""  # other findings that affect how the model is served
     unreadable: tuple[int, ...] = ()  # versions in `missing` whose folder cannot be read
+    empty: str = ""  # why there is no version at all
 
 
 def scan(root: Path, read_settings: ReadSettings = load_model_config) -> dict[str, Listing]:
@@ -160,7 +162,7 @@ def scan(root: Path, read_settings: ReadSettings = load_model_config) -> dict[st
     for folder in sorted(root.iterdir()):
         try:
             if NAME.fullmatch(folder.name) and folder.is_dir():
-                listings[folder.name] = _scan_model(folder, read_settings)
+                listings[folder.name] = scan_model(folder, root, read_settings)
         except FileNotFoundError:
             continue  # deleted during the scan
         except OSError as error:
@@ -178,35 +180,50 @@ def model_file(root: Path, model: str, version: int) -> Path:
     return root / model / str(version) / MODEL_FILE
 
 
-def _scan_model(folder: Path, read_settings: ReadSettings) -> Listing:
-    settings = ModelConfig()
-    problem = ""
+def scan_model(folder: Path, root: Path, read_settings: ReadSettings = load_model_config) -> Listing:
+    """The contents of one model's folder. No link in it may lead out of `root`. Raises OSError if it cannot be read."""
     stamps: dict[int, Stamp] = {}
     missing = []
     unreadable = []
     for entry in folder.iterdir():
         if VERSION.fullmatch(entry.name) and entry.is_dir():
-            stamp = _stamp(entry / MODEL_FILE)
-            if stamp:
-                stamps[int(entry.name)] = stamp
+            found = stamp(entry / MODEL_FILE)
+            if found:
+                stamps[int(entry.name)] = found
             else:
                 missing.append(int(entry.name))
                 if not _is_readable(entry):
                     unreadable.append(int(entry.name))
+    settings, problem = settings_in(folder, root, read_settings)
+    settings, note = _with_triton(folder / TRITON_FILE, root, settings)
+    empty = "" if stamps or missing else _without_versions(folder)
+    return Listing(settings, problem, stamps, tuple(missing), note, tuple(unreadable), empty)
+
+
+def settings_in(folder: Path, root: Path, read_settings: ReadSettings) -> tuple[ModelConfig, str]:
+    """The settings in a folder's model.toml, and what is wrong with them."""
     try:
         if (folder / CONFIG_FILE).exists():
-            settings = read_settings(files.read(folder / CONFIG_FILE, folder.parent, _MOST_SETTINGS))
+            return read_settings(files.read(folder / CONFIG_FILE, root, _MOST_SETTINGS)), ""
     except BadConfig as error:
-        problem = f"{CONFIG_FILE}: {error.message}"
+        return ModelConfig(), f"{CONFIG_FILE}: {error.message}"
     except BadModelFile as error:
-        problem = error.message
+        return ModelConfig(), error.message
     except OSError as error:
-        problem = f"{CONFIG_FILE} cannot be read: {error.strerror}"
-    settings, note = _with_triton(folder / TRITON_FILE, settings)
-    return Listing(settings, problem, stamps, tuple(missing), note, tuple(unreadable))
+        return ModelConfig(), f"{CONFIG_FILE} cannot be read: {error.strerror}"
+    return ModelConfig(), ""
 
 
-def _with_triton(file: Path, settings: ModelConfig) -> tuple[ModelConfig, str]:
+def _without_versions(folder: Path) -> str:
+    found = sorted(file.name for file in folder.glob("*.onnx"))
+    if found:
+        return f"{named(found[0])} is in no version folder: move it to 1/{MODEL_FILE} in the model's folder"
+    if any(folder.iterdir()):
+        return f"it has no version folder with a model file, such as 1/{MODEL_FILE}"
+    return f"its folder is empty, want a version in it, such as 1/{MODEL_FILE}"
+
+
+def _with_triton(file: Path, root: Path, settings: ModelConfig) -> tuple[ModelConfig, str]:
     """The settings, completed from Triton's configuration where they leave the batch size open, and a note on it.
 
     Only its `max_batch_size` is used; 0 means that the first dimension of the tensors is not a batch dimension. Names
@@ -215,7 +232,7 @@ def _with_triton(file: Path, settings: ModelConfig) -> tuple[ModelConfig, str]:
     try:
         if not file.is_file():
             return settings, ""
-        text = files.read(file, file.parents[1], _MOST_SETTINGS).decode(errors="replace")
+        text = files.read(file, root, _MOST_SETTINGS).decode(errors="replace")
     except BadModelFile as error:
         return settings, error.message
     except OSError as error:
@@ -241,9 +258,13 @@ def _is_readable(folder: Path) -> bool:
     return True
 
 
-def _stamp(file: Path) -> Stamp | None:
-    own = _state(file)
-    if own is None:
+def stamp(file: Path, *, own: bool = True) -> Stamp | None:
+    """The state of a model file and of those beside it; None if there is no such file.
+
+    own  whether its folder is its own; otherwise only files whose names begin like that of the model file count
+    """
+    state = _state(file)
+    if state is None:
         return None
     beside = []
     try:
@@ -251,11 +272,16 @@ def _stamp(file: Path) -> Stamp | None:
     except OSError:
         names = []
     for name in names:
-        if name not in (MODEL_FILE, PROFILE_FILE) and not name.startswith("."):
-            state = _state(file.parent / name)
-            if state is not None:
-                beside.append((name, *state))
-    return Stamp(*own, tuple(beside))
+        if name not in (file.name, *_NO_DATA) and not name.startswith(".") and (own or _is_alike(name, file)):
+            other = _state(file.parent / name)
+            if other is not None:
+                beside.append((name, *other))
+    return Stamp(*state, tuple(beside))
+
+
+def _is_alike(name: str, file: Path) -> bool:
+    # lenet.onnx.data, lenet_weights.bin; not lenet-int8.onnx, which is another model
+    return name.startswith(tuple(f"{file.stem}{sign}" for sign in "._-")) and not name.endswith(file.suffix)
 
 
 def _state(file: Path) -> tuple[int, int, int] | None:
@@ -295,46 +321,3 @@ def wanted(
             chosen.append(version)
             places -= version not in late
     return chosen
-
-
-class Scanner:
-    """Scans of the repository. One writer: the loader's thread."""
-
-    def __init__(self, root: Path, read_settings: ReadSettings = load_model_config) -> None:
-        self.unreadable: str | None = None  # why the repository could not be read, at the last scan
-        self._root = root
-        self._read_settings = lru_cache(maxsize=_MOST_KNOWN)(_outcome(read_settings))
-        self._ignored: set[str] = set()  # folders, at the last scan
-
-    def run(self) -> Mapping[str, Listing] | None:
-        """Returns the contents of each model's folder; None if the repository cannot be read. Logs problems once."""
-        try:
-            listings = scan(self._root, self._settings)
-            ignored = set(misnamed(self._root))
-        except OSError as error:
-            if error.strerror != self.unreadable:
-                log.error("model repository cannot be read: %s; loaded versions continue to serve", error.strerror)
-            self.unreadable = error.strerror
-            return None
-        self.unreadable = None
-        for name in ignored - self._ignored:
-            log.warning("folder %r is ignored: a model's name is 1 to %d of a-z, 0-9, - and _", name, MAX_NAME)
-        self._ignored = ignored
-        return listings
-
-    def _settings(self, content: bytes) -> ModelConfig:
-        # Each content once: reading it may take a trial.
-        outcome = self._read_settings(content)
-        if isinstance(outcome, BadConfig):
-            raise outcome
-        return outcome
-
-
-def _outcome(read: ReadSettings) -> Callable[[bytes], ModelConfig | BadConfig]:
-    def outcome(content: bytes) -> ModelConfig | BadConfig:
-        try:
-            return read(content)
-        except BadConfig as error:
-            return error
-
-    return outcome

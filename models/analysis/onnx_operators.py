@@ -204,11 +204,15 @@ def _slice(node: Node) -> Act:
 def _pad(node: Node) -> Act:
     pads, rank = node.constant("pads", 1), len(node.shape)
     dims = node.constant("axes", 3) or list(range(rank))
-    if pads is None:
+    if pads is None or node.get("mode", "constant") == "wrap":  # wrapped around, the ends depend on each other
         return Act("Pad", known=False)
     starts = zip([dim % rank for dim in dims], pads[: len(dims)], strict=True)
     return operators.moved(
-        *(operators.shifted(dim, -before, 1, node.new_shape[dim]) for dim, before in starts if before)
+        *(
+            operators.shifted(dim, -before, 1, node.new_shape[dim])
+            for dim, before in starts
+            if before or node.shape[dim] != node.new_shape[dim]
+        )
     )
 
 
@@ -253,6 +257,8 @@ def _resize(node: Node) -> Act:
     mode = node.get("mode", "nearest")
     taps = {"nearest": 1, "linear": 2, "cubic": 4}[mode]
     corners = node.get("coordinate_transformation_mode", "") == "align_corners"
+    if node.get("antialias", 0):  # its window grows with the reduction
+        return Act(f"{mode} interpolation", known=False)
     return operators.upsampling(mode, node.shape, node.new_shape, taps, corners)
 
 

@@ -13,10 +13,13 @@ from onnx.reference import ReferenceEvaluator
 from onnx.shape_inference import InferenceError
 
 from convoy.models.analysis.onnx_operators import Node, Shape, check, describe
-from convoy.models.analysis.operators import FREE_SIDE, Act, Graph, Operation, by
+from convoy.models.analysis.operators import FREE_SIDE, Act, Graph, Operation, by, receptive_fields
+from convoy.models.analysis.reach import Reach
 from convoy.models.errors import BadNetworkFile, EmptyOutput, ImpossibleLayer
 from convoy.service import metadata
 
+# Nodes whose values are weights, never sides; onnx evaluates them for few of its versions.
+_OF_WEIGHTS = ("DequantizeLinear", "QuantizeLinear")
 SMALL = 4096  # elements: constants up to this size may determine a shape
 WEIGHTS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.INT8)
 NETWORK = "network."  # prefix of the network's weights in a file that Convoy exported
@@ -30,6 +33,16 @@ def read(path: Path, size: tuple[int, ...] | None = None) -> Graph:
     file that is not a network, or not one for this size; ImpossibleLayer.
     """
     return _Reader(_load(path), path).read(size)
+
+
+def field_of(model: onnx.ModelProto, output: str, size: tuple[int, ...]) -> tuple[Reach, ...] | None:
+    """Returns the receptive field of an output along each axis of the image, for one image of `size`; None for an
+    output that does not depend on the image. Raises as `read`."""
+    inlined = onnx.inliner.inline_local_functions(model) if model.functions else model
+    reader = _Reader(inlined, Path("the graph"))
+    graph = reader.read(size)
+    place = reader.outputs.get(output)
+    return None if place is None else receptive_fields(graph)[place].fields
 
 
 class _Reader:
@@ -141,9 +154,9 @@ class _Reader:
             attributes = {attribute.name: attribute.i for attribute in node.attribute}
             shape = shape[attributes.get("start", 0) : attributes.get("end")]
             outputs: list[Any] = [shape if node.op_type == "Shape" else shape.prod()]
-        elif all(name in self.values for name in names):
+        elif all(name in self.values for name in names) and node.op_type not in _OF_WEIGHTS:
             outputs = _run(node, {name: self.values[name] for name in names}, self.model)
-        else:  # for large weights the shape is enough
+        else:  # for weights the shape is enough
             self.infer(node, node.name or node.output[0])
             return
         for name, output in zip(node.output, outputs, strict=False):

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convoy.models import paths
-from convoy.models.commands.options import check_exists, parse_size
+from convoy.models.commands.options import check_exists, parse_size, print_step
 from convoy.models.errors import BadNetworkFile
 from convoy.models.export import publish
+from convoy.models.pretrained.registry import MEANING, PREPROCESSING, PixelForm
 from convoy.models.settings import Colour, ImportOptions, Layout, Tail, Task
 from convoy.service.metadata import Fit, InputSpec
 
@@ -25,8 +26,10 @@ def adopt(
         Path | None,
         typer.Option(metavar="DIR", help="Folder of the model repository.  [default: none; only describes the file]"),
     ] = None,
-    name: Annotated[str | None, typer.Option(metavar="NAME", help="Of the model.  [default: the file's name]")] = None,
-    task: Annotated[Task | None, typer.Option(help="What its output is.  [default: determined by its shape]")] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the model.  [default: the file's name]")
+    ] = None,
+    task: Annotated[Task | None, typer.Option(help="Task of the network.  [default: determined by its shape]")] = None,
     labels: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Names of the classes, one a line.  [default: class 0, class 1, ..]"),
@@ -36,23 +39,42 @@ def adopt(
         typer.Option(metavar="FILE", help="Colours of the classes: #rrggbb, one a line, or a PNG with a palette."),
     ] = None,
     colour: Annotated[
-        Colour | None, typer.Option(help="Channels that the network expects.  [default: RGB or L]")
+        Colour | None, typer.Option(help="Colour channels that the network expects.  [default: RGB or L]")
     ] = None,
     layout: Annotated[
-        Layout | None, typer.Option(help="Axes of its input.  [default: determined by its shape]")
+        Layout | None, typer.Option(help="Order of the input's axes.  [default: determined by its shape]")
     ] = None,
-    size: Annotated[str | None, typer.Option(metavar="HxW", help="Of its images, if the file accepts several.")] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Size of its images, if the file accepts several.")
+    ] = None,
     fit: Annotated[
         Fit | None, typer.Option(help="How an image is fitted to that size.  [default: stretch; pad for any size]")
     ] = None,
     uint8_front: Annotated[
-        bool, typer.Option("--uint8-front", help="Insert layout, cast and (pixel * scale - mean) / std before it.")
+        bool,
+        typer.Option(
+            "--uint8-front",
+            help="Put the change of layout, the cast and (pixel * scale - mean) / std before the network.",
+        ),
     ] = False,
     mean: Annotated[
-        str | None, typer.Option(metavar="X[,X,X]", help="By channel, red first, of pixels times scale.  [default: 0]")
+        str | None,
+        typer.Option(metavar="X[,X,X]", help="Mean per channel, red first, of pixels times scale.  [default: 0]"),
     ] = None,
-    std: Annotated[str | None, typer.Option(metavar="X[,X,X]", help="Likewise.  [default: 1]")] = None,
-    scale: Annotated[str | None, typer.Option(metavar="X", help="Such as 1 or 1/127.5.  [default: 1/255]")] = None,
+    std: Annotated[
+        str | None, typer.Option(metavar="X[,X,X]", help="Standard deviation, likewise.  [default: 1]")
+    ] = None,
+    scale: Annotated[
+        str | None, typer.Option(metavar="X", help="Factor of the pixels, such as 1 or 1/127.5.  [default: 1/255]")
+    ] = None,
+    preprocessing: Annotated[
+        PixelForm | None,
+        typer.Option(
+            help="Instead of the four options above, how the network expects pixels: "
+            + "; ".join(f"{name} is {meaning}" for name, meaning in MEANING.items())
+            + "."
+        ),
+    ] = None,
     output: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="The output to serve, if there are several.  [default: the first]"),
@@ -70,6 +92,14 @@ def adopt(
     check_exists(labels, palette)
     if repository is not None:
         publish.check_name(name or _name(file))
+    means, deviations = _numbers("--mean", mean), _numbers("--std", std)
+    if preprocessing is not None:
+        for option, value in (("--mean", mean), ("--std", std), ("--scale", scale)):
+            if value is not None:
+                raise BadNetworkFile(f"--preprocessing {preprocessing} and {option} {value}: want one of the two")
+        form = PREPROCESSING[preprocessing]
+        uint8_front, means, deviations = True, form.mean, form.std
+        colour = colour or ("BGR" if form.order == "BGR" else None)
     options = ImportOptions(
         task=task,
         labels=labels,
@@ -80,8 +110,8 @@ def adopt(
         fit=fit,
         output=output,
         uint8_front=uint8_front,
-        mean=_numbers("--mean", mean),
-        std=_numbers("--std", std),
+        mean=means,
+        std=deviations,
         scale=None if scale is None else _number("--scale", scale),
         tail=tail,
     )
@@ -98,7 +128,7 @@ def adopt(
         print(f"next      convoy adopt {shlex.quote(str(file))} --repository DIR{front}")
         print("          and what the file does not contain, such as --labels, --mean, --std, --tail: see --help")
         return
-    adopted = run(original, file.name, repository, name or _name(file), options)
+    adopted = run(original, file.name, repository, name or _name(file), options, print_step)
     document = adopted.document
     parity = document.parity
     assert parity is not None
@@ -114,7 +144,7 @@ def adopt(
     print(
         f"file      {adopted.path}  ({adopted.path.stat().st_size / 1024:.0f} KiB, version {adopted.path.parent.name})"
     )
-    print(f"next      convoy serve --repository {repository}")
+    print(f"next      convoy serve --repository {shlex.quote(str(repository))}")
 
 
 def _name(file: Path) -> str:

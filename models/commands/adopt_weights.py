@@ -22,13 +22,15 @@ def adopt_weights(
         typer.Option(metavar="FILE", help="Names of the classes, one a line.  [default: class 0, class 1, ..]"),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Output file.  [default: ARCHITECTURE.ckpt]")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Output file.  [default: ARCHITECTURE.ckpt]"),
     ] = None,
     size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Size of the network's input images.  [default: its own]")
     ] = None,
     arguments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An argument of the architecture.")
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Set an argument of the architecture; repeatable."),
     ] = None,
     pixels: Annotated[
         PixelForm | None,
@@ -40,7 +42,7 @@ def adopt_weights(
         ),
     ] = None,
 ) -> None:
-    """Take over weights that another library saved, if every one of them has its place in the network."""
+    """Import weights that another library saved, if each of them has its place in the network."""
     changes, sides = assignments(arguments or []), None if size is None else parse_size(size)
     registry.merged(architecture, changes)
     registry.check_size(architecture, sides)

@@ -1,5 +1,6 @@
-"""`convoy data`: checks and summarises a data set before training."""
+"""`convoy data`: checks and summarises a data set before training, and cuts one from a large raster."""
 
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,22 +9,34 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from convoy.models.commands.options import MaskColours, MaskValues, check_picture, print_json, print_table, with_masks
+from convoy.models.commands.options import (
+    MaskColours,
+    MaskValues,
+    check_picture,
+    mask_coding,
+    print_json,
+    print_table,
+    with_masks,
+)
 from convoy.models.data.formats.listing import SPLITS
 from convoy.models.data.registry import DATA, display_name, resolve
+from convoy.service.commands.options import Group, Sections
+from convoy.service.commands.raster_options import Plane, Range, stretch_of
+from convoy.service.errors import BadConfig
 
 if TYPE_CHECKING:
     from convoy.models.data.check import Copies, Sizes, Summary
+    from convoy.models.data.dataset import DataSet
 
-data = typer.Typer(add_completion=False, rich_markup_mode=None)
+data = typer.Typer(add_completion=False, rich_markup_mode=None, cls=Group)
 
 
 @data.callback()
 def about() -> None:
-    """Inspect data sets."""
+    """Inspect data sets, and make them from large rasters."""
 
 
-@data.command()
+@data.command(cls=Sections, short_help="Report classes, sizes, duplicates and unreadable files")
 def check(
     source: Annotated[str, typer.Argument(metavar="DATA", help=f"A folder, a CSV file, or one of: {', '.join(DATA)}.")],
     sheet: Annotated[
@@ -56,7 +69,67 @@ def check(
         count = save_samples(loaded, sheet)
         total = summary.splits["train"].count
         print(f"sheet     {count} of {total} training pictures: {sheet}", file=sys.stderr if json else sys.stdout)
+    if not json:
+        masks = {"--mask-values": mask_values, "--mask-colours": mask_colours}
+        given = [word for option, value in masks.items() if value is not None for word in (option, value)]
+        _print_next([source, *given], loaded, summary)
     return 1 if summary.wrong else 0
+
+
+@data.command(cls=Sections, short_help="Cut a large raster and its mask into pictures for training")
+def tile(
+    raster: Annotated[Path, typer.Argument(metavar="RASTER", help="A picture of any size, such as a GeoTIFF file.")],
+    mask: Annotated[
+        Path | None, typer.Argument(metavar="[MASK]", help="Its mask, of the same size; without it, pictures alone.")
+    ] = None,
+    *,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="A new folder for the tiles.")],
+    size: Annotated[int, typer.Option(min=8, max=8192, metavar="N", help="Side of a tile, in pixels.")] = 512,
+    stride: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="From one tile to the next; by default the size.")
+    ] = None,
+    min_share: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, metavar="SHARE", help="Leave out tiles with fewer pixels that have data and a class."
+        ),
+    ] = 0.5,
+    labels: Annotated[Path | None, typer.Option(metavar="FILE", help="Names of the classes, one per line.")] = None,
+    mask_values: MaskValues = None,
+    mask_colours: MaskColours = None,
+    plane: Plane = 0,
+    values: Range = "",
+) -> None:
+    """Cut a raster of any size, and its mask, into a data set for training.
+
+    Blocks of tiles are held out as a whole, and tiles that would overlap both kinds of blocks are left out.
+    """
+    stretch = stretch_of(values)
+    coding = mask_coding(mask_values, mask_colours)
+    for option, given in {"--labels": labels, "--mask-values": mask_values, "--mask-colours": mask_colours}.items():
+        if mask is None and given is not None:
+            raise BadConfig(f"{option} describes a mask, want RASTER MASK")
+    if not output.parent.is_dir():
+        raise BadConfig(f"cannot write {str(output)!r}: there is no folder {str(output.parent)!r}")
+
+    from convoy.models.data import tiles
+
+    tiling = tiles.Tiling(size, min(stride or size, size), min_share)
+    cut = tiles.cut(raster, mask, output, tiling, labels=labels, coding=coding, plane=plane, stretch=stretch)
+    splits = ", ".join(f"{count} {split}" for split, count in cut.splits.items())
+    print(f"tiles     {cut.tiles} of {size}x{size}{': ' if splits else ''}{splits}")
+    print(f"left out  {cut.empty} with too little data, {cut.across} across the borders of held-out blocks")
+    if mask is not None:
+        print(f"next      {shlex.join(['convoy', 'data', 'check', str(output)])}")
+
+
+def _print_next(given: list[str], loaded: "DataSet", summary: "Summary") -> None:
+    from convoy.models.training import first_run
+
+    run = first_run.suggested(summary)
+    print(f"next      {shlex.join(['convoy', 'train', run.architecture, '--data', *given, *run.options])}")
+    if summary.read_as is not None:
+        print(f"          about {first_run.in_words(first_run.estimated_seconds(run, loaded))} on this machine")
 
 
 def _print(summary: "Summary") -> None:

@@ -25,15 +25,6 @@ from convoy.service.errors import BadConfig
 if TYPE_CHECKING:
     from convoy.models.evaluation.evaluate import Evaluation
 
-MEANING = {
-    "top1": "share of {kind} whose most probable class is right",
-    "top5": "share of {kind} with the right class among the five most probable",
-    "calibration_error": "how far confidence is from the share that is right: 15 bins, mean over {counted}",
-    "pixel_accuracy": "share of pixels whose class is right",
-    "mean_iou": "intersection over union, mean of all classes with the background, over all pixels of the split",
-    "boundary_f1": "outlines within 0.75 % of the diagonal of the true ones, mean over {kind}",
-}
-
 
 def evaluate(
     network: Annotated[
@@ -115,7 +106,7 @@ def as_json(result: "Evaluation") -> dict[str, Any]:
 
 
 def _show(result: "Evaluation") -> None:
-    from convoy.models.report import classes
+    from convoy.models.report import classes, words
 
     network, console = result.network, Console()
     kind = "tensors" if result.of_tensors else "images"
@@ -123,7 +114,7 @@ def _show(result: "Evaluation") -> None:
     print(f"{network.name} on {result.images} held-out {kind} of {network.data}")
     width = max(map(len, result.scores))
     for name, score in result.scores.items():
-        print(f"  {name:<{width}}  {score:.4f}  {MEANING[name].format(kind=kind, counted=counted)}")
+        print(f"  {name:<{width}}  {score:.4f}  {words.SCORES[name].format(kind=kind, counted=counted)}")
     for each in result.slices:
         scores = "  ".join(f"{name} {score:.4f}" for name, score in each.scores.items())
         print(f"  {each.images} {each.name}:  {scores}")

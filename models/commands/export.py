@@ -1,7 +1,6 @@
 """`convoy export`: publishes a checkpoint as the next version of a model in a repository."""
 
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +8,7 @@ import msgspec
 import typer
 
 from convoy.models import paths
-from convoy.models.commands.options import check_data, checkpoint_of, print_table
+from convoy.models.commands.options import check_data, checkpoint_of, print_step, print_table
 from convoy.models.errors import BadTraining, VariantRefused
 from convoy.models.export import publish
 from convoy.models.settings import DEFAULT_PLAN, Plan
@@ -47,7 +46,7 @@ def export(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Of the model: two variants of one name are two of its versions.  [default: architecture]",
+            help="Name of the model; two variants with one name are two versions of it.  [default: architecture]",
         ),
     ] = None,
     variant: Annotated[
@@ -69,6 +68,12 @@ def export(
     calibration_images: Annotated[
         int, typer.Option(metavar="N", min=1, help="Number of training images, evenly spread.")
     ] = DEFAULT_PLAN.calibration_images,
+    no_samples: Annotated[
+        bool, typer.Option("--no-samples", help="Copy no held-out pictures beside the model, for people to try it on.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse data with an unreadable picture instead of skipping it.")
+    ] = False,
 ) -> None:
     """Export a trained network as a self-describing ONNX file, if its outputs equal PyTorch's."""
     if all_variants and variant is not None:
@@ -84,12 +89,14 @@ def export(
     if all_variants:
         options = {"--name": name, "--data": data, "--without-data": "" if without_data else None}
         again = _repeated_command(checkpoint, repository, options, plan)
-        _compare(checkpoint, held_out, plan, again)
+        _compare(checkpoint, held_out, plan, strict, again)
         return
 
     from convoy.models.export.export import export as run
 
-    exported = run(checkpoint, repository, name, held_out, variant or "fp32", plan)
+    exported = run(
+        checkpoint, repository, name, held_out, variant or "fp32", plan, strict, print_step, with_samples=not no_samples
+    )
     print(f"file      {exported.path}  ({exported.path.stat().st_size / 1024:.0f} KiB, version {exported.version})")
     provenance = exported.document.provenance
     assert provenance is not None
@@ -97,7 +104,21 @@ def export(
     print(f"held out  {scores or 'not measured: no data'}")
     for line in _check_lines(exported):
         print(line)
-    print(f"next      convoy serve --repository {repository}")
+    if exported.samples:
+        pictures = "1 held-out picture is" if exported.samples == 1 else f"{exported.samples} held-out pictures are"
+        print(f"samples   {pictures} copied beside it for the server's page: --no-samples leaves them out")
+    print(f"next      convoy serve --repository {shlex.quote(str(repository))}")
+    print(f"          {shlex.join(_question(exported))}")
+
+
+def _question(exported: "Exported") -> list[str]:
+    """Returns a command that asks the server about a held-out picture."""
+    if exported.example is None:
+        return ["convoy", "models"]
+    here = Path.cwd()
+    path = exported.example.relative_to(here) if exported.example.is_relative_to(here) else exported.example
+    command, *after = ("segment", "-o", "mask.png") if exported.document.task == "segmentation" else ("classify",)
+    return ["convoy", command, str(path), *after, "--model", exported.path.parents[1].name]
 
 
 def _check_lines(exported: "Exported") -> list[str]:
@@ -135,19 +156,20 @@ def _repeated_command(checkpoint: Path, repository: Path, chosen: dict[str, str 
     return ["convoy", "export", str(checkpoint), "--repository", str(repository), *filter(None, options)]
 
 
-def _compare(checkpoint: Path, data: str | None, plan: Plan, again: list[str]) -> None:
+def _compare(checkpoint: Path, data: str | None, plan: Plan, strict: bool, again: list[str]) -> None:
     from convoy.models.export import variants
     from convoy.models.export.export import trace
     from convoy.models.export.variants import make, measure
 
-    traced = trace(checkpoint, data)
+    traced = trace(checkpoint, data, strict, print_step)
     graphs = {}
     for precision in PRECISIONS:
         try:
-            print(f"{precision} ...", file=sys.stderr, flush=True)
+            print_step(f"converting to {precision}")
             graphs[precision] = make(precision, traced.graph, traced.description, plan)
         except VariantRefused as refusal:
             print(f"{precision}: {refusal.message}")
+    print_step("measuring all of them")
     outcomes: dict[Precision, Outcome] = measure(graphs, traced.description, plan)
     print_table(variants.table(outcomes, traced.description.task))
     for note in variants.notes(outcomes):

@@ -19,17 +19,18 @@ def inspect(
     ],
     size: Annotated[
         str | None,
-        typer.Option(metavar="HxW", help="Of the image.  [default: the network's own; 256x256 if it accepts any]"),
+        typer.Option(metavar="HxW", help="Size of the image.  [default: the network's own; 256x256 if it accepts any]"),
     ] = None,
     arguments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An argument of the architecture.")
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Set an argument of the architecture; repeatable."),
     ] = None,
     classes: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Number of classes.  [default: 1000; 10 for grey images; 21 for pixels]"),
     ] = None,
     channels: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Of the image.  [default: the network's own]")
+        int | None, typer.Option(metavar="N", min=1, help="Channels of the image.  [default: the network's own]")
     ] = None,
 ) -> None:
     """Print the layers of a network: output shapes, parameters, multiply-adds and receptive fields."""

@@ -1,6 +1,7 @@
 """What several commands share: options, their conversion from text, and printing."""
 
 import re
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,8 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from convoy.models.data.formats.coding import parse, read_colours, source
+from convoy.models import launch
+from convoy.models.data.formats.coding import Coding, parse, read_colours, source
 from convoy.models.data.registry import resolve
 from convoy.models.errors import BadTraining
 from convoy.models.training.run import RunFolder
@@ -35,8 +37,16 @@ MaskColours = Annotated[
 
 
 def checkpoint_of(path: Path | None) -> Path | None:
-    """Returns the chosen checkpoint of a run, if the path is a folder; other paths unchanged. Raises BadRun."""
-    return RunFolder(path).chosen() if path is not None and path.is_dir() else path
+    """Returns the chosen checkpoint of a run, if the path is a folder, and prints which; other paths unchanged. Raises
+    BadRun."""
+    if path is None or not path.is_dir():
+        return path
+    folder = RunFolder(path)
+    chosen = folder.chosen()
+    if launch.is_first():
+        what = "the last step" if chosen == folder.last else "the lowest validation loss"
+        print(f"checkpoint {chosen} ({what})", file=sys.stderr)
+    return chosen
 
 
 def last_of(path: Path | None) -> Path | None:
@@ -75,14 +85,25 @@ def assignments(texts: list[str]) -> dict[str, str]:
 def with_masks(data: str, values: str | None, colours: str | None) -> str:
     """Returns data and the coding of its masks as one text for `convoy.models.data.registry.resolve`. Raises
     BadTraining, BadNetworkFile."""
+    coding = mask_coding(values, colours)
+    return data if coding is None else source(Path(data), coding)
+
+
+def mask_coding(values: str | None, colours: str | None) -> Coding | None:
+    """Returns the coding of masks that the options describe. Raises BadTraining, BadNetworkFile."""
     if values is not None and colours is not None:
         raise BadTraining("--mask-values and --mask-colours are alternatives, want one of them")
     if values is not None:
-        return source(Path(data), parse("values", values))
+        return parse("values", values)
     if colours is not None:
         listed = [colour for part in colours.split(",") for colour in _colours(part)]
-        return source(Path(data), parse("colours", ",".join(listed)))
-    return data
+        return parse("colours", ",".join(listed))
+    return None
+
+
+def print_step(text: str) -> None:
+    """Prints a long step of a command before it begins, on stderr."""
+    print(f"{text} ...", file=sys.stderr, flush=True)
 
 
 def print_json(value: object) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run of `convoy train`.")],
     data: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Current location of its data.  [default: unchanged]")
+        str | None, typer.Option(metavar="DATA", help="Where its data is now.  [default: unchanged]")
     ] = None,
 ) -> int:
     """Write curves, confusion matrix, class table and worst examples of a run into its folder, and a page that shows
@@ -37,14 +37,19 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Folders of runs of `convoy train`.")],
     output: Annotated[
         Path,
-        typer.Option(metavar="FILE.html", help="Output file of the page; the curves are written beside it as PNG."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE.html",
+            help="The page; the curves are written beside it as PNG.",
+        ),
     ] = Path("comparison.html"),
     held_out: Annotated[
         bool, typer.Option("--held-out", help="Also evaluate on the held-out split; use it after all decisions.")
     ] = False,
     data: Annotated[
         str | None,
-        typer.Option(metavar="DATA", help="With --held-out, the current location of all data.  [default: unchanged]"),
+        typer.Option(metavar="DATA", help="With --held-out, where all data is now.  [default: unchanged]"),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, and write no files.")] = False,
 ) -> None:

@@ -10,12 +10,12 @@ from convoy.models.export import publish
 
 def template(
     crop: Annotated[Path, typer.Argument(metavar="CROP", help="A picture of the object to find, and of nothing else.")],
-    name: Annotated[str, typer.Option(metavar="NAME", help="Of the model, and of what it finds.")],
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name of the model and of what it finds.")],
     repository: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder of the model repository; created if it does not exist.")
     ] = Path("repository"),
 ) -> None:
-    """Make a model that finds a picture inside others, regardless of brightness and contrast. Transparent parts count
+    """Create a model that finds a picture inside others, regardless of brightness and contrast. Transparent parts count
     as white, in the searched images too."""
     publish.check_name(name)
     from convoy.models.data import picture

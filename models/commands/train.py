@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+import textwrap
 from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -49,12 +50,48 @@ _changes = partial(typer.Option, rich_help_panel="Changes to training images")
 _machine = partial(typer.Option, rich_help_panel="This machine; does not affect the result")
 
 
+def _show_help(context: typer.Context, wanted: bool) -> None:
+    if not wanted:
+        return
+    print(context.get_help())
+    name = context.params.get("architecture")
+    if name in ARCHITECTURES:
+        print(f"\nDefaults of {name}:")
+        # A space that is not broken keeps a value beside its option.
+        text = "  ".join(option.replace(" ", "\xa0") for option in _recipe_options(name))
+        lines = textwrap.fill(text, 78, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+        print(lines.replace("\xa0", " "))
+    raise typer.Exit
+
+
+def _recipe_options(name: str) -> list[str]:
+    """Returns the options that have the effect of an architecture's recipe."""
+    row = ARCHITECTURES[name]
+    values = {**msgspec.structs.asdict(row.recipe), **msgspec.structs.asdict(row.recipe.augmentation)}
+    values["scale"] = ":".join(f"{factor:g}" for factor in row.recipe.augmentation.scale)
+    del values["augmentation"]
+    if row.recipe.loss != "focal":
+        del values["gamma"]
+    sides = registry.sides(row.input)
+    if sides is not None:
+        values["size"] = "x".join(map(str, sides))
+    options = [
+        f"--{'lr' if key == 'learning_rate' else key.replace('_', '-')} {value:g}"
+        if isinstance(value, float)
+        else f"--{key.replace('_', '-')} {value}"
+        for key, value in values.items()
+        if value is not None
+    ]
+    return [*options, *(f"--set {key}={value}" for key, value in row.arguments.items() if value != "")]
+
+
 def train(
     architecture: Annotated[
         str | None,
         typer.Argument(
             metavar="[ARCHITECTURE]",
             show_default=False,
+            is_eager=True,  # before --help, which shows its recipe
             help=f"One of: {', '.join(ARCHITECTURES)}. Required without --config and --resume, as is --data.",
         ),
     ] = None,
@@ -68,8 +105,15 @@ def train(
         Path | None, typer.Option(metavar="FILE", help="The config.toml of a run, whose settings are used.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the run.  [default: runs/ARCHITECTURE-DATA]")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Folder of the run; with a number if it contains one.  [default: runs/ARCHITECTURE-DATA]",
+        ),
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in that folder.")] = False,
     resume: Annotated[
         Path | None, typer.Option(metavar="CHECKPOINT|RUN", help="Resume from there, in its folder.", callback=last_of)
     ] = None,
@@ -171,6 +215,12 @@ def train(
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse data with an unreadable picture instead of skipping it.")
     ] = False,
+    show_help: Annotated[
+        bool,
+        typer.Option(
+            "--help", callback=_show_help, help="Show this; after an architecture, with the defaults of its recipe."
+        ),
+    ] = False,
 ) -> None:
     """Train a network. Defaults are those of the architecture's recipe, or of the resumed run."""
     options = dict(locals())  # those of the recipe have the names of its fields
@@ -184,6 +234,7 @@ def train(
                 "--body-rate": body_rate,
                 "--find-lr": find_lr or None,
                 "--preview": preview,
+                "--overwrite": overwrite or None,
             }
         )
     if data is not None:
@@ -218,13 +269,34 @@ def train(
 
         print(f"{save_preview(settings, preview, strict)} augmented training images: {preview}")
         return
-    own = Path("runs") / f"{architecture}-{display_name(data)}"
-    folder = RunFolder(output) if output is not None else RunFolder.of(resume) if resume is not None else RunFolder(own)
+    before = None if resume is None else RunFolder.of(resume)
+    if output is not None:
+        folder = RunFolder(output)
+    else:
+        folder = before or RunFolder(Path("runs") / f"{architecture}-{display_name(data)}")
     machine = Machine(devices=devices, workers=workers, save_seconds=save_seconds, strict=strict)
     if find_lr:
         _find(settings, folder.root, machine)
-    else:
-        _train(settings, folder, resume, machine)
+        return
+    continues = before is not None and before.root.resolve() == folder.root.resolve()
+    if not (overwrite or continues):
+        folder = _unoccupied(folder)
+    _train(settings, folder, resume, machine)
+
+
+def _unoccupied(folder: RunFolder) -> RunFolder:
+    """Returns the folder of a new run, which replaces no other."""
+    # The other processes of a run start after the first one has written to the folder. They write nothing themselves.
+    if not launch.is_first():
+        return folder
+    free = folder.unoccupied()
+    if free is not folder:
+        print(
+            f"{folder.root} contains a run: this one is written to {free.root} (--overwrite replaces the other one)",
+            file=sys.stderr,
+            flush=True,
+        )
+    return free
 
 
 def _train(settings: Settings, folder: RunFolder, resume: Path | None, machine: Machine) -> None:
@@ -246,12 +318,12 @@ def _train(settings: Settings, folder: RunFolder, resume: Path | None, machine: 
     planned, patience = settings.recipe.epochs, settings.recipe.patience
     early = f" of {planned}, the last {patience} without a lower loss," if note.epochs < planned else ""
     print(f"trained {note.epochs} epochs{early} in {note.seconds:.0f} s; {scores}")
-    print(f"checkpoint  {chosen}")
+    print(f"checkpoint  {chosen}  (the lowest validation loss; the last epoch is {folder.last.name})")
     write_at_end(folder.root)
     if (folder.root / PAGE).is_file():
         print(f"report      {folder.root / PAGE}")
-    print(f"next        convoy evaluate {chosen}")
-    print(f"            convoy export {chosen} --repository repository")
+    print(f"next        convoy evaluate {shlex.quote(str(chosen))}")
+    print(f"            convoy export {shlex.quote(str(chosen))} --repository repository")
 
 
 def _find(settings: Settings, folder: Path, machine: Machine) -> None:

@@ -4,12 +4,13 @@ Images are fitted to the input by the same code as in serving; tensors are uncha
 """
 
 import math
+import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -66,6 +67,25 @@ class Share(NamedTuple):
 
 
 WHOLE = Share()
+
+
+class Allowance:
+    """Bytes of memory that several loaders may use for samples. Loaders take from it in several threads."""
+
+    def __init__(self, free_bytes: int) -> None:
+        self.free_bytes = free_bytes
+        self.lock = threading.Lock()
+
+    def take(self, count: int) -> bool:
+        """Reserves bytes if that many are left. Returns whether they were."""
+        with self.lock:
+            if count > self.free_bytes:
+                return False
+            self.free_bytes -= count
+            return True
+
+
+NOTHING = Allowance(0)
 
 
 class Loader:
@@ -154,13 +174,14 @@ def loader(
     workers: int = 0,
     share: Share = WHOLE,
     ignore: int | None = None,
+    allowance: Allowance = NOTHING,
 ) -> Loader:
     """Returns batches of a split. All images of a batch have one size. With a seed, batches are shuffled in each epoch.
 
     `crop` cuts a square of that side from each image, at a new position in every epoch; smaller images are padded. It
     needs a seed and an input of any size. `augmentation` needs a seed and images. Its effect on an image depends only
     on the seed, the epoch and the image's index, so that a resumed run and parallel processes produce the same images.
-    The other arguments are as in `loading.Loader`.
+    As many images as `allowance` covers are read from their files once only. The other arguments are those of `Loader`.
     """
     if isinstance(spec, TensorInput):
         shapes = [split.size(index) for index in range(len(split))]
@@ -170,7 +191,8 @@ def loader(
     else:
         sizes = [input_size(spec, crop, crop)] * len(split)
     sampler = SameSize(sizes, batch_size, seed)
-    return Loader(_Images(split, spec, sampler, crop, augmentation), sampler, workers, share, ignore)
+    images = _Images(split, spec, sampler, crop, augmentation, allowance)
+    return Loader(images, sampler, workers, share, ignore)
 
 
 def indexed(split: Split, spec: InputSpec | TensorInput, batch_size: int) -> Iterator[tuple[list[int], Batch]]:
@@ -232,19 +254,32 @@ class _Tensors:
 
 
 class _Images:
-    """Batches of images by their indices; after fitting, all images of a batch have one size."""
+    """Batches of images by their indices; after fitting, all images of a batch have one size.
+
+    Keeps what is the same in every epoch: the fitted image, or the original if it is cropped or augmented anew.
+    """
 
     def __init__(
-        self, split: Split, spec: InputSpec, sampler: SameSize, crop: int | None, augmentation: Augmentation
+        self,
+        split: Split,
+        spec: InputSpec,
+        sampler: SameSize,
+        crop: int | None,
+        augmentation: Augmentation,
+        allowance: Allowance,
     ) -> None:
         self.split, self.spec, self.sampler, self.crop, self.how = split, spec, sampler, crop, augmentation
+        self.allowance = allowance
+        self.kept: dict[int, tuple[NDArray[Any], Target]] = {}
 
     def __getitem__(self, indices: list[int]) -> Batch:
         images, targets = zip(*map(self._fit, indices), strict=True)
-        return Batch(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(targets)).long())
+        return Batch(torch.from_numpy(np.stack(images)), torch.from_numpy(np.asarray(targets)).long())
 
-    def _fit(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.generic]]:
-        image, target = self.split[index]
+    def _fit(self, index: int) -> tuple[NDArray[np.uint8], Target]:
+        image, target = self._constant(index)
+        if self.crop is None and not self.how.changes_images:
+            return image, target
         # The draws depend only on seed, epoch and index, so that a resumed run has the same images.
         random = np.random.default_rng((self.sampler.seed or 0, self.sampler.epoch, index))
         if self.crop is not None and isinstance(target, np.ndarray):
@@ -261,14 +296,23 @@ class _Images:
         out, placed = self._placed(index, view.of(image), target)
         return augmented(random, out, None, self.how)[0], placed
 
-    def _placed(
-        self, index: int, image: NDArray[np.uint8], target: Target
-    ) -> tuple[NDArray[np.uint8], NDArray[np.generic]]:
+    def _constant(self, index: int) -> tuple[NDArray[Any], Target]:
+        """Returns what is the same in every epoch."""
+        kept = self.kept.get(index)
+        if kept is None:
+            image, target = self.split[index]
+            constant = self.crop is None and not self.how.changes_images
+            kept = self._placed(index, image, target) if constant else (image, target)
+            if self.allowance.take(sum(part.nbytes for part in kept if isinstance(part, np.ndarray))):
+                self.kept[index] = kept
+        return kept
+
+    def _placed(self, index: int, image: NDArray[np.uint8], target: Target) -> tuple[NDArray[np.uint8], Target]:
         height, width = self.sampler.sizes[index]
         out = np.empty((height, width, self.spec.channels), np.uint8)
         placed = preprocess(image, self.spec, out)
         if not isinstance(target, np.ndarray):
-            return out, np.asarray(target)
+            return out, target
         mask = np.full((height, width), IGNORE, np.uint8)
         mask[placed.top : placed.top + placed.height, placed.left : placed.left + placed.width] = target
         return out, mask

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from convoy.models.data.dataset import IGNORE, DataSet, Split, SplitName
-from convoy.models.data.files import Fault, is_data, print_faults, printable
+from convoy.models.data.files import Fault, print_faults, printable
 from convoy.models.data.formats import mask_folders, voc
 from convoy.models.data.formats.coding import of_source
 from convoy.models.data.formats.folder import FolderSplit
@@ -19,6 +19,7 @@ from convoy.models.data.formats.listing import LABELS, SPLITS
 from convoy.models.data.reading import in_threads
 from convoy.models.data.registry import load
 from convoy.models.errors import BadData
+from convoy.service.images.names import is_data
 from convoy.service.metadata import Task
 
 Shape = tuple[int, ...]
@@ -104,7 +105,7 @@ def check(name: str) -> tuple[DataSet, Summary]:
     try:
         data = load(name, collect)
     except BadData:
-        print_faults(faults, sum(pictures))
+        print_faults(faults, sum(pictures), len(faults))
         raise
     return data, summary(data, faults)
 

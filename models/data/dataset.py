@@ -54,7 +54,8 @@ class Subset:
 @dataclass(frozen=True)
 class DataSet:
     """`mean` and `std` are per channel, of pixels in 0..1 or of the numbers of a tensor (bytes in 0..1, too).
-    `labels[i]` is the name of class i, `palette[i]` its colour. `colour` is None for tensors."""
+    `labels[i]` is the name of class i, `palette[i]` its colour. `colour` is None for tensors. `left_out` names each
+    image of a user's that cannot be used, and the problem."""
 
     name: str
     task: Task
@@ -67,6 +68,7 @@ class DataSet:
     # Augments a training batch, (N, C, H, W) float32 normalised, with draws from torch's global generator.
     augment: "Callable[[Tensor], Tensor] | None" = None
     tensor: TensorInput | None = None
+    left_out: Sequence[str] = ()
 
     @property
     def channels(self) -> int:

@@ -1,4 +1,4 @@
-"""Files in data folders: which belong to the data, and reports of those that training cannot use.
+"""Files in data folders, and reports of those that training cannot use.
 
 Files of operating systems are skipped; accents compare equal in every Unicode form.
 """
@@ -12,38 +12,7 @@ from typing import NamedTuple
 
 from convoy.models import launch
 from convoy.models.errors import BadData
-
-# In lower case, from network drives, archives, disks and desktops. Names that begin with a dot are always skipped.
-SYSTEM = {
-    "@eadir",
-    "@recycle",
-    "@recently-snapshot",
-    "@syno",
-    "@synoresource",
-    "@tmp",
-    "#recycle",
-    "#snapshot",
-    "~snapshot",
-    "__macosx",
-    "__pycache__",
-    "$recycle.bin",
-    "recycler",
-    "system volume information",
-    "lost+found",
-    "lost+found.bak",
-    "found.000",
-    "network trash folder",
-    "temporary items",
-    "icon\r",
-    "thumbs.db",
-    "ehthumbs.db",
-    "desktop.ini",
-}
-
-
-def is_data(path: Path) -> bool:
-    """Returns whether no part of a path, relative to the data set, is hidden or belongs to an operating system."""
-    return not any(part.startswith(".") or part.lower() in SYSTEM for part in path.parts)
+from convoy.service.images.names import is_data
 
 
 def subfolders(root: Path) -> list[Path]:
@@ -78,6 +47,7 @@ class Fault(NamedTuple):
 # Receives the faults of a data set and its number of images.
 Report = Callable[[Sequence[Fault], int], None]
 
+MOST_PRINTED = 8  # faults of one data set that a command names
 _printed: set[str] = set()  # already printed by `print_faults` and `print_once`
 
 
@@ -86,15 +56,17 @@ def printable(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def print_faults(faults: Sequence[Fault], pictures: int) -> None:
-    """Prints each fault to stderr, once per process however often the data is read, then the number of images left
-    out."""
+def print_faults(faults: Sequence[Fault], pictures: int, most: int = MOST_PRINTED) -> None:
+    """Prints the first `most` faults to stderr, once per process however often the data is read, then the number of
+    images left out."""
     # If several processes of a host read the same data, only the first prints.
     if launch.local_rank() != 0:
         return
     new = [fault for fault in faults if fault.reason not in _printed]
-    for fault in new:
+    for fault in new[:most]:
         print(f"left out: {fault.reason}", file=sys.stderr)
+    if len(new) > most:
+        print(f"left out: {len(new) - most} more, which `convoy data check` names", file=sys.stderr)
     if new:
         print(f"left out {len(faults)} of {pictures} pictures; --strict makes this an error", file=sys.stderr)
     _printed.update(fault.reason for fault in new)

@@ -4,6 +4,7 @@ JPEG and PNG files are read by serving's decoders, so that both see the same pix
 """
 
 import contextlib
+import importlib
 import mimetypes
 import warnings
 from collections.abc import Iterable, Iterator
@@ -14,15 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convoy.models.data.files import is_data, nfc
+from convoy.models.data.files import nfc
 from convoy.models.errors import BadData
 from convoy.service.errors import BadImage
 from convoy.service.images import decode
 from convoy.service.images.geometry import MAX_SIDE, UPRIGHT, is_turned, orientation
+from convoy.service.images.names import is_data
 
 # Images that Pillow finds too large raise BadData. Below that a warning is pointless: the files are the user's own.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
+# HEIC, the format of many phones: Pillow opens it if this package is installed.
+with contextlib.suppress(ImportError):
+    importlib.import_module("pillow_heif").register_heif_opener()
+
+HEIC = (".heic", ".heif", ".hif")
 GREY_MODES = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L")
 EXIF = b"Exif\0\0"
 MANY = "more pixels than Pillow's limit"
@@ -167,7 +174,9 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         raise
     except Exception as error:  # decoders raise exceptions of any class
         many = MANY if isinstance(error, Image.DecompressionBombError) else None
-        unsupported = "of a kind that Pillow does not open" if path.suffix.lower() not in _extensions() else None
+        unsupported = None if path.suffix.lower() in _extensions() else "of a kind that Pillow does not open"
+        if unsupported and path.suffix.lower() in HEIC:
+            unsupported += "; with HEIC files, pip install pillow-heif"
         why = getattr(error, "strerror", None) or many or unsupported or "damaged, or no picture"
         raise BadData(f"{path} cannot be read ({why}), want a picture") from error
 

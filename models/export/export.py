@@ -18,12 +18,15 @@ from torch.export import Dim
 
 from convoy.models import checkpoint, runtime
 from convoy.models.checkpoint import Description
+from convoy.models.data.dataset import SplitName
+from convoy.models.data.formats.folder import FolderSplit
 from convoy.models.data.registry import display_name, resolve_replacement
 from convoy.models.errors import VariantRefused
 from convoy.models.evaluation.evaluate import evaluate
-from convoy.models.export import parity, publish, variants
+from convoy.models.export import field, parity, publish, samples, variants
 from convoy.models.export.seal import sealed
 from convoy.models.graph import served
+from convoy.models.runtime import Step, silent
 from convoy.models.settings import DEFAULT_PLAN, Plan
 from convoy.service import metadata
 from convoy.service.metadata import AxisName, Document, Parity, Precision, Provenance, Variant
@@ -34,6 +37,8 @@ OPSET = 18
 # Names of the free axes in the graph.
 DIMENSIONS: dict[AxisName, str] = {"channel": "C", "time": "T", "depth": "D", "height": "H", "width": "W"}
 EXAMPLE_SIDE = 160  # pixels, of the image a network of any size is traced with: five times the largest stride
+SERVED = (".jpg", ".jpeg", ".png")  # files that a server decodes
+USED_SPLITS: tuple[SplitName, ...] = ("test", "train")  # the second one for int8 ranges
 SOURCE_KEY = "convoy.checkpoint"  # SHA-256 of the checkpoint a file was exported from
 OUTPUTS = {
     "classification": (metadata.PROBABILITIES,),
@@ -52,10 +57,13 @@ class Traced(NamedTuple):
 
 @dataclass(frozen=True)
 class Exported:
-    """The file in the repository and its metadata."""
+    """The file in the repository, its metadata, how many sample pictures are beside it, and a held-out picture, if a
+    user's own pictures are held out."""
 
     path: Path
     document: Document
+    samples: int = 0
+    example: Path | None = None
 
     @property
     def version(self) -> int:
@@ -69,33 +77,56 @@ def export(
     data: str | None = None,
     precision: Precision = "fp32",
     plan: Plan = DEFAULT_PLAN,
+    strict: bool = False,
+    step: Step = silent,
+    *,
+    with_samples: bool = True,
 ) -> Exported:
     """Exports the network of a checkpoint as the next version of a model, by default named for its architecture.
 
     Evaluates it on the held-out split of its data, if it has data. `data` replaces the data: a folder that has moved,
     or "" for none. Checks the graph and its parity with PyTorch, and for a precision other than fp32 also measures
-    accuracy and speed against fp32, before writing. Raises BadModelName, BadCheckpoint, BadTraining, BadData,
+    accuracy and speed against fp32, before writing. With `strict`, an unreadable image is an error. Each long step is
+    announced to `step`. With samples, two held-out pictures are copied beside the file, for people who want to try the
+    model. For a mask, its receptive field is checked. Raises BadModelName, BadCheckpoint, BadTraining, BadData,
     ParityRefused, VariantRefused; then nothing is written.
     """
     if name is not None:
         publish.check_name(name)
-    traced = trace(path, data)
+    traced = trace(path, data, strict, step)
     name = traced.description.architecture if name is None else name
     if precision == "fp32":
         network = traced.network
+        if traced.description.data:
+            step(f"measuring on held-out images of {display_name(traced.description.data)}")
         scores = evaluate(traced.description, network).scores if traced.description.data else {}
         graph, document = traced.graph, _document(traced.description, scores, traced.parity)
     else:
+        step(f"converting to {precision}, and measuring it against fp32")
         graph, document = _variant(traced, precision, plan)
+    if document.task == "segmentation":
+        step("checking how far around a pixel the mask depends on the image")
+        document = msgspec.structs.replace(document, receptive_field=field.of_mask(graph, document))
     # A variant would otherwise keep the properties of the library that made it.
+    step("writing")
     del graph.metadata_props[:]
     onnx.helper.set_model_props(graph, {metadata.KEY: metadata.encode(document), SOURCE_KEY: _digest(path)})
     onnx.checker.check_model(graph, full_check=True)
-    return Exported(publish.publish(sealed(graph), repository, name), document)
+    pictures = samples.held_out(traced.description) if with_samples else {}
+    published = publish.publish(sealed(graph), repository, name, pictures)
+    return Exported(published, document, len(pictures), _example(traced.description))
 
 
-def trace(path: Path, data: str | None = None) -> Traced:
-    """Returns a checkpoint's network with its fp32 graph, checked against PyTorch; `data` is as for `export`.
+def _example(description: Description) -> Path | None:
+    split = description.held_out() if description.data else None
+    if not isinstance(split, FolderSplit):
+        return None
+    images = [entry.image for entry in split.entries]
+    return next((image for image in images if image.suffix.lower() in SERVED), images[0])
+
+
+def trace(path: Path, data: str | None = None, strict: bool = False, step: Step = silent) -> Traced:
+    """Returns a checkpoint's network with its fp32 graph, checked against PyTorch; the arguments are as for `export`.
 
     Raises BadCheckpoint, BadTraining, BadData, ParityRefused.
     """
@@ -103,7 +134,12 @@ def trace(path: Path, data: str | None = None) -> Traced:
     description, network = checkpoint.load(path)
     if data is not None:
         description = msgspec.structs.replace(description, data=data and resolve_replacement(data, description.data))
+    if description.data:  # before the work for which it is needed
+        for split in USED_SPLITS if strict else USED_SPLITS[:1]:
+            description.split(split, strict)
+    step(f"tracing {description.architecture}")
     graph = onnx_graph(description, network)
+    step("comparing onnxruntime with PyTorch")
     return Traced(description, network, graph, parity.check(graph, description, network))
 
 

@@ -3,14 +3,20 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from convoy.models.errors import BadModelName
 from convoy.service.repository import MODEL_FILE, NAME, VERSION
 
+_NONE: Mapping[str, bytes] = MappingProxyType({})
 
-def publish(content: bytes, repository: Path, name: str) -> Path:
+
+def publish(content: bytes, repository: Path, name: str, beside: Mapping[str, bytes] = _NONE) -> Path:
     """Writes `<repository>/<name>/<version>/model.onnx`, one version above the highest. Returns its path.
+
+    `beside` are further files, by their paths in the version's folder.
 
     The file is written and synced in a temporary folder beside the versions, which is then renamed, so that readers
     never find an incomplete version, even after a crash. Concurrent calls get different versions. Raises BadModelName.
@@ -21,6 +27,8 @@ def publish(content: bytes, repository: Path, name: str) -> Path:
     incoming = Path(tempfile.mkdtemp(prefix=".incoming-", dir=model))
     try:
         _write(incoming / MODEL_FILE, content)
+        for path, data in beside.items():
+            _write_beside(incoming / path, data)
         incoming.chmod(0o755)  # mkdtemp's folders are private, and the server may run as another user
         _sync(incoming)
         version = _rename(incoming, model)
@@ -49,6 +57,12 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _write_beside(path: Path, content: bytes) -> None:
+    path.parent.mkdir(exist_ok=True)
+    _write(path, content)
+    _sync(path.parent)
 
 
 def _rename(incoming: Path, model: Path) -> Path:

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from convoy.models.data import picture
 from convoy.models.data.formats.coding import RGB, read_colours
 from convoy.models.errors import BadNetworkFile
-from convoy.models.export import publish
+from convoy.models.export import field, publish
 from convoy.models.export.seal import sealed
 from convoy.models.onnx_import import check
 from convoy.models.onnx_import.onnx_file import CHANNELS, OnnxFile, Tensor
@@ -20,7 +20,7 @@ from convoy.models.onnx_import.output import Output, detect
 from convoy.models.onnx_import.rewrite import with_dynamic_batch
 from convoy.models.onnx_import.wrap import wrapped
 from convoy.models.pretrained.weights import read_labels
-from convoy.models.runtime import Session
+from convoy.models.runtime import Session, Step, silent
 from convoy.models.settings import ImportOptions, Layout, Size
 from convoy.service import metadata
 from convoy.service.metadata import Document, InputSpec, Provenance
@@ -38,10 +38,12 @@ class Adopted(NamedTuple):
     confident: bool
 
 
-def adopt(file: OnnxFile, source: str, repository: Path, name: str, options: ImportOptions) -> Adopted:
+def adopt(
+    file: OnnxFile, source: str, repository: Path, name: str, options: ImportOptions, step: Step = silent
+) -> Adopted:
     """Writes the network with the given specification as the next version of the model `name`, if its outputs match the
     file's. `source` is the file's name, for the metadata. Raises BadModelName, BadNetworkFile, BadWeights,
-    ParityRefused; then nothing is written. The file itself is never changed."""
+    ParityRefused; then nothing is written. Each long step is announced to `step`. The file itself is never changed."""
     publish.check_name(name)
     layout = options.layout or file.layout
     if layout is None:
@@ -51,17 +53,23 @@ def adopt(file: OnnxFile, source: str, repository: Path, name: str, options: Imp
     size = _size(file, layout, options)
     trial = size or (TRIAL_SIDE, TRIAL_SIDE)
     labels = None if options.labels is None else read_labels(options.labels)
+    step("running the file")
     output = detect(original, trial, channels, options.task, options.tail, None if labels is None else len(labels))
     if size is None and output.task == "classification":
         raise BadNetworkFile(f"input is {file.input}, which accepts several sizes: want --size HxW for a classifier")
     batch = file.input.shape[0]
     inner = with_dynamic_batch(file.model) if isinstance(batch, int) else file.model
     graph = wrapped(inner, original.front, output, size or (None, None), channels)
+    step("checking batches")
     check.check_batching(graph, trial, channels, batch)
     running = session(graph)
     spec = _spec(running, size, channels, options)
     document = _document(file, source, output, labels, spec, options)
+    step("comparing with the file on random images")
     document = msgspec.structs.replace(document, parity=check.check_parity(original, running, output, spec))
+    if document.task == "segmentation":
+        step("checking how far around a pixel the mask depends on the image")
+        document = msgspec.structs.replace(document, receptive_field=field.of_mask(graph, document))
     _describe(graph, file, document)
     return Adopted(publish.publish(sealed(graph), repository, name), document, output.values != "indices")
 
@@ -111,16 +119,33 @@ def _front(file: OnnxFile, layout: Layout, channels: int, options: ImportOptions
         return None
     if file.input.dtype == "uint8" and names:
         raise BadNetworkFile(f"input is {file.input}: bytes are not normalised, want no {names}")
+    scale = 1.0 if file.input.dtype == "uint8" else 1 / 255 if options.scale is None else options.scale
+    mean, std = _each("--mean", options.mean or (0.0,), channels), _each("--std", options.std or (1.0,), channels)
+    _check_range(options, scale)
     return Front(
         layout=layout,
         dtype={"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "uint8": TensorProto.UINT8}[
             file.input.dtype
         ],
-        mean=_each("--mean", options.mean or (0.0,), channels),
-        std=_each("--std", options.std or (1.0,), channels),
-        scale=1.0 if file.input.dtype == "uint8" else 1 / 255 if options.scale is None else options.scale,
+        mean=mean,
+        std=std,
+        scale=scale,
         reverse=options.colour == "BGR",
     )
+
+
+def _check_range(options: ImportOptions, scale: float) -> None:
+    """Raises BadNetworkFile for a mean or deviation beyond all pixels: of another range, usually 0..255."""
+    highest = 255 * abs(scale)
+    for option, values in (("--mean", options.mean), ("--std", options.std)):
+        if values is not None and max(map(abs, values)) > highest * (1 + 1e-6):
+            listed = ",".join(f"{value:g}" for value in values)
+            smaller = ",".join(f"{value * scale:.3g}" for value in values)
+            by = "1/255" if scale == 1 / 255 else f"{scale:.4g}"
+            raise BadNetworkFile(
+                f"{option} {listed} is beyond the range of pixels, 0..{highest:g} with --scale {by}: want --scale 1, "
+                f"or {option} {smaller}"
+            )
 
 
 def _each(option: str, values: Sequence[float], channels: int) -> tuple[float, ...]:

@@ -15,6 +15,11 @@ th:first-child, td:first-child { text-align: left } td.text { text-align: left; 
 anywhere } .cards { display: flex; flex-wrap: wrap; gap: .75rem } .card { border: 1px solid #d8dee4; border-radius: 6px;
 padding: .5rem 1rem } .card b { display: block; font-size: 1.4rem } .card span { color: #57606a }
 p.note { background: #fff8c5; border: 1px solid #d4a72c; border-radius: 6px; padding: .5rem 1rem }
+dl { display: grid; grid-template-columns: max-content auto; gap: .1rem 1rem } dt { font-weight: 600 } dd { margin: 0;
+color: #57606a }
+@media (prefers-color-scheme: dark) { body { color: #e6edf3; background: #0d1117 } th, td { border-color: #30363d }
+.card { border-color: #30363d } p.lead, .card span, dd { color: #9198a1 } p.note { background: #2e2a1f; border-color:
+#9e6a03 } img { border-radius: 6px } a { color: #4493f8 } }
 """
 
 
@@ -23,6 +28,7 @@ def page(title: str, lead: str, sections: Iterable[str]) -> str:
     return (
         "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
         '<meta name=viewport content="width=device-width, initial-scale=1">'
+        "<meta name=color-scheme content='light dark'>"
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><h1>{escape(title)}</h1>"
         f"<p class=lead>{escape(lead)}</p>\n" + "\n".join(sections) + "\n</body></html>\n"
     )
@@ -63,9 +69,17 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
-def pairs(values: Mapping[str, str]) -> str:
-    """Returns a table of names and texts."""
-    rows = (f"<tr><td>{escape(name)}</td><td class=text>{escape(value)}</td></tr>" for name, value in values.items())
+def meanings(values: Mapping[str, str]) -> str:
+    """Returns a list of names and what they mean."""
+    return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{escape(words)}</dd>' for name, words in values.items())}</dl>"
+
+
+def pairs(values: Mapping[str, Sequence[str]]) -> str:
+    """Returns a table of names and texts, one or several for each name."""
+    rows = (
+        f"<tr><td>{escape(name)}</td>{''.join(f'<td class=text>{escape(text)}</td>' for text in texts)}</tr>"
+        for name, texts in values.items()
+    )
     return f"<div class=scroll><table><tbody>{''.join(rows)}</tbody></table></div>"
 
 

@@ -14,13 +14,35 @@ from convoy.models.evaluation.evaluate import Evaluation, Example
 from convoy.models.evaluation.predictor import Predictor
 
 MAX_IMAGES, MAX_MASKS = 32, 16
+MAX_RIGHT = 8  # images whose class is right, but least certain
 
 
 def worst(evaluation: Evaluation) -> list[Example]:
-    """Returns the images with the lowest probability of the true class, or whose masks have the lowest mean IoU, worst
-    first."""
-    most = MAX_IMAGES if evaluation.network.task == "classification" else MAX_MASKS
-    return sorted(evaluation.examples, key=lambda example: example.score)[:most]
+    """Returns the images with a wrong class and a few that are right but least certain, by the probability of the true
+    class; or those whose masks have the lowest mean IoU. Worst first."""
+    ordered = sorted(evaluation.examples, key=lambda example: example.score)
+    if evaluation.network.task == "segmentation":
+        return ordered[:MAX_MASKS]
+    right = [example for example in ordered if example.true == example.predicted][:MAX_RIGHT]
+    return [example for example in ordered if example.true != example.predicted or example in right][:MAX_IMAGES]
+
+
+def heading(evaluation: Evaluation) -> str:
+    """Returns what `worst` contains, as a sentence."""
+    shown = worst(evaluation)
+    if evaluation.network.task == "segmentation":
+        return f"The {len(shown)} masks with the lowest mean IoU."
+    wrong = sum(example.true != example.predicted for example in evaluation.examples)
+    listed = sum(example.true != example.predicted for example in shown)
+    first = (
+        f"{wrong} of {len(evaluation.examples):,} are wrong" if wrong else f"All {len(evaluation.examples):,} are right"
+    )
+    first += f"; the worst {listed} of them" if listed < wrong else ""
+    return (
+        f"{first}. {len(shown) - listed} right ones, the least certain, are among these."
+        if len(shown) > listed
+        else first + "."
+    )
 
 
 def save(evaluation: Evaluation, path: Path) -> None:

@@ -4,17 +4,31 @@ Everything is measured on the validation split. Changing a network after looking
 must not use the test split: `convoy evaluate` measures that one, after all choices.
 """
 
+import math
 import shlex
+import statistics
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+from convoy.models import checkpoint
+from convoy.models.data.batches import indexed
+from convoy.models.data.dataset import Subset
+from convoy.models.data.formats.coding import of_source
 from convoy.models.data.registry import display_name
 from convoy.models.evaluation.evaluate import Evaluation, Example, measure
 from convoy.models.evaluation.metrics import LEADING
 from convoy.models.evaluation.predictor import of_checkpoint
-from convoy.models.report import classes, curves, page, worst
+from convoy.models.report import classes, curves, page, words, worst
 from convoy.models.report.runs import Run, read
+from convoy.models.training.resuming import PICTURES
+from convoy.models.training.run import IMAGES_PER_SECOND, Note
+
+TIMED = 5  # predictions
+FEW_IMAGES = 200  # of the validation split
+FEW_FILES = 20  # shown without a click
+TOP5_CLASSES = 10  # with fewer, five of them are half
 
 CURVES, CONFUSION, CLASSES, WORST, PAGE = "curves.png", "confusion.png", "classes.csv", "worst.png", "report.html"
 
@@ -63,24 +77,102 @@ def _written(part: Callable[[Path], None], path: Path) -> bool:
 def _page(run: Run, evaluation: Evaluation, path: Path) -> None:
     network, note = evaluation.network, run.note
     ended = "" if note.complete else ", not yet at its end"
-    lead = f"{note.epochs} epochs in {note.seconds:,.0f} s{ended}; {evaluation.images} validation images measured below"
+    kind = "tensors" if evaluation.of_tensors else "images"
+    lead = f"{note.epochs} epochs in {note.seconds:,.0f} s{ended}; {evaluation.images} validation {kind} measured below"
     leading = LEADING[network.task]
     scores = {leading: evaluation.scores[leading], **evaluation.scores}
-    sections = [page.cards({name: f"{score:.4f}" for name, score in scores.items()})]
+    if len(network.labels) < TOP5_CLASSES:
+        scores.pop("top5", None)
+    counted = "pixels" if network.task == "segmentation" else kind
+    sections = [
+        page.cards({name: f"{score:.4f}" for name, score in scores.items()}),
+        page.meanings({name: words.SCORES[name].format(kind=kind, counted=counted) for name in scores}),
+        *_certainty(evaluation, kind),
+        page.section("Network", page.pairs({name: [value] for name, value in _facts(run, evaluation).items()})),
+    ]
     if run.rows:
         sections.append(
             page.section("Curves", page.picture(run.root / CURVES, "losses, scores, learning rate by epoch", wide=True))
         )
         sections.append(page.section("Epochs", _epochs(run)))
     sections += [
-        page.section("Classes", _classes(evaluation)),
+        page.section("Classes", _classes(evaluation), page.meanings(_columns(evaluation))),
         page.section("Confusion", *_confusion(run, evaluation)),
-        page.section("Worst examples", *_worst(run, evaluation)),
-        page.section("Settings", page.pairs(run.settings_by_name())),
+        page.section("Worst examples", page.text(worst.heading(evaluation)), *_worst(run, evaluation)),
+        page.section(
+            "Settings",
+            page.pairs({name: [value, words.setting(name)] for name, value in run.settings_by_name().items()}),
+        ),
     ]
     if evaluation.slices:
         sections.insert(-1, page.section("By size of the image", _slices(evaluation)))
+    if note.left_out:
+        sections.insert(-1, page.section("Left out of the data", *_left_out(note)))
     path.write_text(page.page(f"{network.name} on {display_name(network.data)}", lead, sections), encoding="utf-8")
+
+
+def _left_out(note: Note) -> list[str]:
+    """Returns which files the run did not use, without the folders above the data, and why."""
+    above = f"{of_source(note.settings.data)[0]}/"
+    rows = [[reason.replace(above, "")] for reason in note.left_out]
+    if (more := note.left_out_total - len(rows)) > 0:
+        rows.append([f"and {more:,} more, which convoy data check names"])
+    lead = f"{note.left_out_total:,} of the files could not be used for training:"
+    listed = page.table(["file and problem"], rows)
+    return [page.note(lead), listed if len(rows) <= FEW_FILES else page.folded("all of them", listed)]
+
+
+def interval(right: int, images: int) -> tuple[float, float]:
+    """Returns the 95 % confidence interval of a share (Wilson 1927)."""
+    share, z = right / images, 1.96
+    middle = (share + z**2 / (2 * images)) / (1 + z**2 / images)
+    half = z / (1 + z**2 / images) * math.sqrt(share * (1 - share) / images + z**2 / (4 * images**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _certainty(evaluation: Evaluation, kind: str) -> list[str]:
+    """Returns a sentence on how reliable scores from this number of images are."""
+    count = evaluation.images
+    few = f"{count} {kind} prove little" if count < FEW_IMAGES else ""
+    if evaluation.network.task == "segmentation":
+        return [page.note(f"{few}: another choice of images may give quite another score.")] if few else []
+    low, high = interval(round(evaluation.scores["top1"] * count), count)
+    range_ = f"of {kind} like these, {100 * low:.1f} % to {100 * high:.1f} % would be right (95 % confidence interval)."
+    return [page.note(f"{few}: {range_}") if few else page.text(range_[0].upper() + range_[1:])]
+
+
+def _facts(run: Run, evaluation: Evaluation) -> dict[str, str]:
+    content = checkpoint.content(run.checkpoint)
+    _, network = checkpoint.load(run.checkpoint)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    facts = {
+        "parameters": f"{parameters:,}",
+        "size": f"{4 * parameters / 2**20:,.1f} MiB of weights; {run.checkpoint.name} has "
+        f"{run.checkpoint.stat().st_size / 2**20:,.1f} MiB with the optimizer's state",
+        "time": f"{1000 * _seconds(evaluation):,.1f} ms for one, in PyTorch on this machine",
+    }
+    speeds = [row[IMAGES_PER_SECOND] for row in run.rows if IMAGES_PER_SECOND in row]
+    if speeds:
+        facts["training speed"] = f"{statistics.median(speeds):,.0f} per second"
+    counts = content.get(PICTURES)
+    if counts is not None:
+        facts["splits"] = f"{counts['train']:,} for training, {counts['validation']:,} for validation"
+    return facts
+
+
+def _seconds(evaluation: Evaluation) -> float:
+    """Returns the median time of a prediction for the first sample alone."""
+    network, times = evaluation.network, []
+    (_, batch), *_ = indexed(Subset(evaluation.samples, [0]), network.spec, batch_size=1)
+    for _ in range(TIMED):
+        start = time.perf_counter()
+        network.predict(batch.images)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _columns(evaluation: Evaluation) -> dict[str, str]:
+    return {name: words.COLUMNS[name] for name in classes.class_columns(evaluation)}
 
 
 def _epochs(run: Run) -> str:

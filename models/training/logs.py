@@ -4,6 +4,7 @@ import csv
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
@@ -11,9 +12,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch.optim import Optimizer
 
 from convoy.models.training import run
+from convoy.models.training.module import Training
 from convoy.models.training.run import Row
-
-OF_STEPS = ("loss", "learning_rate")  # values of the last step, replaced by those of the epoch
 
 LOG_FOLDERS = ("csv", "tensorboard")
 EVERY_STEPS = 10  # steps per logged row
@@ -44,7 +44,7 @@ class EpochTable(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        scores = {name: float(value) for name, value in trainer.callback_metrics.items() if name not in OF_STEPS}
+        scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
         row: Row = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
@@ -54,6 +54,23 @@ class EpochTable(Callback):
         }
         self.rows = [*(each for each in self.rows if each["epoch"] < row["epoch"]), row]
         run.write_metrics(self.path, self.rows)
+
+
+class StepRows(Callback):
+    """Logs loss and learning rate of every tenth step. Lightning's own log would average them over the processes, which
+    they do not need, and costs a millisecond in every step."""
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, Training)
+        done = trainer.global_step
+        whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or batch_idx + 1 == trainer.num_training_batches
+        if not (whole and done % EVERY_STEPS == 0 and trainer.is_global_zero):
+            return
+        row = {"epoch": trainer.current_epoch, "learning_rate": pl_module.step_rate, "loss": float(pl_module.step_loss)}
+        for logger in trainer.loggers:
+            logger.log_metrics(row, step=done - 1)
 
 
 def loggers(root: Path) -> list[CSVLogger | TensorBoardLogger]:

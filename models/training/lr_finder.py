@@ -2,7 +2,6 @@
 
 import csv
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from convoy.models.data.batches import Batch
 from convoy.models.errors import BadTraining
 from convoy.models.training.distributed import environment
 from convoy.models.training.module import Training
-from convoy.models.training.progress import Bar, Pace
+from convoy.models.training.progress import Bar, Pace, is_terminal
 from convoy.models.training.run import Machine, Settings
 from convoy.models.training.train import fit, prepared_run, trainer_options
 
@@ -51,16 +50,16 @@ def find_rate(settings: Settings, folder: Path, machine: Machine) -> Suggestion:
     settings = replace(settings, recipe=replace(settings.recipe, learning_rate=1.0))
     data, description, network = prepared_run(settings, strict=machine.strict)
     training = RangeTest(description, network, data, settings)
-    bar, pace = sys.stderr.isatty(), Pace()
+    pace = Pace()
     trainer = pl.Trainer(
         max_steps=STEPS,
         **trainer_options(settings.recipe, machine),
-        callbacks=[pace, Bar(pace)] if bar else [],
+        callbacks=[pace, Bar(pace)] if is_terminal() else [],
         plugins=[*environment()],
         limit_val_batches=0,
         logger=False,
         enable_checkpointing=False,
-        enable_progress_bar=bar,
+        enable_progress_bar=False,
     )
     fit(trainer, training, data, settings, machine)
     best = suggestion(training.trials)

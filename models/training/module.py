@@ -8,7 +8,6 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchmetrics import MeanMetric
 
 from convoy.models import checkpoint
 from convoy.models.checkpoint import Description
@@ -24,6 +23,7 @@ from convoy.service.metadata import Task
 
 STEPS_APART = 1_000_003  # distance between the random seeds of successive run seeds
 RANKS_APART = 15_485_863  # distance between the random seeds of successive processes
+THREADS = "threads"  # of torch, in checkpoints
 BETA2 = 0.999  # of AdamW
 
 
@@ -45,7 +45,8 @@ class Training(pl.LightningModule):
         self.auxiliary_weight = float(getattr(network, "auxiliary_weight", 0.0))
         self.measures = measures(description.task, len(description.labels))
         # The loss already covers the whole batch in every process.
-        self.train_loss, self.validation_loss = (MeanMetric(sync_on_compute=False) for _ in range(2))
+        self.train_loss, self.validation_loss = Mean(), Mean()
+        self.step_loss, self.step_rate = torch.tensor(math.nan), math.nan  # of the last step
         self.ignore = ignore_index(description.task)
         weights = class_weights(data) if self.recipe.class_weights == "balanced" else None
         named = self.recipe.loss, self.recipe.gamma, self.ignore, weights, sum_over_processes
@@ -53,6 +54,7 @@ class Training(pl.LightningModule):
         self.training_loss = losses.loss(*named, self.recipe.augmentation.label_smoothing)
         self.best: dict[str, float] = {}  # validation scores of the epoch with the lowest loss
         self.latest: dict[str, float] = {}
+        self.threads: int | None = None  # of torch in this run; sums depend on it
         self.position = {"taken": 0}  # position in the epoch that is resumed
         self.frozen = False
         if self.transfer is not None and self.transfer.freeze_epochs is None:
@@ -69,8 +71,7 @@ class Training(pl.LightningModule):
         self.train_loss.reset()
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
-        steps = int(self.trainer.estimated_stepping_batches)
-        slowness = schedules.momentum(self.recipe.schedule, self.global_step, steps, self.recipe.warm_up)
+        slowness = schedules.momentum(self.recipe.schedule, self.global_step, self.steps, self.recipe.warm_up)
         if slowness is not None:
             for group in self.trainer.optimizers[0].param_groups:
                 group.update({"momentum": slowness} if "momentum" in group else {"betas": (slowness, BETA2)})
@@ -81,9 +82,8 @@ class Training(pl.LightningModule):
         loss = mixed.share * self._loss(self.training_loss, output, mixed.targets)
         if mixed.share < 1:
             loss = loss + (1 - mixed.share) * self._loss(self.training_loss, output, mixed.partners)
-        self.train_loss.update(loss.detach(), sum_over_processes(self._counted(batch.targets)))
-        self.log("loss", loss, on_step=True, on_epoch=False, prog_bar=True)
-        self.log("learning_rate", self.trainer.optimizers[0].param_groups[-1]["lr"], on_step=True, on_epoch=False)
+        self.step_loss, self.step_rate = loss.detach(), self.trainer.optimizers[0].param_groups[-1]["lr"]
+        self.train_loss.update(self.step_loss, sum_over_processes(self._counted(batch.targets)))
         scaled: Tensor = loss * self._share_of_step(index)
         return scaled
 
@@ -91,11 +91,11 @@ class Training(pl.LightningModule):
         """Returns batch `number`, counted from the start of the run, as the network's input."""
         # A batch's random numbers do not depend on earlier batches, so a resumed run draws the same ones.
         seed = self.seed * STEPS_APART + number
-        torch.manual_seed(seed)
+        seed_everywhere(seed)
         together = is_parallel() and (self.augment is not None or self.recipe.augmentation.mixup > 0)
         mixed = self._drawn_together(batch) if together else self._drawn(batch)
         if self.global_rank:
-            torch.manual_seed(seed + RANKS_APART * self.global_rank)  # the network's own draws differ per process
+            seed_everywhere(seed + RANKS_APART * self.global_rank)  # the network's own draws differ per process
         return mixed
 
     def _drawn(self, batch: Batch) -> Mixed:
@@ -167,9 +167,9 @@ class Training(pl.LightningModule):
             optimizer = torch.optim.SGD(self._groups(), rate, momentum=0.9, nesterov=True, weight_decay=decay)
         else:
             optimizer = torch.optim.AdamW(self._groups(), rate, betas=(0.9, BETA2), weight_decay=decay)
-        steps = int(self.trainer.estimated_stepping_batches)
+        self.steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: schedules.share_of_rate(recipe.schedule, step, steps, recipe.warm_up)
+            optimizer, lambda step: schedules.share_of_rate(recipe.schedule, step, self.steps, recipe.warm_up)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -204,10 +204,11 @@ class Training(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
         checkpoint.put(self.description, checkpoint_)
         checkpoint_.update(self.record)
+        checkpoint_[THREADS] = self.threads
         checkpoint_["best"], checkpoint_["latest"] = self.best, self.latest
         checkpoint_[checkpoint.EPOCHS] = self._epochs_done()
         checkpoint_["taken"] = self._loader().state_dict()
-        checkpoint_["train_loss"] = [float(self.train_loss.mean_value), float(self.train_loss.weight)]
+        checkpoint_["train_loss"] = self.train_loss.state()
 
     def _loader(self) -> Loader:
         batches = self.trainer.train_dataloader
@@ -222,9 +223,46 @@ class Training(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
         self.best, self.latest = checkpoint_["best"], checkpoint_["latest"]
         self.position = checkpoint_["taken"]
-        mean, weight = checkpoint_["train_loss"]
-        self.train_loss.mean_value.fill_(mean)
-        self.train_loss.weight.fill_(weight)
+        self.train_loss.load(*checkpoint_["train_loss"])
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        # Lightning's own searches the batch for tensors, which takes longer than a small network's layers.
+        return Batch(batch.images.to(device), batch.targets.to(device))
+
+
+class Mean:
+    """A mean of losses, weighted by the number of images. Its sums are on the losses' device."""
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.load(0.0, 0.0)
+
+    def update(self, loss: Tensor, count: Tensor) -> None:
+        self.total, self.count = self.total + loss.detach() * count, self.count + count
+
+    def compute(self) -> Tensor:
+        return self.total / self.count
+
+    def state(self) -> list[float]:
+        """Returns what `load` accepts."""
+        return [float(self.total), float(self.count)]
+
+    def load(self, total: float, count: float) -> None:
+        self.total, self.count = torch.tensor(total), torch.tensor(count)
+
+
+def seed_everywhere(seed: int) -> None:
+    """Sets the seed of torch's generators, as `torch.manual_seed` does. Without a GPU, that stores a call for each one
+    that could appear later, with the stack of its caller: a millisecond and some memory each time."""
+    if torch.cuda.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
 
 
 def class_weights(data: DataSet) -> Tensor:

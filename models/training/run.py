@@ -33,6 +33,7 @@ CONFIG_HEADER = """\
 """
 
 METRICS = "metrics.csv"
+IMAGES_PER_SECOND, WAITING = "images_per_second", "waiting_for_data"  # columns
 
 Row = dict[str, float]
 
@@ -82,12 +83,14 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 ONE = Machine()
 
 
+MOST_NAMED = 1000  # images, in a note
+
+
 class Note(msgspec.Struct, frozen=True, kw_only=True):
     """`run.json`. `seconds` is wall time over all sessions of a resumed run.
 
-    `checkpoint` is the file to use. If the run completed, it is the last epoch's, because the learning rate has decayed
-    by then and a choice among epochs by a small validation split is mostly noise. If it stopped early, it is the best
-    one. `validation` contains its scores.
+    `checkpoint` is the file to use, of the epoch with the lowest validation loss. `validation` contains its scores.
+    `left_out` names the images that the run could not use, at most MOST_NAMED of the `left_out_total`.
     """
 
     settings: Settings
@@ -97,6 +100,8 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     checkpoint: str
     validation: dict[str, float]
+    left_out: tuple[str, ...] = ()
+    left_out_total: int = 0
 
 
 class RunFolder:
@@ -118,11 +123,25 @@ class RunFolder:
         return folder if checkpoint.parent == folder.kept and folder.note.is_file() else cls(checkpoint.parent)
 
     def chosen(self) -> Path:
-        """Returns the checkpoint to use; without a note the last one. Raises BadRun if there is neither."""
+        """Returns the checkpoint to use: the best one, or before the end of the first epoch the last one. Raises BadRun
+        if this is not the folder of a run."""
         note = self.read()
         if note is None and not self.last.is_file():
             raise BadRun(f"{self.root} is not the folder of a run, want one that `convoy train` wrote")
-        return self.root / note.checkpoint if note is not None else self.last
+        best = self.best if note is None else self.root / note.checkpoint
+        return self.last if self.last.is_file() and not best.is_file() else best
+
+    def occupied(self) -> bool:
+        """Returns whether the folder contains a run, which a new one would replace."""
+        return any(path.exists() for path in (self.note, self.best, self.last))
+
+    def unoccupied(self) -> "RunFolder":
+        """Returns this folder, or the first without a run of those with a number: `NAME-2`, `NAME-3` and so on."""
+        folder, number = self, 1
+        while folder.occupied():
+            number += 1
+            folder = RunFolder(self.root.with_name(f"{self.root.name}-{number}"))
+        return folder
 
     def read(self) -> Note | None:
         """Returns the note, or None if this version did not write one."""

@@ -15,10 +15,10 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 
 from convoy.models import checkpoint, launch, registry, runtime
-from convoy.models.analysis.summary import inspect_architecture
+from convoy.models.analysis.summary import inspect_architecture, totals
 from convoy.models.checkpoint import Description
 from convoy.models.data.augmentation import check
-from convoy.models.data.batches import WHOLE, Loader, Share, loader
+from convoy.models.data.batches import NOTHING, WHOLE, Allowance, Loader, SameSize, Share, loader
 from convoy.models.data.dataset import DataSet
 from convoy.models.data.registry import DATA, data_set
 from convoy.models.errors import BadTraining, TrainingStopped
@@ -26,13 +26,25 @@ from convoy.models.settings import Recipe
 from convoy.models.training import distributed, logs, resuming, run, transfer
 from convoy.models.training.checkpointing import MONITOR, AtomicCheckpoints, averaging, checkpoints
 from convoy.models.training.distributed import environment, is_first, launched, remove_stale_ranks
-from convoy.models.training.logs import EVERY_STEPS, EpochTable, loggers
-from convoy.models.training.module import Training, ignore_index
-from convoy.models.training.progress import Bar, EpochLines, Pace
-from convoy.models.training.run import ONE, Machine, Note, RunFolder, Settings, check_crop, commit, source_digest
-from convoy.service.machine import cores
+from convoy.models.training.logs import EpochTable, StepRows, loggers
+from convoy.models.training.module import THREADS, Training, ignore_index
+from convoy.models.training.progress import Bar, EpochLines, Pace, is_terminal
+from convoy.models.training.run import (
+    MOST_NAMED,
+    ONE,
+    Machine,
+    Note,
+    RunFolder,
+    Settings,
+    check_crop,
+    commit,
+    source_digest,
+)
+from convoy.service.errors import ConvoyError
+from convoy.service.machine import available_bytes, cores
 from convoy.service.metadata import InputSpec, Task, TensorInput
 
+KEPT_SHARE = 1 / 4  # of the available memory, for images that are read once only
 MAX_WORKERS = 8  # threads; more do not help, because part of the work runs under Python's lock
 
 
@@ -51,21 +63,21 @@ def train(settings: Settings, output: Path, resume: Path | None = None, machine:
     source = source_digest(settings.architecture)
 
     training = Training(description, network, data, settings)
-    trainer = _trainer(settings.recipe, data.task, folder, machine)
+    trainer = trainer_of(settings.recipe, data.task, folder, machine)
     if trainer.is_global_zero:
         _prepare(folder, settings, resume)
 
     def note(complete: bool) -> Note:
-        stopped_early = trainer.current_epoch < settings.recipe.epochs
-        validation = training.best if stopped_early else training.latest
         return Note(
             settings=settings,
             source=source,
             complete=complete,
             epochs=trainer.current_epoch,
             seconds=round(seconds_before + time.monotonic() - start, 3),
-            checkpoint=(folder.best if stopped_early else folder.last).name,
-            validation={name: value for name, value in validation.items() if math.isfinite(value)},
+            checkpoint=folder.best.name,
+            validation={name: value for name, value in training.best.items() if math.isfinite(value)},
+            left_out=tuple(data.left_out[:MOST_NAMED]),
+            left_out_total=len(data.left_out),
         )
 
     def keep(done: Note) -> Note:
@@ -93,7 +105,22 @@ def train(settings: Settings, output: Path, resume: Path | None = None, machine:
             f"the validation loss is {training.latest['validation_loss']} after epoch {trainer.current_epoch}: "
             f"want a lower --lr than {settings.recipe.learning_rate:g}, or --clip 1"
         )
+    worse = _worse_than_guessing(done, len(data.labels))
+    if worse is not None and trainer.is_global_zero:
+        print(worse, file=sys.stderr, flush=True)
     return done
+
+
+def _worse_than_guessing(note: Note, classes: int) -> str | None:
+    """Returns a warning if a network has a far higher loss than one that gives all classes the same probability."""
+    recipe, guessing = note.settings.recipe, math.log(classes)
+    loss = note.validation.get("validation_loss", 0.0)
+    if recipe.loss != "cross-entropy" or loss < 2 * guessing:
+        return None
+    return (
+        f"the network has learned nothing: its validation loss is {loss:.4g}, and equal probabilities have "
+        f"{guessing:.3g}; want a lower --lr than {recipe.learning_rate:g}, or --clip 1"
+    )
 
 
 def prepared_run(
@@ -129,20 +156,30 @@ def prepared_run(
 
 
 def training_batches(
-    description: Description, data: DataSet, settings: Settings, workers: int = 0, share: Share = WHOLE
+    description: Description,
+    data: DataSet,
+    settings: Settings,
+    workers: int = 0,
+    share: Share = WHOLE,
+    allowance: Allowance = NOTHING,
 ) -> Loader:
     """Returns the batches of the training split."""
     recipe, seed, ignore = settings.recipe, settings.seed, ignore_index(description.task)
-    how = recipe.batch_size, seed, recipe.crop, recipe.augmentation, workers, share, ignore
+    how = recipe.batch_size, seed, recipe.crop, recipe.augmentation, workers, share, ignore, allowance
     return loader(data.split("train"), description.spec, *how)
 
 
 def validation_batches(
-    description: Description, data: DataSet, settings: Settings, workers: int = 0, share: Share = WHOLE
+    description: Description,
+    data: DataSet,
+    settings: Settings,
+    workers: int = 0,
+    share: Share = WHOLE,
+    allowance: Allowance = NOTHING,
 ) -> Loader:
     """Returns the batches of the validation split, in order."""
     split, size, ignore = data.split("validation"), settings.recipe.batch_size, ignore_index(description.task)
-    return loader(split, description.spec, size, workers=workers, share=share, ignore=ignore)
+    return loader(split, description.spec, size, workers=workers, share=share, ignore=ignore, allowance=allowance)
 
 
 def describe(settings: Settings, data: DataSet) -> tuple[Description, nn.Module]:
@@ -198,16 +235,23 @@ def fit(
     resume: Path | None = None,
 ) -> None:
     """Trains on the training split, on this process's part of each batch."""
-    runtime.limit_threads(trainer.num_devices)
     share = Share(trainer.global_rank, trainer.world_size)
     workers = _workers(settings.data, machine, trainer.num_devices)
-    to_train = training_batches(training.description, data, settings, workers, share)
-    to_validate = validation_batches(training.description, data, settings, workers, share)
+    # Each process of this host keeps its own.
+    allowance = Allowance(int(KEPT_SHARE * available_bytes()) // trainer.num_devices)
+    to_train = training_batches(training.description, data, settings, workers, share, allowance)
+    to_validate = validation_batches(training.description, data, settings, workers, share, allowance)
+    if resume is not None:
+        training.threads = checkpoint.content(resume).get(THREADS)
+    runtime.limit_threads(trainer.num_devices, _threads(training, to_train, data, settings, trainer.world_size))
+    training.threads = torch.get_num_threads()
     trainer.fit(training, to_train, to_validate, ckpt_path=resume, weights_only=True)
 
 
-def _trainer(recipe: Recipe, task: Task, folder: RunFolder, machine: Machine) -> pl.Trainer:
-    bar, pace = sys.stderr.isatty(), Pace()
+def trainer_of(recipe: Recipe, task: Task, folder: RunFolder, machine: Machine) -> pl.Trainer:
+    """Returns Lightning's trainer of a run, with all that it writes and shows."""
+    pace = Pace()
+    bar = Bar(pace) if is_terminal() else None
     return pl.Trainer(
         max_epochs=recipe.epochs,
         **trainer_options(recipe, machine),
@@ -215,15 +259,16 @@ def _trainer(recipe: Recipe, task: Task, folder: RunFolder, machine: Machine) ->
         callbacks=[
             pace,
             EpochTable(folder.root),
+            StepRows(),
             *([] if recipe.ema is None else [averaging(recipe.ema)]),
             EarlyStopping(MONITOR, patience=recipe.patience),
-            Bar(pace) if bar else EpochLines(task, pace),
+            EpochLines(task, pace, bar),
+            *([] if bar is None else [bar]),
             *checkpoints(folder, recipe.keep, machine.save_seconds),
         ],
         plugins=[AtomicCheckpoints(), *environment()],
         logger=loggers(folder.root),
-        enable_progress_bar=bar,
-        log_every_n_steps=EVERY_STEPS,
+        enable_progress_bar=False,
     )
 
 
@@ -256,6 +301,21 @@ def trainer_options(recipe: Recipe, machine: Machine) -> dict[str, Any]:
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
     }
+
+
+def _threads(training: Training, batches: Loader, data: DataSet, settings: Settings, processes: int) -> int:
+    """Returns the number of threads of a run; the same when it is resumed."""
+    if training.threads is not None:
+        return training.threads
+    row = registry.architecture(settings.architecture)
+    size: tuple[int, ...] | None = settings.size
+    if registry.sides(row.input) is None and isinstance(batches.sampler, SameSize) and data.tensor is None:
+        size = sorted(batches.sampler.sizes, key=math.prod)[len(batches.sampler.sizes) // 2]
+    try:
+        cost = totals(settings.architecture, size, len(data.labels), data.channels, settings.arguments)
+    except ConvoyError:  # the first step reports what is wrong, if anything is
+        return runtime.MAX_THREADS
+    return runtime.useful_threads(cost.multiply_adds * settings.recipe.batch_size // processes)
 
 
 def _workers(data: str, machine: Machine, processes: int) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from convoy.models.analysis.operators import by
 from convoy.models.errors import BadView, ImpossibleLayer
 from convoy.models.visualize.subjects import Size, Subject
+from convoy.service.errors import meant
 
 NEAR = 8  # layer names in an error message
 
@@ -49,7 +50,8 @@ def layer_of(name: str, layers: Sequence[Layer]) -> Layer:
     for layer in layers:
         if layer.name == name:
             return layer
-    raise BadView(f"there is no layer {name!r}; there are {nearest(name, layers)}")
+    known = nearest(name, layers)
+    raise BadView(f"there is no layer {name!r}; there are {known}{meant(name, [each.name for each in layers])}")
 
 
 def nearest(name: str, layers: Sequence[Layer]) -> str:

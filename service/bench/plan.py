@@ -130,7 +130,7 @@ def _round_length(seconds: float) -> float:
 def describe(load: Closed | Open) -> str:
     """A load as text."""
     if isinstance(load, Closed):
-        return f"{load.callers} callers"
+        return f"{load.callers} caller{'s' * (load.callers > 1)}"
     rates = ", ".join(
         f"{piece.begin:g}" if piece.begin == piece.end else f"{piece.begin:g} to {piece.end:g}" for piece in load.rates
     )

@@ -20,7 +20,7 @@ from convoy.service.client.results import (
     read_message_error,
     read_segmentations,
 )
-from convoy.service.errors import BadConfig, ModelUnavailable, UnknownModel
+from convoy.service.errors import BadConfig, ModelUnavailable, UnknownModel, meant
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 
 _ANY_SIZE = 256  # pixels per side of generated images for a model that accepts any size
@@ -42,8 +42,9 @@ def choose(served: Sequence[Model], name: str) -> Model:
     """The highest ready version of the model. Raises UnknownModel, ModelUnavailable, BadConfig."""
     versions = [one for one in served if one.model == name]
     if not versions:
-        others = ", ".join(sorted({one.model for one in served})) or "none"
-        raise UnknownModel(f"the server has no model {name!r}; it has {others}")
+        known = sorted({one.model for one in served})
+        others = ", ".join(known) or "none"
+        raise UnknownModel(f"the server has no model {name!r}; it has {others}{meant(name, known)}")
     ready = [one for one in versions if one.state == "ready"]
     if not ready:
         raise ModelUnavailable(f"model {name!r} is not ready: {versions[-1].reason or versions[-1].state}")

@@ -1,14 +1,18 @@
 """The client for asyncio."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Self, TypeVar
 
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
+from convoy.service import address
+from convoy.service.client import large, tiling
+from convoy.service.client.channel import ANY_REQUEST, options
 from convoy.service.client.credentials import PLAIN, Credentials
+from convoy.service.client.large import LargeSegmentation, LargeSource, Progress
 from convoy.service.client.requests import (
     ImageSource,
     ImageSources,
@@ -18,7 +22,6 @@ from convoy.service.client.requests import (
     classify_request,
     classify_requests,
     methods,
-    options,
     segment_request,
     segment_requests,
 )
@@ -28,6 +31,7 @@ from convoy.service.client.results import (
     Segmentation,
     ServerError,
     late,
+    next_page,
     read_classifications,
     read_error,
     read_models,
@@ -38,6 +42,7 @@ from convoy.service.client.results import (
 )
 from convoy.service.config import DEFAULT_TARGET
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
+from convoy.service.rasters.raster import MaskSink
 
 T = TypeVar("T")
 
@@ -63,7 +68,7 @@ class AsyncClient:
     coalesce  whether concurrent calls of `classify` share a request if they begin in one turn of the loop and differ
               only in their images and deadlines. That saves most of the cost of a call. Each caller still gets its own
               result or error by its own deadline; one that cancels leaves the others alone.
-    retry     as of `Client`
+    The others are as of `Client`.
     """
 
     def __init__(
@@ -73,15 +78,26 @@ class AsyncClient:
         priority: Priority = "normal",
         coalesce: bool = False,
         retry: bool = True,
+        retry_buffer_bytes: int = ANY_REQUEST,
+        balance: bool = True,
+        health: bool | None = None,
         credentials: Credentials = PLAIN,
     ) -> None:
-        self._target = target
+        self._target = target = address.target(target)
         self._priority = priority
         self._coalesce = coalesce
         self._gathering: dict[_Kind, list[_Waiting]] = {}
         self._sending: set[asyncio.Task[None]] = set()
-        self._channel = credentials.aio_channel(target, options(retry=retry))
-        self._methods = methods(self._channel, credentials.metadata())
+        metadata = credentials.metadata()
+        found = options(
+            target,
+            retry=retry,
+            retry_buffer_bytes=retry_buffer_bytes,
+            balance=balance,
+            health=not metadata if health is None else health,
+        )
+        self._channel = credentials.aio_channel(target, found)
+        self._methods = methods(self._channel, metadata)
 
     async def close(self) -> None:
         """Close the connection; pending calls are cancelled."""
@@ -165,9 +181,41 @@ class AsyncClient:
         requests = segment_requests(images, model, version, format, with_confidence, self._priority, deadline)
         return self._stream("SegmentStream", requests, read_streamed_segmentation)
 
+    async def segment_large(
+        self,
+        picture: LargeSource,
+        model: str = "",
+        *,
+        version: int = 0,
+        tile: int = 0,
+        halo: int | None = None,
+        sink: MaskSink | None = None,
+        first_row: int = 0,
+        format: MaskFormat = "png",  # noqa: A002  the field's name
+        progress: Callable[[Progress], None] | None = None,
+        deadline: float | None = None,
+    ) -> LargeSegmentation:
+        """As `Client.segment_large`. The picture is read, and the mask written, in threads."""
+        chosen = large.chosen(await self.models(deadline), model, version)
+        with large.as_raster(picture) as raster:
+            plan = tiling.plan(raster.height, raster.width, chosen, tile, halo)
+            job = large.Job(raster, plan, chosen, sink, first_row, progress)
+
+            def stream(tiles: ImageSources) -> AsyncGenerator[tuple[int, Segmentation | ServerError], None]:
+                requests = segment_requests(tiles, chosen.model, chosen.version, format, plan.joined, "low", None)
+                return self._stream("SegmentStream", requests, read_streamed_segmentation)
+
+            return await large.run_async(job, stream)
+
     async def models(self, deadline: float | None = None) -> list[Model]:
         """As `Client.models`."""
-        return read_models(await self._call("ListModels", pb.ListModelsRequest(), deadline))
+        listed: list[Model] = []
+        request: pb.ListModelsRequest | None = pb.ListModelsRequest()
+        while request is not None:
+            response = await self._call("ListModels", request, deadline)
+            listed += read_models(response)
+            request = next_page(response)
+        return listed
 
     async def _classify_together(self, image: ImageSource, kind: _Kind, deadline: float | None) -> Classification:
         model, version, top_k = kind
@@ -219,7 +267,9 @@ class AsyncClient:
         except grpc.aio.AioRpcError as error:
             raise read_error(error, self._target, deadline) from None
 
-    async def _stream(self, method: str, requests: Sending, read: Callable[[Any], T]) -> AsyncIterator[tuple[int, T]]:
+    async def _stream(
+        self, method: str, requests: Sending, read: Callable[[Any], T]
+    ) -> AsyncGenerator[tuple[int, T], None]:
         call = self._methods[method](aiter(requests))
         answered = 0
         try:

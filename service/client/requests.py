@@ -1,22 +1,23 @@
 """The client's requests, single and over a stream: images as messages, and checks before sending."""
 
-import json
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import PIL.Image
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from numpy.typing import NDArray
 
-from convoy.service.client.credentials import OPTIONS
+from convoy.service.client import trace
+from convoy.service.client.pictures import accepted, as_png
 from convoy.service.client.results import stream_ended
 from convoy.service.errors import BadImage, BadRequest
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 
-ImageSource = str | Path | bytes | NDArray[np.uint8]
+ImageSource = str | Path | bytes | NDArray[np.uint8] | PIL.Image.Image
 ImageSources = Iterable[ImageSource] | AsyncIterable[ImageSource]
 MaskFormat = Literal["raw", "png", "rle"]
 Priority = Literal["normal", "low"]
@@ -24,46 +25,16 @@ _MAX_TOP_K = 2**32 - 1  # maximum of the message's field; a server returns at mo
 
 _MAX_VERSION = 2**63 - 1
 
-# gRPC's own retries. UNAVAILABLE means that a process of the server has died, or that another replica may answer; no
-# other status says that the request may be sent again. The waits add up to 7.5 s, longer than a process takes to start;
-# where the server knows better, it says so (grpc-retry-pushback-ms). Five attempts are as many as gRPC allows.
-_RETRIES = {
-    "maxAttempts": 5,
-    "initialBackoff": "0.5s",
-    "maxBackoff": "4s",
-    "backoffMultiplier": 2,
-    "retryableStatusCodes": ["UNAVAILABLE"],
-}
-_MAX_BUFFER = 2**31 - 1  # bytes of a request that is kept for another attempt: any request
-
-
-def options(*, retry: bool) -> list[tuple[str, Any]]:
-    """The options of a channel. `retry`: whether calls that are UNAVAILABLE are repeated; streams never are."""
-    if not retry:
-        return [*OPTIONS, ("grpc.enable_retries", 0)]
-    vision = pb.DESCRIPTOR.services_by_name["Vision"]
-    names = [{"service": vision.full_name, "method": each.name} for each in vision.methods if not each.client_streaming]
-    return [
-        *OPTIONS,
-        ("grpc.enable_retries", 1),
-        ("grpc.service_config", json.dumps({"methodConfig": [{"name": names, "retryPolicy": _RETRIES}]})),
-        ("grpc.per_rpc_retry_buffer_size", _MAX_BUFFER),
-        # By default the waits between connections grow from 1 s to 2 minutes, and every attempt in them would fail.
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 500),
-    ]
-
-
 _PRIORITIES = {"normal": pb.PRIORITY_UNSPECIFIED, "low": pb.PRIORITY_LOW}
 _FORMATS = {"raw": pb.MASK_FORMAT_RAW, "png": pb.MASK_FORMAT_PNG, "rle": pb.MASK_FORMAT_RLE}
 
 
 def methods(channel: Any, metadata: Sequence[tuple[str, str]] = ()) -> dict[str, Callable[..., Any]]:
-    """The methods of `convoy.v1.Vision` on a channel, of threads or of asyncio, by name; `metadata` goes with each."""
+    """The methods of `convoy.v1.Vision` on a channel, of threads or of asyncio, by name; `metadata` goes with each,
+    and so does the span that the program is inside."""
     # Built from the schema, so that there are no generated method stubs to maintain next to the messages.
     vision = pb.DESCRIPTOR.services_by_name["Vision"]
-    found = {
+    found: dict[str, Callable[..., Any]] = {
         method.name: (channel.stream_stream if method.client_streaming else channel.unary_unary)(
             f"/{vision.full_name}/{method.name}",
             request_serializer=GetMessageClass(method.input_type).SerializeToString,
@@ -71,7 +42,11 @@ def methods(channel: Any, metadata: Sequence[tuple[str, str]] = ()) -> dict[str,
         )
         for method in vision.methods
     }
-    return {name: partial(call, metadata=metadata) for name, call in found.items()} if metadata else found
+    return {name: partial(_called, call, metadata) for name, call in found.items()}
+
+
+def _called(call: Callable[..., Any], metadata: Sequence[tuple[str, str]], request: Any, **options: Any) -> Any:
+    return call(request, metadata=trace.headers(metadata), **options)
 
 
 def classify_request(
@@ -182,9 +157,12 @@ def segment_requests(
 
 
 def read_image(path: str | Path) -> bytes:
-    """The bytes of an image file. Raises BadImage, naming the file."""
+    """The bytes of an image file; of one that is neither JPEG nor PNG, those of a PNG file of the same picture.
+
+    Raises BadImage, naming the file.
+    """
     try:
-        return Path(path).read_bytes()
+        return accepted(Path(path).read_bytes(), f"image {str(path)!r}")
     except OSError as error:
         raise BadImage(f"cannot read image {str(path)!r}: {error.strerror}") from None
 
@@ -203,11 +181,20 @@ def _stream_deadline(deadline: float | None) -> float:
 
 def _message(image: ImageSource) -> pb.Image:
     if isinstance(image, bytes):
-        return pb.Image(encoded=image)
+        return pb.Image(encoded=accepted(image))
     if isinstance(image, str | Path):
         return pb.Image(encoded=read_image(image))
+    if isinstance(image, PIL.Image.Image):
+        return pb.Image(encoded=as_png(image, _name(image)))
+    if not isinstance(image, np.ndarray):
+        raise BadImage(f"image is a {type(image).__name__}, want a path, bytes, an array or a Pillow image")
     pixels = image[..., np.newaxis] if image.ndim == 2 else image
     if image.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):
         raise BadImage(f"array is {image.dtype} {image.shape}, want uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
     height, width, channels = pixels.shape
     return pb.Image(raw=pb.RawImage(pixels=pixels.tobytes(), height_px=height, width_px=width, channels=channels))
+
+
+def _name(image: PIL.Image.Image) -> str:
+    file = getattr(image, "filename", "")  # of one that Pillow has opened
+    return f"image {str(file)!r}" if file else "image"

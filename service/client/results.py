@@ -103,6 +103,24 @@ class Input(msgspec.Struct, frozen=True, kw_only=True):
     multiple: int
     colour: str  # RGB or L
     fit: str  # stretch, crop, letterbox or pad
+    min_height: int = 1  # smaller images are padded to this
+    min_width: int = 1
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True):
+    """Along one axis, how many pixels before and after a pixel may affect its class. A part of an image has the same
+    classes only if it begins at a multiple of `stride`."""
+
+    before: int
+    after: int
+    stride: int
+
+
+class ReceptiveField(msgspec.Struct, frozen=True, kw_only=True):
+    """What of an image the class of a pixel depends on; None: on all of the axis."""
+
+    height: Context | None = None
+    width: Context | None = None
 
 
 class Axis(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,6 +164,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     metrics: Mapping[str, float]
     max_batch_size: int
     precision: str = ""  # fp16 or int8, if exported with reduced precision
+    receptive_field: ReceptiveField | None = None  # of a mask of any size; None: not known
+    confidence: bool = False  # whether its masks come with a confidence on request
 
 
 def read_classifications(response: pb.ClassifyResponse) -> list[Classification | ServerError]:
@@ -204,8 +224,14 @@ def single(results: list[Result | ServerError]) -> Result:
     return result
 
 
+def next_page(response: pb.ListModelsResponse) -> pb.ListModelsRequest | None:
+    """The request for the page after this one; None if there is none."""
+    token = response.next_page_token
+    return pb.ListModelsRequest(page_token=token) if token else None
+
+
 def read_models(response: pb.ListModelsResponse) -> list[Model]:
-    """Every version of every model, in the server's order."""
+    """Every version of every model on a page, in the server's order."""
     return [
         Model(
             model=info.model,
@@ -222,6 +248,8 @@ def read_models(response: pb.ListModelsResponse) -> list[Model]:
                 multiple=info.input.multiple,
                 colour=info.input.colour,
                 fit=info.input.fit,
+                min_height=info.input.min_height_px or 1,
+                min_width=info.input.min_width_px or 1,
             ),
             tensor=_tensor(info.tensor) if info.HasField("tensor") else None,
             architecture=info.architecture,
@@ -229,6 +257,8 @@ def read_models(response: pb.ListModelsResponse) -> list[Model]:
             metrics=dict(info.metrics),
             max_batch_size=info.max_batch_size,
             precision=info.precision,
+            receptive_field=_receptive_field(info.receptive_field) if info.HasField("receptive_field") else None,
+            confidence=info.confidence,
         )
         for info in response.models
     ]
@@ -273,6 +303,8 @@ def stream_ended(target: str, unanswered: int) -> ServerError:
 
 
 def _unavailable(target: str, message: str) -> str:
+    if message.startswith("connections to all backends failing"):
+        return f"no server of {target} serves (the last one: {message.rpartition(': ')[2]})"
     if message.startswith("failed to connect"):
         why = message.rpartition(": ")[2]
     elif "resol" in message:  # "errors resolving foo: [field:hostname lookup error:address lookup failed ...]"
@@ -285,6 +317,17 @@ def _unavailable(target: str, message: str) -> str:
 def _timings(timings: pb.Timings) -> Timings:
     seconds = {name: getattr(timings, f"{name}_seconds") for name in (*STAGES, "total")}
     return Timings(batch_size=timings.batch_size, **seconds)
+
+
+def _receptive_field(field: pb.ReceptiveField) -> ReceptiveField:
+    return ReceptiveField(
+        height=_context(field.height) if field.HasField("height") else None,
+        width=_context(field.width) if field.HasField("width") else None,
+    )
+
+
+def _context(context: pb.Context) -> Context:
+    return Context(before=context.before_px, after=context.after_px, stride=context.stride_px)
 
 
 def _tensor(tensor: pb.TensorInput) -> Tensor:

@@ -9,7 +9,8 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from numpy.typing import NDArray
 
-from convoy.service import metadata
+from convoy.service import address, metadata
+from convoy.service.client import trace
 from convoy.service.client.credentials import PLAIN, Credentials
 from convoy.service.client.results import read_error
 from convoy.service.dtypes import NAMES
@@ -23,8 +24,8 @@ class TensorClient:
     """Calls a server; close it, or use it in `with`. `deadline` is in seconds per call."""
 
     def __init__(self, target: str, deadline: float, credentials: Credentials = PLAIN) -> None:
-        self._target, self._deadline = target, deadline
-        self._channel = credentials.channel(target)
+        self._target, self._deadline = address.target(target), deadline
+        self._channel = credentials.channel(self._target)
         self._metadata = credentials.metadata()
 
     def __enter__(self) -> Self:
@@ -33,9 +34,10 @@ class TensorClient:
     def __exit__(self, *_: object) -> None:
         self._channel.close()
 
-    def metadata(self, model: str) -> pb.ModelMetadataResponse:
-        """The metadata of the serving version of a model. Raises ServerError."""
-        answer: pb.ModelMetadataResponse = self._call("ModelMetadata", pb.ModelMetadataRequest(name=model))
+    def metadata(self, model: str, version: int = 0) -> pb.ModelMetadataResponse:
+        """The metadata of a version of a model, by default of the serving one. Raises ServerError."""
+        request = pb.ModelMetadataRequest(name=model, version=str(version) if version else "")
+        answer: pb.ModelMetadataResponse = self._call("ModelMetadata", request)
         return answer
 
     def document(self, model: str) -> Document | None:
@@ -67,6 +69,6 @@ class TensorClient:
             response_deserializer=GetMessageClass(method.output_type).FromString,
         )
         try:
-            return call(request, timeout=self._deadline, metadata=self._metadata)
+            return call(request, timeout=self._deadline, metadata=trace.headers(self._metadata))
         except grpc.RpcError as error:
             raise read_error(error, self._target, self._deadline) from None

@@ -2,7 +2,6 @@
 
 import importlib.util
 import re
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -23,6 +22,7 @@ from convoy.service.commands.options import (
     UseTls,
     check_picture,
     credentials,
+    duration,
     parse_size,
 )
 from convoy.service.commands.terminal import bar, console, milliseconds, numbers_table, plain, print_json
@@ -41,7 +41,7 @@ def bench(
     *,
     model: Annotated[
         list[str],
-        typer.Option("--model", metavar="NAME[:WEIGHT]", help="Which model; several share the requests by weight."),
+        typer.Option("--model", metavar="NAME[:WEIGHT]", help="Model to call; several share the requests by weight."),
     ],
     concurrency: Annotated[
         int | None, typer.Option("--concurrency", metavar="N", min=1, help="Closed loop with N concurrent callers.")
@@ -65,11 +65,15 @@ def bench(
     seconds: Annotated[
         float | None,
         typer.Option(
-            "--seconds", metavar="S", min=0.1, help="How long to measure, after 1 s of warm-up; 10 by default."
+            "--seconds",
+            metavar="TIME",
+            parser=duration(0.1),
+            help="How long to measure, after 1 s of warm-up.  [default: 10s]",
         ),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option("--images", metavar="DIR", help="Send this folder's files, not generated PNGs.")
+        Path | None,
+        typer.Option("--images", metavar="DIR", help="Send the files of this folder instead of generated PNGs."),
     ] = None,
     size: Annotated[
         list[str] | None,
@@ -77,7 +81,7 @@ def bench(
     ] = None,
     batch: Annotated[int, typer.Option("--batch", metavar="K", min=1, help="Images in each request.")] = 1,
     deadline: Annotated[
-        float, typer.Option("--deadline", metavar="SECONDS", min=0.001, help="Deadline of each request.")
+        float, typer.Option("--deadline", metavar="TIME", parser=duration(0.001), help="Deadline of each request.")
     ] = 10.0,
     processes: Annotated[
         int, typer.Option("--processes", metavar="N", min=1, max=64, help="Client processes that share the load.")
@@ -148,7 +152,8 @@ def bench(
         raw_client=raw_client,
         sizes=sizes,
     )
-    print(_announcement(plan), file=sys.stderr)
+    aside = console(stderr=True)
+    aside.print(Text(_announcement(plan)), soft_wrap=not aside.is_terminal)
     report = summarise(plan, fleet.run(plan))
     if picture is not None:
         from convoy.service.commands import charts

@@ -1,7 +1,8 @@
 """`convoy classify`: the ranked labels of images, next to the images."""
 
+import io
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,10 +24,11 @@ from convoy.service.commands.options import (
     TokenFile,
     UseTls,
     credentials,
+    naming_the_nearest,
 )
 from convoy.service.commands.terminal import bar, console, plain, print_error, shows_colours, stage_line
 from convoy.service.config import DEFAULT_TARGET, LimitsConfig
-from convoy.service.errors import BadImage, ConvoyError
+from convoy.service.errors import BadConfig, BadImage, ConvoyError
 
 if TYPE_CHECKING:
     from convoy.service.client.client import Client
@@ -35,14 +37,19 @@ if TYPE_CHECKING:
 _LIMITS = LimitsConfig()  # a server's defaults
 _PICTURE_COLUMNS, _PICTURE_LINES = 28, 14
 _NAME_COLUMNS = 24
+_CSV_HEADER = ("image", "model", "version", "rank", "label", "probability", "error")
+
+File = tuple[str, bytes | BadImage]  # a name, and the bytes or why there are none
 
 
 def classify(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="JPEG or PNG files.")],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE|FOLDER", help="Image files, or folders with image files in them.")
+    ],
     *,
     model: ModelName = "",
     top_k: Annotated[
-        int, typer.Option("--top-k", metavar="K", min=1, max=2**32 - 1, help="How many labels to show.")
+        int, typer.Option("--top-k", metavar="K", min=1, max=2**32 - 1, help="Number of labels to show.")
     ] = 5,
     server: Server = DEFAULT_TARGET,
     tls: UseTls = False,
@@ -52,34 +59,71 @@ def classify(
     token_file: TokenFile = "",
     deadline: Deadline = DEADLINE,
     json: Json = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV: a row for each image and label.")] = False,
     picture: Annotated[bool, typer.Option("--picture/--no-picture", help="Show the images too.")] = True,
 ) -> None:
-    """Classify images: the most probable labels of each, and the time per stage."""
-    from convoy.service.client.client import Client
-    from convoy.service.client.requests import read_image
+    """Classify images: the most probable labels of each, and the time per stage.
 
-    files = [(str(path), read_image(path)) for path in images]
+    An image that cannot be read or classified does not stop the others; the exit code is then 1.
+    """
+    if json and csv:
+        raise BadConfig("--json and --csv exclude each other, want one of them")
+    from convoy.service.client.client import Client
+
     out, refused = console(), 0
-    with Client(server, retry=False, credentials=credentials(tls, ca, certificate, key, token_file)) as client:
-        for part in requests(files, _LIMITS.max_images, _LIMITS.max_message_bytes):
-            for (name, data), answer in zip(part, _classify(client, part, model, top_k, deadline), strict=True):
+    paths = found(images)
+    if csv:
+        sys.stdout.write(csv_lines(_CSV_HEADER))
+    who = credentials(tls, ca, certificate, key, token_file)
+    with (
+        naming_the_nearest(model, server, who, deadline),
+        Client(server, retry=False, balance=False, credentials=who) as client,
+    ):
+        for part in requests(read(paths), _LIMITS.max_images, _LIMITS.max_message_bytes):
+            for (name, data), answer in zip(part, _answers(client, part, model, top_k, deadline), strict=True):
                 refused += isinstance(answer, ConvoyError)
                 if json:
                     sys.stdout.write(json_line(name, answer))
+                elif csv:
+                    sys.stdout.write(csv_lines(*csv_rows(name, answer)))
                 else:
-                    show(out, name, data if picture else None, answer)
+                    show(out, name, data if picture and isinstance(data, bytes) else None, answer)
     if refused:
         raise typer.Exit(1)
 
 
-def requests(
-    files: Sequence[tuple[str, bytes]], max_images: int, max_message_bytes: int
-) -> Iterator[list[tuple[str, bytes]]]:
+def found(paths: Iterable[Path]) -> list[Path]:
+    """The files, and the image files directly in the folders, by name. Raises BadConfig for a folder without any."""
+    files: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        within = sorted(file for file in path.iterdir() if _is_picture(file))
+        if not within:
+            raise BadConfig(f"folder {str(path)!r} has no image files in it")
+        files += within
+    return files
+
+
+def read(paths: Iterable[Path]) -> "Iterator[File]":
+    """Each file with its name, or the error that keeps it from being read."""
+    from convoy.service.client.requests import read_image
+
+    for path in paths:
+        try:
+            yield str(path), read_image(path)
+        except BadImage as error:
+            yield str(path), error
+
+
+def requests(files: "Iterable[File]", max_images: int, max_message_bytes: int) -> "Iterator[list[File]]":
     """The files in the fewest requests that the limits allow, in order; a file over the limit is sent alone."""
-    part: list[tuple[str, bytes]] = []
+    part: list[File] = []
     room = max_message_bytes
     for name, data in files:
-        size = len(data) + 64  # its field numbers and lengths, and the request's other fields
+        # With its field numbers and lengths, and the request's other fields.
+        size = len(data) + 64 if isinstance(data, bytes) else 0
         if part and (len(part) == max_images or size > room):
             yield part
             part, room = [], max_message_bytes
@@ -88,16 +132,38 @@ def requests(
     yield part
 
 
-def json_line(name: str, answer: "Classification | ServerError") -> str:
+def csv_rows(name: str, answer: "Classification | ConvoyError") -> Iterator[Sequence[object]]:
+    """The rows of one image under _CSV_HEADER."""
+    if isinstance(answer, ConvoyError):
+        yield name, "", "", "", "", "", answer.message
+        return
+    for rank, label in enumerate(answer.labels, 1):
+        yield name, answer.model, answer.version, rank, label.name, f"{label.probability:.6g}", ""
+
+
+def csv_lines(*rows: Sequence[object]) -> str:
+    """The rows as lines of a CSV file."""
+    import csv
+
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(rows)
+    return file.getvalue()
+
+
+def json_line(name: str, answer: "Classification | ConvoyError") -> str:
     """One image's answer as a JSON object on one line."""
     if isinstance(answer, ConvoyError):
-        fields = {"error": {"code": answer.code.name, "reason": answer.reason, "message": answer.message}}
+        code = getattr(answer, "code", None)  # of a file that could not be read there is none
+        name_of_code = "INVALID_ARGUMENT" if code is None else code.name
+        fields = {"error": {"code": name_of_code, "reason": answer.reason, "message": answer.message}}
     else:
         fields = msgspec.to_builtins(answer)
-    return msgspec.json.encode({"image": name, **fields}).decode() + "\n"
+    # A file's name may have bytes that are no text.
+    readable = name.encode(errors="replace").decode()
+    return msgspec.json.encode({"image": readable, **fields}).decode() + "\n"
 
 
-def show(out: Console, name: str, data: bytes | None, answer: "Classification | ServerError") -> None:
+def show(out: Console, name: str, data: bytes | None, answer: "Classification | ConvoyError") -> None:
     """Print one image's answer, with the picture if `data`, the image file, is not None."""
     if isinstance(answer, ConvoyError):
         print_error(out, name, answer)
@@ -119,18 +185,35 @@ def show(out: Console, name: str, data: bytes | None, answer: "Classification | 
     out.print()
 
 
+def _answers(
+    client: "Client", part: "Sequence[File]", model: str, top_k: int, deadline: float
+) -> "Iterator[Classification | ConvoyError]":
+    """What became of each file, in order."""
+    readable = [data for _, data in part if isinstance(data, bytes)]
+    answers = iter(_classify(client, readable, model, top_k, deadline) if readable else ())
+    for _, data in part:
+        yield next(answers) if isinstance(data, bytes) else data
+
+
 def _classify(
-    client: "Client", files: Sequence[tuple[str, bytes]], model: str, top_k: int, deadline: float
+    client: "Client", images: Sequence[bytes], model: str, top_k: int, deadline: float
 ) -> "list[Classification | ServerError]":
     from convoy.service.client.results import ServerError
 
     try:
-        return client.classify_many([data for _, data in files], model, top_k=top_k, deadline=deadline)
+        return client.classify_many(images, model, top_k=top_k, deadline=deadline)
     except ServerError as error:
         # A request with a single image fails as a whole if its image does.
-        if len(files) == 1 and error.reason == BadImage.reason:
+        if len(images) == 1 and error.reason == BadImage.reason:
             return [error]
         raise
+
+
+def _is_picture(path: Path) -> bool:
+    from convoy.service.client.pictures import is_called_picture
+
+    # Some systems leave hidden files beside pictures, with their names.
+    return is_called_picture(path.name) and not path.name.startswith(".") and path.is_file()
 
 
 def _bars(labels: "Sequence[Label]", columns: int) -> Iterator[Text]:

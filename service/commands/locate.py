@@ -18,6 +18,7 @@ from convoy.service.commands.options import (
     UseTls,
     check_png,
     credentials,
+    naming_the_nearest,
 )
 from convoy.service.commands.terminal import console, plain, print_error
 from convoy.service.config import DEFAULT_TARGET
@@ -31,10 +32,14 @@ if TYPE_CHECKING:
     from convoy.service.client.tensors import TensorClient
     from convoy.service.commands.picture import Pixels
 
+# Below this score the best place usually shows something else. The thing itself scores more, also from a JPEG file or
+# in other light, but not in another size: only one size is searched.
+_LIKELY = 0.7
+
 
 def locate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model created by `convoy template`.")],
-    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE", help="JPEG or PNG files.")],
+    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE", help="Image files.")],
     *,
     server: Server = DEFAULT_TARGET,
     tls: UseTls = False,
@@ -42,34 +47,37 @@ def locate(
     certificate: CertificateFile = "",
     key: KeyFile = "",
     token_file: TokenFile = "",
-    out: Annotated[
+    output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--out", metavar="HEAT.png", help="Write the heat map over the picture, with the match marked."
+            "-o", "--output", metavar="HEAT.png", help="Write the heat map over the picture, with the match marked."
         ),
     ] = None,
     deadline: Deadline = DEADLINE,
 ) -> None:
-    """Locate a template in pictures: x and y of the upper left pixel, width, height, and a score of at most 1."""
-    check_png("--out", out)
-    if out is not None and len(pictures) > 1:
-        raise BadConfig(f"-o {str(out)!r} is one file for {len(pictures)} pictures, want one picture")
-    if out is not None and os.path.realpath(out) == os.path.realpath(pictures[0]):
-        raise BadConfig(f"-o {str(out)!r} is the picture itself, want another file")
+    """Locate a template in pictures: x and y of the upper left pixel, width, height, and a score of at most 1.
+
+    Only the template's own size is searched. Below a score of 0.7 it is probably not there.
+    """
+    check_png("--output", output)
+    if output is not None and len(pictures) > 1:
+        raise BadConfig(f"--output {str(output)!r} is one file for {len(pictures)} pictures, want one picture")
+    if output is not None and os.path.realpath(output) == os.path.realpath(pictures[0]):
+        raise BadConfig(f"--output {str(output)!r} is the picture itself, want another file")
 
     from convoy.service.client.requests import read_image
     from convoy.service.client.results import ServerError
     from convoy.service.client.tensors import TensorClient
     from convoy.service.commands.picture import heat_overlay, png, read_input
 
-    files = [(str(path), read_image(path)) for path in pictures]
     screen, refused = console(), 0
-    with TensorClient(server, deadline, credentials(tls, ca, certificate, key, token_file)) as client:
+    who = credentials(tls, ca, certificate, key, token_file)
+    with naming_the_nearest(model, server, who, deadline), TensorClient(server, deadline, who) as client:
         spec = _input(client, model)
-        for name, data in files:
+        for name in map(str, pictures):
             try:
-                pixels = read_input(data, spec)
-                heat_map, row, column, score = _locate(client, model, pixels, out is not None)
+                pixels = read_input(read_image(name), spec)
+                heat_map, row, column, score = _locate(client, model, pixels, output is not None)
             except (BadImage, ServerError) as error:
                 if error.reason not in (BadImage.reason, BadTensor.reason):
                     raise
@@ -77,11 +85,12 @@ def locate(
                 refused += 1
                 continue
             box = f"x {column}  y {row}  width {spec.min_width}  height {spec.min_height}  score {score:.4f}"
-            screen.print(Text.assemble((plain(name), "bold"), "  ", box), soft_wrap=True)
-            if out is not None and heat_map is not None:
+            doubt = "" if score >= _LIKELY else "  (probably not there)"
+            screen.print(Text.assemble((plain(name), "bold"), "  ", box, (doubt, "yellow")), soft_wrap=True)
+            if output is not None and heat_map is not None:
                 size = (spec.min_height, spec.min_width)
-                out.write_bytes(png(heat_overlay(pixels, heat_map, (row, column), size)))
-                screen.print(Text.assemble("wrote ", plain(str(out))), soft_wrap=True)
+                output.write_bytes(png(heat_overlay(pixels, heat_map, (row, column), size)))
+                screen.print(Text.assemble("wrote ", plain(str(output))), soft_wrap=True)
     if refused:
         raise typer.Exit(1)
 

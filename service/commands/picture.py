@@ -17,7 +17,6 @@ from convoy.service.metadata import InputSpec, default_palette
 
 Pixels = NDArray[np.uint8]
 _RAMP = " .:-=+*#%@"
-_OPACITY = 0.5  # of the mask's colours over the image
 _BOX = (0, 255, 120)  # distinct from all colours of the heat map
 
 
@@ -93,7 +92,7 @@ def read_input(data: bytes, spec: InputSpec) -> Pixels:
     """An image file as the model's input, (H, W, C): upright, on white. Raises BadImage."""
     pixels = read_pixels(data)
     if pixels is None:
-        raise BadImage("cannot be read, want a JPEG or PNG file")
+        raise BadImage("cannot be read, want an image file")
     if spec.colour == "RGB":
         return pixels
     return np.asarray(PIL.Image.fromarray(pixels).convert("L"))[..., None]
@@ -123,16 +122,6 @@ def heat_overlay(
 def palette_of(colours: Sequence[tuple[int, int, int]], classes: int) -> Pixels:
     """(classes, 3) uint8 RGB: the model's own colours; without them, the server's default palette."""
     return np.array(colours or default_palette(classes), np.uint8)
-
-
-def overlay(pixels: Pixels, mask: Pixels, palette: Pixels) -> Pixels:
-    """The image with the mask's colours blended over it.
-
-    pixels  (H, W, 3) RGB
-    mask    (H, W) class indices
-    """
-    blended: Pixels = np.rint((1 - _OPACITY) * pixels + _OPACITY * palette[mask]).astype(np.uint8)
-    return blended
 
 
 def mask_png(mask: Pixels, palette: Pixels) -> bytes:

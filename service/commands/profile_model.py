@@ -11,11 +11,11 @@ from rich.text import Text
 
 from convoy.service import buckets
 from convoy.service.buckets import Size
-from convoy.service.commands.options import Json, check_picture, parse_size
+from convoy.service.commands.options import Json, check_picture, duration, parse_size
 from convoy.service.commands.terminal import bar, console, milliseconds
 from convoy.service.config import BatchingConfig, EngineConfig, LimitsConfig, ModelConfig
 from convoy.service.engine.scheduler.latency_model import RunTimes
-from convoy.service.errors import BadConfig, BadModelFile, UnknownModel
+from convoy.service.errors import BadConfig, BadModelFile, UnknownModel, meant
 from convoy.service.machine import cores
 from convoy.service.repository import MODEL_FILE, model_file, scan, wanted
 
@@ -36,15 +36,15 @@ def profile(
     provider: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option("--provider", help="Execution provider.")
     ] = "auto",
-    device: Annotated[int, typer.Option("--device", metavar="N", min=0, help="Which CUDA device.")] = 0,
+    device: Annotated[int, typer.Option("--device", metavar="N", min=0, help="Index of the CUDA device.")] = 0,
     threads: Annotated[
-        int, typer.Option("--threads", metavar="N", min=0, help="Threads of all sessions together; 0: one per core.")
+        int, typer.Option("--threads", metavar="N", min=0, help="Threads of all sessions in total; 0: one per core.")
     ] = 0,
     max_batch_size: Annotated[
         int, typer.Option("--max-batch-size", metavar="N", min=1, max=1024, help="The largest batch to try.")
     ] = 32,
     objective: Annotated[
-        float, typer.Option("--objective", metavar="SECONDS", min=0.0001, help="Target latency.")
+        float, typer.Option("--objective", metavar="TIME", parser=duration(0.0001), help="Target latency.")
     ] = 0.1,
     size: Annotated[
         list[str] | None,
@@ -52,10 +52,13 @@ def profile(
     ] = None,
     callers: Annotated[
         int | None,
-        typer.Option("--callers", metavar="N", min=1, help="Then serve N callers with each batch size, and compare."),
+        typer.Option("--callers", metavar="N", min=1, help="Also serve N callers with each batch size, and compare."),
     ] = None,
     seconds: Annotated[
-        float, typer.Option("--seconds", metavar="S", min=0.1, help="With --callers: length of each measurement.")
+        float,
+        typer.Option(
+            "--seconds", metavar="TIME", parser=duration(0.1), help="With --callers: length of each measurement."
+        ),
     ] = 3.0,
     picture: Annotated[
         Path | None, typer.Option("--picture", metavar="FILE.png", help="Draw time and throughput by batch size.")
@@ -235,5 +238,6 @@ def _find(model: str, repository: Path) -> tuple[Path, ModelConfig]:
     versions = wanted(listings[model], "latest 1") if model in listings else []
     if not versions:
         names = ", ".join(sorted(listings)) or "none"
-        raise UnknownModel(f"no model {model!r} with a {MODEL_FILE} in {str(repository)!r}, which has: {names}")
+        what = f"no model {model!r} with a {MODEL_FILE} in {str(repository)!r}, which has: {names}"
+        raise UnknownModel(f"{what}{meant(model, listings)}")
     return model_file(repository, model, versions[0]), listings[model].config

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from convoy.service.commands import large
+from convoy.service.commands.large import Halo, Resume, TileSide
 from convoy.service.commands.options import (
     DEADLINE,
     CaFile,
@@ -23,6 +26,20 @@ from convoy.service.commands.options import (
     UseTls,
     check_png,
     credentials,
+    naming_the_nearest,
+)
+from convoy.service.commands.raster_options import (
+    AreaFile,
+    Cog,
+    LeaveOut,
+    OverviewFile,
+    Plane,
+    PolygonFile,
+    QuPath,
+    Range,
+    Simplify,
+    files_of,
+    stretch_of,
 )
 from convoy.service.commands.terminal import bar, console, plain, print_error, shows_colours, stage_line
 from convoy.service.config import DEFAULT_TARGET
@@ -38,19 +55,38 @@ _SYMBOLS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def segment(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A JPEG or PNG file.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")],
     *,
-    out: Annotated[
-        Path, typer.Option("-o", "--out", metavar="OUT.png", help="The mask; the overlay goes to OUT-overlay.png.")
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="OUT.png",
+            help="File of the mask; the overlay is OUT-overlay.png. OUT.tif: for a picture of any size, no overlay.",
+        ),
     ],
     model: ModelName = "",
     format: Annotated[  # noqa: A002  the option's name
-        Literal["raw", "png", "rle"], typer.Option("--format", help="Wire format of the mask; the files are the same.")
+        Literal["raw", "png", "rle"],
+        typer.Option("--format", help="Format of the mask on the wire; the files are the same."),
     ] = "png",
     confidence: Annotated[
         Path | None,
         typer.Option("--confidence", metavar="FILE.png", help="Write the confidence of each pixel as a grey image."),
     ] = None,
+    tile: TileSide = 0,
+    halo: Halo = None,
+    resume: Resume = False,
+    plane: Plane = 0,
+    sample_range: Range = "",
+    cog: Cog = False,
+    polygons: PolygonFile = None,
+    qupath: QuPath = False,
+    leave_out: LeaveOut = None,
+    simplify: Simplify = 0.0,
+    areas: AreaFile = None,
+    overview: OverviewFile = None,
     server: Server = DEFAULT_TARGET,
     tls: UseTls = False,
     ca: CaFile = "",
@@ -59,27 +95,73 @@ def segment(
     token_file: TokenFile = "",
     deadline: Deadline = DEADLINE,
 ) -> None:
-    """Segment an image: writes the mask and its overlay, and lists the classes in it."""
-    check_png("--out", out)
+    """Segment an image: writes the mask and its overlay, and lists the classes in it.
+
+    A picture of any size is sent in tiles if OUT is a TIFF file, by --tile, or if it is beyond the server's limits.
+    """
+    of_tiff = {
+        "--resume": resume,
+        "--cog": cog,
+        "--polygons": polygons,
+        "--qupath": qupath,
+        "--leave-out": leave_out,
+        "--simplify": simplify,
+        "--areas": areas,
+        "--overview": overview,
+    }
+    _check_output(output, of_tiff)
     check_png("--confidence", confidence)
-    overlaid = out.with_name(f"{out.stem}-overlay.png")
-    _check_different({"IMAGE": image, "--out": out, "its overlay": overlaid, "--confidence": confidence})
+    files_wanted = None
+    if large.is_tiff(output):
+        files_wanted = files_of(
+            output,
+            cog=cog,
+            polygons=polygons,
+            qupath=qupath,
+            leave_out=leave_out,
+            simplify=simplify,
+            areas=areas,
+            overview=overview,
+        )
+    wanted = large.Wanted(image, output, files_wanted, tile, halo, resume, plane, stretch_of(sample_range), format)
+    in_tiles = files_wanted is not None or any(each not in (0, None) for each in (tile, halo, plane, wanted.stretch))
+    overlaid = output.with_name(f"{output.stem}-overlay.png")
+    if in_tiles and confidence is not None:
+        raise BadConfig("--confidence is of a picture that is sent whole, want -o FILE.png and no --tile")
+    written = {"--polygons": polygons, "--areas": areas, "--overview": overview} if files_wanted is not None else {}
+    _check_different(
+        {"IMAGE": image, "--output": output, "its overlay": overlaid, "--confidence": confidence, **written}
+    )
 
     import PIL.Image
 
     from convoy.service.client.client import Client
+    from convoy.service.client.large import TOO_LARGE
     from convoy.service.client.requests import read_image
     from convoy.service.client.results import ServerError
-    from convoy.service.commands.picture import mask_png, overlay, palette_of, png, read_pixels
+    from convoy.service.commands.picture import mask_png, palette_of, png, read_pixels
+    from convoy.service.images.overlay import overlay
 
-    data = read_image(image)
     screen = console()
-    with Client(server, retry=False, credentials=credentials(tls, ca, certificate, key, token_file)) as client:
+    who = credentials(tls, ca, certificate, key, token_file)
+    if in_tiles:
+        with naming_the_nearest(model, server, who, deadline), Client(server, credentials=who) as client:
+            large.segment(client, wanted, model, deadline)
+        return
+    data = read_image(image)
+    with (
+        naming_the_nearest(model, server, who, deadline),
+        Client(server, retry=False, balance=False, credentials=who) as client,
+    ):
         try:
             answer = client.segment(
                 data, model, format=format, with_confidence=confidence is not None, deadline=deadline
             )
         except ServerError as error:
+            if any(words in error.message for words in TOO_LARGE) and confidence is None:
+                print(f"{plain(error.message)}: sent in tiles", file=sys.stderr)
+                large.segment(client, wanted, model, deadline)
+                return
             if error.reason != BadImage.reason:
                 raise
             print_error(screen, str(image), error)
@@ -90,7 +172,7 @@ def segment(
     if pixels is None or pixels.shape[:2] != answer.mask.shape:
         raise BadImage(f"{str(image)!r} cannot be drawn under its mask of {_size(answer.mask)}")
     blended = overlay(pixels, answer.mask, palette)
-    files = {out: mask_png(answer.mask, palette), overlaid: png(PIL.Image.fromarray(blended))}
+    files = {output: mask_png(answer.mask, palette), overlaid: png(PIL.Image.fromarray(blended))}
     if confidence is not None and answer.confidence is not None:
         files[confidence] = png(PIL.Image.fromarray(answer.confidence))
     _write(files)
@@ -119,6 +201,17 @@ def show(screen: Console, name: str, answer: "Segmentation", blended: "Pixels", 
     grid.add_row(picture, _classes(answer, palette if colours else None, marks))
     screen.print(grid)
     screen.print(stage_line(answer.timings, screen.width))
+
+
+def _check_output(output: Path, of_tiff: Mapping[str, object]) -> None:
+    """Raises BadConfig for a name of no known format, and for options that need a TIFF file."""
+    if large.is_tiff(output):
+        return
+    if output.suffix.lower() != ".png":
+        raise BadConfig(f"--output {str(output)!r}, want a name that ends in .png, or in .tif for any size")
+    for option, given in of_tiff.items():
+        if given:
+            raise BadConfig(f"{option} wants a mask as TIFF: -o {str(output.with_suffix('.tif'))!r}")
 
 
 def _check_different(files: Mapping[str, Path | None]) -> None:

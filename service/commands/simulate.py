@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from convoy.service.bench.plan import Spacing
-from convoy.service.commands.options import Json, check_picture
+from convoy.service.commands.options import Json, check_picture, duration
 from convoy.service.commands.terminal import bar, console, milliseconds, numbers_table
 from convoy.service.config import PolicyName
 from convoy.service.errors import BadConfig
@@ -52,7 +52,7 @@ def simulate(
         float | None, typer.Option("--rate", metavar="R", min=0.001, help="Requests a second.  [default: by --offered]")
     ] = None,
     offered: Annotated[
-        float, typer.Option("--offered", metavar="X", min=0.001, help="The rate as a multiple of the oracle's.")
+        float, typer.Option("--offered", metavar="X", min=0.001, help="Rate as a multiple of the oracle's throughput.")
     ] = 1.0,
     variation: Annotated[
         float,
@@ -62,7 +62,7 @@ def simulate(
         Path | None, typer.Option("--trace", metavar="FILE", help="Arrival times in seconds, one per line, for trace.")
     ] = None,
     deadline: Annotated[
-        float, typer.Option("--deadline", metavar="SECONDS", min=0.0001, help="Deadline of each request.")
+        float, typer.Option("--deadline", metavar="TIME", parser=duration(0.0001), help="Deadline of each request.")
     ] = 0.1,
     requests: Annotated[int, typer.Option("--requests", metavar="N", min=1, help="Number of requests.")] = 100_000,
     policy: Annotated[
@@ -76,12 +76,12 @@ def simulate(
     ] = 64,
     max_queue_delay: Annotated[
         float,
-        typer.Option("--max-queue-delay", metavar="SECONDS", min=0, help="Longest queue delay."),
+        typer.Option("--max-queue-delay", metavar="TIME", parser=duration(0), help="Longest queue delay."),
     ] = 0.005,
     jitter: Annotated[
         float, typer.Option("--jitter", metavar="X", min=0, help="Relative standard deviation of batch times.")
     ] = 0.0,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="The same seed gives the same requests.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Random seed of the requests.")] = 0,
     picture: Annotated[
         Path | None, typer.Option("--picture", metavar="FILE.png", help="Draw all policies side by side.")
     ] = None,

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
-def console() -> Console:
-    """Standard output, without markup: file names and labels may contain text that rich would interpret."""
-    return Console(markup=False, highlight=False, emoji=False)
+def console(*, stderr: bool = False) -> Console:
+    """Standard output, or error, without markup: file names and labels may contain text that rich would interpret."""
+    return Console(markup=False, highlight=False, emoji=False, stderr=stderr)
 
 
 def shows_colours(console: Console) -> bool:
@@ -39,6 +39,12 @@ def print_error(out: Console, name: str, error: ConvoyError) -> None:
 
 def print_json(value: Any) -> None:
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+
+
+def print_json_line(value: Any) -> None:
+    """One value on a line of its own, at once: the reader may be waiting for it."""
+    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+    sys.stdout.flush()
 
 
 def numbers_table(first: str, *numbers: str) -> Table:

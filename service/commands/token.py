@@ -19,44 +19,44 @@ _MODEL = re.compile(r"\*|[a-z0-9_-]{1,64}")
 
 
 def token(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The caller: a name, or the one in its certificate.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the caller, or the name in its certificate.")],
     *,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", metavar="MODEL", help="A model that it may call; repeatable.  [default: every one]"),
+        typer.Option("--model", metavar="MODEL", help="Model that the caller may use; repeatable.  [default: all]"),
     ] = None,
-    metrics: Annotated[bool, typer.Option("--metrics", help="It may also read the metrics.")] = False,
-    admin: Annotated[bool, typer.Option("--admin", help="It may also call what manages a server.")] = False,
+    metrics: Annotated[bool, typer.Option("--metrics", help="Allow reading the metrics.")] = False,
+    admin: Annotated[bool, typer.Option("--admin", help="Allow managing the server, such as loading models.")] = False,
     days: Annotated[
-        int | None, typer.Option("--days", metavar="N", min=1, max=36_500, help="How long it is valid.")
+        int | None, typer.Option("--days", metavar="N", min=1, max=36_500, help="Days until the token expires.")
     ] = None,
     by_certificate: Annotated[
-        bool, typer.Option("--by-certificate", help="Make no token: the caller is known by its certificate.")
+        bool, typer.Option("--by-certificate", help="Create no token: its certificate identifies the caller.")
     ] = False,
-    out: Annotated[
+    output: Annotated[
         Path | None,
-        typer.Option("-o", "--out", metavar="FILE", help="Write the token into a new file that only you can read."),
+        typer.Option("-o", "--output", metavar="FILE", help="Write the token into a new file that only you can read."),
     ] = None,
 ) -> None:
-    """Make a token. Prints the line for the file of `access.callers` to standard output, the token to standard error.
+    """Create a token. Prints the line for the file of `access.callers` to standard output, the token to standard error.
 
     The server knows only the token's digest, so a lost token cannot be shown again.
     """
     wrong = next((each for each in model or [] if not _MODEL.fullmatch(each)), None)
     if wrong is not None:
         raise BadConfig(f"--model {wrong!r}, want * or a model's name: a-z, 0-9, - and _")
-    if by_certificate and out is not None:
-        raise BadConfig("--by-certificate makes no token: omit --out")
+    if by_certificate and output is not None:
+        raise BadConfig("--by-certificate makes no token: omit --output")
     scopes = [name for name, chosen in (("metrics", metrics), ("admin", admin)) if chosen]
     expires = None if days is None else datetime.now(UTC) + timedelta(days=days)
     if by_certificate:
         typer.echo(line(name, None, model or ["*"], scopes, expires))
         return
     made = _PREFIX + secrets.token_urlsafe(_BYTES)
-    if out is None:
+    if output is None:
         print(made, file=sys.stderr)
     else:
-        with os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        with os.fdopen(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(made + "\n")
     typer.echo(line(name, made, model or ["*"], scopes, expires))
 

@@ -21,14 +21,16 @@ import msgspec
 from convoy.service import files
 from convoy.service.config import Config, ModelConfig
 from convoy.service.engine import session
-from convoy.service.engine.file_trials import FileTrials, Verdict, job_of
+from convoy.service.engine.file_trials import FileTrials, Job, Verdict, job_of
 from convoy.service.engine.providers import gpu_offered
 from convoy.service.errors import BadModelFile
 from convoy.service.machine import cores
-from convoy.service.repository import MODEL_FILE, Stamp, model_file
+from convoy.service.repository import MODEL_FILE, Stamp
+from convoy.service.sources import Place, Source
 
 PATIENCE = 10.0  # seconds after which nothing waits any longer for a trial
 _MOST_TRIALS = 8  # at the same time; no more than one for each core unless some are slow
+_NAMES_SECONDS = 60.0  # for reading the names of external data, where there are no trials
 _SLOW = 5.0  # seconds after which a trial no longer counts as one that keeps others waiting
 _PIECE = 1 << 20
 _FORMAT = 1  # of a trial: another one repeats all trials
@@ -87,7 +89,7 @@ class Acceptance:
 
     def __init__(
         self,
-        root: Path,
+        source: Source,
         config: Config,
         trials: FileTrials,
         folders: Folders,
@@ -95,7 +97,7 @@ class Acceptance:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`changed` is called, in any thread, when a trial has ended, and when it has lasted for PATIENCE."""
-        self._root = root
+        self._source = source
         self._config = config
         self._trials = trials
         self._store = folders.store / str(folders.device)
@@ -169,15 +171,13 @@ class Acceptance:
             raise BadModelFile("its files went away while they were read") from None
         except OSError as error:
             raise BadModelFile(f"its files cannot be copied: {error.strerror}") from error
-        settings = self._config.repository
-        if not settings.trial_seconds:
+        if not self._config.repository.trial_seconds:
             return copy
-        errors = not gpu_offered(candidate.settings.provider or self._config.engine.provider)
         key = _digest(msgspec.json.encode([copy.parents[2].name, session.VERSION, _FORMAT]))
         verdict = self._known(key)
         if verdict is None:
             with self._turn():
-                verdict = self._trials.load(job_of(copy, settings, errors=errors))
+                verdict = self._trials.load(self._job(copy, candidate))
             self._note(key, verdict)
         if verdict.reason and verdict.holds != "once":
             raise Quarantined(f"{verdict.reason}; it is tried again when it changes")
@@ -185,25 +185,27 @@ class Acceptance:
             raise BadModelFile(verdict.reason)
         return copy
 
+    def _job(self, copy: Path, candidate: Candidate) -> Job:
+        errors = not gpu_offered(candidate.settings.provider or self._config.engine.provider)
+        return job_of(copy, self._config.repository, errors=errors)
+
     def _turn(self) -> "_Turn":
         return _Turn(self._turns, self._changed)
 
     def _copied(self, candidate: Candidate) -> Path:
-        """Copies a version's model file, and the data beside it that model.toml lists by their digests. Raises OSError,
-        and BadModelFile if a file must not be read."""
-        folder = model_file(self._root, candidate.model, candidate.version).parent
+        """Copies a version's model file, and the data beside it that model.toml lists by their digests, or that a file
+        by itself names. Raises OSError, and BadModelFile if a file must not be read."""
+        place = self._source.place(candidate.model, candidate.version)
         stamp, pinned = candidate.stamp, candidate.settings.sha256
         copies = self._store / _COPIES
         incoming = copies / f".{threading.get_ident()}"
         shutil.rmtree(incoming, ignore_errors=True)
         incoming.mkdir(parents=True)
         try:
-            states = {MODEL_FILE: (stamp.inode, stamp.nbytes, stamp.modified_ns)}
-            if pinned:
-                states |= {name: (inode, nbytes, modified) for name, inode, nbytes, modified in stamp.beside}
-            digests = {
-                name: self._copy(folder / name, incoming / name, state, pinned) for name, state in states.items()
-            }
+            own = stamp.inode, stamp.nbytes, stamp.modified_ns
+            digests = {MODEL_FILE: self._copy(place.file, place, incoming / MODEL_FILE, own, pinned)}
+            for name, state in self._data(place, candidate, incoming / MODEL_FILE).items():
+                digests[name] = self._copy(place.file.with_name(name), place, incoming / name, state, pinned)
             kept = sorted((name, digest) for name, digest in digests.items() if digest)
             target = copies / _digest(msgspec.json.encode(kept)) / candidate.model / str(candidate.version)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -213,18 +215,36 @@ class Acceptance:
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
 
-    def _copy(self, source: Path, target: Path, state: tuple[int, ...], pinned: Collection[str]) -> str:
+    def _data(self, place: Place, candidate: Candidate, copy: Path) -> dict[str, tuple[int, ...] | None]:
+        """The files of data to copy, and the state in which each was found; None if nobody has looked."""
+        found = {name: (inode, nbytes, modified) for name, inode, nbytes, modified in candidate.stamp.beside}
+        if candidate.settings.sha256:
+            return {**found}
+        if not place.alone:
+            return {}
+        # Whoever has named the file to the server has chosen what it names beside itself. In a repository, that is
+        # whoever may write there. The names are read in the process of a trial: the file may be anything.
+        seconds = self._config.repository.trial_seconds or _NAMES_SECONDS
+        job = msgspec.structs.replace(self._job(copy, candidate), seconds=seconds, names=True)
+        names = self._trials.load(job).data
+        plain = [name for name in names if name == Path(name).name and name not in (MODEL_FILE, "..", ".")]
+        return {name: found.get(name) for name in plain if place.file.with_name(name).exists()}
+
+    @staticmethod
+    def _copy(source: Path, place: Place, target: Path, state: tuple[int, ...] | None, pinned: Collection[str]) -> str:
         """Copies one file, in the state in which it was found. Returns its digest; "" if the file is not listed and is
         not the model file."""
-        with files.opened(source, self._root) as descriptor:
+        with files.opened(source, place.root) as descriptor:
+            state = state or _state(descriptor)
             digest = _copy(descriptor, target)
             status = os.fstat(descriptor)
-        if (status.st_ino, status.st_size, status.st_mtime_ns) != state:
+            changed = _state(descriptor) != state
+        if changed:
             raise BadModelFile("its file changed while it was read")
         if not pinned and status.st_nlink > 1:
             links = f"{source.name} has {status.st_nlink} hard links"
             raise BadModelFile(f"{links}: copy it, or list the SHA-256 of its content under sha256 in model.toml")
-        if pinned and digest not in pinned and source.name == MODEL_FILE:
+        if pinned and digest not in pinned and target.name == MODEL_FILE:
             raise BadModelFile(f"model.toml does not list its SHA-256, {digest}")
         if pinned and digest not in pinned:
             target.unlink()
@@ -269,6 +289,11 @@ class _Turn:
             held, self._holds = self._holds, False
         if held:
             self._turns.release()
+
+
+def _state(descriptor: int) -> tuple[int, ...]:
+    status = os.fstat(descriptor)
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _copy(descriptor: int, target: Path) -> str:

@@ -107,10 +107,10 @@ class Dispatcher:
         with self._lock:
             return self._batcher.forget(source)
 
-    def waiting(self, model: str) -> int:
-        """See Batcher."""
+    def backlog(self, model: str) -> tuple[int, float]:
+        """Returns the waiting rows of a model, and the seconds that they need: see Batcher."""
         with self._lock:
-            return self._batcher.waiting(model)
+            return self._batcher.waiting(model), self._batcher.backlog(model)
 
     def running(self) -> list[Batch]:
         """Returns the batches that are in a session now."""

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import resource
+import select
 import selectors
 import signal
 import socket
@@ -40,7 +41,9 @@ log = logging.getLogger(__name__)
 
 _SETTINGS_SECONDS = 5.0  # for reading one model.toml
 _HARMLESS_SETTINGS = 2048  # bytes; the worst text of this length is read within milliseconds, and needs no trial
+_SILENCE = 5.0  # seconds beyond the end of a trial, after which the process that starts them hangs
 _SIDES = (1, 8, 64, 224)  # of free axes, for a file that does not name its sizes: until one of them runs
+_MOST_DATA = 4096  # files of external data of one model
 _NICE = 10  # trials give way to what serves
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 # Signals of a fault in the program itself: they come again with the same file. Others come from outside.
@@ -51,12 +54,14 @@ class Job(msgspec.Struct, frozen=True, tag=True):
     """The trial of a model file: it is loaded, and runs once.
 
     errors  whether an error in loading or running it is final, because the engine would use the same provider
+    names   it is only read, for the names of its external data
     """
 
     file: str
     seconds: float
     memory_bytes: int
     errors: bool
+    names: bool = False
 
 
 class Settings(msgspec.Struct, frozen=True, tag=True):
@@ -77,6 +82,7 @@ class Verdict(msgspec.Struct, frozen=True):
     reason: str = ""
     holds: Literal["once", "server", "always"] = "once"
     settings: ModelConfig | None = None
+    data: tuple[str, ...] = ()  # names of external data, for a job that asks for them
 
 
 class _Ended(NamedTuple):
@@ -98,6 +104,9 @@ class FileTrials:
         """Ends that process, and all trials with it."""
         with self._lock:
             self._connection.close()
+            os.kill(
+                self._pid, signal.SIGKILL
+            )  # a process that is stopped would not notice that the connection is closed
             os.waitpid(self._pid, 0)
 
     def load(self, job: Job) -> Verdict:
@@ -122,18 +131,25 @@ class FileTrials:
     def _run(self, job: Job | Settings, *content: int) -> _Ended:
         reading, writing = os.pipe()
         try:
-            self._send(job, [writing, *content])
+            try:
+                pid = self._send(job, [writing, *content])
+            finally:
+                os.close(writing)
+            received = _read(reading, time.monotonic() + job.seconds + _SILENCE)
         finally:
-            os.close(writing)
-        with os.fdopen(reading, "rb") as stream:
-            # The answer, then a line by the process that has waited for its end.
-            answer, _, last = stream.read().rpartition(b"\n")
+            os.close(reading)
+        if received is None:
+            self._kill(pid)
+            return _Ended(b"", 1, late=False)
+        # The answer, then a line by the process that has waited for its end.
+        answer, _, last = received.rpartition(b"\n")
         if not last:
             return _Ended(b"", 1, late=False)  # both are gone
         code, late = json.loads(last)
         return _Ended(answer, code, late)
 
-    def _send(self, job: Job | Settings, descriptors: list[int]) -> None:
+    def _send(self, job: Job | Settings, descriptors: list[int]) -> int:
+        """Returns the process id of the other side."""
         data = msgspec.msgpack.encode(job)
         with self._lock:
             try:
@@ -144,6 +160,28 @@ class FileTrials:
                 os.waitpid(self._pid, 0)
                 self._connection, self._pid = _spawn()
                 socket.send_fds(self._connection, [data], descriptors)
+            return self._pid
+
+    def _kill(self, pid: int) -> None:
+        """Ends the other side, which hangs: the next trial finds it gone."""
+        with self._lock:
+            if pid == self._pid:
+                log.error("the process that tries files hangs; it is killed")
+                os.kill(pid, signal.SIGKILL)
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
+def _read(descriptor: int, until: float) -> bytes | None:
+    """Returns all that comes before the other side closes; None if it has not by then."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    received = b""
+    while poll.poll(max(0.0, until - time.monotonic()) * 1000):
+        more = os.read(descriptor, 1 << 16)
+        if not more:
+            return received
+        received += more
+    return None
 
 
 def job_of(file: Path, settings: RepositoryConfig, *, errors: bool) -> Job:
@@ -314,6 +352,11 @@ def _try_settings(text: bytes) -> Verdict:
 
 
 def _try(job: Job) -> Verdict:
+    if job.names:
+        try:
+            return Verdict(data=tuple(sorted(external_data.locations(Path(job.file)))[:_MOST_DATA]))
+        except BadModelFile:
+            return Verdict()  # its trial will find out
     try:
         _check_data(Path(job.file))
     except BadModelFile as error:
@@ -346,6 +389,8 @@ def _check_data(file: Path) -> None:
 def _run_once(session: Session) -> None:
     """Runs a network about which nothing is known, and what the engine will run to learn more."""
     for side in _SIDES:
+        if row_independence.row_bytes(session.inputs, side) > row_independence.LARGEST_ROW:
+            break  # nobody can know whether it runs before somebody sends it as much
         try:
             session.run([_zeros(spec.shape, spec.dtype, side) for spec in session.inputs])
             break

@@ -2,122 +2,47 @@
 
 import hashlib
 import logging
-import math
 import time
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Hashable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
 
 import msgspec
 
 from convoy.service import repository
 from convoy.service.buckets import Buckets, Size
-from convoy.service.config import Config, load_model_config
+from convoy.service.config import Config, VersionsSetting, load_model_config
 from convoy.service.engine import profiles
 from convoy.service.engine.acceptance import Acceptance, Candidate, Quarantined, Served
 from convoy.service.engine.instances import Together
 from convoy.service.engine.learned_buckets import MOST_PADDING, choose
-from convoy.service.engine.profiles import Profile
 from convoy.service.engine.profiling import shapes, warm
-from convoy.service.engine.scheduler.latency_model import RunTimes
 from convoy.service.engine.session import Session
 from convoy.service.engine.session_builder import Loaded, load
-from convoy.service.errors import BadConfig, BadMetadata, BadModelFile, listed
+from convoy.service.engine.version_states import (
+    Failures,
+    ModelState,
+    Reporter,
+    count_refused,
+    count_serving,
+    cut,
+    is_expected,
+    listed_versions,
+    row_of,
+    state_of,
+    versions_of,
+)
+from convoy.service.errors import BadConfig, BadMetadata, BadModelFile, ModelUnavailable, UnknownModel
 from convoy.service.ipc.messages import Suspect
-from convoy.service.metrics import MODEL_BATCHED, MODEL_QUARANTINED, MODEL_READY
-from convoy.service.repository import Listing, ReadSettings, Stamp, State, Table, Version
+from convoy.service.metrics import MODEL_BATCHED, MODEL_QUARANTINED, count_unready
+from convoy.service.repository import Listing, ReadSettings, Stamp, Table
+from convoy.service.sources import Scanner, Source
 
 log = logging.getLogger(__name__)
 
-_QUIET = 30.0  # seconds between log entries on one version: a slow copy fails with each part that arrives
-_RETRY, _LAST_RETRY = 60.0, 600.0  # seconds before a retry: the first one, and at most
 _DEADLY = "several of its inputs ended the engine, or made it hang; it is retried when it changes, or later"
-_MOST_OF_A_REASON = 500  # characters; a file may choose the text
-_NAMED = 8  # versions in a reason
 _DEATHS = 3  # of engines; other causes of death, such as a lack of memory, seldom occur three times on one file
-
-
-_Key = tuple[int, Stamp]  # a version, and the state of its files
-
-
-class _Retry(NamedTuple):
-    """The time of the next retry, on the loader's clock, and the wait before it, in seconds."""
-
-    at: float
-    wait: float
-
-
-@dataclass(slots=True)
-class _Failures:
-    """Load failures of one model. One writer: the loader's thread."""
-
-    reasons: dict[_Key, str] = field(default_factory=dict)
-    _retries: dict[_Key, _Retry] = field(default_factory=dict)  # of failed versions, until their files change
-
-    @property
-    def final(self) -> set[int]:
-        """Versions that are not retried unless their files change."""
-        return {version for version, stamp in self.reasons if self._retries[version, stamp].at == math.inf}
-
-    def add(self, version: int, stamp: Stamp, reason: str, now: float, *, final: bool = False) -> None:
-        """Records a load failure. The version is retried when its files change, or unless `final` after a growing
-        wait."""
-        before = self._retries.get((version, stamp))
-        wait = _RETRY if before is None else min(2 * before.wait, _LAST_RETRY)
-        wait = math.inf if final else wait
-        self.reasons[version, stamp] = _cut(reason)
-        self._retries[version, stamp] = _Retry(now + wait, wait)
-
-    def forgive(self, present: Collection[_Key], now: float) -> None:
-        """Removes failures whose files are gone or have changed, and those that are due for a retry."""
-        self._retries = {key: retry for key, retry in self._retries.items() if key in present}
-        self.reasons = {
-            key: reason for key, reason in self.reasons.items() if key in present and now < self._retries[key].at
-        }
-
-
-@dataclass(slots=True)
-class _Model:
-    listing: Listing = field(default_factory=Listing)
-    problem: str = ""  # of the folder, at the last scan
-    serving: set[int] = field(default_factory=set)
-    coming: set[int] = field(default_factory=set)  # versions that are being tried or loaded, or wait for that
-    failures: _Failures = field(default_factory=_Failures)
-
-
-class _Reporter:
-    """Publishes the table when it has changed, and logs why versions do not serve. One writer: the loader's thread."""
-
-    def __init__(self, publish: Callable[[Table], None], clock: Callable[[], float]) -> None:
-        self._publish = publish
-        self._clock = clock
-        self._published: Table | None = None
-        self._logged: dict[tuple[str, int], float] = {}  # time of the last log entry that a version is not served
-
-    def report(self, table: Table) -> None:
-        if table == self._published:
-            return
-        known = {(row.model, row.version): row for row in self._published.versions} if self._published else {}
-        for row in table.versions:
-            if row.state == "UNAVAILABLE" and row != known.get((row.model, row.version)):
-                expected = row.reason.startswith("version")
-                level = logging.DEBUG if expected or self._logged_lately(row) else logging.ERROR
-                log.log(level, "model %s version %d is not served: %s", row.model, row.version, row.reason)
-        self._published = table
-        self._publish(table)
-
-    def report_problem(self, problem: str) -> None:
-        self._published = None
-        self._publish(Table(problem=problem))
-
-    def _logged_lately(self, row: Version) -> bool:
-        now, key = self._clock(), (row.model, row.version)
-        if now < self._logged.get(key, -math.inf) + _QUIET:
-            return True
-        self._logged[key] = now
-        return False
 
 
 class Loader:
@@ -130,7 +55,7 @@ class Loader:
 
     def __init__(
         self,
-        root: Path,
+        source: Source,
         config: Config,
         publish: Callable[[Table], None],
         announce: Callable[[Suspect | None], None] = lambda what: None,
@@ -139,23 +64,27 @@ class Loader:
         clock: Callable[[], float] = time.monotonic,
         acceptance: Acceptance | None = None,
         read_settings: ReadSettings = load_model_config,
+        unloaded: Collection[str] = (),
     ) -> None:
         """`announce` is called with each version before it loads, and with None afterwards. `suspects` contains the
         number of engines that died while they loaded each version, `withdrawn` the versions whose inputs end engines.
-        Without `acceptance`, files are loaded as they lie in the repository."""
+        Without `acceptance`, files are loaded as they lie in the repository. Models that are `unloaded` do not serve
+        until `load` is called for them."""
         self.versions: Mapping[tuple[str, int], Loaded] = {}
-        self._root = root
+        self._source = source
         self._config = config
         self._announce = announce
         self._suspects = suspects
         self._withdrawn = set(withdrawn)
+        self._unloaded = set(unloaded)
         self._clock = clock
         self._acceptance = acceptance
-        self._scan = repository.Scanner(root, read_settings)
-        self._reporter = _Reporter(publish, clock)
-        self._models: dict[str, _Model] = {}
+        self._scan = Scanner(source, read_settings)
+        self._reporter = Reporter(publish, clock)
+        self._models: dict[str, ModelState] = {}
         self._complete = False
         self._quarantined: set[tuple[str, int]] = set()
+        self._unready: set[tuple[str, int]] = set()  # versions that should serve and cannot
         self._restored = False  # whether the versions of the previous engine have been loaded
 
     def refresh(self) -> None:
@@ -170,7 +99,7 @@ class Loader:
             self._retire(name, self._models[name], ())
             del self._models[name]
         for name, listing in listings.items():
-            model = self._models.setdefault(name, _Model())
+            model = self._entry(name)
             self._update(name, model, listing)
             for version in self._due(name, model):
                 self._file_of(name, model, version)  # all trials begin before the first version loads
@@ -204,6 +133,47 @@ class Loader:
         self.versions = {key: loaded for key, loaded in self.versions.items() if key != (model, version)}
         self._record()
         self._follow(model, entry)
+
+    def load(self, model: str) -> None:
+        """Looks at the repository now. The model may serve again if it was unloaded; what failed is tried again."""
+        self._unloaded.discard(model)
+        if model in self._models:
+            self._models[model].failures = Failures()
+            self._models[model].unloaded = False
+        self.refresh()
+
+    def unload(self, model: str) -> None:
+        """Ends the service of a model until `load` is called for it. Raises UnknownModel."""
+        if model not in self._models:
+            raise UnknownModel(f"model {model!r} is not in the repository")
+        self._unloaded.add(model)
+        entry = self._models[model]
+        entry.unloaded = True
+        self._follow(model, entry)
+
+    def outcome(self, model: str) -> int | None:
+        """Returns the newest version of a model if it serves; None while it is tried or loaded.
+
+        Raises UnknownModel if there is nothing to serve, ModelUnavailable with the reason why it does not serve.
+        """
+        if self._scan.unreadable is not None:
+            raise ModelUnavailable(f"the model repository cannot be read: {self._scan.unreadable}")
+        entry = self._models.get(model)
+        if entry is None:
+            raise UnknownModel(f"model {model!r} is not in the repository")
+        if entry.problem:
+            raise ModelUnavailable(f"model {model!r} is not loaded: {entry.problem}")
+        newest = next(iter(repository.wanted(entry.listing, self._setting(entry))), None)
+        if newest is None:
+            raise UnknownModel(f"model {model!r} has no version with a {repository.MODEL_FILE} that should serve")
+        if newest in entry.coming:
+            return None
+        reason = entry.failures.reasons.get((newest, entry.listing.files[newest]), "")
+        if newest in entry.serving and not reason:
+            return newest
+        raise ModelUnavailable(
+            f"version {newest} of model {model!r} is not loaded: {reason or state_of(entry, newest)[1]}"
+        )
 
     def joins(self, model: str, version: int) -> bool:
         """Returns whether requests for a loaded version may share runs."""
@@ -247,7 +217,7 @@ class Loader:
         revised = [profiles.revised(each, seconds) if each.key == shape else each for each in entry.profiles]
         if revised == list(entry.profiles):
             return  # the shape was not expected, so it has no profile
-        profiles.replace(repository.model_file(self._root, model, version).parent, revised)
+        profiles.replace(self._source.keeping(model, version), revised)
         self._put(model, version, replace(entry, profiles=tuple(revised)))
         size = min(profile.batch_size for profile in revised)
         text = "model %s version %d: its profile was wrong; batches of up to %d are the most efficient"
@@ -262,19 +232,19 @@ class Loader:
     def table(self) -> Table:
         """Returns the current table."""
         rows = [
-            _row(name, model, version, self.versions.get((name, version)))
+            row_of(name, model, version, self.versions.get((name, version)))
             for name, model in sorted(self._models.items())
-            for version in _versions(model)
+            for version in versions_of(model)
         ]
         return Table(tuple(rows), self._complete)
 
     def _put(self, model: str, version: int, loaded: Loaded) -> None:
         self.versions = {**self.versions, (model, version): loaded}
 
-    def _update(self, name: str, model: _Model, listing: Listing) -> None:
+    def _update(self, name: str, model: ModelState, listing: Listing) -> None:
         """Accepts the current state of a model's folder. A problem in it never ends a version that serves."""
         if listing.problem and listing.problem != model.problem:
-            remains = f"; {_named(model.serving, 'continues', 'continue')} to serve" if model.serving else ""
+            remains = f"; {listed_versions(model.serving, 'continues', 'continue')} to serve" if model.serving else ""
             log.error("model %s: %s%s", name, listing.problem, remains)
         model.problem = listing.problem
         if listing.note and listing.note != model.listing.note:
@@ -282,18 +252,25 @@ class Loader:
         if listing.problem and model.serving:
             listing = model.listing
         if listing.config != model.listing.config:
-            model.failures = _Failures()  # the old configuration may have been the cause, such as its provider
+            model.failures = Failures()  # the old configuration may have been the cause, such as its provider
         present = set(listing.files.items())
         model.failures.forgive(present, self._clock())
         model.listing = listing
 
-    def _wanted(self, name: str, model: _Model) -> list[int]:
+    def _wanted(self, name: str, model: ModelState) -> list[int]:
         """Returns the versions that should serve, from the highest down."""
+        if model.unloaded:
+            return []
         late = {version for version in model.coming if self._is_late(name, model, version)}
-        setting = model.listing.config.versions or self._config.repository.versions
-        return repository.wanted(model.listing, setting, model.failures.reasons, model.serving, late)
+        return repository.wanted(model.listing, self._setting(model), model.failures.reasons, model.serving, late)
 
-    def _due(self, name: str, model: _Model) -> list[int]:
+    def _setting(self, model: ModelState) -> VersionsSetting:
+        return model.listing.config.versions or self._config.repository.versions
+
+    def _entry(self, name: str) -> ModelState:
+        return self._models.setdefault(name, ModelState(unloaded=name in self._unloaded))
+
+    def _due(self, name: str, model: ModelState) -> list[int]:
         """Returns the versions that are to be loaded, from the highest down, and records them as coming."""
         due = []
         for version in self._wanted(name, model):
@@ -305,24 +282,24 @@ class Loader:
         model.coming = set(due)
         return due
 
-    def _candidate(self, name: str, model: _Model, version: int) -> Candidate:
+    def _candidate(self, name: str, model: ModelState, version: int) -> Candidate:
         return Candidate(name, version, model.listing.files[version], model.listing.config)
 
-    def _is_late(self, name: str, model: _Model, version: int) -> bool:
+    def _is_late(self, name: str, model: ModelState, version: int) -> bool:
         if self._acceptance is None or version not in model.listing.files:
             return False
         return self._acceptance.is_late(self._candidate(name, model, version))
 
-    def _awaited(self, name: str, model: _Model) -> bool:
+    def _awaited(self, name: str, model: ModelState) -> bool:
         """Returns whether a version is still coming that the first scan waits for."""
         return any(not self._is_late(name, model, version) for version in model.coming)
 
-    def _deaths(self, name: str, model: _Model) -> int:
+    def _deaths(self, name: str, model: ModelState) -> int:
         """Returns how many engines may have died of a version to load. Models with fewer deaths load first."""
         suspects = [_suspect(name, version, model.listing.files[version]) for version in model.coming]
         return max((self._suspects.get(suspect, 0) for suspect in suspects), default=0)
 
-    def _follow(self, name: str, model: _Model) -> None:
+    def _follow(self, name: str, model: ModelState) -> None:
         """Loads what is to be loaded now, the highest version first, and retires what no longer should serve."""
         while True:
             due = self._due(name, model)
@@ -338,16 +315,17 @@ class Loader:
             self._retire(name, model, wanted)
         self._report()
 
-    def _file_of(self, name: str, model: _Model, version: int) -> Path | None:
+    def _file_of(self, name: str, model: ModelState, version: int) -> Path | None:
         """Returns the file to load a version from; None if it is still tried, or has failed."""
         if self._acceptance is None:
-            return repository.model_file(self._root, name, version)
+            return self._source.place(name, version).file
         candidate = self._candidate(name, model, version)
         try:
             return self._acceptance.ask(candidate)
         except BadModelFile as error:
             final = isinstance(error, Quarantined)
             model.failures.add(version, candidate.stamp, error.message, self._clock(), final=final)
+            count_refused(name, version, error.message)
             self._report_kept(name, model, version, error.message)
             return None
 
@@ -360,7 +338,7 @@ class Loader:
         for served in self._acceptance.served_before():
             if served.model not in listings:
                 continue
-            model = self._models.setdefault(served.model, _Model())
+            model = self._entry(served.model)
             known = {**model.listing.files, served.version: served.stamp}
             model.listing = Listing(config=served.settings, files=known)
             self._load(served.model, model, served.version, Path(served.file))
@@ -371,6 +349,14 @@ class Loader:
             gauge = MODEL_QUARANTINED.labels(name, version, self._config.engine.device)
             gauge.set((name, version) in quarantined)
         self._quarantined = quarantined
+
+    def _count_unready(self, table: Table) -> None:
+        unready = {
+            (row.model, row.version) for row in table.versions if row.state == "UNAVAILABLE" and not is_expected(row)
+        }
+        for name, version in unready ^ self._unready:
+            count_unready(name, version, self._config.engine.device, unready=(name, version) in unready)
+        self._unready = unready
 
     def _keep(self) -> None:
         if self._acceptance is None:
@@ -394,7 +380,7 @@ class Loader:
             for (name, version), entry in sorted(self.versions.items())
         ]
 
-    def _load(self, name: str, model: _Model, version: int, file: Path) -> None:
+    def _load(self, name: str, model: ModelState, version: int, file: Path) -> None:
         """Loads a version, which then serves; otherwise records why not."""
         stamp = model.listing.files[version]
         suspect = _suspect(name, version, stamp)
@@ -409,10 +395,11 @@ class Loader:
         self._announce(suspect)
         log.debug("model %s version %d is being loaded", name, version)
         try:
-            folder = repository.model_file(self._root, name, version).parent
+            folder = self._source.keeping(name, version)
             loaded = load(file, stamp, self._config, model.listing.config, folder)
         except (BadConfig, BadModelFile, BadMetadata) as error:
             model.failures.add(version, stamp, error.message, self._clock())
+            count_refused(name, version, error.message)
             self._report_kept(name, model, version, error.message)
             return
         except Exception:  # no file, whatever its content, may end the engine for all models
@@ -434,11 +421,11 @@ class Loader:
         if loaded.session.document is not None and loaded.session.golden is None:
             log.debug("model %s version %d has no example whose answer could be checked", name, version)
 
-    def _report_kept(self, name: str, model: _Model, version: int, reason: str) -> None:
+    def _report_kept(self, name: str, model: ModelState, version: int, reason: str) -> None:
         if version in model.serving:
-            log.error("model %s version %d stays as it was loaded: %s", name, version, _cut(reason))
+            log.error("model %s version %d stays as it was loaded: %s", name, version, cut(reason))
 
-    def _retire(self, name: str, model: _Model, wanted: Collection[int]) -> None:
+    def _retire(self, name: str, model: ModelState, wanted: Collection[int]) -> None:
         """Ends the service of all versions but the wanted ones."""
         for version in sorted(model.serving.difference(wanted)):
             self._mark(name, version, ready=False)
@@ -446,91 +433,17 @@ class Loader:
             model.serving.discard(version)
 
     def _mark(self, name: str, version: int, *, ready: bool) -> None:
-        provider = self.versions[name, version].session.provider
-        MODEL_READY.labels(name, version, provider, self._config.engine.device).set(ready)
+        count_serving(name, version, self.versions[name, version], self._config.engine, ready=ready)
 
     def _report(self) -> None:
-        self._reporter.report(self.table())
+        table = self.table()
+        self._count_unready(table)
+        self._reporter.report(table)
 
 
 def _suspect(name: str, version: int, stamp: Stamp) -> Suspect:
     text = hashlib.blake2b(msgspec.json.encode(stamp), digest_size=16).hexdigest()
     return Suspect(name, version, text)
-
-
-def _row_seconds(profile: Profile) -> float:
-    """Returns the seconds of one row in the most efficient batch."""
-    size = profile.batch_size
-    return RunTimes(max(profile.batches), profile.seconds).predict(size) / size
-
-
-def _versions(model: _Model) -> list[int]:
-    """Returns the versions in descending order; 0 stands for those of a folder that cannot be read."""
-    # A version whose files are gone serves until others have taken its place.
-    found = sorted({*model.listing.files, *model.listing.missing, *model.serving}, reverse=True)
-    return found or ([0] if model.listing.problem else [])
-
-
-def _row(name: str, model: _Model, version: int, loaded: Loaded | None) -> Version:
-    """Returns a version's row of the table."""
-    state, reason = _state(model, version)
-    if state != "READY" or loaded is None:
-        return Version(model=name, version=version, state=state, reason=reason)
-    session = loaded.session
-    return Version(
-        model=name,
-        version=version,
-        state=state,
-        reason="; ".join(_without(session)),
-        provider=session.provider,
-        document=session.document,
-        inputs=session.inputs,
-        outputs=session.outputs,
-        defaults=session.defaults,
-        batched=session.batched,
-        max_batch_size=loaded.limits.max_batch_size,
-        batch_size=min((profile.batch_size for profile in loaded.profiles), default=1),
-        row_seconds=max([_row_seconds(profile) for profile in loaded.profiles], default=None),
-        max_queue_delay_ms=loaded.limits.max_queue_delay * 1000,
-        buckets=loaded.buckets,
-    )
-
-
-def _state(model: _Model, version: int) -> tuple[State, str]:
-    stamp = model.listing.files.get(version)
-    if version in model.serving:
-        return "READY", ""
-    if version in model.coming:
-        return "LOADING", "loading"
-    if model.listing.problem:
-        return "UNAVAILABLE", model.listing.problem
-    if version in model.listing.unreadable:
-        return "UNAVAILABLE", "its folder cannot be read: Permission denied"
-    if stamp is None:
-        return "UNAVAILABLE", f"{repository.MODEL_FILE} is missing"
-    if (version, stamp) in model.failures.reasons:
-        return "UNAVAILABLE", model.failures.reasons[version, stamp]
-    if model.serving:
-        return "UNAVAILABLE", _named(model.serving, "serves", "serve")
-    return "UNAVAILABLE", _named(model.coming, "is loading", "are loading")
-
-
-def _cut(reason: str) -> str:
-    return reason if len(reason) <= _MOST_OF_A_REASON else f"{reason[:_MOST_OF_A_REASON]}..."
-
-
-def _named(versions: Collection[int], verb: str, plural: str) -> str:
-    if len(versions) == 1:
-        return f"version {next(iter(versions))} {verb}"
-    return f"versions {listed(map(str, sorted(versions)), _NAMED)} {plural}"
-
-
-def _without(session: Session) -> Iterator[str]:
-    """Yields the limitations of a version that serves."""
-    if session.apart:
-        yield f"requests run one at a time: {session.apart}"
-    if session.left_out:
-        yield f"without {session.left_out}"
 
 
 def _report_apart(name: str, version: int, session: Session) -> None:

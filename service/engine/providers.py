@@ -76,6 +76,26 @@ def check(requested: str, providers: Options, got: str) -> None:
         raise BadModelFile(why_not(first))
 
 
+def record_nodes(options: onnxruntime.SessionOptions) -> None:
+    """Lets a session that is built with these options tell `nodes`."""
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+
+
+def nodes(session: onnxruntime.InferenceSession) -> dict[str, int]:
+    """How many nodes of the optimized network each provider runs. Empty if that was not recorded.
+
+    A session on a GPU leaves to the CPU what its provider does not implement, and small computations of shapes.
+    """
+    try:
+        parts = session.get_provider_graph_assignment_info()
+    except Exception:  # onnxruntime's errors share no base class; it is for show only
+        return {}
+    counts: dict[str, int] = {}
+    for part in parts:
+        counts[part.ep_name] = counts.get(part.ep_name, 0) + len(part.get_nodes())
+    return counts
+
+
 def gpu_offered(requested: str) -> bool:
     """Whether a model with this provider setting will be tried on a GPU."""
     return requested != "cpu" and CUDA in onnxruntime.get_available_providers()

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from convoy.service import metric_files
+from convoy.service import metrics
 from convoy.service.engine.model_loader import Loader
 from convoy.service.ipc.channel import TableFile, Wire
 from convoy.service.ipc.slots import memory_file
@@ -84,4 +84,4 @@ class Publication:
 
     def _forget_metrics(self, model: str, version: int) -> None:
         if (model, version) not in self._loader.versions:
-            metric_files.forget_version(model, version)
+            metrics.forget_version(model, version)

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from convoy.service.dtypes import DTYPES
 from convoy.service.engine.instances import Instances
 from convoy.service.engine.session import DeviceLost
 from convoy.service.repository import TensorSpec
@@ -24,6 +25,7 @@ _ORDERS = ((0, 1), (1, 0), (0, 2, 1), (2, 1, 0))
 _ROUNDING = {2: 2e-2, 4: 1e-3, 8: 1e-6}  # by itemsize, relative to the largest absolute value
 _NEAR_TIES = 1e-3  # share of integer values: for nearly equal classes, rounding decides
 _MANY = 1000  # values of a row: smaller rows may have no near-ties
+LARGEST_ROW = 1 << 28  # bytes; larger inputs gain nothing from batching, and a few of them would fill the memory
 _LONG = 5.0  # seconds of one run; longer ones gain nothing from batching, and a trial would delay the loading of others
 
 Arrays = list[NDArray[np.generic]]
@@ -56,6 +58,8 @@ def trial(session: Tried, clock: Callable[[], float] = time.monotonic) -> str:
     Three requests, of one row or more, run alone, in pairs and all together, in both orders, at two sizes of the free
     axes. Every output must have as many rows as the input, each equal to its own within rounding. Raises DeviceLost.
     """
+    if (size := row_bytes(session.inputs, 1)) > LARGEST_ROW:
+        return f"a row of the input has {size} bytes: batching gains nothing"
     shown = 0
     for sides, rows in _sizes(session.inputs):
         tried = False
@@ -80,6 +84,14 @@ def trial(session: Tried, clock: Callable[[], float] = time.monotonic) -> str:
     if shown:
         return ""
     return "no random input showed that its rows are independent"
+
+
+def row_bytes(inputs: Sequence[TensorSpec], side: int) -> int:
+    """The bytes of one row of all inputs, where each free axis has `side` elements."""
+    return sum(
+        math.prod(side if length is None else length for length in spec.shape[1:]) * DTYPES[spec.dtype].itemsize
+        for spec in inputs
+    )
 
 
 def _sizes(inputs: Sequence[TensorSpec]) -> Iterator[tuple[Mapping[int, int], tuple[int, ...]]]:

@@ -10,12 +10,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from convoy.service import declared
 from convoy.service.dtypes import DTYPE_NAMES
 from convoy.service.engine.session import DeviceLost, Session
 from convoy.service.errors import ConvoyError, RunFailed
 from convoy.service.ipc.channel import FAILED, Answer, Failure, Request, Times
 from convoy.service.ipc.slots import SPILLED, Span, memory_file
-from convoy.service.metadata import CONFIDENCE, MASK, PROBABILITIES
 from convoy.service.repository import TensorSpec
 
 log = logging.getLogger(__name__)
@@ -191,11 +191,8 @@ def _compute(session: Session, requests: Sequence[Request]) -> Run:
         raise
     _mark(requests, 0)
     scatter = time.monotonic()
-    if session.batched:
-        for spec, values in zip(session.outputs, outputs, strict=True):
-            if not values.shape or values.shape[0] != size or not _as_declared(session, spec, values, arrays[0]):
-                reason = f"output {spec.name[:64]!r} has shape {list(values.shape)} for {size} rows"
-                raise RunFailed(reason) if session.document is not None else _NotRows(reason)
+    if session.batched and (reason := _misshapen(session, outputs, arrays[0], size)):
+        raise RunFailed(reason) if session.document is not None else _NotRows(reason)
     times = Times(gather, start, scatter, scatter)  # `finish` adds the end
     return Run(requests, [(rows, times)], outputs=outputs, slots=slots, batched=session.batched)
 
@@ -207,18 +204,27 @@ def _mark(requests: Sequence[Request], value: int) -> None:
             request.memory.marks[request.mark] = value
 
 
-def _as_declared(session: Session, spec: TensorSpec, values: NDArray[np.generic], first: NDArray[np.generic]) -> bool:
-    """Whether an output has the sides that the file's metadata, or else the file, declare for it.
+def _misshapen(session: Session, outputs: Sequence[NDArray[np.generic]], first: NDArray[np.generic], size: int) -> str:
+    """Returns which output does not have the rows of the batch, or the sides that are declared; "" if all have.
 
     first  the first input
+    size   rows of the batch
     """
+    for spec, values in zip(session.outputs, outputs, strict=True):
+        rows = values.shape[0] if values.shape else 0
+        if rows != size or not _as_declared(session, spec, values, first):
+            return f"output {spec.name[:64]!r} has shape {list(values.shape)} for {size} rows"
+    return ""
+
+
+def _as_declared(session: Session, spec: TensorSpec, values: NDArray[np.generic], first: NDArray[np.generic]) -> bool:
+    """Whether an output has the sides and the dtype that the file's metadata, or else the file, declare for it."""
     if session.document is None:
         return values.ndim == len(spec.shape) and all(
             side in (None, got) for side, got in zip(spec.shape, values.shape, strict=True)
         )
-    if spec.name == PROBABILITIES:
-        return values.shape[1:] == (len(session.document.labels),)
-    return spec.name not in (MASK, CONFIDENCE) or values.shape[1:] == first.shape[1:3]
+    wanted = declared.shapes(session.document, {spec.name}, first.shape[1:]).get(spec.name)
+    return wanted is None or wanted == (DTYPE_NAMES.get(values.dtype), values.shape[1:])
 
 
 def _padded(session: Session, request: Request, rows: int) -> int:
@@ -256,7 +262,8 @@ def _outputs(
         if not any(room is not None for room in rooms):
             raise
         outputs = session.run(arrays)
-        session.sure = False  # the output buffers were the cause: the file does not keep to its declared shapes
+        # The output buffers were the cause: the file does not keep to its declared shapes, or the run ignores them.
+        session.sure = False
         return outputs
 
 

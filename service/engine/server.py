@@ -8,56 +8,48 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, TypeVar
 
 import uvloop
-from watchfiles import awatch
 
 from convoy.service import log, metrics
 from convoy.service.buckets import Size, rounded
 from convoy.service.config import Config
-from convoy.service.dtypes import DTYPES
 from convoy.service.engine import file_trials
 from convoy.service.engine.acceptance import Acceptance, Folders
 from convoy.service.engine.dispatcher import Dispatcher
 from convoy.service.engine.file_trials import FileTrials
+from convoy.service.engine.following import follow
 from convoy.service.engine.instances import Instance, Instances
 from convoy.service.engine.learned_buckets import Sizes
 from convoy.service.engine.model_loader import Loader
-from convoy.service.engine.profiling import largest_batch
 from convoy.service.engine.publication import Publication
 from convoy.service.engine.run_watch import RunWatch
 from convoy.service.engine.runner import Run
 from convoy.service.engine.scheduler.batcher import Batch
-from convoy.service.engine.scheduler.request_queue import Key, Limits
+from convoy.service.engine.scheduler.request_queue import Key
 from convoy.service.engine.session import Session, check_example
 from convoy.service.engine.session_builder import Loaded
+from convoy.service.engine.terms import Terms, count, count_backlog, first_of, terms_of, volume
 from convoy.service.errors import ConvoyError, ModelUnavailable
 from convoy.service.ipc import messages
 from convoy.service.ipc.channel import Cancel, Cancelled, Failure, Hello, Record, Release, Request, Wire
 from convoy.service.ipc.pulse import Pulse, beat
 from convoy.service.ipc.slots import SharedMemory
 from convoy.service.repository import Table
+from convoy.service.sources import Source
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+_RETRY = 1.0  # seconds until the next attempt to tell a supervisor that does not read
 _STORE = 5.0  # seconds before changed batch times are stored: others may change, too
 _MOST_SHAPES = 1024  # whose terms are kept; clients may send any number
-
-
-class _Terms(NamedTuple):
-    """How requests of one key are batched and counted, computed once."""
-
-    basis: Limits  # of the version; the terms are outdated once it has others
-    limits: Limits  # of batches of this shape
-    places: int  # pixels or other places of a row; 0 if the version accepts no images
-    padded: bool  # whether some of them are padding
 
 
 class Engine:
@@ -65,7 +57,7 @@ class Engine:
 
     def __init__(
         self,
-        root: Path,
+        source: Source,
         config: Config,
         announce: Callable[[messages.Suspect | None], None] = lambda what: None,
         suspects: dict[messages.Suspect, int] | None = None,
@@ -73,23 +65,26 @@ class Engine:
         on_run: Callable[[], None] = lambda: None,
         trials: FileTrials | None = None,
         folders: Folders | None = None,
+        unloaded: Collection[str] = (),
     ) -> None:
         """`on_run` is called whenever a batch begins to run, in any thread. Without `trials`, the process itself is the
         first to read the files of the repository. For the others see Loader."""
         self._config = config
         self._loop = asyncio.get_running_loop()
-        self._dispatcher = Dispatcher(self._instances_of, self._answer, self._fail, self._revise, _volume, on_run)
+        self._dispatcher = Dispatcher(self._instances_of, self._answer, self._fail, self._revise, volume, on_run)
         self._watch = RunWatch(config.engine.run_limit_seconds, config.engine.first_run_limit_seconds)
         self._levels = metrics.Levels(self._write_levels)
         self._requested: set[str] = set()  # models that have received requests
         self._wires: dict[int, Wire] = {}  # of the front ends, by number, never reused
         self._memory: dict[int, SharedMemory] = {}  # of the front ends
         if trials is None or folders is None:
-            self._loader = Loader(root, config, self._publish_soon, announce, suspects or {}, withdrawn)
-        else:
-            acceptance = Acceptance(root, config, trials, folders, self._look_again_soon)
             self._loader = Loader(
-                root,
+                source, config, self._publish_soon, announce, suspects or {}, withdrawn, unloaded=unloaded
+            )
+        else:
+            acceptance = Acceptance(source, config, trials, folders, self._look_again_soon)
+            self._loader = Loader(
+                source,
                 config,
                 self._publish_soon,
                 announce,
@@ -97,14 +92,16 @@ class Engine:
                 withdrawn,
                 acceptance=acceptance,
                 read_settings=trials.settings,
+                unloaded=unloaded,
             )
         self._loading = ThreadPoolExecutor(1, "load")
         self._looking: asyncio.Task[None] | None = None  # a look at the repository that has not begun
+        self._published = asyncio.Event()  # set, and replaced by another, with each table
         keep = config.server.keep_metrics_seconds
         self._publication = Publication(self._loader, self._loading, self._wires, keep, self._drop)
         self._profiled: dict[tuple[str, int], Instances] = {}  # versions whose profile the batcher has
         self._revised: dict[Key, Mapping[int, float]] = {}  # seconds by batch size, soon to be stored
-        self._terms: dict[Key, _Terms] = {}
+        self._terms: dict[Key, Terms] = {}
         self._choosing: set[asyncio.Task[None]] = set()
         self._sizes: dict[tuple[str, int], Sizes] = {}  # image sizes, for versions that learn their buckets
 
@@ -126,11 +123,34 @@ class Engine:
             self._looking = None
             self._loader.refresh()
 
+        await self._in_loader(refresh)
+
+    async def _in_loader(self, act: Callable[..., T], *arguments: Any) -> T:
+        """Calls a method of the loader in its thread. Without that the engine cannot continue."""
         try:
-            await self._loop.run_in_executor(self._loading, refresh)
+            return await self._loop.run_in_executor(self._loading, act, *arguments)
+        except ConvoyError:
+            raise
         except Exception:
             logger.exception("the engine cannot continue")
             os._exit(1)
+
+    async def load(self, model: str) -> int:
+        """Looks at a model's folder now. Returns the newest version once it serves.
+
+        Raises UnknownModel, and ModelUnavailable with the reason why it does not serve.
+        """
+        await self._in_loader(self._loader.load, model)
+        while True:
+            published = self._published  # before the question: what changes later is not missed
+            version = await self._in_loader(self._loader.outcome, model)
+            if version is not None:
+                return version
+            await published.wait()
+
+    async def unload(self, model: str) -> None:
+        """Ends a model's service; its requests in flight are answered. Raises UnknownModel."""
+        await self._in_loader(self._loader.unload, model)
 
     async def keep_checking(self, seconds: float) -> None:
         """Repeats the examples of all versions, each in an idle moment. Exits if an answer is wrong: then no other
@@ -139,7 +159,7 @@ class Engine:
             await asyncio.sleep(seconds)
             for (model, version), loaded in list(self._loader.versions.items()):
                 for instance in loaded.instances.all:
-                    if not self._dispatcher.waiting(model) and not instance.running:
+                    if not self._dispatcher.backlog(model)[0] and not instance.running:
                         await self._check(model, version, loaded, instance)
 
     async def _check(self, model: str, version: int, loaded: Loaded, instance: Instance) -> None:
@@ -152,6 +172,7 @@ class Engine:
         finally:
             loaded.instances.keep_off_loop(-1)
         if wrong:
+            metrics.EXAMPLE_FAILURES.labels(model, version).inc()
             logger.error("the engine cannot continue: model %s version %d: its example: %s", model, version, wrong)
             os._exit(1)
 
@@ -195,6 +216,8 @@ class Engine:
                     key = Key(model, version, profile.key)
                     self._dispatcher.measured(key, self._terms_of(key, loaded).limits, profile.seconds)
         self._publication.publish(table)
+        self._published.set()
+        self._published = asyncio.Event()
 
     def _drop(self, model: str, version: int) -> None:
         self._profiled.pop((model, version), None)
@@ -213,13 +236,22 @@ class Engine:
                     if request := self._dispatcher.cancel(number, id_):
                         self._fail(request, Cancelled("the caller has cancelled"))
                 case Hello(arena_bytes=nbytes):
-                    descriptor = descriptors.pop(0)
-                    self._memory[number] = SharedMemory(descriptor, nbytes)
-                    os.close(descriptor)
+                    self._map(number, descriptors, nbytes)
                 case Release(model=model, version=version):
                     self._publication.release(number, model, version)
         self._send(number, failures)
         self._dispatcher.pump()
+
+    def _map(self, number: int, descriptors: list[int], nbytes: int) -> None:
+        """Maps the memory of a front end. Ends the process if that is impossible: the next engine starts with none."""
+        try:
+            descriptor = descriptors.pop(0)
+            self._memory[number] = SharedMemory(descriptor, nbytes)
+        except (OSError, IndexError) as error:  # no memory; no descriptor left, so that it was lost on its way
+            reason = getattr(error, "strerror", None) or "too many open files"
+            logger.error("slot memory of a front end, %d bytes, cannot be mapped: %s", nbytes, reason)
+            os._exit(1)
+        os.close(descriptor)
 
     def _queue(self, number: int, request: Request) -> None:
         model, version = request.model, request.version
@@ -243,12 +275,12 @@ class Engine:
         self._requested.add(model)
         self._levels.changed()
 
-    def _terms_of(self, key: Key, loaded: Loaded) -> _Terms:
+    def _terms_of(self, key: Key, loaded: Loaded) -> Terms:
         terms = self._terms.get(key)
         if terms is None or terms.basis is not loaded.limits:
             if len(self._terms) >= _MOST_SHAPES:
                 self._terms.clear()
-            terms = self._terms[key] = _terms(loaded, _first(key), self._config, key.alone)
+            terms = self._terms[key] = terms_of(loaded, first_of(key), self._config, key.alone)
         return terms
 
     def _record_size(self, request: Request, loaded: Loaded) -> None:
@@ -292,7 +324,7 @@ class Engine:
             self._loop.run_in_executor(self._loading, self._loader.run_apart, model, version, session.apart)
         self._levels.changed()
         # Before the answers are sent, so that a caller with an answer finds it counted.
-        _count(batch, run, self._terms.get(batch.key), self._config.engine.device)
+        count(batch, run, self._terms.get(batch.key), self._config.engine.device)
         answers: dict[int, tuple[list[Record], list[int]]] = {}
         for request, (record, own) in zip(batch.requests, run.ended, strict=True):
             records, descriptors = answers.setdefault(request.source, ([], []))
@@ -313,103 +345,36 @@ class Engine:
             self._wires[number].send(records, descriptors)
 
     def _write_levels(self) -> None:
-        for model in self._requested:
-            metrics.QUEUE_DEPTH.labels(model, self._config.engine.device).set(self._dispatcher.waiting(model))
+        count_backlog({model: self._dispatcher.backlog(model) for model in self._requested}, self._config.engine.device)
 
 
-async def follow(root: Path, refresh: Callable[[], Awaitable[None]], poll_seconds: float) -> NoReturn:
-    """Calls `refresh` at once, whenever the repository changes, and every `poll_seconds`."""
-    await refresh()
-    reported = False
-    while True:
-        identity = _identity(root)
-        changes = awatch(root, rust_timeout=round(poll_seconds * 1000), yield_on_timeout=True, debounce=200, step=50)
-        try:
-            # The path may be a symbolic link. If its target is swapped, the new folder must be watched.
-            while _identity(root) == identity:
-                await anext(changes)
-                reported = False
-                await refresh()
-        except (OSError, RuntimeError) as error:  # watchfiles raises RuntimeError, as without inotify instances
-            if not reported:
-                reason = getattr(error, "strerror", None) or str(error)
-                logger.error("model repository cannot be watched: %s; polling it instead", reason)
-            reported = True
-            await asyncio.sleep(poll_seconds)
-        finally:
-            await changes.aclose()
-        await refresh()
-
-
-def _identity(folder: Path) -> tuple[int, int] | None:
-    """Returns the device and inode that a path leads to now, or None if it leads nowhere."""
+async def _change(engine: Engine, order: messages.Apply, supervisor: socket.socket) -> None:
+    """Makes a change that the supervisor has sent, and confirms it."""
+    version, refusal = 0, None
     try:
-        status = folder.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _volume(shape: Hashable) -> float:
-    """Returns the bytes of one row, from which the run time of an unmeasured shape is estimated."""
-    assert isinstance(shape, tuple)
-    return float(max(1, sum(math.prod(sides) * DTYPES[dtype].itemsize for sides, dtype in shape)))
-
-
-def _first(key: Key) -> tuple[int, ...]:
-    """Returns the shape of the first input."""
-    assert isinstance(key.shape, tuple)
-    first: tuple[int, ...] = key.shape[0][0] if key.shape else ()
-    return first
-
-
-def _terms(loaded: Loaded, shape: tuple[int, ...], config: Config, alone: bool) -> _Terms:
-    """Returns the terms for inputs of `shape`, without the batch dimension; `alone`: see Key."""
-    document, basis = loaded.session.document, loaded.limits
-    most = largest_batch(document, shape, basis.max_batch_size, config.batching.max_batch_pixels)
-    limits = basis if most == basis.max_batch_size else replace(basis, max_batch_size=most)
-    if alone:
-        limits = replace(limits, max_batch_size=1, instances=1)
-    if document is None or document.input is None:
-        return _Terms(basis, limits, 0, False)
-    return _Terms(basis, limits, document.takes.places(shape), document.image.fit in ("pad", "letterbox"))
-
-
-def _count(batch: Batch, run: Run, terms: _Terms | None, device: int) -> None:
-    key, version = batch.key, str(batch.key.version)
-    if terms is not None and terms.places:
-        metrics.INPUT_PIXELS.labels(key.model, version).inc(batch.rows * terms.places)
-        if terms.padded:
-            images = [request for request in batch.requests if request.image[0]]
-            used = sum([request.rows * request.image[0] * request.image[1] for request in images])
-            rows = sum([request.rows for request in images])
-            metrics.PADDING.labels(key.model, version).inc(rows * terms.places - used)
-    for size, times in run.batches:
-        sizes, batches, gather, inside, scatter, last = _batch_counters(key.model, version, size, device)
-        sizes.observe(size)
-        batches.inc()
-        gather.inc(times.run - times.gather)
-        inside.inc(times.scatter - times.run)
-        scatter.inc(times.done - times.scatter)
-        last.set(time.time())
-
-
-@lru_cache(maxsize=1024)
-def _batch_counters(model: str, version: str, size: int, device: int) -> tuple[Any, ...]:
-    # Cached, because looking up labels takes longer than counting.
-    stages = [metrics.BATCH_STAGE.labels(model, version, size, stage) for stage in ("gather", "run", "scatter")]
-    return (
-        metrics.BATCH_SIZE.labels(model, version),
-        metrics.BATCHES.labels(model, version, size, device),
-        *stages,
-        metrics.LAST_INFERENCE.labels(model, version),
-    )
+        match order.change:
+            case messages.Load(model=model):
+                version = await engine.load(model)
+            case messages.Unload(model=model):
+                await engine.unload(model)
+            case messages.Logging(level=level):
+                log.set_level(level)
+    except ConvoyError as error:
+        refusal = messages.refusal_of(error)
+    while True:
+        try:
+            messages.send(supervisor, messages.Applied(order.number, refusal, version))
+        except BlockingIOError:  # it is stopped and its socket is full
+            await asyncio.sleep(_RETRY)
+        except OSError:  # it has died, and this process is about to exit
+            return
+        else:
+            return
 
 
 async def _main(supervisor: socket.socket, pulse: Pulse, trying: FileTrials) -> None:
-    start = messages.receive_start(supervisor)
-    several = len(start.devices) > 1
-    name = f"engine {start.config.engine.device}" if several else "engine"
+    start, _ = messages.receive_start(supervisor)
+    name = f"engine {start.config.engine.device}" if len(start.devices) > 1 else "engine"
     log.configure(start.config.server.log_level, name, start.config.server.log_format)
 
     def announce(what: messages.Suspect | None) -> None:
@@ -417,8 +382,9 @@ async def _main(supervisor: socket.socket, pulse: Pulse, trying: FileTrials) -> 
             messages.send(supervisor, messages.Loading(what))
 
     folders = Folders(Path(start.store), start.config.engine.device, Path(start.cache))
+    source = Source.named(start.repository, start.single, folders.cache)
     engine = Engine(
-        Path(start.repository),
+        source,
         start.config,
         announce,
         dict(start.suspects),
@@ -426,20 +392,26 @@ async def _main(supervisor: socket.socket, pulse: Pulse, trying: FileTrials) -> 
         pulse.run,
         trying,
         folders,
+        start.unloaded,
     )
     beating = asyncio.ensure_future(beat(pulse, start.config.server.heartbeat_seconds, engine.check_runs))
     over = asyncio.Event()
+    changing: set[asyncio.Task[None]] = set()
 
-    def attach(message: messages.Message, connection: socket.socket | None) -> None:
-        if isinstance(message, messages.Link) and connection is not None:
-            engine.attach(message.peer, connection)
+    def receive(message: messages.Message, descriptors: list[int]) -> None:
+        if isinstance(message, messages.Link):
+            engine.attach(message.peer, socket.socket(fileno=descriptors[0]))
         elif isinstance(message, messages.Withdraw):
             engine.withdraw(message.model, message.version)
+        elif isinstance(message, messages.Apply):
+            task = asyncio.ensure_future(_change(engine, message, supervisor))
+            changing.add(task)
+            task.add_done_callback(changing.discard)
 
     # The channel closes when nothing is left to do or the supervisor has died. Either way, the engine exits.
-    messages.listen(supervisor, attach, over.set)
+    messages.listen(supervisor, receive, over.set)
     poll = start.config.repository.poll_seconds
-    serving = asyncio.ensure_future(follow(Path(start.repository), engine.refresh, poll))
+    serving = asyncio.ensure_future(follow(source, engine.refresh, poll))
     ending = asyncio.ensure_future(over.wait())
     if start.config.engine.check_seconds:
         checking = asyncio.ensure_future(engine.keep_checking(start.config.engine.check_seconds))

@@ -15,25 +15,45 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime import OrtValue, RunOptions
 
-from convoy.service import golden, metadata
+from convoy.service import declared, golden, metadata
 from convoy.service.config import EngineConfig
 from convoy.service.dtypes import OF_ONNX
 from convoy.service.engine.buffers import Buffer, page_lock
 from convoy.service.engine.cuda_graphs import Graphs
-from convoy.service.engine.providers import CUDA, GPU, Device, Options, check, preload, providers
-from convoy.service.errors import BadModelFile, listed, runtime_reason
+from convoy.service.engine.footprint import Footprint
+from convoy.service.engine.poison import Poison
+from convoy.service.engine.providers import (
+    CPU,
+    CUDA,
+    GPU,
+    Device,
+    Options,
+    check,
+    nodes,
+    preload,
+    providers,
+    record_nodes,
+)
+from convoy.service.errors import BadModelFile, listed, named, runtime_reason
 from convoy.service.ipc.slots import MAX_RANK
 from convoy.service.machine import cores
-from convoy.service.metadata import Document, input_shape
+from convoy.service.metadata import MOST_OF_A_NAME, input_shape
 from convoy.service.repository import TensorSpec, is_placeholder
 
 log = logging.getLogger(__name__)
 
 VERSION: str = onnxruntime.__version__
 
+WRONG_EXAMPLE = "the file's own example gets another answer"  # how a message begins
+
 _PIECE = 1 << 20
+_SEED = 1  # of the pixels of the first run
 _MAX_TENSORS = 64  # inputs, or outputs, of one network: as many as one message between processes can carry
 _DEVICE_FAULTS = ("CUDA failure", "CUDA error", "CUDNN failure", "CUBLAS failure", "cudaError")
+
+
+class Unwritten(Exception):
+    """A run has ended without error and has not written an output."""
 
 
 class DeviceLost(Exception):
@@ -60,6 +80,7 @@ class Session:
         self.batched = _batched(self.inputs, self.outputs)
         self.defaults = tuple(argument.name for argument in session.get_overridable_initializers())
         self.data: Mapping[str, bytes] = {}  # files next to the model file, from which onnxruntime reads its weights
+        self.nodes = nodes(session)  # by provider; empty on the CPU
         self.apart = ""  # why requests do not share a run although the first dimensions have one name
         pin = page_lock(device) if self.provider in GPU else None
         self.input_buffers = tuple(Buffer(pin) for _ in self.inputs)
@@ -68,9 +89,17 @@ class Session:
         self.padding: dict[Hashable, dict[int, int]] = {}
         self.sure = True  # that outputs have the shapes stated in the file
         self._binding = session.io_binding()
+        self._poison = Poison()
         self._input_names = [spec.name for spec in self.inputs]
         self._output_names = [spec.name for spec in self.outputs]
+        self._footprint = None if self.provider in GPU or not _any_size(self.inputs) else Footprint()
         self._graphs = Graphs(session, self.inputs, self.outputs, device) if graphs else None
+
+    @property
+    def elsewhere(self) -> str:
+        """Which share of the network another provider runs; "" for none."""
+        others = {name: count for name, count in self.nodes.items() if name != self.provider}
+        return listed(f"{count} of {sum(self.nodes.values())} nodes run on {name}" for name, count in others.items())
 
     def rooms(
         self, arrays: Sequence[NDArray[np.generic]], slots: Mapping[int, NDArray[np.uint8]]
@@ -101,16 +130,20 @@ class Session:
         """The network's outputs, on the CPU, for `arrays`, one per input, contiguous.
 
         rooms  memory for the outputs, one per output or empty; None: newly allocated
-        Raises DeviceLost, and any onnxruntime error, such as for an output that does not have the shape of its room.
+        Raises DeviceLost, Unwritten, and any onnxruntime error, such as for an output that does not have the shape of
+        its room.
         """
+        footprint = self._footprint
+        returns = footprint is not None and footprint.returns(sum([values.nbytes for values in arrays]))
+        options = _returning() if returns else None
         try:
             if any(room is not None for room in rooms):
-                return self._run_bound(arrays, rooms)
+                return self._run_bound(arrays, rooms, options)
             if self._graphs is not None:
                 return self._run_graph(self._graphs, arrays)
-            return self._run(arrays)
+            return self._run(arrays, options)
         except Exception as error:
-            if self.provider in GPU and any(fault in str(error) for fault in _DEVICE_FAULTS):
+            if self.provider in GPU and (isinstance(error, Unwritten) or _is_fault(error)):
                 raise DeviceLost(str(error)) from error
             raise
 
@@ -124,7 +157,7 @@ class Session:
         try:
             return self._run(arrays, options)
         except Exception as error:
-            if self.provider in GPU and any(fault in str(error) for fault in _DEVICE_FAULTS):
+            if self.provider in GPU and _is_fault(error):
                 raise DeviceLost(str(error)) from error
             raise
         finally:
@@ -151,7 +184,10 @@ class Session:
         return self._run(arrays, graphs.without) if outputs is None else outputs
 
     def _run_bound(
-        self, arrays: Sequence[NDArray[np.generic]], rooms: Sequence[NDArray[np.generic] | None]
+        self,
+        arrays: Sequence[NDArray[np.generic]],
+        rooms: Sequence[NDArray[np.generic] | None],
+        options: RunOptions | None,
     ) -> list[NDArray[np.generic]]:
         binding = self._binding
         try:
@@ -163,7 +199,10 @@ class Session:
                     binding.bind_output(name, "cpu")
                 else:
                     binding.bind_ortvalue_output(name, OrtValue.ortvalue_from_numpy(room))
-            self._session.run_with_iobinding(binding)
+            self._poison.put(rooms)
+            self._session.run_with_iobinding(binding, options)
+            if (number := self._poison.remains(rooms)) is not None:
+                raise Unwritten(f"the run did not write output {self._output_names[number][:64]!r}")
             outputs = binding.get_outputs()
             return [value.numpy() if room is None else room for value, room in zip(outputs, rooms, strict=True)]
         finally:
@@ -193,6 +232,8 @@ def load_on(file: Path, device: Device, threads: int) -> Session:
         preload()
     try:
         chosen = providers(device, file)
+        if chosen != [CPU]:
+            record_nodes(options)
         data = _read_beside(file)
         if data:
             sizes = [len(each) for each in data.values()]
@@ -251,9 +292,16 @@ def _first_line(error: Exception, file: Path) -> str:
     return runtime_reason(RuntimeError(text)) if text.strip() else type(error).__name__
 
 
+def _is_fault(error: Exception) -> bool:
+    return any(fault in str(error) for fault in _DEVICE_FAULTS)
+
+
 def _spec(argument: onnxruntime.NodeArg) -> TensorSpec:
     if argument.type not in OF_ONNX:
         raise BadModelFile(f"tensor {argument.name!r} is {argument.type}, want one of {', '.join(OF_ONNX)}")
+    for name in (argument.name, *(side for side in argument.shape if isinstance(side, str))):
+        if len(name) > MOST_OF_A_NAME:
+            raise BadModelFile(f"the name {named(name)} has {len(name)} characters, want at most {MOST_OF_A_NAME}")
     if len(argument.shape) > MAX_RANK:
         raise BadModelFile(f"tensor {argument.name!r} has rank {len(argument.shape)}, want at most {MAX_RANK}")
     shape = tuple(side if isinstance(side, int) and side >= 0 else None for side in argument.shape)
@@ -269,6 +317,18 @@ def _batched(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> boo
     # Requests may share a run only if the file states that the first dimension is the same free dimension everywhere.
     first = {(spec.names[0] if spec.names else "") for spec in (*inputs, *outputs)}
     return len(first) == 1 and first != {""}
+
+
+def _any_size(inputs: Sequence[TensorSpec]) -> bool:
+    """Whether requests choose more of the inputs' shapes than the number of rows."""
+    return any(None in spec.shape[1:] for spec in inputs)
+
+
+def _returning() -> RunOptions:
+    """Options of a run that returns the arena's free memory to the system at its end."""
+    options = RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
 
 
 def _output_shapes(
@@ -292,13 +352,13 @@ def _check(session: Session) -> None:
     document = session.document
     if document is None:
         return
-    expected = _expected_outputs(document, session, input_shape(document))
+    expected = declared.shapes(document, {spec.name for spec in session.outputs}, input_shape(document))
     names = {spec.name: spec for spec in session.outputs}
-    declared, first = document.takes, session.inputs[0]
-    sides = [None, *(axis.size for axis in declared.axes)]
-    if len(session.inputs) != 1 or (first.name, first.dtype) != (declared.name, declared.dtype):
+    takes, first = document.takes, session.inputs[0]
+    sides = [None, *(axis.size for axis in takes.axes)]
+    if len(session.inputs) != 1 or (first.name, first.dtype) != (takes.name, takes.dtype):
         inputs = [f"{spec.dtype} {spec.name!r}" for spec in session.inputs]
-        raise BadModelFile(f"inputs are {', '.join(inputs)}, want one {declared.dtype} tensor {declared.name!r}")
+        raise BadModelFile(f"inputs are {', '.join(inputs)}, want one {takes.dtype} tensor {takes.name!r}")
     if len(first.shape) != len(sides) or any(
         want not in (None, got) for want, got in zip(sides[1:], first.shape[1:], strict=True)
     ):
@@ -310,30 +370,8 @@ def _check(session: Session) -> None:
             raise BadModelFile(f"outputs are {sorted(names)}, a {document.task} document wants {name!r} as {dtype}")
 
 
-def _expected_outputs(
-    document: Document, session: Session, shape: tuple[int, ...]
-) -> Mapping[str, tuple[str, tuple[int, ...]]]:
-    """The dtype of each output, and the shape of its row for an input of `shape`, without N."""
-    match document.task:
-        case "classification":
-            return {metadata.PROBABILITIES: ("float32", (len(document.labels),))}
-        case "segmentation":
-            height, width, _ = shape
-            # A network that ends in an argmax has no confidence output.
-            sure = [spec.name for spec in session.outputs if spec.name == metadata.CONFIDENCE]
-            return dict.fromkeys([metadata.MASK, *sure], ("uint8", (height, width)))
-        case "matching":
-            height, width, _ = shape
-            places = (height - document.image.min_height + 1, width - document.image.min_width + 1)
-            return {
-                metadata.HEAT_MAP: ("float32", places),
-                metadata.LOCATION: ("int64", (2,)),
-                metadata.SCORE: ("float32", ()),
-            }
-
-
 def _warm_up(session: Session, file: Path) -> None:
-    """Run once before the model is ready: no caller meets the first-run stall, and the output shapes are checked."""
+    """Run once before the model is ready: no caller meets the first-run stall, and the outputs are checked."""
     document = session.document
     if document is None:
         return
@@ -342,16 +380,22 @@ def _warm_up(session: Session, file: Path) -> None:
     values = np.zeros((2, *shape), document.takes.dtype)
     if example is not None:
         values[:1] = golden.input_of(example, document.takes.dtype)
+    if document.input is not None:  # any pixels are an image; of other tensors only their zeros are known to be valid
+        values[1:] = np.random.default_rng(_SEED).integers(0, 256, shape)
+    names = [spec.name for spec in session.outputs]
     try:
-        outputs = dict(zip((spec.name for spec in session.outputs), session.run([values]), strict=True))
+        outputs = dict(zip(names, session.run([values]), strict=True))
     except Exception as error:  # as in load: whatever the error, this version is not served
         raise BadModelFile(f"the first run failed: {_first_line(error, file)}") from error
-    for name, (_, row) in _expected_outputs(document, session, shape).items():
+    for name, (_, row) in declared.shapes(document, set(names), shape).items():
         if outputs[name].shape != (2, *row):
             got = list(outputs[name].shape)
             raise BadModelFile(f"output {name!r} has shape {got}, the document requires {[2, *row]}")
+        # Of invented inputs, some may have no answer: NaN is refused when a caller would get it.
+        if reason := declared.wrong(document, name, np.nan_to_num(outputs[name], nan=0.0)):
+            raise BadModelFile(f"output {name!r}: {reason}")
     if example is not None and (wrong := golden.difference(example, _first_rows(outputs))):
-        raise BadModelFile(f"the file's own example gets another answer on {session.provider} than at export: {wrong}")
+        raise BadModelFile(f"{WRONG_EXAMPLE} on {session.provider} than at export: {wrong}")
 
 
 def check_example(session: Session) -> str:

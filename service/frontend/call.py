@@ -15,11 +15,17 @@ from convoy.service.access import Caller
 from convoy.service.errors import BadRequest, ConvoyError, DeadlinePassed
 from convoy.service.frontend import status
 from convoy.service.frontend.admission import Gate
+from convoy.service.frontend.engine_client import Lease
 from convoy.service.frontend.landing import Landing
+from convoy.service.frontend.request_log import REQUESTS
+from convoy.service.frontend.spans import SPANS, Span
 from convoy.service.frontend.status import Code
+from convoy.service.frontend.threads import Who
+from convoy.service.frontend.trace import of_request
+from convoy.service.frontend.tracing import TRACES
 from convoy.service.frontend.transport.interface import Received
 from convoy.service.frontend.wire import NOTHING
-from convoy.service.ipc.channel import Times
+from convoy.service.ipc.channel import Answer, Times
 from convoy.service.metadata import Document
 from convoy.service.repository import Version
 
@@ -32,17 +38,20 @@ _NO_VERSION = Version(model="", version=0, state="UNAVAILABLE")
 class Call:
     """One request in flight, from its arrival to its answer. A context manager: leaving it counts the request."""
 
-    def __init__(self, method: str, received: Received, deadline: float, gate: Gate) -> None:
+    def __init__(self, method: str, received: Received, deadline: float, gate: Gate, *, streamed: bool = False) -> None:
         self.method = method
         self.arrived = received.arrived
         self.deadline = deadline  # inf: none
         self.caller = received.caller
-        self.trace = received.trace
+        self._source = received.source
+        self.trace = of_request(received.trace) if streamed else received.trace
+        self.span = None if self.trace is None else self.trace.span  # None: it is not sampled
         self.row = _NO_VERSION  # the version that answers
         self.model = ""  # set only if the model exists: metrics accept no names made up by callers
         self.version = ""
         self.low_priority = False
-        self.streamed = False  # it is one of several in a call
+        self.every_output = False  # it wants all that the network answers, not only what Vision's answers are made of
+        self.streamed = streamed  # it is one of several in a call
         self.payloads = NOTHING  # of the request; those outside the message: see wire.py
         self.landing = received.data if isinstance(received.data, Landing) else None
         self._nbytes = len(received.data)
@@ -61,6 +70,13 @@ class Call:
             self._code = _count_cancelled(self)
         seconds = time.monotonic() - self.arrived
         metrics.count_request(self.model, self.version, self.method, self._code.name, seconds)
+        if self._code is Code.OK and self.method in metrics.INFERENCE:
+            if not self.low_priority:
+                metrics.count_answer(self.model, self.version, self.row.latency_objective, seconds)
+            if REQUESTS.all:
+                REQUESTS.answered(self)
+        if self.span is not None:
+            SPANS.end(self, self._code.name)
         if self._inside:
             self._gate.leave(self._nbytes)
 
@@ -83,20 +99,25 @@ class Call:
 
     def leave(self) -> None:
         """Ends a request that is counted elsewhere, together with others."""
+        if self.span is not None:
+            SPANS.end(self, self._code.name)
         if self._inside:
             self._gate.leave(self._nbytes)
 
     def refuse(self, error: Exception) -> ConvoyError:
         """Counts a refusal and returns the error for the caller. Details of an internal error go only to the log."""
         if isinstance(error, ConvoyError):
+            error.forget_origin()
             count_refusal(self, error)
             # Only on request: whoever is refused could fill the log.
-            if log.isEnabledFor(logging.DEBUG):
+            if log.isEnabledFor(logging.DEBUG) and not REQUESTS.failed:
                 fields = {**self._fields(), "reason": error.reason, "detail": error.message}
                 log.debug("request refused", extra={"fields": fields})
         else:
             log.error("request failed", exc_info=error, extra={"fields": self._fields()})
             error = ConvoyError("internal error")
+            if self.span is not None:
+                self.span.refused(error.reason, error.message)
         self._code = status.code_of(error)
         self._refused = True
         return error
@@ -121,6 +142,27 @@ class Call:
         if self.caller is not None:
             fields["caller"] = self.caller.name
         return fields if self.trace is None else fields | self.trace.fields()
+
+    @property
+    def peer(self) -> str:
+        """Where the caller is."""
+        return self._source.caller
+
+    @property
+    def provider(self) -> str:
+        """What the version that answers runs on; "": none does."""
+        return self.row.provider
+
+    @property
+    def request_id(self) -> str:
+        """Its name in the log; "": it has none."""
+        return "" if self.trace is None else self.trace.request_id
+
+    @property
+    def who(self) -> Who:
+        """Whose turn it is when its work comes to run: that of the caller's name, or else of its address."""
+        caller = self.caller
+        return self._source if caller is None or caller.public else self._source._replace(caller=caller.name)
 
     def serves(self, row: Version) -> None:
         """Records the version that answers this call. Raises NotPermitted."""
@@ -191,17 +233,30 @@ def stage_seconds(call: Call, prepared: Sequence[float], times: Times, done: flo
     return [*(end - begin for begin, end in pairwise(ends)), done - call.arrived]
 
 
-def observe(call: Call, prepared: Sequence[float], times: Times, images: int = 1) -> list[float]:
+def observe(call: Call, lease: Lease, answer: Answer, images: int = 1) -> list[float]:
     """Records images that were answered together, and their stages, in the metrics. Returns their times: see
     stage_seconds."""
-    seconds = stage_seconds(call, prepared, times, time.monotonic())
+    seconds = stage_seconds(call, lease.prepared, answer.times, time.monotonic())
     metrics.count_images(call.model, call.version, images, seconds[:-1])
+    if TRACES.on:
+        TRACES.record(call, seconds, images)
+    if call.span is not None:
+        record_stages(call.span, seconds, lease, answer, images)
     return seconds
 
 
+def record_stages(span: Span, seconds: Sequence[float], lease: Lease, answer: Answer, images: int = 1) -> None:
+    """Records the stages of images that were answered together in the span of their request."""
+    span.answered(seconds, images, answer.batch_size, None if lease.engine is None else lease.engine.device)
+
+
 def count_refusal(call: Call, error: ConvoyError) -> None:
-    """Counts an image, or a whole request, that was not served."""
+    """Counts an image, or a whole request, that was not served, and logs it where that is on."""
     metrics.REFUSALS.labels(call.model, error.reason).inc()
+    if REQUESTS.failed:
+        REQUESTS.refused(call, error.reason, error.message)
+    if call.span is not None:
+        call.span.refused(error.reason, error.message)
     if isinstance(error, DeadlinePassed):
         metrics.DEADLINE_MISSES.labels(call.model).inc()
 
@@ -217,8 +272,9 @@ def missed_deadline(call: Call, left: float) -> bool:
 
 
 def _count_cancelled(call: Call) -> Code:
-    if missed_deadline(call, time.monotonic()):
-        metrics.DEADLINE_MISSES.labels(call.model).inc()
-        return Code.DEADLINE_EXCEEDED
-    metrics.CANCELLED.labels(call.model).inc()
-    return Code.CANCELLED
+    late = missed_deadline(call, time.monotonic())
+    (metrics.DEADLINE_MISSES if late else metrics.CANCELLED).labels(call.model).inc()
+    code = Code.DEADLINE_EXCEEDED if late else Code.CANCELLED
+    if REQUESTS.failed:
+        REQUESTS.refused(call, DeadlinePassed.reason if late else code.name, "the caller has left")
+    return code

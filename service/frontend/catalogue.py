@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from convoy.service.errors import BadRequest, ModelUnavailable, UnknownModel
+from convoy.service.errors import BadRequest, ModelUnavailable, UnknownModel, listed
 from convoy.service.metadata import Task
 from convoy.service.repository import Table, Version
 
@@ -53,9 +53,9 @@ class Catalogue:
         """Returns the number of requests in flight that refer to `row`."""
         return self._users[row.model, row.version]
 
-    def for_task(self, model: str, version: int, task: Task) -> Version:
+    def for_task(self, model: str, version: int, task: Task, sees: Callable[[str], bool] = lambda _: True) -> Version:
         """Returns the version that serves `model`, which must be for `task` and accept images; an empty name stands for
-        the only such model.
+        the only such model. `sees`: whether the caller may know that a model exists.
 
         Raises UnknownModel, ModelUnavailable, and BadRequest if the model is for something else.
         """
@@ -64,7 +64,7 @@ class Catalogue:
             return known
         if version < 0:
             raise BadRequest(f"version is {version}, want 0 or more")
-        row = self.table.serving(model or self._only(task), version)
+        row = self.table.serving(model or self._only(task, sees), version, sees)
         if row.document is None:
             raise BadRequest(f"model {row.model!r} has no metadata: send tensors over ModelInfer")
         if row.document.task != task:
@@ -74,14 +74,18 @@ class Catalogue:
         self._by_task[model, version, task] = row
         return row
 
-    def _only(self, task: Task) -> str:
+    def _only(self, task: Task, sees: Callable[[str], bool]) -> str:
         documents = [(row.model, row.document) for row in self.table.versions if row.document is not None]
         names = {model for model, document in documents if document.task == task and document.input is not None}
         loading = not self.table.complete or any(row.state == "LOADING" for row in self.table.versions)
         if not names and loading:
             raise ModelUnavailable("models are loading", retry_after=1.0)
-        if len(names) != 1:
-            raise UnknownModel(f"model is not named, and {len(names)} models for {task} are served: name one")
+        if not names:
+            raise UnknownModel(f"model is not named, and no model for {task} is served")
+        if len(names) > 1:
+            known = listed(sorted(filter(sees, names)))
+            which = f"name one of {known}" if known else "name one"
+            raise UnknownModel(f"model is not named, and {len(names)} models for {task} are served: {which}")
         return names.pop()
 
     def _release_if_unused(self, version: tuple[str, int]) -> None:

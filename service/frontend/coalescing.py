@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 from convoy.service import metrics
 from convoy.service.errors import BadTensor, ConvoyError, DeadlinePassed, PredictedLate, QueueFull
 from convoy.service.frontend.admission import Gate
-from convoy.service.frontend.call import Call, stage_seconds
+from convoy.service.frontend.call import Call, record_stages, stage_seconds
 from convoy.service.frontend.catalogue import Catalogue
 from convoy.service.frontend.engine_client import EngineClient, Lease
 from convoy.service.frontend.landing import Landing
+from convoy.service.frontend.request_log import REQUESTS
 from convoy.service.frontend.status import Code
+from convoy.service.frontend.tracing import TRACES
 from convoy.service.frontend.transport.interface import Received, Reply
 from convoy.service.frontend.wire import Parser
 from convoy.service.ipc.channel import Answer
@@ -252,12 +254,20 @@ class Coalescer:
             # Before the answers are sent, so that a caller with an answer finds it counted.
             metrics.count_images(call.model, call.version, len(good), common[:-1])
             metrics.count_requests(call.model, call.version, call.method, Code.OK.name, good)
-        for one, result in zip(waiting, results, strict=True):
+            if not call.low_priority:
+                metrics.count_answers(call.model, call.version, call.row.latency_objective, good)
+        for one, result, times in zip(waiting, results, seconds, strict=True):
             if one.left:
                 continue
+            if TRACES.on and isinstance(result, bytes):
+                TRACES.record(one.call, times)
+            if one.call.span is not None and isinstance(result, bytes):
+                record_stages(one.call.span, times, lease, answer)
             if isinstance(result, ConvoyError):
                 one.refuse(result)
             else:
+                if REQUESTS.all:
+                    REQUESTS.answered(one.call)
                 one.call.leave()
                 one.end(result)
 

@@ -9,7 +9,9 @@ from convoy.service.access import Caller, Callers, Entry
 from convoy.service.config import AccessConfig, QuotasConfig
 from convoy.service.errors import ConvoyError
 from convoy.service.followed import Followed
+from convoy.service.frontend.early import shown
 from convoy.service.frontend.quotas import Account
+from convoy.service.frontend.request_log import REQUESTS
 from convoy.service.frontend.trace import Trace
 
 log = logging.getLogger(__name__)
@@ -17,29 +19,36 @@ log = logging.getLogger(__name__)
 _HEALTH = b"/grpc.health.v1.Health/"
 _REFLECTION = b"/grpc.reflection."
 _OIP = "/inference.GRPCInferenceService/"
-# What manages a server. None of it is offered; who may ask is decided first.
-_MANAGEMENT = frozenset(
-    f"{_OIP}{name}".encode()
-    for name in (
-        "RepositoryModelLoad",
-        "RepositoryModelUnload",
-        "SystemSharedMemoryRegister",
-        "CudaSharedMemoryRegister",
-        "TraceSetting",
-        "LogSettings",
-    )
+# What manages a server. Who may ask is decided first, whether or not it is offered.
+_MANAGEMENT = (
+    "RepositoryModelLoad",
+    "RepositoryModelUnload",
+    "SystemSharedMemoryRegister",
+    "CudaSharedMemoryRegister",
+    "TraceSetting",
+    "LogSettings",
 )
-_SHOWN = 100  # bytes of a path
+# Elsewhere these do nothing, and clients call them before anything else.
+_MANAGEMENT_OF_REGIONS = ("SystemSharedMemoryStatus", "SystemSharedMemoryUnregister")
 _NOTHING = Entry()
 _EVERYTHING = Entry(models=("*",), scopes=("metrics", "admin"))
 _MOST_PEERS = 10_000  # callers without a name whose quotas are known; the one that was quiet for longest is forgotten
 
 
 class Doors:
-    """The doors of a front end. One writer: its loop."""
+    """The doors of a port of a front end. One writer: its loop."""
 
-    def __init__(self, access: AccessConfig, callers: Followed[Callers] | None, quotas: QuotasConfig) -> None:
-        """`callers`: None if everybody may call."""
+    def __init__(
+        self,
+        access: AccessConfig,
+        callers: Followed[Callers] | None,
+        quotas: QuotasConfig,
+        *,
+        administers: bool = False,
+    ) -> None:
+        """`callers`: None if everybody may call. `administers`: it is the administration port."""
+        names = (*_MANAGEMENT, *_MANAGEMENT_OF_REGIONS) if administers else _MANAGEMENT
+        self._management = frozenset(f"{_OIP}{name}".encode() for name in names)
         self._callers = callers
         self._quotas = quotas if quotas.requests_per_second or quotas.bytes_per_second else None
         self._peers: OrderedDict[str, Caller] = OrderedDict()  # longest quiet first
@@ -68,7 +77,7 @@ class Doors:
                 caller = self._peer(peer)
             else:
                 caller = self._callers.value.identify(authorization, names)
-                if path in _MANAGEMENT:
+                if path in self._management:
                     caller.need("admin")
             if self._quotas is not None:
                 if caller.account is None:
@@ -77,10 +86,18 @@ class Doors:
         except ConvoyError as error:
             metrics.REFUSALS.labels("", error.reason).inc()
             # Only on request: whoever is refused could fill the log.
-            if log.isEnabledFor(logging.DEBUG):
-                called = path[:_SHOWN].decode("ascii", "backslashreplace")
-                fields = {"path": called, "reason": error.reason, "peer": peer, "names": list(names)}
-                log.debug("call refused", extra={"fields": fields | ({} if trace is None else trace.fields())})
+            if REQUESTS.failed or log.isEnabledFor(logging.DEBUG):
+                fields: dict[str, object] = {
+                    "path": shown(path),
+                    "reason": error.reason,
+                    "peer": peer,
+                    "names": list(names),
+                }
+                fields |= {} if trace is None else trace.fields()
+                if REQUESTS.failed:
+                    REQUESTS.refused_at_door(fields)
+                else:
+                    log.debug("call refused", extra={"fields": fields})
             raise
         return caller
 

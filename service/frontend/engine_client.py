@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from convoy.service import metrics
 from convoy.service.dtypes import DTYPES
-from convoy.service.errors import EngineDied, ModelUnavailable
+from convoy.service.errors import EngineDied, ModelUnavailable, RunFailed
 from convoy.service.frontend.admission import WayBack
 from convoy.service.frontend.landing import Landing
 from convoy.service.frontend.routing import Engine, Engines
@@ -35,7 +35,7 @@ from convoy.service.ipc.channel import (
     TableFile,
     Wire,
 )
-from convoy.service.ipc.slots import Arena, Contents, Span, mark_of
+from convoy.service.ipc.slots import SPILLED, Arena, Contents, Span, mark_of
 from convoy.service.preprocess import Placement
 from convoy.service.repository import Table, Version, decode_table
 
@@ -125,6 +125,8 @@ class Lease:
         deadline   in seconds of CLOCK_MONOTONIC, or inf
         apart      whether a row that fails leaves the others alone; by default where they are images
         """
+        for span in self._outputs:
+            self._client.arena.mapping.poison(span)
         now = time.monotonic()
         self.request = Request(
             id=self._client.next_id(),
@@ -336,7 +338,7 @@ class EngineClient:
                     self.engines.learn(engine, lease.request, lease.nbytes, record)
                     outputs = {span.number: self.arena.mapping.output(span, descriptors) for span in spans}
                     self._suspects.clear(lease, lease.request)
-                    self._end(record.id, (record, outputs))
+                    self._end(record.id, self._unwritten(lease.request, record) or (record, outputs))
                 case Failure(error=error):
                     self._end(record.id, error)
                 case TableFile(nbytes=nbytes):
@@ -344,6 +346,16 @@ class EngineClient:
                     table = decode_table(os.pread(descriptor, nbytes, 0))
                     os.close(descriptor)
                     self._update(engine, table)
+
+    def _unwritten(self, request: Request, answer: Answer) -> RunFailed | None:
+        """Returns the error of an answer whose outputs are not in the slot: an earlier request's may be there."""
+        if answer.failed or answer.skipped:  # these rows have none
+            return None
+        for span in answer.outputs:
+            if span.offset != SPILLED and self.arena.mapping.is_poisoned(span):
+                log.error("model %s version %d: an output was not written", request.model, request.version)
+                return RunFailed("an output of the network was not passed on")
+        return None
 
     def _end(self, request_id: int, result: Result | Exception) -> None:
         """Ends a request that the engine has finished, lost by dying, or will never receive."""

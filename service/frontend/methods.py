@@ -1,6 +1,7 @@
 """The methods of a service as a transport calls them: unary methods, and streams of their requests."""
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -14,7 +15,7 @@ from convoy.service.frontend.admission import Gate
 from convoy.service.frontend.call import Call
 from convoy.service.frontend.coalescing import LARGEST, Coalescer, Joinable, PromptMethod
 from convoy.service.frontend.landing import Landings
-from convoy.service.frontend.streams import Conversation, Reply
+from convoy.service.frontend.streams import Conversation, Reply, Work
 from convoy.service.frontend.transport.interface import Land, Prompt, Received, Service, Stream
 from convoy.service.frontend.wire import LENGTH, Parser, block, tag
 from convoy.service.pb import inference_pb2 as pb
@@ -72,6 +73,11 @@ def service_of(
     return service
 
 
+def joined(one: Service, other: Service) -> Service:
+    """Returns a service with the methods of two servicers."""
+    return one._replace(unary={**one.unary, **other.unary}, streaming={**one.streaming, **other.streaming})
+
+
 class UnaryMethod:
     """A method with one request and one answer."""
 
@@ -124,10 +130,9 @@ class StreamMethod:
         conversation = Conversation(stream, self._gate.closed, self._max_requests, ordered=self._form.ordered)
         await conversation.run(self._answer)
 
-    def _answer(self, received: Received, deadline: float, reply: Reply) -> Coroutine[Any, Any, None] | None:
+    def _answer(self, received: Received, deadline: float, reply: Reply) -> Work | None:
         """See Answer: a request that can travel with others has no task."""
-        call = Call(self._name, received, deadline, self._gate)
-        call.streamed = True
+        call = Call(self._name, received, deadline, self._gate, streamed=True)
         message = self._empty()
         try:
             message, call.payloads = self._parser.parse(received.data)  # first, because a refusal repeats the id
@@ -137,7 +142,7 @@ class StreamMethod:
             if self._joint is not None and len(received.data) <= LARGEST:
                 row = self._joint.method.row(self._form.request(message), call)
             if row is None:
-                return self._alone(call, message, reply)
+                return partial(self._alone, call, message, reply)
             call.enter()
         except Exception as error:  # ends this request
             refusal = call.refuse(error)

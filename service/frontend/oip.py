@@ -1,99 +1,51 @@
 """inference.GRPCInferenceService: the Open Inference Protocol, version 2, over the same slots and engine."""
 
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convoy.service import metadata, metric_files, metrics
+from convoy.service import declared, metadata, metric_files, metrics
 from convoy.service.config import LimitsConfig
 from convoy.service.dtypes import DATATYPES
-from convoy.service.errors import BadRequest, BadTensor, ConvoyError, NotOffered, PredictedLate, named
-from convoy.service.frontend import encoding, tensors
+from convoy.service.errors import BadRequest, BadTensor, ConvoyError, PredictedLate, RunFailed, named
+from convoy.service.frontend import encoding, picture_tensors, tensors
 from convoy.service.frontend.call import Call, observe
 from convoy.service.frontend.catalogue import Catalogue
 from convoy.service.frontend.coalescing import Row, pays
+from convoy.service.frontend.decoder import Decoder
 from convoy.service.frontend.engine_client import EngineClient, Lease
-from convoy.service.frontend.prepare import to_its_end
+from convoy.service.frontend.prepare import Preparer, to_its_end
+from convoy.service.frontend.regions import Place, Regions
 from convoy.service.frontend.shared import Shared
+from convoy.service.frontend.tensors import Tensors, Wanted
+from convoy.service.frontend.threads import Threads
 from convoy.service.ipc.channel import Answer
 from convoy.service.ipc.slots import COPIED_AT_ONCE
 from convoy.service.metrics import Duration, Statistics
 from convoy.service.pb import inference_pb2 as pb
+from convoy.service.pb.convoy.v1.vision_pb2 import Image
 from convoy.service.repository import MODEL_FILE, TensorSpec, Version
 
 # Extensions of the protocol's core, by the names that clients use.
-EXTENSIONS = ("classification", "model_configuration", "parameters", "statistics")
+EXTENSIONS = ("classification", "model_configuration", "parameters", "schedule_policy", "statistics")
 
 _PLATFORM = "onnxruntime_onnx"
 _DATA_TYPES = {name: f"TYPE_{datatype}" for name, datatype in DATATYPES.items()}
-_NO_SHARED_MEMORY = "shared memory is not offered: send tensors in the request, and read them from the response"
 
 
-class _NotOffered:
-    """Methods of the protocol that are refused, or that always return the same."""
+class InferenceService:
+    """The servicer of all that does not manage the server: see management.py.
 
-    async def RepositoryModelLoad(self, request: pb.RepositoryModelLoadRequest, call: Call) -> NoReturn:
-        """Raises NotOffered."""
-        raise NotOffered(
-            "models are not loaded on request: put a file at MODEL/VERSION/model.onnx in the server's repository, "
-            "which is watched, and poll ModelReady or RepositoryIndex until it serves"
-        )
-
-    async def RepositoryModelUnload(self, request: pb.RepositoryModelUnloadRequest, call: Call) -> NoReturn:
-        """Raises NotOffered."""
-        raise NotOffered(
-            "models are not unloaded on request: remove MODEL/VERSION from the server's repository, which is watched, "
-            "and the version stops serving once its requests are answered"
-        )
-
-    async def SystemSharedMemoryStatus(
-        self, request: pb.SystemSharedMemoryStatusRequest, call: Call
-    ) -> pb.SystemSharedMemoryStatusResponse:
-        """Returns no region: none can be registered."""
-        return pb.SystemSharedMemoryStatusResponse()
-
-    async def SystemSharedMemoryRegister(self, request: pb.SystemSharedMemoryRegisterRequest, call: Call) -> NoReturn:
-        """Raises NotOffered."""
-        raise NotOffered(_NO_SHARED_MEMORY)
-
-    async def SystemSharedMemoryUnregister(
-        self, request: pb.SystemSharedMemoryUnregisterRequest, call: Call
-    ) -> pb.SystemSharedMemoryUnregisterResponse:
-        """Does nothing, because nothing is registered. Clients call this first."""
-        return pb.SystemSharedMemoryUnregisterResponse()
-
-    async def CudaSharedMemoryStatus(
-        self, request: pb.CudaSharedMemoryStatusRequest, call: Call
-    ) -> pb.CudaSharedMemoryStatusResponse:
-        """Returns no region: none can be registered."""
-        return pb.CudaSharedMemoryStatusResponse()
-
-    async def CudaSharedMemoryRegister(self, request: pb.CudaSharedMemoryRegisterRequest, call: Call) -> NoReturn:
-        """Raises NotOffered."""
-        raise NotOffered(_NO_SHARED_MEMORY)
-
-    async def CudaSharedMemoryUnregister(
-        self, request: pb.CudaSharedMemoryUnregisterRequest, call: Call
-    ) -> pb.CudaSharedMemoryUnregisterResponse:
-        """Does nothing, because nothing is registered."""
-        return pb.CudaSharedMemoryUnregisterResponse()
-
-    async def LogSettings(self, request: pb.LogSettingsRequest, call: Call) -> pb.LogSettingsResponse:
-        """Returns no settings: none can be changed while the server runs."""
-        if request.settings:
-            raise NotOffered("the log is not set on request: server.log_level of the configuration, read at the start")
-        return pb.LogSettingsResponse()
-
-
-class InferenceService(_NotOffered):
-    """The servicer. `ready` returns whether this front end accepts requests; `transport` is an extension of its own."""
+    ready       returns whether this front end accepts requests
+    extensions  of the protocol, beside those of the core
+    regions     of shared memory; None: it is not offered
+    """
 
     joinable = ("ModelInfer",)
 
@@ -103,18 +55,22 @@ class InferenceService(_NotOffered):
         catalogue: Catalogue,
         client: EngineClient,
         limits: LimitsConfig,
-        threads: ThreadPoolExecutor,
+        threads: Threads,
         metrics_directory: Path,
         ready: Callable[[], bool],
-        transport: str,
+        decoder: Decoder,
+        extensions: Sequence[str] = (),
+        regions: Regions | None = None,
     ) -> None:
         self._catalogue = catalogue
         self._client = client
         self._limits = limits
         self._threads = threads
+        self._preparer = Preparer(client, limits, threads, decoder)
         self._statistics = Shared(lambda: metrics.statistics(metric_files.collect(metrics_directory)))
         self._ready = ready
-        self._extensions = (*EXTENSIONS, transport)
+        self._extensions = (*EXTENSIONS, *extensions)
+        self._regions = regions
 
     async def ServerLive(self, request: pb.ServerLiveRequest, call: Call) -> pb.ServerLiveResponse:
         """Returns true as long as the process answers, also while it drains."""
@@ -192,20 +148,24 @@ class InferenceService(_NotOffered):
         row = self._serving(request.model_name, request.model_version, call)
         _apply_parameters(request, call)
         with self._catalogue.using(row):
-            read = tensors.read(request, row, self._limits.max_input_pixels, call.payloads)
-            requested = tensors.requested_outputs(request, row)
-            numbers = sorted({number for number, _ in requested})
+            if (files := picture_tensors.pictures(request, row, call.payloads)) is not None:
+                return await self._infer_pictures(request, files, row, call)
+            read = tensors.read(request, row, self._limits.max_input_pixels, call.payloads, self._regions)
+            requested = tensors.requested_outputs(request, row, self._regions)
+            numbers = sorted({wanted.number for wanted in requested})
+            sizes = [(number, tensors.output_bytes(row, read.arrays, number)) for number in numbers]
+            _check_room(row, requested, dict(sizes))
             call.check_deadline()
             began = time.monotonic()
             with self._client.preparing(row.model):
                 lease = self._client.claim(
                     [(spec.dtype, values.shape) for spec, values in zip(row.inputs, read.arrays, strict=True)],
-                    [(number, tensors.output_bytes(row, read.arrays, number)) for number in numbers],
-                    call.landing,
-                    [[values] for values in read.arrays],
+                    sizes,
+                    call.landing if not read.shared else None,
+                    [[values] for values in read.arrays] if not read.shared else (),
                 )
             with lease:
-                await self._fill(lease, read.arrays)
+                await self._fill(lease, read, call)
                 lease.prepared = (began, began, time.monotonic())  # nothing is decoded
                 answer, outputs = await lease.run(
                     row,
@@ -214,11 +174,29 @@ class InferenceService(_NotOffered):
                     deadline=call.deadline,
                     low_priority=call.low_priority,
                 )
+                for number, values in outputs.items():
+                    if reason := declared.wrong(row.document, row.outputs[number].name, values):
+                        raise RunFailed(reason)
                 response = pb.ModelInferResponse(model_name=row.model, model_version=str(row.version), id=request.id)
-                for number, classes in requested:
-                    _put(response, row, number, outputs[number], classes)
-            _put_timings(response, observe(call, lease.prepared, answer.times), answer.batch_size)
+                for wanted in requested:
+                    contents = _put(response, row, wanted, outputs[wanted.number])
+                    if wanted.place is not None:
+                        await self._hand_over(wanted.place, contents, call)
+            _put_timings(response, observe(call, lease, answer), answer.batch_size)
             return response
+
+    async def _infer_pictures(
+        self, request: pb.ModelInferRequest, files: list[Image], row: Version, call: Call
+    ) -> pb.ModelInferResponse:
+        requested = tensors.requested_outputs(request, row, self._regions)
+        if any(wanted.place is not None for wanted in requested):
+            raise BadTensor("outputs for pictures go into the response, not into shared memory")
+        found = await picture_tensors.run(files, call, row, self._preparer, self._catalogue)
+        response = pb.ModelInferResponse(model_name=row.model, model_version=str(row.version), id=request.id)
+        for wanted in requested:
+            _put(response, row, wanted, found.values[wanted.number])
+        _put_timings(response, found.seconds, found.batch_size)
+        return response
 
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, call: Call) -> pb.ModelStatisticsResponse:
         """Returns counts and times of every version that serves, read back from the metrics of all processes."""
@@ -245,26 +223,20 @@ class InferenceService(_NotOffered):
             ]
         )
 
-    async def TraceSetting(self, request: pb.TraceSettingRequest, call: Call) -> pb.TraceSettingResponse:
-        """Returns no settings. A setting without a value resets one that was never set. Otherwise raises NotOffered."""
-        if request.model_name:
-            self._serving(request.model_name, "", call)
-        if any(setting.value for setting in request.settings.values()):
-            raise NotOffered("requests are not traced: each response has the times of its stages as parameters")
-        return pb.TraceSettingResponse()
-
     def row(self, request: pb.ModelInferRequest, call: Call) -> Row | None:
         """See Joinable: tensors of one row can be one."""
         version = self._serving(request.model_name, request.model_version, call)
-        if not version.batched or request.parameters:
+        if not version.batched or request.parameters or any(each.datatype == "BYTES" for each in request.inputs):
+            return None  # BYTES: pictures, which have to be decoded
+        read = tensors.read(request, version, self._limits.max_input_pixels, call.payloads, self._regions)
+        requested = tensors.requested_outputs(request, version, self._regions)
+        if read.shared or any(wanted.place is not None for wanted in requested):
             return None
-        read = tensors.read(request, version, self._limits.max_input_pixels, call.payloads)
-        requested = tensors.requested_outputs(request, version)
-        numbers = sorted({number for number, _ in requested})
+        numbers = sorted({wanted.number for wanted in requested})
         outputs = [(number, tensors.output_bytes(version, read.arrays, number)) for number in numbers]
         if call.landing is not None and len(read.arrays) > 1:
             return None  # not all of them may lie as they should: copying the others takes long
-        if read.rows != 1 or any(classes for _, classes in requested) or not all(nbytes for _, nbytes in outputs):
+        if read.rows != 1 or any(wanted.classes for wanted in requested) or not all(nbytes for _, nbytes in outputs):
             return None
         inputs = [(spec.dtype, values.shape[1:]) for spec, values in zip(version.inputs, read.arrays, strict=True)]
         kind = (tuple(inputs), tuple(requested))
@@ -285,11 +257,11 @@ class InferenceService(_NotOffered):
     ) -> list[bytes | ConvoyError]:
         """See Joinable."""
         _, requested = rows[0].detail
-        order = [number for number, _ in requested]
+        order = [wanted.number for wanted in requested]
         heads = [encoding.infer_output(version.outputs[number], (1, *outputs[number].shape[1:])) for number in order]
         contents = [outputs[number].tobytes() for number in order]
         sizes = [len(content) // len(rows) for content in contents]
-        failed = answer.errors()
+        failed = _wrong_rows(version, outputs) | answer.errors()
         results: list[bytes | ConvoyError] = []
         for place, (row, spans) in enumerate(zip(rows, seconds, strict=True)):
             if place in failed:
@@ -302,22 +274,65 @@ class InferenceService(_NotOffered):
 
     def _serving(self, name: str, version: str, call: Call) -> Version:
         call.permit(name)
-        row = self._catalogue.table.serving(name, _version(version))
+        row = self._catalogue.table.serving(name, _version(version), call.sees)
         call.serves(row)
         return row
 
-    async def _fill(self, lease: Lease, arrays: Sequence[NDArray[np.generic]]) -> None:
+    async def _fill(self, lease: Lease, read: Tensors, call: Call) -> None:
         """Copies the tensors that have not landed."""
-        copies = [(lease.inputs[number], arrays[number]) for number in lease.unfilled]
-        if sum(values.nbytes for _, values in copies) <= COPIED_AT_ONCE:
-            _copy(copies)
+        copies, shared = [], []
+        for number in lease.unfilled:
+            if number in read.shared:
+                shared.append((read.shared[number], lease.bytes_of(number)))
+            else:
+                copies.append((lease.inputs[number], read.arrays[number]))
+        nbytes = sum(values.nbytes for _, values in copies) + sum(place.nbytes for place, _ in shared)
+        if nbytes <= COPIED_AT_ONCE:
+            _copy(copies, shared)
         else:
-            await to_its_end(self._threads, partial(_copy, copies))
+            await to_its_end(self._threads, call.who, partial(_copy, copies, shared))
+
+    async def _hand_over(self, place: Place, contents: NDArray[np.generic] | bytes, call: Call) -> None:
+        """Writes an output into shared memory."""
+        if _nbytes(contents) <= COPIED_AT_ONCE:
+            place.write(contents)
+        else:
+            await to_its_end(self._threads, call.who, partial(place.write, contents))
 
 
-def _copy(copies: Sequence[tuple[NDArray[np.generic], NDArray[np.generic]]]) -> None:
+def _wrong_rows(version: Version, outputs: dict[int, NDArray[Any]]) -> dict[int, RunFailed]:
+    """Returns the error of each row whose values cannot be what the file's metadata declare."""
+    return {
+        row: RunFailed(reason)
+        for number, values in outputs.items()
+        for row, reason in declared.wrong_rows(version.document, version.outputs[number].name, values).items()
+    }
+
+
+def _copy(
+    copies: Sequence[tuple[NDArray[np.generic], NDArray[np.generic]]], shared: Sequence[tuple[Place, memoryview]]
+) -> None:
     for view, values in copies:
         view[...] = values
+    for place, out in shared:
+        place.read(out)  # once, because its client may write there meanwhile
+
+
+def _nbytes(contents: NDArray[np.generic] | bytes) -> int:
+    return len(contents) if isinstance(contents, bytes) else contents.nbytes
+
+
+def _check_room(row: Version, requested: Sequence[Wanted], sizes: Mapping[int, int]) -> None:
+    """Raises BadTensor if an output has no room in its shared memory, as far as that is known before the run."""
+    for wanted in requested:
+        if wanted.place is not None and not wanted.classes:
+            _check_fits(row, wanted, wanted.place, sizes[wanted.number])
+
+
+def _check_fits(row: Version, wanted: Wanted, place: Place, nbytes: int) -> None:
+    if nbytes > place.nbytes:
+        name = named(row.outputs[wanted.number].name)
+        raise BadTensor(f"output {name} has {nbytes} bytes, but {place.nbytes} of shared memory")
 
 
 def _apply_parameters(request: pb.ModelInferRequest, call: Call) -> None:
@@ -347,18 +362,28 @@ def _version(text: str) -> int:
     return int(text)
 
 
-def _put(response: pb.ModelInferResponse, row: Version, number: int, values: NDArray[np.generic], classes: int) -> None:
-    spec = row.outputs[number]
-    if not classes:
-        response.outputs.add(name=spec.name, datatype=DATATYPES[spec.dtype], shape=values.shape)
-        response.raw_output_contents.append(values.tobytes())
-        return
-    if values.ndim < 2:
-        raise BadTensor(f"output {named(spec.name)} has rank {values.ndim}, want 2 or more for classification")
-    labels = row.document.labels if row.document is not None and spec.name == metadata.PROBABILITIES else []
-    texts = tensors.ranked(values, classes, labels)
-    response.outputs.add(name=spec.name, datatype="BYTES", shape=texts.shape)
-    response.raw_output_contents.append(tensors.byte_strings(texts))
+def _put(
+    response: pb.ModelInferResponse, row: Version, wanted: Wanted, values: NDArray[np.generic]
+) -> NDArray[np.generic] | bytes:
+    """Adds an output to the response. Its contents are returned, for shared memory if they go there."""
+    spec = row.outputs[wanted.number]
+    contents: NDArray[np.generic] | bytes = values
+    if wanted.classes:
+        if values.ndim < 2:
+            raise BadTensor(f"output {named(spec.name)} has rank {values.ndim}, want 2 or more for classification")
+        labels = row.document.labels if row.document is not None and spec.name == metadata.PROBABILITIES else []
+        texts = tensors.ranked(values, wanted.classes, labels)
+        output = response.outputs.add(name=spec.name, datatype="BYTES", shape=texts.shape)
+        contents = tensors.byte_strings(texts)
+    else:
+        output = response.outputs.add(name=spec.name, datatype=DATATYPES[spec.dtype], shape=values.shape)
+    if wanted.place is None:
+        response.raw_output_contents.append(contents if isinstance(contents, bytes) else contents.tobytes())
+    else:
+        _check_fits(row, wanted, wanted.place, _nbytes(contents))
+        response.raw_output_contents.append(b"")  # clients match contents to outputs by their order
+        tensors.put_place(output.parameters, wanted.place._replace(nbytes=_nbytes(contents)))
+    return contents
 
 
 def _put_timings(response: pb.ModelInferResponse, timings: Sequence[float], batch_size: int) -> None:

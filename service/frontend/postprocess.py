@@ -10,16 +10,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
 
+from convoy.service.declared import out_of_range
 from convoy.service.errors import BadRequest, RunFailed
-from convoy.service.metadata import Document, default_palette
+from convoy.service.metadata import PROBABILITIES, Document, default_palette
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 from convoy.service.preprocess import Placement, restore
 
 DEFAULT_TOP_K = 5
 _FEW_CLASSES = 64  # Python sorts this many in less time than numpy takes to begin
-_NOT_NUMBERS = "the network answered probabilities that are not numbers"
-_NO_PROBABILITIES = "the network answered values outside 0..1 as probabilities"
-_ROUNDING = 1e-3  # by which a probability may exceed 0..1
 
 
 class Ranking(NamedTuple):
@@ -47,22 +45,12 @@ def rankings(
         raise RunFailed(f"the network answered {probabilities[0].size} probabilities for {classes} labels")
     count = min(top_k or DEFAULT_TOP_K, classes)
     ranked = _ranked_few if classes <= _FEW_CLASSES else _ranked_many
-    if not _within(probabilities):  # one look at all of them; it is False for NaN, too
-        return [
-            failed.get(number) or (ranked(row, count) if _within(row) else RunFailed(_wrong(row)))
-            for number, row in enumerate(probabilities)
-        ]
+    if out_of_range(PROBABILITIES, probabilities):  # one look at all of them
+        wrong = [out_of_range(PROBABILITIES, row) for row in probabilities]
+        failed = {number: RunFailed(reason) for number, reason in enumerate(wrong) if reason} | dict(failed)
     if failed:
         return [failed.get(number) or ranked(row, count) for number, row in enumerate(probabilities)]
     return [ranked(row, count) for row in probabilities]
-
-
-def _within(probabilities: NDArray[np.float32]) -> bool:
-    return bool(probabilities.min() >= -_ROUNDING and probabilities.max() <= 1 + _ROUNDING)
-
-
-def _wrong(row: NDArray[np.float32]) -> str:
-    return _NO_PROBABILITIES if np.isfinite(row).all() else _NOT_NUMBERS
 
 
 def _ranked_few(row: NDArray[np.float32], count: int) -> Ranking:

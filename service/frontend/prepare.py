@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -11,13 +11,18 @@ from convoy.service import metadata
 from convoy.service.config import LimitsConfig
 from convoy.service.errors import BadImage, BadRequest
 from convoy.service.frontend.call import Call
+from convoy.service.frontend.decoder import Decoder
 from convoy.service.frontend.engine_client import EngineClient, Lease
-from convoy.service.images.decode import Picture, decode, from_raw
+from convoy.service.frontend.threads import HEAVY, Threads, Who
+from convoy.service.images.decode import Picture, estimate, from_raw
+from convoy.service.images.geometry import is_too_large
 from convoy.service.ipc.slots import COPIED_AT_ONCE
 from convoy.service.metadata import InputSpec
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
-from convoy.service.preprocess import Placement, input_size, preprocess, reduction
+from convoy.service.preprocess import Placement, input_size, preprocess
 
+_RAW_SECONDS = 2e-9  # that a byte of raw pixels takes to be resized
+_LOOKED_AT = 4 << 20  # bytes of a file; a longer one counts as heavy, because copying it would delay the loop
 _LEAST_SHARE = 8  # no chunk but the last one is smaller than 1/8 of a batch
 
 T = TypeVar("T")
@@ -76,7 +81,8 @@ def chunks(
 class Preparer:
     """Preparation of chunks in slots, with the threads and limits of the front end."""
 
-    def __init__(self, client: EngineClient, limits: LimitsConfig, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, client: EngineClient, limits: LimitsConfig, threads: Threads, decoder: Decoder) -> None:
+        self._decoder = decoder
         self._client = client
         self._limits = limits
         self._threads = threads
@@ -101,7 +107,9 @@ class Preparer:
         if chunk.size is not None:
             return await self._copy(chunk, chunk.size, call)
         with self._client.preparing(call.model):
-            work = self._threads.submit(self._decode, chunk.images[0], chunk.pixels[0], call)
+            data, seconds = _look(chunk.images[0], chunk.pixels[0])
+            decode = partial(self._decode, chunk.images[0], data, chunk.pixels[0], call)
+            work = self._threads.submit(call.who, decode, seconds)
             preparing = asyncio.wrap_future(work)
             try:
                 return await asyncio.shield(preparing)
@@ -125,7 +133,7 @@ class Preparer:
                 _copy_pixels(chunk.pixels, target)
             elif lease.unfilled:
                 with self._client.preparing(call.model):
-                    await to_its_end(self._threads, partial(_copy_pixels, chunk.pixels, target))
+                    await to_its_end(self._threads, call.who, partial(_copy_pixels, chunk.pixels, target))
         except BaseException:
             lease.release()
             raise
@@ -133,12 +141,12 @@ class Preparer:
         lease.prepared = (began, began, time.monotonic())
         return lease
 
-    def _decode(self, image: pb.Image, pixels: Pixels, call: Call) -> Lease:
+    def _decode(self, image: pb.Image, data: bytes, pixels: Pixels, call: Call, thread: int) -> Lease:
         began = time.monotonic()
         call.check_deadline()
         spec = call.document.image
         # Decoding precedes the claim, so that a broken image never occupies a slot.
-        picture = self._picture(image, pixels, spec)
+        picture = self._picture(image, data, pixels, spec, thread)
         decoded = time.monotonic()
         size = input_size(spec, picture.height, picture.width, buckets=call.row.buckets)
         lease = self._claim(size, 1, call)
@@ -160,19 +168,27 @@ class Preparer:
             metadata.CONFIDENCE: places,
         }
         outputs = [
-            (number, images * nbytes[spec.name]) for number, spec in enumerate(call.row.outputs) if spec.name in nbytes
+            (number, images * nbytes.get(spec.name, 0))  # 0: its size is not known
+            for number, spec in enumerate(call.row.outputs)
+            if call.every_output or spec.name in nbytes
         ]
         inputs = [("uint8", (images, *size, document.image.channels))]
         return self._client.claim(inputs, outputs, call.landing if pixels else None, [pixels])
 
-    def _picture(self, image: pb.Image, pixels: Pixels, spec: InputSpec) -> Picture:
+    def _picture(self, image: pb.Image, data: bytes, pixels: Pixels, spec: InputSpec, thread: int) -> Picture:
         max_pixels = self._max_pixels(spec)
-        match image.WhichOneof("source"):
-            case "encoded":
-                return decode(image.encoded, spec.colour, max_pixels, partial(reduction, spec))
-            case "raw":
-                raw = image.raw
-                return from_raw(pixels, raw.height_px, raw.width_px, raw.channels, spec.colour, max_pixels)
+        try:
+            match image.WhichOneof("source"):
+                case "encoded":
+                    return self._decoder.decode(data or image.encoded, spec, max_pixels, thread)
+                case "raw":
+                    raw = image.raw
+                    return from_raw(pixels, raw.height_px, raw.width_px, raw.channels, spec.colour, max_pixels)
+        except BadImage as error:
+            if not is_too_large(error, max_pixels):
+                raise
+            key = "max_pixels" if max_pixels == self._limits.max_pixels else "max_input_pixels"
+            raise BadImage(f"{error.message}, the server's limits.{key}") from None
         raise BadImage("image is empty, want a JPEG or PNG file, or raw pixels")
 
     def _max_pixels(self, spec: InputSpec) -> int:
@@ -182,15 +198,25 @@ class Preparer:
         return min(limits.max_pixels, limits.max_input_pixels) if spec.fit == "pad" else limits.max_pixels
 
 
-async def to_its_end(threads: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+async def to_its_end(threads: Threads, who: Who, work: Callable[[], T], seconds: float = 0.0) -> T:
     """Returns the result of work that reads or writes a slot. After a cancellation it still waits for the work, so that
-    the slot is not released before."""
-    future = asyncio.get_running_loop().run_in_executor(threads, work)
+    the slot is not released before. For `who` and `seconds` see Threads.submit."""
+    future = asyncio.wrap_future(threads.submit(who, lambda thread: work(), seconds))
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
         await asyncio.wait([future])
         raise
+
+
+def _look(image: pb.Image, pixels: Pixels) -> tuple[bytes, float]:
+    """Returns the file of an image, if it is short, and an estimate of the seconds that its decoding takes."""
+    if pixels:
+        return b"", _RAW_SECONDS * len(pixels)
+    if image.ByteSize() > _LOOKED_AT:
+        return b"", HEAVY
+    data = image.encoded  # protobuf makes a copy each time
+    return data, estimate(data)
 
 
 def _unchanged_size(

@@ -19,13 +19,14 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from convoy.service.ipc.channel import Answer, Record, Request, Wire
-from convoy.service.repository import Table, Version
+from convoy.service.repository import State, Table, Version
 
 Served = tuple[str, int]  # a model and its version
 
 _GUESS = 1e-7  # seconds per byte of input before any engine has answered: the same for all, so only bytes count
 _WEIGHT = 0.1  # of the newest batch in the moving average
 _MOST = 2.0  # times the average is the most that one batch counts: a stall must not divert requests for long
+_STATES: tuple[State, ...] = ("READY", "LOADING", "UNAVAILABLE")  # of one version, the best first
 _TRIAL = 128  # one in this many requests goes to an idle engine, which may have become faster unnoticed
 
 
@@ -200,14 +201,11 @@ def merged(tables: Mapping[int, Table]) -> Table:
 
 
 def _row(rows: Mapping[int, Version]) -> Version:
-    for state in ("READY", "LOADING", "UNAVAILABLE"):
-        having = [row for row in rows.values() if row.state == state]
-        if having:
-            break
+    shown = min(rows.values(), key=lambda row: _STATES.index(row.state))
     reasons = {row.reason for row in rows.values()}
-    if len(reasons) == 1 and state != "READY":
-        return having[0]
-    return msgspec.structs.replace(having[0], reason="; ".join(_reasons(having[0], rows)))
+    if len(reasons) == 1 and shown.state != "READY":
+        return shown
+    return msgspec.structs.replace(shown, reason="; ".join(_reasons(shown, rows)))
 
 
 def _reasons(shown: Version, rows: Mapping[int, Version]) -> Iterator[str]:

@@ -3,61 +3,79 @@
 import asyncio
 import logging
 import os
-import signal
 import socket
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import uvloop
 
-from convoy.service import access, log, machine, metric_files, metrics, tls
+from convoy.service import access, descriptors, log, machine, metrics, tls
 from convoy.service.errors import BadConfig
-from convoy.service.followed import POLL_SECONDS
+from convoy.service.followed import POLL_SECONDS, wait
+from convoy.service.frontend import exporting, memory
 from convoy.service.frontend.admission import Gate
 from convoy.service.frontend.catalogue import Catalogue
+from convoy.service.frontend.changes import Changes, Orders
 from convoy.service.frontend.coalescing import Coalescer
+from convoy.service.frontend.decoder import Decoder
 from convoy.service.frontend.doors import Doors
 from convoy.service.frontend.engine_client import EngineClient
 from convoy.service.frontend.health import HEALTH, Health
+from convoy.service.frontend.http_port import HttpPort
 from convoy.service.frontend.landing import Landings
-from convoy.service.frontend.methods import service_of
+from convoy.service.frontend.management import EXTENSIONS as MANAGEMENT_EXTENSIONS
+from convoy.service.frontend.management import SHARED_MEMORY, Management, ManagementElsewhere, NoManagement
+from convoy.service.frontend.methods import joined, service_of
 from convoy.service.frontend.oip import InferenceService
 from convoy.service.frontend.reflection import Reflection
+from convoy.service.frontend.regions import Regions
+from convoy.service.frontend.request_log import REQUESTS
 from convoy.service.frontend.suspects import Guilty
-from convoy.service.frontend.transport.choice import choose
-from convoy.service.frontend.transport.interface import Limits, Transport
+from convoy.service.frontend.threads import Threads
+from convoy.service.frontend.tracing import TRACES
+from convoy.service.frontend.transport.choice import Transport, choose
+from convoy.service.frontend.transport.interface import Limits, Service
 from convoy.service.frontend.vision import Vision
 from convoy.service.ipc import messages
 from convoy.service.ipc.channel import Request
 from convoy.service.ipc.pulse import Pulse, beat
 from convoy.service.pb import inference_pb2
 from convoy.service.pb.convoy.v1 import vision_pb2
-from convoy.service.repository import Table
+from convoy.service.repository import Table, Version
 
 logger = logging.getLogger(__name__)
 
 _VISION = vision_pb2.DESCRIPTOR.services_by_name["Vision"]
 _INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 _SERVICES = (_VISION, _INFERENCE)
+_PATHS = {each.name: f"{service.full_name}/{each.name}" for service in _SERVICES for each in service.methods}
 _MAX_REASON = 4096  # characters of the reason why the server is not ready
+_RETRY = 1.0  # seconds until the next attempt to tell a supervisor that does not read
+_ADMIN_CONNECTIONS = 8  # to the administration port
+_HEAVY_SHARE = 4 << 30  # bytes of memory for each picture of the largest: an eighth is what it takes to decode
+_FAREWELL_SECONDS = 0.5  # in which callers leave a server that drains
+_ARRIVAL_SECONDS = 5.0  # for requests that they have begun to send by then
+_NOTICE_SECONDS = 2.0  # in which callers leave a front end that retires
+_FLUSH_SECONDS = 2.0  # of the grace, for the spans of the last requests to be sent
 _LAST_WORDS = 0.5  # seconds for gRPC to send the last answers, and to end the streams of health watchers
 
 
 class FrontEnd:
-    """One transport and the objects that serve it. One writer of all state: the loop."""
+    """A transport for each port, and the objects that serve them. One writer of all state: the loop."""
 
-    def __init__(self, start: messages.Start, supervisor: socket.socket) -> None:
+    def __init__(
+        self, start: messages.Start, supervisor: socket.socket, pulse: Pulse, received: Sequence[int] = ()
+    ) -> None:
+        """`received` are the descriptors of the regions in `start`, after that of the HTTP port if there is one."""
         self._config = start.config
         self._supervisor = supervisor
         self._loop = asyncio.get_running_loop()
         levels = metrics.Levels(self._write_levels)
-        slot_bytes = start.config.limits.slot_bytes
-        self._client = EngineClient(
-            slot_bytes, self._update, self._report_soon, levels.changed, start.devices, self._report_deadly
-        )
+        self._client = self._engine_client(start, levels)
         self._catalogue = Catalogue(self._release)
         limits = start.config.limits
         front_ends = start.config.server.front_ends(machine.cores())
@@ -66,63 +84,111 @@ class FrontEnd:
         )
         self._health = Health()
         self._health_services: set[str] = set()
-        self._listening = False
-        self._draining = False
+        self._listening = self._draining = False
+        self._closed_until_loaded = True
         self._report: asyncio.Task[None] | None = None
         self._following: asyncio.Task[None] | None = None
+        self._returning: asyncio.Task[None] | None = None
         self._reports = asyncio.Event()
+        self._reload = asyncio.Event()
         self._status = messages.Status(False, False, "starting")
-        threads = ThreadPoolExecutor(start.config.limits.decode_threads or machine.cores(), "decode")
-        vision = Vision(self._catalogue, self._client, start.config.limits, threads)
+        threads = Threads(
+            limits.threads(machine.cores()), "decode", machine.memory_bytes() // (front_ends * _HEAVY_SHARE)
+        )
+        self._decoder = Decoder(pulse, self._report_picture_soon)
+        self._learn_all(start)
+        self._exporting = exporting.begin(start.config.tracing, _PATHS)
+        vision = Vision(self._catalogue, self._client, start.config.limits, threads, self._decoder)
         self._tls = tls.follow(start.config.tls, "h2")
         self._callers = access.follow(start.config.access)
-        doors = Doors(start.config.access, self._callers, start.config.quotas)
         transport = choose(start.config.server.transport)
         metrics.TRANSPORT.labels(transport.name, transport.version).set(1)
-        inference = InferenceService(
-            catalogue=self._catalogue,
-            client=self._client,
-            limits=start.config.limits,
-            threads=threads,
-            metrics_directory=Path(start.metrics_directory),
-            ready=lambda: self._status.ready,
-            transport=transport.extension,
-        )
+        regions = Regions(start.regions, received[start.http :]) if start.config.admin.shared_memory else None
+        self.changes = Changes(self._tell, self._catalogue, TRACES, regions)
+        self.orders = Orders(self._tell)
         coalescer = Coalescer(self._catalogue, self._client)
         self._landings = Landings(self._client.arena, levels.changed)
-        server = start.config.server
-        self._transport: Transport = transport.make(
-            start.grpc_address,
-            [
-                service_of(_VISION, vision, self._gate, limits.max_stream_requests, coalescer, self._landings),
-                service_of(_INFERENCE, inference, self._gate, limits.max_stream_requests, coalescer, self._landings),
-                self._health.service,
-                *Reflection([*_SERVICES, HEALTH]).services,
-            ],
-            Limits(
-                message_bytes=limits.max_message_bytes,
-                metadata_bytes=limits.max_metadata_bytes,
-                # Above the gate's limit, which refuses with a hint: bounds the memory of unread requests.
-                calls=limits.max_requests * 2 + 64,
-                min_ping_seconds=server.min_ping_seconds,
-                stall_seconds=limits.stall_seconds,
-                receiving_bytes=2 * limits.bytes_in_flight(machine.memory_bytes(), front_ends),
-                connection_calls=server.max_connection_calls,
-                connection_age=server.max_connection_age_seconds,
-                connection_grace=server.max_connection_grace_seconds,
-                connection_idle=server.max_connection_idle_seconds,
-                compression=server.compression,
-            ),
-            self._tls,
-            doors if doors.needed else None,
+        serve = partial(
+            service_of,
+            gate=self._gate,
+            max_stream_requests=limits.max_stream_requests,
+            coalescer=coalescer,
+            landings=self._landings,
         )
+
+        def inference(management: object, extensions: Sequence[str] = ()) -> Service:
+            servicer = InferenceService(
+                catalogue=self._catalogue,
+                client=self._client,
+                limits=start.config.limits,
+                threads=threads,
+                metrics_directory=Path(start.metrics_directory),
+                ready=lambda: self._status.ready,
+                decoder=self._decoder,
+                extensions=(*extensions, transport.extension),
+                regions=regions,
+            )
+            return joined(serve(_INFERENCE, servicer), serve(_INFERENCE, management))
+
+        def listener(address: str, services: Sequence[Service], *, administers: bool) -> Transport:
+            doors = Doors(start.config.access, self._callers, start.config.quotas, administers=administers)
+            described = [*([] if administers else [_VISION]), _INFERENCE, HEALTH]
+            every = [*services, self._health.service, *Reflection(described).services]
+            limits = _limits(start, front_ends, administers=administers)
+            return transport.make(address, every, limits, self._tls, doors if doors.needed else None)
+
+        services = [
+            serve(_VISION, vision),
+            inference(ManagementElsewhere() if start.config.admin.enabled else NoManagement()),
+        ]
+        self._transports = [listener(start.grpc_address, services, administers=False)]
+        if start.admin_address:
+            management = Management(self._catalogue, self.orders, TRACES, regions)
+            extensions = (*MANAGEMENT_EXTENSIONS, *((SHARED_MEMORY,) if regions is not None else ()))
+            of_admin = [inference(management, extensions)]
+            self._transports.append(listener(start.admin_address, of_admin, administers=True))
+        self._http = self._http_port(start, received, services, threads) if start.http else None
+
+    def _http_port(
+        self, start: messages.Start, received: Sequence[int], services: Sequence[Service], threads: Threads
+    ) -> HttpPort:
+        limits = _limits(start, start.config.server.front_ends(machine.cores()), administers=False)
+        limits = limits._replace(connections=descriptors.of_http_api(len(start.devices)))
+        draining = lambda: self._draining  # noqa: E731
+        return HttpPort(
+            start, received[0], services, self._catalogue, threads, self._decoder, self._callers, limits, draining
+        )
+
+    def _engine_client(self, start: messages.Start, levels: metrics.Levels) -> EngineClient:
+        slot_bytes = start.config.limits.slot_bytes
+        try:
+            return EngineClient(
+                slot_bytes, self._update, self._report_soon, levels.changed, start.devices, self._report_deadly
+            )
+        except OSError as error:
+            raise BadConfig(
+                f"limits.slot_bytes is {slot_bytes}, which cannot be mapped ({error.strerror}): "
+                "want less, or a higher limit of memory"
+            ) from None
+
+    def _learn_all(self, start: messages.Start) -> None:
+        # What others have found out, or have been told, before this process was there.
+        self._decoder.learn(start.pictures)
+        for deadly in start.deadly:
+            self.refuse(deadly)
+        for setting in start.tracing:
+            TRACES.set(setting)
 
     async def listen(self) -> None:
         """Starts accepting requests; they are UNAVAILABLE until the engine has loaded their model."""
-        await self._transport.start()
-        self._listening = True
+        self._set_health(False)  # before anybody can ask
+        if not self._config.server.listen_when_loaded:
+            await self._open()
+        if self._http is not None:
+            await self._http.open()
         self._report = self._loop.create_task(self._keep_reporting())
         self._following = self._loop.create_task(self._follow())
+        self._returning = self._loop.create_task(memory.keep_returning(lambda: self._gate.bytes))
         self._report_soon()
 
     def attach(self, connection: socket.socket, device: int, *, from_outside: bool) -> None:
@@ -136,19 +202,52 @@ class FrontEnd:
         server = self._config.server
         # Clients and load balancers notice with a delay. Until then their requests are answered.
         await asyncio.sleep(server.lame_duck_seconds)
+        # Those that ask for nobody's health notice now.
+        until = self._loop.time() + server.grace_seconds
+        notice, patience = (min(seconds, server.grace_seconds / 2) for seconds in (_FAREWELL_SECONDS, _ARRIVAL_SECONDS))
+        await self._transports[0].leave(notice, patience)  # the administration port stays
         self._gate.close()
+        ends = self._loop.time() + server.grace_seconds
         try:
-            await asyncio.wait_for(self._gate.wait_empty(), server.grace_seconds)
+            await asyncio.wait_for(self._gate.wait_empty(), until - self._loop.time())
         except TimeoutError:
             logger.error("requests were still unanswered after %g s of grace", server.grace_seconds)
-            await self._transport.stop(0)
+            await self._stop(0)
+            await self._flush(_LAST_WORDS)
             return False
-        await self._transport.stop(_LAST_WORDS)
+        left = ends - self._loop.time()
+        await asyncio.gather(self._stop(_LAST_WORDS), self._flush(max(_LAST_WORDS, min(left, _FLUSH_SECONDS))))
         return True
+
+    async def _flush(self, seconds: float) -> None:
+        """Sends the spans that wait, where there are any."""
+        if self._exporting is not None:
+            await self._exporting.flush(seconds)
+
+    async def _stop(self, seconds: float) -> None:
+        stopping = [transport.stop(seconds) for transport in self._transports]
+        if self._http is not None:
+            stopping.append(self._http.stop(seconds))
+        self._listening = False
+        self._report_soon()
+        await asyncio.gather(*stopping)
+
+    async def retire(self) -> None:
+        """Sends callers to another front end, and answers what has arrived until then. Nothing is refused:
+        callers leave at the GOAWAY, and requests that they have sent by then are served."""
+        grace = self._config.server.grace_seconds
+        # Streams end with the gate. By then callers know that they must call another one.
+        self._loop.call_later(min(_NOTICE_SECONDS, grace / 2), self._gate.close)
+        await self._stop(grace)
+        await self._flush(_LAST_WORDS)
 
     def _update(self, table: Table) -> None:
         self._catalogue.update(table)
         self._report_soon()
+        self.changes.table_changed()
+
+    def _tell(self, message: messages.Message, given: Sequence[int]) -> None:
+        messages.send(self._supervisor, message, given)
 
     def _release(self, model: str, version: int) -> None:
         """Releases a version that no longer serves and that no request refers to any more."""
@@ -159,7 +258,7 @@ class FrontEnd:
     def _forget(self, model: str, version: int) -> None:
         rows = self._catalogue.table.versions
         if not any((row.model, row.version, row.state) == (model, version, "READY") for row in rows):
-            metric_files.forget_version(model, version)
+            metrics.forget_version(model, version)
 
     def _write_levels(self) -> None:
         metrics.IN_FLIGHT.set(self._gate.requests)
@@ -170,30 +269,57 @@ class FrontEnd:
 
     def refuse(self, deadly: messages.Deadly) -> None:
         """Refuses an input that has ended engines on requests of another front end."""
-        self._client.refuse(Guilty(deadly.digest, deadly.sample))
+        self._client.refuse(Guilty(deadly.digest, deadly.sample, deadly.until))
+
+    def learn(self, pictures: messages.Pictures) -> None:
+        """Records what is known about pictures that end processes."""
+        self._decoder.learn(pictures)
+
+    def _report_picture_soon(self, digest: bytes, until: float) -> None:
+        # A decoding thread calls this.
+        self._loop.call_soon_threadsafe(self._report_picture, messages.Pictures(guilty=((digest, until),)))
+
+    def _report_picture(self, pictures: messages.Pictures) -> None:
+        self.learn(pictures)
+        with suppress(OSError):  # the supervisor is stopped or has died
+            messages.send(self._supervisor, pictures)
 
     def _report_deadly(self, request: Request, guilty: Guilty) -> None:
         with suppress(OSError):  # the supervisor is stopped or has died
             messages.send(self._supervisor, messages.Deadly(request.model, request.version, *guilty))
 
+    def hear(self, readiness: messages.Readiness) -> None:
+        """Records what the supervisor says of the whole server."""
+        if self._http is not None:
+            self._http.hear(readiness)
+
+    def reload(self) -> None:
+        """Reads certificates and callers again."""
+        self._reload.set()
+
     async def _follow(self) -> None:
         """Reads files again that have changed."""
         renewed = False
         while self._tls is not None or self._callers is not None:
+            now = self._reload.is_set()
+            self._reload.clear()
+            if self._http is not None:
+                self._http.poll(now=now)
             if self._tls is not None:
-                renewed = self._tls.poll() or renewed
+                renewed = self._tls.poll(now=now) or renewed
                 if renewed:
                     try:
-                        await self._transport.renew()
+                        for transport in self._transports:
+                            await transport.renew()
                         renewed = False
                     except OSError as error:  # such as too many open files: the next round tries again
                         logger.error("new certificates cannot be used yet: %s", error.strerror)
                 metrics.CERTIFICATE_EXPIRY.labels("grpc").set(self._tls.value.expires)
                 metrics.RELOAD_FAILED.labels("tls").set(self._tls.failed)
             if self._callers is not None:
-                access.poll(self._callers)
+                access.poll(self._callers, now=now)
                 metrics.RELOAD_FAILED.labels("callers").set(self._callers.failed)
-            await asyncio.sleep(POLL_SECONDS)
+            await wait(self._reload, POLL_SECONDS)
 
     def _report_soon(self) -> None:
         self._reports.set()
@@ -209,8 +335,17 @@ class FrontEnd:
                     messages.send(self._supervisor, status)
                     self._status = status
                 except BlockingIOError:  # the supervisor is stopped and its socket is full
-                    self._loop.call_later(1.0, self._report_soon)
+                    self._loop.call_later(_RETRY, self._report_soon)
             self._set_health(status.ready)
+            if self._closed_until_loaded and not self._draining and self._catalogue.table.complete:
+                await self._open()
+                self._report_soon()
+
+    async def _open(self) -> None:
+        self._closed_until_loaded = False
+        for transport in self._transports:
+            await transport.start()
+        self._listening = True
 
     def _now(self) -> messages.Status:
         table = self._catalogue.table
@@ -223,7 +358,7 @@ class FrontEnd:
         elif len(self._client.engines.lost) == len(self._client.engines.by_device):
             reason = "the engine has died, and the next one is loading"
         elif not table.ready:
-            faults = [f"{row.model} version {row.version}: {row.reason}" for row in table.versions if row.reason]
+            faults = [f"{_which(row)}: {row.reason}" for row in table.versions if row.reason]
             reason = "no model serves" + (f": {'; '.join(faults)}" if faults else ": the repository contains no model")
         else:
             return messages.Status(self._listening, True, _without(self._client.engines.lost))
@@ -240,6 +375,31 @@ class FrontEnd:
         self._health_services |= serving | known
 
 
+def _limits(start: messages.Start, front_ends: int, *, administers: bool) -> Limits:
+    limits, server = start.config.limits, start.config.server
+    others = descriptors.of_front_end(len(start.devices)) - _ADMIN_CONNECTIONS * bool(start.admin_address)
+    others -= descriptors.of_http_api(len(start.devices)) if start.http else 0
+    return Limits(
+        message_bytes=limits.max_message_bytes,
+        metadata_bytes=limits.max_metadata_bytes,
+        # Above the gate's limit, which refuses with a hint: bounds the memory of unread requests.
+        calls=limits.max_requests * 2 + 64,
+        min_ping_seconds=server.min_ping_seconds,
+        stall_seconds=limits.stall_seconds,
+        receiving_bytes=2 * limits.bytes_in_flight(machine.memory_bytes(), front_ends),
+        connection_calls=server.max_connection_calls,
+        connection_age=server.max_connection_age_seconds,
+        connection_grace=server.max_connection_grace_seconds,
+        connection_idle=server.max_connection_idle_seconds,
+        compression=server.compression,
+        connections=_ADMIN_CONNECTIONS if administers else others,
+    )
+
+
+def _which(row: Version) -> str:
+    return f"{row.model} version {row.version}" if row.version else row.model
+
+
 def _without(devices: Sequence[int]) -> str:
     if not devices:
         return ""
@@ -247,15 +407,18 @@ def _without(devices: Sequence[int]) -> str:
 
 
 async def _main(supervisor: socket.socket, pulse: Pulse) -> int:
-    start = messages.receive_start(supervisor)
+    start, received = messages.receive_start(supervisor)
     log.configure(start.config.server.log_level, "frontend", start.config.server.log_format)
+    REQUESTS.set(start.config.server.log_requests, start.config.server.log_requests_per_second)
     beating = asyncio.ensure_future(beat(pulse, start.config.server.heartbeat_seconds))
     try:
-        front_end = FrontEnd(start, supervisor)
-    except BadConfig as error:  # a file has become unusable since the server started
+        front_end = FrontEnd(start, supervisor, pulse, received)
+    except BadConfig as error:  # there is no memory, or a file has become unusable since the server started
         logger.error("%s", error.message)
         return 1
     loop = asyncio.get_running_loop()
+    # What is computed or freed aside takes turns: a pool of several threads would grow to all of them in time.
+    loop.set_default_executor(ThreadPoolExecutor(1, "aside"))
     over: asyncio.Future[bool] = loop.create_future()
 
     async def drain() -> None:
@@ -263,15 +426,33 @@ async def _main(supervisor: socket.socket, pulse: Pulse) -> int:
         if not over.done():
             over.set_result(complete)
 
+    async def retire() -> None:
+        await front_end.retire()
+        if not over.done():
+            over.set_result(True)
+
     draining: list[asyncio.Task[None]] = []
 
-    def receive(message: messages.Message, connection: socket.socket | None) -> None:
-        if isinstance(message, messages.Link) and connection is not None:
+    def receive(message: messages.Message, received: list[int]) -> None:
+        if isinstance(message, messages.Link):
+            connection = socket.socket(fileno=received[0])
             front_end.attach(connection, message.device, from_outside=message.from_outside)
+        elif isinstance(message, messages.Apply):
+            front_end.changes.make(message.number, message.change, received)
+        elif isinstance(message, messages.Outcome):
+            front_end.orders.end(message)
+        elif isinstance(message, messages.Readiness):
+            front_end.hear(message)
         elif isinstance(message, messages.Deadly):
             front_end.refuse(message)
+        elif isinstance(message, messages.Reload):
+            front_end.reload()
+        elif isinstance(message, messages.Pictures):
+            front_end.learn(message)
         elif isinstance(message, messages.Drain) and not draining:
             draining.append(loop.create_task(drain()))
+        elif isinstance(message, messages.Retire) and not draining:
+            draining.append(loop.create_task(retire()))
 
     def end() -> None:
         if not over.done():
@@ -286,11 +467,12 @@ async def _main(supervisor: socket.socket, pulse: Pulse) -> int:
 
 def main() -> None:
     """Runs a front end; the arguments are the descriptors of the channel to the supervisor, and of the pulse."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal: the supervisor decides
     connection = socket.socket(fileno=int(sys.argv[1]))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         status = runner.run(_main(connection, Pulse(int(sys.argv[2]))))
-    os._exit(status)  # threads may still decode for cancelled calls
+        # Threads may still decode for cancelled calls. Where the supervisor has died, calls are in progress: the runner
+        # would end them as CANCELLED, which no client repeats.
+        os._exit(status)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from convoy.service.errors import (
     RunFailed,
     UnknownCaller,
     UnknownModel,
+    UnknownRegion,
     UnknownService,
 )
 from convoy.service.ipc.channel import Cancelled
@@ -58,17 +59,18 @@ STATUS: dict[type[ConvoyError], Code] = {
     BadRequest: Code.INVALID_ARGUMENT,  # fix the request
     BadImage: Code.INVALID_ARGUMENT,
     BadTensor: Code.INVALID_ARGUMENT,
-    UnknownModel: Code.NOT_FOUND,
+    UnknownModel: Code.NOT_FOUND,  # name one that the server lists
+    UnknownRegion: Code.NOT_FOUND,
     UnknownService: Code.NOT_FOUND,
-    NotOffered: Code.UNIMPLEMENTED,
+    NotOffered: Code.UNIMPLEMENTED,  # use what the message names
     UnknownCaller: Code.UNAUTHENTICATED,  # send a valid token
-    NotPermitted: Code.PERMISSION_DENIED,
+    NotPermitted: Code.PERMISSION_DENIED,  # ask whoever runs the server
     QueueFull: Code.RESOURCE_EXHAUSTED,  # back off
     QuotaExceeded: Code.RESOURCE_EXHAUSTED,
     PredictedLate: Code.RESOURCE_EXHAUSTED,
-    DeadlinePassed: Code.DEADLINE_EXCEEDED,
+    DeadlinePassed: Code.DEADLINE_EXCEEDED,  # allow more time, or send less at a time
     ModelUnavailable: Code.UNAVAILABLE,  # loading or draining: try another replica
-    RunFailed: Code.INTERNAL,
+    RunFailed: Code.INTERNAL,  # look into the server's log
     EngineDied: Code.INTERNAL,
     Cancelled: Code.CANCELLED,
 }

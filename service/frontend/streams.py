@@ -36,8 +36,9 @@ class Reply:
         await self.sent
 
 
-# Answers one message, given the stream's deadline: with the coroutine for a task, or without one (None).
-Answer = Callable[[Received, float, Reply], Coroutine[Any, Any, None] | None]
+Work = Callable[[], Coroutine[Any, Any, None]]
+# Answers one message, given the stream's deadline: with the work for a task, or without one (None).
+Answer = Callable[[Received, float, Reply], Work | None]
 
 
 class Conversation:
@@ -103,9 +104,10 @@ class Conversation:
             if work is not None:
                 group.create_task(self._answered(work, reply))
 
-    async def _answered(self, work: Coroutine[Any, Any, None], reply: Reply) -> None:
+    async def _answered(self, work: Work, reply: Reply) -> None:
+        # The coroutine is made here: a task that is cancelled before its first step would never await one it was given.
         try:
-            await work
+            await work()
         finally:
             reply.put(None)
 

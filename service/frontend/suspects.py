@@ -62,6 +62,7 @@ class Guilty(NamedTuple):
 
     digest: bytes
     sample: bytes
+    until: float  # when it is refused no longer
 
 
 class Quarantine:
@@ -98,14 +99,14 @@ class Quarantine:
 
     def add(self, request: Request, part: int) -> Guilty:
         """Refuses a part of a request from now on."""
-        guilty = Guilty(self._digest(request, part), self._sample(request, part))
+        guilty = Guilty(self._digest(request, part), self._sample(request, part), self._clock() + _SECONDS)
         self.refuse(guilty)
         return guilty
 
     def refuse(self, guilty: Guilty) -> None:
         """Refuses an input from now on."""
         self._guilty.pop(guilty.digest, None)
-        self._guilty[guilty.digest] = self._clock() + _SECONDS, guilty.sample
+        self._guilty[guilty.digest] = guilty.until, guilty.sample
         if len(self._guilty) > _MOST:
             self._guilty.popitem(last=False)
 

@@ -1,6 +1,7 @@
 """Tensors of the Open Inference Protocol: checks requests against a model's inputs, decodes inputs, encodes outputs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,11 +9,15 @@ from numpy.typing import NDArray
 
 from convoy.service.dtypes import CONTENTS, DATATYPES
 from convoy.service.errors import BadRequest, BadTensor, listed, named
+from convoy.service.frontend.regions import Place, Regions
 from convoy.service.frontend.wire import NOTHING
 from convoy.service.ipc.slots import MAX_RANK
 from convoy.service.metadata import Document, InputSpec
 from convoy.service.pb import inference_pb2 as pb
 from convoy.service.repository import TensorSpec, Version, is_placeholder
+
+_NOWHERE: Mapping[int, Place] = MappingProxyType({})
+_REGION, _BYTES, _OFFSET = "shared_memory_region", "shared_memory_byte_size", "shared_memory_offset"
 
 
 class Tensors(NamedTuple):
@@ -20,29 +25,53 @@ class Tensors(NamedTuple):
 
     rows: int  # the batch dimension; 1 if the model's requests are not batched
     arrays: list[NDArray[np.generic]]  # read-only; they may share the request's memory
+    shared: Mapping[int, Place] = _NOWHERE  # of inputs in shared memory, whose arrays have only dtype and shape
+
+
+class Wanted(NamedTuple):
+    """An output that a request wants."""
+
+    number: int
+    classes: int = 0  # how many ranked labels to return in its place; 0: return the tensor
+    place: Place | None = None  # where its contents go; None: into the response
 
 
 def read(
-    request: pb.ModelInferRequest, row: Version, max_input_pixels: int, payloads: Mapping[int, memoryview] = NOTHING
+    request: pb.ModelInferRequest,
+    row: Version,
+    max_input_pixels: int,
+    payloads: Mapping[int, memoryview] = NOTHING,
+    regions: Regions | None = None,
 ) -> Tensors:
-    """Checks and reads the inputs of a request. `payloads` contains the raw contents that are not in the message.
+    """Checks and reads the inputs of a request.
 
-    Raises BadTensor, naming the tensor, if a name, dtype, rank, side or byte count does not match the model.
+    payloads  raw contents that are not in the message
+    regions   of shared memory; None: it is not offered
+
+    Raises BadTensor, naming the tensor, if a name, dtype, rank, side or byte count does not match the model;
+    UnknownRegion.
     """
     by_name = _by_name(request, row)
+    places = _places(by_name.values(), regions)
     raw = request.raw_input_contents
     if raw and any(tensor.HasField("contents") for tensor in request.inputs):
         both = next(tensor.name for tensor in request.inputs if tensor.HasField("contents"))
         raise BadTensor(f"input {named(both)} has contents as well as raw_input_contents, want one of the two")
-    if raw and len(raw) != len(request.inputs):
-        raise BadTensor(f"raw_input_contents has {len(raw)} entries for {len(request.inputs)} inputs")
+    if raw and len(raw) != len(request.inputs) - len(places):
+        there = f", {len(places)} of them in shared memory" if places else ""
+        raise BadTensor(f"raw_input_contents has {len(raw)} entries for {len(request.inputs)} inputs{there}")
     free: dict[str, tuple[int, str]] = {}
-    arrays = []
-    for spec in row.inputs:
-        place, tensor = by_name[spec.name]
+    arrays: list[NDArray[np.generic]] = []
+    shared = {}
+    for number, spec in enumerate(row.inputs):
+        entry, tensor = by_name[spec.name]
         shape = _shape(tensor, spec, free, row.batched)
-        if raw:
-            arrays.append(_from_raw(payloads.get(place) or raw[place], spec, shape))
+        if entry in places:
+            shared[number] = _checked(places[entry], spec, shape)
+            arrays.append(np.broadcast_to(np.zeros((), spec.dtype), shape))
+        elif raw:
+            entry -= sum([other < entry for other in places])  # those in shared memory have no raw contents
+            arrays.append(_from_raw(payloads.get(entry) or raw[entry], spec, shape))
         else:
             arrays.append(_from_contents(tensor, spec, shape))
     rows = arrays[0].shape[0] if row.batched else 1
@@ -52,7 +81,7 @@ def read(
         )
     if row.document is not None:
         _check_sides(row.document, arrays[0].shape[1:], max_input_pixels)
-    return Tensors(rows, arrays)
+    return Tensors(rows, arrays, shared) if shared else Tensors(rows, arrays)
 
 
 def output_bytes(row: Version, inputs: Sequence[NDArray[np.generic]], number: int) -> int:
@@ -73,13 +102,13 @@ def output_bytes(row: Version, inputs: Sequence[NDArray[np.generic]], number: in
     return nbytes
 
 
-def requested_outputs(request: pb.ModelInferRequest, row: Version) -> list[tuple[int, int]]:
-    """Returns the (number, classes) of the requested outputs, in request order; classes > 0 requests ranked labels.
+def requested_outputs(request: pb.ModelInferRequest, row: Version, regions: Regions | None = None) -> list[Wanted]:
+    """Returns the requested outputs, in request order. `regions`: see `read`.
 
-    Raises BadTensor for an output that the model does not have, or a parameter that is not offered.
+    Raises BadTensor for an output that the model does not have, or a parameter that is not offered; UnknownRegion.
     """
     if not request.outputs:
-        return [(number, 0) for number in range(len(row.outputs))]
+        return [Wanted(number) for number in range(len(row.outputs))]
     numbers = {spec.name: number for number, spec in enumerate(row.outputs)}
     wanted = []
     for output in request.outputs:
@@ -87,7 +116,12 @@ def requested_outputs(request: pb.ModelInferRequest, row: Version) -> list[tuple
             raise BadTensor(
                 f"output {named(output.name)} is unknown, want one of [{listed(map(repr, sorted(numbers)))}]"
             )
-        wanted.append((numbers[output.name], _classes(output)))
+        number = numbers[output.name]
+        if output.parameters:
+            place = _place(f"output {named(output.name)}", output.parameters, regions)
+            wanted.append(Wanted(number, _classes(output), place))
+        else:
+            wanted.append(Wanted(number))
     return wanted
 
 
@@ -106,6 +140,14 @@ def byte_strings(texts: NDArray[np.object_]) -> bytes:
     """Returns texts as the protocol's BYTES: each after its length, 4 bytes, little-endian."""
     encoded = [text.encode() for text in texts.reshape(-1)]
     return b"".join(len(text).to_bytes(4, "little") + text for text in encoded)
+
+
+def put_place(parameters: Any, place: Place) -> None:
+    """Records in an output's parameters, a map, that its contents are in shared memory."""
+    parameters[_REGION].string_param = place.region.described.name
+    parameters[_BYTES].int64_param = place.nbytes
+    if place.offset:
+        parameters[_OFFSET].int64_param = place.offset
 
 
 def metadata_shape(spec: TensorSpec) -> list[int]:
@@ -207,7 +249,8 @@ def _check_sides(document: Document, shape: tuple[int, ...], max_input_pixels: i
     if spec.free and spec.places(shape) > max_input_pixels:
         sides = "x".join(str(side) for side, axis in zip(shape, spec.axes, strict=True) if axis.name != "channel")
         unit = "places" if document.input is None else "pixels"
-        raise BadTensor(f"input {named(spec.name)} is {sides} {unit}, want at most {max_input_pixels} in total")
+        most = f"{max_input_pixels} in total, the server's limits.max_input_pixels"
+        raise BadTensor(f"input {named(spec.name)} is {sides} {unit}, want at most {most}")
 
 
 def _check_image(spec: InputSpec, height: int, width: int) -> None:
@@ -218,12 +261,50 @@ def _check_image(spec: InputSpec, height: int, width: int) -> None:
 
 
 def _classes(output: pb.ModelInferRequest.InferRequestedOutputTensor) -> int:
-    for name, parameter in output.parameters.items():
-        if name.startswith("shared_memory"):
-            raise BadTensor(f"output {named(output.name)} requests shared memory, which is not supported")
-        if name == "classification":
-            classes = integer(name, parameter)
-            if classes < 1:
-                raise BadTensor(f"output {named(output.name)} requests {classes} classes, want 1 or more")
-            return classes
-    return 0
+    if "classification" not in output.parameters:
+        return 0
+    classes = integer("classification", output.parameters["classification"])
+    if classes < 1:
+        raise BadTensor(f"output {named(output.name)} requests {classes} classes, want 1 or more")
+    return classes
+
+
+def _places(
+    inputs: Iterable[tuple[int, pb.ModelInferRequest.InferInputTensor]], regions: Regions | None
+) -> Mapping[int, Place]:
+    """Returns where the inputs in shared memory are, by their index in the request."""
+    found = {}
+    for entry, tensor in inputs:
+        if tensor.parameters:
+            what = f"input {named(tensor.name)}"
+            place = _place(what, tensor.parameters, regions)
+            if place is not None:
+                if tensor.HasField("contents"):
+                    raise BadTensor(f"{what} has contents and is in shared memory, want one of the two")
+                found[entry] = place
+    return found or _NOWHERE
+
+
+def _place(what: str, parameters: Mapping[str, pb.InferParameter], regions: Regions | None) -> Place | None:
+    given = [name for name in parameters if name.startswith("shared_memory_")]
+    if not given:
+        return None
+    if regions is None:
+        raise BadTensor(f"{what} is in shared memory, which is not offered here: see the setting admin.shared_memory")
+    for name in (_REGION, _BYTES):
+        if name not in given:
+            raise BadTensor(f"{what} has {listed(sorted(given))}, but not {name}")
+    if parameters[_REGION].WhichOneof("parameter_choice") != "string_param":
+        raise BadRequest(f"parameter {_REGION!r} of {what} is no text, want string_param")
+    offset = integer(_OFFSET, parameters[_OFFSET]) if _OFFSET in given else 0
+    region = regions.get(parameters[_REGION].string_param)
+    return region.place(offset, integer(_BYTES, parameters[_BYTES]), what)
+
+
+def _checked(place: Place, spec: TensorSpec, shape: tuple[int, ...]) -> Place:
+    wanted = _count(shape) * np.dtype(spec.dtype).itemsize
+    if place.nbytes != wanted:
+        raise BadTensor(
+            f"input {named(spec.name)} has {place.nbytes} bytes of shared memory, want {wanted} for shape {list(shape)}"
+        )
+    return place

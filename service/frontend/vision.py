@@ -6,7 +6,6 @@ check -> prepare (decode, fit, into a slot) -> run -> answer
 import asyncio
 import time
 from collections.abc import Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
@@ -20,11 +19,13 @@ from convoy.service.frontend.admission import Outlook
 from convoy.service.frontend.call import Call, count_refusal, observe
 from convoy.service.frontend.catalogue import Catalogue
 from convoy.service.frontend.coalescing import Row, pays
+from convoy.service.frontend.decoder import Decoder
 from convoy.service.frontend.encoding import Labels
 from convoy.service.frontend.engine_client import EngineClient, Lease
-from convoy.service.frontend.model_info import describe
+from convoy.service.frontend.model_info import page
 from convoy.service.frontend.postprocess import Ranking, rankings, segmentation
 from convoy.service.frontend.prepare import Chunk, Preparer, to_its_end
+from convoy.service.frontend.threads import Threads
 from convoy.service.ipc.channel import Answer
 from convoy.service.metadata import Document, Task
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
@@ -32,6 +33,8 @@ from convoy.service.repository import Table, Version
 
 _TIMING_FIELDS = tuple(f"{stage}_seconds" for stage in (*metrics.STAGES, "total"))
 _PRIORITIES = frozenset(pb.Priority.values())
+
+_MAP_SECONDS = 2e-8  # that a pixel of a class map takes to be resized and packed
 
 Result = TypeVar("Result", bytes, pb.SegmentResult)
 
@@ -43,11 +46,11 @@ class Vision:
     joinable = ("Classify",)
 
     def __init__(
-        self, catalogue: Catalogue, client: EngineClient, limits: LimitsConfig, threads: ThreadPoolExecutor
+        self, catalogue: Catalogue, client: EngineClient, limits: LimitsConfig, threads: Threads, decoder: Decoder
     ) -> None:
         self._catalogue = catalogue
         self._threads = threads
-        self._preparer = Preparer(client, limits, threads)
+        self._preparer = Preparer(client, limits, threads, decoder)
         self._labels: dict[tuple[str, int], tuple[Document, Labels]] = {}
         self._listed: tuple[Table, bytes] | None = None  # the answer of ListModels for a table
         self._outlook = Outlook()
@@ -73,14 +76,13 @@ class Vision:
         )
 
     async def ListModels(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse | bytes:
-        """Returns every version in the repository, of the models that the caller may call. Where that is everybody, the
-        answer is encoded once for each table."""
+        """Returns every version in the repository, of the models that the caller may call, a page at a time. Where that
+        is everybody, the first page is encoded once for each table. Raises BadRequest."""
         table = self._catalogue.table
-        if call.caller is not None:
-            return pb.ListModelsResponse(models=[describe(row) for row in table.versions if call.sees(row.model)])
+        if call.caller is not None or request.page_token:
+            return page([row for row in table.versions if call.sees(row.model)], request.page_token)
         if self._listed is None or self._listed[0] is not table:
-            listed = pb.ListModelsResponse(models=[describe(row) for row in table.versions])
-            self._listed = table, listed.SerializeToString()
+            self._listed = table, page(table.versions, "").SerializeToString()
         return self._listed[1]
 
     async def _classify(self, chunk: Chunk, call: Call, top_k: int) -> list[bytes | ConvoyError]:
@@ -91,7 +93,7 @@ class Vision:
             labels = len(call.document.labels)
             ranked = rankings(outputs[metadata.PROBABILITIES], labels, top_k, answer.errors())  # RunFailed
         good = sum([isinstance(one, Ranking) for one in ranked])
-        timings = encoding.timings(observe(call, lease.prepared, answer.times, good), answer.batch_size)
+        timings = encoding.timings(observe(call, lease, answer, good), answer.batch_size)
         names = self._labels_of(call.row, call.document)
         return [names.result(*one, timings) if isinstance(one, Ranking) else one for one in ranked]
 
@@ -105,8 +107,9 @@ class Vision:
             confidence = outputs[metadata.CONFIDENCE][0] if request.with_confidence else None
             mask = outputs[metadata.MASK][0]
             work = partial(segmentation, mask, confidence, call.document, lease.placement, request.format)
-            class_map = await to_its_end(self._threads, work)
-        timings = zip(_TIMING_FIELDS, observe(call, lease.prepared, answer.times), strict=True)
+            seconds = _MAP_SECONDS * lease.placement.height * lease.placement.width
+            class_map = await to_its_end(self._threads, call.who, work, seconds)
+        timings = zip(_TIMING_FIELDS, observe(call, lease, answer), strict=True)
         return [
             pb.SegmentResult(segmentation=class_map, timings=pb.Timings(batch_size=answer.batch_size, **dict(timings)))
         ]
@@ -170,7 +173,7 @@ class Vision:
         Raises NotPermitted, UnknownModel, ModelUnavailable, BadRequest.
         """
         call.permit(request.model)
-        row = self._catalogue.for_task(request.model, request.version, task)
+        row = self._catalogue.for_task(request.model, request.version, task, call.sees)
         call.serves(row)
         if request.priority not in _PRIORITIES:
             raise BadRequest(f"priority is {request.priority}, want one of Priority's values")
@@ -236,6 +239,7 @@ async def _caught(chunk: Chunk, answer: Coroutine[Any, Any, list[Result | Convoy
     try:
         return await answer
     except ConvoyError as error:
+        error.forget_origin()
         return [error] * len(chunk.images)
 
 

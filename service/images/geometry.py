@@ -24,7 +24,16 @@ def check_size(height: int, width: int, max_pixels: int) -> None:
     if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
         raise BadImage(f"image is {width}x{height} pixels, want 1 to {MAX_SIDE} a side")
     if height * width > max_pixels:
-        raise BadImage(f"image is {width}x{height} = {height * width} pixels, want at most {max_pixels}")
+        raise BadImage(f"image is {width}x{height} = {height * width} pixels, {_at_most(max_pixels)}")
+
+
+def is_too_large(error: BadImage, max_pixels: int) -> bool:
+    """Whether it says that an image has more than `max_pixels`; the error may come from another process."""
+    return error.message.endswith(_at_most(max_pixels))
+
+
+def _at_most(pixels: int) -> str:
+    return f"want at most {pixels}"
 
 
 def orientation(exif: bytes | memoryview) -> int:

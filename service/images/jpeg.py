@@ -22,7 +22,17 @@ NOTES = frozenset(range(APP1, 0xF0)) - {0xEE} | {0xFE}
 EXIF = b"Exif\0\0"
 
 MAX_SEGMENTS = 4096  # 64 MiB contain at most 1025 segments of the maximum length
+SECONDS = 8e-9  # that a pixel takes to be decoded
+PASSES = 5  # times as long as a plain file takes one with several scans, or with arithmetic coding
+PLAIN = frozenset({0xC0, 0xC1})  # frames with Huffman codes and usually one scan
+PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+_SEEN = 64  # segments that are looked at for an estimate
+_HIDDEN = 1.0  # seconds; the estimate where the frame is not among them
 MAX_SCANS = 100  # each is a pass over the whole picture; a progressive file has about ten
+MAX_SCANNED_PIXELS = 1_000_000_000  # of all scans together: 20 of the largest picture
+# A file that is not progressive has each of its components in one scan. More are harmless in a small one.
+MAX_PLAIN_SCANS = 4
+MAX_PLAIN_PIXELS = 10_000_000
 BLOCK_BYTES = 65_536  # fits into the cache
 
 # Decoder warnings that mean a part of the picture is lost. Its other warnings concern harmless irregularities, such as
@@ -49,6 +59,23 @@ class _Frame(NamedTuple):
     height: int
     width: int
     components: int
+    progressive: bool
+
+
+def estimate(data: bytes) -> float:
+    """See decode.estimate. A file with many segments before its frame counts as slow."""
+    position = len(SIGNATURE) - 1
+    for _ in range(_SEEN):
+        position = data.find(b"\xff", position)
+        if not 0 <= position <= len(data) - 9:
+            return 0.0
+        code = data[position + 1]
+        if code in FRAMES:
+            height, width = (int.from_bytes(data[start : start + 2]) for start in (position + 5, position + 7))
+            return SECONDS * height * width * (1 if code in PLAIN else PASSES)
+        bare = code in BARE or code in (0, 0xFF)
+        position += (2 if code != 0xFF else 1) if bare else 2 + int.from_bytes(data[position + 2 : position + 4])
+    return _HIDDEN
 
 
 def read_structure(data: bytes, max_pixels: int) -> Structure:
@@ -72,7 +99,7 @@ def read_structure(data: bytes, max_pixels: int) -> Structure:
         if code == EOI:
             if frame is None or not scans:
                 raise BadImage("image has no picture: the JPEG file ends before its first scan")
-            return Structure(*frame, turned or UPRIGHT, notes, strays)
+            return Structure(frame.height, frame.width, frame.components, turned or UPRIGHT, notes, strays)
         if code == 0xFF or code in BARE:
             position += 1 if code == 0xFF else 2
             continue
@@ -81,8 +108,8 @@ def read_structure(data: bytes, max_pixels: int) -> Structure:
         position = segment.stop
         if code in NOTES:
             notes.append(segment)
-        if code in FRAMES and frame is None:
-            frame = _frame(body, max_pixels)
+        if code in FRAMES:
+            frame = _frame(body, max_pixels, code, frame)
         elif code == APP1 and turned is None and body.startswith(EXIF):
             turned = orientation(body[len(EXIF) :])
         elif code == SOS:
@@ -91,6 +118,7 @@ def read_structure(data: bytes, max_pixels: int) -> Structure:
             scans += 1
             if scans > MAX_SCANS:
                 raise BadImage(f"image has more than {MAX_SCANS} scans, want at most {MAX_SCANS}")
+            _check_scans(frame, scans)
             position = _end_of_scan(data, position)
     raise BadImage(f"image has more than {MAX_SEGMENTS} JPEG segments, want at most {MAX_SEGMENTS}")
 
@@ -158,17 +186,29 @@ def _body(data: bytes, position: int) -> bytes:
     return data[position + 4 : position + 2 + length]
 
 
-def _frame(body: bytes, max_pixels: int) -> _Frame:
+def _frame(body: bytes, max_pixels: int, code: int, before: _Frame | None) -> _Frame:
+    if before is not None:
+        # Decoders differ in which one counts, and may allocate and convert as many pixels as the other one states.
+        raise BadImage("image is damaged: it has several JPEG frame headers, want 1")
     if len(body) < 6:
         raise BadImage(f"image is damaged: its JPEG frame header is {len(body)} bytes, want at least 6")
     bits, components = body[0], body[5]
-    frame = _Frame(int.from_bytes(body[1:3]), int.from_bytes(body[3:5]), components)
+    frame = _Frame(int.from_bytes(body[1:3]), int.from_bytes(body[3:5]), components, code in PROGRESSIVE)
     check_size(frame.height, frame.width, max_pixels)
     if bits != 8:
         raise BadImage(f"image is a JPEG of {bits} bits a sample, want 8")
     if components not in (1, 3, 4):
         raise BadImage(f"image is a JPEG of {components} components, want 1, 3 or 4")
     return frame
+
+
+def _check_scans(frame: _Frame, scans: int) -> None:
+    pixels = frame.height * frame.width
+    most = MAX_SCANNED_PIXELS if frame.progressive else max(MAX_PLAIN_PIXELS, MAX_PLAIN_SCANS * pixels)
+    if scans * pixels > most:
+        raise BadImage(
+            f"image has {scans} or more scans of {frame.width}x{frame.height} pixels, want at most {most // pixels}"
+        )
 
 
 def _end_of_scan(data: bytes, position: int) -> int:

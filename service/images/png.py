@@ -23,6 +23,8 @@ SAMPLES = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGB_ALPHA: 4}
 MAX_CHUNKS = 16_384  # 64 MiB in pieces of 4 KiB
 MAX_DEEP_PIXELS = 25_000_000  # of 16 bits: they take several times the memory and time of 8 bits
 ROWS = 64  # rows of 16-bit samples scaled at a time
+SECONDS = 8e-9  # that a sample of 8 bits takes to be decoded
+DEEP = 4  # times as long takes one of 16 bits
 MAX_INFLATION = 1032  # deflate's maximum: 258 bytes in 2 bits
 
 _CHUNK = struct.Struct(">I4s")
@@ -46,6 +48,15 @@ class Structure(NamedTuple):
     @property
     def grey(self) -> bool:
         return self.kind in (GREY, GREY_ALPHA)
+
+
+def estimate(data: bytes) -> float:
+    """See decode.estimate."""
+    end = len(SIGNATURE) + 8 + _HEADER.size
+    if len(data) < end:
+        return 0.0
+    width, height, bits, kind, *_ = _HEADER.unpack_from(data, len(SIGNATURE) + 8)
+    return float(SECONDS * height * width * SAMPLES.get(kind, 1) * (DEEP if bits == 16 else 1))
 
 
 def read_structure(data: bytes, max_pixels: int) -> Structure:

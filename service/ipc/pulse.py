@@ -1,4 +1,4 @@
-"""What a process shows its supervisor without a message: that its loop still turns, and whether it has run anything.
+"""What a process shows its supervisor without a message: that its loop turns, whether it has run, what it decodes.
 
 A page of shared memory, because a message could fill a socket that a stopped supervisor does not read. The page also
 survives the process.
@@ -11,6 +11,10 @@ from collections.abc import Callable
 
 _BEATS, _RUNS, _WORDS = 0, 1, 2
 _WORD = 8  # bytes
+DIGEST = 16  # bytes of a picture's mark
+_MARKS = 256  # threads that decode
+_BYTES = _WORDS * _WORD + _MARKS * DIGEST
+_NONE = bytes(DIGEST)
 _PER_LIMIT = 8  # beats in the time after which a silent process counts as hung
 _LONGEST = 1.0  # seconds between beats: runs are watched at the same pace
 
@@ -19,8 +23,8 @@ class Pulse:
     """The page. One writer: the process, once the supervisor has started it; the supervisor only reads."""
 
     def __init__(self, descriptor: int) -> None:
-        self._page = mmap.mmap(descriptor, _WORDS * _WORD)
-        self._words = memoryview(self._page).cast("Q")
+        self._page = mmap.mmap(descriptor, _BYTES)
+        self._words = memoryview(self._page)[: _WORDS * _WORD].cast("Q")
 
     @property
     def beats(self) -> int:
@@ -31,6 +35,18 @@ class Pulse:
     def runs(self) -> bool:
         """Whether a batch has begun to run."""
         return self._words[_RUNS] > 0
+
+    @property
+    def decoding(self) -> list[bytes]:
+        """The digests of the pictures that its threads decode."""
+        marks = self._page[_WORDS * _WORD :]
+        found = [marks[at : at + DIGEST] for at in range(0, len(marks), DIGEST)]
+        return [digest for digest in found if digest != _NONE]
+
+    def mark(self, thread: int, digest: bytes) -> None:
+        """Shows that a thread decodes the picture with this digest; b"": none."""
+        at = _WORDS * _WORD + thread * DIGEST
+        self._page[at : at + DIGEST] = digest or _NONE
 
     def beat(self) -> None:
         """Shows that the loop turns."""
@@ -44,7 +60,7 @@ class Pulse:
 def page() -> int:
     """Returns the descriptor of a new page."""
     descriptor = os.memfd_create("convoy-pulse", os.MFD_CLOEXEC)
-    os.ftruncate(descriptor, _WORDS * _WORD)
+    os.ftruncate(descriptor, _BYTES)
     return descriptor
 
 

@@ -27,6 +27,8 @@ _KEPT_SHARE = 8  # at most 1/8 of the memory is kept for reuse
 COPIED_AT_ONCE = 1 << 18  # bytes; copying them takes less than 0.1 ms, as long as a hop to a thread and back
 _WORD = 4  # bytes of a mark
 SPILLED = (1 << 64) - 1  # offset of an output of unknown size, which travels in its own memory file
+# At the end of an output that is not written yet. Drawn anew in each process; no answer contains it.
+_SECRET = os.urandom(8)
 _NOWHERE: Mapping[int, int] = MappingProxyType({})
 
 Contents = bytes | memoryview | NDArray[np.generic]
@@ -122,6 +124,17 @@ class SharedMemory:
         """Returns a view of the tensor's bytes at `span`. Raises BadTensor if they exceed the memory."""
         self._check(span.offset, span.nbytes, span.nbytes)
         return self._view[span.offset : span.offset + span.nbytes]
+
+    def poison(self, span: Span) -> None:
+        """Overwrites the end of an output's space, which has the answer to an earlier request, unless it is tiny."""
+        if span.nbytes >= len(_SECRET):
+            end = span.offset + span.nbytes
+            self._view[end - len(_SECRET) : end] = _SECRET
+
+    def is_poisoned(self, span: Span) -> bool:
+        """Returns whether nobody has written an output, at least not to its end, since `poison`."""
+        end = span.offset + span.nbytes
+        return span.nbytes >= len(_SECRET) and self._view[end - len(_SECRET) : end] == _SECRET
 
     def offset_of(self, parts: Sequence[Contents]) -> int | None:
         """Returns where these contiguous contents lie in this memory, one behind the other; None if they do not."""

@@ -1,34 +1,36 @@
 """The supervisor's HTTP endpoints: /livez and /readyz on one port, /metrics on another."""
 
+import asyncio
 import gzip
 import json
 import logging
 import socket
 import ssl
-import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from convoy.service import metrics
 from convoy.service.access import Callers, Scope
-from convoy.service.errors import ConvoyError, NotPermitted, UnknownCaller
-from convoy.service.followed import Followed
-from convoy.service.tls import Tls, names
+from convoy.service.errors import NotPermitted, UnknownCaller
+from convoy.service.followed import POLL_SECONDS, Followed
+from convoy.service.listener import Listener
+from convoy.service.tls import Tls
+from convoy.service.web.connection import Limits, serving
 
 log = logging.getLogger(__name__)
 
+_REST = 3  # the shortest pause between two collections, by the time that the first has taken,
+_LONGEST_REST = 0.5  # but no more seconds than this
 Area = Literal["probes", "metrics"]
-_ALLOWED = "GET, HEAD, OPTIONS"
-_MOST = 64  # concurrent connections per port
-_MOST_BODY = 1 << 16  # bytes of a request's body, which is discarded
-_TIMEOUT = 10  # seconds that a client may take for its request
+# The body of a request is discarded. A scraper that asks every minute need not connect again.
+_LIMITS = Limits(head_bytes=1 << 14, head_seconds=10, body_bytes=1 << 16, body_seconds=10, idle_seconds=75)
 
 
 class Door(NamedTuple):
@@ -49,11 +51,10 @@ class Door(NamedTuple):
             return None
         return self.tls.value.lenient if self.public else self.tls.value.context
 
-    def admit(self, authorization: str | None, certificate: Sequence[str]) -> None:
+    def admit(self, authorization: bytes | None, certificate: Sequence[str]) -> None:
         """Raises UnknownCaller, NotPermitted."""
         if self.callers is not None and not self.public:
-            header = None if authorization is None else authorization.encode()
-            caller = self.callers.value.identify(header, certificate)
+            caller = self.callers.value.identify(authorization, certificate)
             if self.scope is not None:
                 caller.need(self.scope)
 
@@ -68,165 +69,180 @@ def serve(
     directory: Path,
     restarts: metrics.Restarts,
     doors: Mapping[Area, Door] = OPEN,
-) -> None:
-    """Answer on two listening sockets, in separate threads, as long as the process lives.
+    most: int = 64,
+    recycled: metrics.Restarts = MappingProxyType({}),
+    running: Callable[[], Iterable[metrics.Running]] = tuple,
+) -> Callable[[bool], None]:
+    """Answer on two listening sockets, in a thread with a loop of its own, as long as the process lives.
 
-    ready      whether the server accepts requests, and the reason if not; called in those threads
+    Returns a function for other threads: while it was last called with True, others accept on the first socket.
+
+    ready      whether the server accepts requests, and the reason if not; called in that thread, where it may not wait
     directory  the folder of the processes' metrics
     restarts   restarts of processes, counted by the supervisor
     doors      of the two ports
+    most       connections of each port at a time
+    recycled   processes that the supervisor has replaced, see metrics.registry
+    running    those that run, called in that thread
     """
-    registry = metrics.registry(directory, restarts)
-    probes = {"/livez": lambda: _json(200, {"live": True}), "/readyz": lambda: _readiness(*ready())}
-    exposition = {"/metrics": lambda: _Page(200, CONTENT_TYPE_LATEST, generate_latest(registry))}
-    for listener, pages, door in ((health, probes, doors["probes"]), (scrapes, exposition, doors["metrics"])):
-        handler = partial(_Handler, pages, door)
-        server = _Server(listener.getsockname()[:2], handler, bind_and_activate=False, context=door.context)
-        server.socket.close()
-        server.socket = listener
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
+    exposition = _Exposition(metrics.registry(directory, restarts, recycled, running))
+    sites = {
+        "probes": (health, _Site({"/livez": _live, "/readyz": lambda _: _readiness(*ready())}, doors["probes"])),
+        "metrics": (scrapes, _Site({"/metrics": exposition.page}, doors["metrics"])),
+    }
+    listeners = [
+        Listener(listening, serving(site, _LIMITS), most, _LIMITS.head_seconds, site.door.context)
+        for listening, site in sites.values()
+    ]
+
+    loop = asyncio.new_event_loop()
+
+    async def run() -> None:
+        for listener in listeners:
+            listener.start()
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            for listener in listeners:
+                listener.retire()
+
+    threading.Thread(target=loop.run_until_complete, args=(run(),), name="http", daemon=True).start()
+
+    def pause(paused: bool) -> None:
+        loop.call_soon_threadsafe(listeners[0].pause, paused)
+
+    return pause
+
+
+Headers = Mapping[bytes, bytes]  # of a request, by name in lower case; of several of one name the first
 
 
 class _Page(NamedTuple):
     status: int
-    content_type: str
+    content_type: str  # empty: there is no content
     body: bytes
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+def _text(status: int, text: str, *headers: tuple[bytes, bytes]) -> _Page:
+    return _Page(status, "text/plain", f"{text}\n".encode(), headers)
 
 
 def _json(status: int, value: dict[str, object]) -> _Page:
     return _Page(status, "application/json", json.dumps(value).encode() + b"\n")
 
 
-def _readiness(is_ready: bool, reason: str) -> _Page:
+async def _live(_: Headers) -> _Page:
+    return _json(200, {"live": True})
+
+
+async def _readiness(is_ready: bool, reason: str) -> _Page:
     return _json(200 if is_ready else 503, {"ready": is_ready, **({"reason": reason} if reason else {})})
 
 
-class _Server(ThreadingHTTPServer):
-    """Answers each connection in a thread, at most `_MOST` at a time.
+class _Site:
+    """Answers GET, HEAD and OPTIONS for the pages of one port, by path: an application of ASGI."""
 
-    A further connection closes the oldest, which is most likely idle. `_lock` guards `_open`.
+    def __init__(self, pages: Mapping[str, Callable[[Headers], Awaitable[_Page]]], door: Door) -> None:
+        self.door = door
+        self._pages = pages
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        headers = dict(reversed(scope["headers"]))
+        if await _discarded(headers, receive):
+            try:
+                page = await self._page(scope, headers)
+            except Exception:  # the end of a request
+                log.exception("an HTTP request failed")
+                page = _text(500, "internal error", _CLOSE)
+            await _send(page, send)
+
+    async def _page(self, scope: Any, headers: Headers) -> _Page:
+        try:
+            self.door.admit(headers.get(b"authorization"), scope["state"]["names"])
+        except UnknownCaller as error:
+            return _text(401, error.message, (b"www-authenticate", b"Bearer"), _CLOSE)
+        except NotPermitted as error:
+            return _text(403, error.message, _CLOSE)
+        method = scope["method"]
+        if method == "OPTIONS":
+            return _Page(204, "", b"", (_ALLOW,))
+        if method not in ("GET", "HEAD"):
+            return _text(405, "method not allowed: want GET, HEAD or OPTIONS", _ALLOW, _CLOSE)
+        page = self._pages.get(scope["path"])
+        if page is None:
+            return _text(404, f"not found: want {' or '.join(self._pages)}")
+        return await page(headers)
+
+
+_ALLOW = (b"allow", b"GET, HEAD, OPTIONS")
+_CLOSE = (b"connection", b"close")
+
+
+async def _discarded(headers: Headers, receive: Any) -> bool:
+    """Discards a request's body, so that the answer is not lost; returns whether the client is still there."""
+    if b"100-continue" in headers.get(b"expect", b"").lower():
+        return True  # it sends its body only if it is asked for it
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return False
+        if not message.get("more_body"):
+            return True
+
+
+async def _send(page: _Page, send: Any) -> None:
+    headers = list(page.headers)
+    if page.content_type:
+        headers.append((b"content-type", page.content_type.encode()))
+        headers.append((b"content-length", str(len(page.body)).encode()))
+    await send({"type": "http.response.start", "status": page.status, "headers": headers})
+    await send({"type": "http.response.body", "body": page.body})
+
+
+class _Exposition:
+    """The page of metrics. Collecting takes some 10 ms: a thread does it, once for all who ask while it is busy.
+
+    One writer: the loop of the ports.
     """
 
-    def __init__(
-        self, *arguments: Any, context: Callable[[], ssl.SSLContext | None] = lambda: None, **named: Any
-    ) -> None:
-        super().__init__(*arguments, **named)
-        self._context = context
-        self._lock = threading.Lock()
-        self._open: dict[socket.socket, None] = {}  # oldest first
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        self._thread = ThreadPoolExecutor(1, "metrics")
+        self._rested = 0.0  # when the next collection may begin
+        self._running: asyncio.Task[_Scrape] | None = None
+        self._next: asyncio.Task[_Scrape] | None = None
 
-    def get_request(self) -> tuple[socket.socket, Any]:
-        request, address = super().get_request()
-        context = self._context()
-        if context is not None:
-            # The handshake comes in the connection's own thread: nobody waits for a slow client.
-            request = context.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
-        return request, address
+    async def page(self, headers: Headers) -> _Page:
+        """Returns the metrics as they are now or later, compressed if the client accepts that."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._collect(self._running))
+        scrape = await asyncio.shield(self._next)
+        if b"gzip" not in headers.get(b"accept-encoding", b"").lower():
+            return _Page(200, CONTENT_TYPE_LATEST, scrape.text)
+        loop = asyncio.get_running_loop()
+        packed = await loop.run_in_executor(self._thread, lambda: scrape.packed)
+        return _Page(200, CONTENT_TYPE_LATEST, packed, ((b"content-encoding", b"gzip"),))
 
-    def finish_request(self, request: Any, client_address: Any) -> None:
-        if isinstance(request, ssl.SSLSocket):
-            request.settimeout(_TIMEOUT)
-            request.do_handshake()
-        super().finish_request(request, client_address)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        with self._lock:
-            self._open[request] = None
-            oldest = next(iter(self._open)) if len(self._open) > _MOST else None
-            if oldest is not None:
-                del self._open[oldest]
-        if oldest is not None:
-            with suppress(OSError):
-                oldest.shutdown(socket.SHUT_RDWR)
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        with self._lock:
-            self._open.pop(request, None)
-        super().shutdown_request(request)
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        # A client that resets its connection, as load balancers' probes do, or whose certificate is refused, is not an
-        # error; anything else is a bug.
-        if not isinstance(sys.exception(), ConnectionError | TimeoutError | ssl.SSLError):
-            log.error("an HTTP request failed", exc_info=sys.exception())
+    async def _collect(self, before: "asyncio.Task[_Scrape] | None") -> "_Scrape":
+        # One that has begun may have read what has changed since: who asks now shares the next one.
+        if before is not None:
+            await asyncio.wait([before])
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(self._rested - loop.time())
+        self._running, self._next = self._next, None
+        began = loop.time()
+        text = await loop.run_in_executor(self._thread, generate_latest, self._registry)
+        # It holds the GIL of the process that restarts others: whoever asks all the time gets a quarter of it at most.
+        self._rested = loop.time() + min(_REST * (loop.time() - began), _LONGEST_REST)
+        return _Scrape(text)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    """Answers GET, HEAD and OPTIONS for the pages of one port, by path."""
+class _Scrape:
+    """What one collection has found."""
 
-    timeout = _TIMEOUT
-    server_version = "convoy"
-    sys_version = ""
+    def __init__(self, text: bytes) -> None:
+        self.text = text
 
-    def __init__(self, pages: Mapping[str, Callable[[], _Page]], door: Door, *arguments: Any) -> None:
-        self._pages = pages
-        self._door = door
-        super().__init__(*arguments)  # handles the connection until it ends
-
-    def parse_request(self) -> bool:
-        parsed = super().parse_request()
-        # Closing a connection with unread data resets it, and the client loses the answer.
-        length = self.headers.get("Content-Length", "") if parsed else ""
-        if length.isdecimal() and "100-continue" not in self.headers.get("Expect", "").lower():
-            self.rfile.read(min(int(length[:6]), _MOST_BODY))
-        return parsed and self._admits()
-
-    def _admits(self) -> bool:
-        """Returns whether the caller may go on, whatever the method and the path; answers if not."""
-        certificate = self.connection.getpeercert() if isinstance(self.connection, ssl.SSLSocket) else None
-        try:
-            self._door.admit(self.headers.get("Authorization"), names(certificate))
-        except UnknownCaller as error:
-            self._refuse_with(401, error, ("WWW-Authenticate", "Bearer"))
-        except NotPermitted as error:
-            self._refuse_with(403, error)
-        else:
-            return True
-        return False
-
-    def _refuse_with(self, code: int, error: ConvoyError, *headers: tuple[str, str]) -> None:
-        self.close_connection = True
-        self._answer(_Page(code, "text/plain", f"{error.message}\n".encode()), *headers)
-
-    def do_GET(self) -> None:
-        page = self._pages.get(self.path.partition("?")[0])
-        if page is None:
-            self._answer(_Page(404, "text/plain", f"not found: want {' or '.join(self._pages)}\n".encode()))
-        else:
-            self._answer(page())
-
-    do_HEAD = do_GET  # noqa: N815  the base class looks for this name
-
-    def do_OPTIONS(self) -> None:
-        self.send_response(204)
-        self.send_header("Allow", _ALLOWED)
-        self.end_headers()
-
-    def __getattr__(self, name: str) -> Callable[[], None]:
-        # The base class looks for do_METHOD, and answers 501 if there is none.
-        if name.startswith("do_"):
-            return self._refuse
-        raise AttributeError(name)
-
-    def _refuse(self) -> None:
-        self.close_connection = True
-        self._answer(_Page(405, "text/plain", b"method not allowed: want GET, HEAD or OPTIONS\n"), ("Allow", _ALLOWED))
-
-    def _answer(self, page: _Page, *headers: tuple[str, str]) -> None:
-        body = page.body
-        if page.content_type == CONTENT_TYPE_LATEST and "gzip" in self.headers.get("Accept-Encoding", "").lower():
-            body = gzip.compress(body, 1)
-            headers = (*headers, ("Content-Encoding", "gzip"))
-        self.send_response(page.status)
-        self.send_header("Content-Type", page.content_type)
-        self.send_header("Content-Length", str(len(body)))
-        for name, value in headers:
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
-        log.debug("http: " + format, *args)
+    @cached_property
+    def packed(self) -> bytes:
+        return gzip.compress(self.text, 1)

@@ -7,6 +7,7 @@ process that never receives a role exits silently.
 import atexit
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typing import Literal
 
 from convoy.service.errors import BadConfig
 from convoy.service.ipc.pulse import Pulse, page
+from convoy.service.supervisor import folders
 
 Kind = Literal["engine", "frontend"]
 
@@ -28,6 +30,7 @@ _ADDRESS = "address"
 _OWN = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
 _METRICS = "PROMETHEUS_MULTIPROC_DIR"  # environment variable that prometheus_client reads at import
 
+_SUPERVISORS = (signal.SIGHUP, signal.SIGINT)  # signals that it alone handles
 _MODULES: Mapping[Kind, str] = {"engine": "convoy.service.engine.server", "frontend": "convoy.service.frontend.server"}
 
 
@@ -43,9 +46,11 @@ class Process:
         self.channel, remote = channel_pair()
         shown = page()
         self.pulse = Pulse(shown)
-        with remote:
-            # spawn, not fork: gRPC's and onnxruntime's threads do not survive a fork. Its own session protects it from
-            # a terminal's Ctrl-C.
+        # A signal mask outlasts exec. So these signals, which a terminal or `pkill` sends to all, never end a process
+        # that the supervisor would have to replace: not even while it starts.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SUPERVISORS)
+        try:
+            # spawn, not fork: gRPC's and onnxruntime's threads do not survive a fork.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", _MODULES[kind], str(remote.fileno()), str(shown)],
                 pass_fds=[remote.fileno(), shown],
@@ -53,7 +58,10 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        os.close(shown)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            remote.close()
+            os.close(shown)
         self.pid = self._process.pid
 
     @property
@@ -65,24 +73,36 @@ class Process:
         self._process.kill()
 
 
+def hold_back() -> None:
+    """Let SIGHUP wait until `let_through`: it must not end a server that is starting."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+
+
+def let_through() -> None:
+    """Handle SIGHUP from now on, also one that has come before."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
+
+
 class Processes:
     """Starts the processes of a server, which write metrics to one directory. One writer: the supervisor's loop."""
 
     def __init__(self) -> None:
-        parent = _writable()
-        remove_abandoned(Path(parent))
-        self.directory = tempfile.TemporaryDirectory(prefix=_PREFIX, dir=parent)
+        parent = Path(_writable())
+        folders.remove_left(_PREFIX, parent)
+        directory, self._lock = folders.made(_PREFIX, parent)
+        self.directory = str(directory)
+        atexit.register(shutil.rmtree, self.directory, ignore_errors=True)
         self._ahead: dict[Kind, Process] = {}
 
     def start_ahead(self) -> None:
         """Start one process of each kind in advance, to wait for `start`. Unused ones end with this process."""
         for kind in _MODULES:
-            self._ahead[kind] = Process(kind, self.directory.name)
+            self._ahead[kind] = Process(kind, self.directory)
         atexit.register(self._end_those_ahead)
 
     def start(self, kind: Kind) -> Process:
         """Start a process of a kind, or use one started in advance. Raises OSError if the system lacks resources."""
-        return self._ahead.pop(kind, None) or Process(kind, self.directory.name)
+        return self._ahead.pop(kind, None) or Process(kind, self.directory)
 
     def _end_those_ahead(self) -> None:
         for process in self._ahead.values():
@@ -113,27 +133,18 @@ def announce(directory: Path, address: str) -> None:
         (directory / _ADDRESS).write_text(f"{os.getpid()} {address}\n")
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Remove the metrics of servers that were killed: those of this user whose process has gone."""
-    for file in folder.glob(f"{_PREFIX}*/{_ADDRESS}"):
-        with suppress(OSError, ValueError):
-            pid = int(file.read_text().split()[0])
-            if file.stat().st_uid == os.getuid() and not Path(f"/proc/{pid}").exists():
-                shutil.rmtree(file.parent, ignore_errors=True)
-
-
-def announced(folders: Iterable[Path] | None = None) -> list[str]:
+def announced(parents: Iterable[Path] | None = None) -> list[str]:
     """The recorded addresses of the running servers on this machine or in this container."""
-    if folders is None:
+    if parents is None:
         # First where a server with this environment would write, then elsewhere.
         with suppress(BadConfig):
             if found := announced([Path(_writable())]):
                 return found
-        folders = [_MEMORY]
+        parents = [_MEMORY]
         with suppress(FileNotFoundError):
-            folders = [_MEMORY, Path(tempfile.gettempdir())]
+            parents = [_MEMORY, Path(tempfile.gettempdir())]
     addresses = []
-    for folder in folders:
+    for folder in parents:
         for file in sorted(folder.glob(f"{_PREFIX}*/{_ADDRESS}")):
             with suppress(OSError, ValueError):
                 pid, address = file.read_text().split()

@@ -1,17 +1,16 @@
 """The folders in which a server keeps copies of the files that it serves, and results that outlast it."""
 
-import fcntl
 import logging
 import os
 import shutil
 import stat
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from convoy.service.errors import BadConfig
+from convoy.service.supervisor import folders
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +27,8 @@ class Store:
         """`cache` is the configured folder; "" stands for one in the user's cache folder, or in `temporary`, which ends
         with the server, if that cannot be used. Raises BadConfig if the configured one cannot be used."""
         self.cache = _configured(cache) if cache else _usual(temporary)
-        _remove_left(self.cache)
-        self.folder, self._lock = _made(self.cache)
+        folders.remove_left(_PREFIX, self.cache)
+        self.folder, self._lock = folders.made(_PREFIX, self.cache)
 
     def __enter__(self) -> Self:
         return self
@@ -39,17 +38,6 @@ class Store:
     ) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._lock)
-
-
-def _made(cache: Path) -> tuple[Path, int]:
-    """Makes a folder and locks it. The lock ends with this process, however that ends: then it may be removed."""
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=cache))
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.exists():  # another server may have removed it before it was locked
-            return folder, lock
-        os.close(lock)
 
 
 def _configured(cache: str) -> Path:
@@ -64,13 +52,22 @@ def _configured(cache: str) -> Path:
 
 
 def _usual(temporary: Path) -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "convoy"
-    with suppress(OSError, RuntimeError):  # a read-only file system, or a user without a home
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if _is_private(folder):
-            return folder
+    folder = usual_folder()
+    with suppress(OSError):  # a read-only file system
+        if folder is not None:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if _is_private(folder):
+                return folder
     log.info("there is no cache folder: results of trials end with this server; see repository.cache")
     return temporary
+
+
+def usual_folder() -> Path | None:
+    """The folder in the user's cache folder, whether it is there or not; None for a user without a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "convoy"
+    except RuntimeError:
+        return None
 
 
 def _is_private(folder: Path) -> bool:
@@ -78,15 +75,3 @@ def _is_private(folder: Path) -> bool:
     status = folder.stat()
     others = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     return status.st_uid == os.geteuid() and not others and os.access(folder, os.W_OK | os.X_OK)
-
-
-def _remove_left(cache: Path) -> None:
-    """Removes the folders of servers that were killed."""
-    for folder in cache.glob(f"{_PREFIX}*"):
-        with suppress(OSError):  # another server's, or already removed
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(descriptor)

@@ -4,131 +4,56 @@ Its imports delay all of them, so it imports little; the HTTP endpoints are impo
 """
 
 import asyncio
-import errno
 import logging
 import os
 import signal
 import socket
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from convoy.service import access, machine, tls
-from convoy.service.config import Config, ServerConfig
+from convoy.service import descriptors, machine
+from convoy.service.config import MIB, Config
 from convoy.service.errors import BadConfig
 from convoy.service.followed import POLL_SECONDS
 from convoy.service.ipc import messages
 from convoy.service.ipc.pulse import seconds_between_beats
+from convoy.service.sources import Source
 from convoy.service.supervisor import processes
-from convoy.service.supervisor.health import Offences, Reading, Silence, read, restart_delay
+from convoy.service.supervisor.administration import Administration
+from convoy.service.supervisor.children import Child, Children
+from convoy.service.supervisor.doors import Doors
+from convoy.service.supervisor.health import (
+    Offences,
+    Quarantine,
+    Reading,
+    Silence,
+    Weight,
+    read,
+    restart_delay,
+)
+from convoy.service.supervisor.ports import Sockets
 from convoy.service.supervisor.processes import Kind, Process, Processes, channel_pair
 from convoy.service.supervisor.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from convoy.service.supervisor import endpoints
+    from convoy.service.metrics import Running
 
 log = logging.getLogger(__name__)
 
 _RETRY = 5.0  # seconds until another attempt, if the system lacks resources for a start
 _STEADY = 30.0  # seconds after which a process counts as stable
+_WEIGH_SECONDS = 1.0  # between two looks at the memory of processes
+_TELL_SECONDS = 1.0  # between two words to the front ends, which take silence for death
+_SUCCESSOR_SECONDS = 60.0  # in which a successor gets ready
+_POLL_SECONDS = 0.05  # between two looks at whether it is
 _LAST_GRACE = 3.0  # seconds beyond the front ends' own grace, after which they are killed
-_MOST_SUSPECTS = 64  # sent to a new engine: as many as one message can carry
-# Reasons that do not end by waiting: logged even if the server was not ready before.
-_FAULTS = ("no model serves", "the model repository")
-_STARTING = messages.Status(listening=False, ready=False, reason="starting")
-
-
-@dataclass(slots=True)
-class Child:
-    """A process of the server. One writer: the supervisor's loop."""
-
-    kind: Kind
-    device: int  # the engine's device; 0 for a front end
-    number: int  # never reused
-    process: Process
-    started: float = field(default_factory=time.monotonic)
-    status: messages.Status = _STARTING
-    loading: messages.Suspect | None = None  # the version that an engine is loading
-    silence: Silence = field(default_factory=lambda: Silence(0.0))
-    hung: bool = False  # it was killed because it was silent
-
-    @property
-    def name(self) -> str:
-        """How it is called in the log."""
-        return f"{self.kind} {self.process.pid}"
-
-
-@dataclass(frozen=True, slots=True)
-class Addresses:
-    """The listening addresses of the server, once the ports are known."""
-
-    grpc: str
-    http: str
-    metrics: str
-
-
-class Children:
-    """The running processes, and whether they serve. One writer: the supervisor's loop; the HTTP threads only read."""
-
-    def __init__(self, front_ends: int, grpc_address: str) -> None:
-        self.by_number: dict[int, Child] = {}
-        self.draining = False  # a front end that ends is not restarted
-        self.trouble = ""  # why the server is not ready, once it is not: a process that hung
-        self._front_ends = front_ends
-        self._grpc_address = grpc_address
-        self._was_ready = False
-        self._shortage = ""  # the last warning while ready
-
-    def of(self, kind: Kind) -> list[Child]:
-        """Returns the processes of one kind."""
-        return [child for child in list(self.by_number.values()) if child.kind == kind]
-
-    def ready(self) -> tuple[bool, str]:
-        """Returns whether every front end accepts requests; and the reason if not, or if an engine is missing."""
-        if self.draining:
-            return False, "draining"
-        front_ends = self.of("frontend")
-        missing = "front ends are starting" if len(front_ends) < self._front_ends else ""
-        reason = missing or next((child.status.reason for child in front_ends if not child.status.ready), "")
-        if reason:
-            return False, "; ".join(filter(None, (self.trouble, reason)))
-        return True, next((child.status.reason for child in front_ends if child.status.reason), "")
-
-    def receive(self, child: Child, message: messages.Message) -> None:
-        """Records what a process reports."""
-        if isinstance(message, messages.Status):
-            child.status = message
-            self.log_readiness()
-        elif isinstance(message, messages.Loading):
-            child.loading = message.what
-
-    def receive_rest(self, child: Child) -> None:
-        """Records what an ended process had sent: the last message may name the version that ended it."""
-        with suppress(ConnectionError):
-            while received := messages.receive(child.process.channel):
-                self.receive(child, received[0])
-
-    def log_readiness(self) -> None:
-        """Logs a change of readiness."""
-        ready, reason = self.ready()
-        if ready and not self._was_ready:
-            self.trouble = ""
-            log.info("ready", extra={"fields": {"grpc": self._grpc_address}})
-        elif self._was_ready and not ready:
-            log.warning("not ready: %s", reason)
-        elif not ready and reason.startswith(_FAULTS):
-            log.error("not ready: %s", reason)
-        if ready and reason != self._shortage:
-            log.warning("%s", reason or "engines serve on all devices again")
-        self._was_ready = ready
-        self._shortage = reason if ready else self._shortage
+_ENGINE_BYTES = 512 << 20  # that an engine maps at least besides slot memory: code, stacks, arenas
 
 
 class Supervisor:
@@ -137,31 +62,36 @@ class Supervisor:
     def __init__(
         self,
         config: Config,
-        repository: Path,
-        sockets: "Sockets",
+        source: Source,
+        sockets: Sockets,
         processes: Processes,
-        doors: "Doors",
+        doors: Doors,
         store: Store,
     ) -> None:
         self._config = config
         self._doors = doors
         self._devices = config.engine.device_numbers(machine.cuda_devices)
         self._front_ends = config.server.front_ends(machine.cores())
-        self._repository = repository
+        descriptors.check(self._front_ends + len(self._devices))
+        self._source = source
         self._addresses = sockets.addresses
         self._processes = processes
         self._store = store
-        self._directory = Path(processes.directory.name)
+        self._directory = Path(processes.directory)
         self._sockets = sockets
         self._restarts: Counter[tuple[str, int]] = Counter(
             {("frontend", 0): 0, **{("engine", device): 0 for device in self._devices}}
         )
+        self._recycled: Counter[tuple[str, int]] = Counter(dict.fromkeys(self._restarts, 0))
+        self._recycling: asyncio.Task[None] | None = None
         self._children = Children(self._front_ends, sockets.addresses.grpc)
+        self._administration = Administration(config)
+        self._pause_http: Callable[[bool], None] = lambda paused: None  # until it serves
         self._numbers = 0
         self._failed_starts: Counter[tuple[Kind, int]] = Counter()
         self._killed: set[int] = set()  # devices whose last engine was killed by another process
         self._offences = Offences()
-        self._suspects: Counter[messages.Suspect] = Counter()  # engine deaths by the version that was loading
+        self._quarantine = Quarantine()
         self._ending = False  # neither is an engine: the front ends have ended
         self._starts = asyncio.Lock()  # locked for one start at a time, which then links all existing processes
         self._loop = asyncio.get_running_loop()
@@ -170,41 +100,67 @@ class Supervisor:
     async def serve(self) -> int:
         """Run until a signal; returns the exit code."""
         stopping = asyncio.Event()
-        signals = [signal.SIGTERM, signal.SIGINT]
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored under nohup
-            signals.append(signal.SIGHUP)  # the terminal has closed
-        for number in signals:
+        for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_signal, stopping)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored under nohup
+            self._loop.add_signal_handler(signal.SIGHUP, self._reload)
+        processes.let_through()
         addresses = self._addresses
         processes.announce(self._directory, addresses.grpc)
         fields = {"grpc": addresses.grpc, "http": addresses.http, "metrics": addresses.metrics}
+        fields |= {"admin": addresses.admin} if addresses.admin else {}
         log.info("listening", extra={"fields": fields})
         async with self._starts:
             for device in self._devices:
                 await self._start("engine", device)
             for _ in range(self._front_ends):
                 await self._start("frontend")
-        await asyncio.to_thread(self._serve_http)
+        self._pause_http = await asyncio.to_thread(self._serve_http)
+        telling = self._loop.create_task(self._keep_telling())
         looking = self._loop.create_task(self._look())
+        weighing = self._loop.create_task(self._weigh())
         following = self._loop.create_task(self._doors.follow())
         await stopping.wait()
+        weighing.cancel()
         code = await self._drain()
+        telling.cancel()
         looking.cancel()
         following.cancel()
+        self._sockets.remove()
         return code
 
-    def _serve_http(self) -> None:
+    def _serve_http(self) -> Callable[[bool], None]:
         from convoy.service.supervisor import endpoints  # noqa: PLC0415  see above
 
         sockets = self._sockets
-        endpoints.serve(
+        return endpoints.serve(
             sockets.http,
             sockets.metrics,
             self._children.ready,
             self._directory,
             self._restarts,
             self._doors.of_ports(),
+            descriptors.of_http_port(self._front_ends + len(self._devices)),
+            self._recycled,
+            self._running,
         )
+
+    def _running(self) -> "list[Running]":
+        from convoy.service.metrics import Running  # noqa: PLC0415  see above
+
+        children = [
+            Running(each.kind, str(each.device) if each.kind == "engine" else "", each.process.pid)
+            for each in list(self._children.by_number.values())
+        ]
+        return [Running("supervisor", "", os.getpid()), *children]
+
+    def _reload(self) -> None:
+        # The terminal may have closed: no reason to end, as services are told by the same signal to read their files.
+        log.info("SIGHUP: certificates and callers are read again; settings are not")
+        self._doors.reload()
+        for child in self._children.of("frontend"):
+            with suppress(OSError):  # it has died: its successor reads them at its start
+                messages.send(child.process.channel, messages.Reload())
 
     def _on_signal(self, stopping: asyncio.Event) -> None:
         if stopping.is_set():
@@ -215,32 +171,54 @@ class Supervisor:
         self._children.draining = True
         stopping.set()
 
-    async def _start(self, kind: Kind, device: int = 0) -> None:
+    async def _start(self, kind: Kind, device: int = 0) -> Child:
         self._numbers += 1
         process = self._processes.start(kind)
+        server = self._config.server
+        processes = self._front_ends if kind == "frontend" else len(self._devices)
+        limit = server.memory_bytes(kind, processes, machine.memory_bytes())
         child = self._children.by_number[self._numbers] = Child(
-            kind, device, self._numbers, process, silence=Silence(self._config.server.heartbeat_seconds)
+            kind, device, self._numbers, process, silence=Silence(server.heartbeat_seconds), weight=Weight(limit)
         )
+        changed = self._administration
+        front_end = kind == "frontend"
+        # One front end is enough for it, and the next one takes the place of one that dies.
+        child.administers = front_end and not any(other.administers for other in self._children.of("frontend"))
         start = messages.Start(
-            config=self._config if kind == "frontend" else self._config_of(device),
+            config=changed.configured(self._config if front_end else self._config_of(device)),
             devices=self._devices,
-            repository=str(self._repository),
+            repository=str(self._source.root or ""),
+            single={name: str(path) for name, path in self._source.single.items()},
             grpc_address=self._addresses.grpc,
             metrics_directory=str(self._directory),
             store=str(self._store.folder),
             cache=str(self._store.cache),
-            suspects=tuple(self._suspects.most_common(_MOST_SUSPECTS)) if kind == "engine" else (),
+            suspects=self._children.deaths.most() if kind == "engine" else (),
             withdrawn=self._offences.withdrawn(time.monotonic()) if kind == "engine" else (),
+            unloaded=changed.unloaded,
+            admin_address=self._addresses.admin if child.administers else "",
+            http=front_end and self._config.server.http_api,
+            regions=changed.regions if front_end else (),
+            tracing=changed.tracing if front_end else (),
+            deadly=self._quarantine.deadly(time.monotonic()) if kind == "frontend" else (),
+            pictures=self._quarantine.pictures(time.monotonic()) if kind == "frontend" else messages.Pictures(),
         )
+        given = [self._sockets.http.fileno()] * start.http + [*changed.descriptors] * front_end
         with suppress(ConnectionError):  # it has died already: _watch handles that
-            messages.send(process.channel, start)
+            messages.send(process.channel, start, given)
         process.channel.setblocking(False)
-        messages.listen(process.channel, lambda message, _: self._receive(child, message), lambda: None)
-        for other in list(self._children.by_number.values()):
-            self._link(child, other)
+        changed.add(child.number, kind, process.channel)
+        messages.listen(process.channel, lambda *received: self._receive(child, *received), lambda: None)
         watcher = self._loop.create_task(self._watch(child))
         self._watchers.add(watcher)
         watcher.add_done_callback(self._watchers.discard)
+        try:
+            for other in list(self._children.by_number.values()):
+                self._link(child, other)
+        except OSError as error:  # out of descriptors: its successor may find some
+            log.error("%s cannot be linked to the others: %s", child.name, error.strerror)
+            process.kill()
+        return child
 
     def _config_of(self, device: int) -> Config:
         engine = self._config.engine.of_device(device, len(self._devices), machine.cores())
@@ -254,8 +232,8 @@ class Supervisor:
         engine_end, front_end_end = channel_pair()
         with engine_end, front_end_end, suppress(OSError):  # one of the two has died: its successor gets another
             link = messages.Link(front_end.number, engine.device, engine.device in self._killed)
-            messages.send(engine.process.channel, link, engine_end.fileno())
-            messages.send(front_end.process.channel, link, front_end_end.fileno())
+            messages.send(engine.process.channel, link, [engine_end.fileno()])
+            messages.send(front_end.process.channel, link, [front_end_end.fileno()])
 
     async def _watch(self, child: Child) -> None:
         """Wait for a process to end, then start another if it is still needed."""
@@ -265,15 +243,25 @@ class Supervisor:
             self._killed.discard(child.device)
             if code == -signal.SIGKILL and not child.hung:
                 self._killed.add(child.device)
+        self._administration.remove(child.number)
         self._loop.remove_reader(child.process.channel)
         child.process.channel.close()
         del self._children.by_number[child.number]
         from convoy.service import metric_files  # noqa: PLC0415  see above
 
         metric_files.forget_process(child.process.pid, self._directory)
+        if child.retiring and child.kind == "frontend":
+            if code:
+                log.warning("%s, which was replaced, ended with exit code %d", child.name, code)
+            return  # its successor serves already
         if not self._needed(child.kind):
             return
+        self._tell_readiness()
         self._children.log_readiness()
+        decoding = child.process.pulse.decoding
+        if self._quarantine.decoding(decoding, code, time.monotonic()):
+            log.error("it was decoding %d pictures: they are decoded apart from now on", len(decoding))
+            self._tell_front_ends(self._quarantine.pictures(time.monotonic()))
         served = child.process.pulse.runs or child.status.listening or time.monotonic() - child.started > _STEADY
         place = (child.kind, child.device)
         failed = self._failed_starts[place] = 0 if served else self._failed_starts[place] + 1
@@ -282,30 +270,71 @@ class Supervisor:
         which = child.name
         if child.kind == "engine" and len(self._devices) > 1:
             which += f" of device {child.device}"
-        log.error("%s ended with %s; restarting in %g s", which, how, delay)
+        if not child.retiring:
+            log.error("%s ended with %s; restarting in %g s", which, how, delay)
         if child.loading is not None:
-            self._suspects[child.loading] += 1
+            self._children.deaths.add(child.loading, from_outside=child.device in self._killed)
             log.error("it was loading model %s version %d", child.loading.model, child.loading.version)
-        self._restarts[child.kind, child.device] += 1
+        if not child.retiring:
+            self._restarts[child.kind, child.device] += 1
+            self._note_restarts()
         settled = False
         while not settled:
             await asyncio.sleep(delay)
             settled = await self._start_if_needed(child.kind, child.device)
             delay = _RETRY
 
-    def _receive(self, child: Child, message: messages.Message) -> None:
-        if not isinstance(message, messages.Deadly):
-            self._children.receive(child, message)
-            return
-        for other in self._children.of("frontend"):
-            if other is not child:
+    def _note_restarts(self) -> None:
+        by_kind: Counter[str] = Counter()
+        for (kind, _), count in self._restarts.items():
+            by_kind[kind] += count
+        from convoy.service import metric_files  # noqa: PLC0415  see _forget_ended
+
+        metric_files.note_restarts(self._directory, by_kind)
+
+    def _receive(self, child: Child, message: messages.Message, descriptors: list[int]) -> None:
+        match message:
+            case messages.Ask() | messages.Applied():
+                self._administration.receive(child.number, message, descriptors)
+            case messages.Pictures():
+                self._quarantine.add_guilty(message)
+                self._tell_front_ends(message, child)
+            case messages.Deadly():
+                self._quarantine.add_deadly(message)
+                self._tell_front_ends(message, child)
+                if self._offences.add(message.model, message.version, message.digest, time.monotonic()):
+                    self._withdraw(message.model, message.version)
+            case _:
+                self._children.receive(child, message)
+                self._tell_readiness()
+                if isinstance(message, messages.Status):
+                    self._children.log_readiness()  # told before logged: whoever reads "ready" finds it at /readyz
+                    if message.ready:
+                        self._weigh_all()  # what they need to serve, before callers come
+
+    async def _keep_telling(self) -> None:
+        while True:
+            self._tell_readiness()
+            await asyncio.sleep(_TELL_SECONDS)
+
+    def _tell_readiness(self) -> None:
+        """Tells the front ends whether the server is ready. While one of them listens, it answers on the HTTP port."""
+        if self._config.server.http_api:
+            front_ends = self._children.of("frontend")
+            self._pause_http(any(child.status.listening for child in front_ends))
+            self._tell_front_ends(messages.Readiness(*self._children.ready()))
+
+    def _withdraw(self, model: str, version: int) -> None:
+        log.error("model %s version %d ends engines: it stops serving", model, version)
+        for engine in self._children.of("engine"):
+            with suppress(OSError):  # it has died: its successor receives it at its start
+                messages.send(engine.process.channel, messages.Withdraw(model, version))
+
+    def _tell_front_ends(self, message: messages.Message, but: Child | None = None) -> None:
+        for child in self._children.of("frontend"):
+            if child is not but:
                 with suppress(OSError):  # it has died
-                    messages.send(other.process.channel, message)
-        if self._offences.add(message.model, message.version, message.digest, time.monotonic()):
-            log.error("model %s version %d ends engines: it stops serving", message.model, message.version)
-            for engine in self._children.of("engine"):
-                with suppress(OSError):  # it has died: its successor receives it at its start
-                    messages.send(engine.process.channel, messages.Withdraw(message.model, message.version))
+                    messages.send(child.process.channel, message)
 
     async def _look(self) -> None:
         """Kills processes that hang."""
@@ -319,6 +348,56 @@ class Supervisor:
             seconds, last = min(now - last, 2 * between), now
             for child in list(self._children.by_number.values()):
                 self._look_at(child, seconds)
+
+    async def _weigh(self) -> None:
+        """Replaces processes that have too much memory, one at a time."""
+        while True:
+            await asyncio.sleep(_WEIGH_SECONDS)
+            self._weigh_all()
+
+    def _weigh_all(self) -> None:
+        for child in list(self._children.by_number.values()):
+            busy = self._recycling is not None and not self._recycling.done()
+            if child.retiring or busy or self._children.draining:
+                continue
+            serving = child.status.ready if child.kind == "frontend" else self._children.ready()[0]
+            with suppress(OSError):  # it has ended
+                own = machine.own_bytes(child.process.pid)
+                if child.weight.exceeds(own, time.monotonic(), serving=serving):
+                    self._recycling = self._loop.create_task(self._recycle(child, own))
+
+    async def _recycle(self, child: Child, own: int) -> None:
+        log.warning("%s has %d MiB of memory: it is replaced", child.name, own // MIB)
+        if child.kind == "engine":
+            # As after a death from outside: requests wait for the next engine, and none of them is to blame. A second
+            # engine beside it could need more memory, or more of a device's, than there is.
+            child.retiring = True
+            self._recycled[child.kind, child.device] += 1
+            child.process.kill()
+            return
+        async with self._starts:
+            if self._children.draining:
+                return
+            administers, child.administers = child.administers, False  # the successor does
+            try:
+                successor = await self._start("frontend")
+                successor.succeeds = True
+            except OSError as error:
+                child.administers = administers
+                log.error("frontend cannot be started: %s", error.strerror)
+                return
+        until = time.monotonic() + _SUCCESSOR_SECONDS
+        # The successor may die, and another one be started in its place. If none gets ready, the process goes all the
+        # same: it has too much memory.
+        while not any(each.status.ready for each in self._children.of("frontend") if each.number >= successor.number):
+            if time.monotonic() > until or child.process.returncode is not None:
+                break
+            await asyncio.sleep(_POLL_SECONDS)
+        child.retiring = True
+        self._recycled[child.kind, child.device] += 1
+        with suppress(OSError):  # it has died
+            messages.send(child.process.channel, messages.Retire())
+        await self._wait_for([child], self._config.server.grace_seconds + _LAST_GRACE)
 
     def _look_at(self, child: Child, seconds: float) -> None:
         beats, loading = child.process.pulse.beats, child.loading is not None
@@ -350,6 +429,7 @@ class Supervisor:
 
     async def _drain(self) -> int:
         """Let the front ends answer what they accepted, then end the engines. Returns 0 if everything was answered."""
+        self._tell_readiness()
         log.info("draining")
         server = self._config.server
         async with self._starts:
@@ -387,7 +467,11 @@ async def _end(process: Process) -> int:
     loop = asyncio.get_running_loop()
     while (code := process.returncode) is None:
         ended = asyncio.Event()
-        descriptor = os.pidfd_open(process.pid)
+        try:
+            descriptor = os.pidfd_open(process.pid)
+        except OSError:  # out of descriptors
+            await asyncio.sleep(POLL_SECONDS)
+            continue
         loop.add_reader(descriptor, ended.set)
         try:
             await ended.wait()
@@ -397,107 +481,44 @@ async def _end(process: Process) -> int:
     return code
 
 
-class Doors:
-    """The files that say who may use the HTTP ports. One writer: the supervisor's loop; the HTTP threads only read."""
-
-    def __init__(self, config: Config) -> None:
-        """Raises BadConfig."""
-        self._public = config.access.public
-        self._callers = access.follow(config.access)
-        self._tls = tls.follow(config.tls, "http/1.1")
-        if self._callers is not None and not config.tls.certificate:
-            log.warning("tokens of callers are not encrypted on their way: set tls.certificate and tls.key")
-
-    def of_ports(self) -> "Mapping[endpoints.Area, endpoints.Door]":
-        """Returns the doors of the two ports."""
-        from convoy.service.supervisor.endpoints import Door  # noqa: PLC0415  see above
-
-        return {
-            "probes": Door(self._callers, self._tls, "probes" in self._public),
-            "metrics": Door(self._callers, self._tls, "metrics" in self._public, "metrics"),
-        }
-
-    async def follow(self) -> None:
-        """Reads files again that have changed."""
-        while True:
-            await asyncio.sleep(POLL_SECONDS)
-            if self._callers is not None:
-                access.poll(self._callers)
-            if self._tls is not None:
-                self._tls.poll()
-
-
-class Sockets:
-    """The bound ports of a server. The gRPC port is only reserved: the front ends listen on it."""
-
-    def __init__(self, config: ServerConfig) -> None:
-        # The reserved port last: nothing listens on it yet, so another of the three could bind it again.
-        self.http = _bound(config.host, config.http_port, "server.http_port")
-        self.metrics = _bound(config.host, config.metrics_port, "server.metrics_port")
-        self.reserved = _bound(config.host, config.grpc_port, "server.grpc_port", shared=True)
-        self.addresses = Addresses(*(_address(bound) for bound in (self.reserved, self.http, self.metrics)))
-
-
-def _bound(host: str, port: int, key: str, *, shared: bool = False) -> socket.socket:
-    """A bound socket, which listens unless it is `shared`. Raises BadConfig if the host or port is not available."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except OSError as error:
-        raise _bad_host(host, error) from None
-    bound = socket.socket(family, kind, protocol)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-        if shared:
-            # Bound without SO_REUSEPORT first: with it, two servers would silently share the port.
-            address = bound.getsockname()
-            bound.close()
-            bound = socket.socket(family, kind, protocol)
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            bound.bind(address)
-        else:
-            bound.listen()  # now: with SO_REUSEADDR, a port that is only bound could be bound again
-    except OSError as error:
-        bound.close()
-        if error.errno == errno.EADDRNOTAVAIL:
-            raise _bad_host(host, error) from None
+def _check_address_space(config: Config) -> None:
+    """Raises BadConfig if an engine, which maps the slot memory of every front end, cannot start."""
+    front_ends = config.server.front_ends(machine.cores())
+    least = front_ends * config.limits.slot_bytes + _ENGINE_BYTES
+    if machine.address_space() < least:
         raise BadConfig(
-            f"port {port} on {host} cannot be used ({error.strerror}): stop the process that uses it, or set {key}"
-        ) from None
-    return bound
+            f"a process may map {machine.address_space()} bytes, want at least {least}, with limits.slot_bytes of all "
+            "front ends: lower that setting, or raise the limit, such as by 'ulimit -v unlimited'"
+        )
 
 
-def _bad_host(host: str, error: OSError) -> BadConfig:
-    hint = "want an address or a name of this machine such as 127.0.0.1, or 0.0.0.0 for all of its addresses"
-    return BadConfig(f"server.host is {host!r} ({error.strerror}), {hint}")
-
-
-def _address(bound: socket.socket) -> str:
-    host, port = bound.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def serve(config: Config, repository: Path) -> int:
-    """Serve a model repository until SIGTERM, SIGINT or SIGHUP; returns the exit code.
+def serve(config: Config, source: Source) -> int:
+    """Serve models until SIGTERM or SIGINT; returns the exit code.
 
     Raises BadConfig if the repository, the transport, a certificate or a port cannot be used.
     """
-    if not repository.is_dir():
-        raise BadConfig(f"model repository {str(repository)!r} is not a directory: create it, or name another")
+    source.check()
+    doors = check(config)
+    sockets = Sockets(config.server, config.admin)
+    # Not resolved: a symbolic link may be switched while the server runs.
+    source = source.absolute()
+
+    async def run(store: Store) -> int:
+        return await Supervisor(config, source, sockets, processes.current(), doors, store).serve()
+
+    with Store(config.repository.cache, Path(processes.current().directory)) as store:
+        return asyncio.run(run(store))
+
+
+def check(config: Config) -> Doors:
+    """Raises BadConfig if the transport, a certificate or the callers' file cannot be used, as far as that is known
+    without a port."""
     if config.server.transport == "nghttp2" and not machine.has_library(machine.HTTP2_LIBRARY):
         raise BadConfig(
             f"server.transport is 'nghttp2', but {machine.HTTP2_LIBRARY} is not installed (in Debian libnghttp2-14): "
             "install it, or set it to 'auto' or 'grpcio'"
         )
-    doors = Doors(config)
-    sockets = Sockets(config.server)
-    root = repository.absolute()  # not resolved: a symbolic link may be switched while the server runs
-
-    async def run(store: Store) -> int:
-        return await Supervisor(config, root, sockets, processes.current(), doors, store).serve()
-
-    with processes.current().directory as directory, Store(config.repository.cache, Path(directory)) as store:
-        return asyncio.run(run(store))
+    if config.tracing.enabled and not machine.has_module("opentelemetry.exporter.otlp.proto.grpc"):
+        raise BadConfig("tracing.enabled wants OpenTelemetry, which is not installed: pip install 'convoy[tracing]'")
+    _check_address_space(config)
+    return Doors(config)

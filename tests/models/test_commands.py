@@ -1,5 +1,6 @@
 """`convoy train` and `convoy export` as a user types them."""
 
+import re
 from pathlib import Path
 
 import msgspec
@@ -7,6 +8,7 @@ import pytest
 
 from convoy.models.training.run import RunFolder, default_settings
 from convoy.service import cli
+from tests.models.conftest import untrained
 
 
 def test_train_then_export_with_what_is_printed(
@@ -16,7 +18,7 @@ def test_train_then_export_with_what_is_printed(
     assert cli.run(["train", "lenet5", "--data", "tiny-digits", "--epochs", "1"]) == 0
     out = capsys.readouterr().out
     folder = RunFolder(Path("runs/lenet5-tiny-digits"))
-    assert "checkpoint  runs/lenet5-tiny-digits/last.ckpt" in out
+    assert "checkpoint  runs/lenet5-tiny-digits/best.ckpt  (the lowest validation loss" in out
     assert folder.chosen().is_file()
 
     next_command = out.splitlines()[-1].split()
@@ -33,7 +35,7 @@ def test_folder_of_a_run_stands_for_its_checkpoint(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     train = ["train", "lenet5", "--data", "tiny-digits"]
-    assert cli.run([*train, "--epochs", "1", "--output", "run"]) == 0
+    assert cli.run([*train, "--epochs", "1", "-o", "run"]) == 0
     for command in (
         ["evaluate", "run"],
         ["export", "run", "--repository", "repository"],
@@ -43,7 +45,8 @@ def test_folder_of_a_run_stands_for_its_checkpoint(
     ):
         assert cli.run(command) == 0, command
     assert Path("repository/lenet5/1/model.onnx").is_file()
-    assert Path("run/last-filters.png").is_file()
+    assert "checkpoint run/best.ckpt (the lowest validation loss)" in capsys.readouterr().err
+    assert Path("run/best-filters.png").is_file()
     note = RunFolder(Path("run")).read()
     assert note is not None
     assert note.epochs == 2
@@ -52,6 +55,64 @@ def test_folder_of_a_run_stands_for_its_checkpoint(
     capsys.readouterr()
     assert cli.run(["export", "empty", "--repository", "repository"]) == 2
     assert "empty is not the folder of a run, want one that" in capsys.readouterr().err
+
+
+def test_new_run_replaces_no_other_unless_it_is_told_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train = ["train", "lenet5", "--data", "tiny-digits", "--epochs", "1", "--output", "my run"]
+    assert cli.run(train) == 0
+    before = {path: path.read_bytes() for path in Path("my run").rglob("*") if path.is_file()}
+    capsys.readouterr()
+
+    assert cli.run([*train, "--seed", "1"]) == 0
+    captured = capsys.readouterr()
+    assert "my run contains a run: this one is written to my run-2" in captured.err
+    assert "convoy evaluate 'my run-2/best.ckpt'" in captured.out
+    assert {path: path.read_bytes() for path in Path("my run").rglob("*") if path.is_file()} == before
+
+    assert RunFolder(Path("my run")).unoccupied().root == Path("my run-3")
+    assert cli.run([*train, "--seed", "2", "--overwrite"]) == 0
+    assert "contains a run" not in capsys.readouterr().err
+    note = RunFolder(Path("my run")).read()
+    assert note is not None
+    assert note.settings.seed == 2
+    assert not Path("my run-3").exists()
+    assert cli.run(["train", "--resume", "my run", "--overwrite"]) == 2
+    assert "--overwrite applies to new runs" in capsys.readouterr().err
+
+
+def test_help_after_an_architecture_shows_its_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["train", "unet", "--help"]) == 0
+    shown = capsys.readouterr().out
+    plain, _, defaults = shown.partition("Defaults of unet:")
+    assert "--learning-rate" not in shown
+    assert "--lr" in plain
+    recipe = default_settings("unet", "digit-scenes").recipe
+    for wanted in (f"--epochs {recipe.epochs}", f"--lr {recipe.learning_rate:g}", "--flip none", "--scale 1:1"):
+        assert wanted in defaults
+    assert max(map(len, defaults.splitlines())) <= 80
+    for arguments in (["train", "--help"], ["train", "nonsense", "--help"]):
+        assert cli.run(arguments) == 0
+        assert "Defaults of" not in capsys.readouterr().out
+    for option in re.findall(r"--[a-z-]+", defaults):
+        assert f"{option} " in plain, option
+
+
+def test_long_steps_of_an_export_are_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["export", str(untrained(tmp_path)), "--repository", "repo sitory", "--strict"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == [
+        "tracing lenet5 ...",
+        "comparing onnxruntime with PyTorch ...",
+        "measuring on held-out images of tiny-digits ...",
+        "writing ...",
+    ]
+    assert "convoy serve --repository 'repo sitory'\n" in captured.out
 
 
 LOSS = ["--loss", "focal", "--gamma", "1.5", "--class-weights", "balanced"]

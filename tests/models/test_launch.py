@@ -67,6 +67,18 @@ def test_run_by_hand_is_as_asked_whatever_is_left_over(tmp_path: Path, devices: 
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.parametrize(("before", "after"), [(None, "passive"), ("active", "active")])
+def test_threads_of_torch_wait_passively_unless_told_otherwise(before: str | None, after: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    if before is not None:
+        environment["OMP_WAIT_POLICY"] = before
+    code = "import os, sys, convoy.models; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=True, env=environment, text=True, timeout=60
+    )
+    assert shown.stdout.split() == [after, "False"]
+
+
 def test_ranks_of_torchrun_are_kept(environment: pytest.MonkeyPatch) -> None:
     for name, value in {**TORCHRUN, "SLURM_STEP_NUM_TASKS": "2"}.items():
         environment.setenv(name, value)

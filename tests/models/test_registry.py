@@ -49,7 +49,7 @@ def test_every_default_of_a_row_is_an_argument_of_its_class() -> None:
 
 
 def test_unknown_architecture_is_refused_with_the_names_there_are() -> None:
-    with pytest.raises(BadTraining, match=r"'lenet6', want one of: lenet5, "):
+    with pytest.raises(BadTraining, match=r"'lenet6', want one of: lenet5, .*; did you mean 'lenet5'\?"):
         registry.architecture("lenet6")
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from convoy.models import checkpoint, registry, zoo
 from convoy.models.analysis.summary import inspect_file, totals
 from convoy.models.blocks import ConvNorm2d
+from convoy.models.data.builtin import generated as generated_data
 from convoy.models.data.builtin.generated import generated
 from convoy.models.export.export import Exported, export
 from convoy.models.graph import served
@@ -23,10 +24,12 @@ from convoy.models.zoo import randomise
 from convoy.service.client.client import Client
 from convoy.service.metadata import InputSpec, Task, TensorInput
 from tests.models.segmenters import assert_answers
+from tests.reliability.servers import until
 from tests.service.calls import infer_request, method, outputs
 from tests.service.running import Server
 
 CLASSES = 10
+IMAGES = 16  # on which each graph is compared with PyTorch at its export; 64 are usual
 LARGEST = 96  # pixels: networks for larger images are built for this size, where they permit it
 # What is smaller here than the paper has it, so that all of them are exported within minutes.
 ARGUMENTS: dict[str, dict[str, Argument]] = {
@@ -61,7 +64,9 @@ class Zoo:
         if name not in self.exported:
             path = self.folder / "untrained.ckpt"
             zoo.untrained(name, path, CLASSES, _size(name), ARGUMENTS.get(name))
-            self.exported[name] = export(path, self.repository)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(generated_data, "COUNT", IMAGES)
+                self.exported[name] = export(path, self.repository)
         return self.exported[name]
 
 
@@ -101,6 +106,8 @@ def server(exports: Zoo) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def client(server: Server) -> Iterator[Client]:
     with Client(server.grpc) as client:
+        # A large network that took too long beside other tests is tried again, after the server says that it is ready.
+        assert until(lambda: all(model.state == "ready" for model in client.models()), 120)
         yield client
 
 

@@ -13,17 +13,20 @@ from tests.performance import (
     connections,
     costs,
     floor,
+    http_api,
     loads,
     models,
     pictures,
     precision,
     report,
     scheduling,
+    scoring,
     starts,
+    training,
 )
 from tests.performance.figure import Figure
 
-ABLATIONS = "ablations"
+ABLATIONS, TRAINING = "ablations", "training"  # parts of docs/performance.md
 
 
 def main() -> None:
@@ -31,7 +34,11 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--pairs", type=int, default=7, help="trials of each in turns")
     parser.add_argument(
-        "--only", action="append", default=[], metavar="P", help=f"only these figures, such as P3, or {ABLATIONS}"
+        "--only",
+        action="append",
+        default=[],
+        metavar="P",
+        help=f"only these, such as P3, {ABLATIONS} or {TRAINING}",
     )
     parser.add_argument("--again", action="store_true", help="write the page again from its own lines, measure nothing")
     arguments = parser.parse_args()
@@ -80,18 +87,22 @@ def main() -> None:
             "N9": lambda: attacks.goodput(small, pairs),
             "N10": lambda: [costs.front_ends(small, pairs, "N10", "raw")],
             "N11": lambda: [connections.idle(Path(folder) / "N11")],
+            "H1": lambda: [http_api.classify(large, pairs)],
+            "score": lambda: scoring.bulk(Path(folder) / "score", pairs),
             "tiny": lambda: floor.tiny(small, pairs),
             "int8": lambda: [
                 precision.integers(Path(folder) / "precision", name) for name in ("mobilenet", "resnet50")
             ],
             "callers": lambda: [loads.many_callers(Path(folder) / "callers", pairs)],
         }
-        if unknown := set(arguments.only) - {*measurements, ABLATIONS}:
-            parser.error(f"--only {min(unknown)}: want one of {', '.join([*measurements, ABLATIONS])}")
-        for name in [] if arguments.again else arguments.only or [*measurements, ABLATIONS]:
+        if unknown := set(arguments.only) - {*measurements, ABLATIONS, TRAINING}:
+            parser.error(f"--only {min(unknown)}: want one of {', '.join([*measurements, ABLATIONS, TRAINING])}")
+        for name in [] if arguments.again else arguments.only or [*measurements, ABLATIONS, TRAINING]:
             begin = time.perf_counter()
             if name == ABLATIONS:
                 ablate(arguments.file.with_name("performance.md"), Path(folder) / ABLATIONS, pairs)
+            elif name == TRAINING:
+                train(arguments.file.with_name("performance.md"), Path(folder) / TRAINING, pairs)
             else:
                 lines = list(measurements[name]())
                 for line in lines:
@@ -121,6 +132,16 @@ def ablate(file: Path, folder: Path, pairs: int) -> None:
         print(f"{line.optimisation}; {line.figure}: {line.measured}", file=sys.stderr, flush=True)
     section = f"{report.machine()}\n\n{ablations.table(found)}"
     file.write_text(ablations.replaced(file.read_text(encoding="utf-8"), section), encoding="utf-8")
+
+
+def train(file: Path, folder: Path, rounds: int) -> None:
+    """Measures the loop of `convoy train` beside a bare one, and writes it into the page, or a new one."""
+    if not file.exists():
+        file.write_text(f"{training.BEGIN}\n{training.END}\n", encoding="utf-8")
+    training.replaced(file.read_text(encoding="utf-8"), "")  # a page without marks is an error before the measurement
+    found = [each for work in training.WORK for each in training.measured(work, folder / work.architecture, rounds)]
+    section = f"{report.machine()}\n\n{training.table(found)}"
+    file.write_text(training.replaced(file.read_text(encoding="utf-8"), section), encoding="utf-8")
 
 
 if __name__ == "__main__":

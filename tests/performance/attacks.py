@@ -1,6 +1,6 @@
 """What a good client keeps of its goodput while another misuses the server.
 
-`python -m tests.performance.attacks KIND HOST:PORT SECONDS` is that other one, bounded in time.
+`python -m tests.performance.attacks KIND HOST:PORT SECONDS CALLERS` is that other one, bounded in time.
 """
 
 import socket
@@ -20,12 +20,15 @@ from tests.service.frontend.transport.raw import DATA, END_STREAM, RST_STREAM, S
 _SECONDS = 4.0  # of an attack
 _CALLS = 2000  # reset on one connection
 _SLOW = 100  # connections that send or read hardly anything
+_OFTEN, _SELDOM = 0.05, 0.5  # seconds between two bytes
+_SENT = 1 << 14  # bytes of a request that are sent at once
 
-Attack = Callable[[tuple[str, int], float], None]
+Attack = Callable[[tuple[str, int], float, int], None]  # on an address, until a time, by so many callers
 
 
-def rapid_reset(address: tuple[str, int], until: float) -> None:
+def rapid_reset(address: tuple[str, int], until: float, _callers: int) -> None:
     """Opens calls and resets them at once, as many as a connection bears, again and again."""
+    _say_begun()
     while time.monotonic() < until:
         with suppress(OSError, AssertionError), Raw(address) as caller:  # its time may be over
             data = b"".join(
@@ -36,32 +39,73 @@ def rapid_reset(address: tuple[str, int], until: float) -> None:
             caller.wait_for_end(until - time.monotonic())
 
 
-def slow_senders(address: tuple[str, int], until: float) -> None:
+def slow_senders(address: tuple[str, int], until: float, callers: int) -> None:
     """Begin requests of a megabyte, and send a byte now and then."""
+    opened = _begin_to_send(address, callers)
+    _say_begun()
+    _send_slowly(opened, until, _OFTEN)
+    _close(opened)
+
+
+def slow_readers(address: tuple[str, int], until: float, callers: int) -> None:
+    """Ask for what they do not read."""
+    opened = _ask_and_do_not_read(address, callers)
+    _say_begun()
+    time.sleep(max(0.0, until - time.monotonic()))
+    _close(opened)
+
+
+def slow_callers(address: tuple[str, int], until: float, callers: int) -> None:
+    """Half of them send a byte now and then, as whoever wants to hold places does; half of them do not read."""
+    senders = _begin_to_send(address, callers // 2)
+    readers = _ask_and_do_not_read(address, callers - callers // 2)
+    _say_begun()
+    _send_slowly(senders, until, _SELDOM)
+    _close([*senders, *readers])
+
+
+def honest(address: tuple[str, int], until: float, callers: int) -> None:
+    """Send what everybody may send, all the time: nothing keeps them from it but a quota."""
+    _say_begun()
+    target, body = f"{address[0]}:{address[1]}", request(32, 1)
+    while time.monotonic() < until:
+        load.closed(target, CLASSIFY, body, callers, 10 * callers)
+
+
+def _say_begun() -> None:
+    """To the process that measures. Opening connections is no part of the attack: it costs what any connection does."""
+    print("begun", flush=True)
+
+
+def _begin_to_send(address: tuple[str, int], callers: int) -> list[Raw]:
     body = message(bytes(1 << 20))
-    callers = [Raw(address) for _ in range(_SLOW)]
-    for caller in callers:
+    opened = [Raw(address) for _ in range(callers)]
+    for caller in opened:
         caller.until(SETTINGS)
-        caller.send(caller.headers(1, wire.request(CLASSIFY)) + frame(DATA, 0, 1, body[: 1 << 16]))
-    at = 1 << 16
+        caller.send(caller.headers(1, wire.request(CLASSIFY)) + frame(DATA, 0, 1, body[:_SENT]))
+    return opened
+
+
+def _send_slowly(callers: list[Raw], until: float, between: float) -> None:
+    gone: set[Raw] = set()
     while time.monotonic() < until:
         for caller in callers:
-            caller.send(frame(DATA, 0, 1, body[at : at + 1]))
-        at += 1
-        time.sleep(0.05)
-    _close(callers)
+            try:
+                caller.send(frame(DATA, 0, 1, b"\0"))
+            except OSError:  # the server does not put up with it
+                gone.add(caller)
+        callers = [caller for caller in callers if caller not in gone]
+        time.sleep(between)
 
 
-def slow_readers(address: tuple[str, int], until: float) -> None:
-    """Ask for what they do not read."""
-    callers = [Raw(address) for _ in range(_SLOW)]
-    for caller in callers:
+def _ask_and_do_not_read(address: tuple[str, int], callers: int) -> list[Raw]:
+    opened = [Raw(address) for _ in range(callers)]
+    for caller in opened:
         caller.until(SETTINGS)
         for stream in range(1, 200, 2):
             path = wire.request("/convoy.v1.Vision/ListModels")
             caller.send(caller.headers(stream, path) + frame(DATA, END_STREAM, stream, message(b"")))
-    time.sleep(max(0.0, until - time.monotonic()))
-    _close(callers)
+    return opened
 
 
 def _close(callers: list[Raw]) -> None:
@@ -74,12 +118,13 @@ ATTACKS: dict[str, Attack] = {
     f"{_SLOW} slow senders": slow_senders,
     f"{_SLOW} slow readers": slow_readers,
 }
+_OTHERS: dict[str, Attack] = {"slow callers": slow_callers, "honest callers": honest}
 
 
 @contextmanager
-def attacking(kind: str, target: str) -> Iterator[None]:
+def attacking(kind: str, target: str, callers: int = _SLOW, seconds: float = _SECONDS) -> Iterator[None]:
     """An attack in a process of its own."""
-    command = [sys.executable, "-m", "tests.performance.attacks", kind, target, str(_SECONDS)]
+    command = [sys.executable, "-m", "tests.performance.attacks", kind, target, str(seconds), str(callers)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()  # it has begun
@@ -118,13 +163,12 @@ def goodput(root: Path, pairs: int) -> Iterator[Figure]:
         )
 
 
-def main(kind: str, target: str, seconds: float) -> None:
-    """Attacks a server for so many seconds."""
+def main(kind: str, target: str, seconds: float, callers: int) -> None:
+    """Attacks a server for so many seconds, by so many callers if the attack needs several."""
     host, _, port = target.rpartition(":")
-    print("begun", flush=True)
-    ATTACKS[kind]((host, int(port)), time.monotonic() + seconds)
+    {**ATTACKS, **_OTHERS}[kind]((host, int(port)), time.monotonic() + seconds, callers)
 
 
 if __name__ == "__main__":
     socket.setdefaulttimeout(30)
-    main(sys.argv[1], sys.argv[2], float(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4]))

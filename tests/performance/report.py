@@ -15,6 +15,19 @@ from tests.performance.figure import EACH, FIXED, Figure
 
 INTRODUCTION = """# Benchmarks
 
+What a user would conclude:
+
+- With a network that takes milliseconds, nearly all of the cost is the network (P1). Choose a server by what else it
+  does.
+- With a network that takes microseconds, the server is the cost. Send several images in one request (P4).
+- Under overload the server answers as many requests as it can, and refuses the others early (P6, P9), if it knows how
+  soon answers are needed: set deadlines, or `batching.latency_objective_ms`.
+- A lone request takes some milliseconds longer than in your own process (P11). If nothing else runs, call onnxruntime
+  directly.
+- On a CPU with instructions for bytes, int8 pays for large networks. `convoy export RUN --all-variants` says whether it
+  does for yours.
+- These are ratios on one machine. Yours has others: `convoy profile` and `convoy bench` measure it.
+
 Written by `make perf`. `make perf ARGS="--only P3"` measures the lines P3 alone and keeps all others. The words:
 
 - Most figures divide Convoy's value by that of something simpler. Both are measured in turns within one run (ABBA).
@@ -63,6 +76,7 @@ MEANINGS = {
     "N9": "Whoever misuses the server takes nothing from others.",
     "N10": "A second front end makes no request more expensive.",
     "N11": "An idle connection needs little memory.",
+    "score": "Bulk scoring takes no more time than a loop with onnxruntime that decodes in threads.",
     "callers": "Many callers of a real network get nearly all that onnxruntime can do.",
     "int8": "An int8 file runs clearly faster on the CPU.",
 }

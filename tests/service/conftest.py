@@ -14,7 +14,7 @@ from tests.service.fake_vision import FakeVision, serving
 from tests.service.running import Server, skip_without
 
 
-def fill(repository: Path) -> Path:
+def fill(repository: Path, *, slow: bool = True) -> Path:
     """A repository with the small networks."""
     networks.save(networks.classifier(), repository, "letters")
     networks.save(networks.segmenter(), repository, "colours")
@@ -22,7 +22,8 @@ def fill(repository: Path) -> Path:
     networks.save(networks.doubler(), repository, "doubler")
     networks.save(networks.doubler(batched=False), repository, "triple")
     networks.save(networks.compressor(), repository, "compressor")
-    networks.save(networks.slow(), repository, "slow")
+    if slow:
+        networks.save(networks.slow(), repository, "slow")
     return repository
 
 
@@ -30,6 +31,12 @@ def fill(repository: Path) -> Path:
 def small_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small networks; nobody changes them."""
     return fill(tmp_path_factory.mktemp("repository"))
+
+
+@pytest.fixture(scope="session")
+def quick_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small networks without `slow`, for which each server that starts computes for a second."""
+    return fill(tmp_path_factory.mktemp("quick"), slow=False)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

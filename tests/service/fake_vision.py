@@ -100,7 +100,10 @@ class FakeVision:
         return response
 
     def list_models(self, request: pb.ListModelsRequest, context: grpc.ServicerContext) -> pb.ListModelsResponse:
-        return pb.ListModelsResponse(models=self.models)
+        # One model a page: what a client must put together.
+        first = int(request.page_token or 0)
+        further = str(first + 1) if first + 1 < len(self.models) else ""
+        return pb.ListModelsResponse(models=self.models[first : first + 1], next_page_token=further)
 
     def _begin(self, request: Any, context: grpc.ServicerContext) -> None:
         self.requests.append(request)

@@ -8,21 +8,24 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from convoy.service import metadata
-from convoy.service.metadata import Axis, Document, InputSpec, TensorInput
+from convoy.service.metadata import Axis, Context, Document, InputSpec, ReceptiveField, TensorInput
 
 SIDE = 8
 CLASSES = 10
 
 
-def classifier_weights() -> np.ndarray:
+def classifier_weights(side: int = SIDE) -> np.ndarray:
     """(64, 10): class k looks at the pixels whose index is k modulo 10."""
-    weights = np.zeros((SIDE * SIDE, CLASSES), np.float32)
-    weights[np.arange(SIDE * SIDE), np.arange(SIDE * SIDE) % CLASSES] = 0.01
+    weights = np.zeros((side * side, CLASSES), np.float32)
+    weights[np.arange(side * side), np.arange(side * side) % CLASSES] = 0.01
     return weights
 
 
-def classifier(labels: Sequence[str] = tuple("abcdefghij"), scale: float = 1.0) -> onnx.ModelProto:
-    """8x8 grey images to ten classes: softmax of pixels times `classifier_weights`."""
+def classifier(
+    labels: Sequence[str] = tuple("abcdefghij"), scale: float = 1.0, shift: int = 0, side: int = SIDE
+) -> onnx.ModelProto:
+    """8x8 grey images to ten classes: softmax of pixels times `classifier_weights`. With `shift`, class k + shift
+    (modulo ten) has the probability that class k has without."""
     nodes = [
         helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("Flatten", ["floats"], ["flat"]),
@@ -30,18 +33,18 @@ def classifier(labels: Sequence[str] = tuple("abcdefghij"), scale: float = 1.0) 
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
     ]
     document = Document(
-        task="classification", labels=list(labels), input=InputSpec(colour="L", height=SIDE, width=SIDE)
+        task="classification", labels=list(labels), input=InputSpec(colour="L", height=side, width=side)
     )
     return _model(
         nodes,
-        [("image", TensorProto.UINT8, ["N", SIDE, SIDE, 1])],
+        [("image", TensorProto.UINT8, ["N", side, side, 1])],
         [("probabilities", TensorProto.FLOAT, ["N", CLASSES])],
-        {"weights": classifier_weights() * np.float32(scale)},
+        {"weights": np.roll(classifier_weights(side), shift, axis=1) * np.float32(scale)},
         document,
     )
 
 
-def segmenter(confidence: bool = True) -> onnx.ModelProto:
+def segmenter(confidence: bool = True, field: ReceptiveField | None = None) -> onnx.ModelProto:
     """RGB images of any size (a multiple of 4) to three classes: which channel is the brightest."""
     nodes = [
         helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
@@ -55,6 +58,7 @@ def segmenter(confidence: bool = True) -> onnx.ModelProto:
         labels=["red", "green", "blue"],
         palette=[(200, 0, 0), (0, 200, 0), (0, 0, 200)],
         input=InputSpec(colour="RGB", multiple=4, fit="pad"),
+        receptive_field=field,
     )
     return _model(
         nodes,
@@ -127,6 +131,56 @@ def doubler(batched: bool = True) -> onnx.ModelProto:
         {"axis": np.array([1], np.int64)},
         None,
     )
+
+
+def means(name: str, *sides: int) -> onnx.ModelProto:
+    """A file that says nothing about itself, with one input of float32 (N, *sides): the mean of each row."""
+    node = helper.make_node("ReduceMean", [name, "axes"], ["means"], keepdims=0)
+    axes = np.arange(1, len(sides) + 1)
+    inputs: list[str | int] = ["N", *sides]
+    return _model(
+        [node], [(name, TensorProto.FLOAT, inputs)], [("means", TensorProto.FLOAT, ["N"])], {"axes": axes}, None
+    )
+
+
+def copies() -> onnx.ModelProto:
+    """y = x: there is nothing to compute."""
+    node = helper.make_node("Identity", ["x"], ["y"])
+    return _model([node], [("x", TensorProto.FLOAT, ["N", 4])], [("y", TensorProto.FLOAT, ["N", 4])], {}, None)
+
+
+def constants() -> onnx.ModelProto:
+    """y = 0.5 for each row, whatever is in it."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("ConstantOfShape", ["shape"], ["y"], value=numpy_helper.from_array(np.full(1, 0.5, "f4"))),
+    ]
+    return _model(nodes, [("x", TensorProto.FLOAT, ["N", 4])], [("y", TensorProto.FLOAT, ["N", 4])], {}, None)
+
+
+def logits() -> onnx.ModelProto:
+    """As `classifier`, but without softmax: its metadata promise probabilities."""
+    model = classifier(scale=30.0)
+    softmax = model.graph.node.pop()
+    softmax.op_type = "Identity"
+    del softmax.attribute[:]
+    model.graph.node.append(softmax)
+    return model
+
+
+def logits_of_bright_images() -> onnx.ModelProto:
+    """As `classifier`, but what it answers is 3e-4 times the cube of each logit: probabilities unless it is bright."""
+    model = classifier()
+    softmax = model.graph.node.pop()
+    model.graph.node.extend(
+        [
+            helper.make_node("Mul", ["logits", "logits"], ["squares"]),
+            helper.make_node("Mul", ["squares", "logits"], ["cubes"]),
+            helper.make_node("Mul", ["cubes", "small"], [softmax.output[0]]),
+        ]
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.full(1, 3e-4, np.float32), "small"))
+    return model
 
 
 def compressor() -> onnx.ModelProto:
@@ -271,6 +325,123 @@ def independent() -> dict[str, onnx.ModelProto]:
     }
 
 
+def residual(side: int = 16, width: int = 8) -> onnx.ModelProto:
+    """RGB images to ten classes by convolutions with shortcuts; random weights that tell images apart."""
+    rng = np.random.default_rng(5)
+    one = helper.make_node
+    nodes = [
+        one("Transpose", ["image"], ["planes"], perm=[0, 3, 1, 2]),
+        one("Cast", ["planes"], ["floats"], to=TensorProto.FLOAT),
+        one("Div", ["floats", "most"], ["x0"]),
+        one("Conv", ["x0", "stem"], ["y0"], pads=[1, 1, 1, 1]),
+    ]
+    constants = {"most": np.full(1, 255, np.float32), "stem": _kernel(rng, width, 3)}
+    for block in range(3):
+        nodes += [
+            one("Relu", [f"y{block}"], [f"a{block}"]),
+            one("Conv", [f"a{block}", f"first{block}"], [f"b{block}"], pads=[1, 1, 1, 1]),
+            one("Relu", [f"b{block}"], [f"c{block}"]),
+            one("Conv", [f"c{block}", f"second{block}"], [f"d{block}"], pads=[1, 1, 1, 1]),
+            one("Add", [f"y{block}", f"d{block}"], [f"y{block + 1}"]),
+        ]
+        constants |= {f"{name}{block}": _kernel(rng, width, width) for name in ("first", "second")}
+    nodes += [
+        one("GlobalAveragePool", ["y3"], ["pooled"]),
+        one("Flatten", ["pooled"], ["features"]),
+        one("MatMul", ["features", "last"], ["logits"]),
+        one("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    constants["last"] = rng.normal(0, 2, (width, CLASSES)).astype(np.float32)
+    return _model(
+        nodes,
+        [("image", TensorProto.UINT8, ["N", side, side, 3])],
+        [("probabilities", TensorProto.FLOAT, ["N", CLASSES])],
+        constants,
+        Document(
+            task="classification", labels=list("abcdefghij"), input=InputSpec(colour="RGB", height=side, width=side)
+        ),
+    )
+
+
+def dense(width: int = 6) -> onnx.ModelProto:
+    """RGB images of any size to four classes for each pixel, by convolutions; random weights."""
+    rng = np.random.default_rng(6)
+    one = helper.make_node
+    nodes = [
+        one("Transpose", ["image"], ["planes"], perm=[0, 3, 1, 2]),
+        one("Cast", ["planes"], ["floats"], to=TensorProto.FLOAT),
+        one("Div", ["floats", "most"], ["x"]),
+        one("Conv", ["x", "one"], ["a"], pads=[1, 1, 1, 1]),
+        one("Relu", ["a"], ["b"]),
+        one("Conv", ["b", "two"], ["c"], pads=[1, 1, 1, 1]),
+        one("Relu", ["c"], ["d"]),
+        one("Conv", ["d", "three"], ["logits"], pads=[1, 1, 1, 1]),
+        one("ArgMax", ["logits"], ["index"], axis=1, keepdims=0),
+        one("Cast", ["index"], ["mask"], to=TensorProto.UINT8),
+    ]
+    constants = {
+        "most": np.full(1, 255, np.float32),
+        "one": _kernel(rng, width, 3),
+        "two": _kernel(rng, width, width),
+        "three": _kernel(rng, 4, width),
+    }
+    return _model(
+        nodes,
+        [("image", TensorProto.UINT8, ["N", "H", "W", 3])],
+        [("mask", TensorProto.UINT8, ["N", "H", "W"])],
+        constants,
+        Document(task="segmentation", labels=list("abcd"), input=InputSpec(colour="RGB", multiple=4, fit="pad")),
+    )
+
+
+def brightest_pixel() -> onnx.ModelProto:
+    """A network that locates a template, here of one pixel: the brightest of a grey image of any size."""
+    one = helper.make_node
+    nodes = [
+        one("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
+        one("Div", ["floats", "most"], ["scaled"]),
+        one("Squeeze", ["scaled", "channel"], ["heat_map"]),
+        one("ReduceMax", ["heat_map", "sides"], ["score"], keepdims=0),
+        one("ReduceMax", ["heat_map", "across"], ["rows"], keepdims=0),
+        one("ReduceMax", ["heat_map", "down"], ["columns"], keepdims=0),
+        one("ArgMax", ["rows"], ["row"], axis=1, keepdims=1),
+        one("ArgMax", ["columns"], ["column"], axis=1, keepdims=1),
+        one("Concat", ["row", "column"], ["location"], axis=1),
+    ]
+    axes = {"channel": [3], "sides": [1, 2], "across": [2], "down": [1]}
+    return _model(
+        nodes,
+        [("image", TensorProto.UINT8, ["N", "H", "W", 1])],
+        [
+            ("heat_map", TensorProto.FLOAT, ["N", "H", "W"]),
+            ("location", TensorProto.INT64, ["N", 2]),
+            ("score", TensorProto.FLOAT, ["N"]),
+        ],
+        {"most": np.full(1, 255, np.float32), **{name: np.array(each, np.int64) for name, each in axes.items()}},
+        Document(task="matching", labels=["brightest"], input=InputSpec(colour="L", fit="pad")),
+    )
+
+
+def minded() -> onnx.ModelProto:
+    """As `classifier`, but what an image gets depends on those that are in its batch."""
+    model = classifier()
+    softmax = model.graph.node.pop()
+    model.graph.node.extend(
+        [
+            helper.make_node("ReduceMean", ["logits", "batch"], ["mean"], keepdims=1),
+            helper.make_node("Sub", ["logits", "mean"], ["same_logits"]),
+        ]
+    )
+    softmax.input[0] = "same_logits"
+    model.graph.node.append(softmax)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0], np.int64), "batch"))
+    return model
+
+
+def _kernel(rng: np.random.Generator, out: int, into: int) -> np.ndarray:
+    return rng.normal(0, (2 / (9 * into)) ** 0.5, (out, into, 3, 3)).astype(np.float32)
+
+
 def unsaid() -> onnx.ModelProto:
     """Picks the columns of two rows in which something is positive; says that it were always all of them."""
     nodes = [
@@ -287,8 +458,12 @@ def unsaid() -> onnx.ModelProto:
     )
 
 
+ORDER, MULTIPLICATIONS = 32, 9000  # of the matrices in `slow`; in one of its rounds
+
+
 def slow(rounds: int = 24) -> onnx.ModelProto:
-    """As `classifier`, but each run first multiplies matrices for a while, however many images it has."""
+    """As `classifier`, but each run first multiplies matrices for a while, however many images it has: 15 ms a round,
+    or a few more. They are so small that onnxruntime does it in one thread: the other cores are left to the rest."""
     body = helper.make_graph(
         [
             helper.make_node("Identity", ["going"], ["still_going"]),
@@ -298,11 +473,11 @@ def slow(rounds: int = 24) -> onnx.ModelProto:
         [
             helper.make_tensor_value_info("round", TensorProto.INT64, []),
             helper.make_tensor_value_info("going", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("carried", TensorProto.FLOAT, [1024, 1024]),
+            helper.make_tensor_value_info("carried", TensorProto.FLOAT, [ORDER, ORDER]),
         ],
         [
             helper.make_tensor_value_info("still_going", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("next", TensorProto.FLOAT, [1024, 1024]),
+            helper.make_tensor_value_info("next", TensorProto.FLOAT, [ORDER, ORDER]),
         ],
     )
     model = classifier()
@@ -317,7 +492,8 @@ def slow(rounds: int = 24) -> onnx.ModelProto:
     graph.node.extend(nodes)
     softmax.input[0] = "same_logits"
     graph.node.append(softmax)
-    constants = {"shape": np.array([1024, 1024], np.int64), "rounds": np.array(rounds), "true": np.array(True)}
+    many = np.array(rounds * MULTIPLICATIONS)
+    constants = {"shape": np.array([ORDER, ORDER], np.int64), "rounds": many, "true": np.array(True)}
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
     return model
 
@@ -469,3 +645,65 @@ def _model(
         helper.set_model_props(model, {metadata.KEY: metadata.encode(document)})
     onnx.checker.check_model(model)
     return model
+
+
+def surroundings(kind: str = "tiled", side: int | None = None, confidence: bool = True) -> onnx.ModelProto:
+    """RGB images to four classes, by their surroundings: a 5x5 convolution, halved, doubled, a 3x3 convolution.
+
+    `tiled` accepts even sides and says its receptive field, `unknown` does not say it, `global` adds the mean over the
+    image; with `side` all images have that size.
+    """
+    random = np.random.default_rng(3)
+    nodes = [
+        helper.make_node("Transpose", ["image"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Cast", ["planes"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Conv", ["floats", "wide"], ["first"], pads=[2, 2, 2, 2]),
+        helper.make_node("GlobalAveragePool", ["first"], ["mean"]),
+        helper.make_node("Mul", ["mean", "share"], ["shared"]),
+        helper.make_node("Add", ["first", "shared"], ["seen"]),
+        helper.make_node("MaxPool", ["seen"], ["half"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("ConvTranspose", ["half", "up"], ["twice"], strides=[2, 2]),
+        helper.make_node("Conv", ["twice", "last"], ["scores"], pads=[1, 1, 1, 1]),
+        helper.make_node("ArgMax", ["scores"], ["index"], axis=1, keepdims=0),
+        helper.make_node("Cast", ["index"], ["mask"], to=TensorProto.UINT8),
+        helper.make_node("Softmax", ["scores"], ["shares"], axis=1),
+        helper.make_node("ReduceMax", ["shares", "axis"], ["most"], keepdims=0),
+        helper.make_node("Mul", ["most", "steps"], ["stepped"]),
+        helper.make_node("Cast", ["stepped"], ["confidence"], to=TensorProto.UINT8),
+    ]
+    if kind != "global":
+        nodes = [
+            node for node in nodes if node.op_type not in ("GlobalAveragePool", "Add") and node.output[0] != "shared"
+        ]
+        nodes[3].input[0] = "first"
+    context = Context(before=5, after=5, stride=2)
+    document = Document(
+        task="segmentation",
+        labels=["sand", "rock", "water", "ice"],
+        palette=[(200, 180, 90), (90, 90, 90), (0, 80, 200), (240, 250, 255)],
+        input=InputSpec(colour="RGB", multiple=2, fit="pad")
+        if side is None
+        else InputSpec(colour="RGB", height=side, width=side),
+        receptive_field={
+            "tiled": ReceptiveField(height=context, width=context),
+            "global": ReceptiveField(),
+            "unknown": None,
+        }[kind],
+    )
+    return _model(
+        nodes,
+        [("image", TensorProto.UINT8, ["N", side or "H", side or "W", 3])],
+        [
+            (name, TensorProto.UINT8, ["N", side or "H", side or "W"])
+            for name in ("mask", "confidence")[: 1 + confidence]
+        ],
+        {
+            "wide": random.normal(0, 0.01, (4, 3, 5, 5)).astype(np.float32),
+            "up": random.normal(0, 0.5, (4, 4, 2, 2)).astype(np.float32),
+            "last": random.normal(0, 0.3, (4, 4, 3, 3)).astype(np.float32),
+            "share": np.full(1, 3, np.float32),
+            "axis": np.array([1], np.int64),
+            "steps": np.full(1, 255, np.float32),
+        },
+        document,
+    )

@@ -9,7 +9,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,7 +29,8 @@ def skip_without(transport: str) -> None:
 
 
 class Server:
-    """`convoy serve` on a repository. `grpc` is HOST:PORT; `http` and `metrics` are base URLs."""
+    """`convoy serve` on a repository. `grpc` is HOST:PORT, `admin`, too, or unix:PATH; `http` and `metrics` are base
+    URLs."""
 
     transport = "auto"  # of servers to be started, unless their settings say otherwise
 
@@ -40,11 +41,21 @@ class Server:
         *,
         wait: bool = True,
         environment: Mapping[str, str] | None = None,
+        before: Callable[[], None] | None = None,
+        grpc_port: str = "0",
+        http_port: str = "0",
+        serving: Sequence[str] = (),
     ) -> None:
+        """`before` is called in the new process, before it becomes the server. `serving` are arguments in the place of
+        the repository's."""
         self.repository = repository
         self.log: list[dict[str, Any]] = []
-        command = [str(Path(sys.executable).with_name("convoy")), "serve", "--repository", str(repository)]
-        ports = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
+        command = [
+            str(Path(sys.executable).with_name("convoy")),
+            "serve",
+            *(serving or ("--repository", str(repository))),
+        ]
+        ports = ["--grpc-port", grpc_port, "--http-port", http_port, "--metrics-port", "0"]
         options = [part for setting in (f"server.transport={self.transport}", *settings) for part in ("--set", setting)]
         self.process = subprocess.Popen(
             [*command, *ports, *options],
@@ -52,6 +63,7 @@ class Server:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, **(environment or {})},
+            preexec_fn=before,  # noqa: PLW1509  it only calls the system
         )
         self._changed = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -65,6 +77,7 @@ class Server:
     def _start(self, wait: bool) -> None:
         fields = self.wait_for_log("listening")
         self.grpc: str = fields["grpc"]
+        self.admin: str = fields.get("admin", "")
         self.http = f"http://{fields['http']}"
         self.metrics = f"http://{fields['metrics']}"
         if wait:
@@ -162,3 +175,18 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def refused(repository: Path, limit: str) -> str:
+    """What a server says that does not start under a limit of the shell, such as "-n 12"; it must be one line."""
+    convoy = Path(sys.executable).with_name("convoy")
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"ulimit {limit}; exec {convoy} serve --repository {repository} --grpc-port 0"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    return line

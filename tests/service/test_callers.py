@@ -211,6 +211,13 @@ def test_model_that_a_caller_may_not_call_looks_like_one_that_does_not_exist(cha
         assert (caught.value.details(), reason(caught.value)) == (NO, "NOT_PERMITTED")
 
 
+def test_refusal_names_the_models_of_the_caller_alone(channel: grpc.Channel) -> None:
+    infer = method(channel, "ModelInfer")
+    with pytest.raises(grpc.RpcError) as caught:  # it may call a model that the server lacks
+        infer(inference_pb2.ModelInferRequest(model_name="another"), metadata=header("other"), timeout=SECONDS)
+    assert caught.value.details() == "model 'another' is unknown: the server has none"
+
+
 def test_lists_have_the_models_of_the_caller_alone(guarded: Server, channel: grpc.Channel) -> None:
     for kind, expected in (("good", {"letters", "doubler"}), ("other", set()), ("all", {"letters", "doubler"})):
         with Client(guarded.grpc, credentials=Credentials(token=TOKENS[kind])) as client:
@@ -253,11 +260,13 @@ def page(url: str, kind: str, verb: str = "GET") -> tuple[int, str]:
 
 
 def test_no_page_is_shown_to_a_stranger(guarded: Server) -> None:
-    urls = [f"{guarded.http}{path}" for path in ("/livez", "/readyz", "/", "/nothing", "/metrics")]
+    urls = [f"{guarded.http}{path}" for path in ("/livez", "/readyz", "/v2", "/nothing", "/metrics")]
     urls += [f"{guarded.metrics}{path}" for path in ("/metrics", "/", "/nothing", "/livez")]
     for url in urls:
         for kind in STRANGERS:
-            assert page(url, kind) == (401, WHO + "\n")
+            in_json = f'{{"error":"{WHO}","reason":"UNKNOWN_CALLER"}}'
+            said = WHO + "\n" if url.startswith(guarded.metrics) else in_json
+            assert page(url, kind) == (401, said)
             for verb in ("OPTIONS", "POST", "DELETE", "TRACE"):
                 assert page(url, kind, verb)[0] == 401
             assert page(url, kind, "HEAD") == (401, "")
@@ -403,3 +412,28 @@ def test_certificate_stands_for_a_name(
             return subprocess.run(["curl", *words, *own, url], capture_output=True, text=True, check=True).stdout
 
         assert [http(pair) for pair in (robot, common, stranger)] == ["200", "403", "401"]
+
+
+def routes(server: Server) -> list[tuple[str, str]]:
+    """Method and path of every route of the HTTP API that is not public, from its own document."""
+    with urllib.request.urlopen(f"{server.http}/openapi.json", timeout=SECONDS) as answer:
+        document = json.load(answer)
+    public = ("/openapi.json", "/v2/openapi.json", "/", "/page/{number}")
+    return [
+        (verb.upper(), path.format(model="letters", version="1", number="1"))
+        for path, operations in document["paths"].items()
+        for verb in operations
+        if path not in public and not path.startswith("/page/")
+    ]
+
+
+def test_no_route_of_the_http_api_is_open_to_a_stranger(guarded: Server) -> None:
+    found = routes(guarded)
+    assert len(found) > 25
+    for verb, path in found:
+        for kind in STRANGERS:
+            assert page(f"{guarded.http}{path}", kind, verb)[0] == 401, (verb, path)
+
+
+def test_control_routes_of_the_http_api_know_their_callers(guarded: Server) -> None:
+    assert all(page(f"{guarded.http}{path}", "all", verb)[0] not in (401, 403) for verb, path in routes(guarded))

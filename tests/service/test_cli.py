@@ -112,13 +112,13 @@ def test_full_disk_behind_standard_output_is_one_line(arguments):
         (["clasify"], "did you mean 'classify'?"),
         (["--verison"], "did you mean '--version'?"),
         (["quux"], "see 'convoy --help'"),
-        (["classify"], "Missing argument 'IMAGE'"),
+        (["classify"], "Missing argument 'IMAGE|FOLDER'"),
         (["classify", "a.png", "--modle", "x"], "did you mean '--model'?"),
         (["classify", "a.png", "--quux"], "see 'convoy classify --help'"),
         (["classify", "a.png", "--top-k", "many"], "'--top-k'"),
         (["classify", "a.png", "--top-k", "0"], "'--top-k'"),
         (["classify", "a.png", "--top-k", "99999999999"], "'--top-k'"),
-        (["segment", "a.png"], "'--out'"),
+        (["segment", "a.png"], "'--output'"),
         (["segment", "a.png", "-o", "b.png", "--format", "gif"], "'raw', 'png', 'rle'"),
         (["bench", "--model", "x"], "want either --concurrency N"),
         (["bench", "--model", "x", "--rate", "1", "--concurrency", "1"], "want either --concurrency N"),
@@ -302,17 +302,6 @@ def test_counts_are_kept_in_memory_unless_told_otherwise(monkeypatch, tmp_path):
     assert processes._writable(memory) == str(memory)
     with pytest.raises(BadConfig, match="set TMPDIR to one, or mount one"):
         processes._writable(tmp_path / "none")
-
-
-def test_counts_of_killed_servers_are_removed_and_no_others(tmp_path):
-    for name, pid in (("dead", 2**22 + 1), ("alive", os.getpid()), ("garbled", "")):
-        folder = tmp_path / f"convoy-metrics-{name}"
-        folder.mkdir()
-        (folder / "address").write_text(f"{pid} 127.0.0.1:8001\n")
-    (tmp_path / "convoy-metrics-starting").mkdir()
-    processes.remove_abandoned(tmp_path)
-    left = sorted(folder.name.removeprefix("convoy-metrics-") for folder in tmp_path.iterdir())
-    assert left == ["alive", "garbled", "starting"]
 
 
 def test_drawing_says_nothing_of_a_home_that_cannot_be_written():

@@ -1,11 +1,12 @@
 """Where settings come from, which wins, and how a wrong one is told."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
-from convoy.service.config import BatchingConfig, Config, ModelConfig, ServerConfig, load, load_model_config
+from convoy.service.config import BatchingConfig, Config, ModelConfig, ServerConfig, keys, load, load_model_config, read
 from convoy.service.errors import BadConfig
 
 
@@ -119,6 +120,9 @@ def test_buckets_are_words_or_sizes() -> None:
         (".grpc_port=1", ["'.grpc_port'"]),
         ("server.a\nb=1", ["unknown key server.a"]),
         ("", ["section.key=value"]),
+        ('access.public=["health", "readyz"]', ["access.public[1] is 'readyz', want ", "'probes'"]),
+        ("server.\udcff=1", [r"setting 'server.\udcff=1' is not UTF-8"]),
+        ("tls.key=\udcff", [r"setting 'tls.key=\udcff' is not UTF-8"]),
     ],
 )
 def test_wrong_setting_is_named_in_one_line(setting: str, words: list[str]) -> None:
@@ -152,6 +156,29 @@ def test_wrong_file_is_told_in_one_line(file: Path, text: str, words: list[str])
 def test_two_ports_that_are_the_same_are_both_named(one: str, other: str) -> None:
     message = refusal(f"server.{one}_port=7000", f"server.{other}_port=7000")
     assert message.endswith(f"server.{one}_port and server.{other}_port are both 7000, want different ports")
+
+
+def test_administration_is_off_unless_it_is_asked_for_and_shared_memory_comes_with_it() -> None:
+    admin = load().admin
+    assert (admin.enabled, admin.shared_memory, admin.socket) == (False, False, "")
+    assert load(settings=["admin.enabled=true", "admin.shared_memory=true"]).admin.shared_memory
+    with pytest.raises(BadConfig, match=r"admin\.shared_memory is set, but admin\.enabled is not"):
+        load(settings=["admin.shared_memory=true"])
+
+
+@pytest.mark.parametrize("name", ["grpc", "http", "metrics"])
+def test_port_of_administration_is_its_own(name: str) -> None:
+    """Front ends would otherwise listen twice on one, and callers reach either at random."""
+    port = [f"server.{name}_port=9000", "admin.port=9000"]
+    with pytest.raises(BadConfig, match=rf"admin\.port and server\.{name}_port are both 9000, want different ports"):
+        load(settings=[*port, "admin.enabled=true"])
+    load(settings=port)
+    load(settings=[*port, "admin.enabled=true", "admin.socket=/run/admin.sock"])
+
+
+def test_administration_has_no_address_but_that_of_the_machine_itself() -> None:
+    with pytest.raises(BadConfig, match=r"unknown key admin\.host"):
+        load(settings=["admin.host=0.0.0.0"])
 
 
 def test_all_ports_may_be_free_ones() -> None:
@@ -291,3 +318,107 @@ def test_engines_of_several_devices_share_the_threads() -> None:
 def test_file_is_read_as_editors_save_it(file: Path, encoding: str) -> None:
     file.write_bytes("# größer\r\n[server]\r\ngrpc_port = 9001\r\n".encode(encoding))
     assert load(file=file).server.grpc_port == 9001
+
+
+def test_variables_are_settings(file: Path) -> None:
+    environment = {
+        "CONVOY_SERVER__HOST": "0.0.0.0",
+        "CONVOY_BATCHING__BUCKETS": "[[64, 64]]",
+        "CONVOY_ENGINE__PROVIDER": "cpu",
+        "CONVOY_SERVER__HTTP_PORT": " 5 ",
+    }
+    config = load(file, environment=environment)
+    assert (config.server.host, config.server.http_port, config.server.grpc_port) == ("0.0.0.0", 5, 1111)
+    assert (config.batching.buckets, config.engine.provider) == (((64, 64),), "cpu")
+
+
+def test_variable_wins_over_the_file_and_setting_and_option_over_it(file: Path) -> None:
+    environment = {f"CONVOY_SERVER__{name}_PORT": "5" for name in ("HTTP", "METRICS", "GRPC")}
+    reading = read(file, ["server.http_port=6"], {"server.metrics_port": 7}, environment)
+    server = reading.config.server
+    assert (server.grpc_port, server.http_port, server.metrics_port) == (5, 6, 7)
+    assert reading.origins == {
+        "server.grpc_port": "CONVOY_SERVER__GRPC_PORT",
+        "server.http_port": "--set",
+        "server.metrics_port": "--metrics-port",
+        "server.lame_duck_seconds": str(file),
+    }
+
+
+@pytest.mark.parametrize("key", keys())
+def test_every_setting_has_a_variable(key: str) -> None:
+    section, name = key.split(".")
+    value = getattr(getattr(Config(), section), name)
+    text = json.dumps(value) if not isinstance(value, str) else value
+    if value is not None:
+        assert load(environment={f"CONVOY_{section.upper()}__{name.upper()}": text}) == Config()
+
+
+def test_variable_for_a_secret_path_is_text_and_not_a_number() -> None:
+    assert load(environment={"CONVOY_ADMIN__SOCKET": "'5'"}).admin.socket == "5"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CONVOY_TRACEBACK",
+        "CONVOY_TOKEN_FILE",
+        "CONVOY_PORT",
+        "CONVOY_SERVICE_HOST",
+        "CONVOY_PORT_8001_TCP_ADDR",
+        "CONVOY_SERVICE_PORT_GRPC",
+        "CONVOY_A__B_SERVICE_HOST",
+        "CONVOY_A__B_PORT_8001_TCP",
+        "CONVOY_A__B_PORT",
+        "MY_CONVOY_SERVER__PROT",
+        "convoy_server__prot",
+    ],
+)
+def test_other_variables_do_not_disturb(name: str) -> None:
+    assert load(environment={name: "tcp://10.0.0.7:8001"}) == Config()
+
+
+def test_empty_variable_sets_nothing(file: Path) -> None:
+    assert load(file, environment={"CONVOY_SERVER__GRPC_PORT": "", "CONVOY_SERVER__HOST": " "}) == load(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "CONVOY_SERVER__GRPC_PRT",
+            "1",
+            "CONVOY_SERVER__GRPC_PRT is no setting; did you mean CONVOY_SERVER__GRPC_PORT?",
+        ),
+        ("CONVOY_SERVE__GRPC_PORT", "1", "did you mean CONVOY_SERVER__GRPC_PORT?"),
+        ("CONVOY_SERVER__SERVICE_PORT", "1", "CONVOY_SERVER__SERVICE_PORT is no setting"),
+        ("CONVOY_X__Y", "1", "CONVOY_X__Y is no setting; 'convoy config' lists all settings"),
+        (
+            "CONVOY_SERVER__GRPC_PORT",
+            "many",
+            "configuration: server.grpc_port is 'many', want int; set by CONVOY_SERVER__GRPC_PORT",
+        ),
+        (
+            "CONVOY_SERVER__GRPC_PORT",
+            "8000",
+            "server.http_port are both 8000, want different ports; set by CONVOY_SERVER",
+        ),
+        (
+            "CONVOY_BATCHING__BUCKETS",
+            "[512]",
+            "batching.buckets[0] is 512, want a list; set by CONVOY_BATCHING__BUCKETS",
+        ),
+        ("CONVOY_SERVER__HOST", "\udcff", "CONVOY_SERVER__HOST is '\\udcff', which is not UTF-8"),
+    ],
+)
+def test_wrong_variable_is_named_in_one_line(name: str, text: str, message: str) -> None:
+    with pytest.raises(BadConfig) as refused:
+        load(environment={name: text})
+    assert message in refused.value.message
+    assert "\n" not in refused.value.message
+
+
+def test_variable_that_another_setting_overrides_is_not_blamed() -> None:
+    with pytest.raises(BadConfig) as refused:
+        load(None, ["server.grpc_port=many"], environment={"CONVOY_SERVER__GRPC_PORT": "5"})
+    assert refused.value.message == "configuration: server.grpc_port is 'many', want int"

@@ -172,6 +172,7 @@ def images_a_second(server: Server) -> float:
         return 80 / (time.monotonic() - began)
 
 
+@pytest.mark.alone
 def test_two_devices_answer_nearly_twice_as_many(repository: Path) -> None:
     sleeping = ["engine.sleep_ms=[20, 0]", "batching.max_batch_size=1"]
     with Server(repository, [*ONE, *sleeping]) as one, Server(repository, [*TWO, *sleeping]) as two:

@@ -123,6 +123,9 @@ def test_commands_speak_tls(mutual: Server, files: Files, convoy: Convoy) -> Non
     done = convoy("health", "--server", mutual.grpc, *options)
     assert (done.returncode, done.stdout) == (0, "SERVING\n")
     assert convoy("health", "--server", mutual.grpc).returncode == 1
+    metrics = mutual.metrics.removeprefix("http://")
+    assert "letters 1" in convoy("top", "--metrics", metrics, "--once", *options).stdout
+    assert convoy("top", "--metrics", metrics, "--once").returncode == 2
 
 
 def test_variables_stand_for_the_options(

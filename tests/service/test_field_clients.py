@@ -48,7 +48,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, transport: str) -> Iterator
     networks.save(networks.with_default(), root, "default")
     for name, shape in SHAPES.items():
         networks.save(passes(shape), root, name)
-    with Server(root, ["server.min_ping_seconds=0.02", "server.lame_duck_seconds=0"]) as running:
+    with Server(
+        root, ["server.min_ping_seconds=0.02", "server.lame_duck_seconds=0", f"limits.max_metadata_bytes={64 << 10}"]
+    ) as running:
         yield running
 
 

@@ -112,6 +112,14 @@ def test_stage_timings_and_batch_size_come_as_parameters(infer: Any) -> None:
     assert total == pytest.approx(parameters["convoy_total_seconds"].double_param)
 
 
+@pytest.mark.parametrize(("name", "number"), [("timeout", 0), ("timeout", 2**63 - 1), ("priority", 0), ("priority", 9)])
+@pytest.mark.parametrize("field", ["int64_param", "uint64_param"])
+def test_timeout_of_zero_is_none_and_any_priority_is_answered(infer: Any, name: str, number: int, field: str) -> None:
+    request = infer_request("doubler", np.ones((3, 4), np.float32))
+    setattr(request.parameters[name], field, number)
+    assert len(infer(request).outputs) == 2
+
+
 def test_the_timeout_parameter_is_a_deadline_in_microseconds(infer: Any) -> None:
     request = infer_request("doubler", np.ones((3, 4), np.float32))
     request.parameters["timeout"].int64_param = 1

@@ -98,6 +98,18 @@ def test_any_text_is_one_line_and_comes_back(text: str) -> None:
     assert record["message"] == text
 
 
+def test_text_that_somebody_else_chose_is_cut_and_its_length_stated(stderr: io.StringIO) -> None:
+    logger.warning("x" * 1_000_000, extra={"fields": {"peer": "y" * 1_000_000}})
+    try:
+        raise ValueError("z" * 1_000_000 + " the end")
+    except ValueError:
+        logger.exception("failed")
+    first, second = stderr.getvalue().splitlines()
+    assert max(len(first), len(second)) < 30_000
+    assert first.count("... (1000000 characters)") == 2
+    assert json.loads(second)["traceback"].endswith(" the end")
+
+
 def test_traceback_is_a_field_of_its_record(stderr: io.StringIO) -> None:
     try:
         raise RuntimeError(NASTY)
@@ -221,7 +233,7 @@ def test_records_that_nobody_reads_are_dropped_and_counted(pipe: int, length: in
 
 def test_records_that_are_read_are_all_there_however_long(pipe: int) -> None:
     """The control."""
-    text = "y" * 20_000
+    text = "y" * 10_000
     for number in range(10):
         logger.warning("%d %s", number, text)
         (record,) = drained(pipe)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from convoy.service.machine import cores, cuda_devices, memory_bytes
+from convoy.service.machine import available_bytes, cores, cuda_devices, memory_bytes, own_bytes, usage
 
 
 def test_a_process_has_the_cores_it_may_run_on() -> None:
@@ -48,6 +48,20 @@ def test_a_containers_memory_is_its_limit_where_it_has_one(tmp_path: Path) -> No
         assert memory_bytes((tmp_path / "none", limit)) == memory
 
 
+def test_a_containers_available_memory_is_what_it_has_left(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:       16000000 kB\nMemAvailable:    4000000 kB\n")
+    assert available_bytes(tmp_path, meminfo) == 4_000_000 << 10
+    (tmp_path / "memory.max").write_text(f"{1 << 30}\n")
+    (tmp_path / "memory.current").write_text(f"{900 << 20}\n")
+    assert available_bytes(tmp_path, meminfo) == 124 << 20
+    (tmp_path / "memory.stat").write_text(f"active_file 5\ninactive_file {300 << 20}\n")  # files are only cached
+    assert available_bytes(tmp_path, meminfo) == 424 << 20
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_bytes(tmp_path, meminfo) == 4_000_000 << 10
+    assert 0 < available_bytes() <= memory_bytes()
+
+
 def test_without_a_driver_there_is_no_cuda_device() -> None:
     assert cuda_devices("libnosuchdriver.so.1") == 0
     assert cuda_devices("libc.so.6") == 0  # it has no such function
@@ -63,3 +77,26 @@ def test_there_are_as_many_cuda_devices_as_the_driver_says(tmp_path: Path, statu
     )
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
     assert cuda_devices(str(library)) == count
+
+
+def test_own_memory_counts_what_a_process_does_not_share(tmp_path: Path) -> None:
+    (tmp_path / "17").mkdir()
+    (tmp_path / "17" / "statm").write_text("90000 5000 3000 700 0 8000 0\n")
+    assert own_bytes(17, tmp_path) == 2000 * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < own_bytes() < 1 << 40
+    with pytest.raises(OSError, match="No such file"):
+        own_bytes(18, tmp_path)
+
+
+def test_usage_is_that_of_the_process(tmp_path: Path) -> None:
+    (tmp_path / "17").mkdir()
+    numbers = ["0"] * 50
+    numbers[11], numbers[12], numbers[21] = "150", "50", "2000"
+    (tmp_path / "17" / "stat").write_text(f"17 (odd) name 1 2) S {' '.join(numbers[1:])}\n")
+    ticks = os.sysconf("SC_CLK_TCK")
+    assert usage(17, tmp_path) == (200 / ticks, 2000 * os.sysconf("SC_PAGE_SIZE"))
+    seconds, nbytes = usage(os.getpid())
+    assert seconds > 0
+    assert nbytes > own_bytes()
+    with pytest.raises(OSError, match="No such file"):
+        usage(18, tmp_path)

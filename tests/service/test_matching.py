@@ -88,6 +88,14 @@ def test_command_prints_the_place_and_the_score(locate: Locate, picture: Path, t
             assert float(line.split()[-1]) > 0.99
 
 
+def test_place_with_a_low_score_is_told_as_doubtful(locate: Locate, picture: Path, tmp_path: Path) -> None:
+    noise = tmp_path / "noise.png"
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (72, 96, 3), np.uint8)).save(noise)
+    found, doubtful = locate("waldo", picture, noise).stdout.splitlines()
+    assert doubtful.endswith("  (probably not there)")
+    assert "probably" not in found
+
+
 def test_heat_map_is_drawn_with_a_box_around_the_place(locate: Locate, picture: Path, tmp_path: Path) -> None:
     out = tmp_path / "heat.png"
     assert locate("waldo", picture, "-o", out).returncode == 0
@@ -144,10 +152,9 @@ def test_list_of_models_says_what_it_is_for(server: Server) -> None:
         (["letters", "scene.png"], "is for classification, want one created by `convoy template`"),
         (["doubler", "scene.png"], "has no metadata"),
         (["nobody", "scene.png"], "model 'nobody' is unknown"),
-        (["waldo", "absent.png"], "absent.png"),
         (["waldo", "scene.png", "scene.png", "-o", "heat.png"], "one file for 2 pictures"),
         (["waldo", "scene.png", "-o", "scene.png"], "is the picture itself"),
-        (["waldo", "scene.png", "-o", "heat.jpg"], "--out 'heat.jpg', want a name that ends in .png"),
+        (["waldo", "scene.png", "-o", "heat.jpg"], "--output 'heat.jpg', want a name that ends in .png"),
     ],
 )
 def test_what_cannot_be_asked_is_one_line_and_exit_code_2(
@@ -163,7 +170,9 @@ def test_file_that_is_no_picture_is_told_and_the_others_are_answered(
     locate: Locate, picture: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "text.png").write_text("no picture")
-    done = locate("waldo", tmp_path / "text.png", picture)
-    assert done.returncode == 1
-    assert "cannot be read" in done.stdout.splitlines()[0]
-    assert f"x {COLUMN}" in done.stdout.splitlines()[1]
+    done = locate("waldo", tmp_path / "text.png", tmp_path / "absent.png", picture)
+    assert (done.returncode, done.stderr) == (1, "")
+    text, absent, found = done.stdout.splitlines()
+    assert "cannot be read, want an image file" in text
+    assert "No such file or directory" in absent
+    assert f"x {COLUMN}" in found

@@ -33,10 +33,10 @@ FITS: st.SearchStrategy[Fit] = st.sampled_from(["stretch", "letterbox"])
 FREE = st.builds(InputSpec, colour=COLOURS, multiple=MULTIPLES, fit=st.just("pad"), fill=BYTES)
 PROVENANCES = st.builds(
     Provenance,
-    architecture=st.text(),
-    data=st.text(),
-    commit=st.text(),
-    metrics=st.dictionaries(st.text(), FINITE, max_size=3),
+    architecture=st.text(max_size=256),
+    data=st.text(max_size=256),
+    commit=st.text(max_size=256),
+    metrics=st.dictionaries(st.text(max_size=256), FINITE, max_size=3),
 )
 SHARES = st.none() | st.floats(0, 1)
 PARITIES = st.builds(
@@ -310,3 +310,25 @@ def test_image_is_a_tensor_too() -> None:
     fixed = Document(task="classification", labels=["a"], input=InputSpec(colour="L", height=8, width=9))
     assert str(fixed.takes) == "uint8 tensor 'image' [N, 8, 9, 1]"
     assert not fixed.takes.free
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (["x" * 257], "Expected `str` of length <= 256 - at `$.labels[...]`"),
+        (["x"] * 65_537, "Expected `array` of length <= 65536 - at `$.labels`"),
+        (["x" * 256] * 8_000, f"has {256 * 8_000 + 3 * 8_000 + 1 + 69} bytes, want at most 1048576"),
+    ],
+)
+def test_long_document_is_refused_with_the_limit(labels: list[str], words: str) -> None:
+    text = json.dumps({"task": "classification", "labels": labels, "input": {"colour": "L"}}, separators=(",", ":"))
+    with pytest.raises(BadMetadata) as caught:
+        decode({KEY: text})
+    assert words.partition(" bytes")[2] in caught.value.message
+    assert words.partition(" - at")[0].partition("has ")[0] in caught.value.message
+
+
+def test_name_that_a_file_chooses_makes_no_long_message() -> None:
+    with pytest.raises(BadMetadata) as caught:
+        decode({KEY: json.dumps({"task": "classification", "labels": ["x"], "y" * 900_000: 1})})
+    assert len(caught.value.message) < 400

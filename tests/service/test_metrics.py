@@ -1,7 +1,9 @@
 """What processes count adds up, whether they ended well or not, and reads back as statistics."""
 
 import asyncio
+import importlib.metadata
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -9,14 +11,15 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import onnxruntime
 import pytest
-from prometheus_client import generate_latest
+from prometheus_client import REGISTRY, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from convoy.service import metrics
 from convoy.service.metric_files import DIRECTORY, collect, forget_process
-from convoy.service.metrics import Duration, registry, statistics
+from convoy.service.metrics import Duration, Running, registry, statistics
 
 # A process counts what its arguments say, tells that it has, and ends when its input does.
 COUNTING = """
@@ -138,6 +141,26 @@ def test_statistics_and_tritons_names_agree_with_what_is_scraped(tmp_path: Path,
     assert statistics(families) == statistics(collect(tmp_path))
 
 
+def test_processes_and_versions_in_use_are_shown(tmp_path: Path) -> None:
+    running = [Running("supervisor", "", os.getpid()), Running("engine", "0", 1 << 30)]  # the second has ended
+    families = list(
+        text_string_to_metric_families(generate_latest(registry(tmp_path, {}, running=lambda: running)).decode())
+    )
+    samples = [sample for each in families for sample in each.samples if sample.name.startswith("convoy_process_")]
+    labels = {"process": "supervisor", "device": "", "pid": str(os.getpid())}
+    names = {"convoy_process_cpu_seconds_total", "convoy_process_resident_bytes"}
+    assert {sample.name for sample in samples} == names
+    assert [sample.labels for sample in samples] == [labels, labels]
+    assert all(sample.value > 0 for sample in samples)
+    (build,) = [each.samples[0] for each in families if each.name == "convoy_build_info"]
+    assert build.value == 1
+    assert build.labels == {
+        "version": importlib.metadata.version("convoy"),
+        "python": platform.python_version(),
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
 def family(name: str, *samples: tuple[str, dict[str, str], float]) -> Metric:
     made = Metric(name, "made for a test", "unknown")
     for suffix, labels, number in samples:
@@ -218,6 +241,21 @@ def test_many_images_at_once_are_counted_as_one_after_another(seconds: float) ->
     assert of("at-once")["convoy_stage_duration_seconds_count", ""] % 5 == 0
 
 
+def test_answers_are_counted_by_the_objective_of_their_version() -> None:
+    def counted(model: str) -> tuple[float | None, float | None]:
+        found = [{"model": model, "version": "1", "objective": each} for each in ("met", "missed")]
+        met, missed = (REGISTRY.get_sample_value("convoy_answers_total", labels) for labels in found)
+        return met, missed
+
+    metrics.count_answers("quick", "1", 0.1, [0.02, 0.1, 0.1001, 5.0])
+    assert counted("quick") == (2, 2)
+    metrics.count_answers("quick", "1", 0.1, [0.05])
+    assert counted("quick") == (3, 2)
+    metrics.count_answer("slow", "1", 0.073, 0.0729)  # between two edges of the histograms
+    metrics.count_answer("slow", "1", 0.073, 0.0731)
+    assert counted("slow") == (1, 1)
+
+
 def test_levels_change_in_any_thread_and_are_written_in_the_loop() -> None:
     async def play() -> list[int]:
         threads: list[int] = []
@@ -254,3 +292,52 @@ if child:
     (family,) = [each for each in collect(tmp_path) if each.name == "convoy_request_duration_seconds"]
     counts = [sample.value for sample in family.samples if sample.name.endswith("_count")]
     assert counts == [3]
+
+
+def test_process_keeps_nothing_of_versions_that_are_forgotten_and_counts_the_others(tmp_path: Path) -> None:
+    code = f"""
+import gc, os
+os.environ[{DIRECTORY!r}] = {str(tmp_path)!r}
+from convoy.service import metrics
+
+def count(version):
+    metrics.count_request("digits", version, "Classify", "OK", 0.02)
+    metrics.count_images("digits", version, 1, [0.01] * len(metrics.STAGES))
+    metrics.batch_counters("digits", version, 1, 0)[0].observe(1)
+    metrics.MODEL_READY.labels("digits", version, "cpu", 0).set(1)
+
+def objects():
+    gc.collect()
+    return len(gc.get_objects())
+
+kept = []
+for version in range(3, 30):
+    count("1")
+    count(str(version))
+    metrics.forget_version("digits", version)
+    kept.append(objects())
+assert max(kept[9:]) <= kept[8] + 20, kept
+metrics.forget_version("digits", 1)
+count("1")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    (family,) = [each for each in collect(tmp_path) if each.name == "convoy_request_duration_seconds"]
+    counts = [(sample.labels["version"], sample.value) for sample in family.samples if sample.name.endswith("_count")]
+    assert counts == [("1", 1)]
+
+
+def test_version_that_cannot_be_served_is_shown_until_it_can(tmp_path: Path) -> None:
+    code = f"""
+import os
+os.environ[{DIRECTORY!r}] = {str(tmp_path)!r}
+from convoy.service import metrics
+
+metrics.MODEL_READY.labels("digits", "1", "cpu", 0).set(1)
+for version in (1, 2, 0):
+    metrics.count_unready("digits", version, 0, unready=True)
+metrics.count_unready("digits", 1, 0, unready=False)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    (family,) = [each for each in collect(tmp_path) if each.name == "convoy_model_ready"]
+    found = {(sample.labels["version"], sample.labels["provider"]): sample.value for sample in family.samples}
+    assert found == {("1", "cpu"): 1, ("2", ""): 0, ("", ""): 0}

@@ -23,6 +23,7 @@ from convoy.service.metric_files import DIRECTORY
 from convoy.service.pb import inference_pb2 as pb
 from tests.service import networks
 from tests.service.calls import method
+from tests.service.frontend.transport.raw import GOAWAY, SETTINGS, Raw, frame
 from tests.service.running import Server
 from tests.service.test_vision import colourful, encoded, grey
 
@@ -31,9 +32,9 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 @pytest.fixture(scope="module")
-def counted(small_repository: Path, transport: str) -> Iterator[Server]:
+def counted(quick_repository: Path, transport: str) -> Iterator[Server]:
     """A server with two front ends that has answered a known load: 60 labels, 25 class maps, 7 bad images."""
-    with Server(small_repository, ["server.frontends=2", "server.lame_duck_seconds=0"]) as server:
+    with Server(quick_repository, ["server.frontends=2", "server.lame_duck_seconds=0"]) as server:
 
         def load(number: int) -> None:
             # A connection each, so that the kernel deals them out to both front ends.
@@ -69,6 +70,35 @@ def test_counts_are_exact_over_all_processes(counted: Server) -> None:
         assert counted.total("convoy_stage_duration_seconds_count", model="letters", stage=stage) == 60
     # Padded from 10x10 to 12x12.
     assert counted.total("convoy_padding_pixels_total", model="colours") == 25 * 44
+
+
+def test_every_answer_meets_or_misses_the_objective_of_its_version(counted: Server) -> None:
+    for model, answered in (("letters", 60), ("colours", 5)):
+        assert counted.total("convoy_answers_total", model=model, version="1") == answered
+        objective = counted.total("convoy_model_latency_objective_seconds", model=model, version="1")
+        assert objective >= 0.1
+
+
+def test_what_is_of_low_priority_is_not_judged_by_the_objective(small: Server) -> None:
+    def judged() -> float:
+        return small.total("convoy_answers_total", model="letters")
+
+    before = judged()
+    with Client(small.grpc, priority="low") as patient:
+        patient.classify(grey(1), "letters")  # alone; the stream's requests travel together
+        list(patient.classify_stream((grey(number) for number in range(8)), "letters"))
+    assert judged() == before
+    with Client(small.grpc) as client:
+        client.classify(grey(1), "letters")
+        list(client.classify_stream((grey(number) for number in range(8)), "letters"))
+    assert judged() == before + 9
+
+
+def test_predictions_are_compared_with_what_batches_took(counted: Server) -> None:
+    for time in ("predicted", "measured"):
+        assert counted.total("convoy_batch_prediction_seconds_total", model="letters", version="1", time=time) > 0
+    assert counted.total("convoy_queue_seconds", model="letters") == 0
+    assert ("convoy_queue_seconds", frozenset({("model", "letters"), ("device", "0")})) in counted.samples()
 
 
 def test_both_front_ends_had_a_part_in_it(counted: Server) -> None:
@@ -122,10 +152,10 @@ def test_model_statistics_agree_with_the_metrics(counted: Server) -> None:
     assert found.last_inference > 1_700_000_000_000
 
 
-def test_statistics_of_all_models_come_where_none_is_named(counted: Server, small_repository: Path) -> None:
+def test_statistics_of_all_models_come_where_none_is_named(counted: Server, quick_repository: Path) -> None:
     with grpc.insecure_channel(counted.grpc) as channel:
         found = method(channel, "ModelStatistics")(pb.ModelStatisticsRequest()).model_stats
-    assert {entry.name for entry in found} == {folder.name for folder in small_repository.iterdir()} > {"letters"}
+    assert {entry.name for entry in found} == {folder.name for folder in quick_repository.iterdir()} > {"letters"}
 
 
 def test_the_names_of_tritons_dashboards_stand_beside_ours(counted: Server) -> None:
@@ -206,3 +236,53 @@ def test_a_large_answer_is_whole(counted: Server) -> None:
     image = colourful(1, 1500, 1800)
     with Client(counted.grpc) as client:
         np.testing.assert_array_equal(client.segment(image, "colours").mask, image.argmax(2))
+
+
+@pytest.mark.both_transports
+def test_last_words_of_a_caller_forge_no_line_of_the_log(small: Server) -> None:
+    forged = b'x\n{"level":"error","message":"forged"}\n\x1b[2J\r\n'
+    host, _, port = small.grpc.rpartition(":")
+    before = len(small.log)
+    for code in (0, 2, 11):
+        with Raw((host, int(port))) as raw:
+            raw.until(SETTINGS)
+            raw.send(frame(GOAWAY, payload=bytes(4) + code.to_bytes(4, "big") + forged))
+            raw.send(forged)
+    with Client(small.grpc) as client:
+        client.models()
+    written = [record for record in small.log[before:] if record["level"] == "raw" or "forged" in record["message"]]
+    assert written == []
+
+
+@pytest.mark.parametrize(("setting", "answered", "refused"), [("none", 0, 0), ("failed", 0, 4), ("all", 3, 4)])
+def test_log_has_the_requests_that_it_is_to_have(
+    setting: str, answered: int, refused: int, small_repository: Path, transport: str
+) -> None:
+    settings = [f"server.log_requests={setting}", "server.lame_duck_seconds=0"]
+    with Server(small_repository, settings) as server:
+        with Client(server.grpc) as client:
+            client.classify(grey(1), "letters")
+            client.classify_many([grey(1), b"none"], "letters")  # one image of a request
+            with pytest.raises(ServerError):
+                client.classify(grey(1), "nobody")
+        with grpc.insecure_channel(server.grpc) as channel:
+            infer = method(channel, "ModelInfer")
+            for request in (pb.ModelInferRequest(model_name="letters"), pb.ModelInferRequest(model_name="nobody")):
+                with pytest.raises(grpc.RpcError):
+                    infer(request, timeout=10, metadata=[("x-request-id", "a-17")])
+            method(channel, "ServerLive")(pb.ServerLiveRequest())  # a probe: it runs nothing
+            with Client(server.grpc) as client:
+                client.segment(colourful(1, 10, 10), "colours")
+        server.stop()
+    lines = [record for record in server.log if record["message"].startswith("request ")]
+    assert [line["message"] for line in lines].count("request answered") == answered
+    failures = [line for line in lines if line["message"] == "request refused"]
+    assert len(failures) == refused
+    assert len(lines) == answered + refused
+    if failures:
+        image, unknown, *others = failures
+        assert (image["method"], image["model"], image["reason"]) == ("Classify", "letters", "BAD_IMAGE")
+        assert (unknown["model"], unknown["reason"]) == ("", "UNKNOWN_MODEL")
+        assert "nobody" in unknown["detail"]
+        assert [(line["method"], line["request_id"]) for line in others] == [("ModelInfer", "a-17")] * 2
+        assert all(line["peer"] == "127.0.0.1" and 0 < line["seconds"] < 10 for line in failures)

@@ -1,7 +1,7 @@
 """Deadlines, callers that go, and a full queue: what is refused never reaches the device, and nothing is lost."""
 
-import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,9 +9,8 @@ import grpc
 import numpy as np
 import pytest
 
-from convoy.service.client.aio import AsyncClient
 from convoy.service.client.client import Client
-from convoy.service.client.results import Classification, ServerError
+from convoy.service.client.results import ServerError
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 from tests.service import networks
 from tests.service.calls import infer_request, method, reason, retry_delay, stream
@@ -54,7 +53,7 @@ def test_a_request_that_would_be_late_is_refused_at_once_and_never_runs(busy: Se
         running = classify.future(request(1))
         _wait_until(lambda: busy.total("convoy_requests_in_flight") == 1)
         for seed in range(2, 5):
-            error = classify.future(request(seed), timeout=0.1).exception()
+            error = classify.future(request(seed), timeout=0.3).exception()
             assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
             assert "after the deadline" in error.details()
             assert reason(error) == "PREDICTED_LATE"
@@ -192,10 +191,10 @@ def test_a_full_queue_refuses_with_a_hint_and_the_others_are_answered(busy: Serv
     assert_all_slots_are_freed(busy)
 
 
-def test_slot_memory_that_is_in_use_refuses_with_a_hint(small_repository: Path) -> None:
+def test_slot_memory_that_is_in_use_refuses_with_a_hint(quick_repository: Path) -> None:
     settings = ["limits.slot_bytes=1048576", "server.lame_duck_seconds=0"]
     image = np.zeros((400, 400, 3), np.uint8)  # 800 kB of input and outputs: one fits, two do not
-    with Server(small_repository, settings) as server, Client(server.grpc) as client:
+    with Server(quick_repository, settings) as server, Client(server.grpc) as client:
         answers = client.segment_many([image] * 8, "colours")
         refused = [answer for answer in answers if isinstance(answer, ServerError)]
         assert 0 < len(refused) < 8
@@ -205,9 +204,9 @@ def test_slot_memory_that_is_in_use_refuses_with_a_hint(small_repository: Path) 
             client.segment(np.zeros((1024, 1024, 3), np.uint8), "colours")
 
 
-def test_large_images_ride_in_smaller_batches(small_repository: Path) -> None:
+def test_large_images_ride_in_smaller_batches(quick_repository: Path) -> None:
     settings = ["batching.max_batch_pixels=3000", "server.lame_duck_seconds=0"]
-    with Server(small_repository, settings) as server, Client(server.grpc) as client:
+    with Server(quick_repository, settings) as server, Client(server.grpc) as client:
         sizes = {side: [np.zeros((side, side, 3), np.uint8)] * 24 for side in (8, 32, 64)}
         largest = {}
         for side, images in sizes.items():
@@ -218,9 +217,9 @@ def test_large_images_ride_in_smaller_batches(small_repository: Path) -> None:
     assert largest[64] == 1  # more than fits still runs, alone
 
 
-def test_long_tensors_ride_in_smaller_batches(small_repository: Path) -> None:
+def test_long_tensors_ride_in_smaller_batches(quick_repository: Path) -> None:
     settings = ["batching.max_batch_pixels=100", "server.lame_duck_seconds=0"]
-    with Server(small_repository, settings) as server, grpc.insecure_channel(server.grpc) as channel:
+    with Server(quick_repository, settings) as server, grpc.insecure_channel(server.grpc) as channel:
         largest = {}
         for length in (1, 50, 101):
             one = infer_request("waves", np.zeros((1, 3, length), np.float32), "waveform")
@@ -307,42 +306,14 @@ def test_bytes_in_flight_fall_to_nothing_after_errors_and_cancels(tight: Server)
     assert tight.wait_for_total("convoy_in_flight_bytes", 0) == 0
 
 
-@pytest.mark.both_transports
-def test_a_storm_of_cancels_at_every_stage_leaves_nothing_behind_and_mixes_nothing_up(small: Server) -> None:
-    rng = np.random.default_rng(5)
-
-    async def run() -> None:
-        async with AsyncClient(small.grpc) as client:
-
-            async def one(seed: int, patience: float) -> None:
-                task = asyncio.ensure_future(client.classify(grey(seed), "letters", top_k=1))
-                done, _ = await asyncio.wait([task], timeout=patience)
-                if not done:
-                    task.cancel()
-                    await asyncio.wait([task])
-                elif task.exception() is None:
-                    answer = task.result()
-                    assert isinstance(answer, Classification)
-                    assert answer.labels[0].index == _best(seed)[0]
-
-            for _ in range(15):
-                await asyncio.gather(*(one(seed, float(rng.exponential(0.01))) for seed in range(40)))
-
-    asyncio.run(run())
-    assert_all_slots_are_freed(small)
-    assert small.total("convoy_cancelled_total") > 0
-    with Client(small.grpc) as client:
-        assert client.classify(grey(1), "letters").labels[0].index == _best(1)[0]
-
-
 def _best(seed: int) -> list[int]:
     logits = grey(seed).reshape(-1).astype(np.float32) @ networks.classifier_weights()
     return [int(index) for index in np.argsort(-logits, kind="stable")[:5]]
 
 
 def _wait_until(holds: object, seconds: float = 10.0) -> None:
-    turn = threading.Event()
-    for _ in range(round(seconds / 0.01)):
+    turn, end = threading.Event(), time.monotonic() + seconds
+    while time.monotonic() < end:
         if holds():  # type: ignore[operator]
             return
         turn.wait(0.01)

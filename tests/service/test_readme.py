@@ -80,7 +80,7 @@ def test_pages_ask_the_server_for_everything_it_can_do() -> None:
 
 @pytest.mark.parametrize("words", ASKING, ids=" ".join)
 def test_command_that_asks_the_server_works(server: Server, words: list[str], folder: Path) -> None:
-    words = ["0.2" if before == "--seconds" else word for before, word in zip(["", *words], words, strict=False)]
+    words = ["1" if before == "--seconds" else word for before, word in zip(["", *words], words, strict=False)]
     assert cli.run([*words, "--server", server.grpc]) == 0
     if words[0] == "segment":
         assert {path.name for path in folder.glob("*.png")} == {"mask.png", "mask-overlay.png"}
@@ -104,12 +104,27 @@ def printed_by_example(name: str, server: Server, capsys: pytest.CaptureFixture[
     return capsys.readouterr().out.splitlines()
 
 
+# Of servers whose addresses are made up.
+NOWHERE = {"docs/client.md 2", "docs/fleets.md 0"}
+
+
 def test_every_example_of_the_client_is_one_of_those_tried_here() -> None:
-    assert set(examples()) == {"README.md 0", "docs/client.md 0", "docs/client.md 1", "docs/security.md 0"}
+    tried = {"README.md 0", "docs/client.md 0", "docs/client.md 1", "docs/security.md 0", "docs/large-pictures.md 0"}
+    assert set(examples()) == tried | NOWHERE
+
+
+@pytest.mark.parametrize("name", sorted(NOWHERE))
+def test_example_that_names_servers_elsewhere_is_accepted(name: str) -> None:
+    exec(examples()[name], {})  # a client connects with its first call
 
 
 def test_example_of_the_readme_works(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     assert printed_by_example("README.md 0", server, capsys)[2] == "(12, 16)"
+
+
+def test_example_of_large_pictures_works(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = printed_by_example("docs/large-pictures.md 0", server, capsys)
+    assert line.startswith("(1200, 1500) ")
 
 
 def test_example_of_the_client_works(server: Server, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,7 +45,27 @@ def test_versions_with_and_without_a_file_are_told_apart(tmp_path: Path) -> None
     assert list(found) == ["digits", "scenes"]
     assert set(found["digits"].files) == {1, 12}
     assert found["digits"].missing == (3,)
-    assert found["scenes"] == Listing()
+    assert found["scenes"] == Listing(empty="its folder is empty, want a version in it, such as 1/model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        ("model.onnx", "'model.onnx' is in no version folder: move it to 1/model.onnx in the model's folder"),
+        ("lenet.onnx", "'lenet.onnx' is in no version folder: move it to 1/model.onnx in the model's folder"),
+        ("v1/model.onnx", "it has no version folder with a model file, such as 1/model.onnx"),
+        ("notes.txt", "it has no version folder with a model file, such as 1/model.onnx"),
+    ],
+)
+def test_folder_without_a_version_says_what_is_missing(tmp_path: Path, file: str, reason: str) -> None:
+    (tmp_path / "digits" / file).parent.mkdir(parents=True)
+    (tmp_path / "digits" / file).write_bytes(b"network")
+    assert scan(tmp_path)["digits"].empty == reason
+
+
+def test_folder_with_a_version_is_not_empty(tmp_path: Path) -> None:
+    put(tmp_path, "digits", "1")
+    assert scan(tmp_path)["digits"].empty == ""
 
 
 @pytest.mark.parametrize("name", ["a", "lenet-5", "_", "0", "x" * 64, "digits_v2"])
@@ -75,7 +95,7 @@ def test_file_in_the_place_of_a_folder_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "digits").write_text("")
     (tmp_path / "scenes").mkdir()
     (tmp_path / "scenes" / "1").write_text("")
-    assert scan(tmp_path) == {"scenes": Listing()}
+    assert scan(tmp_path)["scenes"].files == {}
 
 
 def test_what_is_no_regular_file_is_missing(tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def test_storm_of_streams_that_break_off_leaves_nothing_behind(small: Server) ->
 
 @pytest.mark.both_transports
 def test_stream_ends_in_order_when_the_server_drains(small_repository: Path) -> None:
-    settings = ["server.lame_duck_seconds=0.2", "batching.max_batch_size=1"]
+    settings = ["server.lame_duck_seconds=0.2", "server.grace_seconds=100", "batching.max_batch_size=1"]
     with Server(small_repository, settings) as server, grpc.insecure_channel(server.grpc) as channel:
         line, idle = Line(channel), Line(channel)
         idle.say(ask(1))
@@ -231,7 +231,7 @@ def test_stream_ends_in_order_when_the_server_drains(small_repository: Path) -> 
             line.say(ask(number, "slow"))
         _wait_until(lambda: server.total("convoy_requests_in_flight") == 6)
         ended: list[int] = []
-        stopping = threading.Thread(target=lambda: ended.append(server.stop()))
+        stopping = threading.Thread(target=lambda: ended.append(server.stop(seconds=120)))
         stopping.start()
         assert list(idle.call) == []
         assert idle.call.code() == grpc.StatusCode.OK
@@ -246,8 +246,8 @@ def test_stream_ends_in_order_when_the_server_drains(small_repository: Path) -> 
     assert ended == [0]
 
 
-def test_requests_of_a_stream_are_counted_and_timed_as_calls_are(small_repository: Path) -> None:
-    with Server(small_repository, ["server.lame_duck_seconds=0"]) as server:
+def test_requests_of_a_stream_are_counted_and_timed_as_calls_are(quick_repository: Path) -> None:
+    with Server(quick_repository, ["server.lame_duck_seconds=0"]) as server:
         with grpc.insecure_channel(server.grpc) as channel:
             requests = [*(ask(number) for number in range(5)), ask(9, "made-up"), ask(8)]
             requests[-1].request.images[0].raw.channels = 2
@@ -426,8 +426,8 @@ def test_client_refuses_what_no_server_takes_before_it_sends(client: Client, wro
         list(client.classify_stream([grey(1)], "letters", **wrong))
 
 
-def test_client_tells_that_the_server_ended_the_stream_or_is_not_there(small_repository: Path) -> None:
-    with Server(small_repository, ["server.lame_duck_seconds=0"]) as server, Client(server.grpc) as client:
+def test_client_tells_that_the_server_ended_the_stream_or_is_not_there(quick_repository: Path) -> None:
+    with Server(quick_repository, ["server.lame_duck_seconds=0"]) as server, Client(server.grpc) as client:
         never_enough = threading.Event()
 
         def images() -> Iterator[np.ndarray]:

@@ -52,16 +52,6 @@ def is_answering(versions: list[int], version: int) -> Callable[[], bool]:
     return lambda: versions[-4:] == [version] * 4
 
 
-def test_roll_back_fails_no_call(tmp_path: Path) -> None:
-    for version in (1, 2, 3):
-        networks.save(networks.classifier(scale=version), tmp_path, "letters", version)
-    with Server(tmp_path, QUICK) as server, calling(server) as versions:
-        for version in (3, 2, 1):
-            _wait_until(is_answering(versions, version), 30)
-            if version > 1:
-                shutil.rmtree(tmp_path / "letters" / str(version))
-
-
 def test_removal_of_an_older_version_changes_nothing(tmp_path: Path) -> None:
     for version in (1, 2):
         networks.save(networks.classifier(scale=version), tmp_path, "letters", version)
@@ -71,18 +61,6 @@ def test_removal_of_an_older_version_changes_nothing(tmp_path: Path) -> None:
         seen = len(versions)
         _wait_until(lambda: len(versions) > seen + 100)
     assert set(versions) == {2}
-
-
-def test_crash_while_a_successor_loads_fails_no_call(tmp_path: Path) -> None:
-    networks.save(networks.classifier(), tmp_path, "letters")
-    with Server(tmp_path, [*QUICK, "server.log_level=debug"]) as server, calling(server) as versions:
-        _wait_until(is_answering(versions, 1))
-        networks.save(networks.slow(200), tmp_path, "letters", 2)  # whose profile takes a while to measure
-        server.wait_for_log("model letters version 2 is being loaded")
-        os.kill(server.children()["engine"], signal.SIGKILL)
-        server.wait_for_log("it was loading model letters version 2")
-        seen = len(versions)
-        _wait_until(lambda: 1 in versions[seen + 4 :], 30)  # again, and not only those that waited
 
 
 def garble(file: Path) -> None:

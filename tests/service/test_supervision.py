@@ -1,12 +1,15 @@
 """Processes that die, signals, ports and options: what an operator sees."""
 
 import contextlib
+import errno
+import fcntl
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,14 +21,13 @@ import pytest
 
 from convoy.service.client.client import Client
 from convoy.service.client.results import ServerError
-from convoy.service.config import ServerConfig
+from convoy.service.config import AdminConfig, ServerConfig
 from convoy.service.errors import BadConfig
-from convoy.service.pb import inference_pb2
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
-from convoy.service.supervisor.watch import Sockets
+from convoy.service.supervisor.ports import Sockets
 from tests.service import networks
 from tests.service.calls import method
-from tests.service.running import Server, skip_without
+from tests.service.running import START_SECONDS, Server, skip_without
 from tests.service.test_overload import _best, _wait_until, assert_all_slots_are_freed, ran, request
 from tests.service.test_vision import encoded, grey
 
@@ -43,6 +45,7 @@ def test_a_killed_engine_is_restarted_and_those_who_waited_get_their_right_answe
         grpc.insecure_channel(server.grpc) as channel,
     ):
         classify = method(channel, "Classify")
+        classify(request(7))  # one that has served is restarted at once
         calls = [classify.future(request(seed)) for seed in range(6)]
         others = [
             classify.future(pb.ClassifyRequest(model="letters", images=[pb.Image(encoded=encoded(grey(seed)))]))
@@ -57,18 +60,10 @@ def test_a_killed_engine_is_restarted_and_those_who_waited_get_their_right_answe
         assert server.children()["engine"] != engine
         assert server.total("convoy_engine_restarts_total") == 1
         assert server.total("convoy_retries_total") >= 1
+        assert server.wait_for_log("engine", 5)["message"].endswith("signal 9; restarting in 0.05 s")
         assert_all_slots_are_freed(server)
         # Counted once each, however often they were sent to an engine.
-        assert server.total("convoy_images_total") == 12
-
-
-def test_requests_that_come_while_there_is_no_engine_wait_for_the_next_one(small_repository: Path) -> None:
-    with Server(small_repository, PROMPT) as server, Client(server.grpc) as client:
-        client.classify(grey(1), "letters")
-        seen = len(server.log)
-        os.kill(server.children()["engine"], signal.SIGKILL)
-        server.wait_for_log("engine", after=seen)
-        assert client.classify(grey(2), "letters").labels[0].index == _best(2)[0]
+        assert server.total("convoy_images_total") == 13
 
 
 def test_a_killed_front_end_is_restarted_and_what_it_had_waiting_is_not_run(small_repository: Path) -> None:
@@ -95,6 +90,16 @@ def test_a_killed_front_end_is_restarted_and_what_it_had_waiting_is_not_run(smal
         assert_all_slots_are_freed(server)
 
 
+def test_calls_of_a_server_whose_supervisor_is_killed_may_be_repeated(small_repository: Path) -> None:
+    with Server(small_repository, PROMPT) as server, grpc.insecure_channel(server.grpc) as channel:
+        children = server.children()
+        calls = [method(channel, "Classify").future(request(seed)) for seed in range(4)]
+        _wait_until(lambda: server.total("convoy_slots") == 4)
+        server.process.kill()
+        assert {call.exception(timeout=30).code() for call in calls} == {grpc.StatusCode.UNAVAILABLE}
+        _wait_until(lambda: not any(_alive(pid) for pid in children.values()))
+
+
 @pytest.mark.both_transports
 def test_sigterm_is_not_ready_at_once_answers_what_was_accepted_and_ends_with_0(small_repository: Path) -> None:
     with Server(small_repository, ["server.lame_duck_seconds=0.5"]) as server:
@@ -105,8 +110,8 @@ def test_sigterm_is_not_ready_at_once_answers_what_was_accepted_and_ends_with_0(
             _wait_until(lambda: server.total("convoy_slots") == 4)
             server.process.send_signal(signal.SIGTERM)
             server.wait_for_log("draining", 5)
-            status, body = server.get(f"{server.http}/readyz")
-            assert (status, "draining" in body) == (503, True)
+            _wait_until(lambda: server.get(f"{server.http}/readyz")[0] == 503)
+            assert "draining" in server.get(f"{server.http}/readyz")[1]
             assert server.get(f"{server.http}/livez")[0] == 200
             # For a little while it still accepts: whoever sends requests has not heard of it yet.
             lame_duck = classify.future(request(9))
@@ -117,31 +122,27 @@ def test_sigterm_is_not_ready_at_once_answers_what_was_accepted_and_ends_with_0(
         assert not any(_alive(pid) for pid in children.values())
 
 
-@pytest.mark.parametrize("killed", ["before the signal", "after it"])
-def test_what_was_accepted_is_answered_where_the_engine_dies_while_the_server_drains(
-    small_repository: Path, killed: str
-) -> None:
-    with Server(small_repository, PROMPT) as server, grpc.insecure_channel(server.grpc) as channel:
-        classify = method(channel, "Classify")
-        accepted = [classify.future(request(seed)) for seed in range(4)]
-        _wait_until(lambda: server.total("convoy_slots") == 4)
-        engine = server.children()["engine"]
-        if killed == "after it":
-            server.process.send_signal(signal.SIGTERM)
-            server.wait_for_log("draining", 5)
-        os.kill(engine, signal.SIGKILL)
-        if killed == "before the signal":
-            server.wait_for_log("engine", 5)
-            server.process.send_signal(signal.SIGTERM)
-        for seed, call in enumerate(accepted):
-            labels = call.result(timeout=30).results[0].classification.labels
-            assert [label.index for label in labels] == _best(seed)
-        assert server.process.wait(30) == 0
-        assert sum("restarting in" in record["message"] for record in server.log) == 1
+def test_port_opens_only_once_models_are_loaded_where_that_is_set(small_repository: Path) -> None:
+    with (
+        Server(small_repository, [*PROMPT, "server.listen_when_loaded=true"], wait=False) as server,
+        socket.socket() as early,
+    ):
+        host, port = server.grpc.split(":")
+        assert early.connect_ex((host, int(port))) == errno.ECONNREFUSED  # `slow` computes for a second
+        assert server.get(f"{server.http}/readyz")[0] == 503
+
+        def accepts() -> bool:
+            with socket.socket() as caller:
+                return caller.connect_ex((host, int(port))) == 0
+
+        _wait_until(accepts, START_SECONDS)
+        with Client(server.grpc, retry=False) as client:
+            assert client.classify(grey(1), "slow").labels[0].index == _best(1)[0]
+        server.wait_for_log("ready")
 
 
-def test_a_front_end_that_dies_while_the_server_drains_is_not_followed_by_another(small_repository: Path) -> None:
-    with Server(small_repository, ["server.lame_duck_seconds=20"]) as server:
+def test_a_front_end_that_dies_while_the_server_drains_is_not_followed_by_another(quick_repository: Path) -> None:
+    with Server(quick_repository, ["server.lame_duck_seconds=20"]) as server:
         front_end = server.children()["frontend"]
         server.process.send_signal(signal.SIGTERM)
         server.wait_for_log("draining", 5)
@@ -151,8 +152,8 @@ def test_a_front_end_that_dies_while_the_server_drains_is_not_followed_by_anothe
 
 
 @pytest.mark.both_transports
-def test_an_idle_server_ends_well_within_five_seconds_of_sigterm(small_repository: Path) -> None:
-    with Server(small_repository) as server:
+def test_an_idle_server_ends_well_within_five_seconds_of_sigterm(quick_repository: Path) -> None:
+    with Server(quick_repository) as server:
         began = time.monotonic()
         assert server.stop() == 0
         assert time.monotonic() - began < 5
@@ -173,23 +174,47 @@ def test_requests_after_the_lame_duck_period_are_refused_while_what_was_accepted
         server.process.send_signal(signal.SIGTERM)
         # An image that is none never gets as far as the engine.
         late = pb.ClassifyRequest(model="letters", images=[pb.Image(encoded=b"none")])
-        _wait_until(lambda: classify.future(late).exception().details() == "server is shutting down")
-        assert classify.future(late).exception().code() == grpc.StatusCode.UNAVAILABLE
+        _wait_until(lambda: classify.future(late).exception().code() == grpc.StatusCode.UNAVAILABLE)
         # Liveness is another thing than readiness: who restarts dead servers must not restart one that drains.
-        assert method(channel, "ServerLive")(inference_pb2.ServerLiveRequest()).live
+        assert server.get(f"{server.http}/livez")[0] == 200
         assert not accepted.done()
         os.kill(engine, signal.SIGCONT)
         assert accepted.result(timeout=30).results[0].classification.labels[0].index == _best(1)[0]
         assert server.process.wait(30) == 0
 
 
-def test_ctrl_c_ends_the_server_like_sigterm(small_repository: Path) -> None:
-    with Server(small_repository, PROMPT) as server:
+def test_second_sigterm_ends_the_server_at_once(quick_repository: Path) -> None:
+    with Server(quick_repository, ["server.lame_duck_seconds=20"]) as server:
+        children = server.children()
+        os.kill(children["engine"], signal.SIGSTOP)  # nothing that it should do keeps the server
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for_log("draining", 5)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(15) == 1
+        _wait_until(lambda: not any(_alive(pid) for pid in children.values()))
+
+
+@pytest.mark.parametrize("trial_seconds", [0, 60])
+def test_sigterm_while_a_file_loads_that_never_ends_is_obeyed(tmp_path: Path, trial_seconds: int) -> None:
+    networks.save(networks.classifier(), tmp_path, "letters")
+    networks.save(networks.endless(), tmp_path, "zebras")
+    settings = [*PROMPT, "server.log_level=debug", f"repository.trial_seconds={trial_seconds}"]
+    with Server(tmp_path, settings, wait=False) as server:
+        server.wait_for_log("model letters version 1 serves")
+        if not trial_seconds:
+            server.wait_for_log("model zebras version 1 is being loaded")
+        children = server.children()
+        assert server.stop() == 0
+        _wait_until(lambda: not any(_alive(pid) for pid in children.values()))
+
+
+def test_ctrl_c_ends_the_server_like_sigterm(quick_repository: Path) -> None:
+    with Server(quick_repository, PROMPT) as server:
         assert server.stop(signal.SIGINT) == 0
 
 
-def test_a_killed_supervisor_takes_its_processes_with_it(small_repository: Path) -> None:
-    with Server(small_repository) as server:
+def test_a_killed_supervisor_takes_its_processes_with_it(quick_repository: Path) -> None:
+    with Server(quick_repository) as server:
         children = server.children()
         server.process.kill()
         server.process.wait()
@@ -204,19 +229,19 @@ def _alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("key", ["grpc", "http", "metrics"])
-def test_a_port_that_is_taken_is_one_line_and_exit_code_2(small_repository: Path, key: str) -> None:
+def test_a_port_that_is_taken_is_one_line_and_exit_code_2(quick_repository: Path, key: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ports = {"grpc": "0", "http": "0", "metrics": "0"} | {key: str(taken.getsockname()[1])}
         options = [word for name, port in ports.items() for word in (f"--{name}-port", port)]
-        ended = convoy("serve", "--repository", str(small_repository), *options)
+        ended = convoy("serve", "--repository", str(quick_repository), *options)
     _assert_one_line(ended, f"server.{key}_port")
 
 
 @pytest.mark.parametrize(("one", "other"), [("grpc", "http"), ("grpc", "metrics"), ("http", "metrics")])
-def test_one_port_given_twice_is_one_line_and_exit_code_2(small_repository: Path, one: str, other: str) -> None:
+def test_one_port_given_twice_is_one_line_and_exit_code_2(quick_repository: Path, one: str, other: str) -> None:
     ports = {"grpc": "0", "http": "0", "metrics": "0"} | dict.fromkeys((one, other), str(_free_port()))
     options = [word for name, port in ports.items() for word in (f"--{name}-port", port)]
-    ended = convoy("serve", "--repository", str(small_repository), *options)
+    ended = convoy("serve", "--repository", str(quick_repository), *options)
     _assert_one_line(ended, f"server.{one}_port and server.{other}_port are both")
 
 
@@ -231,14 +256,52 @@ def test_a_port_is_taken_as_soon_as_it_is_bound() -> None:
                 Sockets(ServerConfig(grpc_port=0, http_port=one.getsockname()[1], metrics_port=0))
 
 
+def test_port_of_administration_is_taken_like_the_others() -> None:
+    free = ServerConfig(grpc_port=0, http_port=0, metrics_port=0)
+    taken = Sockets(free, AdminConfig(enabled=True, port=0))
+    with taken.http, taken.metrics, taken.reserved, taken.admin:
+        for one in (taken.http, taken.metrics):
+            with pytest.raises(BadConfig, match=r"set admin\.port"):
+                Sockets(free, AdminConfig(enabled=True, port=one.getsockname()[1]))
+    assert not Sockets(free, AdminConfig(port=0)).addresses.admin, "it is off"
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("file", "where something else is, want a path that is free"),
+        ("folder", "where something else is"),
+        ("link", "where something else is"),
+        ("nowhere/admin.sock", "cannot be used .No such file or directory."),
+        ("file/admin.sock", "cannot be used .Not a directory."),
+        ("x" * 120, "cannot be used .AF_UNIX path too long."),
+        ("busy", "where another process listens"),
+    ],
+)
+def test_path_that_cannot_be_a_socket_is_named(tmp_path: Path, path: str, words: str) -> None:
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("file")
+    with socket.socket(socket.AF_UNIX) as busy:
+        busy.bind(str(tmp_path / "busy"))
+        busy.listen()
+        with pytest.raises(BadConfig, match=rf"admin\.socket is '.*', .*{words}"):
+            Sockets(
+                ServerConfig(grpc_port=0, http_port=0, metrics_port=0),
+                AdminConfig(enabled=True, socket=str(tmp_path / path)),
+            )
+    assert (tmp_path / "file").read_text() == "kept"
+    assert (tmp_path / "link").is_symlink()
+
+
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
         return port
 
 
-def test_a_port_that_another_convoy_serves_on_is_not_shared_in_silence(small: Server, small_repository: Path) -> None:
-    ended = convoy("serve", "--repository", str(small_repository), "--grpc-port", small.grpc.rpartition(":")[2])
+def test_a_port_that_another_convoy_serves_on_is_not_shared_in_silence(small: Server, quick_repository: Path) -> None:
+    ended = convoy("serve", "--repository", str(quick_repository), "--grpc-port", small.grpc.rpartition(":")[2])
     _assert_one_line(ended, "server.grpc_port")
 
 
@@ -268,8 +331,8 @@ def _assert_one_line(ended: subprocess.CompletedProcess[str], wanted: str) -> No
     assert ended.stdout == ""
 
 
-def test_a_server_told_to_use_cuda_without_it_is_not_ready_and_says_why(small_repository: Path) -> None:
-    with Server(small_repository, ["engine.provider=cuda", "server.lame_duck_seconds=0"], wait=False) as server:
+def test_a_server_told_to_use_cuda_without_it_is_not_ready_and_says_why(quick_repository: Path) -> None:
+    with Server(quick_repository, ["engine.provider=cuda", "server.lame_duck_seconds=0"], wait=False) as server:
         record = server.wait_for_log("not ready: no model serves")
         assert "provider cuda was requested" in record["message"]
         status, body = server.get(f"{server.http}/readyz")
@@ -369,22 +432,58 @@ def test_server_is_not_ready_where_a_new_engine_finds_no_repository(tmp_path: Pa
         assert client.classify(grey(1), "letters").labels[0].index == _best(1)[0]
 
 
-def test_server_drains_when_its_terminal_goes(small_repository: Path) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which a new program inherits; nohup may have set another
-    try:
-        server = Server(small_repository, PROMPT)
-    finally:
-        signal.signal(signal.SIGHUP, before)
-    with server, Client(server.grpc) as client:
-        client.classify(grey(1), "letters")
-        assert server.stop(signal.SIGHUP) == 0
-        assert {"draining", "ended"} <= {record["message"] for record in server.log}
+def hear_hangups() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup may have set another, for the tests and all that they start
 
 
-def test_server_that_nohup_started_outlives_its_terminal(small_repository: Path) -> None:
+def test_server_outlives_its_terminal(quick_repository: Path) -> None:
+    terminal, other_end = os.openpty()
+
+    def take_terminal() -> None:
+        hear_hangups()
+        os.setsid()
+        fcntl.ioctl(other_end, termios.TIOCSCTTY, 0)
+
+    with Server(quick_repository, PROMPT, before=take_terminal) as server, Client(server.grpc) as client:
+        os.close(other_end)
+        os.close(terminal)
+        server.wait_for_log("SIGHUP")
+        assert client.classify(grey(1), "letters").labels[0].index == _best(1)[0]
+        assert server.stop() == 0
+
+
+def test_hangup_ends_no_process(quick_repository: Path) -> None:
+    with Server(quick_repository, PROMPT, before=hear_hangups) as server, Client(server.grpc) as client:
+        children = server.children()
+        for pid in children.values():
+            os.kill(pid, signal.SIGHUP)
+            os.kill(pid, signal.SIGINT)
+        os.kill(server.process.pid, signal.SIGHUP)
+        server.wait_for_log("SIGHUP")
+        assert client.classify(grey(1), "letters").labels[0].index == _best(1)[0]
+        assert server.children() == children
+        assert server.stop() == 0
+
+
+def test_hangup_makes_files_be_read_again_at_once(quick_repository: Path, tmp_path: Path) -> None:
+    callers = tmp_path / "callers.toml"
+    callers.write_text(f'[one]\nsha256 = "{"0" * 64}"\n')
+    settings = [*PROMPT, f"access.callers={callers}"]
+    with Server(quick_repository, settings, before=hear_hangups) as server:
+        os.kill(server.process.pid, signal.SIGHUP)
+        again = "callers were read again and are in use"
+        _wait_until(
+            lambda: {"supervisor", "frontend"} <= {one["process"] for one in server.log if one["message"] == again}
+        )
+        callers.write_text("not toml")
+        os.kill(server.process.pid, signal.SIGHUP)
+        server.wait_for_log("callers were read again, but the previous ones stay in use")
+
+
+def test_server_that_nohup_started_outlives_its_terminal(quick_repository: Path) -> None:
     ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which a new program inherits
     try:
-        server = Server(small_repository, PROMPT)
+        server = Server(quick_repository, PROMPT)
     finally:
         signal.signal(signal.SIGHUP, ignored)
     with server, Client(server.grpc) as client:
@@ -393,11 +492,11 @@ def test_server_that_nohup_started_outlives_its_terminal(small_repository: Path)
         assert server.stop() == 0
 
 
-def test_another_programs_folder_for_metrics_is_left_alone(small_repository: Path, tmp_path: Path) -> None:
+def test_another_programs_folder_for_metrics_is_left_alone(quick_repository: Path, tmp_path: Path) -> None:
     names = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir", "OMP_NUM_THREADS", "http_proxy")
     environment = dict(zip(names, (str(tmp_path), str(tmp_path / "none"), "many", "http://127.0.0.1:9"), strict=True))
     with (
-        Server(small_repository, PROMPT, environment=environment) as server,
+        Server(quick_repository, PROMPT, environment=environment) as server,
         Client(server.grpc) as client,
     ):
         client.classify(grey(1), "letters")

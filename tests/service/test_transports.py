@@ -8,6 +8,7 @@ from convoy.service.client.client import Client
 from convoy.service.config import load
 from convoy.service.errors import BadConfig
 from convoy.service.pb import inference_pb2
+from convoy.service.sources import Source
 from convoy.service.supervisor import watch
 from tests.service.calls import method
 from tests.service.running import Server
@@ -35,4 +36,4 @@ def test_server_does_not_start_without_the_library_that_it_is_told_to_use(
     monkeypatch.setattr(machine, "HTTP2_LIBRARY", "libnothing.so.1")
     config = load(settings=["server.transport=nghttp2", "server.grpc_port=0"])
     with pytest.raises(BadConfig, match=r"server\.transport is 'nghttp2', but libnothing\.so\.1 is not installed"):
-        watch.serve(config, tmp_path_factory.mktemp("repository"))
+        watch.serve(config, Source(tmp_path_factory.mktemp("repository")))

@@ -18,6 +18,7 @@ from convoy.service.client.results import Classification, Segmentation, ServerEr
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 from tests.service import networks
 from tests.service.calls import method, reason
+from tests.service.images.test_decode import png_of
 from tests.service.running import Server
 
 
@@ -209,7 +210,9 @@ def test_stage_timings_follow_each_other_and_add_up_to_the_total(client: Client)
 
 def test_the_only_model_of_a_task_needs_no_name_and_several_do(client: Client) -> None:
     assert client.segment(colourful(1, 8, 8)).model == "colours"
-    with pytest.raises(ServerError, match="2 models for classification are served: name one") as caught:
+    with pytest.raises(
+        ServerError, match=r"2 models for classification are served: name one of letters, slow$"
+    ) as caught:
         client.classify(grey(1))
     assert caught.value.code == grpc.StatusCode.NOT_FOUND
 
@@ -342,9 +345,15 @@ def test_bytes_that_are_no_message_are_an_invalid_argument(channel: grpc.Channel
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_an_image_too_large_for_a_model_of_any_size_is_refused(client: Client) -> None:
-    with pytest.raises(ServerError, match="want at most 4194304"):
-        client.segment(np.zeros((2100, 2100), np.uint8), "colours")
+def test_an_image_that_is_too_large_is_refused_with_the_name_of_the_limit(client: Client) -> None:
+    pixels = np.zeros((2100, 2100), np.uint8)
+    for image in (pixels, Image.fromarray(pixels)):
+        with pytest.raises(ServerError, match=r"want at most 4194304, the server's limits\.max_input_pixels$"):
+            client.segment(image, "colours")
+    with pytest.raises(ServerError, match=r"want at most 50000000, the server's limits\.max_pixels$"):
+        client.classify(png_of(60_000, 60_000), "letters")
+    with pytest.raises(ServerError, match=r"want 1 to 65535 a side$"):
+        client.classify(png_of(70_000, 1), "letters")
 
 
 @pytest.mark.both_transports

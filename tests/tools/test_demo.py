@@ -1,16 +1,23 @@
 """The demo's pieces, against a stand-in for the `convoy` command; `test_trained.py` runs the whole."""
 
+import contextlib
 import signal
 import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from convoy.models.commands import train
 from convoy.models.data.builtin import digits, scenes
+from convoy.models.training import run
+from convoy.models.training.run import Note, Settings, source_digest
+from convoy.service import cli
 from tools import demo
 from tools.demo import StepFailed
 
@@ -43,6 +50,16 @@ def stand_in(folder: Path, exit_code: int = 0, exit_at_once: bool = False) -> Pa
     path.write_text(CONVOY.format(python=sys.executable, exit_code=exit_code, exit_at_once=exit_at_once))
     path.chmod(0o755)
     return path
+
+
+class NoCaller(contextlib.nullcontext[Any]):
+    """Sends nothing."""
+
+    def __init__(self, *_: object) -> None:
+        super().__init__(self)
+
+    def summary(self) -> str:
+        return ""
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +113,7 @@ def test_command_is_shown_as_a_user_would_type_it(capfd: pytest.CaptureFixture[s
 def test_command_that_fails_ends_the_demo_with_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo, "prepare", lambda _: demo._convoy("fail"))
+    monkeypatch.setattr(demo, "prepare_one", lambda *_: demo._convoy("fail"))
     monkeypatch.setattr(sys, "argv", ["demo", "--once", "--directory", str(tmp_path)])
     assert demo.main() == 1
     assert capsys.readouterr().err == "demo: convoy fail failed with exit code 3\n"
@@ -144,14 +161,16 @@ def test_ctrl_c_stops_the_running_server_and_is_a_good_end(
 ) -> None:
     ports, server = demo._free_ports(), demo._server
     monkeypatch.setattr(demo, "_check_free", lambda _: None)
-    monkeypatch.setattr(demo, "prepare", lambda directory: directory)
-    monkeypatch.setattr(demo, "_send_requests", lambda *_: None)
+    for name in ("prepare_one", "_classify", "_send_requests", "_until_served"):
+        monkeypatch.setattr(demo, name, lambda directory, *_: directory)
+    monkeypatch.setattr(demo, "Caller", NoCaller)
     monkeypatch.setattr(demo, "_server", lambda repository, _, log: server(repository, ports, log))
     monkeypatch.setattr(demo, "_wait_for_end", lambda _: signal.raise_signal(signal.SIGINT))
     monkeypatch.setattr(sys, "argv", ["demo", "--directory", str(tmp_path)])
     assert demo.main() == 0
     out = capsys.readouterr().out
-    assert "Try, in another terminal" in out
+    assert "  http://127.0.0.1:8000/\n" in out.replace(str(ports["http"]), "8000")
+    assert "or try, in another terminal" in out
     assert out.endswith("server stopped with exit code 0\n")
 
 
@@ -183,3 +202,70 @@ def test_digit_read_wrong_is_said_plainly(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out == "wrong: digit-7.png was read as 9\n1 of 2 digits read right\n"
     with pytest.raises(StepFailed, match="returned 1 of 2 images"):
         demo._compare([Path("digit-3.png"), Path("digit-7.png")], ["3"])
+
+
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[list[str]]]:
+    """A demo whose commands are noted: a run of two epochs, killed in the second, and what was typed."""
+    typed: list[list[str]] = []
+
+    def run(arguments: list[str]) -> int:
+        typed.append(arguments)
+        return 0
+
+    monkeypatch.setattr(cli, "run", run)
+    folder, wanted = demo.run_folder(tmp_path, "lenet5"), demo.settings("lenet5")
+    folder.root.mkdir(parents=True)
+    folder.write(
+        Note(
+            settings=wanted,
+            source=source_digest("lenet5"),
+            complete=False,
+            epochs=1,
+            seconds=1.0,
+            checkpoint=folder.last.name,
+            validation={},
+        )
+    )
+    torch.save({"epoch": 0, "global_step": 40}, folder.last)
+    return tmp_path, typed
+
+
+def test_interrupted_training_is_resumed(trained: tuple[Path, list[list[str]]]) -> None:
+    directory, typed = trained
+    folder = demo._trained(directory, "lenet5")
+    assert typed == [["train", "--resume", str(folder.last)]]
+
+
+def test_run_of_other_source_is_not_resumed(
+    trained: tuple[Path, list[list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, typed = trained
+    monkeypatch.setattr(run, "source_digest", lambda _: "another")
+    folder = demo._trained(directory, "lenet5")
+    assert typed == [["train", "lenet5", "--data", "digits", "--output", str(folder.root)]]
+    assert not folder.last.exists()
+
+
+def test_run_that_cannot_be_resumed_starts_again(trained: tuple[Path, list[list[str]]]) -> None:
+    directory, typed = trained
+    folder = demo.run_folder(directory, "lenet5")
+    folder.last.write_bytes(b"half a checkpoint")
+    demo._trained(directory, "lenet5")
+    assert [words[:2] for words in typed] == [["train", "lenet5"]]
+
+
+def test_settings_are_those_of_the_command_that_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Otherwise a finished run would not be recognised."""
+    made: list[Settings] = []
+    monkeypatch.setattr(train, "_train", lambda settings, *_: made.append(settings))
+    for name in demo.NETWORKS:
+        words = ["train", name, "--data", demo.NETWORKS[name], *demo.options(name)]
+        assert cli.run([*words, "--output", str(tmp_path)]) == 0
+    assert made == [demo.settings(name) for name in demo.NETWORKS]
+
+
+def test_interrupt_of_a_command_in_this_process_ends_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "run", lambda _: 130)
+    with pytest.raises(KeyboardInterrupt):
+        demo._convoy_here("train", "lenet5")

@@ -29,7 +29,7 @@ BY_THE_CLOCK = {
     for name in (
         *("engine/acceptance", "engine/model_loader", "engine/profiles", "engine/run_watch", "ipc/pulse", "repository"),
         *("supervisor/health", "supervisor/watch", "frontend/transport/http2", "frontend/transport/lifetime"),
-        *("followed", "access", "tls"),
+        *("supervisor/children", "supervisor/doors", "followed", "access", "tls"),
     )
 }
 

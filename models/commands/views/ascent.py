@@ -119,14 +119,15 @@ def dream(
     image: Picture,
     layer: LayerName = None,
     channels: Annotated[
-        str | None, typer.Option("--channels", metavar="LIST", help="Such as 0-15,20.  [default: all of the layer]")
+        str | None,
+        typer.Option("--channels", metavar="LIST", help="Channels, such as 0-15,20.  [default: all of the layer]"),
     ] = None,
     octaves: Annotated[int, typer.Option(metavar="N", min=1, max=20, help="Number of sizes, from small to full.")] = 4,
     octave_scale: Annotated[
         float, typer.Option(metavar="X", min=1.05, max=10, help="Factor between adjacent sizes.")
     ] = 1.4,
     size: Within = None,
-    steps: Annotated[int, typer.Option(metavar="N", min=1, max=100_000, help="In each octave.")] = 20,
+    steps: Annotated[int, typer.Option(metavar="N", min=1, max=100_000, help="Number of steps in each octave.")] = 20,
     rate: Rate = 0.01,
     jitter: Jitter = None,
     blur: Blur = 0.0,

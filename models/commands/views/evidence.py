@@ -45,7 +45,7 @@ def evidence(
         typer.Option(
             "--layer",
             metavar="NAME",
-            help="Of the activation map.  [default: the last with positions; segmentation: the bottleneck]",
+            help="Layer of the activation map.  [default: the last with positions; segmentation: the bottleneck]",
         ),
     ] = None,
     size: Within = None,

@@ -38,7 +38,7 @@ def filters(
     channels: Channels = None,
     inputs: Annotated[
         str | None,
-        typer.Option("--inputs", metavar="LIST", help="After the first layer: the input maps.  [default: the first]"),
+        typer.Option("--inputs", metavar="LIST", help="Input maps, after the first layer.  [default: the first]"),
     ] = None,
     output: Output = None,
 ) -> None:

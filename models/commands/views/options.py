@@ -25,12 +25,12 @@ LayerName = Annotated[
     str | None, typer.Option("--layer", metavar="NAME", help="Which layer.  [default: one in the middle]")
 ]
 Channels = Annotated[
-    str | None, typer.Option("--channels", metavar="LIST", help="Such as 0-15,20.  [default: the first ones]")
+    str | None, typer.Option("--channels", metavar="LIST", help="Channels, such as 0-15,20.  [default: the first ones]")
 ]
 Sides = Annotated[
     str | None,
     typer.Option(
-        "--size", metavar="HxW", help="Of the pictures.  [default: the network's own; 128x128 if it accepts any]"
+        "--size", metavar="HxW", help="Size of the pictures.  [default: the network's own; 128x128 if it accepts any]"
     ),
 ]
 Within = Annotated[

@@ -68,11 +68,6 @@ def parse(kind: Kind, text: str) -> Coding:
     return Coding(kind, tuple(classes))
 
 
-def two_value_coding(value: int) -> Coding:
-    """Returns the coding of two classes: 0 and another value."""
-    return Coding("values", ((0, 0), (value, 1)))
-
-
 def source(path: Path, coding: Coding | None) -> str:
     """Returns the text by which a run records its data: the path, and the coding of its masks, if any."""
     return str(path) if coding is None else f"{path}#mask-{coding.kind}={coding}"

@@ -96,9 +96,10 @@ def divide_training(named: Sequence[tuple[str, Entry]]) -> tuple[list[Entry], li
     return train, [entry for (_, entry), away in zip(named, aside, strict=True) if away]
 
 
-def check_complete(root: Path, labels: list[str], entries: Entries, left_out: int) -> None:
-    """Raises BadData if a split has no images, or a class none in train or none in test."""
-    without = f" ({left_out} were left out)" if left_out else ""
+def check_complete(root: Path, labels: list[str], entries: Entries, faults: Sequence[Fault]) -> None:
+    """Raises BadData if a split has no images, or a class none in train or none in test; `faults` are the images left
+    out."""
+    without = f" ({len(faults)} were left out; the first: {faults[0].reason})" if faults else ""
     if all(isinstance(entry.target, int) for split in SPLITS for entry in entries[split]):
         _check_classes(root, labels, entries, without)
     for split in SPLITS:
@@ -148,7 +149,7 @@ def assigned_split(name: str) -> SplitName:
 
     It depends only on the name's SHA-256: an image keeps its split when others are added or removed.
     """
-    place = _place(name)
+    place = hashed(name)
     if place < TEST_SHARE:
         return "test"
     return "validation" if place < TEST_SHARE + VALIDATION_SHARE else "train"
@@ -163,7 +164,7 @@ def assigned_splits(groups: Sequence[Sequence[str]]) -> dict[str, SplitName]:
     """
     split_of = {name: assigned_split(name) for group in groups for name in group}
     for group in groups:
-        ordered = sorted(group, key=_place)
+        ordered = sorted(group, key=hashed)
         if len(group) > 1:
             split_of[ordered[0]] = "test"  # unchanged if the group had a test name already
             if all(split_of[name] != "train" for name in group):
@@ -172,7 +173,7 @@ def assigned_splits(groups: Sequence[Sequence[str]]) -> dict[str, SplitName]:
         training = [[name for name in group if split_of[name] == "train"] for group in groups]
         spare = [name for names in training if len(names) > 1 for name in names]
         if spare:
-            split_of[min(spare, key=_place)] = "validation"
+            split_of[min(spare, key=hashed)] = "validation"
     return split_of
 
 
@@ -181,9 +182,15 @@ def for_validation(names: Sequence[str]) -> list[bool]:
 
     For data that provides test images but no validation images. It depends only on the name, as in `share`.
     """
-    places = [_place(name) for name in names]
+    places = [hashed(name) for name in names]
     bound = max(VALIDATION_SHARE, min(places, default=0.0))
     return [place <= bound for place in places]
+
+
+def hashed(name: str) -> float:
+    """Returns a uniformly distributed number, 0..1."""
+    # The bytes of the name, which may not be UTF-8; with `one`, equal on a Mac, which writes accents in another form.
+    return int.from_bytes(hashlib.sha256(os.fsencode(nfc(name))).digest()[:8]) / 2**64
 
 
 def _check_classes(root: Path, labels: list[str], entries: Entries, without: str) -> None:
@@ -191,17 +198,9 @@ def _check_classes(root: Path, labels: list[str], entries: Entries, without: str
     for number, label in enumerate(labels):
         splits = [split for split in SPLITS if counts[split][number]]
         if not splits:
-            raise BadData(
-                f"class {label!r} of {root} has no pictures{without}, want some of a format that Pillow reads"
-            )
+            raise BadData(f"class {label!r} of {root} has no pictures that can be read{without}, want some")
         if splits == ["train"] or "train" not in splits:
             raise BadData(
                 f"class {label!r} of {root} has pictures in {' and '.join(splits)} only{without}, "
                 "want some to train with and some to test with"
             )
-
-
-def _place(name: str) -> float:
-    """Returns a uniformly distributed number, 0..1."""
-    # The bytes of the name, which may not be UTF-8; with `one`, equal on a Mac, which writes accents in another form.
-    return int.from_bytes(hashlib.sha256(os.fsencode(nfc(name))).digest()[:8]) / 2**64

@@ -1,19 +1,25 @@
 """Reads masks as class numbers, other values, or colours."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from convoy.models.data.dataset import IGNORE
 from convoy.models.data.formats.coding import Coding, Kind
 from convoy.models.data.picture import open_image
 from convoy.models.errors import BadData
 
-# Factor by which Pillow scales the values of a grey PNG file with fewer than 8 bits per pixel.
-_SPREAD = {"L": 1, "L;2": 85, "L;4": 17}
+# Factor by which Pillow scales the values of a grey file with fewer than 8 bits per pixel, by the file's bits.
+_SPREAD = {2: 85, 4: 17}
+# Every value is in the file as it was painted. JPEG changes it, WebP may; GIF gets a new palette when it is saved.
+_LOSSLESS = ("PNG", "TIFF", "BMP")
+_IN_COLOUR = ("RGB", "RGBA")
+_BITS_PER_SAMPLE = 258  # TIFF's tag
 _SHOWN = 8  # maximum values or colours that a message lists
 
 
@@ -24,6 +30,16 @@ def read(path: Path, coding: Coding | None = None) -> NDArray[np.uint8]:
         if coding is not None and coding.kind == "colours":
             return _decoded(coding, path, _colours(path, image))
         values = _values(path, image)
+    return classes_of(path, values, coding)
+
+
+def classes_of(path: Path, values: NDArray[Any], coding: Coding | None) -> NDArray[np.uint8]:
+    """Returns the class of each pixel, (H, W), of values 0..65535 as they are in a file, (H, W), or of colours,
+    (H, W, 3), if the coding is of colours or they are grey. Raises BadData."""
+    if values.ndim == 3 and coding is not None and coding.kind == "colours":
+        return _decoded(coding, path, _packed(values))
+    if values.ndim == 3:
+        values = _one_of_three(path, values)
     if coding is not None:
         return _decoded(coding, path, values)
     if values.max(initial=0) > IGNORE:
@@ -49,24 +65,58 @@ def _decoded(coding: Coding, path: Path, pixels: NDArray[np.generic]) -> NDArray
     return np.array([table[int(value)] for value in values], np.uint8)[places].reshape(pixels.shape)
 
 
+def colours(path: Path) -> set[int] | None:
+    """Returns the colours of a mask, 0xRRGGBB; None if the file has other pixels or cannot be read."""
+    try:
+        with open_image(path) as image:
+            return set(np.unique(_colours(path, image)).tolist()) if image.mode in _IN_COLOUR else None
+    except BadData:
+        return None
+
+
 def _values(path: Path, image: Image.Image) -> NDArray[np.generic]:
     """Returns the numbers in the file, without Pillow's scaling of low bit depths or copies in other channels."""
-    if isinstance(image, PngImageFile):
-        spread = {_SPREAD.get(str(tile[3])) for tile in image.tile}
-        if image.mode == "L" and spread <= set(_SPREAD.values()) and len(spread) == 1:
-            (by,) = spread
-            return np.asarray(image) // np.uint8(by or 1)
-        if image.mode in ("P", "1"):
-            return np.asarray(image).astype(np.uint8)
-        if image.mode.startswith("I;16"):
-            return np.asarray(image)
-        if image.mode in ("LA", "RGB", "RGBA"):
-            return _grey(path, image)
+    _check_lossless(path, image)
+    bits = _bits(image)
+    if image.mode == "L":
+        return np.asarray(image) // np.uint8(_SPREAD.get(bits, 1))
+    if image.mode in ("P", "1"):
+        return np.asarray(image).astype(np.uint8)
+    if image.mode.startswith("I;16"):
+        return np.asarray(image)
+    if image.mode == "I":
+        values = np.asarray(image)
+        if values.min(initial=0) >= 0 and values.max(initial=0) <= 65_535:
+            return values.astype(np.uint16)
+    if image.mode in ("LA", *_IN_COLOUR):
+        return _grey(path, image)
     raise _other_kind(path, image)
 
 
+def _bits(image: Image.Image) -> int:
+    """Returns the bits per channel in the file, where Pillow does not change them: then 8."""
+    if isinstance(image, TiffImageFile):
+        return int(max(image.tag_v2.get(_BITS_PER_SAMPLE, (8,))))
+    if isinstance(image, PngImageFile):
+        # From Pillow's name of the file's pixels, such as L;4 or RGB;16B.
+        modes = {str(tile[3]).partition(";")[2].rstrip("B") for tile in image.tile}
+        return max((int(mode) for mode in modes if mode.isdecimal()), default=8)
+    return 8
+
+
+def _check_lossless(path: Path, image: Image.Image) -> None:
+    if image.format not in _LOSSLESS:
+        raise BadData(
+            f"mask {path} is {image.format}, which does not keep every value when it is saved, want PNG, TIFF or BMP: "
+            "save it as PNG where it was painted"
+        )
+
+
 def _grey(path: Path, image: Image.Image) -> NDArray[np.uint8]:
-    colours = _rgb_of(path, image)
+    return _one_of_three(path, _rgb_of(path, image))
+
+
+def _one_of_three(path: Path, colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
     grey: NDArray[np.uint8] = colours[..., 0]
     if not (colours == grey[..., None]).all():
         packed = [int(value) for value in np.unique(_packed(colours))]
@@ -78,14 +128,14 @@ def _grey(path: Path, image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _colours(path: Path, image: Image.Image) -> NDArray[np.uint32]:
-    if not isinstance(image, PngImageFile) or image.mode.startswith("I"):
+    _check_lossless(path, image)
+    if image.mode.startswith("I") or image.mode == "F":
         raise _other_kind(path, image)
     return _packed(_rgb_of(path, image))
 
 
 def _rgb_of(path: Path, image: Image.Image) -> NDArray[np.uint8]:
-    if isinstance(image, PngImageFile) and any(str(tile[3]).endswith(";16B") for tile in image.tile):
-        # Pillow drops the low bits.
+    if _bits(image) > 8:  # Pillow drops the low ones
         raise BadData(f"mask {path} has colours of 16 bits, want 8: the low ones would be lost")
     if image.mode in ("LA", "RGBA"):
         low, _ = image.getchannel("A").getextrema()

@@ -27,12 +27,14 @@ _MOST_QUEUES = 1024  # whose run times are remembered; clients may send any numb
 Id = tuple[Hashable, Hashable]  # of a request: its source, and its number there
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Batch:
     """Requests to run together, in order of due time. Should end at `ends`; uses `share` of a lane.
 
-    seconds  what the run should not exceed; 0 if nothing is known of its shape
-    trial    it has another size than the chosen one
+    seconds    what the run should not exceed; 0 if nothing is known of its shape
+    trial      it has another size than the chosen one
+    predicted  the expected seconds of the run; 0 if it was not predicted
+    took       the seconds of the run, once it has ended; 0 if it took several
     """
 
     key: Key
@@ -41,6 +43,8 @@ class Batch:
     share: float
     seconds: float = 0.0
     trial: bool = False
+    predicted: float = 0.0
+    took: float = 0.0
 
     @property
     def rows(self) -> int:
@@ -153,6 +157,10 @@ class Batcher:
         """Waiting rows of a model, over all its versions and shapes."""
         return self._rows[model]
 
+    def backlog(self, model: str) -> float:
+        """Seconds of the whole device for the waiting rows of a model, over all its versions and shapes."""
+        return sum([queue.work(queue.rows) for queue in self._active.values() if queue.key.model == model])
+
     def measured(self, key: Key, limits: Limits, times: Mapping[int, float]) -> None:
         """Record the seconds of batches by size, measured before serving."""
         self._queue(key, limits).start_with(times)
@@ -231,6 +239,7 @@ class Batcher:
         Returns whether trials have now contradicted the time of a batch size, which is replaced.
         """
         self._lanes.end(batch)
+        batch.took = runs[0][1] if len(runs) == 1 else 0.0
         queue = self._queues.get(batch.key)
         replaced = False
         if queue is not None:
@@ -303,7 +312,9 @@ class Batcher:
             seconds = queue.times.bound(rows)
         # Those that run alone have run before, with others: their shape is known.
         known = not queue.times.guessed or queue.key.alone
-        batch = Batch(queue.key, requests, now + seconds, queue.share, seconds if known else 0.0, rows == trial)
+        predicted = 0.0 if queue.times.guessed or queue.key.alone or trial else queue.times.predict(rows)
+        limit = seconds if known else 0.0
+        batch = Batch(queue.key, requests, now + seconds, queue.share, limit, rows == trial, predicted)
         self._lanes.start(batch)
         return batch
 

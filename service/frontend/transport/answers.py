@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from convoy.service.frontend.status import Code
-from convoy.service.frontend.trace import REQUEST_ID, Trace
+from convoy.service.frontend.trace import Trace
 from convoy.service.frontend.transport.messages import status_headers
 from convoy.service.frontend.transport.nghttp2 import Headers, headers
 
@@ -32,9 +32,9 @@ def trailers_only(
 
 def _beginning(trace: Trace | None) -> list[tuple[bytes, bytes]]:
     """Returns the first headers of an answer: the caller gets its name of the call back."""
-    if trace is None or not trace.request_id:
+    if trace is None:
         return _BEGINNING
-    return [*_BEGINNING, (REQUEST_ID.encode(), trace.request_id.encode())]
+    return [*_BEGINNING, *((name.encode(), value.encode()) for name, value in trace.headers())]
 
 
 def first_headers(trace: Trace | None, encoding: bytes) -> Headers:

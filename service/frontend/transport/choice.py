@@ -3,14 +3,50 @@
 import logging
 import os
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from convoy.service.followed import Followed
 from convoy.service.frontend.doors import Doors
-from convoy.service.frontend.transport.interface import Limits, Make, Service, Transport
+from convoy.service.frontend.transport.interface import Limits, Service
 from convoy.service.tls import Tls
 
 log = logging.getLogger(__name__)
+
+
+class Make(Protocol):
+    """Builds a transport on the running loop, for an address.
+
+    tls    must offer h2 by ALPN; None: no encryption
+    doors  asked before anything else of every call; None: all of them are open
+    """
+
+    def __call__(
+        self,
+        address: str,
+        services: Sequence[Service],
+        limits: Limits,
+        tls: Followed[Tls] | None = None,
+        doors: Doors | None = None,
+    ) -> "Transport":
+        """Returns the transport, which does not listen yet."""
+
+
+class Transport(Protocol):
+    """A server that listens once it is started. One writer: the front end's loop."""
+
+    async def start(self) -> None:
+        """Starts accepting calls."""
+
+    async def leave(self, notice: float, patience: float) -> None:
+        """Sends callers elsewhere: accepts no more connections, and calls on those that are there until the caller
+        knows, at most for `notice` seconds. Returns when the requests of these calls are complete, or after `patience`
+        seconds."""
+
+    async def stop(self, seconds: float) -> None:
+        """Stops accepting calls, and cancels those in flight after `seconds`."""
+
+    async def renew(self) -> None:
+        """Uses the new value of `tls` for the connections to come."""
 
 
 class Choice(NamedTuple):
@@ -61,8 +97,8 @@ def _nghttp2(*, fall_back: bool) -> Choice:
 
 
 def _grpcio() -> Choice:
-    # By default gRPC writes its own lines to the log, some for every caller whose handshake fails.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    # gRPC would write lines of its own to stderr, some for every caller that breaks a rule.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
     import grpc  # noqa: PLC0415
 

@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from convoy.service.errors import ConvoyError
-from convoy.service.frontend import status
+from convoy.service.frontend import early, status
 from convoy.service.frontend.quotas import peer_of
 from convoy.service.frontend.status import Code
+from convoy.service.frontend.threads import NOBODY, Who
 from convoy.service.frontend.transport import nghttp2
 from convoy.service.frontend.transport.answers import trailers_only
 from convoy.service.frontend.transport.exchange import Exchange
@@ -35,8 +37,9 @@ class Connection(asyncio.BufferedProtocol):
     `block` has the headers of the frame that is being received, and `block_bytes` the size of all of its headers.
     """
 
-    def __init__(self, hub: Hub, client_ca: bytes = b"") -> None:
-        """`client_ca` is the one that the handshake uses."""
+    def __init__(self, hub: Hub, client_ca: bytes = b"", on_end: Callable[[], None] = lambda: None) -> None:
+        """`client_ca` is the one that the handshake uses. `on_end` is called once the connection is closed."""
+        self._on_end = on_end
         self.hub = hub
         self._client_ca = client_ca
         self.loop = hub.loop
@@ -49,7 +52,8 @@ class Connection(asyncio.BufferedProtocol):
         self.receiving = 0  # bytes of messages that are not complete, or not yet served
         self.library = hub.library
         self.names: tuple[str, ...] = ()  # in the certificate of the caller
-        self.peer = ""  # where the caller is
+        self.source = NOBODY  # where the caller is, and this connection
+        self.asked = False  # it has ever begun a call
         self._transport: Any = None
         self.session: Any = None
         self._handle = ffi.new_handle(self)  # lives as long as the session
@@ -73,8 +77,8 @@ class Connection(asyncio.BufferedProtocol):
             return
         name = transport.get_extra_info("peername")
         self._address = name[0] if isinstance(name, tuple) else ""
+        self.source = Who(peer_of(self._address) if self._address else "unix", id(self))
         if self.hub.doors is not None:
-            self.peer = peer_of(self._address) if self._address else "unix"
             self.names = () if tls is None else names(tls.getpeercert())
         self.session = self.hub.session(self._handle)
         if delay := self.hub.penalties.delay(self._address, self.loop.time()):
@@ -122,6 +126,7 @@ class Connection(asyncio.BufferedProtocol):
         self.send_soon()
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._on_end()
         self._free()
         exchanges, self.exchanges = self.exchanges, {}
         for exchange in exchanges.values():
@@ -188,6 +193,18 @@ class Connection(asyncio.BufferedProtocol):
             self.library.session_get_outbound_queue_size(self.session) > _MOST_QUEUED or self.unsent > _MOST_UNSENT
         ):
             self.end("caller does not read", abuse=True)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call is in progress."""
+        return bool(self.exchanges)
+
+    def abort(self) -> bool:
+        """Closes the connection at once, as others want its place; returns False if it is not made yet."""
+        if self._transport is None:
+            return False
+        self.end("others want its place")
+        return True
 
     def strike(self) -> None:
         """Lets further connections of this caller wait: it has misused this one."""
@@ -284,18 +301,27 @@ class Connection(asyncio.BufferedProtocol):
                 self.on_request_end(number)
             return
         self.lifetime.idle_frames = 0
+        trace = trace_of(self.block)
         try:
-            self.exchanges[number] = opened(self, number)
+            self.exchanges[number] = opened(self, number, trace)
         except Refused as refused:
-            self._refuse(number, trailers_only(refused.code, refused.message, trace=trace_of(self.block)), complete)
+            early.refused(trace, *self._called(), refused.code.name, refused.code.name, refused.message)
+            self._refuse(number, trailers_only(refused.code, refused.message, trace=trace), complete)
         except ConvoyError as error:
             code, message, pairs = status.code_of(error), status.message_of(error), status.trailers(error)
-            self._refuse(number, trailers_only(code, message, pairs, trace_of(self.block)), complete)
+            early.turned_away(trace, *self._called(), code.name, error.reason, message)
+            self._refuse(number, trailers_only(code, message, pairs, trace), complete)
         except NotGrpc as other:
             self._refuse(number, other.answer, complete)
         else:
+            self.asked = True
             if complete:
                 self.on_request_end(number)
+
+    def _called(self) -> tuple[bytes, bool, str]:
+        """Returns what early.py wants to know of a call: its path, whether a method has it, and where its caller is."""
+        path = self.block.get(b":path", b"")
+        return path, path in self.hub.methods, self.source.caller
 
     def _refuse(self, number: int, answer: Headers, complete: bool) -> None:
         self.respond(number, answer)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from convoy.service.access import Caller
 from convoy.service.errors import ConvoyError
-from convoy.service.frontend import status
+from convoy.service.frontend import early, status
 from convoy.service.frontend.status import Code
 from convoy.service.frontend.trace import Trace
 from convoy.service.frontend.transport import nghttp2
@@ -49,7 +49,6 @@ class Exchange:
         "_received",
         "_received_before",
         "_sent_all",
-        "_started",
         "_task",
         "_timer",
         "_trailers",
@@ -61,6 +60,7 @@ class Exchange:
         "receiving",
         "room",
         "silent_since",
+        "started",
         "trace",
         "unsent",
     )
@@ -88,7 +88,7 @@ class Exchange:
         self._encoding = encoding  # of the answers
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._started = False  # the task has
+        self.started = False  # the task has
         self._counted = True  # among the calls in progress
         self._sent_all = False  # by the caller
         self._received = 0  # bytes, in total
@@ -180,14 +180,14 @@ class Exchange:
 
     async def _serve(self, handler: Callable[..., Awaitable[bytes | ConvoyError | None]], *arguments: object) -> None:
         """The task of the call."""
-        self._started = True
+        self.started = True
         try:
             self._answer(await handler(*arguments))
         except asyncio.CancelledError:
             if not self.over:
                 self._refuse(Code.CANCELLED, "call was cancelled")
         except Exception:
-            log.exception("call failed", extra={"fields": {} if self.trace is None else self.trace.fields()})
+            log.exception("call failed", extra={"fields": self._fields()})
             self._answer(ConvoyError("internal error"))
         finally:
             self.leave_room()
@@ -208,6 +208,9 @@ class Exchange:
         else:
             self._end(OK_ALONE if self.trace is None else trailers_only(Code.OK, "", trace=self.trace))
 
+    def _fields(self) -> dict[str, str]:
+        return {} if self.trace is None else self.trace.fields()
+
     def _compresses_long(self, message: bytes) -> bool:
         return self._encoding != b"identity" and len(message) > _COMPRESSED_ON_LOOP
 
@@ -222,7 +225,7 @@ class Exchange:
 
         def end(done: "asyncio.Future[list[bytes]]") -> None:
             if (error := done.exception()) is not None:
-                log.error("an answer was not compressed", exc_info=error)
+                log.error("an answer was not compressed", exc_info=error, extra={"fields": self._fields()})
                 self._answer(ConvoyError("internal error"))
             elif not self.over:
                 self._send_compressed(done.result(), answer)
@@ -299,7 +302,7 @@ class Exchange:
     def _cancel(self) -> None:
         if self._task is not None:
             self._task.cancel()
-        if not self._started:
+        if not self.started:
             self.leave_room()  # a task that is cancelled before its first step never takes one
 
     def leave_room(self) -> None:
@@ -334,6 +337,13 @@ class UnaryExchange(Exchange):
         self._message: Data | Landing | None = None
         self._leave: Callable[[], None] | None = None  # ends the wait for an answer that comes without a task
 
+    def fail(self, code: Code, message: str) -> None:
+        """See Exchange."""
+        if not self.over and not self.started:  # no method knows of it
+            caller = self._connection.source.caller
+            early.refused(self.trace, self._method.path, True, caller, code.name, code.name, message)
+        super().fail(code, message)
+
     def receive(self, chunk: Any) -> None:
         # A request is as long as it is: holding its sender back would only delay it.
         self._acknowledge(len(chunk))
@@ -352,12 +362,12 @@ class UnaryExchange(Exchange):
             return
         if self._message is None or self._assembler.inside:
             raise Refused(Code.INTERNAL, "call ends before its message is complete")
-        received = Received(self._message, time.monotonic(), self.caller, self.trace)
+        received = Received(self._message, time.monotonic(), self.caller, self.trace, self._connection.source)
         self._message = None
         self._count_receiving(0)  # from here on the methods bound what is in flight
         prompt, unary = self._method.prompt, self._method.unary
         if prompt is not None and (leave := prompt(received, self.deadline, self._reply)) is not None:
-            self._started = True
+            self.started = True
             self._leave = leave
             return
         assert unary is not None

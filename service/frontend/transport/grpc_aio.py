@@ -1,10 +1,13 @@
 """The transport on grpcio's asyncio server, for machines without libnghttp2."""
 
+import asyncio
 import logging
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
@@ -14,10 +17,12 @@ import grpc.aio
 from convoy.service.access import Caller
 from convoy.service.errors import ConvoyError, NotOffered, QueueFull
 from convoy.service.followed import Followed
-from convoy.service.frontend import status
+from convoy.service.frontend import early, status
 from convoy.service.frontend.doors import Doors
 from convoy.service.frontend.quotas import peer_of
-from convoy.service.frontend.trace import PARENT, REQUEST_ID, Trace, read
+from convoy.service.frontend.status import Code
+from convoy.service.frontend.threads import Who
+from convoy.service.frontend.trace import PARENT, REQUEST_ID, STATE, Trace, names_all, read
 from convoy.service.frontend.transport.interface import (
     LEAST_COMPRESSED,
     Limits,
@@ -38,6 +43,7 @@ _COMPRESSIONS = {
     "gzip": grpc.Compression.Gzip,
     "deflate": grpc.Compression.Deflate,
 }
+_UNIX = "unix:"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -52,29 +58,73 @@ class GrpcAio:
         tls: Followed[Tls] | None = None,
         doors: Doors | None = None,
     ) -> None:
-        self._server = grpc.aio.server(
+        self._address = address
+        self._limits = limits
+        self._tls = tls
+        self._handlers = _Handlers(services, Rooms(limits), doors)
+        self._server = self._made()
+        self._watching: asyncio.Task[None] | None = None
+        self._stopping = False
+        for name in ("asyncio", "grpc._cython.cygrpc"):
+            logging.getLogger(name).addFilter(_is_ours)
+        if limits.compression != "none":
+            # gRPC removes grpc-accept-encoding from what a method sees, and does not look at it either.
+            log.warning("grpcio sends %s to all callers, also to those that do not accept it", limits.compression)
+
+    async def start(self) -> None:
+        await self._server.start()
+        self._watching = asyncio.get_running_loop().create_task(self._watch())
+
+    async def leave(self, notice: float, patience: float) -> None:
+        """See Transport. gRPC's server cannot: it ends when it stops."""
+
+    async def stop(self, seconds: float) -> None:
+        # The task that watches ends with the server. To cancel it would cancel gRPC's own wait for the calls.
+        self._stopping = True
+        await self._server.stop(seconds)
+
+    def _made(self) -> grpc.aio.Server:
+        limits = self._limits
+        server = grpc.aio.server(
             options=_options(limits),
             # Beyond its own limit gRPC refuses any call. Ours leave health checks a place.
             maximum_concurrent_rpcs=4 * limits.calls,
             compression=_COMPRESSIONS[limits.compression],
         )
-        if limits.compression != "none":
-            # gRPC removes grpc-accept-encoding from what a method sees, and does not look at it either.
-            log.warning("grpcio sends %s to all callers, also to those that do not accept it", limits.compression)
-        self._server.add_generic_rpc_handlers((_Handlers(services, Rooms(limits), doors),))
-        if tls is None:
-            self._server.add_insecure_port(address)
-        else:
-            self._server.add_secure_port(address, _credentials(tls))
+        server.add_generic_rpc_handlers((self._handlers,))
+        mask = os.umask(0o177) if self._address.startswith(_UNIX) else None  # nobody else may connect
+        try:
+            if self._tls is None:
+                port = server.add_insecure_port(self._address)
+            else:
+                port = server.add_secure_port(self._address, _credentials(self._tls))
+        finally:
+            if mask is not None:
+                os.umask(mask)
+        if self._address.endswith(":0"):  # another server takes the same port
+            self._address = f"{self._address.removesuffix('0')}{port}"
+        return server
 
-    async def start(self) -> None:
-        await self._server.start()
-
-    async def stop(self, seconds: float) -> None:
-        await self._server.stop(seconds)
+    async def _watch(self) -> None:
+        """Replaces a server that has ended by itself: gRPC's does so, for good, at a path that is not UTF-8."""
+        while True:
+            with suppress(UnicodeDecodeError):
+                await self._server.wait_for_termination()
+            if self._stopping:
+                return
+            log.warning("grpcio has ended its server, as it does at a path that is not UTF-8; another takes its place")
+            self._server = self._made()
+            await self._server.start()
 
     async def renew(self) -> None:
         pass  # gRPC asks for the certificates at every connection
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Returns whether a record is about no fault of a caller: gRPC logs tracebacks of paths that are not UTF-8, and of
+    callers that have gone."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not any(isinstance(each, UnicodeDecodeError | grpc.aio.InternalError) for each in (error, record.msg))
 
 
 class _Stream:
@@ -85,10 +135,14 @@ class _Stream:
         self._context = context
         self._caller = caller
         self._trace = trace
+        self._source = _source(context)
 
     async def read(self) -> Received | None:
         message = await self._context.read()
-        return None if message is grpc.aio.EOF else message._replace(caller=self._caller, trace=self._trace)
+        if message is grpc.aio.EOF:
+            return None
+        found: Received = message._replace(caller=self._caller, trace=self._trace, source=self._source)
+        return found
 
     async def write(self, data: bytes) -> None:
         _leave_short(self._context, data)
@@ -117,6 +171,7 @@ def _certificates(tls: Tls) -> Any:
 def _options(limits: Limits) -> list[tuple[str, int]]:
     options = {
         "grpc.so_reuseport": 1,
+        "grpc.max_allowed_incoming_connections": limits.connections,  # further ones are refused
         "grpc.max_receive_message_length": limits.message_bytes,
         "grpc.max_send_message_length": -1,
         # Between these two sizes gRPC refuses at random, larger metadata more often. Equal sizes prevent that.
@@ -166,10 +221,10 @@ def _unary(method: Unary, path: str, room: Room, doors: Doors | None) -> grpc.Rp
     async def handle(received: Received, context: Any) -> bytes:
         trace = await _trace(context)
         try:
-            caller = None if doors is None else _caller(context, path, doors, trace)
-            with _place(room):
-                answer = await method(received._replace(caller=caller, trace=trace), _deadline(context))
-        except ConvoyError as error:  # of the doors
+            with _entered(context, path, room, doors, trace, known=True) as caller:
+                received = received._replace(caller=caller, trace=trace, source=_source(context))
+                answer = await method(received, _deadline(context))
+        except ConvoyError as error:
             answer = error
         if isinstance(answer, ConvoyError):
             _refuse(context, answer)
@@ -182,12 +237,11 @@ def _unary(method: Unary, path: str, room: Room, doors: Doors | None) -> grpc.Rp
 
 def _streaming(method: Streaming, path: str, room: Room, doors: Doors | None) -> grpc.RpcMethodHandler:
     async def handle(_: object, context: Any) -> None:
-        trace = await _trace(context)
+        trace = await _trace(context, streamed=True)
         try:
-            caller = None if doors is None else _caller(context, path, doors, trace)
-            with _place(room):
-                refusal = await method(_Stream(context, caller, trace))
-        except ConvoyError as error:  # of the doors
+            with _entered(context, path, room, doors, trace, known=method is not _unknown) as caller:
+                refusal = await method(_Stream(context, caller, trace and trace.unsampled()))
+        except ConvoyError as error:
             refusal = error
         if refusal is not None:
             _refuse(context, refusal)
@@ -196,13 +250,23 @@ def _streaming(method: Streaming, path: str, room: Room, doors: Doors | None) ->
 
 
 @contextmanager
-def _place(room: Room) -> Iterator[None]:
-    """Counts a call for as long as it lasts. Raises QueueFull if there is no place."""
+def _entered(
+    context: Any, path: str, room: Room, doors: Doors | None, trace: Trace | None, *, known: bool
+) -> Iterator[Caller | None]:
+    """Returns who calls, and counts the call for as long as it lasts. Raises what the doors raise, and QueueFull if
+    there is no place."""
+    called = (path.encode(), known, _peer(context.peer()))
+    try:
+        caller = None if doors is None else _caller(context, path, doors, trace)
+    except ConvoyError as error:
+        early.turned_away(trace, *called, status.code_of(error).name, error.reason, error.message)
+        raise
     if room.full:
+        early.refused(trace, *called, Code.RESOURCE_EXHAUSTED.name, QueueFull.reason, room.refusal)
         raise QueueFull(room.refusal)
     room.calls += 1
     try:
-        yield
+        yield caller
     finally:
         room.calls -= 1
 
@@ -213,12 +277,15 @@ def _leave_short(context: Any, message: bytes) -> None:
         context.disable_next_message_compression()
 
 
-async def _trace(context: Any) -> Trace | None:
-    """Returns how the caller names its call, and sends the name back."""
-    named = {name: value for name, value in context.invocation_metadata() if name in (REQUEST_ID, PARENT)}
-    found = read(named.get(REQUEST_ID), named.get(PARENT)) if named else None
-    if found is not None and found.request_id:
-        await context.send_initial_metadata(((REQUEST_ID, found.request_id),))
+async def _trace(context: Any, *, streamed: bool = False) -> Trace | None:
+    """Returns how the caller names its call, and whether it is sampled, and sends the names back."""
+    named = {name: value for name, value in context.invocation_metadata() if name in (REQUEST_ID, PARENT, STATE)}
+    found = read(named.get(REQUEST_ID), named.get(PARENT), named.get(STATE)) if named or names_all() else None
+    if found is None:
+        return None
+    sent = found.unsampled() if streamed else found
+    if headers := sent.headers():
+        await context.send_initial_metadata(tuple(headers))
     return found
 
 
@@ -234,9 +301,18 @@ def _caller(context: Any, path: str, doors: Doors, trace: Trace | None) -> Calle
         for kind in ("peer_uri", "peer_dns", "x509_common_name")
         for name in properties.get(kind, ())
     ]
-    kind, _, address = context.peer().partition(":")
-    peer = peer_of(unquote(address).rpartition(":")[0].strip("[]")) if kind in ("ipv4", "ipv6") else "unix"
-    return doors.admit(path.encode(), authorization, names, peer, trace)
+    return doors.admit(path.encode(), authorization, names, _peer(context.peer()), trace)
+
+
+def _source(context: Any) -> Who:
+    peer = context.peer()
+    return Who(_peer(peer), peer)  # gRPC's text contains the port, which no other connection has
+
+
+@lru_cache(4096)
+def _peer(text: str) -> str:
+    kind, _, address = text.partition(":")
+    return peer_of(unquote(address).rpartition(":")[0].strip("[]")) if kind in ("ipv4", "ipv6") else "unix"
 
 
 def _refuse(context: Any, error: ConvoyError) -> None:

@@ -2,13 +2,11 @@
 
 import asyncio
 import os
-import resource
 import socket
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from convoy.service.followed import Followed
 from convoy.service.frontend.doors import Doors
@@ -16,10 +14,11 @@ from convoy.service.frontend.transport.connection import Connection
 from convoy.service.frontend.transport.hub import Hub
 from convoy.service.frontend.transport.interface import Limits, Service
 from convoy.service.frontend.transport.nghttp2 import Library
+from convoy.service.listener import Listener
 from convoy.service.tls import Tls
 
-_BACKLOG = 4096
 _CHECK_SECONDS = 1.0
+_TURN_SECONDS = 0.01
 _HANDSHAKE_SECONDS = 10.0
 _GRACE_SECONDS = 20.0  # for calls on connections that must end
 _UNIX = "unix:"
@@ -43,38 +42,59 @@ class Http2:
         self._hub = Hub(library, services, limits, doors)
         self._hub.client_ca = b"" if tls is None else tls.value.client_ca
         self._listening: list[socket.socket] = []
-        self._servers: list[asyncio.Server] = []
+        self._listeners: list[Listener] = []
         self._checking: asyncio.TimerHandle | None = None
         self.addresses: list[str] = []  # where it listens, once it is started
 
     async def start(self) -> None:
         """See Transport. Raises OSError if the address is taken."""
-        _allow_many_connections()
         self._listening = await _sockets(self._address)
         for listening in self._listening:
             name = listening.getsockname()
             self.addresses.append(_UNIX + name if isinstance(name, str) else _text(name))
-        self._servers = [await self._accept_from(listening) for listening in self._listening]
+        hub, tls = self._hub, self._tls
+        self._listeners = [
+            Listener(
+                listening,
+                lambda on_end: Connection(hub, hub.client_ca, on_end),
+                hub.limits.connections // len(self._listening),
+                _HANDSHAKE_SECONDS,
+                lambda: None if tls is None else tls.value.context,
+            )
+            for listening in self._listening
+        ]
+        for listener in self._listeners:
+            listener.start()
         self._check()
 
     async def renew(self) -> None:
         """See Transport. Connections end if other authorities sign the certificates of clients: theirs may be void."""
         assert self._tls is not None
-        before, self._servers = self._servers, [await self._accept_from(listening) for listening in self._listening]
-        for server in before:
-            server.close()
         hub, client_ca = self._hub, self._tls.value.client_ca
         if client_ca != hub.client_ca:
             hub.client_ca = client_ca
             for connection in list(hub.connections):
                 connection.lifetime.retire(_GRACE_SECONDS)
 
+    async def leave(self, notice: float, patience: float) -> None:
+        """See Transport."""
+        for listener in self._listeners:
+            listener.close(accepting_the_last=True)
+        connections, until = self._hub.connections, self._hub.loop.time() + patience
+        left = False
+        while not left and self._hub.loop.time() < until:
+            for connection in list(connections):  # also those that were accepted last
+                connection.lifetime.leave(notice)
+            await asyncio.sleep(_TURN_SECONDS)
+            left = all(
+                connection.lifetime.told and all(exchange.started for exchange in connection.exchanges.values())
+                for connection in connections
+            )
+
     async def stop(self, seconds: float) -> None:
         """See Transport."""
-        for server in self._servers:
-            server.close()
-        for listening in self._listening:
-            listening.close()
+        for listener in self._listeners:
+            listener.close()
         hub = self._hub
         for connection in list(hub.connections):
             connection.lifetime.leave(seconds / 2)
@@ -90,27 +110,9 @@ class Http2:
         if self._checking is not None:
             self._checking.cancel()
 
-    async def _accept_from(self, listening: socket.socket) -> asyncio.Server:
-        # A server uses one set of certificates for ever, so there is a new one for each; they share the socket. A new
-        # set resumes no session of an old one: the certificate of a client is checked again.
-        loop, hub = asyncio.get_running_loop(), self._hub
-        secured: dict[str, Any] = {}
-        client_ca = b""
-        if self._tls is not None:
-            secured = {"ssl": self._tls.value.context, "ssl_handshake_timeout": _HANDSHAKE_SECONDS}
-            client_ca = self._tls.value.client_ca
-        make = loop.create_unix_server if listening.family == socket.AF_UNIX else loop.create_server
-        return await make(lambda: Connection(hub, client_ca), sock=listening.dup(), backlog=_BACKLOG, **secured)
-
     def _check(self) -> None:
         self._hub.check_connections()
         self._checking = self._hub.loop.call_later(_CHECK_SECONDS, self._check)
-
-
-def _allow_many_connections() -> None:
-    # A connection is a file. The usual limit of 1024 is there for programs that use select().
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _sockets(address: str) -> list[socket.socket]:
@@ -146,6 +148,7 @@ def _unix_socket(path: Path) -> socket.socket:
             path.unlink()
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listening.setblocking(False)
+    os.fchmod(listening.fileno(), 0o600)  # of the file that `bind` makes: nobody else may connect
     listening.bind(str(path))
     return listening
 

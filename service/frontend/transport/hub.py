@@ -39,6 +39,7 @@ _NAMES = frozenset(
         b"grpc-accept-encoding",
         b"x-request-id",
         b"traceparent",
+        b"tracestate",
     )
 )
 _NAMES_WITH_DOORS = _NAMES | {b"authorization"}
@@ -52,6 +53,7 @@ class Method(NamedTuple):
     streaming: Streaming | None
     prompt: Prompt | None = None
     land: Land | None = None
+    path: bytes = b""
 
 
 class Hub:
@@ -161,9 +163,8 @@ def _by_path(services: Sequence[Service], rooms: Rooms) -> dict[bytes, Method]:
     for service in services:
         for name, unary in service.unary.items():
             room = rooms.of(service, streaming=False)
-            found[f"/{service.name}/{name}".encode()] = Method(
-                room, unary, None, service.prompt.get(name), service.land.get(name)
-            )
+            path = f"/{service.name}/{name}".encode()
+            found[path] = Method(room, unary, None, service.prompt.get(name), service.land.get(name), path)
         for name, streaming in service.streaming.items():
             found[f"/{service.name}/{name}".encode()] = Method(rooms.of(service, streaming=True), None, streaming)
     return found

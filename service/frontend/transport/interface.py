@@ -5,16 +5,14 @@ completely, cancels the task of a call whose caller has gone or whose deadline h
 `status.py` defines them.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol
 
 from convoy.service.access import Caller
 from convoy.service.errors import ConvoyError
-from convoy.service.followed import Followed
-from convoy.service.frontend.doors import Doors
+from convoy.service.frontend.threads import NOBODY, Who
 from convoy.service.frontend.trace import Trace
-from convoy.service.tls import Tls
 
 Data = bytes | bytearray
 LEAST_COMPRESSED = 1024  # bytes of an answer: a shorter one fits into a packet anyway
@@ -48,6 +46,7 @@ class Received(NamedTuple):
     arrived: float  # seconds of CLOCK_MONOTONIC, as all points in time
     caller: Caller | None = None  # None: everybody may do everything
     trace: Trace | None = None
+    source: Who = NOBODY  # the address and the connection that it came from
 
 
 class Stream(Protocol):
@@ -94,37 +93,6 @@ class Service(NamedTuple):
     vital: bool = False
 
 
-class Make(Protocol):
-    """Builds a transport on the running loop, for an address.
-
-    tls    must offer h2 by ALPN; None: no encryption
-    doors  asked before anything else of every call; None: all of them are open
-    """
-
-    def __call__(
-        self,
-        address: str,
-        services: Sequence[Service],
-        limits: "Limits",
-        tls: Followed[Tls] | None = None,
-        doors: Doors | None = None,
-    ) -> "Transport":
-        """Returns the transport, which does not listen yet."""
-
-
-class Transport(Protocol):
-    """A server that listens once it is started. One writer: the front end's loop."""
-
-    async def start(self) -> None:
-        """Starts accepting calls."""
-
-    async def stop(self, seconds: float) -> None:
-        """Stops accepting calls, and cancels those in flight after `seconds`."""
-
-    async def renew(self) -> None:
-        """Uses the new value of `tls` for the connections to come."""
-
-
 class Limits(NamedTuple):
     """What a transport enforces, and does to answers, by itself. Ages are in seconds; 0: none."""
 
@@ -139,6 +107,7 @@ class Limits(NamedTuple):
     connection_grace: float = 0  # for its calls to end after that
     connection_idle: float = 0  # without a call, after which a connection is closed
     compression: Literal["none", "gzip", "deflate"] = "none"  # of answers, for callers that accept it
+    connections: int = 10_000  # a further one closes another
 
 
 class Room:

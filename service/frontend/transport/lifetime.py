@@ -39,6 +39,11 @@ class Lifetime:
         self._idle_since = 0.0
 
     @property
+    def told(self) -> bool:
+        """Whether the caller knows that this connection accepts no more calls."""
+        return self._final
+
+    @property
     def over(self) -> bool:
         """Whether both GOAWAY frames are sent and every call is answered."""
         return self._leaving and self._final and not self._connection.exchanges

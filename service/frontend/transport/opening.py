@@ -5,7 +5,7 @@ import time
 from typing import TYPE_CHECKING
 
 from convoy.service.frontend.status import Code
-from convoy.service.frontend.trace import Trace, read
+from convoy.service.frontend.trace import Trace, names_all, read
 from convoy.service.frontend.transport.exchange import Exchange, UnaryExchange
 from convoy.service.frontend.transport.messages import ENCODINGS, Assembler, Refused, accepted, seconds
 from convoy.service.frontend.transport.nghttp2 import Headers, headers
@@ -30,8 +30,8 @@ class NotGrpc(Exception):
         self.answer = answer
 
 
-def opened(connection: "Connection", number: int) -> Exchange:
-    """Returns the call on the stream with this number, whose headers have just arrived.
+def opened(connection: "Connection", number: int, trace: Trace | None) -> Exchange:
+    """Returns the call on the stream with this number, whose headers have just arrived. `trace`: see trace_of.
 
     Raises Refused, NotGrpc, and what the doors raise.
     """
@@ -40,11 +40,10 @@ def opened(connection: "Connection", number: int) -> Exchange:
     size, limits = connection.block_bytes, hub.limits
     if size > limits.metadata_bytes:
         raise Refused(Code.RESOURCE_EXHAUSTED, f"metadata has {size} bytes, want at most {limits.metadata_bytes}")
-    trace = trace_of(block)
     caller = None
     if hub.doors is not None:
         authorization = block.get(b"authorization")
-        caller = hub.doors.admit(block[b":path"], authorization, connection.names, connection.peer, trace)
+        caller = hub.doors.admit(block[b":path"], authorization, connection.names, connection.source.caller, trace)
     method = hub.methods.get(block[b":path"])
     if method is None:
         raise Refused(Code.UNIMPLEMENTED, f"method {_shown(block[b':path'])} is unknown")
@@ -76,6 +75,7 @@ def opened(connection: "Connection", number: int) -> Exchange:
     else:
         assert method.streaming is not None
         exchange = StreamExchange(connection, number, assembler, deadline, answers, room, method.streaming)
+        trace = trace and trace.unsampled()
     exchange.caller, exchange.trace = caller, trace
     if deadline < math.inf:
         exchange.expire_in(timeout)
@@ -83,9 +83,11 @@ def opened(connection: "Connection", number: int) -> Exchange:
 
 
 def trace_of(block: dict[bytes, bytes]) -> Trace | None:
-    """Returns how the caller names its call."""
+    """Returns how the caller names its call, and whether it is sampled. To be called once for a call."""
     request_id, parent = block.get(b"x-request-id"), block.get(b"traceparent")
-    return None if request_id is parent is None else read(request_id, parent)
+    if request_id is parent is None and not names_all():
+        return None
+    return read(request_id, parent, block.get(b"tracestate"))
 
 
 def _check(block: dict[bytes, bytes]) -> None:

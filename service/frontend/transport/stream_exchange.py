@@ -109,7 +109,7 @@ class StreamExchange(Exchange):
     def _parse(self, chunk: Any) -> None:
         assembler = self._assembler
         for message in assembler.feed(chunk, _MOST_PARSED - len(self._inbox)):
-            self._inbox.append(Received(message, self._arrived, self.caller, self.trace))
+            self._inbox.append(Received(message, self._arrived, self.caller, self.trace, self._connection.source))
         if rest := assembler.rest:
             assembler.rest = b""
             if self._backlog:

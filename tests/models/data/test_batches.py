@@ -2,10 +2,15 @@
 
 import time
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from convoy.models.data.batches import WHOLE, Batch, Loader, SameSize, Share
+from convoy.models.data.batches import NOTHING, OFF, WHOLE, Allowance, Batch, Loader, SameSize, Share
+from convoy.models.data.batches import loader as load
+from convoy.models.settings import Augmentation
+from convoy.service.metadata import InputSpec
 
 SIZES = [(4, 4)] * 13 + [(4, 8)] * 6
 
@@ -83,6 +88,72 @@ def test_state_at_the_end_of_an_epoch_is_the_beginning_of_the_next() -> None:
     done = loader()
     assert epoch(done, 0)
     assert done.state_dict() == {"taken": 0}
+
+
+class Files:
+    """Images with masks, or classes, that count how often each is read."""
+
+    def __init__(self, masks: bool) -> None:
+        self.masks = masks
+        self.reads = [0] * 12
+
+    def __len__(self) -> int:
+        return 12
+
+    def size(self, _: int) -> tuple[int, int]:
+        return 16, 24
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | int]:
+        self.reads[index] += 1
+        image = np.random.default_rng(index).integers(0, 256, (16, 24, 3), np.uint8)
+        return image, image[..., 0] // 128 if self.masks else index
+
+
+ANY_SIZE, FIXED = InputSpec(colour="RGB", multiple=16, fit="pad"), InputSpec(colour="RGB", height=8, width=8)
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+@pytest.mark.parametrize(
+    ("spec", "crop", "augmentation"),
+    [
+        (FIXED, None, OFF),
+        (FIXED, None, Augmentation(flip="both", random_crop=0.5, colour=0.2, erase=0.5)),
+        (ANY_SIZE, None, OFF),
+        (ANY_SIZE, 8, OFF),
+        (ANY_SIZE, None, Augmentation(flip="both", random_crop=0.5, rotate=20, erase=0.5)),
+    ],
+)
+def test_pictures_are_read_once_and_are_the_same_in_every_epoch_as_if_they_were_read_anew(
+    spec: InputSpec, crop: int | None, augmentation: Augmentation, workers: int
+) -> None:
+    read: dict[bool, list[int]] = {}
+    epochs: dict[bool, list[list[Batch]]] = {}
+    for kept in (False, True):
+        files = Files(masks=spec.fit == "pad")
+        allowance = Allowance(1 << 20) if kept else NOTHING
+        batches = load(files, spec, 5, 3, crop, augmentation, workers, allowance=allowance)
+        epochs[kept] = []
+        for number in range(3):
+            batches.sampler.set_epoch(number)  # type: ignore[attr-defined]
+            epochs[kept].append(list(batches))
+        read[kept] = files.reads
+    assert read == {False: [3] * 12, True: [1] * 12}
+    for anew, again in zip(epochs[False], epochs[True], strict=True):
+        for one, other in zip(anew, again, strict=True):
+            assert torch.equal(one.images, other.images)
+            assert torch.equal(one.targets, other.targets)
+    first, second = (torch.cat([batch.images for batch in each]) for each in epochs[True][:2])
+    assert not torch.equal(first, second)
+
+
+def test_no_more_pictures_are_kept_than_the_memory_allows() -> None:
+    allowance = Allowance(3 * 8 * 8 * 3 + 1)
+    for files, kept in ((Files(masks=False), 3), (Files(masks=False), 0)):  # the second shares what the first left
+        batches = load(files, FIXED, 5, allowance=allowance)
+        for _ in range(3):
+            list(batches)
+        assert sorted(files.reads) == [1] * kept + [3] * (12 - kept)
+    assert allowance.free_bytes == 1
 
 
 def test_error_in_a_thread_reaches_whoever_takes_the_batch() -> None:

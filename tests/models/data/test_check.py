@@ -194,7 +194,7 @@ def test_too_little_to_make_a_data_set_of_is_told_after_what_cannot_be_read(
     assert cli.run(["data", "check", str(root)]) == 2
     err = capsys.readouterr().err
     assert err.count("left out: ") == 20
-    assert "has pictures in validation and test only (20 were left out), want some to train with" in err
+    assert "has pictures in validation and test only (20 were left out; the first: " in err
 
 
 def test_sheet_shows_as_many_of_every_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

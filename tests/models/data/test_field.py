@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convoy.models.data.dataset import DataSet
+from convoy.models.data.dataset import DataSet, Split
 from convoy.models.data.files import raise_first
 from convoy.models.data.formats import sources
 from convoy.models.data.formats.listing import SPLITS, assigned_split
+from convoy.models.data.registry import split_of
 from convoy.models.errors import BadData
 from convoy.service import cli
 from tests.models.data.formats.test_folder import write_classes, write_lists, write_masks
@@ -142,9 +143,12 @@ def no_file_of_a_table(root: Path) -> Path:
 
 
 def coloured(root: Path) -> Path:
+    """Edges are smoothed, so that there are more colours than classes."""
     write_masks(root)
-    for mask in (root / "masks").iterdir():
-        Image.open(mask).convert("RGB").save(mask)
+    for number, mask in enumerate((root / "masks").iterdir()):
+        height, width = np.array(Image.open(mask)).shape
+        noise = np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8)
+        Image.fromarray(noise).save(mask)
     return root
 
 
@@ -152,9 +156,9 @@ NOTHING_FITS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "masks of VOC elsewhere": (without_masks_of_voc, "no folder .*SegmentationClass, want the masks of"),
     "masks called otherwise": (called_otherwise, r"found 'p0_mask\.png', want 'p0\.png'"),
     "no file of a table": (no_file_of_a_table, r"no file .*/0\.png, which .*; none of 30 lines has all its files"),
-    "masks in colours": (
+    "masks in many colours": (
         coloured,
-        r"has the colours .*, or --mask-colours .*; no other of the 40 pictures",
+        r"has the colours .* and \d+ more, .*, or --mask-colours .*; no other of the 40 pictures",
     ),
 }
 
@@ -191,10 +195,11 @@ def paint(root: Path, values: dict[int, int]) -> Path:
 @pytest.mark.parametrize(
     ("values", "labels", "message"),
     [
-        ({1: 64, 2: 192}, "", "have the numbers 0, 64, 192, which leaves 190 classes without a pixel"),
+        ({1: 64, 2: 255}, "", "have the numbers 0, 64, which leaves 63 classes without a pixel"),
+        ({1: 64, 2: 255}, "", "--mask-values 0,64 (255 is no class; if it is one: 0,64,255)"),
         ({1: 1, 2: 254}, "", "have the numbers 0, 1, 254, which leaves 252 classes"),
-        ({1: 64, 2: 192}, "", "want each pixel as the number of its class: 0, 1, 2 and on, or which values they are: "),
-        ({1: 64, 2: 192}, "", "--mask-values 0,64,192"),
+        ({1: 1, 2: 254}, "", "want each pixel as the number of its class: 0, 1, 2 and on, or which values they are: "),
+        ({1: 1, 2: 254}, "", "--mask-values 0,1,254"),
         ({1: 255, 2: 255}, "sky\nground\nroad\n", "no class but 0, want at least two: 255 is a pixel of no class; "),
         ({1: 255, 2: 255}, "sky\nground\nroad\n", "where it is meant as a class: --mask-values 0,255"),
         ({1: 128, 2: 192}, "ground\nroad\n", "have the numbers 0, 128, 192, and 2 classes have names: want each pixel"),
@@ -229,6 +234,78 @@ def test_masks_of_zero_and_one_high_value_are_two_classes(
     assert f"have the values 0 and {value}, read as the classes 0 and 1 (--mask-values 0,{value})" in said
     load(root)
     assert capsys.readouterr().err == ""
+
+
+def test_masks_of_a_few_distant_values_are_as_many_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = paint(tmp_path, {1: 128, 2: 200})
+    data = load(root)
+    assert data.labels == ["class 0", "class 1", "class 2"]
+    assert used(data.split("train")) == {0, 1, 2}
+    said = "have the values 0, 128 and 200, read as the classes 0 to 2 (--mask-values 0,128,200)"
+    assert said in capsys.readouterr().err
+
+
+def test_masks_of_a_few_values_less_distant_are_told_and_read_as_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = paint(tmp_path, {1: 10, 2: 20})
+    assert len(load(root).labels) == 21
+    said = (
+        "the numbers 0, 10, 20, which leaves 18 classes without a pixel; if these are values painted for the classes: "
+    )
+    assert f"{said}--mask-values 0,10,20" in capsys.readouterr().err
+
+
+def recolour(root: Path, colours: tuple[int, int, int], mode: str = "RGB", ending: str = ".png") -> Path:
+    """Paints classes 0, 1 and 2 in colours."""
+    for mask in (root / "masks").iterdir():
+        pixels = np.array(Image.open(mask))
+        pixels[pixels == 255] = 0
+        packed = np.array(colours)[pixels]
+        rgb = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=-1).astype(np.uint8)
+        mask.unlink()
+        Image.fromarray(rgb).convert(mode).save(mask.with_suffix(ending))
+    return root
+
+
+@pytest.mark.parametrize(("mode", "ending"), [("RGB", ".png"), ("RGBA", ".png"), ("RGB", ".tif"), ("RGB", ".bmp")])
+def test_masks_of_a_few_colours_are_as_many_classes_in_these_colours(
+    tmp_path: Path, mode: str, ending: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = recolour(write_masks(tmp_path), (0x000000, 0xFF0000, 0x00FF00), mode, ending)
+    data = load(root)
+    assert data.palette == [(0, 0, 0), (0, 255, 0), (255, 0, 0)]
+    assert used(data.split("train")) == {0, 1, 2}
+    told = "have 3 colours, read as the classes 0 to 2 (--mask-colours 000000,00ff00,ff0000)"
+    assert told in capsys.readouterr().err
+
+
+def test_written_palette_has_the_order_of_the_classes(tmp_path: Path) -> None:
+    root = recolour(write_masks(tmp_path), (0x102030, 0xFF0000, 0x00FF00))
+    (root / "labels.txt").write_text("ground\nred\ngreen\n")
+    with pytest.raises(
+        BadData, match=r"3 colours and its labels.txt has 3 names: .*; the colours are 00ff00,102030,ff"
+    ):
+        load(root)
+    (root / "palette.txt").write_text("#102030\n255 0 0\n#00ff00\n")
+    data = load(root)
+    assert data.palette == [(16, 32, 48), (255, 0, 0), (0, 255, 0)]
+    assert data.labels == ["ground", "red", "green"]
+
+
+def test_coding_that_was_found_is_in_the_name_by_which_a_run_records_its_data(tmp_path: Path) -> None:
+    root = paint(tmp_path, {1: 255, 2: 255})
+    data = load(root)
+    assert data.name == f"{root}#mask-values=0,255"
+    # Masks that alone would mean something else are read as in training.
+    for entry in data.split("test").entries:  # type: ignore[attr-defined]
+        Image.fromarray(np.full_like(np.array(Image.open(entry.target)), 255)).save(entry.target)
+    assert used(split_of(data.name, "test", "segmentation", "RGB", data.labels)) == {1}
+
+
+def used(split: Split) -> set[int]:
+    """The classes of all pixels."""
+    return {int(number) for index in range(len(split)) for number in np.unique(np.asarray(split[index][1]))}
 
 
 def test_split_without_the_background_is_read_as_the_whole_was(tmp_path: Path) -> None:

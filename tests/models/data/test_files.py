@@ -108,7 +108,9 @@ def test_nothing_is_left_where_every_file_is_bad(tmp_path: Path, capsys: pytest.
     root = write_classes(tmp_path)
     for path in (root / "dark").iterdir():
         path.write_bytes(b"nothing")
-    with pytest.raises(BadData, match=r"class 'dark' of .* has no pictures \(20 were left out\)"):
+    with pytest.raises(
+        BadData, match=r"class 'dark' of .* has no pictures that can be read \(20 were left out; the first"
+    ):
         data_set(str(root))
     assert "left out 20 of 40" in capsys.readouterr().err
 

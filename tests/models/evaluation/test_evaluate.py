@@ -255,7 +255,7 @@ def test_command_leaves_no_picture_beside_a_file_that_is_served(
     exported = export(untrained(tmp_path), tmp_path / "repository").path
     assert cli.run(["evaluate", str(exported)]) == 0
     assert "lenet5 on 72 held-out images of tiny-digits" in capsys.readouterr().out
-    assert [path.name for path in exported.parent.iterdir()] == ["model.onnx"]
+    assert {path.name for path in exported.parent.iterdir()} == {"model.onnx", "samples"}
 
 
 def test_command_makes_no_folder_for_its_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

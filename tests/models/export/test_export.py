@@ -7,6 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 from convoy.models import checkpoint
 from convoy.models.data.registry import data_set
@@ -51,6 +52,37 @@ def form(values: object) -> dict[str, tuple[int, list[str | int]]]:
         )
         for value in values
     }
+
+
+@pytest.mark.parametrize("exported", NETWORKS, indirect=True)
+def test_two_held_out_pictures_are_copied_beside_the_file(exported: Exported) -> None:
+    folder = exported.path.parent / "samples"
+    assert sorted(path.name for path in folder.iterdir()) == ["1.png", "2.png"]
+    colours = {Image.open(path).mode for path in folder.iterdir()}
+    assert colours == {"L" if exported.document.image.colour == "L" else "RGB"}
+    assert (folder.stat().st_mode | (folder / "1.png").stat().st_mode) & 0o044 == 0o044
+
+
+def test_samples_may_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = untrained(tmp_path, "lenet5", "tiny-digits")
+    command = ["export", str(checkpoint), "--repository", str(tmp_path / "repository")]
+    for options, words in (([], "2 held-out pictures are copied"), (["--no-samples"], "")):
+        assert cli.run([*command, *options]) == 0
+        assert (words in capsys.readouterr().out) is True
+    found = sorted(path.parent.parent.name for path in tmp_path.rglob("samples/*.png"))
+    assert found == ["1", "1"]
+
+
+@pytest.mark.parametrize("exported", NETWORKS[1:], indirect=True)
+def test_segmenter_says_how_far_its_mask_depends_on_the_image(exported: Exported) -> None:
+    document = metadata.decode(properties(exported.path))
+    assert document is not None
+    assert document.receptive_field is not None
+    context = document.receptive_field.height
+    assert context is not None
+    assert context == document.receptive_field.width
+    assert context.stride == document.image.multiple
+    assert context.before == context.after > context.stride
 
 
 @pytest.mark.parametrize("exported", NETWORKS[:1], indirect=True)

@@ -40,6 +40,21 @@ def test_file_of_torch_takes_images_of_any_number_and_answers_probabilities(torc
     assert np.ptp(found, axis=0).max() > 0.01  # the answers depend on the image
 
 
+@pytest.mark.parametrize(
+    ("name", "same"),
+    [
+        ("imagenet", ["--scale", "1", "--mean", "123.675,116.28,103.53", "--std", "58.395,57.12,57.375"]),
+        ("symmetric", ["--scale", "1/127.5", "--mean", "1"]),
+        ("caffe", ["--scale", "1", "--mean", "123.68,116.779,103.939", "--colour", "BGR"]),
+    ],
+)
+def test_preprocessing_by_name_is_that_of_the_numbers(torch_file: Path, name: str, same: list[str]) -> None:
+    by_name, _ = adopt(torch_file, "--preprocessing", name, "--tail", "softmax")
+    by_numbers, _ = adopt(torch_file, "--uint8-front", *same, "--tail", "softmax")
+    images = pictures(3)
+    np.testing.assert_allclose(run(by_name, images)[0], run(by_numbers, images)[0], atol=1e-5)
+
+
 @pytest.mark.parametrize("opset", [11, 13, 18])
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("dtype", [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8])
@@ -199,6 +214,16 @@ def test_file_is_shown_and_nothing_else_without_a_repository(
         (["--uint8-front", "--tail", "softmax", "--size", "20x20"], "want --size 12x12 or none"),
         (["--uint8-front", "--tail", "softmax", "--mean", "1,2"], "--mean has 2 numbers for 3 channels"),
         (["--uint8-front", "--tail", "softmax", "--std", "0"], "--std has a 0"),
+        (
+            ["--uint8-front", "--tail", "softmax", "--mean", "123.675,116.28,103.53", "--std", "58.395,57.12,57.375"],
+            "--mean 123.675,116.28,103.53 is beyond the range of pixels, 0..1 with --scale 1/255: want --scale 1, or "
+            "--mean 0.485,0.456,0.406",
+        ),
+        (["--uint8-front", "--tail", "softmax", "--std", "255"], "--std 255 is beyond the range of pixels, 0..1 with"),
+        (
+            ["--preprocessing", "imagenet", "--tail", "softmax", "--mean", "0.5"],
+            "--preprocessing imagenet and --mean 0.5: want one of the two",
+        ),
         (
             ["--uint8-front", "--tail", "softmax", "--scale", "much"],
             "--scale 'much', want numbers such as 0.485 or 1/255",

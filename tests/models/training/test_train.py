@@ -19,6 +19,8 @@ from convoy.models.training.run import RunFolder, default_settings
 from convoy.models.training.train import train
 from tests.models.conftest import settings, untrained
 
+KEPT_SHARE = "convoy.models.training.train.KEPT_SHARE"
+
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
@@ -86,6 +88,7 @@ def test_images_come_in_another_order_every_epoch(tmp_path: Path, monkeypatch: p
         return Recording(data.split(which), seen) if which == "train" else data.split(which)
 
     monkeypatch.setitem(DATA, "tiny-digits", lambda: replace(data, split=split))
+    monkeypatch.setattr(KEPT_SHARE, 0)
     train(settings(epochs=2), tmp_path)
     first, second = seen[:96], seen[96:]
     assert sorted(first) == sorted(second) == list(range(96))
@@ -135,6 +138,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, name: str, images: int) -> 
         return Interrupting(data.split(which), images) if which == "train" else data.split(which)
 
     monkeypatch.setitem(DATA, name, lambda: replace(data, split=split))
+    monkeypatch.setattr(KEPT_SHARE, 0)  # every epoch reads each image
 
 
 @pytest.mark.parametrize(("architecture", "data"), [("lenet5", "tiny-digits"), ("unet", "tiny-scenes")])
@@ -177,9 +181,15 @@ def test_training_stops_early_without_progress(tmp_path: Path) -> None:
     assert note.checkpoint == "best.ckpt"
 
 
-def test_run_that_ends_by_itself_goes_on_with_its_last_epoch(tmp_path: Path) -> None:
-    note = train(settings(epochs=3, learning_rate=0.0, weight_decay=0.0, patience=3), tmp_path)
-    assert (note.epochs, note.checkpoint) == (3, "last.ckpt")
+def test_epoch_with_the_lowest_loss_is_used_and_before_the_first_one_the_last_step(tmp_path: Path) -> None:
+    note = train(settings("unet", "tiny-scenes", epochs=3), tmp_path)
+    losses, folder = logged(tmp_path, "validation_loss"), RunFolder(tmp_path)
+    assert min(losses) < losses[-1]  # else this shows nothing
+    assert (note.epochs, note.checkpoint) == (3, "best.ckpt")
+    assert note.validation["validation_loss"] == pytest.approx(min(losses))
+    assert folder.chosen() == folder.best
+    folder.best.unlink()
+    assert folder.chosen() == folder.last
 
 
 def test_checkpoint_says_all_that_is_needed_in_plain_values(tmp_path: Path) -> None:
@@ -240,6 +250,36 @@ def test_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         assert "\n" not in caught.value.message
 
 
+@pytest.mark.parametrize(("multiply_adds", "expected"), [(0, 1), (13_000_000, 1), (250_000_000, 2), (10**12, 8)])
+def test_small_networks_train_with_one_thread(
+    monkeypatch: pytest.MonkeyPatch, multiply_adds: int, expected: int
+) -> None:
+    monkeypatch.setattr("convoy.models.runtime.cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    runtime.limit_threads(most=runtime.useful_threads(multiply_adds))
+    assert torch.get_num_threads() == expected
+
+
+def test_resumed_run_has_the_threads_of_its_first_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convoy.models.runtime.cores", lambda: 2)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("convoy.models.runtime.MULTIPLY_ADDS_PER_THREAD", 1)
+    train(settings(epochs=1), tmp_path)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["threads"] == 2
+    monkeypatch.setattr("convoy.models.runtime.MULTIPLY_ADDS_PER_THREAD", 10**9)
+    train(settings(epochs=1), tmp_path / "new")
+    assert torch.get_num_threads() == 1
+    train(settings(epochs=2), tmp_path, resume=tmp_path / "last.ckpt")
+    assert torch.get_num_threads() == 2
+
+
+def test_loss_that_is_worse_than_guessing_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(settings(epochs=1, learning_rate=100.0), tmp_path / "steep")
+    assert "the network has learned nothing: its validation loss is " in capsys.readouterr().err
+    train(settings(epochs=1), tmp_path / "gentle")
+    assert "learned nothing" not in capsys.readouterr().err
+
+
 def test_run_counts_as_finished_only_with_the_same_settings_and_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,8 +312,7 @@ def test_lines_on_stderr_are_one_an_epoch(tmp_path: Path, capfd: pytest.CaptureF
     lines = captured.err.splitlines()
     assert len(lines) == 2, captured.err
     assert re.match(
-        r"epoch 1/2  train_loss \d\.\d+  validation_loss \d\.\d+  validation_top1 \d\.\d+"
-        r"  \d+ images/s  waiting \d+%$",
+        r"epoch 1/2  loss \d\.\d+  validation \d\.\d+  top1 \d\.\d+  \d+ images/s$",
         lines[0],
     )
 

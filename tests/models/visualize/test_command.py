@@ -212,6 +212,7 @@ def test_evidence_names_the_class_and_the_places(
         (["features", "LENET", "--image", "PHOTOGRAPH", "--size", "x"], "--size 'x'"),
         (["filters", "LENET", "--channels", "6"], "want numbers such as 0-15,20 from 0 to 5"),
         (["neurons", "LENET", "--layer", "f"], "there is no layer 'f'; there are f6, "),
+        (["neurons", "LENET", "--layer", "f"], "; did you mean 'f6'?"),
         (
             ["neurons", "LENET", "--size", "64x64", "--layer", "output"],
             "does not accept images of 64x64, only such as 32x32",

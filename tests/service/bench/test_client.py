@@ -89,6 +89,7 @@ def test_lateness_is_that_of_everything_that_was_due_while_the_loop_stood_still(
     assert (late[0.3], late[0.4], late[0.5]) == (pytest.approx(0.25), pytest.approx(0.15), pytest.approx(0.05))
 
 
+@pytest.mark.alone
 def test_busy_tells_the_share_of_a_core():
     async def spin_or_sleep(spins):
         start = now()

@@ -173,7 +173,10 @@ def test_bench_report_in_json_holds_the_whole_report(convoy, vision_target):
         (["--rate", 1, "--protocol", "oip", "--shape", "image"], "want an input and all of its sides"),
         (["--rate", 1, "--stream", "--protocol", "oip"], "--stream is for Convoy's own protocol"),
         (["--rate", 1, "--raw-client", "--stream"], "--raw-client sends calls only: omit --stream"),
-        (["--rate", 1, "--raw-client", "--server", "digits"], "--server 'digits', want HOST:PORT or unix:PATH"),
+        (
+            ["--rate", 1, "--raw-client", "--server", "dns:///x"],
+            "--server 'dns:///x:8001', want HOST:PORT or unix:PATH",
+        ),
         (["--rate", 1, "--picture", "load.jpg"], "want a name that ends in .png"),
         (["--rate", 1, "--picture", "/nowhere/load.png"], "there is no such folder"),
         (["--rate", 1, "--processes", 0], "--processes"),

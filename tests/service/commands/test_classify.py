@@ -1,3 +1,4 @@
+import csv
 import io
 import json
 from pathlib import Path
@@ -80,11 +81,74 @@ def test_single_refused_image_is_told_the_same_way(convoy, vision_target, broken
     assert done.stdout == "broken.png  image is not a PNG, want a JPEG or PNG file\n"
 
 
-def test_file_that_cannot_be_read_is_one_line_and_nothing_is_sent(convoy, vision_target, fake_vision, digit):
-    done = convoy("classify", digit(1), "absent.png", "--server", vision_target)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert "absent.png" in done.stderr
+def test_file_that_cannot_be_read_does_not_stop_the_others(convoy, vision_target, fake_vision, digit):
+    done = convoy("classify", digit(1), "absent.png", digit(2), "--server", vision_target, "--no-picture")
+    assert (done.returncode, done.stderr) == (1, "")
+    lines = [line for line in done.stdout.splitlines() if ".png" in line]
+    assert lines == [
+        "digit1.png  digits version 3",
+        "absent.png  cannot read image 'absent.png': No such file or directory",
+        "digit2.png  digits version 3",
+    ]
+    assert len(fake_vision.requests) == 1
+
+
+def test_nothing_is_sent_where_no_file_can_be_read(convoy, vision_target, fake_vision):
+    done = convoy("classify", "absent.png", "--server", vision_target)
+    assert (done.returncode, done.stdout.count("\n")) == (1, 1)
     assert fake_vision.requests == []
+
+
+def test_folder_stands_for_the_pictures_in_it(convoy, vision_target, fake_vision, digit):
+    for name in ("some/b.png", "some/a.PNG", "some/.hidden.png", "some/notes.txt", "some/below/c.png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        digit(3, name) if name.lower().endswith("png") else Path(name).write_text("no picture")
+    done = convoy("classify", "some", digit(4), "--server", vision_target, "--no-picture")
+    assert (done.returncode, done.stderr) == (0, "")
+    named = [line.split()[0] for line in done.stdout.splitlines() if "version 3" in line]
+    assert named == ["some/a.PNG", "some/b.png", "digit4.png"]
+
+
+def test_folder_without_pictures_is_one_line(convoy, vision_target):
+    Path("empty").mkdir()
+    done = convoy("classify", "empty", "--server", vision_target)
+    assert (done.returncode, done.stderr) == (2, "convoy classify: folder 'empty' has no image files in it\n")
+
+
+def test_csv_has_a_row_for_each_image_and_label(convoy, vision_target, digit, broken):
+    done = convoy(
+        "classify", digit(4, "a, b.png"), broken, "absent.png", "--csv", "--top-k", 2, "--server", vision_target
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert [(row["image"], row["rank"], row["label"], row["probability"]) for row in rows] == [
+        ("a, b.png", "1", "4", "0.5"),
+        ("a, b.png", "2", "5", "0.25"),
+        ("broken.png", "", "", ""),
+        ("absent.png", "", "", ""),
+    ]
+    assert (rows[0]["model"], rows[0]["version"], rows[0]["error"]) == ("digits", "3", "")
+    assert [row["error"][:18] for row in rows[2:]] == ["image is not a PNG", "cannot read image "]
+
+
+def test_two_formats_at_once_are_refused(convoy, vision_target, digit):
+    done = convoy("classify", digit(1), "--csv", "--json", "--server", vision_target)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--json and --csv exclude each other" in done.stderr
+
+
+def test_other_formats_are_shown_and_answered_like_png(convoy, vision_target):
+    for kind in ("tif", "bmp", "gif"):
+        PIL.Image.fromarray(np.full((8, 8), 7, np.uint8)).save(f"a.{kind}")
+    done = convoy("classify", "a.tif", "a.bmp", "a.gif", "--server", vision_target, "--top-k", 1)
+    assert (done.returncode, done.stdout.count("50.0%")) == (0, 3)
+
+
+def test_unknown_model_is_told_with_the_nearest_one(convoy, vision_target, fake_vision, digit):
+    fake_vision.models[0].model = "missing-not"
+    done = convoy("classify", digit(1), "--model", "missing", "--server", vision_target)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "convoy classify: no model 'missing'; did you mean 'missing-not'?\n"
 
 
 @pytest.mark.parametrize(("model", "said"), [("missing", "no model 'missing'"), ("full", "1024 images wait already")])
@@ -106,6 +170,11 @@ def test_json_has_a_line_for_each_image(convoy, vision_target, digit, broken):
     assert done.returncode == 1
     assert (answered["image"], answered["labels"][0]["name"]) == (str(digit(4)), "4")
     assert answered["timings"]["batch_size"] == 4
+    assert json.loads(convoy("classify", "absent.png", "--json", "--server", vision_target).stdout)["error"] == {
+        "code": "INVALID_ARGUMENT",
+        "reason": "BAD_IMAGE",
+        "message": "cannot read image 'absent.png': No such file or directory",
+    }
     assert refused["error"] == {
         "code": "INVALID_ARGUMENT",
         "reason": "BAD_IMAGE",

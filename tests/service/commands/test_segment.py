@@ -6,8 +6,9 @@ import pytest
 from rich.console import Console
 
 from convoy.service.client.client import Client
-from convoy.service.commands.picture import overlay, palette_of
+from convoy.service.commands.picture import palette_of
 from convoy.service.commands.segment import show
+from convoy.service.images.overlay import overlay
 
 
 @pytest.fixture(autouse=True)
@@ -114,10 +115,10 @@ def test_refused_image_is_a_line_and_exit_code_1_and_writes_nothing(convoy, visi
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["-o", "o.png", "--confidence", "o.png"], "--out and --confidence are both 'o.png'"),
-        (["-o", "o.png", "--confidence", "../{folder}/o.png"], "--out and --confidence are both 'o.png'"),
+        (["-o", "o.png", "--confidence", "o.png"], "--output and --confidence are both 'o.png'"),
+        (["-o", "o.png", "--confidence", "../{folder}/o.png"], "--output and --confidence are both 'o.png'"),
         (["-o", "o.png", "--confidence", "o-overlay.png"], "its overlay and --confidence are both 'o-overlay.png'"),
-        (["-o", "scene.png"], "IMAGE and --out are both 'scene.png'"),
+        (["-o", "scene.png"], "IMAGE and --output are both 'scene.png'"),
         (["-o", "o.png", "--confidence", "scene.png"], "IMAGE and --confidence are both 'scene.png'"),
     ],
 )
@@ -138,8 +139,8 @@ def test_file_that_would_be_written_over_another_is_refused_before_asking(
     ("arguments", "said"),
     [
         (["absent.png", "-o", "out.png"], "absent.png"),
-        (["scene.png", "-o", "."], "--out '.', want a name that ends in .png"),
-        (["scene.png", "-o", "out.jpg"], "--out 'out.jpg', want a name that ends in .png"),
+        (["scene.png", "-o", "."], "--output '.', want a name that ends in .png"),
+        (["scene.png", "-o", "out.jpg"], "--output 'out.jpg', want a name that ends in .png"),
         (["scene.png", "-o", "out.png", "--confidence", "sure"], "--confidence 'sure', want a name that ends in .png"),
         (["scene.png", "-o", "no/folder/out.png"], "cannot write 'no/folder/out.png'"),
         (["scene.png", "-o", "out.png", "--model", "missing"], "no model 'missing'"),

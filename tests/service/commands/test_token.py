@@ -53,11 +53,11 @@ def test_any_printable_name_comes_back(convoy: Convoy, tmp_path: Path, name: str
 
 def test_token_may_go_into_a_file_that_nobody_else_can_read(convoy: Convoy, tmp_path: Path) -> None:
     file = tmp_path / "token"
-    done = convoy("token", "ci", "--out", file)
+    done = convoy("token", "ci", "--output", file)
     assert done.stderr == ""
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert read(tmp_path, done.stdout).identify(b"Bearer " + file.read_bytes().strip(), ())
-    again = convoy("token", "ci", "--out", file)
+    again = convoy("token", "ci", "--output", file)
     assert (again.returncode, again.stderr) == (2, f"convoy token: '{file}': File exists\n")
 
 
@@ -67,7 +67,7 @@ def test_token_may_go_into_a_file_that_nobody_else_can_read(convoy: Convoy, tmp_
         (["ci", "--model", "A b"], "--model 'A b', want * or a model's name"),
         (["", "--model", "a"], "NAME is '', want printable characters"),
         (["a\nb"], "NAME is 'a\\nb', want printable characters"),
-        (["ci", "--by-certificate", "--out", "token"], "--by-certificate makes no token: omit --out"),
+        (["ci", "--by-certificate", "--output", "token"], "--by-certificate makes no token: omit --output"),
         (["ci", "--days", "0"], "--days"),
     ],
 )

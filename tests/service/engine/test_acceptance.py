@@ -10,6 +10,7 @@ from convoy.service.engine.acceptance import PATIENCE, Acceptance, Candidate, Fo
 from convoy.service.engine.file_trials import FileTrials, Job, Verdict
 from convoy.service.errors import BadModelFile
 from convoy.service.repository import scan
+from convoy.service.sources import Source
 from tests.service import networks
 
 
@@ -41,7 +42,8 @@ class Case:
 
     def fresh(self) -> Acceptance:
         """As another engine of the server has it."""
-        return Acceptance(self.root, Config(), self.trials, self.folders, self.changed.release, clock=lambda: self.now)
+        source = Source(self.root)
+        return Acceptance(source, Config(), self.trials, self.folders, self.changed.release, clock=lambda: self.now)
 
     def candidate(self) -> Candidate:
         listing = scan(self.root)["doubler"]

@@ -5,12 +5,14 @@ import threading
 from pathlib import Path
 
 import pytest
+from prometheus_client import REGISTRY
 
 from convoy.models.export.seal import sealed
 from convoy.service.config import Config
 from convoy.service.engine import server
 from convoy.service.engine.server import Engine
 from convoy.service.engine.session import DeviceLost, Session
+from convoy.service.sources import Source
 from tests.service import networks
 
 
@@ -40,7 +42,7 @@ def ends(root: Path, monkeypatch: pytest.MonkeyPatch, answers: list[str | Except
     monkeypatch.setattr(server.os, "_exit", end)
 
     async def play() -> bool:
-        engine = Engine(root, Config())
+        engine = Engine(Source(root), Config())
         await engine.refresh()
         checking = asyncio.ensure_future(engine.keep_checking(0.001))
         checked = asyncio.ensure_future(asyncio.to_thread(over.wait, 20))
@@ -63,5 +65,8 @@ def test_right_answers_change_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_wrong_answer_or_failed_run_ends_the_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str | Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
+    labels = {"model": "letters", "version": "1"}
+    before = REGISTRY.get_sample_value("convoy_example_failures_total", labels) or 0
     assert ends(tmp_path, monkeypatch, ["", answer])
+    assert REGISTRY.get_sample_value("convoy_example_failures_total", labels) == before + 1
     assert any("model letters version 1: its example" in message for message in caplog.messages)

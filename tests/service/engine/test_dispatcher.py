@@ -12,10 +12,11 @@ import pytest
 from convoy.service.engine import dispatcher
 from convoy.service.engine.dispatcher import Dispatcher
 from convoy.service.engine.instances import Instances
+from convoy.service.engine.providers import CUDA
 from convoy.service.engine.runner import Run
 from convoy.service.engine.scheduler.batcher import Batch
 from convoy.service.engine.scheduler.request_queue import Key, Limits
-from convoy.service.errors import ConvoyError, ModelUnavailable, RunFailed
+from convoy.service.errors import ConvoyError, DeadlinePassed, ModelUnavailable, RunFailed
 from convoy.service.ipc.channel import Failure, Request, Times
 
 KEY = Key("letters", 1, ())
@@ -248,3 +249,98 @@ def test_times_that_trials_have_replaced_are_reported_once(running: dict[str, An
         assert [set(times) for times in device.times] == [{1, 4}]
 
     play(running, lambda: Device(lambda works: None, limits=limits), scenario)
+
+
+def test_request_that_waits_can_be_cancelled_and_those_of_a_source_forgotten(running: dict[str, Any]) -> None:
+    async def scenario(device: Device) -> None:
+        device.add(0, 1, 2)
+        assert device.dispatcher.backlog("letters")[0] == 3
+        cancelled = device.dispatcher.cancel("front end", 1)
+        assert cancelled is not None
+        assert cancelled.id == 1
+        assert device.dispatcher.cancel("front end", 1) is None
+        assert device.dispatcher.forget("another") == []
+        assert [request.id for request in device.dispatcher.forget("front end")] == [0, 2]
+        assert device.dispatcher.backlog("letters")[0] == 0
+        device.dispatcher.pump()
+        assert device.ended == []
+
+    play(running, lambda: Device(lambda works: None), scenario)
+
+
+def test_request_that_has_missed_its_deadline_fails_and_does_not_run(running: dict[str, Any]) -> None:
+    async def scenario(device: Device) -> None:
+        now = time.monotonic()
+        device.dispatcher.add(KEY, Request(0, "front end", 1, now - 2, deadline=now - 1), LIMITS, now - 2)
+        device.dispatcher.pump()
+        ((number, error),) = device.failed
+        assert (number, type(error)) == (0, DeadlinePassed)
+        assert device.ended == []
+
+    play(running, lambda: Device(lambda works: None), scenario)
+
+
+def test_batches_in_sessions_are_known_while_they_run(running: dict[str, Any]) -> None:
+    seen: list[list[list[int]]] = []
+    begun: list[int] = []
+
+    async def scenario(device: Device) -> None:
+        def look(works: list[int]) -> None:
+            seen.append([[request.id for request in batch.requests] for batch in device.dispatcher.running()])
+
+        device.run = look
+        device.dispatcher._on_run = lambda: begun.append(threading.get_ident())
+        device.add(0, 1)
+        device.dispatcher.pump()
+        await device.until(2)
+        assert seen == [[[0, 1]]]
+        assert len(begun) == 1
+        assert device.dispatcher.running() == []
+
+    play(running, lambda: Device(lambda works: None), scenario)
+
+
+@pytest.mark.parametrize(("alone", "provider"), [(True, Session.provider), (False, CUDA)])
+def test_short_batch_leaves_the_loop_where_it_may_end_the_engine_or_the_device_is_a_gpu(
+    running: dict[str, Any], monkeypatch: pytest.MonkeyPatch, alone: bool, provider: str
+) -> None:
+    monkeypatch.setattr(Session, "provider", provider)
+    monkeypatch.setattr(dispatcher, "finish", lambda run: run)
+    threads: list[int] = []
+
+    async def scenario(device: Device) -> None:
+        key = KEY._replace(alone=alone)
+        device.dispatcher.measured(key, LIMITS, {1: 0.0001, 4: 0.0001})
+        device.dispatcher.add(key, Request(0, "front end", 1, 0.0), LIMITS, 0.0)
+        device.dispatcher.pump()
+        await device.until(1)
+
+    play(running, lambda: Device(lambda works: threads.append(threading.get_ident())), scenario)
+    assert threads != [threading.get_ident()]
+
+
+def test_engine_ends_where_a_run_raises_what_nobody_expects(
+    running: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Front ends send what waits to the next process."""
+    codes: list[int] = []
+
+    def end(code: int) -> None:
+        codes.append(code)
+        raise SystemExit
+
+    def fail(works: list[int]) -> None:
+        raise MemoryError("the device is lost")
+
+    monkeypatch.setattr(dispatcher.os, "_exit", end)
+
+    async def scenario(device: Device) -> None:
+        device.add(0)
+        (request,) = device.dispatcher.forget("front end")
+        assert device.instances is not None
+        start = dispatcher._Start(Batch(KEY, [request], 0.0, 1.0), device.instances.reserve(), 0.0, on_loop=True)
+        with pytest.raises(SystemExit):
+            dispatcher._run_or_exit(start)
+
+    play(running, lambda: Device(fail), scenario)
+    assert codes == [1]

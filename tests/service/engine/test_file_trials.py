@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from convoy.service.config import ModelConfig, RepositoryConfig
+from convoy.service.engine import file_trials
 from convoy.service.engine.file_trials import FileTrials, job_of, spawn
 from convoy.service.errors import BadConfig
 from tests.service import networks
@@ -80,6 +81,20 @@ def test_trials_go_on_after_their_process_was_killed(tmp_path: Path) -> None:
     os.kill(running._pid, signal.SIGKILL)
     os.waitid(os.P_PID, running._pid, os.WEXITED | os.WNOWAIT)
     assert verdict(running, file) == SOUND
+    running.close()
+
+
+def test_trials_go_on_after_their_process_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_trials, "_SILENCE", 0.1)
+    file = networks.save(networks.doubler(), tmp_path, "sound")
+    running = spawn()
+    os.kill(running._pid, signal.SIGSTOP)
+    assert verdict(running, file, trial_seconds=0.1) == (
+        "the process that tried it has ended without an answer",
+        "once",
+    )
+    assert verdict(running, file) == SOUND
+    os.kill(running._pid, signal.SIGSTOP)
     running.close()
 
 

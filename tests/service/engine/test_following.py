@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from convoy.service.config import load
-from convoy.service.engine import server
+from convoy.service.engine import following
 from convoy.service.engine.server import Engine
 from convoy.service.repository import Table
+from convoy.service.sources import Source
 from tests.service import networks
 
 
@@ -21,7 +22,7 @@ def follow(root: Path, until: str, swap: Callable[[], object] | None = None) -> 
     """Serve as an engine does, until the model `until` is ready; `swap` happens when any other is."""
 
     async def run() -> None:
-        engine = Engine(root, load(None, []))
+        engine = Engine(Source(root), load(None, []))
         ready = asyncio.Queue[set[str]]()
 
         def publish(table: Table) -> None:
@@ -29,7 +30,7 @@ def follow(root: Path, until: str, swap: Callable[[], object] | None = None) -> 
             engine._loop.call_soon_threadsafe(ready.put_nowait, names)
 
         engine._loader._reporter._publish = publish
-        serving = asyncio.ensure_future(server.follow(root, engine.refresh, poll_seconds=0.1))
+        serving = asyncio.ensure_future(following.follow(Source(root), engine.refresh, poll_seconds=0.1))
         swapped = swap is None
         while until not in (names := await asyncio.wait_for(ready.get(), 20)):
             if names and not swapped:
@@ -57,7 +58,7 @@ def test_without_a_watch_the_repository_is_polled_and_that_is_told_once(
             raise error
         yield set()
 
-    monkeypatch.setattr(server, "awatch", refused)
+    monkeypatch.setattr(following, "awatch", refused)
     follow(tmp_path, "late")
     told = [record.message for record in caplog.records if "cannot be watched" in record.message]
     assert len(told) == 1

@@ -35,6 +35,7 @@ def busy(client: Client, model: str, count: int) -> float:
         return time.perf_counter() - start
 
 
+@pytest.mark.alone
 def test_batches_run_side_by_side_on_the_sessions_of_a_model(server: Server) -> None:
     with Client(server.grpc) as client:
         assert busy(client, "one", 8) >= 8 * SECONDS

@@ -13,15 +13,17 @@ import pytest
 from onnx import helper, numpy_helper
 from prometheus_client import REGISTRY
 
+from convoy.models.export.seal import sealed
 from convoy.service.config import Config, load
-from convoy.service.engine import model_loader, profiles, session_builder
+from convoy.service.engine import model_loader, profiles, session_builder, version_states
 from convoy.service.engine import session as sessions
 from convoy.service.engine.model_loader import Loader
 from convoy.service.engine.providers import Device
 from convoy.service.engine.server import Engine
 from convoy.service.engine.session import Session
-from convoy.service.errors import ModelUnavailable
+from convoy.service.errors import ModelUnavailable, UnknownModel
 from convoy.service.repository import Table, Version
+from convoy.service.sources import Source
 from tests.service import networks
 
 X = np.ones((1, 4), np.float32)
@@ -35,7 +37,7 @@ def tables() -> list[Table]:
 
 @pytest.fixture
 def loader(tmp_path: Path, tables: list[Table]) -> Loader:
-    return Loader(tmp_path, Config(), tables.append)
+    return Loader(Source(tmp_path), Config(), tables.append)
 
 
 @pytest.fixture
@@ -115,6 +117,16 @@ def test_row_of_a_ready_version_tells_how_it_serves(tmp_path: Path, loader: Load
     assert (row_of(loader, "fixed", 1).batched, row_of(loader, "fixed", 1).max_batch_size) == (False, 1)
 
 
+def test_row_tells_which_part_of_the_network_another_provider_runs(
+    tmp_path: Path, loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on a GPU: here everything runs on the CPU, and what does is recorded only where it could be otherwise.
+    monkeypatch.setattr(sessions, "nodes", lambda _: {"CPUExecutionProvider": 310, "AnotherExecutionProvider": 10})
+    networks.save(networks.classifier(), tmp_path, "digits")
+    loader.refresh()
+    assert row_of(loader, "digits", 1).reason == "10 of 320 nodes run on AnotherExecutionProvider"
+
+
 def test_buckets_of_a_model_are_told_to_the_front_ends(tmp_path: Path, loader: Loader) -> None:
     networks.save(networks.segmenter(), tmp_path, "colours")
     (tmp_path / "colours" / "model.toml").write_text("buckets = [[64, 64], [32, 48]]\n")
@@ -146,7 +158,7 @@ def learning(root: Path, monkeypatch: pytest.MonkeyPatch, tables: list[Table]) -
     networks.save(networks.segmenter(), root, "colours")
     (root / "colours" / "model.toml").write_text("buckets = 'auto'\n")
     monkeypatch.setattr(session_builder, "pays", lambda seconds: True)
-    loader = Loader(root, Config(), tables.append)
+    loader = Loader(Source(root), Config(), tables.append)
     loader.refresh()
     return loader
 
@@ -326,7 +338,7 @@ def test_engine_drops_a_released_version_in_the_thread_that_loads(
     monkeypatch.setattr(Loader, "drop", noted)
 
     async def play() -> None:
-        engine = Engine(tmp_path, Config())
+        engine = Engine(Source(tmp_path), Config())
         for version in (1, 2):
             put(tmp_path, "doubler", version)
             await engine.refresh()
@@ -532,7 +544,7 @@ def test_folder_that_becomes_unreadable_leaves_its_model_serving(
 
 def test_settings_of_the_server_hold_where_a_model_has_none(tmp_path: Path) -> None:
     config = load(None, ["batching.max_batch_size=9", "batching.max_queue_delay_ms=1.5", "batching.max_queue=90"])
-    loader = Loader(tmp_path, config, lambda table: None)
+    loader = Loader(Source(tmp_path), config, lambda table: None)
     put(tmp_path, "doubler", 1)
     loader.refresh()
     limits = loader.versions["doubler", 1].limits
@@ -586,7 +598,7 @@ def test_table_is_published_only_when_it_changes(tmp_path: Path, loader: Loader,
 
 def test_unreadable_repository_leaves_what_is_loaded_serving(tmp_path: Path, tables: list[Table]) -> None:
     root = tmp_path / "repository"
-    loader = Loader(root, Config(), tables.append)
+    loader = Loader(Source(root), Config(), tables.append)
     put(root, "doubler", 1)
     loader.refresh()
     root.rename(tmp_path / "elsewhere")
@@ -631,6 +643,109 @@ def test_metric_tells_which_versions_serve(tmp_path: Path, loader: Loader) -> No
     shutil.rmtree(tmp_path / "measured")
     loader.refresh()
     assert (ready(1), ready(2)) == (0, 0)
+
+
+def test_metrics_have_the_objective_that_is_set_or_else_the_default(tmp_path: Path, loader: Loader) -> None:
+    for name, settings in (("hasty", "latency_objective_ms = 20\n"), ("patient", "")):
+        put(tmp_path, name, 1)
+        (tmp_path / name / "model.toml").write_text(settings)
+    loader.refresh()
+    found = {
+        name: REGISTRY.get_sample_value("convoy_model_latency_objective_seconds", {"model": name, "version": "1"})
+        for name in ("hasty", "patient")
+    }
+    assert found["hasty"] == row_of(loader, "hasty", 1).latency_objective == 0.02
+    assert found["patient"] == row_of(loader, "patient", 1).latency_objective
+    assert found["patient"] is not None
+    assert found["patient"] >= 0.1
+
+
+@pytest.mark.parametrize(("provider", "offered", "shown"), [("auto", True, 1), ("auto", False, 0), ("cpu", True, 0)])
+def test_metric_tells_that_a_version_fell_back_to_the_cpu(
+    tmp_path: Path, loader: Loader, monkeypatch: pytest.MonkeyPatch, provider: str, offered: bool, shown: int
+) -> None:
+    # As where onnxruntime offers CUDA and no device could be used.
+    monkeypatch.setattr(version_states, "gpu_offered", lambda asked: offered and asked != "cpu")
+    put(tmp_path, "fallen", 1)
+    (tmp_path / "fallen" / "model.toml").write_text(f'provider = "{provider}"\n')
+    loader.refresh()
+    labels = {"model": "fallen", "version": "1", "device": "0"}
+    assert REGISTRY.get_sample_value("convoy_model_fallback", labels) == shown
+
+
+def test_failed_example_is_counted_and_other_failures_are_not(tmp_path: Path, loader: Loader) -> None:
+    def failures(model: str) -> float | None:
+        return REGISTRY.get_sample_value("convoy_example_failures_total", {"model": model, "version": "1"})
+
+    model = networks.classifier()
+    sealed(model)  # its properties are those of the file
+    weights = np.ascontiguousarray(networks.classifier_weights()[:, ::-1])
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weights, "weights"))
+    networks.save(model, tmp_path, "mistaken")
+    put(tmp_path, "broken", 1, corrupt=True)
+    put(tmp_path, "sound", 1)
+    loader.refresh()
+    assert "example gets another answer" in row_of(loader, "mistaken", 1).reason
+    assert (failures("mistaken"), failures("broken"), failures("sound")) == (1, None, 0)
+
+
+def test_metric_is_0_for_what_should_serve_and_cannot_until_it_can(tmp_path: Path, loader: Loader) -> None:
+    def unready(version: str) -> float | None:
+        labels = {"model": "spoiled", "version": version, "provider": "", "device": "0"}
+        return REGISTRY.get_sample_value("convoy_model_ready", labels)
+
+    (tmp_path / "spoiled").mkdir()
+    loader.refresh()
+    assert (unready(""), unready("1")) == (0, None)
+    put(tmp_path, "spoiled", 1, corrupt=True)
+    loader.refresh()
+    assert (unready(""), unready("1")) == (None, 0)
+    put(tmp_path, "spoiled", 2)
+    loader.refresh()
+    assert (unready("1"), unready("2")) == (0, None)
+    touch_later(put(tmp_path, "spoiled", 1))
+    loader.refresh()
+    assert (unready("1"), unready("2")) == (None, None)  # 2 serves, so 1 need not
+    put(tmp_path, "spoiled", 3, corrupt=True)
+    loader.refresh()
+    assert unready("3") == 0
+    shutil.rmtree(tmp_path / "spoiled")
+    loader.refresh()
+    assert unready("3") is None
+
+
+def test_pinned_version_serves_before_the_highest_stops(tmp_path: Path, loader: Loader, tables: list[Table]) -> None:
+    for version in (3, 4):
+        put(tmp_path, "doubler", version)
+    loader.refresh()
+    assert states(loader.table()) == {("doubler", 3): "UNAVAILABLE", ("doubler", 4): "READY"}
+    seen = len(tables)
+    (tmp_path / "doubler" / "model.toml").write_text("versions = [3]\n")
+    loader.refresh()
+    assert states(loader.table()) == {("doubler", 3): "READY", ("doubler", 4): "UNAVAILABLE"}
+    assert row_of(loader, "doubler", 4).reason == "version 3 serves"
+    assert all(table.serving("doubler") for table in tables[seen:])
+    (tmp_path / "doubler" / "model.toml").write_text("versions = [3, 4]\n")
+    loader.refresh()
+    assert loader.table().serving("doubler").version == 4
+    assert loader.table().serving("doubler", 3).version == 3
+
+
+def test_folder_without_a_version_is_listed_and_says_why(
+    tmp_path: Path, loader: Loader, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "model.onnx").write_bytes(b"network")
+    loader.refresh()
+    reason = "'model.onnx' is in no version folder: move it to 1/model.onnx in the model's folder"
+    assert row_of(loader, "flat", 0).reason == reason
+    assert f"model flat is not served: {reason}" in caplog.messages
+    put(tmp_path, "flat", 1)
+    loader.refresh()
+    assert states(loader.table()) == {("flat", 1): "READY"}
+    shutil.rmtree(tmp_path / "flat" / "1")
+    loader.refresh()
+    assert states(loader.table()) == {("flat", 0): "UNAVAILABLE"}
 
 
 def test_data_beside_a_model_file_are_part_of_its_version(tmp_path: Path, loader: Loader, loads: list[Path]) -> None:
@@ -691,7 +806,7 @@ def test_version_whose_folder_cannot_be_read_says_so(
 def test_repository_that_is_away_is_told_once(
     tmp_path: Path, tables: list[Table], caplog: pytest.LogCaptureFixture
 ) -> None:
-    loader = Loader(tmp_path / "away", Config(), tables.append)
+    loader = Loader(Source(tmp_path / "away"), Config(), tables.append)
     for _ in range(3):
         loader.refresh()
     assert len([record for record in caplog.records if "cannot be read" in record.message]) == 1
@@ -731,7 +846,7 @@ def test_model_whose_folder_cannot_be_read_is_listed_with_the_reason_and_comes_l
 
 def test_failed_version_is_tried_again_after_ever_longer_whiles(tmp_path: Path, loads: list[Path]) -> None:
     now = 0.0
-    loader = Loader(tmp_path, Config(), lambda table: None, clock=lambda: now)
+    loader = Loader(Source(tmp_path), Config(), lambda table: None, clock=lambda: now)
     put(tmp_path, "doubler", 1, corrupt=True)
     tried = []
     for now in range(0, 2500, 10):
@@ -746,7 +861,7 @@ def test_slow_copy_is_named_in_the_log_once_in_a_while_and_serves_at_its_end(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = 0.0
-    loader = Loader(tmp_path, Config(), lambda table: None, clock=lambda: now)
+    loader = Loader(Source(tmp_path), Config(), lambda table: None, clock=lambda: now)
     file = put(tmp_path, "doubler", 1)
     whole = file.read_bytes()
     for size in range(10, 110):
@@ -774,7 +889,7 @@ def test_profile_that_was_wrong_is_corrected_for_front_ends_and_for_the_next_sta
     assert row_of(loader, "digits", 1).row_seconds == pytest.approx(0.25)
     assert profiles.read(file.parent) == list(after.profiles)
     assert "its profile was wrong; batches of up to 4 are the most efficient" in caplog.text
-    again = Loader(tmp_path, Config(), lambda table: None)
+    again = Loader(Source(tmp_path), Config(), lambda table: None)
     again.refresh()
     assert again.versions["digits", 1].profiles == after.profiles
 
@@ -790,7 +905,7 @@ def test_times_of_a_shape_without_a_profile_are_not_stored(tmp_path: Path, loade
 
 def test_withdrawn_version_makes_way_for_the_one_below_until_it_is_retried(tmp_path: Path, tables: list[Table]) -> None:
     clock = [0.0]
-    loader = Loader(tmp_path, Config(), tables.append, clock=lambda: clock[0])
+    loader = Loader(Source(tmp_path), Config(), tables.append, clock=lambda: clock[0])
     for version in (1, 2):
         put(tmp_path, "doubler", version)
     loader.refresh()
@@ -806,7 +921,7 @@ def test_withdrawn_version_makes_way_for_the_one_below_until_it_is_retried(tmp_p
 def test_new_engine_does_not_load_a_withdrawn_version_at_once(tmp_path: Path, tables: list[Table]) -> None:
     put(tmp_path, "doubler", 1)
     file = put(tmp_path, "other", 1)
-    loader = Loader(tmp_path, Config(), tables.append, withdrawn=[("other", 1)])
+    loader = Loader(Source(tmp_path), Config(), tables.append, withdrawn=[("other", 1)])
     loader.refresh()
     assert states(tables[-1]) == {("doubler", 1): "READY", ("other", 1): "UNAVAILABLE"}
     touch_later(file)  # other files may be sound
@@ -818,3 +933,100 @@ def test_version_that_is_gone_is_withdrawn_in_vain(tmp_path: Path, loader: Loade
     loader.refresh()
     loader.withdraw("doubler", 1)
     assert loader.table().versions == ()
+
+
+def test_unloaded_model_stops_serving_although_its_files_are_there(tmp_path: Path, loader: Loader) -> None:
+    put(tmp_path, "doubler", 1)
+    put(tmp_path, "other", 1)
+    loader.refresh()
+    loader.unload("doubler")
+    for _ in range(2):
+        row = row_of(loader, "doubler", 1)
+        assert (row.state, row.reason) == ("UNAVAILABLE", "unloaded on request")
+        assert row_of(loader, "other", 1).state == "READY"
+        put(tmp_path, "doubler", 2)  # neither does a newer version
+        loader.refresh()
+    assert ("doubler", 1) in loader.versions, "requests in flight are answered by it"
+    loader.drop("doubler", 1)
+    assert ("doubler", 1) not in loader.versions
+    with pytest.raises(ModelUnavailable, match="unloaded on request"):
+        loader.outcome("doubler")
+
+
+def test_unloaded_model_serves_again_once_it_is_loaded_on_request(tmp_path: Path, loader: Loader) -> None:
+    put(tmp_path, "doubler", 1)
+    loader.refresh()
+    loader.unload("doubler")
+    loader.load("doubler")
+    assert loader.outcome("doubler") == 1
+    assert row_of(loader, "doubler", 1).state == "READY"
+
+
+def test_model_that_was_unloaded_before_an_engine_died_stays_so(tmp_path: Path, loads: list[Path]) -> None:
+    put(tmp_path, "doubler", 1)
+    loader = Loader(Source(tmp_path), Config(), lambda table: None, unloaded=["doubler"])
+    loader.refresh()
+    assert loads == []
+    assert row_of(loader, "doubler", 1).reason == "unloaded on request"
+    assert loader.table().complete
+
+
+def test_folder_that_went_and_came_stays_unloaded(tmp_path: Path, loader: Loader) -> None:
+    put(tmp_path, "doubler", 1)
+    loader.refresh()
+    loader.unload("doubler")
+    shutil.rmtree(tmp_path / "doubler")
+    loader.refresh()
+    put(tmp_path, "doubler", 1)
+    loader.refresh()
+    assert row_of(loader, "doubler", 1).reason == "unloaded on request"
+
+
+def test_load_sees_new_files_at_once_and_says_why_the_newest_does_not_serve(tmp_path: Path, loader: Loader) -> None:
+    loader.refresh()
+    put(tmp_path, "doubler", 1)
+    loader.load("doubler")
+    assert loader.outcome("doubler") == 1
+    put(tmp_path, "doubler", 2, corrupt=True)
+    loader.load("doubler")
+    with pytest.raises(ModelUnavailable, match="version 2 of model 'doubler' is not loaded: onnxruntime cannot"):
+        loader.outcome("doubler")
+    assert row_of(loader, "doubler", 1).state == "READY"
+
+
+def test_load_tries_again_what_has_failed(tmp_path: Path, loader: Loader, loads: list[Path]) -> None:
+    put(tmp_path, "doubler", 1, corrupt=True)
+    for times, look in enumerate([loader.refresh, lambda: loader.load("doubler"), lambda: loader.load("doubler")], 1):
+        look()
+        loader.refresh()
+        assert len(loads) == times
+
+
+def test_load_of_nothing_says_so(tmp_path: Path, loader: Loader) -> None:
+    (tmp_path / "empty" / "1").mkdir(parents=True)
+    put(tmp_path, "wrong", 1)
+    (tmp_path / "wrong" / "model.toml").write_text("max_batch_size = 0")
+    for model, kind, words in [
+        ("nobody", UnknownModel, "model 'nobody' is not in the repository"),
+        ("empty", UnknownModel, "model 'empty' has no version with a model.onnx that should serve"),
+        ("wrong", ModelUnavailable, "model 'wrong' is not loaded: model.toml: .*max_batch_size is 0"),
+    ]:
+        loader.load(model)
+        with pytest.raises(kind, match=words):
+            loader.outcome(model)
+    with pytest.raises(UnknownModel, match="model 'nobody' is not in the repository"):
+        loader.unload("nobody")
+    shutil.rmtree(tmp_path)
+    loader.load("wrong")
+    with pytest.raises(ModelUnavailable, match="the model repository cannot be read: No such file or directory"):
+        loader.outcome("wrong")
+
+
+def test_version_that_stays_as_it_was_because_its_new_file_is_bad_is_no_success(tmp_path: Path, loader: Loader) -> None:
+    put(tmp_path, "doubler", 1)
+    loader.refresh()
+    put(tmp_path, "doubler", 1, corrupt=True)
+    loader.load("doubler")
+    assert row_of(loader, "doubler", 1).state == "READY"
+    with pytest.raises(ModelUnavailable, match="version 1 of model 'doubler' is not loaded: onnxruntime cannot"):
+        loader.outcome("doubler")

@@ -249,3 +249,10 @@ def test_network_in_half_precision_answers_as_the_one_in_single(file: Path, tmp_
     (wanted,) = load(file, "cpu", 0, 1).run([images])
     assert np.abs(found - wanted).max() < 0.01
     assert (found.argmax(axis=1) == wanted.argmax(axis=1)).all()
+
+
+def test_nodes_of_a_session_are_counted_by_provider_where_they_were_recorded(file: Path) -> None:
+    recording, plain = onnxruntime.SessionOptions(), onnxruntime.SessionOptions()
+    providers.record_nodes(recording)
+    built = [onnxruntime.InferenceSession(str(file), each, providers=[CPU]) for each in (recording, plain)]
+    assert [providers.nodes(session) for session in built] == [{CPU: 4}, {}]

@@ -13,6 +13,7 @@ from convoy.service.engine.row_independence import trial
 from convoy.service.engine.session import DeviceLost, load
 from convoy.service.metrics import MODEL_BATCHED
 from convoy.service.repository import Table, TensorSpec, Version
+from convoy.service.sources import Source
 from tests.service import networks
 
 DEPENDENT = networks.first_sides()
@@ -21,7 +22,7 @@ INDEPENDENT = networks.independent()
 
 @pytest.fixture
 def loader(tmp_path: Path) -> Loader:
-    return Loader(tmp_path, Config(), lambda table: None)
+    return Loader(Source(tmp_path), Config(), lambda table: None)
 
 
 def row_of(loader: Loader, model: str) -> Version:
@@ -71,6 +72,13 @@ def test_trial_of_a_long_run_is_given_up_at_once() -> None:
     network = Network(seconds=3.0)
     assert "takes so long" in trial(network, lambda: network.now)
     assert network.runs == 1
+
+
+def test_trial_of_rows_that_would_fill_the_memory_is_given_up_at_once() -> None:
+    network = Network()
+    network.inputs = (TensorSpec("x", "float32", (None, 2**31), ("N", "")),)
+    assert trial(network) == "a row of the input has 8589934592 bytes: batching gains nothing"
+    assert network.runs == 0
 
 
 def test_lost_device_ends_the_trial() -> None:
@@ -165,7 +173,7 @@ def test_unreadable_configuration_of_triton_is_mentioned(
 
 def test_version_that_a_batch_has_shown_up_is_batched_no_more(tmp_path: Path) -> None:
     tables: list[Table] = []
-    loader = Loader(tmp_path, Config(), tables.append)
+    loader = Loader(Source(tmp_path), Config(), tables.append)
     networks.save(networks.doubler(), tmp_path, "doubler")
     loader.refresh()
     assert loader.joins("doubler", 1)

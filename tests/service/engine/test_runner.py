@@ -24,6 +24,7 @@ from convoy.service.ipc.channel import Answer, Failure, Request
 from convoy.service.ipc.slots import SPILLED, Arena, Span, mark_of
 from convoy.service.repository import TensorSpec
 from tests.service import networks
+from tests.service.descriptors import open_descriptors
 
 F4 = np.dtype(np.float32)
 Arrays = Sequence[NDArray[Any]]
@@ -130,10 +131,6 @@ def double(arrays: Arrays) -> Arrays:
     return [arrays[0] * 2]
 
 
-def open_descriptors() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
 def test_each_request_gets_its_own_rows(front_end: FrontEnd) -> None:
     session = FakeSession(double)
     inputs = [rows_of(number, rows) for number, rows in enumerate((1, 3, 2))]
@@ -191,12 +188,12 @@ def test_output_of_unknown_size_travels_in_a_file_of_its_own(front_end: FrontEnd
     before = open_descriptors()
     requests = [front_end.request([rows_of(number, number)], [0]) for number in (1, 2)]
     ran = run(FakeSession(double), requests)
-    assert open_descriptors() == before + 2
+    assert len(open_descriptors() - before) == 2
     for number, end in zip((1, 2), ran.ended, strict=True):
         assert isinstance(end[0], Answer)
         assert end[0].outputs[0].offset == SPILLED
         assert (front_end.outputs(end)[0] == rows_of(number, number) * 2).all()
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 def test_output_that_does_not_fit_its_room_spoils_no_neighbour(front_end: FrontEnd) -> None:
@@ -233,9 +230,9 @@ def test_failed_scatter_leaves_no_file_behind(front_end: FrontEnd) -> None:
     good, bad = run(FakeSession(double), requests).ended
     assert isinstance(bad[0], Failure)
     assert bad[1] == ()
-    assert open_descriptors() == before + 1  # the good one's, which goes with its answer
+    assert len(open_descriptors() - before) == 1  # the good one's, which goes with its answer
     assert (front_end.outputs(good)[0] == rows_of(1, 1) * 2).all()
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 @pytest.mark.parametrize("requests", [1, 3])
@@ -321,7 +318,7 @@ def test_image_whose_outputs_do_not_fit_fails_and_leaves_no_file_behind(front_en
     (done,) = run(FakeSession(network), [images(front_end, values, 32)]).ended
     assert isinstance(done[0], Answer)
     assert done[0].failed == (1,)
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 def test_tensors_of_several_rows_fail_as_one(front_end: FrontEnd) -> None:

@@ -296,6 +296,20 @@ def test_document_that_does_not_fit_the_tensors_is_refused(
     assert re.search(why, message)
 
 
+def test_network_that_answers_logits_where_probabilities_are_declared_is_refused(tmp_path: Path) -> None:
+    text = refusal(networks.save(networks.logits(), tmp_path, "letters"))
+    assert text == "output 'probabilities': the network answered values outside 0..1 as probabilities"
+
+
+def test_network_that_answers_classes_without_labels_is_refused(tmp_path: Path) -> None:
+    model = networks.segmenter()
+    document = metadata.decode({entry.key: entry.value for entry in model.metadata_props})
+    assert document is not None
+    few = msgspec.structs.replace(document, labels=["red", "green"], palette=None)
+    text = refusal(networks.save(with_document(model, few), tmp_path, "colours"))
+    assert text == "output 'mask': the network answered class 2, its metadata name 2 classes"
+
+
 def test_document_that_fits_is_taken(tmp_path: Path) -> None:
     assert load(put(tmp_path, documented(classes(SOUND)).SerializeToString()), "cpu", 0, 1).document == classes(SOUND)
     assert load(put(tmp_path, labelled(10).SerializeToString()), "cpu", 0, 1).document is not None
@@ -429,3 +443,12 @@ def test_data_behind_a_link_are_read(tmp_path: Path) -> None:
     data.symlink_to(blob)
     (found,) = load(file, "cpu", 0, 1).run([np.array([1])])
     assert (found == 3).all()
+
+
+@pytest.mark.parametrize("name", ["x" * 257, "x" * 1_000_000])
+def test_long_name_is_refused_with_the_limit(tmp_path: Path, name: str) -> None:
+    words = f"has {len(name)} characters, want at most 256"
+    assert words in refusal(put(tmp_path, identity(TensorProto.FLOAT, [name, 4])))
+    model = renamed(onnx.load_from_string(identity(TensorProto.FLOAT, ["N", 4])), "x", name)
+    assert words in (told := refusal(put(tmp_path, model.SerializeToString())))
+    assert len(told) < 200

@@ -139,9 +139,12 @@ def test_no_name_stands_for_the_only_model_of_the_task(catalogue: Catalogue) -> 
     assert catalogue.for_task("", 0, "classification") == NEW
     assert catalogue.for_task("", 7, "segmentation").model == "scenes"
     catalogue.update(table(NEW, row("letters", 1), row("plain", 1, None)))
-    with pytest.raises(UnknownModel, match="2 models for classification"):
+    with pytest.raises(UnknownModel, match=r"2 models for classification are served: name one of digits, letters$"):
         catalogue.for_task("", 0, "classification")
-    with pytest.raises(UnknownModel, match="0 models for segmentation"):
+    for sees, names in ((lambda name: name == "letters", " of letters$"), (lambda name: False, "$")):
+        with pytest.raises(UnknownModel, match=f"2 models for classification are served: name one{names}"):
+            catalogue.for_task("", 0, "classification", sees)
+    with pytest.raises(UnknownModel, match=r"no model for segmentation is served$"):
         catalogue.for_task("", 0, "segmentation")
 
 
@@ -166,5 +169,5 @@ def test_model_of_tensors_is_not_one_of_images(catalogue: Catalogue) -> None:
     with pytest.raises(BadRequest, match=r"no images, but a float32 tensor 'waveform' \[N, 3, time\], over Model"):
         catalogue.for_task("waves", 0, "classification")
     catalogue.update(table(waves))
-    with pytest.raises(UnknownModel, match="0 models for classification"):
+    with pytest.raises(UnknownModel, match="no model for classification is served"):
         catalogue.for_task("", 0, "classification")

@@ -15,6 +15,7 @@ from convoy.service.frontend import engine_client as links
 from convoy.service.frontend import routing
 from convoy.service.frontend.admission import WayBack
 from convoy.service.frontend.engine_client import EngineClient
+from convoy.service.frontend.suspects import Guilty
 from convoy.service.ipc.channel import (
     Answer,
     Cancel,
@@ -134,6 +135,47 @@ def test_an_answer_reaches_the_one_who_asked() -> None:
     run(scenario)
 
 
+def test_answer_that_is_not_in_the_slot_is_no_answer() -> None:
+    async def scenario(link: EngineClient) -> None:
+        engine = Engine(link)
+        engine.publish(ROW)
+
+        async def wide(value: int) -> int:
+            with link.claim([("uint8", (1, 16))], [(0, 16)]) as slot:
+                slot.inputs[0][...] = value
+                _, outputs = await slot.run(ROW, rows=1, in_flight=1, deadline=math.inf)
+                return int(outputs[0].max())
+
+        for value in range(1, 4):  # each finds the answer of the one before in its slot
+            asked = asyncio.ensure_future(wide(value))
+            await engine.take(lambda value=value: len(engine.requests) == value)
+            request = engine.requests[-1]
+            if value == 2:
+                engine.channel.send([Answer(request.id, 1, Times(1, 2, 3, 4), request.outputs)])
+                with pytest.raises(RunFailed, match="not passed on"):
+                    await asked
+            else:
+                engine.answer(request)
+                assert await asked == 2 * value
+
+    run(scenario)
+
+
+def test_rows_without_outputs_need_none_in_the_slot() -> None:
+    async def scenario(link: EngineClient) -> None:
+        engine = Engine(link)
+        engine.publish(ROW)
+        with link.claim([("uint8", (2, 16))], [(0, 32)]) as slot:
+            asked = slot.begin(ROW, rows=2, in_flight=1, deadline=math.inf)
+            await engine.take(lambda: engine.requests)
+            request = engine.requests[0]
+            engine.channel.send([Answer(request.id, 2, Times(1, 2, 3, 4), request.outputs, (0,), (1,))])
+            answer, _ = await asked
+            assert {row: type(error) for row, error in answer.errors().items()} == {0: RunFailed, 1: EngineDied}
+
+    run(scenario)
+
+
 def test_nothing_is_sent_before_the_engine_has_the_version() -> None:
     async def scenario(link: EngineClient) -> None:
         engine = Engine(link)
@@ -186,6 +228,14 @@ async def fresh(link: EngineClient, count: int, *, from_outside: bool = False, d
     engine.publish(ROW)
     await engine.take(lambda: len(engine.requests) == count)
     return engine
+
+
+async def kill_two(link: EngineClient) -> None:
+    """Two engines, one after the other, die of the only request."""
+    for _ in range(2):
+        engine = await fresh(link, 1)
+        engine.begin(*engine.requests)
+        engine.die()
 
 
 def test_what_ends_an_engine_runs_alone_on_the_next_and_is_given_up_where_it_ends_that_too() -> None:
@@ -273,10 +323,7 @@ def test_engine_that_others_kill_charges_nobody() -> None:
 def test_input_that_ended_engines_is_refused_at_once_and_others_are_not() -> None:
     async def scenario(link: EngineClient) -> None:
         asked = asyncio.ensure_future(ask(link, 7))
-        for _ in range(2):
-            engine = await fresh(link, 1)
-            engine.begin(*engine.requests)
-            engine.die()
+        await kill_two(link)
         engine = await fresh(link, 0)
         with pytest.raises(EngineDied):
             await asked
@@ -661,5 +708,156 @@ def test_with_one_engine_nothing_is_chosen_and_nothing_counted(monkeypatch: pyte
         await engine.take(lambda: engine.requests)
         engine.answer(engine.requests[0])
         await asked
+
+    run(scenario)
+
+
+def test_request_that_its_caller_cancels_before_it_is_sent_is_not_sent() -> None:
+    async def scenario(link: EngineClient) -> None:
+        engine = await fresh(link, 0)
+        await engine.take(lambda: link.engines.settled)
+        asked = asyncio.ensure_future(ask(link, 1))
+        with link.claim([("uint8", SHAPE)], [(0, 4)]) as slot:
+            slot.bytes_of(0)[:] = bytes([1, 2, 3, 4])
+            slot.begin(ROW, rows=1, in_flight=1, deadline=math.inf)
+            assert link.arena.blocks == 1
+            slot.release()
+            slot.release()  # a second time does nothing
+            assert link.arena.blocks == 0
+        await engine.take(lambda: engine.requests)
+        assert len(engine.requests) == 1
+        engine.answer(engine.requests[0])
+        assert await asked == [2] * 4
+
+    run(scenario)
+
+
+def test_caller_of_a_suspect_that_goes_while_no_engine_has_it_leaves_the_memory_to_the_next_engine() -> None:
+    async def scenario(link: EngineClient) -> None:
+        asked = asyncio.ensure_future(ask(link, 7))
+        for _ in range(2):
+            engine = await fresh(link, 1)
+            engine.begin(*engine.requests)
+            engine.die()
+            await until(lambda: not link.engines.connected)
+        asked.cancel()  # it ran alone: how the engine died is not known yet
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert link.arena.blocks == 1
+        await fresh(link, 0)
+        assert link.arena.blocks == 0
+
+    run(scenario)
+
+
+def test_suspects_that_have_waited_too_long_are_given_up_and_their_verdict_is_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(links, "_RESTART", 0.01)
+    deadly: list[Request] = []
+
+    async def scenario(link: EngineClient) -> None:
+        link._on_deadly = lambda request, guilty: deadly.append(request)
+        asked = asyncio.ensure_future(ask(link, 7))
+        await kill_two(link)
+        with pytest.raises(ModelUnavailable, match="the engine has not restarted"):
+            await asked
+        await fresh(link, 0)
+        assert deadly == []
+
+    run(scenario)
+
+
+def test_suspect_whose_caller_goes_while_it_is_held_is_not_sent() -> None:
+    async def scenario(link: EngineClient) -> None:
+        innocent = asyncio.ensure_future(ask(link, 1))
+        suspect = asyncio.ensure_future(ask(link, 2))
+        first = await fresh(link, 2)
+        first.begin(first.requests[1])
+        first.die()
+        second = await fresh(link, 1)
+        suspect.cancel()
+        await asyncio.sleep(0)
+        second.answer(second.requests[0])
+        assert await innocent == [2] * 4
+        await second.take(lambda: True)
+        assert len(second.requests) == 1
+
+    run(scenario)
+
+
+def test_input_that_another_front_end_found_deadly_is_refused_here() -> None:
+    found: list[Guilty] = []
+
+    async def there(link: EngineClient) -> None:
+        link._on_deadly = lambda request, guilty: found.append(guilty)
+        asked = asyncio.ensure_future(ask(link, 7))
+        await kill_two(link)
+        await fresh(link, 0)
+        with pytest.raises(EngineDied):
+            await asked
+
+    async def here(link: EngineClient) -> None:
+        await fresh(link, 0)
+        link.refuse(found[0])
+        with pytest.raises(EngineDied):
+            await ask(link, 7)
+
+    run(there)
+    run(here)
+
+
+def test_answer_that_comes_as_its_caller_cancels_ends_the_request_once() -> None:
+    async def scenario(link: EngineClient) -> None:
+        engine = await fresh(link, 0)
+        asked = asyncio.ensure_future(ask(link, 1))
+        await engine.take(lambda: engine.requests)
+        engine.answer(engine.requests[0])
+        asked.cancel()
+        wire = link.engines.by_device[0].wire
+        assert wire is not None
+        wire._readable()  # before the caller has noticed
+        assert link.arena.blocks == 1  # its own: it may still look at the inputs
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        assert link.arena.blocks == 0
+        await engine.take(lambda: True)
+        assert engine.cancels == []
+
+    run(scenario)
+
+
+def test_record_that_engines_do_not_send_is_ignored() -> None:
+    async def scenario(link: EngineClient) -> None:
+        engine = await fresh(link, 0)
+        engine.channel.send([Cancel(1)])
+        await engine.take(lambda: True)
+        asked = asyncio.ensure_future(ask(link, 1))
+        await engine.take(lambda: engine.requests)
+        engine.answer(engine.requests[0])
+        assert await asked == [2] * 4
+
+    run(scenario)
+
+
+def test_version_that_is_released_is_not_asked_for_again_and_attempts_are_counted() -> None:
+    async def scenario(link: EngineClient) -> None:
+        with link.claim([("uint8", SHAPE)], [(0, 4)]) as slot:
+            answer = slot.begin(ROW, rows=1, in_flight=1, deadline=math.inf)
+            for attempt in (1, 2):
+                engine = await fresh(link, 1)
+                assert slot.attempts == attempt
+                if attempt == 1:
+                    engine.die()
+            engine.answer(engine.requests[0])
+            await answer
+        link.forget("letters", 1)
+        asked = asyncio.ensure_future(ask(link, 1))
+        await engine.take(lambda: engine.releases)
+        await engine.take(lambda: True)
+        assert len(engine.requests) == 1
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
 
     run(scenario)

@@ -6,7 +6,6 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,16 +24,19 @@ from convoy.service.frontend import oip, prepare
 from convoy.service.frontend.admission import Gate
 from convoy.service.frontend.catalogue import Catalogue
 from convoy.service.frontend.coalescing import Coalescer
+from convoy.service.frontend.decoder import Decoder
 from convoy.service.frontend.engine_client import EngineClient
 from convoy.service.frontend.landing import Landing, Landings
 from convoy.service.frontend.methods import service_of
 from convoy.service.frontend.oip import InferenceService
+from convoy.service.frontend.threads import Threads
 from convoy.service.frontend.transport.choice import choose
 from convoy.service.frontend.transport.interface import LARGE, Limits
 from convoy.service.frontend.transport.messages import Assembler
 from convoy.service.frontend.vision import Vision
 from convoy.service.frontend.wire import Parser
 from convoy.service.ipc.channel import Answer, Failure, Request, Times
+from convoy.service.ipc.pulse import Pulse, page
 from convoy.service.ipc.slots import ALIGNMENT, Arena
 from convoy.service.metadata import CONFIDENCE, MASK, PROBABILITIES, Document, InputSpec
 from convoy.service.pb import inference_pb2
@@ -299,10 +301,11 @@ class FrontEnd:
         self.arena = self.client.arena
         self.landings = Landings(self.arena)
         self.gate = Gate(100, 256 * MIB)
-        self.threads = ThreadPoolExecutor(1)
+        self.threads = Threads(1, "decode")
         coalescer = Coalescer(self.catalogue, self.client)
         limits = LimitsConfig()
-        images = Vision(self.catalogue, self.client, limits, self.threads)
+        decoder = Decoder(Pulse(page()), lambda digest, until: None)
+        images = Vision(self.catalogue, self.client, limits, self.threads, decoder)
         tensors = InferenceService(
             catalogue=self.catalogue,
             client=self.client,
@@ -310,7 +313,8 @@ class FrontEnd:
             threads=self.threads,
             metrics_directory=Path(),
             ready=lambda: True,
-            transport="",
+            decoder=decoder,
+            extensions=(),
         )
         services = [
             service_of(VISION, images, self.gate, 100, coalescer, self.landings),
@@ -440,7 +444,6 @@ def run(scenario: Scenario, slot_bytes: int = 32 * MIB) -> None:
             await scenario(front_end, caller)
             await front_end.ended()
         await front_end.transport.stop(0)
-        front_end.threads.shutdown()
         os.close(front_end.arena.descriptor)
 
     asyncio.run(asyncio.wait_for(play(), 60))
@@ -456,9 +459,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         copies.append(sum(map(len, images)))
         pixels(images, target)
 
-    def copy_tensors(pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> None:
+    def copy_tensors(pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]], shared: Sequence[Any]) -> None:
         copies.extend(values.nbytes for _, values in pairs)
-        tensors(pairs)
+        tensors(pairs, shared)
 
     with monkeypatch.context() as patch:
         patch.setattr(prepare, "_copy_pixels", copy_pixels)

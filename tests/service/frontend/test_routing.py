@@ -8,7 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from convoy.service.frontend import routing
-from convoy.service.frontend.routing import Load, Served, choose
+from convoy.service.frontend.routing import Engine, Engines, Load, Served, choose
+from convoy.service.ipc.channel import Answer, Cancel, Request, Times
+from convoy.service.repository import State, Table, Version
 
 LETTERS = ("letters", 1)
 BYTES = 1000  # of a request's input
@@ -118,6 +120,7 @@ def unequal(base: float = 0.005) -> list[Device]:
     return [Device(2 * base, 0.002), Device(base, 0.001)]
 
 
+@pytest.mark.simulation
 @pytest.mark.parametrize("base", [0.0, 0.005])
 @pytest.mark.parametrize("share", [0.5, 0.85, 0.95])
 def test_unequal_devices_answer_sooner_than_in_turn_and_at_random(base: float, share: float) -> None:
@@ -129,11 +132,13 @@ def test_unequal_devices_answer_sooner_than_in_turn_and_at_random(base: float, s
     assert goodput(ours) > 0.98
 
 
+@pytest.mark.simulation
 def test_goodput_of_unequal_devices_is_kept_where_turns_lose_a_third_of_it() -> None:
     assert goodput(serve(unequal(), in_turn, 0.85)) < 0.67
     assert goodput(serve(unequal(), shortest, 0.85)) > 0.999
 
 
+@pytest.mark.simulation
 def test_equal_devices_answer_about_as_soon_as_in_turn() -> None:
     # Nobody knows how far a running batch is, and turns space the arrivals of each device evenly.
     def devices() -> list[Device]:
@@ -143,6 +148,7 @@ def test_equal_devices_answer_about_as_soon_as_in_turn() -> None:
         assert p99(serve(devices(), shortest, share)) <= 1.05 * p99(serve(devices(), in_turn, share))
 
 
+@pytest.mark.simulation
 @pytest.mark.parametrize(("front_ends", "longer"), [(2, 1.06), (4, 1.15), (8, 1.3)])
 def test_front_ends_that_know_of_their_own_requests_only_lose_little(front_ends: int, longer: float) -> None:
     for share in (0.5, 0.85, 0.95):
@@ -151,6 +157,7 @@ def test_front_ends_that_know_of_their_own_requests_only_lose_little(front_ends:
         assert goodput(several) > goodput(one) - 0.005
 
 
+@pytest.mark.simulation
 def test_an_engines_word_of_the_others_is_too_old_to_help() -> None:
     """Why there is none: with it, equal devices answer later."""
 
@@ -252,3 +259,146 @@ def test_an_engine_that_died_has_nothing_to_do() -> None:
     loads[1].forget()
     assert (loads[1].requests, loads[1].seconds(LETTERS, 0, 0.0)) == (0, 0.0)
     assert choose(loads, LETTERS, BYTES, 1) is loads[1]
+
+
+def row(version: int, state: State = "READY") -> Version:
+    return Version(model="letters", version=version, state=state)
+
+
+class Line:
+    """A wire that keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[object] = []
+
+    def send(self, records: object) -> None:
+        self.sent.append(records)
+
+
+def test_records_for_an_engine_that_is_not_connected_are_dropped() -> None:
+    engine = Engine(0)
+    engine.send([Cancel(1)])
+    engine.wire = line = Line()  # type: ignore[assignment]
+    engine.send([])
+    engine.send([Cancel(2)])
+    assert line.sent == [[Cancel(2)]]
+
+
+def test_version_stays_runnable_after_its_row_has_gone() -> None:
+    """Retired versions still run what was sent to them."""
+    engine = Engine(0)
+    engine.update(Table((row(1), row(2, "LOADING")), complete=False))
+    assert (engine.runnable, engine.complete) == ({("letters", 1)}, False)
+    engine.update(Table((row(2),), complete=True))
+    assert (engine.runnable, engine.complete) == ({("letters", 1), ("letters", 2)}, True)
+    engine.lose()
+    assert (engine.runnable, engine.complete, engine.lost) == (set(), False, True)
+
+
+def test_table_of_the_previous_process_stays_until_the_next_one_has_read_everything_or_has_a_problem() -> None:
+    engine = Engine(0)
+    before = Table((row(1),), complete=True)
+    engine.update(before)
+    engine.lose()
+    engine.update(Table((), complete=False))
+    assert (engine.table, engine.lost) == (before, True)
+    engine.update(Table((), complete=False, problem="no repository"))
+    assert engine.table is not None
+    assert engine.table.problem == "no repository"
+    assert engine.lost
+    engine.update(Table((), complete=True))
+    assert (engine.table, engine.lost) == (Table((), complete=True), False)
+
+
+def test_lost_engine_is_dropped_only_where_another_serves() -> None:
+    engines = Engines((3, 4))
+    first, second = engines.by_device.values()
+    assert not engines.drop_lost()  # none is lost
+    first.lose()
+    assert engines.lost == [3]
+    assert not engines.drop_lost()  # the other has not loaded anything
+    second.update(Table((row(1),), complete=True))
+    assert not engines.settled
+    assert engines.drop_lost()
+    assert (first.table, engines.settled, engines.table().versions) == (None, True, (row(1),))
+    first.update(Table((), complete=False))
+    assert first.table is None  # it counts again once it has loaded everything
+
+
+def test_engines_are_connected_if_any_is() -> None:
+    engines = Engines((0, 1))
+    assert not engines.connected
+    engines.by_device[1].wire = Line()  # type: ignore[assignment]
+    assert engines.connected
+
+
+def test_request_goes_to_an_engine_that_has_its_version_and_counts_there_until_it_ends() -> None:
+    engines = Engines((0, 1))
+    request = Request(1, 0, 2, 0.0, model="letters", version=1)
+    assert engines.choose(request, BYTES) is None
+    engines.by_device[1].runnable = {LETTERS}
+    chosen = [engines.choose(request, BYTES) for _ in range(2)]
+    engine = engines.by_device[1]
+    assert chosen == [engine, engine]
+    assert (engine.load.requests, engine.load.seconds(LETTERS, 0, 1e-6)) == (2, pytest.approx(2e-6 * BYTES))
+    answer = Answer(1, 4, Times(1.0, 0, 0, 1.004), ())
+    engines.learn(engine, request, BYTES, answer)  # a batch of four rows has twice the bytes of this request
+    assert engine.load.paces[LETTERS] == pytest.approx(0.004 / (2 * BYTES))
+    engines.end(engine, request, BYTES)
+    engines.end(None, request, BYTES)  # it never reached one
+    assert engine.load.requests == 1
+    engines.end(engine, request, BYTES)
+    assert (engine.load.requests, engine.load.seconds(LETTERS, 0, 1e-6)) == (0, 0)
+
+
+def test_only_engine_is_chosen_where_it_has_the_version() -> None:
+    engines = Engines((5,))
+    request = Request(1, 0, 1, 0.0, model="letters", version=1)
+    assert engines.choose(request, BYTES) is None
+    engines.by_device[5].runnable = {LETTERS}
+    assert engines.choose(request, BYTES) is engines.by_device[5]
+
+
+def test_idle_engines_are_chosen_for_a_trial_once_in_so_many_requests() -> None:
+    loads = [Load(), Load()]
+    loads[0].paces[LETTERS], loads[1].paces[LETTERS] = 1e-6, 20e-6
+    turns = [turn for turn in range(1, 2 * routing._TRIAL + 1) if choose(loads, LETTERS, BYTES, turn) is loads[1]]
+    assert turns == [routing._TRIAL, 2 * routing._TRIAL]
+
+
+def test_engines_of_equal_pace_take_turns_through_many_requests() -> None:
+    engines = Engines((0, 1))
+    for engine in engines.by_device.values():
+        engine.runnable = {LETTERS}
+    request = Request(1, 0, 1, 0.0, model="letters", version=1)
+    chosen = []
+    for _ in range(6):
+        engine = engines.choose(request, BYTES)
+        assert engine is not None
+        chosen.append(engine.device)
+        engines.end(engine, request, BYTES)
+    assert chosen == [0, 1, 0, 1, 0, 1]
+
+
+def test_work_of_a_lost_engine_counts_no_more() -> None:
+    engines = Engines((0, 1))
+    engine = engines.by_device[0]
+    engine.runnable = {LETTERS}
+    engines.choose(Request(1, 0, 1, 0.0, model="letters", version=1), BYTES)
+    engine.lose()
+    assert (engine.load.requests, engine.load.seconds(LETTERS, 0, 1e-6)) == (0, 0)
+
+
+def test_pace_of_inputs_without_bytes_is_known_as_if_they_had_one() -> None:
+    load = Load()
+    load.learn(LETTERS, 1.0, 1.5, 0)
+    assert load.paces[LETTERS] == 0.5
+
+
+def test_engine_of_unknown_pace_is_taken_to_be_as_fast_as_the_fastest_of_several() -> None:
+    loads = [Load(), Load(), Load()]
+    loads[0].paces[LETTERS], loads[1].paces[LETTERS] = 1e-3, 1e-6
+    for _ in range(3):
+        loads[1].add(LETTERS, BYTES)
+    loads[2].add(LETTERS, BYTES)
+    assert choose(loads, LETTERS, BYTES, 1) is loads[2]  # 2 ms as the fastest; it would take 2 s as the slowest

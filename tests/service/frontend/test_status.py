@@ -55,6 +55,7 @@ def test_ours_are_internal(kind: type[ConvoyError]) -> None:
         ("BadImage", "INVALID_ARGUMENT"),
         ("BadTensor", "INVALID_ARGUMENT"),
         ("UnknownModel", "NOT_FOUND"),
+        ("UnknownRegion", "NOT_FOUND"),
         ("NotOffered", "UNIMPLEMENTED"),
         ("QueueFull", "RESOURCE_EXHAUSTED"),
         ("DeadlinePassed", "DEADLINE_EXCEEDED"),

@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
-from convoy.service.errors import BadTensor
+from convoy.service.errors import BadRequest, BadTensor, UnknownRegion
+from convoy.service.frontend.regions import Regions, open_region
 from convoy.service.frontend.tensors import (
     DATATYPES,
+    Wanted,
     byte_strings,
     metadata_shape,
     output_bytes,
+    put_place,
     ranked,
     read,
     requested_outputs,
@@ -355,8 +359,8 @@ def outputs(*names: str, **parameters: Any) -> pb.ModelInferRequest:
 
 def test_outputs_are_answered_in_the_order_asked_for_or_all() -> None:
     row = version(X, outputs=[spec(name, ["N"]) for name in "abc"])
-    assert requested_outputs(outputs(), row) == [(0, 0), (1, 0), (2, 0)]
-    assert requested_outputs(outputs("c", "a"), row) == [(2, 0), (0, 0)]
+    assert requested_outputs(outputs(), row) == [Wanted(0), Wanted(1), Wanted(2)]
+    assert requested_outputs(outputs("c", "a"), row) == [Wanted(2), Wanted(0)]
     with pytest.raises(BadTensor, match="'d' is unknown, want one of"):
         requested_outputs(outputs("a", "d"), row)
     with pytest.raises(BadTensor) as refused:
@@ -365,15 +369,126 @@ def test_outputs_are_answered_in_the_order_asked_for_or_all() -> None:
 
 
 def test_classification_asks_for_so_many_labels() -> None:
-    assert requested_outputs(outputs("y", classification=pb.InferParameter(int64_param=3)), ROW) == [(0, 3)]
+    assert requested_outputs(outputs("y", classification=pb.InferParameter(int64_param=3)), ROW) == [
+        Wanted(0, classes=3)
+    ]
     for count in (0, -1):
         with pytest.raises(BadTensor, match=f"{count} classes, want 1 or more"):
             requested_outputs(outputs("y", classification=pb.InferParameter(int64_param=count)), ROW)
 
 
 def test_shared_memory_is_not_offered() -> None:
-    with pytest.raises(BadTensor, match="shared memory"):
+    with pytest.raises(BadTensor, match=r"output 'y' is in shared memory, .* admin\.shared_memory"):
         requested_outputs(outputs("y", shared_memory_region=pb.InferParameter(string_param="region")), ROW)
+
+
+@pytest.fixture
+def regions(tmp_path: Path) -> Regions:
+    """The region `mine`, of 256 bytes."""
+    (tmp_path / "mine").write_bytes(bytes(range(256)))
+    known = Regions()
+    known.add(*open_region("mine", "mine", 0, 256, tmp_path))
+    return known
+
+
+def put(parameters: Any, nbytes: int | None, offset: int | None = None, name: str = "mine") -> None:
+    """The parameters of a tensor in shared memory."""
+    parameters["shared_memory_region"].string_param = name
+    if nbytes is not None:
+        parameters["shared_memory_byte_size"].int64_param = nbytes
+    if offset is not None:
+        parameters["shared_memory_offset"].int64_param = offset
+
+
+def test_inputs_in_shared_memory_have_no_raw_contents(regions: Regions) -> None:
+    row = version(*(spec(name, ("batch", 2)) for name in "abc"))
+    values = np.array([[1, 2]], np.float32)
+    made = request(("c", values), ("a", values + 10), ("b", values + 20))
+    del made.raw_input_contents[1]
+    put(made.inputs[1].parameters, 8, 16)
+    found = read(made, row, PIXELS, regions=regions)
+    assert [each.shape for each in found.arrays] == [(1, 2)] * 3
+    np.testing.assert_array_equal(found.arrays[1], values + 20)
+    np.testing.assert_array_equal(found.arrays[2], values)
+    assert [(number, place.offset, place.nbytes) for number, place in found.shared.items()] == [(0, 16, 8)]
+    payload = memoryview((values + 30).tobytes())
+    made.raw_input_contents[1] = b""
+    again = read(made, row, PIXELS, {1: payload}, regions)  # by the number of its entry
+    np.testing.assert_array_equal(again.arrays[1], values + 30)
+    made.raw_input_contents.append(b"")
+    with pytest.raises(BadTensor, match="3 entries for 3 inputs, 1 of them in shared memory"):
+        read(made, row, PIXELS, regions=regions)
+
+
+def test_shared_memory_goes_with_contents_of_other_inputs_but_not_of_its_own(regions: Regions) -> None:
+    row = version(spec("a", ("batch", 2)), spec("b", ("batch", 2)))
+    values = np.array([[1, 2]], np.float32)
+    made = request(("a", values), ("b", values), raw=False)
+    put(made.inputs[0].parameters, 8)
+    with pytest.raises(BadTensor, match="input 'a' has contents and is in shared memory, want one of the two"):
+        read(made, row, PIXELS, regions=regions)
+    made.inputs[0].ClearField("contents")
+    found = read(made, row, PIXELS, regions=regions)
+    assert list(found.shared) == [0]
+    np.testing.assert_array_equal(found.arrays[1], values)
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "offset", "words"),
+    [
+        (7, 0, "input 'x' has 7 bytes of shared memory, want 8 for shape .1, 2."),
+        (8, 249, "input 'x' has 8 bytes at 249 of region 'mine', which has 256"),
+        (2**63 - 1, 2**63 - 1, "of region 'mine', which has 256"),
+        (-1, 0, "has -1 bytes at 0"),
+        (8, -8, "has 8 bytes at -8"),
+        (None, 0, "has shared_memory_offset, shared_memory_region, but not shared_memory_byte_size"),
+    ],
+)
+def test_place_in_shared_memory_is_checked(regions: Regions, nbytes: int | None, offset: int, words: str) -> None:
+    made = request(("x", np.ones((1, 2), np.float32)))
+    del made.raw_input_contents[:]
+    put(made.inputs[0].parameters, nbytes, offset)
+    with pytest.raises(BadTensor, match=words):
+        read(made, version(spec("x", ("batch", 2))), PIXELS, regions=regions)
+
+
+def test_parameters_of_shared_memory_have_their_types_and_a_known_region(regions: Regions) -> None:
+    made = request(("x", np.ones((1, 2), np.float32)))
+    del made.raw_input_contents[:]
+    parameters = made.inputs[0].parameters
+    for name, kind, words in [
+        ("nobody", UnknownRegion, "region 'nobody' is not registered"),
+        ("", UnknownRegion, "region '' is not registered"),
+        ("../mine", UnknownRegion, "region '../mine' is not registered"),
+    ]:
+        put(parameters, 8, name=name)
+        with pytest.raises(kind, match=words):
+            read(made, version(spec("x", ("batch", 2))), PIXELS, regions=regions)
+    parameters["shared_memory_region"].int64_param = 1
+    with pytest.raises(BadRequest, match="'shared_memory_region' of input 'x' is no text, want string_param"):
+        read(made, version(spec("x", ("batch", 2))), PIXELS, regions=regions)
+    put(parameters, 8)
+    parameters["shared_memory_offset"].string_param = "0"
+    with pytest.raises(BadRequest, match="'shared_memory_offset' has string_param"):
+        read(made, version(spec("x", ("batch", 2))), PIXELS, regions=regions)
+    del parameters["shared_memory_region"]
+    del parameters["shared_memory_offset"]
+    with pytest.raises(BadTensor, match="has shared_memory_byte_size, but not shared_memory_region"):
+        read(made, version(spec("x", ("batch", 2))), PIXELS, regions=regions)
+
+
+def test_output_goes_into_shared_memory_where_that_is_asked_for(regions: Regions) -> None:
+    made = outputs("y", classification=pb.InferParameter(int64_param=2))
+    put(made.outputs[0].parameters, 64, 8)
+    (wanted,) = requested_outputs(made, ROW, regions)
+    assert (wanted.number, wanted.classes) == (0, 2)
+    assert wanted.place is not None
+    assert wanted.place[1:] == (8, 64)
+    told = pb.ModelInferResponse.InferOutputTensor()
+    put_place(told.parameters, wanted.place)
+    assert told.parameters["shared_memory_region"].string_param == "mine"
+    numbers = [told.parameters[f"shared_memory_{name}"].int64_param for name in ("offset", "byte_size")]
+    assert numbers == [8, 64]
 
 
 def test_labels_are_ranked_highest_first_with_their_index_and_name() -> None:

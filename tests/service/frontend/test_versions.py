@@ -50,3 +50,21 @@ def test_every_version_of_every_engine_is_there_from_the_highest_down() -> None:
 def test_the_first_look_is_complete_when_all_are() -> None:
     assert not merged({0: table(row(1)), 1: table(complete=False)}).complete
     assert merged({0: table(row(1)), 1: table()}).complete
+
+
+def test_problem_of_the_repository_is_shown_where_no_engine_can_read_it() -> None:
+    broken, other = Table((), False, "no such folder"), Table((), False, "not a folder")
+    assert merged({0: broken, 1: other}).problem == "no such folder"
+    assert merged({0: broken, 1: table(row(1))}).problem == ""
+    assert merged({0: table(row(1)), 1: table()}).problem == ""
+
+
+def test_state_of_a_version_is_the_best_that_it_has_anywhere() -> None:
+    rows = {"READY": row(1), "LOADING": row(1, "LOADING"), "UNAVAILABLE": row(1, "UNAVAILABLE", "broken")}
+    for states, best in (
+        ("LOADING READY", "READY"),
+        ("UNAVAILABLE LOADING", "LOADING"),
+        ("LOADING LOADING", "LOADING"),
+    ):
+        found = merged({device: table(rows[state]) for device, state in enumerate(states.split())})
+        assert found.versions[0].state == best

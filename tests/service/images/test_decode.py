@@ -453,6 +453,13 @@ def test_file_cut_anywhere_is_refused_by_its_structure(data: bytes) -> None:
             inspect(data[:length], LIMIT)
 
 
+def test_second_frame_header_is_refused_before_its_pixels_are_allocated() -> None:
+    at = JPEG.index(b"\xff\xc0")
+    second = JPEG[at : at + 5] + struct.pack(">HH", 65_535, 65_535) + JPEG[at + 9 : at + 19]
+    with pytest.raises(BadImage, match="several JPEG frame headers, want 1"):
+        inspect(JPEG[: at + 19] + second + JPEG[at + 19 :], LIMIT)
+
+
 def test_scan_that_ends_early_is_refused_although_its_markers_are_there() -> None:
     inspect(JPEG[:-40] + b"\xff\xd9", LIMIT)
     with pytest.raises(BadImage, match="a part of its JPEG scan is missing or garbled"):

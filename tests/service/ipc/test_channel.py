@@ -5,7 +5,6 @@ import math
 import os
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -17,12 +16,15 @@ from convoy.service.errors import (
     BadTensor,
     ConvoyError,
     DeadlinePassed,
+    EngineDied,
     ModelUnavailable,
     QueueFull,
     RunFailed,
     UnknownModel,
 )
 from convoy.service.ipc.channel import (
+    DEADLY,
+    FAILED,
     Answer,
     Cancel,
     Cancelled,
@@ -35,9 +37,11 @@ from convoy.service.ipc.channel import (
     TableFile,
     Times,
     Wire,
+    _encode,
 )
 from convoy.service.ipc.slots import MAX_RANK, SPILLED, Span
 from convoy.service.supervisor.processes import channel_pair
+from tests.service.descriptors import open_descriptors
 
 MAX_MESSAGE = 1024  # bytes of a failure's text
 
@@ -104,10 +108,6 @@ def filled(content: bytes) -> int:
 
 def content_of(descriptor: int) -> bytes:
     return os.pread(descriptor, 100, 0)
-
-
-def open_descriptors() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def packets(channel: Channel) -> list[tuple[list[Record], list[int]]]:
@@ -214,7 +214,7 @@ def test_descriptors_travel_with_their_records(ends: tuple[Channel, Channel]) ->
     assert not any(os.get_inheritable(descriptor) for descriptor in descriptors)
     for descriptor in descriptors:
         os.close(descriptor)
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 def test_more_descriptors_than_one_packet_takes_are_not_crossed(ends: tuple[Channel, Channel]) -> None:
@@ -235,7 +235,7 @@ def test_more_descriptors_than_one_packet_takes_are_not_crossed(ends: tuple[Chan
         for descriptor in descriptors:
             os.close(descriptor)
     assert at == 150
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 def test_descriptors_that_still_wait_are_closed_with_the_channel(file: int) -> None:
@@ -243,10 +243,10 @@ def test_descriptors_that_still_wait_are_closed_with_the_channel(file: int) -> N
     here, there = (Channel(end) for end in channel_pair())
     while not here.waiting:
         here.send([TableFile(1)] * 64, [file] * 64)
-    assert open_descriptors() > before + 2
+    assert len(open_descriptors() - before) > 2
     here.close()
     there.close()
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 def test_answer_in_its_slot_carries_no_descriptor(ends: tuple[Channel, Channel]) -> None:
@@ -357,7 +357,7 @@ def test_wire_carries_both_ways_and_ends_once(file: int) -> None:
     assert there_found == [Hello(1), *(request(number) for number in range(5000))]
     assert here_found == [Cancel(number) for number in range(5000)]
     assert sorted(ended) == ["here", "there"]
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 def test_wire_whose_other_side_has_gone_closes_when_it_sends() -> None:
@@ -379,3 +379,125 @@ def test_packets_are_kept_apart_by_the_socket() -> None:
     assert here.type == there.type == socket.SOCK_SEQPACKET
     here.close()
     there.close()
+
+
+def test_answer_says_which_rows_have_no_outputs_and_why() -> None:
+    answer = Answer(1, 4, Times(1, 2, 3, 4), ())
+    assert answer.errors() == {}
+    errors = msgspec.structs.replace(answer, failed=(0, 3), skipped=(2,)).errors()
+    assert {row: (type(error), error.message) for row, error in errors.items()} == {
+        0: (RunFailed, FAILED), 3: (RunFailed, FAILED), 2: (EngineDied, DEADLY),
+    }  # fmt: skip
+    assert set(msgspec.structs.replace(answer, skipped=(1,)).errors()) == {1}
+    assert set(msgspec.structs.replace(answer, failed=(1,)).errors()) == {1}
+
+
+def test_wire_whose_other_side_goes_while_records_wait_closes_once() -> None:
+    ended: list[bool] = []
+
+    async def talk() -> None:
+        ends = channel_pair()
+        wire = Wire(ends[0], lambda records, descriptors: None, lambda: ended.append(True))
+        wire.send([request(number) for number in range(5000)])
+        wire._writable()  # it is not, really
+        assert wire._channel.waiting
+        ends[1].close()
+        wire._writable()
+        wire._readable()  # both were ready in the same turn of the loop
+        wire.close()
+
+    asyncio.run(talk())
+    assert ended == [True]
+
+
+def test_wire_without_news_passes_nothing_on() -> None:
+    found: list[object] = []
+
+    async def talk() -> None:
+        ends = channel_pair()
+        wire = Wire(ends[0], lambda records, descriptors: found.append(records), lambda: None)
+        wire._readable()  # the socket was readable for another reason
+        wire.close()
+        ends[1].close()
+
+    asyncio.run(talk())
+    assert found == []
+
+
+def test_other_ancillary_data_brings_no_descriptor(ends: tuple[Channel, Channel]) -> None:
+    here, there = ends
+    there.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    here.send([Cancel(7)])
+    assert there.receive() == ([Cancel(7)], [])
+
+
+def failure_of(nbytes: int) -> Failure:
+    """A record of so many bytes."""
+    rest = len(_encode(Failure(1, RunFailed("x" * 300)))) - 300
+    return Failure(1, RunFailed("x" * (nbytes - rest)))
+
+
+@pytest.mark.parametrize(("last", "packets_sent"), [(1024, [32]), (1025, [31, 1])])
+def test_packet_is_filled_to_its_last_byte(ends: tuple[Channel, Channel], last: int, packets_sent: list[int]) -> None:
+    here, there = ends
+    for _ in range(2):
+        here.send([*[failure_of(1024)] * 31, failure_of(last)])
+        assert [len(records) for records, _ in packets(there)] == packets_sent
+    here.send([failure_of(1024)] * 96)
+    assert [len(records) for records, _ in packets(there)] == [32, 32, 32]
+
+
+@pytest.mark.parametrize(("sent", "packets_sent"), [(64, [64]), (65, [64, 1]), (129, [64, 64, 1])])
+def test_packet_carries_at_most_64_descriptors(
+    ends: tuple[Channel, Channel], file: int, sent: int, packets_sent: list[int]
+) -> None:
+    here, there = ends
+    here.send([TableFile(1)] * sent, [file] * sent)
+    found = packets(there)
+    for _, descriptors in found:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    assert [len(records) for records, _ in found] == packets_sent
+    assert [len(descriptors) for _, descriptors in found] == packets_sent
+
+
+def test_spilled_answers_and_others_share_the_descriptors_of_a_packet(ends: tuple[Channel, Channel], file: int) -> None:
+    here, there = ends
+    here.send([Cancel(1), spilled(2, 32), Cancel(3), spilled(4, 32), Cancel(5), spilled(6, 1)], [file] * 65)
+    found = packets(there)
+    for _, descriptors in found:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    assert [(len(records), len(descriptors)) for records, descriptors in found] == [(5, 64), (1, 1)]
+
+
+def test_closed_channel_has_nothing_waiting() -> None:
+    here, there = (Channel(end) for end in channel_pair())
+    while not here.waiting:
+        here.send([request(number) for number in range(200)])
+    here.close()
+    there.close()
+    assert not here.waiting
+
+
+def test_loop_watches_a_wire_only_while_it_is_open_and_has_records_waiting() -> None:
+    async def talk() -> None:
+        loop = asyncio.get_running_loop()
+        mine, other = channel_pair()
+        there = Channel(other)
+        descriptor = mine.fileno()
+        wire = Wire(mine, lambda records, descriptors: None, lambda: None)
+        wire.send([Cancel(1)])
+        assert not loop.remove_writer(descriptor)  # it has left at once
+        wire.send([request(number) for number in range(5000)])
+        while wire._channel.waiting:
+            packets(there)
+            wire._writable()
+        assert not loop.remove_writer(descriptor)
+        wire.send([request(number) for number in range(5000)])
+        wire.close()
+        assert not loop.remove_writer(descriptor)
+        assert not loop.remove_reader(descriptor)
+        there.close()
+
+    asyncio.run(talk())

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from convoy.service.dtypes import DTYPES
 from convoy.service.errors import BadTensor, QueueFull
-from convoy.service.ipc.slots import ALIGNMENT, SPILLED, Arena, SharedMemory, Span, memory_file
+from convoy.service.ipc.slots import ALIGNMENT, SPILLED, Arena, SharedMemory, Span, mark_of, memory_file
+from tests.service.descriptors import open_descriptors
 
 NBYTES = 64 * ALIGNMENT
 
@@ -103,6 +104,32 @@ def test_no_more_is_kept_for_its_size_than_a_share_and_then_the_lowest_room_is_t
     # The last one was kept, those before it have grown together.
     assert arena.allocate(most * ALIGNMENT)[0] == blocks[0][0]
     assert arena.allocate(ALIGNMENT) == blocks[-1]
+
+
+def test_whole_share_is_kept_again_after_a_release(arena: Arena) -> None:
+    most = NBYTES // 8 // ALIGNMENT
+    for block in [arena.allocate(ALIGNMENT) for _ in range(most + 1)]:
+        arena.free(block)
+    blocks = [arena.allocate(ALIGNMENT) for _ in range(most)]
+    for block in blocks:
+        arena.free(block)
+    assert [arena.allocate(ALIGNMENT) for _ in blocks] == blocks[::-1]
+
+
+def test_blocks_in_turn_are_kept_for_ever(arena: Arena) -> None:
+    most = NBYTES // 8 // ALIGNMENT
+    blocks = [arena.allocate(ALIGNMENT) for _ in range(most + 2)]
+    for block in blocks[:-1]:
+        arena.free(block)
+    first, second = arena.allocate(ALIGNMENT), blocks[-1]  # there is room before both
+    for turn in range(4 * most):
+        arena.free(second)
+        for _ in range(turn % 3):
+            arena.free(first)
+            assert arena.allocate(ALIGNMENT) == first
+        arena.free(first)
+        assert arena.allocate(ALIGNMENT) == first
+        assert arena.allocate(ALIGNMENT) == second
 
 
 @pytest.mark.parametrize("neighbours_first", [True, False])
@@ -275,3 +302,104 @@ def test_inputs_that_are_in_the_memory_take_no_space_in_the_slot(arena: Arena) -
     assert block == (0, 4 * ALIGNMENT)  # the first for the mark
     assert [(span.number, span.offset, span.nbytes) for span in spans] == [(0, 64, 3), (1, 640, 128), (2, 128, 5)]
     assert outputs[0].offset == 192
+
+
+def test_marks_and_tensors_of_slots_never_overlap(arena: Arena) -> None:
+    slots = [arena.claim((("float32", (2, 3)), ("uint8", (5,))), ((0, 100), (2, 1))) for _ in range(3)]
+    taken: list[tuple[int, int]] = []
+    for block, inputs, outputs in slots:
+        mark = mark_of(block) * 4
+        spans = [(mark, 4), *((span.offset, span.nbytes) for span in (*inputs, *outputs))]
+        assert all(block[0] <= begin and begin + nbytes <= block[0] + block[1] for begin, nbytes in spans)
+        assert all(span.offset % ALIGNMENT == 0 for span in (*inputs, *outputs))
+        assert [(span.number, span.nbytes) for span in inputs] == [(0, 24), (1, 5)]
+        assert [(span.number, span.nbytes, span.shape) for span in outputs] == [(0, 100, (100,)), (2, 1, (1,))]
+        arena.mapping.marks[mark_of(block)] = 7
+        assert arena.mapping.bytes_at(mark, 4).view(np.uint32)[0] == 7
+        taken += spans
+    assert not overlapping(taken)
+
+
+def test_input_that_lies_elsewhere_takes_no_space_in_its_slot(arena: Arena) -> None:
+    elsewhere, _ = arena.allocate(128)
+    block, inputs, outputs = arena.claim((("uint8", (128,)), ("uint8", (64,))), ((0, 64),), {0: elsewhere})
+    assert block[1] == 3 * ALIGNMENT  # the mark, the other input, the output
+    assert (inputs[0].offset, inputs[1].offset) == (elsewhere, block[0] + ALIGNMENT)
+    assert outputs[0].offset == block[0] + 2 * ALIGNMENT
+
+
+def test_contents_are_found_in_the_memory_only_where_they_lie_there_side_by_side(arena: Arena) -> None:
+    whole = arena.mapping.bytes_at(0, NBYTES)
+    assert arena.mapping.offset_of([whole[64:80]]) == 64
+    assert arena.mapping.offset_of([whole[64:80], whole[80:96]]) == 64
+    assert arena.mapping.offset_of([whole[64:80], whole[81:96]]) is None
+    assert arena.mapping.offset_of([whole]) == 0
+    assert arena.mapping.offset_of([bytes(16)]) is None
+
+
+def test_output_is_read_from_its_slot_or_from_the_file_that_came_with_it(mapping: SharedMemory) -> None:
+    mapping.bytes_at(64, 4)[...] = [1, 2, 3, 4]
+    assert mapping.output(Span(0, 64, 4, "uint8", (4,)), []).tolist() == [1, 2, 3, 4]
+    before = open_descriptors()
+    spilled, other = memory_file(8), memory_file(8)
+    os.pwrite(spilled, np.array([5, 6], np.float32).tobytes(), 0)
+    descriptors = [spilled, other]
+    assert mapping.output(Span(1, SPILLED, 8, "float32", (2,)), descriptors).tolist() == [5, 6]
+    assert descriptors == [other]
+    os.close(other)
+    assert open_descriptors() <= before
+
+
+def test_spilled_output_without_elements_is_empty(mapping: SharedMemory) -> None:
+    empty = memory_file(1)  # a file without a byte cannot be mapped
+    assert mapping.output(Span(0, SPILLED, 0, "uint8", (0, 4)), [empty]).shape == (0, 4)
+
+
+def test_view_of_a_tensor_is_its_bytes(mapping: SharedMemory) -> None:
+    mapping.bytes_at(64, 4)[...] = [1, 2, 3, 4]
+    view = mapping.view(Span(0, 64, 3, "uint8", (3,)))
+    assert view.tolist() == [1, 2, 3]
+    view[0] = 9
+    assert mapping.bytes_at(64, 1).tolist() == [9]
+    assert len(mapping.view(Span(0, NBYTES - 3, 3, "uint8", (3,)))) == 3
+    with pytest.raises(BadTensor):
+        mapping.view(Span(0, NBYTES - 2, 3, "uint8", (3,)))
+
+
+@pytest.mark.parametrize("shape", [(-1,), (-1, 5), (5, -1), (-2, -2)])
+def test_tensor_with_a_negative_side_is_refused(mapping: SharedMemory, shape: tuple[int, ...]) -> None:
+    with pytest.raises(BadTensor):
+        mapping.array(Span(0, 0, 4, "uint8", shape))
+
+
+def test_scalar_has_one_element(mapping: SharedMemory) -> None:
+    mapping.bytes_at(64, 4)[...] = 0
+    assert mapping.array(Span(0, 64, 4, "float32", ())).shape == ()
+
+
+@pytest.mark.parametrize("nbytes", [8, 9, 64])
+def test_output_is_poisoned_until_it_is_written_to_its_end(mapping: SharedMemory, nbytes: int) -> None:
+    span = Span(0, ALIGNMENT, nbytes, "uint8", (nbytes,))
+    around = mapping.bytes_at(0, 3 * ALIGNMENT)
+    assert not mapping.is_poisoned(span)
+    mapping.poison(span)
+    assert mapping.is_poisoned(span)
+    assert set(np.flatnonzero(around)) <= set(range(ALIGNMENT + nbytes - 8, ALIGNMENT + nbytes))  # nothing else changed
+    mapping.array(span)[: nbytes - 8] = 7
+    assert mapping.is_poisoned(span)
+    mapping.array(span)[-1] ^= 1
+    assert not mapping.is_poisoned(span)
+
+
+def test_output_too_small_for_the_secret_is_never_poisoned(mapping: SharedMemory) -> None:
+    tiny = Span(0, 64, 7, "uint8", (7,))
+    mapping.poison(tiny)
+    assert not mapping.bytes_at(0, NBYTES).any()
+    mapping.poison(Span(0, 63, 8, "uint8", (8,)))  # the secret of an earlier output, which ends where this one does
+    assert not mapping.is_poisoned(tiny)
+
+
+def test_memory_that_is_no_whole_number_of_marks_has_those_that_fit() -> None:
+    descriptor = memory_file(10)
+    assert len(SharedMemory(descriptor, 10).marks) == 2
+    os.close(descriptor)

@@ -6,9 +6,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from convoy.service.supervisor.health import Offences, Reading, Silence, read, restart_delay
+from convoy.service.ipc import messages
+from convoy.service.ipc.messages import Suspect
+from convoy.service.supervisor.health import (
+    LoadDeaths,
+    Offences,
+    Quarantine,
+    Reading,
+    Silence,
+    Weight,
+    read,
+    restart_delay,
+)
 
 STEP = 0.25
 
@@ -114,3 +126,78 @@ def test_version_stops_serving_after_three_different_inputs_within_a_minute() ->
 def test_inputs_of_different_minutes_do_not_add_up() -> None:
     offences = Offences()
     assert not any(offences.add("dies", 1, bytes([number]), 40.0 * number) for number in range(20))
+
+
+SUSPECT, OTHER = Suspect("letters", 1, "stamp"), Suspect("others", 1, "stamp")
+
+
+def test_version_is_charged_with_deaths_in_a_row() -> None:
+    deaths = LoadDeaths()
+    for _ in range(2):
+        deaths.add(SUSPECT, from_outside=True)
+        deaths.add(OTHER, from_outside=False)
+    assert dict(deaths.most()) == {SUSPECT: 2, OTHER: 2}
+    deaths.survived(SUSPECT)
+    assert dict(deaths.most()) == {OTHER: 2}
+
+
+def test_version_that_was_loaded_before_is_hardly_charged_where_another_process_killed_the_engine() -> None:
+    deaths = LoadDeaths()
+    deaths.survived(SUSPECT)
+    for _ in range(7):
+        deaths.add(SUSPECT, from_outside=True)
+    assert deaths.most() == ()
+    for _ in range(17):
+        deaths.add(SUSPECT, from_outside=True)
+    assert dict(deaths.most()) == {SUSPECT: 3}
+    deaths.survived(SUSPECT)
+    deaths.add(SUSPECT, from_outside=False)
+    assert dict(deaths.most()) == {SUSPECT: 1}
+
+
+def replaced_at(limit: int, memory: list[int], *, serving: bool = True) -> int | None:
+    """The second in which a process is replaced that has so much memory in each."""
+    weight = Weight(limit)
+    for second, own in enumerate(memory):
+        if weight.exceeds(own, float(second), serving=serving):
+            return second
+    return None
+
+
+def test_process_with_too_much_memory_for_five_seconds_is_replaced() -> None:
+    assert replaced_at(100, [50] * 10 + [200] * 10) == 15
+
+
+def test_moment_with_too_much_memory_does_not_count() -> None:
+    assert replaced_at(100, ([50] * 2 + [200] * 5) * 10) is None
+
+
+def test_process_that_needs_more_than_its_limit_to_serve_is_not_replaced_for_ever() -> None:
+    assert replaced_at(100, [300] * 100) is None
+    assert replaced_at(100, [300] * 10 + [500] * 10) == 15
+
+
+def test_memory_does_not_count_before_a_process_serves_or_without_a_limit() -> None:
+    assert replaced_at(100, [50] + [200] * 100, serving=False) is None
+    assert replaced_at(0, [50] + [200] * 100) is None
+
+
+def test_what_is_known_of_pictures_and_inputs_ends_with_its_time_and_fits_a_message() -> None:
+    known = Quarantine()
+    digests = [number.to_bytes(16) for number in range(1, 301)]
+    assert not known.decoding([], -11, 0.0)
+    assert known.pictures(0.0).apart_until == 0
+    for number, digest in enumerate(digests):
+        assert known.decoding([digest], -9, float(number))
+        known.add_guilty(messages.Pictures(guilty=((digest, 1000.0 + number),)))
+        known.add_deadly(messages.Deadly("m" * 64, 1, digest, bytes(8), 1000.0 + number))
+    found = known.pictures(300.0)
+    assert [digest for digest, _ in found.suspects] == [digest for digest, _ in found.guilty] == digests[-64:]
+    assert [each.digest for each in known.deadly(300.0)] == digests[-64:]
+    assert found.apart_until == 0  # they were killed from outside
+    known.decoding(digests[:1], -11, 300.0)
+    assert known.pictures(300.0).apart_until == 900.0
+    size = len(msgspec.json.encode(found)) + len(msgspec.json.encode(known.deadly(300.0)))
+    assert size < 32_768
+    assert not known.pictures(5000.0).suspects
+    assert known.deadly(5000.0) == ()

@@ -45,3 +45,14 @@ def test_configured_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> No
     (tmp_path / "file").write_text("")
     with pytest.raises(BadConfig, match=r"repository.cache is .*cannot be used \(Not a directory\)"):
         Store(str(tmp_path / "file" / "cache"), tmp_path)
+
+
+def test_user_without_a_home_needs_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    with Store("", tmp_path) as store:
+        assert store.cache == tmp_path

@@ -280,17 +280,21 @@ class RequestError(_message.Message):
     def __init__(self, code: _Optional[int] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., retry_after_seconds: _Optional[float] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("page_token",)
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    page_token: str
+    def __init__(self, page_token: _Optional[str] = ...) -> None: ...
 
 class ListModelsResponse(_message.Message):
-    __slots__ = ("models",)
+    __slots__ = ("models", "next_page_token")
     MODELS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     models: _containers.RepeatedCompositeFieldContainer[ModelInfo]
-    def __init__(self, models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ...) -> None: ...
+    next_page_token: str
+    def __init__(self, models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("model", "version", "state", "reason", "task", "provider", "labels", "palette", "input", "architecture", "data", "metrics", "max_batch_size", "tensor", "precision")
+    __slots__ = ("model", "version", "state", "reason", "task", "provider", "labels", "palette", "input", "architecture", "data", "metrics", "max_batch_size", "tensor", "precision", "receptive_field", "confidence")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -313,6 +317,8 @@ class ModelInfo(_message.Message):
     MAX_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     TENSOR_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
+    RECEPTIVE_FIELD_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     state: ModelState
@@ -328,7 +334,9 @@ class ModelInfo(_message.Message):
     max_batch_size: int
     tensor: TensorInput
     precision: str
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., state: _Optional[_Union[ModelState, str]] = ..., reason: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., provider: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., palette: _Optional[_Iterable[_Union[Colour, _Mapping]]] = ..., input: _Optional[_Union[InputSize, _Mapping]] = ..., architecture: _Optional[str] = ..., data: _Optional[str] = ..., metrics: _Optional[_Mapping[str, float]] = ..., max_batch_size: _Optional[int] = ..., tensor: _Optional[_Union[TensorInput, _Mapping]] = ..., precision: _Optional[str] = ...) -> None: ...
+    receptive_field: ReceptiveField
+    confidence: bool
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., state: _Optional[_Union[ModelState, str]] = ..., reason: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., provider: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., palette: _Optional[_Iterable[_Union[Colour, _Mapping]]] = ..., input: _Optional[_Union[InputSize, _Mapping]] = ..., architecture: _Optional[str] = ..., data: _Optional[str] = ..., metrics: _Optional[_Mapping[str, float]] = ..., max_batch_size: _Optional[int] = ..., tensor: _Optional[_Union[TensorInput, _Mapping]] = ..., precision: _Optional[str] = ..., receptive_field: _Optional[_Union[ReceptiveField, _Mapping]] = ..., confidence: _Optional[bool] = ...) -> None: ...
 
 class Colour(_message.Message):
     __slots__ = ("red", "green", "blue")
@@ -341,18 +349,40 @@ class Colour(_message.Message):
     def __init__(self, red: _Optional[int] = ..., green: _Optional[int] = ..., blue: _Optional[int] = ...) -> None: ...
 
 class InputSize(_message.Message):
-    __slots__ = ("height_px", "width_px", "multiple", "colour", "fit")
+    __slots__ = ("height_px", "width_px", "multiple", "colour", "fit", "min_height_px", "min_width_px")
     HEIGHT_PX_FIELD_NUMBER: _ClassVar[int]
     WIDTH_PX_FIELD_NUMBER: _ClassVar[int]
     MULTIPLE_FIELD_NUMBER: _ClassVar[int]
     COLOUR_FIELD_NUMBER: _ClassVar[int]
     FIT_FIELD_NUMBER: _ClassVar[int]
+    MIN_HEIGHT_PX_FIELD_NUMBER: _ClassVar[int]
+    MIN_WIDTH_PX_FIELD_NUMBER: _ClassVar[int]
     height_px: int
     width_px: int
     multiple: int
     colour: str
     fit: str
-    def __init__(self, height_px: _Optional[int] = ..., width_px: _Optional[int] = ..., multiple: _Optional[int] = ..., colour: _Optional[str] = ..., fit: _Optional[str] = ...) -> None: ...
+    min_height_px: int
+    min_width_px: int
+    def __init__(self, height_px: _Optional[int] = ..., width_px: _Optional[int] = ..., multiple: _Optional[int] = ..., colour: _Optional[str] = ..., fit: _Optional[str] = ..., min_height_px: _Optional[int] = ..., min_width_px: _Optional[int] = ...) -> None: ...
+
+class ReceptiveField(_message.Message):
+    __slots__ = ("height", "width")
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    height: Context
+    width: Context
+    def __init__(self, height: _Optional[_Union[Context, _Mapping]] = ..., width: _Optional[_Union[Context, _Mapping]] = ...) -> None: ...
+
+class Context(_message.Message):
+    __slots__ = ("before_px", "after_px", "stride_px")
+    BEFORE_PX_FIELD_NUMBER: _ClassVar[int]
+    AFTER_PX_FIELD_NUMBER: _ClassVar[int]
+    STRIDE_PX_FIELD_NUMBER: _ClassVar[int]
+    before_px: int
+    after_px: int
+    stride_px: int
+    def __init__(self, before_px: _Optional[int] = ..., after_px: _Optional[int] = ..., stride_px: _Optional[int] = ...) -> None: ...
 
 class TensorInput(_message.Message):
     __slots__ = ("name", "datatype", "axes", "unit")

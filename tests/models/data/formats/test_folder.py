@@ -13,7 +13,7 @@ from PIL import Image
 
 from convoy.models.data import picture
 from convoy.models.data.dataset import DataSet, Split
-from convoy.models.data.files import raise_first
+from convoy.models.data.files import print_faults, raise_first
 from convoy.models.data.formats import sources
 from convoy.models.data.formats.listing import SPLITS, assigned_split, assigned_splits
 from convoy.models.data.registry import data_set, display_name, resolve, split_of
@@ -319,11 +319,15 @@ def test_class_beyond_the_labels_is_told_before_training(tmp_path: Path) -> None
 
 
 FAULTS_OF_CLASSES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "one class": (lambda root: shutil.rmtree(root / "dark"), r"has 1 subfolders, want images/ and masks/, or"),
+    "one class": (
+        lambda root: shutil.rmtree(root / "dark"),
+        r"has 1 subfolders with pictures, want images/ and masks/, or",
+    ),
     "nothing": (lambda root: [shutil.rmtree(path) for path in root.iterdir()], "has 0 subfolders"),
-    "empty class": (
-        lambda root: [path.unlink() for path in (root / "dark").iterdir()],
-        "class 'dark' of .* has no pictures",
+    "empty class": (lambda root: (root / "grey").mkdir(), r"/grey contains no picture, so it is not a class"),
+    "class of unreadable pictures": (
+        lambda root: [path.write_bytes(b"nothing") for path in (root / "dark").iterdir()],
+        r"dark/0\.png cannot be read",
     ),
     "one picture of a class": (
         lambda root: [path.unlink() for path in (root / "dark").iterdir() if path.name != "3.png"],
@@ -378,8 +382,40 @@ def test_link_that_leads_nowhere_and_picture_of_an_unknown_kind_are_told(
     data_set(str(root))
     err = capsys.readouterr().err
     assert "gone.png cannot be read (No such file or directory)" in err
-    assert "phone.heic cannot be read (of a kind that Pillow does not open)" in err
+    why = "of a kind that Pillow does not open; with HEIC files, pip install pillow-heif"
+    assert f"phone.heic cannot be read ({why})" in err
     assert "left out 2 of 42 pictures" in err
+
+
+def test_class_of_unreadable_pictures_is_refused_with_the_reason_of_one(tmp_path: Path) -> None:
+    root = write_classes(tmp_path)
+    for path in (root / "dark").iterdir():
+        path.write_bytes(b"nothing")
+    message = r"class 'dark' of .* has no pictures that can be read \(20 were left out; the first: .*dark/0\.png cannot"
+    with pytest.raises(BadData, match=message):
+        data_set(str(root))
+
+
+def test_folder_without_pictures_is_no_class_but_the_others_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_classes(tmp_path)
+    (root / "empty").mkdir()
+    (root / "dark" / "deeper").mkdir()
+    shutil.copy(root / "dark" / "0.png", root / "dark" / "deeper" / "more.png")
+    shutil.copy(root / "dark" / "0.png", root / "beside.png")
+    (root / "dark" / "Thumbs.db").write_bytes(b"thumbs")
+    data = data_set(str(root))
+    assert data.labels == ["dark", "light"]
+    assert sum(len(data.split(name)) for name in SPLITS) == 41
+    assert capsys.readouterr().err.splitlines() == [
+        f"not used: 1 picture in {root}, outside the folders of the classes: beside.png",
+        f"left out: {root}/empty contains no picture, so it is not a class",
+        "left out 1 of 42 pictures; --strict makes this an error",
+    ]
+    # The same when a network of these classes is measured.
+    split = sources.split(root, "test", "classification", "L", ["dark", "light"], print_faults)
+    assert len(split) == len(data.split("test"))
 
 
 def test_name_that_is_not_utf8_is_read_and_told_in_numbers(tmp_path: Path) -> None:

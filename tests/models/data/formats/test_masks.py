@@ -63,6 +63,33 @@ def test_mask_of_few_bits_is_the_numbers_in_the_file(tmp_path: Path) -> None:
     assert masks.read(one).tolist() == [[0, 1], [1, 0]]
 
 
+@pytest.mark.parametrize("ending", ["tif", "bmp"])
+@pytest.mark.parametrize("mode", ["L", "P"])
+def test_mask_of_another_lossless_format_is_its_numbers(tmp_path: Path, ending: str, mode: str) -> None:
+    image = Image.fromarray(NUMBERS)
+    if mode == "P":
+        image.putpalette([value // 3 for value in range(768)])
+    image.save(tmp_path / f"mask.{ending}")
+    assert (masks.read(tmp_path / f"mask.{ending}") == NUMBERS).all()
+
+
+def test_tiff_mask_of_16_or_32_bits_is_its_numbers(tmp_path: Path) -> None:
+    for dtype in (np.uint16, np.int32):
+        assert (masks.read(saved(NUMBERS.astype(dtype), tmp_path / "mask.tif")) == NUMBERS).all()
+    with pytest.raises(BadData, match="with pixels of kind I, want"):
+        masks.read(saved(NUMBERS.astype(np.int32) - 1, tmp_path / "mask.tif"))
+
+
+@pytest.mark.parametrize(("ending", "name"), [("jpg", "JPEG"), ("webp", "WEBP"), ("gif", "GIF")])
+def test_mask_that_was_compressed_with_losses_is_refused_with_the_reason(
+    tmp_path: Path, ending: str, name: str
+) -> None:
+    path = saved(NUMBERS, tmp_path / f"mask.{ending}")
+    for coding in (None, parse("values", "0,1,2"), parse("colours", "000000,010101")):
+        with pytest.raises(BadData, match=f"is {name}, which does not keep every value .*, want PNG, TIFF or BMP"):
+            masks.read(path, coding)
+
+
 def test_values_are_the_classes_that_are_said(tmp_path: Path) -> None:
     path = saved(np.array([[0, 128, 200, 255]], np.uint8), tmp_path / "mask.png")
     assert masks.read(path, parse("values", "0,128,200")).tolist() == [[0, 1, 2, 255]]
@@ -164,6 +191,26 @@ def test_commands_take_values_and_colours(tmp_path: Path, capsys: pytest.Capture
     told = ["--data", str(values), "--mask-values", "0,64,192", "--crop", "8", "--preview", str(sheet)]
     assert cli.run(["train", "unet", *told]) == 0
     assert sheet.is_file()
+
+
+@pytest.mark.parametrize("kind", ["0 and 255", "colours with a table", "colours with an option"])
+def test_a_network_trains_on_painted_masks(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    root, said = write_masks(tmp_path / "data"), []
+    table = np.array([[10, 20, 30], [255, 0, 0], [0, 255, 0]], np.uint8)
+    for file in (root / "masks").iterdir():
+        with Image.open(file) as image:
+            classes = np.asarray(image) % 3
+        saved(np.minimum(classes, 1) * np.uint8(255) if kind == "0 and 255" else table[classes], file)
+    if kind == "colours with a table":
+        (root / "palette.txt").write_text("10 20 30\n255 0 0\n0 255 0\n")
+    if kind == "colours with an option":
+        said = ["--mask-colours", "0a141e,ff0000,00ff00"]
+    command = ["train", "unet", "--data", str(root), "--crop", "8", "--set", "width=4", "--set", "depth=1"]
+    assert cli.run([*command, "--epochs", "1", "--output", str(tmp_path / "run"), *said]) == 0
+    assert cli.run(["evaluate", str(tmp_path / "run")]) == 0
+    out = capsys.readouterr().out
+    assert "class 1" in out
+    assert ("class 2" in out) == (kind != "0 and 255")
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convoy.service.config import PolicyName
+from convoy.service.engine.scheduler import batcher as scheduler
 from convoy.service.engine.scheduler.batcher import Batch, Batcher
-from convoy.service.engine.scheduler.request_queue import Key, Limits
+from convoy.service.engine.scheduler.policies import POLICIES as POLICY_TABLE
+from convoy.service.engine.scheduler.request_queue import Key, Limits, Queue
 from convoy.service.errors import ConvoyError, PredictedLate, QueueFull
 from convoy.service.ipc.channel import Request
 
@@ -89,6 +91,43 @@ def busy(batcher: Batcher, key: Key = KEY, limits: Limits = LIMITS, now: float =
 def test_empty_batcher_has_nothing_to_do() -> None:
     decision = Batcher().next(0.0)
     assert (list(decision.late), decision.batch, decision.again) == ([], None, math.inf)
+
+
+# What is known of work
+
+
+def test_backlog_is_the_time_that_waiting_rows_need() -> None:
+    batcher = profiled(FLAT)
+    busy(batcher)
+    fill(batcher, *(request(number) for number in range(3)))
+    fill(batcher, request("other"), key=OTHER)
+    assert batcher.backlog("model") == pytest.approx(3 * FLAT[1])
+    assert batcher.backlog("other") == pytest.approx(FLAT[1])
+    assert batcher.backlog("unknown") == 0
+    batcher.cancel(("front end", "other"))
+    assert batcher.backlog("other") == 0
+
+
+def test_batch_knows_what_was_predicted_and_what_it_took() -> None:
+    batcher = profiled()
+    batch = busy(batcher)
+    assert (batch.predicted, batch.took) == (pytest.approx(GAINS[1]), 0)
+    batcher.ended(batch, [(1, 0.25)])
+    assert batch.took == 0.25
+
+
+def test_batch_of_an_unknown_shape_has_no_prediction() -> None:
+    batch = busy(Batcher())
+    assert batch.predicted == 0
+
+
+def test_batch_that_took_several_runs_has_no_time() -> None:
+    batcher = profiled()
+    fill(batcher, request(1), request(2))
+    batch = batcher.next(0.0).batch
+    assert batch is not None
+    batcher.ended(batch, [(1, 0.25), (1, 0.25)])
+    assert batch.took == 0
 
 
 # When a batch closes
@@ -947,23 +986,26 @@ class World:
 
 @pytest.fixture(scope="module", params=[0.2, 1.0, 3.0], ids=lambda load: f"load {load}")
 def world(request: pytest.FixtureRequest) -> World:
-    made = World(seed=7, requests=40_000, load=request.param)
+    made = World(seed=7, requests=8_000, load=request.param)
     made.run()
     return made
 
 
+@pytest.mark.simulation
 def test_every_request_ends_exactly_once(world: World) -> None:
     world.check_counters()
     assert not world.alive
-    assert sum(world.ended.values()) == 40_000
+    assert sum(world.ended.values()) == 8_000
     assert all(world.ended[how] > 0 for how in ("ran", "cancelled", "PREDICTED_LATE"))
 
 
+@pytest.mark.simulation
 def test_wait_is_bounded_by_the_queue_whatever_the_load(world: World) -> None:
     # At most 64 images of each of two models, at worst one by one; those of low priority wait ten objectives more.
     assert world.longest_wait < 1.0 + 2 * 64 * 0.0034
 
 
+@pytest.mark.simulation
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize(("lanes", "instances"), [(1, 1), (3, 1), (1, 3)])
 def test_every_request_ends_exactly_once_under_every_policy(policy: PolicyName, lanes: int, instances: int) -> None:
@@ -974,6 +1016,7 @@ def test_every_request_ends_exactly_once_under_every_policy(policy: PolicyName, 
     assert sum(made.ended.values()) == 4_000
 
 
+@pytest.mark.simulation
 def test_overload_fills_batches_and_refuses_the_rest() -> None:
     calm, crowded = (World(seed=3, requests=3000, load=load) for load in (0.05, 5.0))
     calm.run()
@@ -1000,3 +1043,147 @@ def test_suspects_run_one_at_a_time_with_nothing_beside_them() -> None:
     following = batcher.next(0.0).batch
     assert following is not None
     assert batcher.next(0.0).batch is None or not following.key.alone
+
+
+def test_batch_that_outlives_the_memory_of_its_shape_still_frees_its_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "_MOST_QUEUES", 1)
+    batcher = Batcher()
+    running = busy(batcher)
+    fill(batcher, request(1), key=OTHER)  # its queue takes the place of the one whose batch runs
+    assert batcher.times(KEY) == {}
+    assert not batcher.ended(running, [(1, 0.005)])
+    assert run(batcher) == [1]
+
+
+def test_late_requests_leave_nothing_to_run_under_a_policy_with_a_moving_limit() -> None:
+    limits = replace(LIMITS, policy="aimd")
+    queue = Queue(KEY, limits)
+    queue.put(request(1, deadline=0.5), 0.5, 1)
+    late, batch = POLICY_TABLE["aimd"].select(queue, 0.5)
+    assert ([each.id for each in late], batch) == ([1], [])
+
+
+def trying(size: int, batch_size: int, waiting: int, deadline: float = math.inf) -> tuple[Batcher, Queue]:
+    """A trial of so many rows is due where batches have another size."""
+    limits = replace(LARGE, max_queue_delay=0.0)
+    batcher = Batcher()
+    batcher.measured(KEY, limits, GAINS)
+    fill(batcher, *(request(number, deadline=deadline) for number in range(waiting)), limits=limits)
+    queue = batcher._queues[KEY]
+    queue.batch_size, queue.trials.size = batch_size, size
+    return batcher, queue
+
+
+def test_trial_runs_its_own_size_once_enough_wait() -> None:
+    batcher, queue = trying(size=4, batch_size=2, waiting=5)
+    batch = batcher.next(0.0).batch
+    assert batch is not None
+    assert (batch.rows, batch.trial, queue.trials.size) == (4, True, 0)
+
+
+def test_trial_for_which_too_few_wait_is_given_up_once_a_usual_batch_has_waited_for_more() -> None:
+    batcher, queue = trying(size=4, batch_size=2, waiting=3)
+    batch = batcher.next(0.0).batch
+    assert batch is not None
+    assert (batch.rows, batch.trial, queue.trials.size) == (2, False, 0)
+    batcher, queue = trying(size=4, batch_size=2, waiting=1)
+    batch = batcher.next(0.0).batch
+    assert batch is not None
+    assert (batch.trial, queue.trials.size) == (False, 4)  # fewer than usual have not waited for it
+
+
+def test_trial_that_could_make_a_request_late_is_put_off() -> None:
+    longest = 1.5 * 2 * GAINS[2]
+    work = 2 * GAINS[2] + GAINS[1]  # of five rows, two by two
+    for deadline, runs in ((longest + work + 0.001, True), (longest + work - 0.001, False)):
+        batcher, queue = trying(size=4, batch_size=2, waiting=5, deadline=deadline)
+        batch = batcher.next(0.0).batch
+        assert batch is not None
+        assert (batch.trial, queue.trials.size) == ((True, 0) if runs else (False, 4))
+
+
+def test_work_of_other_queues_runs_on_all_lanes() -> None:
+    batcher = profiled(lanes=2)
+    # Twenty batches of 9 ms on two lanes, then one image, 6 ms, or with a second one at most a batch of four, 9 ms.
+    fill(batcher, *(request(number, deadline=0.095) for number in range(80)), key=OTHER)
+    with pytest.raises(PredictedLate):
+        fill(batcher, request("late", deadline=0.0959))
+    fill(batcher, request("in time", deadline=0.0991))
+
+
+def test_shape_that_is_forgotten_for_another_has_no_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "_MOST_QUEUES", 2)
+    batcher = Batcher()
+    for key in (KEY, OTHER):
+        batcher.measured(key, LIMITS, GAINS)
+    fill(batcher, request(1), key=KEY)
+    fill(batcher, request(2), key=WIDE)
+    assert batcher.times(KEY)
+    assert not batcher.times(OTHER)
+    assert [run(batcher), run(batcher)] == [[1], [2]]
+
+
+def test_shape_is_learnt_beyond_those_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "_MOST_QUEUES", 1)
+    batcher = Batcher()
+    for key in (KEY, OTHER, WIDE):
+        fill(batcher, request(str(key)), key=key)
+    assert len(batcher) == 3
+    assert sum(len(run(batcher, 1.0)) for _ in range(3)) == 3
+
+
+def test_queues_that_have_to_start_at_the_same_time_run_in_the_order_of_their_arrival() -> None:
+    batcher = profiled()
+    batch = busy(batcher)
+    for key in (OTHER, KEY, WIDE):
+        fill(batcher, request(key.model + str(key.shape), deadline=0.5), key=key)
+    batcher.ended(batch, [])
+    assert [run(batcher)[0] for _ in range(3)] == [key.model + str(key.shape) for key in (OTHER, KEY, WIDE)]
+
+
+def test_run_of_which_nothing_is_known_has_no_limit() -> None:
+    batcher = Batcher()
+    assert busy(batcher).seconds == 0.0
+
+
+def test_request_that_ends_exactly_at_its_deadline_is_admitted() -> None:
+    batcher = Batcher()
+    batcher.measured(KEY, LIMITS, {1: 0.25})
+    fill(batcher, request(1, deadline=0.25))
+    assert run(batcher) == [1]
+
+
+def test_busy_device_is_not_asked_again_when_a_batch_closes() -> None:
+    batcher = profiled()
+    busy(batcher)
+    fill(batcher, request(1), request(2, arrived=0.0001), following=1)
+    assert batcher.next(0.001).again == math.inf
+
+
+def test_first_deadline_is_known_whoever_has_left() -> None:
+    generator, batcher = random.Random(3), Batcher()
+    busy(batcher)
+    waiting: dict[int, float] = {}
+    for number in range(600):
+        waiting[number] = generator.uniform(1, 2)
+        fill(batcher, request(number, deadline=waiting[number]), limits=replace(LIMITS, max_queue=1000))
+        if number % 4:
+            gone = generator.choice(list(waiting))
+            del waiting[gone]
+            batcher.cancel(("front end", gone))
+        assert batcher.next(0.0).again == min(waiting.values())
+
+
+def test_trial_delays_what_waits_by_its_share_of_the_lanes() -> None:
+    work = (2 * GAINS[2] + GAINS[1]) / 2  # of five rows, two by two on two lanes
+    for room, runs in ((0.001, True), (-0.001, False)):
+        batcher, limits = Batcher(lanes=2), replace(LARGE, max_queue_delay=0.0)
+        batcher.measured(KEY, limits, GAINS)
+        fill(
+            batcher, *(request(number, deadline=1.5 * 2 * GAINS[2] + work + room) for number in range(5)), limits=limits
+        )
+        queue = batcher._queues[KEY]
+        queue.batch_size, queue.trials.size = 2, 4
+        batch = batcher.next(0.0).batch
+        assert batch is not None
+        assert batch.trial == runs

@@ -29,8 +29,13 @@ def profiled(most: int = 32) -> RunTimes:
 def test_nothing_is_predicted_before_anything_was_measured() -> None:
     times = RunTimes(32)
     assert not times.known
+    assert times.largest == 0
     assert times.predict(8) == times.bound(8) == 0.0
     assert times.largest_within(0.001) == times.efficient(32) == 32
+
+
+def test_no_rows_take_no_time() -> None:
+    assert profiled().predict(0) == 0.0
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 8, 20, 32])
@@ -67,6 +72,15 @@ def test_largest_within_is_the_inverse_of_the_bound(measured: dict[int, float], 
 def test_exact_time_of_a_batch_has_room_for_it(size: int) -> None:
     times = profiled()
     assert times.largest_within(times.bound(size)) == size
+
+
+def test_largest_within_follows_the_speed_and_the_margin() -> None:
+    times = RunTimes(8, {1: 1.0, 8: 8.0})
+    times.learn(1, 2.0)
+    times.margin = 2.0
+    for size in range(1, 9):
+        assert times.largest_within(times.bound(size)) == size
+        assert times.largest_within(0.99 * times.bound(size)) == size - 1
 
 
 def test_efficient_batch_is_large_where_each_image_in_it_is_cheaper() -> None:
@@ -185,3 +199,209 @@ def test_guess_from_one_batch_gives_way_to_the_next() -> None:
         times.learn(2, 0.010)
     assert times.measured == {2: pytest.approx(0.010)}
     assert not times.guessed
+
+
+# How much each measurement counts: a quarter of a change is the machine's speed, a twentieth of the rest its size
+
+
+def test_batch_changes_the_speed_of_all_sizes_and_the_time_of_its_own() -> None:
+    times = RunTimes(8, {1: 1.0, 8: 8.0})
+    times.learn(1, 2.0)
+    assert times.measured == {1: pytest.approx(2**0.25 * 2 ** (0.75 / 20)), 8: pytest.approx(8 * 2**0.25)}
+    assert [times.predict(size) for size in (1, 8)] == [pytest.approx(times.measured[size]) for size in (1, 8)]
+
+
+def test_batch_between_measured_sizes_changes_both_by_their_shares() -> None:
+    times = RunTimes(8, {4: 1.0, 8: 2.0})
+    times.learn(5, 99.0)  # the first of its size
+    times.learn(5, 2.5)
+    ratio = 2**0.75
+    assert times.measured == {
+        4: pytest.approx(2**0.25 * ratio ** (0.05 * 0.75)), 8: pytest.approx(2 * 2**0.25 * ratio ** (0.05 * 0.25)),
+    }  # fmt: skip
+
+
+def test_batch_between_measured_sizes_leaves_those_further_away_alone() -> None:
+    times = RunTimes(16, {2: 1.0, 4: 1.0, 8: 2.0, 16: 4.0})
+    times.learn(5, 99.0)
+    times.learn(5, 2.5)
+    assert [times.measured[size] for size in (2, 16)] == [pytest.approx(2**0.25), pytest.approx(4 * 2**0.25)]
+    assert times.measured[8] > 2.001 * 2**0.25
+
+
+def test_batch_that_replaced_a_guess_counts_once() -> None:
+    times = RunTimes(8, {4: 1.0}, guessed=True)
+    for seconds in (0.5, 0.5, 1.0):
+        times.learn(2, seconds)
+    assert times.measured == {2: pytest.approx(0.5 * 2**0.25 * 2 ** (0.75 / 2))}
+
+
+def test_first_batches_of_a_size_count_equally() -> None:
+    times = RunTimes(8)
+    for seconds in (99.0, 1.0, 2.0):
+        times.learn(1, seconds)
+    assert times.measured == {1: pytest.approx(2**0.25 * 2 ** (0.75 / 2))}
+    before = times.measured[1]
+    times.learn(1, 2 * times.predict(1))
+    assert times.measured == {1: pytest.approx(before * 2**0.25 * 2 ** (0.75 / 3))}
+
+
+@pytest.mark.parametrize(("factor", "counted"), [(100.0, 4.0), (4.0, 4.0), (0.25, 0.25), (0.001, 0.25), (0.5, 0.5)])
+def test_no_batch_counts_as_more_than_four_times_slower_or_faster(factor: float, counted: float) -> None:
+    times = RunTimes(8, {1: 1.0, 8: 8.0})
+    times.learn(1, factor)
+    assert times.measured[8] == pytest.approx(8 * counted**0.25)
+
+
+def test_powers_of_two_get_times_of_their_own_and_other_sizes_do_not() -> None:
+    times = RunTimes(8, {1: 1.0, 8: 1.0})
+    for size in (4, 6):
+        times.learn(size, 99.0)
+        times.learn(size, 1.0)
+    assert set(times.measured) == {1, 4, 8}
+
+
+def test_size_beyond_the_measured_ones_is_measured_without_a_change_of_speed() -> None:
+    times = RunTimes(8, {1: 1.0, 2: 2.0})
+    times.learn(6, 99.0)
+    times.learn(6, 3.0)
+    assert times.measured == {1: 1.0, 2: 2.0, 6: 3.0}
+    times.learn(99, 9.0)  # as many as there may be: the first of its size
+    times.learn(8, 4.0)
+    assert times.measured == {1: 1.0, 2: 2.0, 6: 3.0, 8: 4.0}
+
+
+def test_size_that_is_met_on_a_slower_machine_has_its_time_there() -> None:
+    times = RunTimes(8, {1: 1.0})
+    times.learn(1, 2.0)
+    times.learn(4, 9.0)
+    times.learn(4, 5.0)
+    assert times.measured[4] == pytest.approx(5.0)
+    assert times.predict(4) == pytest.approx(5.0)
+
+
+def test_small_changes_of_a_size_add_up_before_they_count() -> None:
+    times = RunTimes(8, {1: 1.0, 8: 8.0})
+    times.learn(1, 1.2)  # 0.7 % besides the speed
+    assert times.predict(1) == pytest.approx(1.2**0.25)
+    times.learn(1, 1.2 * times.predict(1))
+    assert times.predict(1) == pytest.approx(times.measured[1])
+    assert times.predict(1) / times.predict(8) > 1.01 / 8
+
+
+def test_margin_rises_by_ninety_nine_times_of_what_it_falls() -> None:
+    times = RunTimes(8, {8: 1.0})
+    times.learn(8, 1.0)
+    assert times.margin == 1.0
+    times.learn(8, 2.0)
+    assert times.margin == pytest.approx(1 + 0.0198)
+    assert times.bound(8) == pytest.approx(1.0198 * times.predict(8))
+    times.learn(8, times.predict(8))
+    assert times.margin == pytest.approx(1.0196)
+    times.learn(8, times.bound(8))
+    assert times.margin == pytest.approx(1.0194)
+
+
+# Trials
+
+
+def after_trials(times: RunTimes, size: int, *seconds: float) -> list[bool]:
+    return [times.learn_trial(size, each) for each in seconds]
+
+
+@pytest.mark.parametrize(
+    ("trial", "doubted"), [((1.05,), False), ((1.06,), True), ((0.953,), False), ((0.95,), True), ((1.1, 0.9), False),
+                           ((1.1, 1.0), False), ((0.9, 1.0), False), ((), False)]
+)  # fmt: skip
+def test_trials_contradict_from_five_percent_on_and_all_on_one_side(trial: tuple[float, ...], doubted: bool) -> None:
+    times = RunTimes(8, {4: 1.0})
+    after_trials(times, 4, *trial)
+    assert times.in_doubt(4) == doubted
+
+
+def test_median_of_five_trials_replaces_a_time_and_those_it_rules_out() -> None:
+    for size, seconds, measured in (
+        (4, 1.5, {1: 1.0, 2: 1.5, 4: 1.5, 8: 8.0}),
+        (2, 6.0, {1: 1.0, 2: 6.0, 4: 6.0, 8: 8.0}),
+    ):
+        times = RunTimes(8, {1: 1.0, 2: 2.0, 4: 4.0, 8: 8.0})
+        found = after_trials(times, size, seconds, seconds, seconds + 0.25, seconds - 0.25, seconds)
+        assert found == [False] * 4 + [True]
+        assert times.measured == measured
+        assert times.predict(size) == seconds
+        assert times.latest(size) == seconds
+        assert after_trials(times, size, 7.5, 7.5, 7.5, 7.5) == [False] * 4  # five anew
+
+
+def test_trials_that_have_replaced_a_time_do_not_count_again() -> None:
+    times = RunTimes(8, {4: 4.0})
+    assert after_trials(times, 4, 1.5, 1.4, 1.4, 1.6, 1.6)[-1]
+    assert times.latest(4) == 1.5
+    assert after_trials(times, 4, *[1.6] * 5) == [False] * 4 + [True]
+
+
+def test_time_from_trials_counts_as_five_batches() -> None:
+    times = RunTimes(8, {4: 4.0, 8: 8.0})
+    after_trials(times, 4, *[1.5] * 5)
+    times.learn(4, 3.0)
+    assert times.measured[4] == pytest.approx(1.5 * 2**0.25 * 2 ** (0.75 / 6))
+
+
+def test_latest_trial_is_seen_at_the_speed_of_today() -> None:
+    times = RunTimes(8, {1: 1.0, 8: 8.0})
+    assert times.latest(8) == 8.0
+    times.learn(1, 2.0)
+    after_trials(times, 8, 5.0, 6.0)
+    assert times.latest(8) == pytest.approx(6.0)
+    times.learn(1, 2 * times.predict(1))
+    assert times.latest(8) == pytest.approx(6.0 * 2**0.25)
+
+
+def test_trial_of_more_rows_than_there_may_be_is_one_of_the_most() -> None:
+    times = RunTimes(8, {8: 8.0})
+    times.learn_trial(99, 4.0)
+    assert times.latest(8) == 4.0
+
+
+def test_trial_before_anything_is_known_says_nothing() -> None:
+    times = RunTimes(8)
+    assert after_trials(times, 4, *[1.0] * 6) == [False] * 6
+    assert not times.known
+
+
+# Which size
+
+
+@pytest.mark.parametrize(
+    ("measured", "limit", "size"),
+    [
+        ({1: 1.0, 2: 1.0}, 8, 4),  # the largest is the best: twice as many may be better
+        ({1: 1.0, 2: 1.0}, 3, 3),
+        ({1: 1.0, 2: 1.0}, 2, 2),
+        ({1: 1.0, 2: 1.0, 4: 2.0}, 8, 2),  # half of the largest is as good
+        ({1: 1.0, 2: 1.5, 3: 2.0, 4: 3.0}, 8, 8),
+        ({1: 1.0, 2: 1.5, 3: 2.0, 4: 3.0}, 4, 3),
+        ({1: 1.0, 2: 1.0}, 99, 4),
+        ({1: 1.0, 2: 1.9, 4: 3.99}, 4, 2),
+        ({1: 1.0, 4: 4.0}, 4, 1),
+    ],
+)
+def test_larger_sizes_are_chosen_while_they_are_better(measured: dict[int, float], limit: int, size: int) -> None:
+    assert RunTimes(8, measured).efficient(limit) == size
+
+
+def test_size_within_two_thousandths_of_the_best_is_enough() -> None:
+    assert RunTimes(2, {1: 1.0, 2: 1.997}).efficient(2) == 1
+    assert RunTimes(2, {1: 1.0, 2: 1.995}).efficient(2) == 2
+
+
+def test_guess_corrected_by_a_batch_of_another_size_than_most() -> None:
+    times = RunTimes(8, {4: 1.0, 8: 2.0}, guessed=True)
+    times.learn(99, 4.0)
+    assert times.measured == {4: 2.0, 8: 4.0}
+    times.learn(4, 1.0)
+    assert times.guessed  # each size allocates anew
+    times.learn(8, 2.0)
+    assert not times.guessed
+    times.learn(8, 4.0)
+    assert times.measured[8] == pytest.approx(2 * 2**0.25 * 2 ** (0.75 / 2))

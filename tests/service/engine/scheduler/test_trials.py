@@ -116,6 +116,7 @@ def best(cost: Cost) -> float:
     return max(size / cost(size) for size in SIZES)
 
 
+@pytest.mark.simulation
 @pytest.mark.parametrize("noise", [0.0, 0.1])
 @pytest.mark.parametrize("factor", [2.0, 0.5])
 @pytest.mark.parametrize("size", SIZES)
@@ -135,6 +136,7 @@ def test_without_trials_a_bad_measurement_costs_throughput_for_ever(cost: Cost, 
     assert serve(cost, wrong(cost, size, factor)).rate(cost, last=300) < 0.95 * best(cost)
 
 
+@pytest.mark.simulation
 @pytest.mark.parametrize("cost", [rising, peaked, flat])
 @pytest.mark.parametrize("callers", [4, 16, 64])
 def test_right_profile_stays_and_its_trials_cost_at_most_1_percent(
@@ -155,6 +157,7 @@ def test_other_sizes_are_tried_although_the_profile_is_right() -> None:
     assert sizes[8] >= 0.9 * BATCHES
 
 
+@pytest.mark.simulation
 @pytest.mark.parametrize("cost", [rising, peaked])
 def test_noise_alone_changes_no_choice_that_matters(cost: Cost) -> None:
     found = serve(cost, right(cost), noise=0.1, batches=3 * BATCHES)
@@ -167,6 +170,7 @@ def test_sizes_that_seemed_poor_when_the_profile_ended_are_found() -> None:
     assert serve(rising, profile).rate(rising, last=300) >= 0.97 * best(rising)
 
 
+@pytest.mark.simulation
 @pytest.mark.parametrize("load", [0.5, 0.8, 0.95, 3.0])
 def test_no_deadline_suffers(load: float) -> None:
     """A trial of twice the size takes two and a half times as long."""
@@ -213,6 +217,10 @@ def test_policies_that_only_serve_for_comparison_try_nothing() -> None:
         (41, 64, [16, 32, 64]),
         (16, 20, [4, 8, 20]),
         (31, 64, [8, 16, 64]),
+        (31, 256, [8, 16, 64, 128]),
+        (5, 64, [2, 4, 8, 16]),  # a quarter more or less is just worth a comparison
+        (4, 5, [1, 2, 5]),
+        (2, 32, [1, 4, 8]),
         (1, 1, []),
     ],
 )
@@ -247,3 +255,116 @@ def test_time_that_no_trial_supports_gives_way_to_one_that_trials_found() -> Non
 def test_first_trial_of_a_size_that_never_ran_says_nothing() -> None:
     times = RunTimes(32, {1: rising(1), 16: rising(16)})
     assert [times.learn_trial(4, 10 * rising(4)) for _ in range(6)] == [False] * 5 + [True]
+
+
+def after(
+    own: trials.Trials, batches: int, times: RunTimes, seconds: float = 0.0, chosen: int = 4, longest: float = 1e9
+) -> int:
+    """The size that is due after so many batches of so many seconds."""
+    for _ in range(batches):
+        own.ran(seconds, chosen, times, longest)
+    return own.size
+
+
+def steady(most: int = 16) -> RunTimes:
+    """A device on which trials cost nothing: each row takes 0.5 s."""
+    return RunTimes(most, {size: size / 2 for size in (1, 2, 4, 8, 16) if size <= most})
+
+
+def test_trial_is_due_after_sixteen_batches_and_stays_due() -> None:
+    own, times = trials.Trials(), steady()
+    assert after(own, 15, times) == 0
+    assert after(own, 1, times) == 1
+    assert after(own, 50, times) == 1
+    own.start()
+    assert (own.size, after(own, 15, times), after(own, 1, times)) == (0, 0, 2)
+
+
+def test_sizes_take_turns_also_where_too_few_requests_came() -> None:
+    own, times, found = trials.Trials(), steady(), []
+    for turn in range(6):
+        found.append(after(own, 200, times))
+        (own.miss if turn % 2 else own.start)()
+    assert found == [1, 2, 8, 16, 1, 2]
+
+
+def test_trial_for_which_too_few_came_is_not_due_for_eight_times_as_long() -> None:
+    own, times = trials.Trials(), steady()
+    after(own, 16, times)
+    own.miss()
+    assert own.size == 0
+    assert after(own, 16 + 8 * 16 - 1, times) == 0
+    assert after(own, 1, times) == 2
+
+
+def test_size_whose_last_trials_contradict_its_time_comes_first() -> None:
+    own, times = trials.Trials(), steady()
+    times.learn_trial(8, 1.0)
+    for _ in range(3):
+        assert after(own, 16, times) == 8
+        own.start()
+
+
+@pytest.mark.parametrize(("longest", "sizes"), [(4.0, [1, 2, 8]), (3.99, [1, 2, 7]), (2.0, [1, 2])])
+def test_trial_is_no_longer_than_a_batch_may_be(longest: float, sizes: list[int]) -> None:
+    own, times, found = trials.Trials(), steady(), []
+    for _ in sizes:
+        found.append(after(own, 16, times, longest=longest))
+        own.start()
+    assert found == sizes
+
+
+def test_no_trial_is_due_where_there_is_no_other_size() -> None:
+    assert after(trials.Trials(), 100, RunTimes(1, {1: 1.0}), chosen=1) == 0
+
+
+def costly() -> RunTimes:
+    """A trial of two rows is expected to cost as much as they take one by one: 2 s, though it takes 5 s."""
+    return RunTimes(2, {1: 1.0, 2: 5.0})
+
+
+@pytest.mark.parametrize(("seconds", "due"), [(25.0, 2), (24.9, 0)])
+def test_trial_waits_until_half_a_percent_of_the_run_time_pays_for_it(seconds: float, due: int) -> None:
+    assert after(trials.Trials(), 16, costly(), seconds, chosen=1) == due
+
+
+def saved(seconds: float) -> trials.Trials:
+    """As many seconds as may be saved, less these."""
+    own = trials.Trials()
+    own.ran(1e6, 1, costly(), 1e9)
+    own.end(2, 2.0 + seconds, 1, costly())
+    return own
+
+
+def test_no_more_is_saved_than_four_usual_batches_and_a_trial_costs_what_it_took_longer() -> None:
+    assert after(saved(2.0), 16, costly(), chosen=1) == 2
+    assert after(saved(2.1), 16, costly(), chosen=1) == 0
+
+
+def test_trial_that_gains_saves_nothing() -> None:
+    own = saved(2.1)
+    own.end(2, 1.0, 1, costly())
+    assert after(own, 16, costly(), chosen=1) == 0
+    own = saved(2.0)
+    own.end(2, 2.0, 1, costly())
+    assert after(own, 16, costly(), chosen=1) == 2
+
+
+def test_trial_costs_nothing_where_its_size_is_faster() -> None:
+    assert after(trials.Trials(), 16, RunTimes(2, {1: 1.0, 2: 1.5}), chosen=1) == 2
+
+
+def test_cost_of_a_trial_is_what_the_latest_one_of_its_size_took_longer() -> None:
+    times = costly()
+    times.learn_trial(2, 2.5)
+    assert after(trials.Trials(), 16, times, seconds=6.25, chosen=1) == 2
+    assert after(trials.Trials(), 16, times, seconds=6.2, chosen=1) == 0
+
+
+def test_trial_may_take_half_as_long_again_as_usual_or_what_its_size_is_bound_to() -> None:
+    assert trials.longest_run(8, 4, steady()) == 6.0
+    assert trials.longest_run(2, 1, costly()) == 5.0
+    times = costly()
+    times.margin = 2.0
+    assert trials.longest_run(2, 1, times) == 10.0
+    assert trials.longest_run(1, 1, times) == 3.0

@@ -54,11 +54,18 @@ def request(path: str = "/test.Test/Echo", *more: tuple[str, str], method: str =
 
 
 class Raw:
-    """A connection that has sent the HTTP/2 preface, unless `greet` is false."""
+    """A connection that has sent the HTTP/2 preface, unless `greet` is false. `source` is where it comes from."""
 
-    def __init__(self, address: tuple[str, int], *, greet: bool = True, settings: dict[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        address: tuple[str, int],
+        *,
+        greet: bool = True,
+        settings: dict[int, int] | None = None,
+        source: str | None = None,
+    ) -> None:
         self._acknowledges = greet
-        self.socket = socket.create_connection(address, SECONDS)
+        self.socket = socket.create_connection(address, SECONDS, None if source is None else (source, 0))
         self.encoder = hpack.Encoder()
         self._decoder = hpack.Decoder()
         self._received = b""
@@ -81,6 +88,18 @@ class Raw:
     def call(self, stream: int, data: bytes = b"hello", path: str = "/test.Test/Echo") -> None:
         """A call with one message."""
         self.send(self.headers(stream, request(path)) + frame(DATA, END_STREAM, stream, message(data)))
+
+    def upload(self, stream: int, data: bytes, path: str) -> None:
+        """A call with the beginning of its request, as the server's windows allow; the server must have greeted."""
+        self.send(self.headers(stream, request(path)))
+        windows = {0: 65_535, stream: 4 << 20}
+        for at in range(0, len(data), 1 << 18):
+            piece = data[at : at + (1 << 18)]
+            while min(windows.values()) < len(piece):
+                update = self.until(WINDOW_UPDATE)
+                windows[update.stream] += int.from_bytes(update.payload, "big")
+            self.send(frame(DATA, 0, stream, piece))
+            windows = {each: window - len(piece) for each, window in windows.items()}
 
     def read(self) -> Frame | None:
         """The next frame; None at the end of the connection. Raises TimeoutError."""
@@ -109,6 +128,10 @@ class Raw:
             if found.kind == kind and stream in (None, found.stream):
                 return found
         raise AssertionError(f"connection ended without a frame of kind {kind}")
+
+    def decode(self, headers: Frame) -> dict[str, str]:
+        """The headers in a frame. Those of all frames have to be decoded, in order."""
+        return dict(self._decoder.decode(headers.payload))
 
     def answer(self, stream: int) -> tuple[bytes, dict[str, str]]:
         """The data and the last headers of the answer on a stream."""

@@ -552,12 +552,3 @@ def test_callback_that_raises_ends_its_connection_and_is_logged(
         raw.call(1, b"trigger")
         raw.wait_for_end()
     assert "a fault of ours" in caplog.text
-
-
-def test_hundreds_of_idle_connections_cost_the_others_nothing(attacked: Serving) -> None:
-    idle = [Raw(attacked.address) for _ in range(400)]
-    for raw in idle:
-        raw.until(SETTINGS)
-    assert_it_serves(attacked)
-    for raw in idle:
-        raw.socket.close()

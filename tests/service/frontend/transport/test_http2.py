@@ -307,6 +307,48 @@ def test_pings_beyond_the_strikes_end_the_connection_and_answers_reset_the_count
         raw.wait_for_end()
 
 
+def test_server_that_leaves_serves_what_is_connected_and_nobody_else(http2: Serving) -> None:
+    with Raw(http2.address) as raw:
+        raw.call(1, path="/test.Test/Wait")
+        http2.methods.wait_for("Wait begun")
+        leaving = asyncio.run_coroutine_threadsafe(http2._transport.leave(SECONDS, SECONDS), http2._loop)
+        assert raw.until(GOAWAY).code == 0
+        raw.call(3)  # sent before the caller has seen it
+        assert raw.status(3) == "0"
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(http2.address, SECONDS)
+        raw.send(raw.headers(5, request("/test.Test/Echo")))
+        raw.send(frame(PING, ACK, 0, bytes(8)))
+        assert raw.until(GOAWAY).payload[:4] == (5).to_bytes(4, "big")
+        assert not leaving.done()  # a request has begun to arrive
+        raw.send(frame(DATA, END_STREAM, 5, message(b"late")))
+        assert raw.status(5) == "0"
+        leaving.result(SECONDS)
+        http2.release()
+        assert raw.status(1) == "0"
+
+
+def test_caller_that_does_not_answer_delays_a_server_that_leaves_for_a_moment_only(http2: Serving) -> None:
+    with Raw(http2.address) as raw:
+        raw.call(1)
+        assert raw.status(1) == "0"
+        asyncio.run_coroutine_threadsafe(http2._transport.leave(0.1, 0.1), http2._loop).result(SECONDS)
+        assert raw.until(GOAWAY).code == 0
+
+
+def test_connections_that_wait_to_be_accepted_are_served_by_a_server_that_leaves(http2: Serving) -> None:
+    async def connect_and_leave() -> tuple[Raw, asyncio.Task[None]]:
+        raw = Raw(http2.address)  # the loop is here, and accepts nothing meanwhile
+        leaving = asyncio.create_task(http2._transport.leave(SECONDS, SECONDS))
+        await asyncio.sleep(0)
+        return raw, leaving
+
+    raw, _ = asyncio.run_coroutine_threadsafe(connect_and_leave(), http2._loop).result(SECONDS)
+    with raw:
+        raw.call(1)
+        assert raw.status(1) == "0"
+
+
 def test_server_that_stops_says_so_twice_and_answers_what_came_between(http2: Serving) -> None:
     with Raw(http2.address) as raw:
         raw.call(1)

@@ -6,8 +6,8 @@ import pytest
 
 from convoy.service.ipc import messages
 from convoy.service.ipc.messages import Loading, Status, Suspect
+from convoy.service.supervisor.children import Child, Children
 from convoy.service.supervisor.processes import channel_pair
-from convoy.service.supervisor.watch import Child, Children
 
 
 class Ended:
@@ -55,7 +55,9 @@ def test_fault_is_logged_although_the_server_was_not_ready_before(
     process: Any = Ended()
     one = children.by_number[1] = Child("frontend", 0, 1, process)
     children.receive(one, Status(True, False, "the engine is starting"))
+    children.log_readiness()
     children.receive(one, Status(True, False, reason))
+    children.log_readiness()
     assert (f"not ready: {reason}" in caplog.messages) == logged
 
 
@@ -71,3 +73,19 @@ def test_server_is_ready_once_every_front_end_is() -> None:
     assert children.ready() == (True, "no engine on device 1")
     children.draining = True
     assert children.ready() == (False, "draining")
+
+
+def test_front_end_that_is_replaced_does_not_make_the_server_unready() -> None:
+    children = Children(1, "localhost:1")
+    old, new = (Child("frontend", 0, number, Ended()) for number in (1, 2))  # type: ignore[arg-type]
+    old.status, new.succeeds = Status(True, True, ""), True
+    children.by_number[1] = old
+    assert children.ready() == (True, "")
+    children.by_number[2] = new
+    assert children.ready() == (True, "")
+    new.status, old.retiring = Status(True, True, ""), True
+    old.status = Status(False, False, "draining")
+    assert children.ready() == (True, "")
+    new.status = Status(True, False, "the engine is starting")
+    del children.by_number[1]
+    assert not children.ready()[0]

@@ -1,0 +1,1 @@
+"""README.md and the pages of docs/: what they tell a user to type is typed here."""

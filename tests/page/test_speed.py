@@ -1,0 +1,54 @@
+"""What the page adds to the server's time, and what it loads."""
+
+import statistics
+from typing import TYPE_CHECKING
+
+from tests.page.conftest import answered, choose, picture
+from tests.page.test_answers import drop, encoded
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+TIMES = 20
+MOST_SECONDS = 0.25  # on a machine that does something else besides; 50 ms on one that does not
+MOST_BYTES = 100_000
+
+
+def beyond(page: "Page", name: str, data: bytes) -> list[float]:
+    """Seconds from the drop of a picture until its answer is there, without the server's own."""
+    page.evaluate(
+        """() => {
+            document.addEventListener("drop", () => { window.began = performance.now(); }, { capture: true });
+            new MutationObserver(() => {
+                const card = document.querySelector(".card");
+                if (card?.dataset.state === "answered") window.ended ??= performance.now();
+            }).observe(document.querySelector("#answers"), { subtree: true, attributes: true, childList: true });
+        }"""
+    )
+    found = []
+    for _ in range(TIMES):
+        page.evaluate("document.querySelector('#clear').click(); delete window.ended")
+        drop(page, "#drop", [(name, data)])
+        answered(page)
+        page.wait_for_function("window.ended")
+        seconds, inside = page.evaluate(
+            "[(window.ended - window.began) / 1000, Number(document.querySelector('.timings').dataset.total)]"
+        )
+        found.append(seconds - inside)
+    return found
+
+
+def test_answers_are_shown_soon(page: "Page") -> None:
+    for model in ("letters", "colours"):
+        choose(page, model)
+        median = statistics.median(beyond(page, "picture.png", encoded(picture("speed", height=240, width=320))))
+        print(f"{model}: {1000 * median:.1f} ms beyond the server's own time, median of {TIMES}")
+        assert median <= MOST_SECONDS
+
+
+def test_first_look_loads_little(page: "Page") -> None:
+    page.wait_for_load_state("networkidle")
+    urls = [request.url for request in page.watched.requests]  # type: ignore[attr-defined]
+    assert not any(url.endswith(("live.js", "models.js", "camera.js", "match.js")) for url in urls)
+    sizes = [len(response.body()) for response in (r.response() for r in page.watched.requests) if response]  # type: ignore[attr-defined]
+    assert 0 < sum(sizes) <= MOST_BYTES

@@ -1,0 +1,128 @@
+"""R3: front ends that are killed under load, beside callers with the client's own retries.
+
+Requests of 20 kB come from the client for asyncio and requests of 1.5 MB from the client for threads, or the other way
+round. With one front end, the retries have to bridge its start.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convoy.service.client.aio import AsyncClient
+from convoy.service.client.client import Client
+from convoy.service.client.results import Classification
+from tests.reliability.crowd import Crowd, describe
+from tests.reliability.neighbours import Neighbours
+from tests.reliability.probe import Count, Probe, Tally
+from tests.reliability.servers import check_nothing_is_left, hit, moment, restarts, settings, until
+from tests.service import networks
+from tests.service.running import Server
+
+_SIDES = (142, 1225)  # of grey pictures of 20 kB and of 1.5 MB
+_PICTURES = 4  # of each size
+_GAP = 0.3  # seconds: the most until the next kill
+_WINDOW = 0.5  # seconds, of which goodput is taken
+_BACK = 0.95  # of the goodput before
+_PATIENCE = 4  # start times
+
+
+class _Pictures:
+    """Pictures of one size, and what a server that nothing happens to says of them."""
+
+    def __init__(self, side: int, target: str) -> None:
+        random = np.random.default_rng(side)
+        self.pictures: list[NDArray[np.uint8]] = [
+            random.integers(0, 256, (side, side), np.uint8) for _ in range(_PICTURES)
+        ]
+        with Client(target) as client:
+            self._right = [self._labels(client.classify(each, "letters")) for each in self.pictures]
+
+    def _labels(self, answer: Classification) -> list[tuple[int, float]]:
+        return [(label.index, round(label.probability, 4)) for label in answer.labels]
+
+    def check(self, answer: Classification, call: int) -> None:
+        assert self._labels(answer) == self._right[call % _PICTURES], f"wrong answer for picture {call % _PICTURES}"
+
+    async def ask(self, client: AsyncClient, call: int) -> None:
+        self.check(await client.classify(self.pictures[call % _PICTURES], "letters"), call)
+
+    def ask_from_thread(self, client: Client, call: int) -> None:
+        self.check(client.classify(self.pictures[call % _PICTURES], "letters"), call)
+
+
+def run(trials: int, seed: int, *, retry: bool = True) -> Tally:
+    """Kills so many front ends of one server: half of the seeds have two of them."""
+    random = np.random.default_rng(seed)
+    count = Count()
+    with tempfile.TemporaryDirectory() as folder:
+        networks.save(networks.classifier(), Path(folder), "letters")
+        began = time.monotonic()
+        with Server(Path(folder), [*settings(seed), f"server.frontends={1 + seed // 2 % 2}"]) as server:
+            start = time.monotonic() - began
+            kinds = [_Pictures(side, server.grpc) for side in _SIDES[:: 1 if seed // 4 % 2 else -1]]
+            with (
+                Crowd(server.grpc, kinds[0].ask, callers=4, retry=retry) as crowd,
+                Neighbours(server.grpc, kinds[1].ask_from_thread, callers=3, retry=retry) as neighbours,
+            ):
+                for trial in range(trials):
+                    _kill(server, crowd, neighbours, random, count, f"kill {trial} of seed {seed}", start)
+            check_nothing_is_left(server, count, f"seed {seed}")
+    return count.tally()
+
+
+def _kill(
+    server: Server,
+    crowd: Crowd,
+    neighbours: Neighbours,
+    random: np.random.Generator,
+    count: Count,
+    where: str,
+    start: float,
+) -> None:
+    before = len(crowd.failed), len(neighbours.failed), restarts(server, "frontend")
+    steady = time.monotonic()
+    until(lambda: time.monotonic() > steady + _WINDOW)
+    moment(random, _GAP)
+    killed = time.monotonic()
+    hit(server, "frontend", random)
+    settled = until(lambda: restarts(server, "frontend") > before[2])
+    settled &= crowd.settle() and neighbours.settle() and crowd.progress()
+    errors = [*crowd.failed[before[0] :], *neighbours.failed[before[1] :]]
+    if errors:
+        count.bad(f"{where}: {len(errors)} calls failed: {describe(errors)}")
+    elif not settled:
+        count.bad(f"{where}: calls were not answered")
+    else:
+        count.good()
+    if len(server.processes("frontend")) > 1:
+        return  # all connections are at the other one now, and stay there
+    # On a machine that others use as well, the pace of one moment says little: only half of it is required.
+    goodput = crowd.rate(steady, killed)
+    until(lambda: _now(crowd) >= _BACK * goodput, _PATIENCE * start)
+    count.see("start times until 0.95 of the goodput", max(0.0, time.monotonic() - _WINDOW - killed) / start)
+    if not until(lambda: _now(crowd) >= goodput / 2):
+        count.also_bad(f"{where}: half of the goodput was not back")
+
+
+def _now(crowd: Crowd) -> float:
+    now = time.monotonic()
+    return crowd.rate(now - _WINDOW, now)
+
+
+def control(seed: int) -> Tally:
+    """The same without retries."""
+    return run(2, seed, retry=False)
+
+
+PROBE = Probe(
+    "R3",
+    "A front end that is killed under load costs no call of a client with the retries it has by default.",
+    "kills of a front end",
+    300,
+    20,
+    run,
+    control,
+)

@@ -1,0 +1,94 @@
+"""The frame that runs the probes: what it counts, keeps and writes."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.reliability import __main__ as soaking
+from tests.reliability import history, page
+from tests.reliability.history import Line
+from tests.reliability.probe import Count, Probe, Tally
+
+EMPTY = f"# Page\n\n{page.BEGIN}\n{page.END}\n\nThe end.\n"
+
+
+def a_probe(number: str = "R99", wanted: int = 1000, *, broken_every: int = 0, blind: bool = False) -> Probe:
+    def run(trials: int, seed: int) -> Tally:
+        count = Count()
+        for trial in range(trials):
+            if broken_every and trial % broken_every == 0:
+                count.bad(f"trial {trial} of seed {seed}")
+            else:
+                count.good()
+        count.see("seed", seed)
+        return count.tally()
+
+    return Probe(number, "It holds.", "trials", wanted, 10, run, lambda seed: Tally(1, 0 if blind else 1))
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(soaking, "TOTALS", tmp_path / "cache" / "totals.json")
+    file = tmp_path / "page.md"
+    file.write_text(EMPTY)
+    return file
+
+
+def soak(monkeypatch: pytest.MonkeyPatch, file: Path, *probes: Probe, seconds: float = 0.05) -> int:
+    monkeypatch.setattr(soaking, "PROBES", probes)
+    return soaking.soak(probes, seconds, file)
+
+
+def test_totals_add_up_over_runs_and_each_chunk_has_a_seed_of_its_own(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = a_probe()
+    assert soak(monkeypatch, file, probe) == 0
+    first = history.load(soaking.TOTALS)[probe.key]
+    assert first.tally.trials == 10 * first.chunks
+    assert first.control
+    soak(monkeypatch, file, probe)
+    second = history.load(soaking.TOTALS)[probe.key]
+    assert second.chunks > first.chunks
+    assert second.tally.worst["seed"] == second.chunks - 1
+
+
+def test_probes_progress_alike_whatever_they_want(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short, long = a_probe("R1", wanted=100), a_probe("R2", wanted=1000)
+    soak(monkeypatch, file, short, long, seconds=0.3)
+    lines = history.load(soaking.TOTALS)
+    ratio = lines[long.key].chunks / lines[short.key].chunks
+    assert 5 < ratio < 12, ratio
+
+
+def test_failures_are_counted_and_described_on_the_page(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert soak(monkeypatch, file, a_probe(broken_every=5)) > 0
+    text = file.read_text()
+    assert "- R99: trial 5 of seed 0" in text
+    assert text.endswith(f"{page.END}\n\nThe end.\n")
+
+
+def test_control_that_is_not_found_is_a_failure(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert soak(monkeypatch, file, a_probe(blind=True)) == 1
+    assert "**not found**" in file.read_text()
+
+
+def test_page_without_marks_is_an_error() -> None:
+    with pytest.raises(ValueError, match="has no"):
+        page.replaced("# Page\n", "table")
+
+
+def test_tallies_keep_the_first_failures_and_the_worst_figures() -> None:
+    one = Tally(3, 1, ("a",), {"p99": 1.0, "rss": 5.0})
+    other = Tally(4, 30, tuple(map(str, range(30))), {"p99": 2.0})
+    both = one + other
+    assert (both.trials, both.failed, len(both.examples)) == (7, 31, 20)
+    assert both.examples[0] == "a"
+    assert both.worst == {"p99": 2.0, "rss": 5.0}
+
+
+def test_history_survives_being_written_and_read(tmp_path: Path) -> None:
+    line = Line(Tally(3, 1, ("a",), {"x": 1.5}), 2, True, "2026-01-01", "a machine")
+    history.save(tmp_path / "totals.json", {"R1 images": line})
+    assert history.load(tmp_path / "totals.json") == {"R1 images": line}
+    assert history.load(tmp_path / "none.json") == {}

@@ -1,0 +1,79 @@
+"""A disk without room, and a log that cannot be written: what serves goes on serving."""
+
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from convoy.service.client.client import Client
+from convoy.service.client.results import ServerError
+from tests.reliability.neighbours import Neighbours
+from tests.service import networks
+from tests.service.running import Server
+from tests.service.test_overload import _best, _wait_until
+from tests.service.test_vision import grey
+
+_ROOM = 4 * resource.getpagesize()  # for what processes share in memory, which the limit counts as files, too
+
+
+def fill_disk(server: Server) -> None:
+    """From now on no process of the server can write a file beyond that. Sockets, pipes and mappings are no files."""
+    for pid in (server.process.pid, *server.processes("engine"), *server.processes("frontend")):
+        for each in (pid, *_below(pid)):
+            resource.prlimit(each, resource.RLIMIT_FSIZE, (_ROOM, _ROOM))
+
+
+def _below(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [each for child in map(int, children) for each in (child, *_below(child))]
+
+
+def test_full_disk_fails_no_call_whatever_is_loaded_and_whoever_starts_again(tmp_path: Path) -> None:
+    root, cache = tmp_path / "repository", tmp_path / "cache"
+    cache.mkdir(mode=0o700)
+    networks.save(networks.classifier(), root, "letters")
+    settings = ["server.lame_duck_seconds=0", "repository.poll_seconds=0.2", f"repository.cache={cache}"]
+    with Server(root, settings) as server, Neighbours(server.grpc) as neighbours:
+        _wait_until(lambda: neighbours.answered > 0)
+        counted = server.total("convoy_images_total")
+        fill_disk(server)
+        seen = len(server.log)
+        large = networks.classifier()
+        large.doc_string = "large" * _ROOM
+        networks.save(large, root, "letters", 2)
+        record = server.wait_for_log("model letters version 2 is not served: its files", after=seen)
+        assert record["message"].endswith("is not served: its files cannot be copied: File too large")
+        seen = len(server.log)
+        os.kill(server.children()["engine"], signal.SIGKILL)
+        server.wait_for_log("ready", after=seen)
+        with Client(server.grpc) as client:
+            assert client.classify(grey(1), "letters").labels[0].index == _best(1)[0]
+        assert server.total("convoy_images_total") > counted
+    assert neighbours.failed == []
+    assert server.process.returncode == 0
+
+
+def test_log_that_cannot_be_written_disturbs_nobody(tmp_path: Path) -> None:
+    networks.save(networks.classifier(), tmp_path, "letters")
+    command = [str(Path(sys.executable).with_name("convoy")), "serve", "--repository", str(tmp_path)]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    ports = ["--grpc-port", str(port), "--http-port", "0", "--metrics-port", "0", "--set", "server.lame_duck_seconds=0"]
+    with Path("/dev/full").open("w") as full, subprocess.Popen([*command, *ports], stderr=full) as server:
+        try:
+            with Client(f"127.0.0.1:{port}") as client:
+                _wait_until(lambda: _serves(client), 60)
+                assert client.classify(grey(1), "letters").labels[0].index == _best(1)[0]
+        finally:
+            server.terminate()
+        assert server.wait(30) == 0
+
+
+def _serves(client: Client) -> bool:
+    try:
+        return [model.state for model in client.models()] == ["ready"]
+    except ServerError:
+        return False
