@@ -62,9 +62,16 @@ class HttpPort:
         self._probes: Probes | None = None
         self._web: Web | None = None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether connections have been accepted."""
+        return self._web is not None
+
     async def open(self) -> None:
         """Starts accepting connections."""
         await asyncio.to_thread(_import)
+        if self._listening.fileno() < 0:
+            return  # stopped meanwhile
         from convoy.service.frontend.rest import application  # noqa: PLC0415  see above
         from convoy.service.frontend.rest.probes import Probes  # noqa: PLC0415
         from convoy.service.frontend.rest.web import Web  # noqa: PLC0415

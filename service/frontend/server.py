@@ -60,6 +60,7 @@ _HEAVY_SHARE = 4 << 30  # bytes of memory for each picture of the largest: an ei
 _FAREWELL_SECONDS = 0.5  # in which callers leave a server that drains
 _ARRIVAL_SECONDS = 5.0  # for requests that they have begun to send by then
 _NOTICE_SECONDS = 2.0  # in which callers leave a front end that retires
+_CLOSED_SECONDS = 10.0  # for which a process that joins others waits for models before it says that there are none
 _FLUSH_SECONDS = 2.0  # of the grace, for the spans of the last requests to be sent
 _LAST_WORDS = 0.5  # seconds for gRPC to send the last answers, and to end the streams of health watchers
 
@@ -84,8 +85,9 @@ class FrontEnd:
         )
         self._health = Health()
         self._health_services: set[str] = set()
-        self._listening = self._draining = False
-        self._closed_until_loaded = True
+        # Loaded: or not worth waiting for, in a process that joins others.
+        self._listening = self._draining = self._loaded = False
+        self._closed = True
         self._report: asyncio.Task[None] | None = None
         self._following: asyncio.Task[None] | None = None
         self._returning: asyncio.Task[None] | None = None
@@ -179,17 +181,27 @@ class FrontEnd:
         for setting in start.tracing:
             TRACES.set(setting)
 
-    async def listen(self) -> None:
-        """Starts accepting requests; they are UNAVAILABLE until the engine has loaded their model."""
+    async def listen(self, *, joins: bool) -> None:
+        """Starts accepting requests; they are UNAVAILABLE until the engine has loaded their model.
+
+        A process that joins a server, in another one's place, waits for the models first: the other front ends, or the
+        callers' own retries, serve better than a refusal does.
+        """
         self._set_health(False)  # before anybody can ask
-        if not self._config.server.listen_when_loaded:
+        if not joins and not self._config.server.listen_when_loaded:
             await self._open()
-        if self._http is not None:
-            await self._http.open()
+        else:
+            self._loop.call_later(_CLOSED_SECONDS, self._wait_no_longer)
         self._report = self._loop.create_task(self._keep_reporting())
         self._following = self._loop.create_task(self._follow())
         self._returning = self._loop.create_task(memory.keep_returning(lambda: self._gate.bytes))
         self._report_soon()
+
+    async def listen_to_http(self) -> None:
+        """Starts accepting connections on the HTTP port, where this server has one."""
+        if self._http is not None:
+            await self._http.open()
+            self._report_soon()
 
     def attach(self, connection: socket.socket, device: int, *, from_outside: bool) -> None:
         """Connects a new engine's channel. `from_outside`: see Link."""
@@ -329,6 +341,9 @@ class FrontEnd:
         while True:
             await self._reports.wait()
             self._reports.clear()
+            self._loaded |= self._catalogue.table.complete
+            if self._closed and self._loaded and not self._draining:
+                await self._open_or_end()
             status = self._now()
             if status != self._status:
                 try:
@@ -337,18 +352,29 @@ class FrontEnd:
                 except BlockingIOError:  # the supervisor is stopped and its socket is full
                     self._loop.call_later(_RETRY, self._report_soon)
             self._set_health(status.ready)
-            if self._closed_until_loaded and not self._draining and self._catalogue.table.complete:
-                await self._open()
-                self._report_soon()
+
+    async def _open_or_end(self) -> None:
+        try:
+            await self._open()
+        except OSError as error:  # such as too many open files: the next process may find some
+            logger.error("the port cannot be opened: %s", error.strerror)
+            raise SystemExit(1) from None
+
+    def _wait_no_longer(self) -> None:
+        if not self._config.server.listen_when_loaded:
+            self._loaded = True
+            self._report_soon()
 
     async def _open(self) -> None:
-        self._closed_until_loaded = False
+        self._closed = False
         for transport in self._transports:
             await transport.start()
         self._listening = True
 
     def _now(self) -> messages.Status:
         table = self._catalogue.table
+        complete = self._http is None or self._http.is_open
+        listening = self._listening and complete
         if self._draining:
             reason = "draining"
         elif not self._client.engines.connected:
@@ -360,9 +386,11 @@ class FrontEnd:
         elif not table.ready:
             faults = [f"{_which(row)}: {row.reason}" for row in table.versions if row.reason]
             reason = "no model serves" + (f": {'; '.join(faults)}" if faults else ": the repository contains no model")
+        elif not complete:
+            reason = "the HTTP port is about to open"
         else:
-            return messages.Status(self._listening, True, _without(self._client.engines.lost))
-        return messages.Status(self._listening, False, reason[:_MAX_REASON])
+            return messages.Status(listening, True, _without(self._client.engines.lost))
+        return messages.Status(listening, False, reason[:_MAX_REASON])
 
     def _set_health(self, ready: bool) -> None:
         """Sets the health of the server (the empty name), each service, and each model: `NAME` and `NAME/VERSION`."""
@@ -458,8 +486,10 @@ async def _main(supervisor: socket.socket, pulse: Pulse) -> int:
         if not over.done():
             over.set_result(False)
 
-    await front_end.listen()
+    await front_end.listen(joins=start.joins)
+    # Before HTTP, whose imports take seconds on a busy machine: until engines are attached, every call is refused.
     messages.listen(supervisor, receive, end)
+    await front_end.listen_to_http()
     complete = await over
     beating.cancel()
     return 0 if complete else 1

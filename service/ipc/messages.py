@@ -88,6 +88,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     admin_address: str = ""  # for the front end that serves the administration port
     # For a front end: the first descriptor with the message is the HTTP port's listening socket, which all share.
     http: bool = False
+    joins: bool = False  # for a front end: the server has been ready before, so it listens once it can serve
     regions: tuple[Region, ...] = ()  # for a front end; their descriptors follow, in this order
     tracing: tuple[Tracing, ...] = ()  # for a front end
     deadly: tuple[Deadly, ...] = ()  # for a front end: inputs that have ended engines

@@ -52,6 +52,7 @@ class Children:
         self._grpc_address = grpc_address
         self.deaths = LoadDeaths()
         self._was_ready = False
+        self.have_served = False  # all of them together, at some time
         self._shortage = ""  # the last warning while ready
 
     def of(self, kind: Kind) -> list[Child]:
@@ -102,4 +103,5 @@ class Children:
         if ready and reason != self._shortage:
             log.warning("%s", reason or "engines serve on all devices again")
         self._was_ready = ready
+        self.have_served |= ready
         self._shortage = reason if ready else self._shortage

@@ -198,6 +198,7 @@ class Supervisor:
             unloaded=changed.unloaded,
             admin_address=self._addresses.admin if child.administers else "",
             http=front_end and self._config.server.http_api,
+            joins=front_end and self._children.have_served,
             regions=changed.regions if front_end else (),
             tracing=changed.tracing if front_end else (),
             deadly=self._quarantine.deadly(time.monotonic()) if kind == "frontend" else (),

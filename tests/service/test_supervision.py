@@ -141,6 +141,32 @@ def test_port_opens_only_once_models_are_loaded_where_that_is_set(small_reposito
         server.wait_for_log("ready")
 
 
+def test_a_front_end_that_takes_the_place_of_another_listens_once_it_knows_the_models(quick_repository: Path) -> None:
+    with (
+        Server(quick_repository, ["server.heartbeat_seconds=0"]) as server,
+        Client(server.grpc, retry=False) as client,
+    ):
+        children = server.children()
+        os.kill(children["engine"], signal.SIGSTOP)  # nobody says which models there are
+        os.kill(children["frontend"], signal.SIGKILL)
+        refusals: list[str] = []
+        resumed = time.monotonic() + 4  # seconds, in which the next one has started
+
+        def answered() -> bool:
+            if time.monotonic() > resumed:
+                os.kill(children["engine"], signal.SIGCONT)
+            try:
+                return client.classify(grey(1), "letters", deadline=5).labels[0].index == _best(1)[0]
+            except ServerError as error:
+                refusals.append(error.message)
+                return False
+
+        _wait_until(answered, START_SECONDS)
+        assert server.children()["engine"] == children["engine"]
+        assert refusals
+        assert not [message for message in refusals if "loading" in message or "starting" in message]
+
+
 def test_a_front_end_that_dies_while_the_server_drains_is_not_followed_by_another(quick_repository: Path) -> None:
     with Server(quick_repository, ["server.lame_duck_seconds=20"]) as server:
         front_end = server.children()["frontend"]
