@@ -441,9 +441,9 @@ async def _main(supervisor: socket.socket, pulse: Pulse) -> int:
     beating = asyncio.ensure_future(beat(pulse, start.config.server.heartbeat_seconds))
     try:
         front_end = FrontEnd(start, supervisor, pulse, received)
-    except BadConfig as error:  # there is no memory, or a file has become unusable since the server started
+    except BadConfig as error:  # found out here first, or a file has become unusable since the server started
         logger.error("%s", error.message)
-        return 1
+        return os.EX_CONFIG
     loop = asyncio.get_running_loop()
     # What is computed or freed aside takes turns: a pool of several threads would grow to all of them in time.
     loop.set_default_executor(ThreadPoolExecutor(1, "aside"))

@@ -92,6 +92,8 @@ class Supervisor:
         self._killed: set[int] = set()  # devices whose last engine was killed by another process
         self._offences = Offences()
         self._quarantine = Quarantine()
+        self._stopping = asyncio.Event()
+        self._unusable = False  # the settings, or what they name
         self._ending = False  # neither is an engine: the front ends have ended
         self._starts = asyncio.Lock()  # locked for one start at a time, which then links all existing processes
         self._loop = asyncio.get_running_loop()
@@ -99,9 +101,8 @@ class Supervisor:
 
     async def serve(self) -> int:
         """Run until a signal; returns the exit code."""
-        stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._on_signal, stopping)
+            self._loop.add_signal_handler(number, self._on_signal)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored under nohup
             self._loop.add_signal_handler(signal.SIGHUP, self._reload)
         processes.let_through()
@@ -120,14 +121,14 @@ class Supervisor:
         looking = self._loop.create_task(self._look())
         weighing = self._loop.create_task(self._weigh())
         following = self._loop.create_task(self._doors.follow())
-        await stopping.wait()
+        await self._stopping.wait()
         weighing.cancel()
         code = await self._drain()
         telling.cancel()
         looking.cancel()
         following.cancel()
         self._sockets.remove()
-        return code
+        return 2 if self._unusable else code
 
     def _serve_http(self) -> Callable[[bool], None]:
         from convoy.service.supervisor import endpoints  # noqa: PLC0415  see above
@@ -162,14 +163,17 @@ class Supervisor:
             with suppress(OSError):  # it has died: its successor reads them at its start
                 messages.send(child.process.channel, messages.Reload())
 
-    def _on_signal(self, stopping: asyncio.Event) -> None:
-        if stopping.is_set():
+    def _on_signal(self) -> None:
+        if self._stopping.is_set():
             log.warning("second signal: ending at once")
             for child in self._children.by_number.values():
                 child.process.kill()
             os._exit(1)
+        self._stop()
+
+    def _stop(self) -> None:
         self._children.draining = True
-        stopping.set()
+        self._stopping.set()
 
     async def _start(self, kind: Kind, device: int = 0) -> Child:
         self._numbers += 1
@@ -256,6 +260,10 @@ class Supervisor:
                 log.warning("%s, which was replaced, ended with exit code %d", child.name, code)
             return  # its successor serves already
         if not self._needed(child.kind):
+            return
+        if code == os.EX_CONFIG and not self._children.have_served:
+            self._unusable = True  # the process has said why: the next one would say the same
+            self._stop()
             return
         self._tell_readiness()
         self._children.log_readiness()

@@ -370,6 +370,19 @@ def test_nothing_is_sampled_but_what_callers_sample(quick_repository: Path) -> N
         assert collector.headers[0]["x-token"] == "abc"
 
 
+def test_a_variable_that_opentelemetry_cannot_use_ends_the_start(quick_repository: Path) -> None:
+    with Server(
+        quick_repository,
+        ["tracing.enabled=true"],
+        environment={"OTEL_EXPORTER_OTLP_TIMEOUT": "soon"},
+        wait=False,
+    ) as server:
+        assert server.process.wait(30) == 2
+    (line,) = [line for line in server.log if line["level"] == "error"]
+    assert line["message"].startswith("tracing: OpenTelemetry cannot use its variables (OTEL_...): ")
+    assert "soon" in line["message"]
+
+
 def test_without_traces_there_are_neither_spans_nor_their_library(quick_repository: Path, traced: Server) -> None:
     skip_without("nghttp2")  # the other transport is that library
     with Server(quick_repository, ["server.lame_duck_seconds=0", "server.transport=nghttp2"]) as server:
