@@ -23,13 +23,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--seconds", type=float, default=3600.0, help="when to begin no further chunk")
-    parser.add_argument("--only", action="append", default=[], metavar="R", help="only these probes, such as R2")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="R", help="only these probes, such as R2 or 'drains'"
+    )
     parser.add_argument("--again", action="store_true", help="write the page again from the totals, try nothing")
     parser.add_argument("--fresh", action="store_true", help="forget the totals of these probes first")
     arguments = parser.parse_args()
-    probes = [probe for probe in PROBES if not arguments.only or probe.number in arguments.only]
-    if unknown := set(arguments.only) - {probe.number for probe in PROBES}:
-        parser.error(f"--only {min(unknown)}: want one of {', '.join(dict.fromkeys(each.number for each in PROBES))}")
+    probes = [probe for probe in PROBES if not arguments.only or {probe.number, probe.unit} & set(arguments.only)]
+    if unknown := set(arguments.only) - {name for probe in PROBES for name in (probe.number, probe.unit)}:
+        numbers = ", ".join(dict.fromkeys(each.number for each in PROBES))
+        parser.error(f"--only {min(unknown)}: want one of {numbers}, or the unit of one line, such as 'drains'")
     if arguments.fresh:
         kept = history.load(TOTALS)
         history.save(TOTALS, {key: kept[key] for key in kept.keys() - {probe.key for probe in probes}})
@@ -81,8 +84,9 @@ def _machine() -> str:
 
 def write(file: Path) -> None:
     """The page, from the totals."""
-    text = page.replaced(file.read_text(encoding="utf-8"), page.table(PROBES, history.load(TOTALS)))
-    file.write_text(text, encoding="utf-8")
+    before = file.read_text(encoding="utf-8")
+    table = page.table(PROBES, history.load(TOTALS), before)
+    file.write_text(page.replaced(before, table), encoding="utf-8")
 
 
 if __name__ == "__main__":

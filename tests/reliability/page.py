@@ -1,5 +1,6 @@
 """docs/reliability.md: what was tried how often, and what was found."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 from tests.reliability.history import Line
@@ -18,21 +19,37 @@ def replaced(page: str, table: str) -> str:
     return f"{before}{BEGIN}\n\n{table}\n{END}{after}"
 
 
-def table(probes: Sequence[Probe], lines: Mapping[str, Line]) -> str:
-    """One row for each probe, and below it what failed."""
-    rows = [_row(probe, lines.get(probe.key, Line())) for probe in probes]
-    failures = [
-        f"- {probe.number}: {example}\n" for probe in probes for example in lines.get(probe.key, Line()).tally.examples
-    ]
+def table(probes: Sequence[Probe], lines: Mapping[str, Line], before: str = "") -> str:
+    """One row for each probe, and below it what failed. Of a probe without totals, what the page said `before` stays:
+    another machine may have tried it."""
+    rows, failures = [], []
+    for probe in probes:
+        line = lines.get(probe.key)
+        if line is None and (kept := re.search(rf"^\| {re.escape(_promise(probe))} \|.*\n", before, re.MULTILINE)):
+            rows.append(kept[0])
+            if kept[0].split(" | ")[3] != "0":
+                failures += re.findall(rf"^- {probe.number}: .*\n", before, re.MULTILINE)
+        else:
+            line = line or Line()
+            rows.append(_row(probe, line))
+            failures += [f"- {probe.number}: {example}\n" for example in line.tally.examples]
     last = max(lines.values(), key=lambda line: line.day, default=Line())
     head = "| # | promise | trials so far (long form) | broken | worst | control | last run |\n"
     return (
-        (f"Last run on: {last.machine}\n\n" if last.machine else "")
+        (
+            f"Last run on: {last.machine}\n\n"
+            if last.machine
+            else "".join(re.findall(r"^Last run on: .*\n\n", before, re.M))
+        )
         + head
         + "| --- | --- | --- | --- | --- | --- | --- |\n"
         + "".join(rows)
-        + ("\nFailures:\n\n" + "".join(failures) if failures else "")
+        + ("\nFailures:\n\n" + "".join(dict.fromkeys(failures)) if failures else "")
     )
+
+
+def _promise(probe: Probe) -> str:
+    return f"{probe.number} | {probe.what}"
 
 
 def _row(probe: Probe, line: Line) -> str:
@@ -40,4 +57,4 @@ def _row(probe: Probe, line: Line) -> str:
     worst = ", ".join(f"{name} {value:.4g}" for name, value in sorted(tally.worst.items())) or "-"
     control = "-" if not line.chunks else "found" if line.control else "**not found**"
     trials = f"{tally.trials:,} of {probe.wanted:,} {probe.unit}"
-    return f"| {probe.number} | {probe.what} | {trials} | {tally.failed} | {worst} | {control} | {line.day or '-'} |\n"
+    return f"| {_promise(probe)} | {trials} | {tally.failed} | {worst} | {control} | {line.day or '-'} |\n"

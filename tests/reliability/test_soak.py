@@ -73,6 +73,21 @@ def test_control_that_is_not_found_is_a_failure(file: Path, monkeypatch: pytest.
     assert "**not found**" in file.read_text()
 
 
+def test_lines_that_were_not_tried_here_stay_on_the_page(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere, here = a_probe("R98", broken_every=5), a_probe("R99")
+    soak(monkeypatch, file, elsewhere, here)
+    soaking.TOTALS.unlink()  # another machine has no totals
+    said = rows(file, "R98")
+    assert len(said) > 1  # the row, and what failed
+    assert soaking.soak([here], 0.01, file) == 0
+    assert rows(file, "R98") == said
+    assert len(rows(file, "R99")) == 1
+
+
+def rows(file: Path, number: str) -> list[str]:
+    return [line for line in file.read_text().splitlines() if number in line]
+
+
 def test_page_without_marks_is_an_error() -> None:
     with pytest.raises(ValueError, match="has no"):
         page.replaced("# Page\n", "table")
