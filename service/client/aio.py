@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from convoy.service import address
 from convoy.service.client import large, tiling
-from convoy.service.client.channel import ANY_REQUEST, options
+from convoy.service.client.channel import ANY_REQUEST, KEEPALIVE, options
 from convoy.service.client.credentials import PLAIN, Credentials
 from convoy.service.client.large import LargeSegmentation, LargeSource, Progress
 from convoy.service.client.requests import (
@@ -81,6 +81,7 @@ class AsyncClient:
         retry_buffer_bytes: int = ANY_REQUEST,
         balance: bool = True,
         health: bool | None = None,
+        keepalive: float = KEEPALIVE,
         credentials: Credentials = PLAIN,
     ) -> None:
         self._target = target = address.target(target)
@@ -95,6 +96,7 @@ class AsyncClient:
             retry_buffer_bytes=retry_buffer_bytes,
             balance=balance,
             health=not metadata if health is None else health,
+            keepalive=keepalive,
         )
         self._channel = credentials.aio_channel(target, found)
         self._methods = methods(self._channel, metadata)

@@ -20,14 +20,27 @@ _RETRIES = {
 # Bytes of a request that are kept for another attempt: any request. By default gRPC keeps 256 KiB, and a larger request
 # is lost with the replica that it was sent to.
 ANY_REQUEST = 2**31 - 1
+KEEPALIVE = 20.0  # seconds of silence; convoy's servers allow pings each second, and proxies do not count so few
+_ANSWER_SECONDS = 10.0  # for a ping, of which a server that lives needs milliseconds
 # Names that gRPC resolves to any number of servers, and lists of addresses.
 _SEVERAL = re.compile(r"dns:.+|(?:ipv4|ipv6):[^,]+,.+", re.DOTALL)
 
 
-def options(target: str, *, retry: bool, retry_buffer_bytes: int, balance: bool, health: bool) -> list[tuple[str, Any]]:
+def options(
+    target: str, *, retry: bool, retry_buffer_bytes: int, balance: bool, health: bool, keepalive: float
+) -> list[tuple[str, Any]]:
     """The options of a channel; see `Client`. Streams are never repeated."""
     config: dict[str, Any] = {}
     found = [*OPTIONS, ("grpc.enable_retries", int(retry))]
+    if keepalive > 0:
+        answer = round(min(keepalive, _ANSWER_SECONDS) * 1000)
+        found += [
+            ("grpc.keepalive_time_ms", round(keepalive * 1000)),
+            # Of the two, gRPC keeps the longer one, which is a minute by default.
+            ("grpc.keepalive_timeout_ms", answer),
+            ("grpc.http2.ping_timeout_ms", answer),
+            ("grpc.http2.max_pings_without_data", 0),  # by default the third one waits for a minute
+        ]
     if retry:
         vision = pb.DESCRIPTOR.services_by_name["Vision"]
         unary = [method.name for method in vision.methods if not method.client_streaming]

@@ -28,7 +28,7 @@ from google.protobuf.message import Message
 
 from convoy.service import address
 from convoy.service.client import large, tiling
-from convoy.service.client.channel import ANY_REQUEST, options
+from convoy.service.client.channel import ANY_REQUEST, KEEPALIVE, options
 from convoy.service.client.credentials import PLAIN, Credentials
 from convoy.service.client.large import LargeSegmentation, LargeSource, Progress
 from convoy.service.client.requests import (
@@ -72,6 +72,8 @@ class Client:
     health              whether a server gets calls only while its health service says that it serves. Needs `balance`.
                         gRPC asks without a token, so None means no for a client with one. A server without a health
                         service gets calls.
+    keepalive           seconds of silence after which a server with a call is asked whether it is there: its machine
+                        may be gone, which nobody says. Without a reply the call is UNAVAILABLE. 0: never
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Client:
         retry_buffer_bytes: int = ANY_REQUEST,
         balance: bool = True,
         health: bool | None = None,
+        keepalive: float = KEEPALIVE,
         credentials: Credentials = PLAIN,
     ) -> None:
         self._target = target = address.target(target)
@@ -94,6 +97,7 @@ class Client:
             retry_buffer_bytes=retry_buffer_bytes,
             balance=balance,
             health=not metadata if health is None else health,
+            keepalive=keepalive,
         )
         self._channel = credentials.channel(target, found)
         self._methods = methods(self._channel, metadata)

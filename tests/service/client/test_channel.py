@@ -2,10 +2,11 @@
 
 import asyncio
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import grpc
@@ -39,6 +40,8 @@ class Replica:
     def __init__(self, health_service: Any = None, address: str = "127.0.0.1:0") -> None:
         self.calls = 0
         self.pushback = ""
+        self.idle = threading.Event()  # unless set, no call is answered
+        self.idle.set()
         self._server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.max_receive_message_length", -1)])
         handler = grpc.unary_unary_rpc_method_handler(
             self._classify, pb.ClassifyRequest.FromString, pb.ClassifyResponse.SerializeToString
@@ -53,6 +56,7 @@ class Replica:
 
     def _classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:
         self.calls += 1
+        self.idle.wait(SECONDS)
         if self.pushback:
             context.set_trailing_metadata((("grpc-retry-pushback-ms", self.pushback),))
             context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
@@ -67,6 +71,43 @@ def reporting(status: Any) -> health.HealthServicer:
     servicer = health.HealthServicer()
     servicer.set("", status)
     return servicer
+
+
+class Wire:
+    """A way to a server that can be cut as a machine is that loses its network: nobody hears of it."""
+
+    def __init__(self, address: str) -> None:
+        self._server = address
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.address = "{}:{}".format(*self._listening.getsockname())
+        self._open: list[socket.socket] = []
+        self._cut = threading.Event()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        self._cut.set()
+
+    def close(self) -> None:
+        for each in (self._listening, *self._open):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)  # ends the threads
+            each.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near = self._listening.accept()[0]
+                host, _, port = self._server.rpartition(":")
+                far = socket.create_connection((host, int(port)))
+                self._open += [near, far]
+                for ends in ((near, far), (far, near)):
+                    threading.Thread(target=self._carry, args=ends, daemon=True).start()
+
+    def _carry(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                if not self._cut.is_set():
+                    target.sendall(data)
 
 
 Start = Callable[..., Replica]
@@ -185,6 +226,26 @@ def test_refused_call_is_attempted_four_times(start: Start, pushback: str, more:
         client.classify(PIXELS, deadline=SECONDS)
     assert caught.value.code is grpc.StatusCode.UNAVAILABLE
     assert replica.calls == attempts
+
+
+@pytest.mark.parametrize(
+    ("keepalive", "code"), [(1.0, grpc.StatusCode.UNAVAILABLE), (0.0, grpc.StatusCode.DEADLINE_EXCEEDED)]
+)
+def test_server_whose_machine_is_gone_is_noticed(start: Start, keepalive: float, code: grpc.StatusCode) -> None:
+    replica = start()
+    replica.idle.clear()
+    wire = Wire(replica.address)
+    with Client(wire.address, keepalive=keepalive, retry=False) as client, ThreadPoolExecutor(1) as threads:
+        call = threads.submit(client.classify, PIXELS, deadline=8.0)
+        until = time.monotonic() + SECONDS
+        while not replica.calls and time.monotonic() < until:
+            time.sleep(0.01)
+        wire.cut()
+        error = call.exception(SECONDS)
+    replica.idle.set()
+    wire.close()
+    assert isinstance(error, ServerError)
+    assert error.code is code
 
 
 def test_call_that_one_server_refuses_is_answered_by_another(start: Start) -> None:
