@@ -16,7 +16,12 @@ from convoy.service import cli
 LARGE = ("torch", "lightning", "torchmetrics", "scipy", "matplotlib", "sklearn", "onnx", "onnxruntime")
 MEDIUM = ("grpc", "numpy")  # a tenth of a second each, which help does not need
 CPU_SECONDS = 0.5
-TRIES = 12  # a machine that is busy with other things makes the same work take more CPU time
+# Work of a fixed size, and the seconds that it takes where the limit holds. A machine that is slower, or is busy with
+# other things, makes all work take more CPU time.
+FIXED = "import argparse\ntext = open(argparse.__file__).read()\nfor _ in range(4): compile(text, 'x', 'exec')"
+FIXED_SECONDS = 0.1
+TRIES = 12
+COMMAND = "import sys\nfrom convoy.service import cli\nsys.exit(cli.run(sys.argv[1:]))"
 
 BELOW = {
     "data": ["check"],
@@ -161,13 +166,20 @@ def answers(
     return [(code, said, loaded) for code, said, loaded in found]
 
 
-def cpu_seconds(arguments: list[str], folder: Path) -> float:
+def cpu_seconds(code: str, arguments: list[str], folder: Path) -> float:
     """Of a fresh process, all its threads together."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    code = "import sys\nfrom convoy.service import cli\nsys.exit(cli.run(sys.argv[1:]))"
     subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, check=False, cwd=folder)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def is_quick(arguments: list[str], folder: Path, tries: int = TRIES) -> bool:
+    """Whether a command takes less than the limit, on this machine as it is now."""
+    return any(
+        cpu_seconds(COMMAND, arguments, folder) < CPU_SECONDS * max(1, cpu_seconds(FIXED, [], folder) / FIXED_SECONDS)
+        for _ in range(tries)
+    )
 
 
 def test_every_command_below_another_is_looked_at(folder: Path) -> None:
@@ -197,7 +209,7 @@ def test_large_import_would_be_seen(folder: Path) -> None:
 @pytest.mark.parametrize("leaf", LEAVES, ids=" ".join)
 def test_help_and_refusal_cost_less_than_half_a_second(leaf: list[str], folder: Path) -> None:
     for option in ("--help", "--quux"):
-        assert any(cpu_seconds([*leaf, option], folder) < CPU_SECONDS for _ in range(TRIES)), option
+        assert is_quick([*leaf, option], folder), option
 
 
 @pytest.mark.parametrize(
@@ -213,8 +225,8 @@ def test_help_and_refusal_cost_less_than_half_a_second(leaf: list[str], folder: 
     ids=" ".join,
 )
 def test_misspelt_name_costs_less_than_half_a_second(command: list[str], folder: Path) -> None:
-    assert any(cpu_seconds(command, folder) < CPU_SECONDS for _ in range(TRIES))
+    assert is_quick(command, folder)
 
 
 def test_large_import_costs_more_than_that(folder: Path) -> None:
-    assert cpu_seconds(["inspect", "lenet5"], folder) > CPU_SECONDS
+    assert not is_quick(["inspect", "lenet5"], folder, tries=2)

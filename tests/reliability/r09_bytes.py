@@ -140,12 +140,12 @@ def _flood(trials: int, seed: int, fault: Callable[[str, Board], None], overlap:
                 count.also_bad(f"seed {seed}: the front end grew by {grown} bytes, want at most {most}")
             if server.children()["frontend"] != pid:
                 count.also_bad(f"seed {seed}: the front end has died")
-            with grpc.insecure_channel(server.grpc) as channel:
-                image = pb.Image(raw=pb.RawImage(pixels=grey(1).tobytes(), height_px=8, width_px=8, channels=1))
-                method(channel, "Classify")(pb.ClassifyRequest(model="letters", images=[image]), timeout=60)
             for gauge in ("convoy_in_flight_bytes", "convoy_slot_bytes", "convoy_slots", "convoy_requests_in_flight"):
                 if left := server.wait_for_total(gauge, 0, 30):
                     count.also_bad(f"seed {seed}: {gauge} is {left:g} afterwards")
+            with grpc.insecure_channel(server.grpc) as channel:
+                image = pb.Image(raw=pb.RawImage(pixels=grey(1).tobytes(), height_px=8, width_px=8, channels=1))
+                method(channel, "Classify")(pb.ClassifyRequest(model="letters", images=[image]), timeout=60)
     return count.tally()
 
 
