@@ -13,7 +13,7 @@ from convoy.service.errors import BadImage, BadRequest
 from convoy.service.frontend.call import Call
 from convoy.service.frontend.decoder import Decoder
 from convoy.service.frontend.engine_client import EngineClient, Lease
-from convoy.service.frontend.threads import HEAVY, Threads, Who
+from convoy.service.frontend.threads import HEAVY, Threads, Who, awaited
 from convoy.service.images.decode import Picture, estimate, from_raw
 from convoy.service.images.geometry import is_too_large
 from convoy.service.ipc.slots import COPIED_AT_ONCE
@@ -110,7 +110,7 @@ class Preparer:
             data, seconds = _look(chunk.images[0], chunk.pixels[0])
             decode = partial(self._decode, chunk.images[0], data, chunk.pixels[0], call)
             work = self._threads.submit(call.who, decode, seconds)
-            preparing = asyncio.wrap_future(work)
+            preparing = awaited(work)
             try:
                 return await asyncio.shield(preparing)
             except asyncio.CancelledError:
@@ -120,6 +120,8 @@ class Preparer:
                     work.add_done_callback(_release)
                     await asyncio.wait([preparing])
                 raise
+            finally:
+                del work, preparing
 
     async def _copy(self, chunk: Chunk, size: tuple[int, int], call: Call) -> Lease:
         """Copies pixels that are the network's input unchanged, unless they have landed. A few are copied in less time
@@ -201,12 +203,14 @@ class Preparer:
 async def to_its_end(threads: Threads, who: Who, work: Callable[[], T], seconds: float = 0.0) -> T:
     """Returns the result of work that reads or writes a slot. After a cancellation it still waits for the work, so that
     the slot is not released before. For `who` and `seconds` see Threads.submit."""
-    future = asyncio.wrap_future(threads.submit(who, lambda thread: work(), seconds))
+    future = awaited(threads.submit(who, lambda thread: work(), seconds))
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
         await asyncio.wait([future])
         raise
+    finally:
+        del future
 
 
 def _look(image: pb.Image, pixels: Pixels) -> tuple[bytes, float]:

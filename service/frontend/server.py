@@ -194,7 +194,6 @@ class FrontEnd:
             self._loop.call_later(_CLOSED_SECONDS, self._wait_no_longer)
         self._report = self._loop.create_task(self._keep_reporting())
         self._following = self._loop.create_task(self._follow())
-        self._returning = self._loop.create_task(memory.keep_returning(lambda: self._gate.bytes))
         self._report_soon()
 
     async def listen_to_http(self) -> None:
@@ -202,6 +201,8 @@ class FrontEnd:
         if self._http is not None:
             await self._http.open()
             self._report_soon()
+        # Once everything is imported, which need not be looked at again.
+        self._returning = self._loop.create_task(memory.keep_returning(lambda: self._gate.bytes))
 
     def attach(self, connection: socket.socket, device: int, *, from_outside: bool) -> None:
         """Connects a new engine's channel. `from_outside`: see Link."""

@@ -1,9 +1,12 @@
 """The threads of a front end. They decode and postprocess, and serve all callers in turn."""
 
+import asyncio
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -23,6 +26,37 @@ class Who(NamedTuple):
 
 
 NOBODY = Who("", "")
+
+
+def awaited(work: Future[T]) -> asyncio.Future[T]:
+    """Returns a future of the running loop for work in a thread, as asyncio.wrap_future does.
+
+    That one leaves a cycle of references, with the error of failed work in it, and so all that the frames of its
+    traceback refer to, such as a picture, until the collector runs. Whoever awaits this one in a variable deletes the
+    variable in the end: the variable's frame is in that traceback, too.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+    future.add_done_callback(lambda ended: work.cancel() if ended.cancelled() else None)
+    work.add_done_callback(partial(_hand_over, loop, [future]))
+    return future
+
+
+def _hand_over(loop: asyncio.AbstractEventLoop, waiting: list[asyncio.Future[T]], work: Future[T]) -> None:
+    with suppress(RuntimeError):  # the loop has ended, and with it whoever waited
+        loop.call_soon_threadsafe(_deliver, waiting, work)
+
+
+def _deliver(waiting: list[asyncio.Future[T]], work: Future[T]) -> None:
+    future = waiting.pop()  # the work, which refers to the list, no longer refers to it
+    if future.done():
+        return
+    if work.cancelled():
+        future.cancel()
+    elif (error := work.exception()) is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(work.result())
 
 
 class Turns(Generic[T]):
@@ -53,22 +87,24 @@ class Turns(Generic[T]):
 
 
 class _Work:
-    """Work that waits or runs. `call` is None once it is cancelled: what it refers to is free then."""
+    """Work that waits or runs. `call` is None once it has ended or is cancelled: what it refers to is free then."""
 
     __slots__ = ("call", "future", "heavy")
 
     def __init__(self, call: Callable[[int], Any], heavy: bool) -> None:
-        self.future: Future[Any] = Future()
+        self.future: Future[Any] | None = Future()
         self.call: Callable[[int], Any] | None = call
         self.heavy = heavy
         self.future.add_done_callback(self._forget)
 
-    def _forget(self, _: object) -> None:
+    def _forget(self, ended: Future[Any]) -> None:
         self.call = None
+        if not ended.cancelled():  # otherwise `run` tells those who wait for it in threads
+            self.future = None
 
     def run(self, thread: int) -> None:
         future, call = self.future, self.call
-        if not future.set_running_or_notify_cancel() or call is None:
+        if future is None or not future.set_running_or_notify_cancel() or call is None:
             return
         try:
             future.set_result(call(thread))
@@ -106,10 +142,12 @@ class Threads:
     def submit(self, who: Who, work: Callable[[int], T], seconds: float = 0.0) -> Future[T]:
         """Runs `work` when its turn has come, with the number of its thread. `seconds` is an estimate of its time."""
         added = _Work(work, seconds >= HEAVY)
+        future = added.future
+        assert future is not None
         with self._condition:
             (self._heavy if added.heavy else self._light).add(who, added)
             self._condition.notify()
-        return added.future
+        return future
 
     def _serve(self, thread: int) -> None:
         while True:

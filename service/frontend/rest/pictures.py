@@ -3,7 +3,6 @@
 check -> read the body -> call gRPC's method -> write the answer
 """
 
-import asyncio
 import io
 from functools import partial
 from typing import Literal
@@ -20,7 +19,7 @@ from convoy.service.frontend.rest import answers, bodies, query, schemas
 from convoy.service.frontend.rest.asked import Asked
 from convoy.service.frontend.rest.refusals import JSON
 from convoy.service.frontend.rest.routes import Route, versioned
-from convoy.service.frontend.threads import Threads
+from convoy.service.frontend.threads import Threads, awaited
 from convoy.service.images.decode import estimate
 from convoy.service.images.overlay import overlay
 from convoy.service.metadata import InputSpec
@@ -119,7 +118,7 @@ class Pictures:
     async def _overlay(self, asked: Asked, data: bytes, picture: pb.Segmentation) -> bytes:
         seconds = estimate(data) + _OVERLAY_SECONDS * picture.height_px * picture.width_px
         draw = partial(self._draw, data, picture.mask)
-        return await asyncio.wrap_future(self._threads.submit(asked.who, draw, seconds))
+        return await awaited(self._threads.submit(asked.who, draw, seconds))
 
     def _draw(self, data: bytes, mask: bytes, thread: int) -> bytes:
         """Returns a PNG file of an image under the class map of a palette PNG file."""

@@ -1,16 +1,20 @@
 """In which order the threads of a front end serve its callers."""
 
+import asyncio
+import gc
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import wait
+from contextlib import suppress
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convoy.service.frontend.threads import HEAVY, NOBODY, Threads, Turns, Who
+from convoy.service.frontend.threads import HEAVY, NOBODY, Threads, Turns, Who, awaited
 
 FLOOD, GOOD = Who("10.0.0.1", 1), Who("10.0.0.2", 2)
 
@@ -175,3 +179,56 @@ def test_work_that_fails_fails_alone() -> None:
     with pytest.raises(ValueError, match="broken"):
         failed.result(10)
     assert threads.submit(NOBODY, lambda thread: "well").result(10) == "well"
+
+
+class _Picture:
+    """Something large."""
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_ended_work_keeps_nothing_until_the_collector_runs(fails: bool) -> None:
+    threads = Threads(1, "test")
+
+    def decode(_: int, picture: _Picture) -> int:
+        if fails:
+            raise ValueError(f"{picture} is none")
+        return 7
+
+    async def ask(picture: _Picture) -> int:
+        waiting = awaited(threads.submit(NOBODY, partial(decode, picture=picture)))
+        try:
+            return await waiting
+        finally:
+            del waiting
+
+    async def asked() -> weakref.ref[_Picture]:
+        picture = _Picture()
+        with suppress(ValueError):
+            assert await ask(picture) == 7
+        return weakref.ref(picture)
+
+    gc.collect()
+    gc.disable()
+    try:
+        kept = asyncio.run(asked())
+        threads.submit(NOBODY, lambda _: None).result(10)  # the thread has left the first one behind
+        assert kept() is None
+    finally:
+        gc.enable()
+
+
+def test_cancelled_waiting_cancels_work_that_has_not_begun() -> None:
+    threads, busy = Threads(1, "test"), threading.Event()
+
+    async def cancelled() -> bool:
+        first = threads.submit(NOBODY, lambda _: busy.wait(10))
+        second = threads.submit(NOBODY, lambda _: None)
+        waiting = awaited(second)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        busy.set()
+        await awaited(first)
+        return second.cancelled()
+
+    assert asyncio.run(cancelled())
