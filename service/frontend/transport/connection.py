@@ -289,7 +289,8 @@ class Connection(asyncio.BufferedProtocol):
         """Ends the calls whose callers do not go on with a message that they have begun."""
         seconds = self.hub.limits.stall_seconds
         for exchange in list(self.exchanges.values()):
-            if exchange.stalls(now, seconds):
+            # Of a caller that does not read, there are many that are over.
+            if not exchange.over and exchange.stalls(now, seconds):
                 exchange.fail(Code.UNAVAILABLE, f"request is not complete, and hardly any of it came for {seconds:g} s")
 
     # From nghttp2.

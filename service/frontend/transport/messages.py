@@ -78,6 +78,11 @@ class Assembler:
             size = int.from_bytes(chunk[1:PREFIX], "big")
             if size + PREFIX == len(chunk) and chunk[:1] == b"\0" and size <= self._at_once:
                 return [chunk[PREFIX:]]  # by far the most frequent: one chunk, one message
+        elif self._body is not None and self._filled + len(chunk) < self._size:
+            # Nor should crumbs be dear, of which slow callers send many.
+            self._add(memoryview(chunk), self._body)
+            self.rest = b""
+            return []
         return self._cut(chunk, most)
 
     def release(self) -> None:
@@ -145,11 +150,14 @@ class Assembler:
             self._append(memoryview(self.landing.so_far()))
             self.release()
             piece = piece[used:]
+        self._add(piece, self._body)
+
+    def _add(self, piece: memoryview, body: bytearray) -> None:
         end = self._filled + len(piece)
-        if end <= len(self._body):
-            memoryview(self._body)[self._filled : end] = piece
+        if end <= len(body):
+            body[self._filled : end] = piece
         else:
-            self._body += piece
+            body += piece
         self._filled = end
 
     def _plain(self, data: Data) -> Data:
