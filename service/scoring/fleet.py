@@ -54,9 +54,9 @@ class Fleet:
     def answers(self, images: Iterable[Read]) -> Iterator[tuple[int, Answer]]:
         """See Backend. What a broken stream leaves, and what the server refuses, is sent again. Raises ServerError."""
         waiting = dict(enumerate(images))
-        answered, wait, alone = time.monotonic(), _FIRST_WAIT, False
+        answered, wait, alone, not_before = time.monotonic(), _FIRST_WAIT, False, 0.0
         while waiting:
-            sending = _Sending(dict(list(waiting.items())[: 1 if alone else None]), self._readers)
+            sending = _Sending(dict(list(waiting.items())[: 1 if alone else None]), self._readers, not_before)
             failure: ServerError | None = None
             before = len(waiting)
             try:
@@ -67,6 +67,7 @@ class Fleet:
                 failure = error
             finally:
                 sending.end()
+            not_before = sending.not_before
             if len(waiting) < before:
                 answered, wait, alone = time.monotonic(), _FIRST_WAIT, False
                 continue
@@ -124,13 +125,13 @@ class Fleet:
 class _Sending:
     """The images of one stream, read ahead of the server. Its iterator runs in a thread of gRPC."""
 
-    def __init__(self, images: Mapping[int, Read], readers: ThreadPoolExecutor) -> None:
+    def __init__(self, images: Mapping[int, Read], readers: ThreadPoolExecutor, not_before: float) -> None:
         self.sent: list[int] = []  # the numbers of the images, in the order of the stream
         self.refusal: ServerError | None = None  # the latest
         self._images = images
         self._readers = readers
         self._unreadable: deque[tuple[int, ConvoyError | OSError]] = deque()
-        self._not_before = 0.0
+        self.not_before = not_before  # when the server has room, as far as it has said; also after this stream
         self._ended = threading.Event()
 
     def __iter__(self) -> Iterator[bytes]:
@@ -146,7 +147,7 @@ class _Sending:
             if not isinstance(data, bytes):
                 self._unreadable.append((number, data))
                 continue
-            self._ended.wait(max(0.0, self._not_before - time.monotonic()))
+            self._ended.wait(max(0.0, self.not_before - time.monotonic()))
             self.sent.append(number)
             yield data
 
@@ -158,7 +159,7 @@ class _Sending:
     def pause(self, refusal: ServerError) -> None:
         """Sends the next image when the server has room again."""
         self.refusal = refusal
-        self._not_before = time.monotonic() + (refusal.retry_after or _FIRST_WAIT)
+        self.not_before = time.monotonic() + (refusal.retry_after or _FIRST_WAIT)
 
     def end(self) -> None:
         """Sends no more."""

@@ -142,14 +142,15 @@ def test_of_a_broken_stream_only_the_unanswered_are_sent_again(streams: Streams,
     assert {number for number, times in streams.came.items() if times == 2} == {10, 30}
 
 
-def test_refused_images_come_again_when_the_server_says(streams: Streams, target: str) -> None:
+@pytest.mark.parametrize("refused", [5, 19], ids=["in the middle", "the last of its stream"])
+def test_refused_images_come_again_when_the_server_says(streams: Streams, target: str, refused: int) -> None:
     full = refusal(RESOURCE_EXHAUSTED, "QUEUE_FULL", 0.2)
-    streams.answer = lambda number, times: full if number == 5 and times == 1 else None
+    streams.answer = lambda number, times: full if number == refused and times == 1 else None
     result = scored(target, range(20))
     assert result["indices"] == [[number] for number in range(20)]
-    assert streams.came[5] == 2
+    assert streams.came[refused] == 2
     assert sum(streams.came.values()) == 21
-    first, again = (at for number, at in streams.at if number == 5)
+    first, again = (at for number, at in streams.at if number == refused)
     assert again - first >= 0.2
 
 
