@@ -15,7 +15,7 @@ _OWN = 48
 _PER_PROCESS = 4  # for each process that this one is connected to
 _LEAST_CONNECTIONS = 4  # of each of the two HTTP ports
 _MOST_PROBES = 64  # connections of each HTTP port, where there are descriptors for more
-_SHARE = 4  # of a front end's connections, one in so many is for HTTP
+_SHARE = 4  # one in four connections of a front end is for HTTP
 _MOST_BROWSERS = 4096
 _UNLIMITED = 1 << 20
 

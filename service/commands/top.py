@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from convoy.service.monitor.scrape import Scraper
 
 _LARGEST = 10.0  # seconds: the last bound of the histograms; what took longer is shown as more than that
-_NARROW, _PAIR = 72, 18  # columns: below so many, tables are tighter; of a model in the table of stages
+_NARROW, _PAIR = 72, 18  # columns of the narrowest terminal with full tables; of a model in the table of stages
 _STATE_STYLE = {"ready": "green", "not ready": "yellow", "failed": "red", "quarantined": "red"}
 
 
@@ -157,7 +157,7 @@ def _redraw(out: Console, scraper: "Scraper", interval: float) -> None:
 
 @contextlib.contextmanager
 def _keys() -> Iterator[Callable[[float], object]]:
-    """Waits for so many seconds; a q that is typed meanwhile is a KeyboardInterrupt."""
+    """Yields what waits for some seconds; it raises KeyboardInterrupt if q is typed."""
     if not sys.stdin.isatty():
         yield time.sleep
         return

@@ -85,8 +85,7 @@ class FrontEnd:
         )
         self._health = Health()
         self._health_services: set[str] = set()
-        # Loaded: or not worth waiting for, in a process that joins others.
-        self._listening = self._draining = self._loaded = False
+        self._listening = self._draining = self._may_open = False
         self._closed = True
         self._report: asyncio.Task[None] | None = None
         self._following: asyncio.Task[None] | None = None
@@ -188,10 +187,11 @@ class FrontEnd:
         callers' own retries, serve better than a refusal does.
         """
         self._set_health(False)  # before anybody can ask
-        if not joins and not self._config.server.listen_when_loaded:
-            await self._open()
-        else:
-            self._loop.call_later(_CLOSED_SECONDS, self._wait_no_longer)
+        if not self._config.server.listen_when_loaded:
+            if joins:
+                self._loop.call_later(_CLOSED_SECONDS, self._wait_no_longer)
+            else:
+                await self._open()
         self._report = self._loop.create_task(self._keep_reporting())
         self._following = self._loop.create_task(self._follow())
         self._report_soon()
@@ -342,8 +342,8 @@ class FrontEnd:
         while True:
             await self._reports.wait()
             self._reports.clear()
-            self._loaded |= self._catalogue.table.complete
-            if self._closed and self._loaded and not self._draining:
+            self._may_open |= self._catalogue.table.complete
+            if self._closed and self._may_open and not self._draining:
                 await self._open_or_end()
             status = self._now()
             if status != self._status:
@@ -362,9 +362,8 @@ class FrontEnd:
             raise SystemExit(1) from None
 
     def _wait_no_longer(self) -> None:
-        if not self._config.server.listen_when_loaded:
-            self._loaded = True
-            self._report_soon()
+        self._may_open = True
+        self._report_soon()
 
     async def _open(self) -> None:
         self._closed = False

@@ -59,7 +59,7 @@ async def images(asked: Asked, most: int) -> Sequence[bytes]:
 
 
 async def sized(asked: Asked, nbytes: int, work: Callable[[], T], seconds: float = SECONDS) -> T:
-    """Returns the result of work on so many bytes, each of which takes `seconds`: of few at once, else in a thread."""
+    """Returns the result of work on `nbytes` bytes, at `seconds` a byte; long work runs in a thread."""
     return work() if nbytes <= AT_ONCE else await asked.aside(work, seconds * nbytes)
 
 
@@ -77,7 +77,7 @@ def of_json(body: bytes, most: int) -> list[bytes]:
 
 
 def check_members(body: bytes, mark: bytes, marks: int, what: str, most: int) -> None:
-    """Raises BadRequest if JSON has more than so many of a mark, and so more than `most` of what it begins."""
+    """Raises BadRequest if JSON contains `mark` more than `marks` times: then it has more than `most` of `what`."""
     if body.count(mark) > marks:
         raise BadRequest(f"request has more than {most} {what}, want 1 to {most}")
 
