@@ -5,16 +5,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from tests import processes
 
 
 def cpu_seconds(pid: int) -> float:
     """Of a process and its children's children, as far as they and their threads live."""
-    own = sum(int(file.read_text().split()[0]) for file in Path(f"/proc/{pid}/task").glob("*/schedstat"))  # ns
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return own / 1e9 + sum(cpu_seconds(int(child)) for child in children)
+    return sum(processes.ran_seconds(each) for each in (pid, *processes.below(pid)))
 
 
 class Echo:

@@ -15,6 +15,7 @@ import numpy as np
 
 from convoy.service.client.client import Client
 from convoy.service.client.results import ServerError
+from tests import processes
 from tests.reliability.crowd import Crowd, asking, describe
 from tests.reliability.probe import Count, Probe, Tally
 from tests.reliability.r10_poison import QUICK_TO_FIND
@@ -95,17 +96,9 @@ def _hang(server: Server, kind: str, trial: int, random: np.random.Generator) ->
 
 def _stop_one_that_tries_files(server: Server, random: np.random.Generator) -> None:
     """Stops the process below the engine that starts trials, or a trial below that."""
-    starters = _children(server.children()["engine"])
-    candidates = [*starters, *(trial for starter in starters for trial in _children(starter))]
+    candidates = processes.below(server.children()["engine"])
     with contextlib.suppress(ProcessLookupError):  # it has just ended
         os.kill(int(random.choice(candidates)), signal.SIGSTOP)
-
-
-def _children(pid: int) -> list[int]:
-    with contextlib.suppress(FileNotFoundError):
-        found = [file.read_text().split() for file in Path(f"/proc/{pid}/task").glob("*/children")]
-        return [int(child) for each in found for child in each]
-    return []
 
 
 def _said(server: Server, message: str, seen: int) -> bool:

@@ -18,6 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from convoy.service import machine
+from tests import processes
 
 START_SECONDS = 60.0
 
@@ -102,14 +103,12 @@ class Server:
 
     def processes(self, wanted: str) -> list[int]:
         """Process ids of all of a kind."""
-        found = []
-        listing = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        for pid in map(int, listing.split()):
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            kind = next((word.decode().split(".")[2] for word in words if word.startswith(b"convoy.service.")), "")
-            if kind == wanted:
-                found.append(pid)
-        return found
+        prefix = f"convoy.service.{wanted}"
+        return [
+            pid
+            for pid in processes.children(self.process.pid)
+            if any(word == prefix or word.startswith(f"{prefix}.") for word in processes.words(pid))
+        ]
 
     def get(self, url: str) -> tuple[int, str]:
         """Status and body of a GET."""

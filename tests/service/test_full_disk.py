@@ -1,5 +1,6 @@
 """A disk without room, and a log that cannot be written: what serves goes on serving."""
 
+import contextlib
 import os
 import resource
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from convoy.service.client.client import Client
 from convoy.service.client.results import ServerError
+from tests import processes
 from tests.reliability.neighbours import Neighbours
 from tests.service import networks
 from tests.service.running import Server
@@ -22,13 +24,9 @@ _ROOM = 4 * resource.getpagesize()  # for what processes share in memory, which 
 def fill_disk(server: Server) -> None:
     """From now on no process of the server can write a file beyond that. Sockets, pipes and mappings are no files."""
     for pid in (server.process.pid, *server.processes("engine"), *server.processes("frontend")):
-        for each in (pid, *_below(pid)):
-            resource.prlimit(each, resource.RLIMIT_FSIZE, (_ROOM, _ROOM))
-
-
-def _below(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [each for child in map(int, children) for each in (child, *_below(child))]
+        for each in (pid, *processes.below(pid)):
+            with contextlib.suppress(ProcessLookupError):  # a trial that has just ended
+                resource.prlimit(each, resource.RLIMIT_FSIZE, (_ROOM, _ROOM))
 
 
 def test_full_disk_fails_no_call_whatever_is_loaded_and_whoever_starts_again(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from convoy.service.config import AdminConfig, ServerConfig
 from convoy.service.errors import BadConfig
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 from convoy.service.supervisor.ports import Sockets
+from tests import processes
 from tests.service import networks
 from tests.service.calls import method
 from tests.service.running import START_SECONDS, Server, skip_without
@@ -97,7 +98,7 @@ def test_calls_of_a_server_whose_supervisor_is_killed_may_be_repeated(small_repo
         _wait_until(lambda: server.total("convoy_slots") == 4)
         server.process.kill()
         assert {call.exception(timeout=30).code() for call in calls} == {grpc.StatusCode.UNAVAILABLE}
-        _wait_until(lambda: not any(_alive(pid) for pid in children.values()))
+        _wait_until(lambda: not any(processes.alive(pid) for pid in children.values()))
 
 
 @pytest.mark.both_transports
@@ -119,7 +120,7 @@ def test_sigterm_is_not_ready_at_once_answers_what_was_accepted_and_ends_with_0(
                 labels = call.result(timeout=30).results[0].classification.labels
                 assert [label.index for label in labels] == _best(seed)
         assert server.process.wait(30) == 0
-        assert not any(_alive(pid) for pid in children.values())
+        assert not any(processes.alive(pid) for pid in children.values())
 
 
 def test_port_opens_only_once_models_are_loaded_where_that_is_set(small_repository: Path) -> None:
@@ -217,7 +218,7 @@ def test_second_sigterm_ends_the_server_at_once(quick_repository: Path) -> None:
         server.wait_for_log("draining", 5)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(15) == 1
-        _wait_until(lambda: not any(_alive(pid) for pid in children.values()))
+        _wait_until(lambda: not any(processes.alive(pid) for pid in children.values()))
 
 
 @pytest.mark.parametrize("trial_seconds", [0, 60])
@@ -231,7 +232,7 @@ def test_sigterm_while_a_file_loads_that_never_ends_is_obeyed(tmp_path: Path, tr
             server.wait_for_log("model zebras version 1 is being loaded")
         children = server.children()
         assert server.stop() == 0
-        _wait_until(lambda: not any(_alive(pid) for pid in children.values()))
+        _wait_until(lambda: not any(processes.alive(pid) for pid in children.values()))
 
 
 def test_ctrl_c_ends_the_server_like_sigterm(quick_repository: Path) -> None:
@@ -244,14 +245,7 @@ def test_a_killed_supervisor_takes_its_processes_with_it(quick_repository: Path)
         children = server.children()
         server.process.kill()
         server.process.wait()
-        _wait_until(lambda: not any(_alive(pid) for pid in children.values()))
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+        _wait_until(lambda: not any(processes.alive(pid) for pid in children.values()))
 
 
 @pytest.mark.parametrize("key", ["grpc", "http", "metrics"])

@@ -3,7 +3,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from convoy.service.bench import findings, fleet
 from convoy.service.bench.fleet import ClientFailed
 from convoy.service.bench.plan import InputTensor, Open, Piece, Plan, Share, TensorModel
+from tests import processes
 from tests.service.fake_inference import FakeInference, serving
 
 
@@ -37,7 +37,7 @@ def target():
 
 
 def children():
-    return {int(pid) for pid in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()}
+    return set(processes.children(os.getpid()))
 
 
 def test_processes_share_the_requests_and_are_gone_afterwards(target):
