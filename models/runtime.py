@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
@@ -66,6 +67,17 @@ def useful_threads(multiply_adds: int) -> int:
     """Returns the number of threads that pay for a pass with this many multiply-adds. It does not depend on what else
     runs now: sums, and with them the trained weights, depend on the number of threads."""
     return max(1, multiply_adds // MULTIPLY_ADDS_PER_THREAD)
+
+
+@contextmanager
+def threads(most: int) -> Iterator[None]:
+    """Within it, torch has at most so many threads, counted as in `limit_threads`; afterwards as many as before."""
+    before = torch.get_num_threads()
+    limit_threads(most=most)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def limit_threads(processes: int = 1, most: int = MAX_THREADS) -> None:

@@ -7,12 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from convoy.models import checkpoint, paths, registry
+from convoy.models import checkpoint, paths, registry, runtime
 from convoy.models.analysis import onnx_reader, torch_reader
 from convoy.models.analysis.operators import FREE_SIDE, Graph, by
 from convoy.models.analysis.rows import Anatomy, anatomy
 from convoy.models.errors import BadTraining, EmptyOutput, ImpossibleLayer
 from convoy.models.registry import Architecture, Argument
+from convoy.service.errors import ConvoyError
 from convoy.service.metadata import InputSpec, TensorInput
 
 Size = tuple[int, ...]
@@ -35,6 +36,18 @@ def totals(
     """Returns an architecture's totals without allocating weights. Raises as `inspect_architecture`."""
     whole = inspect_architecture(name, size, classes, channels, arguments)
     return Totals(whole.parameters, whole.multiply_adds)
+
+
+def useful_threads(
+    name: str, size: Size | None, classes: int, channels: int, arguments: Mapping[str, Argument], batch: int
+) -> int:
+    """Returns the number of threads that pay for a forward pass of `batch` inputs of this size, as in
+    `convoy.models.runtime.useful_threads`. Any number for a size that the network refuses: its first pass says why."""
+    try:
+        cost = totals(name, size, classes, channels, arguments)
+    except ConvoyError:
+        return runtime.MAX_THREADS
+    return runtime.useful_threads(cost.multiply_adds * batch)
 
 
 def inspect_architecture(

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from convoy.models import runtime
+from convoy.models import registry, runtime
+from convoy.models.analysis.summary import useful_threads
 from convoy.models.checkpoint import Description
 from convoy.models.data.batches import Batch, indexed
 from convoy.models.data.dataset import IGNORE, Split, SplitName
@@ -27,6 +28,7 @@ from convoy.models.evaluation.metrics import (
 )
 from convoy.models.evaluation.predictor import Predictions, Predictor, of_network, of_path
 from convoy.service.metadata import InputSpec
+from convoy.service.preprocess import input_size
 
 BATCH_SIZE = 32
 
@@ -96,8 +98,12 @@ def measure(
     `bounds` are the sides in pixels that divide images into slices by size; by default thirds. An unreadable picture is
     skipped; with `strict` it raises BadData.
     """
-    runtime.limit_threads()
     images = network.split(split, strict)
+    with runtime.threads(_threads(network, images)):
+        return _measure(network, split, images, bounds)
+
+
+def _measure(network: Predictor, split: SplitName, images: Split, bounds: Sequence[float] | None) -> Evaluation:
     places, slices = _slices_of(images, network, bounds)
     whole = _Tally(network)
     parts = [_Tally(network) for _ in slices]
@@ -192,6 +198,20 @@ class _Tally:
     def boundary(self) -> list[float | None] | None:
         per_class = [metric.per_class() for metric in self.scores.values() if isinstance(metric, BoundaryF1)]
         return per_class[0] if per_class else None
+
+
+def _threads(network: Predictor, images: Split) -> int:
+    """Returns the most threads for a batch. onnxruntime needs no limit: it divides no small operator."""
+    description = network.description
+    if description is None or not len(images):
+        return runtime.MAX_THREADS
+    size = registry.sides(description.spec)
+    if size is None:
+        sizes = sorted((images.size(index) for index in range(len(images))), key=math.prod)
+        size = sizes[len(sizes) // 2]
+        size = input_size(description.spec, *size) if isinstance(description.spec, InputSpec) else size
+    labels, channels = len(description.labels), description.as_tensor.channels
+    return useful_threads(description.architecture, size, labels, channels, description.arguments, BATCH_SIZE)
 
 
 def _slices_of(images: Split, network: Predictor, bounds: Sequence[float] | None) -> tuple[list[int], list[str]]:

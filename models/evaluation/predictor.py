@@ -48,6 +48,7 @@ class Predictor:
     spec: InputSpec | TensorInput
     data: str
     predict: Callable[[Tensor], Predictions]
+    description: Description | None = None  # of a network that PyTorch runs
 
     def split(self, name: SplitName, strict: bool = False) -> Split:
         """Returns a split of its data. Raises BadTraining or BadData if the data is missing or has changed; `strict` is
@@ -96,6 +97,7 @@ def of_network(description: Description, network: nn.Module) -> Predictor:
         spec=description.spec,
         data=description.data,
         predict=predict,
+        description=description,
     )
 
 

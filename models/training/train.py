@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 
 from convoy.models import checkpoint, launch, registry, runtime
-from convoy.models.analysis.summary import inspect_architecture, totals
+from convoy.models.analysis.summary import inspect_architecture, useful_threads
 from convoy.models.checkpoint import Description
 from convoy.models.data.augmentation import check
 from convoy.models.data.batches import NOTHING, WHOLE, Allowance, Loader, SameSize, Share, loader
@@ -40,7 +40,6 @@ from convoy.models.training.run import (
     commit,
     source_digest,
 )
-from convoy.service.errors import ConvoyError
 from convoy.service.machine import available_bytes, cores
 from convoy.service.metadata import InputSpec, Task, TensorInput
 
@@ -311,11 +310,10 @@ def _threads(training: Training, batches: Loader, data: DataSet, settings: Setti
     size: tuple[int, ...] | None = settings.size
     if registry.sides(row.input) is None and isinstance(batches.sampler, SameSize) and data.tensor is None:
         size = sorted(batches.sampler.sizes, key=math.prod)[len(batches.sampler.sizes) // 2]
-    try:
-        cost = totals(settings.architecture, size, len(data.labels), data.channels, settings.arguments)
-    except ConvoyError:  # the first step reports what is wrong, if anything is
-        return runtime.MAX_THREADS
-    return runtime.useful_threads(cost.multiply_adds * settings.recipe.batch_size // processes)
+    batch = settings.recipe.batch_size // processes
+    return useful_threads(
+        settings.architecture, size, len(data.labels), data.channels, settings.arguments, max(1, batch)
+    )
 
 
 def _workers(data: str, machine: Machine, processes: int) -> int:

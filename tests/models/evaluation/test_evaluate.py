@@ -1,5 +1,6 @@
 """Evaluation: the measures are what their names say, over the whole held-out split, and come with a picture."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -19,9 +20,9 @@ from convoy.models.data.dataset import IGNORE, DataSet
 from convoy.models.data.registry import DATA
 from convoy.models.errors import BadCheckpoint, BadNetworkFile, BadTraining
 from convoy.models.evaluation import metrics
-from convoy.models.evaluation.evaluate import evaluate, evaluate_file, side, slice_names, slice_of, thirds
+from convoy.models.evaluation.evaluate import evaluate, evaluate_file, measure, side, slice_names, slice_of, thirds
 from convoy.models.evaluation.metrics import measures
-from convoy.models.evaluation.predictor import of_path
+from convoy.models.evaluation.predictor import Predictions, of_path
 from convoy.models.export.export import export
 from convoy.models.report import classes
 from convoy.models.runtime import CPU, CUDA
@@ -370,3 +371,24 @@ def test_bounds_are_read_and_name_the_slices() -> None:
 def test_bounds_that_are_no_ascending_sides_are_refused(text: str) -> None:
     with pytest.raises(BadTraining, match="want ascending sides"):
         parse_bounds(text)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "data", "expected"), [("lenet5", "tiny-digits", 1), ("unet", "tiny-scenes", 3)]
+)
+def test_network_is_evaluated_with_the_threads_that_a_batch_pays_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, data: str, expected: int
+) -> None:
+    monkeypatch.setattr("convoy.models.runtime.cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    path = untrained(tmp_path, architecture, data)
+    runtime.limit_threads()
+    network, seen = of_path(path), []
+
+    def predict(batch: torch.Tensor) -> Predictions:
+        seen.append(torch.get_num_threads())
+        return network.predict(batch)
+
+    measure(dataclasses.replace(network, predict=predict))
+    assert set(seen) == {expected}
+    assert torch.get_num_threads() == 8  # for whatever comes next
