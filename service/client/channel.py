@@ -50,8 +50,10 @@ def options(
             ("grpc.per_rpc_retry_buffer_size", retry_buffer_bytes),
             # By default the waits between connections grow from 1 s to 2 minutes, and every attempt in them would fail.
             ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 500),
+            # gRPC's default, against its name the least time for a connection to be made: without it an attempt ends
+            # after those waits, and a server behind a slow network, or one that starts, would never be reached.
+            ("grpc.min_reconnect_backoff_ms", 20_000),
         ]
     if balance and _SEVERAL.fullmatch(target):
         config["loadBalancingConfig"] = [{"round_robin": {}}]

@@ -74,10 +74,12 @@ def reporting(status: Any) -> health.HealthServicer:
 
 
 class Wire:
-    """A way to a server that can be cut as a machine is that loses its network: nobody hears of it."""
+    """A way to a server that takes some seconds, and can be cut as a machine is that loses its network: nobody hears
+    of it."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, seconds: float = 0.0) -> None:
         self._server = address
+        self._seconds = seconds
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.address = "{}:{}".format(*self._listening.getsockname())
         self._open: list[socket.socket] = []
@@ -106,6 +108,7 @@ class Wire:
     def _carry(self, source: socket.socket, target: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(1 << 16):
+                time.sleep(self._seconds)
                 if not self._cut.is_set():
                     target.sendall(data)
 
@@ -246,6 +249,13 @@ def test_server_whose_machine_is_gone_is_noticed(start: Start, keepalive: float,
     wire.close()
     assert isinstance(error, ServerError)
     assert error.code is code
+
+
+def test_server_behind_a_slow_network_is_reached(start: Start) -> None:
+    wire = Wire(start().address, seconds=0.7)
+    with Client(wire.address) as client:
+        client.classify(PIXELS, deadline=SECONDS)
+    wire.close()
 
 
 def test_call_that_one_server_refuses_is_answered_by_another(start: Start) -> None:
