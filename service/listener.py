@@ -134,15 +134,17 @@ class Listener:
         for visitor in list(self._visitors):
             visitor.close()
 
-    def close(self, *, accepting_the_last: bool = False) -> None:
+    def close(self, *, finally_refusing: bool = False) -> None:
         """Accepts no more connections. Those that are there stay. A second call does nothing.
 
-        accepting_the_last  whether those that wait to be accepted still are: they would lose a request
+        finally_refusing  nobody else accepts them, either: those that wait, and would lose a request, are the last
         """
         if self._listening.fileno() >= 0:
             self._loop.remove_reader(self._listening)
-            if accepting_the_last and not self._paused:
+            if finally_refusing and not self._paused:
                 self._accept()
+                with suppress(OSError):  # another process that has the socket has done so already
+                    self._listening.shutdown(socket.SHUT_RD)
             self._listening.close()
         if self._resuming is not None:
             self._resuming.cancel()

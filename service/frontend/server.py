@@ -68,10 +68,7 @@ _LAST_WORDS = 0.5  # seconds for gRPC to send the last answers, and to end the s
 class FrontEnd:
     """A transport for each port, and the objects that serve them. One writer of all state: the loop."""
 
-    def __init__(
-        self, start: messages.Start, supervisor: socket.socket, pulse: Pulse, received: Sequence[int] = ()
-    ) -> None:
-        """`received` are the descriptors of the regions in `start`, after that of the HTTP port if there is one."""
+    def __init__(self, start: messages.Start, supervisor: socket.socket, pulse: Pulse, given: messages.Given) -> None:
         self._config = start.config
         self._supervisor = supervisor
         self._loop = asyncio.get_running_loop()
@@ -104,7 +101,7 @@ class FrontEnd:
         self._callers = access.follow(start.config.access)
         transport = choose(start.config.server.transport)
         metrics.TRANSPORT.labels(transport.name, transport.version).set(1)
-        regions = Regions(start.regions, received[start.http :]) if start.config.admin.shared_memory else None
+        regions = Regions(start.regions, given.regions) if start.config.admin.shared_memory else None
         self.changes = Changes(self._tell, self._catalogue, TRACES, regions)
         self.orders = Orders(self._tell)
         coalescer = Coalescer(self._catalogue, self._client)
@@ -136,7 +133,8 @@ class FrontEnd:
             described = [*([] if administers else [_VISION]), _INFERENCE, HEALTH]
             every = [*services, self._health.service, *Reflection(described).services]
             limits = _limits(start, front_ends, administers=administers)
-            return transport.make(address, every, limits, self._tls, doors if doors.needed else None)
+            kept = None if administers else given.port
+            return transport.make(address, every, limits, self._tls, doors if doors.needed else None, kept)
 
         services = [
             serve(_VISION, vision),
@@ -148,17 +146,13 @@ class FrontEnd:
             extensions = (*MANAGEMENT_EXTENSIONS, *((SHARED_MEMORY,) if regions is not None else ()))
             of_admin = [inference(management, extensions)]
             self._transports.append(listener(start.admin_address, of_admin, administers=True))
-        self._http = self._http_port(start, received, services, threads) if start.http else None
+        self._http = None if given.http is None else self._http_port(start, given.http, services, threads)
 
-    def _http_port(
-        self, start: messages.Start, received: Sequence[int], services: Sequence[Service], threads: Threads
-    ) -> HttpPort:
+    def _http_port(self, start: messages.Start, port: int, services: Sequence[Service], threads: Threads) -> HttpPort:
         limits = _limits(start, start.config.server.front_ends(machine.cores()), administers=False)
         limits = limits._replace(connections=descriptors.of_http_api(len(start.devices)))
         draining = lambda: self._draining  # noqa: E731
-        return HttpPort(
-            start, received[0], services, self._catalogue, threads, self._decoder, self._callers, limits, draining
-        )
+        return HttpPort(start, port, services, self._catalogue, threads, self._decoder, self._callers, limits, draining)
 
     def _engine_client(self, start: messages.Start, levels: metrics.Levels) -> EngineClient:
         slot_bytes = start.config.limits.slot_bytes
@@ -183,8 +177,8 @@ class FrontEnd:
     async def listen(self, *, joins: bool) -> None:
         """Starts accepting requests; they are UNAVAILABLE until the engine has loaded their model.
 
-        A process that joins a server, in another one's place, waits for the models first: the other front ends, or the
-        callers' own retries, serve better than a refusal does.
+        A process that joins a server, in another one's place, waits for the models first: callers are served by the
+        other front ends, or wait at the port until somebody accepts them, and neither is as bad as a refusal.
         """
         self._set_health(False)  # before anybody can ask
         if not self._config.server.listen_when_loaded:
@@ -440,7 +434,7 @@ async def _main(supervisor: socket.socket, pulse: Pulse) -> int:
     REQUESTS.set(start.config.server.log_requests, start.config.server.log_requests_per_second)
     beating = asyncio.ensure_future(beat(pulse, start.config.server.heartbeat_seconds))
     try:
-        front_end = FrontEnd(start, supervisor, pulse, received)
+        front_end = FrontEnd(start, supervisor, pulse, start.given(received))
     except BadConfig as error:  # found out here first, or a file has become unusable since the server started
         logger.error("%s", error.message)
         return os.EX_CONFIG

@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -11,7 +12,8 @@ from convoy.service.config import Config, LogLevel
 from convoy.service.errors import BadRequest, ConvoyError, ModelUnavailable, UnknownModel
 
 _MAX_MESSAGE = 131_072  # bytes: all regions, with their longest names
-MOST_DESCRIPTORS = 128  # with one message
+MOST_REGIONS = 128  # each is an open file in every front end
+MOST_DESCRIPTORS = MOST_REGIONS + 2  # with one message: those of a Start, with both ports
 
 
 class Suspect(msgspec.Struct, frozen=True):
@@ -71,6 +73,19 @@ class Pictures(msgspec.Struct, frozen=True, tag=True):
     apart_until: float = 0.0
 
 
+class Given(NamedTuple):
+    """The descriptors that come with a Start.
+
+    http     the HTTP port's listening socket, which all front ends share
+    port     the gRPC port's socket, which outlives the process: of a front end that is the only one
+    regions  of the regions, in their order
+    """
+
+    http: int | None = None
+    port: int | None = None
+    regions: Sequence[int] = ()
+
+
 class Start(msgspec.Struct, frozen=True, tag=True):
     """To a process, the first message: its role and configuration."""
 
@@ -86,13 +101,20 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     withdrawn: tuple[tuple[str, int], ...] = ()  # for an engine: models and versions whose inputs end engines
     unloaded: tuple[str, ...] = ()  # for an engine: models that do not serve, because somebody has asked for that
     admin_address: str = ""  # for the front end that serves the administration port
-    # For a front end: the first descriptor with the message is the HTTP port's listening socket, which all share.
-    http: bool = False
+    http: bool = False  # for a front end: whether it is given the HTTP port
+    port: bool = False  # for a front end: whether it is given the gRPC port; it opens a socket of its own otherwise
     joins: bool = False  # for a front end: the server has been ready before, so it listens once it can serve
-    regions: tuple[Region, ...] = ()  # for a front end; their descriptors follow, in this order
+    regions: tuple[Region, ...] = ()  # for a front end
     tracing: tuple[Tracing, ...] = ()  # for a front end
     deadly: tuple[Deadly, ...] = ()  # for a front end: inputs that have ended engines
     pictures: Pictures = Pictures()  # for a front end
+
+    def given(self, received: Sequence[int]) -> Given:
+        """Returns which of the descriptors that came with it is what."""
+        ports = iter(received)
+        http = next(ports) if self.http else None
+        port = next(ports) if self.port else None
+        return Given(http, port, tuple(ports))
 
 
 class Readiness(msgspec.Struct, frozen=True, tag=True):

@@ -19,7 +19,6 @@ from convoy.service.supervisor.processes import Kind
 
 log = logging.getLogger(__name__)
 
-MOST_REGIONS = messages.MOST_DESCRIPTORS  # each is an open file in every front end
 MOST_REGION_BYTES = 4 << 30  # of all regions: writing to a sparse file takes memory, for which the server may pay
 _SECONDS = 10.0
 _BETWEEN = 0.05  # seconds between two attempts to send to a process that does not read
@@ -163,8 +162,8 @@ class Administration:
         try:
             if region.name in self._regions:
                 raise BadRequest(f"region {named(region.name)} is already registered: unregister it first")
-            if len(self._regions) >= MOST_REGIONS:
-                raise BadRequest(f"{len(self._regions)} regions are registered, want at most {MOST_REGIONS}")
+            if len(self._regions) >= messages.MOST_REGIONS:
+                raise BadRequest(f"{len(self._regions)} regions are registered, want at most {messages.MOST_REGIONS}")
             nbytes = region.nbytes + sum(other.nbytes for other in self.regions)
             if nbytes > MOST_REGION_BYTES:
                 raise BadRequest(

@@ -25,7 +25,8 @@ class Addresses:
 
 class Sockets:
     """The bound ports of a server. The gRPC port and that of administration are only reserved: front ends listen on
-    them."""
+    them, on sockets of their own. A front end that is the only one gets the gRPC port's socket itself: callers who come
+    between its death and the next one's start wait there."""
 
     def __init__(self, config: ServerConfig, admin: AdminConfig | None = None) -> None:
         # The reserved ports last: nothing listens on them yet, so another of the three could bind them again.
@@ -45,6 +46,11 @@ class Sockets:
                 self.admin = _bound(_LOOPBACK, 0, "admin.port", shared=True)
             addresses.append(_address(self.admin))
         self.addresses = Addresses(*addresses)
+
+    def refuse(self) -> None:
+        """Refuses callers of the gRPC port from now on, also those who wait there, until a front end listens again."""
+        with suppress(OSError):  # nobody has listened on this socket
+            self.reserved.shutdown(socket.SHUT_RD)
 
     def remove(self) -> None:
         """Removes what would stay in the file system."""

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _RETRY = 5.0  # seconds until another attempt, if the system lacks resources for a start
+_PATIENCE = 1.0  # seconds until a start for which callers of the gRPC port wait rather than be refused
 _STEADY = 30.0  # seconds after which a process counts as stable
 _WEIGH_SECONDS = 1.0  # between two looks at the memory of processes
 _TELL_SECONDS = 1.0  # between two words to the front ends, which take silence for death
@@ -202,13 +203,15 @@ class Supervisor:
             unloaded=changed.unloaded,
             admin_address=self._addresses.admin if child.administers else "",
             http=front_end and self._config.server.http_api,
+            port=front_end and self._front_ends == 1,
             joins=front_end and self._children.have_served,
             regions=changed.regions if front_end else (),
             tracing=changed.tracing if front_end else (),
             deadly=self._quarantine.deadly(time.monotonic()) if kind == "frontend" else (),
             pictures=self._quarantine.pictures(time.monotonic()) if kind == "frontend" else messages.Pictures(),
         )
-        given = [self._sockets.http.fileno()] * start.http + [*changed.descriptors] * front_end
+        given = [self._sockets.http.fileno()] * start.http + [self._sockets.reserved.fileno()] * start.port
+        given += [*changed.descriptors] * front_end
         with suppress(ConnectionError):  # it has died already: _watch handles that
             messages.send(process.channel, start, given)
         process.channel.setblocking(False)
@@ -287,8 +290,13 @@ class Supervisor:
         if not child.retiring:
             self._restarts[child.kind, child.device] += 1
             self._note_restarts()
+        await self._replace(child, delay)
+
+    async def _replace(self, child: Child, delay: float) -> None:
         settled = False
         while not settled:
+            if child.kind == "frontend" and delay > _PATIENCE and not self._children.of("frontend"):
+                self._sockets.refuse()
             await asyncio.sleep(delay)
             settled = await self._start_if_needed(child.kind, child.device)
             delay = _RETRY
@@ -447,6 +455,7 @@ class Supervisor:
             with suppress(OSError):  # one that does not listen is killed when its time is up
                 messages.send(child.process.channel, messages.Drain())
         complete = await self._wait_for(front_ends, server.lame_duck_seconds + server.grace_seconds + _LAST_GRACE)
+        self._sockets.refuse()  # who came after a front end that died
         async with self._starts:
             self._ending = True
             engines = self._children.of("engine")

@@ -142,6 +142,63 @@ def test_port_opens_only_once_models_are_loaded_where_that_is_set(small_reposito
         server.wait_for_log("ready")
 
 
+def test_callers_wait_while_the_only_front_end_is_replaced(quick_repository: Path) -> None:
+    with Server(quick_repository, PROMPT) as server:
+        for seed in range(3):
+            server.wait_for_log("ready")
+            front_end = server.children()["frontend"]
+            seen = len(server.log)
+            os.kill(front_end, signal.SIGKILL)
+            _wait_until(lambda pid=front_end: not processes.alive(pid))  # type: ignore[misc]
+            with grpc.insecure_channel(server.grpc) as channel:  # which repeats nothing
+                image = pb.Image(encoded=encoded(grey(seed)))
+                answer = method(channel, "Classify")(pb.ClassifyRequest(model="letters", images=[image]), timeout=60)
+            assert [label.index for label in answer.results[0].classification.labels] == _best(seed)
+            server.wait_for_log("ready", after=seen)
+
+
+def test_callers_are_refused_while_front_ends_fail_to_start(quick_repository: Path) -> None:
+    with Server(quick_repository, PROMPT) as server:
+        server.wait_for_log("ready")
+
+        def waits_long() -> bool:
+            for pid in server.processes("frontend"):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            return any(record["message"].endswith("restarting in 2 s") for record in server.log)
+
+        _wait_until(waits_long, START_SECONDS)
+        with pytest.raises(ConnectionRefusedError):
+            _connect(server)
+        with Client(server.grpc) as client:  # until one starts
+            assert client.classify(grey(1), "letters").labels[0].index == _best(1)[0]
+
+
+def test_server_that_drains_refuses_connections_while_it_answers(small_repository: Path) -> None:
+    with Server(small_repository, PROMPT) as server, grpc.insecure_channel(server.grpc) as channel:
+        calls = [method(channel, "Classify").future(request(seed)) for seed in range(4)]
+        _wait_until(lambda: server.total("convoy_slots") == 4)
+        _connect(server)
+        server.process.send_signal(signal.SIGTERM)
+
+        def refused() -> bool:
+            try:
+                _connect(server)
+            except ConnectionRefusedError:
+                return True
+            return False
+
+        _wait_until(refused)
+        assert server.process.poll() is None
+        assert all(call.result(timeout=30).results for call in calls)
+        assert server.process.wait(30) == 0
+
+
+def _connect(server: Server) -> None:
+    host, _, port = server.grpc.rpartition(":")
+    socket.create_connection((host, int(port)), 5).close()
+
+
 def test_a_front_end_that_takes_the_place_of_another_listens_once_it_knows_the_models(quick_repository: Path) -> None:
     with (
         Server(quick_repository, ["server.heartbeat_seconds=0"]) as server,

@@ -18,6 +18,8 @@ class Make(Protocol):
 
     tls    must offer h2 by ALPN; None: no encryption
     doors  asked before anything else of every call; None: all of them are open
+    kept   descriptor of a socket that is bound to the address, on which other processes listen before and after; gRPC
+           opens one of its own all the same
     """
 
     def __call__(
@@ -27,6 +29,7 @@ class Make(Protocol):
         limits: Limits,
         tls: Followed[Tls] | None = None,
         doors: Doors | None = None,
+        kept: int | None = None,
     ) -> "Transport":
         """Returns the transport, which does not listen yet."""
 
@@ -90,8 +93,9 @@ def _nghttp2(*, fall_back: bool) -> Choice:
         limits: Limits,
         tls: Followed[Tls] | None = None,
         doors: Doors | None = None,
+        kept: int | None = None,
     ) -> Transport:
-        return Http2(address, services, limits, library, tls, doors)
+        return Http2(address, services, limits, library, tls, doors, kept)
 
     return Choice("nghttp2", library.version, make)
 
@@ -104,4 +108,16 @@ def _grpcio() -> Choice:
 
     from convoy.service.frontend.transport.grpc_aio import GrpcAio  # noqa: PLC0415
 
-    return Choice("grpcio", grpc.__version__, GrpcAio)
+    def make(
+        address: str,
+        services: Sequence[Service],
+        limits: Limits,
+        tls: Followed[Tls] | None = None,
+        doors: Doors | None = None,
+        kept: int | None = None,
+    ) -> Transport:
+        if kept is not None:
+            os.close(kept)
+        return GrpcAio(address, services, limits, tls, doors)
+
+    return Choice("grpcio", grpc.__version__, make)

@@ -35,9 +35,11 @@ class Http2:
         library: Library,
         tls: Followed[Tls] | None = None,
         doors: Doors | None = None,
+        kept: int | None = None,
     ) -> None:
-        """`address` is HOST:PORT, [HOST]:PORT or unix:PATH."""
+        """`address` is HOST:PORT, [HOST]:PORT or unix:PATH; `kept` as in Make."""
         self._address = address
+        self._kept = kept
         self._tls = tls
         self._hub = Hub(library, services, limits, doors)
         self._hub.client_ca = b"" if tls is None else tls.value.client_ca
@@ -48,8 +50,12 @@ class Http2:
 
     async def start(self) -> None:
         """See Transport. Raises OSError if the address is taken."""
-        self._listening = await _sockets(self._address)
+        self._listening = await _sockets(self._address) if self._kept is None else [socket.socket(fileno=self._kept)]
         for listening in self._listening:
+            if listening.family != socket.AF_UNIX:
+                listening.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1
+                )  # inherited: finds callers that are gone
             name = listening.getsockname()
             self.addresses.append(_UNIX + name if isinstance(name, str) else _text(name))
         hub, tls = self._hub, self._tls
@@ -79,7 +85,7 @@ class Http2:
     async def leave(self, notice: float, patience: float) -> None:
         """See Transport."""
         for listener in self._listeners:
-            listener.close(accepting_the_last=True)
+            listener.close(finally_refusing=True)
         connections, until = self._hub.connections, self._hub.loop.time() + patience
         left = False
         while not left and self._hub.loop.time() < until:
@@ -132,7 +138,6 @@ def _bound(family: int, where: tuple[object, ...]) -> socket.socket:
         listening.setblocking(False)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # several front ends
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # inherited: finds callers that are gone
         if family == socket.AF_INET6:
             listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, where[0] != "::")  # [::] means both
         listening.bind(where)

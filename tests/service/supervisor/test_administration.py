@@ -13,6 +13,7 @@ from convoy.service.config import Config, LogLevel
 from convoy.service.errors import UnknownModel
 from convoy.service.ipc import messages
 from convoy.service.ipc.messages import (
+    MOST_REGIONS,
     Applied,
     Apply,
     Ask,
@@ -25,7 +26,7 @@ from convoy.service.ipc.messages import (
     Tracing,
     Unload,
 )
-from convoy.service.supervisor.administration import MOST_REGION_BYTES, MOST_REGIONS, Administration
+from convoy.service.supervisor.administration import MOST_REGION_BYTES, Administration
 from convoy.service.supervisor.processes import Kind, channel_pair
 from tests.service.descriptors import open_descriptors
 
@@ -234,9 +235,9 @@ def test_regions_have_limits_and_refused_ones_keep_no_file_open(memory: int) -> 
             one, other = channel_pair()
             regions, descriptors = server.administration.regions, server.administration.descriptors
             with one, other:
-                messages.send(one, start(regions=regions), descriptors)
+                messages.send(one, start(regions=regions, http=True, port=True), [memory, memory, *descriptors])
                 received, copies = messages.receive_start(other)
-                assert (received.regions, len(copies)) == (regions, MOST_REGIONS)
+                assert (received.regions, len(received.given(copies).regions)) == (regions, MOST_REGIONS)
             for copy in copies:
                 os.close(copy)
             assert await server.outcome(Forget("")) == ""
