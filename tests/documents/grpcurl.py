@@ -5,12 +5,20 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 import grpc
 from google.protobuf import json_format
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+
+def install(folder: Path) -> None:
+    """Puts it into a folder for programs, under the name of what it plays."""
+    program = folder / "grpcurl"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).resolve()} "$@"\n')
+    program.chmod(0o755)
 
 
 def main() -> None:

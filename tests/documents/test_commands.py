@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from convoy.service import cli, config
-from tests.documents import workplace
+from tests.documents import grpcurl, workplace
 from tests.documents.pages import BLOCKS, COMMANDS, ROOT, UNKNOWN, Block, Command, blocks, commands, paragraphs
 from tests.service.running import Server
 from tests.test_documents import unknown
@@ -123,9 +123,7 @@ def in_shell(text: str, place: Place) -> None:
     programs = place.folder / "bin"
     if not programs.exists():
         programs.mkdir()
-        played = f'#!/bin/sh\nexec {sys.executable} {Path(__file__).with_name("grpcurl.py")} "$@"\n'
-        (programs / "grpcurl").write_text(played)
-        (programs / "grpcurl").chmod(0o755)
+        grpcurl.install(programs)
         (programs / "convoy").symlink_to(CONVOY)
         if curl := shutil.which("curl"):  # a refusal is a failure
             (programs / "curl").write_text(f'#!/bin/sh\nexec {curl} --fail-with-body --silent --show-error "$@"\n')
