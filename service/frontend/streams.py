@@ -11,13 +11,14 @@ from convoy.service.frontend.transport.interface import Received, Stream
 class Reply:
     """The answer to one request of a stream, from the request's arrival until it is sent."""
 
-    __slots__ = ("_conversation", "data", "leave", "over", "sent")
+    __slots__ = ("_conversation", "data", "given", "leave", "over", "sent")
 
     def __init__(self, conversation: "Conversation") -> None:
         self._conversation = conversation
         self.leave: Callable[[], None] | None = None  # ends the wait of a request without a task
         self.over = False  # it is answered, or never will be
         self.data: bytes | None = None
+        self.given = False  # the transport has it
         self.sent: asyncio.Future[None] | None = None
 
     def put(self, data: bytes | None) -> None:
@@ -30,10 +31,15 @@ class Reply:
             self._conversation.send(self)
 
     async def send(self, data: bytes) -> None:
-        """Returns once the answer is sent: see `put`."""
+        """Returns once the answer is sent: see `put`. Raises CancelledError if the caller leaves before the transport
+        has it. One who has read it may leave before this task goes on, and has been answered all the same."""
         self.sent = asyncio.get_running_loop().create_future()
         self.put(data)
-        await self.sent
+        try:
+            await self.sent
+        except asyncio.CancelledError:
+            if not self.given:
+                raise
 
 
 Work = Callable[[], Coroutine[Any, Any, None]]
@@ -115,6 +121,7 @@ class Conversation:
         while True:
             while self._ready:
                 reply = self._ready.popleft()
+                reply.given = True
                 if reply.data is not None:
                     await self._stream.write(reply.data)
                 self._room.release()
