@@ -676,10 +676,11 @@ SLOW = {
 
 
 @pytest.mark.parametrize("name", SLOW)
-def test_structure_of_64_mib_is_read_within_50_ms(name: str) -> None:
+def test_structure_of_64_mib_takes_no_longer_than_a_few_checksums(name: str) -> None:
+    """At most 50 ms on most machines; at 40 bytes a step in Python it would be a second."""
     data = SLOW[name]()
-
-    assert cpu_seconds(lambda: attempt(lambda: inspect(data, LIMIT))) < 0.05
+    checksum = cpu_seconds(lambda: zlib.crc32(data))
+    assert cpu_seconds(lambda: attempt(lambda: inspect(data, LIMIT))) < 4 * checksum
 
 
 def test_photograph_is_inspected_well_within_a_millisecond() -> None:
