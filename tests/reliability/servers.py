@@ -20,7 +20,12 @@ _SECONDS = 30.0  # until what goes on its own has gone
 
 def settings(seed: int) -> list[str]:
     """Of the server of a chunk: every second seed has the other transport."""
-    return [*QUICK, f"server.transport={_TRANSPORTS[seed % len(_TRANSPORTS)]}"]
+    return [*QUICK, f"server.transport={transport(seed)}"]
+
+
+def transport(seed: int) -> str:
+    """Of the server of a chunk."""
+    return _TRANSPORTS[seed % len(_TRANSPORTS)]
 
 
 def until(holds: Callable[[], object], seconds: float = _SECONDS) -> bool:

@@ -39,7 +39,8 @@ def test_each_model_has_a_stream_of_its_own_and_every_request_its_answer(small: 
     classified = small.wait_for_total(name, wanted - small.total(name, method="SegmentStream"), method="ClassifyStream")
     assert 10 < classified < wanted - 10
     assert small.wait_for_total(name, wanted - classified, method="SegmentStream") == wanted - classified
-    assert small.total(name, method="SegmentStream", code="CANCELLED") == 0  # whose caller leaves as soon as it has its last answer
+    # Its caller leaves as soon as it has the last answer.
+    assert small.total(name, method="SegmentStream", code="CANCELLED") == 0
     assert small.total(name, method="Classify") == 0
 
 
