@@ -71,7 +71,8 @@ class Pool(nn.Module):
         height, width = x.shape[-2:]
         rows, columns = (height + 1) // 2, (width + 1) // 2
         x = F.pad(x, (0, 2 * columns - width, 0, 2 * rows - height), value=-torch.inf)
-        return F.pixel_unshuffle(x, 2).reshape(len(x), -1, 4, rows, columns)
+        # Not len(x): it is a plain number, for which the exporter would have to trace the network a second time.
+        return F.pixel_unshuffle(x, 2).reshape(x.shape[0], -1, 4, rows, columns)
 
 
 def unpool(x: Tensor, winner: Tensor, height: int, width: int) -> Tensor:
