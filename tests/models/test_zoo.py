@@ -153,7 +153,7 @@ def test_segmenter_is_served(name: str, exports: Zoo, client: Client) -> None:
     assert (served == expected[:height, :width]).mean() >= 0.9999
 
 
-@pytest.mark.parametrize("name", ["fcn8s", "segnet"])
+@pytest.mark.parametrize("name", ["fcn8s", "segnet", "deeplab_v3"])
 def test_exported_segmenter_answers_at_sizes_that_are_no_multiples(name: str, exports: Zoo, tmp_path: Path) -> None:
     exported = exports.export(name)
     # The same weights every time.

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from convoy.models.export.export import onnx_graph
-from convoy.models.graph import Pixels
+from convoy.models.graph import Pixels, served
 from convoy.models.pretrained import keras_file, weights
 from convoy.models.pretrained.registry import KERAS, PREPROCESSING, PixelForm
 
@@ -116,7 +116,9 @@ def test_published_weights_get_the_pixels_that_keras_prepares_for_them(name: str
 
 # Every network is small here: what is asked is whether the graph in front of it does what Keras does.
 @pytest.mark.parametrize(("pixels", "mode"), [("caffe", "caffe"), ("imagenet", "torch"), ("symmetric", "tf")])
-def test_served_graph_takes_plain_images_to_the_answers_of_keras(pixels: PixelForm, mode: str, tmp_path: Path) -> None:
+def test_served_network_takes_plain_images_to_the_answers_of_keras(
+    pixels: PixelForm, mode: str, tmp_path: Path
+) -> None:
     twin = Twin("mobilenet", "MobileNet", options={"alpha": 0.25}, arguments={"alpha": 0.25})
     model = built(twin)
     image = np.random.default_rng(2).integers(0, 256, (IMAGES, *twin.size, 3), np.uint8)
@@ -125,12 +127,26 @@ def test_served_graph_takes_plain_images_to_the_answers_of_keras(pixels: PixelFo
 
     path = save_weights(model, tmp_path)
     adopted = weights.adopt(twin.name, path, size=twin.size, arguments=twin.arguments, pixels=pixels)
+    # All three are exported in the same way: one shows that their graphs answer like PyTorch.
+    answer = exported(adopted) if pixels == "caffe" else in_pytorch(adopted)
+    probabilities = answer(image)
+    np.testing.assert_allclose(probabilities, torch.softmax(torch.from_numpy(logits), dim=1), atol=1e-5)
+    assert np.abs(answer(image[..., ::-1].copy()) - probabilities).max() > 1e-3
+
+
+Probabilities = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+
+def exported(adopted: weights.Adopted) -> Probabilities:
     graph = onnx_graph(adopted.description, adopted.network).SerializeToString()
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    (probabilities,) = session.run(["probabilities"], {"image": image})
-    np.testing.assert_allclose(probabilities, torch.softmax(torch.from_numpy(logits), dim=1), atol=1e-5)
-    (other_order,) = session.run(["probabilities"], {"image": image[..., ::-1]})
-    assert np.abs(other_order - probabilities).max() > 1e-3
+    return lambda image: session.run(["probabilities"], {"image": image})[0]
+
+
+def in_pytorch(adopted: weights.Adopted) -> Probabilities:
+    description = adopted.description
+    module = served(description.task, description.normalisation(), adopted.network.eval())
+    return lambda image: module(torch.from_numpy(image)).detach().numpy()
 
 
 def test_two_layers_changed_for_each_other_are_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,5 +144,6 @@ def test_what_it_cannot_be_built_with_is_refused(argument: str, value: object) -
         DeepLabV3(width=2, **{argument: value})
 
 
+@pytest.mark.soak  # test_zoo.py exports the form of the paper
 def test_exported_answers_as_pytorch_at_any_size() -> None:
     assert_exports(DeepLabV3(classes=4, width=2, output_stride=8, form="torchvision"))
