@@ -25,8 +25,9 @@ class Addresses:
 
 class Sockets:
     """The bound ports of a server. The gRPC port and that of administration are only reserved: front ends listen on
-    them, on sockets of their own. A front end that is the only one gets the gRPC port's socket itself: callers who come
-    between its death and the next one's start wait there."""
+    them, on sockets of their own. A front end that is the only one gets the gRPC port's socket itself, unless the
+    server must not accept connections before it can serve: callers who come between its death and the next one's start
+    wait there."""
 
     def __init__(self, config: ServerConfig, admin: AdminConfig | None = None) -> None:
         # The reserved ports last: nothing listens on them yet, so another of the three could bind them again.

@@ -187,6 +187,8 @@ class Supervisor:
         )
         changed = self._administration
         front_end = kind == "frontend"
+        # A proxy that calls whoever accepts connections had better call another server meanwhile.
+        kept = front_end and self._front_ends == 1 and not server.listen_when_loaded
         # One front end is enough for it, and the next one takes the place of one that dies.
         child.administers = front_end and not any(other.administers for other in self._children.of("frontend"))
         start = messages.Start(
@@ -203,7 +205,7 @@ class Supervisor:
             unloaded=changed.unloaded,
             admin_address=self._addresses.admin if child.administers else "",
             http=front_end and self._config.server.http_api,
-            port=front_end and self._front_ends == 1,
+            port=kept,
             joins=front_end and self._children.have_served,
             regions=changed.regions if front_end else (),
             tracing=changed.tracing if front_end else (),

@@ -157,6 +157,17 @@ def test_callers_wait_while_the_only_front_end_is_replaced(quick_repository: Pat
             server.wait_for_log("ready", after=seen)
 
 
+def test_port_that_opens_once_models_are_loaded_is_closed_while_the_front_end_is_replaced(
+    quick_repository: Path,
+) -> None:
+    with Server(quick_repository, [*PROMPT, "server.listen_when_loaded=true"]) as server:
+        assert not _refuses(server)
+        os.kill(server.children()["frontend"], signal.SIGKILL)
+        _wait_until(lambda: _refuses(server))
+        with Client(server.grpc) as client:
+            assert client.classify(grey(1), "letters").labels[0].index == _best(1)[0]
+
+
 def test_callers_are_refused_while_front_ends_fail_to_start(quick_repository: Path) -> None:
     with Server(quick_repository, PROMPT) as server:
         server.wait_for_log("ready")
@@ -168,8 +179,7 @@ def test_callers_are_refused_while_front_ends_fail_to_start(quick_repository: Pa
             return any(record["message"].endswith("restarting in 2 s") for record in server.log)
 
         _wait_until(waits_long, START_SECONDS)
-        with pytest.raises(ConnectionRefusedError):
-            _connect(server)
+        _wait_until(lambda: _refuses(server), 1.5)
         with Client(server.grpc) as client:  # until one starts
             assert client.classify(grey(1), "letters").labels[0].index == _best(1)[0]
 
@@ -178,25 +188,21 @@ def test_server_that_drains_refuses_connections_while_it_answers(small_repositor
     with Server(small_repository, PROMPT) as server, grpc.insecure_channel(server.grpc) as channel:
         calls = [method(channel, "Classify").future(request(seed)) for seed in range(4)]
         _wait_until(lambda: server.total("convoy_slots") == 4)
-        _connect(server)
+        assert not _refuses(server)
         server.process.send_signal(signal.SIGTERM)
-
-        def refused() -> bool:
-            try:
-                _connect(server)
-            except ConnectionRefusedError:
-                return True
-            return False
-
-        _wait_until(refused)
+        _wait_until(lambda: _refuses(server))
         assert server.process.poll() is None
         assert all(call.result(timeout=30).results for call in calls)
         assert server.process.wait(30) == 0
 
 
-def _connect(server: Server) -> None:
+def _refuses(server: Server) -> bool:
     host, _, port = server.grpc.rpartition(":")
-    socket.create_connection((host, int(port)), 5).close()
+    try:
+        socket.create_connection((host, int(port)), 5).close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 def test_a_front_end_that_takes_the_place_of_another_listens_once_it_knows_the_models(quick_repository: Path) -> None:
