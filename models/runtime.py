@@ -71,7 +71,7 @@ def useful_threads(multiply_adds: int) -> int:
 
 @contextmanager
 def threads(most: int) -> Iterator[None]:
-    """Within it, torch has at most so many threads, counted as in `limit_threads`; afterwards as many as before."""
+    """Limits torch's threads as `limit_threads` does while the block runs, then restores their number."""
     before = torch.get_num_threads()
     limit_threads(most=most)
     try:

@@ -62,7 +62,7 @@ async def _on_nghttp2(answer: bytes, seconds: float) -> None:
 
     limits = Limits(message_bytes=1 << 30, metadata_bytes=1 << 16, calls=10_000, min_ping_seconds=0)
     service = Service("echo.Echo", {"Echo": echo}, {"Stream": stream})
-    server = Http2("127.0.0.1:0", [service], limits, Library())
+    server = Http2("127.0.0.1:0", [service], limits, library=Library())
     await server.start()
     print(server.addresses[0].rpartition(":")[2], flush=True)
     await asyncio.Event().wait()

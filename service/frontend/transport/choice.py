@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, NamedTuple, Protocol
 
 from convoy.service.followed import Followed
@@ -87,17 +88,7 @@ def _nghttp2(*, fall_back: bool) -> Choice:
         log.warning("%s: calls cost several times the CPU time without it", error)
         return _grpcio()
 
-    def make(
-        address: str,
-        services: Sequence[Service],
-        limits: Limits,
-        tls: Followed[Tls] | None = None,
-        doors: Doors | None = None,
-        kept: int | None = None,
-    ) -> Transport:
-        return Http2(address, services, limits, library, tls, doors, kept)
-
-    return Choice("nghttp2", library.version, make)
+    return Choice("nghttp2", library.version, partial(Http2, library=library))
 
 
 def _grpcio() -> Choice:
@@ -108,16 +99,4 @@ def _grpcio() -> Choice:
 
     from convoy.service.frontend.transport.grpc_aio import GrpcAio  # noqa: PLC0415
 
-    def make(
-        address: str,
-        services: Sequence[Service],
-        limits: Limits,
-        tls: Followed[Tls] | None = None,
-        doors: Doors | None = None,
-        kept: int | None = None,
-    ) -> Transport:
-        if kept is not None:
-            os.close(kept)
-        return GrpcAio(address, services, limits, tls, doors)
-
-    return Choice("grpcio", grpc.__version__, make)
+    return Choice("grpcio", grpc.__version__, GrpcAio)

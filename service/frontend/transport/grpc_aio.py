@@ -57,7 +57,10 @@ class GrpcAio:
         limits: Limits,
         tls: Followed[Tls] | None = None,
         doors: Doors | None = None,
+        kept: int | None = None,
     ) -> None:
+        if kept is not None:
+            os.close(kept)  # gRPC takes no socket that is there already
         self._address = address
         self._limits = limits
         self._tls = tls

@@ -32,10 +32,11 @@ class Http2:
         address: str,
         services: Sequence[Service],
         limits: Limits,
-        library: Library,
         tls: Followed[Tls] | None = None,
         doors: Doors | None = None,
         kept: int | None = None,
+        *,
+        library: Library,
     ) -> None:
         """`address` is HOST:PORT, [HOST]:PORT or unix:PATH; `kept` as in Make."""
         self._address = address
