@@ -107,6 +107,11 @@ class Dispatcher:
         with self._lock:
             return self._batcher.forget(source)
 
+    def drop(self, model: str, version: int) -> None:
+        """See Batcher."""
+        with self._lock:
+            self._batcher.drop(model, version)
+
     def backlog(self, model: str) -> tuple[int, float]:
         """Returns the waiting rows of a model, and the seconds that they need: see Batcher."""
         with self._lock:

@@ -222,6 +222,9 @@ class Engine:
     def _drop(self, model: str, version: int) -> None:
         self._profiled.pop((model, version), None)
         self._sizes.pop((model, version), None)
+        self._dispatcher.drop(model, version)
+        for key in [key for key in self._terms if key[:2] == (model, version)]:
+            del self._terms[key]
 
     def _read(self, number: int, records: list[Record], descriptors: list[int]) -> None:
         failures: list[Record] = []

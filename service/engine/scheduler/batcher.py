@@ -209,6 +209,11 @@ class Batcher:
         removed = [id_ for id_ in self._places if id_[0] == source]
         return [self._remove(id_) for id_ in removed]
 
+    def drop(self, model: str, version: int) -> None:
+        """Forget the run times of a version that is no longer served. Queues with waiting requests stay."""
+        for key in [key for key in self._queues if key[:2] == (model, version) and key not in self._active]:
+            del self._queues[key]
+
     def cancel(self, id_: Id) -> Request | None:
         """Remove a request from its queue and return it; None if it is not waiting."""
         return self._remove(id_) if id_ in self._places else None

@@ -221,8 +221,11 @@ def test_request_that_waits_for_company_runs_though_a_batch_ended_just_before_it
 def test_requests_of_a_version_that_has_gone_are_told_so(running: dict[str, Any]) -> None:
     async def scenario(device: Device) -> None:
         device.instances = None
+        device.dispatcher.measured(KEY, LIMITS, {1: 0.005})
         device.add(0, 1)
         device.dispatcher.pump()
+        device.dispatcher.drop("letters", 1)
+        assert not device.dispatcher._batcher.times(KEY)
         assert [number for number, _ in device.failed] == [0, 1]
         assert all(isinstance(error, ModelUnavailable) for _, error in device.failed)
 

@@ -2,9 +2,11 @@
 
 import asyncio
 import errno
+import gc
 import os
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -352,6 +354,36 @@ def test_engine_drops_a_released_version_in_the_thread_that_loads(
     asyncio.run(play())
     assert threads
     assert all(name.startswith("load") for name in threads)
+
+
+def test_engine_keeps_nothing_of_versions_that_are_gone(tmp_path: Path) -> None:
+    """A server whose models are replaced every minute must not grow. Each version once left 5 kB."""
+
+    async def replaced(engine: Engine, version: int) -> None:
+        networks.save(networks.classifier(), tmp_path, "letters", version)
+        shutil.rmtree(tmp_path / "letters" / str(version - 1), ignore_errors=True)
+        await engine.refresh()
+        for _ in range(1000):
+            await asyncio.sleep(0.001)
+            if list(engine._loader.versions) == [("letters", version)] and not engine._publication.unreleased:
+                return
+        raise AssertionError(f"version {version} does not replace the one before")
+
+    def objects() -> Counter[str]:
+        gc.collect()
+        named = (f"{type(each).__module__}.{type(each).__qualname__}" for each in gc.get_objects())
+        return Counter(name for name in named if name.startswith("convoy."))
+
+    async def play() -> Counter[str]:
+        engine = Engine(Source(tmp_path), load(None, ["server.keep_metrics_seconds=0"]))
+        await replaced(engine, 1)
+        await replaced(engine, 2)
+        before = objects()
+        for version in range(3, 6):
+            await replaced(engine, version)
+        return objects() - before
+
+    assert not asyncio.run(play())
 
 
 def test_late_release_does_not_drop_a_version_that_serves_again(tmp_path: Path, loader: Loader) -> None:

@@ -728,6 +728,20 @@ def test_what_a_lost_front_end_sent_is_not_run() -> None:
     assert batcher.forget("unheard of") == []
 
 
+def test_version_that_is_dropped_leaves_no_times_and_takes_nobodys_requests_along() -> None:
+    batcher = profiled()
+    newer = KEY._replace(version=2)
+    batcher.measured(newer, LIMITS, GAINS)
+    fill(batcher, request(1), key=WIDE)
+    batcher.drop("model", 1)
+    assert not batcher.times(KEY)
+    assert batcher.times(newer)
+    assert batcher.times(OTHER)
+    assert run(batcher) == [1]  # it waited: what becomes of it is decided when its turn comes
+    batcher.drop("model", 1)
+    assert not batcher.times(WIDE)
+
+
 class Caller:
     """An id whose end can be seen: nothing remembers a caller whom the batcher has forgotten."""
 
