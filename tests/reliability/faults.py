@@ -1,6 +1,7 @@
 """What may go wrong inside a server, done on purpose. See injection.py: these functions run in its processes."""
 
 import ctypes
+import gc
 import os
 import threading
 import time
@@ -260,8 +261,27 @@ def no_gate(kind: str, board: Board) -> None:
     in_flight(kind, board)
 
 
+RETURN, RETURNED = range(2)  # cells of `returning`: the process that is to return its memory, how often that was done
+
+
+def returning(kind: str, board: Board) -> None:
+    """Returns to the system, on command, what the allocator keeps for later: what is left is in use."""
+    trim = ctypes.CDLL(None).malloc_trim
+
+    def run() -> None:
+        while True:
+            time.sleep(0.05)
+            if board.take(RETURN, lambda pid: pid == os.getpid()):
+                gc.collect()
+                trim(0)
+                board.add(RETURNED)
+
+    threading.Thread(target=run, daemon=True).start()
+
+
 def leak(kind: str, board: Board) -> None:
     """Keeps a little of each request of a front end, and now and then a descriptor."""
+    returning(kind, board)
     if kind != "frontend":
         return
     from convoy.service.frontend.call import Call

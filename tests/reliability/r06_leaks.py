@@ -25,6 +25,7 @@ from tests.reliability.injection import Board, environment
 from tests.reliability.memory import MIB, Held, held
 from tests.reliability.neighbours import DISTINCT, grey
 from tests.reliability.probe import Count, Probe, Tally
+from tests.reliability.servers import until
 from tests.service import networks
 from tests.service.calls import infer_request, method, stream
 from tests.service.frontend.transport import raw as wire
@@ -259,6 +260,14 @@ def _counts(seen: Mapping[str, Held], folder: Path) -> dict[str, int]:
     return counts | {"temporary files": sum(1 for _ in folder.rglob("*"))}
 
 
+def _return_memory(server: Server, board: Board) -> None:
+    """Lets the processes return what their allocators keep: whatever came last, they hold what is in use."""
+    for pid in (*server.processes("engine"), *server.processes("frontend")):
+        before = int(board.cells[faults.RETURNED])
+        board.cells[faults.RETURN] = pid
+        assert until(lambda before=before: int(board.cells[faults.RETURNED]) > before), f"process {pid} returns nothing"
+
+
 def _at_rest(
     server: Server, folder: Path, wanted: Mapping[str, int], patience: float
 ) -> tuple[dict[str, Held], dict[str, int]]:
@@ -290,7 +299,7 @@ def _parts(trials: int) -> Iterator[int]:
         yield trials * (part + 1) // _PARTS - trials * part // _PARTS
 
 
-def _soak(trials: int, seed: int, fault: Callable[[str, Board], None] | None, patience: float = _IDLE) -> Tally:
+def _soak(trials: int, seed: int, fault: Callable[[str, Board], None], patience: float = _IDLE) -> Tally:
     count = Count()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(_CALLERS) as callers:
         root, board = Path(folder) / "models", Board(Path(folder) / "board")
@@ -309,8 +318,7 @@ def _soak(trials: int, seed: int, fault: Callable[[str, Board], None] | None, pa
         # Not in /dev/shm, where other servers of the machine come and go.
         temporary = Path(folder) / "temporary"
         temporary.mkdir()
-        harmed = environment(fault, board) if fault is not None else {}
-        with Server(root, settings, environment={**harmed, "TMPDIR": str(temporary)}) as server:
+        with Server(root, settings, environment={**environment(fault, board), "TMPDIR": str(temporary)}) as server:
             swaps = _Swaps(root)
             done: list[int] = []
             seen: list[dict[str, Held]] = []
@@ -324,6 +332,7 @@ def _soak(trials: int, seed: int, fault: Callable[[str, Board], None] | None, pa
                     made = sum(call.result() for call in begun)
                 count.good(made)
                 _share(server, swaps.version)
+                _return_memory(server, board)
                 last = wanted if part == _PARTS - 1 else {}
                 held_now, counts = _at_rest(server, temporary, last, patience)
                 if part == _WARM - 1:
@@ -354,7 +363,7 @@ def _judge(count: Count, seed: int, process: str, done: Sequence[int], nbytes: S
 
 def run(trials: int, seed: int) -> Tally:
     """Traffic of all kinds, valid and hostile, beside new versions of a model."""
-    return _soak(trials, seed, None)
+    return _soak(trials, seed, faults.returning)
 
 
 def control(seed: int) -> Tally:
