@@ -1,5 +1,6 @@
 """Explores every order of events of a small world: each reachable state once, each transition at least once."""
 
+import random
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -14,6 +15,10 @@ class World(Protocol):
 
     def do(self, event: Event) -> None:
         """Makes one of them happen. Raises AssertionError if a promise is broken."""
+
+    def check(self) -> None:
+        """Called after each event that has not happened before in this way. Raises AssertionError if a promise is
+        broken."""
 
     def key(self) -> Hashable:
         """Returns the state: worlds with equal keys behave alike from now on."""
@@ -60,6 +65,7 @@ def explore(make: Callable[[], World]) -> Explored:
         try:
             for event in past:
                 world.do(event)
+            world.check()
             while (state := hash(world.key())) not in seen:
                 seen.add(state)
                 events = world.events()
@@ -71,12 +77,40 @@ def explore(make: Callable[[], World]) -> Explored:
                 waiting.extend([_Trace(trace, event) for event in events[1:]])
                 trace = _Trace(trace, events[0])
                 world.do(events[0])
+                world.check()
         except Exception as error:
-            events = trace.events() if trace else []
-            raise AssertionError(f"{error!r} after {' '.join(_text(event) for event in events)}") from error
+            raise AssertionError(f"{error!r} after {_told(trace)}") from error
         finally:
             world.close()
     return Explored(len(seen), transitions, ends)
+
+
+def wander(make: Callable[[], World], walks: int, seed: int) -> Explored:
+    """Follows so many ways from the start to the end, each event chosen at random: for worlds that are too large to be
+    explored. Raises AssertionError with the events that led to it."""
+    chance = random.Random(seed)
+    seen: set[int] = set()
+    transitions = 0
+    for _ in range(walks):
+        world = make()
+        trace: _Trace | None = None
+        try:
+            while events := world.events():
+                trace = _Trace(trace, chance.choice(events))
+                transitions += 1
+                world.do(trace.event)
+                world.check()
+                seen.add(hash(world.key()))
+            world.finish()
+        except Exception as error:
+            raise AssertionError(f"{error!r} after {_told(trace)}") from error
+        finally:
+            world.close()
+    return Explored(len(seen), transitions, walks)
+
+
+def _told(trace: _Trace | None) -> str:
+    return " ".join(_text(event) for event in (trace.events() if trace else []))
 
 
 def _text(event: Event) -> str:

@@ -23,7 +23,7 @@ from convoy.service.ipc import channel
 from convoy.service.ipc.channel import Answer, Cancel, Cancelled, Failure, Record, Request, TableFile, Times
 from convoy.service.ipc.slots import ALIGNMENT, Arena, memory_file
 from convoy.service.repository import Table, encode_table
-from tests.service.exploring import Event, explore
+from tests.service.exploring import Event, explore, wander
 from tests.service.frontend.test_engine_client import ROW, ask
 
 TABLE = encode_table(Table((ROW,), complete=True))
@@ -152,6 +152,7 @@ class Slots:
         self.count = 0
         self.faults = faults
         self.tasks: dict[int, asyncio.Task[list[int]]] = {}  # by caller, whose number is also what it sends
+        self.ended: list[tuple[int, asyncio.Task[list[int]]]] = []  # by the latest event
         self.leases: dict[int, Lease] = {}
         self.suspected: set[int] = set()  # they ran when an engine died
         self.fatal: dict[int, set[int]] = {}  # they ran alone when the engine of a device died: not decided yet
@@ -200,7 +201,10 @@ class Slots:
         finally:
             asyncio._set_running_loop(None)
         assert not self.loop.faults, self.loop.faults
-        self._check()
+        self.ended = [each for each in self.tasks.items() if each[1].done()]
+        for number, task in self.ended:
+            _ = task.cancelled() or task.exception()  # somebody has seen it
+            del self.tasks[number]
 
     def _ask(self) -> None:
         self.left -= 1
@@ -265,7 +269,7 @@ class Slots:
         self.waited_too_long = True
         self.loop.timers.pop().call()
 
-    def _check(self) -> None:
+    def check(self) -> None:
         """What holds at any time."""
         arena = self.link.arena
         owners: dict[int, int] = {}
@@ -279,9 +283,8 @@ class Slots:
                 )
                 assert id_ not in self.guilty, "it has ended engines"
         assert arena.used_bytes == sum(arena._used.values())
-        for number, task in [each for each in self.tasks.items() if each[1].done()]:
+        for number, task in self.ended:
             self._check_end(number, task)
-            del self.tasks[number]
         assert self.gate.bytes == self.gate.requests == len(self.tasks)
 
     def _check_end(self, number: int, task: "asyncio.Task[list[int]]") -> None:
@@ -369,6 +372,22 @@ def pipes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_slots_and_requests_end_once_in_every_order_of_events(requests: int, faults: int) -> None:
     explored = explore(partial(Slots, requests, faults))
     assert explored.states > 100
+
+
+def test_slots_and_requests_end_once_in_random_orders_of_many_events() -> None:
+    assert wander(partial(Slots, 4, 2), 500, 0).states > 4000
+
+
+def test_slot_that_nobody_frees_is_found_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Arena, "free", lambda self, block: None)
+    with pytest.raises(AssertionError, match="a slot is leaked"):
+        wander(partial(Slots, 4, 2), 10, 0)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(4 * 3600)
+def test_slots_and_requests_end_once_in_random_orders_of_more_events() -> None:
+    print(f"4 requests, 2 faults: {wander(partial(Slots, 4, 2), 200_000, 1)}")
 
 
 @pytest.mark.soak

@@ -59,7 +59,6 @@ class Scheduling:
         name, *rest = event
         getattr(self, f"_{name}")(*rest)
         self._ask()
-        self._check()
 
     def _come(self, place: int, after: float) -> None:
         self.left -= 1
@@ -113,7 +112,8 @@ class Scheduling:
             assert key != batch.key or request.deadline >= max(each.deadline for each in batch.requests)
         self.running.append(batch)
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """What holds at any time."""
         assert len(self.batcher) == len(self.waiting), "a request is lost"
         for model in {key.model for key in self.keys}:
             assert self.batcher.waiting(model) == sum(key.model == model for key, _ in self.waiting.values())
