@@ -1,5 +1,6 @@
 """The two networks of the demo are as good and as quick as they are meant to be."""
 
+import csv
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from convoy.models.analysis.summary import totals
 from convoy.models.data.batches import loader
 from convoy.models.data.registry import data_set
 from convoy.models.evaluation.evaluate import evaluate_file
@@ -19,6 +21,8 @@ from convoy.service.metadata import Document
 from tools import demo
 
 pytestmark = pytest.mark.trained
+
+SLOW = 3e9  # multiply-adds a second of forward passes, beside which two slow cores do everything else of a training
 
 
 def latest(repository: Path, name: str) -> Path:
@@ -41,10 +45,24 @@ def test_unet_reaches_a_mean_iou_of_85_percent_on_held_out_scenes(trained_reposi
     assert evaluate_file(checkpoint).scores["mean_iou"] >= 0.85
 
 
-def test_both_were_trained_within_four_minutes(trained_repository: Path) -> None:
-    notes = [demo.run_folder(trained_repository.parent, name).read() for name in demo.NETWORKS]
-    assert sum(note.seconds for note in notes if note is not None) <= 240
-    assert all(note is not None and note.complete for note in notes)
+def test_both_need_no_more_work_than_four_minutes_of_two_slow_cores(trained_repository: Path) -> None:
+    """Work instead of time: what else runs on this machine makes no difference. How near a training is to a bare loop
+    is asked elsewhere."""
+    work = 0
+    for name in demo.NETWORKS:
+        folder = demo.run_folder(trained_repository.parent, name)
+        note = folder.read()
+        assert note is not None
+        assert note.complete
+        settings = note.settings
+        with (folder.root / "metrics.csv").open() as file:
+            *_, last = csv.DictReader(file)
+        crop = settings.recipe.crop
+        classes = len(document(latest(trained_repository, name)).labels)
+        size = (crop, crop) if crop else None
+        each = totals(name, size, classes, arguments=settings.arguments).multiply_adds
+        work += int(last["step"]) * settings.recipe.batch_size * each
+    assert 0 < work <= 240 * SLOW
 
 
 def test_exported_lenet5_answers_as_well_without_pytorch(trained_repository: Path) -> None:
