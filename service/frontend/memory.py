@@ -10,7 +10,7 @@ from convoy.service import machine
 from convoy.service.config import MIB
 
 _SECONDS = 1.0  # between two looks
-_SLACK = 64 * MIB  # that a process may keep for what comes next
+_SLACK = 48 * MIB  # that a process may keep for what comes next
 
 
 class Excess:

@@ -26,4 +26,4 @@ def test_memory_that_is_in_use_is_not_tried_again_and_again() -> None:
 
 def test_little_memory_is_kept_for_what_comes_next() -> None:
     excess = Excess(100 * MIB)
-    assert not any(excess.found((100 + more) * MIB, 0) for more in range(64))
+    assert not any(excess.found((100 + more) * MIB, 0) for more in range(48))
