@@ -4,6 +4,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 MIB = 1 << 20
+# What the allocator has mapped, and a session's buffers: it gets them when it first runs requests together, which for
+# some networks is seldom.
+_OWN = ("[", "/dev/zero")
 
 
 class Held(NamedTuple):
@@ -13,7 +16,7 @@ class Held(NamedTuple):
     descriptors: int
     threads: int
     children: int
-    mappings: int  # of files and of shared memory; those of the allocator come and go
+    mappings: int  # of files and of memory shared by descriptors; others come and go
 
 
 def held(pid: int) -> Held:
@@ -26,7 +29,7 @@ def held(pid: int) -> Held:
         descriptors=sum(1 for _ in (process / "fd").iterdir()),
         threads=int(status["Threads"]),
         children=len((process / "task" / str(pid) / "children").read_text().split()),
-        mappings=sum(len(parts) > 5 and not parts[5].startswith("[") for parts in maps),
+        mappings=sum(len(parts) > 5 and not parts[5].startswith(_OWN) for parts in maps),
     )
 
 

@@ -36,7 +36,6 @@ from tests.service.test_vision import encoded
 _CALLERS = 4
 _PARTS = 8  # of the trials; after each the server is idle and is looked at
 _WARM = 3  # parts that do not count: pools, caches and the allocator fill
-_TOGETHER = 16  # equal requests at once
 _SWAP = 2.0  # seconds for which a version serves
 _SLOPE = 1 * MIB  # bytes per million requests
 _GROWTH = 4 * MIB  # bytes in all counted parts: less cannot be told from the allocator's own noise
@@ -194,14 +193,14 @@ class _Swaps:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self.version = 1
+        self._version = 1
         self._over = threading.Event()
 
     def _run(self) -> None:
         while not self._over.wait(_SWAP):
-            self.version += 1
-            networks.save(networks.classifier(scale=1 + self.version / 1000), self._root, "letters", self.version)
-            shutil.rmtree(self._root / "letters" / str(self.version - 2), ignore_errors=True)
+            self._version += 1
+            networks.save(networks.classifier(scale=1 + self._version / 1000), self._root, "letters", self._version)
+            shutil.rmtree(self._root / "letters" / str(self._version - 2), ignore_errors=True)
 
     def __enter__(self) -> "_Swaps":
         self._over.clear()
@@ -212,38 +211,6 @@ class _Swaps:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
-
-
-def _share(server: Server, version: int) -> None:
-    """Lets each model run requests together. A session gets its memory for that when it first does, which is by chance.
-
-    version  of `letters`, which serves from now on
-    """
-    grey_image = pb.Image(encoded=encoded(grey(0)))
-    scene = pb.Image(raw=pb.RawImage(pixels=bytes(32 * 32 * 3), height_px=32, width_px=32, channels=3))
-    asked: Sequence[tuple[str, Any]] = (
-        ("Classify", pb.ClassifyRequest(model="letters", images=[grey_image])),
-        ("Segment", pb.SegmentRequest(model="colours", images=[scene])),
-        ("ModelInfer", infer_request("doubler", np.ones((1, 4), np.float32))),
-        ("ModelInfer", infer_request("waves", np.zeros((1, 3, 60), np.float32), "waveform")),
-    )
-    end = time.monotonic() + _IDLE
-    with grpc.insecure_channel(server.grpc, [("grpc.use_local_subchannel_pool", 1)]) as channel:
-        for name, request in asked:
-            shared = False
-            while not shared:
-                assert time.monotonic() < end, f"{name} {request}: never ran beside another one"
-                calls = [method(channel, name).future(request) for _ in range(_TOGETHER)]
-                answers = [call.result() for call in calls]
-                shared = any(_batch_size(answer) > 1 for answer in answers)
-                if name == "Classify":
-                    shared &= answers[0].version == version
-
-
-def _batch_size(answer: Any) -> int:
-    if isinstance(answer, inference_pb2.ModelInferResponse):
-        return int(answer.parameters["convoy_batch_size"].int64_param)
-    return int(answer.results[0].timings.batch_size)
 
 
 def _look(server: Server) -> dict[str, Held]:
@@ -331,7 +298,6 @@ def _soak(trials: int, seed: int, fault: Callable[[str, Board], None], patience:
                     ]
                     made = sum(call.result() for call in begun)
                 count.good(made)
-                _share(server, swaps.version)
                 _return_memory(server, board)
                 last = wanted if part == _PARTS - 1 else {}
                 held_now, counts = _at_rest(server, temporary, last, patience)
