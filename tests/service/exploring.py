@@ -2,7 +2,8 @@
 
 import random
 from collections.abc import Callable, Hashable, Sequence
-from typing import NamedTuple, Protocol
+from types import TracebackType
+from typing import NamedTuple, Protocol, Self
 
 Event = tuple[Hashable, ...]
 
@@ -52,6 +53,36 @@ class _Trace(NamedTuple):
         return found[::-1]
 
 
+class _Walk:
+    """A world in use, and the events that have happened in it. What fails is told with them."""
+
+    def __init__(self, world: World, trace: _Trace | None = None) -> None:
+        self.world = world
+        self.trace = trace
+
+    def repeat(self) -> None:
+        """Makes the events of the trace happen again. Only the state that they lead to is checked."""
+        for event in self.trace.events() if self.trace else ():
+            self.world.do(event)
+        self.world.check()
+
+    def step(self, event: Event) -> None:
+        """Makes an event happen, and checks what follows."""
+        self.trace = _Trace(self.trace, event)
+        self.world.do(event)
+        self.world.check()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.world.close()
+        if isinstance(error, Exception):
+            raise AssertionError(f"{error!r} after {_told(self.trace)}") from error
+
+
 def explore(make: Callable[[], World]) -> Explored:
     """Makes a world for each way that has not been followed yet, depth first, and follows it to a known state or the
     end. Raises AssertionError with the events that led to it."""
@@ -59,53 +90,34 @@ def explore(make: Callable[[], World]) -> Explored:
     transitions = ends = 0
     waiting: list[_Trace | None] = [None]
     while waiting:
-        trace = waiting.pop()
-        world = make()
-        past = trace.events() if trace else []
-        try:
-            for event in past:
-                world.do(event)
-            world.check()
-            while (state := hash(world.key())) not in seen:
+        with _Walk(make(), waiting.pop()) as walk:
+            walk.repeat()
+            while (state := hash(walk.world.key())) not in seen:
                 seen.add(state)
-                events = world.events()
+                events = walk.world.events()
                 if not events:
-                    world.finish()
+                    walk.world.finish()
                     ends += 1
                     break
                 transitions += len(events)
-                waiting.extend([_Trace(trace, event) for event in events[1:]])
-                trace = _Trace(trace, events[0])
-                world.do(events[0])
-                world.check()
-        except Exception as error:
-            raise AssertionError(f"{error!r} after {_told(trace)}") from error
-        finally:
-            world.close()
+                waiting.extend([_Trace(walk.trace, event) for event in events[1:]])
+                walk.step(events[0])
     return Explored(len(seen), transitions, ends)
 
 
 def wander(make: Callable[[], World], walks: int, seed: int) -> Explored:
-    """Follows so many ways from the start to the end, each event chosen at random: for worlds that are too large to be
-    explored. Raises AssertionError with the events that led to it."""
+    """Takes random events from the start to the end, `walks` times, in a world that is too large to explore. Raises
+    AssertionError with the events that led to it."""
     chance = random.Random(seed)
     seen: set[int] = set()
     transitions = 0
     for _ in range(walks):
-        world = make()
-        trace: _Trace | None = None
-        try:
-            while events := world.events():
-                trace = _Trace(trace, chance.choice(events))
+        with _Walk(make()) as walk:
+            while events := walk.world.events():
+                walk.step(chance.choice(events))
                 transitions += 1
-                world.do(trace.event)
-                world.check()
-                seen.add(hash(world.key()))
-            world.finish()
-        except Exception as error:
-            raise AssertionError(f"{error!r} after {_told(trace)}") from error
-        finally:
-            world.close()
+                seen.add(hash(walk.world.key()))
+            walk.world.finish()
     return Explored(len(seen), transitions, walks)
 
 
