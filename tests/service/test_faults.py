@@ -139,7 +139,7 @@ def test_front_ends_serve_while_the_supervisor_is_stopped_and_nobody_is_killed_f
         turn.wait(3)  # three times what makes a process count as hung
         assert neighbours.answered > before
         os.kill(server.process.pid, signal.SIGCONT)
-        assert not unready(server)
+        _wait_until(lambda: not unready(server))  # once the supervisor has run and a front end has seen it
     assert neighbours.failed == []
     assert server.children() == children
 
