@@ -242,6 +242,7 @@ class EngineClient:
         inputs = tuple(inputs)
         landed = self._landed(inputs, contents) if landing is not None else {}
         slot = self.arena.claim(inputs, tuple(output_bytes), landed)
+        self.changed()
         if not landed:
             return Lease(self, *slot, range(len(inputs)), None)
         assert landing is not None

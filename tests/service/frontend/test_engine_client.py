@@ -176,6 +176,19 @@ def test_rows_without_outputs_need_none_in_the_slot() -> None:
     run(scenario)
 
 
+def test_memory_that_is_claimed_or_freed_has_changed() -> None:
+    async def main() -> None:
+        changes: list[int] = []
+        link = EngineClient(
+            1 << 16, lambda table: None, lambda: None, changed=lambda: changes.append(link.arena.blocks)
+        )
+        with link.claim([("uint8", SHAPE)], [(0, 4)]):
+            assert changes == [1]
+        assert changes == [1, 0]
+
+    asyncio.run(main())
+
+
 def test_nothing_is_sent_before_the_engine_has_the_version() -> None:
     async def scenario(link: EngineClient) -> None:
         engine = Engine(link)
