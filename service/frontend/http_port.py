@@ -67,9 +67,11 @@ class HttpPort:
         """Whether connections have been accepted."""
         return self._web is not None
 
-    async def open(self) -> None:
-        """Starts accepting connections."""
+    async def open(self, begin: asyncio.Event | None) -> None:
+        """Starts accepting connections, not before `begin`."""
         await asyncio.to_thread(_import)
+        if begin is not None:
+            await begin.wait()
         if self._listening.fileno() < 0:
             return  # stopped meanwhile
         from convoy.service.frontend.rest import application  # noqa: PLC0415  see above

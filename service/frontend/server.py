@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -83,7 +83,7 @@ class FrontEnd:
         self._health = Health()
         self._health_services: set[str] = set()
         self._listening = self._draining = self._may_open = False
-        self._closed = True
+        self._opened = asyncio.Event()  # to callers of gRPC
         self._report: asyncio.Task[None] | None = None
         self._following: asyncio.Task[None] | None = None
         self._returning: asyncio.Task[None] | None = None
@@ -190,10 +190,10 @@ class FrontEnd:
         self._following = self._loop.create_task(self._follow())
         self._report_soon()
 
-    async def listen_to_http(self) -> None:
-        """Starts accepting connections on the HTTP port, where this server has one."""
+    async def listen_to_http(self, *, joins: bool) -> None:
+        """Starts accepting connections on the HTTP port, where this server has one: see listen."""
         if self._http is not None:
-            await self._http.open()
+            await self._http.open(self._opened if joins else None)
             self._report_soon()
         # Once everything is imported, which need not be looked at again.
         self._returning = self._loop.create_task(memory.keep_returning(lambda: self._gate.bytes))
@@ -337,7 +337,7 @@ class FrontEnd:
             await self._reports.wait()
             self._reports.clear()
             self._may_open |= self._catalogue.table.complete
-            if self._closed and self._may_open and not self._draining:
+            if self._may_open and not self._draining and not self._opened.is_set():
                 await self._open_or_end()
             status = self._now()
             if status != self._status:
@@ -360,7 +360,7 @@ class FrontEnd:
         self._report_soon()
 
     async def _open(self) -> None:
-        self._closed = False
+        self._opened.set()
         for transport in self._transports:
             await transport.start()
         self._listening = True
@@ -483,10 +483,18 @@ async def _main(supervisor: socket.socket, pulse: Pulse) -> int:
     await front_end.listen(joins=start.joins)
     # Before HTTP, whose imports take seconds on a busy machine: until engines are attached, every call is refused.
     messages.listen(supervisor, receive, end)
-    await front_end.listen_to_http()
-    complete = await over
+    complete = await _until_over(front_end.listen_to_http(joins=start.joins), over)
     beating.cancel()
     return 0 if complete else 1
+
+
+async def _until_over(opening: Coroutine[None, None, None], over: asyncio.Future[bool]) -> bool:
+    """Opens a port, unless it is over while that waits for models; returns whether everything was answered."""
+    task = asyncio.create_task(opening)
+    await asyncio.wait((task, over), return_when=asyncio.FIRST_COMPLETED)
+    if not over.done():
+        await task
+    return await over
 
 
 def main() -> None:

@@ -21,16 +21,17 @@ from tests.service import networks
 from tests.service.running import Server
 from tests.service.test_doors import Files
 from tests.service.test_http_api import IMAGE, ask, connected, refusal
+from tests.service.test_overload import PATIENT, standing
 
 BODY = json.dumps({"inputs": [IMAGE]}).encode()
 TOKENS = {name: f"convoy_{name}_{'x' * 40}" for name in ("good", "other")}
+STALL = 4.0  # seconds; longer than the client or the server may pause
 
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("repository")
     networks.save(networks.classifier(), root, "letters")
-    networks.save(networks.slow(), root, "slow")
     return root
 
 
@@ -48,7 +49,7 @@ def guarded(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         'access.public=["probes"]',
         'server.cors_origins=["https://example.org"]',
         "limits.max_message_bytes=100000",
-        "limits.stall_seconds=0.5",
+        f"limits.stall_seconds={STALL}",
         "server.lame_duck_seconds=0",
     ]
     with Server(repository, settings) as server:
@@ -125,15 +126,15 @@ def test_body_over_the_limit_is_refused_before_it_is_read(guarded: Server) -> No
 def test_body_that_stalls_ends_its_connection_and_one_that_goes_on_does_not(guarded: Server) -> None:
     head = b"POST /v2/models/letters/infer HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n" % len(BODY)
     head += b"authorization: " + bearer("good")["Authorization"].encode() + b"\r\n\r\n"
-    with connected(guarded) as connection:
-        connection.sendall(head + BODY[:10])
-        assert connection.recv(100) == b""
-    with connected(guarded) as connection:
-        connection.sendall(head)
-        for place in range(0, len(BODY), 40):
-            threading.Event().wait(0.1)  # more than the limit in all
-            connection.sendall(BODY[place : place + 40])
-        assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
+    pieces = [BODY[place : place + 40] for place in range(0, len(BODY), 40)]
+    with connected(guarded) as stalled, connected(guarded) as slow:
+        stalled.sendall(head + BODY[:10])
+        slow.sendall(head)
+        for piece in pieces:
+            threading.Event().wait(1.2 * STALL / len(pieces))  # more than the limit in all
+            slow.sendall(piece)
+        assert stalled.recv(100) == b""
+        assert slow.recv(100).startswith(b"HTTP/1.1 200 ")
 
 
 def test_without_the_api_the_port_has_probes_alone(repository: Path) -> None:
@@ -175,16 +176,30 @@ def test_port_answers_through_the_death_of_front_ends(repository: Path) -> None:
         for process in server.processes("frontend"):
             os.kill(process, signal.SIGKILL)
         # Nobody but the supervisor is left, which says so.
-        wait_for(lambda: status(f"{server.http}/livez") == 200, 2)
+        wait_for(lambda: status(f"{server.http}/livez") == 200)
         wait_for(lambda: status(f"{server.http}/readyz") == 200)
         assert ask(infer, BODY)[0] == 200
 
 
+def test_front_end_that_does_not_know_the_models_yet_leaves_callers_to_the_others(repository: Path) -> None:
+    settings = ["server.lame_duck_seconds=0", "server.frontends=2", PATIENT]
+    with Server(repository, settings) as server, standing(server):  # nobody says which models there are
+        os.kill(server.processes("frontend")[0], signal.SIGKILL)
+        killed = time.monotonic()
+        answers = []
+        while time.monotonic() < killed + 5:
+            answers.append(status(f"{server.http}/v2/models/letters"))
+            if time.monotonic() > killed + 9:
+                answers.pop()  # after ten seconds it waits no longer
+        assert set(answers) == {200}
+
+
 def test_server_without_its_supervisor_counts_as_dead(repository: Path) -> None:
-    with Server(repository, ["server.lame_duck_seconds=0", "server.heartbeat_seconds=0.5"]) as server:
+    with Server(repository, ["server.lame_duck_seconds=0"]) as server:
         os.kill(server.process.pid, signal.SIGSTOP)
         try:
-            assert status(f"{server.http}/livez") == 200
+            stopped = time.monotonic()
+            assert status(f"{server.http}/livez") == 200 or time.monotonic() - stopped > 2  # not at once
             wait_for(lambda: status(f"{server.http}/livez") == 503)
             assert status(f"{server.http}/readyz") == 503
             assert ask(f"{server.http}/v2/models/letters/infer", BODY)[0] == 200
@@ -194,18 +209,21 @@ def test_server_without_its_supervisor_counts_as_dead(repository: Path) -> None:
 
 
 def test_drain_answers_what_has_arrived_and_closes_connections(repository: Path) -> None:
-    with Server(repository, ["server.lame_duck_seconds=1"]) as server, ThreadPoolExecutor(8) as threads:
+    # Long enough for a new request, even after a pause.
+    settings = ["server.lame_duck_seconds=6", PATIENT]
+    with Server(repository, settings) as server, ThreadPoolExecutor(8) as threads:
         idle = http.client.HTTPConnection(server.http.removeprefix("http://"), timeout=30)
         idle.request("GET", "/livez")
         idle.getresponse().read()
-        url = f"{server.http}/v2/models/slow/infer"
-        calls = [threads.submit(ask, url, BODY) for _ in range(8)]
-        wait_for(lambda: server.total("convoy_requests_in_flight") > 0)
-        server.process.send_signal(signal.SIGTERM)
-        wait_for(lambda: status(f"{server.http}/readyz") == 503, 5)
+        url = f"{server.http}/v2/models/letters/infer"
+        with standing(server):  # so that nothing is answered before the drain begins
+            calls = [threads.submit(ask, url, BODY) for _ in range(8)]
+            wait_for(lambda: server.total("convoy_requests_in_flight") == 8)
+            server.process.send_signal(signal.SIGTERM)
+            wait_for(lambda: status(f"{server.http}/readyz") == 503)
         assert json.loads(ask(f"{server.http}/readyz")[2])["reason"] == "draining"
         assert ask(url, BODY)[0] == 200  # callers have not noticed yet
         assert [call.result()[0] for call in calls] == [200] * 8
-        assert server.process.wait(30) == 0
+        assert server.process.wait(60) == 0
         assert idle.sock is None or idle.sock.recv(1) == b""
         idle.close()
