@@ -463,7 +463,7 @@ class Supervisor:
             engines = self._children.of("engine")
         for child in engines:
             child.process.channel.shutdown(socket.SHUT_RDWR)
-        complete &= await self._wait_for(engines, _LAST_GRACE)
+        await self._wait_for(engines, _LAST_GRACE)  # nobody waits for what they have left
         log.info("ended")
         return 0 if complete else 1
 
