@@ -188,8 +188,8 @@ class Loader:
         for instance in entry.instances.all:
             instance.session.run_apart(reason)
         self._put(model, version, replace(entry, limits=replace(entry.limits, max_batch_size=1)))
-        _report_apart(model, version, entry.session)
         self._report()
+        _report_apart(model, version, entry.session)
 
     def choose_buckets(self, model: str, version: int, images: Mapping[Size, float]) -> None:
         """Chooses buckets for images of these sizes, which the version received. Runs every batch size of a new bucket

@@ -89,13 +89,13 @@ class Reporter:
         if table == self._published:
             return
         known = {(row.model, row.version): row for row in self._published.versions} if self._published else {}
+        self._published = table
+        self._publish(table)  # before it is said: who reads that looks it up
         for row in table.versions:
             if row.state == "UNAVAILABLE" and row != known.get((row.model, row.version)):
                 level = logging.DEBUG if is_expected(row) or self._logged_lately(row) else logging.ERROR
                 which = f"model {row.model} version {row.version}" if row.version else f"model {row.model}"
                 log.log(level, "%s is not served: %s", which, row.reason)
-        self._published = table
-        self._publish(table)
 
     def report_problem(self, problem: str) -> None:
         self._published = None
