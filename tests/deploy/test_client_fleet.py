@@ -79,7 +79,7 @@ def test_further_server_gets_calls_once_connections_have_their_age(fleet: Fleet)
 
 
 def test_stream_ends_with_its_server_and_its_caller_sees_what_is_left(fleet: Fleet) -> None:
-    pictures = [image(SMALL)] * 400
+    pictures = [image(SMALL)] * 1000  # which take its server 20 s: time to look and to kill it, on any machine
     answered: set[int] = set()
     with Names(fleet.hosts) as names, Client(names.target(fleet.port)) as client:
         before = [server.total("convoy_images_total") for server in fleet.servers]

@@ -3,7 +3,6 @@
 import http.client
 import os
 import signal
-import socket
 import ssl
 import threading
 import time
@@ -22,6 +21,7 @@ from convoy.service.pb import inference_pb2 as pb
 from tests.deploy import manifests
 from tests.deploy.manifests import deployment, of_kind, rendered, variables
 from tests.deploy.test_followed_links import PIXELS, network
+from tests.ports import free_ports
 from tests.service import networks
 from tests.service.calls import method
 from tests.service.certificates import Authority
@@ -153,7 +153,7 @@ def test_file_that_is_written_elsewhere_would_be_seen(tmp_path: Path) -> None:
 def test_probes_follow_the_life_of_a_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TMPDIR", raising=False)  # a pod has none
     # Longer than in the overlay: a busy machine has to ask within it.
-    pod = started("cpu", tmp_path, "server.lame_duck_seconds=4")
+    pod = started("cpu", tmp_path, "server.lame_duck_seconds=10")
     with pod.server as server:
         pod.serve()
         for pid in (server.process.pid, *server.processes("engine"), *server.processes("frontend")):
@@ -186,9 +186,7 @@ def test_probes_of_a_pod_with_certificates_need_none(tmp_path: Path) -> None:
 
 def test_server_that_starts_is_at_no_moment_ready(tmp_path: Path) -> None:
     # A probe may ask as soon as the port is open, and traffic would follow.
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     answers: list[int] = []
     stop = threading.Event()
 

@@ -5,7 +5,6 @@ import math
 import os
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import threading
@@ -29,6 +28,7 @@ from convoy.service.client.credentials import Credentials
 from convoy.service.client.results import ServerError
 from convoy.service.commands.token import line
 from convoy.service.errors import ConvoyError
+from tests.ports import free_ports
 from tests.service import networks
 from tests.service.certificates import Authority
 from tests.service.running import Server
@@ -91,12 +91,6 @@ def mistaken() -> onnx.ModelProto:
     return model
 
 
-def free_address() -> str:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{listening.getsockname()[1]}"
-
-
 @contextmanager
 def running(*words: object, log: Path) -> Iterator[None]:
     with log.open("w") as output:
@@ -155,7 +149,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     ]
     with ExitStack() as stack:
         server = stack.enter_context(Server(repository, settings))
-        targets = {"prometheus": free_address(), "alertmanager": free_address()}
+        ports = zip(("prometheus", "alertmanager"), free_ports(2), strict=True)
+        targets = {name: f"127.0.0.1:{port}" for name, port in ports}
         stack.enter_context(
             running(
                 programs["prometheus-alertmanager"],

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from convoy.service.client.aio import AsyncClient
+from tests.ports import free_ports
 from tests.reliability.crowd import Connect, Crowd, check, describe
 from tests.reliability.neighbours import DISTINCT, grey
 from tests.reliability.probe import Count, Probe, Tally
@@ -45,7 +46,8 @@ def run(trials: int, seed: int, number: int = signal.SIGTERM, *, lame_duck: floa
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         networks.save(networks.classifier(), Path(folder), "letters")
         networks.save(networks.slow(2), Path(folder), "slow")
-        servers = [Server(Path(folder), options, wait=False) for _ in range(2)]
+        ports = [str(port) for port in free_ports(2)]  # which stay theirs
+        servers = [Server(Path(folder), options, wait=False, grpc_port=port) for port in ports]
         for server in servers:
             stack.callback(server.stop)
         for server in servers:
@@ -79,7 +81,7 @@ def run(trials: int, seed: int, number: int = signal.SIGTERM, *, lame_duck: floa
                 count.good()
             if trial == trials - 1:
                 break
-            servers[which] = stack.enter_context(Server(Path(folder), options, grpc_port=old.grpc.rpartition(":")[2]))
+            servers[which] = stack.enter_context(Server(Path(folder), options, grpc_port=ports[which]))
             crowd.progress()
     return count.tally()
 

@@ -23,13 +23,15 @@ def named(page: str) -> set[str]:
 
 
 # What happens by the clock, and now and then beside a request: the look at the repository, at processes, connections,
-# runs and files that are followed.
+# runs, memory and files that are followed, and the supervisor's word to the front ends.
 BY_THE_CLOCK = {
     f"service/{name}.py"
     for name in (
         *("engine/acceptance", "engine/model_loader", "engine/profiles", "engine/run_watch", "ipc/pulse", "repository"),
+        *("engine/following", "engine/version_states", "sources", "machine", "listener", "ipc/messages"),
         *("supervisor/health", "supervisor/watch", "frontend/transport/http2", "frontend/transport/lifetime"),
-        *("supervisor/children", "supervisor/doors", "followed", "access", "tls"),
+        *("supervisor/children", "supervisor/doors", "supervisor/endpoints", "followed", "access", "tls"),
+        *("frontend/http_port", "frontend/memory", "frontend/rest/probes"),
     )
 }
 

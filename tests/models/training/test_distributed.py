@@ -2,7 +2,6 @@
 
 import csv
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +21,7 @@ from convoy.models.training.train import trainer_options
 from convoy.service import cli
 from tests.models.conftest import settings, untrained
 from tests.models.pictures import draw
+from tests.ports import free_ports
 
 CONVOY = [str(Path(sys.executable).with_name("convoy"))]
 # 31 images: the last batch of an epoch is one image, so that a process is without. What is drawn for a whole batch
@@ -76,9 +76,7 @@ def test_body_that_is_frozen_for_an_epoch_is_trained_by_two_hosts_as_by_one_proc
     train = ["train", "lenet5", "--data", str(draw(tmp_path / "pictures")), "--epochs", "2", "--batch-size", "5"]
     train += ["--from", str(untrained(tmp_path)), "--freeze-epochs", "1", "--optimizer", "sgd", "--body-rate", "0.5"]
     assert cli.run([*train, "--output", str(tmp_path / "one")]) == 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
     torchrun += ["--master-addr", "127.0.0.1", "--master-port", str(port), "--no-python"]
     two = [*CONVOY, *train, "--output", str(tmp_path / "two")]
