@@ -178,17 +178,25 @@ def no_deadlines(kind: str, board: Board) -> None:
 
 def _watch_runs(board: Board) -> None:
     from convoy.service.engine import dispatcher
+    from convoy.service.engine.scheduler import batcher
 
-    compute = dispatcher.compute
+    compute, following = dispatcher.compute, batcher.Batcher.next
+
+    def chosen(self: Any, now: float) -> Any:
+        # Judged as the batch is chosen: between that and its run, the system may pause the process for any time.
+        looked = time.monotonic()
+        decision = following(self, now)
+        for request in () if decision.batch is None else decision.batch.requests:
+            if request.deadline < max(request.arrived, looked - _LATE):
+                board.add(RUN_LATE, request.rows)
+        return decision
 
     def watched(session: Any, requests: Any) -> Any:
-        now = time.monotonic()
         for request in requests:
             board.add(RUN, request.rows)
-            if request.deadline < max(request.arrived, now - _LATE):
-                board.add(RUN_LATE, request.rows)
         return compute(session, requests)
 
+    batcher.Batcher.next = chosen  # type: ignore[method-assign]
     dispatcher.compute = watched
 
 
@@ -198,13 +206,13 @@ def _watch_decoding(board: Board) -> None:
     prepared, opened, calls = prepare.Preparer._decode, prepare.Preparer._picture, threading.local()
 
     def noted(self: Any, image: Any, data: Any, pixels: Any, call: Any, thread: int) -> Any:
-        calls.one = call
+        calls.one, calls.began = call, time.monotonic()
         return prepared(self, image, data, pixels, call, thread)
 
     def watched(self: Any, *arguments: Any) -> Any:
         call = calls.one
         board.add(DECODED)
-        if call.deadline < max(call.arrived + _NEVER, time.monotonic() - _LATE):
+        if call.deadline < max(call.arrived + _NEVER, calls.began - _LATE):  # for a pause later on, likewise
             board.add(DECODED_LATE)
         return opened(self, *arguments)
 

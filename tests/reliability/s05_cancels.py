@@ -63,8 +63,8 @@ async def _storm(server: Server, trials: int, seed: int, count: Count) -> None:
 
 
 def control(seed: int) -> Tally:
-    """A network that gives each image another's answer."""
-    return run(_TOGETHER, seed, shift=1)
+    """A network that gives each image another's answer. In several bursts: of one, all callers may lose patience."""
+    return run(_CONNECTION, seed, shift=1)
 
 
 PROBE = Probe(

@@ -1,6 +1,8 @@
 """The frame that runs the probes: what it counts, keeps and writes."""
 
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -29,6 +31,9 @@ def a_probe(number: str = "R99", wanted: int = 1000, *, broken_every: int = 0, b
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(soaking, "TOTALS", tmp_path / "cache" / "totals.json")
+    # A millisecond passes between two looks at the clock, however long a chunk takes.
+    ticks = count()
+    monkeypatch.setattr(soaking, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 1000))
     file = tmp_path / "page.md"
     file.write_text(EMPTY)
     return file
