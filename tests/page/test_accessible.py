@@ -114,7 +114,7 @@ def test_keys_reach_everything_and_leave_it(page: "Page") -> None:
 def test_skip_link_goes_to_the_content(page: "Page") -> None:
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    assert page.evaluate("document.activeElement.id") == "main"
+    page.wait_for_function("document.activeElement.id === 'main'")
     assert page.is_visible("#view-try")
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,9 @@ from tests.service.running import Server
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
+TILES = """() => Object.fromEntries(
+    [...document.querySelectorAll(".tiles dt")].map((name) => [name.textContent, name.nextElementSibling.textContent])
+)"""
 QUANTILE = "async ([counts, bounds, share]) => (await import('/page/live.js')).quantile(counts, bounds, share)"
 
 
@@ -58,7 +62,7 @@ def test_models_panel_shows_accuracy_and_parity(page: "Page") -> None:
 def test_model_of_the_panel_can_be_tried(page: "Page") -> None:
     page.click("nav >> text=Models")
     page.click("[data-model=letters][data-version='1'] button")
-    assert page.is_visible("#view-try")
+    page.wait_for_selector("#view-try")
     assert page.input_value("#model") == "letters/1"
 
 
@@ -96,24 +100,24 @@ def test_address_of_a_panel_opens_it(open_page: Callable[..., "Page"]) -> None:
     assert page.get_attribute("nav [aria-current]", "href") == "#models"
     page.click("nav >> text=Try")
     page.go_back()
-    assert page.is_visible("#view-models")
+    page.wait_for_selector("#view-models")  # the page hears of it a moment later
 
 
 def test_live_panel_shows_what_the_server_does(page: "Page", server: Server) -> None:
     page.click("nav >> text=Live")
     page.wait_for_selector(".tiles dd")
+    deadline = time.monotonic() + 60
     with Client(server.grpc) as client:
-        for _ in range(30):
-            client.classify(encoded(GREY), model="letters")
         with pytest.raises(ServerError, match="JPEG or PNG"):
             client.classify(b"no picture", model="letters")
-    page.wait_for_function("() => Number(document.querySelector('.tiles dd').textContent) > 0")
-    tiles = dict(
-        zip(page.locator(".tiles dt").all_inner_texts(), page.locator(".tiles dd").all_inner_texts(), strict=True)
-    )
+        # Again and again: after a pause of more than five seconds the panel forgets what it had seen.
+        while (tiles := page.evaluate(TILES))["Requests a second"] in ("–", "0") or not tiles["p50"].endswith("ms"):
+            assert time.monotonic() < deadline, tiles
+            for _ in range(30):
+                client.classify(encoded(GREY), model="letters")
+            page.wait_for_timeout(100)
     assert tiles["Runs on"] == "CPU"
     assert tiles["Restarts of processes"] == "0"
-    assert tiles["p50"].endswith("ms")
     rows = page.locator("tbody tr").all_inner_texts()
     assert [row.split()[0] for row in rows][:4] == ["receive", "decode", "preprocess", "queue"]
     assert all("ms" in row for row in rows)

@@ -3,6 +3,8 @@
 import statistics
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.page.conftest import answered, choose, picture
 from tests.page.test_answers import drop, encoded
 
@@ -11,11 +13,25 @@ if TYPE_CHECKING:
 
 TIMES = 20
 MOST_SECONDS = 0.25  # on a machine that does something else besides; 50 ms on one that does not
+# Of work of a fixed size, where that limit holds: a machine that is slower, or is paused, takes longer for both.
+FIXED_SECONDS = 0.05
+FIXED = """async () => {
+    const began = performance.now();
+    for (let turn = 0; turn < 5; turn++) {
+        const answer = await fetch("/page/main.js", { cache: "no-store" });
+        const element = document.createElement("pre");
+        element.textContent = await answer.text();
+        document.body.append(element);
+        element.getBoundingClientRect();
+        element.remove();
+    }
+    return (performance.now() - began) / 1000;
+}"""
 MOST_BYTES = 100_000
 
 
-def beyond(page: "Page", name: str, data: bytes) -> list[float]:
-    """Seconds from the drop of a picture until its answer is there, without the server's own."""
+def beyond(page: "Page", name: str, data: bytes) -> list[tuple[float, float]]:
+    """Seconds from the drop of a picture until its answer is there, without the server's own; and of the fixed work."""
     page.evaluate(
         """() => {
             document.addEventListener("drop", () => { window.began = performance.now(); }, { capture: true });
@@ -34,16 +50,18 @@ def beyond(page: "Page", name: str, data: bytes) -> list[float]:
         seconds, inside = page.evaluate(
             "[(window.ended - window.began) / 1000, Number(document.querySelector('.timings').dataset.total)]"
         )
-        found.append(seconds - inside)
+        found.append((seconds - inside, page.evaluate(FIXED)))
     return found
 
 
+@pytest.mark.alone
 def test_answers_are_shown_soon(page: "Page") -> None:
     for model in ("letters", "colours"):
         choose(page, model)
-        median = statistics.median(beyond(page, "picture.png", encoded(picture("speed", height=240, width=320))))
-        print(f"{model}: {1000 * median:.1f} ms beyond the server's own time, median of {TIMES}")
-        assert median <= MOST_SECONDS
+        found = beyond(page, "picture.png", encoded(picture("speed", height=240, width=320)))
+        median, fixed = (statistics.median(each) for each in zip(*found, strict=True))
+        print(f"{model}: {1000 * median:.1f} ms beyond the server's own time, median of {TIMES}; {1000 * fixed:.1f} ms")
+        assert median <= MOST_SECONDS * max(1, fixed / FIXED_SECONDS)
 
 
 def test_first_look_loads_little(page: "Page") -> None:

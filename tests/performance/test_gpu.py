@@ -1,5 +1,6 @@
 """The measurement of a GPU says what it found, and where there is none, that."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,8 @@ def test_cuda_that_is_asked_for_is_not_measured_on_the_cpu(tmp_path: Path) -> No
 
 def test_onnxruntime_alone_runs_the_batches_that_are_sent(tmp_path: Path) -> None:
     raw = gpu.Raw(models.nothing(tmp_path, "nothing", 32, "RGB"), "cpu")
-    assert 0 < raw.seconds(4, 3) < 1
+    begin = time.perf_counter()
+    assert 0 < 3 * raw.seconds(4, 3) <= time.perf_counter() - begin
     sent = pb.ClassifyRequest.FromString(raw.request(4))
     assert [(len(image.raw.pixels), image.raw.channels) for image in sent.images] == [(32 * 32 * 3, 3)] * 4
 

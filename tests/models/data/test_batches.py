@@ -1,6 +1,8 @@
 """Batches are the same ones in the same order however many threads make them and however many processes share them."""
 
+import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -165,13 +167,37 @@ def test_error_in_a_thread_reaches_whoever_takes_the_batch() -> None:
         list(Loader(Broken(), SameSize(SIZES, 4, seed=7), workers=2))
 
 
-def test_waiting_is_counted_and_threads_shorten_it() -> None:
+class Timed(Numbers):
+    """The same, with a clock that runs only while whoever takes the batches makes one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.made = 0.0, 0
+        self._taker = threading.get_ident()
+        self._changed = threading.Condition()
+
+    def __getitem__(self, indices: list[int]) -> Batch:
+        self.now += threading.get_ident() == self._taker
+        batch = super().__getitem__(indices)
+        with self._changed:
+            self.made += 1
+            self._changed.notify()
+        return batch
+
+    def wait_for(self, batches: int) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: self.made >= batches, 60)
+
+
+def test_waiting_is_counted_and_threads_shorten_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def waited(workers: int) -> float:
-        slow = loader(workers, seconds=0.01)
-        for _ in slow:
-            time.sleep(0.02)  # what the network takes
+        source = Timed()
+        monkeypatch.setattr("convoy.models.data.batches.time", SimpleNamespace(perf_counter=lambda: source.now))
+        slow = Loader(source, SameSize(SIZES, 4, seed=7), workers)
+        for taken, _ in enumerate(slow, start=1):
+            # Meanwhile the network computes, for as long as threads take to make the next batch.
+            assert not workers or source.wait_for(min(taken + 1, len(slow)))
         return slow.waited
 
-    alone, ahead = waited(0), waited(2)
-    assert alone > 0.02
-    assert ahead < alone
+    assert waited(0) == len(loader())
+    assert waited(2) == 0
