@@ -16,11 +16,11 @@ from tests.service.running import Server
 def plan(target: str, models: tuple[tuple[str, float], ...]) -> Plan:
     return Plan(
         server=target,
-        models=vision.models(target, models, 5.0),
+        models=vision.models(target, models, 30.0),
         load=Open((Piece(0.5, 100, 100),), "constant", 1.0),
         warm_up=0.1,
         batch=2,
-        deadline=5.0,
+        deadline=30.0,
         seed=0,
         processes=1,
         folder=None,
@@ -44,7 +44,9 @@ def test_each_model_has_a_stream_of_its_own_and_every_request_its_answer(small: 
     assert small.total(name, method="Classify") == 0
 
 
-def answered_by(serve: Callable[..., object], asks: Callable[[Streamed], Awaitable[object]]) -> None:
+def answered_by(
+    serve: Callable[..., object], asks: Callable[[Streamed], Awaitable[object]], deadline: float = 15.0
+) -> None:
     """Ask a server whose ClassifyStream is `serve`."""
 
     async def play() -> None:
@@ -67,7 +69,7 @@ def answered_by(serve: Callable[..., object], asks: Callable[[Streamed], Awaitab
             1_000,
         )
         async with connect(f"127.0.0.1:{port}") as channel:
-            await asks(Streamed(channel, question, 0, server="there", deadline=0.3))
+            await asks(Streamed(channel, question, 0, server="there", deadline=deadline))
         await server.stop(None)
 
     asyncio.run(asyncio.wait_for(play(), 20))
@@ -120,9 +122,14 @@ def test_what_is_never_answered_is_refused_at_its_deadline() -> None:
                 yield pb.ClassifyStreamResponse(id=message.id, response=pb.ClassifyResponse())
 
     async def asks(stream: Streamed) -> None:
-        assert names(await asyncio.gather(stream.send(1), stream.send(2))) == ["DEADLINE_EXCEEDED", "answered"]
+        outcomes[:] = names(await asyncio.gather(stream.send(1), stream.send(2)))
 
-    answered_by(serve, asks)
+    outcomes: list[str] = []
+    for deadline in (0.3, 3.0, 15.0):  # on a busy machine, a short time may be over before anything is answered
+        answered_by(serve, asks, deadline)
+        if "answered" in outcomes:
+            break
+    assert outcomes == ["DEADLINE_EXCEEDED", "answered"]
 
 
 async def _first(requests, count):

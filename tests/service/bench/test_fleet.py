@@ -46,7 +46,7 @@ def test_processes_share_the_requests_and_are_gone_afterwards(target):
     requests = sum(tally.requests for tally in found.cells[0])
     assert requests == pytest.approx(50, abs=1)
     assert len(found.cores) == 2
-    assert children() == before
+    assert children() <= before
 
 
 @pytest.mark.parametrize("which", [min, max])
@@ -56,21 +56,23 @@ def test_process_that_dies_ends_the_load_at_once_with_an_error_and_leaves_no_oth
     class Killer(FakeInference):
         """Ends one of its callers when it is asked for the first time."""
 
+        killed = 0.0
+
         def infer(self, request, context):
             if not self.requests:
+                self.killed = time.monotonic()
                 os.kill(which(children() - before), signal.SIGKILL)
             return super().infer(request, context)
 
-    begin = time.monotonic()
     killer = Killer(("x", "FP32", (-1, 4)))
     with (
         serving(killer) as target,
         pytest.raises(ClientFailed, match=r"client process \d+ ended with exit code -9, without findings"),
     ):
         fleet.run(plan(target, processes=2, seconds=60))
-    assert time.monotonic() - begin < 40
     assert killer.requests
-    assert children() == before
+    assert time.monotonic() - killer.killed < 40
+    assert children() <= before
 
 
 def start(share):
@@ -88,7 +90,7 @@ def test_process_begins_when_it_is_told_and_answers_its_findings(target):
         process.stdin.write(msgspec.json.encode(time.monotonic()) + b"\n")
         process.stdin.flush()
         found = findings.decode(process.stdout.readline())
-        assert process.wait(10) == 0
+        assert process.wait(40) == 0
     assert sum(tally.requests for tally in found.cells[0]) == 10  # a fifth of 50
 
 
@@ -98,4 +100,4 @@ def test_process_whose_parent_goes_ends_before_its_load_does(target, begun):
         if begun:
             process.stdin.write(msgspec.json.encode(time.monotonic()) + b"\n")
         process.stdin.close()
-        assert process.wait(10) == 1
+        assert process.wait(40) == 1

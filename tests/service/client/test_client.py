@@ -268,7 +268,7 @@ def test_client_that_is_given_a_proxy_by_the_environment_goes_straight(vision_ta
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
     with Client(vision_target) as client:
-        assert len(client.models(deadline=5)) == 3
+        assert len(client.models(deadline=20)) == 3
 
 
 def together(target, scenario):

@@ -146,8 +146,10 @@ def test_file_that_is_no_network_is_named_with_what_is_wrong(convoy, tmp_path):
     file = tmp_path / "notes.onnx"
     file.write_text("not a network")
     done = convoy("profile", file)
-    words = "onnxruntime cannot load it: Load model from the file failed: Protobuf parsing failed."
-    assert (done.returncode, done.stderr) == (2, f"convoy profile: {file}: {words}\n")
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    # What follows are onnxruntime's own words.
+    assert re.fullmatch(f"convoy profile: {re.escape(str(file))}: onnxruntime cannot load it: .+", line)
 
 
 def test_model_of_any_size_has_a_table_for_each_size(convoy, repository):

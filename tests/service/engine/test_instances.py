@@ -1,5 +1,6 @@
 """A server whose models have several sessions: batches run side by side, and a change of their number fails nobody."""
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from tests.service import networks
 from tests.service.running import Server
 
 ONE_EACH = ["batching.max_batch_size=1", "server.lame_duck_seconds=0", "engine.threads=2"]
-SECONDS = 0.05  # of a batch
+SECONDS = 0.1  # of a batch
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,10 @@ def busy(client: Client, model: str, count: int) -> float:
 def test_batches_run_side_by_side_on_the_sessions_of_a_model(server: Server) -> None:
     with Client(server.grpc) as client:
         assert busy(client, "one", 8) >= 8 * SECONDS
-        assert 4 * SECONDS <= busy(client, "two", 8) < 7 * SECONDS
+        # A busy machine adds to it: one after the other, they would never take less than 8.
+        taken = (busy(client, "two", 8) for _ in range(20))
+        fewest = next((seconds for seconds in taken if seconds < 7 * SECONDS), math.inf)
+        assert 4 * SECONDS <= fewest < 7 * SECONDS
 
 
 def test_models_share_the_device_by_their_instances(server: Server) -> None:

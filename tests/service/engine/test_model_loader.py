@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -225,7 +226,7 @@ def test_corrupt_highest_falls_back_to_the_one_below_and_says_why(tmp_path: Path
     assert row_of(loader, "doubler", 2).state == "READY"
     broken = row_of(loader, "doubler", 3)
     assert broken.state == "UNAVAILABLE"
-    assert "parsing failed" in broken.reason
+    assert broken.reason.startswith("onnxruntime cannot load it: ")
     assert str(tmp_path) not in broken.reason
     assert row_of(loader, "other", 1).state == "READY"  # the rest of the repository serves
 
@@ -326,6 +327,14 @@ def test_who_reads_the_versions_reads_what_was_there(tmp_path: Path, loader: Loa
     assert list(loader.versions) == [("doubler", 2)]
 
 
+async def until_alone(engine: Engine, model: str, version: int) -> None:
+    """Waits until the versions before are dropped: what is published goes through the loop, and back to the loader."""
+    until = time.monotonic() + 20
+    while list(engine._loader.versions) != [(model, version)] or engine._publication.unreleased:
+        assert time.monotonic() < until, f"version {version} does not replace the one before"
+        await asyncio.sleep(0.001)
+
+
 def test_engine_drops_a_released_version_in_the_thread_that_loads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,12 +353,7 @@ def test_engine_drops_a_released_version_in_the_thread_that_loads(
         for version in (1, 2):
             put(tmp_path, "doubler", version)
             await engine.refresh()
-        for _ in range(1000):  # what is published goes through the loop, and back to the loader
-            await asyncio.sleep(0.001)
-            if list(engine._loader.versions) == [("doubler", 2)] and not engine._publication.unreleased:
-                break
-        assert list(engine._loader.versions) == [("doubler", 2)]
-        assert not engine._publication.unreleased
+        await until_alone(engine, "doubler", 2)
 
     asyncio.run(play())
     assert threads
@@ -363,11 +367,7 @@ def test_engine_keeps_nothing_of_versions_that_are_gone(tmp_path: Path) -> None:
         networks.save(networks.classifier(), tmp_path, "letters", version)
         shutil.rmtree(tmp_path / "letters" / str(version - 1), ignore_errors=True)
         await engine.refresh()
-        for _ in range(1000):
-            await asyncio.sleep(0.001)
-            if list(engine._loader.versions) == [("letters", version)] and not engine._publication.unreleased:
-                return
-        raise AssertionError(f"version {version} does not replace the one before")
+        await until_alone(engine, "letters", version)
 
     def objects() -> Counter[str]:
         gc.collect()

@@ -22,9 +22,12 @@ def file(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("size", [1, 8])
 def test_batch_takes_what_it_is_said_to_take(file: Path, size: int) -> None:
     session = Sleeping(load(file, "cpu", 0, 1), 0.020, 0.005)
-    start = time.perf_counter()
-    (probabilities,) = session.run([np.full((size, 8, 8, 1), 7, np.uint8)])
-    assert 0.020 + 0.005 * size <= time.perf_counter() - start < 0.5
+    taken = []
+    for _ in range(5):  # a busy machine adds to some of them
+        start = time.perf_counter()
+        (probabilities,) = session.run([np.full((size, 8, 8, 1), 7, np.uint8)])
+        taken.append(time.perf_counter() - start)
+    assert 0.020 + 0.005 * size <= min(taken) < 0.5
     assert (probabilities.shape, probabilities.dtype) == ((size, 10), np.float32)
     assert not probabilities.any()
 
@@ -39,7 +42,8 @@ def test_answers_have_the_shapes_of_their_images(tmp_path: Path) -> None:
 
 def test_concurrent_callers_ride_in_batches(file: Path) -> None:
     """While one batch runs, the next one comes together."""
-    settings = ["engine.sleep_ms=[20, 1]", "server.lame_duck_seconds=0"]
+    # So long that also a slow machine sends many requests meanwhile.
+    settings = ["engine.sleep_ms=[100, 1]", "server.lame_duck_seconds=0"]
     with Server(file.parents[2], settings) as server, Client(server.grpc) as client, ThreadPoolExecutor(16) as callers:
         image = np.full((8, 8), 200, np.uint8)
         list(callers.map(lambda _: client.classify(image, "letters"), range(160)))

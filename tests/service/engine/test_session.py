@@ -117,17 +117,13 @@ def test_requests_ride_side_by_side_only_where_the_file_says_so(
 
 
 @pytest.mark.parametrize(
-    ("data", "why"),
-    [
-        (b"", "No graph"),
-        (b"once upon a time\n" * 20, "parsing failed"),
-        (b"\x00" * 4096, "parsing failed"),
-        (b"PK\x03\x04" + b"weights" * 99, "parsing failed"),
-    ],
+    "data",
+    [b"", b"once upon a time\n" * 20, b"\x00" * 4096, b"PK\x03\x04" + b"weights" * 99],
     ids=["empty", "text", "zeros", "archive"],
 )
-def test_file_that_is_no_network_is_refused(tmp_path: Path, data: bytes, why: str) -> None:
-    assert why in refusal(put(tmp_path, data))
+def test_file_that_is_no_network_is_refused(tmp_path: Path, data: bytes) -> None:
+    # What follows are onnxruntime's own words.
+    assert re.fullmatch("onnxruntime cannot load it: .+", refusal(put(tmp_path, data)))
 
 
 def test_file_cut_anywhere_is_refused_or_still_whole_to_onnx(tmp_path: Path) -> None:
@@ -150,7 +146,7 @@ def test_file_cut_anywhere_is_refused_or_still_whole_to_onnx(tmp_path: Path) -> 
 
 
 def test_missing_file_is_refused_without_saying_where(tmp_path: Path) -> None:
-    assert "exist" in refusal(tmp_path / "model.onnx")
+    assert re.fullmatch("onnxruntime cannot load it: .+", refusal(tmp_path / "model.onnx"))
 
 
 def test_folder_in_the_place_of_a_file_is_refused(tmp_path: Path) -> None:

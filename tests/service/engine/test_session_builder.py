@@ -79,9 +79,9 @@ def test_auto_measures_both_and_builds_only_the_better_one_from_then_on(file: Pa
 
 def test_both_layouts_are_measured_anew_once_serving_has_contradicted_one(file: Path, threads: list[int]) -> None:
     build(file, TWO, "auto", 0.1, letters)
-    set_times(file, 0.010, 0.005)
+    set_times(file, 1000.0, 500.0)  # as no measurement finds
     (several,) = (each for each in profiles.read(file.parent) if each.machine.instances == 2)
-    profiles.replace(file.parent, [profiles.revised(several, {1: 7.0})])
+    profiles.replace(file.parent, [profiles.revised(several, {1: 700.0})])
     threads.clear()
     build(file, TWO, 2, 0.1, letters)
     assert threads == [1, 1]
@@ -90,7 +90,7 @@ def test_both_layouts_are_measured_anew_once_serving_has_contradicted_one(file: 
     build(file, TWO, "auto", 0.1, letters)
     assert threads == [2, 1, 1]
     assert not any(each.revised for each in profiles.read(file.parent))
-    assert max(each.batches[1].seconds for each in profiles.read(file.parent)) < 0.005
+    assert max(each.batches[1].seconds for each in profiles.read(file.parent)) < 500
 
 
 def test_profiles_of_another_machine_choose_nothing(file: Path, threads: list[int]) -> None:
@@ -121,7 +121,7 @@ class Waiting:
         self.barrier, self.threads = barrier, set[str]()
 
     def run(self, arrays: Any) -> Any:
-        self.barrier.wait(5)
+        self.barrier.wait(20)
         self.threads.add(str(threading.get_ident()))
         return arrays
 

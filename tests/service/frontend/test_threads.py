@@ -130,13 +130,20 @@ def test_heavy_work_leaves_a_thread_to_light_work(number: int) -> None:
 
 
 def test_heavy_work_advances_under_a_flood_of_light_work() -> None:
-    threads, gates = Threads(2, "test"), Gates()
-    light = [threads.submit(GOOD, gates.work("light")) for _ in range(50)]
+    threads, gates, advanced = Threads(2, "test"), Gates(), threading.Event()
+
+    def later(thread: int) -> bool:
+        # A thread that has taken the heavy work may stand still before it begins: nothing overtakes it meanwhile.
+        return advanced.wait(10)
+
+    light = [threads.submit(GOOD, gates.work("light")) for _ in range(4)]
+    flood = [threads.submit(GOOD, later) for _ in range(46)]
     gates.wait_for(2)
-    heavy = threads.submit(GOOD, gates.work("heavy"), HEAVY)
+    heavy = threads.submit(GOOD, lambda thread: advanced.set(), HEAVY)
     gates.open()
-    wait([*light, heavy], 10)
-    assert gates.begun.index("heavy") <= 4
+    heavy.result(10)
+    assert [each.result(10) for each in light] == ["light"] * 4
+    assert all(each.result(10) for each in flood)
 
 
 def test_single_thread_alternates_between_light_and_heavy_work() -> None:

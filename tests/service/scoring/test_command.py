@@ -81,13 +81,17 @@ def test_without_pyarrow_it_says_what_to_install(
 
 
 def test_an_interrupted_run_says_so_and_continues(segmenter_file: str, tmp_path: Path) -> None:
-    source, out = fill(tmp_path / "source", 400), tmp_path / "out"
-    process = started(source, "--model", segmenter_file, "-o", out, "--rows", 4)
-    until = time.monotonic() + SECONDS
-    while not list(out.glob("part-*")) and process.poll() is None and time.monotonic() < until:
-        threading.Event().wait(0.002)
-    process.send_signal(signal.SIGINT)
-    printed, told = process.communicate(timeout=SECONDS)
+    source = fill(tmp_path / "source", 400)
+    for attempt in range(5):  # a test that stands still meanwhile interrupts nothing
+        out = tmp_path / f"out-{attempt}"
+        process = started(source, "--model", segmenter_file, "-o", out, "--rows", 4)
+        until = time.monotonic() + SECONDS
+        while not list(out.glob("part-*")) and process.poll() is None and time.monotonic() < until:
+            threading.Event().wait(0.002)
+        process.send_signal(signal.SIGINT)
+        printed, told = process.communicate(timeout=SECONDS)
+        if len(parts(out)) < 100:
+            break
     assert process.returncode == 130
     assert printed == ""
     *progress, last = told.splitlines()

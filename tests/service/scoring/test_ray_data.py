@@ -300,12 +300,19 @@ def complete(process: subprocess.Popen[str], out: Path, unbroken: dict[str, byte
 def test_a_run_whose_driver_and_actor_were_killed_ends_in_the_same_bytes(
     model: Path, photos: Path, tmp_path: Path, unbroken: dict[str, bytes]
 ) -> None:
-    out, chance = tmp_path / "out", random.Random(11)
-    with scored(model, photos, out) as process:
-        wait_for_parts(out, chance.randint(1, 8), process)
-        os.kill(actors(process)[0], signal.SIGKILL)
-        wait_for_parts(out, chance.randint(9, 20), process)
-        process.send_signal(signal.SIGKILL)
+    chance = random.Random(11)
+    for attempt in range(4):  # a test that stands still meanwhile kills nothing
+        out = tmp_path / f"out-{attempt}"
+        with scored(model, photos, out) as process:
+            wait_for_parts(out, chance.randint(1, 8), process)
+            found = actors(process)
+            for actor in found[:1]:
+                os.kill(actor, signal.SIGKILL)
+            wait_for_parts(out, chance.randint(9, 20), process)
+            process.send_signal(signal.SIGKILL)
+        if found and len(parts(out)) < len(unbroken):
+            break
+    assert found
     assert 0 < len(parts(out)) < len(unbroken)
     with scored(model, photos, out) as process:
         assert "of them by an earlier run, 1 with an error" in complete(process, out, unbroken)

@@ -2,10 +2,12 @@
 
 import asyncio
 import itertools
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -258,9 +260,9 @@ def _refused_stream(channel: grpc.Channel) -> Any:
 
 
 @pytest.mark.parametrize("unit", "HMSmun")
-@pytest.mark.parametrize("digits", ["0", "1", "99999999"])
+@pytest.mark.parametrize("digits", ["0", "9", "99999999"])  # 9 s are long also where a machine stands still meanwhile
 def test_every_timeout_that_grpc_can_say_is_understood(kind: str, unit: str, digits: str) -> None:
-    short = digits == "0" or (unit in "mun" and digits == "1") or unit == "n"
+    short = digits == "0" or (unit in "mun" and digits == "9") or unit == "n"
     with Serving(kind) as serving, Raw(serving.address) as raw:
         raw.until(SETTINGS)
         raw.send(raw.headers(1, request("/test.Test/Echo", ("grpc-timeout", digits + unit))))
@@ -307,10 +309,13 @@ def test_deadline_of_years_is_as_good_as_none(serving: Serving, channel: grpc.Ch
 def test_call_ends_at_its_deadline_and_its_task_is_cancelled(
     serving: Serving, channel: grpc.Channel, name: str
 ) -> None:
-    began = time.monotonic()
-    error = refused(unary(channel, name), b"", timeout=0.3)
-    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert 0.25 < time.monotonic() - began < 5
+    for seconds in (0.3, 2.0, 10.0):  # on a busy machine, a short time may be over before the server has the call
+        began = time.monotonic()
+        error = refused(unary(channel, name), b"", timeout=seconds)
+        assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert seconds - 0.05 < time.monotonic() - began < SECONDS
+        if serving.methods.counts[f"{name} begun"]:
+            break
     serving.methods.wait_for(f"{name} ended")
     assert unary(channel)(b"next", timeout=SECONDS) == b"next"
 
@@ -322,11 +327,14 @@ def test_stream_and_its_task_end_at_its_deadline(serving: Serving, channel: grpc
         yield b"a"
         heard.wait(SECONDS)
 
-    answers = stream(channel)(messages(), timeout=0.5)
-    assert next(answers) == b"a"
-    with pytest.raises(grpc.RpcError) as caught:
-        next(answers)
-    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    for seconds in (0.5, 2.0, 10.0):  # on a busy machine, a short time may be over before the first answer
+        answers: list[bytes] = []
+        with pytest.raises(grpc.RpcError) as caught:
+            answers.extend(stream(channel)(messages(), timeout=seconds))
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        if answers:
+            break
+    assert answers == [b"a"]
     serving.methods.wait_for("EchoStream ended")
     heard.set()
 
@@ -440,7 +448,7 @@ def test_calls_that_outlast_the_stop_are_cancelled(serving: Serving, channel: gr
     serving.methods.wait_for("Deaf begun")
     began = time.monotonic()
     serving.stop(0.2)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15  # the calls would last for 20
     with pytest.raises(grpc.RpcError) as caught:
         list(answers)
     for ended in (call.exception(timeout=SECONDS), caught.value):
@@ -473,18 +481,21 @@ def test_call_that_outlasts_age_and_grace_of_its_connection_ends(kind: str) -> N
 
 def test_idle_connection_is_closed(kind: str) -> None:
     with Serving(kind, LIMITS._replace(connection_idle=0.5)) as serving:
-        idle = threading.Event()
+        connected, idle = threading.Event(), threading.Event()
 
         def changed(state: grpc.ChannelConnectivity) -> None:
-            if state is grpc.ChannelConnectivity.IDLE and called:
+            if state is grpc.ChannelConnectivity.READY:
+                connected.set()
+            elif state is grpc.ChannelConnectivity.IDLE and connected.is_set():
                 idle.set()
 
-        called = False
         with grpc.insecure_channel(serving.target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
             channel.subscribe(changed)
-            assert unary(channel)(b"a", timeout=SECONDS) == b"a"
-            called = True
-            assert idle.wait(SECONDS)
+            for _ in range(3):  # a client that looks late misses a short connection
+                assert unary(channel)(b"a", timeout=SECONDS) == b"a"
+                if idle.wait(SECONDS / 2):
+                    break
+            assert idle.is_set()
             assert unary(channel)(b"b", timeout=SECONDS) == b"b"
             channel.unsubscribe(changed)
 
@@ -506,7 +517,7 @@ def test_client_that_pings_too_often_is_sent_away(kind: str) -> None:
 
 @pytest.mark.parametrize("host", ["[::1]", "[::]", "localhost"])
 def test_any_form_of_address_is_served(kind: str, host: str) -> None:
-    with Serving(kind, address=f"{host}:{_free_port()}") as serving:
+    with _reserved_port() as port, Serving(kind, address=f"{host}:{port}") as serving:
         with grpc.insecure_channel(serving.target.replace("[::]", "[::1]")) as channel:
             assert unary(channel)(b"a", timeout=SECONDS) == b"a"
         if host == "[::]":
@@ -531,11 +542,14 @@ def test_several_front_ends_share_a_port(kind: str) -> None:
         raise AssertionError("all connections went to one of the two")
 
 
-def _free_port() -> int:
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
+@contextmanager
+def _reserved_port() -> Iterator[int]:
+    """A port of all addresses that no other process gets meanwhile."""
+    with socket.socket(socket.AF_INET6) as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        reserved.bind(("::", 0))
+        yield int(reserved.getsockname()[1])
 
 
 def test_path_that_is_not_text_ends_its_own_call_at_most(serving: Serving, channel: grpc.Channel) -> None:

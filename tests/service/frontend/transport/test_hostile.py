@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
-from convoy.service.frontend.transport import connection, hub, lifetime, opening
+from convoy.service.frontend.transport import connection, exchange, hub, lifetime, opening
 from convoy.service.frontend.transport.connection import Connection
 from tests.service.frontend.transport import raw as wire
 from tests.service.frontend.transport.raw import (
@@ -43,7 +43,7 @@ class Neighbour:
         self.answers = 0
         self.failures: list[Exception] = []
         self._target = target
-        self._over = threading.Event()
+        self._answered, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
@@ -57,9 +57,11 @@ class Neighbour:
                     self.failures.append(error)
                     return
                 self.answers += 1
+                self._answered.set()
 
     def __enter__(self) -> "Neighbour":
         self._thread.start()
+        self._answered.wait(SECONDS)  # what a test changes from now on is not for a connection that is being made
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -437,15 +439,24 @@ def test_call_without_a_request_loses_its_place() -> None:
 
 
 def test_slow_request_that_goes_on_is_served() -> None:
-    body = message(bytes(20_000))
-    with Serving("nghttp2", LIMITS._replace(stall_seconds=0.5)) as serving, Raw(serving.address) as raw:
+    seconds, parts = 60.0, 5
+    least = round(seconds * exchange._LEAST_RATE)
+    body = message(bytes(parts * least - 5))
+    with Serving("nghttp2", LIMITS._replace(stall_seconds=seconds)) as serving, Raw(serving.address) as raw:
+
+        def check(later: float) -> None:
+            (found,) = serving.hub.connections
+            found.end_stalled(serving.hub.loop.time() + later)
+
         raw.until(SETTINGS)
-        raw.send(raw.headers(1, request()))
-        over = threading.Event()
-        for at in range(0, len(body), 1000):  # 4 kB a second, through several checks
-            last = at + 1000 >= len(body)
-            raw.send(frame(DATA, END_STREAM if last else 0, 1, body[at : at + 1000]))
-            over.wait(0.25)
+        raw.send(raw.headers(1, request("/test.Test/Wait")))
+        for part in range(parts):  # no faster than it must be, by a clock that waits for it
+            raw.send(frame(PING, payload=bytes(8)))
+            raw.until(PING)  # what was sent before has been read
+            serving.do(lambda part=part: check(part * (seconds + 1)))
+            last = END_STREAM if part == parts - 1 else 0
+            raw.send(frame(DATA, last, 1, body[part * least : (part + 1) * least]))
+        serving.release()
         assert raw.status(1) == "0"
 
 
@@ -485,7 +496,6 @@ def test_connection_with_many_calls_leaves_places_to_others() -> None:
 
 
 def test_silent_streams_lose_their_places_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "_SILENT_SECONDS", 0.2)
     with Serving("nghttp2", LIMITS._replace(calls=4)) as serving, Raw(serving.address) as raw:
         raw.until(SETTINGS)
         for stream in range(1, 9, 2):
@@ -494,9 +504,13 @@ def test_silent_streams_lose_their_places_to_others(monkeypatch: pytest.MonkeyPa
         with Raw(serving.address) as other:
             other.call(1, path="/test.Test/EchoStream")
             assert other.status(1) == "8"  # the control: they have not been silent for long
-            threading.Event().wait(1.3)
-            other.call(3, path="/test.Test/EchoStream")
-            assert other.status(3) == "0"
+            monkeypatch.setattr(hub, "_SILENT_SECONDS", 0.2)
+            for stream in range(3, 3 + 2 * 200, 2):  # one is looked for once a second at most
+                other.call(stream, path="/test.Test/EchoStream")
+                if (status := other.status(stream)) == "0":
+                    break
+                threading.Event().wait(0.1)
+            assert status == "0"
         assert raw.status(1) == "14"
 
 

@@ -229,16 +229,16 @@ def test_every_timeout_is_kept(http2: Serving, timeout: str, status: str) -> Non
 
 def test_deadline_counts_from_the_headers_not_from_the_message(http2: Serving) -> None:
     with Raw(http2.address) as raw:
-        raw.send(raw.headers(1, request("/test.Test/Echo", ("grpc-timeout", "5S"))))
+        raw.send(raw.headers(1, request("/test.Test/Echo", ("grpc-timeout", "20S"))))
         time.sleep(0.3)
         raw.send(frame(DATA, END_STREAM, 1, message(b"a")))
         assert raw.status(1) == "0"
         (deadline,) = http2.methods.deadlines
-        assert seconds_left(deadline) < 4.8
+        assert seconds_left(deadline) < 19.8
         began = time.monotonic()
         raw.send(raw.headers(3, request("/test.Test/Echo", ("grpc-timeout", "200m"))))
         assert raw.status(3) == "4"  # its message never comes
-        assert 0.15 < time.monotonic() - began < 5
+        assert 0.15 < time.monotonic() - began < SECONDS
 
 
 def test_trailers_of_a_request_end_it(http2: Serving) -> None:
