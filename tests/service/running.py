@@ -21,6 +21,21 @@ from convoy.service import machine
 from tests import processes
 
 START_SECONDS = 60.0
+# Python imports this module at its start.
+_HOLD_BACK = """
+import os, sys, time
+
+while "convoy.service.engine.server" in sys.orig_argv and os.path.exists({!r}):
+    time.sleep(0.02)
+"""
+
+
+def held_back(folder: Path) -> tuple[Path, dict[str, str]]:
+    """A file, and the environment of a server whose engines do not start while the file is there. A state that ends
+    when the next engine loads then lasts until a test has seen it. `folder` is for this alone."""
+    file = folder / "held-back"
+    (folder / "sitecustomize.py").write_text(_HOLD_BACK.format(str(file)))
+    return file, {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, sys.path)])}
 
 
 def skip_without(transport: str) -> None:
@@ -113,7 +128,7 @@ class Server:
     def get(self, url: str) -> tuple[int, str]:
         """Status and body of a GET."""
         try:
-            with urllib.request.urlopen(url, timeout=10) as response:
+            with urllib.request.urlopen(url, timeout=30) as response:
                 return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -133,7 +148,7 @@ class Server:
             value for (found, having), value in self.samples().items() if found == name and labels.items() <= having
         )
 
-    def wait_for_total(self, name: str, wanted: float, seconds: float = 10.0, **labels: str) -> float:
+    def wait_for_total(self, name: str, wanted: float, seconds: float = 30.0, **labels: str) -> float:
         """Ask for `total` until it is `wanted`, at most so long; what it is then."""
         deadline = time.monotonic() + seconds
         while (value := self.total(name, **labels)) != wanted and time.monotonic() < deadline:
@@ -148,6 +163,7 @@ class Server:
             return self.process.wait(seconds)
         finally:
             self._kill()
+            self._reader.join(10)  # what it logged last is read, too
 
     def _kill(self) -> None:
         if self.process.poll() is None:

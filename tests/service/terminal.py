@@ -1,5 +1,6 @@
 """A command on a terminal of a given size, and without one."""
 
+import codecs
 import contextlib
 import fcntl
 import os
@@ -27,6 +28,7 @@ class Terminal:
 
     def __init__(self, arguments: Sequence[object], columns: int, lines: int, environment: Mapping[str, str]) -> None:
         self.columns, self.shown = columns, ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a read may end within a character
         self._ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
@@ -72,7 +74,7 @@ class Terminal:
             data = os.read(self._ours, 1 << 16)
         except OSError:  # the last one that had the terminal open has closed it
             return False
-        self.shown += data.decode(errors="replace")
+        self.shown += self._decoder.decode(data)
         return bool(data)
 
 

@@ -24,6 +24,7 @@ from tests.service import networks
 from tests.service.calls import INFERENCE, infer_request, method, outputs, reason, stream
 from tests.service.certificates import Authority
 from tests.service.running import Server
+from tests.service.test_overload import PATIENT, _wait_until, standing
 
 pytestmark = pytest.mark.both_transports
 
@@ -434,15 +435,21 @@ def test_extensions_are_those_of_the_port(admin: Caller, ordinary: Caller) -> No
 
 def test_request_in_flight_is_answered_when_its_model_is_unloaded(tmp_path: Path) -> None:
     networks.save(networks.doubler(), tmp_path, "doubler")
-    with Server(tmp_path, [*SETTINGS, "admin.port=0", "engine.sleep_ms=[500, 0]"]) as server:
+    with Server(tmp_path, [*SETTINGS, PATIENT, "admin.port=0", "engine.sleep_ms=[500, 0]"]) as server:
         admin, ordinary = Caller(server.admin), Caller(server.grpc)
         with admin.channel, ordinary.channel:
-            answer = method(ordinary.channel, "ModelInfer").future(infer_request("doubler", VALUES), timeout=SECONDS)
-            assert server.wait_for_total("convoy_requests_in_flight", 1) == 1
-            admin("RepositoryModelUnload", Unload(model_name="doubler"))
+            unload = method(admin.channel, "RepositoryModelUnload")
+            with standing(server):  # so that the request is still in flight when the model is unloaded
+                answer = method(ordinary.channel, "ModelInfer").future(
+                    infer_request("doubler", VALUES), timeout=SECONDS
+                )
+                assert server.wait_for_total("convoy_requests_in_flight", 1) == 1
+                unloading = unload.future(Unload(model_name="doubler"), timeout=SECONDS)
+                server.wait_for_log("change requested")
+            unloading.result()
             assert ordinary.refusal("ModelInfer", infer_request("doubler", VALUES))[0] == "UNAVAILABLE"
             assert len(answer.result().outputs) == 2
-            assert server.get(f"{server.http}/readyz")[0] == 503, "no model serves"
+            _wait_until(lambda: server.get(f"{server.http}/readyz")[0] == 503)  # no model serves
             # Off by default, also with an administration port.
             request = pb.SystemSharedMemoryRegisterRequest(name="name", key="key", byte_size=1)
             status, why, words = admin.refusal("SystemSharedMemoryRegister", request)

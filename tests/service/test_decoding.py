@@ -85,14 +85,17 @@ def test_heavy_picture_whose_caller_has_gone_is_not_decoded(tmp_path: Path) -> N
     with Server(tmp_path, settings) as server, grpc.insecure_channel(server.grpc) as channel:
         call = method(channel, "Classify")
         request = classify(bombs.heaviest())
-        began = time.monotonic()
-        call(request, timeout=60)
-        alone = time.monotonic() - began
-        late = [call.future(request, timeout=alone / 2) for _ in range(20)]
+
+        def seconds() -> float:
+            began = time.monotonic()
+            call(request, timeout=120)
+            return time.monotonic() - began
+
+        # The shorter of two: a pause would count as decoding time.
+        alone = min(seconds(), seconds())
+        late = [call.future(request, timeout=alone / 4) for _ in range(20)]
         for each in late:
-            assert each.exception(60).code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        began = time.monotonic()
-        call(request, timeout=60)
+            assert each.exception(120).code() is grpc.StatusCode.DEADLINE_EXCEEDED
         # One of them may have begun; twenty would take twenty times as long.
-        assert time.monotonic() - began < 6 * alone
+        assert seconds() < 10 * alone
         assert_all_slots_are_freed(server)

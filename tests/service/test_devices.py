@@ -15,7 +15,7 @@ from convoy.service.client.client import Client
 from convoy.service.client.results import ServerError
 from tests.service import networks
 from tests.service.calls import method
-from tests.service.running import Server
+from tests.service.running import Server, held_back
 from tests.service.test_overload import _best, _wait_until, assert_all_slots_are_freed, request
 from tests.service.test_vision import grey
 
@@ -83,18 +83,30 @@ def test_both_engines_work_and_are_told_apart(pair: Server) -> None:
     assert pair.stop() == 0
 
 
+def under_way(server: Server, channel: grpc.Channel) -> list[grpc.Future]:
+    """Four requests that engines have. If they are answered before anybody looks, others are sent."""
+    for _ in range(20):
+        calls = [method(channel, "Classify").future(request(seed)) for seed in range(4)]
+        while not all(call.done() for call in calls):
+            if server.total("convoy_slots") == 4:
+                return calls
+    raise AssertionError("they were always answered before they were seen")
+
+
 def answered_without_a_successor(repository: Path, settings: Sequence[str], seconds: float) -> bool:
-    """Requests are under way, one engine is killed, and nobody starts another: whether all are answered in that time.
+    """Requests are under way, one engine is killed, and nobody starts another: whether these, and those that come then,
+    are answered in that time.
 
     On a slow machine that is several runs of a second each.
     """
     networks.save(networks.slow(), repository, "slow")
     with Server(repository, settings) as server, grpc.insecure_channel(server.grpc) as channel:
-        calls = [method(channel, "Classify").future(request(seed)) for seed in range(4)]
-        _wait_until(lambda: server.total("convoy_slots") == 4)
+        calls = under_way(server, channel)
         os.kill(server.process.pid, signal.SIGSTOP)
         try:
             os.kill(server.processes("engine")[0], signal.SIGKILL)
+            # After a pause, those under way may already be answered.
+            calls += [method(channel, "Classify").future(request(seed)) for seed in range(4, 8)]
             deadline = time.monotonic() + seconds
             while not all(call.done() for call in calls) and time.monotonic() < deadline:
                 threading.Event().wait(0.02)
@@ -102,7 +114,7 @@ def answered_without_a_successor(repository: Path, settings: Sequence[str], seco
         finally:
             os.kill(server.process.pid, signal.SIGCONT)
         for seed, call in enumerate(calls):
-            labels = call.result(timeout=30).results[0].classification.labels
+            labels = call.result(timeout=60).results[0].classification.labels
             assert [label.index for label in labels] == _best(seed)
         assert_all_slots_are_freed(server)
     return done
@@ -134,24 +146,30 @@ def test_nobody_fails_when_one_engine_dies_and_it_is_said_until_another_is_there
     assert_all_slots_are_freed(pair)
 
 
-def test_a_server_that_lacks_an_engine_is_ready_and_says_which(pair: Server) -> None:
-    bodies = [pair.get(f"{pair.http}/readyz")[1]]
+def test_a_server_that_lacks_an_engine_is_ready_and_says_which(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    held, environment = held_back(tmp_path_factory.mktemp("site"))
+    with Server(repository, TWO, environment=environment) as pair:
 
-    def body() -> str:
-        status, text = pair.get(f"{pair.http}/readyz")
-        assert status == 200
-        bodies.append(text)
-        return text
+        def body() -> str:
+            status, text = pair.get(f"{pair.http}/readyz")
+            assert status == 200
+            return text
 
-    os.kill(pair.processes("engine")[0], signal.SIGKILL)
-    _wait_until(lambda: "no engine serves on device 0 now" in body())
-    _wait_until(lambda: body() == bodies[0])
+        before = body()
+        held.touch()
+        os.kill(pair.processes("engine")[0], signal.SIGKILL)
+        _wait_until(lambda: "no engine serves on device 0 now" in body(), 30)
+        held.unlink()
+        _wait_until(lambda: body() == before)
 
 
 def test_a_new_version_is_taken_up_by_both_and_no_request_fails(pair: Server) -> None:
     with Callers(pair, 4) as callers:
         _wait_until(lambda: callers.versions)
         networks.save(networks.classifier(), pair.repository, "letters", 2)
+        # Its trial has a lower priority than the callers: on a busy machine it takes a while.
         for device in ("0", "1"):
             ready = {"model": "letters", "device": device}
             _wait_until(lambda ready=ready: pair.total("convoy_model_ready", version="2", **ready) == 1)
@@ -168,12 +186,15 @@ def images_a_second(server: Server) -> float:
     with Client(server.grpc) as client, ThreadPoolExecutor(8) as threads:
         client.classify(grey(1), "letters")
         began = time.monotonic()
-        list(threads.map(lambda seed: client.classify(grey(seed), "letters"), range(80)))
-        return 80 / (time.monotonic() - began)
+        list(threads.map(lambda seed: client.classify(grey(seed), "letters"), range(40)))
+        return 40 / (time.monotonic() - began)
 
 
 @pytest.mark.alone
 def test_two_devices_answer_nearly_twice_as_many(repository: Path) -> None:
-    sleeping = ["engine.sleep_ms=[20, 0]", "batching.max_batch_size=1"]
+    # Long compared with an image's CPU time. The best of three attempts counts: a pause can only slow one down.
+    sleeping = ["engine.sleep_ms=[50, 0]", "batching.max_batch_size=1"]
     with Server(repository, [*ONE, *sleeping]) as one, Server(repository, [*TWO, *sleeping]) as two:
-        assert images_a_second(two) > 1.6 * images_a_second(one)
+        rates = [(images_a_second(one), images_a_second(two)) for _ in range(3)]
+    alone, together = (max(each) for each in zip(*rates, strict=True))
+    assert together > 1.6 * alone

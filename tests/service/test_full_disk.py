@@ -4,13 +4,15 @@ import contextlib
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from convoy.service.client.client import Client
 from convoy.service.client.results import ServerError
+from convoy.service.supervisor.processes import announced
 from tests import processes
 from tests.reliability.neighbours import Neighbours
 from tests.service import networks
@@ -54,20 +56,24 @@ def test_full_disk_fails_no_call_whatever_is_loaded_and_whoever_starts_again(tmp
     assert server.process.returncode == 0
 
 
-def test_log_that_cannot_be_written_disturbs_nobody(tmp_path: Path) -> None:
+def test_log_that_cannot_be_written_disturbs_nobody(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    temporary = tmp_path_factory.mktemp("temporary")
     networks.save(networks.classifier(), tmp_path, "letters")
     command = [str(Path(sys.executable).with_name("convoy")), "serve", "--repository", str(tmp_path)]
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    ports = ["--grpc-port", str(port), "--http-port", "0", "--metrics-port", "0", "--set", "server.lame_duck_seconds=0"]
-    with Path("/dev/full").open("w") as full, subprocess.Popen([*command, *ports], stderr=full) as server:
+    ports = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0", "--set", "server.lame_duck_seconds=0"]
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    with (
+        Path("/dev/full").open("w") as full,
+        subprocess.Popen([*command, *ports], stderr=full, env=environment) as server,
+    ):
         try:
-            with Client(f"127.0.0.1:{port}") as client:
+            _wait_until(lambda: announced([temporary]))
+            with Client(*announced([temporary])) as client:
                 _wait_until(lambda: _serves(client), 60)
                 assert client.classify(grey(1), "letters").labels[0].index == _best(1)[0]
         finally:
             server.terminate()
-        assert server.wait(30) == 0
+        assert server.wait(60) == 0
 
 
 def _serves(client: Client) -> bool:

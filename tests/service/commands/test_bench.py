@@ -14,7 +14,8 @@ from tests.service.running import skip_without
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(bench, "_WARM_UP", 0.05)
+    """The first requests count, which are sent however busy the machine is."""
+    monkeypatch.setattr(bench, "_WARM_UP", 0.0)
 
 
 @pytest.mark.usefixtures("quick")
@@ -109,8 +110,9 @@ def test_bench_of_a_model_that_takes_no_images_says_how_it_is_asked(convoy, visi
     assert (done.returncode, done.stderr) == (2, said)
 
 
+@pytest.mark.usefixtures("quick")
 def test_bench_generates_images_of_all_sizes_that_are_asked_for(convoy, vision_target, fake_vision):
-    arguments = ("--model", "digits", "--size", "20x30", "--size", "40x50", "--concurrency", 1, "--seconds", 0.2)
+    arguments = ("--model", "digits", "--size", "20x30", "--size", "40x50", "--rate", 50, "--seconds", 0.2)
     assert convoy("bench", *arguments, "--server", vision_target).returncode == 0
     sizes = {PIL.Image.open(io.BytesIO(each.images[0].encoded)).size for each in fake_vision.requests}
     assert sizes == {(30, 20), (50, 40)}
@@ -224,15 +226,18 @@ def test_any_server_of_the_protocol_can_be_loaded(convoy):
 
 @pytest.mark.usefixtures("quick")
 def test_server_that_stands_still_is_late_for_all_that_were_due_meanwhile(convoy):
-    fake = FakeInference(("x", "FP32", (-1, 4)))
-    fake.stall_at, fake.stall = 40, 0.5
-    with serving(fake) as target:
-        load = ("--rate", 100, "--arrivals", "constant", "--seconds", 1.2)
-        _, figures = over_oip(convoy, target, "--model", "net", *load)
-    # 50 of 120 were due while nothing was answered, evenly from 0.5 s to nothing before its end.
-    assert figures["all"]["latency"]["max"] > 0.45
-    assert figures["all"]["latency"]["p90"] > 0.25
-    assert figures["all"]["latency"]["p50"] < 0.1
+    load = ("--rate", 100, "--arrivals", "constant", "--seconds", 1.2)
+    for _ in range(5):  # the machine may stand still, too
+        fake = FakeInference(("x", "FP32", (-1, 4)))
+        fake.stall_at, fake.stall = 40, 0.5
+        with serving(fake) as target:
+            _, figures = over_oip(convoy, target, "--model", "net", *load)
+        # 50 of 120 were due while nothing was answered, evenly from 0.5 s to nothing before its end.
+        assert figures["all"]["latency"]["max"] > 0.45
+        assert figures["all"]["latency"]["p90"] > 0.25
+        if figures["all"]["latency"]["p50"] < 0.1:
+            return
+    pytest.fail(f"half of the requests took {figures['all']['latency']['p50']:g} s or longer")
 
 
 @pytest.mark.usefixtures("quick")

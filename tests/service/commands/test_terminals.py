@@ -29,7 +29,7 @@ def commands(vision_target: str, fake_vision: FakeVision, tmp_path: Path) -> dic
         "models": ["models", *to],
         "classify": ["classify", digit, "--top-k", 3, *to],
         "segment": ["segment", digit, "--model", "pets", "-o", tmp_path / "mask.png", *to],
-        "bench": ["bench", "--model", "digits", "--concurrency", 1, "--seconds", "1s", *to],
+        "bench": ["bench", "--model", "digits", "--rate", 50, "--seconds", "1s", *to],
     }
 
 

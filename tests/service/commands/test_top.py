@@ -3,6 +3,7 @@
 import io
 import json
 import signal
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -156,9 +157,10 @@ def test_json_is_an_object_with_the_same_figures(convoy) -> None:
 
 
 def test_once_without_a_server_is_one_line_and_exit_code_2(convoy) -> None:
-    with answering(RECORDED) as (address, _):
-        pass
-    done = convoy("top", "--metrics", address, "--once")
+    with socket.socket() as taken:  # bound but not listening: nobody else gets the port meanwhile
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = convoy("top", "--metrics", address, "--once")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"convoy top: no answer from {address} (Connection refused)\n"
 

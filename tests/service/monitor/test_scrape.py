@@ -30,11 +30,6 @@ def speaking(answer: bytes) -> Iterator[str]:
         thread.join()
 
 
-def free() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return f"127.0.0.1:{listening.getsockname()[1]}"
-
-
 def test_metrics_come_with_their_time_and_the_token_goes_along() -> None:
     with answering(['convoy_slots{kind="a"} 3\n']) as (address, tokens):
         scrape = Scraper(address, Credentials(token="convoy_x"), clock=lambda: 7.0).scrape()
@@ -43,8 +38,11 @@ def test_metrics_come_with_their_time_and_the_token_goes_along() -> None:
 
 
 def test_address_without_a_server_has_no_answer() -> None:
-    with pytest.raises(NoAnswer, match=r"no answer from 127.0.0.1:\d+ \(Connection refused\)"):
-        Scraper(free(), Credentials()).scrape()
+    with socket.socket() as taken:  # bound but not listening: nobody else gets the port meanwhile
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(NoAnswer, match=rf"no answer from {address} \(Connection refused\)"):
+            Scraper(address, Credentials()).scrape()
 
 
 def test_connection_that_is_closed_may_have_wanted_tls() -> None:

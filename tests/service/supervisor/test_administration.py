@@ -186,7 +186,7 @@ def test_unload_does_not_wait_for_an_engine_that_ends() -> None:
 
 def test_silent_front_end_is_reported() -> None:
     async def check() -> None:
-        async with running(seconds=0.05) as server:
+        async with running(seconds=0.3) as server:
             server.front_ends[1].answer = None
             assert "a process does not answer" in await server.outcome(Forget("x"))
             # Nor does one that does not read stop the others.
