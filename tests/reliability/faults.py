@@ -299,7 +299,7 @@ def leak(kind: str, board: Board) -> None:
     def begin(self: Any, *arguments: Any, **named: Any) -> None:
         kept.append(b"\1" * 20_000)
         if len(kept) % 50 == 0:
-            os.open(os.devnull, os.O_RDONLY)
+            os.eventfd(0)
         begun(self, *arguments, **named)
 
     Call.__init__ = begin  # type: ignore[method-assign]

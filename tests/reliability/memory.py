@@ -1,5 +1,7 @@
 """What the processes of a server hold: memory, descriptors, threads, mappings."""
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +15,7 @@ class Held(NamedTuple):
     """Of one process."""
 
     rss_bytes: int
-    descriptors: int
+    descriptors: int  # without those of /dev/null: libuv keeps one in reserve, from the first stream of a loop on
     threads: int
     children: int
     mappings: int  # of files and of memory shared by descriptors; others come and go
@@ -26,11 +28,19 @@ def held(pid: int) -> Held:
     maps = [line.split(maxsplit=5) for line in (process / "maps").read_text().splitlines()]
     return Held(
         rss_bytes=1024 * int(status["VmRSS"].split()[0]),
-        descriptors=sum(1 for _ in (process / "fd").iterdir()),
+        descriptors=_descriptors(process / "fd"),
         threads=int(status["Threads"]),
         children=len((process / "task" / str(pid) / "children").read_text().split()),
         mappings=sum(len(parts) > 5 and not parts[5].startswith(_OWN) for parts in maps),
     )
+
+
+def _descriptors(folder: Path) -> int:
+    found = 0
+    for entry in folder.iterdir():
+        with suppress(FileNotFoundError):  # it has just been closed
+            found += entry.readlink() != Path(os.devnull)
+    return found
 
 
 def highest_rss(pid: int) -> int:
