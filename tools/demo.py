@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from tools.ports import free_ports
+
 if TYPE_CHECKING:
     from convoy.models.training.run import RunFolder, Settings
 
@@ -424,10 +426,7 @@ def _target_option(ports: dict[str, int]) -> list[str]:
 
 
 def _free_ports() -> dict[str, int]:
-    with contextlib.ExitStack() as stack:
-        # All are open at once, so that they differ.
-        sockets = {name: stack.enter_context(socket.create_server(("127.0.0.1", 0))) for name in PORTS}
-        return {name: each.getsockname()[1] for name, each in sockets.items()}
+    return dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
 
 
 def _check_free(ports: dict[str, int]) -> None:

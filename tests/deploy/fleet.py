@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 
 from convoy.service.client.aio import AsyncClient
-from tests.ports import free_ports
 from tests.service.running import START_SECONDS, Server
+from tools.ports import free_ports
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RUN_MS = 20  # of one image: a server answers 50 a second, however fast its machine is

@@ -21,11 +21,11 @@ from convoy.service.pb import inference_pb2 as pb
 from tests.deploy import manifests
 from tests.deploy.manifests import deployment, of_kind, rendered, variables
 from tests.deploy.test_followed_links import PIXELS, network
-from tests.ports import free_ports
 from tests.service import networks
 from tests.service.calls import method
 from tests.service.certificates import Authority
 from tests.service.running import Server
+from tools.ports import free_ports
 
 # What a kubelet sends.
 HEADERS = {"User-Agent": "kube-probe/1.37", "Accept": "*/*", "Connection": "close"}

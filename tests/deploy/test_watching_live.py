@@ -28,10 +28,10 @@ from convoy.service.client.credentials import Credentials
 from convoy.service.client.results import ServerError
 from convoy.service.commands.token import line
 from convoy.service.errors import ConvoyError
-from tests.ports import free_ports
 from tests.service import networks
 from tests.service.certificates import Authority
 from tests.service.running import Server
+from tools.ports import free_ports
 from tools.watching.dashboards import DASHBOARDS, written
 from tools.watching.files import ROOT
 from tools.watching.rules import ALERTS

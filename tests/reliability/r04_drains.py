@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from convoy.service.client.aio import AsyncClient
-from tests.ports import free_ports
 from tests.reliability.crowd import Connect, Crowd, check, describe
 from tests.reliability.neighbours import DISTINCT, grey
 from tests.reliability.probe import Count, Probe, Tally
 from tests.reliability.servers import moment, settings
 from tests.service import networks
 from tests.service.running import Server
+from tools.ports import free_ports
 
 _GRACE = 10.0  # seconds
 _LATE = 5.0  # beyond the lame duck's time and the grace: what a busy machine adds

@@ -18,7 +18,6 @@ from convoy.models.data.builtin import digits, scenes
 from convoy.models.training import run
 from convoy.models.training.run import Note, Settings, source_digest
 from convoy.service import cli
-from tests.ports import free_ports
 from tools import demo
 from tools.demo import StepFailed
 
@@ -51,11 +50,6 @@ def stand_in(folder: Path, exit_code: int = 0, exit_at_once: bool = False) -> Pa
     path.write_text(CONVOY.format(python=sys.executable, exit_code=exit_code, exit_at_once=exit_at_once))
     path.chmod(0o755)
     return path
-
-
-def ports_of_its_own() -> dict[str, int]:
-    """Where nobody else is by the time that the server has started."""
-    return dict(zip(demo.PORTS, free_ports(len(demo.PORTS)), strict=True))
 
 
 class NoCaller(contextlib.nullcontext[Any]):
@@ -126,7 +120,7 @@ def test_command_that_fails_ends_the_demo_with_one_line(
 
 
 def test_server_is_ready_inside_and_stopped_afterwards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with demo._server(tmp_path, ports_of_its_own(), tmp_path / "log") as server:
+    with demo._server(tmp_path, demo._free_ports(), tmp_path / "log") as server:
         assert server.poll() is None
     assert server.returncode == 0
     out = capsys.readouterr().out
@@ -138,7 +132,7 @@ def test_server_that_does_not_end_well_fails_the_demo(tmp_path: Path, monkeypatc
     monkeypatch.setattr(demo, "CONVOY", stand_in(tmp_path, exit_code=4))
     with (
         pytest.raises(StepFailed, match="ended with exit code 4 after SIGTERM, want 0"),
-        demo._server(tmp_path, ports_of_its_own(), tmp_path / "log"),
+        demo._server(tmp_path, demo._free_ports(), tmp_path / "log"),
     ):
         pass
 
@@ -149,13 +143,13 @@ def test_server_that_does_not_start_fails_the_demo_with_what_it_said(
     monkeypatch.setattr(demo, "CONVOY", stand_in(tmp_path, exit_at_once=True))
     with (
         pytest.raises(StepFailed, match=r"ended with exit code 2: convoy serve: port 1 is taken"),
-        demo._server(tmp_path, ports_of_its_own(), tmp_path / "log"),
+        demo._server(tmp_path, demo._free_ports(), tmp_path / "log"),
     ):
         raise AssertionError("never ready")
 
 
 def test_server_that_dies_meanwhile_fails_the_demo(tmp_path: Path) -> None:
-    with demo._server(tmp_path, ports_of_its_own(), tmp_path / "log") as server:
+    with demo._server(tmp_path, demo._free_ports(), tmp_path / "log") as server:
         server.send_signal(signal.SIGKILL)
         with pytest.raises(StepFailed, match="ended by itself with exit code -9"):
             demo._wait_for_end(server)
@@ -165,7 +159,7 @@ def test_server_that_dies_meanwhile_fails_the_demo(tmp_path: Path) -> None:
 def test_ctrl_c_stops_the_running_server_and_is_a_good_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ports, server = ports_of_its_own(), demo._server
+    ports, server = demo._free_ports(), demo._server
     monkeypatch.setattr(demo, "_check_free", lambda _: None)
     for name in ("prepare_one", "_classify", "_send_requests", "_until_served"):
         monkeypatch.setattr(demo, name, lambda directory, *_: directory)
@@ -183,7 +177,7 @@ def test_ctrl_c_stops_the_running_server_and_is_a_good_end(
 def test_step_that_fails_while_serving_is_the_one_that_is_told(tmp_path: Path) -> None:
     with (
         pytest.raises(StepFailed, match="convoy fail failed"),
-        demo._server(tmp_path, ports_of_its_own(), tmp_path / "log") as server,
+        demo._server(tmp_path, demo._free_ports(), tmp_path / "log") as server,
     ):
         demo._convoy("fail")
     assert server.returncode == 0  # and the server is stopped all the same

@@ -21,7 +21,7 @@ from convoy.models.training.train import trainer_options
 from convoy.service import cli
 from tests.models.conftest import settings, untrained
 from tests.models.pictures import draw
-from tests.ports import free_ports
+from tools.ports import free_ports
 
 CONVOY = [str(Path(sys.executable).with_name("convoy"))]
 # 31 images: the last batch of an epoch is one image, so that a process is without. What is drawn for a whole batch
