@@ -54,7 +54,7 @@ class _Trace(NamedTuple):
 
 
 class _Walk:
-    """A world in use, and the events that have happened in it. What fails is told with them."""
+    """A running world and its events so far, which every failure reports."""
 
     def __init__(self, world: World, trace: _Trace | None = None) -> None:
         self.world = world

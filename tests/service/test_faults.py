@@ -99,8 +99,8 @@ def test_input_that_ended_engines_is_refused_by_every_front_end(repository: Path
 
 
 def _wait_until_told(server: Server, deaths: float) -> None:
-    """Waits until the server is ready again after so many deaths of its engine. What a front end finds out from
-    them reaches the supervisor, and through it the other front ends, before its report that it is ready."""
+    """Waits until the server is ready again after this many engine deaths. By then all front ends know which inputs
+    caused them: the supervisor hears of an input, and passes it on, before it hears that the server is ready."""
 
     def ended() -> list[int]:
         messages = [record["message"] for record in server.log]
