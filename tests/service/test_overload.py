@@ -76,17 +76,20 @@ def assert_all_slots_are_freed(server: Server) -> None:
 
 
 def test_a_request_that_would_be_late_is_refused_at_once_and_never_runs(small_repository: Path) -> None:
-    settings = ["batching.max_batch_size=1", "server.lame_duck_seconds=0"]
+    settings = ["batching.max_batch_size=1", "server.lame_duck_seconds=0", PATIENT]
     with Server(small_repository, settings) as server, grpc.insecure_channel(server.grpc) as channel:
         classify = method(channel, "Classify")
-        waiting = [classify.future(request(seed)) for seed in range(12)]  # four seconds of work
-        _wait_until(lambda: server.total("convoy_requests_in_flight") >= 5)
-        for seed in range(12, 15):
-            error = classify.future(request(seed), timeout=1.5).exception()
+        with standing(server):  # until all are there, so that the engine reads the late ones behind all that work
+            waiting = [classify.future(at_once(seed)) for seed in range(20)]  # seven seconds of work
+            _wait_until(lambda: server.total("convoy_requests_in_flight") == len(waiting))
+            late = [classify.future(at_once(seed), timeout=4) for seed in range(20, 23)]
+        for call in late:
+            error = call.exception()
             assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
             assert "after the deadline" in error.details()
             assert reason(error) == "PREDICTED_LATE"
             assert 0.01 <= retry_delay(error) <= 10
+        assert ran(server) < len(waiting) / 2  # nobody waited to be refused
         assert all(call.result().results[0].classification.labels for call in waiting)
         assert_all_slots_are_freed(server)
         assert ran(server) == len(waiting)
