@@ -296,7 +296,9 @@ def _finish(pidfd: int, child: _Child, *, late: bool = False) -> None:
         os.kill(child.pid, signal.SIGKILL)
     _, status = os.waitpid(child.pid, 0)
     os.close(pidfd)
-    line = json.dumps([os.waitstatus_to_exitcode(status), late])
+    code = os.waitstatus_to_exitcode(status)
+    late = late or (code < 0 and child.until <= time.monotonic())  # the kernel's limit of CPU time may come first
+    line = json.dumps([code, late])
     with suppress(BrokenPipeError):
         os.write(child.descriptor, f"\n{line}".encode())
     os.close(child.descriptor)

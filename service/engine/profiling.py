@@ -97,8 +97,9 @@ def measure(session: Session, machine: Machine, shape: Shape, most: int) -> Prof
     poor = 0
     for size in doubling(most):
         batches[size] = _time(session, _values(size, shape, dtype))
-        if _poor(batches, size) and batches[size].seconds < _SECONDS:
-            # Something else may have used the machine, which only makes batches slower.
+        # Something else may have used the machine, which only makes batches slower: measured again if that should not
+        # take long.
+        if _poor(batches, size) and 2 * batches[size // 2].seconds < _SECONDS:
             for each in (size, size // 2):
                 batches[each] = min(batches[each], _time(session, _values(each, shape, dtype)), key=_seconds)
         poor = poor + 1 if _poor(batches, size) else 0
