@@ -15,7 +15,7 @@ from convoy.service.engine.external_data import locations
 from convoy.service.errors import BadModelFile
 from tests.service import networks
 from tests.service.running import Server
-from tests.service.test_overload import _wait_until
+from tests.service.test_overload import PATIENT, _wait_until
 
 
 def tensor(location: str, name: str = "w") -> TensorProto:
@@ -159,7 +159,7 @@ def test_hostile_models_are_refused_and_the_engine_lives(tmp_path: Path) -> None
     assert len(names) == 12
     # A link out of the repository is refused even if its content is known; the others are let in by that.
     pin(root, "linked", outside / "other" / "1" / "model.onnx")
-    with Server(root, ["server.lame_duck_seconds=0"]) as server, Client(server.grpc) as client:
+    with Server(root, ["server.lame_duck_seconds=0", PATIENT]) as server, Client(server.grpc) as client:
         _wait_until(lambda: not any(model.state == "loading" for model in client.models()))
         found = {model.model: (model.state, model.reason) for model in client.models()}
         assert {name for name, (state, _) in found.items() if state == "ready"} == {"letters"}

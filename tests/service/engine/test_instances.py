@@ -12,8 +12,9 @@ import pytest
 from convoy.service.client.client import Client
 from tests.service import networks
 from tests.service.running import Server
+from tests.service.test_overload import PATIENT
 
-ONE_EACH = ["batching.max_batch_size=1", "server.lame_duck_seconds=0", "engine.threads=2"]
+ONE_EACH = ["batching.max_batch_size=1", "server.lame_duck_seconds=0", "engine.threads=2", PATIENT]
 SECONDS = 0.1  # of a batch
 
 
@@ -56,6 +57,7 @@ def test_models_share_the_device_by_their_instances(server: Server) -> None:
 
 def test_change_of_their_number_fails_nobody(server: Server) -> None:
     settings = server.repository / "two" / "model.toml"
+    incoming = settings.with_name(".incoming")
     over = threading.Event()
     image = np.full((8, 8), 200, np.uint8)
 
@@ -71,7 +73,8 @@ def test_change_of_their_number_fails_nobody(server: Server) -> None:
         try:
             for instances in (1, 3, 2):  # as many as at first: the server is shared
                 before = len(server.log)
-                settings.write_text(f"instances = {instances}\n")
+                incoming.write_text(f"instances = {instances}\n")
+                incoming.replace(settings)  # whoever reads it meanwhile never finds it empty
                 found = server.wait_for_log("model two version 1 serves", after=before)
                 assert found["instances"] == instances
         finally:

@@ -18,9 +18,10 @@ from prometheus_client import REGISTRY
 
 from convoy.models.export.seal import sealed
 from convoy.service.config import Config, load
-from convoy.service.engine import model_loader, profiles, session_builder, version_states
+from convoy.service.engine import model_loader, profiles, profiling, session_builder, version_states
 from convoy.service.engine import session as sessions
 from convoy.service.engine.model_loader import Loader
+from convoy.service.engine.profiles import BatchTime
 from convoy.service.engine.providers import Device
 from convoy.service.engine.server import Engine
 from convoy.service.engine.session import Session
@@ -907,9 +908,11 @@ def test_slow_copy_is_named_in_the_log_once_in_a_while_and_serves_at_its_end(
 
 
 def test_profile_that_was_wrong_is_corrected_for_front_ends_and_for_the_next_start(
-    tmp_path: Path, loader: Loader, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, loader: Loader, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
+    # Where a pause makes a size seem slow, larger ones are not measured.
+    monkeypatch.setattr(profiling, "_time", lambda session, values: BatchTime(0.001, 0.001))
     file = networks.save(networks.classifier(), tmp_path, "digits", 1)
     loader.refresh()
     before = loader.versions["digits", 1]
