@@ -60,7 +60,7 @@ def test_file_was_late_also_where_the_kernel_ended_it_first(left: float, late: b
     reader, writer = os.pipe()
     file_trials._finish(pidfd, file_trials._Child(process.pid, writer, time.monotonic() + left))
     process.returncode = 0  # it has been waited for
-    with open(reader, "rb") as answer:
+    with os.fdopen(reader, "rb") as answer:
         assert json.loads(answer.read()) == [-signal.SIGKILL, late]
 
 
