@@ -123,6 +123,8 @@ class Loader:
         load."""
         entry, loaded = self._models.get(model), self.versions.get((model, version))
         if entry is None:
+            if not self._complete:
+                self._withdrawn.add((model, version))  # the first scan is still to come
             return
         stamp = entry.listing.files.get(version) or (None if loaded is None else loaded.stamp)
         if stamp is None:

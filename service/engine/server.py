@@ -96,6 +96,7 @@ class Engine:
             )
         self._loading = ThreadPoolExecutor(1, "load")
         self._looking: asyncio.Task[None] | None = None  # a look at the repository that has not begun
+        self.complete = asyncio.Event()  # all that is in the repository at the start is loaded, or cannot be
         self._published = asyncio.Event()  # set, and replaced by another, with each table
         keep = config.server.keep_metrics_seconds
         self._publication = Publication(self._loader, self._loading, self._wires, keep, self._drop)
@@ -216,6 +217,8 @@ class Engine:
                     key = Key(model, version, profile.key)
                     self._dispatcher.measured(key, self._terms_of(key, loaded).limits, profile.seconds)
         self._publication.publish(table)
+        if table.complete:
+            self.complete.set()
         self._published.set()
         self._published = asyncio.Event()
 
@@ -375,6 +378,12 @@ async def _change(engine: Engine, order: messages.Apply, supervisor: socket.sock
             return
 
 
+async def _tell_once_loaded(engine: Engine, supervisor: socket.socket) -> None:
+    await engine.complete.wait()
+    with suppress(OSError):  # the supervisor has died; this process is about to exit
+        messages.send(supervisor, messages.Loaded())
+
+
 async def _main(supervisor: socket.socket, pulse: Pulse, trying: FileTrials) -> None:
     start, _ = messages.receive_start(supervisor)
     name = f"engine {start.config.engine.device}" if len(start.devices) > 1 else "engine"
@@ -397,6 +406,7 @@ async def _main(supervisor: socket.socket, pulse: Pulse, trying: FileTrials) -> 
         folders,
         start.unloaded,
     )
+    telling = asyncio.ensure_future(_tell_once_loaded(engine, supervisor))
     beating = asyncio.ensure_future(beat(pulse, start.config.server.heartbeat_seconds, engine.check_runs))
     over = asyncio.Event()
     changing: set[asyncio.Task[None]] = set()
@@ -420,6 +430,7 @@ async def _main(supervisor: socket.socket, pulse: Pulse, trying: FileTrials) -> 
         checking = asyncio.ensure_future(engine.keep_checking(start.config.engine.check_seconds))
         checking.add_done_callback(lambda _: over.set())
     await asyncio.wait([ending, serving], return_when=asyncio.FIRST_COMPLETED)
+    telling.cancel()
     beating.cancel()
     if serving.done():
         serving.result()

@@ -163,6 +163,10 @@ class Loading(msgspec.Struct, frozen=True, tag=True):
     what: Suspect | None
 
 
+class Loaded(msgspec.Struct, frozen=True, tag=True):
+    """To the supervisor, once: an engine has loaded what it is to serve."""
+
+
 class Withdraw(msgspec.Struct, frozen=True, tag=True):
     """To an engine: this version must not serve, because its inputs end engines."""
 
@@ -268,6 +272,7 @@ Message = (
     | Retire
     | Status
     | Loading
+    | Loaded
     | Deadly
     | Pictures
     | Withdraw

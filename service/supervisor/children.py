@@ -28,6 +28,7 @@ class Child:
     started: float = field(default_factory=time.monotonic)
     status: messages.Status = _STARTING
     loading: messages.Suspect | None = None  # the version that an engine is loading
+    loaded: bool = False  # an engine has loaded all that it is to serve
     silence: Silence = field(default_factory=lambda: Silence(0.0))
     hung: bool = False  # it was killed because it was silent
     administers: bool = False  # it is the front end that serves the administration port
@@ -39,6 +40,11 @@ class Child:
     def name(self) -> str:
         """How it is called in the log."""
         return f"{self.kind} {self.process.pid}"
+
+    @property
+    def serves(self) -> bool:
+        """Whether it has all that it needs to serve."""
+        return self.status.ready if self.kind == "frontend" else self.loaded
 
 
 class Children:
@@ -80,6 +86,8 @@ class Children:
             if child.loading is not None:
                 self.deaths.survived(child.loading)
             child.loading = message.what
+        elif isinstance(message, messages.Loaded):
+            child.loaded = True
 
     def receive_rest(self, child: Child) -> None:
         """Records what an ended process had sent: the last message may name the version that ended it."""

@@ -328,8 +328,8 @@ class Supervisor:
                 self._tell_readiness()
                 if isinstance(message, messages.Status):
                     self._children.log_readiness()  # told before logged: whoever reads "ready" finds it at /readyz
-                    if message.ready:
-                        self._weigh_all()  # what they need to serve, before callers come
+                if child.serves:
+                    self._weigh_all()  # what they need to serve, before callers come
 
     async def _keep_telling(self) -> None:
         while True:
@@ -379,10 +379,9 @@ class Supervisor:
             busy = self._recycling is not None and not self._recycling.done()
             if child.retiring or busy or self._children.draining:
                 continue
-            serving = child.status.ready if child.kind == "frontend" else self._children.ready()[0]
             with suppress(OSError):  # it has ended
                 own = machine.own_bytes(child.process.pid)
-                if child.weight.exceeds(own, time.monotonic(), serving=serving):
+                if child.weight.exceeds(own, time.monotonic(), serving=child.serves):
                     self._recycling = self._loop.create_task(self._recycle(child, own))
 
     async def _recycle(self, child: Child, own: int) -> None:

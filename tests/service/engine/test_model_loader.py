@@ -964,6 +964,15 @@ def test_new_engine_does_not_load_a_withdrawn_version_at_once(tmp_path: Path, ta
     assert states(tables[-1])["other", 1] == "READY"
 
 
+def test_version_that_is_withdrawn_before_the_first_scan_does_not_serve(tmp_path: Path, loader: Loader) -> None:
+    put(tmp_path, "doubler", 1)
+    loader.withdraw("doubler", 1)
+    loader.refresh()
+    row = row_of(loader, "doubler", 1)
+    assert row.state == "UNAVAILABLE"
+    assert row.reason.startswith("several of its inputs ended the engine")
+
+
 def test_version_that_is_gone_is_withdrawn_in_vain(tmp_path: Path, loader: Loader) -> None:
     loader.refresh()
     loader.withdraw("doubler", 1)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from convoy.service.ipc import messages
-from convoy.service.ipc.messages import Loading, Status, Suspect
+from convoy.service.ipc.messages import Loaded, Loading, Status, Suspect
 from convoy.service.supervisor.children import Child, Children
 from convoy.service.supervisor.processes import channel_pair
 
@@ -89,3 +89,21 @@ def test_front_end_that_is_replaced_does_not_make_the_server_unready() -> None:
     new.status = Status(True, False, "the engine is starting")
     del children.by_number[1]
     assert not children.ready()[0]
+
+
+def test_engine_serves_once_it_has_loaded_whatever_others_do() -> None:
+    """Until then, its memory does not show what it needs."""
+    children = Children(1, "localhost:1")
+    first, second = (Child("engine", device, device, Ended()) for device in (0, 1))  # type: ignore[arg-type]
+    children.receive(first, Loaded())
+    children.receive(second, Loading(Suspect("letters", 1, "stamp")))
+    assert (first.serves, second.serves) == (True, False)
+
+
+def test_front_end_serves_once_it_says_so() -> None:
+    children = Children(1, "localhost:1")
+    one = Child("frontend", 0, 1, Ended())  # type: ignore[arg-type]
+    children.receive(one, Status(True, False, "models are loading"))
+    assert not one.serves
+    children.receive(one, Status(True, True, ""))
+    assert one.serves
