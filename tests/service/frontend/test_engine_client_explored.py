@@ -81,14 +81,18 @@ class Loop:
 
 
 class Engine:
-    """An engine, and the pipe to it. What the pipe has brought, it has: whether it has read it changes nothing. What
-    runs is chosen when it dies: nobody sees it before."""
+    """An engine, and the pipe to it. What the pipe has brought, it has: whether it has read it changes nothing.
+
+    What an engine does is decided when the front end learns of it, because nobody sees it before: an answer is chosen
+    when it is read, and what ran when the engine died is chosen with its death. This loses no order: what one died with
+    may have been on its way back, and is read or not.
+    """
 
     def __init__(self) -> None:
         self.alive = True
-        self.has: dict[int, Request] = {}  # not ended, by id
+        self.has: dict[int, Request] = {}  # not ended, by id; once it has died, those that may have been
         self.cancelled: set[int] = set()
-        self.back: deque[Record] = deque()  # not yet read by the front end
+        self.back: deque[Record] = deque([TableFile(len(TABLE))])  # what the front end reads next
 
     def take(self, record: Record) -> None:
         match record:
@@ -146,7 +150,8 @@ class Slots:
     `faults` may happen: a caller cancels, an engine dies, no engine comes within the time that requests wait for one.
     """
 
-    def __init__(self, requests: int, faults: int) -> None:
+    def __init__(self, requests: int, faults: int, alike: bool = True) -> None:
+        self.alike = alike
         self.loop = Loop()
         self.left = requests
         self.count = 0
@@ -176,15 +181,16 @@ class Slots:
         if self.loop.ready:
             found.append(("turn",))
         for device, engine in self.engines.items():
-            if engine in self.loop.readers and (engine.back or not engine.alive):
-                found.append(("read", device))
+            if engine in self.loop.readers:
+                if engine.back or not engine.alive:
+                    found.append(("read", device))
+                if not engine.back:
+                    found += [("answer", device, id_) for id_ in engine.has]
+                    found += [("drop", device, id_) for id_ in engine.cancelled if id_ in engine.has]
             if not engine.alive:
                 found.append(("attach", device, False))
                 if self.fatal.get(device):
                     found.append(("attach", device, True))
-                continue
-            found += [("answer", device, id_) for id_ in engine.has]
-            found += [("drop", device, id_) for id_ in engine.cancelled if id_ in engine.has]
         if self.faults:
             found += [("cancel", number) for number, task in self.tasks.items()
                       if not task.done() and number not in self.cancelled]  # fmt: skip
@@ -237,7 +243,6 @@ class Slots:
                 self.guilty.add(number)
         self.engines[device] = engine = Engine()
         self.link.attach(engine, device, from_outside=from_outside)  # type: ignore[arg-type]
-        engine.back.append(TableFile(len(TABLE)))
 
     def _answer(self, device: int, id_: int) -> None:
         memory, request = self.link.arena.mapping, self.engines[device].has[id_]
@@ -245,9 +250,11 @@ class Slots:
         room = request.outputs[0]._replace(dtype=values.dtype.name, shape=values.shape)
         memory.array(room)[...] = values * 2
         self.engines[device].end(id_, Answer(id_, 1, Times(1, 2, 3, 4), (room,)))
+        self._read(device)
 
     def _drop(self, device: int, id_: int) -> None:
         self.engines[device].end(id_, Failure(id_, Cancelled("by its caller")))
+        self._read(device)
 
     def _cancel(self, number: int) -> None:
         self.faults -= 1
@@ -263,6 +270,7 @@ class Slots:
             if engine.has[id_].alone:
                 self.fatal.setdefault(device, set()).add(id_)
             self.suspected.add(id_)
+            del engine.has[id_]
 
     def _time(self) -> None:
         self.faults -= 1
@@ -309,9 +317,22 @@ class Slots:
         assert not any(load.requests or load._bytes for load in loads), "work is counted for ever"
 
     def key(self) -> Hashable:
-        """Requests that left no trace do not count, and of the others only the order does: they are numbered anew."""
+        """Requests that left no trace do not count, and of the others only the order does: they are numbered anew.
+
+        Which of two like engines is the first makes no difference, once one of them was chosen later than the other.
+        """
+        first, second = (engine.load.chosen for engine in self.link.engines.by_device.values())
+        orders = ((0, 1), (1, 0)) if self.alike and first != second else ((0, 1),)
+        return min(hash(self._key(order)) for order in orders)
+
+    def _key(self, order: tuple[int, ...]) -> Hashable:
+        """The state, with the devices in this order."""
         link, suspects, arena = self.link, self.link._suspects, self.link.arena
-        left = sorted({*self.tasks, *link._waiting, *[id_ for each in self.engines.values() for id_ in each.has]})
+        rank = {device: number for number, device in enumerate(order)}
+        played = [self.engines[device] for device in order]
+        engines = [link.engines.by_device[device] for device in order]
+        has = [engine.has if engine in self.loop.readers else {} for engine in played]
+        left = sorted({*self.tasks, *link._waiting, *[id_ for each in has for id_ in each]})
         place = {number: rank for rank, number in enumerate(left)}
 
         def ids(numbers: Iterable[int]) -> Hashable:
@@ -320,21 +341,22 @@ class Slots:
         def leases(queued: Sequence[Lease]) -> Hashable:
             return tuple([place.get(lease.request.id) for lease in queued if lease.request is not None])
 
-        engines = link.engines.by_device.values()
+        def by_device(of: Iterable[tuple[int, Hashable]]) -> Hashable:
+            found = dict(of)
+            return tuple([found.get(device) for device in order])
+
         chosen = [engine.load.chosen for engine in engines]
         return (
             self.left, self.faults, self.waited_too_long, len(self.loop.timers), ids(self.tasks),
             ids(self.suspected), ids(self.guilty), ids(self.killed), ids(self.cancelled),
-            tuple([(device, ids(numbers)) for device, numbers in sorted(self.fatal.items())]),
-            tuple([self._handle(call, args, place) for call, args in self.loop.ready]),
-            tuple([(engine.alive, engine in self.loop.readers, ids(engine.cancelled),
-                    tuple([(place[each.id], each.alone) for each in engine.has.values()]),
-                    tuple([(type(each).__name__, place.get(getattr(each, "id", 0))) for each in engine.back]))
-                   for engine in self.engines.values()]),
-            tuple([(place[id_], _lease(lease, arena)) for id_, lease in link._waiting.items()]),
-            tuple([(engine.device, leases(queued)) for engine, queued in link._unsent.items()]),
+            by_device((device, ids(numbers)) for device, numbers in self.fatal.items()),
+            tuple([self._handle(call, args, place, rank) for call, args in self.loop.ready]),
+            tuple([(engine.alive, engine in self.loop.readers, ids(engine.cancelled & all_.keys()), ids(all_),
+                    len(engine.back)) for engine, all_ in zip(played, has, strict=True)]),
+            tuple([(place[id_], _lease(lease, arena, rank)) for id_, lease in link._waiting.items()]),
+            by_device((engine.device, leases(queued)) for engine, queued in link._unsent.items()),
             ids(suspects.resent), leases(suspects._held),
-            tuple([(device, leases(marked)) for device, marked in suspects._marked.items()]),
+            by_device((device, leases(marked)) for device, marked in suspects._marked.items()),
             tuple([(engine.wire is not None, engine.complete, engine.lost, engine.table is None, engine.load.requests,
                     tuple(engine.load._bytes.values()), tuple(engine.load.paces), bool(engine.runnable))
                    for engine in engines]),
@@ -342,10 +364,12 @@ class Slots:
             arena.blocks,  # slots are of one size: which ones are in use makes no difference
         )  # fmt: skip
 
-    def _handle(self, call: Callable[..., object], args: tuple[Any, ...], place: dict[int, int]) -> Hashable:
+    def _handle(
+        self, call: Callable[..., object], args: tuple[Any, ...], place: dict[int, int], rank: dict[int, int]
+    ) -> Hashable:
         """What runs with the next turn: records are sent, or a caller goes on because what it awaits has ended."""
         if getattr(call, "__name__", "") == "_send_unsent":
-            return "send", args[0].device
+            return "send", rank[args[0].device]
         (future,) = args
         number = next(number for number, task in self.tasks.items() if task._fut_waiter is future)  # type: ignore[attr-defined]
         ended = "cancelled" if future.cancelled() else type(future.exception()).__name__
@@ -355,10 +379,10 @@ class Slots:
         os.close(self.link.arena.descriptor)
 
 
-def _lease(lease: Lease, arena: Arena) -> Hashable:
+def _lease(lease: Lease, arena: Arena, rank: dict[int, int]) -> Hashable:
     assert lease.request is not None
     assert lease.answer is not None
-    device = lease.engine.device if lease.engine else None
+    device = rank[lease.engine.device] if lease.engine else None
     return (lease.attempts > 0, lease.suspicion, lease.mark, lease.held, device,
             lease.sent, lease.released, lease.answer.done(), arena.mapping.marks[lease.request.mark])  # fmt: skip
 
@@ -374,8 +398,24 @@ def test_slots_and_requests_end_once_in_every_order_of_events(requests: int, fau
     assert explored.states > 100
 
 
+@pytest.mark.parametrize(("requests", "faults"), [(1, 2), (2, 1)])
+def test_nothing_is_left_out_because_two_engines_are_alike(requests: int, faults: int) -> None:
+    """Where each order of the devices is followed, no state is found that the other order does not stand for."""
+    found: set[Hashable] = set()
+
+    class Apart(Slots):
+        def key(self) -> Hashable:
+            self.alike = True
+            found.add(super().key())
+            self.alike = False
+            return super().key()
+
+    more, fewer = explore(partial(Apart, requests, faults)), explore(partial(Slots, requests, faults))
+    assert more.states > fewer.states == len(found)
+
+
 def test_slots_and_requests_end_once_in_random_orders_of_many_events() -> None:
-    assert wander(partial(Slots, 4, 2), 500, 0).states > 4000
+    assert wander(partial(Slots, 4, 2), 500, 0).states > 2000
 
 
 def test_slot_that_nobody_frees_is_found_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
