@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
@@ -610,20 +611,26 @@ def endless() -> onnx.ModelProto:
 
 
 def save_bytes(data: bytes, repository: Path, name: str, version: int = 1) -> Path:
-    """Put any file into the place of a model."""
-    file = repository / name / str(version) / "model.onnx"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.with_name("part").write_bytes(data)
-    return file.with_name("part").rename(file)
+    """Put any file into the place of a model, whole or not at all."""
+    folder = repository / name / str(version)
+    if folder.exists():
+        (folder / "part").write_bytes(data)
+        return (folder / "part").rename(folder / "model.onnx")
+    # With its folders: a server that looked into an empty one would say so, and for a while nothing else.
+    repository.mkdir(parents=True, exist_ok=True)
+    new = folder if folder.parent.exists() else folder.parent
+    with TemporaryDirectory(dir=repository.parent) as made:
+        part = Path(made) / new.name
+        file = part / folder.relative_to(new) / "model.onnx"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(data)
+        part.rename(new)
+    return folder / "model.onnx"
 
 
 def save(model: onnx.ModelProto, repository: Path, name: str, version: int = 1) -> Path:
     """Put a model into a repository, whole or not at all."""
-    folder = repository / name / str(version)
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / "part"
-    onnx.save(model, part)
-    return part.rename(folder / "model.onnx")
+    return save_bytes(model.SerializeToString(), repository, name, version)
 
 
 def _model(

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from convoy.service import machine
 from tests import processes
 
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 # Python imports this module at its start.
 _HOLD_BACK = """
 import os, sys, time
@@ -155,7 +155,7 @@ class Server:
             threading.Event().wait(0.02)
         return value
 
-    def stop(self, number: int = signal.SIGTERM, seconds: float = 30.0) -> int:
+    def stop(self, number: int = signal.SIGTERM, seconds: float = 60.0) -> int:
         """Signal the server and wait for its end; its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
@@ -195,8 +195,9 @@ class Server:
 def refused(repository: Path, limit: str) -> str:
     """What a server says that does not start under a limit of the shell, such as "-n 12"; it must be one line."""
     convoy = Path(sys.executable).with_name("convoy")
+    ports = "--grpc-port 0 --http-port 0 --metrics-port 0"
     done = subprocess.run(
-        ["/bin/sh", "-c", f"ulimit {limit}; exec {convoy} serve --repository {repository} --grpc-port 0"],
+        ["/bin/sh", "-c", f"ulimit {limit}; exec {convoy} serve --repository {repository} {ports}"],
         capture_output=True,
         text=True,
         timeout=60,

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 CONVOY = str(Path(sys.executable).with_name("convoy"))
-SECONDS = 60.0
+SECONDS = 120.0
 _HOME = "\x1b[H"  # the cursor goes to the first line
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[@-_])")
 

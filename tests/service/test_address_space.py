@@ -10,7 +10,7 @@ import pytest
 from convoy.service.client.client import Client
 from tests.service import networks
 from tests.service.running import Server, refused
-from tests.service.test_overload import _best
+from tests.service.test_overload import PATIENT, _best, standing
 from tests.service.test_supervision import PROMPT
 from tests.service.test_vision import grey
 
@@ -53,17 +53,18 @@ def test_front_end_that_cannot_map_its_memory_ends_in_one_line_until_it_can(lett
 
 
 def test_engine_that_cannot_map_a_new_front_end_is_replaced(letters: Path) -> None:
-    with Server(letters, PROMPT) as server:
+    with Server(letters, [*PROMPT, PATIENT]) as server:
         engine = server.children()["engine"]
-        # Less than it has: it goes on with what it has, and lacks some once it has lost one front end and maps another.
-        resource.prlimit(engine, resource.RLIMIT_AS, (mapped(engine) - SLOT_BYTES // 2, resource.RLIM_INFINITY))
         seen = len(server.log)
-        os.kill(server.children()["frontend"], signal.SIGKILL)
+        with standing(server):  # so that it needs no memory for anything else in between
+            # Less than it has. It lacks some once it has lost one front end and maps another.
+            resource.prlimit(engine, resource.RLIMIT_AS, (mapped(engine) - SLOT_BYTES // 2, resource.RLIM_INFINITY))
+            os.kill(server.children()["frontend"], signal.SIGKILL)
         server.wait_for_log(
             "slot memory of a front end, 536870912 bytes, cannot be mapped: Cannot allocate", after=seen
         )
-        server.wait_for_log(f"engine {engine} ended with exit code 1", after=seen)
-        server.wait_for_log("ready", after=len(server.log))
+        ended = server.wait_for_log(f"engine {engine} ended with exit code 1", after=seen)
+        server.wait_for_log("ready", after=server.log.index(ended))
         assert answers(server)
         assert not [record for record in server.log[seen:] if record["level"] == "raw"]
 

@@ -104,6 +104,13 @@ def channel(guarded: Server) -> Iterator[grpc.Channel]:
         yield opened
 
 
+def put(file: Path, text: str) -> None:
+    """Puts another file into the place of one that a server follows: it must not read half of it."""
+    fresh = file.with_suffix(".new")
+    fresh.write_text(text)
+    fresh.replace(file)
+
+
 def methods() -> list[Method]:
     """Every method of every service, with a request for the model `letters` where it names one."""
     alpha = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
@@ -293,7 +300,10 @@ def test_refusals_are_counted(guarded: Server, channel: grpc.Channel) -> None:
     assert counted() == before + 3
 
 
-def test_commands_send_a_token(guarded: Server, convoy: Callable[..., Any], tmp_path: Path) -> None:
+def test_commands_send_a_token(
+    guarded: Server, convoy: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convoy.service.commands.server.PROBE_DEADLINE", 60.0)  # a server may pause
     token = tmp_path / "token"
     token.write_text(TOKENS["good"] + "\n")
     assert "letters" in convoy("models", "--server", guarded.grpc, "--token-file", token).stdout
@@ -323,7 +333,7 @@ def test_removed_caller_is_unknown_within_its_open_stream(guarded: Server, chann
         answers = stream(channel, "ModelStreamInfer")(requests(), metadata=header("good"), timeout=SECONDS)
         assert next(answers).infer_response.parameters["convoy_status"].string_param == "INVALID_ARGUMENT"
         after = len(guarded.log)
-        file.write_text(file_of_callers().partition("\n")[2])
+        put(file, file_of_callers().partition("\n")[2])
         called = next(each for each in methods() if each.name == "ListModels")
         wait_for(lambda: answer(channel, called, "good")[0] == "UNAUTHENTICATED")
         guarded.wait_for_log("callers changed and are in use", after=after)
@@ -332,7 +342,7 @@ def test_removed_caller_is_unknown_within_its_open_stream(guarded: Server, chann
         assert answer(channel, called, "all")[0] == "OK"
     finally:
         go.set()
-        file.write_text(file_of_callers())
+        put(file, file_of_callers())
     wait_for(lambda: answer(channel, called, "good")[0] == "OK")
     wait_for(lambda: page(f"{guarded.http}/livez", "good")[0] == 200)
 
@@ -341,14 +351,14 @@ def test_file_that_cannot_be_used_leaves_the_callers_before(guarded: Server, cha
     after = len(guarded.log)
     called = next(each for each in methods() if each.name == "ListModels")
     try:
-        file.write_text("broken")
+        put(file, "broken")
         guarded.wait_for_log("callers changed, but the previous ones stay in use", after=after)
         name = 'convoy_reload_failed{files="callers"} 1.0'
         wait_for(lambda: name in page(f"{guarded.metrics}/metrics", "metrics")[1])
         assert answer(channel, called, "good")[0] == "OK"
         assert answer(channel, called, "bad")[0] == "UNAUTHENTICATED"
     finally:
-        file.write_text(file_of_callers())
+        put(file, file_of_callers())
     wait_for(lambda: name not in page(f"{guarded.metrics}/metrics", "metrics")[1])
 
 

@@ -21,6 +21,7 @@ from tests.service.test_overload import _best, _wait_until
 from tests.service.test_vision import encoded, grey
 
 PROMPT = ("server.lame_duck_seconds=0",)
+SECONDS = 60  # for an answer, before which two processes may have to start, one after the other
 MAGIC = b"crash the decoder"
 # Python imports this module at its start. It makes the decoder of the server's processes crash, as one with an error in
 # its handling of memory would.
@@ -68,7 +69,7 @@ def test_picture_that_crashes_a_decoder_ends_one_front_end_and_is_then_refused(
         for attempt in range(3 * front_ends):
             # Its own connection each time, to any front end.
             with grpc.insecure_channel(server.grpc, [("grpc.use_local_subchannel_pool", 1)]) as channel:
-                error = method(channel, "Classify").future(request(deadly()), wait_for_ready=True).exception(30)
+                error = method(channel, "Classify").future(request(deadly()), wait_for_ready=True).exception(SECONDS)
             if attempt == 0:
                 assert error.code() is grpc.StatusCode.UNAVAILABLE
                 server.wait_for_log("it was decoding 1 pictures")
@@ -83,7 +84,7 @@ def test_other_pictures_of_that_kind_end_no_further_front_end(tmp_path: Path, br
     networks.save(networks.classifier(), tmp_path / "repository", "letters")
     with Server(tmp_path / "repository", PROMPT, environment=broken) as server:
         with grpc.insecure_channel(server.grpc) as channel:
-            assert method(channel, "Classify").future(request(deadly())).exception(30)
+            assert method(channel, "Classify").future(request(deadly())).exception(SECONDS)
         server.wait_for_total("convoy_frontend_restarts_total", 1)
         with Client(server.grpc) as good, grpc.insecure_channel(server.grpc) as channel:
             classify = method(channel, "Classify")
@@ -91,7 +92,7 @@ def test_other_pictures_of_that_kind_end_no_further_front_end(tmp_path: Path, br
                 bad = classify.future(request(deadly(number)), wait_for_ready=True)
                 # Beside it, in the same way, other pictures are decoded.
                 assert good.classify(grey(number), "letters").labels[0].index == _best(number)[0]
-                assert bad.exception(30).code() is grpc.StatusCode.INVALID_ARGUMENT
+                assert bad.exception(SECONDS).code() is grpc.StatusCode.INVALID_ARGUMENT
         assert server.total("convoy_frontend_restarts_total") == 1
 
 
@@ -108,7 +109,7 @@ def test_picture_that_only_ran_beside_is_decoded(tmp_path: Path, broken: dict[st
         with Client(server.grpc) as client, grpc.insecure_channel(server.grpc) as channel:
             calling = [callers.submit(call, client) for _ in range(4)]
             _wait_until(lambda: len(answers) > 8)
-            assert method(channel, "Classify").future(request(deadly())).exception(30)
+            assert method(channel, "Classify").future(request(deadly())).exception(SECONDS)
             server.wait_for_total("convoy_frontend_restarts_total", 1)
             before = len(answers)
             _wait_until(lambda: len(answers) > before + 20)

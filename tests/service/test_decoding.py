@@ -39,7 +39,7 @@ def flooding(server: Server, data: bytes, callers: int) -> Iterator[list[int]]:
                 try:
                     call(classify(data), timeout=60)
                     answers.append(1)
-                except grpc.RpcError:
+                except (grpc.RpcError, ValueError):  # ValueError: the channel has been closed, at the end
                     over.wait(0.05)
 
         flooders = [pool.submit(flood) for _ in range(callers)]

@@ -23,7 +23,8 @@ from tests.service.test_overload import PATIENT, _best, _wait_until, assert_all_
 from tests.service.test_vision import encoded, grey
 
 SETTINGS = ("server.lame_duck_seconds=0",)
-WATCHED = (*SETTINGS, "server.heartbeat_seconds=1")
+HEARTBEAT = 4  # seconds: longer than any process may pause by chance, this one between two signals included
+WATCHED = (*SETTINGS, f"server.heartbeat_seconds={HEARTBEAT}")
 FATAL = np.full((8, 8), 250, np.uint8)
 
 
@@ -44,7 +45,7 @@ def server(repository: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def watched(repository: Path) -> Iterator[Server]:
-    """A server that replaces processes which are silent for a second."""
+    """A server that replaces processes which are silent for a few seconds."""
     with Server(repository, WATCHED) as running:
         yield running
 
@@ -143,8 +144,8 @@ def test_stopped_engine_is_replaced_and_those_who_waited_get_their_answers(repos
             held.touch()
             os.kill(server.children()["engine"], signal.SIGSTOP)
             waiting = [callers.submit(client.classify, grey(seed), "letters") for seed in range(4)]
-            # One second, and what a busy machine adds; not the minute that is given to one that loads.
-            _wait_until(lambda: "engine hung and was killed" in unready(server), 20)
+            # A few seconds, and what a busy machine adds; not the minute that is given to one that loads.
+            _wait_until(lambda: "engine hung and was killed" in unready(server), HEARTBEAT + 20)
             held.unlink()
             for seed, call in enumerate(waiting):
                 assert call.result(timeout=60).labels[0].index == _best(seed)[0]
@@ -159,7 +160,7 @@ def test_front_ends_serve_while_the_supervisor_is_stopped_and_nobody_is_killed_f
         os.kill(watched.process.pid, signal.SIGSTOP)
         before = neighbours.answered
         turn = threading.Event()
-        turn.wait(3)  # three times what makes a process count as hung
+        turn.wait(HEARTBEAT + 2)  # longer than what makes a process count as hung
         _wait_until(lambda: neighbours.answered > before)
         os.kill(watched.process.pid, signal.SIGCONT)
         _wait_until(lambda: not unready(watched))  # once the supervisor has run and a front end has seen it
@@ -173,8 +174,8 @@ def test_pause_of_the_whole_server_is_no_reason_to_kill(watched: Server) -> None
     for pid in everyone:
         os.kill(pid, signal.SIGSTOP)
     turn = threading.Event()
-    turn.wait(3)
-    for pid in everyone:
+    turn.wait(HEARTBEAT + 2)
+    for pid in everyone:  # the supervisor first, which finds the others as it left them
         os.kill(pid, signal.SIGCONT)
     with Client(watched.grpc) as client:
         for seed in range(200):

@@ -38,6 +38,8 @@ def spoil(root: Path) -> None:
 
 
 def check_spoilt(server: Server) -> None:
+    # It is logged before front ends know.
+    _wait_until(lambda: {state for name, (state, _) in states(server).items() if name != "letters"} == {"unavailable"})
     found = states(server)
     assert found["aborts"] == (
         "unavailable",
@@ -49,7 +51,6 @@ def check_spoilt(server: Server) -> None:
     assert found["number"][1].startswith("model.toml: not TOML: ")
     assert found["waits"][1] == "model.toml is not a regular file"
     assert found["waits-too"][1] == "model.onnx is missing"
-    assert {state for name, (state, _) in found.items() if name != "letters"} == {"unavailable"}
     for name in ("aborts", "endless"):
         assert server.wait_for_total("convoy_model_quarantined", 1, model=name) == 1
     assert server.total("convoy_engine_restarts_total") == 0

@@ -18,7 +18,7 @@ from convoy.service.client.results import Classification, Segmentation, ServerEr
 from convoy.service.errors import BadImage, BadRequest
 from convoy.service.pb import inference_pb2
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
-from tests.service.calls import infer_request, method, outputs, stream
+from tests.service.calls import infer_request, outputs, stream
 from tests.service.running import Server
 from tests.service.test_overload import PATIENT, _best, _wait_until, assert_all_slots_are_freed, standing
 from tests.service.test_vision import colourful, encoded, grey
@@ -59,11 +59,13 @@ def lonely(small_repository: Path) -> Iterator[Server]:
 
 
 @pytest.mark.both_transports
-def test_every_request_of_a_stream_gets_its_own_answer_with_its_own_id(channel: grpc.Channel) -> None:
-    # Until they have run, what the stream brings waits, however slow its caller is.
-    before = [method(channel, "Classify").future(ask(number, "slow").request) for number in range(3)]
-    responses = list(stream(channel, "ClassifyStream")(ask(number) for number in range(300)))
-    assert all(call.result().results for call in before)
+def test_every_request_of_a_stream_gets_its_own_answer_with_its_own_id(quick_repository: Path) -> None:
+    settings = ["server.frontends=2", "server.lame_duck_seconds=0", PATIENT]
+    with Server(quick_repository, settings) as server, grpc.insecure_channel(server.grpc) as channel:
+        with standing(server):  # what the stream brings waits, however slow its caller is
+            call = stream(channel, "ClassifyStream")(ask(number) for number in range(300))
+            _wait_until(lambda: server.total("convoy_requests_in_flight") >= 100)
+        responses = list(call)
     assert sorted(response.id for response in responses) == list(range(300))
     assert all(best(response)[0] == _best(response.id)[0] for response in responses)
     # What comes together rides together.
@@ -191,18 +193,20 @@ def test_the_streams_deadline_is_that_of_all_its_requests(lonely: Server) -> Non
 
 
 @pytest.mark.both_transports
-def test_cancelled_stream_cancels_what_is_queued(lonely: Server) -> None:
-    before = lonely.total("convoy_batch_size_sum", model="slow")
-    with grpc.insecure_channel(lonely.grpc) as channel:
-        line = Line(channel)
-        with standing(lonely):
-            for number in range(4):
-                line.say(ask(number, "slow"))
-            _wait_until(lambda: lonely.total("convoy_requests_in_flight") == 4)
-            line.call.cancel()
-            _wait_until(lambda: lonely.total("convoy_cancelled_total", model="slow") == 4)
-    assert_all_slots_are_freed(lonely)
-    assert lonely.total("convoy_batch_size_sum", model="slow") - before <= 2
+def test_cancelled_stream_cancels_what_is_queued(small_repository: Path) -> None:
+    settings = ["batching.max_batch_size=1", "server.lame_duck_seconds=0", PATIENT]
+    with Server(small_repository, settings) as server:
+        with grpc.insecure_channel(server.grpc) as channel:
+            line = Line(channel)
+            with standing(server):
+                for number in range(20):
+                    line.say(ask(number, "slow"))
+                _wait_until(lambda: server.total("convoy_requests_in_flight") == 20)
+                line.call.cancel()
+                _wait_until(lambda: server.total("convoy_cancelled_total", model="slow") == 20)
+        assert_all_slots_are_freed(server)
+        # The engine runs what it finds first, and more if it is slow to find that nobody awaits it.
+        assert server.total("convoy_batch_size_sum", model="slow") < 10
 
 
 @pytest.mark.both_transports

@@ -34,6 +34,7 @@ from tests.service.test_overload import (
     _best,
     _wait_until,
     assert_all_slots_are_freed,
+    at_once,
     ran,
     request,
     standing,
@@ -50,21 +51,23 @@ def convoy(*words: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_killed_engine_is_restarted_and_those_who_waited_get_their_right_answers(small_repository: Path) -> None:
     with (
-        Server(small_repository, [*PROMPT, "batching.max_batch_size=1"]) as server,
+        Server(small_repository, [*PROMPT, "batching.max_batch_size=1", PATIENT]) as server,
         grpc.insecure_channel(server.grpc) as channel,
     ):
         classify = method(channel, "Classify")
         classify(request(7))  # one that has served is restarted at once
-        calls = [classify.future(request(seed)) for seed in range(6)]
-        others = [
-            classify.future(pb.ClassifyRequest(model="letters", images=[pb.Image(encoded=encoded(grey(seed)))]))
-            for seed in range(6)
-        ]
-        _wait_until(lambda: server.total("convoy_requests_in_flight") >= 2)
+        with standing(server):
+            calls = [classify.future(request(seed)) for seed in range(16)]
+            others = [
+                classify.future(pb.ClassifyRequest(model="letters", images=[pb.Image(encoded=encoded(grey(seed)))]))
+                for seed in range(6)
+            ]
+            _wait_until(lambda: server.total("convoy_requests_in_flight") == 22)
+        _wait_until(lambda: any(call.done() for call in calls))  # then another runs, and five seconds of work wait
         engine = server.children()["engine"]
         os.kill(engine, signal.SIGKILL)
         for seed, call in [*enumerate(calls), *enumerate(others)]:
-            labels = call.result(timeout=60).results[0].classification.labels
+            labels = call.result(timeout=120).results[0].classification.labels
             assert [label.index for label in labels] == _best(seed)
         assert server.children()["engine"] != engine
         assert server.total("convoy_engine_restarts_total") == 1
@@ -72,7 +75,7 @@ def test_a_killed_engine_is_restarted_and_those_who_waited_get_their_right_answe
         assert server.wait_for_log("engine")["message"].endswith("signal 9; restarting in 0.05 s")
         assert_all_slots_are_freed(server)
         # Counted once each, however often they were sent to an engine.
-        assert server.total("convoy_images_total") == 13
+        assert server.total("convoy_images_total") == 23
 
 
 def test_a_killed_front_end_is_restarted_and_what_it_had_waiting_is_not_run(small_repository: Path) -> None:
@@ -81,8 +84,8 @@ def test_a_killed_front_end_is_restarted_and_what_it_had_waiting_is_not_run(smal
             client.classify(grey(1), "letters")
         counted = server.total("convoy_images_total")
         with grpc.insecure_channel(server.grpc) as channel, standing(server):
-            calls = [method(channel, "Classify").future(request(seed)) for seed in range(6)]
-            _wait_until(lambda: server.total("convoy_requests_in_flight") == 6)
+            calls = [method(channel, "Classify").future(at_once(seed)) for seed in range(20)]
+            _wait_until(lambda: server.total("convoy_requests_in_flight") == 20)
             seen = len(server.log)
             os.kill(server.children()["frontend"], signal.SIGKILL)
             assert {call.exception().code() for call in calls} == {grpc.StatusCode.UNAVAILABLE}
@@ -91,8 +94,9 @@ def test_a_killed_front_end_is_restarted_and_what_it_had_waiting_is_not_run(smal
         with Client(server.grpc) as client:
             # First come, first served: once this is answered, whatever still waited has run too.
             assert client.classify(grey(2), "slow").labels[0].index == _best(2)[0]
-        # It would be seven with this one. The engine runs what it finds first before it finds that nobody awaits it.
-        assert ran(server) <= 2
+        # It would be 21 with this one. The engine runs what it finds first, and more if it is slow to find that nobody
+        # awaits it.
+        assert ran(server) < 10
         assert server.total("convoy_frontend_restarts_total") == 1
         # What the dead process had counted stays counted; what it had claimed is gone with it.
         assert server.total("convoy_images_total") == counted + 1
@@ -123,10 +127,10 @@ def test_sigterm_is_not_ready_at_once_answers_what_was_accepted_and_ends_with_0(
                 server.process.send_signal(signal.SIGTERM)
                 server.wait_for_log("draining")
                 _wait_until(lambda: server.get(f"{server.http}/readyz")[0] == 503)
-                assert "draining" in server.get(f"{server.http}/readyz")[1]
-                assert server.get(f"{server.http}/livez")[0] == 200
                 # For a little while it still accepts: whoever sends requests has not heard of it yet.
                 lame_duck = classify.future(request(9))
+                assert "draining" in server.get(f"{server.http}/readyz")[1]
+                assert server.get(f"{server.http}/livez")[0] == 200
             for seed, call in [*enumerate(accepted), (9, lame_duck)]:
                 labels = call.result(timeout=30).results[0].classification.labels
                 assert [label.index for label in labels] == _best(seed)
@@ -180,6 +184,7 @@ def test_port_that_opens_once_models_are_loaded_is_closed_while_the_front_end_is
         with standing(server):  # nobody tells the next one which models there are
             os.kill(server.children()["frontend"], signal.SIGKILL)
             _wait_until(lambda: _refuses(server))
+        _wait_until(lambda: not _refuses(server), START_SECONDS)  # a client tries again for a few seconds only
         with Client(server.grpc) as client:
             assert client.classify(grey(1), "letters").labels[0].index == _best(1)[0]
 
@@ -196,7 +201,8 @@ def test_callers_are_refused_while_front_ends_fail_to_start(quick_repository: Pa
 
         # As long as none of them starts, which takes a moment when the wait is over.
         _wait_until(lambda: waits_long() and _refuses(server), START_SECONDS)
-        with Client(server.grpc) as client:  # until one starts
+        _wait_until(lambda: not _refuses(server), START_SECONDS)  # until one starts
+        with Client(server.grpc) as client:
             assert client.classify(grey(1), "letters").labels[0].index == _best(1)[0]
 
 
@@ -250,12 +256,12 @@ def test_a_front_end_that_takes_the_place_of_another_listens_once_it_knows_the_m
 
 
 def test_a_front_end_that_dies_while_the_server_drains_is_not_followed_by_another(quick_repository: Path) -> None:
-    with Server(quick_repository, ["server.lame_duck_seconds=20"]) as server:
+    with Server(quick_repository, ["server.lame_duck_seconds=100"]) as server:
         front_end = server.children()["frontend"]
         server.process.send_signal(signal.SIGTERM)
         server.wait_for_log("draining")
         os.kill(front_end, signal.SIGKILL)
-        assert server.process.wait(10) == 1
+        assert server.process.wait(30) == 1
         assert not any("restarting in" in record["message"] for record in server.log)
 
 
@@ -410,7 +416,9 @@ def _free_port() -> int:
 
 
 def test_a_port_that_another_convoy_serves_on_is_not_shared_in_silence(small: Server, quick_repository: Path) -> None:
-    ended = convoy("serve", "--repository", str(quick_repository), "--grpc-port", small.grpc.rpartition(":")[2])
+    # The default ports may be in use by others.
+    ports = ["--grpc-port", small.grpc.rpartition(":")[2], "--http-port", "0", "--metrics-port", "0"]
+    ended = convoy("serve", "--repository", str(quick_repository), *ports)
     _assert_one_line(ended, "server.grpc_port")
 
 

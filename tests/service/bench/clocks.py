@@ -1,8 +1,9 @@
-"""An event loop on a virtual clock, and what the tests of a load test send there."""
+"""Clocks for tests of a load test: an event loop on a virtual one, what is sent there, and a patient one."""
 
 import asyncio
 import selectors
 
+from convoy.service.bench import client
 from convoy.service.bench.calls import Outcome
 from convoy.service.client.results import Timings
 
@@ -61,3 +62,23 @@ def one_at_a_time(service_seconds, stall=(0.0, 0.0)):
         return ANSWERED
 
     return send
+
+
+def begin_with_a_request(monkeypatch, *, answered=False):
+    """The seconds of a closed loop in this process begin when it sends its first request; with `answered`, once the
+    server has answered one that does not count. On a busy machine they may be over before: then nothing is measured."""
+    closed_loop = client.closed_loop
+
+    async def patient(send, numbers, callers, seconds, now, record):
+        began = None
+
+        async def first(number):
+            nonlocal began
+            began = now() if began is None else began
+            return await send(number)
+
+        if answered:
+            await send(next(numbers))
+        await closed_loop(first, numbers, callers, seconds, lambda: 0.0 if began is None else now() - began, record)
+
+    monkeypatch.setattr(client, "closed_loop", patient)

@@ -173,6 +173,8 @@ def test_killed_run_goes_on_where_it_was(convoy: Convoy, land: Server, folder: P
         "was begun with halo [[6, 6], [6, 6]], now it is [[8, 8], [8, 8]]: want the same, or remove it" in other.stderr
     )
 
+    # What the killed run had sent is no longer counted later.
+    assert land.wait_for_total("convoy_requests_in_flight", 0) == 0
     before = land.total("convoy_images_total", model="land")
     resumed = convoy(*command, "--resume")
     assert (resumed.returncode, resumed.stderr) == (0, "")

@@ -135,6 +135,7 @@ def killed_and_resumed(model: str, photos: Path, folder: Path, kills: int, seed:
     assert not list(out.glob(".*.tmp"))
 
 
+@pytest.mark.timeout(900)  # a kill that comes too late takes another run
 def test_a_run_that_is_killed_three_times_ends_in_the_bytes_of_an_unbroken_one(
     segmenter_file: str, photos: Path, tmp_path: Path
 ) -> None:

@@ -484,6 +484,7 @@ def test_whoever_holds_most_memory_with_half_requests_makes_room_for_others() ->
 def test_connection_with_many_calls_leaves_places_to_others() -> None:
     limits = LIMITS._replace(calls=20)
     with Serving("nghttp2", limits) as serving, Raw(serving.address) as hog, Raw(serving.address) as raw:
+        raw.until(SETTINGS)  # both are connected: how many share the places decides
         hog.until(SETTINGS)
         for stream in range(1, 39, 2):
             hog.call(stream, path="/test.Test/Wait")

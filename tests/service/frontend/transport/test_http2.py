@@ -230,6 +230,8 @@ def test_every_timeout_is_kept(http2: Serving, timeout: str, status: str) -> Non
 def test_deadline_counts_from_the_headers_not_from_the_message(http2: Serving) -> None:
     with Raw(http2.address) as raw:
         raw.send(raw.headers(1, request("/test.Test/Echo", ("grpc-timeout", "20S"))))
+        raw.send(frame(PING, payload=bytes(8)))
+        raw.until(PING)  # the headers have been read
         time.sleep(0.3)
         raw.send(frame(DATA, END_STREAM, 1, message(b"a")))
         assert raw.status(1) == "0"
