@@ -374,12 +374,14 @@ def test_malformed_and_smuggled_requests_are_refused_in_json(server: Server, sen
 
 
 def test_body_that_is_cut_off_reaches_no_model(server: Server) -> None:
-    before = server.total("convoy_requests_total")
-    with connected(server) as connection:
-        connection.sendall(HEAD + b"content-length: 50\r\n\r\n{}")
-        connection.shutdown(socket.SHUT_WR)
-        assert connection.recv(1) == b""
-    assert server.total("convoy_requests_total") == before
+    body = json.dumps({"inputs": [tensor(np.ones((1, 4), np.float32))]}).encode()  # all but spaces that are to follow
+    for missing, runs in ((0, 1), (9, 0)):
+        before = server.total("convoy_batch_size_count", model="doubler")
+        with connected(server) as connection:
+            connection.sendall(HEAD + b"content-length: %d\r\n\r\n%s" % (len(body) + missing, body))
+            connection.shutdown(socket.SHUT_WR)
+            assert connection.recv(1) == (b"" if missing else b"H")
+        assert server.wait_for_total("convoy_batch_size_count", before + runs, model="doubler") == before + runs
 
 
 def test_client_that_leaves_cancels_its_request(server: Server) -> None:
