@@ -30,12 +30,14 @@ SMALL, LARGE = 20_000, 1_500_000  # bytes of a request
 
 Connect = Callable[[], AbstractAsyncContextManager[AsyncClient]]
 
+_SHARE = 0.8  # of what all can answer, that callers send
 _TIMEOUT = 90.0  # seconds, after which a call counts as lost
 _SETTINGS = (
     f"engine.sleep_ms=[0, {RUN_MS}]",
     "batching.max_batch_size=4",
     "limits.max_requests=4096",
     "batching.max_queue=4096",
+    "server.heartbeat_seconds=0",  # an engine may stand still: see kill_with_a_call
 )
 
 
@@ -101,6 +103,19 @@ class Fleet:
                 os.kill(pid, number)
         server.process.wait()
         self.servers[place] = self._start(self.hosts[place])
+
+    def kill_with_a_call(self, place: int) -> None:
+        """The same once calls wait in it, as its engine stands still."""
+        server = self.servers[place % len(self.servers)]
+        os.kill(server.children()["engine"], signal.SIGSTOP)
+        until = time.monotonic() + START_SECONDS
+        waiting, grown = server.total("convoy_requests_in_flight"), 0
+        while grown < 2:  # what it says first may count calls that have just been answered
+            assert time.monotonic() < until, "no calls have come"
+            threading.Event().wait(0.01)
+            now = server.total("convoy_requests_in_flight")
+            waiting, grown = now, grown + (now > waiting)
+        self.kill(place)
 
     def _start(self, host: str, wait: bool = True) -> Server:
         ports = {"grpc_port": str(self.port), "http_port": str(self.http_port)}
@@ -341,16 +356,15 @@ def play(
     *,
     calls: int,
     ends: int,
-    share: float = 0.8,
     measure: Connect | None = None,
 ) -> Cell:
     """Ends one server after the other while at least so many calls are sent, at a share of what all can answer.
 
-    end      ends a server and starts another one in its place: Fleet.drain or Fleet.kill
+    end      ends a server and starts another one in its place: a method of Fleet
     measure  what finds out how much that is, if not the callers themselves
     """
     # The larger of two: what pauses this machine makes it look smaller than it is, and the load with it.
-    rate = share * max(capacity(measure or connect, size) for _ in range(2))
+    rate = _SHARE * max(capacity(measure or connect, size) for _ in range(2))
     ended = 0
     with Load(connect, size, rate) as load:
         while ended < ends or load.sent < calls:

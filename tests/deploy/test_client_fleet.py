@@ -36,7 +36,6 @@ def alone(
     *,
     calls: int = 0,
     ends: int,
-    share: float = 0.8,
     **more: Any,
 ) -> Cell:
     with Names(fleet.hosts) as names:
@@ -45,7 +44,7 @@ def alone(
         def connect() -> AsyncClient:
             return AsyncClient(target, **more)
 
-        cell = play(connect, size, end, calls=calls, ends=ends, share=share, measure=lambda: AsyncClient(target))
+        cell = play(connect, size, end, calls=calls, ends=ends, measure=lambda: AsyncClient(target))
     print(f"client, {size} bytes, {end.__name__}, {more}: {cell}")
     return cell
 
@@ -59,8 +58,7 @@ def test_killed_servers_fail_no_call_of_a_client(fleet: Fleet) -> None:
 
 
 def test_killed_servers_fail_calls_of_a_client_without_retries(fleet: Fleet) -> None:
-    # More than they can answer: so each server has calls when it ends.
-    assert alone(fleet, SMALL, fleet.kill, ends=1, share=1.5, retry=False).lost
+    assert alone(fleet, SMALL, fleet.kill_with_a_call, ends=1, retry=False).lost
 
 
 def test_further_server_gets_calls_once_connections_have_their_age(fleet: Fleet) -> None:

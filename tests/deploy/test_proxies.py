@@ -44,11 +44,10 @@ def through_a_proxy(
     calls: int = 0,
     ends: int,
     also: dict[str, str] | None = None,
-    share: float = 0.8,
 ) -> Cell:
     program(name)  # skips before any server starts
     with Proxy(name, fleet, folder, also) as proxy:
-        cell = play(through(proxy.grpc), size, end, calls=calls, ends=ends, share=share)
+        cell = play(through(proxy.grpc), size, end, calls=calls, ends=ends)
     print(f"{name}, {size} bytes, {end.__name__}: {cell}")
     return cell
 
@@ -77,8 +76,7 @@ WITHOUT = {
 @pytest.mark.parametrize("what", ["a buffer", pytest.param("a retry on reset", marks=pytest.mark.soak)])
 def test_killed_servers_behind_envoy_fail_calls_without(fleet: Fleet, what: str, tmp_path: Path) -> None:
     size, also = WITHOUT[what]
-    # More than they can answer: so each server has calls when it ends.
-    assert through_a_proxy("envoy", fleet, tmp_path, size, fleet.kill, ends=1, also=also, share=1.5).lost
+    assert through_a_proxy("envoy", fleet, tmp_path, size, fleet.kill_with_a_call, ends=1, also=also).lost
 
 
 @pytest.mark.parametrize("name", PROXIES)

@@ -89,6 +89,10 @@ class Crowd:
         return len(self.ends)
 
     @property
+    def callers(self) -> int:
+        return self._callers
+
+    @property
     def waiting(self) -> int:
         """Calls without an answer."""
         return len(self._waiting)

@@ -5,6 +5,7 @@ round. With one front end, callers wait at the port for its start; with gRPC's o
 retries have to bridge it.
 """
 
+import contextlib
 import tempfile
 import time
 from pathlib import Path
@@ -18,10 +19,22 @@ from convoy.service.client.results import Classification
 from tests.reliability.crowd import Crowd, describe
 from tests.reliability.neighbours import Neighbours
 from tests.reliability.probe import Count, Probe, Tally
-from tests.reliability.servers import check_nothing_is_left, hit, moment, restarts, settings, transport, until
+from tests.reliability.servers import (
+    PATIENT,
+    accepted,
+    check_nothing_is_left,
+    hit,
+    moment,
+    restarts,
+    settings,
+    standing,
+    transport,
+    until,
+)
 from tests.service import networks
 from tests.service.running import Server
 
+_CALLERS = (4, 3)  # of the two clients
 _SIDES = (142, 1225)  # of grey pictures of 20 kB and of 1.5 MB
 _PICTURES = 4  # of each size
 _GAP = 0.3  # seconds: the most until the next kill
@@ -63,17 +76,18 @@ def run(trials: int, seed: int, *, retry: bool = True) -> Tally:
         networks.save(networks.classifier(), Path(folder), "letters")
         began = time.monotonic()
         front_ends = 1 + seed // 2 % 2
-        with Server(Path(folder), [*settings(seed), f"server.frontends={front_ends}"]) as server:
+        options = [*settings(seed), f"server.frontends={front_ends}", *([] if retry else [PATIENT])]
+        with Server(Path(folder), options) as server:
             start = time.monotonic() - began
             kinds = [_Pictures(side, server.grpc) for side in _SIDES[:: 1 if seed // 4 % 2 else -1]]
             with (
-                Crowd(server.grpc, kinds[0].ask, callers=4, retry=retry) as crowd,
-                Neighbours(server.grpc, kinds[1].ask_from_thread, callers=3, retry=retry) as neighbours,
+                Crowd(server.grpc, kinds[0].ask, callers=_CALLERS[0], retry=retry) as crowd,
+                Neighbours(server.grpc, kinds[1].ask_from_thread, callers=_CALLERS[1], retry=retry) as neighbours,
             ):
                 for trial in range(trials):
                     where = f"kill {trial} of seed {seed}"
                     alone = transport(seed) if front_ends == 1 else ""
-                    _kill(server, crowd, neighbours, random, count, where, start, alone)
+                    _kill(server, crowd, neighbours, random, count, where, start, alone, held=not retry)
             check_nothing_is_left(server, count, f"seed {seed}")
     return count.tally()
 
@@ -87,9 +101,11 @@ def _kill(
     where: str,
     start: float,
     alone: str,
+    *,
+    held: bool,
 ) -> None:
     """`alone` is the transport of a server with one front end. With several, all connections are at the others
-    afterwards and stay there, so the pace is another one."""
+    afterwards and stay there, so the pace is another one. `held`: each caller has a call as the front end dies."""
     before = len(crowd.failed), len(neighbours.failed), restarts(server, "frontend")
     # All of them serve: otherwise the retries would have to last for as long as this machine takes to start another.
     ready = until(lambda: server.get(f"{server.http}/readyz")[0] == 200)
@@ -97,7 +113,10 @@ def _kill(
     until(lambda: time.monotonic() > steady + _WINDOW)
     moment(random, _GAP)
     killed = time.monotonic()
-    hit(server, "frontend", random)
+    with standing(server) if held else contextlib.nullcontext():
+        if held:
+            accepted(server, sum(_CALLERS))
+        hit(server, "frontend", random)
     settled = ready and until(lambda: restarts(server, "frontend") > before[2])
     settled &= crowd.settle() and neighbours.settle() and crowd.progress()
     errors = [*crowd.failed[before[0] :], *neighbours.failed[before[1] :]]

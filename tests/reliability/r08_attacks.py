@@ -39,9 +39,12 @@ _MOST_GROWN = 64e6  # bytes of the front end
 _LEAST = 0.5
 _LIST = "/convoy.v1.Vision/ListModels"
 _ATTACKS = ("slow callers", "rapid resets")
+_HONEST = "honest callers"
 
 
-def run(trials: int, seed: int, attacks: tuple[str, ...] = _ATTACKS, *, calls: int = _CALLS) -> Tally:
+def run(
+    trials: int, seed: int, attacks: tuple[str, ...] = _ATTACKS, *, calls: int = _CALLS, pairs: int = _PAIRS
+) -> Tally:
     """Attacks a server by so many callers that hardly send or read anything, and by resets."""
     count = Count()
     with tempfile.TemporaryDirectory() as folder:
@@ -61,6 +64,8 @@ def run(trials: int, seed: int, attacks: tuple[str, ...] = _ATTACKS, *, calls: i
                     with attacking(attack, server.grpc, trials, _SECONDS):
                         if attack == "slow callers":
                             _settle(server.children()["frontend"])
+                        elif attack == _HONEST:
+                            until(partial(_are_there, server, trials // 2))
                         answers = load.closed(attacked.grpc, CLASSIFY, request(32, 1), 4, calls)
                         grown.append(resident(pid))
                     failed.extend(answers.errors)
@@ -68,7 +73,7 @@ def run(trials: int, seed: int, attacks: tuple[str, ...] = _ATTACKS, *, calls: i
 
                 kept = {"attack": attack, "pid": pid, "grown": grown, "failed": failed}
 
-                ours, theirs = in_turns(partial(goodput, attacked, **kept), partial(goodput, other, **kept), _PAIRS)
+                ours, theirs = in_turns(partial(goodput, attacked, **kept), partial(goodput, other, **kept), pairs)
                 if failed:
                     count.also_bad(f"{where}: {len(failed)} good calls failed: {failed[:3]}")
                 share = statistics.median(one / two for one, two in zip(ours, theirs, strict=True))
@@ -92,9 +97,15 @@ def _settle(pid: int) -> None:
             return
 
 
+def _are_there(server: Server, callers: int) -> bool:
+    """Whether so many calls wait: the process of callers that have nothing to open says that it has begun before."""
+    return server.total("convoy_requests_in_flight") >= callers
+
+
 def control(seed: int) -> Tally:
-    """Callers that only send what everybody may send, against which nothing but a quota helps."""
-    return run(64, seed, ("honest callers",), calls=40)
+    """Callers that only send what everybody may send, against which nothing but a quota helps. Of so short trials, one
+    may be disturbed."""
+    return run(64, seed, (_HONEST,), calls=40, pairs=3)
 
 
 @contextlib.contextmanager

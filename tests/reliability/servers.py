@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from convoy.service import machine
 from tests.reliability.probe import Count
 from tests.service.running import Server
 
+PATIENT = "server.heartbeat_seconds=0"  # of a server whose engines may stand still
 QUICK = ("server.lame_duck_seconds=0", "repository.trial_seconds=0", "repository.poll_seconds=0.2")
 _TRANSPORTS = ("nghttp2", "grpcio") if machine.has_library(machine.HTTP2_LIBRARY) else ("grpcio",)
 _SECONDS = 30.0  # until what goes on its own has gone
@@ -56,6 +57,26 @@ def hit(server: Server, kind: str, random: np.random.Generator, number: int = si
         with contextlib.suppress(ProcessLookupError):  # one that has just ended
             os.kill(chosen, number)
             return chosen
+
+
+@contextlib.contextmanager
+def standing(server: Server, engines: int = 1) -> Iterator[None]:
+    """The engines of a PATIENT server stand still meanwhile: what is accepted waits."""
+    until(lambda: len(server.processes("engine")) == engines)
+    stopped = server.processes("engine")
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def accepted(server: Server, calls: int) -> bool:
+    """Waits until so many calls are in flight in a server whose engines stand still; returns whether they are."""
+    return until(lambda: server.total("convoy_requests_in_flight") == calls)
 
 
 def restarts(server: Server, kind: str) -> float:
