@@ -62,6 +62,7 @@ REPLACED = {
     "--steps 100:10,800:10,100:10": "--steps 100:0.3,300:0.3,100:0.3",
     "--rate 500": "--rate 100",
     "--deadline 0.1": "--deadline 30",  # a busy machine might refuse all
+    "--deadline 100ms": "--deadline 30",
     "--class 8": "--at 3,3",
     "--model pattern": "--model lenet5",
 }

@@ -28,6 +28,9 @@ from tests.reliability.servers import until
 from tests.service.calls import infer_request, method, outputs
 from tests.service.running import Server
 
+# A server with all of them may take four minutes to load them, see below.
+pytestmark = pytest.mark.timeout(600)
+
 CLASSES = 10
 IMAGES = 16  # on which each graph is compared with PyTorch at its export; 64 are usual
 LARGEST = 96  # pixels: networks for larger images are built for this size, where they permit it

@@ -16,11 +16,12 @@ from PIL import Image
 from tests.page import networks
 from tests.service import networks as small
 from tests.service.running import Server
+from tests.service.test_overload import PATIENT
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page, Request
 
-WAIT_MS = 20_000
+WAIT_MS = 60_000  # what is late on a busy machine comes all the same
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -79,8 +80,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(repository: Path) -> Iterator[Server]:
-    """A server for tests that leave it as it was."""
-    with Server(repository, ["server.lame_duck_seconds=0"]) as server:
+    """A server for tests that leave it as it was. None of its processes is replaced because it was paused: a picture
+    would be refused meanwhile, and the page counts restarts."""
+    with Server(repository, ["server.lame_duck_seconds=0", PATIENT]) as server:
         yield server
 
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 Open = Callable[..., "Page"]
 PHONE = {"width": 320, "height": 640}
+# What a panel shows once it is open: the one before it is hidden by then.
+PANELS = {"Models": ".model:visible", "Live": ".tiles dd:visible"}
 SCREENS: dict[str, dict[str, Any]] = {
     "light": {"color_scheme": "light"},
     "dark": {"color_scheme": "dark"},
@@ -48,9 +50,9 @@ def test_axe_finds_nothing(open_page: Open, axe: str, screen: str) -> None:
     page.evaluate(axe)
     fill(page)
     assert violations(page) == []
-    for panel in ("Models", "Live"):
+    for panel, content in PANELS.items():
         page.click(f"nav >> text={panel}")
-        page.wait_for_selector(".model:visible, .tiles dd:visible")
+        page.wait_for_selector(content)
         assert violations(page) == []
 
 
@@ -67,9 +69,9 @@ def test_nothing_is_wider_than_the_screen(open_page: Open, width: int) -> None:
     fill(page)
     wide = "() => document.documentElement.scrollWidth"
     assert page.evaluate(wide) <= width
-    for panel in ("Models", "Live"):
+    for panel, content in PANELS.items():
         page.click(f"nav >> text={panel}")
-        page.wait_for_selector(".model:visible, .tiles dd:visible")
+        page.wait_for_selector(content)
         assert page.evaluate(wide) <= width
 
 

@@ -394,7 +394,10 @@ def test_photo_lies_under_its_mask_as_it_was_taken(page: "Page") -> None:
     give(page, ("photo.jpg", encoded(pixels, "JPEG", quality=95, exif=exif)))
     answered(page)
     assert mask_pixels(page).shape[:2] == (50, 30)
-    shown = page.locator(".stage img").evaluate("image => [image.naturalWidth, image.naturalHeight]")
+    # The card is there before its picture is decoded.
+    shown = page.locator(".stage img").evaluate(
+        "async image => { await image.decode(); return [image.naturalWidth, image.naturalHeight]; }"
+    )
     assert shown == [30, 50]
 
 

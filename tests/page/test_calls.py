@@ -148,6 +148,14 @@ def test_calls_follow_the_options(page: "Page") -> None:
 def test_call_is_copied(open_page: Callable[..., "Page"]) -> None:
     page = open_page(permissions=["clipboard-read", "clipboard-write"])
     choose(page, "letters")
+    # The button says so for two seconds, in which nobody may look.
+    page.evaluate(
+        """() => {
+            const copy = document.querySelector("#copy");
+            new MutationObserver(() => { window.copied ||= copy.textContent === "Copied"; })
+                .observe(copy, { childList: true });
+        }"""
+    )
     page.click("#copy")
-    page.wait_for_function("() => document.querySelector('#copy').textContent === 'Copied'")
+    page.wait_for_function("window.copied")
     assert page.evaluate("navigator.clipboard.readText()") == page.text_content("#call")

@@ -17,7 +17,7 @@ NAMES = sorted(entry.name for entry in files(page.PACKAGE).iterdir() if not entr
 
 
 def get(server: Server, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
-    connection = http.client.HTTPConnection(urlsplit(server.http).netloc, timeout=10)
+    connection = http.client.HTTPConnection(urlsplit(server.http).netloc, timeout=60)
     try:
         connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
         response = connection.getresponse()

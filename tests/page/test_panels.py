@@ -14,6 +14,7 @@ from convoy.service.client.results import ServerError
 from tests.page.test_answers import GREY, encoded
 from tests.service import networks
 from tests.service.running import Server
+from tests.service.test_overload import PATIENT
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -68,10 +69,10 @@ def test_model_of_the_panel_can_be_tried(page: "Page") -> None:
 
 @pytest.fixture(scope="module")
 def changing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server for tests that change it."""
+    """A server for tests that change it; nothing but a test ends one of its processes."""
     repository = tmp_path_factory.mktemp("changing")
     networks.save(networks.classifier(), repository, "first")
-    with Server(repository, ["server.lame_duck_seconds=0"]) as server:
+    with Server(repository, ["server.lame_duck_seconds=0", PATIENT]) as server:
         yield server
 
 

@@ -53,7 +53,8 @@ def test_front_end_that_cannot_map_its_memory_ends_in_one_line_until_it_can(lett
 
 
 def test_engine_that_cannot_map_a_new_front_end_is_replaced(letters: Path) -> None:
-    with Server(letters, [*PROMPT, PATIENT]) as server:
+    # A scan would need memory, too.
+    with Server(letters, [*PROMPT, PATIENT, "repository.poll_seconds=3600"]) as server:
         engine = server.children()["engine"]
         seen = len(server.log)
         with standing(server):  # so that it needs no memory for anything else in between

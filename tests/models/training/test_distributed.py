@@ -44,6 +44,7 @@ def start(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(arguments, check=False, capture_output=True, text=True, env=environment, timeout=200)
 
 
+@pytest.mark.timeout(600)
 def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path) -> None:
     train = ["train", "lenet5", "--data", str(draw(tmp_path / "pictures")), *RUN]
     assert cli.run([*train, "--output", str(tmp_path / "one")]) == 0
