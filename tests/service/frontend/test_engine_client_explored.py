@@ -426,12 +426,6 @@ def test_slot_that_nobody_frees_is_found_at_random(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.soak
 @pytest.mark.timeout(4 * 3600)
-def test_slots_and_requests_end_once_in_random_orders_of_more_events() -> None:
-    print(f"4 requests, 2 faults: {wander(partial(Slots, 4, 2), 200_000, 1)}")
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(4 * 3600)
 @pytest.mark.parametrize(("requests", "faults"), [(2, 2), (3, 2), (4, 1), (4, 2)])
 def test_slots_and_requests_end_once_in_every_order_of_more_events(requests: int, faults: int) -> None:
     explored = explore(partial(Slots, requests, faults))
