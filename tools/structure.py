@@ -65,6 +65,7 @@ def of_a_jpeg() -> list[Traced]:
         ):
             for _ in range(5):  # one-time work happens before the trace
                 client.classify(file.getvalue())
+            server.samples()  # the supervisor, too, has begun to answer
             return request_path.traced(folder, lambda: client.classify(file.getvalue()))
 
 
