@@ -26,6 +26,11 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "candidates: chosen - 1 -> chosen + 1": "the next larger power of two is left out: it is not smaller",
         "candidates: 0 -> 1": "every size has at least one row, and one row is not smaller than one",
     },
+    "engine/dispatcher": {
+        "Dispatcher.__init__: 0 -> 1": "only the order of the plans' numbers counts",
+        "Dispatcher._plan: 1 -> 2": "likewise",
+        "Dispatcher._report: plan.number < self._newest -> plan.number <= self._newest": "each is reported once",
+    },
     "frontend/admission": {
         "Outlook.learn: deadline < math.inf -> deadline <= math.inf": "a refusal due at no time never applies",
     },

@@ -1,12 +1,14 @@
 """Batches go to sessions, and whoever ends one runs the next."""
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from convoy.service.engine import dispatcher
@@ -14,10 +16,11 @@ from convoy.service.engine.dispatcher import Dispatcher
 from convoy.service.engine.instances import Instances
 from convoy.service.engine.providers import CUDA
 from convoy.service.engine.runner import Run
-from convoy.service.engine.scheduler.batcher import Batch
+from convoy.service.engine.scheduler.batcher import Batch, Decision
 from convoy.service.engine.scheduler.request_queue import Key, Limits
 from convoy.service.errors import ConvoyError, DeadlinePassed, ModelUnavailable, RunFailed
 from convoy.service.ipc.channel import Failure, Request, Times
+from convoy.service.ipc.slots import COPIED_AT_ONCE
 
 KEY = Key("letters", 1, ())
 LIMITS = Limits(max_batch_size=4, max_queue_delay=0.0, max_queue=1000, policy="eager")
@@ -153,16 +156,26 @@ def test_sessions_run_side_by_side(running: dict[str, Any]) -> None:
     play(running, lambda: Device(lambda works: meeting.wait(10), 2, limits), scenario)
 
 
-def where_it_runs(running: dict[str, Any], seconds: float, company: int, images: int = 1, held: bool = False) -> bool:
-    """Whether a batch that is known to take so long runs on the loop's thread."""
+def where_it_runs(
+    running: dict[str, Any],
+    seconds: float,
+    company: int | None,
+    images: int = 1,
+    held: bool = False,
+    busy: bool = False,
+) -> bool:
+    """Whether a batch that is known to take so long runs on the loop's thread. Without `company`, nobody has said yet
+    how many requests are in flight."""
     threads: list[int] = []
 
     async def scenario(device: Device) -> None:
         assert device.instances is not None
         device.instances.keep_off_loop(1)
         device.instances.keep_off_loop(0 if held else -1)
+        device.instances.all[0].running += busy
         device.dispatcher.measured(KEY, LIMITS, {1: seconds, 4: seconds})
-        device.dispatcher.expect("letters", "front end", 0, company, 0.0)
+        if company is not None:
+            device.dispatcher.expect("letters", "front end", 0, company, 0.0)
         device.add(*range(images))
         device.dispatcher.pump()
         await device.until(images)
@@ -176,9 +189,16 @@ def test_only_short_batches_keep_the_loop_and_somewhat_longer_ones_where_nobody_
 ) -> None:
     assert where_it_runs(running, 0.0001, company=5)
     assert not where_it_runs(running, 0.005, company=5)
+    assert not where_it_runs(running, 0.005, company=2)
     assert where_it_runs(running, 0.005, company=1)
+    assert where_it_runs(running, 0.005, company=None)
     assert not where_it_runs(running, 0.005, company=1, images=8)
     assert not where_it_runs(running, 0.02, company=1)
+
+
+def test_batch_goes_through_the_thread_if_another_has_not_ended_there(running: dict[str, Any]) -> None:
+    """As just after the number of sessions changed."""
+    assert not where_it_runs(running, 0.0001, company=1, busy=True)
 
 
 def test_batches_go_through_the_threads_as_long_as_the_sessions_are_held(running: dict[str, Any]) -> None:
@@ -231,6 +251,13 @@ def test_requests_of_a_version_that_has_gone_are_told_so(running: dict[str, Any]
         assert not device.dispatcher._batcher.times(KEY)
         assert [number for number, _ in device.failed] == [0, 1]
         assert all(isinstance(error, ModelUnavailable) for _, error in device.failed)
+        assert all(error.retry_after == 0.1 for _, error in device.failed)
+        # They leave the device to others.
+        device.instances = Instances([Session()])  # type: ignore[list-item]
+        device.add(2)
+        device.dispatcher.pump()
+        await device.until(1)
+        assert device.ended == [2]
 
     play(running, lambda: Device(lambda works: None), scenario)
 
@@ -350,3 +377,113 @@ def test_engine_ends_where_a_run_raises_what_nobody_expects(
 
     play(running, lambda: Device(fail), scenario)
     assert codes == [1]
+
+
+def test_thread_leaves_the_batches_of_other_sessions_to_them(running: dict[str, Any]) -> None:
+    threads: dict[int, int] = {}
+    may_end = threading.Event()
+
+    def run(works: list[int]) -> None:
+        (number,) = works
+        threads[number] = threading.get_ident()
+        may_end.wait(10)
+
+    async def scenario(device: Device) -> None:
+        assert device.instances is not None
+        device.dispatcher.measured(KEY, device.limits, {1: 0.02})
+        device.add(0)
+        device.dispatcher.pump()
+        device.add(1, 2)  # the loop does not ask what to run: the thread finds both
+        may_end.set()
+        await device.until(3)
+        assert sorted(device.ended) == [0, 1, 2]
+        assert threads[0] == threads[1] != threads[2]
+        assert [instance.running for instance in device.instances.all] == [0, 0]
+
+    limits = Limits(max_batch_size=1, max_queue_delay=0.0, max_queue=10, policy="eager", instances=2)
+    play(running, lambda: Device(run, 2, limits), scenario)
+
+
+def test_what_is_expected_is_told_to_the_batcher(running: dict[str, Any]) -> None:
+    async def scenario(device: Device) -> None:
+        told: list[tuple[object, ...]] = []
+        device.dispatcher._batcher.expect = lambda *told_: told.append(told_)  # type: ignore[method-assign]
+        device.dispatcher.expect("letters", "front end", 3, 4, 5.0)
+        assert told == [("letters", "front end", 3, 4, 5.0)]
+
+    play(running, lambda: Device(lambda works: None), scenario)
+
+
+def test_next_decision_is_made_when_the_batcher_wants_it(running: dict[str, Any]) -> None:
+    may_end = threading.Event()
+
+    async def scenario(device: Device) -> None:
+        loop, batcher = asyncio.get_running_loop(), device.dispatcher._batcher
+        real, after = batcher.next, 1000.0
+
+        def following(now: float) -> Decision:
+            return real(now)._replace(again=now + after)
+
+        def timer() -> asyncio.TimerHandle:
+            assert device.dispatcher._timer is not None
+            return device.dispatcher._timer
+
+        batcher.next = following  # type: ignore[method-assign]
+        device.dispatcher.pump()
+        first = timer()
+        assert 900 < first.when() - loop.time() <= 1000
+        after = 3000.0
+        device.add(0)
+        device.dispatcher.pump()
+        after = 2000.0
+        may_end.set()
+        await device.until(1)  # the end of a batch is followed by a decision, too
+        second = timer()
+        assert first.cancelled()
+        assert 1900 < second.when() - loop.time() <= 2000
+        after = -1.0  # it is overdue
+        device.dispatcher.pump()
+        third = timer()
+        assert second.cancelled()
+        assert third.when() <= loop.time()
+        after = math.inf
+        device.dispatcher.pump()
+        assert third.cancelled()
+        assert device.dispatcher._timer is None
+
+    play(running, lambda: Device(lambda works: may_end.wait(10)), scenario)
+
+
+@pytest.mark.parametrize(
+    ("provider", "nbytes", "on_loop"),
+    [
+        (Session.provider, 8, True),
+        (Session.provider, COPIED_AT_ONCE, True),
+        (Session.provider, COPIED_AT_ONCE + 1, False),
+        (CUDA, 8, False),
+    ],
+)
+def test_small_outputs_are_written_on_the_loop_and_large_ones_beside_it(
+    monkeypatch: pytest.MonkeyPatch, provider: str, nbytes: int, on_loop: bool
+) -> None:
+    """Those of a GPU are its session's own memory, which the next run overwrites."""
+    threads: list[int] = []
+
+    def finish(run: Run) -> Run:
+        threads.append(threading.get_ident())
+        return run
+
+    def compute(session: Session, requests: list[Request]) -> Run:
+        return Run(requests, [(1, Times(0, 0, 0, 0))], outputs=(np.zeros(nbytes, np.uint8),))
+
+    monkeypatch.setattr(Session, "provider", provider)
+    monkeypatch.setattr(dispatcher, "finish", finish)
+    monkeypatch.setattr(dispatcher, "compute", compute)
+
+    async def scenario(device: Device) -> None:
+        device.add(0)
+        device.dispatcher.pump()
+        await device.until(1)
+        assert (threads[0] == threading.get_ident()) == on_loop
+
+    play({}, lambda: Device(lambda works: None), scenario)
