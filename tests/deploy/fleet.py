@@ -37,6 +37,7 @@ _SETTINGS = (
     "batching.max_batch_size=4",
     "limits.max_requests=4096",
     "batching.max_queue=4096",
+    "server.lame_duck_seconds=4",  # several checks of each proxy, on a machine that is late with some
     "server.heartbeat_seconds=0",  # an engine may stand still: see kill_with_a_call
 )
 

@@ -163,7 +163,7 @@ def test_servers_are_set_by_variables_that_exist_and_may_drain() -> None:
     convoy = SERVICES["convoy"]
     loaded = config.load(None, (), {}, convoy["environment"])
     server = loaded.server
-    assert server.lame_duck_seconds == 2
+    assert server.lame_duck_seconds == 4
     grace = int(convoy["stop_grace_period"].removesuffix("s"))
     assert grace >= server.lame_duck_seconds + server.grace_seconds + 3
     with pytest.raises(Exception, match=r"LAME_DUK|lame_duk"):
