@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -157,6 +158,44 @@ def test_answer_that_is_not_in_the_slot_is_no_answer() -> None:
             else:
                 engine.answer(request)
                 assert await asked == 2 * value
+
+    run(scenario)
+
+
+def test_time_from_the_engines_end_to_the_release_is_learnt_of_requests_with_an_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(links, "time", SimpleNamespace(monotonic=lambda: 10.0))
+    learnt: list[float] = []
+
+    async def scenario(link: EngineClient) -> None:
+        monkeypatch.setattr(link.way_back, "learn", learnt.append)
+        engine = Engine(link)
+        engine.publish(ROW)
+        asked = asyncio.ensure_future(ask(link, 3))
+        await engine.take(lambda: engine.requests)
+        engine.answer(engine.requests[0])  # which it had finished at 4 s
+        await asked
+        assert learnt == [6.0]
+        with link.claim([("uint8", SHAPE)], [(0, 4)]):
+            pass
+        assert learnt == [6.0]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("height", [0, 1])
+def test_rows_fail_apart_where_they_are_images(height: int) -> None:
+    async def scenario(link: EngineClient) -> None:
+        engine = Engine(link)
+        engine.publish(ROW)
+        with link.claim([("uint8", SHAPE)], [(0, 4)]) as slot:
+            slot.placement = slot.placement._replace(height=height)
+            asked = slot.begin(ROW, rows=1, in_flight=1, deadline=math.inf)
+            await engine.take(lambda: engine.requests)
+            assert engine.requests[0].apart == (height > 0)
+            engine.answer(engine.requests[0])
+            await asked
 
     run(scenario)
 
