@@ -5,6 +5,7 @@ import math
 import os
 import random
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import ExitStack
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -913,3 +914,62 @@ def test_version_that_is_released_is_not_asked_for_again_and_attempts_are_counte
             await asked
 
     run(scenario)
+
+
+def test_requests_that_are_sent_again_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[str] = []
+    counter = SimpleNamespace(labels=lambda model: SimpleNamespace(inc=lambda: counted.append(model)))
+    monkeypatch.setattr(links.metrics, "RETRIES", counter)
+
+    async def scenario(link: EngineClient) -> None:
+        first = Engine(link)
+        first.publish(ROW)
+        asked = asyncio.ensure_future(ask(link, 3))
+        await first.take(lambda: first.requests)
+        assert counted == []
+        first.die()
+        second = Engine(link)
+        second.publish(ROW)
+        await second.take(lambda: second.requests)
+        second.answer(second.requests[0])
+        await asked
+        assert counted == ["letters"]
+
+    run(scenario)
+
+
+def test_request_that_is_cancelled_before_it_is_sent_is_no_work_of_an_engine() -> None:
+    async def scenario(link: EngineClient) -> None:
+        engines = [Engine(link, device) for device in (0, 1)]
+        for engine in engines:
+            engine.publish(ROW)
+        await engines[0].take(lambda: all(each.runnable for each in link.engines.by_device.values()))
+        with link.claim([("uint8", SHAPE)], [(0, 4)]) as slot:
+            slot.begin(ROW, rows=1, in_flight=1, deadline=math.inf)
+            assert sum(each.load.requests for each in link.engines.by_device.values()) == 1
+        assert [each.load.requests for each in link.engines.by_device.values()] == [0, 0]
+        for engine in engines:
+            await engine.take(lambda: True)
+            assert not engine.requests
+
+    run(scenario, devices=(0, 1))
+
+
+def test_each_engine_expects_its_share_of_the_requests_that_are_being_prepared() -> None:
+    async def scenario(link: EngineClient) -> None:
+        engines = [Engine(link, device) for device in (0, 1)]
+        for engine in engines:
+            engine.publish(ROW)
+        await engines[0].take(lambda: all(each.runnable for each in link.engines.by_device.values()))
+        with ExitStack() as others, link.claim([("uint8", SHAPE)], [(0, 4)]) as slot:
+            for _ in range(4):
+                others.enter_context(link.preparing("letters"))
+            asked = slot.begin(ROW, rows=1, in_flight=1, deadline=math.inf)
+            for engine in engines:
+                await engine.take(lambda: True)
+            (engine,) = (each for each in engines if each.requests)
+            assert engine.requests[0].following == 2
+            engine.answer(engine.requests[0])
+            await asked
+
+    run(scenario, devices=(0, 1))
