@@ -98,7 +98,7 @@ def _settle(pid: int) -> None:
 
 
 def _are_there(server: Server, callers: int) -> bool:
-    """Whether so many calls wait: the process of callers that have nothing to open says that it has begun before."""
+    """Whether this many calls are in flight. The callers' process reports that it has begun before it connects."""
     return server.total("convoy_requests_in_flight") >= callers
 
 

@@ -75,7 +75,7 @@ def standing(server: Server, engines: int = 1) -> Iterator[None]:
 
 
 def accepted(server: Server, calls: int) -> bool:
-    """Waits until so many calls are in flight in a server whose engines stand still; returns whether they are."""
+    """Waits until this many calls are in flight, while the engines stand still. Returns whether they are."""
     return until(lambda: server.total("convoy_requests_in_flight") == calls)
 
 

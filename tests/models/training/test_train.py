@@ -312,7 +312,7 @@ def test_default_settings_are_the_recipe_of_the_architecture() -> None:
 def test_lines_on_stderr_are_one_an_epoch(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # If a step is paused, the run seems to be a long one, whose time is told in a line of its own.
+    # A paused step makes the run look long, and a long run gets one more line: its estimated time.
     monkeypatch.setattr("convoy.models.training.progress.SHORT_RUN_SECONDS", math.inf)
     train(settings(epochs=2), tmp_path)
     captured = capfd.readouterr()
