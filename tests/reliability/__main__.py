@@ -1,6 +1,7 @@
 """`python -m tests.reliability FILE`: runs the probes in turn for a given time, and writes the totals into the page.
 
-Totals are kept in .cache/reliability.json: the next run goes on where this one ended, however it ended.
+Totals are kept in .cache/reliability.json, and on the page: the next run goes on where the last one ended, however it
+ended, and on whatever machine.
 """
 
 import argparse
@@ -34,8 +35,7 @@ def main() -> None:
         numbers = ", ".join(dict.fromkeys(each.number for each in PROBES))
         parser.error(f"--only {min(unknown)}: want one of {numbers}, or the unit of one line, such as 'drains'")
     if arguments.fresh:
-        kept = history.load(TOTALS)
-        history.save(TOTALS, {key: kept[key] for key in kept.keys() - {probe.key for probe in probes}})
+        history.update(TOTALS, {probe.key: Line() for probe in probes})
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # servers under test end, too
     failed = 0 if arguments.again else soak(probes, arguments.seconds, arguments.file)
     write(arguments.file)
@@ -49,7 +49,7 @@ def soak(probes: Sequence[Probe], seconds: float, file: Path) -> int:
     seen: set[str] = set()
     # Whoever has least of what it wants comes next, so all progress alike, also over several runs.
     while time.monotonic() < end:
-        lines = history.load(TOTALS)
+        lines = totals(file)
         probe = min(
             probes,
             key=lambda each: (each.key in seen, lines.get(each.key, Line()).tally.trials / each.wanted),
@@ -63,7 +63,7 @@ def soak(probes: Sequence[Probe], seconds: float, file: Path) -> int:
         tally = probe.run(probe.chunk, line.chunks)
         failed += tally.failed
         line = line.with_chunk(tally, _machine())
-        history.save(TOTALS, {**history.load(TOTALS), probe.key: line})
+        history.update(TOTALS, {probe.key: line})
         write(file)
         said = "" if line.control else ", CONTROL NOT FOUND"
         print(
@@ -82,11 +82,19 @@ def _machine() -> str:
     return report.machine().partition(", ")[2]
 
 
+def totals(file: Path) -> dict[str, Line]:
+    """What was counted here, and for lines that never ran here what the page says."""
+    return {**page.lines(PROBES, file.read_text(encoding="utf-8")), **history.load(TOTALS)}
+
+
 def write(file: Path) -> None:
     """The page, from the totals."""
-    before = file.read_text(encoding="utf-8")
-    table = page.table(PROBES, history.load(TOTALS), before)
-    file.write_text(page.replaced(before, table), encoding="utf-8")
+    with history.locked(TOTALS):
+        before = file.read_text(encoding="utf-8")
+        table = page.table(PROBES, history.load(TOTALS), before)
+        fresh = file.with_suffix(".new")
+        fresh.write_text(page.replaced(before, table), encoding="utf-8")
+        fresh.replace(file)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """What all runs have counted so far: one JSON file, written after each chunk, so that a run may end at any time."""
 
+import contextlib
 import dataclasses
+import fcntl
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple
@@ -41,10 +43,24 @@ def load(file: Path) -> dict[str, Line]:
     }
 
 
+def update(file: Path, lines: Mapping[str, Line]) -> None:
+    """Replaces these lines and keeps all others. Several runs may do so at once, each with lines of its own."""
+    with locked(file):
+        save(file, {**load(file), **lines})
+
+
+@contextlib.contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Waits for all others that have locked it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def save(file: Path, lines: Mapping[str, Line]) -> None:
     """Replaces the file in one step."""
     values = {key: {"tally": dataclasses.asdict(line.tally), "rest": line[1:]} for key, line in lines.items()}
-    file.parent.mkdir(parents=True, exist_ok=True)
     fresh = file.with_suffix(".new")
     fresh.write_text(json.dumps(values, indent=1), encoding="utf-8")
     fresh.replace(file)

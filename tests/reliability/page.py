@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from tests.reliability.history import Line
-from tests.reliability.probe import Probe
+from tests.reliability.probe import Probe, Tally
 
 BEGIN = "<!-- Below: written by `make soak`. -->"
 END = "<!-- Above: written by `make soak`. -->"
@@ -46,6 +46,28 @@ def table(probes: Sequence[Probe], lines: Mapping[str, Line], before: str = "") 
         + "".join(rows)
         + ("\nFailures:\n\n" + "".join(dict.fromkeys(failures)) if failures else "")
     )
+
+
+def lines(probes: Sequence[Probe], page: str) -> dict[str, Line]:
+    """What the page says of each probe that it has a row for: what another machine has tried. Figures are as exact as
+    they are written, and the next seed is one that no chunk can have had."""
+    found = {}
+    for probe in probes:
+        trials = rf"([\d,]+) of [\d,]+ {re.escape(probe.unit)}"
+        row = re.search(
+            rf"^\| {re.escape(_promise(probe))} \| {trials} \| (\d+) \| (.*) \| (.*) \| (.*) \|$", page, re.M
+        )
+        if row is None or row[5] == "-":
+            continue
+        count, failed, worst, control, day = row.groups()
+        tally = Tally(
+            int(count.replace(",", "")),
+            int(failed),
+            tuple(re.findall(rf"^- {probe.number}: (.*)$", page, re.MULTILINE)) if failed != "0" else (),
+            {name: float(value) for name, value in re.findall(r"(\S.*?) (-?[\d.e+-]+)(?:, |$)", worst)},
+        )
+        found[probe.key] = Line(tally, -(-tally.trials // probe.chunk), control == "found", day)
+    return found
 
 
 def _promise(probe: Probe) -> str:

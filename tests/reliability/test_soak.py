@@ -1,5 +1,6 @@
 """The frame that runs the probes: what it counts, keeps and writes."""
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,6 +88,43 @@ def test_lines_that_were_not_tried_here_stay_on_the_page(file: Path, monkeypatch
     assert soaking.soak([here], 0.01, file) == 0
     assert rows(file, "R98") == said
     assert len(rows(file, "R99")) == 1
+
+
+def test_another_machine_goes_on_where_the_page_ends(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    probe, broken = a_probe(wanted=10_000), a_probe("R98", broken_every=5)
+    soak(monkeypatch, file, probe, broken)
+    before = soaking.totals(file)
+    soaking.TOTALS.unlink()
+    assert {key: line._replace(machine="") for key, line in before.items()} == soaking.totals(file)
+    soak(monkeypatch, file, probe, broken)
+    after = soaking.totals(file)
+    for key, line in before.items():
+        assert after[key].chunks > line.chunks
+        assert after[key].tally.trials == 10 * after[key].chunks
+        assert after[key].tally.worst["seed"] == after[key].chunks - 1
+        assert after[key].tally.examples[: len(line.tally.examples)] == line.tally.examples
+
+
+def test_fresh_run_forgets_what_the_page_says(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    soak(monkeypatch, file, a_probe("R98"), a_probe("R99"))
+    monkeypatch.setattr("sys.argv", ["soak", str(file), "--only", "R99", "--fresh", "--again"])
+    with pytest.raises(SystemExit):
+        soaking.main()
+    lines = soaking.totals(file)
+    assert lines["R99 trials"] == Line()
+    assert lines["R98 trials"].chunks
+
+
+def test_runs_at_once_lose_no_line_of_each_other(tmp_path: Path) -> None:
+    totals = tmp_path / "totals.json"
+
+    def add(name: int) -> None:
+        for chunk in range(20):
+            history.update(totals, {f"R{name}": Line(chunks=chunk + 1)})
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(add, range(4)))
+    assert {key: line.chunks for key, line in history.load(totals).items()} == {f"R{name}": 20 for name in range(4)}
 
 
 def rows(file: Path, number: str) -> list[str]:
