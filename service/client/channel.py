@@ -8,13 +8,14 @@ from convoy.service.client.credentials import OPTIONS
 from convoy.service.pb.convoy.v1 import vision_pb2 as pb
 
 # gRPC's own retries. UNAVAILABLE means that a process of the server has died, or that another replica may answer; no
-# other status says that the request may be sent again. The waits add up to 7.5 s, longer than a process takes to start;
-# where the server knows better, it says so (grpc-retry-pushback-ms), and gRPC waits for as long, or gives up.
+# other status says that the request may be sent again. The waits add up to 7.5 s, longer than a process takes to start,
+# and grow slowly, so that little time is lost once it has; gRPC makes at most five attempts. Where the server knows
+# better, it says so (grpc-retry-pushback-ms), and gRPC waits for as long, or gives up.
 _RETRIES = {
-    "maxAttempts": 4,
+    "maxAttempts": 5,
     "initialBackoff": "0.5s",
-    "maxBackoff": "5s",
-    "backoffMultiplier": 4,
+    "maxBackoff": "4s",
+    "backoffMultiplier": 2,
     "retryableStatusCodes": ["UNAVAILABLE"],
 }
 # Bytes of a request that are kept for another attempt: any request. By default gRPC keeps 256 KiB, and a larger request

@@ -12,7 +12,7 @@ or a ServerError for each image. A `deadline` is the seconds in which the answer
 so the server does no work that would be late. Requests of a client with `priority` "low" run after those of other
 clients, but do not wait forever.
 
-A call that is UNAVAILABLE is repeated up to three times within its deadline, after growing waits or when the server
+A call that is UNAVAILABLE is repeated up to four times within its deadline, after growing waits or when the server
 says so. Streams are not repeated, nor is any other error: to retry, wait `ServerError.retry_after` seconds and call
 again.
 

@@ -219,10 +219,10 @@ def test_client_with_a_token_does_not_depend_on_health_checks_that_have_none(sta
 
 @pytest.mark.parametrize(
     ("pushback", "more", "attempts"),
-    [("1", {}, 4), ("-1", {}, 1), ("1", {"retry": False}, 1), ("1", {"retry_buffer_bytes": 8}, 1)],
+    [("1", {}, 5), ("-1", {}, 1), ("1", {"retry": False}, 1), ("1", {"retry_buffer_bytes": 8}, 1)],
     ids=["after as long as it says", "not if it says so", "switched off", "not of what is not kept"],
 )
-def test_refused_call_is_attempted_four_times(start: Start, pushback: str, more: dict[str, Any], attempts: int) -> None:
+def test_refused_call_is_attempted_five_times(start: Start, pushback: str, more: dict[str, Any], attempts: int) -> None:
     replica = start()
     replica.pushback = pushback
     with Client(replica.address, **more) as client, pytest.raises(ServerError, match="not now") as caught:
