@@ -55,6 +55,7 @@ def _deliver(waiting: list[asyncio.Future[T]], work: Future[T]) -> None:
         future.cancel()
     elif (error := work.exception()) is not None:
         future.set_exception(error)
+        future.exception()  # whoever has been cancelled and waits for the end alone does not look: that is no fault
     else:
         future.set_result(work.result())
 

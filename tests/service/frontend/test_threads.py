@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from convoy.service.frontend.prepare import to_its_end
 from convoy.service.frontend.threads import HEAVY, NOBODY, Threads, Turns, Who, awaited
 
 FLOOD, GOOD = Who("10.0.0.1", 1), Who("10.0.0.2", 2)
@@ -240,3 +241,31 @@ def test_cancelled_waiting_cancels_work_that_has_not_begun() -> None:
         return second.cancelled()
 
     assert asyncio.run(cancelled())
+
+
+def test_failure_of_work_whose_caller_has_gone_is_no_fault_of_the_server() -> None:
+    """asyncio would log it with its traceback, as an error that nobody has looked at."""
+    threads = Threads(1, "test")
+    begun, free = threading.Event(), threading.Event()
+    faults: list[dict[str, object]] = []
+
+    def decode() -> None:
+        begun.set()
+        free.wait(10)
+        raise ValueError("no image")
+
+    async def cancelled() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: faults.append(context))
+        task = asyncio.create_task(to_its_end(threads, NOBODY, decode))
+        await asyncio.to_thread(begun.wait, 10)
+        task.cancel()
+        await asyncio.sleep(0)
+        free.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        del task
+        gc.collect()
+        await asyncio.sleep(0)
+
+    asyncio.run(cancelled())
+    assert faults == []
