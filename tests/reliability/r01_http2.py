@@ -68,6 +68,7 @@ _BROKEN_CALLS = (
         "Decompression failed",
         "Socket closed",
         "CANCELLED",
+        "Too many pings",
         "Cancelled",
     ),
 )
