@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 import socket
 import threading
 import time
@@ -164,6 +165,29 @@ def test_refusal_of_a_method_reaches_its_caller_in_words(channel: grpc.Channel, 
     error = refused(unary(channel, "Refuse"), words.encode())
     assert (error.code(), error.details()) == (grpc.StatusCode.INVALID_ARGUMENT, words)
     assert reason(error) == "BAD_IMAGE"
+
+
+@pytest.mark.parametrize("metadata", [[], [("x-request-id", "4711")]], ids=["no name", "a name"])
+@pytest.mark.parametrize("method", ["Refuse", "RefuseStream"])
+def test_refused_call_is_attempted_again_by_grpcs_own_retries(
+    serving: Serving, method: str, metadata: list[tuple[str, str]]
+) -> None:
+    """gRPC repeats no call that has been answered in part: not after a header, nor after an empty message."""
+    retries = {
+        "name": [{}],
+        "retryPolicy": {
+            "maxAttempts": 3,
+            "initialBackoff": "0.01s",
+            "maxBackoff": "0.01s",
+            "backoffMultiplier": 1,
+            "retryableStatusCodes": ["INVALID_ARGUMENT"],
+        },
+    }
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.service_config", json.dumps({"methodConfig": [retries]}))]
+    with grpc.insecure_channel(serving.target, options) as channel, pytest.raises(grpc.RpcError) as refused:
+        channel.unary_unary(f"/test.Test/{method}")(b"", timeout=SECONDS, metadata=metadata)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert serving.methods.counts[f"{method} begun"] == 3
 
 
 def test_hint_when_to_retry_travels_with_a_refusal(channel: grpc.Channel) -> None:
