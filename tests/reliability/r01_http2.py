@@ -68,8 +68,10 @@ _BROKEN_CALLS = (
         "Decompression failed",
         "Socket closed",
         "CANCELLED",
-        "Too many pings",
         "Cancelled",
+        "Too many pings",
+        "Metadata keys",
+        "Duplicate",
     ),
 )
 _CODES = {"0", "3", "4", "5", "7", "8", "9", "12"}

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -19,6 +20,7 @@ from tests.reliability.injection import Board, environment
 from tests.reliability.memory import MIB, highest_rss, reset_highest
 from tests.reliability.neighbours import grey
 from tests.reliability.probe import Count, Probe, Tally
+from tests.reliability.servers import until
 from tests.service import networks
 from tests.service.calls import infer_request, method
 from tests.service.frontend.transport import raw as wire
@@ -34,6 +36,7 @@ _READ = MIB // 4  # bytes that the transport reads at once: by so many it may ex
 _FRAME = 1 << 14  # bytes
 _CALLERS = 8
 _CALLS = 25  # that overlap on one connection
+_BUSY = 120.0  # seconds for what was sent to be read, on a machine that others use as well
 _SLACK = 32 * MIB  # of memory: the interpreter, its allocator, and pixels that are being decoded
 
 
@@ -140,13 +143,25 @@ def _flood(trials: int, seed: int, fault: Callable[[str, Board], None], overlap:
                 count.also_bad(f"seed {seed}: the front end grew by {grown} bytes, want at most {most}")
             if server.children()["frontend"] != pid:
                 count.also_bad(f"seed {seed}: the front end has died")
+            # The callers have not waited for answers. Whoever connects after them is answered after they were read.
+            if not until(partial(_is_answered, server.grpc), _BUSY):
+                count.also_bad(f"seed {seed}: a good caller is not answered afterwards")
             for gauge in ("convoy_in_flight_bytes", "convoy_slot_bytes", "convoy_slots", "convoy_requests_in_flight"):
                 if left := server.wait_for_total(gauge, 0, 30):
                     count.also_bad(f"seed {seed}: {gauge} is {left:g} afterwards")
-            with grpc.insecure_channel(server.grpc) as channel:
-                image = pb.Image(raw=pb.RawImage(pixels=grey(1).tobytes(), height_px=8, width_px=8, channels=1))
-                method(channel, "Classify")(pb.ClassifyRequest(model="letters", images=[image]), timeout=60)
+            if not _is_answered(server.grpc):
+                count.also_bad(f"seed {seed}: a good caller is not answered in the end")
     return count.tally()
+
+
+def _is_answered(target: str) -> bool:
+    image = pb.Image(raw=pb.RawImage(pixels=grey(1).tobytes(), height_px=8, width_px=8, channels=1))
+    with grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        try:
+            method(channel, "Classify")(pb.ClassifyRequest(model="letters", images=[image]), timeout=60)
+        except grpc.RpcError:
+            return False  # refused, as long as there is no room
+    return True
 
 
 def run(trials: int, seed: int) -> Tally:
