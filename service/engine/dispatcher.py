@@ -55,7 +55,7 @@ class Dispatcher:
     on_end     called on the loop with each batch that ran, and its session
     on_failure called on the loop with each request that will not run
     on_times   called on the loop with a key, and the seconds of its batch sizes, when trials have contradicted one
-    on_run     called with the beginning of each run, in its thread
+    on_run     called with the number of batches in sessions when it changes, in any thread
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Dispatcher:
         on_failure: Callable[[Request, ConvoyError], None],
         on_times: Callable[[Key, Mapping[int, float]], None],
         volume: Callable[[Hashable], float],
-        on_run: Callable[[], None] = lambda: None,
+        on_run: Callable[[int], None] = lambda batches: None,
     ) -> None:
         self._instances = instances
         self._on_end = on_end
@@ -74,8 +74,9 @@ class Dispatcher:
         self._on_run = on_run
         self._running: dict[int, Batch] = {}  # by thread, which alone writes its own
         self._batcher = Batcher(volume=volume)
-        self._lock = threading.Lock()  # guards the batcher, `_decisions` and `_lone`
+        self._lock = threading.Lock()  # guards the batcher, `_decisions`, `_in_sessions` and `_alone`
         self._decisions = 0
+        self._in_sessions = 0  # batches
         self._alone = True  # whether no further request is known or expected
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None  # used by the loop only
@@ -147,6 +148,8 @@ class Dispatcher:
             else:
                 instance = instances.reserve()
                 plan.starts.append(_Start(batch, instance, now, self._fits_loop(batch, instance, now)))
+                self._in_sessions += 1
+                self._on_run(self._in_sessions)
 
     def _fits_loop(self, batch: Batch, instance: Instance, now: float) -> bool:
         """Returns whether a batch is short enough to run on the loop. Called under the lock."""
@@ -206,7 +209,6 @@ class Dispatcher:
             self._loop.call_soon_threadsafe(self._settle, ended, run, times, plan, others)
 
     def _run(self, start: _Start) -> Run:
-        self._on_run()
         thread = threading.get_ident()
         self._running[thread] = start.batch
         try:
@@ -217,6 +219,8 @@ class Dispatcher:
     def _end(self, start: _Start, run: Run) -> Mapping[int, float]:
         """Frees the session. Returns the times of batch sizes if one was replaced. Called under the lock."""
         start.instance.running -= 1
+        self._in_sessions -= 1
+        self._on_run(self._in_sessions)
         # From the decision to the end: the whole time before the device can start the next batch.
         seconds = time.monotonic() - start.at
         replaced = self._batcher.ended(start.batch, [(start.batch.rows, seconds)] if len(run.batches) == 1 else [])

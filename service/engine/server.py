@@ -62,12 +62,12 @@ class Engine:
         announce: Callable[[messages.Suspect | None], None] = lambda what: None,
         suspects: dict[messages.Suspect, int] | None = None,
         withdrawn: Collection[tuple[str, int]] = (),
-        on_run: Callable[[], None] = lambda: None,
+        on_run: Callable[[int], None] = lambda batches: None,
         trials: FileTrials | None = None,
         folders: Folders | None = None,
         unloaded: Collection[str] = (),
     ) -> None:
-        """`on_run` is called whenever a batch begins to run, in any thread. Without `trials`, the process itself is the
+        """`on_run`: see Dispatcher. Without `trials`, the process itself is the
         first to read the files of the repository. For the others see Loader."""
         self._config = config
         self._loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""What a process shows its supervisor without a message: that its loop turns, whether it has run, what it decodes.
+"""What a process shows its supervisor without a message: that its loop turns, what it runs and decodes.
 
 A page of shared memory, because a message could fill a socket that a stopped supervisor does not read. The page also
 survives the process.
@@ -9,7 +9,7 @@ import mmap
 import os
 from collections.abc import Callable
 
-_BEATS, _RUNS, _WORDS = 0, 1, 2
+_BEATS, _RUNS, _RUNNING, _WORDS = 0, 1, 2, 3
 _WORD = 8  # bytes
 DIGEST = 16  # bytes of a picture's mark
 _MARKS = 256  # threads that decode
@@ -37,6 +37,11 @@ class Pulse:
         return self._words[_RUNS] > 0
 
     @property
+    def running(self) -> bool:
+        """Whether a batch is in a session, or was as the process ended."""
+        return self._words[_RUNNING] > 0
+
+    @property
     def decoding(self) -> list[bytes]:
         """The digests of the pictures that its threads decode."""
         marks = self._page[_WORDS * _WORD :]
@@ -52,9 +57,10 @@ class Pulse:
         """Shows that the loop turns."""
         self._words[_BEATS] += 1
 
-    def run(self) -> None:
-        """Shows that a batch begins to run."""
+    def run(self, batches: int) -> None:
+        """Shows how many batches are in sessions."""
         self._words[_RUNS] = 1
+        self._words[_RUNNING] = batches
 
 
 def page() -> int:

@@ -27,7 +27,7 @@ _CRASHES = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFP
 _WITHDRAWN = 600.0  # seconds for which new engines do not load it
 _MOST_SUSPECTS = 64  # sent to a new engine: as many as one message can carry
 _MOST_SURVIVED = 1024
-_OUTSIDE = 8  # kills by another process that count as much as one death
+_ELSEWHERE = 8  # deaths that may have another cause, which count as much as one that has none
 
 
 class Reading(NamedTuple):
@@ -192,17 +192,17 @@ class LoadDeaths:
     """Engine deaths in a row by the version that was loading. One writer: the supervisor's loop.
 
     A version that an engine has loaded before, with the same files, is seldom what ends the next one: where another
-    process killed that one, it counts for little. It counts at all because the kernel is such a process if memory runs
-    out.
+    process killed that one, or it ran a batch, the death counts for little. It counts at all because the kernel is such
+    a process if memory runs out, and a busy engine may run batches all the time.
     """
 
     def __init__(self) -> None:
-        self._deaths: Counter[Suspect] = Counter()  # in units of `_OUTSIDE`
+        self._deaths: Counter[Suspect] = Counter()  # in units of `_ELSEWHERE`
         self._survived: dict[Suspect, None] = {}  # oldest first
 
-    def add(self, what: Suspect, *, from_outside: bool) -> None:
-        """Records a death. `from_outside`: another process killed the engine."""
-        self._deaths[what] += 1 if from_outside and what in self._survived else _OUTSIDE
+    def add(self, what: Suspect, *, elsewhere: bool) -> None:
+        """Records a death. `elsewhere`: its cause may have been another process, or a batch of another version."""
+        self._deaths[what] += 1 if elsewhere and what in self._survived else _ELSEWHERE
 
     def survived(self, what: Suspect) -> None:
         """Records that an engine has loaded a version, or has found an error in it."""
@@ -214,4 +214,4 @@ class LoadDeaths:
     def most(self) -> tuple[tuple[Suspect, int], ...]:
         """Returns the versions with most deaths, and their number: as many as a message can carry."""
         found = self._deaths.most_common(_MOST_SUSPECTS)
-        return tuple((what, units // _OUTSIDE) for what, units in found if units >= _OUTSIDE)
+        return tuple((what, units // _ELSEWHERE) for what, units in found if units >= _ELSEWHERE)

@@ -287,7 +287,9 @@ class Supervisor:
         if not child.retiring:
             log.error("%s ended with %s; restarting in %g s", which, how, delay)
         if child.loading is not None:
-            self._children.deaths.add(child.loading, from_outside=child.device in self._killed)
+            # An input of another version may have ended it, too: only a version that serves has batches in sessions.
+            elsewhere = child.device in self._killed or child.process.pulse.running
+            self._children.deaths.add(child.loading, elsewhere=elsewhere)
             log.error("it was loading model %s version %d", child.loading.model, child.loading.version)
         if not child.retiring:
             self._restarts[child.kind, child.device] += 1

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import shutil
 import signal
@@ -529,6 +530,31 @@ def test_a_file_that_kills_its_loader_is_given_up_and_the_others_serve(tmp_path:
             server.wait_for_log("model deadly version 1 serves")
             _wait_until(lambda: client.models()[0].state == "ready")
             assert client.classify(grey(1), "deadly").labels[0].index == _best(1)[0]
+
+
+def test_version_is_not_given_up_because_inputs_of_another_one_end_engines_while_it_loads(tmp_path: Path) -> None:
+    names = ("fatal-1", "fatal-2")
+    for name in names:
+        networks.save(networks.fatal(), tmp_path, name)
+    networks.save(networks.slow(30), tmp_path, "slow")  # loaded last, for seconds
+    settings = [*PROMPT, "server.log_level=debug", "repository.trial_seconds=0"]
+    loads, blamed = "model slow version 1 is being loaded", "it was loading model slow version 1"
+    with Server(tmp_path, settings) as server, Client(server.grpc, retry=False) as client:
+
+        def loading() -> bool:
+            last = [one["message"] for one in server.log if one["message"].startswith(("engine", "model slow"))][-1]
+            return bool(last == loads)
+
+        engine = server.children()["engine"]
+        os.kill(engine, signal.SIGKILL)
+        server.wait_for_log(f"engine {engine} ended")
+        for grey_level, name in itertools.product((250, 251), names):
+            _wait_until(loading)  # each ends two engines, at least the first of them as it loads
+            with pytest.raises(ServerError, match="the engine died on this input"):
+                client.classify(np.full((8, 8), grey_level, np.uint8), name)
+        assert sum(one["message"] == blamed for one in server.log) >= 3
+        server.wait_for_log("model slow version 1 serves", after=len(server.log))
+        _wait_until(lambda: [model.state for model in client.models()] == ["ready"] * 3)
 
 
 def test_server_is_not_ready_where_a_new_engine_finds_no_repository(tmp_path: Path) -> None:

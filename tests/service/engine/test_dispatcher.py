@@ -315,19 +315,19 @@ def test_request_that_has_missed_its_deadline_fails_and_does_not_run(running: di
 
 def test_batches_in_sessions_are_known_while_they_run(running: dict[str, Any]) -> None:
     seen: list[list[list[int]]] = []
-    begun: list[int] = []
+    told: list[int] = []
 
     async def scenario(device: Device) -> None:
         def look(works: list[int]) -> None:
             seen.append([[request.id for request in batch.requests] for batch in device.dispatcher.running()])
 
         device.run = look
-        device.dispatcher._on_run = lambda: begun.append(threading.get_ident())
+        device.dispatcher._on_run = told.append
         device.add(0, 1)
         device.dispatcher.pump()
         await device.until(2)
         assert seen == [[[0, 1]]]
-        assert len(begun) == 1
+        assert told == [1, 0]
         assert device.dispatcher.running() == []
 
     play(running, lambda: Device(lambda works: None), scenario)

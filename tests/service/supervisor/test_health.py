@@ -134,24 +134,24 @@ SUSPECT, OTHER = Suspect("letters", 1, "stamp"), Suspect("others", 1, "stamp")
 def test_version_is_charged_with_deaths_in_a_row() -> None:
     deaths = LoadDeaths()
     for _ in range(2):
-        deaths.add(SUSPECT, from_outside=True)
-        deaths.add(OTHER, from_outside=False)
+        deaths.add(SUSPECT, elsewhere=True)
+        deaths.add(OTHER, elsewhere=False)
     assert dict(deaths.most()) == {SUSPECT: 2, OTHER: 2}
     deaths.survived(SUSPECT)
     assert dict(deaths.most()) == {OTHER: 2}
 
 
-def test_version_that_was_loaded_before_is_hardly_charged_where_another_process_killed_the_engine() -> None:
+def test_version_that_was_loaded_before_is_hardly_charged_with_deaths_that_may_have_another_cause() -> None:
     deaths = LoadDeaths()
     deaths.survived(SUSPECT)
     for _ in range(7):
-        deaths.add(SUSPECT, from_outside=True)
+        deaths.add(SUSPECT, elsewhere=True)
     assert deaths.most() == ()
     for _ in range(17):
-        deaths.add(SUSPECT, from_outside=True)
+        deaths.add(SUSPECT, elsewhere=True)
     assert dict(deaths.most()) == {SUSPECT: 3}
     deaths.survived(SUSPECT)
-    deaths.add(SUSPECT, from_outside=False)
+    deaths.add(SUSPECT, elsewhere=False)
     assert dict(deaths.most()) == {SUSPECT: 1}
 
 
