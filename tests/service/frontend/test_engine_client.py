@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -98,6 +99,11 @@ class Engine:
 
     def die(self) -> None:
         self.channel.close()
+
+
+def descriptors() -> int:
+    """How many this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 async def ask(link: EngineClient, value: int) -> list[int]:
@@ -201,7 +207,13 @@ def test_rows_fail_apart_where_they_are_images(height: int) -> None:
     run(scenario)
 
 
-def test_rows_without_outputs_need_none_in_the_slot() -> None:
+@pytest.mark.parametrize(
+    ("failed", "skipped", "errors"),
+    [((0,), (1,), [RunFailed, EngineDied]), ((0, 1), (), [RunFailed] * 2), ((), (0, 1), [EngineDied] * 2)],
+)
+def test_rows_without_outputs_need_none_in_the_slot(
+    failed: tuple[int, ...], skipped: tuple[int, ...], errors: list[type[Exception]]
+) -> None:
     async def scenario(link: EngineClient) -> None:
         engine = Engine(link)
         engine.publish(ROW)
@@ -209,9 +221,9 @@ def test_rows_without_outputs_need_none_in_the_slot() -> None:
             asked = slot.begin(ROW, rows=2, in_flight=1, deadline=math.inf)
             await engine.take(lambda: engine.requests)
             request = engine.requests[0]
-            engine.channel.send([Answer(request.id, 2, Times(1, 2, 3, 4), request.outputs, (0,), (1,))])
+            engine.channel.send([Answer(request.id, 2, Times(1, 2, 3, 4), request.outputs, failed, skipped)])
             answer, _ = await asked
-            assert {row: type(error) for row, error in answer.errors().items()} == {0: RunFailed, 1: EngineDied}
+            assert [type(answer.errors()[row]) for row in range(2)] == errors
 
     run(scenario)
 
@@ -302,6 +314,56 @@ def test_what_ends_an_engine_runs_alone_on_the_next_and_is_given_up_where_it_end
         await fresh(link, 0)
         with pytest.raises(EngineDied, match="the engine died on this input"):
             await asked
+
+    run(scenario)
+
+
+def test_suspect_that_an_engine_has_answered_is_none_any_more() -> None:
+    async def scenario(link: EngineClient) -> None:
+        asked = asyncio.ensure_future(ask(link, 7))
+        engine = await fresh(link, 1)
+        engine.begin(*engine.requests)
+        engine.die()
+        engine = await fresh(link, 1)
+        assert engine.requests[0].alone
+        engine.answer(engine.requests[0])
+        assert await asked == [14] * 4
+        asked = asyncio.ensure_future(ask(link, 7))
+        await engine.take(lambda: len(engine.requests) == 2)
+        assert not engine.requests[1].alone
+        engine.answer(engine.requests[1])
+        await asked
+
+    run(scenario)
+
+
+def test_what_an_engine_has_answered_is_learnt_with_its_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    learnt: list[tuple[int, int]] = []
+
+    async def scenario(link: EngineClient) -> None:
+        monkeypatch.setattr(
+            link.engines, "learn", lambda engine, request, nbytes, answer: learnt.append((request.id, answer.id))
+        )
+        asked = asyncio.ensure_future(ask(link, 7))
+        engine = await fresh(link, 1)
+        engine.answer(engine.requests[0])
+        await asked
+        assert learnt == [(engine.requests[0].id,) * 2]
+
+    run(scenario)
+
+
+def test_tables_that_were_read_leave_no_descriptor_open() -> None:
+    async def scenario(link: EngineClient) -> None:
+        engine = Engine(link)
+        engine.publish(ROW)
+        await until(lambda: link.engines.table().versions)
+        before = descriptors()
+        for version in range(2, 12):
+            row = Version(model="letters", version=version, state="READY")
+            engine.publish(row)
+            await until(lambda row=row: link.engines.table().versions == (row,))
+        assert descriptors() <= before
 
     run(scenario)
 
@@ -441,8 +503,9 @@ def test_a_version_that_the_next_engine_lacks_is_unavailable() -> None:
         first.die()
         second = Engine(link)
         second.publish()
-        with pytest.raises(ModelUnavailable, match="no longer served"):
+        with pytest.raises(ModelUnavailable, match="no longer served") as refused:
             await asked
+        assert refused.value.retry_after == 1.0
         second.die()
 
     run(scenario)
@@ -457,8 +520,9 @@ def test_nobody_is_held_for_ever_where_no_engine_comes(monkeypatch: pytest.Monke
         early = asyncio.ensure_future(ask(link, 1))
         await engine.take(lambda: engine.requests)
         engine.die()
-        with pytest.raises(ModelUnavailable, match="the engine has not restarted"):
+        with pytest.raises(ModelUnavailable, match="the engine has not restarted") as refused:
             await early
+        assert refused.value.retry_after == 5.0
         with pytest.raises(ModelUnavailable, match="the engine has not restarted"):
             await ask(link, 2)  # that came after the others were given up
 
