@@ -5,7 +5,7 @@ import pytest
 from tests.reliability import r04_drains
 
 
-@pytest.mark.parametrize(("seed", "drains"), [(0, 2), (1, 3), (3, 2)])
+@pytest.mark.parametrize(("seed", "drains"), [(0, 2), (1, 2), (3, 1)])
 def test_drains_fail_no_call_of_clients_that_know_two_servers(seed: int, drains: int) -> None:
     tally = r04_drains.run(drains, seed)
     assert tally.failed == 0, tally.examples

@@ -92,12 +92,12 @@ class GrpcAio:
         """See Transport."""
         loop = asyncio.get_running_loop()
         closing = self._handlers.closing
-        closing.closed = True
         until = loop.time() + seconds
         with suppress(TimeoutError):
-            await asyncio.wait_for(closing.none.wait(), seconds)
-            # A call that has not begun ends with its connection, as UNAVAILABLE: it is repeated.
-            _close_connections(self._address)
+            if closing.closed:
+                await asyncio.wait_for(closing.none.wait(), seconds)
+                # A call that has not begun ends with its connection, as UNAVAILABLE: it is repeated.
+                _close_connections(self._address)
         self._say_goodbye()
         await self._server.stop(max(0.0, until - loop.time()))
 

@@ -465,6 +465,28 @@ def test_calls_in_flight_are_answered_while_the_server_stops(serving: Serving, c
     )
 
 
+def test_grpcio_refuses_new_calls_when_it_leaves_and_closes_connections_once_the_others_are_answered() -> None:
+    """What it has not begun when it stops would be cancelled, and no client repeats that."""
+    with Serving("grpcio") as serving, grpc.insecure_channel(serving.target) as channel:
+        waiting = channel.unary_unary("/test.Test/Wait").future(b"", timeout=SECONDS)
+        serving.methods.wait_for("Wait begun")
+        serving.do(lambda: serving._transport.leave(SECONDS, SECONDS))
+        with pytest.raises(grpc.RpcError) as refused:
+            channel.unary_unary("/test.Test/Echo")(b"data", timeout=SECONDS)
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        health = health_pb2_grpc.HealthStub(channel)
+        health.Check(health_pb2.HealthCheckRequest(), timeout=SECONDS)
+        watching = health.Watch(health_pb2.HealthCheckRequest(), timeout=SECONDS)
+        next(watching)
+        stopping = asyncio.run_coroutine_threadsafe(serving._transport.stop(SECONDS), serving._loop)
+        serving.release()
+        assert waiting.result() == b"waited"
+        with pytest.raises(grpc.RpcError) as ended:
+            next(watching)
+        assert ended.value.code() is grpc.StatusCode.UNAVAILABLE  # as of a connection that is lost
+        stopping.result(SECONDS)
+
+
 def test_calls_that_outlast_the_stop_are_cancelled(serving: Serving, channel: grpc.Channel) -> None:
     call = unary(channel, "Wait").future(b"", timeout=SECONDS)
     answers = stream(channel, "Deaf")(iter([b"a"]), timeout=SECONDS)
