@@ -241,6 +241,18 @@ def test_memory_that_is_claimed_or_freed_has_changed() -> None:
     asyncio.run(main())
 
 
+def test_loss_of_an_engine_is_told_once() -> None:
+    async def main() -> None:
+        losses: list[int] = []
+        link = EngineClient(1 << 16, lambda table: None, lambda: losses.append(len(link.engines.lost)))
+        Engine(link).die()
+        await until(lambda: bool(losses))
+        await asyncio.sleep(0.01)
+        assert losses == [1]
+
+    asyncio.run(main())
+
+
 def test_nothing_is_sent_before_the_engine_has_the_version() -> None:
     async def scenario(link: EngineClient) -> None:
         engine = Engine(link)
