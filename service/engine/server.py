@@ -67,8 +67,8 @@ class Engine:
         folders: Folders | None = None,
         unloaded: Collection[str] = (),
     ) -> None:
-        """`on_run`: see Dispatcher. Without `trials`, the process itself is the
-        first to read the files of the repository. For the others see Loader."""
+        """Without `trials`, the process itself is the first to read the files of the repository. For `on_run` see
+        Dispatcher, for the others Loader."""
         self._config = config
         self._loop = asyncio.get_running_loop()
         self._dispatcher = Dispatcher(self._instances_of, self._answer, self._fail, self._revise, volume, on_run)

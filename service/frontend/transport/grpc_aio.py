@@ -410,7 +410,8 @@ def _peer(text: str) -> str:
 
 async def _abort(context: Any, error: ConvoyError, names: _Metadata) -> NoReturn:
     """Ends a unary call. `set_code` would have gRPC send an empty message first, after which no client repeats it."""
-    raise await context.abort(*_told(error, names))
+    await context.abort(*_told(error, names))
+    raise AssertionError("abort returned")
 
 
 def _told(error: ConvoyError, names: _Metadata) -> tuple[grpc.StatusCode, str, _Metadata]:
